@@ -1,0 +1,57 @@
+# The same verbs locally and in CI. Everything runs in .venv, made on first use.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+STAMP   = $(VENV)/.installed
+
+.PHONY: help demo up test test-slow lint types format bench lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       observations over HTTP to analysis files, on this machine, in minutes"
+	@echo "make up         the whole system in the foreground (appa up)"
+	@echo "make test       all tests          make test-slow   slow science too"
+	@echo "make lint types checks             make bench       tables of speed and skill"
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/appa demo
+
+up: $(STAMP)
+	$(BIN)/appa up
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+lock:
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet 'torch==2.13.0' && .venv-lock/bin/python -m pip install --quiet -e '.[dev]'
+	.venv-lock/bin/python -m pip freeze --all --exclude-editable | sed 's/+cpu//' > constraints.txt
+	rm -rf .venv-lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

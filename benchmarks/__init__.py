@@ -1,0 +1,1 @@
+"""Tables of speed and skill; run with make bench."""

@@ -1,0 +1,1 @@
+"""One group of `appa` subcommands per file; each exposes a Typer called `app`."""

@@ -1,0 +1,1 @@
+"""The science: from observations as tensors to an ensemble of global trajectories."""

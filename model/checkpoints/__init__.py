@@ -1,0 +1,1 @@
+"""Cards, loading and importing of weights."""

@@ -1,0 +1,1 @@
+"""One guidance method per file."""

@@ -1,0 +1,1 @@
+"""Layers only; they know nothing of weather."""

@@ -1,0 +1,1 @@
+"""Nature run, data sets and training loops; nothing else imports this."""

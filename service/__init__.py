@@ -1,0 +1,1 @@
+"""The gateway: observations in over HTTP, jobs, analyses out."""

@@ -1,0 +1,1 @@
+"""What runs in the background: ingest, quality control, assimilation, cycling, outputs."""

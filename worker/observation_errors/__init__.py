@@ -1,0 +1,1 @@
+"""Observation errors by network, variable and level."""

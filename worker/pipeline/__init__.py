@@ -1,0 +1,1 @@
+"""The straight walks: ingest, gather, assimilate."""

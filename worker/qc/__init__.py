@@ -1,0 +1,1 @@
+"""One check per file, in the order they run."""
