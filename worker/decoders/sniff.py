@@ -1,0 +1,99 @@
+"""What a file is, by its first bytes; the name counts only where they do not tell."""
+
+import re
+from pathlib import Path
+
+__all__ = [
+    "HEAD",
+    "foreign_content",
+    "is_bufr",
+    "is_csv",
+    "is_geojson",
+    "is_grib",
+    "is_netcdf",
+    "is_odb2",
+    "is_parquet",
+    "read_head",
+]
+
+HEAD = 65_536
+"""First bytes looked at; bulletin headers and padding before a first message are far shorter."""
+
+_ARCHIVES = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",
+    b"7z\xbc\xaf": "7z",
+}
+_OTHERS = {
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF8": "a GIF picture",
+    b"%PDF": "a PDF document",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "an XML document",
+}
+_TEXT_CODES = re.compile(
+    rb"CREX\+\+|\b(AAXX|BBXX|OOXX|TTAA|TTBB|TTCC|TTDD|PPBB|METAR|SPECI|ZZYY|UUAA)\b"
+)
+
+
+def read_head(path: Path) -> bytes:
+    """The first `HEAD` bytes."""
+    with path.open("rb") as file:
+        return file.read(HEAD)
+
+
+def is_bufr(head: bytes) -> bool:
+    """A `BUFR` mark anywhere in the head: bulletins have headers before it."""
+    return b"BUFR" in head and not foreign_content(head)
+
+
+def is_grib(head: bytes) -> bool:
+    """A `GRIB` mark with an edition number of 1 or 2."""
+    at = head.find(b"GRIB")
+    return at >= 0 and head[at + 7 : at + 8] in (b"\x01", b"\x02")
+
+
+def is_parquet(head: bytes) -> bool:
+    """Parquet's mark."""
+    return head.startswith(b"PAR1")
+
+
+def is_odb2(head: bytes) -> bool:
+    """ODB-2's mark."""
+    return head[:5] == b"\xff\xffODA"
+
+
+def is_netcdf(head: bytes) -> bool:
+    """NetCDF 4 (HDF5) or classic NetCDF."""
+    return head.startswith((b"\x89HDF\r\n\x1a\n", b"CDF\x01", b"CDF\x02", b"CDF\x05"))
+
+
+def is_geojson(head: bytes) -> bool:
+    """A JSON object that names features."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return text.startswith(b"{") and re.search(rb'"Feature(Collection)?"', head) is not None
+
+
+def is_csv(head: bytes) -> bool:
+    """A first line with commas and words for time, position and value."""
+    line = head.lstrip(b"\xef\xbb\xbf").split(b"\n", 1)[0].lower()
+    return b"," in line and b"lat" in line and b"time" in line
+
+
+def foreign_content(head: bytes) -> tuple[str, str] | None:
+    """The reason code and the words for content that no decoder reads, if recognised."""
+    for magic, name in _ARCHIVES.items():
+        if head.startswith(magic):
+            return "compressed_archive", f"{name} data"
+    for magic, name in _OTHERS.items():
+        if head[: len(magic)].lower() == magic.lower():
+            return "wrong_format", name
+    if b"BUFR" not in head and b"GRIB" not in head and (found := _TEXT_CODES.search(head)):
+        return "alphanumeric", f"text code {found.group().decode()}"
+    return None
