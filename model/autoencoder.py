@@ -1,0 +1,199 @@
+"""The autoencoder: standardised states on a latitude-longitude grid to small latents and back.
+
+The released one (Appa, arXiv 2504.18720) pads the poles with zeros and wraps the longitude, then
+descends through levels of convolutional residual blocks.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.domain.errors import ConfigurationError, InvalidInput
+from model.nn.conv import ConvDecoder, ConvEncoder
+from model.nn.saturation import SATURATIONS
+
+__all__ = ["Autoencoder", "AutoencoderConfig"]
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Everything that determines the autoencoder's modules; names as in the released configs.
+
+    Attributes:
+        in_channels: C, channels of a state.
+        lat_channels: c, channels of a latent.
+        shape: (H, W), rows and columns of the grid.
+        resize: f, the ratio of grid to latent size; the padded grid is a multiple of it.
+        saturation: Name in `SATURATIONS`; None or "none" for no saturation.
+        saturation_bound: Largest latent value of the bounded saturations.
+        noise_level: Standard deviation of the noise added to latents in training.
+        hid_channels: Width of each level, finest first.
+        hid_blocks: Residual blocks of each level, finest first.
+        kernel_size: Of all convolutions; odd.
+        stride: Reduction between levels.
+        pixel_shuffle: Space-to-depth between levels instead of strided convolutions.
+        ffn_factor: Width of the hidden convolution in residual blocks over the level's width.
+        patch_size: Space-to-depth of the input.
+        periodic: Circular padding inside the convolutions; not carried, must be False.
+    """
+
+    in_channels: int
+    lat_channels: int
+    shape: tuple[int, int]
+    resize: int = 32
+    saturation: str | None = "softclip2"
+    saturation_bound: float = 5.0
+    noise_level: float = 0.0
+    hid_channels: tuple[int, ...] = (64, 128, 256, 512, 768, 1024)
+    hid_blocks: tuple[int, ...] = (3, 3, 3, 3, 3, 3)
+    kernel_size: int = 3
+    stride: int = 2
+    pixel_shuffle: bool = True
+    ffn_factor: int = 1
+    patch_size: tuple[int, int] = (1, 1)
+    periodic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "hid_channels", "hid_blocks", "patch_size"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.periodic:
+            raise ConfigurationError(
+                "Expected an autoencoder with periodic=False: circular padding across the poles is "
+                "not carried."
+            )
+        if len(self.hid_channels) != len(self.hid_blocks):
+            raise ConfigurationError(
+                f"Expected as many hid_channels as hid_blocks; got {len(self.hid_channels)} and "
+                f"{len(self.hid_blocks)}."
+            )
+        depth = self.stride ** (len(self.hid_blocks) - 1)
+        if any(depth * p != self.resize for p in self.patch_size):
+            raise ConfigurationError(
+                f"Expected resize = stride^(levels - 1) x patch; got resize {self.resize} with stride "
+                f"{self.stride}, {len(self.hid_blocks)} levels and patch {self.patch_size}."
+            )
+
+    @property
+    def padding(self) -> tuple[int, int, int, int]:
+        """Columns wrapped left and right, rows of zeros added above and below."""
+        high, wide = self.shape
+        rows, columns = -high % self.resize, -wide % self.resize + 2 * self.resize
+        left, top = columns // 2, rows // 2
+        return left, columns - left, top, rows - top
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(c, h, w)."""
+        left, right, top, bottom = self.padding
+        high, wide = self.shape[0] + top + bottom, self.shape[1] + left + right
+        return self.lat_channels, high // self.resize, wide // self.resize
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder.
+
+    Arguments:
+        config: The sizes.
+        channels_last: Whether convolutions run in channels-last memory format (faster on CPU and
+            GPU; the numbers agree within rounding).
+    """
+
+    def __init__(self, config: AutoencoderConfig, *, channels_last: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.channels_last = channels_last
+        common = {
+            "hid_channels": config.hid_channels,
+            "hid_blocks": config.hid_blocks,
+            "kernel_size": config.kernel_size,
+            "stride": config.stride,
+            "pixel_shuffle": config.pixel_shuffle,
+            "ffn_factor": config.ffn_factor,
+            "patch_size": config.patch_size,
+        }
+        self.encoder = ConvEncoder(config.in_channels, config.lat_channels, **common)
+        self.decoder = ConvDecoder(config.lat_channels, config.in_channels, **common)
+        self._saturate = SATURATIONS[config.saturation or "none"]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(c, h, w)."""
+        return self.config.latent_shape
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Pads states (N, C, H, W) to a multiple of the resize factor.
+
+        Longitudes are wrapped, at least one latent cell on each side; rows of zeros are added
+        beyond the poles.
+        """
+        left, right, top, bottom = self.config.padding
+        x = F.pad(x, (left, right, 0, 0), mode="circular")
+        return F.pad(x, (0, 0, top, bottom))
+
+    def crop(self, x: Tensor) -> Tensor:
+        """Removes what `pad` added, with shape (N, C, H, W)."""
+        left, _, top, _ = self.config.padding
+        high, wide = self.config.shape
+        return x[..., top : top + high, left : left + wide]
+
+    def saturate(self, z: Tensor) -> Tensor:
+        """Bounds latents (N, c, h, w)."""
+        return self._saturate(z, self.config.saturation_bound)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """
+        Arguments:
+            x: Standardised states without NaN, with shape (*, C, H, W).
+
+        Returns:
+            Saturated latents, with shape (*, c, h, w).
+
+        Raises:
+            InvalidInput: If the last three dimensions are not (C, H, W).
+        """
+        flat, lead = self._flatten(x, (self.config.in_channels, *self.config.shape), "states")
+        z = self.saturate(self.encoder(self._layout(self.pad(flat))))
+        return z.reshape(*lead, *z.shape[1:])
+
+    def decode(
+        self, z: Tensor, *, noisy: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """
+        Arguments:
+            z: Latents, with shape (*, c, h, w).
+            noisy: Whether to add the configured latent noise, as in training.
+            generator: Source of that noise.
+
+        Returns:
+            Standardised states, with shape (*, C, H, W).
+
+        Raises:
+            InvalidInput: If the last three dimensions are not (c, h, w).
+        """
+        flat, lead = self._flatten(z, self.latent_shape, "latents")
+        if noisy and self.config.noise_level > 0:
+            noise = torch.empty_like(flat).normal_(generator=generator)
+            flat = flat + self.config.noise_level * noise
+        x = self.crop(self.decoder(self._layout(flat)))
+        return x.reshape(*lead, *x.shape[1:])
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Encodes, adds the training noise and decodes: the reconstruction and the latents."""
+        z = self.encode(x)
+        return self.decode(z, noisy=True, generator=generator), z
+
+    def _layout(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+    @staticmethod
+    def _flatten(x: Tensor, shape: tuple[int, int, int], what: str) -> tuple[Tensor, torch.Size]:
+        if tuple(x.shape[-3:]) != shape:
+            raise InvalidInput(
+                f"Expected {what} with shape (*, {', '.join(map(str, shape))}); got "
+                f"{tuple(x.shape)}."
+            )
+        lead = x.shape[:-3]
+        return x.reshape(math.prod(lead), *shape), lead
