@@ -1,0 +1,111 @@
+"""What all kinds of job have in common."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from model.domain.observations import REPORT_TYPES
+
+__all__ = ["BackgroundChoice", "FullHour", "ObservationSelection", "SpecBase", "UtcTime"]
+
+BackgroundChoice = Literal["auto", "previous_analysis", "climatology"]
+
+
+def _utc(time: datetime) -> datetime:
+    """`time` in UTC; a time without a zone is read as UTC."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def _full_hour(time: datetime) -> datetime:
+    time = _utc(time)
+    if time != time.replace(minute=0, second=0, microsecond=0):
+        raise ValueError(f"Expected a full hour in UTC; got {time.isoformat()}.")
+    return time
+
+
+def _networks(names: list[str] | None) -> list[str] | None:
+    unknown = sorted(set(names or ()) - set(REPORT_TYPES))
+    if unknown:
+        raise ValueError(f"Unknown networks {unknown}. Known: {', '.join(sorted(REPORT_TYPES))}.")
+    return names
+
+
+UtcTime = Annotated[datetime, AfterValidator(_utc)]
+FullHour = Annotated[datetime, AfterValidator(_full_hour)]
+
+
+class ObservationSelection(BaseModel):
+    """Which stored observations a job may use; the default is all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    networks: Annotated[list[str] | None, AfterValidator(_networks)] = Field(
+        default=None, description="Report types to use (`synop`, `temp`, …); null for all."
+    )
+    batches: list[str] | None = Field(
+        default=None, description="Only observations of these uploads; null for all."
+    )
+    cut_off: UtcTime | None = Field(
+        default=None, description="Last arrival accepted (UTC); later ones are flagged `late`."
+    )
+    withhold: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=0.5,
+        description="Stable share of the stations kept back for verification.",
+    )
+    withhold_stations: list[str] = Field(
+        default=[], description="Stations kept back for verification besides that share."
+    )
+
+
+class SpecBase(BaseModel):
+    """Fields of every kind of job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(
+        default=None,
+        description="Name of the checkpoint; null for the worker's own.",
+        examples=["t31"],
+    )
+    members: int = Field(default=8, ge=1, le=512, description="Ensemble members.")
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Diffusion steps; null for the checkpoint's default.",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="Seed; the same job gives the same members."
+    )
+    observations: ObservationSelection = Field(
+        default_factory=lambda: ObservationSelection(), description="Which observations to use."
+    )
+    outputs: list[str] = Field(
+        default=["netcdf", "feedback", "quicklook"],
+        min_length=1,
+        description="Formats wanted, of those that running workers report.",
+    )
+    fields: Literal["members", "mean", "members_and_mean"] = Field(
+        default="members_and_mean",
+        description="What the files hold: members, mean and spread, or both.",
+    )
+    background: BackgroundChoice = Field(
+        default="auto",
+        description=(
+            "First guess: `previous_analysis` brought forward, `climatology`, or `auto` (the "
+            "former when a usable one exists)."
+        ),
+    )
+    background_max_age_hours: int = Field(
+        default=12,
+        ge=1,
+        le=240,
+        description="Oldest previous analysis accepted, before the first time.",
+    )
+
+    @staticmethod
+    def _hours(start: datetime, end: datetime) -> int:
+        return round((end - start) / timedelta(hours=1))

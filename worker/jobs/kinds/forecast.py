@@ -1,0 +1,53 @@
+"""Forecast: the states that follow an analysis, without observations."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from model.domain.windows import WindowPlan
+from worker.jobs.kinds.base import FullHour, SpecBase
+
+__all__ = ["ForecastSpec"]
+
+
+class ForecastSpec(SpecBase):
+    """`lead_hours` states after `valid_time`, tied to the analyses up to it."""
+
+    kind: Literal["forecast"] = Field(default="forecast", description="The kind of job.")
+    valid_time: FullHour = Field(description="Start of the forecast (full hour, UTC).")
+    lead_hours: int = Field(
+        default=24, ge=1, le=360, description="Length of the forecast in hours."
+    )
+    past_hours: int | None = Field(
+        default=None,
+        ge=1,
+        le=240,
+        description="States before the start that are tied; null for what the analysis holds.",
+    )
+    analysis_id: str | None = Field(
+        default=None, description="The analysis to start from; null for the newest at `valid_time`."
+    )
+    hours_per_pass: int | None = Field(
+        default=None, ge=1, description="New states of each pass; null for one pass."
+    )
+
+    @property
+    def reference_time(self) -> datetime:
+        """The time the result is filed under."""
+        return self.valid_time
+
+    def plan(self, blanket: int, past: int | None = None) -> WindowPlan:
+        """The tied states and the forecast.
+
+        Arguments:
+            blanket: States the model denoises together.
+            past: Tied states that are there; `past_hours` or half a blanket when absent.
+        """
+        tied = self.past_hours or past or max(1, blanket // 2)
+        return WindowPlan.forecast(
+            self.valid_time,
+            past=tied,
+            lead_hours=self.lead_hours,
+            new_states_per_pass=self.hours_per_pass,
+        )

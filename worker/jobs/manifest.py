@@ -1,0 +1,95 @@
+"""The manifest of a published result: its files and everything needed to make it again."""
+
+import hashlib
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from model.domain.errors import StorageError
+from worker.jobs.job import Record, utc_now
+from worker.jobs.kinds import JobSpec
+from worker.jobs.layout import Layout
+
+__all__ = ["AnalysisManifest", "ManifestFile", "describe_file", "read_manifest"]
+
+_MEDIA = {
+    ".nc": "application/netcdf",
+    ".parquet": "application/vnd.apache.parquet",
+    ".png": "image/png",
+    ".grib2": "application/x-grib",
+    ".zip": "application/zip",
+    ".odb": "application/octet-stream",
+    ".json": "application/json",
+}
+
+
+class ManifestFile(Record):
+    """One file of a result."""
+
+    name: str = Field(description="File name.")
+    size: int = Field(ge=0, description="Bytes.")
+    sha256: str = Field(description="Of the file's bytes.")
+    media_type: str = Field(description="For HTTP.")
+    role: str = Field(default="data", description="`data`, `feedback`, `quicklook` …")
+
+
+class AnalysisManifest(Record):
+    """A published result. It is written last: a folder without it holds no result."""
+
+    id: str = Field(description="Name of the result.")
+    job_id: str = Field(description="The job that made it.")
+    kind: str = Field(description="`filtering`, `forecast` or `reanalysis`.")
+    valid_time: datetime = Field(description="Analysis time; start of a forecast or reanalysis.")
+    times: list[datetime] = Field(description="Valid times in the files (UTC).")
+    flavour: str = Field(default="", description="`early`, `final`, or empty outside the cycles.")
+    revision: int = Field(default=1, ge=1, description="Revision for this valid time.")
+    created: datetime = Field(default_factory=utc_now, description="When it was finished (UTC).")
+    files: list[ManifestFile] = Field(description="All files but this one.")
+    members: int = Field(ge=1, description="Ensemble members.")
+    window_start: datetime | None = Field(
+        default=None, description="Observation window, exclusive."
+    )
+    window_end: datetime | None = Field(default=None, description="Observation window, inclusive.")
+    cut_off: datetime | None = Field(default=None, description="Last arrival accepted.")
+    observations: dict[str, int] = Field(
+        default={}, description="Values by outcome; `used` and checks."
+    )
+    background: dict[str, Any] = Field(
+        default={}, description="First guess used, its source and age."
+    )
+    flags: list[str] = Field(default=[], description="`zero_observations`, `cold_start`, …")
+    scores: dict[str, Any] = Field(default={}, description="Departure statistics and chi-square.")
+    provenance: dict[str, Any] = Field(
+        default={}, description="Checkpoint hash, code version, seeds, settings, observation hash."
+    )
+    spec: JobSpec = Field(description="What was asked.")
+
+
+def describe_file(path: Path, role: str = "data") -> ManifestFile:
+    """Size, hash and media type of a finished file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    media = _MEDIA.get(path.suffix, "application/octet-stream")
+    size = path.stat().st_size
+    return ManifestFile(
+        name=path.name, size=size, sha256=digest.hexdigest(), media_type=media, role=role
+    )
+
+
+def read_manifest(layout: Layout, analysis_id: str) -> AnalysisManifest:
+    """The manifest of a published result.
+
+    Raises:
+        StorageError: If there is no such result.
+    """
+    path = layout.manifest(analysis_id)
+    try:
+        return AnalysisManifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise StorageError(
+            f"Expected a published result '{analysis_id}'; there is none.", analysis_id=analysis_id
+        ) from None
