@@ -38,6 +38,10 @@ class AutoencoderConfig:
         ffn_factor: Width of the hidden convolution in residual blocks over the level's width.
         patch_size: Space-to-depth of the input.
         periodic: Circular padding inside the convolutions; not carried, must be False.
+        halo: None keeps the columns wrapped around the longitude as part of the latent, as the
+            release does. A number of latent columns is wrapped around on each side while encoding
+            and decoding and cut off again, so that latents cover the sphere once and their
+            statistics do not depend on longitude.
     """
 
     in_channels: int
@@ -55,6 +59,7 @@ class AutoencoderConfig:
     ffn_factor: int = 1
     patch_size: tuple[int, int] = (1, 1)
     periodic: bool = False
+    halo: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("shape", "hid_channels", "hid_blocks", "patch_size"):
@@ -69,6 +74,11 @@ class AutoencoderConfig:
                 f"Expected as many hid_channels as hid_blocks; got {len(self.hid_channels)} and "
                 f"{len(self.hid_blocks)}."
             )
+        if self.halo is not None and self.shape[1] % self.resize:
+            raise ConfigurationError(
+                f"Expected columns divisible by resize when a halo is cut off; got {self.shape[1]} "
+                f"columns and resize {self.resize}."
+            )
         depth = self.stride ** (len(self.hid_blocks) - 1)
         if any(depth * p != self.resize for p in self.patch_size):
             raise ConfigurationError(
@@ -80,7 +90,8 @@ class AutoencoderConfig:
     def padding(self) -> tuple[int, int, int, int]:
         """Columns wrapped left and right, rows of zeros added above and below."""
         high, wide = self.shape
-        rows, columns = -high % self.resize, -wide % self.resize + 2 * self.resize
+        wrapped = 1 if self.halo is None else self.halo
+        rows, columns = -high % self.resize, -wide % self.resize + 2 * wrapped * self.resize
         left, top = columns // 2, rows // 2
         return left, columns - left, top, rows - top
 
@@ -89,6 +100,7 @@ class AutoencoderConfig:
         """(c, h, w)."""
         left, right, top, bottom = self.padding
         high, wide = self.shape[0] + top + bottom, self.shape[1] + left + right
+        wide -= 2 * (self.halo or 0) * self.resize
         return self.lat_channels, high // self.resize, wide // self.resize
 
 
@@ -156,6 +168,8 @@ class Autoencoder(nn.Module):
         """
         flat, lead = self._flatten(x, (self.config.in_channels, *self.config.shape), "states")
         z = self.saturate(self.encoder(self._layout(self.pad(flat))))
+        if self.config.halo:
+            z = z[..., self.config.halo : -self.config.halo]
         return z.reshape(*lead, *z.shape[1:])
 
     def decode(
@@ -177,6 +191,8 @@ class Autoencoder(nn.Module):
         if noisy and self.config.noise_level > 0:
             noise = torch.empty_like(flat).normal_(generator=generator)
             flat = flat + self.config.noise_level * noise
+        if self.config.halo:
+            flat = F.pad(flat, (self.config.halo, self.config.halo, 0, 0), mode="circular")
         x = self.crop(self.decoder(self._layout(flat)))
         return x.reshape(*lead, *x.shape[1:])
 
