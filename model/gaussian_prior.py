@@ -1,0 +1,225 @@
+r"""A Gaussian prior over blankets of latents that is stationary in longitude, in closed form.
+
+Around a mean that follows the season and the hour of day, anomalies are Gaussian with a covariance
+that does not depend on longitude. The zonal Fourier transform then decouples wavenumbers; for each,
+latitude and channel are expanded in empirical orthogonal functions (EOFs) and time in cosines
+(DCT-II). Over the q coefficients of largest variance the full complex covariance is kept, which
+carries propagation in time; the others are independent, and what the EOFs leave is white in space.
+Everything is diagonal after a unitary transform :math:`U`,
+
+.. math:: \Sigma = U \Lambda U^*, \qquad
+    \mathbb{E}[x \mid x + \sigma \epsilon] = \mu + U \Lambda (\Lambda + \sigma^2)^{-1} U^* (x_t - \mu)
+
+so a denoising costs two transforms whatever the noise level. It serves as the windowed optimal
+interpolation baseline, as the base of a learned denoiser, and to precondition guidance.
+azula's `GaussianDenoiser` is the dense form of the same idea; it lacks the zonal structure.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.nn.embedding import date_features
+
+__all__ = ["ZonalGaussianPrior", "fit_zonal_gaussian", "mean_features"]
+
+
+def mean_features(date: Tensor) -> Tensor:
+    """Regressors of the mean: 1, two harmonics of the year, two of the day.
+
+    Arguments:
+        date: Year, month, day and hour (UTC), int64 with shape (*, 4).
+
+    Returns:
+        Features with shape (*, 9).
+    """
+    flat = date.reshape(-1, 1, 4)
+    year_sin, year_cos, day_sin, day_cos = date_features(flat).double().unbind(-1)
+    pairs = [torch.ones_like(year_sin)]
+    for sine, cosine in ((year_sin, year_cos), (day_sin, day_cos)):
+        pairs += [sine, cosine, 2 * sine * cosine, cosine**2 - sine**2]
+    return torch.stack(pairs, dim=-1).reshape(*date.shape[:-1], 9)
+
+
+def _cosines(size: int) -> Tensor:
+    """Orthonormal DCT-II matrix with shape (frequency, time)."""
+    k, t = torch.arange(size).double()[:, None], torch.arange(size).double()
+    matrix = torch.cos(math.pi * (t + 0.5) * k / size) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+class ZonalGaussianPrior(nn.Module):
+    """The prior; as a denoiser it follows the `Denoises` protocol.
+
+    Arguments:
+        blanket_size: K, states of a blanket.
+        latent_shape: (c, h, w).
+        modes: r, EOFs per zonal wavenumber.
+        dense: q, coefficients per wavenumber whose full covariance is kept.
+    """
+
+    def __init__(
+        self, blanket_size: int, latent_shape: Sequence[int], modes: int, dense: int
+    ) -> None:
+        super().__init__()
+        c, h, w = latent_shape
+        waves, self.blanket_size = w // 2 + 1, blanket_size
+        self.latent_shape = (c, h, w)
+        buffers = {
+            "mean": torch.zeros(9, c, h, w),
+            "eofs": torch.zeros(waves, c * h, modes, dtype=torch.complex64),
+            "dense_index": torch.zeros(waves, dense, dtype=torch.int64),
+            "dense_vectors": torch.zeros(waves, dense, dense, dtype=torch.complex64),
+            "dense_variance": torch.ones(waves, dense),
+            "variance": torch.ones(waves, blanket_size * modes),
+            "rest_variance": torch.ones(waves, blanket_size),
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+        self.register_buffer("cosines", _cosines(blanket_size).float(), persistent=False)
+
+    def climatology(self, date: Tensor) -> Tensor:
+        """Mean latents (B, K, c, h, w) at dates (B, K, 4)."""
+        features = mean_features(date).to(self.mean)
+        return torch.einsum("bkf,fchw->bkchw", features, self.mean)
+
+    def forward(self, x_t: Tensor, sigma: Tensor, date: Tensor) -> Tensor:
+        """Mean of the clean blankets given noisy ones.
+
+        Arguments:
+            x_t: Clean blankets plus white noise, with shape (B, K, c, h, w).
+            sigma: Standard deviation of that noise, with shape () or (B,).
+            date: Year, month, day, hour, with shape (B, K, 4).
+
+        Returns:
+            Blankets with the shape of `x_t`.
+        """
+        mean = self.climatology(date).to(x_t.dtype)
+        noise = sigma.reshape(-1, 1).square().float()
+        return mean + self.filter(x_t - mean, lambda v: v / (v + noise))
+
+    def covariance_times(self, v: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """The covariance of x, or of x given x + sigma noise, times vectors (B, K, c, h, w)."""
+        if sigma is None:
+            return self.filter(v, lambda variance: variance)
+        noise = sigma.reshape(-1, 1).square().float()
+        return self.filter(v, lambda variance: variance * noise / (variance + noise))
+
+    def sample(self, date: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draws blankets (B, K, c, h, w) at dates (B, K, 4)."""
+        mean = self.climatology(date)
+        white = torch.randn(mean.shape, generator=generator).to(mean)
+        return mean + self.filter(white, torch.sqrt)
+
+    def filter(self, x: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
+        """Applies U g(Λ) U*.
+
+        Arguments:
+            x: Blankets, with shape (B, K, c, h, w).
+            gain: Maps variances (1, n) or (B, n) to real factors (1 or B, n).
+        """
+        waves, r = self.eofs.shape[0], self.eofs.shape[2]
+        b, k, c, h, w = x.shape
+        spectrum = torch.fft.rfft(x.float(), norm="ortho").permute(4, 0, 1, 2, 3)
+        spectrum = spectrum.reshape(waves, b, k, c * h)
+        spectrum = torch.einsum("fk,mbkd->mbfd", self.cosines.to(spectrum.dtype), spectrum)
+        rest = torch.stack([gain(v[None]) for v in self.rest_variance])
+        modes = torch.matmul(spectrum.reshape(waves, -1, c * h), self.eofs.conj())
+        modes = modes.reshape(waves, b, k * r)
+        factor = torch.stack([gain(v[None]) for v in self.variance])
+        scaled = modes * factor
+        index = self.dense_index[:, None].expand(-1, b, -1)
+        rotated = torch.matmul(modes.gather(2, index), self.dense_vectors.conj())
+        rotated = rotated * torch.stack([gain(v[None]) for v in self.dense_variance])
+        dense = torch.matmul(rotated, self.dense_vectors.transpose(1, 2))
+        scaled = scaled.scatter(2, index, dense).reshape(waves, b, k, r)
+        scaled = scaled - modes.reshape(waves, b, k, r) * rest[..., None]
+        back = torch.matmul(scaled.reshape(waves, -1, r), self.eofs.transpose(1, 2))
+        out = spectrum * rest[..., None] + back.reshape(waves, b, k, c * h)
+        out = torch.einsum("fk,mbfd->mbkd", self.cosines.to(out.dtype), out)
+        out = out.reshape(waves, b, k, c, h).permute(1, 2, 3, 4, 0)
+        return torch.fft.irfft(out, n=w, norm="ortho").to(x.dtype)
+
+
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+"""Gives (latents (B, K, c, h, w), dates (B, K, 4)) anew at each call."""
+
+
+@torch.no_grad()
+def fit_zonal_gaussian(
+    prior: ZonalGaussianPrior, batches: Batches, shrinkage: float = 0.05
+) -> ZonalGaussianPrior:
+    """Fits all buffers of `prior` in three passes over sample blankets.
+
+    Arguments:
+        batches: Training blankets.
+        shrinkage: Share of the off-diagonal covariance that is taken away, because it is
+            estimated from a finite sample.
+    """
+    _fit_mean(prior, batches)
+    _fit_modes(prior, batches)
+    _fit_covariance(prior, batches, shrinkage)
+    return prior
+
+
+def _fit_mean(prior: ZonalGaussianPrior, batches: Batches) -> None:
+    gram = torch.zeros(9, 9, dtype=torch.float64)
+    moment = torch.zeros(9, prior.mean[0].numel(), dtype=torch.float64)
+    for x, date in batches():
+        features = mean_features(date).reshape(-1, 9)
+        gram += features.T @ features
+        moment += features.T @ x.double().reshape(len(features), -1)
+    # A short sample need not span all harmonics; the least-norm solution stays finite.
+    solution = torch.linalg.pinv(gram, rtol=1e-6, hermitian=True) @ moment
+    prior.mean.copy_(solution.reshape(prior.mean.shape))
+
+
+def _spectra(prior: ZonalGaussianPrior, x: Tensor, date: Tensor) -> Tensor:
+    """Zonal spectra of anomalies with shape (waves, B, K, c h)."""
+    anomaly = x.float() - prior.climatology(date)
+    spectrum = torch.fft.rfft(anomaly, norm="ortho").permute(4, 0, 1, 2, 3)
+    return spectrum.flatten(3)
+
+
+def _fit_modes(prior: ZonalGaussianPrior, batches: Batches) -> None:
+    waves, size, modes = prior.eofs.shape
+    covariance = torch.zeros(waves, size, size, dtype=torch.complex64)
+    count = 0
+    for x, date in batches():
+        # Neighbouring hours add little to a covariance in space.
+        spectrum = _spectra(prior, x, date)[:, :, ::8].flatten(1, 2)
+        covariance += torch.matmul(spectrum.transpose(1, 2), spectrum.conj())
+        count += spectrum.shape[1]
+    for m in range(waves):
+        _, vectors = torch.linalg.eigh(covariance[m] / count)
+        prior.eofs[m] = vectors[:, -modes:].flip(1)
+
+
+def _fit_covariance(prior: ZonalGaussianPrior, batches: Batches, shrinkage: float) -> None:
+    waves, size, modes = prior.eofs.shape
+    k, dense = prior.blanket_size, prior.dense_index.shape[1]
+    collected, rest, count = [], torch.zeros(waves, k), 0
+    for x, date in batches():
+        spectrum = _spectra(prior, x, date)
+        cosines = prior.cosines.to(spectrum.dtype)
+        spectrum = torch.einsum("fk,mbkd->mbfd", cosines, spectrum)
+        coefficients = torch.einsum("mbfd,mdr->mbfr", spectrum, prior.eofs.conj())
+        power = spectrum.abs().square().sum((1, 3)) - coefficients.abs().square().sum((1, 3))
+        rest += power / max(size - modes, 1)
+        collected.append(coefficients.flatten(2))
+        count += x.shape[0]
+    values = torch.cat(collected, dim=1)
+    prior.rest_variance.copy_((rest / count).clamp(min=1e-6))
+    prior.variance.copy_(values.abs().square().mean(1).clamp(min=1e-6))
+    prior.dense_index.copy_(prior.variance.topk(dense, dim=1).indices)
+    for m in range(waves):
+        chosen = values[m][:, prior.dense_index[m]]
+        covariance = chosen.T @ chosen.conj() / count
+        diagonal = torch.diag_embed(covariance.diagonal())
+        covariance = (1 - shrinkage) * covariance + shrinkage * diagonal
+        variance, vectors = torch.linalg.eigh(covariance)
+        prior.dense_variance[m] = variance.clamp(min=1e-6)
+        prior.dense_vectors[m] = vectors
