@@ -1,0 +1,182 @@
+r"""The denoiser of a blanket: E[x | x_t] for x_t = x + sigma * noise, in latent space.
+
+A closed-form Gaussian denoiser plus a learned correction,
+
+.. math:: \hat{x}(x_t, \sigma) = \mathrm{base}(x_t, \sigma)
+    + c_\mathrm{out}(\sigma) \, b(c_\mathrm{in}(\sigma) \, x_t, 10 \ln \sigma)
+
+In the release the base is that of the standard normal prior, which is the preconditioning of
+
+References:
+    | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
+    | https://arxiv.org/abs/2206.00364
+
+with data variance 1. azula's `KarrasDenoiser` has this form too, but takes a time instead of a
+noise level, feeds ln sigma to the backbone, and knows no other base.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from azula.denoise import Denoiser, DiracPosterior
+from azula.noise import Schedule
+from torch import Tensor, nn
+
+from model.nn.precision import Precision, reduced_precision
+
+__all__ = [
+    "AzulaDenoiser",
+    "BaseDenoiser",
+    "BlanketDenoiser",
+    "Denoises",
+    "Scalings",
+    "StandardNormalBase",
+    "denoiser_loss",
+]
+
+
+class Denoises(Protocol):
+    """Anything that estimates clean blankets from noisy ones."""
+
+    def __call__(self, x_t: Tensor, sigma: Tensor, date: Tensor) -> Tensor:
+        """
+        Arguments:
+            x_t: Noisy blankets of standardised latents, with shape (B, K, c, h, w).
+            sigma: Noise level, with shape () or (B,).
+            date: Year, month, day and hour (UTC) of each state, int64 with shape (B, K, 4).
+
+        Returns:
+            The posterior mean E[x | x_t], with shape (B, K, c, h, w).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Scalings:
+    """What the backbone sees and how far it corrects, both broadcast against (B, K, c, h, w).
+
+    Attributes:
+        c_in: Brings x_t to variance about 1: one over the standard deviation of x_t.
+        c_out: Brings the correction to variance about 1: the standard deviation of x given x_t
+            under the base. The training loss is weighted by its inverse square.
+    """
+
+    c_in: Tensor
+    c_out: Tensor
+
+
+class BaseDenoiser(Denoises, Protocol):
+    """A denoiser known in closed form, on top of which the backbone learns a correction."""
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """The scalings at noise levels `sigma` with shape (B, 1, 1, 1, 1), float64."""
+        ...
+
+
+class StandardNormalBase(nn.Module):
+    """The denoiser of x ~ N(0, I): x_t / (sigma² + 1); the base of the release."""
+
+    def forward(self, x_t: Tensor, sigma: Tensor, date: Tensor) -> Tensor:
+        """See `Denoises`."""
+        level = _column(sigma)
+        return x_t * (1 / (level.square() + 1)).to(x_t)
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """See `BaseDenoiser`."""
+        c_in = torch.rsqrt(sigma.square() + 1)
+        return Scalings(c_in=c_in, c_out=sigma * c_in)
+
+
+class BlanketDenoiser(nn.Module):
+    """A backbone under preconditioning; follows `Denoises`.
+
+    Arguments:
+        backbone: Maps scaled blankets (B, K, c, h, w), noise times () or (B,) and dates
+            (B, K, 4) to corrections (B, K, c, h, w).
+        base: The closed-form part; None for that of the release.
+        precision: Of the products inside the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        base: BaseDenoiser | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.base = StandardNormalBase() if base is None else base
+        self.precision: Precision = precision
+
+    def forward(self, x_t: Tensor, sigma: Tensor, date: Tensor) -> Tensor:
+        """See `Denoises`."""
+        scale = self.scalings(sigma)
+        noise_time = (10 * torch.log(sigma.to(torch.float64))).to(x_t)
+        with reduced_precision(x_t.device, self.precision):
+            correction = self.backbone(x_t * scale.c_in.to(x_t), noise_time, date)
+        return torch.addcmul(
+            self.base(x_t, sigma, date), scale.c_out.to(x_t), correction.to(x_t.dtype)
+        )
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """Scalings at noise levels `sigma` with shape () or (B,), in float64."""
+        return self.base.scalings(_column(sigma))
+
+
+class AzulaDenoiser(Denoiser):
+    """A blanket denoiser under azula's protocol, for azula's samplers and guidance.
+
+    Arguments:
+        denoise: The denoiser.
+        schedule: A schedule with alpha(t) = 1.
+        date: Dates of the blankets, int64 with shape (B, K, 4) or (1, K, 4).
+    """
+
+    def __init__(self, denoise: Denoises, schedule: Schedule, date: Tensor) -> None:
+        super().__init__()
+        self.denoise = denoise
+        self.schedule = schedule
+        self.register_buffer("date", date, persistent=False)
+
+    def forward(self, x_t: Tensor, t: Tensor, **kwargs: Tensor) -> DiracPosterior:
+        """Maps blankets (B, K, c, h, w) and times () or (B,) to azula's posterior."""
+        _, sigma = self.schedule(t)
+        date = self.date.expand(x_t.shape[0], -1, -1)
+        return DiracPosterior(mean=self.denoise(x_t, sigma, date))
+
+
+def denoiser_loss(
+    denoise: BlanketDenoiser,
+    x: Tensor,
+    sigma: Tensor,
+    date: Tensor,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""The training loss, :math:`\| \hat{x}(x + \sigma \epsilon, \sigma) - x \|^2 / c_\mathrm{out}^2`.
+
+    With the base of the release the weight is :math:`1 / \sigma^2 + 1`.
+
+    Arguments:
+        denoise: The denoiser.
+        x: Clean blankets, with shape (B, K, c, h, w).
+        sigma: Noise levels, with shape () or (B,).
+        date: Dates, with shape (B, K, 4).
+        noise: Standard normal draws with the shape of `x`; drawn from `generator` if None.
+        generator: Source of the noise.
+
+    Returns:
+        The mean over all elements, with shape ().
+    """
+    if noise is None:
+        noise = torch.empty_like(x).normal_(generator=generator)
+    x_t = x + _column(sigma).to(x) * noise
+    weight = denoise.scalings(sigma).c_out.square().reciprocal().to(x)
+    return (weight * (denoise(x_t, sigma, date) - x).square()).mean()
+
+
+def _column(sigma: Tensor) -> Tensor:
+    """Noise levels () or (B,) as (B, 1, 1, 1, 1) in float64, against blankets."""
+    return sigma.to(torch.float64).reshape(-1, 1, 1, 1, 1)
