@@ -1,0 +1,183 @@
+"""From rows of the observation table to y, R and H: what the likelihood of a window needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.domain.errors import InvalidInput
+from model.domain.grids import Grid
+from model.domain.variables import Channel
+from model.operators.base import Built
+from model.operators.composite import Block, CompositeOperator
+from model.operators.domain import ModelDomain, Statics
+from model.operators.registry import OPERATORS, family_of
+from model.operators.rows import Rows, read_rows, with_rejections
+
+__all__ = ["ObservationSet", "build_observation_set"]
+
+Int = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ObservationSet:
+    """Observations with their errors and their operator, in ascending order of table rows.
+
+    Attributes:
+        rows: Row of the table each came from, with shape (N,).
+        obs_values: In SI units, with shape (N,), float64.
+        obs_errors: 1 standard deviation in the same units, with shape (N,), float64.
+        blocks: Stencils by family.
+        state_shape: (T, C, Y, X) of the states that the operator reads.
+        dtype: Of the tensors.
+        device: Of the tensors.
+    """
+
+    rows: Int
+    obs_values: NDArray[np.float64]
+    obs_errors: NDArray[np.float64]
+    blocks: tuple[Block, ...]
+    state_shape: tuple[int, int, int, int]
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """y, with shape (N,)."""
+        return torch.as_tensor(self.obs_values, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def error_std(self) -> Tensor:
+        """Square root of the diagonal of R, with shape (N,), in the units of `values`."""
+        return torch.as_tensor(self.obs_errors, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def operator(self) -> CompositeOperator:
+        """H, from states (*, T, C, Y, X) to (*, N)."""
+        return CompositeOperator(self.blocks, self.state_shape)
+
+    @cached_property
+    def time_support(self) -> tuple[Int, Int]:
+        """First and last state each observation reads, each with shape (N,)."""
+        first, last = np.zeros(len(self), np.int64), np.zeros(len(self), np.int64)
+        for block in self.blocks:
+            first[block.position] = block.stencil.first_time
+            last[block.position] = block.stencil.last_time
+        return first, last
+
+    def to(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> "ObservationSet":
+        """The same set with tensors of another type or on another device."""
+        return replace(self, dtype=dtype or self.dtype, device=torch.device(device or self.device))
+
+    def select(self, mask: NDArray[np.bool_] | Tensor) -> "ObservationSet":
+        """The observations where the mask (N,) holds, in the same order."""
+        return self._take(np.asarray(mask, dtype=bool))
+
+    def for_blanket(self, start: int, stop: int) -> "ObservationSet":
+        """Observations that read only states in [start, stop), on states numbered from `start`.
+
+        An observation between the last state of one blanket and the first of the next, where
+        blankets do not overlap, is in neither.
+        """
+        if not 0 <= start < stop <= self.state_shape[0]:
+            raise InvalidInput(
+                f"Expected a blanket within the {self.state_shape[0]} states; got [{start}, {stop})."
+            )
+        first, last = self.time_support
+        return self._take((first >= start) & (last < stop), start, stop - start)
+
+    def _take(
+        self, mask: NDArray[np.bool_], hours: int = 0, length: int | None = None
+    ) -> "ObservationSet":
+        if mask.shape != self.rows.shape:
+            raise InvalidInput(f"Expected a mask of {len(self)} flags; got shape {mask.shape}.")
+        position = np.cumsum(mask) - 1
+        blocks = []
+        for block in self.blocks:
+            chosen = mask[block.position]
+            if chosen.any():
+                blocks.append(block.take(chosen, position[block.position], hours))
+        return replace(
+            self,
+            rows=self.rows[mask],
+            obs_values=self.obs_values[mask],
+            obs_errors=self.obs_errors[mask],
+            blocks=tuple(blocks),
+            state_shape=(length or self.state_shape[0], *self.state_shape[1:]),
+        )
+
+
+def build_observation_set(
+    table: pa.Table,
+    grid: Grid,
+    channels: Sequence[Channel],
+    times: Sequence[datetime],
+    statics: Statics | None = None,
+) -> tuple[ObservationSet, pa.Table]:
+    """y, R and H of the rows that no check has rejected.
+
+    Arguments:
+        table: An observation table; rows with `rejected_by` null are used.
+        grid: The model's grid.
+        channels: The model's channels, in order.
+        times: Valid times of the states, consecutive full hours in UTC.
+        statics: Orography, land-sea mask and weighting functions, where known.
+
+    Returns:
+        The observation set, and the table in which rows without a value or error are rejected by
+        `missing`, rows that no operator serves by `passive`, rows outside the model's domain in
+        space or time by `domain`, and rows whose operator cannot be built by `operator_failed`.
+    """
+    domain = ModelDomain(grid, tuple(channels), len(times), statics or Statics())
+    rows = read_rows(table, times[0])
+    usable = rows.used & np.isfinite(rows.obs_value) & (rows.obs_error > 0)
+    usable &= np.isfinite(rows.obs_error)
+    rejections: dict[str, list[Int]] = {"missing": [np.flatnonzero(rows.used & ~usable)]}
+    parts = []
+    for number, (variable, kind) in enumerate(rows.groups):
+        index = np.flatnonzero(usable & (rows.group == number))
+        name = family_of(variable, kind)
+        built = _build(name, rows, index, variable, kind, domain)
+        if name is None or built is None:
+            rejections.setdefault("passive", []).append(index)
+            continue
+        rejections.setdefault(built.reason, []).append(index[~built.accepted])
+        parts.append((name, index, built))
+    chosen = _gather(parts, rows, domain)
+    joined = {name: np.concatenate(found) for name, found in rejections.items()}
+    return chosen, with_rejections(table, joined)
+
+
+def _build(
+    name: str | None, rows: Rows, index: Int, variable: str, kind: str, domain: ModelDomain
+) -> Built | None:
+    if name is None:
+        return None
+    return OPERATORS[name].build(rows.points(index, kind), variable, domain)
+
+
+def _gather(parts: list[tuple[str, Int, Built]], rows: Rows, domain: ModelDomain) -> ObservationSet:
+    kept = np.zeros(len(rows.used), dtype=bool)
+    for _, index, built in parts:
+        kept[index[built.accepted]] = True
+    position = np.cumsum(kept) - 1
+    blocks = []
+    for name, index, built in parts:
+        if built.accepted.any():
+            whole = Block(OPERATORS[name], position[index], built.stencil, built.parameters)
+            blocks.append(whole.take(built.accepted, whole.position))
+    chosen = np.flatnonzero(kept)
+    return ObservationSet(
+        chosen, rows.obs_value[chosen], rows.obs_error[chosen], tuple(blocks), domain.state_shape
+    )
