@@ -1,1 +1,1 @@
-"""One check per file, in the order they run."""
+"""Quality control, one check per file: `run.py` runs them, `checks.py` lists them in order."""
