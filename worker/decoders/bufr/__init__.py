@@ -1,0 +1,1 @@
+"""BUFR: one report family per file."""

@@ -1,0 +1,199 @@
+"""From the bytes of a message to matrices of values: the only file that talks to eccodes."""
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+
+import eccodes
+import numpy as np
+
+from model.domain.errors import DecodeError
+from worker.decoders.base import MessageLimits
+from worker.decoders.bufr.layout import Layout, Template
+from worker.decoders.bufr.sections import Header, descriptor_count
+
+__all__ = ["Part", "Unpacker"]
+
+_MISSING = -1e99
+_KEPT_TEMPLATES = 512
+
+
+TEXT_KEYS = {
+    1_006: "aircraftFlightNumber",
+    1_008: "aircraftRegistrationNumberOrOtherIdentification",
+    1_011: "shipOrMobileLandStationIdentifier",
+    1_015: "stationOrSiteName",
+    1_018: "shortStationName",
+    1_019: "longStationName",
+    1_102: "nationalStationIdentifier",
+    1_110: "aircraftTailNumber",
+    1_128: "wigosLocalIdentifierCharacter",
+}
+"""Text elements that identify who reports; no other text is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Reports of one message that share a layout.
+
+    Attributes:
+        layout: Positions of elements.
+        values: Shape (reports, layout.size); NaN where missing; without meaning for texts.
+        numbers: Numbers of the reports within the message, from 0, shape (reports,).
+        texts: Identifying texts, by descriptor, one per report.
+    """
+
+    layout: Layout
+    values: np.ndarray
+    numbers: np.ndarray
+    texts: dict[int, list[str]]
+
+
+class Unpacker:
+    """Unpacks messages; keeps the templates it has met."""
+
+    def __init__(self, limits: MessageLimits) -> None:
+        self.limits = limits
+        self._templates: dict[tuple, Template | DecodeError] = {}
+
+    def template(self, message: bytes, header: Header) -> Template:
+        """Expanded template of a message, without unpacking its data.
+
+        Raises:
+            DecodeError: `needs_local_tables`, `too_large` or `undecodable`.
+        """
+        key = header.template
+        found = self._templates.get(key)
+        if found is None:
+            if len(self._templates) >= _KEPT_TEMPLATES:
+                self._templates.clear()
+            found = self._templates[key] = self._expand(message, header)
+        if isinstance(found, DecodeError):
+            raise found
+        return found
+
+    def _expand(self, message: bytes, header: Header) -> Template | DecodeError:
+        least = descriptor_count(header.descriptors)
+        if least * (header.subsets if header.compressed else 1) > self.limits.values:
+            return DecodeError(
+                f"Expected at most {self.limits.values} values; the template asks for {least} in "
+                f"each of {header.subsets} reports.",
+                reason="too_large",
+            )
+        handle = eccodes.codes_new_from_message(message)
+        try:
+            expanded = eccodes.codes_get_long_array(handle, "expandedDescriptors")
+            return Template(tuple(int(code) for code in expanded))
+        except (eccodes.CodesInternalError, UnicodeDecodeError) as error:
+            return DecodeError(
+                f"Expected descriptors of WMO tables; got version {header.master_version}, local "
+                f"version {header.local_version} of centre {header.centre}: {error}.",
+                reason="needs_local_tables",
+            )
+        finally:
+            eccodes.codes_release(handle)
+
+    def unpack(self, message: bytes, header: Header) -> Iterator[Part]:
+        """Values of all reports, grouped by layout.
+
+        Raises:
+            DecodeError: With a reason.
+        """
+        template = self.template(message, header)
+        handle = eccodes.codes_new_from_message(message)
+        try:
+            values = self._values(handle, header)
+            values[values < _MISSING] = np.nan
+            wanted = template.codes & TEXT_KEYS.keys()
+            if header.compressed:
+                layout = template.layout(values, self.limits)
+                yield _rectangular(handle, layout, values, header.subsets, wanted)
+            else:
+                yield from self._ragged(handle, template, values, header.subsets, wanted)
+        finally:
+            eccodes.codes_release(handle)
+
+    def _values(self, handle: int, header: Header) -> np.ndarray:
+        try:
+            # Attributes such as units and scale of each element are never asked for.
+            eccodes.codes_set(handle, "skipExtraKeyAttributes", 1)
+            count = eccodes.codes_get_size(handle, "numericValues")
+            if count > self.limits.values:
+                raise DecodeError(
+                    f"Expected at most {self.limits.values} values; got {count}.",
+                    reason="too_large",
+                )
+            return eccodes.codes_get_double_array(handle, "numericValues")
+        except eccodes.CodesInternalError as error:
+            local = any(c // 1_000 % 100 >= 48 or c % 1_000 >= 192 for c in header.descriptors)
+            raise DecodeError(
+                f"Expected data that fit the descriptors; {error}.",
+                reason="needs_local_tables" if local else "undecodable",
+            ) from error
+
+    def _ragged(
+        self, handle: int, template: Template, values: np.ndarray, subsets: int, wanted: Set[int]
+    ) -> Iterator[Part]:
+        groups: dict[int, tuple[Layout, list[int], list[int]]] = {}
+        start = 0
+        for number in range(subsets):
+            layout = template.layout(values[start:], self.limits)
+            _, starts, numbers = groups.setdefault(id(layout), (layout, [], []))
+            starts.append(start)
+            numbers.append(number)
+            start += layout.size
+        if start != len(values):
+            raise _mismatch(start, len(values))
+        pool = _texts(handle, "stringValues") if wanted else []
+        for layout, starts, numbers in groups.values():
+            if len(starts) == 1:
+                part = values[starts[0] : starts[0] + layout.size][None]
+            else:
+                part = values[np.array(starts)[:, None] + np.arange(layout.size)]
+            texts = {
+                code: [_from_pool(pool, reference) for reference in part[:, at]]
+                for code in wanted
+                if (at := layout.first(code)) >= 0
+            }
+            yield Part(layout, part, np.array(numbers), texts)
+
+
+def _rectangular(
+    handle: int, layout: Layout, values: np.ndarray, subsets: int, wanted: Set[int]
+) -> Part:
+    if layout.size * subsets != len(values):
+        raise _mismatch(layout.size * subsets, len(values))
+    texts = {}
+    for code in wanted:
+        # A text that is the same in all reports comes as one.
+        found = _texts(handle, "#1#" + TEXT_KEYS[code]) or [""]
+        texts[code] = found * subsets if len(found) == 1 else found
+    return Part(layout, values.reshape(subsets, layout.size), np.arange(subsets), texts)
+
+
+def _from_pool(pool: list[str], reference: float) -> str:
+    """The text that a value of `numericValues` refers to: 1000 x (index + 1) + length."""
+    if not reference >= 1_000:
+        return ""
+    index = int(reference) // 1_000 - 1
+    return pool[index] if index < len(pool) else ""
+
+
+def _mismatch(expected: int, got: int) -> DecodeError:
+    return DecodeError(
+        f"Expected {expected} values from the descriptors; the data section has {got}.",
+        reason="undecodable",
+    )
+
+
+def _texts(handle: int, key: str) -> list[str]:
+    """Texts of a key without padding; none if they cannot be read."""
+    try:
+        texts = eccodes.codes_get_string_array(handle, key)
+    except (eccodes.CodesInternalError, UnicodeDecodeError):
+        return []
+    return [_clean(text) for text in texts]
+
+
+def _clean(text: str) -> str:
+    text = text.strip(" \x00")
+    return text if text.isprintable() and text.isascii() else ""

@@ -1,0 +1,85 @@
+"""Foreign units and quantities to ours; used by decoders only."""
+
+import numpy as np
+
+__all__ = [
+    "GRAVITY",
+    "KNOT",
+    "celsius_to_kelvin",
+    "pressure_from_flight_level",
+    "specific_humidity_from_dewpoint",
+    "specific_humidity_from_mixing_ratio",
+    "wind_components",
+]
+
+GRAVITY = 9.80665
+"""Standard gravity in m s-2 (WMO, ISO 80000-3): geopotential metres to m2 s-2."""
+
+KNOT = 1852.0 / 3600.0
+"""One knot in m s-1."""
+
+EPSILON = 0.62198
+"""Molar mass of water over that of dry air (WMO No. 8, annex 4.B)."""
+
+
+def wind_components(speed: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eastward and northward wind from speed in m s-1 and the direction it comes from in degrees.
+
+    Calm (speed zero) gives zeros, whatever the direction.
+    """
+    angle = np.deg2rad(np.where(speed == 0.0, 0.0, direction))
+    # The sum turns -0.0 into 0.0.
+    return -speed * np.sin(angle) + 0.0, -speed * np.cos(angle) + 0.0
+
+
+def saturation_vapour_pressure(temperature: np.ndarray) -> np.ndarray:
+    """Saturation vapour pressure over water in Pa.
+
+    Source: The Computation of Equivalent Potential Temperature (Bolton, 1980), eq. 10,
+    https://doi.org/10.1175/1520-0493(1980)108<1046:TCOEPT>2.0.CO;2
+    """
+    return 611.2 * np.exp(17.67 * (temperature - 273.15) / (temperature - 29.65))
+
+
+def specific_humidity_from_dewpoint(dewpoint: np.ndarray, pressure: np.ndarray) -> np.ndarray:
+    r"""Specific humidity in kg kg-1 from dewpoint in K and pressure in Pa.
+
+    .. math:: q = \frac{\varepsilon e}{p - (1 - \varepsilon) e}, \quad e = e_s(T_d)
+
+    with :math:`e_s` over water, as WMO reports define the dewpoint at all temperatures. NaN where
+    the vapour pressure would exceed the pressure, or below 100 K.
+    """
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        e = saturation_vapour_pressure(np.where(dewpoint > 100.0, dewpoint, np.nan))
+        q = EPSILON * e / (pressure - (1.0 - EPSILON) * e)
+        return np.where(e < pressure, q, np.nan)
+
+
+def specific_humidity_from_mixing_ratio(ratio: np.ndarray) -> np.ndarray:
+    """Specific humidity from the mixing ratio, both in kg kg-1: q = r / (1 + r)."""
+    return ratio / (1.0 + ratio)
+
+
+def celsius_to_kelvin(temperature: np.ndarray) -> np.ndarray:
+    """Degrees Celsius to K."""
+    return temperature + 273.15
+
+
+def pressure_from_flight_level(altitude: np.ndarray) -> np.ndarray:
+    """Pressure in Pa from pressure altitude in m by the ICAO standard atmosphere.
+
+    Aircraft report pressure altitude: the height at which the standard atmosphere has the measured
+    static pressure. Layers to 32 km; NaN outside [-1000, 32000] m.
+    Source: ICAO Doc 7488/3, Manual of the ICAO Standard Atmosphere.
+    """
+    gas = 287.05287
+    h = np.where((altitude >= -1_000.0) & (altitude <= 32_000.0), altitude, np.nan)
+    with np.errstate(invalid="ignore"):
+        low = 101_325.0 * (1.0 - 0.0065 * np.minimum(h, 11_000.0) / 288.15) ** (
+            GRAVITY / (gas * 0.0065)
+        )
+        above = np.clip(h - 11_000.0, 0.0, 9_000.0)
+        isothermal = np.exp(-GRAVITY * above / (gas * 216.65))
+        top = np.maximum(h - 20_000.0, 0.0)
+        inversion = (1.0 + 0.001 * top / 216.65) ** (-GRAVITY / (gas * 0.001))
+    return low * isothermal * inversion
