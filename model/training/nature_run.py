@@ -26,7 +26,7 @@ from model.domain.errors import AppaError, CheckpointError, ConfigurationError
 from model.training.nature_model import NatureModel, RunState
 from model.training.nature_store import NatureStore
 
-__all__ = ["NatureRunConfig", "days_in", "main", "run"]
+__all__ = ["NatureRunConfig", "Progress", "days_in", "main", "run"]
 
 
 class ModelBlewUp(AppaError, FloatingPointError):
