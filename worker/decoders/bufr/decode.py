@@ -1,0 +1,195 @@
+"""A BUFR file to the observation table: find messages, unpack, group, decode by family."""
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from model.domain.errors import DecodeError
+from worker.decoders.base import DecodeContext, Decoded
+from worker.decoders.bufr.block import Block, Reports
+from worker.decoders.bufr.families import BUFR_FAMILIES, family_of
+from worker.decoders.bufr.framing import Frame, correction_number, scan
+from worker.decoders.bufr.message import Part, Unpacker
+from worker.decoders.bufr.rows import Collector
+from worker.decoders.bufr.sections import Header, read_header
+from worker.decoders.report import DecodeReport
+from worker.decoders.sniff import HEAD, foreign_content
+
+__all__ = ["decode_bufr", "decode_bytes"]
+
+_HELD_VALUES = 2_000_000
+"""Values kept in groups before they are decoded; bounds the memory of a large file."""
+
+
+@dataclass
+class _Group:
+    """Parts of one family and layout, from one or many messages."""
+
+    header: Header
+    family: str
+    parts: list[Part] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+    updates: list[int] = field(default_factory=list)
+    firsts: list[int] = field(default_factory=list)
+
+
+def decode_bufr(path: Path, context: DecodeContext) -> Decoded:
+    """All observations of a BUFR file.
+
+    Raises:
+        DecodeError: If the file holds no message at all; with the reason.
+    """
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            raise DecodeError("Expected BUFR messages; got an empty file.", reason="empty_file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return decode_bytes(data, context, path.name)
+
+
+def decode_bytes(data: bytes | mmap.mmap, context: DecodeContext, file_name: str = "") -> Decoded:
+    """All observations of the messages in `data`."""
+    walk = _Walk(context, len(data))
+    for frame in _chosen(scan(data, file_name), context):
+        walk.take(frame, data)
+    if not walk.report.messages and "byte_range" not in context.options:
+        reason, detail = foreign_content(data[:HEAD]) or ("no_messages", "no BUFR mark")
+        raise DecodeError(f"Expected BUFR messages; got {detail}.", reason=reason)
+    return walk.finish()
+
+
+def _chosen(frames: Iterator[Frame], context: DecodeContext) -> Iterator[Frame]:
+    """Frames that begin inside the byte range asked for, and are not to be skipped."""
+    low, high = context.options.get("byte_range", (0, float("inf")))
+    skipped = context.options.get("skip", {})
+    for frame in frames:
+        if frame.offset >= high:
+            return
+        if frame.offset >= low:
+            if reason := skipped.get(frame.offset):
+                yield Frame(frame.offset, frame.length, frame.edition, reason=reason)
+            else:
+                yield frame
+
+
+class _Walk:
+    """One pass over the messages of a file."""
+
+    def __init__(self, context: DecodeContext, size: int) -> None:
+        self.context = context
+        self.report = DecodeReport(format="bufr", size=size, bytes_between=size)
+        self.unpacker = Unpacker(context.limits)
+        self.collector = Collector()
+        self.groups: dict[tuple, _Group] = {}
+        self.held = 0
+        self.ordinal = 0
+        self.mark = context.options.get("mark", lambda offset: None)
+
+    def take(self, frame: Frame, data: bytes | mmap.mmap) -> None:
+        """Unpacks one message into its group, or sets it aside."""
+        self.report.messages += 1
+        self.report.bytes_between -= frame.length
+        self.mark(frame.offset)
+        try:
+            if frame.reason:
+                raise DecodeError(frame.detail, reason=frame.reason)
+            if frame.length > self.context.limits.message_bytes:
+                raise DecodeError(f"{frame.length} bytes", reason="too_large")
+            self._unpack(frame, bytes(data[frame.offset : frame.offset + frame.length]))
+        except DecodeError as error:
+            reason = error.context.get("reason", "undecodable")
+            self.report.reject(reason, frame.offset, frame.length, error.message)
+        if self.held > _HELD_VALUES:
+            self.flush()
+
+    def _unpack(self, frame: Frame, message: bytes) -> None:
+        header = read_header(message)
+        template = self.unpacker.template(message, header)
+        family = family_of(header.category, template.codes)
+        if family is None:
+            raise DecodeError(
+                f"Expected a message of one of {', '.join(BUFR_FAMILIES)}; got category "
+                f"{header.category} with {', '.join(f'{c:06d}' for c in header.descriptors[:6])}.",
+                reason="unsupported_template",
+            )
+        update = correction_number(frame.indicator, header.update_sequence)
+        for part in self.unpacker.unpack(message, header):
+            key = (family, id(part.layout), header.category, header.subcategory)
+            group = self.groups.setdefault(key, _Group(header, family))
+            group.parts.append(part)
+            group.frames.append(frame)
+            group.updates.append(update)
+            group.firsts.append(self.ordinal)
+            self.held += part.values.size
+        self.ordinal += header.subsets
+
+    def flush(self) -> None:
+        """Decodes all groups."""
+        with_rows: set[Frame] = set()
+        seen: set[Frame] = set()
+        for group in self.groups.values():
+            rows = self._decode(group)
+            start = 0
+            for part, frame in zip(group.parts, group.frames, strict=True):
+                seen.add(frame)
+                if rows[start : start + len(part.values)].any():
+                    with_rows.add(frame)
+                start += len(part.values)
+        self.report.decoded += len(with_rows)
+        self.report.bytes_decoded += sum(frame.length for frame in with_rows)
+        self.groups.clear()
+        self.held = 0
+
+    def _decode(self, group: _Group) -> np.ndarray:
+        block = _stack(group)
+        sizes = [len(part.values) for part in group.parts]
+        ordinal = np.concatenate(
+            [first + part.numbers for first, part in zip(group.firsts, group.parts, strict=True)]
+        )
+        offset = np.repeat([frame.offset for frame in group.frames], sizes)
+        update = np.repeat(group.updates, sizes)
+        reports = BUFR_FAMILIES[group.family].decode(block)
+        rows = self.collector.add(reports, ordinal, offset, update)
+        self.report.reports += len(block)
+        self._reject_reports(reports, rows, group, sizes)
+        return rows
+
+    def _reject_reports(
+        self, reports: Reports, rows: np.ndarray, group: _Group, sizes: list[int]
+    ) -> None:
+        """Counts the reports without a row, each with its reason."""
+        empty = np.flatnonzero(rows == 0)
+        if not empty.size:
+            return
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        numbers = np.concatenate([part.numbers for part in group.parts])
+        no_position = ~(np.isfinite(reports.lat) & np.isfinite(reports.lon))
+        for index in empty:
+            reason = "no_values"
+            if np.isnat(reports.time[index]):
+                reason = "no_time"
+            elif no_position[index]:
+                reason = "no_position"
+            frame = group.frames[owner[index]]
+            self.report.reject(
+                reason, frame.offset, frame.length, group.family, int(numbers[index])
+            )
+
+    def finish(self) -> Decoded:
+        """The table and the report."""
+        self.flush()
+        table = self.collector.table(self.context)
+        self.report.count_rows(table)
+        return Decoded(table, self.report)
+
+
+def _stack(group: _Group) -> Block:
+    parts = group.parts
+    values = parts[0].values if len(parts) == 1 else np.concatenate([p.values for p in parts])
+    texts = {
+        code: [text for part in parts for text in part.texts.get(code, [""] * len(part.values))]
+        for code in parts[0].texts
+    }
+    return Block(group.header, parts[0].layout, values, texts)

@@ -1,0 +1,85 @@
+"""Date and time of reports."""
+
+import numpy as np
+
+from worker.decoders.bufr.block import Block
+
+__all__ = ["observation_time", "seconds_after"]
+
+_NOMINAL, _LAST_POSITION = 25, 26
+_LATEST_TWO_DIGIT = 69
+_LARGEST_SHIFT = 400 * 86_400
+
+
+def observation_time(block: Block) -> np.ndarray:
+    """Valid time of each report as datetime64[s], NaT where year, month, day or hour is missing.
+
+    A report may hold several date groups; the nominal one (significance 25) comes first, that of
+    the last known position (26, drifting buoys) last. Years of two digits belong to 1970-2069.
+    """
+    layout = block.layout
+    years = layout.where(4_001)
+    if not years.size:
+        return np.full(len(block), np.datetime64("NaT", "s"))
+    times = [_group(block, int(year)) for year in years[:4]]
+    meanings = [block.effective(int(year), 8_021) for year in years[:4]]
+    result = np.full(len(block), np.datetime64("NaT", "s"))
+    for wanted in (
+        lambda m: m == _NOMINAL,
+        lambda m: m != _LAST_POSITION,
+        lambda m: np.ones(len(m), dtype=bool),
+    ):
+        for time, meaning in zip(times, meanings, strict=True):
+            result = np.where(np.isnat(result) & wanted(meaning), time, result)
+    return result
+
+
+def _group(block: Block, year_at: int) -> np.ndarray:
+    """Time of the date group that begins at a year."""
+    layout = block.layout
+    anchor = np.array([year_at])
+    following = layout.where(4_001)
+    following = following[following > year_at]
+    end = int(following[0]) if following.size else len(layout.codes)
+
+    def part(code: int) -> np.ndarray:
+        at = int(layout.after_each(anchor, code)[0])
+        return block.at(at if at < end else -1)
+
+    year, month, day, hour = block.at(year_at), part(4_002), part(4_003), part(4_004)
+    minute, second = np.nan_to_num(part(4_005)), np.nan_to_num(part(4_006))
+    year = np.where(year < 100, year + np.where(year > _LATEST_TWO_DIGIT, 1_900, 2_000), year)
+    return compose_time(year, month, day, hour, minute, second)
+
+
+def compose_time(
+    year: np.ndarray,
+    month: np.ndarray,
+    day: np.ndarray,
+    hour: np.ndarray,
+    minute: np.ndarray,
+    second: np.ndarray,
+) -> np.ndarray:
+    """datetime64[s] of calendar parts; NaT where a part is missing or impossible."""
+    with np.errstate(invalid="ignore"):
+        valid = (
+            (year >= 1_900) & (year <= 2_200) & (month >= 1) & (month <= 12)
+            & (day >= 1) & (day <= 31) & (hour >= 0) & (hour <= 24)
+            & (minute >= 0) & (minute <= 60) & (second >= 0) & (second <= 61)
+        )  # fmt: skip
+    months = np.where(valid, (year - 1_970) * 12 + month - 1, 0).astype(np.int64)
+    first = months.astype("datetime64[M]").astype("datetime64[D]")
+    days = np.where(valid, day - 1, 0).astype(np.int64)
+    date = first + days.astype("timedelta64[D]")
+    # 31 April would silently become 1 May.
+    valid &= date.astype("datetime64[M]") == months.astype("datetime64[M]")
+    seconds = np.where(valid, hour * 3_600 + minute * 60 + np.floor(second), 0).astype(np.int64)
+    time = date.astype("datetime64[s]") + seconds.astype("timedelta64[s]")
+    return np.where(valid, time, np.datetime64("NaT", "s"))
+
+
+def seconds_after(time: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Times (N, 1) moved by seconds (N, K); a missing shift, or one of over a year, counts as 0."""
+    with np.errstate(invalid="ignore"):
+        shift = np.where(np.abs(seconds) < _LARGEST_SHIFT, seconds, 0.0)
+    return time + np.rint(shift).astype(np.int64).astype("timedelta64[s]")
