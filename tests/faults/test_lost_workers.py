@@ -1,0 +1,145 @@
+"""Workers that die, messages that come twice, zombies: a job ends once, with one result."""
+
+import os
+import signal
+import time
+from datetime import timedelta
+
+import pytest
+
+from tests.faults.steps import (
+    finishes,
+    manifest,
+    published,
+    submit_job,
+    wait_phase,
+    wait_state,
+    wait_worker,
+)
+from tests.worker.processes import wait_for
+from worker.jobs.job import JobState, Phase
+from worker.jobs.record_store import LeaseLost
+
+
+def test_a_job_runs_and_its_result_is_published(stores, processes):
+    processes.stub_worker()
+    job = submit_job(stores, processes)
+    done = wait_state(stores, job.id, JobState.SUCCEEDED, JobState.FAILED)
+    assert done.state is JobState.SUCCEEDED, processes.log()
+    assert published(processes) == [job.analysis_id]
+    assert not list((processes.data / "tmp").iterdir())
+
+
+def test_kill_9_in_mid_job_and_the_job_finishes_once(stores, processes):
+    worker = processes.stub_worker()
+    processes.appa("worker", "scheduler")
+    hold = processes.data / "pause-sampling"
+    hold.touch()
+    job = submit_job(stores, processes)
+    wait_phase(stores, job.id, Phase.SAMPLING)
+    processes.kill(worker)
+    hold.unlink()
+    processes.stub_worker()
+    done = wait_state(stores, job.id, JobState.SUCCEEDED, JobState.FAILED)
+    assert done.state is JobState.SUCCEEDED, processes.log()
+    assert done.attempts == 2
+    assert done.error is None
+    assert published(processes) == [job.analysis_id]
+    assert finishes(stores, job.id) == 1
+
+
+def test_a_job_that_kills_every_worker_fails_with_the_reason(stores, processes):
+    processes.appa("worker", "scheduler", APPA_ATTEMPTS="2")
+    (processes.data / "pause-sampling").touch()
+    job = submit_job(stores, processes)
+    for number in (1, 2):
+        worker = processes.stub_worker()
+        wait_for(lambda n=number: stores.jobs.get(job.id).attempts == n)
+        wait_phase(stores, job.id, Phase.SAMPLING)
+        processes.kill(worker)
+    failed = wait_state(stores, job.id, JobState.FAILED)
+    assert failed.error.code == "worker_lost"
+    assert published(processes) == []
+
+
+def test_a_message_that_comes_four_times_is_one_job(stores, processes):
+    for _ in range(2):
+        processes.stub_worker()
+    wait_worker(stores, 2)
+    job = submit_job(stores, processes, copies=4)
+    wait_state(stores, job.id, JobState.SUCCEEDED)
+    last = submit_job(stores, processes)
+    wait_state(stores, last.id, JobState.SUCCEEDED)
+    assert stores.jobs.get(job.id).attempts == 1
+    assert finishes(stores, job.id) == 1
+    assert published(processes) == sorted([job.analysis_id, last.analysis_id])
+
+
+def test_a_zombie_cannot_publish(stores, processes):
+    """A worker stopped for longer than its lease wakes up after another has done the job."""
+    zombie = processes.stub_worker()
+    processes.appa("worker", "scheduler")
+    hold = processes.data / "pause-writing"
+    hold.touch()
+    job = submit_job(stores, processes)
+    wait_phase(stores, job.id, Phase.WRITING)
+    os.killpg(zombie.pid, signal.SIGSTOP)
+    hold.unlink()
+    wait_for(lambda: stores.jobs.get(job.id).state is JobState.QUEUED)
+    processes.stub_worker()
+    done = wait_state(stores, job.id, JobState.SUCCEEDED)
+    before = manifest(processes, job).model_dump()
+    os.killpg(zombie.pid, signal.SIGCONT)
+    wait_for(lambda: "Another attempt holds" in processes.log())
+    assert manifest(processes, job).model_dump() == before
+    assert stores.jobs.get(job.id) == done
+    assert finishes(stores, job.id) == 1
+
+
+def test_a_zombie_past_its_gate_finds_the_name_taken(stores, processes, tmp_path):
+    """Both passed the gate in front of publication; the folder can be named only once."""
+    from worker.jobs.layout import Layout
+    from worker.jobs.lease import Lease
+    from worker.pipeline.publication import open_staging, publish
+    from worker.progress import ProgressReporter
+
+    layout = Layout(tmp_path).create()
+    job = submit_job(stores, processes, copies=0)
+    lease = timedelta(seconds=30)
+    attempts = []
+    for name in ("zombie", "successor"):
+        held = stores.jobs.claim(job.id, name, lease)
+        reporter = ProgressReporter(
+            stores.jobs, Lease(stores.jobs, job.id, held.token, lease), lambda: None
+        )
+        folder = layout.staging(held.analysis_id, held.token)
+        folder.mkdir()
+        (folder / "manifest.json").write_text(name)
+        attempts.append((held, folder, reporter))
+        stores.jobs.open_gate(job.id, held.token)
+        if name == "zombie":
+            stores.redis.delete(stores.keys.lease("job", job.id))
+            from worker.jobs.job import Problem
+
+            assert stores.jobs.reap(job.id, 3, Problem(code="worker_lost", message="")) == "queued"
+    held, folder, reporter = attempts[1]
+    publish(held, stores.jobs, layout, folder, reporter)
+    held, folder, reporter = attempts[0]
+    with pytest.raises(LeaseLost):
+        publish(held, stores.jobs, layout, folder, reporter)
+    assert layout.manifest(job.analysis_id).read_text() == "successor"
+    assert open_staging(held, layout).exists()
+
+
+def test_a_worker_told_to_stop_gives_its_job_back(stores, processes):
+    worker = processes.stub_worker(APPA_STUB_STEPS="1000", APPA_STUB_STEP_SECONDS="0.02")
+    job = submit_job(stores, processes)
+    wait_phase(stores, job.id, Phase.SAMPLING)
+    started = time.monotonic()
+    worker.terminate()
+    worker.wait(20)
+    assert time.monotonic() - started < 15  # the job would have taken 20 s
+    assert stores.jobs.get(job.id).state is JobState.QUEUED
+    processes.stub_worker()
+    wait_state(stores, job.id, JobState.SUCCEEDED)
+    assert not stores.workers.alive() or len(stores.workers.alive()) == 1

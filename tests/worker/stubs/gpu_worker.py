@@ -1,0 +1,80 @@
+"""A GPU worker whose work is to count steps: everything but the model is the real thing.
+
+The pace comes from `APPA_STUB_STEPS` and `APPA_STUB_STEP_SECONDS`; a file `pause-<phase>` in the
+data folder holds the work at that phase until the file is gone.
+"""
+
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
+from celery import shared_task
+
+from worker import celery_app, process
+from worker.attempt import attempt, known_version
+from worker.jobs.job import Phase
+from worker.jobs.manifest import AnalysisManifest, describe_file
+from worker.jobs.queues import RUN_ASSIMILATION
+from worker.pipeline.publication import open_staging, publish, write_manifest
+from worker.progress import ProgressReporter
+from worker.runtime import open_runtime
+from worker.settings import WorkerSettings
+
+STEPS = int(os.environ.get("APPA_STUB_STEPS", "4"))
+PAUSE = float(os.environ.get("APPA_STUB_STEP_SECONDS", "0.01"))
+
+
+def work(job, runtime, progress):
+    folder = open_staging(job, runtime.layout)
+    for phase in (Phase.GATHERING, Phase.BACKGROUND, Phase.SAMPLING, Phase.WRITING):
+        progress.phase(phase)
+        while (runtime.layout.root / f"pause-{phase.value}").exists():
+            progress.check()
+            time.sleep(0.01)
+        for step in range(STEPS if phase is Phase.SAMPLING else 0):
+            progress(step, STEPS)
+            time.sleep(PAUSE)
+    path = folder / "result.txt"
+    path.write_text(f"attempt {job.attempts}")
+    manifest = AnalysisManifest(
+        id=job.analysis_id, job_id=job.id, kind=job.kind, valid_time=datetime.now(UTC),
+        times=[], files=[describe_file(path)], members=1, spec=job.spec,
+    )  # fmt: skip
+    write_manifest(folder, manifest)
+    return folder
+
+
+@shared_task(name=RUN_ASSIMILATION, bind=True)
+def run(self, job_id: str, version: int) -> None:
+    runtime = self.app.runtime
+    store = runtime.stores.jobs
+    if not known_version(store, job_id, version):
+        return
+
+    def body(job, lease):
+        progress = ProgressReporter(store, lease, runtime.check_stopping, 0.0)
+        publish(job, store, runtime.layout, work(job, runtime, progress), progress)
+        store.succeed(job.id, job.token, progress.progress)
+
+    attempt(runtime, store, job_id, body)
+
+
+class StubLife(process.WorkerLife):
+    def on_init(self, **_):
+        self.runtime = open_runtime(self.settings, self.queues, self.name, self.app)
+        self.runtime.start_reporting()
+        self.app.runtime = self.runtime
+
+
+if __name__ == "__main__":
+    settings = WorkerSettings()
+    process.configure_logs(settings)
+    name = f"stub.{os.getpid()}@host"
+    app = celery_app.create_app(settings, ["gpu"])
+    app.conf.include = []
+    StubLife(app, settings, ["gpu"], name).connect()
+    app.worker_main(celery_app.worker_arguments(settings, ["gpu"], name))

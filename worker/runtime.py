@@ -1,0 +1,118 @@
+"""What every task of a worker process needs, made once at its start and passed down."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import structlog
+from celery import Celery
+from redis.exceptions import RedisError
+
+from model.domain.errors import AppaError
+from worker.jobs.layout import Layout
+from worker.jobs.store import Stores, open_stores
+from worker.jobs.workers import WorkerReport
+from worker.settings import WorkerSettings
+
+__all__ = ["Runtime", "WorkerStopping", "code_version", "open_runtime"]
+
+log = structlog.get_logger()
+
+
+def code_version() -> str:
+    """Version of this code, kept in the provenance of every result."""
+    try:
+        return version("appa-service")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+unknown"
+
+
+class WorkerStopping(AppaError):
+    """The worker was asked to stop; the job goes back to the queue."""
+
+    code = "worker_stopping"
+    retryable = True
+
+
+@dataclass
+class Runtime:
+    """Settings, stores and this worker's registration.
+
+    Attributes:
+        models: The warm models of a GPU worker (`worker.warm_model.WarmModels`), else None.
+        stopping: Set when the process was asked to stop; work ends at its next step.
+    """
+
+    settings: WorkerSettings
+    stores: Stores
+    layout: Layout
+    sender: Celery
+    report: WorkerReport
+    models: Any = None
+    stopping: threading.Event = field(default_factory=threading.Event)
+    _left: threading.Event = field(default_factory=threading.Event)
+
+    def check_stopping(self) -> None:
+        """Raises `WorkerStopping` once the process was asked to stop."""
+        if self.stopping.is_set():
+            raise WorkerStopping(f"Worker '{self.report.name}' stops; the job is tried again.")
+
+    @contextmanager
+    def busy_with(self, record_id: str) -> Iterator[None]:
+        """Shows in the registration what this worker works on."""
+        self.report.busy_with = record_id
+        try:
+            yield
+        finally:
+            self.report.busy_with = None
+
+    def start_reporting(self) -> None:
+        """Registers now and keeps the registration alive from a thread."""
+        self.tell()
+        threading.Thread(target=self._report_on, name="worker-report", daemon=True).start()
+
+    def tell(self) -> None:
+        """Registers once."""
+        lifetime = timedelta(seconds=3 * self.settings.report_seconds)
+        try:
+            self.stores.workers.register(self.report, lifetime)
+        except RedisError as error:
+            log.warning("registration failed", error=str(error))
+
+    def leave(self) -> None:
+        """Ends the registration in good order."""
+        self._left.set()
+        try:
+            self.stores.workers.leave(self.report.name)
+        except RedisError as error:
+            log.warning("could not sign off", error=str(error))
+
+    def _report_on(self) -> None:
+        while not self._left.wait(self.settings.report_seconds):
+            self.tell()
+
+
+def open_runtime(
+    settings: WorkerSettings, queues: Sequence[str], name: str, sender: Celery
+) -> Runtime:
+    """The runtime of this process; connects to nothing yet.
+
+    Arguments:
+        settings: Of this process.
+        queues: What it takes work from.
+        name: Of the worker; the children of one worker share it.
+        sender: Sends task messages.
+    """
+    host = socket.gethostname()
+    report = WorkerReport(
+        name=name, queues=list(queues), pid=os.getpid(), host=host, version=code_version()
+    )
+    stores = open_stores(settings.redis_url, settings.redis_prefix)
+    layout = Layout(settings.data_dir.resolve()).create()
+    return Runtime(settings, stores, layout, sender, report)

@@ -1,0 +1,81 @@
+"""Settings of worker processes, read once at start from `APPA_*` environment variables."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from model.domain.errors import ConfigurationError
+
+__all__ = ["WorkerSettings"]
+
+
+class WorkerSettings(BaseSettings):
+    """Everything a worker process needs to know."""
+
+    model_config = SettingsConfigDict(env_prefix="APPA_", extra="forbid", frozen=True)
+
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="Redis or Valkey that holds jobs and queues."
+    )
+    redis_prefix: str = Field("appa", description="Put before every key of this installation.")
+    data_dir: Path = Field(
+        Path("appa-data"), description="Folder of uploads, observations and analyses."
+    )
+    models: Annotated[list[str], NoDecode] = Field(
+        [], description="Checkpoints (names or folders) to load; the first is the default."
+    )
+    device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1` or `auto`.")
+    ingest_processes: int = Field(1, ge=1, description="Processes of an ingest worker.")
+
+    visibility_timeout: int = Field(
+        86_400, gt=0, description="Seconds after which an unacknowledged message comes again."
+    )
+    job_limit_seconds: int = Field(
+        4 * 3600, gt=0, description="A job that takes longer is stopped at its next step."
+    )
+    lease_seconds: float = Field(
+        30.0, gt=0, description="A job without a heartbeat for so long counts as abandoned."
+    )
+    attempts: int = Field(3, ge=1, description="Starts of a job before it fails for good.")
+    sweep_seconds: float = Field(5.0, gt=0, description="Pause between sweeps for lost jobs.")
+    resend_seconds: float = Field(
+        60.0, gt=0, description="A waiting job whose message was lost is sent again after so long."
+    )
+    progress_seconds: float = Field(
+        1.0, ge=0, description="Progress is stored at most once in so many seconds."
+    )
+    report_seconds: float = Field(
+        5.0, gt=0, description="Pause between a worker's reports; forgotten after three."
+    )
+
+    log_format: Literal["console", "json"] = Field(
+        "console", description="Log lines for people, or one JSON object a line for machines."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe level that is logged."
+    )
+
+    @property
+    def lease(self) -> timedelta:
+        """Life of a lease without heartbeats."""
+        return timedelta(seconds=self.lease_seconds)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """`APPA_MODELS=one,two`."""
+        if isinstance(value, str):
+            return [name.strip() for name in value.split(",") if name.strip()]
+        return value
+
+    @model_validator(mode="after")
+    def _times_in_order(self) -> Self:
+        if not self.lease_seconds < self.job_limit_seconds < self.visibility_timeout:
+            raise ConfigurationError(
+                "Expected APPA_LEASE_SECONDS < APPA_JOB_LIMIT_SECONDS < APPA_VISIBILITY_TIMEOUT; "
+                f"got {self.lease_seconds}, {self.job_limit_seconds}, {self.visibility_timeout}."
+            )
+        return self

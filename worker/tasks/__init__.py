@@ -1,0 +1,1 @@
+"""The Celery tasks, one module per queue, so that a worker imports only what its queue needs."""

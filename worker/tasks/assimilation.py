@@ -1,0 +1,37 @@
+"""Tasks of the queue `gpu`."""
+
+from typing import Any
+
+from celery import Task, shared_task
+
+from worker.attempt import attempt, known_version
+from worker.jobs.job import JobRecord, Phase
+from worker.jobs.lease import Lease
+from worker.jobs.queues import RUN_ASSIMILATION
+from worker.pipeline.assimilation import assimilate_window
+from worker.pipeline.publication import publish
+from worker.progress import ProgressReporter
+from worker.runtime import Runtime
+
+__all__ = ["run_assimilation_task"]
+
+
+@shared_task(name=RUN_ASSIMILATION, bind=True)
+def run_assimilation_task(self: "Task[Any, Any]", job_id: str, version: int) -> None:
+    """Runs one job on this process's device."""
+    runtime: Runtime = self.app.runtime
+    store = runtime.stores.jobs
+    if not known_version(store, job_id, version):
+        return
+
+    def body(job: JobRecord, lease: Lease) -> None:
+        times = runtime.settings
+        progress = ProgressReporter(
+            store, lease, runtime.check_stopping, times.progress_seconds, times.job_limit_seconds
+        )
+        staging = assimilate_window(job, runtime.layout, runtime.models, progress)
+        publish(job, store, runtime.layout, staging, progress)
+        done = progress.progress.model_copy(update={"phase": Phase.DONE, "eta_seconds": 0.0})
+        store.succeed(job.id, job.token, done)
+
+    attempt(runtime, store, job_id, body)
