@@ -1,0 +1,190 @@
+"""The one-machine stack: embedded broker, gateway, workers and scheduler under one supervisor."""
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import httpx
+from redis.exceptions import RedisError
+from rich.console import Console
+
+from deploy.parts import APPA_PARTS, Part, broker_command, python_command
+from deploy.stack_log import StackLog
+from deploy.supervisor import Supervisor
+from model.domain.errors import ConfigurationError
+from worker.jobs.layout import Layout
+from worker.jobs.queues import GPU_QUEUE, INGEST_QUEUE
+from worker.jobs.store import Stores, open_stores
+
+__all__ = ["LocalStack", "StackOptions", "free_port"]
+
+_SOCKET_PATH_LIMIT = 100  # bytes; the kernel allows 107
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    """What `appa up` is told.
+
+    Attributes:
+        data: Folder of everything the system keeps.
+        host: Address of the gateway.
+        port: Port of the gateway; 0 takes a free one.
+        models: Checkpoints to load; the first is the default; empty for the worker's own choice.
+        redis_url: An existing server; None starts the embedded one.
+        quiet: Log to the file alone.
+    """
+
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    models: tuple[str, ...] = ()
+    redis_url: str | None = None
+    quiet: bool = False
+
+
+class LocalStack:
+    """All processes of one installation on this machine.
+
+    Use as a context: entering starts them, leaving stops them.
+
+    Arguments:
+        options: What to run.
+        console: Where lines go besides the log file.
+    """
+
+    def __init__(self, options: StackOptions, console: Console | None = None) -> None:
+        self.options = options
+        self.layout = Layout(options.data.resolve()).create()
+        self.port = options.port or free_port(options.host)
+        self.url = f"http://{options.host}:{self.port}"
+        self._socket_folder: Path | None = None
+        self.redis_url = options.redis_url or f"unix://{self._socket()}"
+        self.log = StackLog(self.layout.logs / "appa.log", None if options.quiet else console)
+        self.supervisor = Supervisor(self._parts(), self._environment(), self.log.write)
+        self.stopping = threading.Event()
+
+    # -- what is run
+
+    def _socket(self) -> Path:
+        path = self.layout.broker / "broker.sock"
+        if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:
+            self._socket_folder = Path(tempfile.mkdtemp(prefix="appa-"))
+            path = self._socket_folder / "broker.sock"
+        return path
+
+    def _parts(self) -> list[Part]:
+        own = [Part(name, python_command(command)) for name, command in APPA_PARTS.items()]
+        if self.options.redis_url:
+            return own
+        path = Path(self.redis_url.removeprefix("unix://"))
+        return [Part("broker", broker_command(self.layout.broker, path)), *own]
+
+    def _environment(self) -> dict[str, str]:
+        models = {"APPA_MODELS": ",".join(self.options.models)} if self.options.models else {}
+        return {
+            "PYTHONUNBUFFERED": "1",
+            **os.environ,
+            "APPA_REDIS_URL": self.redis_url,
+            "APPA_DATA_DIR": str(self.layout.root),
+            "APPA_HOST": self.options.host,
+            "APPA_PORT": str(self.port),
+            **models,
+        }
+
+    # -- life
+
+    def __enter__(self) -> "LocalStack":
+        self._lock_data()
+        if not self.options.redis_url:
+            self.supervisor.start("broker")
+        self.stores = open_stores(self.redis_url, os.environ.get("APPA_REDIS_PREFIX", "appa"))
+        self.supervisor.start_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.log.write("appa", "stopping")
+        self.supervisor.stop()
+        self.stores.redis.close()
+        self.log.write("appa", "stopped")
+        self.log.close()
+        self._lock.close()
+        if self._socket_folder is not None:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
+
+    def run(self, ready_seconds: float = 300.0) -> None:
+        """Waits until all is ready, says so, and looks after it until asked to stop."""
+        with _signals(self.stopping):
+            started = time.monotonic()
+            if self.wait_ready(ready_seconds):
+                took = time.monotonic() - started
+                self.log.write("appa", f"ready in {took:.1f} s: {self.url}  (API: {self.url}/docs)")
+            while not self.stopping.wait(0.2):
+                self.supervisor.tend()
+
+    def wait_ready(self, seconds: float) -> bool:
+        """Waits for the gateway and a ready worker of each queue; False when time ran out."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.stopping.wait(0.1):
+            self.supervisor.tend()
+            if self._gateway_answers() and _workers_ready(self.stores):
+                return True
+        if not self.stopping.is_set():
+            self.log.write("appa", f"not ready after {seconds:.0f} s; see the lines above")
+        return False
+
+    def _gateway_answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health/live", timeout=2).is_success
+        except httpx.TransportError:
+            return False
+
+    def _lock_data(self) -> None:
+        self._lock = (self.layout.root / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigurationError(
+                f"Expected a data folder that no other `appa up` uses; '{self.layout.root}' is in "
+                "use. Stop that one or give another --data."
+            ) from None
+
+
+def _workers_ready(stores: Stores) -> bool:
+    try:
+        return all(stores.workers.ready(queue) for queue in (INGEST_QUEUE, GPU_QUEUE, "scheduler"))
+    except (RedisError, OSError):
+        return False
+
+
+@contextmanager
+def _signals(stopping: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `stopping`; outside the main thread nothing is changed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+
+    before = {}
+    with suppress(ValueError):
+        before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,136 @@
+"""A supervisor of child processes: one log, restarts with growing pauses, a clean end."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO
+
+from deploy.parts import Part
+
+__all__ = ["Supervisor"]
+
+_PR_SET_PDEATHSIG = 1
+_FIRST_PAUSE, _LONGEST_PAUSE, _STEADY = 0.5, 30.0, 60.0
+
+
+def _die_with_parent() -> None:
+    """In the child: a supervisor that is killed takes its children along (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@dataclass
+class Child:
+    """A part and its process.
+
+    Attributes:
+        pause: Seconds before the next restart.
+        restart_at: When it is started again, None while it runs.
+    """
+
+    part: Part
+    process: subprocess.Popen[bytes]
+    started: float = field(default_factory=time.monotonic)
+    pause: float = _FIRST_PAUSE
+    restart_at: float | None = None
+
+
+class Supervisor:
+    """Starts parts in order, keeps them running, stops them in reverse order.
+
+    Arguments:
+        parts: In order of start.
+        environment: For all of them.
+        write: Called with (part name, line) for every line of their logs and our own.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        environment: Mapping[str, str],
+        write: Callable[[str, str], None],
+    ) -> None:
+        self.parts = tuple(parts)
+        self.environment = dict(environment)
+        self.write = write
+        self.children: dict[str, Child] = {}
+
+    def start(self, name: str) -> None:
+        """Starts the part called `name`."""
+        part = next(part for part in self.parts if part.name == name)
+        self.children[name] = Child(part, self._spawn(part))
+
+    def start_all(self) -> None:
+        """Starts the parts that do not run yet."""
+        for part in self.parts:
+            if part.name not in self.children:
+                self.start(part.name)
+
+    def pid(self, name: str) -> int:
+        """Process of a part."""
+        return self.children[name].process.pid
+
+    def tend(self) -> None:
+        """Looks after the children once: call it a few times a second."""
+        now = time.monotonic()
+        for name, child in self.children.items():
+            if child.restart_at is None and child.process.poll() is not None:
+                if now - child.started > _STEADY:
+                    child.pause = _FIRST_PAUSE
+                child.restart_at = now + child.pause
+                code = child.process.returncode
+                self.write("appa", f"{name} ended with {code}; restart in {child.pause:.1f} s")
+                child.pause = min(2 * child.pause, _LONGEST_PAUSE)
+            elif child.restart_at is not None and now >= child.restart_at:
+                child.process = self._spawn(child.part)
+                child.started, child.restart_at = now, None
+
+    def stop(self) -> None:
+        """Asks our own parts to stop, all at once, then the rest; kills what does not."""
+        first, *others = self.parts
+        self._stop([part.name for part in others])
+        self._stop([first.name])
+
+    def _stop(self, names: Sequence[str]) -> None:
+        running = [self.children[n] for n in names if n in self.children]
+        running = [child for child in running if child.process.poll() is None]
+        for child in running:
+            child.process.terminate()
+        for child in running:
+            try:
+                child.process.wait(child.part.stop_seconds)
+            except subprocess.TimeoutExpired:
+                self.write("appa", f"{child.part.name} did not stop in time: killed")
+            with suppress(ProcessLookupError):  # and whatever it started
+                os.killpg(child.process.pid, signal.SIGKILL)
+            child.process.wait()
+
+    def _spawn(self, part: Part) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            part.command,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the supervisor alone
+            preexec_fn=_die_with_parent,
+        )
+        threading.Thread(
+            target=self._copy,
+            args=(part.name, process.stdout),
+            name=f"log-{part.name}",
+            daemon=True,
+        ).start()
+        return process
+
+    def _copy(self, name: str, stream: IO[bytes]) -> None:
+        with stream:
+            for line in stream:
+                self.write(name, line.decode(errors="replace").rstrip())
