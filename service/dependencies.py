@@ -1,0 +1,108 @@
+"""What routes ask for by type: the gateway, and the key of the caller with its scopes."""
+
+from typing import Annotated
+
+import structlog
+from anyio import to_thread
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from service.errors import QueueQuota, RateLimited, Unauthenticated
+from service.gateway import Gateway
+from service.keys import OPEN, ApiKey, Scope
+
+BEARER = HTTPBearer(auto_error=False, description="`Authorization: Bearer appa_…`")
+HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key, alone.")
+
+
+async def get_gateway(request: Request) -> Gateway:
+    """The gateway of the application that serves this request."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+GatewayDep = Annotated[Gateway, Depends(get_gateway)]
+
+
+async def get_caller(
+    gateway: GatewayDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+    header: Annotated[str | None, Security(HEADER)],
+) -> ApiKey:
+    """The key of this request, counted against its rate.
+
+    Raises:
+        Unauthenticated: Without a key where one is needed, or with a wrong one.
+        RateLimited: Above the key's rate.
+    """
+    presented = bearer.credentials if bearer else header
+    if presented is None:
+        if not gateway.settings.keys_required:
+            return OPEN
+        raise Unauthenticated(
+            "Expected an API key in 'Authorization: Bearer …' or 'X-API-Key'; got none. Ask the "
+            "operator for one (`appa keys create`)."
+        )
+    key = gateway.keys.check(presented)
+    structlog.contextvars.bind_contextvars(api_key=key.id)
+    limit = key.requests_per_minute
+    limit = gateway.settings.requests_per_minute if limit is None else limit
+    if limit:
+        allowance = await to_thread.run_sync(gateway.stores.quotas.take, key.id, limit)
+        if not allowance.allowed:
+            raise RateLimited(
+                f"Expected at most {limit} requests a minute with key '{key.id}'; try again in "
+                f"{allowance.retry_after} s.",
+                allowance.retry_after,
+            )
+    return key
+
+
+AnyCaller = Annotated[ApiKey, Depends(get_caller)]
+
+
+async def observation_writer(key: AnyCaller) -> ApiKey:
+    """A caller that may upload."""
+    return key.need(Scope.OBSERVATIONS_WRITE)
+
+
+async def observation_sender_or_reader(key: AnyCaller) -> ApiKey:
+    """A caller that may see uploads."""
+    return key.need(Scope.OBSERVATIONS_WRITE, Scope.ANALYSES_READ)
+
+
+async def job_writer(key: AnyCaller) -> ApiKey:
+    """A caller that may submit and cancel jobs."""
+    return key.need(Scope.JOBS_WRITE)
+
+
+async def job_reader(key: AnyCaller) -> ApiKey:
+    """A caller that may see jobs."""
+    return key.need(Scope.JOBS_WRITE, Scope.ANALYSES_READ)
+
+
+async def reader(key: AnyCaller) -> ApiKey:
+    """A caller that may read observations and analyses."""
+    return key.need(Scope.ANALYSES_READ)
+
+
+ObservationWriter = Annotated[ApiKey, Depends(observation_writer)]
+UploadReader = Annotated[ApiKey, Depends(observation_sender_or_reader)]
+JobWriter = Annotated[ApiKey, Depends(job_writer)]
+JobReader = Annotated[ApiKey, Depends(job_reader)]
+Reader = Annotated[ApiKey, Depends(reader)]
+
+
+def check_queue_quota(gateway: Gateway, key: ApiKey) -> None:
+    """Refuses another job to a key with too many unfinished ones.
+
+    Raises:
+        QueueQuota: At or above the quota.
+    """
+    quota = gateway.settings.queued_jobs_per_key if key.queued_jobs is None else key.queued_jobs
+    if key.id and quota and (unfinished := gateway.stores.jobs.active(key.id)) >= quota:
+        raise QueueQuota(
+            f"Expected at most {quota} unfinished jobs with key '{key.id}'; there are {unfinished}. "
+            "Wait for one to end or cancel one.",
+            30,
+        )

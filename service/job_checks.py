@@ -1,0 +1,91 @@
+"""Whether a job can be done by the workers that run now; if not, what can."""
+
+from collections.abc import Collection
+
+from model.domain.errors import InvalidInput, UnknownName
+from service.errors import Unavailable
+from service.gateway import Gateway
+from worker.jobs.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
+from worker.jobs.queues import GPU_QUEUE
+from worker.jobs.workers import Capabilities, merge
+
+AnySpec = FilteringSpec | ForecastSpec | ReanalysisSpec
+MAX_BATCHES = 1000
+
+
+def ready_capabilities(gateway: Gateway) -> Capabilities:
+    """What running workers can do.
+
+    Raises:
+        Unavailable: If no model worker is ready, with what is known about why.
+    """
+    reports = gateway.stores.workers.alive()
+    ready = [r for r in reports if r.ready]
+    if not any(GPU_QUEUE in r.queues for r in ready):
+        starting = [r.name for r in reports if GPU_QUEUE in r.queues]
+        why = (
+            f"{', '.join(starting)} still loads its model"
+            if starting
+            else "no model worker has reported; start one with `appa up` or `appa worker gpu`"
+        )
+        raise Unavailable(
+            f"Expected a ready model worker; {why}. Nothing was queued.",
+            code="no_worker",
+            retry_after=15 if starting else 60,
+        )
+    return merge(ready)
+
+
+def _known(field: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise UnknownName(
+            f"Expected '{field}' to be one of those running workers know "
+            f"({', '.join(known) or 'none'}); got '{name}'.",
+            field=field,
+            known=list(known),
+        )
+
+
+def check_job(gateway: Gateway, spec: AnySpec) -> None:
+    """Checks names and bounds in `spec` against what running workers report.
+
+    Raises:
+        UnknownName: A model, format, upload or analysis that is not known; names the known ones.
+        InvalidInput: More members than the model takes.
+        Unavailable: No worker could run it.
+    """
+    can = ready_capabilities(gateway)
+    models = {m.name: m for m in can.models}
+    if spec.model is not None:
+        _known("model", spec.model, models)
+    for output in spec.outputs:
+        _known("outputs", output, can.formats)
+    chosen = models.get(spec.model) if spec.model else next(iter(models.values()), None)
+    if chosen and chosen.max_members and spec.members > chosen.max_members:
+        raise InvalidInput(
+            f"Expected at most {chosen.max_members} members with model '{chosen.name}'; got "
+            f"{spec.members}.",
+            field="members",
+        )
+    _check_references(gateway, spec)
+
+
+def _check_references(gateway: Gateway, spec: AnySpec) -> None:
+    batches = spec.observations.batches or []
+    if len(batches) > MAX_BATCHES:
+        raise InvalidInput(
+            f"Expected at most {MAX_BATCHES} uploads; got {len(batches)}.",
+            field="observations.batches",
+        )
+    for batch_id in batches:
+        if gateway.stores.batches.find(batch_id) is None:
+            raise UnknownName(
+                f"Expected the id of an upload; got '{batch_id}'.", field="observations.batches"
+            )
+    if isinstance(spec, ForecastSpec) and spec.analysis_id is not None:
+        accepted = gateway.analyses.find(spec.analysis_id)
+        if accepted is None:
+            raise UnknownName(
+                f"Expected the id of a published analysis; got '{spec.analysis_id}'.",
+                field="analysis_id",
+            )

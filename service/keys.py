@@ -1,0 +1,191 @@
+"""API keys: made here, kept as hashes in one file of the data folder, checked on each request.
+
+A key is `appa_<id>_<secret>` with 256 random bits, so a plain SHA-256 is enough to keep it: there
+is nothing to guess, and a slow hash would only help those who send wrong keys to burn our time.
+"""
+
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.domain.errors import InvalidInput
+from service.errors import Forbidden, NotFound, Unauthenticated
+
+REFRESH_SECONDS = 1.0
+
+
+class Scope(StrEnum):
+    """What a key may do."""
+
+    OBSERVATIONS_WRITE = "observations:write"
+    JOBS_WRITE = "jobs:write"
+    ANALYSES_READ = "analyses:read"
+    ADMIN = "admin"
+
+
+class ApiKey(BaseModel):
+    """A key as it is kept: without the secret."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(description="Public part of the key; stands in logs and job records.")
+    name: str = Field(description="Whose it is or what for.")
+    sha256: str = Field(description="Hash of the secret part.")
+    scopes: frozenset[Scope] = Field(description="What it may do.")
+    created: datetime = Field(description="UTC.")
+    expires: datetime | None = Field(default=None, description="UTC; null for never.")
+    requests_per_minute: int | None = Field(
+        default=None, ge=0, description="Null for the gateway's rate."
+    )
+    queued_jobs: int | None = Field(default=None, ge=0, description="Null for the gateway's quota.")
+
+    def allows(self, *scopes: Scope) -> bool:
+        """Whether one of `scopes` is granted; `admin` grants all."""
+        return Scope.ADMIN in self.scopes or not self.scopes.isdisjoint(scopes)
+
+    def need(self, *scopes: Scope) -> Self:
+        """This key.
+
+        Raises:
+            Forbidden: If none of `scopes` is granted.
+        """
+        if not self.allows(*scopes):
+            raise Forbidden(
+                f"Expected a key with the scope {' or '.join(scopes)}; key '{self.id}' has "
+                f"{', '.join(sorted(self.scopes)) or 'none'}.",
+                key=self.id,
+                scopes=sorted(scopes),
+            )
+        return self
+
+
+OPEN = ApiKey(
+    id="",
+    name="no key needed",
+    sha256="",
+    scopes=frozenset(Scope),
+    created=datetime(1970, 1, 1, tzinfo=UTC),
+    requests_per_minute=0,
+    queued_jobs=0,
+)
+"""Who everybody is on a gateway that only this machine reaches and that asks for no key."""
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class KeyFile:
+    """The keys of one data folder. A change is seen by all gateways within a second."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._keys: dict[str, ApiKey] = {}
+        self._stamp: tuple[int, int] | None = None
+        self._read_at = -REFRESH_SECONDS
+
+    def all(self) -> dict[str, ApiKey]:
+        """The keys by id."""
+        now = time.monotonic()
+        if now - self._read_at >= REFRESH_SECONDS:
+            self._read_at = now
+            self._read()
+        return self._keys
+
+    def check(self, presented: str) -> ApiKey:
+        """The key that was presented.
+
+        Raises:
+            Unauthenticated: If it is malformed, unknown, revoked or expired (not said which).
+        """
+        prefix, _, rest = presented.partition("_")
+        key_id, _, secret = rest.partition("_")
+        key = self.all().get(key_id)
+        # Compared for unknown ids too, so that the time taken tells nothing.
+        same = hmac.compare_digest(_digest(secret), key.sha256 if key else _digest(""))
+        expired = key is not None and key.expires is not None and key.expires <= datetime.now(UTC)
+        if prefix != "appa" or key is None or not same or expired:
+            raise Unauthenticated(
+                "Expected a valid API key in 'Authorization: Bearer …' or 'X-API-Key'; this one is "
+                "not known, revoked or expired. Ask the operator (`appa keys create`)."
+            )
+        return key
+
+    def create(
+        self,
+        name: str,
+        scopes: list[Scope],
+        *,
+        expires: datetime | None = None,
+        requests_per_minute: int | None = None,
+        queued_jobs: int | None = None,
+    ) -> tuple[str, ApiKey]:
+        """A new key and its record; the key itself is shown once and never stored."""
+        if not scopes:
+            raise InvalidInput(f"Expected at least one scope of {', '.join(Scope)}; got none.")
+        secret = secrets.token_hex(32)
+        key = ApiKey(
+            id=secrets.token_hex(4),
+            name=name,
+            sha256=_digest(secret),
+            scopes=frozenset(scopes),
+            created=datetime.now(UTC).replace(microsecond=0),
+            expires=expires,
+            requests_per_minute=requests_per_minute,
+            queued_jobs=queued_jobs,
+        )
+        with self._changing() as keys:
+            keys[key.id] = key
+        return f"appa_{key.id}_{secret}", key
+
+    def revoke(self, key_id: str) -> ApiKey:
+        """Removes a key.
+
+        Raises:
+            NotFound: If there is none of that id.
+        """
+        with self._changing() as keys:
+            if key_id not in keys:
+                known = ", ".join(keys) or "none"
+                raise NotFound(f"Expected the id of a key; got '{key_id}'. Known: {known}.")
+            return keys.pop(key_id)
+
+    def _read(self) -> None:
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            self._keys, self._stamp = {}, None
+            return
+        stamp = (stat.st_mtime_ns, stat.st_ino)
+        if stamp != self._stamp:
+            entries = json.loads(self.path.read_text())["keys"]
+            self._keys = {e["id"]: ApiKey.model_validate(e) for e in entries}
+            self._stamp = stamp
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, ApiKey]]:
+        """The keys, written back in one step at the end; one writer at a time."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._read()
+            keys = dict(self._keys)
+            yield keys
+            entries = [k.model_dump(mode="json") for k in keys.values()]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.touch(mode=0o600)
+            temporary.write_text(json.dumps({"keys": entries}, indent=1))
+            os.replace(temporary, self.path)
+            self._read()

@@ -1,0 +1,55 @@
+"""The gateway's application: `create_app` builds everything, so that a test builds its own."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from service.gateway import open_gateway, running
+from service.middleware import BodyLimit, RequestContext
+from service.openapi import describe
+from service.problems import add_problem_handlers
+from service.routes import analyses, capabilities, health, jobs, observations, problems
+from service.settings import GatewaySettings
+from service.version import VERSION
+
+WEB = Path(__file__).parent / "web"
+V1: tuple[APIRouter, ...] = (
+    observations.router,
+    jobs.router,
+    analyses.router,
+    capabilities.router,
+)
+"""Routers under `/v1`; a new one is a line here."""
+ROOT: tuple[APIRouter, ...] = (health.router, problems.router)
+
+
+async def viewer() -> FileResponse:
+    """The viewer: one page, no build step."""
+    return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})
+
+
+def create_app(settings: GatewaySettings | None = None) -> FastAPI:
+    """The application for `settings` (default: from the environment)."""
+    settings = settings or GatewaySettings()
+    app = FastAPI(
+        title="Appa Service",
+        version=VERSION,
+        lifespan=running,
+        root_path=settings.root_path,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    gateway = app.state.gateway = open_gateway(settings)
+    for router in V1:
+        app.include_router(router, prefix="/v1")
+    for router in ROOT:
+        app.include_router(router)
+    app.mount("/web", StaticFiles(directory=WEB), name="web")
+    app.add_api_route("/", viewer, include_in_schema=False)
+    add_problem_handlers(app)
+    app.add_middleware(BodyLimit, limit=settings.max_json_bytes, except_path="/v1/observations")
+    app.add_middleware(RequestContext, metrics=gateway.metrics)
+    describe(app)
+    return app

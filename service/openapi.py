@@ -1,0 +1,81 @@
+"""The OpenAPI document: problem documents for every error, and descriptions of the whole."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.errors import PROBLEM_JSON, PROBLEMS
+from service.problems import Problem
+
+DESCRIPTION = """\
+Observations in, analyses out: upload BUFR, GRIB or tables, submit filtering, forecast or
+reanalysis jobs, follow them, download NetCDF. Every error is an RFC 9457 problem document with a
+stable `code`. See `docs/api.md`.
+"""
+
+TAGS = [
+    {"name": "observations", "description": "Uploads, and queries of the stored observations."},
+    {"name": "jobs", "description": "Filtering, forecast and reanalysis on a warm model."},
+    {"name": "analyses", "description": "Published results and their files."},
+    {"name": "system", "description": "What running workers can do, health, metrics."},
+]
+
+
+def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Documentation of the errors a route answers with; those of every route are included."""
+    found: dict[int | str, dict[str, Any]] = {}
+    always = ("bad_request", "unauthenticated", "forbidden", "rate_limited")
+    for code in (*always, *codes, "internal_error", "broker_unavailable"):
+        kind = PROBLEMS[code]
+        entry = found.setdefault(
+            kind.status,
+            {
+                "description": kind.title,
+                "content": {
+                    PROBLEM_JSON: {
+                        "schema": {"$ref": "#/components/schemas/Problem"},
+                        "examples": {},
+                    }
+                },
+            },
+        )
+        entry["content"][PROBLEM_JSON]["examples"][code] = {"value": _example(code)}
+    return found
+
+
+def _example(code: str) -> dict[str, Any]:
+    kind = PROBLEMS[code]
+    return {
+        "type": f"/problems/{code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": "What was expected, what came and what to do.",
+        "code": code,
+        "request_id": "0f4d1b7e",
+    }
+
+
+def describe(app: FastAPI) -> None:
+    """Replaces the document of `app` by the complete one, made once on first use."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=DESCRIPTION,
+                routes=app.routes,
+                tags=TAGS,
+                license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            )
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas["Problem"] = schema
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

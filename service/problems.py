@@ -1,0 +1,182 @@
+"""From exceptions to problem documents, for the framework's errors as well as our own."""
+
+import errno
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from kombu.exceptions import OperationalError
+from pydantic import BaseModel, Field
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from model.domain.errors import AppaError, StorageError
+from service.errors import PROBLEM_JSON, PROBLEMS, RequestError
+
+JOB_KINDS = ("filtering", "forecast", "reanalysis")
+"""Parts of a field's path that only say which kind of job was read."""
+
+CODES_BY_STATUS = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    408: "upload_stalled",
+    409: "move_refused",
+    413: "too_large",
+    415: "unsupported_content",
+    422: "invalid_input",
+}
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field."""
+
+    field: str = Field(description="Where: a parameter, or a path into the body such as `steps`.")
+    message: str = Field(description="What was expected and what came.")
+    known: list[str] | None = Field(
+        default=None, description="The possible values, where they are few."
+    )
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem document."""
+
+    type: str = Field(description="Address of the description of this kind of problem.")
+    title: str = Field(description="What kind of problem it is; the same text each time.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What was expected, what came and what to do.")
+    code: str = Field(description="Stable identifier for programs.")
+    instance: str | None = Field(default=None, description="Path of the request.")
+    request_id: str | None = Field(
+        default=None, description="Also in `X-Request-ID` and in the log."
+    )
+    errors: list[FieldProblem] | None = Field(
+        default=None, description="One entry for each bad field."
+    )
+    context: dict[str, Any] | None = Field(default=None, description="Values for programs.")
+
+
+def problem_response(
+    request: Request,
+    code: str,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    errors: list[FieldProblem] | None = None,
+    context: dict[str, Any] | None = None,
+) -> Response:
+    """The problem document of `code`."""
+    kind = PROBLEMS.get(code, PROBLEMS["internal_error"])
+    problem = Problem(
+        type=f"{request.scope.get('root_path', '')}/problems/{code}",
+        title=kind.title,
+        status=kind.status,
+        detail=detail,
+        code=code,
+        instance=request.url.path,
+        request_id=request.scope.get("appa.request_id"),
+        errors=errors,
+        context=context,
+    )
+    return JSONResponse(
+        problem.model_dump(mode="json", exclude_none=True),
+        status_code=kind.status,
+        headers=dict(headers or {}),
+        media_type=PROBLEM_JSON,
+    )
+
+
+def _is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__
+    return False
+
+
+def appa_problem(request: Request, error: AppaError) -> Response:
+    """Our own errors: the code is theirs; a field named in the context becomes an entry."""
+    code = error.code if error.code in PROBLEMS else "invalid_input"
+    if isinstance(error, StorageError) and _is_full(error):
+        code = "disk_full"
+    context = {k: v for k, v in error.context.items() if v is not None}
+    errors = None
+    if "field" in context:
+        field, known = str(context.pop("field")), context.pop("known", None)
+        errors = [FieldProblem(field=field, message=error.message, known=known)]
+    headers = error.headers if isinstance(error, RequestError) else None
+    return problem_response(
+        request, code, error.message, headers=headers, errors=errors, context=context or None
+    )
+
+
+def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
+    place = [str(part) for part in error["loc"]]
+    # The framework puts where it looked first: ("body", "steps"), ("query", "limit").
+    if place[0] == "body":
+        place = [part for part in place[1:] if part not in JOB_KINDS]
+    field = ".".join(place)
+    context = error.get("ctx", {})
+    expected = context.get("expected", context.get("expected_tags"))
+    known = None
+    if error["type"] in ("enum", "literal_error", "union_tag_invalid") and expected:
+        expected = str(expected)
+        field = field or "kind"
+        known = [part.strip("' ") for part in expected.replace(" or ", ", ").split(",")]
+    got = repr(error.get("input"))
+    came = f" Got {got}." if error["type"] != "missing" and len(got) < 120 else ""
+    return FieldProblem(field=field or "body", message=f"{error['msg']}.{came}", known=known)
+
+
+def validation_problem(request: Request, error: RequestValidationError) -> Response:
+    """Requests that do not fit the schema: one entry for each field."""
+    errors = [_field_problem(e) for e in error.errors()]
+    fields = ", ".join(dict.fromkeys(e.field for e in errors))
+    detail = f"The request does not fit its contract in: {fields}. See `errors` for each field."
+    return problem_response(request, "invalid_input", detail, errors=errors)
+
+
+def http_problem(request: Request, error: HTTPException) -> Response:
+    """Errors of the framework: unknown path, wrong method, unreadable body."""
+    code = CODES_BY_STATUS.get(error.status_code)
+    if code is None:
+        code = "bad_request" if error.status_code < 500 else "internal_error"
+    detail = str(error.detail)
+    if detail == HTTPStatus(error.status_code).phrase:
+        detail = f"{request.method} {request.url.path}: {detail}."
+    return problem_response(request, code, detail, headers=error.headers)
+
+
+def broker_problem(request: Request, error: Exception) -> Response:
+    """Redis is away: nothing is lost, the client may try again."""
+    structlog.get_logger().error("broker_unavailable", error=str(error))
+    detail = "The job store did not answer; nothing was changed. Try again in a few seconds."
+    return problem_response(request, "broker_unavailable", detail, headers={"Retry-After": "5"})
+
+
+def storage_problem(request: Request, error: OSError) -> Response:
+    """The data folder failed."""
+    structlog.get_logger().error("storage_error", error=str(error))
+    code = "disk_full" if _is_full(error) else "storage_error"
+    detail = f"The data folder failed: {error.strerror or error}. Nothing of the request was kept."
+    return problem_response(request, code, detail, headers={"Retry-After": "30"})
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Makes every error of `app` a problem document."""
+    handlers: dict[Any, Any] = {
+        AppaError: appa_problem,
+        RequestValidationError: validation_problem,
+        HTTPException: http_problem,
+        RedisError: broker_problem,
+        OperationalError: broker_problem,
+        OSError: storage_problem,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)

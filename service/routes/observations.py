@@ -1,0 +1,123 @@
+"""Uploads of observations and queries of those stored."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+
+from service.containers import CONTAINERS
+from service.dependencies import GatewayDep, ObservationWriter, UploadReader
+from service.openapi import problems
+from service.receive import Sender, receive_batch
+from service.schemas import BatchPage
+from worker.jobs.batch import BatchRecord, BatchState
+
+router = APIRouter(tags=["observations"])
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "One file."},
+        "report_type": {"type": "string"},
+        "errors": {"type": "string"},
+        "decoder": {"type": "string"},
+    },
+}
+UPLOAD_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The file itself; its first bytes tell the format, not the media type. "
+        + " ".join(f"`{c.name}`: {c.meaning}." for c in CONTAINERS.values()),
+        "content": {
+            "application/octet-stream": _BINARY,
+            "application/bufr": _BINARY,
+            "text/csv": {
+                "schema": {"type": "string"},
+                "example": "time,lat,lon,station_id,variable,obs_value\n"
+                "2025-01-01T06:00:00Z,48.2,16.4,11035,2m_temperature,274.3\n",
+            },
+            "multipart/form-data": {"schema": _FORM},
+        },
+    }
+}
+_LOCATION = {"Location": {"description": "Where its state is.", "schema": {"type": "string"}}}
+_BATCH = {"application/json": {"schema": {"$ref": "#/components/schemas/BatchRecord"}}}
+
+
+@router.post(
+    "/observations",
+    status_code=202,
+    response_model=BatchRecord,
+    responses={
+        **problems(
+            "upload_stalled",
+            "too_large",
+            "unsupported_content",
+            "invalid_input",
+            "idempotency_conflict",
+            "storage_error",
+            "disk_full",
+        ),
+        200: {
+            "description": "The same content came before: that batch.",
+            "headers": _LOCATION,
+            "content": _BATCH,
+        },
+        202: {"description": "Received whole; ingest follows.", "headers": _LOCATION},
+    },
+    openapi_extra=UPLOAD_BODY,
+)
+async def upload_batch(
+    request: Request,
+    response: Response,
+    gateway: GatewayDep,
+    key: ObservationWriter,
+    report_type: Annotated[
+        str | None, Query(description="Network of all reports, for forms that name none.")
+    ] = None,
+    errors: Annotated[
+        str | None,
+        Query(description="Observation errors of this upload, JSON.", max_length=65536),
+    ] = None,
+    decoder: Annotated[
+        str | None, Query(description="Options of the decoder, JSON.", max_length=65536)
+    ] = None,
+    file_name: Annotated[str, Query(description="For people.", max_length=255)] = "",
+    idempotency_key: Annotated[
+        str, Header(description="Sending it again gives the same batch.", max_length=255)
+    ] = "",
+) -> BatchRecord:
+    """Receives one file of observations, streamed to disk, and queues it for ingest."""
+    sender = Sender(key.id, idempotency_key, file_name, report_type, errors, decoder)
+    batch, created = await receive_batch(request, gateway, sender)
+    response.status_code = 202 if created else 200
+    response.headers["Location"] = (
+        f"{request.scope.get('root_path', '')}/v1/observations/{batch.id}"
+    )
+    return batch
+
+
+@router.get("/batches", responses=problems("invalid_input"))
+def list_batches(
+    gateway: GatewayDep,
+    _: UploadReader,
+    state: Annotated[BatchState | None, Query(description="Only in this state.")] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[
+        str | None, Query(description="`next_cursor` of the page before.", max_length=100)
+    ] = None,
+) -> BatchPage:
+    """Uploads, newest first."""
+    page = gateway.stores.batches.page(state=state or "", cursor=cursor or "", limit=limit)
+    return BatchPage(items=page.items, next_cursor=page.next_cursor, total=page.total)
+
+
+@router.get("/observations/{batch_id}", responses=problems("not_found"))
+def read_batch(
+    batch_id: Annotated[str, Path(description="From the answer to the upload.")],
+    gateway: GatewayDep,
+    _: UploadReader,
+) -> BatchRecord:
+    """State of an upload, and once ingested: counts by variable, network and rejecting check."""
+    return gateway.stores.batches.get(batch_id)

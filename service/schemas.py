@@ -1,0 +1,123 @@
+"""What the gateway answers besides the records of `worker.jobs`, which it shows as they are."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from worker.jobs.batch import BatchRecord
+from worker.jobs.job import JobRecord
+from worker.jobs.manifest import AnalysisManifest
+from worker.jobs.workers import ModelInfo, WorkerReport
+
+_NEXT = "Give it as `cursor` for the next page; null on the last."
+
+
+class JobPage(BaseModel):
+    """Jobs, newest first."""
+
+    items: list[JobRecord]
+    next_cursor: str | None = Field(default=None, description=_NEXT)
+    total: int = Field(description="Matching jobs in all.")
+
+
+class BatchPage(BaseModel):
+    """Uploads, newest first."""
+
+    items: list[BatchRecord]
+    next_cursor: str | None = Field(default=None, description=_NEXT)
+    total: int = Field(description="Matching uploads in all.")
+
+
+class AnalysisList(BaseModel):
+    """Published analyses, latest valid time first."""
+
+    items: list[AnalysisManifest]
+    next_cursor: str | None = Field(default=None, description=_NEXT)
+    total: int = Field(description="Matching analyses in all.")
+
+
+class LatestFile(BaseModel):
+    """One file of the latest analysis."""
+
+    name: str
+    url: str = Field(description="Path on this gateway.")
+    size: int
+    sha256: str
+    media_type: str
+    role: str
+
+
+class LatestAnalysis(BaseModel):
+    """The newest analysis of one kind."""
+
+    analysis_id: str
+    kind: str
+    valid_time: datetime
+    flavour: str
+    revision: int
+    created: datetime
+    files: list[LatestFile]
+
+
+class UploadFormat(BaseModel):
+    """A format that uploads may have."""
+
+    name: str
+    meaning: str
+    media_type: str
+
+
+class CapabilitiesView(BaseModel):
+    """What can be asked of this system now."""
+
+    version: str = Field(description="Of the gateway.")
+    models: list[ModelInfo] = Field(description="Loaded checkpoints, the default one first.")
+    formats: dict[str, str] = Field(description="Output formats of running workers.")
+    decoders: dict[str, str] = Field(description="Input formats of running workers.")
+    networks: list[str] = Field(description="Report types.")
+    variables: dict[str, str] = Field(description="Ids of the vocabulary and their units.")
+    qc_outcomes: dict[str, str] = Field(description="Names in `rejected_by` and their meaning.")
+    uploads: list[UploadFormat] = Field(description="Formats the gateway recognises.")
+    job_kinds: list[str]
+    limits: dict[str, int] = Field(description="Bounds of this gateway.")
+    workers: list[WorkerReport] = Field(description="Processes heard of lately.")
+
+
+class Check(BaseModel):
+    """One part of readiness."""
+
+    ok: bool
+    detail: str = ""
+
+
+class Readiness(BaseModel):
+    """Whether the system can do its job now."""
+
+    ready: bool
+    checks: dict[str, Check] = Field(description="`redis`, `storage`, and one for each queue.")
+    models: list[str] = Field(description="Loaded checkpoints.")
+    warnings: list[str] = Field(default=[], description="Settings of Redis that lose data.")
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    status: str = "alive"
+    version: str
+
+
+class QueueMessage(BaseModel):
+    """Data of the event `queue`."""
+
+    queue_position: int
+
+
+JobEvents: dict[str, Any] = {
+    "snapshot": "the whole job, first thing after connecting",
+    "state": "the job moved: `{state, time}` and `error`",
+    "progress": "`{phase, step, steps, eta_seconds, message}`",
+    "queue": "`{queue_position}`, while it waits",
+    "done": "the whole job in its last state; the stream ends",
+}
+"""Names of the server-sent events of a job."""

@@ -1,0 +1,109 @@
+"""Settings of the gateway, read once at start from `APPA_*` environment variables."""
+
+import ipaddress
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model.domain.errors import ConfigurationError
+
+MIB = 2**20
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class GatewaySettings(BaseSettings):
+    """Everything a gateway process needs to know; unknown names are refused."""
+
+    model_config = SettingsConfigDict(env_prefix="APPA_", extra="forbid", frozen=True)
+
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; others need API keys."
+    )
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one."
+    )
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        description="Redis or Valkey that holds jobs and queues.",
+    )
+    redis_prefix: str = Field(default="appa", description="Put before every key in Redis.")
+    job_limit_seconds: int = Field(
+        default=4 * 3600, gt=0, description="No job takes longer; the same as that of the workers."
+    )
+    data_dir: Path = Field(
+        default=Path("appa-data"), description="Folder of uploads, observations and analyses."
+    )
+    require_keys: bool | None = Field(
+        default=None, description="Whether requests need an API key; unset: only off on loopback."
+    )
+    root_path: str = Field(default="", description="Path prefix that a reverse proxy strips.")
+
+    max_upload_bytes: int = Field(
+        default=4 * 1024 * MIB,
+        gt=0,
+        description="Largest accepted upload; more is refused with 413.",
+    )
+    max_json_bytes: int = Field(
+        default=MIB, gt=0, description="Largest accepted body of any other request; more is a 413."
+    )
+    min_free_bytes: int = Field(
+        default=64 * MIB,
+        ge=0,
+        description="Free space kept on the disk; uploads that would use it: 507.",
+    )
+    upload_idle_seconds: float = Field(
+        default=60.0, gt=0, description="An upload that sends nothing for so long is dropped."
+    )
+
+    requests_per_minute: int = Field(
+        default=1200,
+        ge=0,
+        description="Requests one key (or address) may make a minute; 0: no limit.",
+    )
+    queued_jobs_per_key: int = Field(
+        default=64, ge=0, description="Unfinished jobs one key may have; 0: no limit."
+    )
+    max_listeners: int = Field(
+        default=2000, gt=0, description="Event streams one gateway process holds open at once."
+    )
+    query_max_rows: int = Field(
+        default=5_000_000, gt=0, description="Rows one observation query may return; more is a 422."
+    )
+    ping_seconds: float = Field(
+        default=15.0, gt=0, description="Seconds between keep-alive comments on event streams."
+    )
+
+    log_format: Literal["console", "json"] = Field(
+        default="console",
+        description="Log lines for people, or one JSON object a line for machines.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least severe level that is logged."
+    )
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether requests need an API key."""
+        return not is_loopback(self.host) if self.require_keys is None else self.require_keys
+
+    @model_validator(mode="after")
+    def _refuse_open_gateway(self) -> Self:
+        if not self.keys_required and not is_loopback(self.host):
+            raise ConfigurationError(
+                f"Expected API keys on an address that others can reach; got host {self.host} with "
+                "APPA_REQUIRE_KEYS=false. Unset it and create a key with `appa keys create`, or "
+                "listen on 127.0.0.1.",
+                host=self.host,
+            )
+        return self

@@ -1,0 +1,50 @@
+"""Formats are told by their first bytes, whatever the file is called."""
+
+import io
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from service.containers import sniff
+
+
+def parquet() -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"a": [1]}), sink)
+    return sink.getvalue()
+
+
+def archive() -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as file:
+        file.writestr("BUFR", b"BUFR" * 100)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"BUFR\x00\x00\x60\x04", "bufr"),
+        (b"\x01\r\r\n123\r\r\nISMD02 EDZW 010000\r\r\nBUFR\x00\x00\x60\x04\x80\xff", "bufr"),
+        (b"GRIB\x00\x00\x00\x02", "grib"),
+        (b"\x00" * 100 + b"GRIB\x00\x00\x00\x02", "grib"),
+        (b"\x89HDF\r\n\x1a\n\x00", "ioda-netcdf"),
+        (b"CDF\x01\x00\x00", "ioda-netcdf"),
+        (parquet(), "parquet"),
+        (b"\xff\xffODA\x00\x01", "odb2"),
+        (b'{"type": "FeatureCollection", "features": []}', "geojson"),
+        (b"\xef\xbb\xbftime,lat,lon,variable,obs_value\n", "csv"),
+        ("time,lat,lon,name\n2025-01-01,1,2,Zürich".encode()[:-4], "csv"),
+        (b"hello, world", None),
+        (b"\x89PNG\r\n\x1a\n....BUFR", None),
+        (b"\x1f\x8b\x08\x00BUFR", None),
+        (archive(), None),
+        (b'{"kind": "filtering"}', None),
+        (b"\x00" * 64, None),
+    ],
+)
+def test_sniff(head: bytes, name: str | None) -> None:
+    container = sniff(head)
+    assert (container.name if container else None) == name
