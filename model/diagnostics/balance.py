@@ -1,0 +1,110 @@
+r"""Balances that real states keep, and generated ones should.
+
+* Geostrophic: outside the tropics the wind is close to
+  :math:`u_g = -\frac{1}{f a} \partial_\varphi \Phi`,
+  :math:`v_g = \frac{1}{f a \cos\varphi} \partial_\lambda \Phi`.
+* Hydrostatic (hypsometric): the thickness between two levels is
+  :math:`\Delta\Phi = R \overline{T_v} \ln(p_b / p_t)`, with the mean virtual temperature
+  :math:`T_v = T (1 + (1/\varepsilon - 1) q)` taken linear in ln p.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.constants import EARTH_RADIUS, EARTH_ROTATION, EPSILON, GAS_CONSTANT_DRY
+from model.domain.grids import Grid
+
+__all__ = [
+    "GeostrophicBalance",
+    "geostrophic_balance",
+    "geostrophic_wind",
+    "hydrostatic_residual",
+]
+
+
+def geostrophic_wind(geopotential: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Geostrophic wind by centred differences; meaningless close to the equator and the poles.
+
+    Arguments:
+        geopotential: m2 s-2, with shape (*, Y, X).
+        grid: The grid.
+
+    Returns:
+        Eastward and northward component in m s-1, each with shape (*, Y, X).
+    """
+    latitude = torch.from_numpy(grid.latitude).to(geopotential).deg2rad()
+    coriolis = 2.0 * EARTH_ROTATION * latitude.sin()[:, None]
+    step = 2.0 * math.pi / grid.nlon
+    eastward = (geopotential.roll(-1, -1) - geopotential.roll(1, -1)) / (2.0 * step)
+    (northward,) = torch.gradient(geopotential, spacing=(latitude,), dim=-2, edge_order=2)
+    u = -northward / (coriolis * EARTH_RADIUS)
+    v = eastward / (coriolis * EARTH_RADIUS * latitude.cos()[:, None])
+    return u, v
+
+
+@dataclass(frozen=True)
+class GeostrophicBalance:
+    """Wind against geostrophic wind, area-weighted over the extratropics; each with shape (*).
+
+    Attributes:
+        ratio: Root mean square speed of the geostrophic wind over that of the wind.
+        departure: Root mean square of wind minus geostrophic wind, over that of the wind.
+    """
+
+    ratio: Tensor
+    departure: Tensor
+
+
+def geostrophic_balance(
+    geopotential: Tensor,
+    u: Tensor,
+    v: Tensor,
+    grid: Grid,
+    band: tuple[float, float] = (30.0, 70.0),
+) -> GeostrophicBalance:
+    """How close the wind is to geostrophy at absolute latitudes inside `band`, in degrees.
+
+    Arguments:
+        geopotential: m2 s-2, with shape (*, Y, X).
+        u: Eastward wind in m s-1, with shape (*, Y, X).
+        v: Northward wind in m s-1, with shape (*, Y, X).
+        grid: The grid.
+        band: Lowest and highest absolute latitude in degrees.
+    """
+    absolute = abs(torch.from_numpy(grid.latitude))
+    inside = (absolute >= band[0]) & (absolute <= band[1])
+    weights = (torch.from_numpy(grid.area_weights) * inside).to(geopotential)[:, None]
+    u_g, v_g = (torch.nan_to_num(part) for part in geostrophic_wind(geopotential, grid))
+
+    def size(a: Tensor, b: Tensor) -> Tensor:
+        square = torch.where(weights > 0, a.square() + b.square(), 0.0)
+        return (weights * square).sum(dim=(-2, -1)).sqrt()
+
+    wind = size(u, v)
+    return GeostrophicBalance(size(u_g, v_g) / wind, size(u - u_g, v - v_g) / wind)
+
+
+def hydrostatic_residual(
+    geopotential: Tensor, temperature: Tensor, humidity: Tensor, levels: Sequence[float]
+) -> Tensor:
+    """Virtual temperature of the thickness minus that of the profile, for each layer.
+
+    Arguments:
+        geopotential: m2 s-2, with shape (*, L, Y, X), from the top down.
+        temperature: K, same shape.
+        humidity: Specific humidity, same shape.
+        levels: Pressure of the L levels, ascending, any unit.
+
+    Returns:
+        K, with shape (*, L - 1, Y, X).
+    """
+    pressure = torch.tensor(levels, dtype=geopotential.dtype, device=geopotential.device)
+    depth = (pressure[1:] / pressure[:-1]).log()[:, None, None]
+    virtual = temperature * (1.0 + (1.0 / EPSILON - 1.0) * humidity)
+    mean = (virtual[..., 1:, :, :] + virtual[..., :-1, :, :]) / 2.0
+    thickness = geopotential[..., :-1, :, :] - geopotential[..., 1:, :, :]
+    return thickness / (GAS_CONSTANT_DRY * depth) - mean
