@@ -1,0 +1,167 @@
+"""LatentModel: everything a task needs of a checkpoint, loaded once and used by all tasks.
+
+Physical states -> standardised states -> latents -> standardised latents, in which the denoiser
+works; and back.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.autoencoder import Autoencoder
+from model.checkpoints.card import Card
+from model.denoiser import BlanketDenoiser
+from model.domain.errors import InvalidInput
+from model.domain.grids import Grid
+from model.domain.variables import Channel
+from model.nn.precision import Precision, reduced_precision
+from model.normalisation import LatentNormalisation, StateNormalisation
+from model.operators.domain import ModelDomain, Statics
+from model.schedule import SCHEDULES, NoiseSchedule
+
+__all__ = ["LatentModel"]
+
+_WEIGHTING = "weighting_function."
+
+
+class LatentModel(nn.Module):
+    """Autoencoder, denoiser, statistics and grid of one checkpoint.
+
+    Arguments:
+        card: The description all of it follows.
+        autoencoder: States to latents and back.
+        denoise: The denoiser of blankets of standardised latents.
+        state_normalisation: Statistics of the states.
+        latent_normalisation: Statistics of the latents.
+        static: Unchanging fields by name, each with shape (Y, X): `orography` in m above mean
+            sea level, `land_sea_mask` as a fraction; and `weighting_function.<number>`, with
+            shape (levels,), for brightness temperatures.
+        precision: Of the products inside the networks.
+    """
+
+    def __init__(
+        self,
+        card: Card,
+        autoencoder: Autoencoder,
+        denoise: BlanketDenoiser,
+        state_normalisation: StateNormalisation,
+        latent_normalisation: LatentNormalisation,
+        static: Mapping[str, Tensor] | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__()
+        self.card = card
+        self.autoencoder = autoencoder
+        self.denoise = denoise
+        self.state_normalisation = state_normalisation
+        self.latent_normalisation = latent_normalisation
+        self.static = dict(static or {})
+        self.precision: Precision = precision
+        self.denoise.precision = precision
+        self._grid = card.grid.grid()
+        self._channels = card.parsed_channels()
+        self._check_static()
+
+    @property
+    def grid(self) -> Grid:
+        """The horizontal grid of the states."""
+        return self._grid
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """C channels, in order."""
+        return self._channels
+
+    @property
+    def blanket_size(self) -> int:
+        """K, states denoised together."""
+        return self.card.blanket.size
+
+    @property
+    def blanket_stride(self) -> int:
+        """Default number of states between the starts of neighbouring blankets."""
+        return self.card.blanket.stride
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """(C, Y, X)."""
+        return len(self._channels), *self._grid.shape
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(c, h, w)."""
+        return self.card.latent_shape
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of training."""
+        chosen = self.card.schedule
+        return SCHEDULES[chosen.name](chosen.sigma_min, chosen.sigma_max)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.autoencoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters."""
+        return next(self.autoencoder.parameters()).dtype
+
+    @property
+    def statics(self) -> Statics:
+        """The unchanging fields, for observation operators."""
+        fields = {k: v.double().cpu().numpy() for k, v in self.static.items()}
+        weights = {
+            int(k.removeprefix(_WEIGHTING)): v
+            for k, v in fields.items()
+            if k.startswith(_WEIGHTING)
+        }
+        return Statics(fields.get("orography"), fields.get("land_sea_mask"), weights)
+
+    def domain(self, length: int) -> ModelDomain:
+        """What observation operators of a trajectory of `length` hourly states are built from."""
+        return ModelDomain(self.grid, self.channels, length, self.statics)
+
+    def encode(self, states: Tensor) -> Tensor:
+        """
+        Arguments:
+            states: Physical states in SI units, with shape (*, C, Y, X); NaN where undefined.
+
+        Returns:
+            Standardised latents, with shape (*, c, h, w).
+        """
+        standardised = self.state_normalisation.standardise(states.to(self.device, self.dtype))
+        with reduced_precision(self.device, self.precision):
+            latents = self.autoencoder.encode(standardised)
+        return self.latent_normalisation.standardise(latents.to(self.dtype))
+
+    def decode(self, latents: Tensor, *, mask: bool = True) -> Tensor:
+        """
+        Arguments:
+            latents: Standardised latents, with shape (*, c, h, w).
+            mask: Whether the sea surface temperature is NaN on land; off where gradients are
+                wanted.
+
+        Returns:
+            Physical states in SI units, with shape (*, C, Y, X).
+        """
+        return self.state_normalisation.physical(self.decode_standardised(latents), mask=mask)
+
+    def decode_standardised(self, latents: Tensor) -> Tensor:
+        """Standardised latents (*, c, h, w) to standardised states (*, C, Y, X)."""
+        restored = self.latent_normalisation.restore(latents)
+        with reduced_precision(self.device, self.precision):
+            states = self.autoencoder.decode(restored)
+        return states.to(latents.dtype)
+
+    def _check_static(self) -> None:
+        for name, field in self.static.items():
+            wanted = (len(self.card.levels),) if name.startswith(_WEIGHTING) else self.grid.shape
+            if tuple(field.shape) != wanted or not np.isfinite(field.cpu().numpy()).all():
+                raise InvalidInput(
+                    f"Expected a finite static field '{name}' with shape {wanted}; got shape "
+                    f"{tuple(field.shape)}."
+                )

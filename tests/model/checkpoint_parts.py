@@ -1,0 +1,176 @@
+"""A tiny model with random weights, and run folders of the authors' layout made of it."""
+
+import numpy as np
+import torch
+import xarray as xr
+import yaml
+
+from model.autoencoder import Autoencoder, AutoencoderConfig
+from model.backbone import Backbone, BackboneConfig
+from model.checkpoints.assemble import assemble
+from model.checkpoints.card import BaseCard, BlanketCard, Card, GridCard
+from model.domain.variables import ATMOSPHERIC, LEVELS_ERA5_13, SURFACE, channel_names
+from model.gaussian_prior import ZonalGaussianPrior
+
+LEVELS = (100, 500, 850)
+DATE = torch.tensor([[[2021, 3, 4, h] for h in range(4)]])
+
+
+def tiny_card(**changes):
+    names = channel_names(LEVELS)
+    autoencoder = AutoencoderConfig(
+        in_channels=len(names),
+        lat_channels=2,
+        shape=(9, 14),
+        resize=4,
+        noise_level=0.1,
+        hid_channels=(4, 6, 8),
+        hid_blocks=(1, 1, 1),
+    )
+    backbone = BackboneConfig(
+        in_channels=2,
+        blanket_size=4,
+        shape=autoencoder.latent_shape[1:],
+        mod_features=8,
+        hid_channels=16,
+        hid_blocks=2,
+        attention_heads=2,
+    )
+    values = {
+        "name": "tiny",
+        "description": "A tiny model with random weights.",
+        "licence": "Apache-2.0",
+        "simulated": True,
+        "grid": GridCard(name="small", kind="gaussian", nlat=9, nlon=14),
+        "levels": LEVELS,
+        "channels": names,
+        "blanket": BlanketCard(size=4, stride=2),
+        "autoencoder": autoencoder,
+        "backbone": backbone,
+        "latent_shape": autoencoder.latent_shape,
+        "code_version": "0",
+    }
+    return Card(**(values | changes))
+
+
+def tiny_model(seed=0, based=False, static=True):
+    torch.manual_seed(seed)
+    card = tiny_card(base=BaseCard(kind="zonal_gaussian", modes=3, dense=2) if based else None)
+    base = ZonalGaussianPrior(4, card.latent_shape, 3, 2) if based else None
+    channels = len(card.channels)
+    statistics = {
+        "state_mean": 100 * torch.randn(channels),
+        "state_std": 1 + torch.rand(channels),
+        "latent_mean": torch.randn(2),
+        "latent_std": 1 + torch.rand(2),
+    }
+    land = torch.zeros(9, 14)
+    land[2:5, 3:8] = 1.0
+    fields = {"land_sea_mask": land, "orography": 500 * land} if static else {}
+    model = assemble(
+        card,
+        Autoencoder(card.autoencoder),
+        Backbone(card.backbone),
+        statistics,
+        static=fields,
+        base=base,
+    )
+    for block in model.denoise.backbone.blocks:
+        torch.nn.init.normal_(block.ada_zero[-1].weight)
+    return model.eval().requires_grad_(False)
+
+
+def write_run(root, *, levels=LEVELS_ERA5_13, seed=0):
+    """Run folders as the public implementation leaves them; returns the modules."""
+    torch.manual_seed(seed)
+    channels = len(SURFACE) + len(ATMOSPHERIC) * len(levels)
+    ae_config = AutoencoderConfig(
+        in_channels=channels,
+        lat_channels=3,
+        shape=(9, 14),
+        resize=4,
+        hid_channels=(4, 6, 8),
+        hid_blocks=(1, 0, 1),
+    )
+    vit_config = BackboneConfig(
+        in_channels=3,
+        blanket_size=6,
+        shape=ae_config.latent_shape[1:],
+        mod_features=8,
+        hid_channels=16,
+        hid_blocks=2,
+        attention_heads=2,
+    )
+    autoencoder, backbone = Autoencoder(ae_config), Backbone(vit_config)
+    ae = root / "autoencoders" / "run0"
+    vit = ae / "latents" / "dump0" / "denoisers" / "run1"
+    vit.mkdir(parents=True)
+    (ae / "config.yaml").write_text(yaml.safe_dump(_ae_yaml(levels)))
+    (vit / "config.yaml").write_text(VIT_YAML)
+    torch.save(autoencoder.state_dict(), ae / "model_best.pth")
+    torch.save(backbone.state_dict(), vit / "model_best.pth")
+    latents = {"mean": torch.randn(3), "std": 1 + torch.rand(3)}
+    torch.save(latents, ae / "latents" / "dump0" / "stats.pth")
+    statistics = write_statistics(root / "stats_era5.zarr", LEVELS_ERA5_13)
+    return autoencoder, backbone, latents, statistics
+
+
+def write_statistics(path, levels):
+    generator = np.random.default_rng(0)
+    store = xr.Dataset(coords={"statistic": ["mean", "std"], "level": list(levels)})
+    for name in SURFACE:
+        values = np.array([generator.normal(), 1 + generator.random()])
+        store[name] = xr.DataArray(values, dims=("statistic",))
+    for name in ATMOSPHERIC:
+        values = np.stack([generator.normal(size=len(levels)), 1 + generator.random(len(levels))])
+        store[name] = xr.DataArray(values, dims=("statistic", "level"))
+    store.to_zarr(path, mode="w", consolidated=True, zarr_format=2)
+    return store
+
+
+def _ae_yaml(levels):
+    return {
+        "ae": {
+            "name": "cae_f4c3",
+            "shape": [9, 14],
+            "resize": 4,
+            "saturation": "softclip2",
+            "noise_level": 0.0,
+            "lat_channels": 3,
+            "hid_channels": [4, 6, 8],
+            "hid_blocks": [1, 0, 1],
+            "pixel_shuffle": True,
+            "ffn_factor": 1,
+            "dropout": 0.0,
+            "patch_size": [1, 1],
+            "checkpointing": False,
+            "identity_init": True,
+            "context_channels": 1,
+        },
+        "train": {"sub_pressure_levels": levels == LEVELS_ERA5_13, "precision": "float32"},
+    }
+
+
+VIT_YAML = """
+backbone:
+  name: "vit_small"
+  arch: "vit"
+  mod_features: 8
+  hid_channels: 16
+  hid_blocks: 2
+  ffn_factor: 4
+  attention_heads: 2
+  qk_norm: true
+  rope: true
+  patch_size: [2, 1, 1]
+  window_size: null
+  dropout: 0.0
+  checkpointing: true
+train:
+  blanket_dt: 1
+  blanket_size: 6
+  noise_schedule: rectified
+  sigma_min: 1e-3
+  sigma_max: 1e3
+ae_run: run0
+"""
