@@ -1,0 +1,227 @@
+"""Reading the authors' run folders, the layout of the public release.
+
+A run is spread over folders, which are looked for under one root:
+
+* the autoencoder: `config.yaml` with a section `ae`, beside `model*.pth`;
+* the denoiser: `config.yaml` with sections `backbone` and `train`, beside `model_best.pth` or
+  `model_last.pth`;
+* `stats.pth`: mean and standard deviation of each latent channel;
+* a zarr store with the mean and standard deviation of each ERA5 variable and level, along a
+  dimension `statistic`.
+
+Sizes, levels, blanket length and schedule come from these files, not from the paper.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+import yaml
+from torch import Tensor
+
+from model.autoencoder import Autoencoder
+from model.backbone import Backbone
+from model.checkpoints.assemble import assemble
+from model.checkpoints.card import Card
+from model.checkpoints.released_config import ReleasedConfig
+from model.checkpoints.tensors import load_pickled, load_strictly, sha256
+from model.domain.errors import AppaError, CheckpointError
+from model.latent_model import LatentModel
+from model.nn.precision import Precision
+
+__all__ = ["ReleasedRun", "find_released", "load_released"]
+
+
+@dataclass(frozen=True)
+class ReleasedRun:
+    """Where the parts of a run are.
+
+    Attributes:
+        autoencoder: Folder with `config.yaml` and the autoencoder's weights.
+        denoiser: Folder with `config.yaml` and the backbone's weights.
+        latent_statistics: The latents' `stats.pth`.
+        state_statistics: The zarr store of ERA5 statistics.
+    """
+
+    autoencoder: Path
+    denoiser: Path
+    latent_statistics: Path
+    state_statistics: Path
+
+
+def find_released(root: Path, **chosen: Path | None) -> ReleasedRun:
+    """Finds the parts of a run under `root`.
+
+    Arguments:
+        root: A folder that holds the run's folders at any depth.
+        chosen: Parts (attributes of `ReleasedRun`) that are given instead of looked for.
+
+    Raises:
+        CheckpointError: If a part is not there, or there are several candidates.
+    """
+    found: dict[str, list[Path]] = {name: [] for name in ReleasedRun.__dataclass_fields__}
+    for folder, names in _folders(root):
+        if folder.suffix == ".zarr":
+            found["state_statistics"].append(folder)
+            continue
+        if "stats.pth" in names:
+            found["latent_statistics"].append(folder / "stats.pth")
+        if "config.yaml" in names:
+            sections = _yaml(folder / "config.yaml")
+            part = "denoiser" if "backbone" in sections else "autoencoder"
+            if part == "denoiser" or "ae" in sections:
+                found[part].append(folder)
+    parts = {}
+    for name, candidates in found.items():
+        given = chosen.get(name)
+        if given is None and len(candidates) != 1:
+            listed = ", ".join(map(str, candidates)) or "none"
+            raise CheckpointError(
+                f"Expected one {name.replace('_', ' ')} under {root} (or a card.yaml in it); found "
+                f"{listed}. Name the one to use.",
+                file=str(root),
+                part=name,
+                found=[str(c) for c in candidates],
+            )
+        parts[name] = given if given is not None else candidates[0]
+    return ReleasedRun(**parts)
+
+
+def load_released(
+    root: Path | ReleasedRun,
+    *,
+    weights: str = "best",
+    name: str | None = None,
+    licence: str = "unspecified",
+    precision: Precision = "float32",
+    ignore: frozenset[str] = frozenset(),
+) -> LatentModel:
+    """Loads a run of the authors' implementation.
+
+    Arguments:
+        root: The folder that holds it, or its parts.
+        weights: `best` or `last`: which of the saved weights to read where there are both.
+        name: Name of the card; by default that of the folder.
+        licence: The weights' licence, for the card.
+        precision: Of the products inside the networks.
+        ignore: Settings in the configs that are known not to matter.
+
+    Raises:
+        CheckpointError: If anything is absent or does not match.
+    """
+    run = root if isinstance(root, ReleasedRun) else find_released(root)
+    ae_file = _weights_file(run.autoencoder, weights)
+    vit_file = _weights_file(run.denoiser, weights)
+    ae_tensors, vit_tensors = load_pickled(ae_file), load_pickled(vit_file)
+    config = ReleasedConfig(
+        run.autoencoder / "config.yaml",
+        _yaml(run.autoencoder / "config.yaml"),
+        run.denoiser / "config.yaml",
+        _yaml(run.denoiser / "config.yaml"),
+        ignore,
+    )
+    ae_config = config.autoencoder(ae_tensors)
+    with _open_statistics(run.state_statistics) as store:
+        levels = config.levels(ae_config.in_channels, store)
+        card = config.card(
+            ae_config,
+            levels,
+            name=name or _plain(run.autoencoder.name),
+            licence=licence,
+            provenance={
+                "layout": "run folders of the public implementation",
+                "autoencoder": {"file": ae_file.name, "sha256": sha256(ae_file)},
+                "backbone": {"file": vit_file.name, "sha256": sha256(vit_file)},
+            },
+        )
+        states = _state_statistics(store, card, run.state_statistics)
+    latents = _latent_statistics(run.latent_statistics, card)
+    with torch.device("meta"):
+        autoencoder, backbone = Autoencoder(card.autoencoder), Backbone(card.backbone)
+    load_strictly(autoencoder, ae_tensors, ae_file)
+    load_strictly(backbone, vit_tensors, vit_file)
+    try:
+        return assemble(card, autoencoder, backbone, {**states, **latents}, precision=precision)
+    except AppaError as error:
+        raise CheckpointError(f"{run.state_statistics}: {error.message}") from error
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    for folder, below, names in os.walk(root):
+        path = Path(folder)
+        if path.suffix == ".zarr":
+            below.clear()
+        below.sort()
+        yield path, names
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(f"Expected YAML in {path}; {error}.", file=str(path)) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"Expected a mapping in {path}; got {type(values).__name__}.", file=str(path)
+        )
+    return values
+
+
+def _weights_file(folder: Path, weights: str) -> Path:
+    names = [f"model_{weights}.pth", "model.pth", "model_best.pth", "model_last.pth"]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"Expected weights in {folder}: one of {', '.join(dict.fromkeys(names))}; there are none.",
+        file=str(folder),
+    )
+
+
+def _plain(name: str) -> str:
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("._-")
+    return kept or "imported"
+
+
+def _open_statistics(path: Path) -> xr.Dataset:
+    try:
+        return xr.open_zarr(path, consolidated=None, chunks=None)
+    except (OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"Expected a zarr store of statistics at {path}; {error}.", file=str(path)
+        ) from error
+
+
+def _state_statistics(store: xr.Dataset, card: Card, path: Path) -> dict[str, Tensor]:
+    rows = []
+    for channel in card.parsed_channels():
+        try:
+            chosen = store[channel.variable].sel(statistic=["mean", "std"])
+            if channel.level is not None:
+                chosen = chosen.sel(level=channel.level)
+            rows.append([float(v) for v in chosen.values])
+        except KeyError as error:
+            raise CheckpointError(
+                f"Expected the mean and standard deviation of {channel.name} in {path}; "
+                f"there is no {error}.",
+                file=str(path),
+                channel=channel.name,
+            ) from error
+    values = torch.tensor(rows, dtype=torch.float64)
+    return {"state_mean": values[:, 0], "state_std": values[:, 1]}
+
+
+def _latent_statistics(path: Path, card: Card) -> dict[str, Tensor]:
+    values = load_pickled(path)
+    wanted = card.latent_shape[0]
+    got = {name: tuple(value.shape) for name, value in values.items()}
+    if got != {"mean": (wanted,), "std": (wanted,)}:
+        raise CheckpointError(
+            f"Expected 'mean' and 'std' with shape ({wanted},) in {path}; got {got}.",
+            file=str(path),
+        )
+    return {"latent_mean": values["mean"], "latent_std": values["std"]}
