@@ -1,0 +1,1 @@
+"""The write side of the observation store; its read side is `worker.jobs.observation_query`."""
