@@ -1,0 +1,159 @@
+"""Jobs over HTTP; the worker's side is played through `worker.jobs`, as a worker would."""
+
+import base64
+import json
+
+import acting_worker
+import httpx
+import pytest
+from gateway_process import StartGateway
+
+from worker.jobs.store import open_stores
+
+FILTERING = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z", "members": 4}
+
+
+def errors_of(answer: httpx.Response, code: str = "invalid_input") -> dict:
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["code"] == code
+    return {e["field"]: e for e in answer.json()["errors"]}
+
+
+@pytest.fixture
+def worker(stores):
+    acting_worker.report(stores)
+    return stores
+
+
+def submit(http: httpx.Client, **changes) -> dict:
+    answer = http.post("/v1/jobs", json={**FILTERING, **changes})
+    assert answer.status_code == 202, answer.text
+    return answer.json()
+
+
+def test_submit(http, worker, gateway) -> None:
+    answer = http.post("/v1/jobs", json=FILTERING, headers={"X-Request-ID": "mine-1"})
+    job = answer.json()
+    assert answer.status_code == 202
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (job["state"], job["request_id"]) == ("queued", "mine-1")
+    assert job["spec"]["valid_time"] == "2025-01-01T06:00:00Z"
+    assert http.get(answer.headers["location"]).json()["id"] == job["id"]
+    messages = worker.redis.lrange(f"{gateway.prefix}:broker:gpu", 0, -1)
+    sent = [base64.b64decode(json.loads(m)["body"]).decode() for m in messages]
+    assert sum(job["id"] in text for text in sent) == 1
+
+
+def test_unknown_names_say_what_is_known(http, worker) -> None:
+    found = errors_of(http.post("/v1/jobs", json={**FILTERING, "model": "t63"}), "unknown_name")
+    assert found["model"]["known"] == ["t31"]
+    answer = http.post("/v1/jobs", json={**FILTERING, "outputs": ["netcdf", "hdf4"]})
+    assert "netcdf" in errors_of(answer, "unknown_name")["outputs"]["known"]
+    answer = http.post("/v1/jobs", json={**FILTERING, "members": 65})
+    assert "64" in errors_of(answer)["members"]["message"]
+    answer = http.post("/v1/jobs", json={**FILTERING, "observations": {"batches": ["batch-1"]}})
+    assert "observations.batches" in errors_of(answer, "unknown_name")
+    forecast = {"kind": "forecast", "valid_time": "2025-01-01T06:00:00Z", "analysis_id": "an-1"}
+    assert "analysis_id" in errors_of(http.post("/v1/jobs", json=forecast), "unknown_name")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"members": 0}, "members"),
+        ({"valid_time": "2025-01-01T06:30:00Z"}, "valid_time"),
+        ({"valid_time": "yesterday"}, "valid_time"),
+        ({"stepps": 3}, "stepps"),
+        ({"observations": {"networks": ["sinop"]}}, "observations.networks"),
+        ({"kind": "nowcast"}, "kind"),
+    ],
+)
+def test_bad_fields_are_named(http, worker, changes: dict, field: str) -> None:
+    assert field in errors_of(http.post("/v1/jobs", json={**FILTERING, **changes}))
+
+
+def test_kinds_are_listed(http, worker) -> None:
+    found = errors_of(http.post("/v1/jobs", json={"kind": "nowcast"}))
+    assert found["kind"]["known"] == ["filtering", "forecast", "reanalysis"]
+
+
+def test_no_worker(start_gateway: StartGateway) -> None:
+    gateway = start_gateway()
+    answer = httpx.post(f"{gateway.url}/v1/jobs", json=FILTERING)
+    assert (answer.status_code, answer.json()["code"]) == (503, "no_worker")
+    assert answer.headers["retry-after"] == "60"
+    stores = open_stores(gateway.redis_url, gateway.prefix)
+    acting_worker.report(stores, ready=False)
+    answer = httpx.post(f"{gateway.url}/v1/jobs", json=FILTERING)
+    assert "still loads its model" in answer.json()["detail"]
+    acting_worker.report(stores)
+    assert httpx.post(f"{gateway.url}/v1/jobs", json=FILTERING).status_code == 202
+    stores.redis.close()
+
+
+def test_idempotency_key(http, worker) -> None:
+    headers = {"Idempotency-Key": "cycle-06"}
+    first = http.post("/v1/jobs", json=FILTERING, headers=headers)
+    again = http.post("/v1/jobs", json=FILTERING, headers=headers)
+    assert (first.status_code, again.status_code) == (202, 200)
+    assert first.json()["id"] == again.json()["id"]
+    other = http.post("/v1/jobs", json={**FILTERING, "members": 5}, headers=headers)
+    assert "Idempotency-Key" in errors_of(other, "idempotency_conflict")
+
+
+def test_queue_position_and_progress(http, worker) -> None:
+    first, second = submit(http), submit(http)
+    place = [http.get(f"/v1/jobs/{j['id']}").json()["progress"] for j in (first, second)]
+    assert place[1]["queue_position"] == place[0]["queue_position"] + 1
+    job = acting_worker.start(worker, first["id"])
+    acting_worker.step(worker, job, 3, 32)
+    shown = http.get(f"/v1/jobs/{job.id}").json()
+    assert shown["state"] == "running"
+    assert (shown["progress"]["step"], shown["progress"]["steps"]) == (3, 32)
+    assert shown["progress"]["queue_position"] is None
+
+
+def test_cancel_waiting_and_running(http, worker) -> None:
+    waiting = submit(http)
+    answer = http.delete(f"/v1/jobs/{waiting['id']}")
+    assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+    running = acting_worker.start(worker, submit(http)["id"])
+    assert http.delete(f"/v1/jobs/{running.id}").json()["state"] == "cancelling"
+    assert acting_worker.step(worker, running, 1, 32) == "cancelling"  # the worker is told
+    worker.jobs.confirm_cancel(running.id, running.token)
+    assert http.get(f"/v1/jobs/{running.id}").json()["state"] == "cancelled"
+    assert http.delete(f"/v1/jobs/{running.id}").json()["state"] == "cancelled"
+
+
+def test_finished_jobs_cannot_be_cancelled(http, worker) -> None:
+    job = acting_worker.start(worker, submit(http)["id"])
+    acting_worker.finish(worker, job)
+    answer = http.delete(f"/v1/jobs/{job.id}")
+    assert (answer.status_code, answer.json()["code"]) == (409, "move_refused")
+
+
+def test_lists_are_paged_and_filtered(http, worker) -> None:
+    made = [submit(http, seed=i)["id"] for i in range(5)]
+    cancelled = made[2]
+    http.delete(f"/v1/jobs/{cancelled}")
+    seen, cursor = [], None
+    while True:
+        page = http.get("/v1/jobs", params={"limit": 2, **({"cursor": cursor} if cursor else {})})
+        seen += [j["id"] for j in page.json()["items"]]
+        cursor = page.json()["next_cursor"]
+        if cursor is None:
+            break
+    assert seen[:5] == made[::-1]
+    assert len(seen) == len(set(seen)) == page.json()["total"]
+    states = http.get("/v1/jobs", params={"state": "cancelled", "limit": 500}).json()["items"]
+    assert cancelled in [j["id"] for j in states]
+    assert {j["state"] for j in states} == {"cancelled"}
+    none = http.get("/v1/jobs", params={"kind": "forecast", "state": "queued"}).json()
+    assert none["items"] == []
+    assert "known" in errors_of(http.get("/v1/jobs?state=waiting"))["query.state"]
+
+
+def test_unknown_job(http) -> None:
+    for answer in (http.get("/v1/jobs/job-1"), http.delete("/v1/jobs/job-1")):
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    assert http.get("/v1/jobs/job-1/events").status_code == 404
