@@ -1,0 +1,169 @@
+"""From an uploaded file to checked rows in the observation store; knows nothing of queues."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from model.domain.errors import DecodeError
+from model.domain.observations import validate_table
+from worker.decoders.base import DecodeContext, Decoded
+from worker.decoders.limited import decode_limited
+from worker.jobs.batch import IngestSummary
+from worker.jobs.observation_files import BatchManifest
+from worker.observation_errors.assign import assign_errors
+from worker.observation_errors.table import load_errors
+from worker.observation_store.store import ObservationStore
+from worker.qc.context import QCContext
+from worker.qc.parameters import load_parameters
+from worker.qc.run import QCReport, run_checks
+from worker.sandbox import Limits
+
+__all__ = ["IngestOptions", "IngestReport", "ingest"]
+
+Overrides = Mapping[str, Any] | str | Path | None
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How a file is read, and what this deployment and this upload change.
+
+    Attributes:
+        format: Name of a format; None recognises it.
+        report_type: Network of rows that name none.
+        decoder: Options of the format's decoder.
+        errors: Observation errors, deployment first, then upload.
+        checks: Parameters of quality control, deployment first, then upload.
+        limits: Bounds of the decoding process.
+        processes: Decoding processes for one large BUFR file.
+    """
+
+    format: str | None = None
+    report_type: str | None = None
+    decoder: Mapping[str, Any] = field(default_factory=dict)
+    errors: tuple[Overrides, ...] = ()
+    checks: tuple[Overrides, ...] = ()
+    limits: Limits | None = None
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What became of one upload.
+
+    Attributes:
+        manifest: Its place in the store.
+        summary: Counts by variable, network and rejecting check, and the decoder's report.
+    """
+
+    manifest: BatchManifest
+    summary: IngestSummary
+
+
+def ingest(
+    batch_id: str,
+    raw_path: str | Path,
+    *,
+    store: ObservationStore,
+    received_time: datetime,
+    options: IngestOptions | None = None,
+    still_wanted: Callable[[], None] = _nothing,
+) -> IngestReport:
+    """Decodes, gives errors, checks and publishes one upload; safe to run twice.
+
+    Arguments:
+        batch_id: The upload; a batch that is in the store already is not read again.
+        raw_path: Its bytes.
+        store: Where the rows go.
+        received_time: Arrival at the gateway (aware, UTC).
+        options: How to read it.
+        still_wanted: Called between the steps; raises to stop, for example when a lease is lost.
+
+    Raises:
+        DecodeError: If the file gives no row at all; the decoder's report is in its context.
+        ConfigurationError: If overrides are faulty.
+        StorageError: If the store cannot be written; trying again is safe.
+    """
+    options = options or IngestOptions()
+    if (published := store.files.manifest(batch_id)) is not None:
+        return IngestReport(published, _summary_of(published))
+    errors, parameters = load_errors(*options.errors), load_parameters(*options.checks)
+    decoded = _decode(batch_id, Path(raw_path), received_time, options)
+    still_wanted()
+    table = assign_errors(validate_table(decoded.table), errors)
+    table, checked = run_checks(table, "pre", QCContext(parameters=parameters))
+    still_wanted()
+    summary = _summarise(table, decoded, checked)
+    provenance = {
+        "summary": summary.model_dump(mode="json"),
+        "options": _described(options),
+        "representativeness": errors.representativeness.model_dump(),
+        "quality_control": parameters,
+    }
+    manifest = store.publish(table, batch_id, received_time, provenance)
+    return IngestReport(manifest, summary)
+
+
+def _decode(batch_id: str, path: Path, received_time: datetime, options: IngestOptions) -> Decoded:
+    wanted = dict(options.decoder)
+    if options.report_type is not None:
+        wanted["report_type"] = options.report_type
+    context = DecodeContext(batch_id=batch_id, received_time=received_time, options=wanted)
+    decoded = decode_limited(path, options.format, context, options.limits, options.processes)
+    if decoded.table.num_rows == 0:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in decoded.report.rejected.items())
+        details = [q.detail for q in decoded.report.quarantined[:1] if q.detail]
+        raise DecodeError(
+            f"Expected at least one observation in the upload; got none ({reasons or 'no rows'})."
+            + "".join(f" {detail}" for detail in details),
+            reason=next(iter(decoded.report.rejected), "no_values"),
+            decode_report=decoded.report.to_dict(),
+        )
+    return decoded
+
+
+def _summarise(table: pa.Table, decoded: Decoded, checked: QCReport) -> IngestSummary:
+    report = decoded.report
+    return IngestSummary(
+        messages=report.messages,
+        undecoded=sum(report.rejected.values()),
+        observations=table.num_rows,
+        used=checked.used,
+        by_variable=_count(table["variable"]),
+        by_report_type=_count(table["report_type"]),
+        by_rejection=_count(table["rejected_by"]),
+        decode_report=report.to_dict(),
+    )
+
+
+def _count(column: pa.ChunkedArray) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for entry in pc.value_counts(column).to_pylist():
+        if entry["values"] is not None:
+            counts[entry["values"]] += entry["counts"]
+    return dict(sorted(counts.items()))
+
+
+def _summary_of(manifest: BatchManifest) -> IngestSummary:
+    kept = manifest.provenance.get("summary")
+    if kept is None:
+        return IngestSummary(observations=manifest.rows)
+    return IngestSummary.model_validate(kept)
+
+
+def _described(options: IngestOptions) -> dict[str, Any]:
+    return {
+        "format": options.format,
+        "report_type": options.report_type,
+        "decoder": dict(options.decoder),
+        "errors": [e if isinstance(e, Mapping) else str(e) for e in options.errors if e],
+    }
