@@ -60,10 +60,14 @@ class Scalings:
         c_in: Brings x_t to variance about 1: one over the standard deviation of x_t.
         c_out: Brings the correction to variance about 1: the standard deviation of x given x_t
             under the base. The training loss is weighted by its inverse square.
+        c_estimate: If given, the backbone sees the base's estimate times this instead of x_t
+            times `c_in`. Under the standard normal base the two are the same; a base that knows
+            more spares the backbone the work of finding the signal under the noise.
     """
 
     c_in: Tensor
     c_out: Tensor
+    c_estimate: Tensor | None = None
 
 
 class BaseDenoiser(Denoises, Protocol):
@@ -113,11 +117,14 @@ class BlanketDenoiser(nn.Module):
         """See `Denoises`."""
         scale = self.scalings(sigma)
         noise_time = (10 * torch.log(sigma.to(torch.float64))).to(x_t)
+        estimate = self.base(x_t, sigma, date)
+        if scale.c_estimate is None:
+            seen = x_t * scale.c_in.to(x_t)
+        else:
+            seen = estimate * scale.c_estimate.to(x_t)
         with reduced_precision(x_t.device, self.precision):
-            correction = self.backbone(x_t * scale.c_in.to(x_t), noise_time, date)
-        return torch.addcmul(
-            self.base(x_t, sigma, date), scale.c_out.to(x_t), correction.to(x_t.dtype)
-        )
+            correction = self.backbone(seen, noise_time, date)
+        return torch.addcmul(estimate, scale.c_out.to(x_t), correction.to(x_t.dtype))
 
     def scalings(self, sigma: Tensor) -> Scalings:
         """Scalings at noise levels `sigma` with shape () or (B,), in float64."""

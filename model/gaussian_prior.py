@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from model.denoiser import Scalings
 from model.nn.embedding import date_features
 
 __all__ = ["ZonalGaussianPrior", "fit_zonal_gaussian", "mean_features"]
@@ -107,6 +108,32 @@ class ZonalGaussianPrior(nn.Module):
             return self.filter(v, lambda variance: variance)
         noise = sigma.reshape(-1, 1).square().float()
         return self.filter(v, lambda variance: variance * noise / (variance + noise))
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """See `model.denoiser.BaseDenoiser`; noise levels with shape (B, 1, 1, 1, 1), float64."""
+        waves, size, modes = self.eofs.shape
+        known = self.variance.scatter(1, self.dense_index, self.dense_variance).double()
+        # The spectrum of a real field has each wavenumber twice but the first and the last.
+        twice = torch.full((waves, 1), 2.0, dtype=torch.float64, device=known.device)
+        twice[0] = 1.0
+        if self.latent_shape[2] % 2 == 0:
+            twice[-1] = 1.0
+        total = size * self.blanket_size * self.latent_shape[2]
+
+        def mean(function: Callable[[Tensor], Tensor]) -> Tensor:
+            rest = (size - modes) * function(self.rest_variance.double()).sum(-1, keepdim=True)
+            each = function(known).sum(-1, keepdim=True) + rest
+            return (twice * each).sum() / total
+
+        levels = sigma.flatten().square()
+        variance = mean(lambda v: v)
+        left = torch.stack([mean(lambda v, n=n: v * n / (v + n)) for n in levels])
+        left = left.reshape(sigma.shape)
+        return Scalings(
+            c_in=torch.rsqrt(variance + sigma.square()),
+            c_out=left.sqrt(),
+            c_estimate=torch.rsqrt((variance - left).clamp(min=1e-12)),
+        )
 
     def sample(self, date: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws blankets (B, K, c, h, w) at dates (B, K, 4)."""

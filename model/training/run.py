@@ -65,9 +65,7 @@ class Optimisation(BaseModel):
 
     def autocast(self, device: str) -> torch.autocast:
         """Context of the forward pass."""
-        return torch.autocast(
-            device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
-        )
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 def averaged(module: nn.Module, decay: float) -> AveragedModel:

@@ -90,3 +90,17 @@ def test_mean_follows_season_and_hour():
     torch.testing.assert_close(features[0, [0, 2, 6]], torch.ones(3, dtype=torch.float64))
     assert features[1, 2] == pytest.approx(-1.0, abs=1e-3)
     assert features[1, 6] == pytest.approx(-1.0, abs=1e-6)
+
+
+def test_scalings_are_the_mean_spectrum_of_the_dense_covariance(fitted):
+    prior, _ = fitted
+    covariance = dense_of(prior)
+    variance = torch.linalg.eigvalsh((covariance + covariance.T) / 2)
+    for sigma in (0.2, 3.0):
+        scale = prior.scalings(torch.tensor(sigma, dtype=torch.float64).reshape(1, 1, 1, 1, 1))
+        left = (variance * sigma**2 / (variance + sigma**2)).mean()
+        assert float(scale.c_out) == pytest.approx(float(left.sqrt()), rel=1e-4)
+        total = variance.mean() + sigma**2
+        assert float(scale.c_in) == pytest.approx(float(total.rsqrt()), rel=1e-4)
+        seen = (variance**2 / (variance + sigma**2)).mean()
+        assert float(scale.c_estimate) == pytest.approx(float(seen.rsqrt()), rel=1e-3)

@@ -1,0 +1,83 @@
+"""`appa train`: the nature run, the autoencoder and the denoiser."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from model.domain.errors import InvalidInput
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help=__doc__)
+
+Config = TypeVar("Config", bound=BaseModel)
+CONFIGS = Path(__file__).parents[2] / "model" / "training" / "configs"
+
+ConfigOption = Annotated[
+    str, typer.Option(help="A YAML file, or the name of one that ships (t31-autoencoder, ...).")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a value: data.store=/data/nature.zarr; repeatable."),
+]
+
+
+def read_config(kind: type[Config], name: str, overrides: list[str]) -> Config:
+    """The configuration in a file or of a shipped name, with `key.subkey=value` overrides.
+
+    Raises:
+        InvalidInput: Naming the file, the key and what is known.
+    """
+    path = Path(name) if Path(name).exists() else CONFIGS / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+        raise InvalidInput(f"Expected a configuration file or one of {known}; got '{name}'.")
+    values = yaml.safe_load(path.read_text())
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise InvalidInput(f"Expected --set key=value; got '{override}'.")
+        *parents, last = key.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = yaml.safe_load(value)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InvalidInput(f"Configuration {path} does not fit: {error}") from error
+
+
+@app.command("autoencoder")
+def autoencoder(config: ConfigOption, output: Path, override: SetOption = None) -> None:
+    """Train the autoencoder; rerun the same command to resume."""
+    # Torch is imported by the commands that need it, not by `appa --help`.
+    from model.training.train_autoencoder import AutoencoderTraining, train_autoencoder
+
+    print(train_autoencoder(read_config(AutoencoderTraining, config, override or []), output))
+
+
+@app.command("denoiser")
+def denoiser(config: ConfigOption, output: Path, override: SetOption = None) -> None:
+    """Train the denoiser on the latents of a finished autoencoder; rerun to resume."""
+    from model.training.train_denoiser import DenoiserTraining, train_denoiser
+
+    print(train_denoiser(read_config(DenoiserTraining, config, override or []), output))
+
+
+@app.command("nature-run")
+def nature_run(
+    output: Path,
+    years: float = 7,
+    start: datetime = datetime(2000, 1, 1),  # noqa: B008 - Typer reads defaults this way
+    seed: int = 0,
+) -> None:
+    """Simulate a truth with jcm (extra `training`); rerun the same command to resume."""
+    from model.training.nature_run import NatureRunConfig, Progress, days_in, run
+
+    days = days_in(start, years)
+    run(NatureRunConfig(output, start, days, seed, spin_up_days=365, block_days=5), Progress(start))

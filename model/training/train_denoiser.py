@@ -1,0 +1,241 @@
+"""Trains the denoiser on cached latents: the weighted denoising loss at random noise levels.
+
+The loop reads top to bottom like that of the autoencoder. Each blanket read from disk is used at
+several noise levels, because reading and encoding cost more than drawing noise.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.autoencoder import Autoencoder, AutoencoderConfig
+from model.backbone import Backbone, BackboneConfig
+from model.denoiser import BlanketDenoiser, denoiser_loss
+from model.domain.errors import CheckpointError
+from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
+from model.schedule import RectifiedSchedule
+from model.training.run import (
+    Optimisation,
+    Run,
+    averaged,
+    generator,
+    rank_and_world,
+    setup_distributed,
+)
+from model.training.state_cache import ArrayCache, build_cache
+from model.training.train_autoencoder import AutoencoderTraining, DataConfig
+
+__all__ = ["DenoiserTraining", "Latents", "PriorConfig", "train_denoiser"]
+
+
+class PriorConfig(BaseModel):
+    """The closed-form base of the denoiser; see `ZonalGaussianPrior`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    modes: int
+    dense: int
+    blankets: int = 3000
+    shrinkage: float = 0.05
+
+
+class DenoiserTraining(BaseModel):
+    """Configuration of one run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: DataConfig
+    autoencoder_run: Path
+    backbone: dict[str, Any]
+    optimisation: Optimisation
+    prior: PriorConfig | None = None
+    noise_levels: int = 4
+    """How many noise levels each blanket is used at."""
+    sigma_min: float = 1e-2
+    sigma_max: float = 1e2
+    """Range of the rectified schedule the noise levels are drawn from."""
+
+
+def load_autoencoder(folder: Path) -> Autoencoder:
+    """The averaged weights of a finished autoencoder run."""
+    import yaml  # only to read the run's own configuration
+
+    config = AutoencoderTraining(**yaml.safe_load((folder / "config.yaml").read_text()))
+    model = Autoencoder(AutoencoderConfig(**config.autoencoder))
+    path = folder / "last.pt"
+    if not path.exists():
+        raise CheckpointError(f"Expected a trained autoencoder in {path}; train it first.")
+    state = torch.load(path, weights_only=True, map_location="cpu")["parts"][1]
+    model.load_state_dict(
+        {k.removeprefix("module."): v for k, v in state.items() if k.startswith("module.")}
+    )
+    return model.eval()
+
+
+class Latents:
+    """Cached latents of one split, standardised per channel.
+
+    Arguments:
+        config: Where states come from and which autoencoder encodes them.
+        split: `train`, `validation` or `test`.
+    """
+
+    def __init__(self, config: DenoiserTraining, split: str) -> None:
+        self.cache = _encode(config, split)
+        self.blanket = int(config.backbone["blanket_size"])
+        self.starts = self.cache.windows(self.blanket)
+        self.mean, self.std = _statistics(config, self.cache, split)
+        times = self.cache.times.astype("datetime64[h]")
+        years = times.astype("datetime64[Y]").astype(int) + 1970
+        months = times.astype("datetime64[M]").astype(int) % 12 + 1
+        days = (times.astype("datetime64[D]") - times.astype("datetime64[M]")).astype(int) + 1
+        hours = (times - times.astype("datetime64[D]")).astype(int)
+        self.dates = torch.from_numpy(np.stack([years, months, days, hours], axis=-1))
+
+    def blankets(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised blankets (B, K, c, h, w) and dates (B, K, 4) at positions of `starts`."""
+        first = self.starts[chosen.numpy()]
+        index = first[:, None] + np.arange(self.blanket)
+        x = torch.from_numpy(self.cache.array[index]).float()
+        x = (x - self.mean[:, None, None]) / self.std[:, None, None]
+        return x, self.dates[torch.from_numpy(index)]
+
+
+def _encode(config: DenoiserTraining, split: str) -> ArrayCache:
+    folder = config.autoencoder_run / f"latents-{split}"
+    if (folder / "index.json").exists():
+        return ArrayCache(folder)
+    store, model = config.data.open(), load_autoencoder(config.autoencoder_run)
+    statistics = config.data.statistics(store)
+    indices = store.between(*getattr(config.data.splits, split).bounds)
+
+    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for first in range(indices.start, indices.stop, 96):
+            last = min(first + 96, indices.stop)
+            states = torch.from_numpy(statistics.standardise(store.read(slice(first, last))))
+            precision = config.optimisation.autocast("cpu")
+            with torch.no_grad(), precision:
+                yield model.encode(states).float().numpy(), store.times[first:last]
+
+    return build_cache(folder, chunks, len(indices), model.latent_shape)
+
+
+def _statistics(config: DenoiserTraining, cache: ArrayCache, split: str) -> tuple[Tensor, Tensor]:
+    path = config.autoencoder_run / "latent-statistics.json"
+    if split == "train" and not path.exists():
+        index = np.linspace(0, len(cache) - 1, min(2000, len(cache))).astype(int)
+        sample = np.asarray(cache.array[index], np.float64)
+        values = {"mean": sample.mean((0, 2, 3)).tolist(), "std": sample.std((0, 2, 3)).tolist()}
+        path.write_text(json.dumps(values))
+    values = json.loads(path.read_text())
+    return torch.tensor(values["mean"]), torch.tensor(values["std"])
+
+
+def fitted_prior(config: DenoiserTraining, latents: Latents) -> ZonalGaussianPrior | None:
+    """The closed-form base, fitted once and kept beside the latents."""
+    if config.prior is None:
+        return None
+    shape = latents.cache.array.shape[1:]
+    prior = ZonalGaussianPrior(latents.blanket, shape, config.prior.modes, config.prior.dense)
+    name = f"prior-{latents.blanket}-{config.prior.modes}-{config.prior.dense}.pt"
+    path = config.autoencoder_run / name
+    if path.exists():
+        prior.load_state_dict(torch.load(path, weights_only=True))
+        return prior
+    spread = np.linspace(0, len(latents.starts) - 1, config.prior.blankets).astype(int)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for part in np.array_split(spread, max(len(spread) // 50, 1)):
+            yield latents.blankets(torch.from_numpy(part))
+
+    fit_zonal_gaussian(prior, batches, config.prior.shrinkage)
+    torch.save(prior.state_dict(), path)
+    return prior
+
+
+def build_denoiser(config: DenoiserTraining, prior: ZonalGaussianPrior | None) -> BlanketDenoiser:
+    """A denoiser whose correction starts at zero where there is a closed-form base."""
+    torch.manual_seed(config.optimisation.seed)
+    backbone = Backbone(BackboneConfig(**config.backbone))
+    if prior is not None:
+        nn.init.zeros_(backbone.out_proj.weight)
+        nn.init.zeros_(backbone.out_proj.bias)
+    return BlanketDenoiser(backbone, prior)
+
+
+def train_denoiser(config: DenoiserTraining, folder: Path) -> Path:
+    """Trains until `optimisation.steps`, resuming from `folder` if it holds a checkpoint.
+
+    Returns:
+        Path of the last checkpoint.
+    """
+    device = setup_distributed()
+    rank, world = rank_and_world()
+    settings = config.optimisation
+    latents = Latents(config, "train")
+    held_out = Latents(config, "validation")
+    denoiser = build_denoiser(config, fitted_prior(config, latents)).to(device)
+    backbone = denoiser.backbone
+    ema = averaged(backbone, settings.ema_decay)
+    optimiser = settings.optimiser(backbone)
+    run = Run(folder, config)
+    first = run.resume(backbone, ema, optimiser)
+    if world > 1:
+        denoiser.backbone = DistributedDataParallel(backbone)
+    schedule = RectifiedSchedule(config.sigma_min, config.sigma_max)
+
+    total = torch.zeros((), device=device)
+    for step in range(first, settings.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * settings.rate(step)
+        random = generator(settings.seed, step, rank)
+        for _ in range(settings.accumulate):
+            chosen = torch.randint(len(latents.starts), (settings.batch,), generator=random)
+            x, date = latents.blankets(chosen.sort().values)
+            x = x.repeat_interleave(config.noise_levels, 0).to(device)
+            date = date.repeat_interleave(config.noise_levels, 0).to(device)
+            sigma = schedule.sigma(torch.rand(len(x), generator=random)).to(device)
+            noise = torch.randn(x.shape, generator=random).to(device)
+            with settings.autocast(device.type):
+                loss = denoiser_loss(denoiser, x, sigma, date, noise=noise)
+            (loss / settings.accumulate).backward()
+            total += loss.detach() / settings.accumulate
+        nn.utils.clip_grad_norm_(backbone.parameters(), settings.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        ema.update_parameters(backbone)
+        if (step + 1) % settings.log_every == 0:
+            samples = settings.log_every * settings.batch * settings.accumulate * world
+            extra = {}
+            if (step + 1) % (10 * settings.log_every) == 0:
+                extra = validate(BlanketDenoiser(ema.module, denoiser.base), held_out, schedule)
+            mean = total / settings.log_every
+            total.zero_()
+            run.log(step + 1, settings.steps, samples * config.noise_levels, loss=mean, **extra)
+        if run.due(settings.save_minutes):
+            run.save(step + 1, backbone, ema, optimiser)
+    run.save(settings.steps, backbone, ema, optimiser)
+    return folder / "last.pt"
+
+
+@torch.no_grad()
+def validate(
+    denoiser: BlanketDenoiser, latents: Latents, schedule: RectifiedSchedule, count: int = 16
+) -> dict[str, float]:
+    """Loss at fixed noise levels over blankets spread through the validation period."""
+    device = next(denoiser.parameters()).device
+    chosen = torch.linspace(0, len(latents.starts) - 1, count).long()
+    x, date = (v.to(device) for v in latents.blankets(chosen))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    values = {}
+    for sigma in (0.05, 0.2, 1.0, 5.0):
+        level = torch.full((count,), sigma, device=device)
+        values[f"validation_{sigma}"] = float(denoiser_loss(denoiser, x, level, date, noise=noise))
+    return values
