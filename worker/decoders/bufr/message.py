@@ -143,7 +143,8 @@ class Unpacker:
             start += layout.size
         if start != len(values):
             raise _mismatch(start, len(values))
-        pool = _texts(handle, "stringValues") if wanted else []
+        # The pool is costly to get; with one report each text has a key of its own.
+        pool = _texts(handle, "stringValues") if wanted and subsets > 1 else []
         for layout, starts, numbers in groups.values():
             if len(starts) == 1:
                 part = values[starts[0] : starts[0] + layout.size][None]
@@ -151,6 +152,8 @@ class Unpacker:
                 part = values[np.array(starts)[:, None] + np.arange(layout.size)]
             texts = {
                 code: [_from_pool(pool, reference) for reference in part[:, at]]
+                if subsets > 1
+                else [_text(handle, "#1#" + TEXT_KEYS[code])]
                 for code in wanted
                 if (at := layout.first(code)) >= 0
             }
@@ -192,6 +195,13 @@ def _texts(handle: int, key: str) -> list[str]:
     except (eccodes.CodesInternalError, UnicodeDecodeError):
         return []
     return [_clean(text) for text in texts]
+
+
+def _text(handle: int, key: str) -> str:
+    try:
+        return _clean(eccodes.codes_get_string(handle, key))
+    except (eccodes.CodesInternalError, UnicodeDecodeError):
+        return ""
 
 
 def _clean(text: str) -> str:
