@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from model.domain.observations import QC_FLAGS
 from model.operators.domain import Points
 
-__all__ = ["Rows", "read_rows", "with_rejections"]
+__all__ = ["Rows", "column_codes", "read_rows", "with_rejections"]
 
 Float = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def _numbers(table: pa.Table, name: str) -> Float:
     return column.to_numpy()
 
 
-def _codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
+def column_codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
     """Dictionary codes (-1 for null) and the names they stand for."""
     column = table[name].combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # pyarrow keeps a chunked array when there is no chunk
@@ -73,8 +73,8 @@ def read_rows(table: pa.Table, first: datetime) -> Rows:
     """The columns of an observation table, with times counted from `first`."""
     start = pa.scalar(first, pa.timestamp("ns", tz="UTC")).value
     nanoseconds = table["time"].cast(pa.timestamp("ns", tz="UTC")).cast(pa.int64()).to_numpy()
-    variable, variables = _codes(table, "variable")
-    kind, kinds = _codes(table, "vertical_kind")
+    variable, variables = column_codes(table, "variable")
+    kind, kinds = column_codes(table, "vertical_kind")
     pairs, group = np.unique(variable * max(len(kinds), 1) + kind, return_inverse=True)
     groups = tuple((variables[p // len(kinds)], kinds[p % len(kinds)]) for p in pairs)
     names = ("lat", "lon", "elevation", "vertical", "vertical_top", "obs_value", "obs_error")
@@ -96,7 +96,7 @@ def with_rejections(table: pa.Table, rejections: dict[str, NDArray[np.int64]]) -
     """
     if not any(len(rows) for rows in rejections.values()):
         return table
-    codes, names = _codes(table, "rejected_by")
+    codes, names = column_codes(table, "rejected_by")
     codes = codes.astype(np.int32)
     flags = table["qc_flag"].to_numpy().copy()
     for name, rows in rejections.items():

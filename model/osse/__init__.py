@@ -1,0 +1,1 @@
+"""Observing-system simulation experiments: a synthetic network that observes a simulated truth."""

@@ -1,0 +1,216 @@
+"""The synthetic network: surface stations, radiosondes and one polar-orbiting sounder.
+
+Errors are Gaussian and independent. Humidity errors are a fraction of the true value, and values
+that they make negative are set to zero, as a retrieval would: at 30 % that happens to one value
+in 2300, and biases it by less than 0.1 % of its error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.domain.grids import Grid
+from model.domain.variables import Channel
+from model.operators.domain import Statics
+from model.operators.observation_set import ObservationSet, build_observation_set
+from model.osse.places import Places, land_stations, sea_stations, sounder_swath
+from model.osse.table import Reports, reports_table
+
+__all__ = ["Network", "simulate_observations"]
+
+Float = NDArray[np.float64]
+
+ERRORS: dict[str, dict[str, float]] = {
+    "synop": {
+        "2m_temperature": 1.5,
+        "10m_u_component_of_wind": 2.0,
+        "10m_v_component_of_wind": 2.0,
+        "mean_sea_level_pressure": 120.0,
+    },
+    "temp": {
+        "temperature": 1.0,
+        "u_component_of_wind": 2.2,
+        "v_component_of_wind": 2.2,
+        "specific_humidity": 0.20,
+    },
+    "satellite": {"temperature": 1.5, "specific_humidity": 0.30},
+}
+"""One standard deviation in SI units; for specific humidity a fraction of the true value."""
+
+ERRORS["ship"] = ERRORS["synop"]
+
+DRIEST = 1e-5
+"""Smallest humidity error, kg kg-1."""
+
+LOWEST_HUMID_PRESSURE = 30_000.0
+"""Pa; humidity is not observed above."""
+
+MANDATORY = (1000, 925, 850, 700, 500, 400, 300, 250, 200, 150, 100, 50)
+"""Levels that a radiosonde reports, hPa."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """How much of what observes.
+
+    Attributes:
+        stations: Surface stations on land, hourly.
+        ships: Ships and buoys, hourly.
+        sondes: Radiosonde stations, at 00 and 12 UTC.
+        scan_lines: Lines per hour of the sounder, each of 8 footprints.
+        seed: Of the places (the draw of the errors has its own).
+    """
+
+    stations: int = 640
+    ships: int = 60
+    sondes: int = 80
+    scan_lines: int = 60
+    seed: int = 0
+
+
+def simulate_observations(
+    truth: Tensor,
+    grid: Grid,
+    channels: Sequence[Channel],
+    times: Sequence[datetime],
+    seed: int,
+    *,
+    statics: Statics | None = None,
+    network: Network | None = None,
+) -> pa.Table:
+    """Observations of a truth with random errors.
+
+    Surface reports are on the hour, radiosondes at 00 and 12 UTC, the sounder's lines evenly in
+    time from half an hour before the first state to the last state: nothing comes from the future
+    of the last state.
+
+    Arguments:
+        truth: Physical states in SI units, with shape (T, C, Y, X).
+        grid: Their grid.
+        channels: Their channels.
+        times: Their valid times, UTC.
+        seed: Of the errors.
+        statics: Orography and land-sea mask.
+        network: What observes.
+
+    Returns:
+        An observation table; `obs_error` holds the standard deviation that was used. Places
+        outside the model's domain do not report.
+    """
+    statics, network = statics or Statics(), network or Network()
+    levels = sorted({c.level for c in channels if c.level is not None})
+    parts = [
+        *_surface_reports(network, grid, statics, times),
+        *_sonde_reports(network, grid, statics, times, levels),
+        *_sounder_reports(network, times, levels),
+    ]
+    table = reports_table(parts)
+    observations, table = build_observation_set(table, grid, channels, times, statics)
+    table = table.take(pa.array(observations.rows))
+    return _with_errors(table, observations, truth, np.random.default_rng(seed))
+
+
+def _with_errors(
+    table: pa.Table, observations: ObservationSet, truth: Tensor, rng: np.random.Generator
+) -> pa.Table:
+    exact = observations.operator(truth.double()).cpu().numpy()
+    variables = np.array(table["variable"].to_pylist())
+    error = np.asarray(observations.obs_errors)
+    humid = variables == "specific_humidity"
+    error = np.where(humid, np.maximum(error * np.abs(exact), DRIEST), error)
+    value = exact + error * rng.standard_normal(len(exact))
+    value = np.where(humid, np.maximum(value, 0.0), value)
+    for name, numbers in (
+        ("obs_value", value),
+        ("obs_error", error.astype(np.float32)),
+        ("observation_id", np.arange(len(value))),
+    ):
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(name), pa.array(numbers))
+    return table
+
+
+def _seconds(times: Sequence[datetime]) -> Float:
+    return np.array([t.astimezone(UTC).timestamp() for t in times])
+
+
+def _at(
+    report_type: str, places: Places, seconds: Float, kind: str, pressure: float | None
+) -> list[Reports]:
+    """Reports of every variable of a network, at all places and times, at one level."""
+    count = len(places) * len(seconds)
+    parts = []
+    for variable, error in ERRORS[report_type].items():
+        if variable == "specific_humidity" and (pressure or 0.0) < LOWEST_HUMID_PRESSURE:
+            continue
+        parts.append(
+            Reports(
+                report_type=report_type,
+                variable=variable,
+                vertical_kind=kind,
+                vertical=np.full(count, np.nan if pressure is None else pressure),
+                seconds=np.repeat(seconds, len(places)),
+                lat=np.tile(places.lat, len(seconds)),
+                lon=np.tile(places.lon, len(seconds)),
+                elevation=np.tile(places.elevation, len(seconds)),
+                station=np.tile(np.arange(len(places)), len(seconds)),
+                error=error,
+            )
+        )
+    return parts
+
+
+def _surface_reports(
+    network: Network, grid: Grid, statics: Statics, times: Sequence[datetime]
+) -> list[Reports]:
+    land = land_stations(network.stations, grid, statics, network.seed)
+    sea = sea_stations(network.ships, grid, statics, network.seed)
+    hours = _seconds(times)
+    return _at("synop", land, hours, "surface", None) + _at("ship", sea, hours, "surface", None)
+
+
+def _sonde_reports(
+    network: Network,
+    grid: Grid,
+    statics: Statics,
+    times: Sequence[datetime],
+    levels: Sequence[int],
+) -> list[Reports]:
+    places = land_stations(network.sondes, grid, statics, network.seed + 1)
+    launches = _seconds([t for t in times if t.hour in (0, 12)])
+    inside = [p for p in MANDATORY if levels[0] <= p <= levels[-1]]
+    return [part for p in inside for part in _at("temp", places, launches, "pressure", 100.0 * p)]
+
+
+def _sounder_reports(
+    network: Network, times: Sequence[datetime], levels: Sequence[int]
+) -> list[Reports]:
+    hours = _seconds(times)
+    step = 3600.0 / network.scan_lines
+    first = np.ceil((hours[0] - 1800.0) / step) * step
+    swath = sounder_swath(np.arange(first, hours[-1] + 1.0, step))
+    parts = []
+    for level in levels:
+        for variable, error in ERRORS["satellite"].items():
+            if variable == "specific_humidity" and 100.0 * level < LOWEST_HUMID_PRESSURE:
+                continue
+            parts.append(
+                Reports(
+                    report_type="satellite",
+                    variable=variable,
+                    vertical_kind="pressure",
+                    vertical=np.full(len(swath.lat), 100.0 * level),
+                    seconds=swath.seconds,
+                    lat=swath.lat,
+                    lon=swath.lon,
+                    elevation=np.full(len(swath.lat), np.nan),
+                    station=np.zeros(len(swath.lat), dtype=np.int64),
+                    error=error,
+                )
+            )
+    return parts

@@ -1,0 +1,131 @@
+"""Where a synthetic network stands and what its satellite sees: quasi-random and repeatable."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.domain.grids import Grid
+from model.operators.domain import Statics
+from model.operators.horizontal import bilinear, sample
+
+__all__ = ["Places", "Swath", "land_stations", "sea_stations", "sounder_swath"]
+
+Float = NDArray[np.float64]
+
+SIDEREAL_DAY = 86_164.1
+"""s."""
+
+LAND = 0.5
+
+
+@dataclass(frozen=True)
+class Places:
+    """Fixed positions, each with shape (n,): degrees north, degrees east in [-180, 180), m."""
+
+    lat: Float
+    lon: Float
+    elevation: Float
+
+    def __len__(self) -> int:
+        return len(self.lat)
+
+
+@dataclass(frozen=True)
+class Swath:
+    """Footprints of a scanning instrument, each with shape (n,).
+
+    Attributes:
+        seconds: Since the epoch of the orbit.
+        lat: Degrees north.
+        lon: Degrees east in [-180, 180).
+    """
+
+    seconds: Float
+    lat: Float
+    lon: Float
+
+
+def _east(lon: Float) -> Float:
+    return np.mod(lon + 180.0, 360.0) - 180.0
+
+
+def _fibonacci(count: int, turn: float) -> tuple[Float, Float]:
+    """Points of equal share of the sphere along a golden spiral, turned by `turn` degrees."""
+    k = np.arange(count) + 0.5
+    lat = np.rad2deg(np.arcsin(1.0 - 2.0 * k / count))
+    return lat, _east(360.0 * k * (np.sqrt(5.0) - 1.0) / 2.0 + turn)
+
+
+def _crowding(lat: Float) -> Float:
+    """How readily a land place keeps a station: most in the northern middle latitudes."""
+    north = np.exp(-(((lat - 45.0) / 22.0) ** 2))
+    south = 0.35 * np.exp(-(((lat + 25.0) / 18.0) ** 2))
+    return 0.12 + north + south
+
+
+def land_stations(count: int, grid: Grid, statics: Statics, seed: int = 0) -> Places:
+    """Stations on land, denser in the northern middle latitudes, at the model's own height.
+
+    Where the land-sea mask is unknown, all of the sphere counts as land.
+    """
+    rng = np.random.default_rng(seed)
+    lat, lon = _fibonacci(40 * count, turn=137.0 * seed)
+    cells = bilinear(grid, lat, lon)
+    mask = statics.land_sea_mask
+    land = np.ones(len(lat), dtype=bool) if mask is None else sample(mask, *cells) >= LAND
+    share = np.where(land, _crowding(lat), 0.0)
+    chosen = np.sort(rng.choice(len(lat), count, replace=False, p=share / share.sum()))
+    ground = np.zeros(len(lat))
+    if statics.orography is not None:
+        ground = sample(statics.orography, *cells)
+    return Places(lat[chosen], lon[chosen], ground[chosen])
+
+
+def sea_stations(count: int, grid: Grid, statics: Statics, seed: int = 0) -> Places:
+    """Ships and buoys: at sea between 55 S and 65 N, at sea level."""
+    rng = np.random.default_rng(seed + 1)
+    lat, lon = _fibonacci(40 * count, turn=61.0 * seed)
+    open_sea = (lat > -55.0) & (lat < 65.0)
+    if statics.land_sea_mask is not None:
+        open_sea &= sample(statics.land_sea_mask, *bilinear(grid, lat, lon)) < 1e-3
+    chosen = np.sort(rng.choice(np.flatnonzero(open_sea), count, replace=False))
+    return Places(lat[chosen], lon[chosen], np.zeros(count))
+
+
+def sounder_swath(
+    seconds: Float,
+    *,
+    inclination: float = 98.7,
+    period: float = 6_080.0,
+    reach: float = 9.0,
+    spots: int = 8,
+) -> Swath:
+    """Footprints of a cross-track sounder on a circular polar orbit over a turning Earth.
+
+    Arguments:
+        seconds: Times of the scan lines since the satellite crossed the equator northward at
+            longitude 0, with shape (lines,).
+        inclination: Degrees.
+        period: Of the orbit, s.
+        reach: Half the width of the swath, degrees of arc.
+        spots: Footprints across the swath.
+
+    Returns:
+        lines * spots footprints, line by line.
+    """
+    phase = 2.0 * np.pi * seconds / period
+    tilt = np.deg2rad(inclination)
+    zero = np.zeros_like(phase)
+    # Unit vectors: to the satellite, and normal to the orbit's plane (across the track).
+    track = np.stack(
+        (np.cos(phase), np.sin(phase) * np.cos(tilt), np.sin(phase) * np.sin(tilt)), axis=-1
+    )
+    normal = np.stack((zero, zero - np.sin(tilt), zero + np.cos(tilt)), axis=-1)
+    across = np.deg2rad(np.linspace(-reach, reach, spots))[:, None]
+    spot = np.cos(across) * track[:, None] + np.sin(across) * normal[:, None]
+    lat = np.rad2deg(np.arcsin(np.clip(spot[..., 2], -1.0, 1.0)))
+    turned = 360.0 * seconds / SIDEREAL_DAY
+    lon = np.rad2deg(np.arctan2(spot[..., 1], spot[..., 0])) - turned[:, None]
+    times = np.broadcast_to(seconds[:, None], lat.shape)
+    return Swath(times.ravel(), lat.ravel(), _east(lon).ravel())
