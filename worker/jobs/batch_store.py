@@ -27,7 +27,8 @@ class BatchStore(RecordStore[BatchRecord]):
         return [state for state, moves in ALLOWED_BATCH_MOVES.items() if to in moves]
 
     def create(self, record: BatchRecord, *, idempotency_key: str = "") -> tuple[BatchRecord, bool]:
-        """Stores a new upload, or finds the one with the same content or the same key.
+        """Stores a new upload, or finds the one with the same content and options, or
+        the same key.
 
         A failed batch (our side broke) does not stand in the way of sending its content again.
 

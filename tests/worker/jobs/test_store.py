@@ -219,6 +219,14 @@ def test_the_same_content_is_the_same_batch(stores):
     assert stores.batches.find_content("0" * 64) == first.id
 
 
+def test_other_options_make_another_batch_of_the_same_content(stores):
+    first, _ = stores.batches.create(batch(options={"report_type": "synop"}))
+    again, created = stores.batches.create(batch(options={"report_type": "synop"}))
+    assert (again.id, created) == (first.id, False)
+    other, created = stores.batches.create(batch(options={"report_type": "ship"}))
+    assert created and other.id != first.id
+
+
 def test_an_idempotency_key_holds_one_content(stores):
     first, _ = stores.batches.create(batch(), idempotency_key="a")
     again, created = stores.batches.create(batch(), idempotency_key="a")

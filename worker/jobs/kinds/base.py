@@ -49,11 +49,14 @@ class ObservationSelection(BaseModel):
     cut_off: UtcTime | None = Field(
         default=None, description="Last arrival accepted (UTC); later ones are flagged `late`."
     )
-    withhold: float = Field(
-        default=0.0,
+    withhold: float | None = Field(
+        default=None,
         ge=0.0,
         le=0.5,
-        description="Stable share of the stations kept back for verification.",
+        description=(
+            "Stable share of the stations kept back for verification; null for the installation's "
+            "own share."
+        ),
     )
     withhold_stations: list[str] = Field(
         default=[], description="Stations kept back for verification besides that share."
