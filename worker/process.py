@@ -63,7 +63,8 @@ class WorkerLife:
         runtime.start_reporting()
         if GPU_QUEUE in self.queues:
             # torch is imported in the one process that uses it, never in a parent that forks
-            from worker.warm_model import describe_models, load_models
+            from worker.capabilities_model import describe_models
+            from worker.warm_model import load_models
 
             runtime.models = load_models(self.settings.models, self.settings.device)
             describe_models(runtime.models, runtime.report)

@@ -3,10 +3,9 @@
 from typing import Annotated
 
 import typer
-import uvicorn
 
 from model.domain.errors import AppaError
-from service.main import create_app
+from service.server import serve
 from service.settings import GatewaySettings
 
 __all__ = ["app"]
@@ -23,15 +22,7 @@ def gateway(
     given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
     try:
         settings = GatewaySettings(**given)
-        uvicorn.run(
-            create_app(settings),
-            host=settings.host,
-            port=settings.port,
-            root_path=settings.root_path,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=5,
-        )
+        serve(settings)
     except AppaError as error:
         typer.echo(f"error: {error.message}", err=True)
         raise typer.Exit(2) from error

@@ -1,0 +1,67 @@
+"""What an output format is given: the states of a finished job and all that is known about them."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from model.domain.grids import Grid
+from model.domain.variables import Channel
+from model.domain.windows import AssimilationWindow
+from worker.jobs.job import JobRecord
+
+__all__ = ["Product"]
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A finished job, before it is written.
+
+    Attributes:
+        job: The job and what was asked.
+        times: Valid times of the states (UTC); T of them.
+        states: Analysis or forecast, SI units, NaN where undefined, with shape (M, T, C, Y, X).
+        background: First guess at the same times, with shape (B, T, C, Y, X); None when the job
+            has none (a forecast).
+        grid: Rows north to south, columns eastward from 0.
+        channels: C channels, in order.
+        window: The observations' window; None without observations.
+        feedback: Every observation of the window, a table of `FEEDBACK_SCHEMA`.
+        counts: Values by outcome: `used` and the names of the checks.
+        background_info: Source, age and members of the background.
+        provenance: Checkpoint, code version, seeds, settings, hash of the observations.
+        flags: `zero_observations`, `cold_start` and the like.
+    """
+
+    job: JobRecord
+    times: tuple[datetime, ...]
+    states: Float
+    background: Float | None
+    grid: Grid
+    channels: tuple[Channel, ...]
+    window: AssimilationWindow | None
+    feedback: pa.Table
+    counts: dict[str, int] = field(default_factory=dict)
+    background_info: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+    @property
+    def reference_time(self) -> datetime:
+        """Analysis time, start of the forecast, first time of a reanalysis."""
+        return self.job.spec.reference_time
+
+    @property
+    def members(self) -> int:
+        """M, the size of the ensemble."""
+        return int(self.states.shape[0])
+
+
+Written = list[tuple[Path, str]]
+"""Files that a format wrote, each with its role: `data`, `feedback`, `quicklook`."""

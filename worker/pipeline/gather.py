@@ -1,0 +1,67 @@
+"""The observations of a window, as a job selects them."""
+
+import hashlib
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+
+from model.domain.observations import QC_FLAGS, empty_table
+from model.domain.windows import AssimilationWindow, WindowPlan
+from worker.columns import codes, is_one_of, numbers
+from worker.jobs.kinds import ObservationSelection
+from worker.jobs.layout import Layout
+from worker.observation_store.store import ObservationStore
+from worker.rejection import reject
+
+__all__ = ["gather_observations", "observation_window", "table_digest"]
+
+REACH = timedelta(minutes=30)
+"""Observations this long before the first state stand for its time."""
+
+
+def observation_window(plan: WindowPlan) -> AssimilationWindow | None:
+    """(half an hour before the first observed time, the last one]; None if no time is observed."""
+    if plan.window is None:
+        return None
+    first = plan.window.start + timedelta(hours=1)
+    return AssimilationWindow(first - REACH, plan.window.end)
+
+
+def gather_observations(
+    plan: WindowPlan, selection: ObservationSelection, layout: Layout
+) -> pa.Table:
+    """Every stored value of the window, those that arrived late included and marked later.
+
+    Arguments:
+        plan: Which times are observed.
+        selection: Networks, uploads and stations.
+        layout: Where the store is.
+
+    Returns:
+        An observation table, possibly empty; rows of stations withheld by name are rejected by
+        `withheld`.
+    """
+    window = observation_window(plan)
+    if window is None:
+        return empty_table()
+    table = ObservationStore(str(layout.observations)).read_window(
+        window,
+        report_types=selection.networks or (),
+        batches=selection.batches or (),
+    )
+    if selection.withhold_stations and len(table):
+        chosen = is_one_of(table, "station_id", selection.withhold_stations)
+        table = reject(table, chosen, QC_FLAGS["withheld"])
+    return table
+
+
+def table_digest(table: pa.Table) -> str:
+    """SHA-256 of the rows in their order: the same observations give the same digest."""
+    digest = hashlib.sha256()
+    batch, names = codes(table, "batch_id")
+    digest.update("\n".join(names).encode())
+    for values in (batch, numbers(table, "observation_id"), numbers(table, "obs_value")):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    digest.update(np.ascontiguousarray(numbers(table, "obs_error")).tobytes())
+    return digest.hexdigest()
