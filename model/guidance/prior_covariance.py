@@ -1,0 +1,136 @@
+r"""Guidance with the covariance of a closed-form prior instead of the network's Jacobian.
+
+With :math:`\Sigma_\sigma = (C^{-1} + \sigma^{-2} I)^{-1}` the covariance of a state given its noisy
+version under a Gaussian prior of covariance :math:`C`,
+
+.. math:: x_{k+1} = \hat{x} + \Sigma_\sigma H_k^\top (R + H_k \Sigma_\sigma H_k^\top)^{-1}
+    \left( y - H(x_k) + H_k (x_k - \hat{x}) \right), \qquad x_0 = \hat{x} = d(x_t)
+
+which is the Gauss-Newton iteration of the variational analysis around the denoised state. It is
+exact for a Gaussian prior and a linear operator, needs no derivative of the denoiser, and its
+operator is symmetric, so conjugate gradients serve. MMPS (`mmps.py`) takes the covariance from the
+denoiser itself: it knows the flow, and costs an adjoint of the network in every iteration.
+"""
+
+__all__ = ["PriorCovariance", "PriorCovarianceSettings"]
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.guidance.base import BlanketRows, Denoise, Observed, ObservedBlankets
+from model.guidance.fit import Fit, FitReport
+from model.linear_solve import SOLVERS
+
+CovarianceTimes = Callable[[Tensor, Tensor], Tensor]
+"""(v (B, K, c, h, w), sigma ()) -> covariance of the state given its noisy version, times v."""
+
+
+@dataclass(frozen=True)
+class PriorCovarianceSettings:
+    """How the observation-space system is solved.
+
+    Attributes:
+        iterations: The largest number of conjugate gradients per Gauss-Newton step.
+        steps: Gauss-Newton steps; more than one where the operator or the decoder bends.
+        tolerance: Stop a row when its residual is below this fraction of the right-hand side.
+        scale: Factor on the covariance: a network knows more than the Gaussian prior.
+    """
+
+    iterations: int = 20
+    steps: int = 1
+    tolerance: float = 0.05
+    scale: float = 1.0
+
+
+class PriorCovariance:
+    """The guidance.
+
+    Arguments:
+        observations: The observations of the trajectory, through the true decoder.
+        tangent: The same observations through a decoder that is cheap to differentiate.
+        covariance: Of the prior given the noisy state.
+        settings: How to solve.
+        report: Collects the fit to the observations at each noise level.
+    """
+
+    def __init__(
+        self,
+        observations: ObservedBlankets,
+        tangent: ObservedBlankets,
+        covariance: CovarianceTimes,
+        settings: PriorCovarianceSettings | None = None,
+        report: FitReport | None = None,
+    ) -> None:
+        self.observations = observations
+        self.tangent = tangent
+        self.covariance = covariance
+        self.settings = settings or PriorCovarianceSettings()
+        self.report = report
+
+    @torch.no_grad()
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, sigma: Tensor, date: Tensor, rows: BlanketRows
+    ) -> Tensor:
+        """See :class:`model.guidance.base.Guidance`."""
+        x_hat = denoise(x_t, sigma, date)
+        seen = self.observations.select(rows, x_t)
+        tangent = self.tangent.select(rows, x_t)
+        if seen is None or tangent is None:
+            return x_hat
+        x = x_hat
+        for step in range(self.settings.steps):
+            innovation = (seen.values - seen.predict(x)) / seen.error_std
+            x, left, count = self._solve(x_hat, x, innovation, tangent, sigma)
+            if step == 0:
+                before = innovation
+        if self.report is not None:
+            self.report.add(float(sigma), Fit.of(seen, before, left, count))
+        return x
+
+    def _solve(
+        self, x_hat: Tensor, x: Tensor, innovation: Tensor, seen: Observed, sigma: Tensor
+    ) -> tuple[Tensor, Tensor, int]:
+        """One Gauss-Newton step from `x`; the new state, its innovation, and the iterations."""
+        point = _Tangent(seen, x)
+        wide = self.settings.scale
+
+        def covariance(v: Tensor) -> Tensor:
+            return wide * self.covariance(v, sigma)
+
+        right = innovation + point.forward(x - x_hat)
+        size = torch.linalg.vector_norm(right.double(), dim=1)
+        solution = SOLVERS["cg"](
+            lambda v: v + point.forward(covariance(point.adjoint(v))),
+            right,
+            iterations=self.settings.iterations,
+            stop=lambda s: (
+                torch.linalg.vector_norm(s.residual, dim=1) <= self.settings.tolerance * size
+            ),
+        )
+        new = x_hat + covariance(point.adjoint(solution.x.to(right)))
+        # y - H(x_hat + increment) to first order is the residual plus R v.
+        return new, solution.x + solution.residual, solution.coefficients.shape[1]
+
+
+class _Tangent:
+    """Derivative of the whitened equivalents at a state, by reverse mode both ways.
+
+    The derivative of the adjoint with respect to its argument is the forward derivative, so no
+    forward mode is needed.
+    """
+
+    def __init__(self, seen: Observed, x: Tensor) -> None:
+        with torch.enable_grad():
+            self._x = x.detach().clone().requires_grad_()
+            self._y = seen.predict(self._x) / seen.error_std
+            self._v = torch.zeros_like(self._y).requires_grad_()
+            (self._adjoint,) = torch.autograd.grad(self._y, self._x, self._v, create_graph=True)
+
+    def adjoint(self, v: Tensor) -> Tensor:
+        return torch.autograd.grad(self._y, self._x, v, retain_graph=True)[0]
+
+    def forward(self, u: Tensor) -> Tensor:
+        return torch.autograd.grad(self._adjoint, self._v, u, retain_graph=True)[0]

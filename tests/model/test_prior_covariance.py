@@ -1,0 +1,102 @@
+"""Guidance with a closed-form covariance against the dense Gaussian posterior."""
+
+import torch
+
+from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
+from model.guidance.base import BlanketRows, Observed
+from model.guidance.fit import FitReport
+from model.guidance.prior_covariance import PriorCovariance, PriorCovarianceSettings
+
+K, C, H, W = 3, 2, 2, 6
+SIZE = K * C * H * W
+DATE = torch.tensor([[2001, 3, 5, h] for h in range(K)])
+
+
+class Linear:
+    """y = A x with given errors."""
+
+    def __init__(self, a: torch.Tensor, y: torch.Tensor, std: torch.Tensor) -> None:
+        self.a, self.y, self.std = a, y, std
+
+    def select(self, rows: BlanketRows, like: torch.Tensor) -> Observed:
+        count = (len(rows), -1)
+        return Observed(
+            self.y.expand(*count).to(like),
+            self.std.expand(*count).to(like),
+            torch.ones(len(rows), len(self.y), dtype=torch.bool),
+            lambda x: x.flatten(1) @ self.a.T.to(x),
+            (("observations", len(self.y)),),
+        )
+
+
+def fitted(generator: torch.Generator) -> ZonalGaussianPrior:
+    samples = torch.randn(500, K, C, H, W, generator=generator).cumsum(1).cumsum(-1)
+    dates = DATE.expand(500, K, 4)
+    prior = ZonalGaussianPrior(K, (C, H, W), modes=C * H, dense=K * C * H)
+    return fit_zonal_gaussian(prior, lambda: iter([(samples, dates)]))
+
+
+def test_it_is_the_exact_posterior_mean_of_a_gaussian_prior():
+    generator = torch.Generator().manual_seed(0)
+    prior = fitted(generator)
+    a = torch.randn(7, SIZE, generator=generator) / 3
+    y = torch.randn(7, generator=generator) * 3
+    std = torch.rand(7, generator=generator) + 0.3
+    x_t = torch.randn(2, K, C, H, W, generator=generator) * 2
+    sigma, date = torch.tensor(0.8), DATE.expand(2, K, 4)
+    seen, report = Linear(a, y, std), FitReport()
+    settings = PriorCovarianceSettings(iterations=30, tolerance=1e-6)
+    guide = PriorCovariance(seen, seen, prior.covariance_times, settings, report)
+    rows = BlanketRows(torch.zeros(2, dtype=torch.long), torch.arange(2))
+    out = guide(prior, x_t, sigma, date, rows)
+
+    eye = torch.eye(SIZE).reshape(-1, K, C, H, W)
+    covariance = prior.covariance_times(eye).flatten(1).double()
+    mean = prior.climatology(date).flatten(1).double()
+    both = torch.cat((torch.eye(SIZE).double(), a.double()))
+    noise = torch.cat((torch.full((SIZE,), 0.64), std.square())).double()
+    for i in range(2):
+        data = torch.cat((x_t[i].flatten(), y)).double()
+        gain = (
+            covariance @ both.T @ torch.linalg.inv(both @ covariance @ both.T + torch.diag(noise))
+        )
+        expected = mean[i] + gain @ (data - both @ mean[i])
+        torch.testing.assert_close(out[i].flatten().double(), expected, rtol=0, atol=2e-3)
+    ((level, fit),) = report.levels
+    left = (y - out.flatten(1) @ a.T) / std
+    assert level == float(sigma)
+    torch.testing.assert_close(
+        torch.tensor(fit.chi_after).double(),
+        left.square().mean().sqrt().double(),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+def test_gauss_newton_settles_on_a_bent_operator():
+    class Bent(Linear):
+        def select(self, rows, like):
+            seen = super().select(rows, like)
+            return Observed(
+                seen.values,
+                seen.error_std,
+                seen.present,
+                lambda x: (lambda v: v + 0.1 * v**2)(x.flatten(1) @ self.a.T),
+                seen.parts,
+            )
+
+    generator = torch.Generator().manual_seed(1)
+    prior = fitted(generator)
+    a = torch.randn(4, SIZE, generator=generator) / 5
+    seen = Bent(a, torch.tensor([1.0, 2.0, 0.5, 1.5]), torch.full((4,), 0.05))
+    x_t = torch.randn(1, K, C, H, W, generator=generator)
+    rows = BlanketRows(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    chi = []
+    for steps in (1, 4):
+        settings = PriorCovarianceSettings(iterations=30, steps=steps, tolerance=1e-6)
+        guide = PriorCovariance(seen, seen, prior.covariance_times, settings)
+        out = guide(prior, x_t, torch.tensor(1.0), DATE[None], rows)
+        view = seen.select(rows, x_t)
+        chi.append(float(((view.values - view.predict(out)) / view.error_std).square().mean()))
+    assert chi[1] < 0.5 * chi[0]
+    assert chi[1] < 1
