@@ -113,6 +113,9 @@ class KeyFile:
         prefix, _, rest = presented.partition("_")
         key_id, _, secret = rest.partition("_")
         key = self.all().get(key_id)
+        if key is None:  # made a moment ago, perhaps
+            self._read()
+            key = self._keys.get(key_id)
         # Compared for unknown ids too, so that the time taken tells nothing.
         same = hmac.compare_digest(_digest(secret), key.sha256 if key else _digest(""))
         expired = key is not None and key.expires is not None and key.expires <= datetime.now(UTC)

@@ -15,14 +15,15 @@ from service.settings import GatewaySettings
 from service.version import VERSION
 
 WEB = Path(__file__).parent / "web"
-V1: tuple[APIRouter, ...] = (
+ROUTERS: tuple[APIRouter, ...] = (
     observations.router,
     jobs.router,
     analyses.router,
     capabilities.router,
+    health.router,
+    problems.router,
 )
-"""Routers under `/v1`; a new one is a line here."""
-ROOT: tuple[APIRouter, ...] = (health.router, problems.router)
+"""A new router is a line here; it carries its own prefix."""
 
 
 async def viewer() -> FileResponse:
@@ -42,9 +43,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         redoc_url=None,
     )
     gateway = app.state.gateway = open_gateway(settings)
-    for router in V1:
-        app.include_router(router, prefix="/v1")
-    for router in ROOT:
+    for router in ROUTERS:
         app.include_router(router)
     app.mount("/web", StaticFiles(directory=WEB), name="web")
     app.add_api_route("/", viewer, include_in_schema=False)

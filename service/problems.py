@@ -150,7 +150,16 @@ def http_problem(request: Request, error: HTTPException) -> Response:
     detail = str(error.detail)
     if detail == HTTPStatus(error.status_code).phrase:
         detail = f"{request.method} {request.url.path}: {detail}."
-    return problem_response(request, code, detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = _allowed(request) or headers.get("Allow", "GET")
+    return problem_response(request, code, detail, headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """All methods of the path; the framework names those of the first matching route only."""
+    path = getattr(request.scope.get("route"), "path", "")
+    return ", ".join(sorted(m.upper() for m in request.app.openapi()["paths"].get(path, {})))
 
 
 def broker_problem(request: Request, error: Exception) -> Response:

@@ -12,7 +12,7 @@ from service.schemas import AnalysisList, LatestAnalysis, LatestFile
 from worker.jobs.kinds.base import UtcTime
 from worker.jobs.manifest import AnalysisManifest
 
-router = APIRouter(tags=["analyses"])
+router = APIRouter(prefix="/v1", tags=["analyses"])
 
 KINDS = ("filtering", "forecast", "reanalysis")
 Kind = Literal["filtering", "forecast", "reanalysis"]

@@ -11,7 +11,7 @@ from service.schemas import CapabilitiesView, UploadFormat
 from service.version import VERSION
 from worker.jobs.workers import merge
 
-router = APIRouter(tags=["system"])
+router = APIRouter(prefix="/v1", tags=["system"])
 
 
 @router.get("/capabilities", responses=problems())

@@ -13,7 +13,7 @@ from service.schemas import JobEvents, JobPage
 from worker.jobs.job import JobRecord, JobState
 from worker.jobs.kinds import JobSpec
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 EXAMPLES: dict[str, Any] = {
     "filtering": {

@@ -11,7 +11,7 @@ from service.receive import Sender, receive_batch
 from service.schemas import BatchPage
 from worker.jobs.batch import BatchRecord, BatchState
 
-router = APIRouter(tags=["observations"])
+router = APIRouter(prefix="/v1", tags=["observations"])
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {

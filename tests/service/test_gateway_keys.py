@@ -1,0 +1,148 @@
+"""API keys, scopes, rates and quotas; a gateway that others can reach never runs open."""
+
+import stat
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import acting_worker
+import httpx
+import pytest
+from gateway_process import REPOSITORY, GatewayProcess, StartGateway
+
+from model.domain.errors import ConfigurationError
+from service.keys import KeyFile, Scope
+from service.settings import GatewaySettings
+from worker.jobs.store import open_stores
+
+FILTERING = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z"}
+
+
+@pytest.fixture
+def guarded(start_gateway: StartGateway) -> GatewayProcess:
+    return start_gateway(APPA_REQUIRE_KEYS="true")
+
+
+def call(
+    gateway: GatewayProcess, key: str | None, method: str, path: str, **more
+) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.request(method, gateway.url + path, headers=headers, timeout=30, **more)
+
+
+def make(gateway: GatewayProcess, *scopes: Scope, **more) -> str:
+    return KeyFile(gateway.layout.keys_file).create("test", list(scopes), **more)[0]
+
+
+def test_no_key_no_service(guarded: GatewayProcess) -> None:
+    for method, path in (
+        ("POST", "/v1/observations"),
+        ("POST", "/v1/jobs"),
+        ("GET", "/v1/jobs"),
+        ("GET", "/v1/analyses"),
+        ("GET", "/v1/capabilities"),
+    ):
+        answer = call(guarded, None, method, path)
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), path
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert call(guarded, None, "GET", "/health/live").status_code == 200
+
+
+def test_scopes(guarded: GatewayProcess) -> None:
+    sender = make(guarded, Scope.OBSERVATIONS_WRITE)
+    reader = make(guarded, Scope.ANALYSES_READ)
+    admin = make(guarded, Scope.ADMIN)
+    data = b"BUFR" + bytes(100)
+    assert call(guarded, reader, "POST", "/v1/observations", content=data).status_code == 403
+    batch = call(guarded, sender, "POST", "/v1/observations", content=data)
+    assert batch.status_code == 202
+    assert batch.json()["api_key"] == sender.split("_")[1]
+    assert call(guarded, sender, "GET", batch.headers["location"]).status_code == 200
+    assert call(guarded, sender, "GET", "/v1/analyses").status_code == 403
+    assert call(guarded, sender, "POST", "/v1/jobs", json=FILTERING).json()["code"] == "forbidden"
+    assert call(guarded, reader, "GET", "/v1/analyses").status_code == 200
+    assert call(guarded, reader, "GET", "/v1/jobs").status_code == 200
+    for path in ("/v1/analyses", "/v1/jobs"):
+        assert call(guarded, admin, "GET", path).status_code == 200
+
+
+def test_key_in_its_own_header(guarded: GatewayProcess) -> None:
+    key = make(guarded, Scope.ANALYSES_READ)
+    answer = httpx.get(f"{guarded.url}/v1/jobs", headers={"X-API-Key": key})
+    assert answer.status_code == 200
+
+
+def test_wrong_revoked_and_expired_keys(guarded: GatewayProcess) -> None:
+    keys = KeyFile(guarded.layout.keys_file)
+    key, record = keys.create("test", [Scope.ADMIN])
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    expired = make(guarded, Scope.ADMIN, expires=past)
+    wrong = key[:-1] + ("0" if key[-1] != "0" else "1")
+    for bad in (wrong, expired, "appa_x_y", "appa", "", key.replace("appa_", "apfa_")):
+        assert call(guarded, bad or "-", "GET", "/v1/jobs").status_code == 401, bad
+    assert call(guarded, key, "GET", "/v1/jobs").status_code == 200
+    keys.revoke(record.id)
+    deadline = datetime.now(UTC) + timedelta(seconds=5)
+    while call(guarded, key, "GET", "/v1/jobs").status_code == 200:
+        assert datetime.now(UTC) < deadline
+
+
+def test_the_secret_is_not_kept(tmp_path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    key, record = keys.create("operator", [Scope.ADMIN])
+    text = keys.path.read_text()
+    assert key.split("_")[2] not in text
+    assert record.sha256 in text
+    assert stat.S_IMODE(keys.path.stat().st_mode) == 0o600
+    assert keys.check(key).id == record.id
+
+
+def test_rate(guarded: GatewayProcess) -> None:
+    key = make(guarded, Scope.ANALYSES_READ, requests_per_minute=5)
+    # Two windows of a minute may be touched: ten requests pass at most, so eleven do not.
+    answers = [call(guarded, key, "GET", "/v1/jobs") for _ in range(11)]
+    assert answers[0].status_code == 200
+    refused = answers[-1]
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    other = make(guarded, Scope.ANALYSES_READ)
+    assert call(guarded, other, "GET", "/v1/jobs").status_code == 200
+
+
+def test_queue_quota(guarded: GatewayProcess) -> None:
+    stores = open_stores(guarded.redis_url, guarded.prefix)
+    acting_worker.report(stores)
+    key = make(guarded, Scope.JOBS_WRITE, queued_jobs=2)
+    jobs = [call(guarded, key, "POST", "/v1/jobs", json=FILTERING) for _ in range(3)]
+    assert [j.status_code for j in jobs] == [202, 202, 429]
+    assert jobs[2].json()["code"] == "queue_quota"
+    assert jobs[2].headers["retry-after"]
+    call(guarded, key, "DELETE", jobs[0].headers["location"])
+    assert call(guarded, key, "POST", "/v1/jobs", json=FILTERING).status_code == 202
+    stores.redis.close()
+
+
+def test_open_only_on_loopback() -> None:
+    assert not GatewaySettings(host="127.0.0.1").keys_required
+    assert not GatewaySettings(host="::1").keys_required
+    assert GatewaySettings(host="0.0.0.0").keys_required
+    assert GatewaySettings(host="gateway.example").keys_required
+    with pytest.raises(ConfigurationError, match="appa keys create"):
+        GatewaySettings(host="0.0.0.0", require_keys=False)
+
+
+def test_open_gateway_refuses_to_start() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "service"],
+        env={"APPA_HOST": "0.0.0.0", "APPA_REQUIRE_KEYS": "false", "PATH": ""},
+        cwd=REPOSITORY,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert b"appa keys create" in done.stderr
+
+
+def test_settings_are_closed() -> None:
+    with pytest.raises(ValueError, match="maximum"):
+        GatewaySettings(maximum=1)
