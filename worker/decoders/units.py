@@ -6,10 +6,13 @@ __all__ = [
     "GRAVITY",
     "KNOT",
     "celsius_to_kelvin",
+    "dewpoint_from_specific_humidity",
+    "flight_level_from_pressure",
     "pressure_from_flight_level",
     "specific_humidity_from_dewpoint",
     "specific_humidity_from_mixing_ratio",
     "wind_components",
+    "wind_direction",
 ]
 
 GRAVITY = 9.80665
@@ -30,6 +33,12 @@ def wind_components(speed: np.ndarray, direction: np.ndarray) -> tuple[np.ndarra
     angle = np.deg2rad(np.where(speed == 0.0, 0.0, direction))
     # The sum turns -0.0 into 0.0.
     return -speed * np.sin(angle) + 0.0, -speed * np.cos(angle) + 0.0
+
+
+def wind_direction(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Direction the wind comes from in degrees, (0, 360], and 0 in calm."""
+    angle = np.rad2deg(np.arctan2(-u, -v)) % 360.0
+    return np.where((u == 0.0) & (v == 0.0), 0.0, np.where(angle == 0.0, 360.0, angle))
 
 
 def saturation_vapour_pressure(temperature: np.ndarray) -> np.ndarray:
@@ -53,6 +62,14 @@ def specific_humidity_from_dewpoint(dewpoint: np.ndarray, pressure: np.ndarray) 
         e = saturation_vapour_pressure(np.where(dewpoint > 100.0, dewpoint, np.nan))
         q = EPSILON * e / (pressure - (1.0 - EPSILON) * e)
         return np.where(e < pressure, q, np.nan)
+
+
+def dewpoint_from_specific_humidity(q: np.ndarray, pressure: np.ndarray) -> np.ndarray:
+    """Inverse of `specific_humidity_from_dewpoint`; NaN for dry air."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        e = np.where(q > 0.0, q * pressure / (EPSILON + (1.0 - EPSILON) * q), np.nan)
+        ratio = np.log(e / 611.2)
+    return (17.67 * 273.15 - 29.65 * ratio) / (17.67 - ratio)
 
 
 def specific_humidity_from_mixing_ratio(ratio: np.ndarray) -> np.ndarray:
@@ -83,3 +100,14 @@ def pressure_from_flight_level(altitude: np.ndarray) -> np.ndarray:
         top = np.maximum(h - 20_000.0, 0.0)
         inversion = (1.0 + 0.001 * top / 216.65) ** (-GRAVITY / (gas * 0.001))
     return low * isothermal * inversion
+
+
+def flight_level_from_pressure(pressure: np.ndarray) -> np.ndarray:
+    """Pressure altitude in m: inverse of `pressure_from_flight_level` up to 32 km."""
+    gas = 287.05287
+    at_11, at_20 = pressure_from_flight_level(np.array([11_000.0, 20_000.0]))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low = 288.15 / 0.0065 * (1.0 - (pressure / 101_325.0) ** (gas * 0.0065 / GRAVITY))
+        middle = 11_000.0 - gas * 216.65 / GRAVITY * np.log(pressure / at_11)
+        top = 20_000.0 + 216.65 / 0.001 * ((pressure / at_20) ** (-gas * 0.001 / GRAVITY) - 1.0)
+    return np.where(pressure >= at_11, low, np.where(pressure >= at_20, middle, top))

@@ -51,7 +51,7 @@ BUFR_FAMILIES: Registry[Family] = Registry(
     ship=Family("ships", {1}, ({1_011}, _SEA), decode_ship),
     buoy=Family("buoys", {1, 31}, ({1_005, 1_087, 1_003, 1_125}, _SEA), decode_buoy),
     profiler=Family(
-        "wind profilers", {2, 6}, ({7_006, 7_007, 7_003}, {2_003, 25_032, 2_101}, {11_006},
+        "wind profilers", {2, 6}, ({7_006, 7_007, 7_003, 10_007}, {2_003, 25_032, 2_101}, {11_006},
         {11_001, 11_003}), decode_profiler,
     ),
     temp=Family("sondes and pilot balloons", {2}, (_PRESSURE, _WIND | {12_101}), decode_temp),

@@ -43,7 +43,7 @@ def decode_profiler(block: Block) -> Reports:
 
 def _heights(block: Block, elevation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positions at which levels begin and their heights above mean sea level, (K,) and (N, K)."""
-    for code in (7_007, 7_006, 7_009, 7_003):
+    for code in (7_007, 7_006, 7_009, 10_007, 7_003):
         anchors = block.layout.where(code)
         if not anchors.size:
             continue

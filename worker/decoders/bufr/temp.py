@@ -34,8 +34,8 @@ def decode_temp(block: Block) -> Reports:
 
     shift = layout.before_each(anchors, 4_086, 4_016)
     drift = {
-        "lat": lat[:, None] + np.nan_to_num(block.at_each(levels(5_015))),
-        "lon": lon[:, None] + np.nan_to_num(block.at_each(levels(6_015))),
+        "lat": lat[:, None] + _carried(block.at_each(levels(5_015))),
+        "lon": lon[:, None] + _carried(block.at_each(levels(6_015))),
         "time": seconds_after(time[:, None], block.at_each(shift)),
     }
     pressure, height = _pressure_and_height(block, anchors)
@@ -55,6 +55,15 @@ def decode_temp(block: Block) -> Reports:
         values,
         profile=True,
     )
+
+
+def _carried(displacement: np.ndarray) -> np.ndarray:
+    """Displacements (N, K) with gaps filled by the level before; 0 before the first."""
+    last = np.maximum.accumulate(
+        np.where(np.isnan(displacement), -1, np.arange(displacement.shape[1])), axis=1
+    )
+    filled = np.take_along_axis(displacement, np.maximum(last, 0), axis=1)
+    return np.where(last >= 0, filled, 0.0)
 
 
 def _network(block: Block) -> str:

@@ -1,0 +1,1 @@
+"""Observation tables to the forms in which the field exchanges them."""

@@ -1,0 +1,1 @@
+"""Observation tables to BUFR messages."""
