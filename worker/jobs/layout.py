@@ -70,6 +70,11 @@ class Layout:
         return self.root / "analyses"
 
     @property
+    def restarts(self) -> Path:
+        """Markers of the results that can be continued."""
+        return self.root / "restarts"
+
+    @property
     def tmp(self) -> Path:
         """Unfinished uploads and results; same file system as the rest, so that moves are atomic."""
         return self.root / "tmp"

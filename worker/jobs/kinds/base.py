@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.domain.observations import REPORT_TYPES
+from model.domain.windows import WindowPlan
 
 __all__ = ["BackgroundChoice", "FullHour", "ObservationSelection", "SpecBase", "UtcTime"]
 
@@ -108,6 +109,35 @@ class SpecBase(BaseModel):
         le=240,
         description="Oldest previous analysis accepted, before the first time.",
     )
+
+    @property
+    def reference_time(self) -> datetime:
+        """The time the result is filed under."""
+        raise NotImplementedError
+
+    @property
+    def first_guess_until(self) -> datetime:
+        """Last valid time of an earlier result that may serve as first guess."""
+        return self.reference_time - timedelta(hours=1)
+
+    @property
+    def first_guess_age(self) -> timedelta:
+        """How much older than that it may be."""
+        return timedelta(hours=self.background_max_age_hours)
+
+    @property
+    def continues(self) -> str | None:
+        """The result that must be continued, when one was named."""
+        return None
+
+    def plan(self, blanket: int, past: int = 0) -> WindowPlan:
+        """The states of the job.
+
+        Arguments:
+            blanket: States the model denoises together.
+            past: States up to the reference time that the earlier result holds.
+        """
+        raise NotImplementedError
 
     @staticmethod
     def _hours(start: datetime, end: datetime) -> int:

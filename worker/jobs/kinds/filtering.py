@@ -47,11 +47,7 @@ class FilteringSpec(SpecBase):
         """The time the result is filed under."""
         return self.valid_time
 
-    def plan(self, blanket: int) -> WindowPlan:
-        """The states of the window.
-
-        Arguments:
-            blanket: States the model denoises together.
-        """
+    def plan(self, blanket: int, past: int = 0) -> WindowPlan:
+        """The states of the window; see `SpecBase.plan`."""
         length = max(self.window_hours or blanket, self.write_hours)
         return WindowPlan.filtering(self.valid_time, length, written=self.write_hours)

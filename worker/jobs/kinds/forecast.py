@@ -1,6 +1,6 @@
 """Forecast: the states that follow an analysis, without observations."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from pydantic import Field
@@ -23,7 +23,7 @@ class ForecastSpec(SpecBase):
         default=None,
         ge=1,
         le=240,
-        description="States before the start that are tied; null for what the analysis holds.",
+        description="States up to the start that are tied; null for half a blanket.",
     )
     analysis_id: str | None = Field(
         default=None, description="The analysis to start from; null for the newest at `valid_time`."
@@ -37,14 +37,25 @@ class ForecastSpec(SpecBase):
         """The time the result is filed under."""
         return self.valid_time
 
-    def plan(self, blanket: int, past: int | None = None) -> WindowPlan:
-        """The tied states and the forecast.
+    @property
+    def first_guess_until(self) -> datetime:
+        """The analysis at the start itself."""
+        return self.valid_time
 
-        Arguments:
-            blanket: States the model denoises together.
-            past: Tied states that are there; `past_hours` or half a blanket when absent.
-        """
-        tied = self.past_hours or past or max(1, blanket // 2)
+    @property
+    def first_guess_age(self) -> timedelta:
+        """No older one will do."""
+        return timedelta(0)
+
+    @property
+    def continues(self) -> str | None:
+        """The analysis to start from, when one was named."""
+        return self.analysis_id
+
+    def plan(self, blanket: int, past: int = 0) -> WindowPlan:
+        """The tied states and the forecast; see `SpecBase.plan`."""
+        wanted = self.past_hours or max(1, blanket // 2)
+        tied = min(wanted, past) if past else wanted
         return WindowPlan.forecast(
             self.valid_time,
             past=tied,

@@ -38,12 +38,8 @@ class ReanalysisSpec(SpecBase):
         """The time the result is filed under."""
         return self.start
 
-    def plan(self, blanket: int) -> WindowPlan:
-        """The states of the period and its margins, at least one blanket long.
-
-        Arguments:
-            blanket: States the model denoises together.
-        """
+    def plan(self, blanket: int, past: int = 0) -> WindowPlan:
+        """The states of the period and its margins, at least one blanket long; see `SpecBase`."""
         wanted = self._hours(self.start, self.end) + 1
         length = max(wanted + 2 * self.margin_hours, blanket)
         before = self.margin_hours
