@@ -12,7 +12,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from model.domain.errors import DecodeError, InvalidInput, JobCancelled
-from worker.jobs.batch import BatchRecord
+from worker.jobs.batch import BatchRecord, IngestSummary
 from worker.jobs.batch_store import BatchStore
 from worker.jobs.job import JobRecord, Problem
 from worker.jobs.lease import Lease
@@ -125,6 +125,13 @@ def _settle(
         task = RUN_ASSIMILATION if isinstance(store, JobStore) else INGEST_BATCH
         submit(runtime.sender, task, record.id)
     elif isinstance(store, BatchStore) and isinstance(error, DecodeError | InvalidInput):
-        store.reject(record.id, record.token, problem)
+        report = error.context.get("decode_report", {})
+        context = {k: v for k, v in problem.context.items() if k != "decode_report"}
+        store.reject(
+            record.id,
+            record.token,
+            problem.model_copy(update={"context": context}),
+            IngestSummary(decode_report=report),
+        )
     else:
         store.fail(record.id, record.token, problem)

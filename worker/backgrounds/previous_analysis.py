@@ -1,0 +1,65 @@
+"""The previous analysis as first guess: its states where it has them, then its forecast."""
+
+from datetime import datetime, timedelta
+
+import torch
+
+from model.domain.windows import WindowPlan
+from worker.backgrounds.background import Background
+from worker.backgrounds.restarts import Continuable
+from worker.pipeline.solve import Solver
+
+__all__ = ["covers", "previous_analysis", "tied_states"]
+
+HOUR = timedelta(hours=1)
+
+
+def covers(earlier: Continuable, plan: WindowPlan) -> bool:
+    """Whether the result reaches back to the first time of the plan, or ends before it."""
+    return earlier.restart.times[0] <= plan.times[0]
+
+
+def previous_analysis(plan: WindowPlan, earlier: Continuable, solver: Solver) -> Background:
+    """The earlier result at the times of the plan, brought forward by the model."""
+    restart = earlier.restart
+    last = restart.times[-1]
+    latents = solver.resize(restart.latents)
+    times = restart.times
+    if last < plan.times[-1]:
+        ahead = solver.forecast(latents, times, plan.times[-1])
+        latents = torch.cat((latents, ahead), dim=1)
+        times = times + _hours_after(last, ahead.shape[1])
+    first = times.index(plan.times[0])
+    return Background(
+        plan.times,
+        latents[:, first : first + plan.length],
+        "previous_analysis",
+        _info(earlier, plan.times[-1], len(latents)),
+    )
+
+
+def tied_states(plan: WindowPlan, earlier: Continuable) -> Background:
+    """The earlier result at the tied times of the plan; zeros elsewhere, which nobody reads."""
+    restart = earlier.restart
+    shape = (restart.latents.shape[0], plan.length, *restart.latents.shape[2:])
+    latents = torch.zeros(shape)
+    for i, (time, tied) in enumerate(zip(plan.times, plan.tied, strict=True)):
+        if tied:
+            latents[:, i] = restart.latents[:, restart.times.index(time)]
+    info = _info(earlier, plan.times[sum(plan.tied) - 1], shape[0])
+    return Background(plan.times, latents, "previous_analysis", info)
+
+
+def _info(earlier: Continuable, at: datetime, members: int) -> dict[str, object]:
+    age = (at - earlier.restart.times[-1]) / HOUR
+    return {
+        "source": "previous_analysis",
+        "analysis_id": earlier.manifest.id,
+        "valid_time": earlier.restart.times[-1].isoformat(),
+        "age_hours": age,
+        "members": members,
+    }
+
+
+def _hours_after(last: datetime, count: int) -> tuple[datetime, ...]:
+    return tuple(last + (i + 1) * HOUR for i in range(count))

@@ -1,0 +1,79 @@
+"""Which published results can be continued: found by the names of small marker files.
+
+A marker says valid time, revision and result; the manifest and the restart file are read only
+when a marker fits. A result that was deleted leaves a marker that points nowhere and is passed by.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from model.domain.errors import StorageError
+from worker.jobs.layout import Layout
+from worker.jobs.manifest import AnalysisManifest, read_manifest
+from worker.restart import RESTART_NAME, Restart, read_restart
+
+__all__ = ["Continuable", "find_restart", "mark_restart"]
+
+_STAMP = "%Y%m%dT%H"
+
+
+@dataclass(frozen=True)
+class Continuable:
+    """A published result and its latent states.
+
+    Attributes:
+        manifest: Of the result.
+        restart: Its latent states.
+    """
+
+    manifest: AnalysisManifest
+    restart: Restart
+
+    def hours_to(self, time: datetime) -> int:
+        """States up to and including `time`."""
+        return sum(t <= time for t in self.restart.times)
+
+
+def mark_restart(layout: Layout, manifest: AnalysisManifest) -> None:
+    """Makes a published result with a restart file known."""
+    if not manifest.times or not any(file.name == RESTART_NAME for file in manifest.files):
+        return
+    layout.restarts.mkdir(exist_ok=True)
+    last = max(manifest.times)
+    name = f"{last:{_STAMP}}__{manifest.revision:04d}__{manifest.id}"
+    (layout.restarts / name).touch()
+
+
+def find_restart(
+    layout: Layout, model: str, at: datetime, max_age: timedelta, *, analysis_id: str | None = None
+) -> Continuable | None:
+    """The newest result up to `at`, its highest revision, that `model` can continue.
+
+    Arguments:
+        layout: The data folder.
+        model: SHA-256 of the checkpoint's card.
+        at: Last valid time accepted (UTC).
+        max_age: Oldest valid time accepted, before `at`.
+        analysis_id: Only this result.
+    """
+    for time, _, name in sorted(_markers(layout), reverse=True):
+        if not at - max_age <= time <= at or (analysis_id and name != analysis_id):
+            continue
+        try:
+            found = Continuable(
+                read_manifest(layout, name), read_restart(layout.analysis_file(name, RESTART_NAME))
+            )
+        except StorageError:
+            continue
+        if found.restart.model == model:
+            return found
+    return None
+
+
+def _markers(layout: Layout) -> list[tuple[datetime, int, str]]:
+    found = []
+    for path in layout.restarts.glob("*__*__*"):
+        stamp, revision, name = path.name.split("__", 2)
+        time = datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC)
+        found.append((time, int(revision), name))
+    return found

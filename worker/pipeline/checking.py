@@ -1,0 +1,90 @@
+"""Quality control of a window: with the model's surface, with the background, and the selection."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from model.domain.windows import WindowPlan
+from model.latent_model import LatentModel
+from model.operators.observation_set import ObservationSet
+from worker.backgrounds.background import Background
+from worker.jobs.kinds import ObservationSelection
+from worker.pipeline.model_equivalents import (
+    fill_background,
+    model_equivalents,
+    monitored_set,
+    observation_set,
+    to_feedback,
+)
+from worker.qc.context import QCContext
+from worker.qc.parameters import load_parameters
+from worker.qc.run import run_checks
+
+__all__ = ["CheckedWindow", "check_window"]
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedWindow:
+    """The observations of a window after all checks.
+
+    Attributes:
+        observations: y, R and H of the rows in use.
+        feedback: Every row, with O-B and outcome.
+        parameters: Effective parameters of the checks.
+    """
+
+    observations: ObservationSet
+    feedback: pa.Table
+    parameters: dict[str, Any]
+
+
+def check_window(
+    table: pa.Table,
+    plan: WindowPlan,
+    selection: ObservationSelection,
+    model: LatentModel,
+    background: Background | None,
+) -> CheckedWindow:
+    """Runs the checks that need the window, the model or the background.
+
+    Arguments:
+        table: The observations as stored, checked at arrival.
+        plan: Times of the states.
+        selection: Cut-off and withheld share.
+        model: Its grid, surface and operators.
+        background: The first guess at `plan.times`; None for a job without observations.
+    """
+    context = qc_context(selection, model, background)
+    table, _ = run_checks(to_feedback(table), "window", context)
+    _, table = observation_set(table, model, plan.times)
+    if background is not None and len(table):
+        monitored = monitored_set(table, model, plan.times)
+        hofx = model_equivalents(background.latents, model, monitored)
+        table = fill_background(table, monitored.rows, hofx)
+        table, _ = run_checks(table, "background", context)
+    table, _ = run_checks(table, "select", context)
+    observations, table = observation_set(table, model, plan.times)
+    return CheckedWindow(observations, table, dict(context.parameters))
+
+
+def qc_context(
+    selection: ObservationSelection, model: LatentModel, background: Background | None
+) -> QCContext:
+    """Parameters and surroundings of the checks."""
+    changes: dict[str, Any] = {}
+    if selection.withhold is not None:
+        changes["withholding"] = {"share": selection.withhold}
+    parameters = load_parameters(changes)
+    if background is not None and background.source == "climatology":
+        # Far from climatology is not wrong: only the spread counts, not the fixed limits.
+        limits = parameters["background_check"]["limits"]
+        for entry in (*limits.values(), parameters["background_check"]["default"]):
+            entry["absolute"] = float("inf")
+    return QCContext(
+        parameters=parameters,
+        grid=model.grid,
+        levels=model.card.levels,
+        orography=model.statics.orography,
+        cut_off=selection.cut_off,
+    )
