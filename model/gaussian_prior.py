@@ -71,9 +71,9 @@ class ZonalGaussianPrior(nn.Module):
         self.latent_shape = (c, h, w)
         buffers = {
             "mean": torch.zeros(9, c, h, w),
-            "eofs": torch.zeros(waves, c * h, modes, dtype=torch.complex64),
+            "eofs": torch.zeros(waves, c * h, modes, 2),
             "dense_index": torch.zeros(waves, dense, dtype=torch.int64),
-            "dense_vectors": torch.zeros(waves, dense, dense, dtype=torch.complex64),
+            "dense_vectors": torch.zeros(waves, dense, dense, 2),
             "dense_variance": torch.ones(waves, dense),
             "variance": torch.ones(waves, blanket_size * modes),
             "rest_variance": torch.ones(waves, blanket_size),
@@ -81,6 +81,18 @@ class ZonalGaussianPrior(nn.Module):
         for name, value in buffers.items():
             self.register_buffer(name, value)
         self.register_buffer("cosines", _cosines(blanket_size).float(), persistent=False)
+
+    # Complex arrays are kept as pairs of reals, so that they can be stored in half precision.
+
+    @property
+    def modes(self) -> Tensor:
+        """EOFs in columns, complex with shape (waves, c h, r)."""
+        return torch.view_as_complex(self.eofs)
+
+    @property
+    def rotation(self) -> Tensor:
+        """Eigenvectors of the dense part in columns, complex with shape (waves, q, q)."""
+        return torch.view_as_complex(self.dense_vectors)
 
     def climatology(self, date: Tensor) -> Tensor:
         """Mean latents (B, K, c, h, w) at dates (B, K, 4)."""
@@ -111,7 +123,7 @@ class ZonalGaussianPrior(nn.Module):
 
     def scalings(self, sigma: Tensor) -> Scalings:
         """See `model.denoiser.BaseDenoiser`; noise levels with shape (B, 1, 1, 1, 1), float64."""
-        waves, size, modes = self.eofs.shape
+        waves, size, modes = self.modes.shape
         known = self.variance.scatter(1, self.dense_index, self.dense_variance).double()
         # The spectrum of a real field has each wavenumber twice but the first and the last.
         twice = torch.full((waves, 1), 2.0, dtype=torch.float64, device=known.device)
@@ -148,23 +160,24 @@ class ZonalGaussianPrior(nn.Module):
             x: Blankets, with shape (B, K, c, h, w).
             gain: Maps variances (1, n) or (B, n) to real factors (1 or B, n).
         """
-        waves, r = self.eofs.shape[0], self.eofs.shape[2]
+        eofs, rotation = self.modes, self.rotation
+        waves, _, r = eofs.shape
         b, k, c, h, w = x.shape
         spectrum = torch.fft.rfft(x.float(), norm="ortho").permute(4, 0, 1, 2, 3)
         spectrum = spectrum.reshape(waves, b, k, c * h)
         spectrum = torch.einsum("fk,mbkd->mbfd", self.cosines.to(spectrum.dtype), spectrum)
         rest = torch.stack([gain(v[None]) for v in self.rest_variance])
-        modes = torch.matmul(spectrum.reshape(waves, -1, c * h), self.eofs.conj())
+        modes = torch.matmul(spectrum.reshape(waves, -1, c * h), eofs.conj())
         modes = modes.reshape(waves, b, k * r)
         factor = torch.stack([gain(v[None]) for v in self.variance])
         scaled = modes * factor
         index = self.dense_index[:, None].expand(-1, b, -1)
-        rotated = torch.matmul(modes.gather(2, index), self.dense_vectors.conj())
+        rotated = torch.matmul(modes.gather(2, index), rotation.conj())
         rotated = rotated * torch.stack([gain(v[None]) for v in self.dense_variance])
-        dense = torch.matmul(rotated, self.dense_vectors.transpose(1, 2))
+        dense = torch.matmul(rotated, rotation.transpose(1, 2))
         scaled = scaled.scatter(2, index, dense).reshape(waves, b, k, r)
         scaled = scaled - modes.reshape(waves, b, k, r) * rest[..., None]
-        back = torch.matmul(scaled.reshape(waves, -1, r), self.eofs.transpose(1, 2))
+        back = torch.matmul(scaled.reshape(waves, -1, r), eofs.transpose(1, 2))
         out = spectrum * rest[..., None] + back.reshape(waves, b, k, c * h)
         out = torch.einsum("fk,mbfd->mbkd", self.cosines.to(out.dtype), out)
         out = out.reshape(waves, b, k, c, h).permute(1, 2, 3, 4, 0)
@@ -212,7 +225,7 @@ def _spectra(prior: ZonalGaussianPrior, x: Tensor, date: Tensor) -> Tensor:
 
 
 def _fit_modes(prior: ZonalGaussianPrior, batches: Batches) -> None:
-    waves, size, modes = prior.eofs.shape
+    waves, size, modes = prior.modes.shape
     covariance = torch.zeros(waves, size, size, dtype=torch.complex64)
     count = 0
     for x, date in batches():
@@ -222,18 +235,18 @@ def _fit_modes(prior: ZonalGaussianPrior, batches: Batches) -> None:
         count += spectrum.shape[1]
     for m in range(waves):
         _, vectors = torch.linalg.eigh(covariance[m] / count)
-        prior.eofs[m] = vectors[:, -modes:].flip(1)
+        prior.eofs[m] = torch.view_as_real(vectors[:, -modes:].flip(1))
 
 
 def _fit_covariance(prior: ZonalGaussianPrior, batches: Batches, shrinkage: float) -> None:
-    waves, size, modes = prior.eofs.shape
+    waves, size, modes = prior.modes.shape
     k, dense = prior.blanket_size, prior.dense_index.shape[1]
     collected, rest, count = [], torch.zeros(waves, k), 0
     for x, date in batches():
         spectrum = _spectra(prior, x, date)
         cosines = prior.cosines.to(spectrum.dtype)
         spectrum = torch.einsum("fk,mbkd->mbfd", cosines, spectrum)
-        coefficients = torch.einsum("mbfd,mdr->mbfr", spectrum, prior.eofs.conj())
+        coefficients = torch.einsum("mbfd,mdr->mbfr", spectrum, prior.modes.conj())
         power = spectrum.abs().square().sum((1, 3)) - coefficients.abs().square().sum((1, 3))
         rest += power / max(size - modes, 1)
         collected.append(coefficients.flatten(2))
@@ -249,4 +262,4 @@ def _fit_covariance(prior: ZonalGaussianPrior, batches: Batches, shrinkage: floa
         covariance = (1 - shrinkage) * covariance + shrinkage * diagonal
         variance, vectors = torch.linalg.eigh(covariance)
         prior.dense_variance[m] = variance.clamp(min=1e-6)
-        prior.dense_vectors[m] = vectors
+        prior.dense_vectors[m] = torch.view_as_real(vectors)

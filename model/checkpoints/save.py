@@ -81,7 +81,13 @@ def _arrays(model: LatentModel, stored: Storage) -> dict[str, dict[str, Tensor]]
         },
     }
     if model.card.base is not None:
-        arrays["base"] = dict(model.denoise.base.state_dict())
+        base = model.denoise.base.state_dict()
+        # Vectors of unit length keep three digits in float16, whose exponents suffice for them.
+        half = stored != "float32"
+        arrays["base"] = {
+            name: value.half() if half and name in ("eofs", "dense_vectors", "mean") else value
+            for name, value in base.items()
+        }
     if model.static:
         arrays["static"] = dict(model.static)
     return arrays
