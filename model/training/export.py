@@ -1,0 +1,125 @@
+"""From finished training runs to a checkpoint bundle that ships."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from model.autoencoder import AutoencoderConfig
+from model.backbone import Backbone, BackboneConfig
+from model.checkpoints.assemble import assemble
+from model.checkpoints.card import (
+    BaseCard,
+    BlanketCard,
+    Card,
+    GridCard,
+    ScheduleCard,
+)
+from model.checkpoints.save import code_version, save_checkpoint
+from model.domain.errors import CheckpointError
+from model.domain.variables import channels
+from model.training.train_denoiser import (
+    DenoiserTraining,
+    Latents,
+    build_denoiser,
+    fitted_prior,
+    load_autoencoder,
+)
+
+__all__ = ["export_bundle"]
+
+
+def export_bundle(
+    run: Path, output: Path, *, name: str, description: str, simulated: bool, licence: str
+) -> Card:
+    """Writes the bundle of a denoiser run and the autoencoder it was trained on.
+
+    Arguments:
+        run: Folder of the denoiser run; without a checkpoint in it the correction is zero, and the
+            bundle is the closed-form prior alone.
+        output: Folder of the bundle; must not exist.
+        name: Of the checkpoint.
+        description: One sentence for people.
+        simulated: Whether the training data came from a simulation.
+        licence: SPDX identifier of the weights.
+
+    Raises:
+        CheckpointError: If the run has no configuration.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        raise CheckpointError(f"Expected a training run in {run}; {path} is absent.")
+    config = DenoiserTraining(**yaml.safe_load(path.read_text()))
+    latents = Latents(config, "train")
+    prior = fitted_prior(config, latents)
+    backbone, step = _backbone(config, run, prior is not None)
+    autoencoder = load_autoencoder(config.autoencoder_run)
+    store = config.data.open()
+    statistics = config.data.statistics(store)
+    card = Card(
+        name=name,
+        description=description,
+        licence=licence,
+        simulated=simulated,
+        grid=GridCard(**config.data.grid.model_dump()),
+        levels=config.data.levels,
+        channels=tuple(c.name for c in channels(config.data.levels)),
+        blanket=BlanketCard(size=latents.blanket, stride=max(latents.blanket // 2, 1)),
+        schedule=ScheduleCard(sigma_min=config.sigma_min, sigma_max=config.sigma_max),
+        autoencoder=AutoencoderConfig(**_plain(autoencoder.config)),
+        backbone=backbone.config,
+        base=None
+        if config.prior is None
+        else BaseCard(kind="zonal_gaussian", modes=config.prior.modes, dense=config.prior.dense),
+        latent_shape=autoencoder.latent_shape,
+        code_version=code_version(),
+        provenance=_provenance(config, step),
+    )
+    arrays: dict[str, Tensor] = {
+        "state_mean": torch.tensor(statistics.mean),
+        "state_std": torch.tensor(statistics.std),
+        "latent_mean": latents.mean,
+        "latent_std": latents.std,
+    }
+    static = {k: torch.from_numpy(v.copy()) for k, v in store.static().items()}
+    model = assemble(card, autoencoder, backbone, arrays, static=static, base=prior)
+    return save_checkpoint(model, output, stored="float16")
+
+
+def _backbone(config: DenoiserTraining, run: Path, corrects: bool) -> tuple[Backbone, int]:
+    """The averaged weights of the run, or a zero correction where it has not begun."""
+    checkpoint = run / "last.pt"
+    backbone = Backbone(BackboneConfig(**config.backbone))
+    if not checkpoint.exists():
+        if not corrects:
+            raise CheckpointError(f"Expected trained weights in {checkpoint}; train first.")
+        return build_denoiser(config, object()).backbone, 0  # type: ignore[arg-type]
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    averaged = state["parts"][1]
+    backbone.load_state_dict(
+        {k.removeprefix("module."): v for k, v in averaged.items() if k.startswith("module.")}
+    )
+    return backbone, int(state["step"])
+
+
+def _plain(config: AutoencoderConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def _provenance(config: DenoiserTraining, step: int) -> dict[str, Any]:
+    """What a reader must know to judge or repeat the training; no paths of this machine."""
+    ae = yaml.safe_load((config.autoencoder_run / "config.yaml").read_text())
+    return {
+        "training_period": [str(v) for v in config.data.splits.train.bounds],
+        "validation_period": [str(v) for v in config.data.splits.validation.bounds],
+        "test_period": [str(v) for v in config.data.splits.test.bounds],
+        "autoencoder_training_period": ae["data"]["splits"]["train"],
+        "autoencoder_optimisation": ae["optimisation"],
+        "denoiser_optimisation": json.loads(config.optimisation.model_dump_json()),
+        "denoiser_steps": step,
+        "noise_levels_per_blanket": config.noise_levels,
+        "prior": None if config.prior is None else config.prior.model_dump(),
+    }
