@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from model.domain.grids import Grid
-from model.domain.variables import Channel
+from model.domain.variables import VARIABLES, Channel, Variable
 from model.domain.windows import AssimilationWindow
 from worker.jobs.job import JobRecord
 
@@ -35,8 +35,10 @@ class Product:
         feedback: Every observation of the window, a table of `FEEDBACK_SCHEMA`.
         counts: Values by outcome: `used` and the names of the checks.
         background_info: Source, age and members of the background.
-        provenance: Checkpoint, code version, seeds, settings, hash of the observations.
-        flags: `zero_observations`, `cold_start` and the like.
+        provenance: `checkpoint` (name), `checkpoint_sha256`, `code_version`, `seeds` (one for each
+            member), `configuration`, `observations_sha256`; whatever else is there is written too.
+        flags: `zero_observations`, `cold_start` and the like; `simulated` when the checkpoint was
+            trained on a simulation, which every file then says.
     """
 
     job: JobRecord
@@ -58,9 +60,24 @@ class Product:
         return self.job.spec.reference_time
 
     @property
+    def simulated(self) -> bool:
+        """Whether this is the weather of a simulation."""
+        return "simulated" in self.flags
+
+    @property
     def members(self) -> int:
         """M, the size of the ensemble."""
         return int(self.states.shape[0])
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """The quantities of the states, in the order of the channels."""
+        return tuple(VARIABLES[name] for name in dict.fromkeys(c.variable for c in self.channels))
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Pressure levels in hPa, top down; none when all is at the surface."""
+        return tuple(dict.fromkeys(c.level for c in self.channels if c.level is not None))
 
 
 Written = list[tuple[Path, str]]
