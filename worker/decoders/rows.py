@@ -19,7 +19,8 @@ _FLAG_NUMBERS = {flag.name: flag.number for flag in QC_FLAGS.values()}
 def wrap_longitude(lon: np.ndarray) -> np.ndarray:
     """Degrees east in [-180, 180)."""
     wrapped = np.where((lon >= -180.0) & (lon < 180.0), lon, (lon + 180.0) % 360.0 - 180.0)
-    return np.asarray(wrapped, dtype=np.float64)
+    # The remainder of a tiny negative number rounds to 360.
+    return np.where(wrapped >= 180.0, -180.0, wrapped)
 
 
 def build_table(context: DecodeContext, length: int, **columns: Column) -> pa.Table:
