@@ -100,7 +100,9 @@ _NUMBERS = ("messages", "decoded", "rows")
 def _explain(console: Console, reports: dict[str, DecodeReport]) -> None:
     for name, report in reports.items():
         for item in report.quarantined:
-            where = f"byte {item.offset}" + (f", report {item.report}" if item.report is not None else "")
+            where = f"byte {item.offset}" + (
+                f", report {item.report}" if item.report is not None else ""
+            )
             console.print(
                 f"{Path(name).name}: {where}: {item.reason}: {item.detail}",
                 highlight=False,
