@@ -1,0 +1,64 @@
+"""Units as senders spell them, to the SI unit of a variable; unknown ones are refused."""
+
+from collections.abc import Mapping
+
+from model.domain.variables import VARIABLES
+from worker.decoders.units import GRAVITY, KNOT
+
+__all__ = ["Conversion", "conversion"]
+
+Conversion = tuple[float, float]
+"""SI value = scale * value + offset."""
+
+_SAME: Conversion = (1.0, 0.0)
+_SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    "K": ("k", "kelvin"),
+    "degC": ("degc", "c", "°c", "celsius", "degrees_celsius", "degree_celsius", "deg_c"),
+    "degF": ("degf", "f", "°f", "fahrenheit"),
+    "Pa": ("pa", "pascal"),
+    "hPa": ("hpa", "mb", "mbar", "millibar"),
+    "m s-1": ("m s-1", "m/s", "m s**-1", "m.s-1", "ms-1", "m s^-1", "meter/sec"),
+    "kt": ("kt", "kts", "knot", "knots"),
+    "km h-1": ("km/h", "km h-1", "kph"),
+    "m2 s-2": ("m2 s-2", "m**2 s**-2", "m^2 s^-2", "m2/s2", "j kg-1", "j/kg"),
+    "gpm": ("gpm", "geopotential meter", "geopotential_meter"),
+    "m": ("m", "meter", "metre", "meters", "metres"),
+    "mm": ("mm",),
+    "kg m-2": ("kg m-2", "kg m**-2", "kg/m2", "kg m^-2"),
+    "1": ("1", "kg kg-1", "kg kg**-1", "kg/kg", "dimensionless", "", "(0 - 1)", "fraction"),
+    "g kg-1": ("g/kg", "g kg-1", "g kg**-1"),
+    "%": ("%", "percent"),
+}
+_BY_SPELLING = {text: unit for unit, texts in _SPELLINGS.items() for text in texts}
+_TO_SI: Mapping[tuple[str, str], Conversion] = {
+    ("degC", "K"): (1.0, 273.15),
+    ("degF", "K"): (5.0 / 9.0, 273.15 - 32.0 * 5.0 / 9.0),
+    ("hPa", "Pa"): (100.0, 0.0),
+    ("kt", "m s-1"): (KNOT, 0.0),
+    ("km h-1", "m s-1"): (1.0 / 3.6, 0.0),
+    ("gpm", "m2 s-2"): (GRAVITY, 0.0),
+    ("m", "m2 s-2"): (GRAVITY, 0.0),  # geopotential height under the name of geopotential
+    ("mm", "m"): (1e-3, 0.0),
+    ("kg m-2", "m"): (1e-3, 0.0),  # liquid water
+    ("mm", "kg m-2"): (1.0, 0.0),
+    ("g kg-1", "1"): (1e-3, 0.0),
+    ("%", "1"): (1e-2, 0.0),
+}
+
+
+def conversion(units: str, variable: str) -> Conversion | None:
+    """How values in `units` become SI values of `variable`; None if they cannot.
+
+    A millimetre is water for precipitation and precipitable water only; a metre is a height for
+    geopotential only. `SI` stands for the variable's own unit. Nothing is guessed from the size of
+    values.
+    """
+    wanted = VARIABLES[variable].units
+    if units == "SI":
+        return _SAME
+    found = _BY_SPELLING.get(units.strip().lower())
+    if found is None:
+        return None
+    if found == wanted:
+        return _SAME
+    return _TO_SI.get((found, wanted))
