@@ -1,1 +1,1 @@
-"""One guidance method per file."""
+"""Ways to condition a denoiser on observations, one method per file."""

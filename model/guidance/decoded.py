@@ -1,0 +1,135 @@
+"""Observations of decoded states, gathered so that one decode serves blankets and members.
+
+The states of all rows of a batch that some observation reads are decoded together, and only
+those; then each blanket's operator sees the states of all its members at once.
+"""
+
+__all__ = ["DecodedObservations", "Decode", "ObservationsOfStates"]
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.guidance.base import BlanketRows, Observed
+
+Decode = Callable[[Tensor], Tensor]
+"""Standardised latents (P, c, h, w) -> states (P, C, Y, X) in the units of the operators."""
+
+
+class ObservationsOfStates(Protocol):
+    """Observations of a run of consecutive states, such as an `ObservationSet`.
+
+    Attributes:
+        values: With shape (N,).
+        error_std: One standard deviation in the same units, with shape (N,).
+        operator: From states (*, T, C, Y, X) to model equivalents (*, N).
+    """
+
+    @property
+    def values(self) -> Tensor: ...
+
+    @property
+    def error_std(self) -> Tensor: ...
+
+    @property
+    def operator(self) -> Callable[[Tensor], Tensor]: ...
+
+    @property
+    def time_support(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First and last state that each observation reads, each with shape (N,)."""
+
+    def __len__(self) -> int: ...
+
+
+def _observed_states(observations: ObservationsOfStates) -> Tensor:
+    first, last = observations.time_support
+    runs = {range(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True)}
+    return torch.tensor(sorted({state for run in runs for state in run}))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The rows of a batch that are the same blanket, and the states they decode."""
+
+    rows: Tensor
+    observations: ObservationsOfStates
+    states: Tensor
+
+    def select(self, x: Tensor) -> Tensor:
+        """The latents to decode, with shape (m * S, c, h, w)."""
+        return x[self.rows][:, self.states.to(x.device)].flatten(0, 1)
+
+    def equivalents(self, decoded: Tensor, size: int) -> Tensor:
+        """H of the decoded states (m * S, C, Y, X), with shape (m, N)."""
+        states = decoded.unflatten(0, (len(self.rows), len(self.states)))
+        if len(self.states) < size:
+            full = states.new_zeros(len(self.rows), size, *states.shape[2:])
+            states = full.index_copy(1, self.states.to(states.device), states)
+        return self.observations.operator(states)
+
+
+class DecodedObservations:
+    """Observations of the states of a trajectory, blanket by blanket.
+
+    Arguments:
+        blankets: The observations of each blanket, indexed within it; None or empty where a
+            blanket has none.
+        decode: From latents to states.
+        first: Number of the first blanket given; a rank gives its own ones only.
+    """
+
+    def __init__(
+        self,
+        blankets: Sequence[ObservationsOfStates | None],
+        decode: Decode,
+        first: int = 0,
+    ) -> None:
+        self._blankets = [
+            (b, _observed_states(b)) if b is not None and len(b) else None for b in blankets
+        ]
+        self._decode = decode
+        self._first = first
+
+    def select(self, rows: BlanketRows, like: Tensor) -> Observed | None:
+        """See :class:`model.guidance.base.ObservedBlankets`."""
+        groups = []
+        for blanket in torch.unique(rows.blanket).tolist():
+            known = self._blankets[blanket - self._first]
+            if known is not None:
+                here = torch.nonzero(rows.blanket == blanket)[:, 0]
+                groups.append(_Group(here, *known))
+        if not groups:
+            return None
+        width = max(len(g.observations) for g in groups)
+        values = like.new_zeros(len(rows), width)
+        error_std = like.new_ones(len(rows), width)
+        present = torch.zeros(len(rows), width, dtype=torch.bool, device=like.device)
+        for g in groups:
+            n = len(g.observations)
+            values[g.rows, :n] = g.observations.values.to(like)
+            error_std[g.rows, :n] = g.observations.error_std.to(like)
+            present[g.rows, :n] = True
+        return Observed(
+            values,
+            error_std,
+            present,
+            lambda x: self._predict(groups, width, x),
+            (("observations", width),),
+        )
+
+    def _predict(self, groups: Sequence[_Group], width: int, x: Tensor) -> Tensor:
+        decoded = self._decode(torch.cat([g.select(x) for g in groups]))
+        total = x.new_zeros(len(x), width)
+        start = 0
+        for g in groups:
+            stop = start + len(g.rows) * len(g.states)
+            y = g.equivalents(decoded[start:stop], x.shape[1]).to(x)
+            y = torch.nn.functional.pad(y, (0, width - y.shape[1]))
+            total = total.index_add(0, g.rows, y)
+            start = stop
+        return total

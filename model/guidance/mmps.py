@@ -1,0 +1,157 @@
+r"""Moment-matching posterior sampling (MMPS) of blankets.
+
+With :math:`\hat{x} = d(x_t)`, :math:`\hat{y} = H(\hat{x})` and the covariance of the denoised
+state :math:`\Sigma = \sigma_t^2 J^\top`, :math:`J = \partial \hat{x} / \partial x_t` (Tweedie),
+
+.. math::
+    (R + H \Sigma H^\top) \, v = y - \hat{y}, \qquad
+    E[x \mid x_t, y] \approx \hat{x} + \sigma_t^2 J^\top H^\top v .
+
+The system is solved in units of the observation error, where it reads
+:math:`(I + R^{-1/2} H \Sigma H^\top R^{-1/2}) \tilde{v} = R^{-1/2} (y - \hat{y})`: few Krylov
+iterations then reduce the innovation where observations are precise and many instead of where
+numbers happen to be large.
+
+`azula.guidance.MMPSDenoiser` is the same method without padded rows, stopping, report and
+linearisation kept between iterations, and evaluates the primal again in every iteration.
+
+References:
+    | Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al., 2024)
+    | https://arxiv.org/abs/2405.13712
+"""
+
+__all__ = ["MMPS", "MMPSSettings"]
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.guidance.base import BlanketRows, Denoise, Observed, ObservedBlankets
+from model.guidance.fit import Fit, FitReport
+from model.guidance.linearisation import Linearisation
+from model.linear_solve import SOLVERS, LinearSolution, StopRule
+
+
+@dataclass(frozen=True)
+class MMPSSettings:
+    """How the observation-space system is solved.
+
+    Attributes:
+        solver: `gmres` (the Jacobian of a network is not quite symmetric) or `cg`.
+        iterations: The largest number of solver iterations.
+        tweedie: Take the covariance of the denoised state from Tweedie's formula; otherwise
+            sigma^2 / (1 + sigma^2) times the identity, which needs no adjoint of the denoiser
+            inside the solve but knows nothing of the flow.
+        whiten: Solve in units of the observation error. The released system does not.
+        fit: Stop a row when the root mean square of its post-fit innovation, in units of the
+            observation error, is not above this; None always runs all iterations.
+        tolerance: Stop a row when its residual is below this fraction of the right-hand side.
+    """
+
+    solver: str = "gmres"
+    iterations: int = 4
+    tweedie: bool = True
+    whiten: bool = True
+    fit: float | None = None
+    tolerance: float | None = None
+
+
+class _Gain:
+    """The system R + H Sigma H^T at one point, remembering the adjoints it computed."""
+
+    def __init__(
+        self, point: Linearisation, variance: Tensor, sigma: Tensor, *, tweedie: bool
+    ) -> None:
+        self.point = point
+        self.variance = variance
+        self.sigma = sigma
+        self.tweedie = tweedie
+        self.adjoints: list[Tensor] = []
+
+    def __call__(self, v: Tensor) -> Tensor:
+        adjoint = self.point.observe_vjp(v)
+        if self.tweedie:
+            image = self.sigma**2 * self.point.denoise_vjp(adjoint)
+            self.adjoints.append(image)
+        else:
+            image = self.sigma**2 / (1 + self.sigma**2) * adjoint
+            self.adjoints.append(adjoint)
+        return self.variance * v + self.point.observe_jvp(image)
+
+    def increment(self, solution: LinearSolution) -> Tensor:
+        """sigma^2 J^T H^T v: v combines vectors whose adjoints are known."""
+        weights = solution.coefficients.to(self.adjoints[0])
+        total = sum(weights[:, j, None, None, None, None] * a for j, a in enumerate(self.adjoints))
+        return total if self.tweedie else self.sigma**2 * self.point.denoise_vjp(total)
+
+
+class MMPS:
+    """MMPS guidance.
+
+    Arguments:
+        observations: The observations of the trajectory.
+        settings: How to solve.
+        report: Collects the fit to the observations at each noise level.
+    """
+
+    def __init__(
+        self,
+        observations: ObservedBlankets,
+        settings: MMPSSettings | None = None,
+        report: FitReport | None = None,
+    ) -> None:
+        self.observations = observations
+        self.settings = settings or MMPSSettings()
+        self.report = report
+
+    @torch.no_grad()
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, sigma: Tensor, date: Tensor, rows: BlanketRows
+    ) -> Tensor:
+        """See :class:`model.guidance.base.Guidance`."""
+        seen = self.observations.select(rows, x_t)
+        if seen is None:
+            return denoise(x_t, sigma, date)
+        unit = seen.error_std if self.settings.whiten else torch.ones_like(seen.error_std)
+        point = Linearisation(denoise, lambda x: seen.predict(x) / unit, x_t, sigma, date)
+        gain = _Gain(
+            point, (seen.error_std / unit) ** 2, sigma.to(x_t), tweedie=self.settings.tweedie
+        )
+        innovation = seen.values / unit - point.y_hat
+        solution = SOLVERS[self.settings.solver](
+            gain,
+            innovation,
+            iterations=self.settings.iterations,
+            stop=self._stop(seen, innovation, gain.variance),
+        )
+        if self.report is not None:
+            before = innovation * unit / seen.error_std
+            after = _post_fit(solution, gain.variance) * unit / seen.error_std
+            steps = solution.coefficients.shape[1]
+            self.report.add(float(sigma), Fit.of(seen, before, after, steps))
+        return point.x_hat + gain.increment(solution)
+
+    def _stop(self, seen: Observed, b: Tensor, variance: Tensor) -> StopRule | None:
+        settings = self.settings
+        if settings.fit is None and settings.tolerance is None:
+            return None
+        counts = seen.present.sum(dim=1).clamp(min=1)
+        size = torch.linalg.vector_norm(b.double(), dim=1)
+
+        def stop(solution: LinearSolution) -> Tensor:
+            done = size == 0
+            if settings.fit is not None:
+                left = _post_fit(solution, variance) / variance.sqrt()
+                done = done | (left.square().sum(dim=1) <= counts * settings.fit**2)
+            if settings.tolerance is not None:
+                residual = torch.linalg.vector_norm(solution.residual, dim=1)
+                done = done | (residual <= settings.tolerance * size)
+            return done
+
+        return stop
+
+
+def _post_fit(solution: LinearSolution, variance: Tensor) -> Tensor:
+    """y - H(x_hat + increment) to first order: R v + residual."""
+    return variance * solution.x + solution.residual
