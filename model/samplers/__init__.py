@@ -1,0 +1,1 @@
+"""Reverse diffusion samplers that azula lacks, and the control that its own ones lack."""
