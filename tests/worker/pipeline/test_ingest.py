@@ -1,0 +1,121 @@
+"""From a file to rows in the store."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from model.domain.errors import ConfigurationError, DecodeError
+from model.domain.windows import AssimilationWindow
+from worker.observation_store.store import ObservationStore
+from worker.pipeline.ingest import IngestOptions, ingest
+from worker.sandbox import Limits
+
+RECEIVED = datetime(2024, 1, 1, 12, 30, tzinfo=UTC)
+WINDOW = AssimilationWindow(RECEIVED - timedelta(hours=6), RECEIVED)
+LIMITS = Limits(cpu_seconds=60, wall_seconds=60.0)
+
+CSV = """time,lat,lon,variable,obs_value,station_id,units
+2024-01-01T12:00:00Z,50,10,2m_temperature,281,a,K
+2024-01-01T12:00:00Z,50,10,mean_sea_level_pressure,1013,a,hPa
+2024-01-01T12:00:00Z,50,10,2m_temperature,281,a,K
+2024-01-01T12:00:00Z,51,10,2m_temperature,25,b,K
+2024-01-01T12:00:00Z,51,10,total_precipitation,2,b,mm
+2024-01-01T12:00:00Z,95,10,2m_temperature,281,c,K
+noon,52,10,2m_temperature,281,d,K
+"""
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ObservationStore(str(tmp_path / "observations"))
+
+
+def run(tmp_path, store, content, name="x.csv", batch="b1", **options):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    asked = IngestOptions(limits=LIMITS, **options)
+    return ingest(batch, path, store=store, received_time=RECEIVED, options=asked)
+
+
+def test_rows_errors_outcomes_and_counts(tmp_path, store):
+    report = run(tmp_path, store, CSV, report_type="synop")
+    rows = store.read_window(WINDOW).to_pylist()
+    assert [(r["station_id"], r["rejected_by"]) for r in rows] == [
+        ("a", None), ("a", None), ("a", "duplicate"), ("b", "bounds"), ("b", "passive"), ("c", "domain"),
+    ]  # fmt: skip
+    assert [r["obs_error"] for r in rows] == [2.5, 100.0, 2.5, 2.5, None, 2.5]
+    assert {r["report_type"] for r in rows} == {"synop"}
+    assert {r["received_time"] for r in rows} == {RECEIVED}
+    summary = report.summary
+    assert (summary.observations, summary.used, summary.undecoded) == (6, 2, 1)
+    assert summary.by_rejection == {"bounds": 1, "domain": 1, "duplicate": 1, "passive": 1}
+    assert summary.by_variable["2m_temperature"] == 4
+    assert summary.decode_report["rejected"] == {"no_time": 1}
+    assert report.manifest.rows == 6
+    assert report.manifest.provenance["quality_control"]["bounds"]["enabled"]
+
+
+def test_running_twice_gives_the_same(tmp_path, store):
+    first = run(tmp_path, store, CSV)
+    again = run(tmp_path, store, CSV)
+    assert again == first
+    assert len(store.read_window(WINDOW)) == 6
+
+
+def test_overrides_of_errors_and_checks(tmp_path, store):
+    entry = {"report_types": ["other"], "variable": "2m_temperature", "error": 0.5}
+    run(
+        tmp_path, store, CSV,
+        errors=(None, {"entries": [entry]}),
+        checks=({"bounds": {"enabled": False}},),
+    )  # fmt: skip
+    rows = store.read_window(WINDOW, variables=["2m_temperature"]).to_pylist()
+    assert {r["obs_error"] for r in rows} == {0.5}
+    assert "bounds" not in {r["rejected_by"] for r in rows}
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "reason"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 100, "x.bufr", "wrong_format"),
+        (b"", "x.csv", "empty_file"),
+        (b"PAR1" + b"\0" * 100, "x.parquet", "undecodable"),
+        (b"time,lat\n1,2\n", "x.csv", "invalid_table"),
+        (b"\x1f\x8b" + b"\0" * 50, "x.bufr", "compressed_archive"),
+        (b"BUFR\0\0\1\4" + b"\xff" * 300, "x.bufr", None),
+    ],
+)
+def test_bad_input_ends_in_a_typed_error(tmp_path, store, content, name, reason):
+    with pytest.raises(DecodeError, match="at least one observation") as caught:
+        run(tmp_path, store, content, name)
+    assert reason is None or caught.value.context["reason"] == reason
+    assert caught.value.context["decode_report"]["rows"] == 0
+    assert list(store.files.batches()) == []
+
+
+def test_faulty_override_is_found_before_decoding(tmp_path, store):
+    with pytest.raises(ConfigurationError):
+        run(tmp_path, store, CSV, checks=({"bound": {}},))
+
+
+def test_stopping_between_steps_publishes_nothing(tmp_path, store):
+    class LeaseLostError(Exception):
+        pass
+
+    def lost():
+        raise LeaseLostError
+
+    path = tmp_path / "x.csv"
+    path.write_text(CSV)
+    with pytest.raises(LeaseLostError):
+        ingest("b1", path, store=store, received_time=RECEIVED, still_wanted=lost)
+    assert len(store.read_window(WINDOW)) == 0
+
+
+def test_real_aircraft_reports(tmp_path, store, realdata_dir):
+    path = realdata_dir / "bufr/aircraft/pdbufr__aircraft_small.bufr"
+    options = IngestOptions(limits=LIMITS)
+    report = ingest("b1", path, store=store, received_time=RECEIVED, options=options)
+    assert report.summary.messages == 10
+    assert report.summary.by_report_type == {"aircraft": report.summary.observations}
+    assert report.summary.used > 0
