@@ -100,6 +100,7 @@ class LocalStack:
         models = {"APPA_MODELS": ",".join(self.options.models)} if self.options.models else {}
         return {
             "PYTHONUNBUFFERED": "1",
+            "TYPER_STANDARD_TRACEBACK": "1",  # a frame of boxes makes a log unreadable
             **os.environ,
             "APPA_REDIS_URL": self.redis_url,
             "APPA_DATA_DIR": str(self.layout.root),

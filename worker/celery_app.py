@@ -72,6 +72,7 @@ def worker_arguments(settings: WorkerSettings, queues: Sequence[str], name: str)
     pool = ["--pool", "solo"] if solo else ["--pool", "prefork"]
     count = 1 if solo else settings.ingest_processes
     return [
+        "--quiet",
         "worker",
         *pool,
         "--concurrency",

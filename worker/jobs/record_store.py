@@ -90,7 +90,8 @@ class RecordStore(Generic[R]):
     def _decode(self, raw: Mapping[str, str]) -> R | None:
         if not raw:
             return None
-        values = {k: v if k in _BARE else json.loads(v) for k, v in raw.items()}
+        known = self.model.model_fields  # a newer version may have stored more
+        values = {k: v if k in _BARE else json.loads(v) for k, v in raw.items() if k in known}
         return self.model.model_validate(values)
 
     def state_and_token(self, record_id: str) -> tuple[str, int]:

@@ -163,7 +163,7 @@ REAP = (
 if redis.call('EXISTS', lease) == 1 then return {'held', ''} end
 local from = redis.call('HGET', record, 'state')
 if not from then return {'missing', ''} end
-redis.call('HSET', record, 'publishing', 'false')
+if noun == 'job' then redis.call('HSET', record, 'publishing', 'false') end
 if from == 'cancelling' then
   set_fields(ARGV[11])
   move(from, 'cancelled', true, ARGV[14])
