@@ -18,6 +18,7 @@ from model.domain.grids import Grid
 from model.domain.variables import channels
 from model.training.datasets import StateStore
 from model.training.pca import fit_patch_pca, start_at_pca
+from model.progress import OnStep
 from model.training.run import (
     Optimisation,
     Run,
@@ -110,8 +111,15 @@ def weighted_loss(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     return ((output - target).float().square() * weights).mean()
 
 
-def train_autoencoder(config: AutoencoderTraining, folder: Path) -> Path:
+def train_autoencoder(
+    config: AutoencoderTraining, folder: Path, on_step: OnStep = lambda done, total: None
+) -> Path:
     """Trains until `optimisation.steps`, resuming from `folder` if it holds a checkpoint.
+
+    Arguments:
+        config: What to train on what.
+        folder: Of the run.
+        on_step: Told after each step; may raise to stop.
 
     Returns:
         Path of the last checkpoint.
@@ -161,6 +169,7 @@ def train_autoencoder(config: AutoencoderTraining, folder: Path) -> Path:
             run.log(step + 1, settings.steps, samples, rmse=rmse, **extra)
         if run.due(settings.save_minutes):
             run.save(step + 1, model, ema, optimiser)
+        on_step(step + 1, settings.steps)
     run.save(settings.steps, model, ema, optimiser)
     return folder / "last.pt"
 

@@ -21,6 +21,7 @@ from model.denoiser import BlanketDenoiser, denoiser_loss
 from model.domain.errors import CheckpointError
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
 from model.schedule import RectifiedSchedule
+from model.progress import OnStep
 from model.training.run import (
     Optimisation,
     Run,
@@ -170,8 +171,15 @@ def build_denoiser(config: DenoiserTraining, prior: ZonalGaussianPrior | None) -
     return BlanketDenoiser(backbone, prior)
 
 
-def train_denoiser(config: DenoiserTraining, folder: Path) -> Path:
+def train_denoiser(
+    config: DenoiserTraining, folder: Path, on_step: OnStep = lambda done, total: None
+) -> Path:
     """Trains until `optimisation.steps`, resuming from `folder` if it holds a checkpoint.
+
+    Arguments:
+        config: What to train on what.
+        folder: Of the run.
+        on_step: Told after each step; may raise to stop.
 
     Returns:
         Path of the last checkpoint.
@@ -221,6 +229,7 @@ def train_denoiser(config: DenoiserTraining, folder: Path) -> Path:
             run.log(step + 1, settings.steps, samples * config.noise_levels, loss=mean, **extra)
         if run.due(settings.save_minutes):
             run.save(step + 1, backbone, ema, optimiser)
+        on_step(step + 1, settings.steps)
     run.save(settings.steps, backbone, ema, optimiser)
     return folder / "last.pt"
 
