@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.domain.grids import Grid
 from model.domain.variables import channels
+from model.progress import OnStep
 from model.training.datasets import StateStore
 from model.training.pca import fit_patch_pca, start_at_pca
-from model.progress import OnStep
 from model.training.run import (
     Optimisation,
     Run,

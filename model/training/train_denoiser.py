@@ -20,8 +20,8 @@ from model.backbone import Backbone, BackboneConfig
 from model.denoiser import BlanketDenoiser, denoiser_loss
 from model.domain.errors import CheckpointError
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
-from model.schedule import RectifiedSchedule
 from model.progress import OnStep
+from model.schedule import RectifiedSchedule
 from model.training.run import (
     Optimisation,
     Run,
