@@ -21,7 +21,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["METHOD", "Rounded", "bit_information", "keep_bits", "round_bits", "round_field"]
+__all__ = [
+    "METHOD",
+    "Rounded",
+    "bit_information",
+    "information_bits",
+    "keep_bits",
+    "round_bits",
+    "round_field",
+]
 
 METHOD = (
     "BitRound; mantissa bits kept hold 99 % of the real information (Kloewer et al. 2021, "
@@ -117,7 +125,8 @@ def _chance(count: int) -> float:
     return float(1.0 - _entropy(np.array([share, 1.0 - share])).sum())
 
 
-def _information_bits(values: Float) -> int:
+def information_bits(values: Float) -> int:
+    """Mantissa bits that hold 99 % of the real information of a field, with shape (*, X)."""
     information = bit_information(values)
     if information.sum() == 0:
         return 0
@@ -145,7 +154,7 @@ def keep_bits(values: Float, spread: Float | None = None) -> int:
     if not used.any():
         return 0
     exponent = np.frexp(values)[1].astype(np.float64) - 1
-    bits = [_information_bits(values)]
+    bits = [information_bits(values)]
     left, right = _sample(values)
     differences = np.abs(left - right, dtype=np.float64)
     if (differences > 0).any():

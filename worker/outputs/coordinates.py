@@ -75,6 +75,7 @@ def _cells(grid: Grid) -> dict[str, xr.Variable]:
 def _times(product: Product) -> dict[str, xr.Variable]:
     values = np.array([seconds(time) for time in product.times])
     names = {"standard_name": "time", "long_name": "valid time", "axis": "T", "bounds": "time_bnds"}
+    names["units_metadata"] = "leap_seconds: none"
     before = values - np.timedelta64(PRECIPITATION_PERIOD)
     found = {
         "time": xr.Variable("time", values, names, encoding=_time_encoding()),

@@ -45,6 +45,7 @@ def _attributes(variable: Variable) -> dict[str, Any]:
         "standard_name": variable.standard_name,
         "long_name": _LONG_NAMES.get(variable.short, variable.id.replace("_", " ")),
         "units": variable.units,
+        **({"units_metadata": "temperature: on_scale"} if variable.units == "K" else {}),
         "cell_methods": "time: sum" if variable.id == "total_precipitation" else "time: point",
     }
 
@@ -82,6 +83,8 @@ def _variables(product: Product, field: Field) -> dict[str, xr.Variable]:
                 "long_name": f"{base['long_name']}: ensemble {name}",
                 "cell_methods": f"{base['cell_methods']} realization: {method}",
             }
+            if name == "spread" and "units_metadata" in base:
+                extra["units_metadata"] = "temperature: difference"
             found[f"{variable.short}_{name}"] = xr.Variable(
                 dims, values, {**base, **extra}, encoding
             )
@@ -113,8 +116,11 @@ def to_dataset(product: Product) -> xr.Dataset:
         data.update(_variables(product, field))
     data.update(_seeds(product))
     dataset = xr.Dataset(data, coordinates(product), global_attributes(product))
-    dataset.encoding["unlimited_dims"] = ()
-    return dataset
+    # Bounds and the window are no coordinates of the fields.
+    apart = [
+        n for n in dataset.coords if str(n).endswith(("_bnds", "_start", "_end", "cut_off_time"))
+    ]
+    return dataset.reset_coords(apart)
 
 
 def _round(values: Float, scale: Float | None, leveled: bool) -> tuple[Float, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import netCDF4
 import xarray as xr
 
-from worker.outputs.dataset import round_dataset, to_dataset
+from worker.outputs.dataset import FILL, round_dataset, to_dataset
 from worker.outputs.files import product_file, put_file
 from worker.outputs.product import Product, Written
 from worker.outputs.verify import same_dataset
@@ -25,6 +25,7 @@ def encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     }
     return {
         str(name): {
+            "_FillValue": FILL,
             "zlib": True,
             "complevel": 4,
             "shuffle": True,

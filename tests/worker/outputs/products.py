@@ -1,6 +1,7 @@
 """Physically plausible products without a model: smooth fields with known forms and random members."""
 
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ def _wave(grid: Grid, rng: np.random.Generator, shape: tuple[int, ...]) -> np.nd
     return total
 
 
+@cache
 def make_states(
     grid: Grid, times: int, members: int, levels: tuple[int, ...] = LEVELS_T31, seed: int = 0
 ) -> np.ndarray:
