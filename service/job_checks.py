@@ -1,16 +1,16 @@
 """Whether a job can be done by the workers that run now; if not, what can."""
 
-from collections.abc import Collection
-
 from model.domain.errors import InvalidInput, UnknownName
 from service.errors import Unavailable
 from service.gateway import Gateway
+from service.names import check_known
 from worker.jobs.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
 from worker.jobs.queues import GPU_QUEUE
 from worker.jobs.workers import Capabilities, merge
 
 AnySpec = FilteringSpec | ForecastSpec | ReanalysisSpec
 MAX_BATCHES = 1000
+RUNNING = "those that running workers report: "
 
 
 def ready_capabilities(gateway: Gateway) -> Capabilities:
@@ -36,16 +36,6 @@ def ready_capabilities(gateway: Gateway) -> Capabilities:
     return merge(ready)
 
 
-def _known(field: str, name: str, known: Collection[str]) -> None:
-    if name not in known:
-        raise UnknownName(
-            f"Expected '{field}' to be one of those running workers know "
-            f"({', '.join(known) or 'none'}); got '{name}'.",
-            field=field,
-            known=list(known),
-        )
-
-
 def check_job(gateway: Gateway, spec: AnySpec) -> None:
     """Checks names and bounds in `spec` against what running workers report.
 
@@ -57,9 +47,9 @@ def check_job(gateway: Gateway, spec: AnySpec) -> None:
     can = ready_capabilities(gateway)
     models = {m.name: m for m in can.models}
     if spec.model is not None:
-        _known("model", spec.model, models)
+        check_known("model", spec.model, models, RUNNING)
     for output in spec.outputs:
-        _known("outputs", output, can.formats)
+        check_known("outputs", output, can.formats, RUNNING)
     chosen = models.get(spec.model) if spec.model else next(iter(models.values()), None)
     if chosen and chosen.max_members and spec.members > chosen.max_members:
         raise InvalidInput(

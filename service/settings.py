@@ -78,7 +78,7 @@ class GatewaySettings(BaseSettings):
         default=2000, gt=0, description="Event streams one gateway process holds open at once."
     )
     query_max_rows: int = Field(
-        default=5_000_000, gt=0, description="Rows one observation query may return; more is a 422."
+        default=1_000_000, gt=0, description="Most rows one page of an observation query has."
     )
     ping_seconds: float = Field(
         default=15.0, gt=0, description="Seconds between keep-alive comments on event streams."

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from model.domain.errors import InvalidInput
 from model.domain.observations import REPORT_TYPES
 from model.domain.variables import VARIABLES
+from service.names import check_known
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -28,8 +29,8 @@ class ErrorOverride(BaseModel):
     @model_validator(mode="after")
     def _known(self) -> Self:
         for name in self.report_types:
-            _check("report_types", name, REPORT_TYPES)
-        _check("variable", self.variable, VARIABLES)
+            check_known("report_types", name, REPORT_TYPES)
+        check_known("variable", self.variable, VARIABLES)
         given = len(self.error) if isinstance(self.error, list) else 1
         if given != len(self.pressure or [0]):
             raise ValueError("expected one error, or as many as levels in 'pressure'")
@@ -58,15 +59,6 @@ class ErrorOverrides(BaseModel):
     entries: list[ErrorOverride] = Field(default=[], max_length=500)
 
 
-def _check(field: str, name: str, known: Any) -> None:
-    if name not in known:
-        raise InvalidInput(
-            f"Expected '{field}' to be one of: {', '.join(sorted(known))}; got '{name}'.",
-            field=field,
-            known=sorted(known),
-        )
-
-
 def _object(field: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -87,7 +79,7 @@ def upload_options(
     """
     options: dict[str, Any] = {}
     if report_type:
-        _check("report_type", report_type, REPORT_TYPES)
+        check_known("report_type", report_type, REPORT_TYPES)
         options["report_type"] = report_type
     if errors:
         try:

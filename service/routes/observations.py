@@ -1,15 +1,20 @@
 """Uploads of observations and queries of those stored."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from service.containers import CONTAINERS
-from service.dependencies import GatewayDep, ObservationWriter, UploadReader
+from service.dependencies import GatewayDep, ObservationWriter, Reader, UploadReader
+from service.observation_output import FORMATS, choose_format
+from service.observation_search import observation_query
 from service.openapi import problems
 from service.receive import Sender, receive_batch
 from service.schemas import BatchPage
 from worker.jobs.batch import BatchRecord, BatchState
+from worker.jobs.kinds.base import UtcTime
+from worker.jobs.observation_query import MAX_PAGE, query_observations
 
 router = APIRouter(prefix="/v1", tags=["observations"])
 
@@ -96,6 +101,81 @@ async def upload_batch(
         f"{request.scope.get('root_path', '')}/v1/observations/{batch.id}"
     )
     return batch
+
+
+@router.get(
+    "/observations",
+    response_class=Response,
+    responses={
+        **problems("not_acceptable", "invalid_input", "storage_error"),
+        200: {
+            "description": "Rows of the observation table, in the order of hour and arrival.",
+            "headers": {
+                "X-Next-Offset": {
+                    "description": "Give it as `offset` for the next rows; absent on the last.",
+                    "schema": {"type": "integer"},
+                }
+            },
+            "content": {f.media_type.split(";")[0]: _BINARY for f in FORMATS.values()},
+        },
+    },
+)
+def query_stored(
+    request: Request,
+    gateway: GatewayDep,
+    _: Reader,
+    start: Annotated[UtcTime, Query(description="Observed after this time (UTC, exclusive).")],
+    end: Annotated[UtcTime, Query(description="Observed up to this time (UTC, inclusive).")],
+    box: Annotated[
+        str | None,
+        Query(description="`west,south,east,north` in degrees.", examples=["-10,35,30,60"]),
+    ] = None,
+    variables: Annotated[list[str] | None, Query(description="Variable ids.")] = None,
+    networks: Annotated[list[str] | None, Query(description="Report types.")] = None,
+    stations: Annotated[list[str] | None, Query(description="Station ids.")] = None,
+    batches: Annotated[list[str] | None, Query(description="Uploads.")] = None,
+    outcome: Annotated[
+        Literal["all", "used", "rejected"], Query(description="By quality control.")
+    ] = "all",
+    rejected_by: Annotated[list[str] | None, Query(description="Rejecting checks.")] = None,
+    cut_off: Annotated[
+        UtcTime | None, Query(description="Only what had arrived by then; repeatable pages.")
+    ] = None,
+    columns: Annotated[list[str] | None, Query(description="Columns to return.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most rows.")] = 10_000,
+    offset: Annotated[int, Query(ge=0, le=2**40, description="Rows to skip.")] = 0,
+    format: Annotated[
+        Literal["parquet", "geojson", "csv"] | None,
+        Query(description="Form of the answer; `Accept` decides when absent."),
+    ] = None,
+) -> Response:
+    """Stored observations by time, box, variable, network, station and outcome of the checks.
+
+    Lists may be given with commas or by repeating the parameter.
+    """
+    chosen = choose_format(format, request.headers.get("accept", ""))
+    query = observation_query(
+        start,
+        end,
+        box,
+        cut_off,
+        outcome,
+        min(limit, gateway.settings.query_max_rows),
+        offset,
+        variables=variables,
+        report_types=networks,
+        stations=stations,
+        batches=batches,
+        rejected_by=rejected_by,
+        columns=columns,
+    )
+    page = query_observations(str(gateway.layout.observations), query)
+    headers = {"Vary": "Accept", "X-Rows": str(page.table.num_rows)}
+    if page.next_offset is not None:
+        headers["X-Next-Offset"] = str(page.next_offset)
+    return StreamingResponse(
+        chosen.write(page.table), media_type=chosen.media_type, headers=headers
+    )
 
 
 @router.get("/batches", responses=problems("invalid_input"))

@@ -147,7 +147,7 @@ def test_a_bomb_is_stored_or_refused_but_never_opened(http, gateway) -> None:
 
 def test_options_name_field_and_known_values(http: httpx.Client) -> None:
     answer = http.post("/v1/observations?report_type=sinop", content=content(6))
-    error = problem(answer, 422, "invalid_input")["errors"][0]
+    error = problem(answer, 422, "unknown_name")["errors"][0]
     assert error["field"] == "report_type"
     assert "synop" in error["known"]
     for bad in (
