@@ -143,7 +143,7 @@ def train_autoencoder(
     first = run.resume(model, ema, optimiser)
     wrapped = DistributedDataParallel(_Reconstruct(model)) if world > 1 else _Reconstruct(model)
 
-    total = torch.zeros((), device=device)
+    total, counted = torch.zeros((), device=device), 0
     for step in range(first, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * settings.rate(step)
@@ -158,11 +158,12 @@ def train_autoencoder(
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+        counted += 1
         ema.update_parameters(model)
         if (step + 1) % settings.log_every == 0:
             samples = settings.log_every * settings.batch * settings.accumulate * world
-            rmse = (total / settings.log_every).sqrt()
-            total.zero_()
+            rmse = (total / counted).sqrt()
+            total, counted = torch.zeros_like(total), 0
             extra = {}
             if (step + 1) % (10 * settings.log_every) == 0:
                 extra["validation_rmse"] = validate(ema.module, held_out, weights)

@@ -199,7 +199,7 @@ def train_denoiser(
         denoiser.backbone = DistributedDataParallel(backbone)
     schedule = RectifiedSchedule(config.sigma_min, config.sigma_max)
 
-    total = torch.zeros((), device=device)
+    total, counted = torch.zeros((), device=device), 0
     for step in range(first, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * settings.rate(step)
@@ -218,14 +218,14 @@ def train_denoiser(
         nn.utils.clip_grad_norm_(backbone.parameters(), settings.clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+        counted += 1
         ema.update_parameters(backbone)
         if (step + 1) % settings.log_every == 0:
             samples = settings.log_every * settings.batch * settings.accumulate * world
             extra = {}
             if (step + 1) % (10 * settings.log_every) == 0:
                 extra = validate(BlanketDenoiser(ema.module, denoiser.base), held_out, schedule)
-            mean = total / settings.log_every
-            total.zero_()
+            mean, total, counted = total / counted, torch.zeros_like(total), 0
             run.log(step + 1, settings.steps, samples * config.noise_levels, loss=mean, **extra)
         if run.due(settings.save_minutes):
             run.save(step + 1, backbone, ema, optimiser)
