@@ -23,8 +23,9 @@ from deploy.stack_log import StackLog
 from deploy.supervisor import Supervisor
 from model.domain.errors import ConfigurationError
 from worker.jobs.layout import Layout
-from worker.jobs.queues import GPU_QUEUE, INGEST_QUEUE
+from worker.jobs.queues import QUEUES
 from worker.jobs.store import Stores, open_stores
+from worker.scheduler import SCHEDULER
 
 __all__ = ["LocalStack", "StackOptions", "free_port"]
 
@@ -169,7 +170,7 @@ class LocalStack:
 
 def _workers_ready(stores: Stores) -> bool:
     try:
-        return all(stores.workers.ready(queue) for queue in (INGEST_QUEUE, GPU_QUEUE, "scheduler"))
+        return all(stores.workers.ready(queue) for queue in (*QUEUES, SCHEDULER))
     except (RedisError, OSError):
         return False
 

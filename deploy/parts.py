@@ -12,7 +12,7 @@ __all__ = ["APPA_PARTS", "Part", "broker_command", "python_command"]
 
 APPA_PARTS: dict[str, tuple[str, ...]] = {
     "gateway": ("appa", "gateway"),
-    "ingest": ("appa", "worker", "ingest"),
+    "ingest": ("appa", "worker", "ingest", "products"),
     "model": ("appa", "worker", "gpu"),
     "scheduler": ("appa", "worker", "scheduler"),
 }

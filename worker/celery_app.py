@@ -10,7 +10,7 @@ import structlog
 from celery import Celery
 
 from model.domain.errors import UnknownName
-from worker.jobs.queues import GPU_QUEUE, INGEST_QUEUE, celery_settings
+from worker.jobs.queues import GPU_QUEUE, INGEST_QUEUE, PRODUCTS_QUEUE, celery_settings
 from worker.settings import WorkerSettings
 
 __all__ = ["TASK_MODULES", "create_app", "message_sender", "worker_arguments"]
@@ -19,6 +19,7 @@ log = structlog.get_logger()
 
 TASK_MODULES = {
     INGEST_QUEUE: "worker.tasks.ingest",
+    PRODUCTS_QUEUE: "worker.tasks.products",
     GPU_QUEUE: "worker.tasks.assimilation",
 }
 """Module with the tasks of each queue: an ingest worker never imports torch."""

@@ -12,6 +12,7 @@ from model.checkpoints.card import CARD_NAME
 from model.checkpoints.load import WEIGHTS, load_checkpoint, resolve
 from model.domain.errors import ConfigurationError, UnknownName
 from model.latent_model import LatentModel
+from model.sampling import SamplerSettings
 from worker.jobs.workers import ModelInfo
 
 __all__ = ["WarmModel", "WarmModels", "choose_device", "load_models"]
@@ -48,6 +49,7 @@ class WarmModel:
             levels=list(card.levels),
             channels=list(card.channels),
             blanket=self.model.blanket_size,
+            default_steps=SamplerSettings().steps,
         )
 
 

@@ -73,7 +73,7 @@ def denoiser(config: ConfigOption, output: Path, override: SetOption = None) -> 
 def nature_run(
     output: Path,
     years: float = 7,
-    start: datetime = datetime(2000, 1, 1),  # noqa: B008 - Typer reads defaults this way
+    start: datetime = datetime(2000, 1, 1),
     seed: int = 0,
 ) -> None:
     """Simulate a truth with jcm (extra `training`); rerun the same command to resume."""

@@ -17,7 +17,9 @@ app = typer.Typer(help="Run one worker process of a larger system.")
 def worker(
     queues: Annotated[
         list[str],
-        typer.Argument(help="Queues to take work from: `ingest`, `gpu`; or `scheduler` alone."),
+        typer.Argument(
+            help="Queues to take work from: `ingest`, `products`, `gpu`; or `scheduler` alone."
+        ),
     ],
 ) -> None:
     """Takes settings from APPA_* variables (APPA_REDIS_URL, APPA_DATA_DIR, APPA_MODELS, …)."""

@@ -7,6 +7,7 @@ so that both ends agree on the broker without one importing the other.
 from typing import Any, Protocol
 
 __all__ = [
+    "ANNOUNCE_RESULT",
     "GPU_QUEUE",
     "INGEST_BATCH",
     "INGEST_QUEUE",
@@ -26,7 +27,12 @@ QUEUES = (INGEST_QUEUE, GPU_QUEUE, PRODUCTS_QUEUE)
 
 INGEST_BATCH = "appa.ingest_batch"
 RUN_ASSIMILATION = "appa.run_assimilation"
-_QUEUE_OF_TASK = {INGEST_BATCH: INGEST_QUEUE, RUN_ASSIMILATION: GPU_QUEUE}
+ANNOUNCE_RESULT = "appa.announce_result"
+_QUEUE_OF_TASK = {
+    INGEST_BATCH: INGEST_QUEUE,
+    RUN_ASSIMILATION: GPU_QUEUE,
+    ANNOUNCE_RESULT: PRODUCTS_QUEUE,
+}
 
 MESSAGE_VERSION = 1
 """Second argument of every task; a worker refuses versions it does not know."""

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import structlog
 
+from worker.backgrounds.restarts import mark_restart
 from worker.jobs.job import JobRecord, Phase
 from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest, describe_file
+from worker.jobs.manifest import AnalysisManifest, describe_file, read_manifest
 from worker.jobs.store import JobStore
 from worker.progress import ProgressReporter
 
@@ -77,6 +78,7 @@ def publish(
         with suppress(OSError):
             shutil.rmtree(staging)
     sync_folder(layout.analyses)
+    mark_restart(layout, read_manifest(layout, job.analysis_id))
 
 
 def sync_folder(folder: Path) -> None:

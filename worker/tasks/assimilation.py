@@ -7,7 +7,7 @@ from celery import Task, shared_task
 from worker.attempt import attempt, known_version
 from worker.jobs.job import JobRecord, Phase
 from worker.jobs.lease import Lease
-from worker.jobs.queues import RUN_ASSIMILATION
+from worker.jobs.queues import ANNOUNCE_RESULT, RUN_ASSIMILATION, submit
 from worker.pipeline.assimilation import assimilate_window
 from worker.pipeline.publication import publish
 from worker.progress import ProgressReporter
@@ -33,5 +33,6 @@ def run_assimilation_task(self: "Task[Any, Any]", job_id: str, version: int) -> 
         publish(job, store, runtime.layout, staging, progress)
         done = progress.progress.model_copy(update={"phase": Phase.DONE, "eta_seconds": 0.0})
         store.succeed(job.id, job.token, done)
+        submit(runtime.sender, ANNOUNCE_RESULT, job.analysis_id)
 
     attempt(runtime, store, job_id, body)

@@ -130,6 +130,11 @@ class SpecBase(BaseModel):
         """The result that must be continued, when one was named."""
         return None
 
+    @property
+    def starts_warm(self) -> bool:
+        """Whether the diffusion may start from the background instead of from pure noise."""
+        return False
+
     def plan(self, blanket: int, past: int = 0) -> WindowPlan:
         """The states of the job.
 

@@ -47,6 +47,11 @@ class FilteringSpec(SpecBase):
         """The time the result is filed under."""
         return self.valid_time
 
+    @property
+    def starts_warm(self) -> bool:
+        """As asked for."""
+        return self.warm_start
+
     def plan(self, blanket: int, past: int = 0) -> WindowPlan:
         """The states of the window; see `SpecBase.plan`."""
         length = max(self.window_hours or blanket, self.write_hours)

@@ -1,0 +1,71 @@
+"""One job from its observations to a finished folder: the straight walk.
+
+Filtering, forecast and reanalysis take the same steps; how they differ is in the plan.
+"""
+
+from pathlib import Path
+
+import structlog
+
+from worker.backgrounds.load import load_background
+from worker.backgrounds.restarts import find_restart
+from worker.jobs.job import JobRecord, Phase
+from worker.jobs.layout import Layout
+from worker.pipeline.checking import check_window
+from worker.pipeline.gather import gather_observations
+from worker.pipeline.publication import open_staging, write_manifest
+from worker.pipeline.results import describe_result, make_product, write_outputs
+from worker.pipeline.solve import Solver
+from worker.progress import ProgressReporter
+from worker.warm_model import WarmModels
+
+__all__ = ["assimilate_window"]
+
+log = structlog.get_logger()
+
+
+def assimilate_window(
+    job: JobRecord, layout: Layout, models: WarmModels, progress: ProgressReporter
+) -> Path:
+    """Runs the job; the folder holds all files and the manifest, ready to be published.
+
+    Arguments:
+        job: What was asked.
+        layout: Observation store, earlier results, place for files.
+        models: The warm models.
+        progress: Told of every phase and step; raises when the job must stop.
+
+    Raises:
+        AppaError: With its code kept in the job.
+    """
+    spec = job.spec
+    warm = models.get(spec.model)
+    solver = Solver(warm.model, spec, progress)
+
+    progress.phase(Phase.GATHERING)
+    earlier = find_restart(
+        layout,
+        warm.sha256,
+        spec.first_guess_until,
+        spec.first_guess_age,
+        analysis_id=spec.continues,
+    )
+    past = earlier.hours_to(spec.reference_time) if earlier else 0
+    plan = spec.plan(warm.model.blanket_size, past)
+    table = gather_observations(plan, spec.observations, layout)
+
+    progress.phase(Phase.BACKGROUND)
+    background = load_background(plan, spec, earlier, solver)
+
+    checked = check_window(table, plan, spec.observations, warm.model, background)
+    log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))
+
+    progress.phase(Phase.SAMPLING)
+    analysis = solver.analysis(plan, checked.observations, background)
+
+    progress.phase(Phase.WRITING)
+    product = make_product(job, plan, warm, checked, background, analysis)
+    folder = open_staging(job, layout)
+    files = write_outputs(product, analysis, plan, warm, folder)
+    write_manifest(folder, describe_result(product, files))
+    return folder

@@ -1,0 +1,144 @@
+"""Runs of the model for one job: its analysis, a forecast of an earlier one, draws of the prior.
+
+Each kind of run has a seed of its own, made of the job's, so that first guess and analysis never
+share their noise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.assimilate import AssimilationSettings, assimilate
+from model.domain.windows import WindowPlan
+from model.latent_model import LatentModel
+from model.operators.observation_set import ObservationSet
+from model.warm_start import WarmStart
+from worker.backgrounds.background import Background
+from worker.jobs.kinds.base import SpecBase
+from worker.progress import ProgressReporter
+
+__all__ = ["Analysis", "Solver"]
+
+HOUR = timedelta(hours=1)
+_PRIOR_SEED, _FORECAST_SEED = 1 << 40, 1 << 41
+_SHORT = 3
+"""A forecast of at most so many hours starts warm, from persistence."""
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What the model made of a job.
+
+    Attributes:
+        latents: Standardised latents of all times of the plan, with shape (M, T, c, h, w).
+        seeds: The seed of each member; with the member's number it determines the noise.
+        configuration: Settings of sampler and guidance; JSON-able.
+        flags: `zero_observations`, `warm_start` and the like.
+    """
+
+    latents: Tensor
+    seeds: tuple[int, ...]
+    configuration: dict[str, Any]
+    flags: tuple[str, ...] = ()
+
+
+class Solver:
+    """Runs the model for one job.
+
+    Arguments:
+        model: The warm model.
+        spec: Members, seed, steps.
+        progress: Its `on_step`.
+    """
+
+    def __init__(self, model: LatentModel, spec: SpecBase, progress: ProgressReporter) -> None:
+        self.model = model
+        self.spec = spec
+        self.progress = progress
+        self.settings = _settings(spec)
+
+    def prior(self, times: Sequence[datetime]) -> Tensor:
+        """Draws of the model's prior at `times`, with shape (M, T, c, h, w)."""
+        none = (False,) * len(times)
+        plan = WindowPlan(tuple(times), none, none, _only_last(len(times)))
+        seed = self.spec.seed + _PRIOR_SEED
+        return self._run(plan, None, seed).latents
+
+    def forecast(self, latents: Tensor, times: Sequence[datetime], until: datetime) -> Tensor:
+        """States after `times` up to `until`, with shape (M, hours, c, h, w).
+
+        Arguments:
+            latents: Known states, with shape (M, T, c, h, w).
+            times: Their T times.
+            until: Last time wanted.
+        """
+        lead = round((until - times[-1]) / HOUR)
+        past = min(len(times), max(1, self.model.blanket_size - lead))
+        plan = WindowPlan.forecast(times[-1], past=past, lead_hours=lead)
+        plan = replace(plan, written=_only_last(plan.length))
+        known = latents[:, -past:]
+        warm = WarmStart(known, plan.times[0]) if lead <= _SHORT else None
+        seed = self.spec.seed + _FORECAST_SEED
+        return self._run(plan, None, seed, background=known, warm_start=warm).latents[:, past:]
+
+    def analysis(
+        self, plan: WindowPlan, observations: ObservationSet, background: Background
+    ) -> Analysis:
+        """The result of the job.
+
+        Without observations and without tied states there is nothing to condition on: the
+        analysis is the background, and says so.
+        """
+        members, tied = self.spec.members, torch.tensor(plan.tied)
+        seeds = (self.spec.seed,) * members
+        if not len(observations) and not tied.any():
+            latents = self.resize(background.latents)
+            return Analysis(latents, seeds, self._described(), ("zero_observations",))
+        warm = self.spec.starts_warm and background.source == "previous_analysis"
+        result = self._run(
+            plan,
+            observations.to(self.model.dtype, self.model.device) if len(observations) else None,
+            self.spec.seed,
+            background=self.resize(background.latents)[:, tied] if tied.any() else None,
+            warm_start=WarmStart(background.latents, plan.times[0]) if warm else None,
+        )
+        return Analysis(
+            result.latents, seeds, asdict(result.settings), ("warm_start",) if warm else ()
+        )
+
+    def resize(self, latents: Tensor) -> Tensor:
+        """An ensemble of the job's size; members repeat if there were fewer."""
+        return latents[torch.arange(self.spec.members) % len(latents)]
+
+    def _run(self, plan: WindowPlan, observations: Any, seed: int, **options: Any) -> Any:
+        return assimilate(
+            self.model,
+            observations,
+            plan,
+            self.spec.members,
+            seed,
+            settings=self.settings,
+            on_step=self.progress,
+            **options,
+        )
+
+    def _described(self) -> dict[str, Any]:
+        return asdict(self.settings)
+
+
+def _settings(spec: SpecBase) -> AssimilationSettings:
+    settings = AssimilationSettings()
+    if spec.steps is None:
+        return settings
+    sampler = replace(settings.sampler, steps=spec.steps)
+    warm = replace(settings.warm, steps=min(spec.steps, settings.warm.steps))
+    return replace(settings, sampler=sampler, warm=warm)
+
+
+def _only_last(count: int) -> tuple[bool, ...]:
+    """Physical states are not wanted here; one is the least a plan can have."""
+    return (False,) * (count - 1) + (True,)
