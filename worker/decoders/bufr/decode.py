@@ -13,7 +13,7 @@ from worker.decoders.bufr.block import Block, Reports
 from worker.decoders.bufr.families import BUFR_FAMILIES, family_of
 from worker.decoders.bufr.framing import Frame, correction_number, scan
 from worker.decoders.bufr.message import Part, Unpacker
-from worker.decoders.bufr.rows import Collector
+from worker.decoders.bufr.rows import Collector, has_position
 from worker.decoders.bufr.sections import Header, read_header
 from worker.decoders.report import DecodeReport
 from worker.decoders.sniff import HEAD, foreign_content
@@ -165,7 +165,7 @@ class _Walk:
             return
         owner = np.repeat(np.arange(len(sizes)), sizes)
         numbers = np.concatenate([part.numbers for part in group.parts])
-        no_position = ~(np.isfinite(reports.lat) & np.isfinite(reports.lon))
+        no_position = ~has_position(reports)
         for index in empty:
             reason = "no_values"
             if np.isnat(reports.time[index]):

@@ -11,10 +11,12 @@ from worker.decoders.base import DecodeContext
 from worker.decoders.bufr.block import Reports, Values
 from worker.decoders.rows import build_table
 
-__all__ = ["Collector"]
+__all__ = ["Collector", "has_position"]
 
 _VARIABLES = tuple(VARIABLES)
 _FLAGS = ("preqc", "domain")
+_POLE = 90.0 + 1e-6
+"""The South Pole station decodes to a latitude of -90.00000000000001."""
 _DTYPES = {
     "variable": np.int32,
     "vertical_kind": np.int32,
@@ -65,7 +67,7 @@ class Collector:
             Number of rows of each report, (N,).
         """
         number = len(ordinal)
-        usable = ~np.isnat(reports.time) & _inside(reports.lat, reports.lon)
+        usable = ~np.isnat(reports.time) & has_position(reports)
         rows = np.zeros(number, dtype=np.int64)
         for values in reports.values:
             self._add_values(reports, values, usable, rows)
@@ -110,7 +112,7 @@ class Collector:
             "obs_value": value[at],
             "vertical": np.full(count, np.nan) if vertical is None else vertical[at],
             "time": pick(values.time, reports.time),
-            "lat": pick(values.lat, reports.lat),
+            "lat": np.clip(pick(values.lat, reports.lat), -90.0, 90.0),
             "lon": pick(values.lon, reports.lon),
             "elevation": pick(values.elevation, reports.elevation),
             "report": at[0] + self._count,
@@ -146,9 +148,10 @@ class Collector:
         )
 
 
-def _inside(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+def has_position(reports: Reports) -> np.ndarray:
+    """Whether latitude and longitude are given and possible, (N,)."""
     with np.errstate(invalid="ignore"):
-        return (np.abs(lat) <= 90.0) & (np.abs(lon) <= 360.0)
+        return (np.abs(reports.lat) <= _POLE) & (np.abs(reports.lon) <= 360.0)
 
 
 def _matrix(array: np.ndarray | None, like: np.ndarray) -> np.ndarray | None:

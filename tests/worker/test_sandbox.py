@@ -1,0 +1,168 @@
+"""Limits of the child process: each broken on purpose, the parent goes on."""
+
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from model.domain.errors import AppaError, DecodeError, InvalidInput
+from worker.sandbox import Limits, run_limited
+
+SHORT = Limits(cpu_seconds=2, wall_seconds=20.0)
+
+
+def add(a, b):
+    return a + b
+
+
+def table_and_report(rows):
+    return pa.table({"x": list(range(rows))}), {"rows": rows}
+
+
+def only_a_table():
+    return pa.table({"x": [1.5]})
+
+
+def hold_memory():
+    return len(bytearray(20_000_000_000))
+
+
+def spin():
+    while True:
+        pass
+
+
+def sleep_long():
+    time.sleep(60)
+
+
+def crash():
+    ctypes.string_at(0)
+
+
+def abort():
+    os.abort()
+
+
+def refuse():
+    raise DecodeError("Expected more.", reason="too_large", offset=7)
+
+
+def refuse_otherwise():
+    raise InvalidInput("Expected other input.", field="x")
+
+
+def fail_unexpectedly():
+    raise RuntimeError("a bug")
+
+
+def environment():
+    return dict(os.environ)
+
+
+def surroundings():
+    Path("scratch").write_text("x")
+    return {
+        "folder": os.getcwd(),
+        "session": os.getsid(0),
+        "core": resource.getrlimit(resource.RLIMIT_CORE)[0],
+        "modules": sorted(sys.modules),
+    }
+
+
+def leave_a_grandchild(mark):
+    command = [
+        sys.executable,
+        "-c",
+        f"import time, pathlib; time.sleep(3); pathlib.Path({mark!r}).touch()",
+    ]
+    subprocess.Popen(command)
+    return "left"
+
+
+def write_much():
+    with open("big", "wb") as file:
+        file.write(b"\0" * 50_000_000)
+
+
+def reason(function, limits=SHORT):
+    with pytest.raises(DecodeError) as caught:
+        run_limited(function, limits=limits)
+    return caught.value.context["reason"]
+
+
+def test_values_and_tables_come_back():
+    assert run_limited(add, 2, 3) == 5
+    table, report = run_limited(table_and_report, 4)
+    assert table["x"].to_pylist() == [0, 1, 2, 3] and report == {"rows": 4}
+    assert run_limited(only_a_table)["x"].to_pylist() == [1.5]
+
+
+def test_memory():
+    assert reason(hold_memory) == "out_of_memory"
+
+
+def test_processor_time():
+    assert reason(spin, Limits(cpu_seconds=1, wall_seconds=30.0)) == "timeout"
+
+
+def test_time_on_the_clock():
+    assert reason(sleep_long, Limits(wall_seconds=2.0)) == "timeout"
+
+
+@pytest.mark.parametrize("function", [crash, abort])
+def test_crashes(function):
+    assert reason(function) == "crashed"
+
+
+def test_errors_keep_their_reason_and_context():
+    with pytest.raises(DecodeError) as caught:
+        run_limited(refuse)
+    assert caught.value.message == "Expected more."
+    assert caught.value.context == {"reason": "too_large", "offset": 7}
+    with pytest.raises(AppaError) as other:
+        run_limited(refuse_otherwise)
+    assert other.value.context == {"field": "x"}
+
+
+def test_a_bug_is_a_crash_with_its_last_line():
+    with pytest.raises(DecodeError, match="RuntimeError: a bug") as caught:
+        run_limited(fail_unexpectedly)
+    assert caught.value.context["reason"] == "crashed"
+
+
+def test_secrets_of_the_parent_stay_there(monkeypatch):
+    monkeypatch.setenv("APPA_SECRET_KEY", "do not pass on")
+    assert "APPA_SECRET_KEY" not in run_limited(environment)
+
+
+def test_surroundings(tmp_path):
+    found = run_limited(surroundings, limits=Limits(temp_dir=str(tmp_path)))
+    assert found["folder"].startswith(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert found["session"] != os.getsid(0)
+    assert found["core"] == 0
+    assert not {"torch", "pandas", "xarray"} & set(found["modules"])
+
+
+def test_nothing_it_started_survives(tmp_path):
+    mark = tmp_path / "mark"
+    assert run_limited(leave_a_grandchild, str(mark)) == "left"
+    time.sleep(4)
+    assert not mark.exists()
+
+
+def test_files_it_writes_are_bounded():
+    assert reason(write_much, Limits(file_bytes=1_000_000)) == "crashed"
+
+
+def test_the_parent_keeps_its_own_limits():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    run_limited(add, 1, 1)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
