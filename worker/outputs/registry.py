@@ -48,8 +48,11 @@ _FORMATS = (
     OutputFormat("zarr", "Zarr, one zip archive", "worker.outputs.zarr:write_product"),
     OutputFormat("grib2", "GRIB edition 2", "worker.outputs.grib2:write_product"),
     OutputFormat(
-        "feedback", "every observation with O-B, O-A and outcome", "worker.outputs.feedback:write"
+        "feedback",
+        "observations with O-B, O-A, outcome: Parquet, IODA",
+        "worker.outputs.feedback:write",
     ),
+    OutputFormat("odb", "the feedback as ODB-2", "worker.outputs.feedback_odb:write"),
     OutputFormat("quicklook", "a picture of the result", "worker.outputs.quicklook:write_product"),
 )
 OUTPUTS: Registry[OutputFormat] = Registry(
