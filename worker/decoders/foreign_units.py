@@ -13,7 +13,7 @@ Conversion = tuple[float, float]
 _SAME: Conversion = (1.0, 0.0)
 _SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "K": ("k", "kelvin"),
-    "degC": ("degc", "c", "°c", "celsius", "degrees_celsius", "degree_celsius", "deg_c"),
+    "degC": ("degc", "deg c", "c", "°c", "celsius", "degrees_celsius", "degree_celsius", "deg_c"),
     "degF": ("degf", "f", "°f", "fahrenheit"),
     "Pa": ("pa", "pascal"),
     "hPa": ("hpa", "mb", "mbar", "millibar"),

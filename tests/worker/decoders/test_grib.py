@@ -1,0 +1,151 @@
+"""GRIB fields as observations: encoded here, decoded there."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from model.domain.observations import validate_table
+from tests.worker.decoders.grib_messages import LAT, LON, message
+from worker.columns import numbers
+from worker.decoders.base import DecodeContext, MessageLimits
+from worker.decoders.decode import decode_file
+
+SLOPE = 250.0 + LAT[:, None] / 10.0 + 0.0 * LON[None, :]
+
+
+def decode(tmp_path, *messages, limits=None, **options):
+    path = tmp_path / "x.grib"
+    path.write_bytes(b"".join(messages))
+    context = DecodeContext(options=options, limits=limits or MessageLimits())
+    decoded = decode_file(path, context=context)
+    validate_table(decoded.table)
+    return decoded
+
+
+@pytest.mark.parametrize("edition", [1, 2])
+def test_values_levels_times_and_errors(tmp_path, edition):
+    decoded = decode(tmp_path, message(SLOPE, edition=edition), errors={"temperature": 1.5})
+    table = decoded.table
+    # The grid is coarser than the 2.5 degree cells: every point keeps its own value.
+    assert len(table) == SLOPE.size
+    np.testing.assert_allclose(
+        numbers(table, "obs_value"), 250.0 + numbers(table, "lat") / 10.0, atol=1e-4
+    )
+    first = table.to_pylist()[0]
+    assert (first["report_type"], first["vertical"], first["obs_error"]) == (
+        "gridded",
+        50000.0,
+        1.5,
+    )
+    assert first["time"] == datetime(2024, 1, 1, 12, tzinfo=UTC)
+    assert table["lon"].to_numpy().min() == -180.0
+
+
+def test_fine_fields_are_averaged_over_cells(tmp_path):
+    lat, lon = np.linspace(90, -90, 181), np.arange(360.0)
+    field = np.broadcast_to(280.0 + np.sin(np.deg2rad(lat))[:, None], (181, 360))
+    grid = {"kind": "regular", "nlat": 19, "nlon": 36}
+    decoded = decode(tmp_path, message(field, lat=lat, lon=lon), grid=grid)
+    assert len(decoded.table) == 19 * 36
+    np.testing.assert_allclose(
+        numbers(decoded.table, "obs_value"),
+        280.0 + np.sin(np.deg2rad(numbers(decoded.table, "lat"))),
+        atol=2e-3,
+    )
+
+
+def test_names_and_units_become_ours(tmp_path):
+    ones = np.ones((19, 36))
+    decoded = decode(
+        tmp_path,
+        message(5500.0 * ones, short="gh"),
+        message(54000.0 * ones, short="z"),
+        message(60.0 * ones, short="r"),
+        message(281.0 * ones, short="2t", kind="surface"),
+        message(101300.0 * ones, short="msl", kind="surface"),
+    )
+    means = {}
+    for row in decoded.table.to_pylist():
+        means.setdefault((row["variable"], row["vertical_kind"]), set()).add(
+            round(row["obs_value"], 2)
+        )
+    assert means == {
+        ("geopotential", "pressure"): {round(5500 * 9.80665, 2), 54000.0},
+        ("relative_humidity", "pressure"): {0.6},
+        ("2m_temperature", "surface"): {281.0},
+        ("mean_sea_level_pressure", "surface"): {101300.0},
+    }
+
+
+def test_scanning_order_does_not_matter(tmp_path):
+    upside_down = message(SLOPE[::-1], lat=LAT[::-1])
+    table = decode(tmp_path, upside_down).table
+    np.testing.assert_allclose(
+        numbers(table, "obs_value"), 250.0 + numbers(table, "lat") / 10.0, atol=1e-4
+    )
+
+
+def test_missing_points_leave_no_rows(tmp_path):
+    field = SLOPE.copy()
+    field[:, :18] = np.nan
+    table = decode(tmp_path, message(field)).table
+    assert len(table) == SLOPE.size // 2
+    assert np.isfinite(numbers(table, "obs_value")).all()
+
+
+def test_torn_messages_do_not_hide_the_rest(tmp_path):
+    good = message(SLOPE)
+    torn = good[:200]
+    broken = good[:-4] + b"7770"
+    decoded = decode(tmp_path, b"junk", good, broken, b"more", good, torn)
+    assert len(decoded.table) == 2 * SLOPE.size
+    assert decoded.report.messages == 2
+    assert decoded.report.rejected == {"bad_frame": 1, "truncated": 1}
+
+
+def test_accumulations_members_and_unknown_fields_are_named(tmp_path):
+    ones = np.ones((19, 36))
+    decoded = decode(
+        tmp_path,
+        message(ones, short="tp", kind="surface", stepRange="0-6"),
+        message(ones, short="tp", kind="surface", stepRange="5-6"),
+        message(ones, short="w"),
+        message(SLOPE),
+        variables=["temperature", "total_precipitation"],
+    )
+    assert decoded.report.rejected == {"unsupported_variable": 2}
+    details = " ".join(q.detail for q in decoded.report.quarantined)
+    assert "accumulated over 6 h" in details and "w on isobaricInhPa" in details
+    assert set(decoded.report.rows_by_variable) == {"temperature", "total_precipitation"}
+
+
+def test_limits(tmp_path):
+    decoded = decode(tmp_path, message(SLOPE), limits=MessageLimits(values=100))
+    assert decoded.report.rejected == {"too_large": 1}
+    decoded = decode(tmp_path, message(SLOPE), limits=MessageLimits(message_bytes=100))
+    assert decoded.report.rejected == {"too_large": 1}
+
+
+@pytest.mark.parametrize("options", [{"errors": {"wind": 1.0}}, {"errors": {"temperature": 0}},
+                                     {"grid": {"kind": "cube", "nlat": 3, "nlon": 4}}])  # fmt: skip
+def test_faulty_options(tmp_path, options):
+    assert decode(tmp_path, message(SLOPE), **options).report.rejected == {"invalid_table": 1}
+
+
+def test_both_winds_of_a_shared_message(realdata_dir):
+    path = realdata_dir / "grib/global_multivar/pygrib__gfs.t12z.pgrbf120.2p5deg.grib2"
+    context = DecodeContext(options={"variables": ["u_component_of_wind", "v_component_of_wind"]})
+    report = decode_file(path, context=context).report
+    # 26 pressure levels of 73 x 144 points (wgrib2 inventory: UGRD and VGRD at 26 levels).
+    points = 73 * 144
+    assert report.rows_by_variable == {
+        "u_component_of_wind": 26 * points,
+        "v_component_of_wind": 26 * points,
+    }
+
+
+def test_every_real_grib1_file_ends_in_rows_or_a_reason(realdata_dir):
+    for path in sorted((realdata_dir / "grib/grib1").iterdir())[::3]:
+        decoded = decode_file(path)
+        assert len(decoded.table) or decoded.report.rejected, path.name

@@ -1,0 +1,252 @@
+"""GRIB 1 and 2 messages as fields of our variables: names, levels, units, positions.
+
+Messages are found by their own marks and lengths, so one torn message does not hide the rest, and
+each is read with several fields in mind (NCEP packs u and v into one GRIB 2 message).
+"""
+
+import mmap
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import eccodes
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.decoders.base import MessageLimits
+from worker.decoders.foreign_units import conversion
+from worker.decoders.report import DecodeReport
+
+__all__ = ["GribField", "fields"]
+
+_SURFACE: Mapping[str, str] = {
+    "2t": "2m_temperature",
+    "10u": "10m_u_component_of_wind",
+    "10v": "10m_v_component_of_wind",
+    "msl": "mean_sea_level_pressure",
+    "prmsl": "mean_sea_level_pressure",
+    "mslet": "mean_sea_level_pressure",
+    "sst": "sea_surface_temperature",
+    "tp": "total_precipitation",
+    "sp": "surface_pressure",
+    "2d": "2m_dewpoint_temperature",
+    "2r": "2m_relative_humidity",
+    "10si": "10m_wind_speed",
+    "tcwv": "total_column_water_vapour",
+    "pwat": "total_column_water_vapour",
+}
+_ALOFT: Mapping[str, str] = {
+    "t": "temperature",
+    "u": "u_component_of_wind",
+    "v": "v_component_of_wind",
+    "z": "geopotential",
+    "gh": "geopotential",
+    "q": "specific_humidity",
+    "r": "relative_humidity",
+    "ws": "wind_speed",
+}
+_SURFACE_LEVELS = {
+    "surface", "heightAboveGround", "meanSea", "entireAtmosphere", "atmosphereSingleLayer",
+    "atmosphere",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class GribField:
+    """One field in our words.
+
+    Attributes:
+        variable: Id of the vocabulary.
+        level: hPa, None at the surface.
+        time: Valid time, UTC.
+        step: Hours since the start of its forecast.
+        origin: Centre, and ensemble number if any.
+        values: SI, NaN where missing, with shape (points,).
+        lat, lon: Degrees, with shape (points,).
+        offset: First byte of its message in the file.
+    """
+
+    variable: str
+    level: float | None
+    time: datetime
+    step: float
+    origin: str
+    values: NDArray[np.float64]
+    lat: NDArray[np.float64]
+    lon: NDArray[np.float64]
+    offset: int
+
+    @property
+    def name(self) -> str:
+        """`temperature_500hPa` or `2m_temperature`."""
+        return self.variable if self.level is None else f"{self.variable}_{self.level:g}hPa"
+
+
+def fields(path: Path, limits: MessageLimits, report: DecodeReport) -> Iterator[GribField]:
+    """The fields of a file that we have words for; everything else is counted in the report."""
+    eccodes.codes_grib_multi_support_on()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for offset, length in _frames(data, report):
+            report.messages += 1
+            if length > limits.message_bytes:
+                report.reject("too_large", offset, length, f"a message of {length} bytes")
+                continue
+            before = report.rows
+            yield from _message(data[offset : offset + length], offset, limits, report)
+            report.bytes_decoded += length if report.rows > before else 0
+
+
+def _frames(data: mmap.mmap, report: DecodeReport) -> Iterator[tuple[int, int]]:
+    """Offset and length of each whole message."""
+    at, end = data.find(b"GRIB"), 0
+    while at >= 0:
+        length = _length(data, at)
+        if length is None:
+            report.reject("bad_frame", at, 0, f"edition {data[at + 7 : at + 8]!r} or no end mark")
+            at = data.find(b"GRIB", at + 4)
+            continue
+        if length == 0:
+            report.reject("truncated", at, len(data) - at)
+            at = data.find(b"GRIB", at + 4)
+            continue
+        report.bytes_between += at - end
+        yield at, length
+        end = at + length
+        at = data.find(b"GRIB", end)
+    report.bytes_between += len(data) - end
+
+
+def _length(data: mmap.mmap, at: int) -> int | None:
+    """Bytes of the message at `at`; 0 if the file ends before; None if it is no message."""
+    head = data[at : at + 16]
+    if len(head) < 16:
+        return 0
+    if head[7] == 1:
+        length = int.from_bytes(head[4:7], "big")
+    elif head[7] == 2:
+        length = int.from_bytes(head[8:16], "big")
+    else:
+        return None
+    if at + length > len(data):
+        return 0
+    if length > 16 and data[at + length - 4 : at + length] == b"7777":
+        return length
+    # GRIB 1 beyond 8 MB counts its length in units of 120 bytes: the end mark tells.
+    stop = data.find(b"7777GRIB", at) if head[7] == 1 and length & 0x800000 else -1
+    return stop + 4 - at if stop >= 0 else None
+
+
+def _message(
+    message: bytes, offset: int, limits: MessageLimits, report: DecodeReport
+) -> Iterator[GribField]:
+    with tempfile.TemporaryFile() as file:
+        file.write(message)
+        file.flush()
+        file.seek(0)
+        while True:
+            try:
+                handle = eccodes.codes_grib_new_from_file(file)
+            except eccodes.CodesInternalError as error:
+                report.reject("undecodable", offset, len(message), str(error))
+                return
+            if handle is None:
+                return
+            try:
+                field = _field(handle, offset, len(message), limits, report)
+            except (eccodes.CodesInternalError, ValueError) as error:
+                report.reject("undecodable", offset, len(message), str(error))
+                field = None
+            finally:
+                eccodes.codes_release(handle)
+            if field is not None:
+                yield field
+
+
+def _get(handle: int, key: str, kind: type | None = None) -> Any:
+    """A key's value, None if the message has none."""
+    try:
+        return eccodes.codes_get(handle, key, kind) if kind else eccodes.codes_get(handle, key)
+    except eccodes.KeyValueNotFoundError:
+        return None
+
+
+def _field(
+    handle: int, offset: int, length: int, limits: MessageLimits, report: DecodeReport
+) -> GribField | None:
+    short, kind = _get(handle, "shortName", str), _get(handle, "typeOfLevel", str)
+    level, points = _get(handle, "level", float), _get(handle, "numberOfDataPoints", int) or 0
+    variable = _variable(short, kind)
+    described = f"{short} on {kind} {level}"
+    if variable is None or (fault := _unusable(handle, variable)):
+        detail = described if variable is None else f"{described}: {fault}"
+        report.reject("unsupported_variable", offset, length, detail)
+        return None
+    if points > limits.values:
+        report.reject("too_large", offset, length, f"{described}: {points} points")
+        return None
+    units = "gpm" if short == "gh" else str(_get(handle, "units", str))
+    factors = conversion(units, variable)
+    if factors is None:
+        report.reject("unsupported_variable", offset, length, f"{described} in {units!r}")
+        return None
+    eccodes.codes_set(handle, "missingValue", -1e100)
+    values = eccodes.codes_get_array(handle, "values").astype(np.float64)
+    lat = eccodes.codes_get_array(handle, "latitudes").astype(np.float64)
+    lon = eccodes.codes_get_array(handle, "longitudes").astype(np.float64)
+    if not len(values) == len(lat) == len(lon):
+        raise ValueError(f"{len(values)} values at {len(lat)} points")
+    values = np.where(values <= -1e99, np.nan, values * factors[0] + factors[1])
+    time, step = _time(handle)
+    pressure = kind in ("isobaricInhPa", "isobaricInPa")
+    hpa = level / 100.0 if kind == "isobaricInPa" else level
+    return GribField(
+        variable, hpa if pressure else None, time, step, _origin(handle), values, lat, lon, offset
+    )
+
+
+def _variable(short: str | None, kind: str | None) -> str | None:
+    if kind in ("isobaricInhPa", "isobaricInPa"):
+        return _ALOFT.get(short or "")
+    return _SURFACE.get(short or "") if kind in _SURFACE_LEVELS else None
+
+
+def _unusable(handle: int, variable: str) -> str:
+    """Why a field of a known name is still not what its name says; empty if it is."""
+    number = _get(handle, "perturbationNumber", int)
+    if number:
+        return f"ensemble member {number}"
+    if variable == "total_precipitation":
+        hours = _get(handle, "lengthOfTimeRange", int) or _range(handle)
+        return "" if hours == 1 else f"accumulated over {hours} h, not 1 h"
+    if variable.endswith("component_of_wind") and _along_grid(handle):
+        return "wind components along the axes of a rotated or projected grid"
+    if _get(handle, "stepType", str) not in (None, "instant"):
+        return f"step type {_get(handle, 'stepType', str)}"
+    return ""
+
+
+def _along_grid(handle: int) -> bool:
+    """Whether wind components do not point east and north."""
+    unrotated = ("regular_ll", "regular_gg", "reduced_ll", "reduced_gg", "healpix")
+    return bool(_get(handle, "uvRelativeToGrid", int)) and (
+        _get(handle, "gridType", str) not in unrotated
+    )
+
+
+def _range(handle: int) -> float | None:
+    first, last = _get(handle, "startStep", int), _get(handle, "endStep", int)
+    return None if first is None or last is None else last - first
+
+
+def _time(handle: int) -> tuple[datetime, float]:
+    date, clock = _get(handle, "validityDate", int), _get(handle, "validityTime", int)
+    time = datetime.strptime(f"{date:08d}", "%Y%m%d").replace(tzinfo=UTC)
+    time += timedelta(hours=clock // 100, minutes=clock % 100)
+    return time, float(_get(handle, "endStep", int) or 0)
+
+
+def _origin(handle: int) -> str:
+    return str(_get(handle, "centre", str) or "unknown")
