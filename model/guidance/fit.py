@@ -1,7 +1,8 @@
 """How well each noise level fits the observations, in units of their error."""
 
-__all__ = ["Fit", "FitReport"]
+__all__ = ["Fit", "FitReport", "OnFit"]
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
@@ -56,16 +57,26 @@ class Fit:
         return sqrt(self.after / max(self.count, 1))
 
 
-class FitReport:
-    """Collects fits by noise level, over sub-batches and evaluations."""
+OnFit = Callable[[float, Fit], None]
 
-    def __init__(self) -> None:
+
+class FitReport:
+    """Collects fits by noise level, over sub-batches and evaluations.
+
+    Arguments:
+        on_fit: Told the noise level and fit of every sub-batch.
+    """
+
+    def __init__(self, on_fit: OnFit | None = None) -> None:
         self._levels: dict[float, Fit] = {}
+        self._on_fit = on_fit
 
     def add(self, sigma: float, fit: Fit) -> None:
         """Adds the fit of one sub-batch at a noise level."""
         known = self._levels.get(sigma)
         self._levels[sigma] = fit if known is None else known + fit
+        if self._on_fit is not None:
+            self._on_fit(sigma, fit)
 
     @property
     def levels(self) -> tuple[tuple[float, Fit], ...]:

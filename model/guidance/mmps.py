@@ -23,6 +23,7 @@ References:
 __all__ = ["MMPS", "MMPSSettings"]
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ class MMPSSettings:
     whiten: bool = True
     fit: float | None = None
     tolerance: float | None = None
+    method: Literal["mmps"] = "mmps"
 
 
 class _Gain:

@@ -14,6 +14,7 @@ References:
 __all__ = ["SDA", "SDASettings"]
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class SDASettings:
 
     gamma: float = 100.0
     relative: bool = True
+    method: Literal["sda"] = "sda"
 
     def widened(self, variance: Tensor, sigma: Tensor) -> Tensor:
         """The variance (B, N) that divides the innovation."""
