@@ -22,11 +22,22 @@ TAGS = [
 ]
 
 
+ALWAYS = (
+    "bad_request",
+    "unauthenticated",
+    "forbidden",
+    "invalid_input",
+    "rate_limited",
+    "internal_error",
+    "broker_unavailable",
+)
+"""Errors that any route may answer with."""
+
+
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     """Documentation of the errors a route answers with; those of every route are included."""
     found: dict[int | str, dict[str, Any]] = {}
-    always = ("bad_request", "unauthenticated", "forbidden", "rate_limited")
-    for code in (*always, *codes, "internal_error", "broker_unavailable"):
+    for code in (*ALWAYS, *codes):
         kind = PROBLEMS[code]
         entry = found.setdefault(
             kind.status,

@@ -18,7 +18,7 @@ KINDS = ("filtering", "forecast", "reanalysis")
 Kind = Literal["filtering", "forecast", "reanalysis"]
 AnalysisId = Annotated[str, Path(description="From a job or a list.", max_length=100)]
 FILE_RESPONSES = {
-    **problems("not_found", "precondition_failed", "range_not_satisfiable", "invalid_input"),
+    **problems("not_found", "precondition_failed", "range_not_satisfiable"),
     200: {
         "description": "The file.",
         "headers": {
@@ -32,7 +32,7 @@ FILE_RESPONSES = {
 }
 
 
-@router.get("/analyses", responses=problems("invalid_input"))
+@router.get("/analyses", responses=problems())
 def list_analyses(
     gateway: GatewayDep,
     _: Reader,

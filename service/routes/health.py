@@ -23,7 +23,7 @@ from worker.jobs.workers import WorkerReport, merge
 router = APIRouter(tags=["system"])
 
 
-@router.get("/health/live")
+@router.get("/health/live", responses=problems())
 async def live() -> Live:
     """The process answers; it asks nothing else of the world."""
     return Live(version=VERSION)
@@ -82,7 +82,10 @@ def _workers(queue: str, reports: list[WorkerReport]) -> Check:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"description": "Prometheus text.", "content": {"text/plain": {}}}},
+    responses={
+        **problems(),
+        200: {"description": "Prometheus text.", "content": {"text/plain": {}}},
+    },
 )
 def metrics(gateway: GatewayDep) -> Response:
     """Counters of this gateway and states of the system, for Prometheus."""

@@ -53,7 +53,6 @@ JobId = Annotated[str, Path(description="From the answer to the submission.", ma
     responses={
         **problems(
             "too_large",
-            "invalid_input",
             "unknown_name",
             "idempotency_conflict",
             "queue_quota",
@@ -85,7 +84,7 @@ def create_job(
     return job
 
 
-@router.get("/jobs", responses=problems("invalid_input"))
+@router.get("/jobs", responses=problems())
 def list_jobs(
     gateway: GatewayDep,
     _: JobReader,

@@ -59,7 +59,6 @@ _BATCH = {"application/json": {"schema": {"$ref": "#/components/schemas/BatchRec
             "upload_stalled",
             "too_large",
             "unsupported_content",
-            "invalid_input",
             "idempotency_conflict",
             "storage_error",
             "disk_full",
@@ -107,7 +106,7 @@ async def upload_batch(
     "/observations",
     response_class=Response,
     responses={
-        **problems("not_acceptable", "invalid_input", "storage_error"),
+        **problems("not_acceptable", "storage_error"),
         200: {
             "description": "Rows of the observation table, in the order of hour and arrival.",
             "headers": {
@@ -178,7 +177,7 @@ def query_stored(
     )
 
 
-@router.get("/batches", responses=problems("invalid_input"))
+@router.get("/batches", responses=problems())
 def list_batches(
     gateway: GatewayDep,
     _: UploadReader,
