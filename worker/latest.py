@@ -14,7 +14,7 @@ __all__ = ["update_latest"]
 def update_latest(layout: Layout, manifest: AnalysisManifest) -> bool:
     """Replaces the entry of the result's kind, unless that is newer; returns whether it did.
 
-    Newer is a later valid time, then a higher revision.
+    Newer is a later valid time, then a higher revision, then a later end of the job.
     """
     path = layout.latest_file
     with (layout.root / ".latest.lock").open("w") as lock:
@@ -24,12 +24,13 @@ def update_latest(layout: Layout, manifest: AnalysisManifest) -> bool:
             "id": manifest.id,
             "valid_time": manifest.valid_time.isoformat(),
             "revision": manifest.revision,
+            "created": manifest.created.isoformat(),
             "flavour": manifest.flavour,
             "files": {
                 file.name: {"sha256": file.sha256, "size": file.size} for file in manifest.files
             },
         }
-        known = entries.get(manifest.kind, {"valid_time": "", "revision": 0})
+        known = entries.get(manifest.kind, {"valid_time": "", "revision": 0, "created": ""})
         if _age(known) >= _age(entry):
             return False
         entries[manifest.kind] = entry
@@ -42,5 +43,5 @@ def update_latest(layout: Layout, manifest: AnalysisManifest) -> bool:
         return True
 
 
-def _age(entry: dict[str, Any]) -> tuple[str, int]:
-    return str(entry["valid_time"]), int(entry["revision"])
+def _age(entry: dict[str, Any]) -> tuple[str, int, str]:
+    return str(entry["valid_time"]), int(entry["revision"]), str(entry["created"])

@@ -64,6 +64,11 @@ class ProgressReporter:
         if now - self._last_told >= self.interval or step >= steps:
             self._tell()
 
+    def done(self) -> Progress:
+        """The last progress of a job that succeeded."""
+        update = {"phase": Phase.DONE, "step": self.progress.steps, "eta_seconds": 0.0}
+        return self.progress.model_copy(update=update)
+
     def check(self) -> None:
         """Raises when the work must stop."""
         self.check_stopping()

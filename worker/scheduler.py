@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from model.domain.errors import AppaError
 from worker.celery_app import message_sender
 from worker.jobs.connection import redis_health
+from worker.leftovers import sweep_leftovers
 from worker.logs import configure_logs
 from worker.reaper import Reaper
 from worker.runtime import open_runtime
@@ -51,8 +52,12 @@ def run_scheduler(
     runtime.report.ready = True
     runtime.start_reporting()
     log.info("ready", worker=name)
+
+    def tidy() -> int:
+        return sweep_leftovers(runtime.layout, max(86_400.0, 2.0 * settings.job_limit_seconds))
+
     while not stop.wait(settings.sweep_seconds):
-        for tick in (reaper.sweep, *ticks):
+        for tick in (reaper.sweep, tidy, *ticks):
             _ask(tick)
     runtime.leave()
 

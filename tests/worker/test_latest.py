@@ -31,7 +31,7 @@ def test_later_times_and_higher_revisions_win(tmp_path):
     assert update_latest(layout, result(0))
     assert update_latest(layout, result(2))
     assert not update_latest(layout, result(1))
-    assert not update_latest(layout, result(2))
+    assert update_latest(layout, result(2))  # the same hour again, finished later
     assert update_latest(layout, result(2, revision=2))
     assert not update_latest(layout, result(2, revision=1))
     entry = json.loads(layout.latest_file.read_text())["filtering"]

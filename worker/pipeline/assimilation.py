@@ -11,9 +11,10 @@ from worker.backgrounds.load import load_background
 from worker.backgrounds.restarts import find_restart
 from worker.jobs.job import JobRecord, Phase
 from worker.jobs.layout import Layout
+from worker.jobs.manifest import AnalysisManifest
 from worker.pipeline.checking import check_window
 from worker.pipeline.gather import gather_observations
-from worker.pipeline.publication import open_staging, write_manifest
+from worker.pipeline.publication import write_manifest
 from worker.pipeline.results import describe_result, make_product, write_outputs
 from worker.pipeline.solve import Solver
 from worker.progress import ProgressReporter
@@ -25,15 +26,16 @@ log = structlog.get_logger()
 
 
 def assimilate_window(
-    job: JobRecord, layout: Layout, models: WarmModels, progress: ProgressReporter
-) -> Path:
-    """Runs the job; the folder holds all files and the manifest, ready to be published.
+    job: JobRecord, layout: Layout, models: WarmModels, progress: ProgressReporter, folder: Path
+) -> AnalysisManifest:
+    """Runs the job; afterwards the folder holds all files and the manifest, ready to be published.
 
     Arguments:
         job: What was asked.
         layout: Observation store, earlier results, place for files.
         models: The warm models.
         progress: Told of every phase and step; raises when the job must stop.
+        folder: Empty; not visible to readers.
 
     Raises:
         AppaError: With its code kept in the job.
@@ -65,7 +67,7 @@ def assimilate_window(
 
     progress.phase(Phase.WRITING)
     product = make_product(job, plan, warm, checked, background, analysis)
-    folder = open_staging(job, layout)
     files = write_outputs(product, analysis, plan, warm, folder)
-    write_manifest(folder, describe_result(product, files))
-    return folder
+    manifest = describe_result(product, files)
+    write_manifest(folder, manifest)
+    return manifest

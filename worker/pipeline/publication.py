@@ -8,32 +8,39 @@ the job store, or, should it have passed the gate before, by the name being take
 import errno
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
 
-from worker.backgrounds.restarts import mark_restart
 from worker.jobs.job import JobRecord, Phase
 from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest, describe_file, read_manifest
+from worker.jobs.manifest import AnalysisManifest, describe_file
 from worker.jobs.store import JobStore
 from worker.progress import ProgressReporter
 
-__all__ = ["open_staging", "publish", "sync_folder", "write_manifest"]
+__all__ = ["publish", "staging_folder", "sync_folder", "write_manifest"]
 
 log = structlog.get_logger()
 
 
-def open_staging(job: JobRecord, layout: Layout) -> Path:
-    """An empty folder for the files of this attempt; leftovers of earlier ones are removed."""
+@contextmanager
+def staging_folder(job: JobRecord, layout: Layout) -> Iterator[Path]:
+    """An empty folder for the files of this attempt, removed unless it was published.
+
+    Leftovers of earlier attempts, which died, are removed, too.
+    """
     for left in layout.tmp.glob(f"{job.analysis_id}.*"):
         if left.name != layout.staging(job.analysis_id, job.token).name:
             shutil.rmtree(left, ignore_errors=True)
     folder = layout.staging(job.analysis_id, job.token)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    return folder
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: AnalysisManifest) -> None:
@@ -78,7 +85,6 @@ def publish(
         with suppress(OSError):
             shutil.rmtree(staging)
     sync_folder(layout.analyses)
-    mark_restart(layout, read_manifest(layout, job.analysis_id))
 
 
 def sync_folder(folder: Path) -> None:

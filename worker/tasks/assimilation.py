@@ -5,11 +5,12 @@ from typing import Any
 from celery import Task, shared_task
 
 from worker.attempt import attempt, known_version
-from worker.jobs.job import JobRecord, Phase
+from worker.backgrounds.restarts import mark_restart
+from worker.jobs.job import JobRecord
 from worker.jobs.lease import Lease
 from worker.jobs.queues import ANNOUNCE_RESULT, RUN_ASSIMILATION, submit
 from worker.pipeline.assimilation import assimilate_window
-from worker.pipeline.publication import publish
+from worker.pipeline.publication import publish, staging_folder
 from worker.progress import ProgressReporter
 from worker.runtime import Runtime
 
@@ -29,10 +30,11 @@ def run_assimilation_task(self: "Task[Any, Any]", job_id: str, version: int) -> 
         progress = ProgressReporter(
             store, lease, runtime.check_stopping, times.progress_seconds, times.job_limit_seconds
         )
-        staging = assimilate_window(job, runtime.layout, runtime.models, progress)
-        publish(job, store, runtime.layout, staging, progress)
-        done = progress.progress.model_copy(update={"phase": Phase.DONE, "eta_seconds": 0.0})
-        store.succeed(job.id, job.token, done)
+        with staging_folder(job, runtime.layout) as folder:
+            manifest = assimilate_window(job, runtime.layout, runtime.models, progress, folder)
+            publish(job, store, runtime.layout, folder, progress)
+        mark_restart(runtime.layout, manifest)
+        store.succeed(job.id, job.token, progress.done())
         submit(runtime.sender, ANNOUNCE_RESULT, job.analysis_id)
 
     attempt(runtime, store, job_id, body)

@@ -19,7 +19,7 @@ from worker.attempt import attempt, known_version
 from worker.jobs.job import Phase
 from worker.jobs.manifest import AnalysisManifest, describe_file
 from worker.jobs.queues import RUN_ASSIMILATION
-from worker.pipeline.publication import open_staging, publish, write_manifest
+from worker.pipeline.publication import publish, staging_folder, write_manifest
 from worker.progress import ProgressReporter
 from worker.runtime import open_runtime
 from worker.settings import WorkerSettings
@@ -28,8 +28,7 @@ STEPS = int(os.environ.get("APPA_STUB_STEPS", "4"))
 PAUSE = float(os.environ.get("APPA_STUB_STEP_SECONDS", "0.01"))
 
 
-def work(job, runtime, progress):
-    folder = open_staging(job, runtime.layout)
+def work(job, runtime, progress, folder):
     for phase in (Phase.GATHERING, Phase.BACKGROUND, Phase.SAMPLING, Phase.WRITING):
         progress.phase(phase)
         while (runtime.layout.root / f"pause-{phase.value}").exists():
@@ -45,7 +44,6 @@ def work(job, runtime, progress):
         times=[], files=[describe_file(path)], members=1, spec=job.spec,
     )  # fmt: skip
     write_manifest(folder, manifest)
-    return folder
 
 
 @shared_task(name=RUN_ASSIMILATION, bind=True)
@@ -57,7 +55,9 @@ def run(self, job_id: str, version: int) -> None:
 
     def body(job, lease):
         progress = ProgressReporter(store, lease, runtime.check_stopping, 0.0)
-        publish(job, store, runtime.layout, work(job, runtime, progress), progress)
+        with staging_folder(job, runtime.layout) as folder:
+            work(job, runtime, progress, folder)
+            publish(job, store, runtime.layout, folder, progress)
         store.succeed(job.id, job.token, progress.progress)
 
     attempt(runtime, store, job_id, body)
