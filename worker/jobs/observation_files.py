@@ -31,6 +31,9 @@ __all__ = [
     "parse_name",
 ]
 
+_LISTED_FROM = timedelta(hours=72)
+"""Longer times are looked up by the folders that exist."""
+
 _BATCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -219,11 +222,24 @@ class StoreFiles:
         return paths
 
     def hours(self, start: datetime, end: datetime) -> Iterator[datetime]:
-        """The hours whose partitions may hold times in (start, end]."""
+        """The hours whose partitions may hold times in (start, end]; existing ones if many."""
         hour, last = hour_of(start), hour_of(end)
+        if last - hour > _LISTED_FROM:
+            yield from self._existing(hour, last)
+            return
         while hour <= last:
             yield hour
             hour += timedelta(hours=1)
+
+    def _existing(self, first: datetime, last: datetime) -> Iterator[datetime]:
+        for day in self.names(""):
+            date = day.removeprefix("date=")
+            if day == date or not f"{first:%Y-%m-%d}" <= date <= f"{last:%Y-%m-%d}":
+                continue
+            for folder in self.names(day):
+                hour = datetime.fromisoformat(f"{date}T{folder.removeprefix('hour=')}:00+00:00")
+                if first <= hour <= last:
+                    yield hour
 
 
 @lru_cache(maxsize=16)

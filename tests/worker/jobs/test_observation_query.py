@@ -133,3 +133,12 @@ def test_times_need_a_zone_and_order():
         ObservationQuery(start=datetime(2024, 1, 1), end=START)
     with pytest.raises(ValidationError, match="end after the start"):
         ObservationQuery(start=START, end=START)
+
+
+def test_long_times_look_only_at_what_exists(url):
+    long = ObservationQuery(
+        start=START - timedelta(days=36_500), end=START + timedelta(days=36_500)
+    )
+    page = query_observations(url, long)
+    assert len(page.table) == 60
+    assert page.table["time"].to_pylist()[0] == START + timedelta(minutes=30)

@@ -1,0 +1,157 @@
+"""Ten example rows in the forms that a sender may write by hand."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from model.domain.registry import Registry
+
+__all__ = ["EXAMPLE", "TEMPLATES", "Template"]
+
+_NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
+
+
+def _row(
+    report_type: str, station: str, lat: float, lon: float, variable: str, value: float, **more: Any
+) -> dict[str, Any]:
+    return {
+        "time": _NOON,
+        "lat": lat,
+        "lon": lon,
+        "elevation": more.get("elevation"),
+        "report_type": report_type,
+        "station_id": station,
+        "vertical_kind": "pressure" if "vertical" in more else "surface",
+        "vertical": more.get("vertical"),
+        "variable": variable,
+        "obs_value": value,
+        "obs_error": more.get("error"),
+        "units": "SI",
+    }
+
+
+EXAMPLE: tuple[dict[str, Any], ...] = (
+    _row("synop", "10384", 52.47, 13.40, "2m_temperature", 275.4, elevation=48.0),
+    _row("synop", "10384", 52.47, 13.40, "surface_pressure", 100890.0, elevation=48.0, error=80.0),
+    _row("synop", "10384", 52.47, 13.40, "10m_u_component_of_wind", 4.2, elevation=48.0),
+    _row("synop", "10384", 52.47, 13.40, "10m_v_component_of_wind", -1.5, elevation=48.0),
+    _row("ship", "DBLK", 54.10, 7.90, "mean_sea_level_pressure", 101520.0),
+    _row("buoy", "62170", 51.24, 2.00, "sea_surface_temperature", 282.3),
+    _row("temp", "10393", 52.21, 14.12, "temperature", 249.1, vertical=50000.0, elevation=112.0),
+    _row("temp", "10393", 52.21, 14.12, "geopotential", 53740.0, vertical=50000.0, elevation=112.0),
+    _row("temp", "10393", 52.21, 14.12, "u_component_of_wind", 21.0, vertical=50000.0),
+    _row("aircraft", "EU0042", 50.90, 8.10, "temperature", 220.5, vertical=25000.0),
+)
+"""What every template says; `obs_error` is left out where the service's own table shall hold."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """An example file.
+
+    Attributes:
+        file_name: What to call it.
+        description: One line for the user.
+        write: Its bytes.
+    """
+
+    file_name: str
+    description: str
+    write: Callable[[], bytes]
+
+
+def example_table() -> pa.Table:
+    """The example rows with plain column types."""
+    schema = pa.schema(
+        [
+            ("time", pa.timestamp("ms", tz="UTC")),
+            *((name, pa.float64()) for name in ("lat", "lon", "elevation")),
+            *((name, pa.string()) for name in ("report_type", "station_id", "vertical_kind")),
+            ("vertical", pa.float64()),
+            ("variable", pa.string()),
+            ("obs_value", pa.float64()),
+            ("obs_error", pa.float64()),
+            ("units", pa.string()),
+        ]
+    )
+    return pa.Table.from_pylist(list(EXAMPLE), schema=schema)
+
+
+def _csv() -> bytes:
+    table = example_table()
+    text = pa.compute.strftime(
+        table["time"].cast(pa.timestamp("s", tz="UTC")), "%Y-%m-%dT%H:%M:%SZ"
+    )
+    sink = io.BytesIO()
+    options = pacsv.WriteOptions(quoting_style="none")
+    pacsv.write_csv(table.set_column(0, "time", text), sink, options)
+    return sink.getvalue()
+
+
+def _parquet() -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(example_table(), sink)
+    return sink.getvalue()
+
+
+def _geojson() -> bytes:
+    features = []
+    for row in EXAMPLE:
+        properties = {name: value for name, value in row.items() if value is not None}
+        properties["time"] = f"{row['time']:%Y-%m-%dT%H:%M:%SZ}"
+        point = [properties.pop("lon"), properties.pop("lat")]
+        geometry = {"type": "Point", "coordinates": point}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    document = {"type": "FeatureCollection", "features": features}
+    return json.dumps(document, indent=1).encode()
+
+
+_SHORT = {
+    "2m_temperature": "t2m",
+    "surface_pressure": "sp",
+    "10m_u_component_of_wind": "u10m",
+    "10m_v_component_of_wind": "v10m",
+    "mean_sea_level_pressure": "msl",
+    "sea_surface_temperature": "sst",
+    "temperature": "t",
+    "geopotential": "z",
+    "u_component_of_wind": "u",
+}
+
+
+def _earth2studio() -> bytes:
+    table = pa.table(
+        {
+            "time": pa.array(
+                [row["time"].replace(tzinfo=None) for row in EXAMPLE], pa.timestamp("ns")
+            ),
+            "lat": pa.array([row["lat"] for row in EXAMPLE], pa.float32()),
+            "lon": pa.array([row["lon"] % 360.0 for row in EXAMPLE], pa.float32()),
+            "pres": pa.array([row["vertical"] for row in EXAMPLE], pa.float32()),
+            "station": pa.array([row["station_id"] for row in EXAMPLE], pa.string()),
+            "station_elev": pa.array([row["elevation"] for row in EXAMPLE], pa.float32()),
+            "observation": pa.array([row["obs_value"] for row in EXAMPLE], pa.float32()),
+            "variable": pa.array([_SHORT[row["variable"]] for row in EXAMPLE], pa.string()),
+        }
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+TEMPLATES: Registry[Template] = Registry(
+    "template",
+    csv=Template("observations.csv", "the observation table as CSV", _csv),
+    parquet=Template("observations.parquet", "the observation table as Parquet", _parquet),
+    geojson=Template("observations.geojson", "GeoJSON points", _geojson),
+    earth2studio=Template(
+        "earth2studio.parquet", "an earth2studio observation frame as Parquet", _earth2studio
+    ),
+)
