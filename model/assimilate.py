@@ -16,8 +16,9 @@ from model.batching import Batching
 from model.domain.errors import InvalidInput
 from model.domain.windows import WindowPlan
 from model.guidance import GUIDANCE, GuidanceSettings
-from model.guidance.base import Guidance, ObservedBlankets
-from model.guidance.decoded import DecodedObservations
+from model.guidance.base import Decode, Guidance, ObservedBlankets
+from model.guidance.conditions import Conditions
+from model.guidance.decoded import DecodedObservations, ObservationsOfStates
 from model.guidance.fit import Fit, FitReport, OnFit
 from model.guidance.latent_state import JointObservations, TiedStates
 from model.guidance.mmps import MMPSSettings
@@ -231,31 +232,40 @@ def _sample_pass(
 
 def _guidance(job: _Job, part: Pass, latents: Tensor, known: Tensor) -> Guidance | None:
     """What conditions a pass: its observations, its known states, both or nothing."""
-    kinds: list[ObservedBlankets] = []
+    seen: list[ObservationsOfStates | None] = []
     if job.observations is not None:
         seen = blanket_observations(job.observations, job.plan, part)
-        if any(s is not None for s in seen):
-            decode = job.model.decode
-            kinds.append(DecodedObservations(seen, lambda z: decode(z, mask=False)))
-    first, stop = part.inside(job.plan.length)
-    if known[first:stop].any():
-        before, after = first - part.first, part.stop - stop
-        padded = torch.nn.functional.pad(known[first:stop], (before, after))
-        states = latents[:, first:stop]
-        states = torch.nn.functional.pad(states, (0, 0, 0, 0, 0, 0, before, after))
-        kinds.append(
-            TiedStates(
-                states,
-                padded,
-                part.blankets.starts,
-                part.blankets.size,
-                job.settings.tie_error_std,
-            )
-        )
-    if not kinds:
+    tied = _tied_states(job, part, latents, known)
+    if tied is None and not any(s is not None for s in seen):
         return None
-    settings = job.settings.guidance
-    return GUIDANCE[settings.method](JointObservations(kinds), settings, job.report)
+
+    def through(decode: Decode) -> ObservedBlankets:
+        kinds: list[ObservedBlankets] = []
+        if any(s is not None for s in seen):
+            kinds.append(DecodedObservations(seen, decode))
+        return JointObservations(kinds if tied is None else [*kinds, tied])
+
+    model, settings = job.model, job.settings.guidance
+    conditions = Conditions(
+        through,
+        lambda z: model.decode(z, mask=False),
+        model.decode_tangent,
+        model.prior_covariance,
+        job.report,
+    )
+    return GUIDANCE[settings.method](conditions, settings)
+
+
+def _tied_states(job: _Job, part: Pass, latents: Tensor, known: Tensor) -> TiedStates | None:
+    first, stop = part.inside(job.plan.length)
+    if not known[first:stop].any():
+        return None
+    before, after = first - part.first, part.stop - stop
+    padded = torch.nn.functional.pad(known[first:stop], (before, after))
+    states = latents[:, first:stop]
+    states = torch.nn.functional.pad(states, (0, 0, 0, 0, 0, 0, before, after))
+    blankets = part.blankets
+    return TiedStates(states, padded, blankets.starts, blankets.size, job.settings.tie_error_std)
 
 
 @torch.no_grad()

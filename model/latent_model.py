@@ -5,6 +5,7 @@ works; and back.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from model.denoiser import BlanketDenoiser
 from model.domain.errors import InvalidInput
 from model.domain.grids import Grid
 from model.domain.variables import Channel
+from model.gaussian_prior import ZonalGaussianPrior
+from model.guidance.base import CovarianceTimes
+from model.linear_decoder import LinearDecoder, fit_linear_decoder
 from model.nn.precision import Precision, reduced_precision
 from model.normalisation import LatentNormalisation, StateNormalisation
 from model.operators.domain import ModelDomain, Statics
@@ -156,6 +160,37 @@ class LatentModel(nn.Module):
         with reduced_precision(self.device, self.precision):
             states = self.autoencoder.decode(restored)
         return states.to(latents.dtype)
+
+    @property
+    def prior_covariance(self) -> CovarianceTimes | None:
+        """Covariance of a blanket given its noisy version under the closed-form prior, if any."""
+        base = self.denoise.base
+        return base.covariance_times if isinstance(base, ZonalGaussianPrior) else None
+
+    def decode_tangent(self, latents: Tensor) -> Tensor:
+        """Like `decode` without mask, by a linear map that is cheap to differentiate."""
+        return self.state_normalisation.physical(self.tangent(latents))
+
+    @cached_property
+    @torch.no_grad()
+    def tangent(self) -> LinearDecoder:
+        """A linear map fitted to the decoder at first use, on latents drawn from the prior.
+
+        It is derived from the weights, so it is no part of the checkpoint.
+        """
+        c, h, w = self.latent_shape
+        states, rows, columns = self.state_shape
+        decoder = LinearDecoder(c, states, (rows // h, columns // w))
+        generator = torch.Generator().manual_seed(0)
+        base = self.denoise.base
+        if isinstance(base, ZonalGaussianPrior):
+            months = torch.tensor([[2001, month, 1, 0] for month in (1, 4, 7, 10)])
+            date = months[:, None].expand(-1, self.blanket_size, -1).to(self.device)
+            latents = base.sample(date, generator).flatten(0, 1)[::4]
+        else:
+            latents = torch.randn(24, c, h, w, generator=generator).to(self.device)
+        pairs = ((z[None], self.decode_standardised(z[None])) for z in latents.to(self.dtype))
+        return fit_linear_decoder(decoder, pairs).to(self.device)
 
     def _check_static(self) -> None:
         for name, field in self.static.items():

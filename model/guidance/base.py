@@ -5,7 +5,16 @@ blanket `rows.blanket[i]` of the trajectory of member `rows.member[i]`. Latents 
 noise is added without scaling: :math:`x_t = x + \sigma_t \epsilon`.
 """
 
-__all__ = ["BlanketRows", "Denoise", "Guidance", "Observed", "ObservedBlankets", "Prior"]
+__all__ = [
+    "BlanketRows",
+    "CovarianceTimes",
+    "Decode",
+    "Denoise",
+    "Guidance",
+    "Observed",
+    "ObservedBlankets",
+    "Prior",
+]
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +25,12 @@ from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t (B, K, c, h, w), sigma (), date (B, K, 4) int64) -> E[x | x_t] (B, K, c, h, w)."""
+
+Decode = Callable[[Tensor], Tensor]
+"""Standardised latents (P, c, h, w) -> states (P, C, Y, X) in the units of the operators."""
+
+CovarianceTimes = Callable[[Tensor, Tensor], Tensor]
+"""(v (B, K, c, h, w), sigma ()) -> covariance of the state given its noisy version, times v."""
 
 
 @dataclass(frozen=True)

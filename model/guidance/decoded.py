@@ -4,7 +4,7 @@ The states of all rows of a batch that some observation reads are decoded togeth
 those; then each blanket's operator sees the states of all its members at once.
 """
 
-__all__ = ["DecodedObservations", "Decode", "ObservationsOfStates"]
+__all__ = ["DecodedObservations", "ObservationsOfStates"]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.guidance.base import BlanketRows, Observed
-
-Decode = Callable[[Tensor], Tensor]
-"""Standardised latents (P, c, h, w) -> states (P, C, Y, X) in the units of the operators."""
+from model.guidance.base import BlanketRows, Decode, Observed
 
 
 class ObservationsOfStates(Protocol):

@@ -12,20 +12,25 @@ operator is symmetric, so conjugate gradients serve. MMPS (`mmps.py`) takes the 
 denoiser itself: it knows the flow, and costs an adjoint of the network in every iteration.
 """
 
-__all__ = ["PriorCovariance", "PriorCovarianceSettings"]
+__all__ = ["PriorCovariance", "PriorCovarianceSettings", "build_prior_covariance"]
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from model.guidance.base import BlanketRows, Denoise, Observed, ObservedBlankets
+from model.domain.errors import ConfigurationError
+from model.guidance.base import (
+    BlanketRows,
+    CovarianceTimes,
+    Denoise,
+    Observed,
+    ObservedBlankets,
+)
+from model.guidance.conditions import Conditions
 from model.guidance.fit import Fit, FitReport
 from model.linear_solve import SOLVERS
-
-CovarianceTimes = Callable[[Tensor, Tensor], Tensor]
-"""(v (B, K, c, h, w), sigma ()) -> covariance of the state given its noisy version, times v."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class PriorCovarianceSettings:
         tolerance: Stop a row when its residual is below this fraction of the right-hand side.
         scale: Factor on the covariance: a network knows more than the Gaussian prior.
     """
+
+    method: ClassVar[str] = "prior_covariance"
 
     iterations: int = 20
     steps: int = 1
@@ -113,6 +120,28 @@ class PriorCovariance:
         new = x_hat + covariance(point.adjoint(solution.x.to(right)))
         # y - H(x_hat + increment) to first order is the residual plus R v.
         return new, solution.x + solution.residual, solution.coefficients.shape[1]
+
+
+def build_prior_covariance(
+    conditions: Conditions, settings: PriorCovarianceSettings
+) -> PriorCovariance:
+    """The guidance of a model with a closed-form prior.
+
+    Raises:
+        ConfigurationError: If the model has none.
+    """
+    if conditions.covariance is None:
+        raise ConfigurationError(
+            "Expected a checkpoint with a closed-form prior for the guidance 'prior_covariance'; "
+            "this one has none. Use 'mmps'."
+        )
+    return PriorCovariance(
+        conditions.observations(),
+        conditions.through(conditions.tangent),
+        conditions.covariance,
+        settings,
+        conditions.report,
+    )
 
 
 class _Tangent:

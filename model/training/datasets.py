@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from zarr.storage import ZipStore
 
 from model.domain.errors import InvalidInput
 from model.domain.grids import Grid
@@ -27,7 +28,7 @@ class StateStore:
     """Reads states of given channels from a store.
 
     Arguments:
-        url: Anything xarray opens as zarr, or a NetCDF file.
+        url: Anything xarray opens as zarr, a zarr store in a zip file, or a NetCDF file.
         channels: Which channels, in which order.
 
     Raises:
@@ -137,6 +138,8 @@ def _open(url: str) -> xr.Dataset:
         if url.endswith(".nc"):
             # netCDF4 reads classic files too; letting xarray guess imports every backend.
             return xr.open_dataset(url, engine="netcdf4", chunks=None)
+        if url.endswith(".zip"):
+            return xr.open_zarr(ZipStore(url, mode="r"), chunks=None, consolidated=False)
         return xr.open_zarr(url, chunks=None)
     except (OSError, KeyError, ValueError) as error:
         raise InvalidInput(
