@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from deploy.commands.observations_store import add_to
 from worker.decoders.base import DecodeContext
 from worker.decoders.limited import decode_many_limited
 from worker.decoders.report import REASONS, DecodeReport
@@ -21,6 +22,9 @@ app = typer.Typer(no_args_is_help=True, help=__doc__)
 @app.callback()
 def _group() -> None:
     """Inspect files of observations and work with the observation store."""
+
+
+add_to(app)
 
 
 @app.command()
