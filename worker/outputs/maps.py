@@ -1,0 +1,123 @@
+"""World maps on equidistant cylindrical axes: fields, coasts, winds, observations."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from numpy.typing import NDArray
+
+from model.domain.grids import Grid
+from worker.outputs.coastlines import coastlines, land_polygons
+
+__all__ = ["WorldMap"]
+
+INK = "#26323d"
+GREY = "#6b7783"
+SEA = "#eef3f7"
+LAND = "#dfdcd3"
+
+Array = NDArray[np.floating[Any]]
+
+
+class WorldMap:
+    """Draws fields of one grid on one pair of axes, centred on Greenwich.
+
+    Arguments:
+        axes: Where to draw.
+        grid: Of the fields.
+        title: Above the map.
+    """
+
+    def __init__(self, axes: Axes, grid: Grid, title: str) -> None:
+        self.axes = axes
+        east = (grid.longitude + 180.0) % 360.0 - 180.0
+        self.order = np.argsort(east)
+        self.longitude = np.append(east[self.order], east[self.order][0] + 360.0)
+        self.latitude = grid.latitude
+        axes.set(xlim=(-180, 180), ylim=(-90, 90), aspect="equal", facecolor=SEA)
+        axes.set_xticks(range(-120, 121, 60), ["120°W", "60°W", "0°", "60°E", "120°E"])
+        axes.set_yticks(range(-60, 61, 30), ["60°S", "30°S", "0°", "30°N", "60°N"])
+        axes.tick_params(length=0, labelsize=7, labelcolor=GREY, pad=2)
+        axes.grid(color=GREY, linewidth=0.3, alpha=0.35)
+        axes.set_title(title, loc="left", fontsize=10, color=INK, pad=5)
+        for side in axes.spines.values():
+            side.set(color=GREY, linewidth=0.6)
+
+    def _closed(self, field: Array) -> Array:
+        """The field from west to east, its first column repeated at the end, poles included."""
+        turned = field[:, self.order]
+        return np.concatenate([turned, turned[:, :1]], axis=1)
+
+    def _rows(self) -> Array:
+        """Latitudes, the outermost moved to the poles: Gaussian rows end a little before them."""
+        rows = self.latitude.copy()
+        rows[0], rows[-1] = 90.0, -90.0
+        return rows
+
+    def shade(self, field: Array, levels: Array, colours: Any, label: str, **options: Any) -> None:
+        """Filled contours with a colour bar."""
+        drawn = self.axes.contourf(
+            self.longitude, self._rows(), self._closed(field), levels, cmap=colours, **options
+        )
+        figure = self.axes.get_figure()
+        assert figure is not None  # noqa: S101  axes made by a figure have one
+        bar = figure.colorbar(drawn, ax=self.axes, fraction=0.022, pad=0.015, aspect=28, shrink=0.8)
+        bar.set_label(label, fontsize=8, color=INK)
+        bar.ax.tick_params(labelsize=7, labelcolor=GREY, length=2)
+        bar.outline.set(color=GREY, linewidth=0.5)  # type: ignore[operator]
+
+    def lines(self, field: Array, levels: Array, colour: str = INK, width: float = 0.7) -> None:
+        """Contour lines with their values, where any of the levels occurs."""
+        inside = levels[(levels > np.nanmin(field)) & (levels < np.nanmax(field))]
+        if not len(inside):
+            return
+        drawn = self.axes.contour(
+            self.longitude,
+            self._rows(),
+            self._closed(field),
+            inside,
+            colors=colour,
+            linewidths=width,
+        )
+        self.axes.clabel(drawn, inside[::2], fontsize=6, fmt="%g", inline_spacing=2)
+
+    def coasts(self, colour: str = INK, width: float = 0.45) -> None:
+        """Outlines of land."""
+        outlines = [line + (shift, 0) for line in coastlines() for shift in (-360.0, 0.0)]
+        self.axes.add_collection(
+            LineCollection(outlines, colors=colour, linewidths=width), autolim=False
+        )
+
+    def land(self) -> None:
+        """Land filled in a quiet colour."""
+        shapes = [land + (shift, 0) for land in land_polygons() for shift in (-360.0, 0.0)]
+        self.axes.add_collection(
+            PolyCollection(shapes, facecolors=LAND, edgecolors="#b9b5a8", linewidths=0.4),
+            autolim=False,
+        )
+
+    def winds(self, u: Array, v: Array, every: float = 12.0) -> None:
+        """Arrows every so many degrees, in m/s."""
+        step = max(1, round(every / (180.0 / len(self.latitude))))
+        rows = np.arange(step // 2, len(self.latitude), step)
+        rows = rows[np.abs(self.latitude[rows]) < 80]
+        columns = np.arange(step // 2, len(self.order), step)
+        place = np.ix_(rows, self.order[columns])
+        drawn = self.axes.quiver(
+            self.longitude[columns],
+            self.latitude[rows],
+            u[place],
+            v[place],
+            color=INK,
+            width=0.0016,
+            scale=900,
+            alpha=0.85,
+        )
+        self.axes.quiverkey(
+            drawn, 0.93, 1.045, 30, "30 m s⁻¹", labelpos="W", fontproperties={"size": 7}
+        )
+
+    def points(self, lon: Array, lat: Array, colour: str, size: float, label: str) -> None:
+        """Observations."""
+        self.axes.scatter(lon, lat, s=size, c=colour, linewidths=0, label=label, alpha=0.85)
