@@ -10,6 +10,9 @@ from model.domain.variables import VARIABLES
 from service.names import check_known
 from worker.jobs.observation_query import ObservationQuery
 
+EARLIEST, LATEST = 1700, 2200
+"""Years; the store counts nanoseconds since 1970 in 64 bits."""
+
 KNOWN: dict[str, tuple[str, Collection[str]]] = {
     "variables": ("variables", VARIABLES),
     "report_types": ("networks", REPORT_TYPES),
@@ -60,6 +63,11 @@ def observation_query(
     for field, (parameter, known) in KNOWN.items():
         for name in values.get(field, ()):
             check_known(parameter, name, known)
+    for field, time in (("start", start), ("end", end), ("cut_off", cut_off)):
+        if time is not None and not EARLIEST <= time.year <= LATEST:
+            raise InvalidInput(
+                f"Expected '{field}' between {EARLIEST} and {LATEST}; got {time}.", field=field
+            )
     if end <= start:
         raise InvalidInput(f"Expected 'end' after 'start' ({start}); got {end}.", field="end")
     return ObservationQuery(

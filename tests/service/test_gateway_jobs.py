@@ -157,3 +157,10 @@ def test_unknown_job(http) -> None:
     for answer in (http.get("/v1/jobs/job-1"), http.delete("/v1/jobs/job-1")):
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     assert http.get("/v1/jobs/job-1/events").status_code == 404
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:00:00-05:00"])
+def test_times_outside_the_calendar(http, worker, time: str) -> None:
+    assert "valid_time" in errors_of(http.post("/v1/jobs", json={**FILTERING, "valid_time": time}))
+    answer = http.get("/v1/analyses", params={"valid_from": time})
+    assert "query.valid_from" in errors_of(answer)

@@ -105,6 +105,7 @@ def test_nothing_there(http: httpx.Client) -> None:
         ({"box": "nan,0,0,0"}, "box"),
         ({"box": "0,50,10,40"}, "box"),
         ({"end": "2025-03-01T04:00:00Z"}, "end"),
+        ({"end": "2511-01-01T00:00:00Z"}, "end"),
         ({"start": "soon"}, "query.start"),
         ({"format": "xml"}, "query.format"),
         ({"limit": "0"}, "query.limit"),

@@ -15,7 +15,12 @@ BackgroundChoice = Literal["auto", "previous_analysis", "climatology"]
 
 def _utc(time: datetime) -> datetime:
     """`time` in UTC; a time without a zone is read as UTC."""
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    if time.tzinfo is None:
+        return time.replace(tzinfo=UTC)
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"Expected a time within the calendar; got {time.isoformat()}.") from None
 
 
 def _full_hour(time: datetime) -> datetime:
