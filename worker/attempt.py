@@ -4,7 +4,6 @@ The one place where errors are caught broadly: a worker dies of nothing, every e
 state of a job.
 """
 
-import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from model.domain.errors import DecodeError, InvalidInput, JobCancelled
+from worker.disk_errors import FULL
 from worker.jobs.batch import BatchRecord, IngestSummary
 from worker.jobs.batch_store import BatchStore
 from worker.jobs.job import JobRecord, Problem
@@ -26,12 +26,11 @@ __all__ = ["attempt", "known_version", "problem_of"]
 log = structlog.get_logger()
 
 Body = Callable[[Any, Lease], None]
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def problem_of(error: Exception) -> Problem:
     """The problem kept in the record of a job that met `error`."""
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in FULL:
         return Problem(
             code="disk_full",
             message=f"The data folder is full ({error}); free space and submit the job again.",

@@ -21,14 +21,15 @@ def sender(processes):
     )
 
 
-def submit_job(stores, processes, *, copies: int = 1, **spec) -> JobRecord:
-    """A new job, with as many messages as asked for."""
+def submit_job(stores, processes, *, copies: int = 1, spec=None, **values) -> JobRecord:
+    """A new job, with as many messages as asked for; filtering unless `spec` says otherwise."""
     job_id = new_id("job")
+    values.setdefault("valid_time", NOON)
     job, _ = stores.jobs.create(
         JobRecord(
             id=job_id,
             analysis_id=job_id.replace("job", "an", 1),
-            spec=FilteringSpec(valid_time=NOON, **spec),
+            spec=spec or FilteringSpec(**values),
         )
     )
     with sender(processes) as app:

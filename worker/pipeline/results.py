@@ -13,6 +13,7 @@ from model.diagnostics.departures import departure_statistics
 from model.domain.windows import WindowPlan
 from worker.backgrounds.background import Background
 from worker.columns import kept, numbers
+from worker.disk_errors import disk_errors
 from worker.jobs.job import JobRecord
 from worker.jobs.manifest import AnalysisManifest, ManifestFile, describe_file
 from worker.outputs.product import Product
@@ -108,8 +109,10 @@ def write_outputs(
         OSError: If the disk is full.
     """
     written: list[tuple[Path, str]] = []
-    for name in product.job.spec.outputs:
-        written += OUTPUTS[name].load()(product, folder)
+    writers = [OUTPUTS[name].load() for name in dict.fromkeys(product.job.spec.outputs)]
+    for write in writers:
+        with disk_errors(folder):
+            written += write(product, folder)
     if not any(plan.tied):  # a forecast is nothing to start from
         path = folder / RESTART_NAME
         write_restart(Restart(plan.times, analysis.latents, warm.sha256), path)
