@@ -8,13 +8,15 @@ __all__ = ["AssimilationSettings", "Trajectory", "assimilate"]
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from model.batching import Batching
-from model.domain.errors import InvalidInput
+from model.domain.errors import ConfigurationError, InvalidInput
 from model.domain.windows import WindowPlan
+from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance import GUIDANCE, GuidanceSettings
 from model.guidance.base import Decode, Guidance, ObservedBlankets
 from model.guidance.conditions import Conditions
@@ -22,6 +24,8 @@ from model.guidance.decoded import DecodedObservations, ObservationsOfStates
 from model.guidance.fit import Fit, FitReport, OnFit
 from model.guidance.latent_state import JointObservations, TiedStates
 from model.guidance.mmps import MMPSSettings
+from model.guidance.prior_covariance import PriorCovarianceSettings
+from model.guidance.prior_start import PriorStart
 from model.latent_model import LatentModel
 from model.noise import MemberNoise
 from model.observed_window import WindowObservations, blanket_observations
@@ -38,7 +42,10 @@ class AssimilationSettings:
 
     Attributes:
         sampler: The sampler of a cold start.
-        warm: Where a warm start enters.
+        warm: Where a warm start enters, or a start from the prior.
+        start: What a cold start starts from: `noise`, or `prior`: members of the posterior under
+            the checkpoint's closed-form prior, re-noised as for a warm start.
+        prior_solve: How the system of a start from the prior is solved.
         guidance: The guidance and its settings; the type says which method.
         mode: How blankets are composed, one of `model.trajectory.MODES`.
         tie_error_std: One standard deviation of tied states, in latent units.
@@ -48,6 +55,10 @@ class AssimilationSettings:
 
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     warm: WarmStartSettings = field(default_factory=WarmStartSettings)
+    start: Literal["noise", "prior"] = "noise"
+    prior_solve: PriorCovarianceSettings = field(
+        default_factory=lambda: PriorCovarianceSettings(iterations=80, steps=2)
+    )
     guidance: GuidanceSettings = field(default_factory=MMPSSettings)
     mode: str = "symmetrical"
     tie_error_std: float = 0.05
@@ -141,7 +152,7 @@ def assimilate(
     """
     settings = settings or AssimilationSettings()
     sampler = settings.sampler
-    if warm_start is not None:
+    if warm_start is not None or settings.start == "prior":
         sampler = warm_sampler(sampler, settings.warm, latent_model.schedule)
     job = _Job(
         model=latent_model,
@@ -207,16 +218,20 @@ def _sample_pass(
     hours = [hours_since_epoch(time) for time in times]
     noise = MemberNoise(job.seed, job.members, hours, stream=number)
     start = latents.new_zeros(len(job.members), length, *model.latent_shape)
+    dates = torch.tensor([[t.year, t.month, t.day, t.hour] for t in times])
+    conditions = _conditions(job, part, latents, known)
     if job.warm_start is not None:
         start = job.warm_start.at(len(job.members), hours).to(start)
+    elif job.settings.start == "prior":
+        start = _prior_start(job, part, dates, conditions, noise(start))
     level = model.schedule.sigma(torch.tensor(job.sampler.start, dtype=torch.float64))
     denoiser = TrajectoryDenoiser(
         model.denoise,
         model.schedule,
-        torch.tensor([[t.year, t.month, t.day, t.hour] for t in times]),
+        dates,
         part.blankets,
         mode=job.settings.mode,
-        guidance=_guidance(job, part, latents, known),
+        guidance=_guidance(job, conditions),
         batching=job.batching,
     )
     return sample(
@@ -230,8 +245,36 @@ def _sample_pass(
     )
 
 
-def _guidance(job: _Job, part: Pass, latents: Tensor, known: Tensor) -> Guidance | None:
-    """What conditions a pass: its observations, its known states, both or nothing."""
+def _prior_start(
+    job: _Job, part: Pass, dates: Tensor, conditions: Conditions | None, white: Tensor
+) -> Tensor:
+    """Members of the posterior under the closed-form prior, with the shape of `white`."""
+    model, prior = job.model, job.model.denoise.base
+    if not isinstance(prior, ZonalGaussianPrior):
+        raise ConfigurationError(
+            "Expected a checkpoint with a closed-form prior for a start from the prior; this one "
+            "has none. Start from 'noise'."
+        )
+    if conditions is None:
+        conditions = Conditions(
+            lambda decode: JointObservations([]), model.decode, model.decode_tangent
+        )
+    start = PriorStart(prior, conditions, job.seed, job.members, job.settings.prior_solve)
+    draw = TrajectoryDenoiser(
+        prior,
+        model.schedule,
+        dates,
+        part.blankets,
+        mode=job.settings.mode,
+        guidance=start,
+        batching=job.batching,
+    )
+    # The schedule has alpha = 1, so the white noise arrives as it is at any time.
+    return draw(white, torch.ones((), dtype=torch.float64)).mean
+
+
+def _conditions(job: _Job, part: Pass, latents: Tensor, known: Tensor) -> Conditions | None:
+    """What a pass is conditioned on: its observations, its known states, both or nothing."""
     seen: list[ObservationsOfStates | None] = []
     if job.observations is not None:
         seen = blanket_observations(job.observations, job.plan, part)
@@ -245,15 +288,19 @@ def _guidance(job: _Job, part: Pass, latents: Tensor, known: Tensor) -> Guidance
             kinds.append(DecodedObservations(seen, decode))
         return JointObservations(kinds if tied is None else [*kinds, tied])
 
-    model, settings = job.model, job.settings.guidance
-    conditions = Conditions(
+    model = job.model
+    return Conditions(
         through,
         lambda z: model.decode(z, mask=False),
         model.decode_tangent,
         model.prior_covariance,
         job.report,
     )
-    return GUIDANCE[settings.method](conditions, settings)
+
+
+def _guidance(job: _Job, conditions: Conditions | None) -> Guidance | None:
+    settings = job.settings.guidance
+    return None if conditions is None else GUIDANCE[settings.method](conditions, settings)
 
 
 def _tied_states(job: _Job, part: Pass, latents: Tensor, known: Tensor) -> TiedStates | None:

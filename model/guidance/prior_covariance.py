@@ -12,8 +12,15 @@ operator is symmetric, so conjugate gradients serve. MMPS (`mmps.py`) takes the 
 denoiser itself: it knows the flow, and costs an adjoint of the network in every iteration.
 """
 
-__all__ = ["PriorCovariance", "PriorCovarianceSettings", "build_prior_covariance"]
+__all__ = [
+    "Analysed",
+    "PriorCovariance",
+    "PriorCovarianceSettings",
+    "build_prior_covariance",
+    "gauss_newton",
+]
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -87,39 +94,60 @@ class PriorCovariance:
         tangent = self.tangent.select(rows, x_t)
         if seen is None or tangent is None:
             return x_hat
-        x = x_hat
-        for step in range(self.settings.steps):
-            innovation = (seen.values - seen.predict(x)) / seen.error_std
-            x, left, count = self._solve(x_hat, x, innovation, tangent, sigma)
-            if step == 0:
-                before = innovation
-        if self.report is not None:
-            self.report.add(float(sigma), Fit.of(seen, before, left, count))
-        return x
-
-    def _solve(
-        self, x_hat: Tensor, x: Tensor, innovation: Tensor, seen: Observed, sigma: Tensor
-    ) -> tuple[Tensor, Tensor, int]:
-        """One Gauss-Newton step from `x`; the new state, its innovation, and the iterations."""
-        point = _Tangent(seen, x)
-        wide = self.settings.scale
-
-        def covariance(v: Tensor) -> Tensor:
-            return wide * self.covariance(v, sigma)
-
-        right = innovation + point.forward(x - x_hat)
-        size = torch.linalg.vector_norm(right.double(), dim=1)
-        solution = SOLVERS["cg"](
-            lambda v: v + point.forward(covariance(point.adjoint(v))),
-            right,
-            iterations=self.settings.iterations,
-            stop=lambda s: (
-                torch.linalg.vector_norm(s.residual, dim=1) <= self.settings.tolerance * size
-            ),
+        scale = self.settings.scale
+        found = gauss_newton(
+            x_hat, seen, tangent, lambda v: scale * self.covariance(v, sigma), self.settings
         )
-        new = x_hat + covariance(point.adjoint(solution.x.to(right)))
-        # y - H(x_hat + increment) to first order is the residual plus R v.
-        return new, solution.x + solution.residual, solution.coefficients.shape[1]
+        if self.report is not None:
+            fit = Fit.of(seen, found.before, found.after, found.iterations)
+            self.report.add(float(sigma), fit)
+        return found.x
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """A solution of the variational problem.
+
+    Attributes:
+        x: The state, with shape (B, K, c, h, w).
+        before: Innovations of the first guess in units of the error, with shape (B, N).
+        after: Those of the solution, to first order.
+        iterations: Conjugate gradients of the last Gauss-Newton step.
+    """
+
+    x: Tensor
+    before: Tensor
+    after: Tensor
+    iterations: int
+
+
+def gauss_newton(
+    x_hat: Tensor,
+    seen: Observed,
+    tangent: Observed,
+    covariance: Callable[[Tensor], Tensor],
+    settings: PriorCovarianceSettings,
+) -> Analysed:
+    """Minimises the distance from `x_hat` under the covariance plus that from the observations."""
+    x, before = x_hat, None
+    for _ in range(settings.steps):
+        innovation = torch.where(
+            seen.present, (seen.values - seen.predict(x)) / seen.error_std, 0.0
+        )
+        before = innovation if before is None else before
+        point = _Tangent(tangent, x)
+        right = innovation + point.forward(x - x_hat)
+        goal = settings.tolerance * torch.linalg.vector_norm(right.double(), dim=1)
+        solution = SOLVERS["cg"](
+            lambda v, point=point: v + point.forward(covariance(point.adjoint(v))),
+            right,
+            iterations=settings.iterations,
+            stop=lambda s, goal=goal: torch.linalg.vector_norm(s.residual, dim=1) <= goal,
+        )
+        x = x_hat + covariance(point.adjoint(solution.x.to(right)))
+    # y - H(x) to first order is R v plus the residual.
+    after = solution.x + solution.residual
+    return Analysed(x, before, after, solution.coefficients.shape[1])
 
 
 def build_prior_covariance(

@@ -4,8 +4,10 @@ import torch
 
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
 from model.guidance.base import BlanketRows, Observed
+from model.guidance.conditions import Conditions
 from model.guidance.fit import FitReport
 from model.guidance.prior_covariance import PriorCovariance, PriorCovarianceSettings
+from model.guidance.prior_start import PriorStart
 
 K, C, H, W = 3, 2, 2, 6
 SIZE = K * C * H * W
@@ -100,3 +102,33 @@ def test_gauss_newton_settles_on_a_bent_operator():
         chi.append(float(((view.values - view.predict(out)) / view.error_std).square().mean()))
     assert chi[1] < 0.5 * chi[0]
     assert chi[1] < 1
+
+
+def test_a_start_from_the_prior_draws_the_gaussian_posterior():
+    generator = torch.Generator().manual_seed(2)
+    prior = fitted(generator)
+    a = torch.randn(6, SIZE, generator=generator) / 3
+    y, std = torch.randn(6, generator=generator) * 2, torch.full((6,), 0.5)
+    conditions = Conditions(lambda decode: Linear(a, y, std), lambda z: z, lambda z: z)
+    members = 6000
+    settings = PriorCovarianceSettings(iterations=20, tolerance=1e-6)
+    start = PriorStart(prior, conditions, 7, tuple(range(members)), settings)
+    white = torch.randn(members, K, C, H, W, generator=generator)
+    rows = BlanketRows(torch.zeros(members, dtype=torch.long), torch.arange(members))
+    date = DATE.expand(members, K, 4)
+    drawn = start(prior, white, torch.ones(()), date, rows).flatten(1).double()
+
+    eye = torch.eye(SIZE).reshape(-1, K, C, H, W)
+    covariance = prior.covariance_times(eye).flatten(1).double()
+    mean = prior.climatology(DATE[None]).flatten().double()
+    h = a.double()
+    gain = covariance @ h.T @ torch.linalg.inv(h @ covariance @ h.T + 0.25 * torch.eye(6))
+    expected = mean + gain @ (y.double() - h @ mean)
+    posterior = covariance - gain @ h @ covariance
+    deviation = posterior.diagonal().clamp(min=1e-6).sqrt()
+    assert ((drawn.mean(0) - expected) / deviation).abs().max() < 4.5 / members**0.5
+    error = (torch.cov(drawn.T) - posterior).norm() / posterior.norm()
+    assert error < 0.1
+    # The same member is the same whatever is drawn beside it.
+    alone = start(prior, white[5:6], torch.ones(()), date[:1], rows[5:6])
+    torch.testing.assert_close(alone.flatten(1).double(), drawn[5:6], rtol=0, atol=1e-4)
