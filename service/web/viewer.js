@@ -1,0 +1,143 @@
+// The viewer: asks the API every few seconds and fills the tables. Text only ever goes into
+// textContent, so nothing that a sender wrote is read as markup.
+
+const EVERY = 3000;
+const STATES = {
+  succeeded: "good", ingested: "good", failed: "bad", rejected: "bad", cancelled: "bad",
+  running: "busy", ingesting: "busy", cancelling: "busy",
+};
+const byId = (id) => document.getElementById(id);
+let shown = "";
+
+async function get(path) {
+  const key = sessionStorage.getItem("appa-key");
+  const answer = await fetch(path, { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+  if (answer.status === 401) byId("key-form").hidden = false;
+  if (!answer.ok) throw Object.assign(new Error(answer.statusText), { answer });
+  return answer;
+}
+const getJson = async (path) => (await get(path)).json();
+
+function element(name, text, className) {
+  const node = document.createElement(name);
+  if (text !== undefined) node.textContent = text;
+  if (className) node.className = className;
+  return node;
+}
+
+function fill(id, rows) {
+  const body = byId(id).tBodies[0];
+  body.replaceChildren(...rows.map((cells) => {
+    const row = element("tr");
+    row.append(...cells.map((cell) => {
+      const td = element("td");
+      td.append(cell instanceof Node ? cell : String(cell ?? ""));
+      return td;
+    }));
+    return row;
+  }));
+}
+
+const when = (time) => (time ? time.replace("T", " ").slice(0, 16) + "Z" : "");
+const state = (name) => element("span", name, STATES[name] ?? "");
+function size(bytes) {
+  const units = ["B", "kB", "MB", "GB"];
+  const i = bytes ? Math.min(3, Math.floor(Math.log10(bytes) / 3)) : 0;
+  return `${(bytes / 1000 ** i).toFixed(i ? 1 : 0)} ${units[i]}`;
+}
+
+function progressOf(job) {
+  const { phase, step, steps, queue_position: place } = job.progress;
+  if (job.state === "queued") return place === null ? "" : `${place} ahead`;
+  if (job.state !== "running") return job.error ? job.error.code : "";
+  const bar = element("progress");
+  if (steps) Object.assign(bar, { value: step, max: steps });
+  const cell = element("span");
+  cell.append(bar, ` ${phase}${steps ? ` ${step}/${steps}` : ""}`);
+  return cell;
+}
+
+async function download(url, name) {
+  const blob = await (await get(url)).blob();
+  const link = Object.assign(element("a"), { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+async function showAnalysis(analysis) {
+  if (!analysis || analysis.id === shown) return;
+  shown = analysis.id;
+  const url = (file) => `v1/analyses/${encodeURIComponent(analysis.id)}/${encodeURIComponent(file)}`;
+  byId("analysis-when").textContent = `${analysis.kind}, ${when(analysis.valid_time)}`;
+  const flags = analysis.flags.length ? ` · ${analysis.flags.join(", ")}` : "";
+  byId("analysis-note").textContent =
+    `${analysis.members} members, ${analysis.observations.used ?? 0} observations used${flags}`;
+  fill("files", analysis.files.map((file) => {
+    const link = Object.assign(element("a", file.name), { href: url(file.name) });
+    link.addEventListener("click", (event) => {
+      if (!sessionStorage.getItem("appa-key")) return; // the browser does it itself, with ranges
+      event.preventDefault();
+      download(url(file.name), file.name);
+    });
+    return [link, size(file.size), element("code", file.sha256.slice(0, 16))];
+  }));
+  const picture = analysis.files.find((file) => file.media_type === "image/png");
+  const image = byId("quicklook");
+  image.hidden = !picture;
+  if (!picture) return;
+  URL.revokeObjectURL(image.src);
+  image.src = URL.createObjectURL(await (await get(url(picture.name))).blob());
+  image.alt = `Quick look of ${analysis.id}`;
+}
+
+function showReadiness(ready, models) {
+  const pill = byId("readiness");
+  pill.className = `pill ${ready ? "good" : "bad"}`;
+  pill.textContent = ready ? `ready · ${models.join(", ")}` : "not ready";
+}
+
+async function readiness() {
+  const answer = await fetch("health/ready");
+  const body = await answer.json();
+  const found = answer.ok ? body : body.context ?? { models: [], checks: {} };
+  showReadiness(answer.ok, found.models ?? []);
+  const missing = Object.entries(found.checks ?? {}).filter(([, check]) => !check.ok);
+  byId("readiness").title = missing.map(([name, check]) => `${name}: ${check.detail}`).join("\n");
+}
+
+async function refresh() {
+  const [can, jobs, analyses, batches] = await Promise.all([
+    getJson("v1/capabilities"), getJson("v1/jobs?limit=15"),
+    getJson("v1/analyses?limit=10"), getJson("v1/batches?limit=15"),
+  ]);
+  fill("workers", can.workers.map((w) => [
+    w.name, w.queues.join(", "), w.device,
+    element("span", w.ready ? (w.busy_with ? "busy" : "ready") : "starting", w.ready ? "good" : "busy"),
+  ]));
+  fill("jobs", jobs.items.map((j) => [when(j.created), j.spec.kind, state(j.state), progressOf(j)]));
+  fill("analyses", analyses.items.map((a) => [
+    when(a.valid_time), a.kind + (a.flavour ? ` (${a.flavour})` : ""), a.members,
+    a.observations.used ?? "",
+  ]));
+  fill("batches", batches.items.map((b) => [
+    when(b.created), b.file_name || b.container, state(b.state),
+    b.summary ? `${b.summary.used} / ${b.summary.observations}` : "",
+  ]));
+  await showAnalysis(analyses.items[0]);
+}
+
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("appa-key", byId("key").value.trim());
+  byId("key-form").hidden = true;
+  refresh().catch(() => {});
+});
+
+async function again() {
+  if (!document.hidden) {
+    await readiness().catch(() => showReadiness(false, []));
+    await refresh().catch(() => {});
+  }
+  setTimeout(again, EVERY);
+}
+again();
