@@ -23,7 +23,7 @@ from worker.sandbox import Limits, per_file_limits, run_limited
 __all__ = ["decode_limited", "decode_many_limited"]
 
 _RESTARTS = 5
-_FILES_PER_CHILD = 50
+_FILES_PER_CHILD = 200
 
 
 def decode_limited(

@@ -14,12 +14,13 @@ import numpy as np
 from model.domain.errors import DecodeError
 from worker.decoders.base import MessageLimits
 
-__all__ = ["ASSOCIATED", "Layout", "Template"]
+__all__ = ["ASSOCIATED", "COUNTS", "Layout", "Template"]
 
 ASSOCIATED = 999_999
 """Descriptor under which eccodes lists an associated field (operator 2 04 YYY)."""
 
-_COUNTS = frozenset({31_000, 31_001, 31_002, 31_011, 31_012})
+COUNTS = frozenset({31_000, 31_001, 31_002, 31_011, 31_012})
+"""Elements that count a delayed replication."""
 _KEPT_LAYOUTS = 4_096
 
 
@@ -138,6 +139,7 @@ class Template:
     """
 
     def __init__(self, expanded: tuple[int, ...]) -> None:
+        self.raw = expanded
         self.expanded = expanded = _without_definitions(expanded)
         self.codes = frozenset(c for c in expanded if c < 100_000)
         self._next_count: dict[tuple[int, ...], int] = {}
@@ -170,7 +172,7 @@ class Template:
             at = low
             while at < high:
                 code = self.expanded[at]
-                if at + 1 < high and self.expanded[at + 1] in _COUNTS and code >= 100_000:
+                if at + 1 < high and self.expanded[at + 1] in COUNTS and code >= 100_000:
                     # eccodes counts the expanded span: 1 31 000 may appear as 231000.
                     span = (code - 100_000) // 1_000
                     out.append(self.expanded[at + 1])
@@ -178,7 +180,7 @@ class Template:
                     if self.expanded[at + 1] in (31_011, 31_012):
                         times = min(times, 1)
                     inner = self.expanded[at + 2 : at + 2 + span]
-                    if _COUNTS.isdisjoint(inner):
+                    if COUNTS.isdisjoint(inner):
                         out.extend([c for c in inner if _has_value(c)] * times)
                     else:
                         for _ in range(times):

@@ -8,6 +8,7 @@ import numpy as np
 
 from model.domain.errors import DecodeError
 from worker.decoders.base import MessageLimits
+from worker.decoders.bufr.counts import check_first_count
 from worker.decoders.bufr.layout import Layout, Template
 from worker.decoders.bufr.sections import Header, descriptor_count
 
@@ -15,6 +16,8 @@ __all__ = ["Part", "Unpacker"]
 
 _MISSING = -1e99
 _KEPT_TEMPLATES = 512
+_LARGE = 65_536
+"""Bytes of data from which the first replication count is looked at before unpacking."""
 
 
 TEXT_KEYS = {
@@ -101,6 +104,9 @@ class Unpacker:
         template = self.template(message, header)
         handle = eccodes.codes_new_from_message(message)
         try:
+            if header.data_bytes > _LARGE:
+                widths = _widths(handle)
+                check_first_count(template.raw, widths, message, header, self.limits)
             values = self._values(handle, header)
             values[values < _MISSING] = np.nan
             wanted = template.codes & TEXT_KEYS.keys()
@@ -171,6 +177,13 @@ def _rectangular(
         found = _texts(handle, "#1#" + TEXT_KEYS[code]) or [""]
         texts[code] = found * subsets if len(found) == 1 else found
     return Part(layout, values.reshape(subsets, layout.size), np.arange(subsets), texts)
+
+
+def _widths(handle: int) -> tuple[int, ...]:
+    try:
+        return tuple(eccodes.codes_get_long_array(handle, "expandedOriginalWidths").tolist())
+    except eccodes.CodesInternalError:
+        return ()
 
 
 def _from_pool(pool: list[str], reference: float) -> str:
