@@ -1,0 +1,197 @@
+"""Tables encoded as BUFR and read again by pdbufr, and by our decoder in the precision of BUFR."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pdbufr
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from bufr_messages import CONTEXT, decode, values
+
+from model.domain.errors import InvalidInput, UnknownName
+from worker.decoders.rows import build_table, concat_tables
+from worker.encoders.bufr.encode import ENCODERS, encode_bufr
+
+N = 12
+HOUR = np.datetime64("2026-03-01T06:00", "ns")
+MINUTE = np.timedelta64(60, "s")
+WIND10 = ("10m_u_component_of_wind", "10m_v_component_of_wind")
+WIND = ("u_component_of_wind", "v_component_of_wind")
+STATIONS = {
+    "synop": [f"10{n:03d}" for n in range(N)],
+    "ship": [f"CALL{n}" for n in range(N)],
+    "buoy": [f"62{n:05d}" for n in range(N)],
+    "drifter": [f"62{n:05d}" for n in range(N)],
+    "aircraft": [f"EU{n:04d}" for n in range(N)],
+    "amv": ["sat057"] * N,
+    "scatterometer": ["sat004"] * N,
+}
+TOLERANCE = {
+    # Half of the smallest step of the element; wind: whole degrees and 0.1 m/s at 20 m/s.
+    "2m_temperature": 0.005, "2m_dewpoint_temperature": 0.005, "surface_pressure": 5.0,
+    "mean_sea_level_pressure": 5.0, "2m_relative_humidity": 0.005, "total_precipitation": 5e-5,
+    "sea_surface_temperature": 0.005, "temperature": 0.005, "specific_humidity": 6e-6,
+    **dict.fromkeys((*WIND10, *WIND), 0.25),
+}  # fmt: skip
+
+
+def observed(report_type: str) -> dict[str, np.ndarray]:
+    """Smooth values of what a network observes."""
+    x = np.arange(N)
+    wind = {"u": 12.0 * np.cos(x), "v": -9.0 * np.sin(x)}
+    if report_type in ("aircraft", "amv"):
+        found = dict(zip(WIND, wind.values(), strict=True))
+        if report_type == "aircraft":
+            found |= {"temperature": 220.0 + 5.03 * x, "specific_humidity": 1e-4 * (x + 1)}
+        return found
+    found = dict(zip(WIND10, wind.values(), strict=True))
+    if report_type == "scatterometer":
+        return found
+    found |= {
+        "2m_temperature": 260.0 + 3.17 * x,
+        "surface_pressure": 97_000.0 + 130.0 * x,
+        "mean_sea_level_pressure": 99_000.0 + 110.0 * x,
+    }
+    if report_type == "synop":
+        found |= {"2m_dewpoint_temperature": 255.0 + 3.0 * x, "2m_relative_humidity": 0.05 * (x + 1),
+                  "total_precipitation": 0.0003 * x}  # fmt: skip
+    else:
+        found["sea_surface_temperature"] = 280.0 + 1.5 * x
+    return found
+
+
+def observations(report_type: str) -> pa.Table:
+    upper = report_type in ("aircraft", "amv")
+    parts = [
+        build_table(
+            CONTEXT, N, report_type=report_type, station_id=STATIONS[report_type],
+            time=HOUR + np.arange(N) * MINUTE, lat=np.linspace(-70, 70, N).round(2),
+            lon=np.linspace(-179, 179, N).round(2), elevation=np.full(N, 40.0),
+            vertical_kind="pressure" if upper else "surface",
+            vertical=np.linspace(20_000, 90_000, N).round(-1) if upper else None,
+            variable=variable, obs_value=value,
+            platform="infrared" if report_type == "amv" else "",
+        )
+        for variable, value in observed(report_type).items()
+    ]  # fmt: skip
+    return concat_tables(parts)
+
+
+@pytest.mark.parametrize("report_type", STATIONS)
+@pytest.mark.parametrize(("reports", "compressed"), [(1, True), (5, True), (5, False)])
+def test_every_network_comes_back(report_type, reports, compressed):
+    data = encode_bufr(observations(report_type), report_type, reports, compressed)
+    decoded = decode(data)
+    assert decoded.report.messages == -(-N // reports)
+    assert not decoded.report.rejected
+    assert set(decoded.table["report_type"].to_pylist()) == {report_type}
+    assert set(decoded.table["rejected_by"].to_pylist()) == {None}
+    for variable, given in observed(report_type).items():
+        rows = decoded.table.filter(pc.equal(decoded.table["variable"], variable))
+        np.testing.assert_allclose(rows["obs_value"].to_numpy(), given, atol=TOLERANCE[variable])
+        assert rows["station_id"].to_pylist() == STATIONS[report_type]
+        coarse = 0.005 if report_type == "ship" else 1e-5
+        np.testing.assert_allclose(
+            rows["lat"].to_numpy(), np.linspace(-70, 70, N).round(2), atol=coarse
+        )
+        times = rows["time"].cast(pa.int64()).to_numpy()
+        np.testing.assert_array_equal(times, (HOUR + np.arange(N) * MINUTE).astype(np.int64))
+        if report_type in ("aircraft", "amv"):
+            # Flight levels are whole metres, pressures of vectors 10 Pa.
+            np.testing.assert_allclose(
+                rows["vertical"].to_numpy(), np.linspace(20_000, 90_000, N).round(-1), atol=8.0
+            )
+
+
+def test_another_reader_finds_the_same_elements(tmp_path):
+    path = tmp_path / "synop.bufr"
+    path.write_bytes(encode_bufr(observations("synop"), "synop"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frame = pdbufr.read_bufr(path, columns="all", flat=True)
+    given = observed("synop")
+    assert len(frame) == N
+    np.testing.assert_allclose(frame["#1#airTemperature"], given["2m_temperature"], atol=0.0051)
+    np.testing.assert_allclose(
+        frame["#1#nonCoordinatePressure"].astype(float), given["surface_pressure"], atol=5.1
+    )
+    rain = pd.to_numeric(frame["#1#totalPrecipitationOrTotalWaterEquivalent"])
+    np.testing.assert_allclose(rain, given["total_precipitation"] * 1000, atol=0.051)
+    assert (frame["#4#timePeriod"] == -1).all()
+    assert (frame["#7#heightOfSensorAboveLocalGroundOrDeckOfMarinePlatform"] == 10).all()
+    assert frame["#1#stationNumber"].tolist() == list(range(N))
+
+
+def ascent() -> pa.Table:
+    pressure = np.array([100_000.0, 92_500.0, 85_000.0, 60_100.0, 30_000.0])
+    levels = len(pressure)
+    columns = {
+        "temperature": 288.0 - 10.0 * np.arange(levels),
+        "specific_humidity": np.array([8e-3, 6e-3, 3e-3, 5e-4, 2e-5]),
+        "u_component_of_wind": np.linspace(0.0, 40.0, levels),
+        "v_component_of_wind": np.linspace(0.0, -5.0, levels),
+        "geopotential": np.array([110.0, 780.0, 1_500.0, 4_200.0, 9_300.0]) * 9.80665,
+    }
+    # Rows from the top down: the encoder sorts them.
+    return concat_tables([
+        build_table(
+            CONTEXT, levels, report_type="temp", station_id="10384", profile_id=np.zeros(levels, int),
+            time=(HOUR + np.arange(levels) * 5 * MINUTE)[::-1], lat=np.linspace(50.0, 50.2, levels)[::-1],
+            lon=np.linspace(10.0, 10.5, levels)[::-1], elevation=95.0, vertical_kind="pressure",
+            vertical=pressure[::-1], variable=variable, obs_value=value[::-1],
+        )
+        for variable, value in columns.items()
+    ])  # fmt: skip
+
+
+def test_an_ascent_comes_back_with_its_drift():
+    decoded = decode(encode_bufr(ascent(), "temp"))
+    assert decoded.report.messages == 1 and set(decoded.report.rows_by_report_type) == {"temp"}
+    temperature = decoded.table.filter(pc.equal(decoded.table["variable"], "temperature"))
+    np.testing.assert_allclose(
+        temperature["obs_value"].to_numpy(), 288.0 - 10.0 * np.arange(5), atol=0.005
+    )
+    np.testing.assert_allclose(temperature["lat"].to_numpy(), np.linspace(50.0, 50.2, 5), atol=1e-5)
+    np.testing.assert_allclose(temperature["lon"].to_numpy(), np.linspace(10.0, 10.5, 5), atol=1e-5)
+    times = temperature["time"].cast(pa.int64()).to_numpy()
+    np.testing.assert_array_equal(times, (HOUR + np.arange(5) * 5 * MINUTE).astype(np.int64))
+    humidity = values(decoded.table, "specific_humidity")
+    # Dewpoint to 0.01 K: about 0.1 % of the humidity.
+    np.testing.assert_allclose(humidity, [8e-3, 6e-3, 3e-3, 5e-4, 2e-5], rtol=1e-3)
+    # 601 hPa is no standard level.
+    expected = np.array([110.0, 780.0, 1_500.0, 9_300.0]) * 9.80665
+    np.testing.assert_allclose(values(decoded.table, "geopotential"), expected, atol=5.0)
+
+
+def test_wigos_stations_keep_their_identifier():
+    table = observations("synop")
+    at = table.schema.get_field_index("station_id")
+    names = pa.array(["0-20000-0-06260"] * table.num_rows).dictionary_encode()
+    table = table.set_column(at, table.schema.field(at), names)
+    found = decode(encode_bufr(table, "synop")).table["station_id"].to_pylist()
+    assert set(found) == {"0-20000-0-06260"}
+
+
+def test_corrections_outrank_the_original():
+    data = encode_bufr(observations("synop"), "synop", update_sequence=2)
+    assert set(decode(data).table["update_sequence"].to_pylist()) == {2}
+
+
+def test_nothing_to_encode():
+    assert encode_bufr(observations("synop"), "ship") == b""
+
+
+def test_errors_name_what_does_not_fit():
+    with pytest.raises(UnknownName, match="gnss"):
+        encode_bufr(observations("synop"), "gnss")
+    table = observations("synop")
+    at = table.schema.get_field_index("obs_value")
+    table = table.set_column(at, table.schema.field(at), pa.array(np.full(table.num_rows, 1e9)))
+    with pytest.raises(InvalidInput):
+        encode_bufr(table, "synop")
+
+
+def test_every_encoder_belongs_to_a_network():
+    assert set(ENCODERS) == set(STATIONS) | {"temp", "dropsonde"}
