@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -228,9 +227,3 @@ def _climatology(model: LatentModel, times: Sequence[datetime]) -> Tensor:
 def _dates(times: Sequence[datetime]) -> Tensor:
     utc = [t.astimezone(UTC) for t in times]
     return torch.tensor([[t.year, t.month, t.day, t.hour] for t in utc])
-
-
-def spread_starts(first: datetime, last: datetime, count: int) -> list[datetime]:
-    """`count` full hours spread over [first, last], at changing hours of the day."""
-    hours = np.linspace(0, (last - first).total_seconds() / 3600, count).astype(int)
-    return [first + timedelta(hours=int(h) + (7 * i) % 24) for i, h in enumerate(hours)]

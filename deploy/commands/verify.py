@@ -1,0 +1,108 @@
+"""`appa verify`: skill against a simulated truth and against withheld observations."""
+
+import json
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from model.osse.skill import StartSkill
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help=__doc__)
+
+
+@app.callback()
+def _group() -> None:
+    """Skill against a simulated truth and against withheld observations."""
+
+
+@app.command("osse")
+def osse(
+    checkpoint: Annotated[str, typer.Option(help="Name or folder of a checkpoint.")] = "appa-t31",
+    truth: Annotated[
+        str | None, typer.Option(help="A store of states; by default the case that ships.")
+    ] = None,
+    starts: Annotated[int, typer.Option(min=1, help="Analysis times.")] = 12,
+    members: Annotated[int, typer.Option(min=2)] = 8,
+    window: Annotated[int, typer.Option(min=2, help="Hours of observations.")] = 24,
+    lead: Annotated[int, typer.Option(min=0, help="Hours of forecast.")] = 24,
+    first: Annotated[datetime | None, typer.Option(help="Earliest time of the truth used.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One start, four members.")] = False,
+    seed: int = 0,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Observe a simulated truth, assimilate, forecast, and score everything against it."""
+    # Torch is imported by the commands that need it, not by `appa --help`.
+    from model.checkpoints.load import load_checkpoint
+    from model.osse.skill import SkillSettings, score_start
+    from model.osse.truth import analysis_times, open_truth
+
+    if quick:
+        starts, members = 1, 4
+    model = load_checkpoint(checkpoint, precision=precision)
+    source = open_truth(model, checkpoint, truth)
+    if first is not None:
+        source.store.dataset = source.store.dataset.sel(time=slice(first, None))
+        source.store.times = source.store.dataset["time"].values
+    times = analysis_times(source, window, lead, starts)
+    settings = SkillSettings(window=window, members=members, lead=lead, seed=seed)
+    found = []
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as bar:
+        all_starts = bar.add_task("starts", total=len(times))
+        steps = bar.add_task("diffusion steps")
+        for end in times:
+            bar.reset(steps)
+
+            def on_step(done: int, total: int) -> None:
+                bar.update(steps, completed=done, total=total)
+
+            found.append(score_start(model, source, end, settings, on_step))
+            bar.advance(all_starts)
+    if as_json:
+        print(json.dumps(_as_json(model.card.name, model.card.channels, found), indent=1))
+    else:
+        _print(model.card.name, model.card.simulated, found)
+
+
+def _means(found: "list[StartSkill]") -> dict[str, float]:
+    names = [n for n in found[0].errors if all(n in f.errors for f in found)]
+    return {n: sum(float(f.errors[n].mean()) for f in found) / len(found) for n in names}
+
+
+def _as_json(name: str, channels: tuple[str, ...], found: "list[StartSkill]") -> dict[str, Any]:
+    starts = []
+    for f in found:
+        values = asdict(f)
+        values["end"] = f.end.isoformat()
+        values["errors"] = {k: v.tolist() for k, v in f.errors.items()}
+        values["spread_ratio"] = f.spread_ratio.tolist()
+        starts.append(values)
+    return {"checkpoint": name, "channels": channels, "mean": _means(found), "starts": starts}
+
+
+def _print(name: str, simulated: bool, found: "list[StartSkill]") -> None:
+    console = Console()
+    truth = "simulated truth" if simulated else "truth"
+    table = Table(title=f"{name}: standardised RMSE against {truth}, {len(found)} starts")
+    table.add_column("method")
+    table.add_column("mean", justify="right")
+    table.add_column("worst start", justify="right")
+    table.add_column("seconds", justify="right")
+    for method, mean in sorted(_means(found).items(), key=lambda item: item[1]):
+        worst = max(float(f.errors[method].mean()) for f in found)
+        seconds = [f.seconds[method] for f in found if method in f.seconds]
+        cost = f"{sorted(seconds)[len(seconds) // 2]:.1f}" if seconds else ""
+        table.add_row(method, f"{mean:.3f}", f"{worst:.3f}", cost)
+    console.print(table)
+    ratio = sum(float(f.spread_ratio.nanmean()) for f in found) / len(found)
+    console.print(f"spread over error of the filtering ensemble: {ratio:.2f}")
+    levels = ", ".join(f"{sigma:.3g}: {chi:.2f}" for sigma, chi in found[-1].chi)
+    console.print(f"post-fit innovation over observation error by noise level: {levels}")
