@@ -4,7 +4,7 @@ Filtering, reanalysis and forecast differ only in the plan: which states are obs
 tied to a background, and which are written.
 """
 
-__all__ = ["AssimilationSettings", "Trajectory", "assimilate"]
+__all__ = ["AssimilationSettings", "Trajectory", "assimilate", "recommended_settings"]
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -64,6 +64,17 @@ class AssimilationSettings:
     tie_error_std: float = 0.05
     batch_rows: int | None = None
     memory_budget: int | None = None
+
+
+def recommended_settings(latent_model: LatentModel) -> AssimilationSettings:
+    """What suits a checkpoint: linear algebra first where it has a closed-form prior."""
+    if not isinstance(latent_model.denoise.base, ZonalGaussianPrior):
+        return AssimilationSettings()
+    return AssimilationSettings(
+        start="prior",
+        warm=WarmStartSettings(sigma=0.5, steps=5),
+        guidance=PriorCovarianceSettings(iterations=15, tolerance=0.1),
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,7 @@ def assimilate(
         seed: With a member's number it determines the member, whatever is computed beside it.
         background: The tied states in order of time, physical (M or 1, T_tied, C, Y, X) or
             standardised latents (M or 1, T_tied, c, h, w).
-        settings: How the plan is carried out.
+        settings: How the plan is carried out; None for what suits the checkpoint.
         on_step: Called with (i, n) before every diffusion step; may raise `JobCancelled`.
         warm_start: An earlier trajectory that overlaps the window.
         diagnostics: Told the fit to the observations of every evaluation.
@@ -150,7 +161,7 @@ def assimilate(
     Raises:
         InvalidInput: If background, observations and plan do not fit together.
     """
-    settings = settings or AssimilationSettings()
+    settings = settings or recommended_settings(latent_model)
     sampler = settings.sampler
     if warm_start is not None or settings.start == "prior":
         sampler = warm_sampler(sampler, settings.warm, latent_model.schedule)

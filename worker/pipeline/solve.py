@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.assimilate import AssimilationSettings, assimilate
+from model.assimilate import AssimilationSettings, assimilate, recommended_settings
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet
@@ -59,7 +59,7 @@ class Solver:
         self.model = model
         self.spec = spec
         self.progress = progress
-        self.settings = _settings(spec)
+        self.settings = _settings(model, spec)
 
     def prior(self, times: Sequence[datetime]) -> Tensor:
         """Draws of the model's prior at `times`, with shape (M, T, c, h, w)."""
@@ -130,8 +130,8 @@ class Solver:
         return asdict(self.settings)
 
 
-def _settings(spec: SpecBase) -> AssimilationSettings:
-    settings = AssimilationSettings()
+def _settings(model: LatentModel, spec: SpecBase) -> AssimilationSettings:
+    settings = recommended_settings(model)
     if spec.steps is None:
         return settings
     sampler = replace(settings.sampler, steps=spec.steps)
