@@ -90,7 +90,8 @@ def _csv() -> bytes:
         table["time"].cast(pa.timestamp("s", tz="UTC")), "%Y-%m-%dT%H:%M:%SZ"
     )
     sink = io.BytesIO()
-    options = pacsv.WriteOptions(quoting_style="none")
+    sink.write((",".join(table.column_names) + "\n").encode())
+    options = pacsv.WriteOptions(include_header=False, quoting_style="none")
     pacsv.write_csv(table.set_column(0, "time", text), sink, options)
     return sink.getvalue()
 
