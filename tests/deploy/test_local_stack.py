@@ -1,0 +1,171 @@
+"""`appa up` as a user runs it: ready, upload, job, files, Ctrl-C; and what happens to its parts."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from model.checkpoints.save import save_checkpoint
+from tests.model.checkpoint_parts import tiny_model
+from tests.worker.processes import wait_for
+from tests.worker.tables import make_table
+from worker.jobs.store import open_stores
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save_checkpoint(tiny_model(based=True), folder)
+    return folder
+
+
+class Up:
+    """`appa up` in a process of its own."""
+
+    def __init__(self, data: Path, *arguments: str, **environment: str) -> None:
+        self.data = data
+        self.output = data.parent / "up.log"
+        command = [sys.executable, "-m", "deploy.cli", "up", "--data", str(data), "--port", "0"]
+        with self.output.open("w") as stream:
+            self.process = subprocess.Popen(
+                [*command, *arguments],
+                cwd=REPOSITORY,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def url(self) -> str:
+        """Printed once everything is ready."""
+        wait_for(lambda: re.search(r"ready in [^:]*: (\S+)", self.output.read_text()), 90)
+        return re.search(r"ready in [^:]*: (\S+)", self.output.read_text())[1]
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def child(self, *words: str) -> psutil.Process:
+        return next(
+            p for p in psutil.Process(self.process.pid).children() if set(words) <= set(p.cmdline())
+        )
+
+    def interrupt(self) -> int:
+        """Ctrl-C; the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def up(tmp_path, checkpoint):
+    made = []
+
+    def start(**environment: str) -> Up:
+        made.append(Up(tmp_path / "data", "--model", str(checkpoint), **environment))
+        return made[-1]
+
+    yield start
+    for one in made:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+def upload(url: str) -> dict:
+    """An upload, taken in."""
+    content = io.BytesIO()
+    pq.write_table(make_table(10), content)
+    answer = httpx.post(f"{url}/v1/observations", content=content.getvalue(), timeout=30)
+    assert answer.status_code == 202, answer.text
+    return ended(url + answer.headers["location"])
+
+
+def ended(address: str) -> dict:
+    ends = {"ingested", "rejected", "succeeded", "failed", "cancelled"}
+    wait_for(lambda: httpx.get(address, timeout=30).json()["state"] in ends, 60)
+    return httpx.get(address, timeout=30).json()
+
+
+def submit(url: str, **values) -> str:
+    body = {"kind": "filtering", "valid_time": "2024-01-01T12:00:00Z", "members": 2, "steps": 3}
+    body |= {"outputs": ["netcdf"], **values}
+    answer = httpx.post(f"{url}/v1/jobs", json=body, timeout=30)
+    assert answer.status_code == 202, answer.text
+    return url + answer.headers["location"]
+
+
+def test_from_upload_to_file_and_ctrl_c(up):
+    stack = up()
+    url = stack.url
+    assert httpx.get(f"{url}/health/ready").status_code == 200
+    assert upload(url)["state"] == "ingested"
+    job = ended(submit(url))
+    assert job["state"] == "succeeded", stack.output.read_text()
+    result = httpx.get(f"{url}/v1/analyses/{job['analysis_id']}").json()
+    data = next(file for file in result["files"] if file["role"] == "data")
+    fetched = httpx.get(f"{url}/v1/analyses/{job['analysis_id']}/{data['name']}").content
+    assert len(fetched) == data["size"]
+    assert fetched[:4] == b"\x89HDF"
+    latest = stack.data / "latest.json"
+    wait_for(latest.exists)
+    assert json.loads(latest.read_text())["filtering"]["id"] == job["analysis_id"]
+    children = stack.children()
+    assert len(children) >= 6  # broker, gateway, ingest and its child, model, scheduler
+    assert stack.interrupt() == 0
+    assert not [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert "stopped" in stack.output.read_text()
+
+
+def test_killed_parts_come_back_and_jobs_survive_a_restart_of_all(up):
+    stack = up(APPA_LEASE_SECONDS="2", APPA_SWEEP_SECONDS="0.3", APPA_RESEND_SECONDS="3")
+    url = stack.url
+    long = submit(url, steps=900)
+    wait_for(lambda: httpx.get(long).json()["progress"]["step"] > 0)
+    stack.child("gpu").kill()
+    stack.child("gateway").kill()
+    wait_for(lambda: "restart in" in stack.output.read_text())
+    wait_for(lambda: _answers(f"{url}/health/ready"), 60)
+    wait_for(lambda: httpx.get(long).json()["attempts"] == 2, 60)
+    assert stack.interrupt() == 0  # in the middle of the second attempt
+    before = stack.output.read_text()
+    assert "model ended with -9" in before and "gateway ended with -9" in before
+
+    again = up()
+    job_id = long.rsplit("/", 1)[1]
+    httpx.delete(f"{again.url}/v1/jobs/{job_id}")
+    assert ended(f"{again.url}/v1/jobs/{job_id}")["state"] == "cancelled"
+    following = ended(submit(again.url))
+    assert following["state"] == "succeeded"
+    assert again.interrupt() == 0
+
+
+def test_one_data_folder_has_one_stack_and_other_servers_may_be_used(up, own_broker):
+    stack = up(APPA_REDIS_URL=own_broker.url)
+    url = stack.url
+    assert not [p for p in stack.children() if "valkey-server" in p.name()]
+    stores = open_stores(own_broker.url)
+    wait_for(lambda: len(stores.workers.alive()) >= 3)
+    second = up(APPA_REDIS_URL=own_broker.url)
+    assert second.process.wait(30) == 2
+    assert "in use" in second.output.read_text()
+    time.sleep(0.1)
+    assert _answers(f"{url}/health/live")
+    stores.redis.close()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
