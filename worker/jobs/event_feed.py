@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 
@@ -44,7 +45,11 @@ class EventFeed:
     """
 
     def __init__(self, url: str, keys: Keyspace, queue_size: int = 256) -> None:
-        self.redis: AsyncRedis = AsyncRedis.from_url(url, decode_responses=True)
+        # Hundreds of listeners may ask for the past at once: they wait for a connection.
+        pool = BlockingConnectionPool.from_url(
+            url, max_connections=16, timeout=None, decode_responses=True
+        )
+        self.redis: AsyncRedis = AsyncRedis.from_pool(pool)
         self.keys = keys
         self.queue_size = queue_size
         self._listeners: dict[tuple[str, str], set[asyncio.Queue[Event]]] = {}
