@@ -12,7 +12,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, cast
 
+import structlog
 from anyio import to_thread
+from redis.exceptions import RedisError
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
@@ -23,6 +25,7 @@ from worker.jobs.job import TERMINAL, JobRecord, JobState
 
 EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 QUEUE_SECONDS = 1.0
+log = structlog.get_logger()
 _places: dict[str, tuple[float, int | None]] = {}
 
 
@@ -76,6 +79,8 @@ async def _counted(
     try:
         async for event in events:
             yield event
+    except RedisError as error:  # the client comes back and resumes where this ended
+        log.warning("event_stream_ended", error=str(error))
     finally:
         gateway.listeners -= 1
         gateway.metrics.listeners.dec()
