@@ -84,6 +84,18 @@ class ObservationSet:
         """The observations where the mask (N,) holds, in the same order."""
         return self._take(np.asarray(mask, dtype=bool))
 
+    def with_representativeness(self, std: Tensor | NDArray[np.float64]) -> "ObservationSet":
+        """The same observations with errors that include what the states cannot represent.
+
+        Grid means, and still more what an autoencoder keeps of them, differ from the value at a
+        point; without this error, dry places with tiny humidity errors outweigh all others.
+
+        Arguments:
+            std: One standard deviation of the observations' representativeness, with shape (N,).
+        """
+        extra = np.asarray(std, dtype=np.float64)
+        return replace(self, obs_errors=np.hypot(self.obs_errors, extra))
+
     def for_blanket(self, start: int, stop: int) -> "ObservationSet":
         """Observations that read only states in [start, stop), on states numbered from `start`.
 

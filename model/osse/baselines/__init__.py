@@ -1,0 +1,1 @@
+"""What an assimilation must beat: climatology, persistence, optimal interpolation."""
