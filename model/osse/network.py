@@ -17,6 +17,7 @@ from torch import Tensor
 from model.domain.grids import Grid
 from model.domain.variables import Channel
 from model.operators.domain import Statics
+from model.operators.horizontal import bilinear, sample
 from model.operators.observation_set import ObservationSet, build_observation_set
 from model.osse.places import Places, land_stations, sea_stations, sounder_swath
 from model.osse.table import Reports, reports_table
@@ -39,6 +40,12 @@ ERRORS: dict[str, dict[str, float]] = {
         "specific_humidity": 0.20,
     },
     "satellite": {"temperature": 1.5, "specific_humidity": 0.30},
+    "aircraft": {
+        "temperature": 1.0,
+        "u_component_of_wind": 2.5,
+        "v_component_of_wind": 2.5,
+    },
+    "scatterometer": {"10m_u_component_of_wind": 2.0, "10m_v_component_of_wind": 2.0},
 }
 """One standard deviation in SI units; for specific humidity a fraction of the true value."""
 
@@ -63,6 +70,8 @@ class Network:
         ships: Ships and buoys, hourly.
         sondes: Radiosonde stations, at 00 and 12 UTC.
         scan_lines: Lines per hour of the sounder, each of 8 footprints.
+        aircraft: Aircraft reports per hour, each at a place and level of its own.
+        scatterometer_lines: Lines per hour of a scatterometer, used over the sea.
         seed: Of the places (the draw of the errors has its own).
     """
 
@@ -70,6 +79,8 @@ class Network:
     ships: int = 60
     sondes: int = 80
     scan_lines: int = 60
+    aircraft: int = 0
+    scatterometer_lines: int = 0
     seed: int = 0
 
 
@@ -108,6 +119,8 @@ def simulate_observations(
         *_surface_reports(network, grid, statics, times),
         *_sonde_reports(network, grid, statics, times, levels),
         *_sounder_reports(network, times, levels),
+        *_aircraft_reports(network, times, levels),
+        *_scatterometer_reports(network, grid, statics, times),
     ]
     table = reports_table(parts)
     observations, table = build_observation_set(table, grid, channels, times, statics)
@@ -185,6 +198,69 @@ def _sonde_reports(
     launches = _seconds([t for t in times if t.hour in (0, 12)])
     inside = [p for p in MANDATORY if levels[0] <= p <= levels[-1]]
     return [part for p in inside for part in _at("temp", places, launches, "pressure", 100.0 * p)]
+
+
+def _aircraft_reports(
+    network: Network, times: Sequence[datetime], levels: Sequence[int]
+) -> list[Reports]:
+    """Reports scattered in place, time and level, most of them at cruising heights."""
+    count = network.aircraft * len(times)
+    if not count:
+        return []
+    rng = np.random.default_rng(network.seed + 2)
+    lat = np.clip(rng.normal(40.0, 20.0, count), -60.0, 75.0)
+    lon = rng.uniform(-180.0, 180.0, count)
+    seconds = np.repeat(_seconds(times), network.aircraft) - rng.uniform(0.0, 1800.0, count)
+    share = np.array([3.0 if 200 <= level <= 300 else 1.0 for level in levels])
+    share[np.array(levels) < 200] = 0.0
+    level = rng.choice(np.array(levels), count, p=share / share.sum())
+    return [
+        Reports(
+            report_type="aircraft",
+            variable=variable,
+            vertical_kind="pressure",
+            vertical=100.0 * level,
+            seconds=seconds,
+            lat=lat,
+            lon=lon,
+            elevation=np.full(count, np.nan),
+            station=np.arange(count),
+            error=error,
+        )
+        for variable, error in ERRORS["aircraft"].items()
+    ]
+
+
+def _scatterometer_reports(
+    network: Network, grid: Grid, statics: Statics, times: Sequence[datetime]
+) -> list[Reports]:
+    if not network.scatterometer_lines:
+        return []
+    hours = _seconds(times)
+    step = 3600.0 / network.scatterometer_lines
+    first = np.ceil((hours[0] - 1800.0) / step) * step
+    # Half an orbit behind the sounder.
+    swath = sounder_swath(np.arange(first, hours[-1] + 1.0, step) + 3_040.0)
+    keep = np.abs(swath.lat) < 65.0
+    if statics.land_sea_mask is not None:
+        mask = sample(statics.land_sea_mask, *bilinear(grid, swath.lat, swath.lon))
+        keep &= mask < 1e-3
+    count = int(keep.sum())
+    return [
+        Reports(
+            report_type="scatterometer",
+            variable=variable,
+            vertical_kind="surface",
+            vertical=np.full(count, np.nan),
+            seconds=swath.seconds[keep] - 3_040.0,
+            lat=swath.lat[keep],
+            lon=swath.lon[keep],
+            elevation=np.full(count, np.nan),
+            station=np.zeros(count, dtype=np.int64),
+            error=error,
+        )
+        for variable, error in ERRORS["scatterometer"].items()
+    ]
 
 
 def _sounder_reports(
