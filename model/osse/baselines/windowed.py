@@ -6,12 +6,8 @@ their times, in units of the observation error (:math:`f = R^{-1/2} H \circ \mat
 
 .. math:: (\Sigma^{-1} + J^\top J) \, \delta = J^\top \left(R^{-1/2} y - f(x) + J (x - \mu)\right)
 
-by conjugate gradients; a nonlinear decoder or operator takes a few outer (Gauss-Newton)
-iterations around the last analysis. The prior knows its eigenvalues :math:`\lambda`, so the system
-is preconditioned by :math:`(\Sigma^{-1} + \kappa I)^{-1}`, with :math:`\kappa` the mean information
-of the observations, :math:`\mathrm{tr}(J^\top J) / n`. What is left of the condition number is how
-unevenly the observations are spread; without it, tens of thousands of observations of a smooth
-field take many hundred iterations.
+by preconditioned conjugate gradients (`model.variational_solve`); a nonlinear decoder or operator
+takes a few outer (Gauss-Newton) iterations around the last analysis.
 
 Members of the posterior come from the same system with a prior sample for :math:`\mu` and
 perturbed observations, which is exact for linear f (J. M. Bardsley et al.,
@@ -26,8 +22,9 @@ import torch
 from torch import Tensor
 
 from model.operators.observation_set import ObservationSet
+from model.variational_solve import variational_increment
 
-__all__ = ["GaussianPrior", "WindowedAnalysis", "conjugate_gradients", "windowed_analysis"]
+__all__ = ["GaussianPrior", "WindowedAnalysis", "windowed_analysis"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -60,40 +57,6 @@ class WindowedAnalysis:
     fit: float
 
 
-def conjugate_gradients(
-    system: Map, right: Tensor, iterations: int, tolerance: float
-) -> tuple[Tensor, int]:
-    """Solves batches of symmetric positive definite systems.
-
-    azula's `linalg.solve.cg` runs all its iterations; this one stops.
-
-    Arguments:
-        system: Maps (B, *) to (B, *).
-        right: With shape (B, *).
-        iterations: At most.
-        tolerance: Of the residual's norm, relative to the right-hand side.
-
-    Returns:
-        The solution (B, *) and the number of iterations.
-    """
-    axes = tuple(range(1, right.ndim))
-    x = torch.zeros_like(right)
-    residual, direction = right.clone(), right.clone()
-    square = residual.double().square().sum(axes, keepdim=True)
-    goal = tolerance**2 * square
-    for i in range(iterations):
-        if bool((square <= goal).all()):
-            return x, i
-        image = system(direction)
-        curvature = (direction.double() * image.double()).sum(axes, keepdim=True)
-        step = torch.where(square > goal, square / curvature.clamp(min=1e-300), 0.0).to(right)
-        x = x + step * direction
-        residual = residual - step * image
-        last, square = square, residual.double().square().sum(axes, keepdim=True)
-        direction = residual + (square / last.clamp(min=1e-300)).to(right) * direction
-    return x, iterations
-
-
 def _linearise(f: Map, x: Tensor) -> tuple[Tensor, Map, Map]:
     """f(x), and products with its Jacobian and its transpose, from one kept graph."""
     x = x.detach().requires_grad_()
@@ -113,35 +76,6 @@ def _linearise(f: Map, x: Tensor) -> tuple[Tensor, Map, Map]:
     return y.detach(), push, pull
 
 
-def _information(push: Map, like: Tensor) -> float:
-    """Estimate of tr(JᵀJ) / n from one random vector; the draw is always the same."""
-    draw = torch.Generator().manual_seed(0)
-    probe = torch.randn(like.shape, generator=draw).to(like)
-    return float(push(probe).double().square().sum() / probe.numel())
-
-
-def _increment(
-    prior: GaussianPrior, push: Map, pull: Map, right: Tensor, iterations: int, tolerance: float
-) -> tuple[Tensor, int]:
-    """δ of the equation above, for the innovation `right` (B, N)."""
-    like = pull(torch.zeros_like(right))
-    kappa = max(SHARE * _information(push, like), 1e-12)
-
-    def half(x: Tensor) -> Tensor:
-        return prior.filter(x, lambda v: (v / (1.0 + v * kappa)).sqrt())
-
-    def system(x: Tensor) -> Tensor:
-        return half(pull(push(half(x)))) + prior.filter(x, lambda v: 1.0 / (1.0 + v * kappa))
-
-    solution, steps = conjugate_gradients(system, half(pull(right)), iterations, tolerance)
-    return half(solution), steps
-
-
-SHARE = 0.1
-"""Information that the preconditioner reckons with, over the mean; places without observations
-converge faster with less, those with many faster with more."""
-
-
 @torch.no_grad()
 def windowed_analysis(
     prior: GaussianPrior,
@@ -152,7 +86,7 @@ def windowed_analysis(
     members: int = 0,
     generator: torch.Generator | None = None,
     outer: int = 1,
-    iterations: int = 100,
+    iterations: int = 60,
     tolerance: float = 1e-2,
 ) -> WindowedAnalysis:
     """Posterior mean or members of a window.
@@ -186,7 +120,9 @@ def windowed_analysis(
     for _ in range(outer):
         y, push, pull = _linearise(observe, x)
         right = target - y + push(x - mean)
-        increment, steps = _increment(prior, push, pull, right, iterations, tolerance)
+        increment, steps = variational_increment(
+            prior.filter, push, pull, right, iterations=iterations, tolerance=tolerance
+        )
         x, total = mean + increment, total + steps
     left = observations.values / unit - observe(x)
     return WindowedAnalysis(x, total, float(left.square().mean().sqrt()))
