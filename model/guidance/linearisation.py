@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from model.guidance.base import Denoise
+from model.guidance.tangent import CheapTangents
 
 
 class Linearisation:
@@ -46,7 +47,8 @@ class Linearisation:
             self._x_t = x_t.detach().requires_grad_()
             self._x_hat = denoise(self._x_t, sigma, date)
             self._leaf = self._x_hat.detach().requires_grad_()
-            self._y_hat = observe(self._leaf)
+            with CheapTangents():
+                self._y_hat = observe(self._leaf)
         self._cotangent: Tensor | None = None
         self._adjoint: Tensor | None = None
         self.x_hat = self._leaf.detach()
