@@ -10,7 +10,7 @@ import xarray as xr
 from worker.outputs.dataset import FILL, round_dataset, to_dataset
 from worker.outputs.files import product_file, put_file
 from worker.outputs.product import Product, Written
-from worker.outputs.verify import same_dataset
+from worker.outputs.verify import recorded, same_dataset
 
 __all__ = ["encoding", "write_netcdf", "write_product"]
 
@@ -53,10 +53,8 @@ def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
     """
     rounded = round_dataset(dataset)
     rounded.attrs["netcdf_library"] = str(netCDF4.__netcdf4libversion__)
-    exact = dataset.assign(
-        {n: (v.dims, v.values, rounded[n].attrs) for n, v in dataset.data_vars.items()}
-    )
-    return put_file(path, partial(_write, rounded), partial(_check, exact))
+    wanted = recorded(dataset, rounded)
+    return put_file(path, partial(_write, rounded), partial(_check, wanted))
 
 
 def write_product(product: Product, folder: Path) -> Written:

@@ -5,7 +5,7 @@ import xarray as xr
 
 from model.domain.errors import StorageError
 
-__all__ = ["same_dataset"]
+__all__ = ["recorded", "same_dataset"]
 
 
 def _fail(name: str, what: str) -> None:
@@ -32,6 +32,13 @@ def _compare(name: str, wanted: xr.Variable, found: xr.Variable) -> None:
     error = np.nan_to_num(np.abs(a - b, dtype=np.float64))
     if (error > allowed).any():
         _fail(name, f"differs by {error.max():g}, more than the recorded rounding")
+
+
+def recorded(dataset: xr.Dataset, rounded: xr.Dataset) -> xr.Dataset:
+    """The exact values with the attributes of the rounded ones, to compare a file with."""
+    return dataset.assign(
+        {n: (v.dims, v.values, rounded[n].attrs) for n, v in dataset.data_vars.items()}
+    )
 
 
 def same_dataset(wanted: xr.Dataset, found: xr.Dataset) -> None:

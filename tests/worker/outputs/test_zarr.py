@@ -1,0 +1,48 @@
+"""Zarr archives: opened by xarray where they lie, equal to the NetCDF file, metadata first."""
+
+import zipfile
+
+import numpy as np
+import pytest
+import xarray as xr
+from zarr.storage import ZipStore
+
+from tests.worker.outputs.products import TINY, make_product
+from worker.outputs import netcdf, zarr
+
+
+@pytest.mark.parametrize("kind", ["filtering", "forecast"])
+def test_the_archive_holds_what_the_netcdf_file_holds(tmp_path, kind):
+    product = make_product(TINY, kind=kind, times=2, members=3)
+    [(path, role)] = zarr.write_product(product, tmp_path)
+    assert role == "data" and path.name.endswith("Z_v1.zarr.zip")
+    [(other, _)] = netcdf.write_product(product, tmp_path)
+    with (
+        xr.open_zarr(ZipStore(path, mode="r"), chunks=None) as a,
+        xr.open_dataset(other, engine="netcdf4") as b,
+    ):
+        assert set(a.variables) == set(b.variables)
+        for name in b.variables:
+            np.testing.assert_array_equal(a[name].values, b[name].values, err_msg=str(name))
+            assert a[name].dims == b[name].dims
+            for key in ("standard_name", "units", "cell_methods"):
+                assert a[name].attrs.get(key) == b[name].attrs.get(key)
+        assert a.attrs["checkpoint_sha256"] == b.attrs["checkpoint_sha256"]
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, other.name}
+
+
+def test_metadata_come_first_and_each_field_is_one_entry(tmp_path):
+    [(path, _)] = zarr.write_product(make_product(TINY, members=2), tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        assert archive.testzip() is None
+    assert names[0] == ".zmetadata"
+    first_chunk = next(i for i, n in enumerate(names) if not n.split("/")[-1].startswith("."))
+    assert all(not n.split("/")[-1].startswith(".") for n in names[first_chunk:])
+    assert len([n for n in names if n.startswith("t/") and "." not in n[2:3]]) == 2 * 8
+
+
+def test_the_same_result_gives_the_same_bytes(tmp_path):
+    dataset = zarr.to_dataset(make_product(TINY, members=2))
+    first = zarr.write_zarr(dataset, tmp_path / "a.zarr.zip").read_bytes()
+    assert zarr.write_zarr(dataset, tmp_path / "b.zarr.zip").read_bytes() == first
