@@ -8,12 +8,13 @@ from pathlib import Path
 import structlog
 import torch
 
+from model.assimilate import recommended_settings
 from model.checkpoints.card import CARD_NAME
 from model.checkpoints.load import WEIGHTS, load_checkpoint, resolve
 from model.domain.errors import ConfigurationError, UnknownName
 from model.latent_model import LatentModel
-from model.sampling import SamplerSettings
 from worker.jobs.workers import ModelInfo
+from worker.warm_up import warm_up
 
 __all__ = ["WarmModel", "WarmModels", "choose_device", "load_models"]
 
@@ -49,7 +50,7 @@ class WarmModel:
             levels=list(card.levels),
             channels=list(card.channels),
             blanket=self.model.blanket_size,
-            default_steps=SamplerSettings().steps,
+            default_steps=_default_steps(self.model),
         )
 
 
@@ -115,18 +116,13 @@ def load_models(names: Sequence[str], device_name: str) -> WarmModels:
 def _load(name: str, device: torch.device) -> WarmModel:
     folder = resolve(name)
     model = load_checkpoint(folder, device)
-    _try_once(model)
+    warm_up(model)
     card = folder / CARD_NAME
     digest = hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else ""
     log.info("model ready", name=model.card.name, device=str(device))
     return WarmModel(model.card.name, digest, model, folder)
 
 
-@torch.no_grad()
-def _try_once(model: LatentModel) -> None:
-    """One blanket through all networks: kernels are chosen and memory is reserved now."""
-    size = model.blanket_size
-    latents = torch.zeros(1, size, *model.latent_shape, device=model.device, dtype=model.dtype)
-    date = torch.tensor([2000, 1, 1, 0], device=model.device).expand(1, size, 4)
-    denoised = model.denoise(latents, torch.ones((), device=model.device), date)
-    model.encode(model.decode(denoised[:, 0]))
+def _default_steps(model: LatentModel) -> int:
+    settings = recommended_settings(model)
+    return settings.warm.steps if settings.start == "prior" else settings.sampler.steps

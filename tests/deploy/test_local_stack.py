@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(tiny_model(based=True), folder)
+    save_checkpoint(tiny_model(), folder)
     return folder
 
 

@@ -29,7 +29,7 @@ SMALL = {"members": 2, "steps": 3, "outputs": ["netcdf"]}
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(tiny_model(based=True), folder)
+    save_checkpoint(tiny_model(), folder)
     return folder
 
 
