@@ -28,7 +28,11 @@ ROUTERS: tuple[APIRouter, ...] = (
 
 async def viewer() -> FileResponse:
     """The viewer: one page, no build step."""
-    return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})
+    headers = {
+        "Cache-Control": "no-cache",
+        "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:",
+    }
+    return FileResponse(WEB / "index.html", headers=headers)
 
 
 def create_app(settings: GatewaySettings | None = None) -> FastAPI:

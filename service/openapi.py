@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.errors import PROBLEM_JSON, PROBLEMS
-from service.problems import Problem
+from service.problems import ProblemDocument
 
 DESCRIPTION = """\
 Observations in, analyses out: upload BUFR, GRIB or tables, submit filtering, forecast or
@@ -45,7 +45,7 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
                 "description": kind.title,
                 "content": {
                     PROBLEM_JSON: {
-                        "schema": {"$ref": "#/components/schemas/Problem"},
+                        "schema": {"$ref": "#/components/schemas/ProblemDocument"},
                         "examples": {},
                     }
                 },
@@ -81,9 +81,9 @@ def describe(app: FastAPI) -> None:
                 license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
             )
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schema = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
-            schemas["Problem"] = schema
+            schemas["ProblemDocument"] = schema
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
             app.openapi_schema = document

@@ -44,7 +44,7 @@ class FieldProblem(BaseModel):
     )
 
 
-class Problem(BaseModel):
+class ProblemDocument(BaseModel):
     """RFC 9457 problem document."""
 
     type: str = Field(description="Address of the description of this kind of problem.")
@@ -73,7 +73,7 @@ def problem_response(
 ) -> Response:
     """The problem document of `code`."""
     kind = PROBLEMS.get(code, PROBLEMS["internal_error"])
-    problem = Problem(
+    problem = ProblemDocument(
         type=f"{request.scope.get('root_path', '')}/problems/{code}",
         title=kind.title,
         status=kind.status,

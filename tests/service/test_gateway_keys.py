@@ -3,12 +3,15 @@
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import acting_worker
 import httpx
 import pytest
-from gateway_process import REPOSITORY, GatewayProcess, StartGateway
+from gateway_process import REPOSITORY, GatewayProcess
 
 from model.domain.errors import ConfigurationError
 from service.keys import KeyFile, Scope
@@ -18,9 +21,13 @@ from worker.jobs.store import open_stores
 FILTERING = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z"}
 
 
-@pytest.fixture
-def guarded(start_gateway: StartGateway) -> GatewayProcess:
-    return start_gateway(APPA_REQUIRE_KEYS="true")
+@pytest.fixture(scope="module")
+def guarded(valkey_url_shared: str) -> Iterator[GatewayProcess]:
+    with tempfile.TemporaryDirectory(prefix="appa-guarded-") as folder:
+        environment = {"APPA_REQUIRE_KEYS": "true"}
+        process = GatewayProcess(valkey_url_shared, Path(folder), environment=environment).start()
+        yield process
+        process.stop()
 
 
 def call(

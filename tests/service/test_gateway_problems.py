@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import acting_worker
 import httpx
@@ -44,8 +45,11 @@ def test_errors_are_problem_documents(http, method, path, more, status, code) ->
 def test_request_ids(http: httpx.Client, gateway: GatewayProcess) -> None:
     answer = http.get("/v1/jobs", headers={"X-Request-ID": "trace:42"})
     assert answer.headers["x-request-id"] == "trace:42"
-    lines = [json.loads(line) for line in gateway.log.splitlines() if line.startswith("{")]
-    line = next(x for x in lines if x.get("request_id") == "trace:42")
+    deadline = time.monotonic() + 10  # the line is written after the answer is sent
+    while not (lines := [x for x in gateway.log.splitlines() if '"trace:42"' in x]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    line = json.loads(lines[0])
     assert (line["event"], line["method"], line["path"], line["status"]) == (
         "request",
         "GET",
