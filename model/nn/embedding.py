@@ -72,7 +72,7 @@ def local_time(date: Tensor, longitude: Tensor) -> Tensor:
         (*, X, 2).
     """
     hour = date[..., 3, None].to(torch.float32)
-    local = (hour + longitude.to(torch.float32) / 15.0) % 24
+    local = (hour + longitude.to(torch.float32) % 360 / 15) % 24
     return _circle(local / 24)
 
 
