@@ -52,6 +52,9 @@ class ExactModel:
     def decode(self, latents: Tensor, *, mask: bool = True) -> Tensor:
         return latents
 
+    decode_tangent = decode
+    prior_covariance = None
+
 
 def settings(steps: int = 64, iterations: int = 24, tie: float = 1e-3) -> AssimilationSettings:
     return AssimilationSettings(
