@@ -69,7 +69,7 @@ class GatewaySettings(BaseSettings):
     requests_per_minute: int = Field(
         default=1200,
         ge=0,
-        description="Requests one key (or address) may make a minute; 0: no limit.",
+        description="Requests one key may make a minute; 0: no limit.",
     )
     queued_jobs_per_key: int = Field(
         default=64, ge=0, description="Unfinished jobs one key may have; 0: no limit."
