@@ -22,7 +22,7 @@ from model.osse.baselines.windowed import windowed_analysis
 from model.osse.network import Network, simulate_observations
 from model.progress import OnStep, no_progress
 
-__all__ = ["SkillSettings", "StartSkill", "score_start"]
+__all__ = ["SkillSettings", "StartSkill", "climatological_states", "score_start"]
 
 ReadTruth = Callable[[datetime, int], Tensor]
 """(first time UTC, count) -> physical states (count, C, Y, X), NaN where undefined."""
@@ -171,7 +171,9 @@ def _score_forecast(
     scorer.score("forecast", forecast.states.mean(0)[-1], target)
     scorer.score("persistence of the analysis", analysis.states.mean(0)[s.window - 1], target)
     scorer.score(
-        "climatology at the lead time", _climatology(scorer.model, [plan.times[-1]])[0], target
+        "climatology at the lead time",
+        climatological_states(scorer.model, [plan.times[-1]])[0],
+        target,
     )
 
 
@@ -184,7 +186,7 @@ def _score_baselines(
 ) -> None:
     """Climatology, persistence of the truth, and windowed optimal interpolation."""
     last, middle = len(times) - 1, len(times) // 2
-    scorer.score("climatology", _climatology(model, [times[-1]])[0], truth[last])
+    scorer.score("climatology", climatological_states(model, [times[-1]])[0], truth[last])
     scorer.score("6-hour persistence of the truth", truth[last - 6], truth[last])
     if len(truth) > last + 24:
         scorer.score("24-hour persistence of the truth", truth[last], truth[last + 24])
@@ -215,7 +217,7 @@ def _score_baselines(
 
 
 @torch.no_grad()
-def _climatology(model: LatentModel, times: Sequence[datetime]) -> Tensor:
+def climatological_states(model: LatentModel, times: Sequence[datetime]) -> Tensor:
     """Mean states (T, C, Y, X): seasonal where the checkpoint knows the season."""
     prior = model.denoise.base
     if isinstance(prior, ZonalGaussianPrior):

@@ -1,0 +1,100 @@
+"""`appa demo`: the main job on this machine in minutes."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from model.domain.errors import AppaError
+
+if TYPE_CHECKING:
+    from deploy.demo.run import DemoResult
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Observations to analyses against a simulated truth.")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where files and pictures go.")] = Path(
+        "demo-output"
+    ),
+    model: Annotated[str, typer.Option(help="Name or folder of a checkpoint.")] = "appa-t31",
+    truth: Annotated[
+        str | None, typer.Option(help="A store of states instead of the case that ships.")
+    ] = None,
+    members: Annotated[int, typer.Option(min=2)] = 8,
+    cycles: Annotated[int, typer.Option(min=1, help="Hourly analyses after the first.")] = 5,
+    lead: Annotated[int, typer.Option(min=6, help="Hours of forecast.")] = 24,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Observe a simulated truth, send BUFR over HTTP, assimilate, forecast, compare.
+
+    Ends with 0 only if every analysis is closer to the truth than its background.
+    """
+    # The commands that need torch import it, not `appa --help`.
+    from deploy.demo.picture import draw
+    from deploy.demo.run import DemoOptions, run_demo
+    from deploy.demo.world import World
+
+    console = Console(stderr=as_json, highlight=False)
+    began = time.monotonic()
+    options = DemoOptions(model, truth, output, members, cycles, lead)
+    try:
+        result = run_demo(options, console)
+    except AppaError as error:
+        console.print(f"error: {error.message}", style="red", markup=False)
+        raise typer.Exit(2) from error
+    picture = draw(result, World(model, truth), output / "demo.png")
+    if as_json:
+        print(json.dumps(_as_json(result), indent=1))
+    else:
+        _print(console, result)
+    console.print(f"{len(result.files)} files in {output / 'files'}, picture {picture}")
+    console.print(f"took {time.monotonic() - began:.0f} s")
+    if not result.improved:
+        console.print("an analysis is not closer to the truth than its background", style="red")
+        raise typer.Exit(1)
+
+
+def _as_json(result: "DemoResult") -> dict[str, object]:
+    return {
+        "analyses": [
+            {"valid_time": t.isoformat(), **{k: asdict(v) for k, v in e.items()}}
+            for t, e in result.analyses
+        ],
+        "forecasts": [
+            {"lead_hours": h, **{k: asdict(v) for k, v in e.items()}} for h, e in result.forecasts
+        ],
+        "files": [str(f) for f in result.files],
+    }
+
+
+def _print(console: Console, result: "DemoResult") -> None:
+    from deploy.demo.scores import SHOWN
+
+    rows = [(f"{t:%d %b %H UTC}", e) for t, e in result.analyses]
+    leads = [(f"+{h} h", e) for h, e in result.forecasts]
+    for title, part in (
+        ("Analyses against the simulated truth", rows),
+        ("Forecast from the first analysis against the simulated truth", leads),
+    ):
+        table = Table(title=title)
+        table.add_column("time")
+        table.add_column("method")
+        table.add_column("all channels (std)", justify="right")
+        for column, _, unit, _ in SHOWN:
+            table.add_column(f"{column} ({unit})", justify="right")
+        for label, methods in part:
+            for name, errors in methods.items():
+                shown = [f"{errors.shown[c]:.2f}" for c, *_ in SHOWN]
+                table.add_row(label, name, f"{errors.standardised:.3f}", *shown)
+                label = ""
+            table.add_section()
+        console.print(table)
