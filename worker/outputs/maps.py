@@ -35,7 +35,7 @@ class WorldMap:
         self.order = np.argsort(east)
         self.longitude = np.append(east[self.order], east[self.order][0] + 360.0)
         self.latitude = grid.latitude
-        axes.set(xlim=(-180, 180), ylim=(-90, 90), aspect="equal", facecolor=SEA)
+        axes.set(xlim=(-180, 180), ylim=(-90, 90), facecolor=SEA)
         axes.set_xticks(range(-120, 121, 60), ["120°W", "60°W", "0°", "60°E", "120°E"])
         axes.set_yticks(range(-60, 61, 30), ["60°S", "30°S", "0°", "30°N", "60°N"])
         axes.tick_params(length=0, labelsize=7, labelcolor=GREY, pad=2)
@@ -60,9 +60,8 @@ class WorldMap:
         drawn = self.axes.contourf(
             self.longitude, self._rows(), self._closed(field), levels, cmap=colours, **options
         )
-        figure = self.axes.get_figure()
-        assert figure is not None  # noqa: S101  axes made by a figure have one
-        bar = figure.colorbar(drawn, ax=self.axes, fraction=0.022, pad=0.015, aspect=28, shrink=0.8)
+        place = self.axes.inset_axes((1.012, 0.08, 0.016, 0.84))
+        bar = place.figure.colorbar(drawn, cax=place)
         bar.set_label(label, fontsize=8, color=INK)
         bar.ax.tick_params(labelsize=7, labelcolor=GREY, length=2)
         bar.outline.set(color=GREY, linewidth=0.5)  # type: ignore[operator]
