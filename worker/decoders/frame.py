@@ -68,6 +68,8 @@ def decode_frame(
     _complete(values, length, context, faults)
     good = faults.report(report)
     table = build_table(context, int(good.sum()), **{n: v[good] for n, v in values.items()})
+    if not len(table) and not report.rejected:
+        report.reject("no_values", detail="no rows")
     report.decoded += int(len(table) > 0)
     report.count_rows(table)
     return Decoded(table, report)

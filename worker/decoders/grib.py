@@ -38,15 +38,20 @@ def decode_grib(path: Path, context: DecodeContext) -> Decoded:
     errors = _errors(context.options.get("errors") or {})
     wanted = set(context.options.get("variables") or VARIABLES)
     tables: list[pa.Table] = []
-    for field in fields(path, context.limits, report):
+    for field in fields(path, context.limits, report, context.options):
         report.reports += 1
         if field.variable not in wanted:
             report.notes["variable_not_asked_for"] += 1
             continue
         table = _rows(field, grid, errors.get(field.variable), context)
+        if not len(table):
+            report.reject("no_values", field.offset, detail=field.name)
+            continue
         report.decoded += 1
         report.count_rows(table)
         tables.append(table)
+    if not report.messages and not report.rejected:
+        report.reject("no_messages", 0, report.size)
     return Decoded(concat_tables(tables), report)
 
 

@@ -85,15 +85,32 @@ class GribField:
         return self.variable if self.level is None else f"{self.variable}_{self.level:g}hPa"
 
 
-def fields(path: Path, limits: MessageLimits, report: DecodeReport) -> Iterator[GribField]:
-    """The fields of a file that we have words for; everything else is counted in the report."""
-    eccodes.codes_grib_multi_support_on()
+def fields(
+    path: Path,
+    limits: MessageLimits,
+    report: DecodeReport,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[GribField]:
+    """The fields of a file that we have words for; everything else is counted in the report.
+
+    Arguments:
+        path: The file.
+        limits: Bounds of one message.
+        report: Takes the counts.
+        options: `mark`, called with the offset of each message before it is opened; `skip`,
+            messages that brought an earlier process down, with the reason by offset.
+    """
+    options = options or {}
+    mark, skip = options.get("mark"), options.get("skip") or {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for offset, length in _frames(data, report):
             report.messages += 1
-            if length > limits.message_bytes:
-                report.reject("too_large", offset, length, f"a message of {length} bytes")
+            if offset in skip or length > limits.message_bytes:
+                detail = f"a message of {length} bytes"
+                report.reject(skip.get(offset, "too_large"), offset, length, detail)
                 continue
+            if mark is not None:
+                mark(offset)
             before = report.rows
             yield from _message(data[offset : offset + length], offset, limits, report)
             report.bytes_decoded += length if report.rows > before else 0
@@ -142,27 +159,53 @@ def _length(data: mmap.mmap, at: int) -> int | None:
 def _message(
     message: bytes, offset: int, limits: MessageLimits, report: DecodeReport
 ) -> Iterator[GribField]:
-    with tempfile.TemporaryFile() as file:
-        file.write(message)
-        file.flush()
-        file.seek(0)
-        while True:
-            try:
-                handle = eccodes.codes_grib_new_from_file(file)
-            except eccodes.CodesInternalError as error:
-                report.reject("undecodable", offset, len(message), str(error))
-                return
-            if handle is None:
-                return
+    try:
+        for handle in _handles(message):
             try:
                 field = _field(handle, offset, len(message), limits, report)
             except (eccodes.CodesInternalError, ValueError) as error:
                 report.reject("undecodable", offset, len(message), str(error))
                 field = None
-            finally:
-                eccodes.codes_release(handle)
             if field is not None:
                 yield field
+    except eccodes.CodesInternalError as error:
+        report.reject("undecodable", offset, len(message), str(error))
+
+
+def _handles(message: bytes) -> Iterator[int]:
+    """One handle for each field; released when the next one is asked for."""
+    if not _holds_several(message):
+        handle = eccodes.codes_new_from_message(message)
+        try:
+            yield handle
+        finally:
+            eccodes.codes_release(handle)
+        return
+    # ecCodes splits a message into its fields only when it reads from a file.
+    eccodes.codes_grib_multi_support_on()
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(message)
+            file.seek(0)
+            while (handle := eccodes.codes_grib_new_from_file(file)) is not None:
+                try:
+                    yield handle
+                finally:
+                    eccodes.codes_release(handle)
+    finally:
+        eccodes.codes_grib_multi_support_off()
+
+
+def _holds_several(message: bytes) -> bool:
+    """Whether a GRIB 2 message has more than one product definition (section 4)."""
+    at, products = 16, 0
+    while message[7] == 2 and at + 5 <= len(message) - 4:
+        length = int.from_bytes(message[at : at + 4], "big")
+        products += message[at + 4] == 4
+        if length < 5:
+            break
+        at += length
+    return products > 1
 
 
 def _get(handle: int, key: str, kind: type | None = None) -> Any:

@@ -54,6 +54,8 @@ _VARIABLES: Mapping[str, tuple[str, str]] = {
 }
 _AT_SURFACE = {"synop", "ship", "buoy", "drifter", "scatterometer", "gnss"}
 _MISSING = 1e30
+_UNIT_SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0, "days": 86400.0}
+_LAST_SECOND = 9.2e9
 _WORST_MARK = 3
 """NCEP quality marks above this mean rejected (prepbufr table 7); IODA keeps them as PreQC."""
 
@@ -108,6 +110,8 @@ def _decode(data: Any, context: DecodeContext, report: DecodeReport) -> Decoded:
             tables.append(build_table(context, int(good.sum()), **part))
             report.decoded += 1
     table = concat_tables(tables)
+    if not len(table) and not report.rejected:
+        report.reject("no_values", detail="no rows")
     report.bytes_decoded = report.size
     report.count_rows(table)
     return Decoded(table, report)
@@ -158,19 +162,31 @@ def _times(meta: Any, length: int) -> np.ndarray:
             raise DecodeError(
                 "Expected units 'seconds since …' of MetaData/dateTime.", reason="invalid_table"
             )
-        raw = np.ma.asarray(variable[:])
-        seconds = np.ma.filled(raw, 0)
-        when = netCDF4.num2date(
-            seconds, units, only_use_cftime_datetimes=False, only_use_python_datetimes=True
-        )
-        times = np.array(when, dtype="datetime64[ns]")
-        return np.where(np.ma.getmaskarray(raw), np.datetime64("NaT"), times)
+        return _since(np.ma.asarray(variable[:]), units)
     variable = _first(meta, "datetime", "dateTime")
     if variable is None:
         raise DecodeError("Expected MetaData/dateTime.", reason="invalid_table")
     text = pd.Series(_words(variable, length), dtype=object)
     parsed = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601")
     return parsed.dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
+
+
+def _since(counts: np.ma.MaskedArray, units: str) -> np.ndarray:
+    """datetime64 from counts and `seconds since …`; NaT where masked or beyond 1678 to 2262."""
+    unit, _, start = units.partition(" since ")
+    try:
+        size = _UNIT_SECONDS[unit.strip().lower()]
+        epoch = pd.Timestamp(start.strip())
+    except (KeyError, ValueError) as error:
+        raise DecodeError(f"Unknown time units '{units}'.", reason="invalid_table") from error
+    epoch = epoch.tz_convert(None) if epoch.tzinfo else epoch
+    seconds = np.ma.filled(counts.astype(np.float64), np.nan) * size + epoch.timestamp()
+    with np.errstate(invalid="ignore"):
+        known = np.abs(seconds) < _LAST_SECOND
+    whole = np.where(known, seconds, 0.0)
+    return np.where(known, (whole * 1e3).astype("datetime64[ms]"), np.datetime64("NaT")).astype(
+        "datetime64[ns]"
+    )
 
 
 def _words(variable: Any | None, length: int) -> np.ndarray:

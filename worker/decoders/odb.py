@@ -80,6 +80,8 @@ def decode_odb(path: Path, context: DecodeContext) -> Decoded:
     report.messages, report.reports = len(frames), len(frame)
     table = _rows(frame, context, report)
     report.bytes_decoded, report.decoded = report.size, len(frames) if len(table) else 0
+    if not len(table) and not report.rejected:
+        report.reject("no_values", detail="no rows")
     report.count_rows(table)
     return Decoded(table, report)
 

@@ -51,15 +51,15 @@ def decode_csv(path: Path, context: DecodeContext) -> Decoded:
         uneven.append(row.number)
         return "skip"
 
-    # Every column as text: a faulty cell is then found by column and row.
-    with path.open("rb") as file:
-        header = file.readline().decode("utf-8-sig", "replace").strip().split(",")
+    content = _utf8(path.read_bytes(), report)
+    header = content.split(b"\n", 1)[0].decode().strip().split(",")
     names = [name.strip().strip('"') for name in header]
     if len(set(names)) != len(names):
         raise DecodeError("Expected each column once in the header.", reason="invalid_table")
     try:
+        # Every column as text: a faulty cell is then found by column and row.
         table = pacsv.read_csv(
-            path,
+            pa.BufferReader(content),
             read_options=pacsv.ReadOptions(column_names=names, skip_rows=1, use_threads=False),
             parse_options=pacsv.ParseOptions(invalid_row_handler=set_aside),
             convert_options=pacsv.ConvertOptions(
@@ -74,6 +74,17 @@ def decode_csv(path: Path, context: DecodeContext) -> Decoded:
         detail = f"row {number}: a different number of columns" if number else "uneven row"
         report.reject("invalid_table", detail=detail)
     return _decode(table, context, report)
+
+
+def _utf8(content: bytes, report: DecodeReport) -> bytes:
+    """The text without byte order mark; bytes that are no UTF-8 become question marks, noted."""
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        report.notes["not_utf8"] += 1
+        content = content.decode(errors="replace").encode()
+    return content
 
 
 def _decode(table: pa.Table, context: DecodeContext, report: DecodeReport) -> Decoded:

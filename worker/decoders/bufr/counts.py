@@ -58,7 +58,7 @@ def check_first_count(
     """
     if ASSOCIATED in expanded or len(widths) != len(expanded):
         return
-    bits = _Bits(message[len(message) - header.data_bytes : len(message) - 4])
+    bits = _Bits(header.data(message))
     at = _to_first_count(bits, expanded, widths, header)
     count = None if at is None else bits.read(widths[at])
     if at is None or count is None:

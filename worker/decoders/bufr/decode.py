@@ -13,14 +13,16 @@ from worker.decoders.bufr.block import Block, Reports
 from worker.decoders.bufr.families import BUFR_FAMILIES, family_of
 from worker.decoders.bufr.framing import Frame, correction_number, scan
 from worker.decoders.bufr.message import Part, Unpacker
+from worker.decoders.bufr.packing import Packing
 from worker.decoders.bufr.rows import Collector, has_position
 from worker.decoders.bufr.sections import Header, read_header
+from worker.decoders.bufr.texts import TEXT_KEYS
 from worker.decoders.report import DecodeReport
 from worker.decoders.sniff import HEAD, foreign_content
 
 __all__ = ["decode_bufr", "decode_bytes"]
 
-_HELD_VALUES = 2_000_000
+_HELD_VALUES = 1_000_000
 """Values kept in groups before they are decoded; bounds the memory of a large file."""
 
 
@@ -122,21 +124,19 @@ class _Walk:
             group.frames.append(frame)
             group.updates.append(update)
             group.firsts.append(self.ordinal)
-            self.held += part.values.size
+            self.held += part.layout.size * len(part.numbers)
         self.ordinal += header.subsets
 
     def flush(self) -> None:
         """Decodes all groups."""
         with_rows: set[Frame] = set()
-        seen: set[Frame] = set()
         for group in self.groups.values():
             rows = self._decode(group)
             start = 0
             for part, frame in zip(group.parts, group.frames, strict=True):
-                seen.add(frame)
-                if rows[start : start + len(part.values)].any():
+                if rows[start : start + len(part.numbers)].any():
                     with_rows.add(frame)
-                start += len(part.values)
+                start += len(part.numbers)
         self.report.decoded += len(with_rows)
         self.report.bytes_decoded += sum(frame.length for frame in with_rows)
         self.groups.clear()
@@ -144,7 +144,7 @@ class _Walk:
 
     def _decode(self, group: _Group) -> np.ndarray:
         block = _stack(group)
-        sizes = [len(part.values) for part in group.parts]
+        sizes = [len(part.numbers) for part in group.parts]
         ordinal = np.concatenate(
             [first + part.numbers for first, part in zip(group.firsts, group.parts, strict=True)]
         )
@@ -186,10 +186,39 @@ class _Walk:
 
 
 def _stack(group: _Group) -> Block:
-    parts = group.parts
-    values = parts[0].values if len(parts) == 1 else np.concatenate([p.values for p in parts])
-    texts = {
-        code: [text for part in parts for text in part.texts.get(code, [""] * len(part.values))]
-        for code in parts[0].texts
-    }
-    return Block(group.header, parts[0].layout, values, texts)
+    """All reports of a group as one block, in the order of its parts."""
+    parts, layout = group.parts, group.parts[0].layout
+    if len(parts) == 1 and parts[0].values is not None:
+        return Block(group.header, layout, parts[0].values, parts[0].texts)
+    sizes = np.array([len(part.numbers) for part in parts])
+    row = np.repeat(np.arange(len(parts)), sizes)
+    values = np.empty((len(row), layout.size))
+    texts = {code: [""] * len(row) for code in TEXT_KEYS if layout.has(code)}
+    unpacked = [n for n, part in enumerate(parts) if part.values is not None]
+    begin = np.concatenate([[0], np.cumsum(sizes)])
+    for n in unpacked:
+        values[begin[n] : begin[n + 1]] = parts[n].values
+        for code, found in parts[n].texts.items():
+            texts[code][begin[n] : begin[n + 1]] = found
+    packed = [n for n, part in enumerate(parts) if part.values is None]
+    if packed:
+        _fill(layout.packing, [parts[n] for n in packed], np.isin(row, packed), values, texts)
+    return Block(group.header, layout, values, texts)
+
+
+def _fill(
+    packing: Packing,
+    parts: list[Part],
+    rows: np.ndarray,
+    values: np.ndarray,
+    texts: dict[int, list[str]],
+) -> None:
+    """Unpacks packed parts, all at once, into the rows of a block that are theirs."""
+    bodies = [part.body for part in parts]
+    owner = np.repeat(np.arange(len(parts)), [len(part.numbers) for part in parts])
+    starts = np.concatenate([part.starts for part in parts])
+    values[rows] = packing.values(bodies, owner, starts)
+    places = np.flatnonzero(rows)
+    for code in packing.texts:
+        for place, text in zip(places, packing.text(code, bodies, owner, starts), strict=True):
+            texts[code][place] = text

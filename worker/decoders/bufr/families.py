@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
+from functools import lru_cache
 
 from model.domain.registry import Registry
 from worker.decoders.bufr.aircraft import decode_aircraft
@@ -65,7 +66,8 @@ BUFR_FAMILIES: Registry[Family] = Registry(
 )  # fmt: skip
 
 
-def family_of(category: int, codes: Set[int]) -> str | None:
+@lru_cache(maxsize=1024)
+def family_of(category: int, codes: frozenset[int]) -> str | None:
     """Name of the family of a message, or None."""
     for name, family in BUFR_FAMILIES.items():
         if family.accepts(category, codes):

@@ -8,11 +8,13 @@ matrices (report, element).
 """
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from model.domain.errors import DecodeError
 from worker.decoders.base import MessageLimits
+from worker.decoders.bufr.bits import read_bits
 
 __all__ = ["ASSOCIATED", "COUNTS", "Layout", "Template"]
 
@@ -51,13 +53,18 @@ class Layout:
         codes: Descriptor FXXYYY of each element up to the first quality-information operator,
             shape (E,).
         all_codes: The same for the whole report, shape (E + trailer,).
+        counts: The delayed replications that make it.
+        seen: How often it was unpacked.
+        packing: How its values are stored, once learnt (`packing.Packing`), else None.
     """
 
     def __init__(self, all_codes: np.ndarray) -> None:
         trailer = np.flatnonzero((all_codes >= 222_000) & (all_codes < 237_000))
         self.all_codes = all_codes
         self.codes = all_codes[: trailer[0]] if trailer.size else all_codes
-        self.plans: dict[str, object] = {}
+        self.counts: tuple[int, ...] = ()
+        self.seen = 0
+        self.packing: Any = None
         self._where: dict[int, np.ndarray] = {}
 
     @property
@@ -144,6 +151,7 @@ class Template:
         self.codes = frozenset(c for c in expanded if c < 100_000)
         self._next_count: dict[tuple[int, ...], int] = {}
         self._layouts: dict[tuple[int, ...], Layout] = {}
+        self._count_bits: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def layout(self, values: np.ndarray, limits: MessageLimits) -> Layout:
         """Layout of the report whose values begin at `values[0]`.
@@ -197,10 +205,30 @@ class Template:
         if len(self._layouts) >= _KEPT_LAYOUTS:
             self._layouts.clear()
             self._next_count.clear()
+            self._count_bits.clear()
             return Layout(np.array(out, dtype=np.int32))
         layout = Layout(np.array(out, dtype=np.int32))
-        self._layouts[tuple(counts)] = layout
+        layout.counts = tuple(counts)
+        self._layouts[layout.counts] = layout
         return layout
+
+    def learn(self, layout: Layout, packing: Any) -> None:
+        """Keeps the packing of a layout, and from it the place of each count before its end."""
+        layout.packing = packing
+        for length in range(len(layout.counts)):
+            prefix = layout.counts[:length]
+            at = self._next_count.get(prefix, -1)
+            if at >= 0:
+                place = int(packing.offsets[at]), int(packing.widths[at])
+                self._count_bits[prefix] = place
+
+    def packed_layout(self, body: bytes, start: int) -> Layout | None:
+        """Layout of the report at bit `start` if it and its packing are known, else None."""
+        counts: tuple[int, ...] = ()
+        while place := self._count_bits.get(counts):
+            counts = (*counts, read_bits(body, start + place[0], place[1]))
+        layout = self._layouts.get(counts)
+        return layout if layout is not None and layout.packing is not None else None
 
 
 def _too_large(what: str) -> DecodeError:

@@ -1,7 +1,8 @@
 """From the bytes of a message to matrices of values: the only file that talks to eccodes."""
 
 from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import eccodes
 import numpy as np
@@ -10,53 +11,49 @@ from model.domain.errors import DecodeError
 from worker.decoders.base import MessageLimits
 from worker.decoders.bufr.counts import check_first_count
 from worker.decoders.bufr.layout import Layout, Template
+from worker.decoders.bufr.packing import describe_packing
 from worker.decoders.bufr.sections import Header, descriptor_count
+from worker.decoders.bufr.texts import TEXT_KEYS, clean_text
 
 __all__ = ["Part", "Unpacker"]
 
 _MISSING = -1e99
 _KEPT_TEMPLATES = 512
+_LEARNT_AT, _LEARNT_SIZE = 2, 3_000
+"""Meetings after which, and values up to which, the packing of a layout is learnt."""
 _LARGE = 65_536
 """Bytes of data from which the first replication count is looked at before unpacking."""
 
 
-TEXT_KEYS = {
-    1_006: "aircraftFlightNumber",
-    1_008: "aircraftRegistrationNumberOrOtherIdentification",
-    1_011: "shipOrMobileLandStationIdentifier",
-    1_015: "stationOrSiteName",
-    1_018: "shortStationName",
-    1_019: "longStationName",
-    1_102: "nationalStationIdentifier",
-    1_110: "aircraftTailNumber",
-    1_128: "wigosLocalIdentifierCharacter",
-}
-"""Text elements that identify who reports; no other text is read."""
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Reports of one message that share a layout.
+    """Reports of one message that share a layout, unpacked or still packed.
 
     Attributes:
         layout: Positions of elements.
-        values: Shape (reports, layout.size); NaN where missing; without meaning for texts.
         numbers: Numbers of the reports within the message, from 0, shape (reports,).
+        values: Shape (reports, layout.size), NaN where missing, without meaning for texts; None
+            while packed.
         texts: Identifying texts, by descriptor, one per report.
+        body: Bytes of section 4 of a packed message.
+        starts: First bit of each packed report.
     """
 
     layout: Layout
-    values: np.ndarray
     numbers: np.ndarray
-    texts: dict[int, list[str]]
+    values: np.ndarray | None = None
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    body: bytes = b""
+    starts: np.ndarray | None = None
 
 
 class Unpacker:
-    """Unpacks messages; keeps the templates it has met."""
+    """Unpacks messages within limits; the templates met so far are shared in the process."""
+
+    _templates: ClassVar[dict[tuple, Template | DecodeError]] = {}
 
     def __init__(self, limits: MessageLimits) -> None:
         self.limits = limits
-        self._templates: dict[tuple, Template | DecodeError] = {}
 
     def template(self, message: bytes, header: Header) -> Template:
         """Expanded template of a message, without unpacking its data.
@@ -64,36 +61,22 @@ class Unpacker:
         Raises:
             DecodeError: `needs_local_tables`, `too_large` or `undecodable`.
         """
+        least = descriptor_count(header.descriptors)
+        if least * (header.subsets if header.compressed else 1) > self.limits.values:
+            raise DecodeError(
+                f"Expected at most {self.limits.values} values; the template asks for {least} in "
+                f"each of {header.subsets} reports.",
+                reason="too_large",
+            )
         key = header.template
         found = self._templates.get(key)
         if found is None:
             if len(self._templates) >= _KEPT_TEMPLATES:
                 self._templates.clear()
-            found = self._templates[key] = self._expand(message, header)
+            found = self._templates[key] = _expand(message, header)
         if isinstance(found, DecodeError):
             raise found
         return found
-
-    def _expand(self, message: bytes, header: Header) -> Template | DecodeError:
-        least = descriptor_count(header.descriptors)
-        if least * (header.subsets if header.compressed else 1) > self.limits.values:
-            return DecodeError(
-                f"Expected at most {self.limits.values} values; the template asks for {least} in "
-                f"each of {header.subsets} reports.",
-                reason="too_large",
-            )
-        handle = eccodes.codes_new_from_message(message)
-        try:
-            expanded = eccodes.codes_get_long_array(handle, "expandedDescriptors")
-            return Template(tuple(int(code) for code in expanded))
-        except (eccodes.CodesInternalError, UnicodeDecodeError) as error:
-            return DecodeError(
-                f"Expected descriptors of WMO tables; got version {header.master_version}, local "
-                f"version {header.local_version} of centre {header.centre}: {error}.",
-                reason="needs_local_tables",
-            )
-        finally:
-            eccodes.codes_release(handle)
 
     def unpack(self, message: bytes, header: Header) -> Iterator[Part]:
         """Values of all reports, grouped by layout.
@@ -102,6 +85,9 @@ class Unpacker:
             DecodeError: With a reason.
         """
         template = self.template(message, header)
+        if not header.compressed and (packed := self._packed(message, header, template)):
+            yield from packed
+            return
         handle = eccodes.codes_new_from_message(message)
         try:
             if header.data_bytes > _LARGE:
@@ -114,9 +100,32 @@ class Unpacker:
                 layout = template.layout(values, self.limits)
                 yield _rectangular(handle, layout, values, header.subsets, wanted)
             else:
-                yield from self._ragged(handle, template, values, header.subsets, wanted)
+                for part in self._ragged(handle, template, values, header.subsets, wanted):
+                    _note(message, header, template, part)
+                    yield part
         finally:
             eccodes.codes_release(handle)
+
+    def _packed(self, message: bytes, header: Header, template: Template) -> list[Part] | None:
+        """The reports as they are if all their layouts and packings are known, else None."""
+        body = header.data(message)
+        found: dict[int, tuple[Layout, list[int], list[int]]] = {}
+        at, size = 0, 0
+        for number in range(header.subsets):
+            layout = template.packed_layout(body, at)
+            if layout is None:
+                return None
+            _, numbers, starts = found.setdefault(id(layout), (layout, [], []))
+            numbers.append(number)
+            starts.append(at)
+            at += layout.packing.bits
+            size += layout.size
+            if at > len(body) * 8 or size > self.limits.values:
+                return None
+        return [
+            Part(layout, np.array(numbers), body=body, starts=np.array(starts))
+            for layout, numbers, starts in found.values()
+        ]
 
     def _values(self, handle: int, header: Header) -> np.ndarray:
         try:
@@ -163,7 +172,32 @@ class Unpacker:
                 for code in wanted
                 if (at := layout.first(code)) >= 0
             }
-            yield Part(layout, part, np.array(numbers), texts)
+            yield Part(layout, np.array(numbers), part, texts)
+
+
+def _expand(message: bytes, header: Header) -> Template | DecodeError:
+    handle = eccodes.codes_new_from_message(message)
+    try:
+        expanded = eccodes.codes_get_long_array(handle, "expandedDescriptors")
+        return Template(tuple(int(code) for code in expanded))
+    except (eccodes.CodesInternalError, UnicodeDecodeError) as error:
+        return DecodeError(
+            f"Expected descriptors of WMO tables; got version {header.master_version}, local "
+            f"version {header.local_version} of centre {header.centre}: {error}.",
+            reason="needs_local_tables",
+        )
+    finally:
+        eccodes.codes_release(handle)
+
+
+def _note(message: bytes, header: Header, template: Template, part: Part) -> None:
+    """Learns the packing of a layout when it is met for the second time."""
+    layout = part.layout
+    layout.seen += 1
+    if layout.seen == _LEARNT_AT and part.numbers[0] == 0 and layout.size <= _LEARNT_SIZE:
+        packing = describe_packing(message, header, layout, part.values[0])
+        if packing is not None:
+            template.learn(layout, packing)
 
 
 def _rectangular(
@@ -176,7 +210,7 @@ def _rectangular(
         # A text that is the same in all reports comes as one.
         found = _texts(handle, "#1#" + TEXT_KEYS[code]) or [""]
         texts[code] = found * subsets if len(found) == 1 else found
-    return Part(layout, values.reshape(subsets, layout.size), np.arange(subsets), texts)
+    return Part(layout, np.arange(subsets), values.reshape(subsets, layout.size), texts)
 
 
 def _widths(handle: int) -> tuple[int, ...]:
@@ -207,16 +241,11 @@ def _texts(handle: int, key: str) -> list[str]:
         texts = eccodes.codes_get_string_array(handle, key)
     except (eccodes.CodesInternalError, UnicodeDecodeError):
         return []
-    return [_clean(text) for text in texts]
+    return [clean_text(text) for text in texts]
 
 
 def _text(handle: int, key: str) -> str:
     try:
-        return _clean(eccodes.codes_get_string(handle, key))
+        return clean_text(eccodes.codes_get_string(handle, key))
     except (eccodes.CodesInternalError, UnicodeDecodeError):
         return ""
-
-
-def _clean(text: str) -> str:
-    text = text.strip(" \x00")
-    return text if text.isprintable() and text.isascii() else ""

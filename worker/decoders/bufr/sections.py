@@ -21,7 +21,8 @@ class Header:
         subsets: Number of reports.
         compressed: Whether values are stored element by element.
         descriptors: Unexpanded descriptors as integers FXXYYY.
-        data_bytes: Length of section 4.
+        data_at: First byte of the values in section 4.
+        data_bytes: Bytes of the values.
     """
 
     edition: int
@@ -36,7 +37,12 @@ class Header:
     subsets: int
     compressed: bool
     descriptors: tuple[int, ...]
+    data_at: int
     data_bytes: int
+
+    def data(self, message: bytes) -> bytes:
+        """The packed values."""
+        return message[self.data_at : self.data_at + self.data_bytes]
 
     @property
     def template(self) -> tuple:
@@ -105,7 +111,7 @@ def read_header(message: bytes) -> Header:
         raise _bad(f"{subsets} reports and {len(codes)} descriptors declared")
     return Header(
         edition, s[3], centre, subcentre, sequence, category, subcategory, master, local,
-        subsets, bool(flags & 64), codes, data_bytes,
+        subsets, bool(flags & 64), codes, at + 4, data_bytes - 4,
     )  # fmt: skip
 
 

@@ -1,0 +1,178 @@
+"""Bits of uncompressed reports to values, for many reports of one layout at once.
+
+eccodes tells where every element of a layout lies: width, scale and reference value in effect,
+operators included. With that known, the bits of all later reports of the layout are read as arrays.
+A packing is used only after it has given, bit by bit, the values eccodes gives for a first report.
+
+A value is (number + reference) x 10^-scale; all bits set is missing, except in class 31 and in
+elements of one bit (WMO Manual on Codes, volume I.2, FM 94).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import eccodes
+import numpy as np
+
+from worker.decoders.bufr.bits import gather_bits
+from worker.decoders.bufr.layout import Layout
+from worker.decoders.bufr.sections import Header
+from worker.decoders.bufr.texts import TEXT_KEYS, clean_text
+
+__all__ = ["Packing", "describe_packing"]
+
+_WIDEST = 56
+_FIRST_TRAILER = 222_000
+_DESCRIBED = frozenset({222_000, 236_000, 237_000})
+"""Operators without data of their own whose elements keep their original widths."""
+_MISSING = -1e99
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where and how the elements of a layout are stored.
+
+    Attributes:
+        offsets: First bit of each element from the start of the report, (E,).
+        widths: Bits of each element, 0 for operators and texts, (E,).
+        factors, references: Value = (number + reference) x factor, (E,).
+        can_miss: Whether all bits set means missing, (E,).
+        texts: Offset and number of characters of identifying texts, by descriptor.
+        bits: Length of a report.
+    """
+
+    offsets: np.ndarray
+    widths: np.ndarray
+    factors: np.ndarray
+    references: np.ndarray
+    can_miss: np.ndarray
+    texts: Mapping[int, tuple[int, int]]
+    bits: int
+
+    def values(self, bodies: Sequence[bytes], owner: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Values of reports, shape (N, E), NaN where missing.
+
+        Arguments:
+            bodies: Data sections, M.
+            owner: Number of the section that holds each report, (N,).
+            starts: First bit of each report in its section, (N,).
+        """
+        buffer, first = _joined(bodies, owner, starts)
+        number = gather_bits(buffer, first[:, None] + self.offsets, self.widths)
+        value = (number.astype(np.float64) + self.references) * self.factors
+        full = (np.uint64(1) << self.widths.astype(np.uint64)) - np.uint64(1)
+        value[(number == full) & self.can_miss] = np.nan
+        return value
+
+    def text(
+        self, code: int, bodies: Sequence[bytes], owner: np.ndarray, starts: np.ndarray
+    ) -> list[str]:
+        """An identifying text of each report; "" where missing."""
+        offset, length = self.texts[code]
+        buffer, first = _joined(bodies, owner, starts)
+        places = first[:, None] + offset + 8 * np.arange(length)
+        characters = gather_bits(buffer, places, np.full(length, 8)).astype(np.uint8)
+        found = [row.tobytes() for row in characters]
+        return [clean_text(raw.decode("ascii")) if raw.isascii() else "" for raw in found]
+
+
+def _joined(
+    bodies: Sequence[bytes], owner: np.ndarray, starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """All bytes in one array, and the first bit of each report in it."""
+    lengths = np.array([len(body) for body in bodies])
+    begin = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    buffer = np.frombuffer(b"".join(bodies) + b"\0" * 8, dtype=np.uint8)
+    return buffer, begin[owner] * 8 + starts
+
+
+def describe_packing(
+    message: bytes, header: Header, layout: Layout, expected: np.ndarray
+) -> Packing | None:
+    """The packing of a layout as eccodes describes it, or None if it cannot be read this way.
+
+    Arguments:
+        message: A message whose first report has the layout.
+        header: Its sections 1 and 3.
+        layout: Positions of elements.
+        expected: Values of the first report by eccodes, (E,), NaN where missing.
+    """
+    handle = eccodes.codes_new_from_message(message)
+    try:
+        elements = _elements(handle, layout)
+    except eccodes.CodesInternalError:
+        return None
+    finally:
+        eccodes.codes_release(handle)
+    if elements is None:
+        return None
+    widths, scales, references = elements
+    offsets = np.concatenate([[0], np.cumsum(widths)[:-1]])
+    long = widths > _WIDEST
+    texts = {}
+    for code in TEXT_KEYS:
+        at = layout.first(code)
+        if at >= 0:
+            texts[code] = (int(offsets[at]), int(widths[at]) // 8)
+    numeric = np.where(long, 0, widths)
+    packing = Packing(
+        offsets.astype(np.int64),
+        numeric.astype(np.int64),
+        np.array([1.0 / 10.0**scale if scale > 0 else 10.0**-scale for scale in scales.tolist()]),
+        references.astype(np.float64),
+        (layout.all_codes // 1_000 != 31) & (numeric > 1),
+        texts,
+        int(widths.sum()),
+    )
+    return packing if _confirmed(packing, header.data(message), expected, numeric) else None
+
+
+def _confirmed(packing: Packing, body: bytes, expected: np.ndarray, numeric: np.ndarray) -> bool:
+    """Whether the packing gives the expected numbers, to the last bit."""
+    if packing.bits > len(body) * 8:
+        return False
+    only = np.zeros(1, dtype=np.int64)
+    found = packing.values([body], only, only)[0]
+    shown = numeric > 0
+    return bool(np.array_equal(found[shown], expected[shown], equal_nan=True))
+
+
+def _elements(handle: int, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Width, scale and reference of each element of the first report."""
+    trailer = layout.all_codes[len(layout.codes) :]
+    operators = trailer[trailer >= 100_000]
+    if (layout.codes >= 100_000).any() or not _DESCRIBED.issuperset(operators.tolist()):
+        return None
+    eccodes.codes_set(handle, "unpack", 1)
+    found = []
+    iterator = eccodes.codes_bufr_keys_iterator_new(handle)
+    try:
+        while len(found) < len(layout.codes) and eccodes.codes_bufr_keys_iterator_next(iterator):
+            key = eccodes.codes_bufr_keys_iterator_get_name(iterator)
+            if key.startswith("#") and "->" not in key:
+                names = ("code", "width", "scale", "reference")
+                found.append([eccodes.codes_get_long(handle, f"{key}->{n}") for n in names])
+    finally:
+        eccodes.codes_bufr_keys_iterator_delete(iterator)
+    if [entry[0] for entry in found] != layout.codes.tolist():
+        return None
+    original = _originals(handle)
+    for code in trailer.tolist():
+        if code not in original and code < _FIRST_TRAILER:
+            return None
+        found.append([code, *original.get(code, (0, 0, 0))])
+    table = np.array(found, dtype=np.int64)
+    return table[:, 1], table[:, 2], table[:, 3]
+
+
+def _originals(handle: int) -> dict[int, tuple[int, int, int]]:
+    """Width, scale and reference of the tables by descriptor."""
+    codes = eccodes.codes_get_long_array(handle, "expandedDescriptors")
+    parts = [
+        eccodes.codes_get_long_array(handle, f"expandedOriginal{name}")
+        for name in ("Widths", "Scales", "References")
+    ]
+    if any(len(part) != len(codes) for part in parts):
+        return {}
+    entries = zip(codes.tolist(), *(part.tolist() for part in parts), strict=True)
+    return {code: (width, scale, ref) for code, width, scale, ref in entries if code < 100_000}
