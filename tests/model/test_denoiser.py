@@ -148,3 +148,15 @@ def test_gradients_reach_the_input_and_the_base():
     x_t = noisy(1).requires_grad_()
     denoise(x_t, torch.tensor(1.0, dtype=torch.float64), DATE).sum().backward()
     assert x_t.grad.abs().min() > 0
+
+
+def test_float32_leaves_an_autocast_of_the_surroundings_on():
+    class Asks(nn.Module):
+        def forward(self, x, t, date):
+            self.on = torch.is_autocast_enabled("cpu")
+            return x
+
+    asks = Asks()
+    with torch.autocast("cpu", torch.bfloat16):
+        BlanketDenoiser(asks)(noisy(1), torch.tensor(1.0), DATE)
+    assert asks.on
