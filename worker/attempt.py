@@ -10,11 +10,11 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError
 
-from model.domain.errors import DecodeError, InvalidInput, JobCancelled
+from model.domain.errors import DecodeError, InvalidInput, JobCancelled, ResourceExhausted
 from worker.disk_errors import FULL
 from worker.jobs.batch import BatchRecord, IngestSummary
 from worker.jobs.batch_store import BatchStore
-from worker.jobs.job import JobRecord, Problem
+from worker.jobs.job import JobRecord, JobState, Problem
 from worker.jobs.lease import Lease
 from worker.jobs.queues import INGEST_BATCH, MESSAGE_VERSION, RUN_ASSIMILATION, submit
 from worker.jobs.record_store import LeaseLost, MoveRefused, NoSuchRecord
@@ -35,8 +35,9 @@ def problem_of(error: Exception) -> Problem:
             code="disk_full",
             message=f"The data folder is full ({error}); free space and submit the job again.",
         )
-    if isinstance(error, MemoryError):
-        return Problem(code="resource_exhausted", message=str(error) or "out of memory")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        message = str(error) or "out of memory"
+        return Problem(code=ResourceExhausted.code, message=message, retryable=True)
     if isinstance(error, RedisError):
         return Problem(code="broker_error", message=str(error), retryable=True)
     return Problem.of(error)
@@ -100,9 +101,19 @@ def _run(
             _settle(runtime, store, record, error)
         except LeaseLost as lost:
             log.warning("stopped", id=record.id, reason=lost.message)
-        except MoveRefused:  # a cancel came in while the error was on its way
-            if isinstance(store, JobStore):
-                store.confirm_cancel(record.id, record.token)
+        except MoveRefused as refused:
+            _after_refusal(store, record, refused)
+
+
+def _after_refusal(
+    store: JobStore | BatchStore, record: JobRecord | BatchRecord, refused: MoveRefused
+) -> None:
+    """A cancel may have come in while an error was on its way; else the record has its outcome."""
+    state, token = store.state_and_token(record.id)
+    if isinstance(store, JobStore) and state == JobState.CANCELLING and token == record.token:
+        store.confirm_cancel(record.id, record.token)
+    else:
+        log.warning("outcome kept", id=record.id, state=state, reason=refused.message)
 
 
 def _settle(

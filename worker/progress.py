@@ -5,12 +5,18 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from model.domain.errors import ResourceExhausted
+from model.domain.errors import AppaError
 from worker.jobs.job import Phase, Progress
 from worker.jobs.lease import Lease
 from worker.jobs.store import JobStore
 
-__all__ = ["ProgressReporter"]
+__all__ = ["JobTooLong", "ProgressReporter"]
+
+
+class JobTooLong(AppaError):
+    """A job that takes longer than any job may; trying it again would take as long."""
+
+    code = "job_too_long"
 
 
 class ProgressReporter:
@@ -73,7 +79,7 @@ class ProgressReporter:
         """Raises when the work must stop."""
         self.check_stopping()
         if time.monotonic() - self._started > self._limit:
-            raise ResourceExhausted(
+            raise JobTooLong(
                 f"Expected the job to take at most {self._limit:.0f} s; it took longer. Ask for "
                 "fewer members or steps, or raise APPA_JOB_LIMIT_SECONDS."
             )

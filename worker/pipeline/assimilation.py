@@ -7,6 +7,7 @@ from pathlib import Path
 
 import structlog
 
+from model.domain.errors import ResourceExhausted
 from worker.backgrounds.load import load_background
 from worker.backgrounds.restarts import find_restart
 from worker.jobs.job import JobRecord, Phase
@@ -42,7 +43,8 @@ def assimilate_window(
     """
     spec = job.spec
     warm = models.get(spec.model)
-    solver = Solver(warm.model, spec, progress)
+    careful = job.error is not None and job.error.code == ResourceExhausted.code
+    solver = Solver(warm.model, spec, progress, careful=careful)
 
     progress.phase(Phase.GATHERING)
     earlier = find_restart(

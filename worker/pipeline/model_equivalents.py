@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.batching import Batching
 from model.domain.observations import FEEDBACK_SCHEMA, OBSERVATION_SCHEMA
 from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet, build_observation_set
@@ -73,12 +74,18 @@ def model_equivalents(
     operator = observations.to(model.dtype, model.device).operator if len(observations) else None
     with torch.no_grad():
         for member, trajectory in enumerate(latents):
-            states = model.decode(trajectory.to(model.device, model.dtype), mask=False)
+            states = _decode(trajectory.to(model.device, model.dtype), model)
             if operator is not None:
                 hofx[member] = operator(states).double().cpu().numpy()
             if keep is not None:
                 keep(member, _masked(states, model))
     return hofx
+
+
+def _decode(trajectory: Tensor, model: LatentModel) -> Tensor:
+    """Latents (T, c, h, w) to physical states, as many at once as the memory takes."""
+    batching = Batching(rows=len(trajectory))
+    return batching(lambda rows: model.decode(trajectory[rows], mask=False), len(trajectory))
 
 
 def _masked(states: Tensor, model: LatentModel) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from model.diagnostics.departures import departure_statistics
@@ -92,11 +93,13 @@ def _states_and_feedback(
 
 def _decode_written(latents: Tensor, plan: WindowPlan, warm: WarmModel) -> np.ndarray:
     written = np.flatnonzero(plan.written)
-    members = [
-        warm.model.decode(member[written].to(warm.model.device, warm.model.dtype))
-        for member in latents
-    ]
-    return np.stack([m.float().cpu().numpy() for m in members])
+    states = np.empty((len(latents), len(written), *warm.model.state_shape), dtype=np.float32)
+    with torch.no_grad():
+        for number, member in enumerate(latents):
+            for place, i in enumerate(written):  # one at a time: full-size states are large
+                latent = member[i].to(warm.model.device, warm.model.dtype)
+                states[number, place] = warm.model.decode(latent[None])[0].float().cpu().numpy()
+    return states
 
 
 def write_outputs(

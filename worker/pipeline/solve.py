@@ -53,13 +53,22 @@ class Solver:
         model: The warm model.
         spec: Members, seed, steps.
         progress: Its `on_step`.
+        careful: Take the smallest sub-batches: the attempt before ran out of memory.
     """
 
-    def __init__(self, model: LatentModel, spec: SpecBase, progress: ProgressReporter) -> None:
+    def __init__(
+        self,
+        model: LatentModel,
+        spec: SpecBase,
+        progress: ProgressReporter,
+        *,
+        careful: bool = False,
+    ) -> None:
         self.model = model
         self.spec = spec
         self.progress = progress
-        self.settings = _settings(model, spec)
+        settings = _settings(model, spec)
+        self.settings = replace(settings, batch_rows=1) if careful else settings
 
     def prior(self, times: Sequence[datetime]) -> Tensor:
         """Draws of the model's prior at `times`, with shape (M, T, c, h, w)."""

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import structlog
 from celery import Task, shared_task
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from worker.attempt import attempt, known_version
 from worker.backgrounds.restarts import mark_restart
@@ -15,6 +18,8 @@ from worker.progress import ProgressReporter
 from worker.runtime import Runtime
 
 __all__ = ["run_assimilation_task"]
+
+log = structlog.get_logger()
 
 
 @shared_task(name=RUN_ASSIMILATION, bind=True)
@@ -35,6 +40,14 @@ def run_assimilation_task(self: "Task[Any, Any]", job_id: str, version: int) -> 
             publish(job, store, runtime.layout, folder, progress)
         mark_restart(runtime.layout, manifest)
         store.succeed(job.id, job.token, progress.done())
-        submit(runtime.sender, ANNOUNCE_RESULT, job.analysis_id)
+        announce(runtime, job.analysis_id)
 
     attempt(runtime, store, job_id, body)
+
+
+def announce(runtime: Runtime, analysis_id: str) -> None:
+    """Sends word of a result; a result that nobody was told of is a result all the same."""
+    try:
+        submit(runtime.sender, ANNOUNCE_RESULT, analysis_id)
+    except (OperationalError, RedisError, OSError) as error:
+        log.warning("not announced", id=analysis_id, reason=str(error))

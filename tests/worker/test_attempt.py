@@ -1,0 +1,123 @@
+"""Outcomes of one attempt: every kind of error becomes the right state of the record."""
+
+import errno
+from datetime import UTC, datetime
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from model.domain.errors import CheckpointError, InvalidInput, StorageError
+from worker.attempt import attempt, known_version, problem_of
+from worker.jobs.ids import new_id
+from worker.jobs.job import JobRecord, JobState, Progress
+from worker.jobs.kinds import FilteringSpec
+from worker.runtime import WorkerStopping, open_runtime
+from worker.settings import WorkerSettings
+
+
+class Outbox:
+    """Where messages go instead of a broker."""
+
+    def __init__(self):
+        self.sent = []
+
+    def send_task(self, name, args, **options):
+        self.sent.append((name, args, options))
+
+
+@pytest.fixture
+def runtime(shared_broker, prefix, tmp_path):
+    settings = WorkerSettings(
+        redis_url=shared_broker.url, redis_prefix=prefix, data_dir=tmp_path, attempts=2
+    )
+    opened = open_runtime(settings, ["gpu"], "worker-1", Outbox())
+    yield opened
+    opened.stores.redis.close()
+
+
+@pytest.fixture
+def job(runtime):
+    job_id = new_id("job")
+    spec = FilteringSpec(valid_time=datetime(2025, 1, 1, tzinfo=UTC))
+    return runtime.stores.jobs.create(JobRecord(id=job_id, analysis_id="an-1", spec=spec))[0]
+
+
+def run(runtime, job, error) -> JobRecord:
+    def body(record, lease):
+        raise error
+
+    attempt(runtime, runtime.stores.jobs, job.id, body)
+    return runtime.stores.jobs.get(job.id)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidInput("no such time"), "invalid_input"),
+        (CheckpointError("wrong hash"), "checkpoint_error"),
+        (ValueError("surprise"), "internal_error"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+    ],
+)
+def test_errors_that_stay_fail_the_job_at_once(runtime, job, error, code):
+    done = run(runtime, job, error)
+    assert (done.state, done.error.code, done.attempts) == (JobState.FAILED, code, 1)
+    assert runtime.sender.sent == []
+
+
+@pytest.mark.parametrize(
+    "error", [StorageError("torn file"), MemoryError("CUDA out of memory"), RedisConnectionError()]
+)
+def test_errors_that_may_pass_are_tried_again_within_bounds(runtime, job, error):
+    first = run(runtime, job, error)
+    assert (first.state, first.attempts) == (JobState.QUEUED, 1)
+    assert len(runtime.sender.sent) == 1
+    second = run(runtime, job, error)
+    assert (second.state, second.attempts) == (JobState.FAILED, 2)
+    assert len(runtime.sender.sent) == 1
+
+
+def test_a_stopping_worker_gives_the_job_back_whatever_its_attempts(runtime, job):
+    for number in (1, 2, 3):
+        given = run(runtime, job, WorkerStopping("bye"))
+        assert (given.state, given.attempts) == (JobState.QUEUED, number)
+
+
+def test_a_cancel_that_meets_an_error_ends_cancelled(runtime, job):
+    def body(record, lease):
+        runtime.stores.jobs.cancel(record.id)
+        raise StorageError("torn file")
+
+    attempt(runtime, runtime.stores.jobs, job.id, body)
+    assert runtime.stores.jobs.get(job.id).state is JobState.CANCELLED
+
+
+def test_a_cancel_raised_in_a_step_ends_cancelled(runtime, job):
+    def body(record, lease):
+        runtime.stores.jobs.cancel(record.id)
+        lease.check()
+
+    attempt(runtime, runtime.stores.jobs, job.id, body)
+    assert runtime.stores.jobs.get(job.id).state is JobState.CANCELLED
+
+
+def test_an_error_after_success_changes_nothing(runtime, job):
+    def body(record, lease):
+        runtime.stores.jobs.succeed(record.id, record.token, Progress())
+        raise ValueError("too late")
+
+    attempt(runtime, runtime.stores.jobs, job.id, body)
+    assert runtime.stores.jobs.get(job.id).state is JobState.SUCCEEDED
+
+
+def test_a_message_of_another_version_fails_the_record_and_says_so(runtime, job):
+    assert known_version(runtime.stores.jobs, job.id, 1)
+    assert not known_version(runtime.stores.jobs, job.id, 2)
+    done = runtime.stores.jobs.get(job.id)
+    assert (done.state, done.error.code) == (JobState.FAILED, "message_version")
+
+
+def test_torch_running_out_of_memory_is_known_by_its_name():
+    error = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")
+    problem = problem_of(error)
+    assert (problem.code, problem.retryable) == ("resource_exhausted", True)
