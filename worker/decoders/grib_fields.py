@@ -101,6 +101,9 @@ def fields(
             messages that brought an earlier process down, with the reason by offset.
     """
     options = options or {}
+    if not path.stat().st_size:
+        report.reject("empty_file")
+        return
     mark, skip = options.get("mark"), options.get("skip") or {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for offset, length in _frames(data, report):

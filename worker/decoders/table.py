@@ -33,6 +33,7 @@ def decode_parquet(path: Path, context: DecodeContext) -> Decoded:
                     reason="too_large",
                 )
             table = file.read()
+            table.validate(full=True)  # torn pages may hold strings that are no UTF-8
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DecodeError(f"Expected a Parquet file; {error}.", reason="undecodable") from error
     return _decode(table, context, report)
