@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -70,6 +71,39 @@ def osse(
         print(json.dumps(_as_json(model.card.name, model.card.channels, found), indent=1))
     else:
         _print(model.card.name, model.card.simulated, found)
+
+
+@app.command("soundings")
+def soundings(
+    paths: Annotated[list[Path], typer.Argument(help="Files of real reports (BUFR, ...).")],
+    checkpoint: Annotated[str, typer.Option(help="Name or folder of a checkpoint.")] = "appa-t31",
+    share: Annotated[float, typer.Option(min=0.01, max=0.5, help="Share withheld.")] = 0.2,
+    members: Annotated[int, typer.Option(min=2)] = 8,
+    seed: int = 0,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Assimilate real reports with a share of the stations withheld, and score against those."""
+    from deploy.verify_soundings import verify_withheld
+    from model.checkpoints.load import load_checkpoint
+
+    model = load_checkpoint(checkpoint)
+    skill = verify_withheld(model, paths, share=share, members=members, seed=seed)
+    if as_json:
+        rows = skill.rows.assign(layer=skill.rows["layer"].astype(str)).to_dict("records")
+        values = {"time": skill.time.isoformat(), "used": skill.used, "withheld": skill.withheld}
+        print(json.dumps(values | {"outcomes": skill.outcomes, "rows": rows}, indent=1))
+        return
+    table = Table(
+        title=f"{skill.time:%Y-%m-%d %H UTC}: RMS departures at withheld stations "
+        f"({skill.used} values used, {skill.withheld} withheld)"
+    )
+    for name in ("variable", "pressure (Pa)", "values", "climatology", "analysis", "ratio"):
+        table.add_column(name, justify="left" if name == "variable" else "right")
+    for row in skill.rows.itertuples():
+        ratio = row.analysis / row.climatology
+        numbers = f"{row.climatology:.4g}", f"{row.analysis:.4g}", f"{ratio:.2f}"
+        table.add_row(row.variable, str(row.layer), str(row.number), *numbers)
+    Console().print(table)
 
 
 def _means(found: "list[StartSkill]") -> dict[str, float]:

@@ -22,7 +22,7 @@ from model.osse.baselines.windowed import windowed_analysis
 from model.osse.network import Network, simulate_observations
 from model.progress import OnStep, no_progress
 
-__all__ = ["SkillSettings", "StartSkill", "climatological_states", "score_start"]
+__all__ = ["SkillSettings", "StartSkill", "climatological_states", "date_rows", "score_start"]
 
 ReadTruth = Callable[[datetime, int], Tensor]
 """(first time UTC, count) -> physical states (count, C, Y, X), NaN where undefined."""
@@ -202,7 +202,7 @@ def _score_baselines(
                 prior,
                 lambda z: model.decode(z, mask=False),
                 seen,
-                _dates(times[-k:]),
+                date_rows(times[-k:]),
                 iterations=100,
                 tolerance=0.02,
             ).latents
@@ -221,11 +221,12 @@ def climatological_states(model: LatentModel, times: Sequence[datetime]) -> Tens
     """Mean states (T, C, Y, X): seasonal where the checkpoint knows the season."""
     prior = model.denoise.base
     if isinstance(prior, ZonalGaussianPrior):
-        return model.decode(prior.climatology(_dates(times)[None])[0], mask=False)
+        return model.decode(prior.climatology(date_rows(times)[None])[0], mask=False)
     mean = model.state_normalisation.mean
     return mean.expand(len(times), *model.state_shape).clone()
 
 
-def _dates(times: Sequence[datetime]) -> Tensor:
+def date_rows(times: Sequence[datetime]) -> Tensor:
+    """Year, month, day and hour (UTC) of times, int64 with shape (T, 4)."""
     utc = [t.astimezone(UTC) for t in times]
     return torch.tensor([[t.year, t.month, t.day, t.hour] for t in utc])
