@@ -27,6 +27,10 @@ from model.nn.embedding import date_features
 __all__ = ["ZonalGaussianPrior", "fit_zonal_gaussian", "mean_features"]
 
 
+Gain = Callable[[Tensor], Tensor]
+"""Maps variances (1, n) or (B, n) to factors of the same or a broadcast shape."""
+
+
 def mean_features(date: Tensor) -> Tensor:
     """Regressors of the mean: 1, two harmonics of the year, two of the day.
 
@@ -121,6 +125,11 @@ class ZonalGaussianPrior(nn.Module):
         noise = sigma.reshape(-1, 1).square().float()
         return self.filter(v, lambda variance: variance * noise / (variance + noise))
 
+    def conditional_filter(self, x: Tensor, sigma: Tensor, gain: Gain) -> Tensor:
+        """Like `filter`, with the covariance of x given x + sigma noise for Λ."""
+        noise = sigma.reshape(-1, 1).square().float()
+        return self.filter(x, lambda variance: gain(variance * noise / (variance + noise)))
+
     def scalings(self, sigma: Tensor) -> Scalings:
         """See `model.denoiser.BaseDenoiser`; noise levels with shape (B, 1, 1, 1, 1), float64."""
         waves, size, modes = self.modes.shape
@@ -153,7 +162,7 @@ class ZonalGaussianPrior(nn.Module):
         white = torch.randn(mean.shape, generator=generator).to(mean)
         return mean + self.filter(white, torch.sqrt)
 
-    def filter(self, x: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
+    def filter(self, x: Tensor, gain: Gain) -> Tensor:
         """Applies U g(Λ) U*.
 
         Arguments:

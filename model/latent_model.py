@@ -18,7 +18,7 @@ from model.domain.errors import InvalidInput
 from model.domain.grids import Grid
 from model.domain.variables import Channel
 from model.gaussian_prior import ZonalGaussianPrior
-from model.guidance.base import CovarianceTimes
+from model.guidance.base import CovarianceFilter
 from model.linear_decoder import LinearDecoder, fit_linear_decoder
 from model.nn.precision import Precision, reduced_precision
 from model.normalisation import LatentNormalisation, StateNormalisation
@@ -162,10 +162,10 @@ class LatentModel(nn.Module):
         return states.to(latents.dtype)
 
     @property
-    def prior_covariance(self) -> CovarianceTimes | None:
+    def prior_covariance(self) -> CovarianceFilter | None:
         """Covariance of a blanket given its noisy version under the closed-form prior, if any."""
         base = self.denoise.base
-        return base.covariance_times if isinstance(base, ZonalGaussianPrior) else None
+        return base.conditional_filter if isinstance(base, ZonalGaussianPrior) else None
 
     def decode_tangent(self, latents: Tensor) -> Tensor:
         """Like `decode` without mask, by a linear map that is cheap to differentiate."""

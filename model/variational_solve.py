@@ -22,11 +22,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["variational_increment"]
+__all__ = ["Filter", "variational_increment"]
 
 Map = Callable[[Tensor], Tensor]
 Filter = Callable[[Tensor, Map], Tensor]
-"""(x (B, *), gain) -> U g(Λ) U* x."""
+"""(x (B, *), gain) -> U g(Λ) U* x; the gain maps variances (1, n) to factors (1 or B, n)."""
 
 SHARE = 0.01
 """κ over the mean information of the observations: the modes that need the preconditioner most
@@ -59,11 +59,12 @@ def variational_increment(
         δ with shape (B, *), and the number of iterations.
     """
     residual = pull(innovation)
-    kappa = max(share * _information(push, residual), 1e-12)
     axes = tuple(range(1, residual.ndim))
+    row_kappa = (share * _information(push, residual)).clamp(min=1e-12).to(residual)
+    kappa = row_kappa.reshape(-1, *(1 for _ in axes))
 
     def precondition(r: Tensor) -> Tensor:
-        return spectral_filter(r, lambda v: v / (1.0 + kappa * v))
+        return spectral_filter(r, lambda v: v / (1.0 + row_kappa[:, None] * v))
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a.double() * b.double()).sum(axes, keepdim=True)
@@ -89,8 +90,9 @@ def variational_increment(
     return delta, iterations
 
 
-def _information(push: Map, like: Tensor) -> float:
-    """Estimate of tr(JᵀJ) / n from one random vector; the draw is always the same."""
+def _information(push: Map, like: Tensor) -> Tensor:
+    """Estimate of tr(JᵀJ) / n of each row (B,) from one random vector, always the same."""
     draw = torch.Generator().manual_seed(0)
-    probe = torch.randn(like.shape[1:], generator=draw).to(like).expand(like.shape)
-    return float(push(probe).double().square().sum() / probe.numel())
+    probe = torch.randn(like.shape[1:], generator=draw).to(like)
+    size = probe.numel()
+    return push(probe.expand(like.shape).contiguous()).square().sum(dim=1) / size

@@ -7,7 +7,7 @@ noise is added without scaling: :math:`x_t = x + \sigma_t \epsilon`.
 
 __all__ = [
     "BlanketRows",
-    "CovarianceTimes",
+    "CovarianceFilter",
     "Decode",
     "Denoise",
     "Guidance",
@@ -29,8 +29,9 @@ Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 Decode = Callable[[Tensor], Tensor]
 """Standardised latents (P, c, h, w) -> states (P, C, Y, X) in the units of the operators."""
 
-CovarianceTimes = Callable[[Tensor, Tensor], Tensor]
-"""(v (B, K, c, h, w), sigma ()) -> covariance of the state given its noisy version, times v."""
+CovarianceFilter = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
+"""(x (B, K, c, h, w), sigma (), gain) -> U g(Λ) U* x, with U Λ U* the covariance of the state given
+its noisy version; the gain maps variances (1, n) to factors (1 or B, n)."""
 
 
 @dataclass(frozen=True)

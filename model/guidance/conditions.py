@@ -5,7 +5,7 @@ __all__ = ["Conditions"]
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from model.guidance.base import CovarianceTimes, Decode, ObservedBlankets
+from model.guidance.base import CovarianceFilter, Decode, ObservedBlankets
 from model.guidance.fit import FitReport
 
 
@@ -24,7 +24,7 @@ class Conditions:
     through: Callable[[Decode], ObservedBlankets]
     decode: Decode
     tangent: Decode
-    covariance: CovarianceTimes | None = None
+    covariance: CovarianceFilter | None = None
     report: FitReport | None = None
 
     def observations(self) -> ObservedBlankets:

@@ -7,9 +7,10 @@ version under a Gaussian prior of covariance :math:`C`,
     \left( y - H(x_k) + H_k (x_k - \hat{x}) \right), \qquad x_0 = \hat{x} = d(x_t)
 
 which is the Gauss-Newton iteration of the variational analysis around the denoised state. It is
-exact for a Gaussian prior and a linear operator, needs no derivative of the denoiser, and its
-operator is symmetric, so conjugate gradients serve. MMPS (`mmps.py`) takes the covariance from the
-denoiser itself: it knows the flow, and costs an adjoint of the network in every iteration.
+exact for a Gaussian prior and a linear operator, needs no derivative of the denoiser, and is solved
+in state space with the prior's own eigenvectors for preconditioner (`model.variational_solve`).
+MMPS (`mmps.py`) takes the covariance from the denoiser itself: it knows the flow, and costs an
+adjoint of the network in every iteration.
 """
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "gauss_newton",
 ]
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,19 +30,19 @@ from torch import Tensor
 from model.domain.errors import ConfigurationError
 from model.guidance.base import (
     BlanketRows,
-    CovarianceTimes,
+    CovarianceFilter,
     Denoise,
     Observed,
     ObservedBlankets,
 )
 from model.guidance.conditions import Conditions
 from model.guidance.fit import Fit, FitReport
-from model.linear_solve import SOLVERS
+from model.variational_solve import Filter, variational_increment
 
 
 @dataclass(frozen=True)
 class PriorCovarianceSettings:
-    """How the observation-space system is solved.
+    """How the system is solved.
 
     Attributes:
         iterations: The largest number of conjugate gradients per Gauss-Newton step.
@@ -74,7 +74,7 @@ class PriorCovariance:
         self,
         observations: ObservedBlankets,
         tangent: ObservedBlankets,
-        covariance: CovarianceTimes,
+        covariance: CovarianceFilter,
         settings: PriorCovarianceSettings | None = None,
         report: FitReport | None = None,
     ) -> None:
@@ -96,7 +96,11 @@ class PriorCovariance:
             return x_hat
         scale = self.settings.scale
         found = gauss_newton(
-            x_hat, seen, tangent, lambda v: scale * self.covariance(v, sigma), self.settings
+            x_hat,
+            seen,
+            tangent,
+            lambda x, gain: self.covariance(x, sigma, lambda v: gain(scale * v)),
+            self.settings,
         )
         if self.report is not None:
             fit = Fit.of(seen, found.before, found.after, found.iterations)
@@ -125,11 +129,11 @@ def gauss_newton(
     x_hat: Tensor,
     seen: Observed,
     tangent: Observed,
-    covariance: Callable[[Tensor], Tensor],
+    covariance: Filter,
     settings: PriorCovarianceSettings,
 ) -> Analysed:
     """Minimises the distance from `x_hat` under the covariance plus that from the observations."""
-    x, before = x_hat, None
+    x, before, after, iterations = x_hat, None, None, 0
     for _ in range(settings.steps):
         innovation = torch.where(
             seen.present, (seen.values - seen.predict(x)) / seen.error_std, 0.0
@@ -137,17 +141,16 @@ def gauss_newton(
         before = innovation if before is None else before
         point = _Tangent(tangent, x)
         right = innovation + point.forward(x - x_hat)
-        goal = settings.tolerance * torch.linalg.vector_norm(right.double(), dim=1)
-        solution = SOLVERS["cg"](
-            lambda v, point=point: v + point.forward(covariance(point.adjoint(v))),
+        increment, iterations = variational_increment(
+            covariance,
+            point.forward,
+            point.adjoint,
             right,
             iterations=settings.iterations,
-            stop=lambda s, goal=goal: torch.linalg.vector_norm(s.residual, dim=1) <= goal,
+            tolerance=settings.tolerance,
         )
-        x = x_hat + covariance(point.adjoint(solution.x.to(right)))
-    # y - H(x) to first order is R v plus the residual.
-    after = solution.x + solution.residual
-    return Analysed(x, before, after, solution.coefficients.shape[1])
+        x, after = x_hat + increment, right - point.forward(increment)
+    return Analysed(x, before, after, iterations)
 
 
 def build_prior_covariance(

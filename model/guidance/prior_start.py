@@ -65,7 +65,7 @@ class PriorStart:
         if seen is None or tangent is None:
             return drawn
         seen = replace(seen, values=seen.values + seen.error_std * self._noise(seen, rows))
-        found = gauss_newton(drawn, seen, tangent, self.prior.covariance_times, self.settings)
+        found = gauss_newton(drawn, seen, tangent, self.prior.filter, self.settings)
         return found.x
 
     def _noise(self, seen: Observed, rows: BlanketRows) -> Tensor:

@@ -48,7 +48,7 @@ def test_it_is_the_exact_posterior_mean_of_a_gaussian_prior():
     sigma, date = torch.tensor(0.8), DATE.expand(2, K, 4)
     seen, report = Linear(a, y, std), FitReport()
     settings = PriorCovarianceSettings(iterations=30, tolerance=1e-6)
-    guide = PriorCovariance(seen, seen, prior.covariance_times, settings, report)
+    guide = PriorCovariance(seen, seen, prior.conditional_filter, settings, report)
     rows = BlanketRows(torch.zeros(2, dtype=torch.long), torch.arange(2))
     out = guide(prior, x_t, sigma, date, rows)
 
@@ -96,7 +96,7 @@ def test_gauss_newton_settles_on_a_bent_operator():
     chi = []
     for steps in (1, 4):
         settings = PriorCovarianceSettings(iterations=30, steps=steps, tolerance=1e-6)
-        guide = PriorCovariance(seen, seen, prior.covariance_times, settings)
+        guide = PriorCovariance(seen, seen, prior.conditional_filter, settings)
         out = guide(prior, x_t, torch.tensor(1.0), DATE[None], rows)
         view = seen.select(rows, x_t)
         chi.append(float(((view.values - view.predict(out)) / view.error_std).square().mean()))
@@ -131,4 +131,4 @@ def test_a_start_from_the_prior_draws_the_gaussian_posterior():
     assert error < 0.1
     # The same member is the same whatever is drawn beside it.
     alone = start(prior, white[5:6], torch.ones(()), date[:1], rows[5:6])
-    torch.testing.assert_close(alone.flatten(1).double(), drawn[5:6], rtol=0, atol=1e-4)
+    torch.testing.assert_close(alone.flatten(1).double(), drawn[5:6], rtol=0, atol=1e-3)
