@@ -17,6 +17,7 @@ from model.domain.variables import VARIABLES
 from worker.decoders.base import DecodeContext, Decoded
 from worker.decoders.foreign_units import conversion
 from worker.decoders.report import DecodeReport
+from worker.decoders.row_faults import RowFaults
 from worker.decoders.rows import build_table
 
 __all__ = ["decode_frame"]
@@ -48,7 +49,7 @@ def decode_frame(
     report.messages += 1
     report.reports += length
     _check_size(length, context)
-    faults = _Faults(length)
+    faults = RowFaults(length)
     values: dict[str, Any] = {
         "time": _times(columns["time"], faults),
         "lat": _number(columns["lat"], "lat", faults, "no_position", required=True),
@@ -73,29 +74,6 @@ def decode_frame(
     report.decoded += int(len(table) > 0)
     report.count_rows(table)
     return Decoded(table, report)
-
-
-class _Faults:
-    """The first fault of each row."""
-
-    def __init__(self, length: int) -> None:
-        self.reason = np.full(length, "", dtype=object)
-        self.detail = np.full(length, "", dtype=object)
-
-    def add(
-        self, rows: np.ndarray, column: str, reason: str, got: np.ndarray | None = None
-    ) -> None:
-        fresh = np.flatnonzero(rows & (self.reason == ""))
-        self.reason[fresh] = reason
-        for row in fresh[:1000]:
-            what = "" if got is None else f": got {got[row]!r}"
-            self.detail[row] = f"column '{column}', row {row + 1}{what}"
-
-    def report(self, report: DecodeReport) -> np.ndarray:
-        """Counts the faulty rows; returns the mask of the others."""
-        for row in np.flatnonzero(self.reason != ""):
-            report.reject(self.reason[row], detail=self.detail[row], report=int(row))
-        return self.reason == ""
 
 
 def _renamed(columns: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -143,7 +121,7 @@ def _text(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 def _number(
     column: pa.ChunkedArray | pa.Array,
     name: str,
-    faults: _Faults,
+    faults: RowFaults,
     reason: str = "invalid_table",
     *,
     required: bool = False,
@@ -168,7 +146,7 @@ def _number(
     return values
 
 
-def _times(column: pa.ChunkedArray | pa.Array, faults: _Faults) -> np.ndarray:
+def _times(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarray:
     """UTC; text is ISO 8601, taken as UTC where it names no zone."""
     array = _plain(column)
     if pa.types.is_timestamp(array.type):
@@ -192,7 +170,7 @@ def _times(column: pa.ChunkedArray | pa.Array, faults: _Faults) -> np.ndarray:
     return np.where(bad, np.datetime64(0, "ns"), parsed)
 
 
-def _variable(column: pa.ChunkedArray | pa.Array, faults: _Faults) -> np.ndarray:
+def _variable(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarray:
     text = _text(column)
     lookup = {name: SHORT_NAMES.get(name, name) for name in set(text) - {None}}
     found = np.array([lookup.get(t, "") for t in text], dtype=object)
@@ -201,7 +179,7 @@ def _variable(column: pa.ChunkedArray | pa.Array, faults: _Faults) -> np.ndarray
     return found
 
 
-def _convert(values: dict[str, Any], faults: _Faults) -> None:
+def _convert(values: dict[str, Any], faults: RowFaults) -> None:
     """Applies the column `units`, which then is done with."""
     units = values.pop("units", None)
     if units is None:
@@ -224,7 +202,9 @@ def _convert(values: dict[str, Any], faults: _Faults) -> None:
             values["obs_error"][rows] *= scale
 
 
-def _complete(values: dict[str, Any], length: int, context: DecodeContext, faults: _Faults) -> None:
+def _complete(
+    values: dict[str, Any], length: int, context: DecodeContext, faults: RowFaults
+) -> None:
     """Defaults of what is absent, and names checked."""
     default = context.options.get("report_type", "other")
     values["report_type"] = _filled(values.get("report_type"), length, default)

@@ -18,40 +18,11 @@ from numpy.typing import NDArray
 
 from worker.decoders.base import MessageLimits
 from worker.decoders.foreign_units import conversion
+from worker.decoders.grib_frames import frames, holds_several
+from worker.decoders.grib_names import ALOFT, SURFACE, SURFACE_LEVELS
 from worker.decoders.report import DecodeReport
 
 __all__ = ["GribField", "fields"]
-
-_SURFACE: Mapping[str, str] = {
-    "2t": "2m_temperature",
-    "10u": "10m_u_component_of_wind",
-    "10v": "10m_v_component_of_wind",
-    "msl": "mean_sea_level_pressure",
-    "prmsl": "mean_sea_level_pressure",
-    "mslet": "mean_sea_level_pressure",
-    "sst": "sea_surface_temperature",
-    "tp": "total_precipitation",
-    "sp": "surface_pressure",
-    "2d": "2m_dewpoint_temperature",
-    "2r": "2m_relative_humidity",
-    "10si": "10m_wind_speed",
-    "tcwv": "total_column_water_vapour",
-    "pwat": "total_column_water_vapour",
-}
-_ALOFT: Mapping[str, str] = {
-    "t": "temperature",
-    "u": "u_component_of_wind",
-    "v": "v_component_of_wind",
-    "z": "geopotential",
-    "gh": "geopotential",
-    "q": "specific_humidity",
-    "r": "relative_humidity",
-    "ws": "wind_speed",
-}
-_SURFACE_LEVELS = {
-    "surface", "heightAboveGround", "meanSea", "entireAtmosphere", "atmosphereSingleLayer",
-    "atmosphere",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +77,7 @@ def fields(
         return
     mark, skip = options.get("mark"), options.get("skip") or {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for offset, length in _frames(data, report):
+        for offset, length in frames(data, report):
             report.messages += 1
             if offset in skip or length > limits.message_bytes:
                 detail = f"a message of {length} bytes"
@@ -117,46 +88,6 @@ def fields(
             before = report.rows
             yield from _message(data[offset : offset + length], offset, limits, report)
             report.bytes_decoded += length if report.rows > before else 0
-
-
-def _frames(data: mmap.mmap, report: DecodeReport) -> Iterator[tuple[int, int]]:
-    """Offset and length of each whole message."""
-    at, end = data.find(b"GRIB"), 0
-    while at >= 0:
-        length = _length(data, at)
-        if length is None:
-            report.reject("bad_frame", at, 0, f"edition {data[at + 7 : at + 8]!r} or no end mark")
-            at = data.find(b"GRIB", at + 4)
-            continue
-        if length == 0:
-            report.reject("truncated", at, len(data) - at)
-            at = data.find(b"GRIB", at + 4)
-            continue
-        report.bytes_between += at - end
-        yield at, length
-        end = at + length
-        at = data.find(b"GRIB", end)
-    report.bytes_between += len(data) - end
-
-
-def _length(data: mmap.mmap, at: int) -> int | None:
-    """Bytes of the message at `at`; 0 if the file ends before; None if it is no message."""
-    head = data[at : at + 16]
-    if len(head) < 16:
-        return 0
-    if head[7] == 1:
-        length = int.from_bytes(head[4:7], "big")
-    elif head[7] == 2:
-        length = int.from_bytes(head[8:16], "big")
-    else:
-        return None
-    if at + length > len(data):
-        return 0
-    if length > 16 and data[at + length - 4 : at + length] == b"7777":
-        return length
-    # GRIB 1 beyond 8 MB counts its length in units of 120 bytes: the end mark tells.
-    stop = data.find(b"7777GRIB", at) if head[7] == 1 and length & 0x800000 else -1
-    return stop + 4 - at if stop >= 0 else None
 
 
 def _message(
@@ -177,7 +108,7 @@ def _message(
 
 def _handles(message: bytes) -> Iterator[int]:
     """One handle for each field; released when the next one is asked for."""
-    if not _holds_several(message):
+    if not holds_several(message):
         handle = eccodes.codes_new_from_message(message)
         try:
             yield handle
@@ -197,18 +128,6 @@ def _handles(message: bytes) -> Iterator[int]:
                     eccodes.codes_release(handle)
     finally:
         eccodes.codes_grib_multi_support_off()
-
-
-def _holds_several(message: bytes) -> bool:
-    """Whether a GRIB 2 message has more than one product definition (section 4)."""
-    at, products = 16, 0
-    while message[7] == 2 and at + 5 <= len(message) - 4:
-        length = int.from_bytes(message[at : at + 4], "big")
-        products += message[at + 4] == 4
-        if length < 5:
-            break
-        at += length
-    return products > 1
 
 
 def _get(handle: int, key: str, kind: type | None = None) -> Any:
@@ -255,8 +174,8 @@ def _field(
 
 def _variable(short: str | None, kind: str | None) -> str | None:
     if kind in ("isobaricInhPa", "isobaricInPa"):
-        return _ALOFT.get(short or "")
-    return _SURFACE.get(short or "") if kind in _SURFACE_LEVELS else None
+        return ALOFT.get(short or "")
+    return SURFACE.get(short or "") if kind in SURFACE_LEVELS else None
 
 
 def _unusable(handle: int, variable: str) -> str:

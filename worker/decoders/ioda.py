@@ -4,7 +4,6 @@ Names after JCSDA jedi-docs, `inside/conventions/objects_and_layouts.md`, in bot
 the older snake_case spelling.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +15,12 @@ from model.domain.errors import DecodeError
 from model.domain.observations import REPORT_TYPES
 from worker.decoders.base import DecodeContext, Decoded
 from worker.decoders.foreign_units import conversion
+from worker.decoders.ioda_names import IODA_VARIABLES
 from worker.decoders.report import DecodeReport
 from worker.decoders.rows import build_table, concat_tables
 
 __all__ = ["decode_ioda"]
 
-_VARIABLES: Mapping[str, tuple[str, str]] = {
-    # IODA name: (at the surface, aloft); empty where it means nothing
-    "airTemperature": ("2m_temperature", "temperature"),
-    "air_temperature": ("2m_temperature", "temperature"),
-    "airTemperatureAt2M": ("2m_temperature", ""),
-    "dewPointTemperature": ("2m_dewpoint_temperature", ""),
-    "dewpointTemperature": ("2m_dewpoint_temperature", ""),
-    "dewPointTemperatureAt2M": ("2m_dewpoint_temperature", ""),
-    "relativeHumidity": ("2m_relative_humidity", "relative_humidity"),
-    "relative_humidity": ("2m_relative_humidity", "relative_humidity"),
-    "specificHumidity": ("", "specific_humidity"),
-    "specific_humidity": ("", "specific_humidity"),
-    "windEastward": ("10m_u_component_of_wind", "u_component_of_wind"),
-    "eastward_wind": ("10m_u_component_of_wind", "u_component_of_wind"),
-    "windNorthward": ("10m_v_component_of_wind", "v_component_of_wind"),
-    "northward_wind": ("10m_v_component_of_wind", "v_component_of_wind"),
-    "windEastwardAt10M": ("10m_u_component_of_wind", ""),
-    "windNorthwardAt10M": ("10m_v_component_of_wind", ""),
-    "windSpeed": ("10m_wind_speed", "wind_speed"),
-    "windSpeedAt10M": ("10m_wind_speed", ""),
-    "wind_speed": ("10m_wind_speed", "wind_speed"),
-    "stationPressure": ("surface_pressure", ""),
-    "surfacePressure": ("surface_pressure", ""),
-    "surface_pressure": ("surface_pressure", ""),
-    "pressureReducedToMeanSeaLevel": ("mean_sea_level_pressure", ""),
-    "seaSurfaceTemperature": ("sea_surface_temperature", ""),
-    "sea_surface_temperature": ("sea_surface_temperature", ""),
-    "geopotential": ("", "geopotential"),
-    "geopotentialHeight": ("", "geopotential"),
-    "precipitableWater": ("total_column_water_vapour", ""),
-}
 _AT_SURFACE = {"synop", "ship", "buoy", "drifter", "scatterometer", "gnss"}
 _MISSING = 1e30
 _UNIT_SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0, "days": 86400.0}
@@ -204,10 +173,10 @@ def _variable(
 ) -> dict[str, Any] | None:
     """Columns of one variable; None, and a count, if we do not know it."""
     variable = data["ObsValue"][name]
-    if name not in _VARIABLES or len(variable.shape) != 1:
+    if name not in IODA_VARIABLES or len(variable.shape) != 1:
         report.reject("unsupported_variable", detail=f"ObsValue/{name}")
         return None
-    surface, aloft = _VARIABLES[name]
+    surface, aloft = IODA_VARIABLES[name]
     vertical, kind, ours = _level(surface, aloft, place)
     if ours is None:
         report.reject("invalid_table", detail=f"ObsValue/{name} without pressure or height")

@@ -8,14 +8,8 @@ import numpy as np
 
 from model.domain.errors import StorageError
 from worker.columns import times
-from worker.jobs.observation_files import (
-    Compaction,
-    StoredFile,
-    StoreFiles,
-    hour_of,
-    parse_name,
-    partition_path,
-)
+from worker.jobs.observation_files import StoreFiles, hour_of, parse_name, partition_path
+from worker.jobs.observation_manifests import Compaction, StoredFile
 from worker.jobs.observation_query import read_files
 from worker.observation_store.atomic import put
 from worker.observation_store.publish import encode_rows

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from model.domain.errors import InvalidInput
 from model.domain.observations import validate_table
 from worker.columns import times
-from worker.jobs.observation_files import BatchManifest, StoredFile, StoreFiles, partition_path
+from worker.jobs.observation_files import StoreFiles, partition_path
+from worker.jobs.observation_manifests import BatchManifest, StoredFile
 from worker.observation_store.atomic import put
 
 __all__ = ["MAX_HOURS", "ROW_GROUP", "encode_rows", "publish"]

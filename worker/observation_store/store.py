@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from model.domain.windows import AssimilationWindow
-from worker.jobs.observation_files import BatchManifest, StoreFiles
+from worker.jobs.observation_files import StoreFiles
+from worker.jobs.observation_manifests import BatchManifest
 from worker.jobs.observation_query import ObservationQuery, read_rows
 from worker.observation_store.compaction import CompactionReport, compact
 from worker.observation_store.publish import publish

@@ -15,7 +15,7 @@ from model.domain.observations import validate_table
 from worker.decoders.base import DecodeContext, Decoded
 from worker.decoders.limited import decode_limited
 from worker.jobs.batch import IngestSummary
-from worker.jobs.observation_files import BatchManifest
+from worker.jobs.observation_manifests import BatchManifest
 from worker.observation_errors.assign import assign_errors
 from worker.observation_errors.table import load_errors
 from worker.observation_store.store import ObservationStore
