@@ -1,9 +1,11 @@
 """Files of a result: their names, and writing them so that no half file is ever seen."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from model.domain.errors import StorageError
 from worker.jobs.layout import ProductKind, analysis_file_name
 from worker.outputs.product import Product
 
@@ -45,6 +47,10 @@ def put_file(
 
     Returns:
         `path`.
+
+    Raises:
+        StorageError: If the file could not be written by its library.
+        OSError: If the disk is full.
     """
     partial = path.with_name(f".part-{path.name}")
     try:
@@ -54,6 +60,12 @@ def put_file(
         if check is not None:
             check(partial)
         partial.replace(path)
+    except RuntimeError as error:  # netCDF's word for any failed write, a full disk included
+        free = shutil.disk_usage(path.parent).free
+        raise StorageError(
+            f"Expected to write {path.name}; the library says '{error}'. {free} bytes are free.",
+            file=path.name,
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
     return path
