@@ -47,7 +47,7 @@ class EventFeed:
     def __init__(self, url: str, keys: Keyspace, queue_size: int = 256) -> None:
         # Hundreds of listeners may ask for the past at once: they wait for a connection.
         pool = BlockingConnectionPool.from_url(
-            url, max_connections=16, timeout=None, decode_responses=True
+            url, max_connections=16, timeout=None, decode_responses=True, socket_keepalive=True
         )
         self.redis: AsyncRedis = AsyncRedis.from_pool(pool)
         self.keys = keys
@@ -107,20 +107,20 @@ class EventFeed:
             try:
                 async with self.redis.pubsub() as channel:
                     await channel.subscribe(self.keys.channel)
+                    if self._subscribed.is_set():  # again, after a lost connection
+                        await self._catch_up()
                     self._subscribed.set()
                     async for message in channel.listen():
                         if message["type"] == "message":
                             self._hand_out(message["data"])
             except (RedisError, OSError):
                 await asyncio.sleep(0.5)
-                await self._catch_up()
 
     async def _catch_up(self) -> None:
-        """After a lost connection: the past of everything that is followed."""
-        with suppress(RedisError, OSError):
-            for (noun, record_id), queues in list(self._listeners.items()):
-                for event in await self._past(noun, record_id, "0-0"):
-                    self._put(queues, event)
+        """What happened meanwhile to everything that is followed; seen events are left out later."""
+        for (noun, record_id), queues in list(self._listeners.items()):
+            for event in await self._past(noun, record_id, "0-0"):
+                self._put(queues, event)
 
     def _hand_out(self, text: str) -> None:
         raw = json.loads(text)
