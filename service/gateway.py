@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from anyio import to_thread
@@ -37,6 +37,8 @@ class Gateway:
     analyses: AnalysisIndex
     metrics: GatewayMetrics
     listeners: int = 0
+    places: dict[str, tuple[float, int | None]] = field(default_factory=dict)
+    """Places in the queue and when they were asked for, shared by all listeners of a job."""
 
     @property
     def upload_limits(self) -> UploadLimits:

@@ -6,7 +6,7 @@ from service.gateway import Gateway
 from service.names import check_known
 from worker.jobs.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
 from worker.jobs.queues import GPU_QUEUE
-from worker.jobs.workers import Capabilities, merge
+from worker.jobs.workers import Capabilities, WorkerReport, merge
 
 AnySpec = FilteringSpec | ForecastSpec | ReanalysisSpec
 MAX_BATCHES = 1000
@@ -21,19 +21,24 @@ def ready_capabilities(gateway: Gateway) -> Capabilities:
     """
     reports = gateway.stores.workers.alive()
     ready = [r for r in reports if r.ready]
-    if not any(GPU_QUEUE in r.queues for r in ready):
-        starting = [r.name for r in reports if GPU_QUEUE in r.queues]
+    if not any(can_run_models(r) for r in ready):
+        here = [r.name for r in reports if GPU_QUEUE in r.queues]
         why = (
-            f"{', '.join(starting)} still loads its model"
-            if starting
+            f"{', '.join(here)} still loads its model, or has none (see its log)"
+            if here
             else "no model worker has reported; start one with `appa up` or `appa worker gpu`"
         )
         raise Unavailable(
             f"Expected a ready model worker; {why}. Nothing was queued.",
             code="no_worker",
-            retry_after=15 if starting else 60,
+            retry_after=15 if here else 60,
         )
     return merge(ready)
+
+
+def can_run_models(report: WorkerReport) -> bool:
+    """Whether this worker can run jobs now."""
+    return report.ready and GPU_QUEUE in report.queues and bool(report.capabilities.models)
 
 
 def check_job(gateway: Gateway, spec: AnySpec) -> None:

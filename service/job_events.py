@@ -25,8 +25,8 @@ from worker.jobs.job import TERMINAL, JobRecord, JobState
 
 EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 QUEUE_SECONDS = 1.0
+MOST_PLACES = 10_000
 log = structlog.get_logger()
-_places: dict[str, tuple[float, int | None]] = {}
 
 
 async def follow_job(gateway: Gateway, job_id: str, last_event_id: str | None) -> Response:
@@ -140,14 +140,14 @@ async def _with_pauses(
 
 async def _place(gateway: Gateway, job_id: str) -> int | None:
     """Place in the queue, asked at most once a second for all listeners of a job."""
-    now = time.monotonic()
-    asked, place = _places.get(job_id, (-QUEUE_SECONDS, None))
+    now, places = time.monotonic(), gateway.places
+    asked, place = places.get(job_id, (-QUEUE_SECONDS, None))
     if now - asked >= QUEUE_SECONDS:
-        if len(_places) > 10_000:
-            _places.clear()
-        _places[job_id] = (now, place)
+        if len(places) > MOST_PLACES:
+            places.clear()
+        places[job_id] = (now, place)  # before asking: the others need not ask too
         place = await to_thread.run_sync(gateway.stores.jobs.position, job_id)
-        _places[job_id] = (now, place)
+        places[job_id] = (now, place)
     return place
 
 

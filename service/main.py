@@ -45,6 +45,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         root_path=settings.root_path,
         redirect_slashes=False,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
     gateway = app.state.gateway = open_gateway(settings)
     for router in ROUTERS:

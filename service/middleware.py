@@ -16,6 +16,7 @@ from service.problems import problem_response
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 QUIET = ("/health/", "/metrics")
+SLOW_SECONDS = 2.0
 log = structlog.get_logger()
 
 
@@ -69,9 +70,17 @@ class RequestContext:
         self.metrics.requests.labels(method, route, status or "aborted").inc()
         if not route.endswith("/events"):
             self.metrics.seconds.labels(method, route).observe(seconds)
-        level = "debug" if path.startswith(QUIET) else "warning" if status >= 500 else "info"
+        level = _level(method, path, status, seconds)
         line = {"method": method, "path": path, "status": status, "bytes": state["bytes"]}
         getattr(log, level)("request", **line, ms=round(1000 * seconds, 1))
+
+
+def _level(method: str, path: str, status: int, seconds: float) -> str:
+    """Reading that went well is for debugging; what changed, failed or took long is told."""
+    if status >= 500:
+        return "debug" if path.startswith(QUIET) else "warning"
+    reading = method in ("GET", "HEAD") and 200 <= status < 400 and seconds < SLOW_SECONDS
+    return "debug" if reading else "info"
 
 
 class BodyLimit:

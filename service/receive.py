@@ -1,5 +1,6 @@
 """From the body of a request to a batch in the store and a message to the ingest workers."""
 
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -101,7 +102,11 @@ def _keep(
 ) -> tuple[BatchRecord, bool]:
     """File first, record second, message last: what exists at each moment is consistent."""
     target = gateway.layout.raw_file(record.id)
-    part.publish(target)
+    try:
+        part.publish(target)
+    except OSError:
+        shutil.rmtree(target.parent, ignore_errors=True)
+        raise
     try:
         batch, created = gateway.stores.batches.create(record, idempotency_key=idempotency_key)
     except AppaError:  # not when Redis was lost: the record may exist and need its file

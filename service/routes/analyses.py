@@ -86,7 +86,12 @@ def read_analysis(analysis_id: AnalysisId, gateway: GatewayDep, _: Reader) -> An
 
 
 @router.get("/analyses/{analysis_id}/{file}", response_class=Response, responses=FILE_RESPONSES)
-@router.head("/analyses/{analysis_id}/{file}", response_class=Response, responses=FILE_RESPONSES)
+@router.head(
+    "/analyses/{analysis_id}/{file}",
+    operation_id="head_analysis_file",
+    response_class=Response,
+    responses=FILE_RESPONSES,
+)
 def read_analysis_file(
     request: Request,
     analysis_id: AnalysisId,

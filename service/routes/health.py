@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from service.dependencies import GatewayDep
 from service.errors import Unavailable
 from service.gateway import Gateway
+from service.job_checks import can_run_models
 from service.metrics import CONTENT_TYPE
 from service.openapi import problems
 from service.partfile import free_bytes
@@ -74,7 +75,7 @@ def _storage(gateway: Gateway) -> Check:
 
 def _workers(queue: str, reports: list[WorkerReport]) -> Check:
     here = [r for r in reports if queue in r.queues]
-    able = [r for r in here if r.ready]
+    able = [r for r in here if (can_run_models(r) if queue == GPU_QUEUE else r.ready)]
     detail = f"{len(able)} ready, {len(here) - len(able)} starting"
     return Check(ok=bool(able), detail=detail if here else "no worker reports")
 

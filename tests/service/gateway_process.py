@@ -55,6 +55,7 @@ class GatewayProcess:
             "APPA_REDIS_PREFIX": self.prefix,
             "APPA_DATA_DIR": str(self.data_dir),
             "APPA_LOG_FORMAT": "json",
+            "APPA_LOG_LEVEL": "DEBUG",
             "APPA_MIN_FREE_BYTES": "0",
             **self.environment,
         }

@@ -187,3 +187,11 @@ def test_methods_of_both_clients_are_the_same() -> None:
         return {name for name in dir(kind) if not name.startswith("_")}
 
     assert public(AppaClient) == public(AsyncAppaClient)
+
+
+def test_too_large_uploads_are_told_so(client: AppaClient) -> None:
+    """The gateway answers before it has read the body; the client must not only see a reset."""
+    for _ in range(5):
+        with pytest.raises(InvalidRequestError) as caught:
+            client.upload(b"BUFR" + bytes(40_000_000))
+        assert caught.value.code == "too_large"

