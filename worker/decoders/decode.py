@@ -48,7 +48,7 @@ def decode_file(
 
     A file that is of no use as a whole gives an empty table and a report with the reason, so that
     every file ends in a counted outcome. For files from outside use
-    `worker.sandbox.decode_limited`, which runs this function in a limited child process.
+    `worker.decoders.limited.decode_limited`, which runs this function in a limited child process.
 
     Arguments:
         path: The file.

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from model.domain.errors import DecodeError
 from model.domain.observations import empty_table
@@ -60,7 +61,18 @@ def decode_limited(
         report.merge(part.report)
     report.size = path.stat().st_size
     report.bytes_between += report.size - sum(part.report.size for part in found)
-    return Decoded(concat_tables([part.table for part in found]), report)
+    return Decoded(concat_tables(_distinct_profiles([part.table for part in found])), report)
+
+
+def _distinct_profiles(tables: list[pa.Table]) -> list[pa.Table]:
+    """The tables with profiles numbered on from table to table."""
+    shifted, first = [], 0
+    for table in tables:
+        at = table.schema.get_field_index("profile_id")
+        numbers = pc.cast(pc.add(table["profile_id"], first), pa.int32())
+        shifted.append(table.set_column(at, table.schema.field(at), numbers))
+        first = 1 + max(first - 1, pc.max(numbers).as_py() or 0)
+    return shifted
 
 
 def _is_bufr(path: Path, format: str | None) -> bool:

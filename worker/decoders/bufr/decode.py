@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,7 @@ def _chosen(frames: Iterator[Frame], context: DecodeContext) -> Iterator[Frame]:
             return
         if frame.offset >= low:
             if reason := skipped.get(frame.offset):
-                yield Frame(frame.offset, frame.length, frame.edition, reason=reason)
+                yield replace(frame, reason=reason, detail="ended the decoding process")
             else:
                 yield frame
 

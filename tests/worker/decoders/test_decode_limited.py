@@ -1,0 +1,101 @@
+"""Files in child processes: parts of one file, many files, a message that brings a child down."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from bufr_messages import CONTEXT, decode, sonde, synop, values
+
+from worker.decoders import limited
+from worker.decoders.limited import decode_limited, decode_many_limited
+from worker.sandbox import Limits
+
+
+@pytest.fixture
+def ascents(tmp_path):
+    """Thirty ascents of two levels with headings between."""
+    path = tmp_path / "ascents.bufr"
+    parts = [
+        b"\r\r\nIUSD01 EDZW 010600\r\r\n"
+        + sonde(
+            [{"pressure": 9e4, "airTemperature": 280.0 + k}, {"pressure": 8e4, "windSpeed": 0.0}]
+        )
+        for k in range(30)
+    ]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_parts_of_a_file_add_up_to_the_whole(ascents, processes):
+    whole = decode(ascents.read_bytes())
+    parts = decode_limited(ascents, context=CONTEXT, processes=processes)
+    assert parts.report.to_dict() == whole.report.to_dict()
+    assert values(parts.table, "temperature") == [280.0 + k for k in range(30)]
+    assert parts.table["observation_id"].to_pylist() == list(range(parts.table.num_rows))
+    profiles = parts.table.filter(pc.equal(parts.table["variable"], "temperature"))["profile_id"]
+    assert profiles.to_pylist() == list(range(30))
+
+
+def test_many_files_in_one_child(tmp_path):
+    paths = []
+    for number in range(5):
+        paths.append(tmp_path / f"{number}.bufr")
+        paths[-1].write_bytes(synop(airTemperature=280.0 + number) if number != 2 else b"")
+    found = list(decode_many_limited(paths, CONTEXT))
+    assert [path for path, _ in found] == paths
+    assert [d.report.rows for _, d in found] == [1, 1, 0, 1, 1]
+    assert dict(found[2][1].report.rejected) == {"empty_file": 1}
+
+
+REAL = limited._decode
+
+
+def crash_at(offset):
+    def function(path, format, context, mark):
+        skip = context.options["skip"]
+
+        def guarded(frames, chosen):
+            for frame in real_chosen(frames, chosen):
+                if frame.offset == offset and offset not in skip:
+                    os.pwrite(os.open(mark, os.O_WRONLY), offset.to_bytes(8, "little"), 0)
+                    os.abort()
+                yield frame
+
+        from worker.decoders.bufr import decode as module
+
+        real_chosen, module._chosen = module._chosen, guarded
+        return REAL(path, format, context, mark)
+
+    return function
+
+
+def decode_with_a_fatal_message(path, format, context, mark):
+    """In the child: the message at byte 1000 or later of the file ends the process."""
+    data = open(path, "rb").read()
+    return crash_at(data.index(b"BUFR", 1_000))(path, format, context, mark)
+
+
+def test_a_message_that_ends_the_child_costs_itself_only(tmp_path, monkeypatch):
+    path = tmp_path / "fatal.bufr"
+    path.write_bytes(b"".join(synop(airTemperature=270.0 + k) for k in range(12)))
+    fatal = path.read_bytes().index(b"BUFR", 1_000)
+    monkeypatch.setattr(limited, "_decode", decode_with_a_fatal_message)
+    decoded = decode_limited(path, limits=Limits(wall_seconds=60.0))
+    assert dict(decoded.report.rejected) == {"crashed": 1}
+    assert decoded.report.quarantined[0].offset == fatal
+    assert len(values(decoded.table, "2m_temperature")) == 11
+
+
+def test_a_file_that_takes_too_long_is_refused_as_a_whole(ascents, monkeypatch):
+    monkeypatch.setattr(limited, "_decode", decode_for_ever)
+    decoded = decode_limited(ascents, limits=replace(Limits(), cpu_seconds=1, wall_seconds=30.0))
+    assert dict(decoded.report.rejected) == {"timeout": 1}
+    assert decoded.table.num_rows == 0
+
+
+def decode_for_ever(path, format, context, mark):
+    while True:
+        np.zeros(10).sum()
