@@ -97,7 +97,9 @@ def _send(
 
 
 def _table(files: list[Path], batches: list[BatchRecord]) -> Table:
-    table = Table("file", "batch", "format", "state", "observations", "used", "why not")
+    table = Table()
+    for name in ("file", "batch", "format", "state", "stored", "used", "why not"):
+        table.add_column(name, overflow="fold")
     for file, batch in zip(files, batches, strict=True):
         summary = batch.summary
         rejected = summary.by_rejection if summary else {}
