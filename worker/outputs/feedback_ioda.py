@@ -56,13 +56,9 @@ GROUPS: Mapping[str, tuple[str, str]] = {
     "oman": ("analysis_departure", "observation minus analysis"),
 }
 
-_TEXTS = {
-    "stationIdentification": "station_id",
-    "reportType": "report_type",
-    "platform": "platform",
-    "batch": "batch_id",
-    "verticalKind": "vertical_kind",
-}
+_TEXTS = {"stationIdentification": "station_id", "platform": "platform"}
+_CODED = {"reportType": "report_type", "batch": "batch_id", "verticalKind": "vertical_kind"}
+"""Few distinct words: kept as numbers with their meanings, since texts do not compress."""
 _PLACES = {
     "latitude": ("lat", "degrees_north"),
     "longitude": ("lon", "degrees_east"),
@@ -78,7 +74,7 @@ def _locations(table: pa.Table) -> NDArray[np.int64]:
     A second value of one variable at the same place and time (a duplicate) gets a location of
     its own.
     """
-    text = [codes(table, name)[0] for name in _TEXTS.values()]
+    text = [codes(table, name)[0] for name in (*_TEXTS.values(), *_CODED.values())]
     exact = [times(table), times(table, "received_time")]
     columns = ("lat", "lon", "elevation", "vertical", "vertical_top")
     place = [np.nan_to_num(numbers(table, name), nan=-9e9) for name in columns]
@@ -111,8 +107,12 @@ def _metadata(file: Any, table: pa.Table, first: NDArray[np.int64]) -> None:
     group = file.createGroup("MetaData")
     for name, column in _TEXTS.items():
         code, names = codes(table, column)
-        texts = np.array([*names, ""], dtype=object)[code[first]]
-        _put(group, name, str, texts)
+        if any(names):
+            _put(group, name, str, np.array([*names, ""], dtype=object)[code[first]])
+    for name, column in _CODED.items():
+        code, names = codes(table, column)
+        meanings = {"flag_values": np.arange(len(names), dtype=np.int32)} if names else {}
+        _put(group, name, "i4", code[first], **meanings, flag_meanings=" ".join(names))
     for name, (column, units) in _PLACES.items():
         _put(group, name, "f8", numbers(table, column)[first], units=units)
     units = "seconds since 1970-01-01T00:00:00Z"

@@ -57,6 +57,8 @@ def test_ioda_has_every_observation_once_with_one_flag(product, tmp_path):
     }  # fmt: skip
     assert places["dateTime"].values[-1] == np.datetime64("2025-03-20T11:31:07")
     assert places["stationIdentification"].values[-1] == "0-20000-0-00004"
+    networks = places["reportType"].attrs["flag_meanings"].split()
+    assert networks[int(places["reportType"].values[-1])] == "temp"
 
 
 def test_variables_at_one_place_share_a_location(tmp_path):
