@@ -10,7 +10,7 @@ its hour, names it; so readers never see half a batch, nor a row twice.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -23,6 +23,7 @@ from worker.jobs.observation_manifests import BatchManifest, Compaction
 
 __all__ = [
     "StoreFiles",
+    "VisibleFiles",
     "hour_of",
     "partition_path",
     "parse_name",
@@ -54,6 +55,19 @@ def parse_name(name: str) -> tuple[datetime, str] | None:
     except ValueError:
         return None
     return arrival, rest.rsplit("__", 1)[0]
+
+
+@dataclass(frozen=True)
+class VisibleFiles:
+    """What to read of one hour.
+
+    Attributes:
+        paths: Relative to the root, in order of arrival; a compacted file comes first.
+        later: Batches in the compacted file that are not part of the answer yet.
+    """
+
+    paths: tuple[str, ...]
+    later: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,11 +150,32 @@ class StoreFiles:
             raise FileNotFoundError(found[-1])  # a newer one took its place; readers list again
         return Compaction.model_validate_json(text)
 
-    def visible(self, hour: datetime, cut_off: datetime | None = None) -> list[str]:
+    def known_batches(self, hours: Iterable[datetime]) -> frozenset[str]:
+        """Batches published by now with rows in `hours`.
+
+        A question about several hours is answered for these alone: a batch that is published while
+        the hours are listed one after the other would otherwise show in the later ones only.
+        """
+        known: set[str] = set()
+        for hour in hours:
+            names = self.names(partition_path(hour))
+            compaction = self.compaction(hour, names)
+            known.update(() if compaction is None else compaction.batches)
+            known.update(parsed[1] for name in names if (parsed := parse_name(name)))
+        return frozenset(batch for batch in known if _published(self.url, batch))
+
+    def visible(
+        self,
+        hour: datetime,
+        cut_off: datetime | None = None,
+        known: frozenset[str] | None = None,
+    ) -> VisibleFiles:
         """Published files of an hour that may hold rows received up to `cut_off`.
 
-        Returns:
-            Paths relative to the root, in order of arrival; a compacted file comes first.
+        Arguments:
+            hour: A full hour.
+            cut_off: Leave out files that arrived later.
+            known: From `known_batches`; None takes every batch published now.
         """
         folder = partition_path(hour)
         names = self.names(folder)
@@ -154,9 +189,13 @@ class StoreFiles:
             arrival, batch = parsed
             if cut_off is not None and arrival > cut_off:
                 continue
+            if known is not None and batch not in known:
+                continue
             if f"{folder}/{name}" in _published(self.url, batch):
                 paths.append(f"{folder}/{name}")
-        return paths
+        merged = () if compaction is None else compaction.batches
+        later = () if known is None else tuple(b for b in merged if b not in known)
+        return VisibleFiles(tuple(paths), later)
 
     def hours(self, start: datetime, end: datetime) -> Iterator[datetime]:
         """The hours whose partitions may hold times in (start, end]; existing ones if many."""

@@ -178,12 +178,17 @@ def _schema(query: ObservationQuery) -> pa.Schema:
 def _batches(url: str, query: ObservationQuery) -> Iterator[pa.RecordBatch]:
     files = StoreFiles(url)
     condition, schema = _condition(query), _schema(query)
-    for hour in files.hours(query.start, query.end):
-        paths = files.visible(hour, query.cut_off)
-        if not paths:
+    hours = list(files.hours(query.start, query.end))
+    known = files.known_batches(hours)
+    for hour in hours:
+        visible = files.visible(hour, query.cut_off, known)
+        if not visible.paths:
             continue
-        scanner = _dataset(files, paths).scanner(
-            columns=schema.names, filter=condition, batch_readahead=4, fragment_readahead=2
+        wanted = condition
+        if visible.later:
+            wanted &= ~_one_of("batch_id", visible.later)
+        scanner = _dataset(files, visible.paths).scanner(
+            columns=schema.names, filter=wanted, batch_readahead=4, fragment_readahead=2
         )
         for batch in scanner.to_batches():
             if batch.num_rows:

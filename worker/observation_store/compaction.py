@@ -47,7 +47,7 @@ def compact(
     report = CompactionReport()
     for hour in files.hours(hour_of(start), end):
         report.files_removed += sweep_hour(files, hour, grace)
-        if len(files.visible(hour)) >= least_files:
+        if len(files.visible(hour).paths) >= least_files:
             compaction = compact_hour(files, hour)
             report.hours += 1
             report.files_before += len(compaction.replaces)
@@ -67,7 +67,7 @@ def compact_hour(files: StoreFiles, hour: datetime) -> Compaction:
     folder = partition_path(hour)
     names = files.names(folder)
     previous = files.compaction(hour, names)
-    paths = files.visible(hour)
+    paths = files.visible(hour).paths
     table = read_files(files, paths)
     table = table.take(np.argsort(times(table), kind="stable"))
     content = encode_rows(table)
