@@ -1,7 +1,7 @@
 """How the gateway holds under load: answers, small uploads, one large upload, many listeners.
 
-    python -m benchmarks.gateway_load [--requests 3000] [--clients 16] [--upload-mb 1024]
-                                      [--listeners 500] [--events 50] [--json]
+    python -m benchmarks.gateway_load [--requests 3000] [--clients 16] [--rate 200]
+        [--upload-mb 1024] [--listeners 500] [--events 50] [--json]
 
 Starts its own Valkey and gateway on loopback. Times are seen by the clients, which share the
 machine with the gateway; memory is the resident size of the gateway process.
@@ -75,25 +75,37 @@ def start_gateway(redis_url: str, folder: Path) -> tuple[subprocess.Popen, int]:
 
 
 async def hammer(
-    clients: int, count: int, url: str, send: Callable[[httpx.AsyncClient, int], Awaitable[int]]
+    clients: int,
+    count: int,
+    url: str,
+    send: Callable[[httpx.AsyncClient, int], Awaitable[int]],
+    rate: float = 0.0,
 ) -> dict[str, float]:
-    """`count` requests from `clients` clients that each wait for their answer."""
+    """`count` requests from `clients` clients that each wait for their answer.
+
+    With a `rate` (requests a second) each has its moment, and its time counts from that moment on:
+    waiting for a free client is part of it. Without, they are sent as fast as they are answered.
+    """
     seconds: list[float] = []
     numbers = iter(range(count))
+    start = time.perf_counter()
 
     async def client() -> None:
         async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             for number in numbers:
                 began = time.perf_counter()
+                if rate:
+                    due = start + number / rate
+                    await asyncio.sleep(max(0.0, due - began))
+                    began = due
                 status = await send(http, number)
                 seconds.append(time.perf_counter() - began)
                 if status >= 400:
                     raise RuntimeError(f"status {status}")
 
-    began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
-    rate = count / (time.perf_counter() - began)
-    return {"count": count, "per_second": rate, **percentiles(seconds)}
+    reached = count / (time.perf_counter() - start)
+    return {"count": count, "per_second": reached, **percentiles(seconds)}
 
 
 def large_upload(port: int, size: int, process: psutil.Process) -> dict[str, float]:
@@ -197,8 +209,15 @@ async def measure(
 
     await hammer(options.clients, 200, url, status)  # warm
     lines: dict[str, dict] = {}
-    lines["status of a job"] = await hammer(options.clients, options.requests, url, status)
-    lines["upload of 2 kB"] = await hammer(options.clients, options.requests // 3, url, upload)
+    many, some, rate = options.requests, options.requests // 3, options.rate
+    n = options.clients
+    lines[f"status of a job, {rate:g}/s"] = await hammer(n, many, url, status, rate)
+    lines[f"upload of 2 kB, {rate / 4:g}/s"] = await hammer(n, some, url, upload, rate / 4)
+    lines["status of a job, at full speed"] = await hammer(n, many, url, status)
+    fresh = iter(range(10**6, 2 * 10**6))
+    lines["upload of 2 kB, at full speed"] = await hammer(
+        n, some, url, lambda http, _: upload(http, next(fresh))
+    )
     lines["one large upload"] = await asyncio.to_thread(
         large_upload, port, options.upload_mb * MB, process
     )
@@ -213,6 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=200.0, help="Requests a second, bounded.")
     parser.add_argument("--upload-mb", type=int, default=1024)
     parser.add_argument("--listeners", type=int, default=500)
     parser.add_argument("--events", type=int, default=50)
