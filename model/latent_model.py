@@ -28,6 +28,7 @@ from model.schedule import SCHEDULES, NoiseSchedule
 __all__ = ["LatentModel"]
 
 _WEIGHTING = "weighting_function."
+_RESIDUAL = "reconstruction_residual"
 
 
 class LatentModel(nn.Module):
@@ -41,7 +42,8 @@ class LatentModel(nn.Module):
         latent_normalisation: Statistics of the latents.
         static: Unchanging fields by name, each with shape (Y, X): `orography` in m above mean
             sea level, `land_sea_mask` as a fraction; and `weighting_function.<number>`, with
-            shape (levels,), for brightness temperatures.
+            shape (levels,), for brightness temperatures; and `reconstruction_residual`, with
+            shape (C, Y), which observation errors then include.
         precision: Of the products inside the networks.
     """
 
@@ -123,7 +125,13 @@ class LatentModel(nn.Module):
             for k, v in fields.items()
             if k.startswith(_WEIGHTING)
         }
-        return Statics(fields.get("orography"), fields.get("land_sea_mask"), weights)
+        return Statics(
+            fields.get("orography"),
+            fields.get("land_sea_mask"),
+            weights,
+            residual=fields.get(_RESIDUAL),
+            typical=self.state_normalisation.mean.flatten().double().cpu().numpy(),
+        )
 
     def domain(self, length: int) -> ModelDomain:
         """What observation operators of a trajectory of `length` hourly states are built from."""
@@ -194,7 +202,11 @@ class LatentModel(nn.Module):
 
     def _check_static(self) -> None:
         for name, field in self.static.items():
-            wanted = (len(self.card.levels),) if name.startswith(_WEIGHTING) else self.grid.shape
+            wanted: tuple[int, ...] = self.grid.shape
+            if name.startswith(_WEIGHTING):
+                wanted = (len(self.card.levels),)
+            elif name == _RESIDUAL:
+                wanted = (len(self._channels), self.grid.nlat)
             if tuple(field.shape) != wanted or not np.isfinite(field.cpu().numpy()).all():
                 raise InvalidInput(
                     f"Expected a finite static field '{name}' with shape {wanted}; got shape "

@@ -25,11 +25,16 @@ class Statics:
         land_sea_mask: Land fraction in [0, 1], with shape (nlat, nlon), or None.
         weighting_functions: For brightness temperatures: channel number to the weights of the
             temperatures on the model's levels, from the top down; weights may sum to less than 1.
+        residual: What the model cannot represent of each channel, 1 standard deviation in SI
+            units with shape (C, nlat), or None; see `model.operators.representativeness`.
+        typical: A typical value of each channel with shape (C,); goes with `residual`.
     """
 
     orography: Float | None = None
     land_sea_mask: Float | None = None
     weighting_functions: Mapping[int, Float] = field(default_factory=dict)
+    residual: Float | None = None
+    typical: Float | None = None
 
 
 @dataclass(frozen=True)

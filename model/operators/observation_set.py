@@ -18,6 +18,7 @@ from model.operators.base import Built
 from model.operators.composite import Block, CompositeOperator
 from model.operators.domain import ModelDomain, Statics
 from model.operators.registry import OPERATORS, family_of
+from model.operators.representativeness import representativeness_std
 from model.operators.rows import Rows, read_rows, with_rejections
 
 __all__ = ["ObservationSet", "build_observation_set"]
@@ -144,7 +145,8 @@ def build_observation_set(
         grid: The model's grid.
         channels: The model's channels, in order.
         times: Valid times of the states, consecutive full hours in UTC.
-        statics: Orography, land-sea mask and weighting functions, where known.
+        statics: Orography, land-sea mask, weighting functions and what the model cannot
+            represent, where known. The last is added to the errors of the set (not of the table).
 
     Returns:
         The observation set, and the table in which rows without a value or error are rejected by
@@ -167,6 +169,13 @@ def build_observation_set(
         rejections.setdefault(built.reason, []).append(index[~built.accepted])
         parts.append((name, index, built))
     chosen = _gather(parts, rows, domain)
+    if domain.statics.residual is not None and len(chosen):
+        typical, residual = (
+            torch.from_numpy(np.asarray(a))
+            for a in (domain.statics.typical, domain.statics.residual)
+        )
+        std = representativeness_std(chosen.operator, typical, residual)
+        chosen = chosen.with_representativeness(std)
     joined = {name: np.concatenate(found) for name, found in rejections.items()}
     return chosen, with_rejections(table, joined)
 

@@ -10,10 +10,11 @@ which for a direct observation is the residual of its own variable interpolated 
 (Janjić et al., "On the representation error in data assimilation", QJRMS 144, 2018.)
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from model.operators.observation_set import ObservationSet
+from model.operators.composite import CompositeOperator
 
 __all__ = ["reconstruction_residual", "representativeness_std"]
 
@@ -26,22 +27,28 @@ def reconstruction_residual(states: Tensor, reconstructed: Tensor) -> Tensor:
         reconstructed: With the same shape.
 
     Returns:
-        With shape (C, Y, 1), in the channels' units.
+        With shape (C, Y), in the channels' units.
     """
     residual = (reconstructed - states).double()
-    return residual.square().nanmean(dim=(0, 3)).nan_to_num(0.0).sqrt().unsqueeze(-1).to(states)
+    return residual.square().nanmean(dim=(0, 3)).nan_to_num(0.0).sqrt().to(states)
 
 
 @torch.no_grad()
-def representativeness_std(observations: ObservationSet, mean: Tensor, residual: Tensor) -> Tensor:
-    """One standard deviation for each observation, with shape (N,).
+def representativeness_std(
+    operator: CompositeOperator, typical: Tensor, residual: Tensor
+) -> Tensor:
+    """One standard deviation for each observation, with shape (N,), float64.
 
     Arguments:
-        observations: On trajectories of T states.
-        mean: A typical state, with shape (C, Y, X), physical.
-        residual: See `reconstruction_residual`, broadcast against `mean`.
+        operator: H.
+        typical: A typical value of each channel, with shape (C,).
+        residual: See `reconstruction_residual`, with shape (C, Y).
     """
-    length = observations.state_shape[0]
-    states = torch.stack((mean, mean + residual))[:, None].expand(-1, length, -1, -1, -1)
-    lower, upper = observations.operator(states)
-    return (upper - lower).abs()
+    _, channels, rows, columns = operator.state_shape
+    # Only the cells that H reads are filled in, not a whole trajectory.
+    plane, cell = np.divmod(operator.columns, rows * columns)
+    channel = torch.from_numpy(plane % channels)
+    lower = typical.double()[channel]
+    upper = lower + residual.double()[channel, torch.from_numpy(cell // columns)]
+    below, above = operator.observe(torch.stack((lower, upper)))
+    return (above - below).abs()

@@ -6,7 +6,7 @@ in 2300, and biases it by less than 0.1 % of its error.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -122,6 +122,8 @@ def simulate_observations(
         *_aircraft_reports(network, times, levels),
         *_scatterometer_reports(network, grid, statics, times),
     ]
+    # The truth is observed as it is; what a model cannot represent of it is not our error.
+    statics = replace(statics, residual=None)
     table = reports_table(parts)
     observations, table = build_observation_set(table, grid, channels, times, statics)
     table = table.take(pa.array(observations.rows))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
@@ -21,6 +22,9 @@ from model.checkpoints.card import (
 from model.checkpoints.save import code_version, save_checkpoint
 from model.domain.errors import CheckpointError
 from model.domain.variables import channels
+from model.latent_model import LatentModel
+from model.operators.representativeness import reconstruction_residual
+from model.training.datasets import StateStore
 from model.training.train_denoiser import (
     DenoiserTraining,
     Latents,
@@ -86,7 +90,18 @@ def export_bundle(
     }
     static = {k: torch.from_numpy(v.copy()) for k, v in store.static().items()}
     model = assemble(card, autoencoder, backbone, arrays, static=static, base=prior)
+    model.static["reconstruction_residual"] = _residual(model, config, store)
     return save_checkpoint(model, output, stored="float16")
+
+
+@torch.no_grad()
+def _residual(model: LatentModel, config: DenoiserTraining, store: StateStore) -> Tensor:
+    """What the autoencoder loses of training states, by channel and row, with shape (C, Y)."""
+    period = store.between(*config.data.splits.train.bounds)
+    chosen = np.linspace(period.start, period.stop - 1, min(48, len(period))).astype(int)
+    states = torch.cat([torch.from_numpy(store.read([int(i)])) for i in chosen])
+    restored = torch.cat([model.decode(model.encode(part)) for part in states.split(8)])
+    return reconstruction_residual(states, restored)
 
 
 def _backbone(config: DenoiserTraining, run: Path, corrects: bool) -> tuple[Backbone, int]:

@@ -9,6 +9,7 @@ import torch
 from model.domain.grids import Grid
 from model.domain.variables import Channel
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
+from model.operators.domain import Statics
 from model.operators.observation_set import build_observation_set
 from model.operators.representativeness import reconstruction_residual, representativeness_std
 from model.osse.baselines.climatology import fit_climatology
@@ -24,7 +25,7 @@ GRID = Grid("tiny", "gaussian", 4, 8)
 CHANNELS = (Channel("mean_sea_level_pressure"), Channel("2m_temperature"))
 
 
-def observations(count, hours, seed=0, error=2.0):
+def observations(count, hours, seed=0, error=2.0, statics=None):
     rng = np.random.default_rng(seed)
     times = [worlds.FIRST + timedelta(hours=i) for i in range(hours)]
     table = worlds.table(
@@ -37,7 +38,7 @@ def observations(count, hours, seed=0, error=2.0):
             "obs_error": np.full(count, error),
         }
     )
-    found, _ = build_observation_set(table, GRID, CHANNELS, times)
+    found, _ = build_observation_set(table, GRID, CHANNELS, times, statics)
     return found, table["lat"].to_numpy(), table["lon"].to_numpy()
 
 
@@ -136,17 +137,20 @@ def test_climatology_follows_the_season():
 
 
 def test_representativeness_is_the_residual_at_the_observation():
-    seen, lat, _ = observations(8, 2)
-    residual = torch.zeros(2, GRID.nlat, 1)
+    seen, _, _ = observations(8, 2)
+    residual = torch.zeros(2, GRID.nlat)
     residual[0], residual[1] = 3.0, 4.0
-    std = representativeness_std(seen, torch.zeros(2, *GRID.shape), residual)
+    std = representativeness_std(seen.operator, torch.tensor([1e5, 280.0]), residual)
     assert std.tolist() == pytest.approx([3.0, 4.0] * 4)
     assert seen.with_representativeness(std).error_std.tolist() == pytest.approx(
         [np.hypot(2, 3), np.hypot(2, 4)] * 4
     )
+    statics = Statics(residual=residual.double().numpy(), typical=np.array([1e5, 280.0]))
+    within, _, _ = observations(8, 2, statics=statics)
+    assert within.error_std.tolist() == pytest.approx([np.hypot(2, 3), np.hypot(2, 4)] * 4)
     states = torch.zeros(5, 2, *GRID.shape)
     states[:, 1, 0] = float("nan")
     found = reconstruction_residual(states, torch.full_like(states, 2.0))
-    assert found.shape == (2, GRID.nlat, 1)
+    assert found.shape == (2, GRID.nlat)
     assert found[0].unique().tolist() == [2.0]
     assert found[1, 0].item() == 0.0
