@@ -1,6 +1,6 @@
 """`appa train`: the nature run, the autoencoder and the denoiser."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -69,10 +69,53 @@ def denoiser(config: ConfigOption, output: Path, override: SetOption = None) -> 
     print(train_denoiser(read_config(DenoiserTraining, config, override or []), output))
 
 
+@app.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of the denoiser run.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the bundle; must not exist.")],
+    name: Annotated[str, typer.Option(help="Name of the checkpoint.")],
+    description: Annotated[str, typer.Option(help="One sentence for people.")],
+    licence: Annotated[str, typer.Option(help="SPDX identifier of the weights.")] = "Apache-2.0",
+    simulated: Annotated[bool, typer.Option(help="Trained on a simulated atmosphere.")] = True,
+) -> None:
+    """Write the bundle of a training run: card, weights, statistics, prior."""
+    from model.training.export import export_bundle
+
+    card = export_bundle(
+        run, output, name=name, description=description, simulated=simulated, licence=licence
+    )
+    print(f"{card.name}: {', '.join(sorted(card.files))} in {output}")
+
+
+@app.command("osse-case")
+def osse_case(
+    store: Annotated[str, typer.Argument(help="A store of states.")],
+    output: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    start: Annotated[datetime, typer.Option(help="First hour, UTC.")],
+    days: Annotated[int, typer.Option(min=1)] = 5,
+) -> None:
+    """Put a few days of simulated truth beside the weights, for the demo and the skill test."""
+    from model.checkpoints.card import CARD_NAME, read_card
+    from model.osse.case import CASE_NAME, write_case
+    from model.training.datasets import StateStore
+
+    card = read_card(output / CARD_NAME)
+    source = StateStore(store, card.parsed_channels())
+    chosen = source.between(start.isoformat(), (start + timedelta(days=days)).isoformat())
+    if len(chosen) != 24 * days:
+        raise InvalidInput(
+            f"Expected {24 * days} hourly states from {start} in {store}; got {len(chosen)}."
+        )
+    names = list(dict.fromkeys(c.variable for c in card.parsed_channels()))
+    cut = source.dataset.isel(time=slice(chosen.start, chosen.stop))
+    write_case(cut, names, card.levels, output / CASE_NAME)
+    print(f"{output / CASE_NAME}: {(output / CASE_NAME).stat().st_size / 1e6:.1f} MB")
+
+
 @app.command("nature-run")
 def nature_run(
     output: Path,
-    years: float = 7,
+    years: int = 7,
     start: datetime = datetime(2000, 1, 1),
     seed: int = 0,
 ) -> None:
@@ -80,4 +123,4 @@ def nature_run(
     from model.training.nature_run import NatureRunConfig, Progress, days_in, run
 
     days = days_in(start, years)
-    run(NatureRunConfig(output, start, days, seed, spin_up_days=365, block_days=5), Progress(start))
+    run(NatureRunConfig(output, start, days, seed), Progress(start))
