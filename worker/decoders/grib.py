@@ -105,12 +105,12 @@ def cell_means(field: GribField, grid: Grid) -> tuple[np.ndarray, np.ndarray, np
     good = np.isfinite(field.values)
     lat, lon, value = field.lat[good], field.lon[good], field.values[good]
     cell = cell_index(grid.latitude, grid.nlon, lat, lon)
-    _, box = np.unique(cell, return_inverse=True)
     weight = np.maximum(np.cos(np.deg2rad(lat)), 1e-6)
-    total = np.bincount(box, weights=weight)
+    total = np.bincount(cell, weights=weight)
+    used = total > 0.0
 
     def mean(values: np.ndarray) -> np.ndarray:
-        return np.bincount(box, weights=weight * values) / total
+        return np.bincount(cell, weights=weight * values)[used] / total[used]
 
     east = np.rad2deg(np.arctan2(mean(np.sin(np.deg2rad(lon))), mean(np.cos(np.deg2rad(lon)))))
     return mean(lat), np.where(east >= 180.0, east - 360.0, east), mean(value)
