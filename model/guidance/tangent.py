@@ -37,19 +37,24 @@ class _Linear(torch.autograd.Function):
 
 
 class _Evaluated(torch.autograd.Function):
-    """A function already evaluated at x, with its derivative there and the adjoint of that."""
+    """A function already evaluated at x, with its derivative there and the adjoint of that.
+
+    What the derivative keeps is saved in autograd's way too, so that memory is accounted for.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, value: Tensor, tangent: LinearMap, adjoint: LinearMap
+        ctx: Any, x: Tensor, value: Tensor, tangent: LinearMap, adjoint: LinearMap, *kept: Tensor
     ) -> Tensor:
         ctx.maps = tangent, adjoint
+        ctx.save_for_backward(*kept)
         return value
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         tangent, adjoint = ctx.maps
-        return _Linear.apply(g, adjoint, tangent), None, None, None
+        nothing = (None,) * (len(ctx.saved_tensors) + 3)
+        return _Linear.apply(g, adjoint, tangent), *nothing
 
 
 def _conv2d(
@@ -98,7 +103,7 @@ def _layer_norm(
             g.to(wide.dtype), wide, shape, mean, scale, None, None, [True, False, False]
         )[0].to(g.dtype)
 
-    return _Evaluated.apply(x, value, derivative, derivative)
+    return _Evaluated.apply(x, value, derivative, derivative, wide, mean, scale)
 
 
 def _silu(x: Tensor, inplace: bool = False) -> Tensor:
@@ -108,7 +113,7 @@ def _silu(x: Tensor, inplace: bool = False) -> Tensor:
     def derivative(g: Tensor) -> Tensor:
         return torch.ops.aten.silu_backward(g.to(at.dtype), at)
 
-    return _Evaluated.apply(x, value, derivative, derivative)
+    return _Evaluated.apply(x, value, derivative, derivative, at)
 
 
 class CheapTangents(TorchFunctionMode):
