@@ -27,6 +27,7 @@ def run_worker(queues: Sequence[str], settings: WorkerSettings | None = None) ->
     name = f"{'-'.join(queues)}.{os.getpid()}@{socket.gethostname()}"
     app = create_app(settings, queues)
     life = WorkerLife(app, settings, queues, name)
+    life.prepare()
     life.connect()
     app.worker_main(worker_arguments(settings, queues, name))
 
@@ -49,14 +50,19 @@ class WorkerLife:
 
     def connect(self) -> None:
         """Listens to Celery's signals."""
-        signals.worker_init.connect(self.on_init, weak=False)
         signals.worker_process_init.connect(self.on_child, weak=False)
         signals.worker_ready.connect(self.on_ready, weak=False)
         signals.worker_shutting_down.connect(self.on_stopping, weak=False)
         signals.worker_shutdown.connect(self.on_stopped, weak=False)
 
-    def on_init(self, **_: Any) -> None:
-        """Before the first message: load the model, say that we are coming."""
+    def prepare(self) -> None:
+        """Before the first message: say that we are coming, load the model.
+
+        Not a signal's receiver: Celery would log an error and go on without a model.
+
+        Raises:
+            AppaError: If there is no model or it cannot be used.
+        """
         self.runtime = runtime = open_runtime(self.settings, self.queues, self.name, self.app)
         for warning in redis_health(runtime.stores.redis).warnings:
             log.warning("redis", advice=warning)

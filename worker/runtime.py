@@ -57,6 +57,7 @@ class Runtime:
     models: Any = None
     stopping: threading.Event = field(default_factory=threading.Event)
     _left: threading.Event = field(default_factory=threading.Event)
+    _telling: threading.Lock = field(default_factory=threading.Lock)
 
     def check_stopping(self) -> None:
         """Raises `WorkerStopping` once the process was asked to stop."""
@@ -80,10 +81,11 @@ class Runtime:
     def tell(self) -> None:
         """Registers once."""
         lifetime = timedelta(seconds=3 * self.settings.report_seconds)
-        try:
-            self.stores.workers.register(self.report, lifetime)
-        except RedisError as error:
-            log.warning("registration failed", error=str(error))
+        with self._telling:  # an older report must not arrive after a newer one
+            try:
+                self.stores.workers.register(self.report, lifetime)
+            except RedisError as error:
+                log.warning("registration failed", error=str(error))
 
     def leave(self) -> None:
         """Ends the registration in good order."""

@@ -77,3 +77,9 @@ def test_a_field_of_zeros_or_missing_values_needs_no_bits():
     done = round_field(np.full((4, 8), np.nan, dtype=np.float32))
     assert (done.bits, done.error) == (0, 0.0)
     assert np.isnan(done.values).all()
+
+
+def test_rare_values_between_the_rows_looked_at_count():
+    rain = np.zeros((700, 96), dtype=np.float32)
+    rain[3] = np.linspace(1e-4, 2e-4, 96)
+    assert keep_bits(rain) >= 5

@@ -64,7 +64,7 @@ def run(self, job_id: str, version: int) -> None:
 
 
 class StubLife(process.WorkerLife):
-    def on_init(self, **_):
+    def prepare(self):
         self.runtime = open_runtime(self.settings, self.queues, self.name, self.app)
         self.runtime.start_reporting()
         self.app.runtime = self.runtime
@@ -76,5 +76,7 @@ if __name__ == "__main__":
     name = f"stub.{os.getpid()}@host"
     app = celery_app.create_app(settings, ["gpu"])
     app.conf.include = []
-    StubLife(app, settings, ["gpu"], name).connect()
+    life = StubLife(app, settings, ["gpu"], name)
+    life.prepare()
+    life.connect()
     app.worker_main(celery_app.worker_arguments(settings, ["gpu"], name))
