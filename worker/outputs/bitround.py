@@ -41,7 +41,7 @@ MANTISSA = 23
 INFORMATION = 0.99
 FRACTION = 0.1
 SAMPLE = 1 << 15
-"""Neighbouring pairs looked at: a thousandth of a bit is significant."""
+"""Values looked at: a thousandth of a bit is significant among so many pairs."""
 
 Float = NDArray[np.float32]
 
@@ -67,17 +67,24 @@ def round_bits(values: Float, bits: int) -> Float:
     return np.where(np.isfinite(values), rounded.view(np.float32), values)
 
 
-def _sample(values: Float) -> tuple[Float, Float]:
-    """Eastward neighbours, with shape (pairs,) each; whole rows spread evenly over the field.
+def _used(values: Float) -> NDArray[np.bool_]:
+    """Exact zeros are left out: all their bits agree, which says nothing about bits worth keeping."""
+    return np.isfinite(values) & (values != 0)
 
-    Exact zeros are left out: all their bits agree, which says nothing about bits worth keeping.
-    """
+
+def _rows(values: Float) -> NDArray[np.int64]:
+    """Rows to look at, spread evenly over the field; all of them if those hold nothing of use."""
     rows = values.reshape(-1, values.shape[-1])
     count = min(len(rows), max(1, SAMPLE // rows.shape[1]))
-    left = rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
-    right = np.roll(left, -1, axis=-1)
-    both = np.isfinite(left) & np.isfinite(right) & (left != 0) & (right != 0)
-    return left[both], right[both]
+    chosen = np.linspace(0, len(rows) - 1, count).astype(np.int64)
+    return chosen if _used(rows[chosen]).any() else np.arange(len(rows))
+
+
+def _pairs(rows: Float) -> tuple[Float, Float]:
+    """Eastward neighbours in rows around the globe, with shape (pairs,) each."""
+    right = np.roll(rows, -1, axis=-1)
+    both = _used(rows) & _used(right)
+    return rows[both], right[both]
 
 
 def _entropy(share: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -92,7 +99,7 @@ def bit_information(values: Float) -> NDArray[np.float64]:
     Arguments:
         values: A field, with shape (*, X); the last axis is the circle of longitude.
     """
-    left, right = (_biased(part) for part in _sample(values))
+    left, right = (_biased(part) for part in _pairs(values.reshape(-1, values.shape[-1])))
     count = len(left)
     if not count:
         return np.zeros(32)
@@ -151,20 +158,23 @@ def keep_bits(values: Float, spread: Float | None = None) -> int:
 
     Arguments:
         values: With shape (*, Y, X); NaN where undefined.
-        spread: Ensemble spread, broadcastable to `values`; None when there is none.
+        spread: Ensemble spread of the same trailing dimensions; None when there is none.
     """
-    used = np.isfinite(values) & (values != 0)
+    chosen = _rows(values)
+    rows = values.reshape(-1, values.shape[-1])[chosen]
+    used = _used(rows)
     if not used.any():
         return 0
-    exponent = np.frexp(values)[1].astype(np.float64) - 1
-    bits = [information_bits(values)]
-    left, right = _sample(values)
+    exponent = np.frexp(rows)[1].astype(np.float64) - 1
+    bits = [information_bits(rows)]
+    left, right = _pairs(rows)
     differences = np.abs(left - right, dtype=np.float64)
     if (differences > 0).any():
         typical = float(np.median(exponent[used]))
         bits.append(_guard(2.0**typical / float(np.median(differences[differences > 0]))))
     if spread is not None:
-        around = np.broadcast_to(spread, values.shape)
+        around = spread.reshape(-1, values.shape[-1])
+        around = around[chosen % len(around)]
         where = used & np.isfinite(around) & (around > 0)
         if where.any():
             bits.append(_guard(float(np.quantile(2.0 ** exponent[where] / around[where], 0.9))))
