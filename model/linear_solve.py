@@ -17,7 +17,7 @@ References:
     | https://doi.org/10.1137/0907058
 """
 
-__all__ = ["SOLVERS", "LinearSolution", "Solver", "cg", "gmres"]
+__all__ = ["SOLVERS", "LinearMap", "LinearSolution", "Solver", "StopRule", "cg", "gmres"]
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -20,8 +20,9 @@ References:
     | https://arxiv.org/abs/2405.13712
 """
 
-__all__ = ["MMPS", "MMPSSettings"]
+__all__ = ["MMPS", "MMPSSettings", "Precondition"]
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,7 +32,7 @@ from torch import Tensor
 from model.guidance.base import BlanketRows, Denoise, Observed, ObservedBlankets
 from model.guidance.fit import Fit, FitReport
 from model.guidance.linearisation import Linearisation
-from model.linear_solve import SOLVERS, LinearSolution, StopRule
+from model.linear_solve import SOLVERS, LinearMap, LinearSolution, StopRule
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class MMPSSettings:
     fit: float | None = None
     tolerance: float | None = None
     method: Literal["mmps"] = "mmps"
+
+
+Precondition = Callable[[Observed, Tensor], LinearMap]
+"""(observations of a batch, sigma ()) -> a map of (B, N), in the units the system is solved in."""
 
 
 class _Gain:
@@ -95,6 +100,7 @@ class MMPS:
         observations: The observations of the trajectory.
         settings: How to solve.
         report: Collects the fit to the observations at each noise level.
+        precondition: Gives an approximation of the inverse of the system at a noise level.
     """
 
     def __init__(
@@ -102,10 +108,12 @@ class MMPS:
         observations: ObservedBlankets,
         settings: MMPSSettings | None = None,
         report: FitReport | None = None,
+        precondition: Precondition | None = None,
     ) -> None:
         self.observations = observations
         self.settings = settings or MMPSSettings()
         self.report = report
+        self.precondition = precondition
 
     @torch.no_grad()
     def __call__(
@@ -126,6 +134,7 @@ class MMPS:
             innovation,
             iterations=self.settings.iterations,
             stop=self._stop(seen, innovation, gain.variance),
+            precondition=None if self.precondition is None else self.precondition(seen, sigma),
         )
         if self.report is not None:
             before = innovation * unit / seen.error_std

@@ -138,7 +138,8 @@ class CheapTangents(TorchFunctionMode):
 
 def _frozen(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     others = [v for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)]
-    return args[0].requires_grad and not any(v.requires_grad for v in others)
+    wanted = torch.is_grad_enabled() and args[0].requires_grad
+    return wanted and not any(v.requires_grad for v in others)
 
 
 _REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {

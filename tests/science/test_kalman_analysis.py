@@ -126,6 +126,29 @@ def test_iterations_stop_when_the_innovation_fits(problem) -> None:
     assert fit.chi_after <= 2.0 and fit.iterations < P
 
 
+def test_a_preconditioner_saves_iterations(problem) -> None:
+    sigma = torch.tensor(1e4, dtype=torch.float64)
+    whitened = problem.h / problem.error_std[:, None]
+    inverse = np.linalg.inv(np.eye(P) + whitened @ problem.prior @ whitened.T)
+
+    def precondition(seen, level):
+        return lambda v: v @ torch.from_numpy(inverse)
+
+    rows = BlanketRows(torch.tensor([0]), torch.tensor([0]))
+    arguments = (
+        ExactDenoiser(problem.prior),
+        as_states(np.zeros(D)),
+        sigma,
+        torch.zeros(1, 1, 4),
+        rows,
+    )
+    one = MMPSSettings(iterations=1)
+    plain = MMPS(problem.observations(), one)(*arguments)
+    quick = MMPS(problem.observations(), one, precondition=precondition)(*arguments)
+    np.testing.assert_allclose(quick.flatten(), problem.mean, atol=1e-4)
+    assert np.abs(plain.flatten().numpy() - problem.mean).max() > 1e-2
+
+
 def test_a_row_without_observations_is_the_prior(problem) -> None:
     observations = DecodedObservations(
         [LinearObservations(problem.h, problem.y, [0], problem.error_std), None], lambda z: z

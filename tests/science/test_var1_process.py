@@ -7,6 +7,7 @@ their own noise gives its constant (the posterior mean) and matrix (a root of th
 without sampling error.
 """
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -28,7 +29,7 @@ from model.guidance import MMPSSettings
 from model.noise import MemberNoise
 from model.sampling import SamplerSettings
 from model.schedule import LogLinearSchedule
-from model.warm_start import hours_since_epoch
+from model.warm_start import WarmStart, WarmStartSettings, hours_since_epoch
 
 H = np.array([[1.0, 0.5]])
 ERROR = np.array([0.3])
@@ -225,3 +226,22 @@ def test_known_states_and_observations_together_are_the_kalman_filter_from_a_kno
     ours = posterior(result, plan, 0)
     np.testing.assert_allclose(ours.mean[-1], mean, atol=5e-3)
     np.testing.assert_allclose(ours.cov[-1], cov, atol=5e-3)
+
+
+def test_a_warm_start_comes_the_closer_to_the_filter_the_noisier_it_starts() -> None:
+    process, length = VAR1.rotating(0.9), 8
+    y, observations = observed(process, length)
+    filtered, _ = kalman_filter(process, H, ERROR[:, None] ** 2, y)
+    plan = WindowPlan.filtering(NOON, length)
+    model = ExactModel(process, length, 4)
+    # The trajectory of an earlier cycle that was far off.
+    earlier = WarmStart(torch.full((1, length, 2, 1, 1), 3.0).double(), plan.times[0])
+    errors = []
+    for sigma in (0.3, 3.0, 30.0):
+        warm = replace(settings(), warm=WarmStartSettings(sigma=sigma, steps=32))
+        result = run(model, observations, plan, 20, settings=warm, warm_start=earlier)
+        ours = posterior(result, plan, 0)
+        errors.append(np.abs(ours.mean[-1] - filtered.mean[-1]).max())
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+    # The flow from sigma to 0 shrinks an error by about spread / sigma, and the spread is below 1.
+    assert errors[2] < 4 / 30
