@@ -22,7 +22,7 @@ from worker.sandbox import Limits
 
 __all__ = ["add_to"]
 
-Data = Annotated[Path, typer.Option("--data", help="Data folder.", envvar="APPA_DATA")]
+Data = Annotated[Path, typer.Option("--data", help="Data folder.", envvar="APPA_DATA_DIR")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 _DEFAULT_DATA = Path("appa-data")
 
@@ -85,8 +85,8 @@ def ingest_files(
         format=format,
         report_type=report_type,
         decoder=_object(decoder, "--decoder"),
-        errors=(errors,),
-        checks=(checks,),
+        errors=(Layout(data).errors_file, errors),
+        checks=(Layout(data).checks_file, checks),
         limits=Limits(wall_seconds=wall_seconds, cpu_seconds=int(wall_seconds)),
     )
     arrival = _time(received) if received else datetime.now(UTC)

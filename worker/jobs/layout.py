@@ -95,6 +95,18 @@ class Layout:
         return self.root / "keys.json"
 
     @property
+    def errors_file(self) -> Path | None:
+        """`errors.yaml`: this installation's observation errors, if there are any."""
+        path = self.root / "errors.yaml"
+        return path if path.exists() else None
+
+    @property
+    def checks_file(self) -> Path | None:
+        """`checks.yaml`: this installation's parameters of quality control, if there are any."""
+        path = self.root / "checks.yaml"
+        return path if path.exists() else None
+
+    @property
     def latest_file(self) -> Path:
         """`latest.json`: the newest result of each kind, replaced atomically."""
         return self.root / "latest.json"

@@ -61,7 +61,9 @@ def assimilate_window(
     progress.phase(Phase.BACKGROUND)
     background = load_background(plan, spec, earlier, solver)
 
-    checked = check_window(table, plan, spec.observations, warm.model, background)
+    checked = check_window(
+        table, plan, spec.observations, warm.model, background, layout.checks_file
+    )
     log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))
 
     progress.phase(Phase.SAMPLING)

@@ -1,6 +1,7 @@
 """Quality control of a window: with the model's surface, with the background, and the selection."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -45,6 +46,7 @@ def check_window(
     selection: ObservationSelection,
     model: LatentModel,
     background: Background | None,
+    checks: Path | None = None,
 ) -> CheckedWindow:
     """Runs the checks that need the window, the model or the background.
 
@@ -54,8 +56,9 @@ def check_window(
         selection: Cut-off and withheld share.
         model: Its grid, surface and operators.
         background: The first guess at `plan.times`; None for a job without observations.
+        checks: This installation's parameters, a YAML file.
     """
-    context = qc_context(selection, model, background)
+    context = qc_context(selection, model, background, checks)
     table, _ = run_checks(to_feedback(table), "window", context)
     _, table = observation_set(table, model, plan.times)
     if background is not None and len(table):
@@ -69,13 +72,16 @@ def check_window(
 
 
 def qc_context(
-    selection: ObservationSelection, model: LatentModel, background: Background | None
+    selection: ObservationSelection,
+    model: LatentModel,
+    background: Background | None,
+    checks: Path | None = None,
 ) -> QCContext:
     """Parameters and surroundings of the checks."""
     changes: dict[str, Any] = {}
     if selection.withhold is not None:
         changes["withholding"] = {"share": selection.withhold}
-    parameters = load_parameters(changes)
+    parameters = load_parameters(checks, changes)
     if background is not None and background.source == "climatology":
         # Far from climatology is not wrong: only the spread counts, not the fixed limits.
         limits = parameters["background_check"]["limits"]

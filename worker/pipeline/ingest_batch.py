@@ -28,7 +28,8 @@ def ingest_batch(
     options = IngestOptions(
         report_type=batch.options.get("report_type"),
         decoder=batch.options.get("decoder", {}),
-        errors=(errors,) if errors else (),
+        errors=(layout.errors_file, errors),
+        checks=(layout.checks_file,),
     )
     report = ingest(
         batch.id,

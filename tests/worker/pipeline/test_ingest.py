@@ -1,13 +1,17 @@
 """From a file to rows in the store."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from model.domain.errors import ConfigurationError, DecodeError
 from model.domain.windows import AssimilationWindow
+from worker.jobs.batch import BatchRecord
+from worker.jobs.layout import Layout
 from worker.observation_store.store import ObservationStore
 from worker.pipeline.ingest import IngestOptions, ingest
+from worker.pipeline.ingest_batch import ingest_batch
 from worker.sandbox import Limits
 
 RECEIVED = datetime(2024, 1, 1, 12, 30, tzinfo=UTC)
@@ -119,3 +123,26 @@ def test_real_aircraft_reports(tmp_path, store, realdata_dir):
     assert report.summary.messages == 10
     assert report.summary.by_report_type == {"aircraft": report.summary.observations}
     assert report.summary.used > 0
+
+
+def test_an_installation_and_an_upload_override_errors(tmp_path):
+    def entries(error):
+        return {
+            "entries": [{"report_types": ["synop"], "variable": "2m_temperature", "error": error}]
+        }
+
+    layout = Layout(tmp_path).create()
+    (tmp_path / "errors.yaml").write_text(json.dumps(entries(1.5)))
+    (tmp_path / "checks.yaml").write_text("bounds: {enabled: false}\n")
+    for name, errors, expected in (("b1", {}, 1.5), ("b2", entries(0.5), 0.5)):
+        layout.raw_batch(name).mkdir()
+        layout.raw_file(name).write_text(CSV)
+        options = {"report_type": "synop", "errors": errors}
+        batch = BatchRecord(
+            id=name, sha256="0", size=1, container="csv", options=options, created=RECEIVED
+        )
+        summary = ingest_batch(batch, layout, lambda: None)
+        assert "bounds" not in summary.by_rejection
+        store = ObservationStore(str(layout.observations))
+        table = store.read_window(WINDOW, batches=[name], variables=["2m_temperature"])
+        assert set(table["obs_error"].to_pylist()) == {expected}
