@@ -46,8 +46,9 @@ class EventFeed:
 
     def __init__(self, url: str, keys: Keyspace, queue_size: int = 256) -> None:
         # Hundreds of listeners may ask for the past at once: they wait for a connection.
+        tcp: dict[str, bool] = {} if url.startswith("unix:") else {"socket_keepalive": True}
         pool = BlockingConnectionPool.from_url(
-            url, max_connections=16, timeout=None, decode_responses=True, socket_keepalive=True
+            url, max_connections=16, timeout=None, decode_responses=True, **tcp
         )
         self.redis: AsyncRedis = AsyncRedis.from_pool(pool)
         self.keys = keys
@@ -84,7 +85,7 @@ class EventFeed:
         try:
             await self._subscribed.wait()
             last = Event(after, "", {}).order
-            for event in await self._past(noun, record_id, after):
+            for event in await self._past_when_reachable(noun, record_id, after):
                 last = event.order
                 yield event
             while True:
@@ -96,6 +97,14 @@ class EventFeed:
             listeners.discard(queue)
             if not listeners:
                 self._listeners.pop((noun, record_id), None)
+
+    async def _past_when_reachable(self, noun: str, record_id: str, after: str) -> list[Event]:
+        """As `_past`, after an outage of the server if there is one."""
+        while True:
+            try:
+                return await self._past(noun, record_id, after)
+            except (RedisError, OSError):
+                await asyncio.sleep(0.5)
 
     async def _past(self, noun: str, record_id: str, after: str) -> list[Event]:
         key = self.keys.events(noun, record_id)
