@@ -12,7 +12,7 @@ from worker.jobs.job import JobRecord, JobState
 from worker.jobs.manifest import AnalysisManifest, ManifestFile
 
 TIMEOUT = 30.0
-ATTEMPTS = 6
+ATTEMPTS = 8
 EVENT_TIMEOUT = httpx.Timeout(10.0, read=60.0)
 """The gateway sends something at least every 15 seconds."""
 

@@ -21,6 +21,7 @@ __all__ = [
 
 RETRIED = frozenset({429, 502, 503, 504})
 MAX_PAUSE = 30.0
+LONGEST_BACKOFF = 10.0
 
 
 @dataclass(frozen=True)
@@ -126,4 +127,4 @@ def retry_pause(attempt: int, status: int | None, retry_after: float | None) -> 
         return None
     if retry_after is not None:
         return retry_after if retry_after <= MAX_PAUSE else None
-    return float(min(0.2 * 2**attempt, MAX_PAUSE))
+    return float(min(0.2 * 2**attempt, LONGEST_BACKOFF))

@@ -93,7 +93,7 @@ def test_watch_survives_a_killed_gateway(start_gateway: StartGateway) -> None:
     gateway = start_gateway()
     stores = open_stores(gateway.redis_url, gateway.prefix)
     acting_worker.report(stores)
-    with AppaClient(gateway.url) as client:
+    with AppaClient(gateway.url, attempts=12) as client:
         job = acting_worker.start(stores, client.submit(SPEC).id)
         events = client.watch(job.id)
         next(events)
@@ -115,7 +115,7 @@ def test_upload_waits_for_a_gateway_that_restarts(start_gateway: StartGateway) -
     gateway.kill()
     restart = threading.Timer(0.3, gateway.start)
     restart.start()
-    with AppaClient(gateway.url) as client:
+    with AppaClient(gateway.url, attempts=12) as client:
         assert client.upload(b"BUFR" + bytes(100)).size == 104
     restart.join()
 
