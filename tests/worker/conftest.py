@@ -56,7 +56,7 @@ def shared_broker() -> Iterator[BrokerProcess]:
     broker = BrokerProcess(folder).start()
     yield broker
     broker.kill()
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # a dying server may still write
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def own_broker() -> Iterator[BrokerProcess]:
     broker = BrokerProcess(folder).start()
     yield broker
     broker.kill()
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # a dying server may still write
 
 
 @pytest.fixture

@@ -127,10 +127,20 @@ def test_limits(tmp_path):
     assert decoded.report.rejected == {"too_large": 1}
 
 
-@pytest.mark.parametrize("options", [{"errors": {"wind": 1.0}}, {"errors": {"temperature": 0}},
+@pytest.mark.parametrize("options", [{"errors": {"wind": 1.0}}, {"errors": {"temperature": 0}}, {"errors": [1]},
                                      {"grid": {"kind": "cube", "nlat": 3, "nlon": 4}}])  # fmt: skip
 def test_faulty_options(tmp_path, options):
     assert decode(tmp_path, message(SLOPE), **options).report.rejected == {"invalid_table": 1}
+
+
+def test_a_message_that_brought_a_process_down_is_left_out(tmp_path):
+    first, second = message(SLOPE), message(SLOPE, short="u")
+    seen = []
+    options = {"skip": {0: "crashed"}, "mark": seen.append}
+    decoded = decode(tmp_path, first, second, **options)
+    assert decoded.report.rejected == {"crashed": 1}
+    assert set(decoded.report.rows_by_variable) == {"u_component_of_wind"}
+    assert seen == [len(first)]
 
 
 def test_both_winds_of_a_shared_message(realdata_dir):

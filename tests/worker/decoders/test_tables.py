@@ -104,6 +104,12 @@ def test_columns_can_be_renamed(tmp_path):
     assert (row["obs_value"], row["report_type"]) == (281.0, "synop")
 
 
+def test_faulty_renaming_is_named(tmp_path):
+    context = DecodeContext(options={"columns": ["T"]})
+    decoded = csv(tmp_path, f"{HEADER}\n2024-01-01,1,1,msl,1e5\n", context)
+    assert decoded.report.rejected == {"invalid_table": 1}
+
+
 def test_units_are_converted_or_refused(tmp_path):
     decoded = csv(
         tmp_path,

@@ -1,0 +1,82 @@
+"""Which earlier result is found: newest time, highest revision, same model, still there."""
+
+import shutil
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import torch
+
+from worker.backgrounds.restarts import find_restart, mark_restart
+from worker.jobs.kinds import FilteringSpec
+from worker.jobs.layout import Layout
+from worker.jobs.manifest import AnalysisManifest, describe_file
+from worker.restart import RESTART_NAME, Restart, write_restart
+
+NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return Layout(tmp_path).create()
+
+
+def publish(layout, name: str, time: datetime, *, revision=1, model="m") -> None:
+    """A result of two states that ends at `time`."""
+    folder = layout.analysis(name)
+    folder.mkdir()
+    restart = Restart((time - HOUR, time), torch.zeros(3, 2, 1, 2, 2), model)
+    write_restart(restart, folder / RESTART_NAME)
+    manifest = AnalysisManifest(
+        id=name,
+        job_id="job",
+        kind="filtering",
+        valid_time=time,
+        times=[time],
+        revision=revision,
+        files=[describe_file(folder / RESTART_NAME, "restart")],
+        members=3,
+        spec=FilteringSpec(valid_time=time),
+    )
+    layout.manifest(name).write_text(manifest.model_dump_json())
+    mark_restart(layout, manifest)
+
+
+def found(layout, at: datetime, hours: float = 12, **values) -> str | None:
+    result = find_restart(layout, "m", at, hours * HOUR, **values)
+    return result.manifest.id if result else None
+
+
+def test_the_newest_up_to_the_time_is_found(layout):
+    for hour in range(4):
+        publish(layout, f"an-{hour}", NOON + hour * HOUR)
+    assert found(layout, NOON + 2 * HOUR) == "an-2"
+    assert found(layout, NOON + 9 * HOUR) == "an-3"
+    assert found(layout, NOON - HOUR) is None
+
+
+def test_age_is_bounded(layout):
+    publish(layout, "an-0", NOON)
+    assert found(layout, NOON + 6 * HOUR, hours=6) == "an-0"
+    assert found(layout, NOON + 7 * HOUR, hours=6) is None
+
+
+def test_the_highest_revision_counts_and_another_model_does_not(layout):
+    publish(layout, "an-z-early", NOON, revision=1)
+    publish(layout, "an-a-final", NOON, revision=2)
+    publish(layout, "an-other", NOON, revision=3, model="another")
+    assert found(layout, NOON) == "an-a-final"
+    assert found(layout, NOON, analysis_id="an-z-early") == "an-z-early"
+
+
+def test_a_deleted_result_is_passed_by(layout):
+    publish(layout, "an-0", NOON)
+    publish(layout, "an-1", NOON + HOUR)
+    shutil.rmtree(layout.analysis("an-1"))
+    assert found(layout, NOON + HOUR) == "an-0"
+
+
+def test_states_up_to_a_time_are_counted(layout):
+    publish(layout, "an-0", NOON)
+    result = find_restart(layout, "m", NOON, HOUR)
+    assert [result.hours_to(NOON + i * HOUR) for i in (-2, -1, 0, 1)] == [0, 1, 2, 2]

@@ -1,0 +1,44 @@
+"""Events for many listeners over one subscription, resumed where a listener left off."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from worker.jobs.event_feed import EventFeed
+from worker.jobs.ids import new_id
+from worker.jobs.job import JobRecord, Progress
+from worker.jobs.kinds import FilteringSpec
+
+
+def new_job(stores) -> str:
+    spec = FilteringSpec(valid_time=datetime(2025, 1, 1, tzinfo=UTC))
+    record = JobRecord(id=new_id("job"), analysis_id="an-1", spec=spec)
+    return stores.jobs.create(record)[0].id
+
+
+async def take(feed, job_id: str, count: int, **values) -> list:
+    events = []
+    async for event in feed.follow(job_id, **values):
+        events.append(event)
+        if len(events) == count:
+            break
+    return events
+
+
+async def test_past_and_future_events_come_once_and_in_order(stores, shared_broker):
+    feed = EventFeed(shared_broker.url, stores.keys)
+    await feed.start()
+    job_id, other = new_job(stores), new_job(stores)
+    listeners = [asyncio.create_task(take(feed, job_id, 5)) for _ in range(20)]
+    await asyncio.sleep(0.1)
+    token = stores.jobs.claim(job_id, "w", timedelta(seconds=9)).token
+    stores.jobs.claim(other, "w", timedelta(seconds=9))
+    for step in (1, 2):
+        stores.jobs.report(job_id, token, Progress(step=step, steps=2))
+    stores.jobs.succeed(job_id, token, Progress())
+    heard = await asyncio.wait_for(asyncio.gather(*listeners), 20)
+    assert all(events == heard[0] for events in heard)
+    told = [event.data.get("state", event.data.get("step")) for event in heard[0]]
+    assert told == ["queued", "running", 1, 2, "succeeded"]
+    resumed = await asyncio.wait_for(take(feed, job_id, 2, after=heard[0][2].id), 20)
+    assert resumed == heard[0][3:]
+    await feed.stop()
