@@ -76,7 +76,12 @@ def decode_frame(
     return Decoded(table, report)
 
 
-def _renamed(columns: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(columns: Mapping[str, Any], names: Any) -> dict[str, Any]:
+    if not isinstance(names, Mapping):
+        raise DecodeError(
+            f"Expected the option 'columns' as a mapping of their names to ours; got {names!r}.",
+            reason="invalid_table",
+        )
     return {names.get(name, name): column for name, column in columns.items()}
 
 

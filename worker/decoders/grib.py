@@ -64,7 +64,9 @@ def _grid(options: Mapping[str, Any]) -> Grid:
         ) from error
 
 
-def _errors(options: Mapping[str, Any]) -> dict[str, float]:
+def _errors(options: Any) -> dict[str, float]:
+    if not isinstance(options, Mapping):
+        raise DecodeError("Expected the option 'errors' by variable.", reason="invalid_table")
     for name, value in options.items():
         if name not in VARIABLES or not isinstance(value, int | float) or not value > 0:
             raise DecodeError(

@@ -138,8 +138,8 @@ def _rows(frame: pd.DataFrame, context: DecodeContext, report: DecodeReport) -> 
         [_SURFACE.get(int(n), _ALOFT.get(int(n), "")) if n == n else "" for n in varno], object
     )
     error = _errors(frame)
-    for variable, units in (context.options.get("units") or {}).items():
-        factors = conversion(units, variable) if variable in VARIABLES else None
+    for variable, units in dict(context.options.get("units") or {}).items():
+        factors = conversion(str(units), variable) if variable in VARIABLES else None
         if factors is None:
             raise DecodeError(f"Unknown units '{units}' of '{variable}'.", reason="invalid_table")
         rows = names == variable
