@@ -127,8 +127,15 @@ def test_limits(tmp_path):
     assert decoded.report.rejected == {"too_large": 1}
 
 
-@pytest.mark.parametrize("options", [{"errors": {"wind": 1.0}}, {"errors": {"temperature": 0}}, {"errors": [1]},
-                                     {"grid": {"kind": "cube", "nlat": 3, "nlon": 4}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"errors": {"wind": 1.0}},
+        {"errors": {"temperature": 0}},
+        {"errors": [1]},
+        {"grid": {"kind": "cube", "nlat": 3, "nlon": 4}},
+    ],
+)
 def test_faulty_options(tmp_path, options):
     assert decode(tmp_path, message(SLOPE), **options).report.rejected == {"invalid_table": 1}
 
