@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from azula.nn.layers import ConvNd, Patchify, Unpatchify
 from torch import Tensor, nn
 
+from model.nn.frozen_conv import Conv2d
 from model.nn.norm import ChannelNorm
 
 __all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock"]
@@ -30,14 +31,13 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int = 3, ffn_factor: int = 1) -> None:
         super().__init__()
-        padding = kernel_size // 2
         hidden = ffn_factor * channels
         self.norm = ChannelNorm()
         self.ffn = nn.Sequential(
-            nn.Conv2d(channels, hidden, kernel_size, padding=padding),
+            _conv(channels, hidden, kernel_size),
             nn.SiLU(),
             nn.Identity(),  # the release has a dropout here; its place keeps the names
-            nn.Conv2d(hidden, channels, kernel_size, padding=padding),
+            _conv(hidden, channels, kernel_size),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,39 +74,18 @@ class ConvEncoder(nn.Module):
         patch_size: Sequence[int] = (1, 1),
     ) -> None:
         super().__init__()
-        pad = kernel_size // 2
         widths = list(hid_channels)
         self.patch = Patchify(patch_size) if math.prod(patch_size) > 1 else nn.Identity()
         self.descent = nn.ModuleList()
         for i, blocks in enumerate(hid_blocks):
             level = nn.ModuleList()
             if i == 0:
-                first = math.prod(patch_size) * in_channels
-                level.append(nn.Conv2d(first, widths[0], kernel_size, padding=pad))
-            elif pixel_shuffle:
-                fan = widths[i - 1] * stride**2
-                down = ConvNd(
-                    fan, widths[i], identity_init=True, kernel_size=kernel_size, padding=pad
-                )
-                level.append(nn.Sequential(Patchify((stride, stride)), down))
+                level.append(_conv(math.prod(patch_size) * in_channels, widths[0], kernel_size))
             else:
-                level.append(
-                    ConvNd(
-                        widths[i - 1],
-                        widths[i],
-                        identity_init=True,
-                        kernel_size=kernel_size,
-                        padding=pad,
-                        stride=stride,
-                    )
-                )
+                level.append(_down(widths[i - 1], widths[i], kernel_size, stride, pixel_shuffle))
             level.extend(ResidualBlock(widths[i], kernel_size, ffn_factor) for _ in range(blocks))
             self.descent.append(level)
-        self.descent[-1].append(
-            ConvNd(
-                widths[-1], out_channels, identity_init=True, kernel_size=kernel_size, padding=pad
-            )
-        )
+        self.descent[-1].append(_conv(widths[-1], out_channels, kernel_size, identity=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (N, C, H, W) to latents (N, c, h, w)."""
@@ -133,28 +112,19 @@ class ConvDecoder(nn.Module):
         patch_size: Sequence[int] = (1, 1),
     ) -> None:
         super().__init__()
-        pad = kernel_size // 2
         widths, counts = list(hid_channels)[::-1], list(hid_blocks)[::-1]
         self.unpatch = Unpatchify(patch_size) if math.prod(patch_size) > 1 else nn.Identity()
         self.ascent = nn.ModuleList()
         for i, blocks in enumerate(counts):
             level = nn.ModuleList()
             if i == 0:
-                level.append(
-                    ConvNd(
-                        in_channels,
-                        widths[0],
-                        identity_init=True,
-                        kernel_size=kernel_size,
-                        padding=pad,
-                    )
-                )
+                level.append(_conv(in_channels, widths[0], kernel_size, identity=True))
             level.extend(ResidualBlock(widths[i], kernel_size, ffn_factor) for _ in range(blocks))
             if i + 1 < len(counts):
                 level.append(_up(widths[i], widths[i + 1], kernel_size, stride, pixel_shuffle))
             else:
                 last = math.prod(patch_size) * out_channels
-                level.append(nn.Conv2d(widths[i], last, kernel_size, padding=pad))
+                level.append(_conv(widths[i], last, kernel_size))
             self.ascent.append(level)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -165,13 +135,37 @@ class ConvDecoder(nn.Module):
         return self.unpatch(z)
 
 
+def _conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    identity: bool = False,
+    stride: int = 1,
+) -> Conv2d:
+    """A zero-padded convolution; where wanted it starts near the identity, by azula's rule."""
+    sizes = {"kernel_size": kernel_size, "padding": kernel_size // 2, "stride": stride}
+    conv = Conv2d(in_channels, out_channels, **sizes)
+    if identity:
+        start = ConvNd(in_channels, out_channels, identity_init=True, **sizes)
+        conv.load_state_dict(start.state_dict(), assign=True)
+    return conv
+
+
+def _down(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int, shuffle: bool
+) -> nn.Module:
+    if shuffle:
+        conv = _conv(in_channels * stride**2, out_channels, kernel_size, identity=True)
+        return nn.Sequential(Patchify((stride, stride)), conv)
+    return _conv(in_channels, out_channels, kernel_size, identity=True, stride=stride)
+
+
 def _up(
     in_channels: int, out_channels: int, kernel_size: int, stride: int, shuffle: bool
 ) -> nn.Module:
-    out = out_channels * (stride**2 if shuffle else 1)
-    conv = ConvNd(
-        in_channels, out, identity_init=True, kernel_size=kernel_size, padding=kernel_size // 2
-    )
     if shuffle:
+        conv = _conv(in_channels, out_channels * stride**2, kernel_size, identity=True)
         return nn.Sequential(conv, Unpatchify((stride, stride)))
+    conv = _conv(in_channels, out_channels, kernel_size, identity=True)
     return nn.Sequential(nn.Upsample(scale_factor=stride, mode="nearest"), conv)

@@ -1,8 +1,12 @@
 """Standardisation over channels, as the released autoencoder does it."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.nn.frozen_conv import plain_autograd
 
 __all__ = ["ChannelNorm"]
 
@@ -46,5 +50,90 @@ class ChannelNorm(nn.Module):
         """
         count = x.shape[1]
         ratio = (count - 1) / count
-        y = F.layer_norm(x.permute(0, 2, 3, 1), (count,), eps=ratio * self._eps)
-        return (y * ratio**0.5).permute(0, 3, 1, 2)
+        scale, eps = ratio**0.5, ratio * self._eps
+        x = x.permute(0, 2, 3, 1)
+        if x.dtype in (torch.float16, torch.bfloat16):
+            y = F.layer_norm(x, (count,), eps=eps) * scale
+        elif plain_autograd(x):
+            y = _Standardise.apply(x, x.new_full((count,), scale), eps)
+        else:  # scaled in the same pass
+            y = F.layer_norm(x, (count,), x.new_full((count,), scale), eps=eps)
+        return y.permute(0, 3, 1, 2)
+
+
+class _Standardise(torch.autograd.Function):
+    """The layer norm, with a cheap adjoint of the adjoint.
+
+    The Jacobian of a standardisation is symmetric, so the adjoint of the adjoint is the adjoint.
+    torch forms it from elementary operations, along with the derivatives in x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, None, eps)
+        ctx.save_for_backward(x, mean, rstd, weight)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _StandardiseAdjoint.apply(gradient, *ctx.saved_tensors, ctx.eps), None, None
+
+
+class _StandardiseAdjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gradient: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        weight: Tensor,
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(gradient, x, mean, rstd, weight)
+        ctx.eps = eps
+        return torch.ops.aten.native_layer_norm_backward(
+            gradient, x, weight.shape, mean, rstd, weight, None, [True, False, False]
+        )[0]
+
+    @staticmethod
+    def backward(ctx: Any, tangent: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, x, mean, rstd, weight = ctx.saved_tensors
+        first = second = None
+        if ctx.needs_input_grad[0]:
+            first = _StandardiseAdjoint.apply(tangent, x, mean, rstd, weight, ctx.eps)
+        if ctx.needs_input_grad[1] and _asked_for(ctx, 1):
+            second = _curvature(tangent, gradient, x, weight[0], ctx.eps)
+        return first, second, None, None, None, None
+
+
+def _asked_for(ctx: Any, position: int) -> bool:
+    """Whether the running backward pass wants the gradient of an input, not only knows it.
+
+    `needs_input_grad` tells of the latter alone; the tangent-linear products of guidance ask for
+    gradients in the cotangent, never in x.
+    """
+    node = ctx.next_functions[position][0]
+    return node is not None and torch._C._will_engine_execute_node(node)
+
+
+def _curvature(u: Tensor, g: Tensor, x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    r"""Derivative in x of :math:`\langle u, J(x)^\top g \rangle`.
+
+    With z the standardised x, s the inverse standard deviation and the projection
+    :math:`P v = v - \bar{v} - z \, \overline{z v}`, :math:`J = w s P` where w is the scale. In x,
+    :math:`\mathrm{d}s = - s^2 \, \overline{z \, \mathrm{d}x}` and
+    :math:`\mathrm{d}z = s P \, \mathrm{d}x`.
+    """
+
+    def mean(v: Tensor) -> Tensor:
+        return v.mean(-1, keepdim=True)
+
+    centred = x - mean(x)
+    s = torch.rsqrt(mean(centred.square()) + eps)
+    z = centred * s
+    a, b = mean(z * u), mean(z * g)
+    inner = mean(u * g) - mean(u) * mean(g) - a * b
+    projected = [v - mean(v) - z * m for v, m in ((g, b), (u, a))]
+    return -scale * s.square() * (z * inner + a * projected[0] + b * projected[1])
