@@ -69,7 +69,8 @@ def round_bits(values: Float, bits: int) -> Float:
 
 def _used(values: Float) -> NDArray[np.bool_]:
     """Exact zeros are left out: all their bits agree, which says nothing about bits worth keeping."""
-    return np.isfinite(values) & (values != 0)
+    used: NDArray[np.bool_] = np.isfinite(values) & (values != 0)
+    return used
 
 
 def _rows(values: Float) -> NDArray[np.int64]:
@@ -113,7 +114,8 @@ def bit_information(values: Float) -> NDArray[np.float64]:
 def _share_of_ones(raw: NDArray[np.uint32]) -> NDArray[np.float64]:
     """Of each of the 32 bits, the highest first."""
     bits = np.unpackbits(raw.astype(">u4").view(np.uint8)).reshape(-1, 32)
-    return bits.sum(axis=0, dtype=np.int64) / len(raw)
+    share: NDArray[np.float64] = bits.sum(axis=0, dtype=np.int64) / len(raw)
+    return share
 
 
 def _biased(values: Float) -> NDArray[np.uint32]:

@@ -150,7 +150,7 @@ def messages(product: Product, what: str) -> Iterator[Message]:
 def _statistic(field: Field, what: str) -> NDArray[np.float32]:
     mean, spread = mean_and_spread(field.values)
     chosen = mean if what == "mean" else spread
-    return np.empty((0,)) if chosen is None else chosen[None]
+    return field.values[:0] if chosen is None else chosen[None]
 
 
 def _encode(message: Message, sample: str, stream: BinaryIO) -> None:

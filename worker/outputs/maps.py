@@ -1,5 +1,6 @@
 """World maps on equidistant cylindrical axes: fields, coasts, winds, observations."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ SEA = "#eef3f7"
 LAND = "#dfdcd3"
 
 Array = NDArray[np.floating[Any]]
+Levels = Sequence[float] | Array
 
 
 class WorldMap:
@@ -55,7 +57,7 @@ class WorldMap:
         rows[0], rows[-1] = 90.0, -90.0
         return rows
 
-    def shade(self, field: Array, levels: Array, colours: Any, label: str, **options: Any) -> None:
+    def shade(self, field: Array, levels: Levels, colours: Any, label: str, **options: Any) -> None:
         """Filled contours with a colour bar."""
         drawn = self.axes.contourf(
             self.longitude, self._rows(), self._closed(field), levels, cmap=colours, **options
@@ -64,12 +66,12 @@ class WorldMap:
         bar = place.figure.colorbar(drawn, cax=place)
         bar.set_label(label, fontsize=8, color=INK)
         bar.ax.tick_params(labelsize=7, labelcolor=GREY, length=2)
-        bar.outline.set(color=GREY, linewidth=0.5)  # type: ignore[operator]
+        bar.outline.set(color=GREY, linewidth=0.5)
 
-    def lines(self, field: Array, levels: Array, colour: str = INK, width: float = 0.7) -> None:
+    def lines(self, field: Array, levels: Levels, colour: str = INK, width: float = 0.7) -> None:
         """Contour lines with their values, where any of the levels occurs."""
-        inside = levels[(levels > np.nanmin(field)) & (levels < np.nanmax(field))]
-        if not len(inside):
+        inside = [x for x in levels if np.nanmin(field) < x < np.nanmax(field)]
+        if not inside:
             return
         drawn = self.axes.contour(
             self.longitude,

@@ -1,5 +1,6 @@
 """A picture of a result: surface, upper air, spread, and where the observations were."""
 
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,8 +170,11 @@ def _footer(product: Product) -> str:
 
 def _valid(product: Product) -> list[str]:
     """The time shown, where it is not that of the title."""
-    hours = (product.times[-1] - product.reference_time).total_seconds() / 3600
-    return [f"valid {product.times[-1]:%Y-%m-%d %H} UTC, +{hours:.0f} h"] if hours else []
+    lead = product.times[-1] - product.reference_time
+    if not lead:
+        return []
+    ahead = f", +{lead / timedelta(hours=1):.0f} h" if product.job.kind == "forecast" else ""
+    return [f"valid {product.times[-1]:%Y-%m-%d %H} UTC{ahead}"]
 
 
 def draw(product: Product) -> Figure:

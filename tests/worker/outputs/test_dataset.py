@@ -1,6 +1,8 @@
 """The CF form of a result, against the conventions' own words and numbers computed apart."""
 
 import json
+from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ import pytest
 from model.domain.errors import InvalidInput
 from model.domain.variables import LEVELS_T31, channels
 from tests.worker.outputs.products import NOON, T31, TINY, make_product, make_states
+from worker.jobs.job import JobRecord
+from worker.jobs.kinds import ReanalysisSpec
 from worker.outputs.dataset import to_dataset
+from worker.outputs.files import product_file
 
 
 def test_dimensions_names_and_coordinates():
@@ -148,3 +153,14 @@ def test_channels_in_another_order_are_refused():
 def test_made_up_states_are_plausible():
     states = make_states(T31, 1, 4)
     assert 180 < np.nanmin(states[:, :, 0]) and np.nanmax(states[:, :, 0]) < 330
+
+
+def test_a_reanalysis_is_filed_under_its_first_time(tmp_path):
+    product = make_product(TINY, members=2, times=3)
+    start = NOON - timedelta(hours=2)
+    asked = ReanalysisSpec(start=start, end=NOON, members=2)
+    product = replace(product, job=JobRecord(id="j2", spec=asked, analysis_id="a2"))
+    assert product_file(product, tmp_path, "nc").name == "appa_ra_20250320T10Z_v1.nc"
+    ds = to_dataset(product)
+    assert ds.attrs["forecast_type"] == "reanalysis" and ds.sizes["time"] == 3
+    assert ds.attrs["title"] == "Simulated ensemble reanalysis of 2025-03-20 10 UTC"
