@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.analysis_index import AnalysisFilter
 from service.dependencies import GatewayDep, Reader
+from service.examples import ANALYSIS, page_of, shown
 from service.files import file_response
 from service.openapi import problems
 from service.schemas import AnalysisList, LatestAnalysis, LatestFile
@@ -32,7 +33,7 @@ FILE_RESPONSES = {
 }
 
 
-@router.get("/analyses", responses=problems())
+@router.get("/analyses", responses={**problems(), 200: shown(page_of(ANALYSIS))})
 def list_analyses(
     gateway: GatewayDep,
     _: Reader,
@@ -79,7 +80,7 @@ def _latest(manifest: AnalysisManifest, root: str) -> LatestAnalysis:
     )
 
 
-@router.get("/analyses/{analysis_id}", responses=problems("not_found"))
+@router.get("/analyses/{analysis_id}", responses={**problems("not_found"), 200: shown(ANALYSIS)})
 def read_analysis(analysis_id: AnalysisId, gateway: GatewayDep, _: Reader) -> AnalysisManifest:
     """The manifest: files with size and SHA-256, window, counts, scores, provenance."""
     return gateway.analyses.get(analysis_id)

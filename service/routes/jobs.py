@@ -6,6 +6,7 @@ from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse
 
 from service.dependencies import GatewayDep, JobReader, JobWriter
+from service.examples import JOB, page_of, shown
 from service.job_events import follow_job
 from service.job_submission import submit_job
 from service.openapi import problems
@@ -42,7 +43,7 @@ EXAMPLES: dict[str, Any] = {
     },
 }
 _LOCATION = {"Location": {"description": "Where its state is.", "schema": {"type": "string"}}}
-_JOB = {"application/json": {"schema": {"$ref": "#/components/schemas/JobRecord"}}}
+_JOB = {"application/json": {"schema": {"$ref": "#/components/schemas/JobRecord"}, "example": JOB}}
 JobId = Annotated[str, Path(description="From the answer to the submission.", max_length=100)]
 
 
@@ -63,7 +64,7 @@ JobId = Annotated[str, Path(description="From the answer to the submission.", ma
             "headers": _LOCATION,
             "content": _JOB,
         },
-        202: {"description": "Queued.", "headers": _LOCATION},
+        202: {"description": "Queued.", "headers": _LOCATION, **shown(JOB)},
     },
 )
 def create_job(
@@ -84,7 +85,7 @@ def create_job(
     return job
 
 
-@router.get("/jobs", responses=problems())
+@router.get("/jobs", responses={**problems(), 200: shown(page_of(JOB))})
 def list_jobs(
     gateway: GatewayDep,
     _: JobReader,
@@ -104,13 +105,17 @@ def list_jobs(
     return JobPage(items=page.items, next_cursor=page.next_cursor, total=page.total)
 
 
-@router.get("/jobs/{job_id}", responses=problems("not_found"))
+@router.get("/jobs/{job_id}", responses={**problems("not_found"), 200: shown(JOB)})
 def read_job(job_id: JobId, gateway: GatewayDep, _: JobReader) -> JobRecord:
     """State, progress and outcome of a job."""
     return gateway.stores.jobs.read(job_id)
 
 
-@router.delete("/jobs/{job_id}", status_code=202, responses=problems("not_found", "move_refused"))
+@router.delete(
+    "/jobs/{job_id}",
+    status_code=202,
+    responses={**problems("not_found", "move_refused"), 202: shown(JOB | {"state": "cancelling"})},
+)
 def cancel_job(job_id: JobId, gateway: GatewayDep, _: JobWriter) -> JobRecord:
     """Asks for the end of a job: `cancelled` if it waited, else `cancelling` until it stopped."""
     gateway.stores.jobs.cancel(job_id)

@@ -7,6 +7,7 @@ from fastapi.responses import StreamingResponse
 
 from service.containers import CONTAINERS
 from service.dependencies import GatewayDep, ObservationWriter, Reader, UploadReader
+from service.examples import BATCH, page_of, shown
 from service.observation_output import FORMATS, choose_format
 from service.observation_search import observation_query
 from service.openapi import problems
@@ -47,7 +48,12 @@ UPLOAD_BODY: dict[str, Any] = {
     }
 }
 _LOCATION = {"Location": {"description": "Where its state is.", "schema": {"type": "string"}}}
-_BATCH = {"application/json": {"schema": {"$ref": "#/components/schemas/BatchRecord"}}}
+_BATCH = {
+    "application/json": {
+        "schema": {"$ref": "#/components/schemas/BatchRecord"},
+        "example": BATCH,
+    }
+}
 
 
 @router.post(
@@ -68,7 +74,11 @@ _BATCH = {"application/json": {"schema": {"$ref": "#/components/schemas/BatchRec
             "headers": _LOCATION,
             "content": _BATCH,
         },
-        202: {"description": "Received whole; ingest follows.", "headers": _LOCATION},
+        202: {
+            "description": "Received whole; ingest follows.",
+            "headers": _LOCATION,
+            **shown(BATCH | {"state": "received", "summary": None}),
+        },
     },
     openapi_extra=UPLOAD_BODY,
 )
@@ -177,7 +187,7 @@ def query_stored(
     )
 
 
-@router.get("/batches", responses=problems())
+@router.get("/batches", responses={**problems(), 200: shown(page_of(BATCH))})
 def list_batches(
     gateway: GatewayDep,
     _: UploadReader,
@@ -192,7 +202,7 @@ def list_batches(
     return BatchPage(items=page.items, next_cursor=page.next_cursor, total=page.total)
 
 
-@router.get("/observations/{batch_id}", responses=problems("not_found"))
+@router.get("/observations/{batch_id}", responses={**problems("not_found"), 200: shown(BATCH)})
 def read_batch(
     batch_id: Annotated[str, Path(description="From the answer to the upload.")],
     gateway: GatewayDep,

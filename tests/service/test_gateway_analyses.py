@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import random
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from email.parser import BytesParser
@@ -105,6 +106,7 @@ def test_conditions(http, published, headers: dict, status: int) -> None:
     assert http.get(published, headers=headers).status_code == status
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl_resumes(gateway: GatewayProcess, published, tmp_path) -> None:
     target = tmp_path / NAME
     target.write_bytes(DATA[:1_234_567])
@@ -171,3 +173,7 @@ def test_lists(start_gateway: StartGateway) -> None:
         file = latest["filtering"]["files"][0]
         assert http.get(file["url"]).content == b"2"
         assert file["sha256"] == hashlib.sha256(b"2").hexdigest()
+        shutil.rmtree(gateway.layout.analysis("an-5-b"))  # retention
+        assert ids(kind="filtering", latest=True) == ["an-5"]
+        assert http.get("/v1/analyses/an-5-b").status_code == 404
+        assert http.get(f"/v1/analyses/an-5-b/{NAME}").status_code == 404

@@ -5,10 +5,14 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import socket
+import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -214,3 +218,29 @@ def test_announced_beyond_free_space(start_gateway: StartGateway) -> None:
     gateway = start_gateway(APPA_MIN_FREE_BYTES=str(2**60))
     answer = httpx.post(f"{gateway.url}/v1/observations", content=content(12))
     problem(answer, 507, "disk_full")
+
+
+def test_the_same_content_at_the_same_time_is_one_batch(gateway: GatewayProcess) -> None:
+    data = content(30, 500_000)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(
+            pool.map(lambda _: httpx.post(f"{gateway.url}/v1/observations", content=data), range(8))
+        )
+    assert sorted(a.status_code for a in answers) == [200] * 7 + [202]
+    assert len({a.json()["id"] for a in answers}) == 1
+    folders = [p for p in gateway.layout.raw.iterdir() if (p / "content").read_bytes() == data]
+    assert len(folders) == 1
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_uploads(gateway: GatewayProcess, tmp_path: Path) -> None:
+    path = tmp_path / "synop.bufr"
+    path.write_bytes(content(31, 2_000_000))
+    command = ["curl", "-sS", "--fail", "-T", str(path), "-X", "POST"]
+    done = subprocess.run(
+        [*command, f"{gateway.url}/v1/observations"], check=True, timeout=60, capture_output=True
+    )
+    assert json.loads(done.stdout)["size"] == 2_000_000
+    form = ["curl", "-sS", "--fail", "-F", f"file=@{path}", f"{gateway.url}/v1/observations"]
+    again = subprocess.run(form, check=True, timeout=60, capture_output=True)
+    assert json.loads(again.stdout)["id"] == json.loads(done.stdout)["id"]

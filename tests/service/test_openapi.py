@@ -17,8 +17,12 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from service.examples import ANALYSIS, BATCH, JOB
 from service.main import create_app
 from service.settings import GatewaySettings
+from worker.jobs.batch import BatchRecord
+from worker.jobs.job import JobRecord
+from worker.jobs.manifest import AnalysisManifest
 
 CHECKS = [
     not_a_server_error,
@@ -70,3 +74,13 @@ def test_every_operation_is_described() -> None:
         assert all("application/problem+json" in r["content"] for r in errors.values())
         for parameter in operation.get("parameters", []):
             assert parameter.get("description") or parameter["name"] in ("limit", "file"), parameter
+
+
+def test_examples_are_what_is_answered() -> None:
+    for record, example in ((BatchRecord, BATCH), (JobRecord, JOB), (AnalysisManifest, ANALYSIS)):
+        shown = record.model_validate(example).model_dump(mode="json")
+        assert set(shown) == set(example)
+    for path in ("/v1/jobs", "/v1/batches", "/v1/analyses", "/v1/jobs/{job_id}"):
+        answer = DOCUMENT["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
+        assert answer["example"], path
+        assert answer["schema"], path
