@@ -193,3 +193,12 @@ def test_wrong_shapes_are_named():
         model(blankets().transpose(1, 2), t, DATE)
     with pytest.raises(InvalidInput, match=r"dates with shape \(2, 4, 4\); got \(1, 4, 4\)"):
         model(blankets(), t, DATE[:1])
+
+
+def test_compiled_blocks_give_the_same_in_one_graph_each():
+    model = build().requires_grad_(False)
+    x, t = blankets(), torch.zeros((), dtype=torch.float64)
+    plain = model(x, t, DATE)
+    model.compile_blocks(backend="aot_eager", fullgraph=True)
+    assert torch.allclose(model(x, t, DATE), plain, rtol=1e-12, atol=1e-12)
+    assert not any("_orig_mod" in name for name in model.state_dict())
