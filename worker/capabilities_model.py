@@ -16,4 +16,6 @@ def describe_models(models: WarmModels, report: WorkerReport) -> None:
         name += f" ({torch.cuda.get_device_name(models.device)})"
     report.device = name
     report.capabilities.models = [model.info for model in models.models]
+    for entry in OUTPUTS.values():
+        entry.load()  # imported now, not while the first result waits
     report.capabilities.formats = {key: entry.description for key, entry in OUTPUTS.items()}

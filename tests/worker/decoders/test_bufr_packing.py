@@ -9,7 +9,7 @@ from worker.decoders.base import MessageLimits
 from worker.decoders.bufr.bits import gather_bits, read_bits
 from worker.decoders.bufr.framing import scan
 from worker.decoders.bufr.message import Unpacker
-from worker.decoders.bufr.packing import describe_packing
+from worker.decoders.bufr.packing import describe_storage, make_packing
 from worker.decoders.bufr.sections import read_header
 
 
@@ -110,7 +110,8 @@ def _compare(data: bytes, learnt: dict) -> int:
     if layout.size > 1_000:
         return 0
     if id(layout) not in learnt:
-        learnt[id(layout)] = describe_packing(data, header, layout, expected), layout
+        storage = describe_storage(data, header, layout, expected)
+        learnt[id(layout)] = storage and make_packing(layout, storage), layout
         return 0
     packing, _ = learnt[id(layout)]
     if packing is None:
