@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet, build_observation_set
 from model.osse.baselines.windowed import windowed_analysis
 from model.osse.network import Network, simulate_observations
+from model.osse.one_hour import one_hour_analysis
 from model.progress import OnStep, no_progress
 
 __all__ = ["SkillSettings", "StartSkill", "climatological_states", "date_rows", "score_start"]
@@ -120,6 +122,7 @@ def score_start(
     with torch.no_grad():
         scorer.score("reconstruction", model.decode(model.encode(truth[last])), truth[last])
     _score_baselines(scorer, model, observations, times, truth)
+    _score_one_hour(scorer, table, times, truth[last])
     plan = WindowPlan.filtering(end, s.window, written=s.window)
     analysis = scorer.timed(
         "filtering",
@@ -203,8 +206,8 @@ def _score_baselines(
                 lambda z: model.decode(z, mask=False),
                 seen,
                 date_rows(times[-k:]),
-                iterations=100,
-                tolerance=0.02,
+                iterations=60,
+                tolerance=0.01,
             ).latents
         ),
     )
@@ -214,6 +217,18 @@ def _score_baselines(
         if inside >= 0:
             state = model.decode(result[0, inside], mask=False)
             scorer.score("windowed OI mid-window", state, truth[middle])
+
+
+def _score_one_hour(
+    scorer: _Scorer, table: pa.Table, times: Sequence[datetime], truth: Tensor
+) -> None:
+    model, end, name = scorer.model, times[-1], "optimal interpolation, 1 hour"
+    if not isinstance(model.denoise.base, ZonalGaussianPrior):
+        return
+    dates = date_rows([end - timedelta(hours=i) for i in reversed(range(model.blanket_size))])
+    background = climatological_states(model, [end])[0]
+    state = scorer.timed(name, lambda: one_hour_analysis(model, table, end, background, dates))
+    scorer.score(name, state, truth)
 
 
 @torch.no_grad()

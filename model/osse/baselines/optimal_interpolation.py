@@ -8,6 +8,8 @@ the correlation function of Gaspari and Cohn (QJRMS 125, 1999, equation 4.10). T
 observations is solved by Cholesky factorisation, so this is for a few ten thousand at most.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,10 +18,15 @@ from torch import Tensor
 from model.constants import EARTH_RADIUS
 from model.domain.grids import Grid
 from model.operators.observation_set import ObservationSet
+from model.osse.baselines.windowed import GaussianPrior
 
-__all__ = ["gaspari_cohn", "optimal_interpolation", "unit_vectors"]
+__all__ = ["gaspari_cohn", "optimal_interpolation", "prior_anomalies", "unit_vectors"]
 
 Float = NDArray[np.float64]
+
+
+ROWS = 1024
+"""Rows of the localisation that are made at a time."""
 
 
 def unit_vectors(lat: Float, lon: Float) -> Tensor:
@@ -75,13 +82,45 @@ def optimal_interpolation(
     spread = (perturbed - equivalent) / (error * (count - 1) ** 0.5)
     places = unit_vectors(lat, lon)
     system = spread.T @ spread
-    system *= _localisation(places, places, half_width)
+    for rows in torch.arange(len(places)).split(ROWS):
+        system[rows[0] : rows[-1] + 1] *= _localisation(places[rows], places, half_width)
     system.diagonal().add_(1.0)
     innovation = (observations.values - equivalent) / error
     factor = torch.linalg.cholesky(system)
     weights = torch.cholesky_solve(innovation[:, None], factor)[:, 0]
-    rows, columns = np.meshgrid(grid.latitude, grid.longitude, indexing="ij")
-    cells = unit_vectors(rows.ravel(), columns.ravel())
-    share = _localisation(cells, places, half_width) @ (spread * weights).T
-    share = share.T.reshape(count, 1, *grid.shape) / (count - 1) ** 0.5
+    latitude, longitude = np.meshgrid(grid.latitude, grid.longitude, indexing="ij")
+    cells = unit_vectors(latitude.ravel(), longitude.ravel())
+    weighted = (spread * weights).T / (count - 1) ** 0.5
+    share = torch.cat([_localisation(c, places, half_width) @ weighted for c in cells.split(ROWS)])
+    share = share.T.reshape(count, 1, *grid.shape)
     return background + (anomalies * share).sum(dim=0)
+
+
+@torch.no_grad()
+def prior_anomalies(
+    prior: GaussianPrior,
+    decode: Callable[[Tensor], Tensor],
+    date: Tensor,
+    count: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Climatological anomalies drawn from a prior, where no climatological states are at hand.
+
+    Arguments:
+        prior: Over blankets of K states.
+        decode: From latents (n, c, h, w) to physical states (n, C, Y, X).
+        date: Year, month, day, hour of K states, with shape (K, 4); the first and the last of
+            each blanket are taken.
+        count: M, how many.
+        generator: Source of the draws.
+
+    Returns:
+        With shape (M, C, Y, X).
+    """
+    ends = [0, -1] if len(date) > 1 else [0]
+    mean = decode(prior.climatology(date[None])[0, ends])
+    parts = []
+    for rows in torch.arange(-(-count // len(ends))).split(16):
+        drawn = prior.sample(date.expand(len(rows), *date.shape), generator)
+        parts += [decode(drawn[:, end]) - mean[i] for i, end in enumerate(ends)]
+    return torch.cat(parts)[:count]

@@ -16,6 +16,7 @@ from model.osse.baselines.climatology import fit_climatology
 from model.osse.baselines.optimal_interpolation import (
     gaspari_cohn,
     optimal_interpolation,
+    prior_anomalies,
     unit_vectors,
 )
 from model.osse.baselines.windowed import windowed_analysis
@@ -154,3 +155,14 @@ def test_representativeness_is_the_residual_at_the_observation():
     assert found.shape == (2, GRID.nlat)
     assert found[0].unique().tolist() == [2.0]
     assert found[1, 0].item() == 0.0
+
+
+def test_anomalies_from_the_prior_have_its_variance(prior):
+    date = torch.tensor([[2001, 3, 1, h] for h in (21, 22, 23)])
+    draw = torch.Generator().manual_seed(5)
+    found = prior_anomalies(prior, lambda z: 2.0 * z, date, 1501, draw)
+    assert found.shape == (1501, *prior.latent_shape)
+    size = 3 * 2 * 4 * 8
+    covariance = prior.covariance_times(torch.eye(size).view(size, 3, 2, 4, 8))
+    variance = covariance.reshape(size, size).diagonal().view(3, -1)[[0, 2]].mean()
+    assert found.var().item() == pytest.approx(4 * variance.item(), rel=0.05)
