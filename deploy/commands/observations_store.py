@@ -106,7 +106,9 @@ def ingest_files(
 
 
 def _print_ingest(done: list[dict[str, Any]]) -> None:
-    table = Table("file", "batch", "values", "used", "by variable", "rejected by")
+    table = Table(show_lines=True)
+    for column in ("file", "batch", "values", "used", "by variable", "rejected by"):
+        table.add_column(column, overflow="fold")
     for entry in done:
         name = Path(entry["file"]).name
         if "error" in entry:
