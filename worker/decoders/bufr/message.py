@@ -10,17 +10,18 @@ import numpy as np
 from model.domain.errors import DecodeError
 from worker.decoders.base import MessageLimits
 from worker.decoders.bufr.counts import check_first_count
-from worker.decoders.bufr.layout import Layout, Template
-from worker.decoders.bufr.packing import describe_packing
+from worker.decoders.bufr.layout import Layout
+from worker.decoders.bufr.packing import describe_storage
 from worker.decoders.bufr.sections import Header, descriptor_count
+from worker.decoders.bufr.template import Template
 from worker.decoders.bufr.texts import TEXT_KEYS, clean_text
 
 __all__ = ["Part", "Unpacker"]
 
 _MISSING = -1e99
 _KEPT_TEMPLATES = 512
-_LEARNT_AT, _LEARNT_SIZE = 2, 3_000
-"""Meetings after which, and values up to which, the packing of a layout is learnt."""
+_LEARNT_SIZE = 3_000
+"""Values of a report up to which its storage is asked for, which eccodes does slowly."""
 _LARGE = 65_536
 """Bytes of data from which the first replication count is looked at before unpacking."""
 
@@ -112,7 +113,7 @@ class Unpacker:
         found: dict[int, tuple[Layout, list[int], list[int]]] = {}
         at, size = 0, 0
         for number in range(header.subsets):
-            layout = template.packed_layout(body, at)
+            layout = template.packed_layout(body, at, self.limits)
             if layout is None:
                 return None
             _, numbers, starts = found.setdefault(id(layout), (layout, [], []))
@@ -191,13 +192,10 @@ def _expand(message: bytes, header: Header) -> Template | DecodeError:
 
 
 def _note(message: bytes, header: Header, template: Template, part: Part) -> None:
-    """Learns the packing of a layout when it is met for the second time."""
+    """Learns how the elements of a template are stored, from its second message on."""
     layout = part.layout
-    layout.seen += 1
-    if layout.seen == _LEARNT_AT and part.numbers[0] == 0 and layout.size <= _LEARNT_SIZE:
-        packing = describe_packing(message, header, layout, part.values[0])
-        if packing is not None:
-            template.learn(layout, packing)
+    if part.numbers[0] == 0 and layout.size <= _LEARNT_SIZE and template.wants(layout):
+        template.learn(layout, describe_storage(message, header, layout, part.values[0]))
 
 
 def _rectangular(

@@ -10,22 +10,23 @@ elements of one bit (WMO Manual on Codes, volume I.2, FM 94).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import eccodes
 import numpy as np
 
 from worker.decoders.bufr.bits import gather_bits
-from worker.decoders.bufr.layout import Layout
+from worker.decoders.bufr.layout import ASSOCIATED, Layout
 from worker.decoders.bufr.sections import Header
 from worker.decoders.bufr.texts import TEXT_KEYS, clean_text
 
-__all__ = ["Packing", "describe_packing"]
+__all__ = ["Packing", "Storage", "describe_storage", "make_packing"]
 
 _WIDEST = 56
 _FIRST_TRAILER = 222_000
 _DESCRIBED = frozenset({222_000, 236_000, 237_000})
 """Operators without data of their own whose elements keep their original widths."""
-_MISSING = -1e99
+_SIGNIFICANCE, _SIGNIFICANCE_WIDTH = 31_021, 6
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,41 @@ def _joined(
     return buffer, begin[owner] * 8 + starts
 
 
-def describe_packing(
+class Storage(NamedTuple):
+    """How elements are stored: bits, decimal scale and reference value, each (E,)."""
+
+    widths: np.ndarray
+    scales: np.ndarray
+    references: np.ndarray
+
+
+def make_packing(layout: Layout, storage: Storage) -> Packing:
+    """The packing of a layout whose elements are stored so."""
+    widths = storage.widths
+    offsets = np.concatenate([[0], np.cumsum(widths)[:-1]]).astype(np.int64)
+    texts = {
+        code: (int(offsets[at]), int(widths[at]) // 8)
+        for code in TEXT_KEYS
+        if (at := layout.first(code)) >= 0
+    }
+    numeric = np.where(widths > _WIDEST, 0, widths).astype(np.int64)
+    always = (layout.all_codes // 1_000 == 31) | (layout.all_codes == ASSOCIATED)
+    factors = [1.0 / 10.0**scale if scale > 0 else 10.0**-scale for scale in range(-60, 61)]
+    return Packing(
+        offsets,
+        numeric,
+        np.array(factors)[np.clip(storage.scales, -60, 60) + 60],
+        storage.references.astype(np.float64),
+        ~always & (numeric > 1),
+        texts,
+        int(widths.sum()),
+    )
+
+
+def describe_storage(
     message: bytes, header: Header, layout: Layout, expected: np.ndarray
-) -> Packing | None:
-    """The packing of a layout as eccodes describes it, or None if it cannot be read this way.
+) -> Storage | None:
+    """How the elements of a layout are stored, or None if it cannot be read this way.
 
     Arguments:
         message: A message whose first report has the layout.
@@ -99,75 +131,88 @@ def describe_packing(
     """
     handle = eccodes.codes_new_from_message(message)
     try:
-        elements = _elements(handle, layout)
+        storage = _storage(handle, layout)
     except eccodes.CodesInternalError:
         return None
     finally:
         eccodes.codes_release(handle)
-    if elements is None:
+    if storage is None:
         return None
-    widths, scales, references = elements
-    offsets = np.concatenate([[0], np.cumsum(widths)[:-1]])
-    long = widths > _WIDEST
-    texts = {}
-    for code in TEXT_KEYS:
-        at = layout.first(code)
-        if at >= 0:
-            texts[code] = (int(offsets[at]), int(widths[at]) // 8)
-    numeric = np.where(long, 0, widths)
-    packing = Packing(
-        offsets.astype(np.int64),
-        numeric.astype(np.int64),
-        np.array([1.0 / 10.0**scale if scale > 0 else 10.0**-scale for scale in scales.tolist()]),
-        references.astype(np.float64),
-        (layout.all_codes // 1_000 != 31) & (numeric > 1),
-        texts,
-        int(widths.sum()),
-    )
-    return packing if _confirmed(packing, header.data(message), expected, numeric) else None
+    packing = make_packing(layout, storage)
+    return storage if _confirmed(packing, header.data(message), expected) else None
 
 
-def _confirmed(packing: Packing, body: bytes, expected: np.ndarray, numeric: np.ndarray) -> bool:
+def _confirmed(packing: Packing, body: bytes, expected: np.ndarray) -> bool:
     """Whether the packing gives the expected numbers, to the last bit."""
     if packing.bits > len(body) * 8:
         return False
     only = np.zeros(1, dtype=np.int64)
     found = packing.values([body], only, only)[0]
-    shown = numeric > 0
+    shown = packing.widths > 0
     return bool(np.array_equal(found[shown], expected[shown], equal_nan=True))
 
 
-def _elements(handle: int, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def _storage(handle: int, layout: Layout) -> Storage | None:
     """Width, scale and reference of each element of the first report."""
     trailer = layout.all_codes[len(layout.codes) :]
     operators = trailer[trailer >= 100_000]
-    if (layout.codes >= 100_000).any() or not _DESCRIBED.issuperset(operators.tolist()):
+    foreign = (layout.codes >= 100_000) & (layout.codes != ASSOCIATED)
+    if foreign.any() or not _DESCRIBED.issuperset(operators.tolist()):
         return None
     eccodes.codes_set(handle, "unpack", 1)
-    found = []
-    iterator = eccodes.codes_bufr_keys_iterator_new(handle)
-    try:
-        while len(found) < len(layout.codes) and eccodes.codes_bufr_keys_iterator_next(iterator):
-            key = eccodes.codes_bufr_keys_iterator_get_name(iterator)
-            if key.startswith("#") and "->" not in key:
-                names = ("code", "width", "scale", "reference")
-                found.append([eccodes.codes_get_long(handle, f"{key}->{n}") for n in names])
-    finally:
-        eccodes.codes_bufr_keys_iterator_delete(iterator)
-    if [entry[0] for entry in found] != layout.codes.tolist():
+    found = _in_order(_elements(handle, len(layout.codes)), layout.codes.tolist())
+    if found is None:
         return None
     original = _originals(handle)
     for code in trailer.tolist():
         if code not in original and code < _FIRST_TRAILER:
             return None
-        found.append([code, *original.get(code, (0, 0, 0))])
-    table = np.array(found, dtype=np.int64)
-    return table[:, 1], table[:, 2], table[:, 3]
+        found.append(original.get(code, (0, 0, 0)))
+    return Storage(*np.array(found, dtype=np.int64).T)
+
+
+def _elements(handle: int, most: int) -> list[list[int]]:
+    """Code, width, scale, reference and bits of the associated field of elements, as eccodes
+    lists them: associated fields and their significance are no elements of their own there."""
+    found: list[list[int]] = []
+    names = ("code", "width", "scale", "reference")
+    iterator = eccodes.codes_bufr_keys_iterator_new(handle)
+    try:
+        while len(found) <= most and eccodes.codes_bufr_keys_iterator_next(iterator):
+            key = eccodes.codes_bufr_keys_iterator_get_name(iterator)
+            if not key.startswith("#"):
+                continue
+            if "->" not in key:
+                found.append([eccodes.codes_get_long(handle, f"{key}->{n}") for n in names] + [0])
+            elif key.endswith("->associatedField") and found:
+                found[-1][4] = eccodes.codes_get_long(handle, f"{key}->width")
+    finally:
+        eccodes.codes_bufr_keys_iterator_delete(iterator)
+    return found
+
+
+def _in_order(elements: list[list[int]], codes: list[int]) -> list[tuple[int, int, int]] | None:
+    """Width, scale and reference along `codes`, or None if the elements do not follow them."""
+    found: list[tuple[int, int, int]] = []
+    at = 0
+    for code in codes:
+        following = elements[at] if at < len(elements) else [0, 0, 0, 0, 0]
+        if code == ASSOCIATED:
+            found.append((following[4], 0, 0))
+        elif code == _SIGNIFICANCE and following[0] != code:
+            found.append((_SIGNIFICANCE_WIDTH, 0, 0))
+        elif following[0] == code:
+            found.append((following[1], following[2], following[3]))
+            at += 1
+        else:
+            return None
+    return found
 
 
 def _originals(handle: int) -> dict[int, tuple[int, int, int]]:
     """Width, scale and reference of the tables by descriptor."""
     codes = eccodes.codes_get_long_array(handle, "expandedDescriptors")
+    codes = codes[codes != ASSOCIATED]
     parts = [
         eccodes.codes_get_long_array(handle, f"expandedOriginal{name}")
         for name in ("Widths", "Scales", "References")
