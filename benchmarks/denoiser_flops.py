@@ -186,12 +186,20 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--states", type=int, default=1, help="states decoded together")
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--attention", choices=tuple(ATTENTION), default="auto")
-    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="torch.compile; by default on a GPU only, where it pays within a minute",
+    )
     parser.add_argument("--compile-mode", default="default")
     parser.add_argument("--matrix", type=int, help="size of the measured product")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.compile is None:
+        arguments.compile = arguments.device == "cuda"
+    return arguments
 
 
 def _print(rows: list[Row], arguments: argparse.Namespace) -> None:
