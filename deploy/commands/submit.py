@@ -40,6 +40,24 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
     return values
 
 
+def _specification(
+    file: Path | None,
+    kind: Kind,
+    given: dict[str, Any],
+    selection: dict[str, Any],
+    assignments: list[str],
+) -> dict[str, Any]:
+    """The body of the request: a file, then options, then `--set`; the later ones count."""
+    body: dict[str, Any] = json.loads(file.read_text()) if file else {}
+    body |= {"kind": kind.value, **{k: v for k, v in given.items() if v is not None}}
+    extra = _assignments(assignments)
+    chosen = {k: v for k, v in selection.items() if v is not None}
+    chosen |= extra.pop("observations", {})
+    if chosen:
+        body["observations"] = {**body.get("observations", {}), **chosen}
+    return body | extra
+
+
 @app.command()
 def submit(
     kind: Annotated[Kind, typer.Argument(help="What to compute.")],
@@ -71,7 +89,6 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Queue a filtering, forecast or reanalysis job."""
-    body: dict[str, Any] = json.loads(spec.read_text()) if spec else {}
     given = {
         "valid_time": valid_time,
         "start": start,
@@ -84,14 +101,8 @@ def submit(
         "model": model,
         "outputs": outputs.split(",") if outputs else None,
     }
-    body |= {"kind": kind.value, **{k: v for k, v in given.items() if v is not None}}
     selection = {"networks": networks.split(",") if networks else None, "cut_off": cut_off}
-    selection = {k: v for k, v in selection.items() if v is not None}
-    extra = _assignments(set_ or [])
-    selection |= extra.pop("observations", {})
-    if selection:
-        body["observations"] = {**body.get("observations", {}), **selection}
-    body |= extra
+    body = _specification(spec, kind, given, selection, set_ or [])
     with gateway_client(url, key) as client:
         job = client.submit(body, idempotency_key=idempotency_key)
         if watch or fetch:
