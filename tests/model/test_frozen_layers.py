@@ -88,3 +88,20 @@ def test_derivatives_under_autocast_have_the_type_of_the_input():
     linear = nn.Conv2d.forward(conv, torch.ones_like(x)) - conv.bias[:, None, None]
     assert torch.allclose(tangent.float(), linear, atol=0.03)
     assert torch.allclose(y.float() - conv.bias[:, None, None], exact, atol=0.05)
+
+
+def test_the_norm_in_bfloat16_stays_close_with_its_derivatives():
+    norm, x = ChannelNorm(), image(2, 16, 4, 5)
+    v, u = torch.randn_like(x), torch.randn_like(x)
+
+    def all_of(x, v, u):
+        x = x.detach().requires_grad_()
+        y, w = norm(x), v.clone().requires_grad_()
+        (adjoint,) = torch.autograd.grad(y, x, w, create_graph=True)
+        return y, adjoint, torch.autograd.grad(adjoint, w, u)[0]
+
+    exact = all_of(x, v, u)
+    rough = all_of(*(a.detach().bfloat16() for a in (x, v, u)))
+    for a, b in zip(exact, rough, strict=True):
+        assert b.dtype == torch.bfloat16
+        assert (a - b.double()).square().mean().sqrt() < 0.02 * a.square().mean().sqrt()
