@@ -37,6 +37,7 @@ _OTHERS = {
     b"<html": "a web page",
     b"<?xml": "an XML document",
 }
+_BUFR_MARK = re.compile(rb"BUFR...[\x00-\x05]", re.DOTALL)
 _TEXT_CODES = re.compile(
     rb"CREX\+\+|\b(AAXX|BBXX|OOXX|TTAA|TTBB|TTCC|TTDD|PPBB|METAR|SPECI|ZZYY|UUAA)\b"
 )
@@ -49,8 +50,11 @@ def read_head(path: Path) -> bytes:
 
 
 def is_bufr(head: bytes) -> bool:
-    """A `BUFR` mark anywhere in the head: bulletins have headers before it."""
-    return b"BUFR" in head and not foreign_content(head)
+    """A `BUFR` mark with an edition anywhere in the head: bulletins have headers before it."""
+    found = _BUFR_MARK.search(head)
+    grib = head.find(b"GRIB")
+    first = found is not None and (grib < 0 or found.start() < grib)
+    return first and not foreign_content(head)
 
 
 def is_grib(head: bytes) -> bool:

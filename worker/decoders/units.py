@@ -5,7 +5,6 @@ import numpy as np
 __all__ = [
     "GRAVITY",
     "KNOT",
-    "celsius_to_kelvin",
     "dewpoint_from_specific_humidity",
     "flight_level_from_pressure",
     "pressure_from_flight_level",
@@ -75,11 +74,6 @@ def dewpoint_from_specific_humidity(q: np.ndarray, pressure: np.ndarray) -> np.n
 def specific_humidity_from_mixing_ratio(ratio: np.ndarray) -> np.ndarray:
     """Specific humidity from the mixing ratio, both in kg kg-1: q = r / (1 + r)."""
     return ratio / (1.0 + ratio)
-
-
-def celsius_to_kelvin(temperature: np.ndarray) -> np.ndarray:
-    """Degrees Celsius to K."""
-    return temperature + 273.15
 
 
 def pressure_from_flight_level(altitude: np.ndarray) -> np.ndarray:

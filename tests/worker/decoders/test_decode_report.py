@@ -80,6 +80,7 @@ def test_longitudes():
         (b"GRIB\x00\x00\x00\x02", "bufr.bufr", "grib"),
         (b'{"type": "FeatureCollection", "features": []}', "x", "geojson"),
         (b"time,lat,lon,variable,observation\n", "x", "csv"),
+        (b"time,lat,lon,variable,observation,platform\n,,,,,from BUFR text", "x", "csv"),
         (b"whatever", "obs.grib2", "grib"),
     ],
 )
