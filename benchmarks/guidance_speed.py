@@ -146,7 +146,7 @@ def evaluate(medium: Medium, batch_rows: int) -> Callable[[int, int], Tensor]:
         layout = Blankets(blankets, 12, 6)
         guide = MMPS(
             DecodedObservations([seen] * blankets, medium.decode),
-            MMPSSettings(iterations=2, whiten=False),
+            MMPSSettings(iterations=2, whiten=False, recycle=False),
         )
         denoiser = TrajectoryDenoiser(
             medium.denoise,

@@ -44,7 +44,7 @@ class SamplerSettings:
         jump: Whether it does so in one long step.
     """
 
-    name: str = "xeab"
+    name: str = "zeab"
     steps: int = 16
     start: float = 1.0
     stop: float = 0.0

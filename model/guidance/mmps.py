@@ -49,6 +49,9 @@ class MMPSSettings:
         fit: Stop a row when the root mean square of its post-fit innovation, in units of the
             observation error, is not above this; None always runs all iterations.
         tolerance: Stop a row when its residual is below this fraction of the right-hand side.
+        recycle: Start each solve from the best multiple of the row's solution at the noise level
+            before, for one more product. The system changes little from level to level, so the
+            iterations of all levels work on one solution. Not in the paper or the release.
     """
 
     solver: str = "gmres"
@@ -57,6 +60,7 @@ class MMPSSettings:
     whiten: bool = True
     fit: float | None = None
     tolerance: float | None = None
+    recycle: bool = True
     method: Literal["mmps"] = "mmps"
 
 
@@ -114,6 +118,7 @@ class MMPS:
         self.settings = settings or MMPSSettings()
         self.report = report
         self.precondition = precondition
+        self._previous: dict[tuple[int, int], Tensor] = {}
 
     @torch.no_grad()
     def __call__(
@@ -129,13 +134,7 @@ class MMPS:
             point, (seen.error_std / unit) ** 2, sigma.to(x_t), tweedie=self.settings.tweedie
         )
         innovation = seen.values / unit - point.y_hat
-        solution = SOLVERS[self.settings.solver](
-            gain,
-            innovation,
-            iterations=self.settings.iterations,
-            stop=self._stop(seen, innovation, gain.variance),
-            precondition=None if self.precondition is None else self.precondition(seen, sigma),
-        )
+        solution = self._solve(gain, innovation, seen, sigma, rows)
         if self.report is not None:
             before = innovation * unit / seen.error_std
             after = _post_fit(solution, gain.variance) * unit / seen.error_std
@@ -143,7 +142,38 @@ class MMPS:
             self.report.add(float(sigma), Fit.of(seen, before, after, steps))
         return point.x_hat + gain.increment(solution)
 
-    def _stop(self, seen: Observed, b: Tensor, variance: Tensor) -> StopRule | None:
+    def _solve(
+        self, gain: _Gain, innovation: Tensor, seen: Observed, sigma: Tensor, rows: BlanketRows
+    ) -> LinearSolution:
+        guess = self._recycled(rows, innovation)
+        start = None if guess is None else _best_multiple(gain, guess, innovation)
+        b = innovation if start is None else start.residual.to(innovation)
+        solution = SOLVERS[self.settings.solver](
+            gain,
+            b,
+            iterations=self.settings.iterations,
+            stop=self._stop(seen, b, gain.variance, start),
+            precondition=None if self.precondition is None else self.precondition(seen, sigma),
+        )
+        if start is not None:
+            solution = _joined(start, solution)
+        if self.settings.recycle:
+            for i, key in enumerate(_keys(rows)):
+                self._previous[key] = solution.x[i]
+        return solution
+
+    def _recycled(self, rows: BlanketRows, like: Tensor) -> Tensor | None:
+        """The solutions of these rows at the noise level before, None if there are none."""
+        known = [self._previous.get(key) for key in _keys(rows)]
+        if any(v is None for v in known):
+            return None
+        width = like.shape[1]
+        padded = [torch.nn.functional.pad(v, (0, max(0, width - len(v))))[:width] for v in known]
+        return torch.stack(padded)
+
+    def _stop(
+        self, seen: Observed, b: Tensor, variance: Tensor, start: LinearSolution | None
+    ) -> StopRule | None:
         settings = self.settings
         if settings.fit is None and settings.tolerance is None:
             return None
@@ -151,6 +181,7 @@ class MMPS:
         size = torch.linalg.vector_norm(b.double(), dim=1)
 
         def stop(solution: LinearSolution) -> Tensor:
+            solution = solution if start is None else _joined(start, solution)
             done = size == 0
             if settings.fit is not None:
                 left = _post_fit(solution, variance) / variance.sqrt()
@@ -166,3 +197,22 @@ class MMPS:
 def _post_fit(solution: LinearSolution, variance: Tensor) -> Tensor:
     """y - H(x_hat + increment) to first order: R v + residual."""
     return variance * solution.x + solution.residual
+
+
+def _keys(rows: BlanketRows) -> list[tuple[int, int]]:
+    return list(zip(rows.blanket.tolist(), rows.member.tolist(), strict=True))
+
+
+def _best_multiple(gain: _Gain, guess: Tensor, b: Tensor) -> LinearSolution:
+    """The multiple of a guess that leaves the smallest residual, row by row."""
+    image = gain(guess.to(b)).double()
+    tiny = torch.finfo(torch.float64).tiny
+    size = torch.linalg.vecdot(image, image).clamp(min=tiny)
+    factor = (torch.linalg.vecdot(image, b.double()) / size)[:, None]
+    return LinearSolution(factor * guess, b - factor * image, factor)
+
+
+def _joined(start: LinearSolution, rest: LinearSolution) -> LinearSolution:
+    """A start and what was solved for its residual."""
+    coefficients = torch.cat((start.coefficients, rest.coefficients), dim=1)
+    return LinearSolution(start.x + rest.x, rest.residual, coefficients)

@@ -16,7 +16,7 @@ from model.sampling import SamplerSettings, sample, time_grid
 from model.trajectory import Blankets, TrajectoryDenoiser, fold, unfold
 
 ONE = BlanketRows(torch.tensor([0]), torch.tensor([0]))
-TWO_ITERATIONS = MMPSSettings(iterations=2, whiten=False)
+TWO_ITERATIONS = MMPSSettings(iterations=2, whiten=False, recycle=False)
 
 
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])
@@ -102,7 +102,7 @@ def test_pieces(reference) -> None:
 def test_mmps_of_decoded_observations(reference, sigma, tweedie) -> None:
     x_t, date = noisy(reference, "traj", sigma)[:, :6], reference.inputs["traj.date"][:, :6]
     for n in (1, 2, 3):
-        settings = MMPSSettings(iterations=n, tweedie=tweedie, whiten=False)
+        settings = MMPSSettings(iterations=n, tweedie=tweedie, whiten=False, recycle=False)
         guide = MMPS(decoded(reference, 1), settings)
         ours = guide(reference.denoiser, x_t, level(reference, sigma), date, ONE)
         check(reference, f"mmps.dec.tw{int(tweedie)}.it{n}.s{sigma}", ours)
@@ -113,7 +113,7 @@ def test_mmps_of_decoded_observations(reference, sigma, tweedie) -> None:
 def test_mmps_of_masked_latents(reference, sigma, tweedie) -> None:
     x_t, date = noisy(reference, "den", sigma), reference.inputs["traj.date"][:, :6]
     for kind, n in (("vector", 1), ("vector", 2), ("vector", 3), ("scalar", 2)):
-        settings = MMPSSettings(iterations=n, tweedie=tweedie, whiten=False)
+        settings = MMPSSettings(iterations=n, tweedie=tweedie, whiten=False, recycle=False)
         guide = MMPS(Masked(reference, kind), settings)
         ours = guide(reference.denoiser, x_t, level(reference, sigma), date, ONE)
         check(reference, f"mmps.lin.{kind}.tw{int(tweedie)}.it{n}.s{sigma}", ours)

@@ -149,6 +149,27 @@ def test_a_preconditioner_saves_iterations(problem) -> None:
     assert np.abs(plain.flatten().numpy() - problem.mean).max() > 1e-2
 
 
+def test_recycled_solutions_sum_up_the_iterations_of_all_levels(problem) -> None:
+    sigma = torch.tensor(1e4, dtype=torch.float64)
+    rows = BlanketRows(torch.tensor([0]), torch.tensor([0]))
+    arguments = (
+        ExactDenoiser(problem.prior),
+        as_states(np.zeros(D)),
+        sigma,
+        torch.zeros(1, 1, 4),
+        rows,
+    )
+
+    def errors(recycle: bool) -> list[float]:
+        guide = MMPS(problem.observations(), MMPSSettings(iterations=1, recycle=recycle))
+        means = [guide(*arguments).flatten().numpy() for _ in range(12)]
+        return [np.abs(mean - problem.mean).max() for mean in means]
+
+    fresh, recycled = errors(False), errors(True)
+    assert fresh[0] == fresh[-1] == recycled[0] > 1e-2
+    assert recycled[-1] < 0.2 * recycled[0]
+
+
 def test_a_row_without_observations_is_the_prior(problem) -> None:
     observations = DecodedObservations(
         [LinearObservations(problem.h, problem.y, [0], problem.error_std), None], lambda z: z

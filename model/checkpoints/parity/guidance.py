@@ -89,4 +89,6 @@ def _first_blanket(case: ParityCase, sigma: Tensor) -> Tensor:
 
 def _mmps(observed: ObservedBlankets, iterations: int, *, tweedie: bool) -> MMPS:
     # The recorded system is not in units of the observation error.
-    return MMPS(observed, MMPSSettings(iterations=iterations, tweedie=tweedie, whiten=False))
+    return MMPS(
+        observed, MMPSSettings(iterations=iterations, tweedie=tweedie, whiten=False, recycle=False)
+    )

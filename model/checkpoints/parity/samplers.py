@@ -53,7 +53,9 @@ def samplers(case: ParityCase) -> Arrays:
 def guided_samplers(case: ParityCase) -> Arrays:
     """Runs of one blanket with masked observations."""
     for name, settings in _recorded(case, r"samp\.(ddim|ddpm|lms|pc)_mmps"):
-        guide = MMPS(masked(case, "vector"), MMPSSettings(iterations=2, whiten=False))
+        guide = MMPS(
+            masked(case, "vector"), MMPSSettings(iterations=2, whiten=False, recycle=False)
+        )
         yield name, _run(case, name, settings, guide)
 
 

@@ -89,7 +89,7 @@ def guided(case: ParityCase) -> Arrays:
 def trajectory_guidance(case: ParityCase) -> Guidance:
     """Two iterations on the recorded observations of all blankets."""
     observed = RecordedObservations(case).decoded(blankets_of(case).count)
-    return MMPS(observed, MMPSSettings(iterations=2, whiten=False))
+    return MMPS(observed, MMPSSettings(iterations=2, whiten=False, recycle=False))
 
 
 def _fold(parts: Tensor, stride: int, mode: str) -> Tensor:
