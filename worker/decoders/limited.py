@@ -25,6 +25,7 @@ __all__ = ["decode_limited", "decode_many_limited"]
 
 _RESTARTS = 5
 _FILES_PER_CHILD = 200
+_BYTES_HELD_PER_BYTE = 8
 
 
 def decode_limited(
@@ -90,7 +91,7 @@ def _spans(path: Path, parts: int) -> list[tuple[int, int]]:
 
 
 def _one(path: Path, format: str | None, context: DecodeContext, limits: Limits | None) -> Decoded:
-    limits = limits or Limits()
+    limits = _with_room(limits or Limits(), path)
     skip: dict[int, str] = {}
     with TemporaryDirectory(prefix="appa-mark-", dir=limits.temp_dir) as folder:
         mark = Path(folder) / "mark"
@@ -110,6 +111,12 @@ def _one(path: Path, format: str | None, context: DecodeContext, limits: Limits 
                 break
             skip[at] = reason
     return _refused(path, format, reason, message)
+
+
+def _with_room(limits: Limits, path: Path) -> Limits:
+    """The limits with memory for a large file: its bytes are mapped and its rows are held."""
+    room = _BYTES_HELD_PER_BYTE * path.stat().st_size
+    return replace(limits, address_space=limits.address_space + room)
 
 
 def _refused(path: Path, format: str | None, reason: str, message: str) -> Decoded:
@@ -144,6 +151,7 @@ def decode_many_limited(
         some, waiting = waiting[:_FILES_PER_CHILD], waiting[_FILES_PER_CHILD:]
         with TemporaryDirectory(prefix="appa-many-", dir=limits.temp_dir) as folder:
             broad = replace(limits, wall_seconds=limits.wall_seconds * (len(some) + 1))
+            broad = _with_room(broad, max(some, key=lambda path: path.stat().st_size))
             failure: DecodeError | None = None
             try:
                 run_limited(
