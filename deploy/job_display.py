@@ -46,7 +46,8 @@ def follow_on_terminal(client: AppaClient, job_id: str, *, as_json: bool) -> Job
     job = client.job(job_id)
     if not as_json:
         color = "green" if job.state is JobState.SUCCEEDED else "red"
-        out.print(f"[{color}]{job.state.value}[/] {job.id} → analysis {job.analysis_id}")
+        text = f"[{color}]{job.state.value}[/] {job.id} → analysis {job.analysis_id}"
+        out.print(text, soft_wrap=True)
     if job.state is not JobState.SUCCEEDED:
         if job.error and not as_json:
             err.print(f"{job.error.code}: {job.error.message}", markup=False)

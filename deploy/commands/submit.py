@@ -110,8 +110,8 @@ def submit(
         elif as_json:
             print_json(job)
         else:
-            out.print(f"{job.state.value} {job.id} → analysis {job.analysis_id}")
-            out.print(f"follow it with: appa watch {job.id}")
+            out.print(f"{job.state.value} {job.id} → analysis {job.analysis_id}", soft_wrap=True)
+            out.print(f"follow it with: appa watch {job.id}", soft_wrap=True)
         if fetch:
             for path in client.fetch(job.analysis_id, fetch):
                 typer.echo(str(path), err=as_json)
