@@ -218,3 +218,19 @@ def test_ground_gnss(realdata_dir):
         ours(path, "total_column_water_vapour")["obs_value"],
         column(flat(path), "#1#precipitableWater"),
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pybufrkit__bssh_170.bufr", "libecbufr__ismd01_okpr.bufr", "e-soh__SYNOP_BUFR_2718.bufr"],
+)
+def test_rain_of_one_hour(realdata_dir, name):
+    """pdbufr's SYNOP reader resolves the periods by its own accessors."""
+    path = realdata_dir / "bufr/surface_land" / name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frame = pdbufr.read_bufr(path, reader="synop")
+    expected = frame["precipitation_1h"].dropna().astype(float).to_numpy()
+    assert len(expected) > 20
+    found = ours(path, "total_precipitation")["obs_value"].to_numpy()
+    np.testing.assert_allclose(found, np.maximum(expected, 0.0) / 1_000.0, rtol=1e-12)
