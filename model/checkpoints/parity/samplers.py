@@ -22,8 +22,8 @@ __all__ = ["guided_samplers", "guided_trajectory", "samplers", "trajectory_sampl
 Arrays = Iterator[tuple[str, Tensor]]
 
 _STEPS = 8
-"""Steps of the deterministic runs, as the recording's notes give them; stochastic runs tell theirs
-by the number of recorded draws."""
+"""Steps of the recorded runs where no draw tells them. Stochastic runs have as many draws as steps,
+and the deterministic ones are as long as the ancestral one."""
 
 _CORRECTIONS = 2
 
@@ -74,7 +74,9 @@ def guided_trajectory(case: ParityCase) -> Arrays:
 def _recorded(case: ParityCase, pattern: str) -> Iterator[tuple[str, SamplerSettings]]:
     for name, match in case.names(pattern):
         draws = case.single.get(f"{name}.noise")
-        chosen: dict[str, Any] = {"name": match[1], "steps": _STEPS}
+        ancestral = case.single.get("samp.ddpm.noise")
+        steps = _STEPS if ancestral is None else len(ancestral)
+        chosen: dict[str, Any] = {"name": match[1], "steps": steps}
         if match[1] == "pc":
             chosen |= {"corrections": _CORRECTIONS, "delta": 0.1}
         elif match[1].startswith("lms"):
