@@ -6,7 +6,8 @@ Everything that guidance needs follows from one forward evaluation of each:
 * :math:`H u` by reverse mode on the graph of :math:`H^\top v`, which is linear in :math:`v`
   (the transpose of the transpose). Forward mode would evaluate the primal again for every
   product, and is very slow through convolutions on a CPU. The graph costs nothing extra: it is
-  recorded while the first :math:`H^\top v` is computed, which is needed anyway.
+  recorded while the first :math:`H^\top v` is computed, which is needed anyway. The layers of
+  the decoder take second derivatives at the cost of first ones (:mod:`model.nn.frozen_conv`).
 """
 
 __all__ = ["Linearisation"]
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 
 from model.guidance.base import Denoise
-from model.guidance.tangent import CheapTangents
 
 
 class Linearisation:
@@ -47,8 +47,7 @@ class Linearisation:
             self._x_t = x_t.detach().requires_grad_()
             self._x_hat = denoise(self._x_t, sigma, date)
             self._leaf = self._x_hat.detach().requires_grad_()
-            with CheapTangents():
-                self._y_hat = observe(self._leaf)
+            self._y_hat = observe(self._leaf)
         self._cotangent: Tensor | None = None
         self._adjoint: Tensor | None = None
         self.x_hat = self._leaf.detach()
