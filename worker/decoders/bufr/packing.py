@@ -4,8 +4,8 @@ eccodes tells where every element of a layout lies: width, scale and reference v
 operators included. With that known, the bits of all later reports of the layout are read as arrays.
 A packing is used only after it has given, bit by bit, the values eccodes gives for a first report.
 
-A value is (number + reference) x 10^-scale; all bits set is missing, except in class 31 and in
-elements of one bit (WMO Manual on Codes, volume I.2, FM 94).
+A value is (number + reference) x 10^-scale; all bits set is missing, except in counts, bitmaps,
+associated fields and elements of one bit (WMO Manual on Codes, volume I.2, FM 94).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ import eccodes
 import numpy as np
 
 from worker.decoders.bufr.bits import gather_bits
-from worker.decoders.bufr.layout import ASSOCIATED, Layout
+from worker.decoders.bufr.layout import ASSOCIATED, COUNTS, Layout
 from worker.decoders.bufr.sections import Header
 from worker.decoders.bufr.texts import TEXT_KEYS, clean_text
 
@@ -27,6 +27,9 @@ _FIRST_TRAILER = 222_000
 _DESCRIBED = frozenset({222_000, 236_000, 237_000})
 """Operators without data of their own whose elements keep their original widths."""
 _SIGNIFICANCE, _SIGNIFICANCE_WIDTH = 31_021, 6
+_NEVER_MISSING = (*COUNTS, 31_031, ASSOCIATED)
+_TEXT = 127
+"""Stands for the scale of a text."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,9 @@ def make_packing(layout: Layout, storage: Storage) -> Packing:
         for code in TEXT_KEYS
         if (at := layout.first(code)) >= 0
     }
-    numeric = np.where(widths > _WIDEST, 0, widths).astype(np.int64)
-    always = (layout.all_codes // 1_000 == 31) | (layout.all_codes == ASSOCIATED)
+    text = storage.scales == _TEXT
+    numeric = np.where(text | (widths > _WIDEST), 0, widths).astype(np.int64)
+    always = np.isin(layout.all_codes, _NEVER_MISSING)
     factors = [1.0 / 10.0**scale if scale > 0 else 10.0**-scale for scale in range(-60, 61)]
     return Packing(
         offsets,
@@ -183,7 +187,10 @@ def _elements(handle: int, most: int) -> list[list[int]]:
             if not key.startswith("#"):
                 continue
             if "->" not in key:
-                found.append([eccodes.codes_get_long(handle, f"{key}->{n}") for n in names] + [0])
+                entry = [eccodes.codes_get_long(handle, f"{key}->{n}") for n in names] + [0]
+                if eccodes.codes_get_string(handle, f"{key}->units") == "CCITT IA5":
+                    entry[2] = _TEXT
+                found.append(entry)
             elif key.endswith("->associatedField") and found:
                 found[-1][4] = eccodes.codes_get_long(handle, f"{key}->width")
     finally:
