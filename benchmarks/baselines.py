@@ -3,6 +3,14 @@
 Everything is fitted on the training period of a WeatherBench2-layout store and scored on the test
 period with the network of `model.osse.network`; no trained model is needed. Windowed optimal
 interpolation works in the principal components of 4 x 4 patches.
+
+Measured on a nature run (T31, 96 components with residual 0.12, prior of 500 12-hour blankets of
+17 months, 3 later start times): climatology 0.51, 6-hour persistence of the truth 0.14, optimal
+interpolation of one hour 0.370 (0.386 and 0.420 with localisations of half width 2000 and 1200 km
+instead of 3000); windowed optimal interpolation 0.371
+from one hour, 0.342 from 0, -3 and -6 hours, 0.294 from all 12 hours (40 iterations, 108 000
+observations). Without representativeness errors the last, at the first start, was 0.465 instead of
+0.284.
 """
 
 import json
@@ -165,8 +173,7 @@ def score(world, fitted, index, length):
     keep("code alone", world.decode(world.encode(last[None]))[0])
     begin = time.perf_counter()
     rows = near(table, end, [0])
-    exact = replace(world.statics, residual=None)
-    seen, _ = build_observation_set(rows, GRID, CHANNELS, times[-1:], exact)
+    seen, _ = build_observation_set(rows, GRID, CHANNELS, times[-1:], world.statics)
     lat, lon = (rows[name].to_numpy()[seen.rows] for name in ("lat", "lon"))
     keep(
         "optimal interpolation, 1 hour",

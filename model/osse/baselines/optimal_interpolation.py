@@ -59,7 +59,7 @@ def optimal_interpolation(
     lat: Float,
     lon: Float,
     grid: Grid,
-    half_width: float = 2.0e6,
+    half_width: float = 3.0e6,
 ) -> Tensor:
     """Analysis of one state.
 
