@@ -7,10 +7,9 @@ interpolation works in the principal components of 4 x 4 patches.
 Measured on a nature run (T31, 96 components with residual 0.12, prior of 500 12-hour blankets of
 17 months, 3 later start times): climatology 0.51, 6-hour persistence of the truth 0.14, optimal
 interpolation of one hour 0.370 (0.386 and 0.420 with localisations of half width 2000 and 1200 km
-instead of 3000); windowed optimal interpolation 0.371
-from one hour, 0.342 from 0, -3 and -6 hours, 0.294 from all 12 hours (40 iterations, 108 000
-observations). Without representativeness errors the last, at the first start, was 0.465 instead of
-0.284.
+instead of 3000); windowed optimal interpolation 0.371 from one hour, 0.342 from 0, -3 and -6
+hours, 0.294 from all 12 hours (40 iterations, 108 000 observations). Without representativeness
+errors the last, at the first start, was 0.465 instead of 0.284.
 """
 
 import json
