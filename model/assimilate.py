@@ -99,9 +99,12 @@ def assimilate(
     """
     settings = settings or recommended_settings(latent_model)
     sampler = settings.sampler
-    if warm_start is not None or settings.start == "prior":
+    if warm_start is not None:
         sampler = warm_sampler(sampler, settings.warm, latent_model.schedule)
+    elif settings.start == "prior":
+        sampler = warm_sampler(sampler, settings.entry, latent_model.schedule)
     stride = plan.stride or latent_model.blanket_stride
+    plan = _blanket_by_blanket(plan, latent_model.blanket_size, settings)
     passes = plan_passes(plan, latent_model.blanket_size, stride)
     local = None
     if ranks is not None:
@@ -138,6 +141,17 @@ def assimilate(
     if local is not None and not local.writes:
         return replace(result, states=result.states[:, :0], times=())
     return result
+
+
+def _blanket_by_blanket(plan: WindowPlan, size: int, settings: AssimilationSettings) -> WindowPlan:
+    """The plan of a forecast in passes of a blanket each, where sampling starts from the prior.
+
+    Each blanket is started by itself, so one without a tied state would know nothing of them.
+    """
+    whole = plan.new_states_per_pass is None and any(plan.tied) and plan.length > size
+    if settings.start == "prior" and whole:
+        return replace(plan, new_states_per_pass=max(size // 2, 1))
+    return plan
 
 
 def _tied_latents(job: Job, background: Tensor | None) -> tuple[Tensor, Tensor]:

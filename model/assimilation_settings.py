@@ -20,9 +20,10 @@ class AssimilationSettings:
 
     Attributes:
         sampler: The sampler of a cold start.
-        warm: Where a warm start enters, or a start from the prior.
+        warm: Where a warm start enters.
         start: What a cold start starts from: `noise`, or `prior`: members of the posterior under
-            the checkpoint's closed-form prior, re-noised as for a warm start.
+            the checkpoint's closed-form prior, re-noised as `entry` says.
+        entry: Where a start from the prior enters.
         prior_solve: How the system of a start from the prior is solved.
         guidance: The guidance and its settings; the type says which method.
         mode: How blankets are composed, one of `model.trajectory.MODES`.
@@ -34,6 +35,7 @@ class AssimilationSettings:
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     warm: WarmStartSettings = field(default_factory=WarmStartSettings)
     start: Literal["noise", "prior"] = "noise"
+    entry: WarmStartSettings = field(default_factory=lambda: WarmStartSettings(0.1, 1))
     prior_solve: PriorCovarianceSettings = field(
         default_factory=lambda: PriorCovarianceSettings(iterations=80, steps=2)
     )
@@ -50,6 +52,9 @@ def recommended_settings(latent_model: LatentModel) -> AssimilationSettings:
         return AssimilationSettings()
     return AssimilationSettings(
         start="prior",
-        warm=WarmStartSettings(sigma=0.5, steps=5),
-        guidance=PriorCovarianceSettings(iterations=15, tolerance=0.1),
+        prior_solve=PriorCovarianceSettings(iterations=60, tolerance=0.005),
+        warm=WarmStartSettings(sigma=0.5, steps=3),
+        guidance=PriorCovarianceSettings(iterations=8, tolerance=0.1),
+        # The members are not known better than that, and a tighter tie takes longer to solve.
+        tie_error_std=0.3,
     )

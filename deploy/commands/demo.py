@@ -30,20 +30,20 @@ def demo(
         str | None, typer.Option(help="A store of states instead of the case that ships.")
     ] = None,
     members: Annotated[int, typer.Option(min=2)] = 8,
-    cycles: Annotated[int, typer.Option(min=1, help="Hourly analyses after the first.")] = 5,
+    cycles: Annotated[int, typer.Option(min=1, help="Hourly analyses after the first.")] = 4,
     lead: Annotated[int, typer.Option(min=6, help="Hours of forecast.")] = 24,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Observe a simulated truth, send BUFR over HTTP, assimilate, forecast, compare.
 
-    Ends with 0 only if every analysis is closer to the truth than its background.
+    Ends with 0 only if the analyses are closer to the truth than their backgrounds.
     """
     # The commands that need torch import it, not `appa --help`.
     from deploy.demo.picture import draw
     from deploy.demo.run import DemoOptions, run_demo
     from deploy.demo.world import World
 
-    console = Console(stderr=as_json, highlight=False)
+    console = Console(stderr=as_json, highlight=False, width=100)
     began = time.monotonic()
     options = DemoOptions(model, truth, output, members, cycles, lead)
     try:
@@ -59,7 +59,9 @@ def demo(
     console.print(f"{len(result.files)} files in {output / 'files'}, picture {picture}")
     console.print(f"took {time.monotonic() - began:.0f} s")
     if not result.improved:
-        console.print("an analysis is not closer to the truth than its background", style="red")
+        console.print(
+            "the analyses are not closer to the truth than their backgrounds", style="red"
+        )
         raise typer.Exit(1)
 
 
