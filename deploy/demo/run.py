@@ -134,7 +134,7 @@ class Demo:
         self.result.files += self.client.fetch(done.analysis_id, folder)
         return done.analysis_id
 
-    def _analyse(self, time: datetime, *, warm: bool, background: np.ndarray | None = None) -> str:
+    def _analyse(self, time: datetime, background: np.ndarray | None = None) -> str:
         spec = {
             "kind": "filtering",
             "valid_time": time.isoformat(),
