@@ -29,7 +29,7 @@ def demo(
     truth: Annotated[
         str | None, typer.Option(help="A store of states instead of the case that ships.")
     ] = None,
-    members: Annotated[int, typer.Option(min=2)] = 8,
+    members: Annotated[int, typer.Option(min=2)] = 6,
     cycles: Annotated[int, typer.Option(min=1, help="Hourly analyses after the first.")] = 4,
     lead: Annotated[int, typer.Option(min=6, help="Hours of forecast.")] = 24,
     as_json: Annotated[bool, typer.Option("--json")] = False,

@@ -41,7 +41,7 @@ class DemoOptions:
     checkpoint: str = "appa-t31"
     truth: str | None = None
     output: Path = Path("demo-output")
-    members: int = 8
+    members: int = 6
     cycles: int = 4
     lead: int = 24
     window: int = 24
@@ -131,7 +131,8 @@ class Demo:
         total = self.progress.tasks[task].total or 1
         self.progress.update(task, completed=total, total=total)
         folder = self.options.output / "files"
-        self.result.files += self.client.fetch(done.analysis_id, folder)
+        roles = ["data", "quicklook"]
+        self.result.files += self.client.fetch(done.analysis_id, folder, roles=roles)
         return done.analysis_id
 
     def _analyse(self, time: datetime, background: np.ndarray | None = None) -> str:
@@ -140,6 +141,7 @@ class Demo:
             "valid_time": time.isoformat(),
             "members": self.options.members,
             "window_hours": self.options.window,
+            "outputs": ["netcdf", "quicklook"],
         }
         analysis_id = self._job(f"analysis of {time:%d %b %H UTC}", spec)
         fields = self._fields(analysis_id)[0]
@@ -160,6 +162,8 @@ class Demo:
             "lead_hours": self.options.lead,
             "members": self.options.members,
             "analysis_id": analysis_id,
+            "outputs": ["netcdf"],
+            "fields": "mean",
         }
         forecast_id = self._job(f"forecast from {time:%d %b %H UTC}", spec)
         states = self._fields(forecast_id)

@@ -25,7 +25,8 @@ from worker.encoders.bufr.encode import encode_bufr
 __all__ = ["ObservationFile", "World", "observation_files", "real_soundings"]
 
 BUFR_TYPES = ("synop", "ship", "temp", "aircraft", "scatterometer")
-NETWORK = Network(aircraft=300, scatterometer_lines=30)
+NETWORK = Network(stations=400, scan_lines=20, aircraft=200, scatterometer_lines=20)
+"""Less than the network of the skill tests, so that the demo ends in minutes."""
 HOUR = timedelta(hours=1)
 
 
