@@ -1,0 +1,55 @@
+"""What the demo sends: real messages that decode to what was observed."""
+
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from deploy.demo.scores import SHOWN, Scorer
+from deploy.demo.world import World, observation_files
+from worker.decoders.decode import decode_file
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World("appa-t31")
+
+
+@pytest.fixture(scope="module")
+def table(world) -> pa.Table:
+    # 12 UTC: radiosondes report.
+    first = world.span[0]
+    end = first + timedelta(hours=(12 - first.hour) % 24)
+    return world.observe(end, 1)
+
+
+def test_files_decode_to_the_values_that_were_observed(world, table, tmp_path):
+    found = []
+    for file in observation_files(table, "hour"):
+        path = tmp_path / file.name
+        path.write_bytes(file.content)
+        found.append(decode_file(path).table)
+    decoded = pa.concat_tables(found)
+    for kind in ("synop", "ship", "temp", "aircraft", "scatterometer", "satellite"):
+        sent = table.filter(pc.equal(table["report_type"].cast(pa.string()), kind))
+        got = decoded.filter(pc.equal(decoded["report_type"].cast(pa.string()), kind))
+        for variable, tolerance in (("2m_temperature", 0.006), ("temperature", 0.06)):
+            a, b = (
+                np.sort(t.filter(pc.equal(t["variable"].cast(pa.string()), variable))["obs_value"])
+                for t in (sent, got)
+            )
+            assert len(a) == len(b), (kind, variable)
+            np.testing.assert_allclose(a, b, atol=tolerance)
+
+
+def test_the_truth_has_no_error_and_a_shifted_one_has_the_shift(world):
+    state = world.state(world.span[0])
+    std = state.flatten(1).nan_to_num().std(1).clamp(min=1e-9)
+    score = Scorer(world.grid, world.channels, std)
+    exact = score(state, state)
+    assert exact.standardised == 0
+    shifted = score(state + 1.0, state)
+    for column, _, _, factor in SHOWN:
+        assert shifted.shown[column] == pytest.approx(factor, rel=1e-3)

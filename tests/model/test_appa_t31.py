@@ -1,0 +1,84 @@
+"""The checkpoint that ships: its sizes, its code of states it was never trained on, its skill."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import torch
+
+from model.assimilate import assimilate, recommended_settings
+from model.checkpoints.load import load_checkpoint, resolve
+from model.diagnostics.scores import rmse
+from model.domain.windows import WindowPlan
+from model.guidance.prior_covariance import PriorCovarianceSettings
+from model.operators.observation_set import build_observation_set
+from model.osse.case import CASE_NAME
+from model.osse.network import Network, simulate_observations
+from model.osse.skill import climatological_states
+from model.osse.truth import open_truth
+
+NAME = "appa-t31"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_checkpoint(NAME)
+
+
+@pytest.fixture(scope="module")
+def truth(model):
+    return open_truth(model, NAME)
+
+
+def standardised(model, fields: torch.Tensor, truth: torch.Tensor) -> float:
+    fields = torch.where(torch.isnan(truth), torch.nan, fields)
+    error = rmse(fields, truth, model.grid) / model.state_normalisation.std.flatten().double()
+    return float(error.mean())
+
+
+def test_weights_and_truth_are_small_enough_to_ship(model):
+    files = list(resolve(NAME).glob("*"))
+    weights = sum(f.stat().st_size for f in files if f.suffix == ".safetensors")
+    assert weights <= 40e6
+    assert (resolve(NAME) / CASE_NAME).stat().st_size <= 15e6
+    assert model.card.simulated
+
+
+def test_the_truth_that_ships_lies_in_the_test_period(model, truth):
+    first, last = truth.span
+    start, end = model.card.provenance["test_period"]
+    assert start <= first.isoformat() < last.isoformat() <= end
+    assert model.card.provenance["training_period"][1] < start
+
+
+def test_the_autoencoder_keeps_states_it_has_not_seen(model, truth):
+    states = truth(truth.span[0], 49)[::24]
+    with torch.no_grad():
+        restored = model.decode(model.encode(states))
+    for state, again in zip(states, restored, strict=True):
+        assert standardised(model, again, state) <= 0.10
+
+
+def test_an_analysis_of_few_observations_beats_climatology_by_far(model, truth):
+    end = truth.span[0] + timedelta(hours=23)
+    times = [end - timedelta(hours=23 - i) for i in range(24)]
+    states = truth(times[0], 24)
+    table = simulate_observations(
+        torch.nan_to_num(states, nan=273.0),
+        model.grid,
+        model.channels,
+        times,
+        seed=1,
+        statics=model.statics,
+        network=Network(stations=150, ships=30, sondes=60, scan_lines=4),
+    )
+    observations, _ = build_observation_set(table, model.grid, model.channels, times, model.statics)
+    settings = replace(
+        recommended_settings(model),
+        prior_solve=PriorCovarianceSettings(iterations=25, tolerance=0.01),
+    )
+    plan = WindowPlan.filtering(end, 24)
+    analysis = assimilate(model, observations, plan, 3, 0, settings=settings)
+    error = standardised(model, analysis.states.mean(0)[-1], states[-1])
+    climate = standardised(model, climatological_states(model, [end])[0], states[-1])
+    assert error < 0.85 * climate
