@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from rich.table import Table
 
 from model.assimilate import assimilate
 from model.domain.errors import InvalidInput
@@ -24,7 +25,7 @@ from worker.qc.context import QCContext
 from worker.qc.parameters import load_parameters
 from worker.qc.run import run_checks
 
-__all__ = ["WithheldSkill", "verify_withheld"]
+__all__ = ["WithheldSkill", "verify_withheld", "withheld_table"]
 
 HOUR = timedelta(hours=1)
 LAYERS = ((0, 15_000), (15_000, 40_000), (40_000, 75_000), (75_000, 110_000))
@@ -87,6 +88,21 @@ def verify_withheld(
     outcomes = Counter(o or "used" for o in table["rejected_by"].to_pylist())
     rows = _by_layer(table, seen.rows, seen.obs_values, reference, hofx)
     return WithheldSkill(time, len(observations), len(seen), dict(outcomes), rows)
+
+
+def withheld_table(skill: WithheldSkill) -> Table:
+    """The skill as a table for people."""
+    table = Table(
+        title=f"Real soundings of {skill.time:%Y-%m-%d %H UTC}: RMS departures at withheld stations "
+        f"({skill.used} values used, {skill.withheld} withheld)"
+    )
+    for name in ("variable", "pressure (Pa)", "values", "climatology", "analysis", "ratio"):
+        table.add_column(name, justify="left" if name == "variable" else "right")
+    for row in skill.rows.itertuples():
+        ratio = row.analysis / row.climatology
+        numbers = f"{row.climatology:.4g}", f"{row.analysis:.4g}", f"{ratio:.2f}"
+        table.add_row(row.variable, str(row.layer), str(row.number), *numbers)
+    return table
 
 
 def _checked(table: pa.Table, model: LatentModel, share: float) -> pa.Table:

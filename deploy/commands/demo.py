@@ -1,6 +1,7 @@
 """`appa demo`: the main job on this machine in minutes."""
 
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ def demo(
         str | None, typer.Option(help="A store of states instead of the case that ships.")
     ] = None,
     members: Annotated[int, typer.Option(min=2)] = 6,
-    cycles: Annotated[int, typer.Option(min=1, help="Hourly analyses after the first.")] = 4,
+    cycles: Annotated[int, typer.Option(min=1, help="Hourly analyses after the first.")] = 3,
     lead: Annotated[int, typer.Option(min=6, help="Hours of forecast.")] = 24,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -56,6 +57,7 @@ def demo(
         print(json.dumps(_as_json(result), indent=1))
     else:
         _print(console, result)
+    _real_soundings(model, console)
     console.print(f"{len(result.files)} files in {output / 'files'}, picture {picture}")
     console.print(f"took {time.monotonic() - began:.0f} s")
     if not result.improved:
@@ -63,6 +65,20 @@ def demo(
             "the analyses are not closer to the truth than their backgrounds", style="red"
         )
         raise typer.Exit(1)
+
+
+def _real_soundings(model: str, console: Console) -> None:
+    """The same model on real radiosonde reports, where a folder of them lies beside the project."""
+    from deploy.demo.world import real_soundings
+    from deploy.verify_soundings import verify_withheld, withheld_table
+    from model.checkpoints.load import load_checkpoint
+
+    beside = Path(__file__).resolve().parents[3] / "shared"
+    path = real_soundings(Path(os.environ.get("APPA_SHARED", beside)) / "realdata")
+    if path is None:
+        console.print("no real soundings beside the project (APPA_SHARED): skipped")
+        return
+    console.print(withheld_table(verify_withheld(load_checkpoint(model), [path], members=4)))
 
 
 def _as_json(result: "DemoResult") -> dict[str, object]:

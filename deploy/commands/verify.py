@@ -83,7 +83,7 @@ def soundings(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Assimilate real reports with a share of the stations withheld, and score against those."""
-    from deploy.verify_soundings import verify_withheld
+    from deploy.verify_soundings import verify_withheld, withheld_table
     from model.checkpoints.load import load_checkpoint
 
     model = load_checkpoint(checkpoint)
@@ -93,17 +93,7 @@ def soundings(
         values = {"time": skill.time.isoformat(), "used": skill.used, "withheld": skill.withheld}
         print(json.dumps(values | {"outcomes": skill.outcomes, "rows": rows}, indent=1))
         return
-    table = Table(
-        title=f"{skill.time:%Y-%m-%d %H UTC}: RMS departures at withheld stations "
-        f"({skill.used} values used, {skill.withheld} withheld)"
-    )
-    for name in ("variable", "pressure (Pa)", "values", "climatology", "analysis", "ratio"):
-        table.add_column(name, justify="left" if name == "variable" else "right")
-    for row in skill.rows.itertuples():
-        ratio = row.analysis / row.climatology
-        numbers = f"{row.climatology:.4g}", f"{row.analysis:.4g}", f"{ratio:.2f}"
-        table.add_row(row.variable, str(row.layer), str(row.number), *numbers)
-    Console().print(table)
+    Console().print(withheld_table(skill))
 
 
 def _means(found: "list[StartSkill]") -> dict[str, float]:

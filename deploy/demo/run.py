@@ -42,7 +42,7 @@ class DemoOptions:
     truth: str | None = None
     output: Path = Path("demo-output")
     members: int = 6
-    cycles: int = 4
+    cycles: int = 3
     lead: int = 24
     window: int = 24
 
