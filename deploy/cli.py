@@ -1,11 +1,14 @@
 """The `appa` command: one group of subcommands per file in `deploy/commands/`, loaded when used."""
 
 import importlib
+import sys
 from typing import Any
 
 import click
 import typer
 from typer.core import TyperGroup
+
+from model.domain.errors import AppaError
 
 __all__ = ["main"]
 
@@ -21,8 +24,6 @@ GROUPS: dict[str, tuple[str, str]] = {
     "watch": ("deploy.commands.watch", "Follow a job to its end."),
     "fetch": ("deploy.commands.fetch", "Download the files of an analysis."),
     "keys": ("deploy.commands.keys", "Create, list and revoke API keys."),
-    "cycles": ("deploy.commands.cycles", "List, watch, rerun and explain cycles."),
-    "replay": ("deploy.commands.replay", "Rerun an analysis from its manifest and compare."),
     "worker": ("deploy.commands.worker", "Run one worker process of a larger system."),
     "gateway": ("deploy.commands.gateway", "Run the gateway alone."),
 }
@@ -48,7 +49,8 @@ class LazyGroup(TyperGroup):
             formatter.write_dl([(name, text) for name, (_, text) in GROUPS.items()])
 
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, help=__doc__, add_completion=False)
+# Without markup the list of commands comes from GROUPS; rich help would import every module.
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
 @app.callback()
@@ -58,7 +60,11 @@ def _root() -> None:
 
 def main(*args: Any, **kwargs: Any) -> None:
     """Entry point of the `appa` command."""
-    app(*args, **kwargs)
+    try:
+        app(*args, **kwargs)
+    except AppaError as error:
+        typer.secho(f"error: {error.message}", fg="red", err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
