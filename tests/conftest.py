@@ -1,9 +1,31 @@
 """Shared fixtures: where outside data lie."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+_STATUS = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leaves without unloading libraries.
+
+    With all of them in one process (netCDF4's and others' wheels bundle copies of the same native
+    libraries) glibc can report a bad free while the interpreter unloads them, after every test has
+    been judged and reported; the exit status must be that of the tests.
+    """
+    if _STATUS in config.stash:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[_STATUS])
+
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
