@@ -25,6 +25,7 @@ from model.domain.variables import channels
 from model.latent_model import LatentModel
 from model.operators.representativeness import reconstruction_residual
 from model.training.datasets import StateStore
+from model.training.run import averaged_weights
 from model.training.train_denoiser import (
     DenoiserTraining,
     Latents,
@@ -112,12 +113,9 @@ def _backbone(config: DenoiserTraining, run: Path, corrects: bool) -> tuple[Back
         if not corrects:
             raise CheckpointError(f"Expected trained weights in {checkpoint}; train first.")
         return build_denoiser(config, object()).backbone, 0  # type: ignore[arg-type]
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    averaged = state["parts"][1]
-    backbone.load_state_dict(
-        {k.removeprefix("module."): v for k, v in averaged.items() if k.startswith("module.")}
-    )
-    return backbone, int(state["step"])
+    weights, step = averaged_weights(checkpoint)
+    backbone.load_state_dict(weights)
+    return backbone, step
 
 
 def _plain(config: AutoencoderConfig) -> dict[str, Any]:

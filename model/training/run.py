@@ -22,7 +22,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.domain.errors import ConfigurationError
 
-__all__ = ["Optimisation", "Run", "averaged", "generator", "rank_and_world", "setup_distributed"]
+__all__ = [
+    "Optimisation",
+    "Run",
+    "averaged",
+    "averaged_weights",
+    "generator",
+    "rank_and_world",
+    "setup_distributed",
+]
 
 
 class Optimisation(BaseModel):
@@ -71,6 +79,13 @@ class Optimisation(BaseModel):
 def averaged(module: nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average of the weights of `module`."""
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def averaged_weights(checkpoint: Path) -> tuple[dict[str, Tensor], int]:
+    """The averaged weights of a run's checkpoint, and how many steps it had done."""
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    kept = {k: v for k, v in state["parts"][1].items() if k.startswith("module.")}
+    return {k.removeprefix("module."): v for k, v in kept.items()}, int(state["step"])
 
 
 def generator(seed: int, step: int, rank: int = 0) -> torch.Generator:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +27,7 @@ from model.training.run import (
     Optimisation,
     Run,
     averaged,
+    averaged_weights,
     generator,
     rank_and_world,
     setup_distributed,
@@ -66,17 +68,12 @@ class DenoiserTraining(BaseModel):
 
 def load_autoencoder(folder: Path) -> Autoencoder:
     """The averaged weights of a finished autoencoder run."""
-    import yaml  # only to read the run's own configuration
-
     config = AutoencoderTraining(**yaml.safe_load((folder / "config.yaml").read_text()))
     model = Autoencoder(AutoencoderConfig(**config.autoencoder))
     path = folder / "last.pt"
     if not path.exists():
         raise CheckpointError(f"Expected a trained autoencoder in {path}; train it first.")
-    state = torch.load(path, weights_only=True, map_location="cpu")["parts"][1]
-    model.load_state_dict(
-        {k.removeprefix("module."): v for k, v in state.items() if k.startswith("module.")}
-    )
+    model.load_state_dict(averaged_weights(path)[0])
     return model.eval()
 
 
