@@ -62,6 +62,14 @@ class GatewaySettings(BaseSettings):
         ge=0,
         description="Free space kept on the disk; uploads that would use it: 507.",
     )
+    disk_low_bytes: int = Field(
+        default=1024 * MIB,
+        ge=0,
+        description="With less free space jobs and uploads are refused; 0: no watermark.",
+    )
+    disk_low_percent: float = Field(
+        default=0.0, ge=0, le=100, description="The same as a share of the file system."
+    )
     upload_idle_seconds: float = Field(
         default=60.0, gt=0, description="An upload that sends nothing for so long is dropped."
     )

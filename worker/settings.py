@@ -51,6 +51,13 @@ class WorkerSettings(BaseSettings):
         5.0, gt=0, description="Pause between a worker's reports; forgotten after three."
     )
 
+    disk_low_bytes: int = Field(
+        2**30, ge=0, description="With less free space no new work is taken; 0: no watermark."
+    )
+    disk_low_percent: float = Field(
+        0.0, ge=0, le=100, description="The same as a share of the file system."
+    )
+
     log_format: Literal["console", "json"] = Field(
         "console", description="Log lines for people, or one JSON object a line for machines."
     )

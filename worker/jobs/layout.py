@@ -111,6 +111,21 @@ class Layout:
         """`latest.json`: the newest result of each kind, replaced atomically."""
         return self.root / "latest.json"
 
+    @property
+    def retention_file(self) -> Path:
+        """`retention.yaml`: what this installation keeps for how long; the defaults if absent."""
+        return self.root / "retention.yaml"
+
+    @property
+    def pins(self) -> Path:
+        """Markers of the results that are never deleted by age."""
+        return self.root / "pins"
+
+    @property
+    def disk_low_file(self) -> Path:
+        """Exists while the disk watermark keeps new work out."""
+        return self.root / ".disk_low"
+
     def raw_batch(self, batch_id: str) -> Path:
         """Folder of one upload."""
         return self.raw / _safe(batch_id)
