@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import Field
 
-from worker.jobs.job import Problem, Record, utc_now
+from worker.jobs import clock
+from worker.jobs.job import Problem, Record
 
 __all__ = ["ALLOWED_BATCH_MOVES", "BatchRecord", "BatchState", "IngestSummary"]
 
@@ -55,7 +56,9 @@ class BatchRecord(Record):
 
     id: str = Field(description="Unique, sorts by arrival.")
     state: BatchState = Field(default=BatchState.RECEIVED, description="Where it is in its life.")
-    created: datetime = Field(default_factory=utc_now, description="When it arrived (UTC).")
+    created: datetime = Field(
+        default_factory=clock.now, description="When it arrived (UTC, by the operational clock)."
+    )
     started: datetime | None = Field(default=None, description="When ingest last started (UTC).")
     finished: datetime | None = Field(default=None, description="When ingest ended (UTC).")
     sha256: str = Field(description="Of the bytes received.")

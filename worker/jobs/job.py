@@ -142,6 +142,9 @@ class JobRecord(Record):
     request_id: str = Field(default="", description="Request that submitted it, for the logs.")
     flavour: str = Field(default="", description="`early`, `final`, or empty outside the cycles.")
     revision: int = Field(default=1, ge=1, description="Revision of the result for its valid time.")
+    cycle: dict[str, Any] = Field(
+        default={}, description="Facts about its cycle, passed on to the manifest; empty outside."
+    )
 
     @property
     def kind(self) -> str:

@@ -107,6 +107,11 @@ class Layout:
         return path if path.exists() else None
 
     @property
+    def cycles_file(self) -> Path:
+        """`cycles.yaml`: the policy of the cycles; without it nothing is cycled."""
+        return self.root / "cycles.yaml"
+
+    @property
     def latest_file(self) -> Path:
         """`latest.json`: the newest result of each kind, replaced atomically."""
         return self.root / "latest.json"

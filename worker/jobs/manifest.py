@@ -45,6 +45,13 @@ class AnalysisManifest(Record):
     times: list[datetime] = Field(description="Valid times in the files (UTC).")
     flavour: str = Field(default="", description="`early`, `final`, or empty outside the cycles.")
     revision: int = Field(default=1, ge=1, description="Revision for this valid time.")
+    cycle: dict[str, Any] = Field(
+        default={},
+        description=(
+            "Of a cycled result: `key`, `decided`, `caught_up`, `behind_seconds`, `attempt`, "
+            "`policy` (hash)."
+        ),
+    )
     created: datetime = Field(default_factory=utc_now, description="When it was finished (UTC).")
     files: list[ManifestFile] = Field(description="All files but this one.")
     members: int = Field(ge=1, description="Ensemble members.")

@@ -7,10 +7,13 @@ from redis import Redis
 from worker.jobs import scripts
 from worker.jobs.batch_store import BatchStore
 from worker.jobs.connection import connect
+from worker.jobs.cycle_store import CycleStore
+from worker.jobs.event_log import EventLog
 from worker.jobs.job import ALLOWED_MOVES, JobRecord, JobState, Problem, Progress, utc_now
 from worker.jobs.keyspace import Keyspace
 from worker.jobs.quotas import QuotaCounters
 from worker.jobs.record_store import RecordStore
+from worker.jobs.webhook_store import WebhookStore
 from worker.jobs.workers import WorkerDirectory
 
 __all__ = ["JobStore", "Stores", "open_stores"]
@@ -118,6 +121,9 @@ class Stores:
     batches: BatchStore
     workers: WorkerDirectory
     quotas: QuotaCounters
+    cycles: CycleStore
+    events: EventLog
+    webhooks: WebhookStore
 
 
 def open_stores(url: str, prefix: str = "appa") -> Stores:
@@ -128,6 +134,7 @@ def open_stores(url: str, prefix: str = "appa") -> Stores:
     """
     redis = connect(url)
     keys = Keyspace(prefix)
+    events = EventLog(redis, keys)
     return Stores(
         redis,
         keys,
@@ -135,4 +142,7 @@ def open_stores(url: str, prefix: str = "appa") -> Stores:
         BatchStore(redis, keys),
         WorkerDirectory(redis, keys),
         QuotaCounters(redis, keys),
+        CycleStore(redis, keys),
+        events,
+        WebhookStore(redis, keys, events),
     )

@@ -63,6 +63,7 @@ def global_attributes(product: Product) -> dict[str, Any]:
         "analysis_id": product.job.analysis_id,
         **({"flavour": product.job.flavour} if product.job.flavour else {}),
         "revision": product.job.revision,
+        **({"cycle": _plain(product.job.cycle)} if product.job.cycle else {}),
         "members": product.members,
         "grid": product.grid.name,
         "flags": " ".join(product.flags),

@@ -60,7 +60,8 @@ def make_product(
         "device": str(warm.model.device),
     }
     simulated = ("simulated",) if warm.model.card.simulated else ()
-    flags = (*simulated, *background.flags, *analysis.flags)
+    caught_up = ("caught_up",) if job.cycle.get("caught_up") else ()
+    flags = (*simulated, *caught_up, *background.flags, *analysis.flags)
     return Product(
         job=job,
         times=plan.written_times,
@@ -134,6 +135,7 @@ def describe_result(product: Product, files: Sequence[ManifestFile]) -> Analysis
         times=list(product.times),
         flavour=job.flavour,
         revision=job.revision,
+        cycle=job.cycle,
         files=list(files),
         members=product.members,
         window_start=window.start if window else None,
