@@ -1,0 +1,151 @@
+"""Scores of background and analysis against the stations that were kept back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from model.diagnostics.departures import LAYERS, layer_names
+from model.domain.observations import QC_FLAGS
+from worker.columns import is_one_of, numbers
+from worker.verification.ensemble import fair_crps, flatness, outlier_ratio, ranks
+from worker.verification.equivalents import Equivalents
+
+__all__ = ["ALL_LAYERS", "EnsembleScore", "WithheldScore", "score_withheld"]
+
+ALL_LAYERS = "all"
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class EnsembleScore:
+    """An ensemble against observations; SI units of the variable, None where it has no value.
+
+    Attributes:
+        rmse: Root mean square of observation minus ensemble mean.
+        bias: Mean of observation minus ensemble mean.
+        crps: Mean fair CRPS with the observation error as part of the prediction.
+        spread_skill: Root of (ensemble variance (M + 1) / M plus error variance), over `rmse`; 1
+            for a reliable ensemble whose observations have the errors assumed.
+        outliers: Values outside the ensemble over those expected.
+        flatness: Chi-square of the rank histogram over its degrees of freedom.
+        ranks: Values at each rank, from below all members to above all.
+    """
+
+    rmse: float
+    bias: float
+    crps: float | None
+    spread_skill: float | None
+    outliers: float | None
+    flatness: float | None
+    ranks: list[int]
+
+
+@dataclass(frozen=True)
+class WithheldScore:
+    """One network, variable and layer; `layer` is `all` for the layers together.
+
+    Attributes:
+        network: Report type.
+        variable: Observed variable.
+        layer: As in the departure statistics.
+        count: Values compared.
+        error: Root mean square error that was assumed.
+        background: Scores of the background; None without one at these values.
+        analysis: Scores of the analysis.
+    """
+
+    network: str
+    variable: str
+    layer: str
+    count: int
+    error: float
+    background: EnsembleScore | None
+    analysis: EnsembleScore | None
+
+
+def score_withheld(
+    feedback: pa.Table,
+    background: Equivalents | None,
+    analysis: Equivalents,
+    rng: np.random.Generator,
+) -> list[WithheldScore]:
+    """Scores of the rows that were kept back and passed all other checks before.
+
+    Arguments:
+        feedback: A table of `FEEDBACK_SCHEMA`.
+        background: H(x_b), at least at the rows that have any.
+        analysis: H(x_a), likewise.
+        rng: Draws observation errors for the ranks.
+
+    Returns:
+        One entry for each network, variable and layer, and one for all layers of a network and
+        variable, in alphabetical order.
+    """
+    chosen = np.flatnonzero(is_one_of(feedback, "rejected_by", [QC_FLAGS["withheld"].name]))
+    analysis = analysis.at(chosen)
+    if not len(analysis.rows):
+        return []
+    sub = feedback.take(analysis.rows)
+    columns = ("report_type", "variable", "vertical_kind", "vertical")
+    frame = sub.select(columns).to_pandas()
+    frame["layer"] = layer_names(frame, LAYERS)
+    values = numbers(sub, "obs_value")
+    after = _Values(analysis, values, rng)
+    before = None
+    if background is not None:
+        known = background.at(analysis.rows)
+        before = _Values(known, values[np.searchsorted(analysis.rows, known.rows)], rng)
+    found = []
+    for line, index in _groups(frame):
+        error = float(np.sqrt(np.mean(analysis.errors[index] ** 2)))
+        rows = analysis.rows[index]
+        earlier = None if before is None else before.score(rows)
+        found.append(WithheldScore(*line, len(index), error, earlier, after.score(rows)))
+    return found
+
+
+def _groups(frame: pd.DataFrame) -> list[tuple[tuple[str, str, str], NDArray[np.int64]]]:
+    """(network, variable, layer) with the places of its rows, each layer and all of them."""
+    keys = ["report_type", "variable"]
+    layers = frame.groupby([*keys, "layer"], observed=True).indices
+    whole = frame.groupby(keys, observed=True).indices
+    lines = {tuple(map(str, name)): index for name, index in layers.items()}
+    lines |= {(*map(str, name), ALL_LAYERS): index for name, index in whole.items()}
+    return sorted(lines.items(), key=lambda item: item[0])
+
+
+class _Values:
+    """What is known of each value, ready to be averaged over groups."""
+
+    def __init__(self, found: Equivalents, values: Float, rng: np.random.Generator) -> None:
+        self.found = found
+        self.departure = values - found.hofx.mean(axis=0)
+        self.crps = fair_crps(found.hofx, values, found.errors)
+        self.ranks = ranks(found.hofx, values, found.errors, rng)
+        self.variance = found.hofx.var(axis=0, ddof=1) if found.members > 1 else None
+
+    def score(self, rows: NDArray[np.int64]) -> EnsembleScore | None:
+        """The score of those of `rows` that there are."""
+        members = self.found.members
+        index = np.searchsorted(self.found.rows, np.intersect1d(rows, self.found.rows))
+        if not len(index):
+            return None
+        rmse = float(np.sqrt(np.mean(self.departure[index] ** 2)))
+        spread_skill = None
+        if self.variance is not None and rmse > 0:
+            predicted = self.variance[index] * (members + 1) / members
+            predicted += self.found.errors[index] ** 2
+            spread_skill = float(np.sqrt(predicted.mean()) / rmse)
+        counts = np.bincount(self.ranks[index], minlength=members + 1)
+        return EnsembleScore(
+            rmse,
+            float(self.departure[index].mean()),
+            None if self.crps is None else float(self.crps[index].mean()),
+            spread_skill,
+            outlier_ratio(counts),
+            flatness(counts),
+            counts.tolist(),
+        )
