@@ -92,6 +92,11 @@ class GatewaySettings(BaseSettings):
         default=15.0, gt=0, description="Seconds between keep-alive comments on event streams."
     )
 
+    webhook_allow_private: bool = Field(
+        default=False,
+        description="Whether webhooks may have addresses of private networks; as for the workers.",
+    )
+
     log_format: Literal["console", "json"] = Field(
         default="console",
         description="Log lines for people, or one JSON object a line for machines.",

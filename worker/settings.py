@@ -58,6 +58,19 @@ class WorkerSettings(BaseSettings):
         0.0, ge=0, le=100, description="The same as a share of the file system."
     )
 
+    webhook_allow_private: bool = Field(
+        False, description="Whether webhooks may be sent to addresses of private networks."
+    )
+    webhook_timeout_seconds: float = Field(
+        10.0, gt=0, le=30, description="A receiver that has not answered by then has failed."
+    )
+    webhook_attempts: int = Field(8, ge=1, description="Tries to deliver a message of a webhook.")
+    webhook_backoff_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="Pause after the first failed try; each next one is four times longer.",
+    )
+
     log_format: Literal["console", "json"] = Field(
         "console", description="Log lines for people, or one JSON object a line for machines."
     )

@@ -49,3 +49,30 @@ class Keyspace:
     def quota(self, key_id: str, window: int) -> str:
         """Requests of an API key in one window of time."""
         return f"{self.prefix}:quota:{key_id}:{window}"
+
+    def told(self, event_id: str) -> str:
+        """Mark of an event that was told."""
+        return f"{self.prefix}:told:{event_id}"
+
+    @property
+    def webhooks(self) -> str:
+        """Hash of subscriptions by id."""
+        return f"{self.prefix}:webhooks"
+
+    @property
+    def webhooks_due(self) -> str:
+        """Sorted set of `<webhook>|<event>` by the time of the next attempt."""
+        return f"{self.prefix}:webhooks:due"
+
+    @property
+    def webhook_cursor(self) -> str:
+        """Place in the stream of events up to which messages were queued."""
+        return f"{self.prefix}:webhooks:cursor"
+
+    def deliveries(self, webhook_id: str) -> str:
+        """Hash of the messages of a webhook by event."""
+        return f"{self.prefix}:webhook:{webhook_id}:deliveries"
+
+    def delivery_order(self, webhook_id: str) -> str:
+        """Sorted set of the same events by the time they were queued."""
+        return f"{self.prefix}:webhook:{webhook_id}:order"
