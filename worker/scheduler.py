@@ -14,6 +14,8 @@ from worker.celery_app import message_sender
 from worker.jobs.connection import redis_health
 from worker.leftovers import sweep_leftovers
 from worker.logs import configure_logs
+from worker.notifications.courier import Courier
+from worker.notifications.events import MissedResults
 from worker.reaper import Reaper
 from worker.runtime import open_runtime
 from worker.settings import WorkerSettings
@@ -56,8 +58,11 @@ def run_scheduler(
     def tidy() -> int:
         return sweep_leftovers(runtime.layout, max(86_400.0, 2.0 * settings.job_limit_seconds))
 
+    courier = Courier(runtime.stores.webhooks, settings)
+    missed = MissedResults(runtime.layout, runtime.stores.events)
+
     while not stop.wait(settings.sweep_seconds):
-        for tick in (reaper.sweep, tidy, *ticks):
+        for tick in (reaper.sweep, tidy, missed.tick, courier.tick, *ticks):
             _ask(tick)
     runtime.leave()
 

@@ -4,11 +4,12 @@ from typing import Any
 
 import structlog
 from celery import Task, shared_task
+from redis.exceptions import RedisError
 
 from model.domain.errors import StorageError
 from worker.jobs.manifest import read_manifest
 from worker.jobs.queues import ANNOUNCE_RESULT, MESSAGE_VERSION
-from worker.latest import update_latest
+from worker.notifications.events import announce
 from worker.runtime import Runtime
 
 __all__ = ["announce_result_task"]
@@ -24,6 +25,7 @@ def announce_result_task(self: "Task[Any, Any]", analysis_id: str, version: int)
         log.error("message refused", id=analysis_id, version=version)
         return
     try:
-        update_latest(runtime.layout, read_manifest(runtime.layout, analysis_id))
-    except (OSError, StorageError) as error:
+        manifest = read_manifest(runtime.layout, analysis_id)
+        announce(runtime.layout, runtime.stores.events, manifest)
+    except (OSError, StorageError, RedisError) as error:  # the scheduler finds what was missed
         log.warning("not announced", id=analysis_id, reason=str(error))

@@ -1,0 +1,113 @@
+"""Signatures of webhooks, judged by the reference implementation of Standard Webhooks."""
+
+from datetime import UTC, datetime
+
+import pytest
+from standardwebhooks.webhooks import Webhook
+
+from worker.jobs.public_address import AddressRefused, check_url, is_public
+from worker.jobs.signature import BadSignature, new_secret, sign, signed_headers, verify
+
+BODY = '{"type": "analysis.published", "data": {"name": "Zürich"}}'.encode()
+NOW = 1_735_732_800
+
+
+def test_the_reference_signs_alike():
+    secret = new_secret()
+    moment = datetime.fromtimestamp(NOW, UTC)
+    assert sign(secret, "evt_1", NOW, BODY) == Webhook(secret).sign("evt_1", moment, BODY.decode())
+
+
+def test_genuine_messages_pass_in_any_spelling_of_the_headers():
+    secret, old = new_secret(), new_secret()
+    headers = signed_headers(secret, "evt_1", NOW, BODY)
+    verify(secret, headers, BODY, now=NOW + 299)
+    verify(secret, {k.title(): v for k, v in headers.items()}, BODY, now=NOW)
+    both = f"{sign(old, 'evt_1', NOW, BODY)} {headers['webhook-signature']}"  # a change of secret
+    verify(secret, headers | {"webhook-signature": both}, BODY, now=NOW)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"webhook-id": "evt_2"},
+        {"webhook-timestamp": str(NOW + 1)},
+        {"webhook-timestamp": "noon"},
+        {"webhook-signature": "v1,AAAA"},
+        {"webhook-signature": ""},
+    ],
+)
+def test_changed_headers_fail(change):
+    secret = new_secret()
+    headers = signed_headers(secret, "evt_1", NOW, BODY) | change
+    with pytest.raises(BadSignature):
+        verify(secret, headers, BODY, now=NOW)
+
+
+def test_changed_bodies_old_messages_and_other_secrets_fail():
+    secret = new_secret()
+    headers = signed_headers(secret, "evt_1", NOW, BODY)
+    for arguments in (
+        (secret, headers, BODY + b" "),
+        (new_secret(), headers, BODY),
+        (secret, {}, BODY),
+    ):
+        with pytest.raises(BadSignature):
+            verify(*arguments, now=NOW)
+    with pytest.raises(BadSignature, match="within 300 s"):
+        verify(secret, headers, BODY, now=NOW + 301)
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700:4700::1111", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),  # metadata of clouds
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::1", False),
+        ("::", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("::ffff:10.0.0.1", False),
+        ("::ffff:8.8.8.8", True),
+        ("64:ff9b::7f00:1", False),
+        ("2002:7f00:1::", False),
+        ("ff02::1", False),
+    ],
+)
+def test_public_addresses(address, public):
+    assert is_public(address) is public
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://8.8.8.8/x",
+        "file:///etc/passwd",
+        "http://",
+        "http://8.8.8.8:99999/",
+        "http://user:word@8.8.8.8/",
+        "http://8.8.8.8/#part",
+        "http://127.0.0.1/",
+        "http://2130706433/",
+        "http://[::1]/",
+        "http://localhost/",
+    ],
+)
+def test_urls_that_no_webhook_may_have(url):
+    with pytest.raises(AddressRefused):
+        check_url(url)
+
+
+def test_urls_that_a_webhook_may_have():
+    check_url("https://8.8.8.8/hook?token=1")
+    check_url("https://no-such-host.invalid/hook")  # may be known to the machine that sends
+    check_url("http://127.0.0.1:9/hook", allow_private=True)

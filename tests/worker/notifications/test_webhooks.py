@@ -1,0 +1,227 @@
+"""Webhooks against real receivers: signed, tried again, told once, and not sent just anywhere."""
+
+import json
+import threading
+from datetime import UTC, datetime
+
+import pytest
+from receiver import Receiver
+from standardwebhooks.webhooks import Webhook as Reference
+
+from tests.worker.processes import wait_for
+from worker.jobs.event_log import EventType
+from worker.jobs.ids import new_id
+from worker.jobs.kinds import FilteringSpec
+from worker.jobs.layout import Layout
+from worker.jobs.manifest import AnalysisManifest
+from worker.jobs.signature import new_secret
+from worker.jobs.webhook import Delivery, DeliveryState, Webhook
+from worker.notifications.courier import Courier, pause_after
+from worker.notifications.events import announce
+from worker.settings import WorkerSettings
+
+NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
+PUBLISHED = EventType.ANALYSIS_PUBLISHED
+
+
+def settings(**changes) -> WorkerSettings:
+    values = {
+        "webhook_allow_private": True,
+        "webhook_timeout_seconds": 5.0,
+        "webhook_backoff_seconds": 0.01,
+        "webhook_attempts": 4,
+    }
+    return WorkerSettings(**(values | changes))
+
+
+def subscribe(stores, url: str, *events: EventType) -> Webhook:
+    hook = Webhook(
+        id=new_id("wh"), url=url, events=list(events or (PUBLISHED,)), secret=new_secret()
+    )
+    return stores.webhooks.create(hook)
+
+
+def settled(stores, courier: Courier, hook: Webhook, count: int = 1) -> list[Delivery]:
+    """The messages of `hook`, once `count` of them have come to an end."""
+
+    def ended() -> list[Delivery]:
+        courier.tick()
+        found = stores.webhooks.deliveries(hook.id)
+        return [d for d in found if d.state is not DeliveryState.PENDING]
+
+    wait_for(lambda: len(ended()) >= count)
+    return ended()
+
+
+def manifest(name: str = "an-1", flags: tuple[str, ...] = ()) -> AnalysisManifest:
+    return AnalysisManifest(
+        id=name,
+        job_id="job-1",
+        kind="filtering",
+        valid_time=NOON,
+        times=[NOON],
+        files=[],
+        members=2,
+        flags=list(flags),
+        spec=FilteringSpec(valid_time=NOON),
+    )
+
+
+def test_fails_twice_then_arrives_with_one_identity_and_a_valid_signature(stores):
+    with Receiver(answers=[500, 503]) as receiver:
+        hook = subscribe(stores, receiver.url)
+        stores.events.emit(PUBLISHED, "an-1", {"analysis_id": "an-1", "kind": "filtering"})
+        (delivery,) = settled(stores, Courier(stores.webhooks, settings()), hook)
+    assert delivery.state is DeliveryState.DELIVERED
+    assert [a.status for a in delivery.attempts] == [500, 503, 200]
+    assert delivery.next_attempt is None
+    assert len({r.headers["webhook-id"] for r in receiver.received}) == 1
+    assert len({r.body for r in receiver.received}) == 1
+    for message in receiver.received:  # the reference implementation is the judge
+        told = Reference(hook.secret).verify(message.body, message.headers)
+    assert told["type"] == "analysis.published"
+    assert told["data"]["analysis_id"] == "an-1"
+    assert told["id"] == receiver.received[0].headers["webhook-id"]
+
+
+def test_attempts_end(stores):
+    with Receiver(answers=[500] * 20) as receiver:
+        hook = subscribe(stores, receiver.url)
+        stores.events.emit(PUBLISHED, "an-1", {})
+        (delivery,) = settled(stores, Courier(stores.webhooks, settings()), hook)
+    assert delivery.state is DeliveryState.FAILED
+    assert [a.status for a in delivery.attempts] == [500] * 4
+    assert len(receiver.received) == 4
+
+
+def test_pauses_grow_up_to_a_bound():
+    pauses = [pause_after(n, WorkerSettings(webhook_attempts=9)) for n in range(1, 10)]
+    assert pauses == [5, 20, 80, 320, 1280, 5120, 20480, 21600, None]
+
+
+def test_a_slow_receiver_is_given_up_and_keeps_nobody_waiting(stores):
+    release = threading.Event()
+    with Receiver(pause=lambda: release.wait(20)) as slow, Receiver() as quick:
+        first, second = subscribe(stores, slow.url), subscribe(stores, quick.url)
+        stores.events.emit(PUBLISHED, "an-1", {})
+        courier = Courier(
+            stores.webhooks, settings(webhook_timeout_seconds=1.0, webhook_attempts=1)
+        )
+        (delivery,) = settled(stores, courier, second)
+        assert delivery.state is DeliveryState.DELIVERED
+        assert stores.webhooks.deliveries(first.id)[0].state is DeliveryState.PENDING
+        (delivery,) = settled(stores, courier, first)
+        release.set()
+    assert delivery.state is DeliveryState.FAILED
+    assert delivery.attempts[0].error == "no answer within 1 s"
+
+
+def test_redirects_are_not_followed(stores):
+    with Receiver() as other, Receiver(answers=[307], location=other.url) as receiver:
+        hook = subscribe(stores, receiver.url)
+        stores.events.emit(PUBLISHED, "an-1", {})
+        (delivery,) = settled(stores, Courier(stores.webhooks, settings(webhook_attempts=1)), hook)
+    assert (delivery.state, delivery.attempts[0].status) == (DeliveryState.FAILED, 307)
+    assert "redirects are not followed" in delivery.attempts[0].error
+    assert other.received == []
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"]
+)
+def test_this_machine_is_refused_unless_allowed(stores, host):
+    with Receiver() as receiver:
+        port = receiver.server.server_port
+        hook = subscribe(stores, f"http://{host}:{port}/hook")
+        stores.events.emit(PUBLISHED, "an-1", {})
+        careful = settings(webhook_allow_private=False, webhook_attempts=1)
+        (delivery,) = settled(stores, Courier(stores.webhooks, careful), hook)
+    assert delivery.state is DeliveryState.FAILED
+    assert "public internet" in delivery.attempts[0].error
+    assert receiver.received == []
+
+
+def test_nobody_listens_there(stores):
+    with Receiver() as receiver:
+        url = receiver.url
+    hook = subscribe(stores, url)
+    stores.events.emit(PUBLISHED, "an-1", {})
+    (delivery,) = settled(stores, Courier(stores.webhooks, settings(webhook_attempts=2)), hook)
+    assert [a.status for a in delivery.attempts] == [None, None]
+    assert "ConnectError" in delivery.attempts[0].error
+
+
+def test_a_message_outlives_the_sender_that_claimed_it(stores):
+    with Receiver() as receiver:
+        hook = subscribe(stores, receiver.url)
+        stores.events.emit(PUBLISHED, "an-1", {})
+        stores.webhooks.fan_out()
+        assert len(stores.webhooks.claim(10, 0.2)) == 1  # … and then it died
+        assert stores.webhooks.claim(10, 0.2) == []
+        (delivery,) = settled(stores, Courier(stores.webhooks, settings()), hook)
+    assert delivery.state is DeliveryState.DELIVERED
+
+
+def test_two_schedulers_tell_each_event_once(stores):
+    with Receiver() as receiver:
+        hook = subscribe(stores, receiver.url)
+        couriers = [Courier(stores.webhooks, settings()) for _ in range(2)]
+        for number in range(30):
+            for _ in range(2):  # a task that ran twice
+                stores.events.emit(PUBLISHED, f"an-{number}", {"number": number})
+            couriers[number % 2].tick()
+        wait_for(
+            lambda: couriers[0].tick() + couriers[1].tick() == 0 and len(receiver.received) >= 30
+        )
+        assert len(settled(stores, couriers[0], hook, 30)) == 30
+    numbers = sorted(json.loads(r.body)["data"]["number"] for r in receiver.received)
+    assert numbers == list(range(30))
+
+
+def test_only_wanted_and_later_events_are_sent(stores):
+    stores.events.emit(PUBLISHED, "before", {})
+    with Receiver() as receiver:
+        hook = subscribe(stores, receiver.url, EventType.CYCLE_FAILED)
+        stores.events.emit(PUBLISHED, "an-1", {})
+        stores.events.emit(EventType.CYCLE_FAILED, "20250101T12Z_early:1", {"message": "no disk"})
+        (delivery,) = settled(stores, Courier(stores.webhooks, settings()), hook)
+    assert delivery.type is EventType.CYCLE_FAILED
+    assert len(receiver.received) == 1
+
+
+def test_a_receiver_that_is_gone_gets_nothing_more(stores):
+    with Receiver(answers=[410]) as receiver:
+        hook, deleted = subscribe(stores, receiver.url), subscribe(stores, receiver.url)
+        stores.webhooks.delete(deleted.id)
+        courier = Courier(stores.webhooks, settings())
+        stores.events.emit(PUBLISHED, "an-1", {})
+        (delivery,) = settled(stores, courier, hook)
+        assert delivery.state is DeliveryState.FAILED
+        wait_for(lambda: stores.webhooks.get(hook.id).disabled)
+        stores.events.emit(PUBLISHED, "an-2", {})
+        assert courier.tick() == 0
+    assert len(receiver.received) == 1
+
+
+def test_the_log_of_messages_is_bounded(stores, monkeypatch):
+    monkeypatch.setattr("worker.jobs.webhook_store.KEPT", 5)
+    hook = subscribe(stores, "http://192.0.2.1/hook")
+    for number in range(12):
+        stores.events.emit(PUBLISHED, f"an-{number}", {"number": number})
+    stores.webhooks.fan_out()
+    kept = [json.loads(d.body)["data"]["number"] for d in stores.webhooks.deliveries(hook.id)]
+    assert sorted(kept) == [7, 8, 9, 10, 11]
+    assert len(stores.webhooks.claim(100, 60.0)) == 5
+
+
+def test_a_result_is_announced_once_and_outside_its_limits_twice(stores, tmp_path):
+    layout = Layout(tmp_path).create()
+    for _ in range(2):
+        announce(layout, stores.events, manifest("an-1"))
+        announce(layout, stores.events, manifest("an-2", ("outside_limits",)))
+    told = [(e.type.value, e.data["analysis_id"]) for _, e in stores.events.after("0-0")]
+    assert told == [
+        ("analysis.published", "an-1"),
+        ("analysis.published", "an-2"),
+        ("cycle.outside_limits", "an-2"),
+    ]

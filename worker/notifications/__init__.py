@@ -1,0 +1,1 @@
+"""Telling the world outside: webhooks, and events that were missed."""
