@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from model.domain.errors import AppaError
 from worker.celery_app import message_sender
+from worker.cycling.tick import cycling_tick
 from worker.jobs.connection import redis_health
 from worker.leftovers import sweep_leftovers
 from worker.logs import configure_logs
@@ -61,8 +62,10 @@ def run_scheduler(
     courier = Courier(runtime.stores.webhooks, settings)
     missed = MissedResults(runtime.layout, runtime.stores.events)
 
+    cycling = cycling_tick(runtime)
+
     while not stop.wait(settings.sweep_seconds):
-        for tick in (reaper.sweep, tidy, missed.tick, courier.tick, *ticks):
+        for tick in (reaper.sweep, tidy, cycling, missed.tick, courier.tick, *ticks):
             _ask(tick)
     runtime.leave()
 

@@ -55,6 +55,8 @@ def _info(earlier: Continuable, at: datetime, members: int) -> dict[str, object]
     return {
         "source": "previous_analysis",
         "analysis_id": earlier.manifest.id,
+        "flavour": earlier.manifest.flavour,
+        "revision": earlier.manifest.revision,
         "valid_time": earlier.restart.times[-1].isoformat(),
         "age_hours": age,
         "members": members,

@@ -45,7 +45,13 @@ def mark_restart(layout: Layout, manifest: AnalysisManifest) -> None:
 
 
 def find_restart(
-    layout: Layout, model: str, at: datetime, max_age: timedelta, *, analysis_id: str | None = None
+    layout: Layout,
+    model: str,
+    at: datetime,
+    max_age: timedelta,
+    *,
+    analysis_id: str | None = None,
+    cycled: bool = False,
 ) -> Continuable | None:
     """The newest result up to `at`, its highest revision, that `model` can continue.
 
@@ -55,10 +61,17 @@ def find_restart(
         at: Last valid time accepted (UTC).
         max_age: Oldest valid time accepted, before `at`.
         analysis_id: Only this result.
+        cycled: Prefer any result of the cycles to any other: an experiment of someone's own must
+            not get into the chain of analyses while that has a link of its own.
     """
-    for time, _, name in sorted(_markers(layout), reverse=True):
-        if not at - max_age <= time <= at or (analysis_id and name != analysis_id):
-            continue
+    names = [
+        name
+        for time, _, name in sorted(_markers(layout), reverse=True)
+        if at - max_age <= time <= at and analysis_id in (None, name)
+    ]
+    if cycled:
+        names.sort(key=lambda name: not _is_cycled(layout, name))
+    for name in names:
         try:
             found = Continuable(
                 read_manifest(layout, name), read_restart(layout.analysis_file(name, RESTART_NAME))
@@ -68,6 +81,13 @@ def find_restart(
         if found.restart.model == model:
             return found
     return None
+
+
+def _is_cycled(layout: Layout, name: str) -> bool:
+    try:
+        return bool(read_manifest(layout, name).flavour)
+    except StorageError:
+        return False
 
 
 def _markers(layout: Layout) -> list[tuple[datetime, int, str]]:

@@ -35,11 +35,12 @@ class CycleStore(RecordStore[CycleRecord]):
     # -- reading
 
     def states(self, since: datetime) -> dict[str, CycleState]:
-        """Key and state of every cycle valid at `since` or later: the scheduler's cheap question."""
+        """Key and state of every cycle valid at `since` or later, and of all that wait."""
         low = f"[{cycle_key(since, Flavour.EARLY)}"
         pipe = self.redis.pipeline()
         for state in CycleState:
-            pipe.zrangebylex(self._index("state", state), low, "+")
+            from_ = "-" if state is CycleState.WAITING else low
+            pipe.zrangebylex(self._index("state", state), from_, "+")
         return {
             str(key): state
             for state, keys in zip(CycleState, pipe.execute(), strict=True)
@@ -48,7 +49,8 @@ class CycleStore(RecordStore[CycleRecord]):
 
     def in_state(self, *states: CycleState) -> list[CycleRecord]:
         """All cycles in one of these states, by valid time."""
-        return self._load(sorted(key for state in states for key in self.ids(state)))
+        found = self._load(sorted(key for state in states for key in self.ids(state)))
+        return [record for record in found if record.state in states]  # moved on meanwhile
 
     def load(self, keys: Iterable[str]) -> list[CycleRecord]:
         """The cycles with these keys that exist."""
@@ -101,7 +103,7 @@ class CycleStore(RecordStore[CycleRecord]):
         return self._create(record, kind=record.flavour, unique=[record.id])
 
     def change(self, record: CycleRecord, to: CycleState, **values: Any) -> bool:
-        """Moves a cycle as it was read, unless someone else has changed it since.
+        """Moves a cycle on from the state it was read in, unless it has changed since.
 
         Arguments:
             record: As read.
@@ -109,8 +111,11 @@ class CycleStore(RecordStore[CycleRecord]):
             values: Fields to set.
 
         Returns:
-            Whether this caller made the change; False when another was first.
+            Whether this caller made the change; False when another was first, or the table of
+            moves does not hold it.
         """
+        if to not in ALLOWED_CYCLE_MOVES[record.state]:
+            return False
         plain = CycleRecord.model_validate(
             {**record.model_dump(), **values, "state": to, "token": record.token + 1}
         ).model_dump(mode="json")
@@ -122,7 +127,7 @@ class CycleStore(RecordStore[CycleRecord]):
                 scripts.MOVE,
                 record.id,
                 to,
-                "," + ",".join(self._sources(to)) + ",",
+                f",{record.state},",
                 record.token,
                 self._fields(fields),
                 self._event(to, **told),

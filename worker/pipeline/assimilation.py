@@ -53,6 +53,7 @@ def assimilate_window(
         spec.first_guess_until,
         spec.first_guess_age,
         analysis_id=spec.continues,
+        cycled=bool(job.flavour),
     )
     past = earlier.hours_to(spec.reference_time) if earlier else 0
     plan = spec.plan(warm.model.blanket_size, past)
@@ -70,7 +71,7 @@ def assimilate_window(
     analysis = solver.analysis(plan, checked.observations, background)
 
     progress.phase(Phase.WRITING)
-    product = make_product(job, plan, warm, checked, background, analysis)
+    product = make_product(job, plan, warm, checked, background, analysis, layout)
     files = write_outputs(product, analysis, plan, warm, folder)
     manifest = describe_result(product, files)
     write_manifest(folder, manifest)

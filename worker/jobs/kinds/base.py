@@ -110,9 +110,12 @@ class SpecBase(BaseModel):
     )
     background_max_age_hours: int = Field(
         default=12,
-        ge=1,
+        ge=0,
         le=240,
-        description="Oldest previous analysis accepted, before the first time.",
+        description=(
+            "Oldest previous analysis accepted, before the one that would be the regular first "
+            "guess: that of the hour before."
+        ),
     )
 
     @property

@@ -1,0 +1,149 @@
+"""Which cycles are due and missing: a question of policy, time and what is known, and of no state.
+
+A cycle is data with a deadline. It is due once its cut-off has passed, whenever that is noticed,
+so that a scheduler that slept through some hours catches up without being told.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from worker.jobs.cycle import CycleRecord, CycleState, Flavour, cycle_key, parse_cycle_key
+from worker.jobs.cycle_policy import CyclePolicy
+
+__all__ = ["Cycle", "Decisions", "choose", "decide", "first_considered", "is_too_old"]
+
+LONGEST_GAP = timedelta(days=31)
+"""Missed cycles further back than this leave no record of having been skipped."""
+
+_RANK = {Flavour.EARLY: 0, Flavour.FINAL: 1}
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One analysis to be made: its valid time, flavour and last accepted arrival (UTC)."""
+
+    valid_time: datetime
+    flavour: Flavour
+    cut_off: datetime
+
+    @property
+    def key(self) -> str:
+        """Key of its record."""
+        return cycle_key(self.valid_time, self.flavour)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What `decide` found, each in the order of valid times.
+
+    Attributes:
+        announced: Not known yet, cut-off still ahead: to be recorded as waiting.
+        ready: Cut-off passed, not decided yet.
+        skipped: Not to be made, and why.
+    """
+
+    announced: tuple[Cycle, ...] = ()
+    ready: tuple[Cycle, ...] = ()
+    skipped: tuple[tuple[Cycle, str], ...] = ()
+
+
+def first_considered(policy: CyclePolicy, now: datetime, newest: str | None) -> datetime:
+    """The first valid time of the policy's grid that may still need a decision.
+
+    Arguments:
+        policy: Start and step of the grid, age limit.
+        now: Operational present (UTC).
+        newest: Key of the known cycle with the latest valid time: where an outage began.
+    """
+    begin = now - timedelta(hours=policy.catch_up.max_age_hours)
+    if newest is not None:
+        begin = min(begin, max(parse_cycle_key(newest)[0], now - LONGEST_GAP))
+    steps = max(0, -((policy.start - begin) // policy.step))
+    return policy.start + steps * policy.step
+
+
+def decide(
+    policy: CyclePolicy, now: datetime, known: Mapping[str, CycleState], first: datetime
+) -> Decisions:
+    """Which cycles are to be announced, decided and skipped.
+
+    Arguments:
+        policy: The grid of valid times, cut-offs, catching up.
+        now: Operational present (UTC).
+        known: State of the recorded cycles valid at `first` or later, and of all that wait.
+        first: From `first_considered`.
+    """
+    announced, ready, skipped = [], [], []
+    for cycle in _undecided(policy, now, known, first):
+        reason = _reason_to_skip(policy, now, cycle)
+        if reason:
+            skipped.append((cycle, reason))
+        elif cycle.cut_off <= now:
+            ready.append(cycle)
+        elif cycle.key not in known:
+            announced.append(cycle)
+    return Decisions(tuple(announced), tuple(ready), tuple(skipped))
+
+
+def _undecided(
+    policy: CyclePolicy, now: datetime, known: Mapping[str, CycleState], first: datetime
+) -> list[Cycle]:
+    """Cycles of the grid without a record, and those that wait (an older policy made some)."""
+    last = now if policy.end is None else min(now, policy.end)
+    times = [first + i * policy.step for i in range(max(0, (last - first) // policy.step + 1))]
+    grid = [(time, flavour) for time in times for flavour in Flavour]
+    fresh = [(t, f) for t, f in grid if cycle_key(t, f) not in known]
+    waiting = [parse_cycle_key(k) for k, state in known.items() if state is CycleState.WAITING]
+    found = [Cycle(t, f, policy.cut_off(t, f)) for t, f in {*fresh, *waiting}]
+    return sorted(found, key=lambda cycle: (cycle.valid_time, _RANK[cycle.flavour]))
+
+
+def is_too_old(policy: CyclePolicy, now: datetime, cut_off: datetime) -> bool:
+    """Whether a missed cycle is no longer made."""
+    return now - cut_off > timedelta(hours=policy.catch_up.max_age_hours)
+
+
+def _reason_to_skip(policy: CyclePolicy, now: datetime, cycle: Cycle) -> str:
+    if is_too_old(policy, now, cycle.cut_off):
+        hours = (now - cycle.cut_off) / timedelta(hours=1)
+        limit = policy.catch_up.max_age_hours
+        return f"too old: its cut-off was {hours:.1f} h ago, catch-up goes back {limit:g} h"
+    final = policy.cut_off(cycle.valid_time, Flavour.FINAL)
+    if cycle.flavour is Flavour.EARLY and policy.catch_up.early == "skip" and final <= now:
+        return "superseded: the cut-off of the final analysis has passed, too"
+    return ""
+
+
+def choose(
+    policy: CyclePolicy, due: Sequence[CycleRecord], in_flight: Sequence[CycleRecord]
+) -> list[CycleRecord]:
+    """The due cycles to submit now, in order.
+
+    At most `at_once` cycles are in flight. A cycle waits for the one a step before it (and a final
+    one for the early one of the same time), if that is in flight or goes first: it may then start
+    from its analysis.
+    """
+    room = policy.catch_up.at_once - len(in_flight)
+    chosen: list[CycleRecord] = []
+    ahead = list(in_flight)
+    for record in _in_order(policy, due):
+        if len(chosen) >= room:
+            break
+        if not any(_comes_before(other, record, policy.step) for other in ahead):
+            chosen.append(record)
+        ahead.append(record)
+    return chosen
+
+
+def _in_order(policy: CyclePolicy, due: Iterable[CycleRecord]) -> list[CycleRecord]:
+    newest_first = policy.catch_up.order == "newest_first"
+    sign = -1.0 if newest_first else 1.0
+    return sorted(due, key=lambda r: (sign * r.valid_time.timestamp(), _RANK[r.flavour]))
+
+
+def _comes_before(other: CycleRecord, record: CycleRecord, step: timedelta) -> bool:
+    """Whether `record` may want the result of `other` as its background, or must follow it."""
+    if other.valid_time == record.valid_time:
+        return _RANK[other.flavour] <= _RANK[record.flavour]
+    return record.valid_time - step <= other.valid_time < record.valid_time
