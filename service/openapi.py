@@ -18,6 +18,7 @@ TAGS = [
     {"name": "observations", "description": "Uploads, and queries of the stored observations."},
     {"name": "jobs", "description": "Filtering, forecast and reanalysis on a warm model."},
     {"name": "analyses", "description": "Published results and their files."},
+    {"name": "webhooks", "description": "Who is told of events over HTTP; for operators."},
     {"name": "system", "description": "What running workers can do, health, metrics."},
 ]
 

@@ -38,6 +38,8 @@ OPERATIONS = [
     for method in item
     if method != "head"
 ]
+ENDLESS = "/v1/events"
+"""Never ends by itself; its own test reads it."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def schema(gateway: GatewayProcess):
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+@pytest.mark.parametrize(("path", "method"), [o for o in OPERATIONS if o[0] != ENDLESS])
 def test_document_holds(schema, stores, path: str, method: str, mode: GenerationMode) -> None:
     acting_worker.report(stores)
     acting_worker.report(stores, queue="ingest")

@@ -107,6 +107,15 @@ class EventLog:
         last: Any = self.redis.xrevrange(self.stream, count=1)
         return str(last[0][0]) if last else "0-0"
 
+    def reaches_back_to(self, stream_id: str) -> bool:
+        """Whether all events after `stream_id` are still kept."""
+        if not self.redis.exists(self.stream):
+            return True
+        about: Any = self.redis.xinfo_stream(self.stream)
+        if about.get("entries-added", 0) <= about["length"] or not about["first-entry"]:
+            return True
+        return _numbers(stream_id) >= _numbers(str(about["first-entry"][0]))
+
     def after(self, stream_id: str, limit: int = 100) -> list[tuple[str, LoggedEvent]]:
         """Events after `stream_id` with their ids in the stream, oldest first."""
         entries: Any = self.redis.xrange(self.stream, min=f"({stream_id}", count=limit)
@@ -114,3 +123,8 @@ class EventLog:
             (str(place), LoggedEvent.model_validate(json.loads(fields["data"])))
             for place, fields in entries
         ]
+
+
+def _numbers(stream_id: str) -> tuple[int, int]:
+    first, _, second = stream_id.partition("-")
+    return int(first), int(second or 0)
