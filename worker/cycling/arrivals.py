@@ -57,7 +57,8 @@ class Arrivals:
         self._since = {key: t for key, t in self._since.items() if key in present}
         done: dict[Cycle, str] = {}
         for cycle in cycles:
-            waited = time.monotonic() - self._since.setdefault(cycle.key, time.monotonic())
+            since = self._since.setdefault(cycle.key, time.monotonic())
+            waited = time.monotonic() - since
             if (now - cycle.cut_off).total_seconds() < SETTLE_SECONDS * clock.speed():
                 continue
             if oldest is None or oldest > cycle.cut_off:

@@ -21,7 +21,7 @@ def layout(tmp_path):
     return Layout(tmp_path).create()
 
 
-def publish(layout, name: str, time: datetime, *, revision=1, model="m") -> None:
+def publish(layout, name: str, time: datetime, *, revision=1, model="m", flavour="") -> None:
     """A result of two states that ends at `time`."""
     folder = layout.analysis(name)
     folder.mkdir()
@@ -34,6 +34,7 @@ def publish(layout, name: str, time: datetime, *, revision=1, model="m") -> None
         valid_time=time,
         times=[time],
         revision=revision,
+        flavour=flavour,
         files=[describe_file(folder / RESTART_NAME, "restart")],
         members=3,
         spec=FilteringSpec(valid_time=time),
@@ -80,3 +81,12 @@ def test_states_up_to_a_time_are_counted(layout):
     publish(layout, "an-0", NOON)
     result = find_restart(layout, "m", NOON, HOUR)
     assert [result.hours_to(NOON + i * HOUR) for i in (-2, -1, 0, 1)] == [0, 1, 2, 2]
+
+
+def test_the_cycles_continue_their_own_results_before_those_of_others(layout):
+    publish(layout, "an-early", NOON - HOUR, flavour="early", revision=1)
+    publish(layout, "an-final", NOON - HOUR, flavour="final", revision=2)
+    publish(layout, "an-experiment", NOON, revision=9)
+    assert found(layout, NOON) == "an-experiment"
+    assert found(layout, NOON, cycled=True) == "an-final"
+    assert found(layout, NOON, hours=0, cycled=True) == "an-experiment"  # better than a cold start

@@ -1,0 +1,108 @@
+"""One installation whose scheduler ticks when told, at a time that is told; Redis is real."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from worker.cycling.tick import Cycling
+from worker.jobs.batch import BatchRecord, IngestSummary
+from worker.jobs.cycle import CycleRecord, CycleState
+from worker.jobs.ids import new_id
+from worker.jobs.job import JobRecord, Problem, Progress
+from worker.jobs.layout import Layout
+from worker.jobs.store import Stores
+
+LEASE = timedelta(seconds=30)
+DAY = datetime(2003, 10, 1, tzinfo=UTC)
+
+
+def at(hour: int, minute: int = 0) -> datetime:
+    return DAY + timedelta(hours=hour, minutes=minute)
+
+
+class Messages:
+    """Takes what a broker would be sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+
+    def send_task(self, name: str, args: tuple, **options) -> None:
+        self.sent.append((name, args[0]))
+
+
+@dataclass(frozen=True)
+class Disk:
+    disk_low_bytes: int = 0
+    disk_low_percent: float = 0.0
+
+
+@dataclass
+class Installation:
+    stores: Stores
+    layout: Layout
+    messages: Messages = field(default_factory=Messages)
+
+    def scheduler(self, disk: Disk | None = None) -> Cycling:
+        return Cycling(self.stores, self.layout, self.messages, disk or Disk())
+
+    def policy(self, **values) -> None:
+        text = {
+            "start": at(0).isoformat(),
+            "early_cut_off_minutes": 20,
+            "final_cut_off_minutes": 180,
+            "members": 2,
+            "ingest_grace_seconds": 0,
+            **values,
+        }
+        self.layout.cycles_file.write_text(yaml.safe_dump(text))
+
+    def cycle(self, key: str) -> CycleRecord:
+        return self.stores.cycles.get(f"20031001T{key}")
+
+    def states(self) -> dict[str, str]:
+        found = self.stores.cycles.select(limit=500).items
+        return {c.id.removeprefix("20031001T"): c.state.value for c in reversed(found)}
+
+    def jobs(self) -> list[JobRecord]:
+        return list(reversed(self.stores.jobs.page(limit=500).items))
+
+    def work(self, *, fail: str = "") -> JobRecord | None:
+        """Does the oldest waiting job, as a worker would."""
+        waiting = self.stores.jobs.ids("queued")
+        if not waiting:
+            return None
+        job = self.stores.jobs.claim(waiting[0], "worker", LEASE)
+        if fail:
+            self.stores.jobs.fail(job.id, job.token, Problem(code="broken", message=fail))
+        else:
+            self.stores.jobs.succeed(job.id, job.token, Progress())
+        return job
+
+    def upload(self, arrived: datetime) -> BatchRecord:
+        name = new_id("batch")
+        batch = BatchRecord(id=name, sha256=name, size=1, container="bufr", created=arrived)
+        return self.stores.batches.create(batch)[0]
+
+    def take_in(self, batch: BatchRecord) -> None:
+        claimed = self.stores.batches.claim(batch.id, "worker", LEASE)
+        self.stores.batches.finish(batch.id, claimed.token, IngestSummary())
+
+    def run_until(self, now: datetime, scheduler: Cycling | None = None) -> None:
+        """Ticks and works until there is nothing left to do at `now`."""
+        scheduler = scheduler or self.scheduler()
+        for _ in range(1000):
+            if not scheduler.tick(now) and self.work() is None:
+                return
+        raise AssertionError("no end")
+
+    def of(self, *states: CycleState) -> list[str]:
+        wanted = {s.value for s in states}
+        return [key for key, state in self.states().items() if state in wanted]
+
+
+@pytest.fixture
+def installation(stores: Stores, tmp_path: Path) -> Installation:
+    return Installation(stores, Layout(tmp_path).create())
