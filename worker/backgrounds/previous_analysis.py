@@ -60,6 +60,7 @@ def _info(earlier: Continuable, at: datetime, members: int) -> dict[str, object]
         "valid_time": earlier.restart.times[-1].isoformat(),
         "age_hours": age,
         "members": members,
+        "restart_sha256": earlier.restart_sha256,
     }
 
 

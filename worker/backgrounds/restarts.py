@@ -29,6 +29,12 @@ class Continuable:
     manifest: AnalysisManifest
     restart: Restart
 
+    @property
+    def restart_sha256(self) -> str:
+        """Hash of the file with the latent states."""
+        found = (file.sha256 for file in self.manifest.files if file.name == RESTART_NAME)
+        return next(found, "")
+
     def hours_to(self, time: datetime) -> int:
         """States up to and including `time`."""
         return sum(t <= time for t in self.restart.times)

@@ -10,6 +10,8 @@ __all__ = ["global_attributes", "title"]
 
 CONVENTIONS = "CF-1.11"
 FORECAST_TYPES = {"filtering": "analysis", "forecast": "forecast", "reanalysis": "reanalysis"}
+_MANIFEST_ONLY = ("seeds", "batches")
+"""Seeds are a variable of the file; the list of uploads may be long."""
 SIMULATED = (
     "simulated: the model was trained on the weather of a simulation and must not be used for "
     "real decisions"
@@ -46,7 +48,9 @@ def global_attributes(product: Product) -> dict[str, Any]:
     """Attributes of the file, in the order in which they are written."""
     created = utc_now().replace(microsecond=0).isoformat().replace("+00:00", "Z")
     background = product.background_info
-    provenance = {k: v for k, v in product.provenance.items() if k != "seeds" and v is not None}
+    provenance = {
+        k: v for k, v in product.provenance.items() if k not in _MANIFEST_ONLY and v is not None
+    }
     comment = [SIMULATED] if product.simulated else []
     if "zero_observations" in product.flags:
         comment.append("no observation was used: the analysis is the background")
