@@ -75,6 +75,16 @@ class Layout:
         return self.root / "restarts"
 
     @property
+    def verification(self) -> Path:
+        """Time series of verification, a folder for each month of valid times."""
+        return self.root / "verification"
+
+    @property
+    def verification_file(self) -> Path:
+        """`verification.yaml`: this installation's control limits, if there are any."""
+        return self.root / "verification.yaml"
+
+    @property
     def tmp(self) -> Path:
         """Unfinished uploads and results; same file system as the rest, so that moves are atomic."""
         return self.root / "tmp"

@@ -39,6 +39,9 @@ class Product:
             member), `configuration`, `observations_sha256`; whatever else is there is written too.
         flags: `zero_observations`, `cold_start` and the like; `simulated` when the checkpoint was
             trained on a simulation, which every file then says.
+        scores: For the manifest; see `docs/verification.md`.
+        series: The same and more in long form, for the time series; None for a job that is not
+            verified, such as a forecast.
     """
 
     job: JobRecord
@@ -53,6 +56,8 @@ class Product:
     background_info: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    scores: dict[str, Any] = field(default_factory=dict)
+    series: pa.Table | None = None
 
     @property
     def reference_time(self) -> datetime:

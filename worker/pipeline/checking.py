@@ -1,5 +1,6 @@
 """Quality control of a window: with the model's surface, with the background, and the selection."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from worker.pipeline.model_equivalents import (
 from worker.qc.context import QCContext
 from worker.qc.parameters import load_parameters
 from worker.qc.run import run_checks
+from worker.verification.equivalents import Equivalents
 
 __all__ = ["CheckedWindow", "check_window"]
 
@@ -33,11 +35,13 @@ class CheckedWindow:
         observations: y, R and H of the rows in use.
         feedback: Every row, with O-B and outcome.
         parameters: Effective parameters of the checks.
+        background: H(x_b) of each member at every row that can be monitored; None without one.
     """
 
     observations: ObservationSet
     feedback: pa.Table
     parameters: dict[str, Any]
+    background: Equivalents | None = None
 
 
 def check_window(
@@ -46,7 +50,7 @@ def check_window(
     selection: ObservationSelection,
     model: LatentModel,
     background: Background | None,
-    checks: Path | None = None,
+    checks: Path | Mapping[str, Any] | None = None,
 ) -> CheckedWindow:
     """Runs the checks that need the window, the model or the background.
 
@@ -56,37 +60,52 @@ def check_window(
         selection: Cut-off and withheld share.
         model: Its grid, surface and operators.
         background: The first guess at `plan.times`; None for a job without observations.
-        checks: This installation's parameters, a YAML file.
+        checks: This installation's parameters, a YAML file; or all parameters of an earlier run.
     """
     context = qc_context(selection, model, background, checks)
     table, _ = run_checks(to_feedback(table), "window", context)
     _, table = observation_set(table, model, plan.times)
+    equivalents = None
     if background is not None and len(table):
         monitored = monitored_set(table, model, plan.times)
         hofx = model_equivalents(background.latents, model, monitored)
         table = fill_background(table, monitored.rows, hofx)
+        equivalents = Equivalents(monitored.rows, monitored.obs_errors, hofx)
         table, _ = run_checks(table, "background", context)
     table, _ = run_checks(table, "select", context)
     observations, table = observation_set(table, model, plan.times)
-    return CheckedWindow(observations, table, dict(context.parameters))
+    return CheckedWindow(observations, table, dict(context.parameters), equivalents)
 
 
 def qc_context(
     selection: ObservationSelection,
     model: LatentModel,
     background: Background | None,
-    checks: Path | None = None,
+    checks: Path | Mapping[str, Any] | None = None,
 ) -> QCContext:
     """Parameters and surroundings of the checks."""
+    if isinstance(checks, Mapping):  # an earlier run's, which had all that follows done to them
+        return _context(load_parameters(checks), selection, model)
     changes: dict[str, Any] = {}
     if selection.withhold is not None:
         changes["withholding"] = {"share": selection.withhold}
     parameters = load_parameters(checks, changes)
+    if selection.withhold_stations:
+        kept_back = parameters["withholding"]
+        if not kept_back["enabled"]:
+            kept_back.update(enabled=True, share=0.0)
+        kept_back["stations"] = [*kept_back["stations"], *selection.withhold_stations]
     if background is not None and background.source == "climatology":
         # Far from climatology is not wrong: only the spread counts, not the fixed limits.
         limits = parameters["background_check"]["limits"]
         for entry in (*limits.values(), parameters["background_check"]["default"]):
             entry["absolute"] = float("inf")
+    return _context(parameters, selection, model)
+
+
+def _context(
+    parameters: dict[str, dict[str, Any]], selection: ObservationSelection, model: LatentModel
+) -> QCContext:
     return QCContext(
         parameters=parameters,
         grid=model.grid,

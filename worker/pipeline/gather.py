@@ -1,18 +1,18 @@
 """The observations of a window, as a job selects them."""
 
 import hashlib
+from collections.abc import Sequence
 from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
 
-from model.domain.observations import QC_FLAGS, empty_table
+from model.domain.observations import empty_table
 from model.domain.windows import AssimilationWindow, WindowPlan
-from worker.columns import codes, is_one_of, numbers
+from worker.columns import codes, numbers, times
 from worker.jobs.kinds import ObservationSelection
 from worker.jobs.layout import Layout
 from worker.observation_store.store import ObservationStore
-from worker.rejection import reject
 
 __all__ = ["gather_observations", "observation_window", "table_digest"]
 
@@ -29,31 +29,41 @@ def observation_window(plan: WindowPlan) -> AssimilationWindow | None:
 
 
 def gather_observations(
-    plan: WindowPlan, selection: ObservationSelection, layout: Layout
+    plan: WindowPlan,
+    selection: ObservationSelection,
+    layout: Layout,
+    batches: Sequence[str] | None = None,
 ) -> pa.Table:
     """Every stored value of the window, those that arrived late included and marked later.
 
     Arguments:
         plan: Which times are observed.
-        selection: Networks, uploads and stations.
+        selection: Networks and uploads.
         layout: Where the store is.
+        batches: Only these uploads, as an earlier run saw the store; None for all.
 
     Returns:
-        An observation table, possibly empty; rows of stations withheld by name are rejected by
-        `withheld`.
+        An observation table, possibly empty, in the order of arrival.
     """
     window = observation_window(plan)
-    if window is None:
+    if window is None or batches == ():
         return empty_table()
     table = ObservationStore(str(layout.observations)).read_window(
         window,
         report_types=selection.networks or (),
-        batches=selection.batches or (),
+        batches=selection.batches or () if batches is None else batches,
     )
-    if selection.withhold_stations and len(table):
-        chosen = is_one_of(table, "station_id", selection.withhold_stations)
-        table = reject(table, chosen, QC_FLAGS["withheld"])
-    return table
+    return in_order_of_arrival(table)
+
+
+def in_order_of_arrival(table: pa.Table) -> pa.Table:
+    """The rows by arrival, batch and place in it: however the store has arranged its files."""
+    keys = (
+        numbers(table, "observation_id"),
+        codes(table, "batch_id")[0],
+        times(table, "received_time"),
+    )
+    return table.take(np.lexsort(keys))
 
 
 def table_digest(table: pa.Table) -> str:

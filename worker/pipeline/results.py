@@ -1,22 +1,25 @@
 """From latent members to the product, its files and its manifest."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from model.diagnostics.departures import departure_statistics
+from model.domain.variables import Channel
 from model.domain.windows import WindowPlan
 from worker.backgrounds.background import Background
-from worker.columns import kept, numbers
 from worker.disk_errors import disk_errors
 from worker.jobs.job import JobRecord
+from worker.jobs.layout import Layout
 from worker.jobs.manifest import AnalysisManifest, ManifestFile, describe_file
+from worker.jobs.observation_files import StoreFiles
+from worker.jobs.verification_series import SERIES_NAME
 from worker.outputs.product import Product
 from worker.outputs.registry import OUTPUTS
 from worker.pipeline.checking import CheckedWindow
@@ -28,8 +31,12 @@ from worker.pipeline.model_equivalents import (
     monitored_set,
 )
 from worker.pipeline.solve import Analysis
+from worker.provenance import code_digest, environment, plain, rows_of_batches
 from worker.restart import RESTART_NAME, Restart, write_restart
 from worker.runtime import code_version
+from worker.verification.equivalents import Equivalents
+from worker.verification.states import pressure_tendency
+from worker.verification.verify import verified
 from worker.warm_model import WarmModel
 
 __all__ = ["describe_result", "make_product", "write_outputs"]
@@ -42,9 +49,13 @@ def make_product(
     checked: CheckedWindow,
     background: Background,
     analysis: Analysis,
+    layout: Layout,
+    gathered: datetime,
 ) -> Product:
-    """The states at the written times, O-A, and all that is known about them."""
-    states, feedback = _states_and_feedback(job, plan, warm, checked.feedback, analysis.latents)
+    """The states at the written times, O-A, and all that is known about them, verified."""
+    decoded = _decode_analysis(plan, warm, checked.feedback, analysis.latents)
+    found = decoded.equivalents
+    feedback = fill_analysis(checked.feedback, found.rows, found.hofx, job.spec.seed)
     first_guess = None
     if not any(plan.tied):
         first_guess = _decode_written(background.latents, plan, warm)
@@ -54,18 +65,22 @@ def make_product(
         "code_version": code_version(),
         "seed": job.spec.seed,
         "seeds": list(analysis.seeds),
+        "code_sha256": code_digest(),
         "configuration": analysis.configuration,
-        "quality_control": checked.parameters,
+        "quality_control": plain(checked.parameters),
+        "gathered": gathered.isoformat(),
+        "batches": rows_of_batches(checked.feedback, StoreFiles(str(layout.observations))),
         "observations_sha256": table_digest(checked.feedback),
+        "environment": environment(warm.model.device),
         "device": str(warm.model.device),
     }
     simulated = ("simulated",) if warm.model.card.simulated else ()
     caught_up = ("caught_up",) if job.cycle.get("caught_up") else ()
     flags = (*simulated, *caught_up, *background.flags, *analysis.flags)
-    return Product(
+    product = Product(
         job=job,
         times=plan.written_times,
-        states=states,
+        states=decoded.states,
         background=first_guess,
         grid=warm.model.grid,
         channels=warm.model.channels,
@@ -76,20 +91,46 @@ def make_product(
         provenance=provenance,
         flags=tuple(dict.fromkeys(flags)),
     )
+    if product.window is None:  # a forecast: nothing to compare it with yet
+        return product
+    return verified(product, layout, checked.background, found, decoded.tendency)
 
 
-def _states_and_feedback(
-    job: JobRecord, plan: WindowPlan, warm: WarmModel, feedback: pa.Table, latents: Tensor
-) -> tuple[np.ndarray, pa.Table]:
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    """The members as states.
+
+    Attributes:
+        states: At the written times, with shape (M, T, C, Y, X).
+        equivalents: H(x_a) at every row of the feedback that can be monitored.
+        tendency: Pressure tendencies of the last hour, mean over members; None of a single time.
+    """
+
+    states: np.ndarray
+    equivalents: Equivalents
+    tendency: tuple[float, float] | None
+
+
+def _decode_analysis(
+    plan: WindowPlan, warm: WarmModel, feedback: pa.Table, latents: Tensor
+) -> _Decoded:
     written = np.flatnonzero(plan.written)
     states = np.empty((len(latents), len(written), *warm.model.state_shape), dtype=np.float32)
+    channels = list(warm.model.channels)
+    pressure = Channel("mean_sea_level_pressure")
+    tendencies: list[tuple[float, float]] = []
 
     def keep(member: int, trajectory: Tensor) -> None:
         states[member] = trajectory[written].float().cpu().numpy()
+        if pressure in channels and len(trajectory) > 1:
+            last = trajectory[-2:, channels.index(pressure)]
+            tendencies.append(pressure_tendency(last, warm.model.grid))
 
     monitored = monitored_set(feedback, warm.model, plan.times)
     hofx = model_equivalents(latents, warm.model, monitored, keep)
-    return states, fill_analysis(feedback, monitored.rows, hofx, job.spec.seed)
+    equivalents = Equivalents(monitored.rows, monitored.obs_errors, hofx)
+    mean = [float(value) for value in np.mean(tendencies, axis=0)] if tendencies else []
+    return _Decoded(states, equivalents, (mean[0], mean[1]) if mean else None)
 
 
 def _decode_written(latents: Tensor, plan: WindowPlan, warm: WarmModel) -> np.ndarray:
@@ -117,6 +158,10 @@ def write_outputs(
     for write in writers:
         with disk_errors(folder):
             written += write(product, folder)
+    if product.series is not None:
+        path = folder / SERIES_NAME
+        pq.write_table(product.series, path, compression="zstd")
+        written.append((path, "verification"))
     if not any(plan.tied):  # a forecast is nothing to start from
         path = folder / RESTART_NAME
         write_restart(Restart(plan.times, analysis.latents, warm.sha256), path)
@@ -144,18 +189,7 @@ def describe_result(product: Product, files: Sequence[ManifestFile]) -> Analysis
         observations=product.counts,
         background=product.background_info,
         flags=list(product.flags),
-        scores=_scores(product.feedback),
+        scores=product.scores,
         provenance=product.provenance,
         spec=job.spec,
     )
-
-
-def _scores(feedback: pa.Table) -> dict[str, Any]:
-    """Departure statistics of the observations in use, by network, variable and layer."""
-    if not len(feedback) or not np.isfinite(numbers(feedback, "background_departure")).any():
-        return {}
-    used = feedback.filter(pa.array(kept(feedback)))
-    error = numbers(used, "obs_error") ** 2 + np.nan_to_num(numbers(used, "background_spread")) ** 2
-    chi2 = np.nanmean(numbers(used, "background_departure") ** 2 / error) if len(used) else None
-    lines = [asdict(line) for line in departure_statistics(used)]
-    return {"chi2": None if chi2 is None else float(chi2), "departures": lines}

@@ -18,8 +18,13 @@ def draw(station: str, salt: str) -> float:
 
 
 def withholding(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows of the stations whose draw lies below the share: the same ones in every cycle."""
+    """Rows of the stations whose draw lies below the share, the same ones in every cycle, and of
+    those that were named.
+
+    It comes after the other checks: what is kept back is as good as what is used.
+    """
     p = context.of("withholding")
     station, names = codes(table, "station_id")
     chosen = [i for i, name in enumerate(names) if draw(name, p["salt"]) < p["share"]]
-    return np.isin(station, chosen) & is_one_of(table, "report_type", p["report_types"])
+    drawn = np.isin(station, chosen) & is_one_of(table, "report_type", p["report_types"])
+    return drawn | is_one_of(table, "station_id", p["stations"])
