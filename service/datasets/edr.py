@@ -1,0 +1,68 @@
+"""The OGC EDR plugin: positions, areas and cubes of an analysis, all the way around the globe."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+import xarray as xr
+import xpublish_edr.plugin as upstream
+from fastapi import APIRouter, Depends
+from xpublish.plugins import Dependencies, hookimpl
+from xpublish_edr.query import output_formats
+
+from service.datasets.opening import HDF5_LOCK
+
+
+def around_the_globe(dataset: xr.Dataset) -> xr.Dataset:
+    """The fields over longitudes from -180 to 360 degrees, each column as often as it takes.
+
+    Points may then be given as -5 or 355, the nearest cell is found across the seam of the grid,
+    and areas may cross it. Variables that are no fields are left out.
+    """
+    fields = [n for n, v in dataset.data_vars.items() if {"latitude", "longitude"} <= set(v.dims)]
+    dataset = dataset[fields]
+    longitude = dataset["longitude"].values % 360.0
+    order = np.argsort(longitude, kind="stable")
+    turns = [(order, longitude[order] + turn) for turn in (-360.0, 0.0, 360.0)]
+    columns = np.concatenate([index for index, _ in turns])
+    degrees = np.concatenate([values for _, values in turns])
+    step = 360.0 / len(longitude)
+    kept = (degrees >= -180.0 - step) & (degrees <= 360.0 + step)
+    wide = dataset.isel(longitude=columns[kept])
+    return wide.assign_coords(longitude=("longitude", degrees[kept], dataset["longitude"].attrs))
+
+
+def _formats() -> dict[str, Callable[[xr.Dataset], Any]]:
+    """The library's formats; those that write NetCDF do it alone, as HDF5 needs."""
+    found = dict(output_formats())
+    for name in ("nc", "nc4", "netcdf", "netcdf4"):
+        if name in found:
+            found[name] = _alone(found[name])
+    return found
+
+
+def _alone(write: Callable[[xr.Dataset], Any]) -> Callable[[xr.Dataset], Any]:
+    def written(dataset: xr.Dataset) -> Any:
+        loaded = dataset.load()  # first: its threads need the lock
+        with HDF5_LOCK:
+            return write(loaded)
+
+    written.__doc__ = write.__doc__
+    return written
+
+
+upstream.output_formats = _formats
+
+
+class Edr(upstream.CfEdrPlugin):  # type: ignore[misc]
+    """xpublish's plugin on fields without a seam."""
+
+    @hookimpl
+    def dataset_router(self, deps: Dependencies) -> APIRouter:
+        """The routes of one data set."""
+
+        def wide(dataset: Annotated[xr.Dataset, Depends(deps.dataset)]) -> xr.Dataset:
+            decoded = xr.decode_cf(dataset, decode_timedelta=False)
+            return around_the_globe(decoded)
+
+        return super().dataset_router(deps.model_copy(update={"dataset": wide}))  # type: ignore[no-any-return]
