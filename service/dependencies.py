@@ -2,14 +2,13 @@
 
 from typing import Annotated
 
-import structlog
-from anyio import to_thread
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from service.errors import QueueQuota, RateLimited, Unauthenticated
+from service.credentials import authenticate
+from service.errors import QueueQuota
 from service.gateway import Gateway
-from service.keys import OPEN, ApiKey, Scope
+from service.keys import ApiKey, Scope
 
 BEARER = HTTPBearer(auto_error=False, description="`Authorization: Bearer appa_…`")
 HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key, alone.")
@@ -25,6 +24,7 @@ GatewayDep = Annotated[Gateway, Depends(get_gateway)]
 
 
 async def get_caller(
+    request: Request,
     gateway: GatewayDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
     header: Annotated[str | None, Security(HEADER)],
@@ -35,27 +35,10 @@ async def get_caller(
         Unauthenticated: Without a key where one is needed, or with a wrong one.
         RateLimited: Above the key's rate.
     """
-    presented = bearer.credentials if bearer else header
-    if presented is None:
-        if not gateway.settings.keys_required:
-            return OPEN
-        raise Unauthenticated(
-            "Expected an API key in 'Authorization: Bearer …' or 'X-API-Key'; got none. Ask the "
-            "operator for one (`appa keys create`)."
-        )
-    key = gateway.keys.check(presented)
-    structlog.contextvars.bind_contextvars(api_key=key.id)
-    limit = key.requests_per_minute
-    limit = gateway.settings.requests_per_minute if limit is None else limit
-    if limit:
-        allowance = await to_thread.run_sync(gateway.stores.quotas.take, key.id, limit)
-        if not allowance.allowed:
-            raise RateLimited(
-                f"Expected at most {limit} requests a minute with key '{key.id}'; try again in "
-                f"{allowance.retry_after} s.",
-                allowance.retry_after,
-            )
-    return key
+    # Read by `authenticate`; declared as parameters for the OpenAPI document.
+    del bearer, header
+    pieces = "range" in request.headers and "/v1/analyses/" in request.url.path
+    return await authenticate(gateway, request.headers, pieces=pieces)
 
 
 AnyCaller = Annotated[ApiKey, Depends(get_caller)]

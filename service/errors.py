@@ -77,8 +77,9 @@ class Unauthenticated(RequestError):
 
     code = "unauthenticated"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, headers={"WWW-Authenticate": 'Bearer realm="appa"'})
+    def __init__(self, message: str, *, basic: bool = False) -> None:
+        asked = 'Bearer realm="appa"' + (', Basic realm="appa"' if basic else "")
+        super().__init__(message, headers={"WWW-Authenticate": asked})
 
 
 class Forbidden(RequestError):

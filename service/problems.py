@@ -74,7 +74,7 @@ def problem_response(
     """The problem document of `code`."""
     kind = PROBLEMS.get(code, PROBLEMS["internal_error"])
     problem = ProblemDocument(
-        type=f"{request.scope.get('root_path', '')}/problems/{code}",
+        type=f"{_root(request)}/problems/{code}",
         title=kind.title,
         status=kind.status,
         detail=detail,
@@ -90,6 +90,11 @@ def problem_response(
         headers=dict(headers or {}),
         media_type=PROBLEM_JSON,
     )
+
+
+def _root(request: Request) -> str:
+    """Prefix of the whole application, for mounted ones too."""
+    return str(request.scope.get("app_root_path", request.scope.get("root_path", "")))
 
 
 def _is_full(error: BaseException | None) -> bool:
