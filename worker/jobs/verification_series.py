@@ -20,6 +20,7 @@ from worker.jobs.layout import Layout
 
 __all__ = [
     "ALL",
+    "OUTSIDE_FLAG",
     "SERIES_NAME",
     "SERIES_SCHEMA",
     "SeriesEntry",
@@ -32,6 +33,9 @@ __all__ = [
 
 ALL = "all"
 """Network, variable or layer of a statistic that takes them together."""
+
+OUTSIDE_FLAG = "outside_control_limits"
+"""Flag of an analysis some of whose statistics lie outside their control limits."""
 
 SERIES_NAME = "verification.parquet"
 """Name of the file in the folder of a result; the series has a copy of it."""

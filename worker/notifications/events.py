@@ -9,12 +9,11 @@ from model.domain.errors import StorageError
 from worker.jobs.event_log import EventLog, EventType
 from worker.jobs.layout import Layout
 from worker.jobs.manifest import AnalysisManifest, read_manifest
+from worker.jobs.verification_series import OUTSIDE_FLAG
 from worker.latest import update_latest
+from worker.verification.series import append_to_series
 
-__all__ = ["OUTSIDE_LIMITS", "MissedResults", "announce", "tell_published"]
-
-OUTSIDE_LIMITS = "outside_limits"
-"""Flag of a result whose statistics lie outside their control limits."""
+__all__ = ["MissedResults", "announce", "tell_published"]
 
 
 def announce(layout: Layout, events: EventLog, manifest: AnalysisManifest) -> None:
@@ -22,8 +21,10 @@ def announce(layout: Layout, events: EventLog, manifest: AnalysisManifest) -> No
 
     Raises:
         OSError: If `latest.json` cannot be written.
+        StorageError: If the series of verification cannot be.
     """
     update_latest(layout, manifest)
+    append_to_series(layout, manifest)
     tell_published(events, manifest)
 
 
@@ -31,7 +32,7 @@ def tell_published(events: EventLog, manifest: AnalysisManifest) -> bool:
     """Tells of a published result, and of a cycle outside its limits; returns whether it was news."""
     about = describe(manifest)
     news = events.emit(EventType.ANALYSIS_PUBLISHED, manifest.id, about)
-    if OUTSIDE_LIMITS in manifest.flags:
+    if OUTSIDE_FLAG in manifest.flags:
         events.emit(EventType.CYCLE_OUTSIDE_LIMITS, manifest.id, about)
     return news
 

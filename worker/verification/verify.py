@@ -7,7 +7,7 @@ import structlog
 
 from model.domain.errors import AppaError
 from worker.jobs.layout import Layout
-from worker.jobs.verification_series import SeriesEntry
+from worker.jobs.verification_series import OUTSIDE_FLAG, SeriesEntry
 from worker.outputs.product import Product
 from worker.verification.control import Control, check_limits, trailing_series
 from worker.verification.equivalents import Equivalents
@@ -15,11 +15,10 @@ from worker.verification.policy import read_control_policy
 from worker.verification.report import Report, verify_product
 from worker.verification.rows import series_table
 
-__all__ = ["OUTSIDE_FLAG", "UNCHECKED_FLAG", "verified"]
+__all__ = ["UNCHECKED_FLAG", "verified"]
 
 log = structlog.get_logger()
 
-OUTSIDE_FLAG = "outside_control_limits"
 UNCHECKED_FLAG = "control_limits_not_checked"
 
 

@@ -218,7 +218,7 @@ def test_a_result_is_announced_once_and_outside_its_limits_twice(stores, tmp_pat
     layout = Layout(tmp_path).create()
     for _ in range(2):
         announce(layout, stores.events, manifest("an-1"))
-        announce(layout, stores.events, manifest("an-2", ("outside_limits",)))
+        announce(layout, stores.events, manifest("an-2", ("outside_control_limits",)))
     told = [(e.type.value, e.data["analysis_id"]) for _, e in stores.events.after("0-0")]
     assert told == [
         ("analysis.published", "an-1"),
