@@ -9,13 +9,15 @@ import structlog
 
 from model.domain.errors import ResourceExhausted
 from worker.backgrounds.load import load_background
-from worker.backgrounds.restarts import find_restart
+from worker.backgrounds.restarts import Continuable, find_restart
+from worker.jobs import clock
 from worker.jobs.job import JobRecord, Phase
 from worker.jobs.layout import Layout
 from worker.jobs.manifest import AnalysisManifest
 from worker.pipeline.checking import check_window
 from worker.pipeline.gather import gather_observations
 from worker.pipeline.publication import write_manifest
+from worker.pipeline.recorded import RecordedInputs
 from worker.pipeline.results import describe_result, make_product, write_outputs
 from worker.pipeline.solve import Solver
 from worker.progress import ProgressReporter
@@ -27,7 +29,12 @@ log = structlog.get_logger()
 
 
 def assimilate_window(
-    job: JobRecord, layout: Layout, models: WarmModels, progress: ProgressReporter, folder: Path
+    job: JobRecord,
+    layout: Layout,
+    models: WarmModels,
+    progress: ProgressReporter,
+    folder: Path,
+    recorded: RecordedInputs | None = None,
 ) -> AnalysisManifest:
     """Runs the job; afterwards the folder holds all files and the manifest, ready to be published.
 
@@ -37,6 +44,7 @@ def assimilate_window(
         models: The warm models.
         progress: Told of every phase and step; raises when the job must stop.
         folder: Empty; not visible to readers.
+        recorded: What an earlier run of this job had to go on, to do the same again.
 
     Raises:
         AppaError: With its code kept in the job.
@@ -44,35 +52,45 @@ def assimilate_window(
     spec = job.spec
     warm = models.get(spec.model)
     careful = job.error is not None and job.error.code == ResourceExhausted.code
+    if recorded is not None:
+        careful = recorded.careful
     solver = Solver(warm.model, spec, progress, careful=careful)
 
     progress.phase(Phase.GATHERING)
-    earlier = find_restart(
-        layout,
-        warm.sha256,
-        spec.first_guess_until,
-        spec.first_guess_age,
-        analysis_id=spec.continues,
-        cycled=bool(job.flavour),
-    )
+    earlier = recorded.earlier if recorded else _find_earlier(job, layout, warm.sha256)
     past = earlier.hours_to(spec.reference_time) if earlier else 0
     plan = spec.plan(warm.model.blanket_size, past)
-    table = gather_observations(plan, spec.observations, layout)
+    gathered = clock.now()
+    batches = recorded.batches if recorded else None
+    table = gather_observations(plan, spec.observations, layout, batches)
 
     progress.phase(Phase.BACKGROUND)
     background = load_background(plan, spec, earlier, solver)
 
-    checked = check_window(
-        table, plan, spec.observations, warm.model, background, layout.checks_file
-    )
+    checks = recorded.checks if recorded else None
+    checks = layout.checks_file if checks is None else checks
+    checked = check_window(table, plan, spec.observations, warm.model, background, checks)
     log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))
 
     progress.phase(Phase.SAMPLING)
     analysis = solver.analysis(plan, checked.observations, background)
 
     progress.phase(Phase.WRITING)
-    product = make_product(job, plan, warm, checked, background, analysis, layout)
+    product = make_product(job, plan, warm, checked, background, analysis, layout, gathered)
     files = write_outputs(product, analysis, plan, warm, folder)
     manifest = describe_result(product, files)
     write_manifest(folder, manifest)
     return manifest
+
+
+def _find_earlier(job: JobRecord, layout: Layout, model: str) -> Continuable | None:
+    """The result that the job continues, if there is one."""
+    spec = job.spec
+    return find_restart(
+        layout,
+        model,
+        spec.first_guess_until,
+        spec.first_guess_age,
+        analysis_id=spec.continues,
+        cycled=bool(job.flavour),
+    )

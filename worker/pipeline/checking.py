@@ -24,7 +24,7 @@ from worker.qc.parameters import load_parameters
 from worker.qc.run import run_checks
 from worker.verification.equivalents import Equivalents
 
-__all__ = ["CheckedWindow", "check_window"]
+__all__ = ["CheckedWindow", "check_window", "effective_parameters"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,22 @@ def qc_context(
     checks: Path | Mapping[str, Any] | None = None,
 ) -> QCContext:
     """Parameters and surroundings of the checks."""
-    if isinstance(checks, Mapping):  # an earlier run's, which had all that follows done to them
+    if isinstance(checks, Mapping):  # an earlier run's, which had all that is done to them done
         return _context(load_parameters(checks), selection, model)
+    cold = background is not None and background.source == "climatology"
+    return _context(effective_parameters(selection, checks, cold=cold), selection, model)
+
+
+def effective_parameters(
+    selection: ObservationSelection, checks: Path | None, *, cold: bool
+) -> dict[str, dict[str, Any]]:
+    """The installation's parameters with what a job changes.
+
+    Arguments:
+        selection: What is withheld.
+        checks: The installation's, a YAML file.
+        cold: Whether the background is climatology.
+    """
     changes: dict[str, Any] = {}
     if selection.withhold is not None:
         changes["withholding"] = {"share": selection.withhold}
@@ -95,12 +109,12 @@ def qc_context(
         if not kept_back["enabled"]:
             kept_back.update(enabled=True, share=0.0)
         kept_back["stations"] = [*kept_back["stations"], *selection.withhold_stations]
-    if background is not None and background.source == "climatology":
+    if cold:
         # Far from climatology is not wrong: only the spread counts, not the fixed limits.
         limits = parameters["background_check"]["limits"]
         for entry in (*limits.values(), parameters["background_check"]["default"]):
             entry["absolute"] = float("inf")
-    return _context(parameters, selection, model)
+    return parameters
 
 
 def _context(
