@@ -34,7 +34,7 @@ from service.client_base import (
     open_dataset,
 )
 from service.client_calls import Call
-from service.client_connection import GatewayConnection
+from service.client_cycles import CycleMethods
 from service.client_download import Download, OnBytes
 from service.client_errors import (
     AuthenticationError,
@@ -68,7 +68,7 @@ __all__ = [
 ]
 
 
-class AppaClient(GatewayConnection):
+class AppaClient(CycleMethods):
     """A gateway, seen from Python.
 
     Arguments:

@@ -21,7 +21,7 @@ from service.client_base import (
     open_dataset,
 )
 from service.client_calls import Call
-from service.client_connection_async import AsyncGatewayConnection
+from service.client_cycles import AsyncCycleMethods
 from service.client_download import Download, OnBytes
 from service.client_errors import GatewayError, UnavailableError, raise_for_problem
 from service.client_events import EventParser, JobEvent
@@ -33,7 +33,7 @@ from worker.jobs.manifest import AnalysisManifest, ManifestFile
 __all__ = ["AsyncAppaClient"]
 
 
-class AsyncAppaClient(AsyncGatewayConnection):
+class AsyncAppaClient(AsyncCycleMethods):
     """A gateway, seen from asyncio.
 
     Arguments:

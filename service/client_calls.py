@@ -12,6 +12,7 @@ from pydantic import BaseModel
 __all__ = [
     "Call",
     "list_analyses",
+    "list_cycles",
     "list_jobs",
     "query_observations",
     "retry_pause",
@@ -108,6 +109,26 @@ def list_analyses(
         cursor=cursor,
     )
     return Call("GET", "/v1/analyses", params)
+
+
+def list_cycles(
+    state: str | None = None,
+    flavour: str | None = None,
+    valid_from: datetime | str | None = None,
+    valid_to: datetime | str | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> Call:
+    """A page of cycles."""
+    params = _given(
+        state=state,
+        flavour=flavour,
+        valid_from=valid_from,
+        valid_to=valid_to,
+        limit=limit,
+        cursor=cursor,
+    )
+    return Call("GET", "/v1/cycles", params)
 
 
 def query_observations(format: str, **filters: Any) -> Call:

@@ -61,6 +61,7 @@ JOB: dict[str, Any] = {
     "request_id": "0f4d1b7e",
     "flavour": "",
     "revision": 1,
+    "cycle": {},
 }
 ANALYSIS: dict[str, Any] = {
     "id": "an-20250101t070012345-5b0e77d1",
@@ -70,6 +71,7 @@ ANALYSIS: dict[str, Any] = {
     "times": ["2025-01-01T06:00:00Z"],
     "flavour": "",
     "revision": 1,
+    "cycle": {},
     "created": "2025-01-01T07:00:41.002000Z",
     "files": [
         {
@@ -90,6 +92,28 @@ ANALYSIS: dict[str, Any] = {
     "scores": {},
     "provenance": {"checkpoint_sha256": "6a6028db…", "version": "0.1.0"},
     "spec": {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z", "members": 8},
+}
+
+CYCLE: dict[str, Any] = {
+    "id": "20250101T06Z_final",
+    "valid_time": "2025-01-01T06:00:00Z",
+    "flavour": "final",
+    "cut_off": "2025-01-01T09:00:00Z",
+    "state": "published",
+    "job_id": "job-20250101t090003120-9f3c1a20",
+    "analysis_id": "an-20250101t090003120-5b0e77d1",
+    "revision": 2,
+    "decided": "2025-01-01T09:00:03Z",
+    "caught_up": False,
+    "behind_seconds": 3.0,
+    "message": "",
+    "attempts": 1,
+    "published": "2025-01-01T09:00:41Z",
+    "forecast_job_id": "",
+    "forecast_id": "",
+    "asked_by": "",
+    "token": 3,
+    "api_key": "",
 }
 
 

@@ -6,11 +6,22 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
+from service.datasets.access import PREFIX, DataAccess
 from service.gateway import open_gateway, running
 from service.middleware import BodyLimit, RequestContext
 from service.openapi import describe
 from service.problems import add_problem_handlers
-from service.routes import analyses, capabilities, health, jobs, observations, problems
+from service.routes import (
+    analyses,
+    capabilities,
+    cycles,
+    events,
+    health,
+    jobs,
+    observations,
+    problems,
+    webhooks,
+)
 from service.settings import GatewaySettings
 from service.version import VERSION
 
@@ -19,6 +30,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     observations.router,
     jobs.router,
     analyses.router,
+    cycles.router,
+    events.router,
+    webhooks.router,
     capabilities.router,
     health.router,
     problems.router,
@@ -50,6 +64,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     gateway = app.state.gateway = open_gateway(settings)
     for router in ROUTERS:
         app.include_router(router)
+    app.mount(PREFIX, DataAccess(gateway), name="data")
     app.mount("/web", StaticFiles(directory=WEB), name="web")
     app.add_api_route("/", viewer, include_in_schema=False)
     add_problem_handlers(app)

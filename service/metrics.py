@@ -47,6 +47,20 @@ class GatewayMetrics:
             "appa_workers", "Workers that report, by queue.", ("queue",), registry=self.registry
         )
 
+        self.cycles = Gauge("appa_cycles", "Cycles, by state.", ("state",), registry=self.registry)
+        self.cycle_age = Gauge(
+            "appa_cycle_newest_age_seconds",
+            "Age of the newest cycled analysis: now minus its valid time, by flavour.",
+            ("flavour",),
+            registry=self.registry,
+        )
+        self.cycle_freshness = Gauge(
+            "appa_cycle_freshness_seconds",
+            "From the cut-off to the published analysis, of the newest one, by flavour.",
+            ("flavour",),
+            registry=self.registry,
+        )
+
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)

@@ -17,6 +17,7 @@ stable `code`. See `docs/api.md`.
 TAGS = [
     {"name": "observations", "description": "Uploads, and queries of the stored observations."},
     {"name": "jobs", "description": "Filtering, forecast and reanalysis on a warm model."},
+    {"name": "cycles", "description": "Hourly analyses: due, published, explained, made again."},
     {"name": "analyses", "description": "Published results and their files."},
     {"name": "webhooks", "description": "Who is told of events over HTTP; for operators."},
     {"name": "system", "description": "What running workers can do, health, metrics."},

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from worker.jobs.batch import BatchRecord
+from worker.jobs.cycle import CycleRecord
 from worker.jobs.job import JobRecord
 from worker.jobs.manifest import AnalysisManifest
 from worker.jobs.workers import ModelInfo, WorkerReport
@@ -27,6 +28,14 @@ class BatchPage(BaseModel):
     items: list[BatchRecord]
     next_cursor: str | None = Field(default=None, description=_NEXT)
     total: int = Field(description="Matching uploads in all.")
+
+
+class CyclePage(BaseModel):
+    """Cycles, latest valid time first."""
+
+    items: list[CycleRecord]
+    next_cursor: str | None = Field(default=None, description=_NEXT)
+    total: int = Field(description="Matching cycles in all.")
 
 
 class AnalysisList(BaseModel):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Response
 from redis.exceptions import RedisError
 
+from service.cycle_metrics import set_cycle_metrics
 from service.dependencies import GatewayDep
 from service.errors import Unavailable
 from service.gateway import Gateway
@@ -101,7 +102,9 @@ def metrics(gateway: GatewayDep) -> Response:
         for batch_state in BatchState:
             count = stores.batches.count(batch_state)
             counters.records.labels("batch", batch_state.value).set(count)
+        set_cycle_metrics(counters, stores.cycles)
     except RedisError:
         counters.workers.clear()
         counters.records.clear()
+        counters.cycles.clear()
     return Response(counters.render(), media_type=CONTENT_TYPE)

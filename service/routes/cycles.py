@@ -1,0 +1,114 @@
+"""The cycles: how far they are, why they are as they are, and made again on request."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Path, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.domain.errors import InvalidInput
+from service.analysis_index import AnalysisFilter
+from service.dependencies import GatewayDep, JobWriter, Reader
+from service.examples import CYCLE, page_of, shown
+from service.openapi import problems
+from service.schemas import CyclePage
+from worker.jobs import clock
+from worker.jobs.cycle import CycleRecord, CycleState, Flavour, parse_cycle_key
+from worker.jobs.cycle_explanation import CycleExplanation, explain
+from worker.jobs.kinds.base import UtcTime
+
+router = APIRouter(prefix="/v1", tags=["cycles"])
+
+MOST_REVISIONS = 500
+CycleKey = Annotated[
+    str,
+    Path(
+        description="Valid time and flavour, such as `20250101T06Z_early`.",
+        pattern=r"^\d{8}T\d{2}Z_(early|final)$",
+    ),
+]
+
+
+class RerunRequest(BaseModel):
+    """How a cycle is made again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cut_off: UtcTime | None = Field(
+        default=None, description="Last arrival accepted (UTC); null for all that is there now."
+    )
+
+
+@router.get("/cycles", responses={**problems(), 200: shown(page_of(CYCLE))})
+def list_cycles(
+    gateway: GatewayDep,
+    _: Reader,
+    state: Annotated[CycleState | None, Query(description="Only in this state.")] = None,
+    flavour: Annotated[Flavour | None, Query(description="Only these.")] = None,
+    valid_from: Annotated[UtcTime | None, Query(description="Earliest valid time (UTC).")] = None,
+    valid_to: Annotated[UtcTime | None, Query(description="Latest valid time (UTC).")] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[
+        str | None, Query(description="`next_cursor` of the page before.", max_length=100)
+    ] = None,
+) -> CyclePage:
+    """Cycles, latest valid time first; of one valid time the final analysis first."""
+    page = gateway.stores.cycles.select(
+        state=state or "",
+        flavour=flavour or "",
+        start=valid_from,
+        end=valid_to,
+        cursor=cursor or "",
+        limit=limit,
+    )
+    return CyclePage(items=page.items, next_cursor=page.next_cursor, total=page.total)
+
+
+@router.get("/cycles/{key}", responses={**problems("not_found"), 200: shown(CYCLE)})
+def read_cycle(key: CycleKey, gateway: GatewayDep, _: Reader) -> CycleRecord:
+    """How far a cycle is."""
+    parse_cycle_key(key)
+    return gateway.stores.cycles.get(key)
+
+
+@router.get("/cycles/{key}/explain", responses=problems("not_found", "storage_error"))
+def explain_cycle(key: CycleKey, gateway: GatewayDep, _: Reader) -> CycleExplanation:
+    """What its newest analysis used, what came late, what was rejected and why, what changed."""
+    time, _flavour = parse_cycle_key(key)
+    record = gateway.stores.cycles.get(key)
+    wanted = AnalysisFilter(kind="filtering", valid_from=time, valid_to=time)
+    page = gateway.analyses.select(wanted, None, MOST_REVISIONS)
+    return explain(gateway.layout, record, [m for m in page.items if m.flavour])
+
+
+@router.post(
+    "/cycles/{key}/rerun",
+    status_code=202,
+    responses={
+        **problems("not_found", "move_refused"),
+        202: shown(CYCLE | {"state": "due", "revision": 3, "published": None}),
+    },
+)
+def rerun_cycle(
+    key: CycleKey,
+    gateway: GatewayDep,
+    caller: JobWriter,
+    request: Annotated[RerunRequest | None, Body()] = None,
+) -> CycleRecord:
+    """Makes the final analysis again, as the next revision, with what has arrived since."""
+    _time, flavour = parse_cycle_key(key)
+    record = gateway.stores.cycles.get(key)
+    if flavour is not Flavour.FINAL:
+        raise InvalidInput(
+            f"Expected the key of a final analysis; got '{key}'. A rerun takes later observations, "
+            "which makes it another final analysis.",
+            field="key",
+        )
+    now = clock.now()
+    cut_off = (request.cut_off if request else None) or now
+    if not record.valid_time <= cut_off <= now:
+        raise InvalidInput(
+            f"Expected a cut-off from the valid time to now ({now.isoformat()}); got "
+            f"{cut_off.isoformat()}.",
+            field="cut_off",
+        )
+    return gateway.stores.cycles.rerun(record, cut_off, now, caller.id)
