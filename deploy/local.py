@@ -8,9 +8,9 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -50,6 +50,8 @@ class StackOptions:
         models: Checkpoints to load; the first is the default; empty for the worker's own choice.
         redis_url: An existing server; None starts the embedded one.
         quiet: Log to the file alone.
+        copies: How many processes of a part run, by its name; one of those that are not named.
+        environment: Variables for all processes, besides those of this one.
     """
 
     data: Path
@@ -58,6 +60,8 @@ class StackOptions:
     models: tuple[str, ...] = ()
     redis_url: str | None = None
     quiet: bool = False
+    copies: Mapping[str, int] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class LocalStack:
@@ -91,7 +95,11 @@ class LocalStack:
         return path
 
     def _parts(self) -> list[Part]:
-        own = [Part(name, python_command(command)) for name, command in APPA_PARTS.items()]
+        own = [
+            Part(name if i == 0 else f"{name}-{i + 1}", python_command(command))
+            for name, command in APPA_PARTS.items()
+            for i in range(self.options.copies.get(name, 1))
+        ]
         if self.options.redis_url:
             return own
         path = Path(self.redis_url.removeprefix("unix://"))
@@ -103,6 +111,7 @@ class LocalStack:
             "PYTHONUNBUFFERED": "1",
             "TYPER_STANDARD_TRACEBACK": "1",  # a frame of boxes makes a log unreadable
             **os.environ,
+            **self.options.environment,
             "APPA_REDIS_URL": self.redis_url,
             "APPA_DATA_DIR": str(self.layout.root),
             "APPA_HOST": self.options.host,

@@ -106,6 +106,24 @@ def deadlines(case: Case) -> Told:
                 yield analysis.key, f"expected the {name} {right}; got {got}"
 
 
+def storage(case: Case) -> Told:
+    """Every file was sent, and is in the store with all its values."""
+    sent = {s.name: s.batch_id for s in case.evidence.sendings}
+    for delivery in case.plan:
+        content = case.contents[delivery.name]
+        if not content.data:
+            continue
+        batch = sent.get(delivery.name)
+        if batch is None:
+            yield delivery.name, "was not sent"
+        elif case.evidence.stored.get(batch) != len(content.seconds):
+            yield (
+                delivery.name,
+                f"expected {len(content.seconds)} values in the store; got "
+                f"{case.evidence.stored.get(batch)}",
+            )
+
+
 def observations(case: Case) -> Told:
     """All values that had arrived by the cut-off entered, no others did."""
     names = {s.batch_id: s.name for s in reversed(case.evidence.sendings)}
@@ -167,6 +185,30 @@ def silence(case: Case) -> Told:
             yield analysis.key, f"says zero_observations but used {analysis.used} values"
 
 
+def patience(case: Case) -> Told:
+    """A cycle is decided once its cut-off has passed and all uploads that came in time are in."""
+    for time in case.scenario.cycles:
+        for flavour in Flavour:
+            record = case.evidence.cycles.get(cycle_key(time, flavour))
+            if record is None or record.decided is None:
+                continue
+            cut_off = case.scenario.cut_off(time, flavour)
+            if record.decided < cut_off:
+                yield record.key, "was decided before its cut-off"
+            if record.decided < _last_taken_in(case, cut_off):
+                yield record.key, "was decided while uploads in time were still being taken in"
+
+
+def _last_taken_in(case: Case, cut_off: datetime) -> datetime:
+    """When the last upload that was there by the cut-off was in the store."""
+    ends = [
+        case.evidence.taken_in[s.batch_id]
+        for s in case.evidence.sendings
+        if s.acknowledged <= cut_off and s.batch_id in case.evidence.taken_in
+    ]
+    return max(ends, default=cut_off)
+
+
 def catching_up(case: Case) -> Told:
     """Cycles whose turn came while nothing ran are made afterwards and say so; no others do."""
     stop = case.evidence.standstill
@@ -177,8 +219,7 @@ def catching_up(case: Case) -> Told:
                 continue
             cut_off = case.scenario.cut_off(time, flavour)
             behind = (record.decided - cut_off).total_seconds()
-            missed = stop is not None and stop.killed <= cut_off < stop.restarted
-            if missed and record.decided < stop.restarted:
+            if stop is not None and stop.killed <= cut_off and record.decided < stop.restarted:
                 yield record.key, "was decided while nothing ran"
             if abs(behind - record.behind_seconds) > 1.0:
                 yield (
@@ -187,13 +228,20 @@ def catching_up(case: Case) -> Told:
                 )
             if record.caught_up != (record.decided >= cut_off + HOUR):
                 yield record.key, f"{behind:.0f} s behind, but caught up is {record.caught_up}"
-            near = stop is not None and stop.killed - HOUR <= cut_off < stop.ready
-            if record.caught_up and not near:
-                yield record.key, "was caught up, but nothing stood still at its cut-off"
+            if record.caught_up and not _had_reason(case, cut_off):
+                yield record.key, "was caught up, but nothing held it up"
     for analysis in case.evidence.analyses:
         record = case.evidence.cycles.get(analysis.key)
         if record and analysis.cycle.get("caught_up") is not record.caught_up:
             yield analysis.key, "manifest and record differ about having been caught up"
+
+
+def _had_reason(case: Case, cut_off: datetime) -> bool:
+    """Whether nothing ran at the cut-off, or the uploads took their time."""
+    stop = case.evidence.standstill
+    if stop is not None and stop.killed - HOUR <= cut_off < stop.ready:
+        return True
+    return _last_taken_in(case, cut_off) > cut_off + HOUR / 2
 
 
 def backgrounds(case: Case) -> Told:
@@ -219,10 +267,12 @@ CHECKS: dict[str, Callable[[Case], Told]] = {
     "complete": complete,
     "revisions": revisions,
     "deadlines": deadlines,
+    "storage": storage,
     "observations": observations,
     "counts": counts,
     "duplicates": duplicates,
     "silence": silence,
+    "patience": patience,
     "catching up": catching_up,
     "backgrounds": backgrounds,
 }

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from deploy.demo.world import World
-from deploy.rehearsal.delivery import PARTS, Delivery
+from deploy.rehearsal.delivery import Delivery
 from deploy.rehearsal.scenario import HOUR, Scenario
 from model.osse.network import simulate_observations
 from worker.encoders.bufr.encode import encode_bufr
@@ -134,7 +134,7 @@ def _content(table: pa.Table, delivery: Delivery) -> Content:
 
 def _part(own: pa.Table, delivery: Delivery) -> NDArray[np.int64]:
     """The file each row goes into: by station, or by the order of a swath."""
-    parts = PARTS[delivery.network]
+    parts = delivery.parts
     if delivery.network in ("satellite", "scatterometer"):
         start = (delivery.hour.astimezone(UTC) - HOUR).timestamp()
         seconds = own["time"].cast(pa.int64()).to_numpy() / 1e9

@@ -11,20 +11,10 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from deploy.rehearsal.delays import delay_minutes
+from deploy.rehearsal.delays import DELAYS, delay_minutes
 from deploy.rehearsal.scenario import HOUR, MINUTE, Scenario
 
-__all__ = ["PARTS", "Delivery", "delivery_plan"]
-
-PARTS: dict[str, int] = {
-    "synop": 3,
-    "ship": 1,
-    "aircraft": 2,
-    "temp": 2,
-    "scatterometer": 1,
-    "satellite": 2,
-}
-"""Files an hour."""
+__all__ = ["Delivery", "delivery_plan"]
 
 LAUNCHES = (0, 12)
 HELD_LATE, HELD_TOO_LATE = 3, 5
@@ -39,7 +29,7 @@ class Delivery:
         name: Unique, for people.
         network: Report type of all its reports.
         hour: Full hour (UTC) that ends the hour its reports belong to.
-        part: Which of `PARTS[network]`.
+        part, parts: Which of how many files of the hour.
         arrival: When the sender sends it (UTC).
         copy_of: Name of the delivery whose reports it repeats; empty for none.
         same_bytes: Whether that file is repeated as it was; else the same reports come in another.
@@ -49,6 +39,7 @@ class Delivery:
     network: str
     hour: datetime
     part: int
+    parts: int
     arrival: datetime
     copy_of: str = ""
     same_bytes: bool = False
@@ -78,15 +69,16 @@ def _of_hour(scenario: Scenario, number: int) -> Iterator[Delivery]:
     if number == scenario.silent_hour:
         return
     for network in _networks(scenario, hour):
-        for part in range(PARTS[network]):
+        parts = scenario.parts[network]
+        for part in range(parts):
             # Each file has a generator of its own: more networks or hours change no other file.
-            place = (scenario.seed, number, list(PARTS).index(network), part)
+            place = (scenario.seed, number, list(DELAYS).index(network), part)
             rng = np.random.default_rng(place)
             minutes = delay_minutes(network, rng)
             minutes = _held_up(scenario, number, network, part, minutes, rng)
             arrival = _clear_of_cut_offs(scenario, hour + minutes * MINUTE)
             name = f"{hour:%Y%m%dT%H}-{network}-{part}"
-            delivery = Delivery(name, network, hour, part, arrival)
+            delivery = Delivery(name, network, hour, part, parts, arrival)
             yield delivery
             if number == scenario.copied_hour and network == "synop" and part < 2:
                 yield _again(scenario, delivery)
@@ -100,7 +92,7 @@ def _held_up(
     minutes: float,
     rng: np.random.Generator,
 ) -> float:
-    last = part == PARTS[network] - 1
+    last = part == scenario.parts[network] - 1
     if network != "synop" or not last or number == scenario.copied_hour:
         return minutes
     if number % HELD_TOO_LATE == 2:

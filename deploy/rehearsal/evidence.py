@@ -122,6 +122,8 @@ class Evidence:
         analyses: Published with a flavour.
         cycles: By key.
         sendings: In order.
+        stored: Values that each upload left in the store; -1 for one that was not taken in.
+        taken_in: When each upload was in the store, by the operational clock.
         standstill: The outage as it was; None if there was none.
         climatology: Standardised RMSE of the climatology by valid time.
         kills: Model workers killed while at work, by the operational clock.
@@ -130,6 +132,8 @@ class Evidence:
     analyses: tuple[AnalysisEvidence, ...]
     cycles: Mapping[str, CycleEvidence]
     sendings: tuple[Sending, ...]
+    stored: Mapping[str, int] = field(default_factory=dict)
+    taken_in: Mapping[str, datetime] = field(default_factory=dict)
     standstill: Standstill | None = None
     climatology: Mapping[datetime, float] = field(default_factory=dict)
     kills: tuple[datetime, ...] = ()

@@ -1,14 +1,26 @@
 """What a rehearsal does: its day, its network, and what goes wrong in it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import yaml
+
 from model.osse.network import Network
 from worker.jobs.cycle import Flavour
-from worker.jobs.cycle_policy import CatchUp, CutOff, CyclePolicy
+from worker.jobs.cycle_policy import CyclePolicy
 
-__all__ = ["HOUR", "DAY_NETWORK", "QUICK_NETWORK", "Outage", "Scenario"]
+__all__ = [
+    "DAY_NETWORK",
+    "DAY_PARTS",
+    "HOUR",
+    "MINUTE",
+    "QUICK_NETWORK",
+    "QUICK_PARTS",
+    "Outage",
+    "Scenario",
+]
 
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
@@ -16,7 +28,18 @@ MINUTE = timedelta(minutes=1)
 DAY_NETWORK = Network(stations=400, sondes=80, scan_lines=20, aircraft=200, scatterometer_lines=20)
 """As in the demo: less than the network of the skill tests, so that a day ends in half an hour."""
 
-QUICK_NETWORK = Network(stations=40, ships=8, sondes=4, scan_lines=4)
+DAY_PARTS = {
+    "synop": 3,
+    "ship": 1,
+    "aircraft": 2,
+    "temp": 2,
+    "scatterometer": 1,
+    "satellite": 2,
+}
+"""Files an hour by network."""
+
+QUICK_NETWORK = Network(stations=40, ships=0, sondes=0, scan_lines=4)
+QUICK_PARTS = DAY_PARTS | {"synop": 2, "satellite": 1}
 """Enough to count by."""
 
 
@@ -42,6 +65,7 @@ class Scenario:
         world: Checkpoint whose simulated truth is observed.
         truth: A store of states instead of that checkpoint's case.
         network: What observes.
+        parts: Files an hour by network.
         window_hours: Of each analysis.
         members: Of each analysis.
         steps: Diffusion steps; None for the checkpoint's own.
@@ -65,6 +89,7 @@ class Scenario:
     world: str = "appa-t31"
     truth: str | None = None
     network: Network = field(default_factory=lambda: DAY_NETWORK)
+    parts: Mapping[str, int] = field(default_factory=lambda: DAY_PARTS)
     window_hours: int = 24
     members: int = 3
     steps: int | None = None
@@ -110,26 +135,26 @@ class Scenario:
 
     def policy(self) -> CyclePolicy:
         """What the installation is told in `cycles.yaml`."""
-        return CyclePolicy(
-            start=self.start,
-            end=self.cycles[-1],
-            window_hours=self.window_hours,
-            members=self.members,
-            steps=self.steps,
-            outputs=["netcdf", "feedback"],
-            early_cut_off_minutes=CutOff(minutes={"default": self.early}),
-            final_cut_off_minutes=CutOff(minutes={"default": self.final}),
-            catch_up=CatchUp(at_once=self.model_workers),
-            warm_start=self.warm_start,
-            background_max_age_hours=self.background_max_age_hours,
-            seed=self.seed,
-            retries=2,
+        return CyclePolicy.model_validate(
+            {
+                "start": self.start,
+                "end": self.cycles[-1],
+                "window_hours": self.window_hours,
+                "members": self.members,
+                "steps": self.steps,
+                "outputs": ["netcdf", "feedback"],
+                "early_cut_off_minutes": self.early,
+                "final_cut_off_minutes": self.final,
+                "catch_up": {"at_once": self.model_workers},
+                "warm_start": self.warm_start,
+                "background_max_age_hours": self.background_max_age_hours,
+                "seed": self.seed,
+                "retries": 2,
+            }
         )
 
     def policy_file(self, folder: Path) -> Path:
         """Writes `cycles.yaml` into the data folder."""
-        import yaml
-
         path = folder / "cycles.yaml"
         path.write_text(yaml.safe_dump(self.policy().model_dump(mode="json"), sort_keys=False))
         return path

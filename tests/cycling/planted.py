@@ -21,7 +21,7 @@ from deploy.rehearsal.evidence import (
 )
 from deploy.rehearsal.scenario import DAY_NETWORK, Scenario
 
-HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+HOUR, MINUTE, SECOND = timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
 SCENARIO = Scenario(hours=10, window_hours=1, silent_hour=7, copied_hour=4, outage_hours=(5.4, 7.4))
 
 
@@ -46,7 +46,10 @@ def make_case(scenario: Scenario = SCENARIO) -> Case:
     first, last = scenario.outage_hours
     restart = scenario.start + last * HOUR
     stop = Standstill(scenario.start + first * HOUR, restart - 5 * MINUTE, restart)
-    return Case(scenario, plan, contents, Evidence(tuple(analyses), cycles, sendings, stop))
+    stored = {s.batch_id: len(contents[s.name].seconds) for s in sendings}
+    taken_in = {s.batch_id: s.acknowledged + 5 * SECOND for s in sendings}
+    evidence = Evidence(tuple(analyses), cycles, sendings, stored, taken_in, stop)
+    return Case(scenario, plan, contents, evidence)
 
 
 def _late(scenario: Scenario, cut_off: datetime) -> timedelta:
@@ -64,7 +67,7 @@ def _sending(scenario: Scenario, delivery) -> Sending:
     first, last = (scenario.start + h * HOUR for h in scenario.outage_hours)
     at = last + MINUTE if first <= delivery.arrival < last else delivery.arrival
     name = delivery.copy_of if delivery.same_bytes else delivery.name
-    return Sending(delivery.name, f"batch-{name}", at, at + 20 * timedelta(seconds=1))
+    return Sending(delivery.name, f"batch-{name}", at, at + 20 * SECOND)
 
 
 def _analysis(plan, contents, sendings, time, flavour, cut_off, revision, late):

@@ -81,6 +81,18 @@ def uses(case, number, flavour):
     return at, dict(case.evidence.analyses[at].batches)
 
 
+def test_a_file_that_was_not_sent_or_not_stored_whole(case):
+    name = case.evidence.sendings[-1].name
+    evidence = replace(case.evidence, sendings=case.evidence.sendings[:-1])
+    assert name in {
+        f.cycle for f in audit(replace(case, evidence=evidence)) if f.check == "storage"
+    }
+    batch = case.evidence.sendings[3].batch_id
+    for values in (-1, 5):
+        stored = {**case.evidence.stored, batch: values}
+        assert named(replace(case, evidence=replace(case.evidence, stored=stored))) == {"storage"}
+
+
 def test_an_upload_that_is_missing(case):
     at, batches = uses(case, 2, "early")
     batches.pop(next(iter(batches)))
@@ -154,6 +166,27 @@ def test_catching_up_that_is_hidden_invented_or_impossible(case):
     assert "catching up" in named(with_cycle(case, missed, decided=asleep))
     number = next(i for i, a in enumerate(case.evidence.analyses) if a.key == missed)
     assert named(with_analysis(case, number, cycle={})) == {"catching up"}
+
+
+def test_impatience(case):
+    cut_off = SCENARIO.cut_off(SCENARIO.cycles[1], "early")
+    early = with_cycle(case, key(1, "early"), decided=cut_off - MINUTE, behind_seconds=-60.0)
+    assert "patience" in named(early)
+    at, batches = uses(case, 1, "early")
+    slow = {**case.evidence.taken_in, next(iter(batches)): cut_off + 5 * MINUTE}
+    waiting = replace(case, evidence=replace(case.evidence, taken_in=slow))
+    assert (key(1, "early")) in {f.cycle for f in audit(waiting) if f.check == "patience"}
+
+
+def test_a_cycle_that_waited_long_for_an_upload_may_be_caught_up(case):
+    cut_off = SCENARIO.cut_off(SCENARIO.cycles[1], "early")
+    at, batches = uses(case, 1, "early")
+    late = cut_off + HOUR + MINUTE
+    slow = {**case.evidence.taken_in, next(iter(batches)): late - MINUTE}
+    held = with_cycle(case, key(1, "early"), decided=late, behind_seconds=3660.0, caught_up=True)
+    held = replace(held, evidence=replace(held.evidence, taken_in=slow))
+    held = with_analysis(held, at, cycle={"caught_up": True})
+    assert not [f for f in audit(held) if f.cycle == key(1, "early")]
 
 
 def test_backgrounds_that_are_not_told_or_not_warm(case):

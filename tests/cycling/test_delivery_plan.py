@@ -8,7 +8,7 @@ import pytest
 from planted import HOUR, MINUTE, outcomes
 
 from deploy.rehearsal.delays import DELAYS, delay_minutes
-from deploy.rehearsal.delivery import PARTS, delivery_plan
+from deploy.rehearsal.delivery import delivery_plan
 from deploy.rehearsal.scenario import QUICK_NETWORK, Scenario
 
 DAY = Scenario()
@@ -30,9 +30,9 @@ def test_files_an_hour():
     hours = DAY.hours - 1  # one is silent
     counts = Counter(d.network for d in plan)
     for network in ("synop", "ship", "aircraft", "satellite", "scatterometer"):
-        assert counts[network] == PARTS[network] * hours
+        assert counts[network] == DAY.parts[network] * hours
     # launches at 00 and 12 UTC, each in two files
-    assert counts["temp"] == 2 * PARTS["temp"]
+    assert counts["temp"] == 2 * DAY.parts["temp"]
     assert not [d for d in plan if d.hour == DAY.start + 7 * HOUR]
 
 

@@ -1,0 +1,257 @@
+"""A day on the real stack: started, fed, killed, restarted and followed until all is settled."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+
+from deploy.local import StackOptions
+from deploy.rehearsal import collect
+from deploy.rehearsal.content import Content, ReportSource
+from deploy.rehearsal.delivery import Delivery, delivery_plan
+from deploy.rehearsal.evidence import Evidence, Standstill
+from deploy.rehearsal.scenario import HOUR, Scenario
+from deploy.rehearsal.sender import Sender
+from deploy.rehearsal.stack import RehearsalStack
+from deploy.rehearsal.timing import CycleTiming, timings
+from model.domain.errors import AppaError
+from worker.jobs.clock import CLOCK_VARIABLE, Clock, clock_text
+from worker.jobs.cycle import CYCLE_DONE, CycleState, Flavour, cycle_key
+from worker.jobs.job import JobState
+from worker.jobs.layout import Layout
+
+__all__ = ["Day", "Pace", "run_day"]
+
+Tell = Callable[[str], None]
+
+ENVIRONMENT = {
+    "APPA_SWEEP_SECONDS": "0.3",
+    "APPA_RESEND_SECONDS": "4.0",
+    "APPA_LEASE_SECONDS": "6.0",
+    "APPA_REPORT_SECONDS": "1.0",
+}
+"""Real seconds that would be hours of a rehearsal at their usual values."""
+
+_POLL = 0.2
+_LAG = 1.5 * HOUR
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast the day runs, and how patient its driver is.
+
+    Attributes:
+        speed: Operational seconds in a real one.
+        start_seconds: Real time that the stack gets to start; doubled and tried again if it is not
+            enough.
+        patience: Real seconds after which a day that makes no progress is given up.
+    """
+
+    speed: float
+    start_seconds: float = 20.0
+    patience: float = 600.0
+
+
+@dataclass(frozen=True)
+class Day:
+    """What came of a day.
+
+    Attributes:
+        scenario, plan, contents: What was meant.
+        evidence: What was found.
+        timings: Of all published cycles.
+        clock: The operational clock it ran on.
+        longest_lag: Most that a due cycle waited beyond its cut-off, by the operational clock.
+        seconds: Real time from the first process to the last analysis.
+    """
+
+    scenario: Scenario
+    plan: Sequence[Delivery]
+    contents: Mapping[str, Content]
+    evidence: Evidence
+    timings: Sequence[CycleTiming]
+    clock: Clock
+    longest_lag: timedelta
+    seconds: float
+
+
+@dataclass
+class _Driver:
+    """One day under way."""
+
+    scenario: Scenario
+    pace: Pace
+    clock: Clock
+    stack: RehearsalStack
+    sender: Sender
+    tell: Tell
+    standstill: Standstill | None = None
+    kills: list[datetime] = field(default_factory=list)
+    longest_lag: timedelta = timedelta(0)
+    _told_lag: bool = False
+    _ended: set[str] = field(default_factory=set)
+    _moved: float = 0.0
+
+    @property
+    def keys(self) -> list[str]:
+        """All cycles of the day."""
+        return [cycle_key(time, flavour) for time in self.scenario.cycles for flavour in Flavour]
+
+    def now(self) -> datetime:
+        """By the operational clock."""
+        return self.clock.at(time.time())
+
+    def follow(self) -> None:
+        """Until every cycle has ended and every file is sent."""
+        self._moved = time.monotonic()
+        while True:
+            if self.sender.error is not None:
+                raise self.sender.error
+            outage = self.scenario.outage
+            if outage is not None and self.standstill is None and self.now() >= outage.start:
+                self._outage(outage.end)
+            self._kill_a_model_worker()
+            done = self._look()
+            if done == len(self.keys) and not self.sender.is_alive():
+                return
+            if time.monotonic() - self._moved > self.pace.patience:
+                raise AppaError(
+                    f"Expected all {len(self.keys)} cycles to end; {done} have, and none did for "
+                    f"{self.pace.patience:.0f} s."
+                )
+            time.sleep(_POLL)
+
+    def _look(self) -> int:
+        """Counts ended cycles and watches the lag of the others."""
+        records = self.stack.stores.cycles.load(self.keys)
+        ended = {r.key: r.state.value for r in records if r.state in CYCLE_DONE}
+        fresh = sorted(set(ended) - self._ended)
+        if fresh:
+            self._ended, self._moved = set(ended), time.monotonic()
+            told = ", ".join(f"{key} {ended[key]}" for key in fresh)
+            self.tell(f"{self.now():%d %b %H:%M} UTC: {told}")
+        lags = [
+            self.now() - r.cut_off
+            for r in records
+            if r.state in (CycleState.DUE, CycleState.SUBMITTED)
+        ]
+        lag = max(lags, default=timedelta(0))
+        self.longest_lag = max(self.longest_lag, lag)
+        if lag > _LAG and not self._told_lag:
+            self.tell(f"jobs lag: {len(lags)} cycles are due, the oldest for {lag / HOUR:.1f} h")
+        self._told_lag = lag > _LAG
+        return len(ended)
+
+    def _outage(self, end: datetime) -> None:
+        """Kills everything, and starts it so that it is ready about when the outage ends."""
+        killed = self.now()
+        self.stack.kill_all()
+        self.tell(f"{killed:%d %b %H:%M} UTC: everything killed")
+        lead = self.pace.start_seconds * self.clock.speed
+        seconds = ((end - self.now()).total_seconds() - lead) / self.clock.speed
+        time.sleep(max(seconds, 0.0))
+        restarted = self.now()
+        self.stack.start(120.0)
+        self.standstill = Standstill(killed, restarted, self.now())
+        self._moved = time.monotonic()
+        self.tell(f"{self.now():%d %b %H:%M} UTC: everything runs again")
+
+    def _kill_a_model_worker(self) -> None:
+        """Once its time has come, as soon as the last of the model workers is at work."""
+        if len(self.kills) >= len(self.scenario.kills):
+            return
+        if self.now() < self.scenario.start + self.scenario.kills[len(self.kills)] * HOUR:
+            return
+        jobs = self.stack.stores.jobs
+        workers = [jobs.get(job).worker for job in jobs.ids(JobState.RUNNING)]
+        parts = {self.stack.part_of(worker) for worker in workers if worker} - {None}
+        count = self.scenario.model_workers
+        victim = "model" if count == 1 else f"model-{count}"
+        if victim in parts:
+            self.stack.kill(victim)
+            self.kills.append(self.now())
+            self.tell(f"{self.now():%d %b %H:%M} UTC: {victim} killed at work")
+
+
+def run_day(scenario: Scenario, folder: Path, pace: Pace, tell: Tell = lambda line: None) -> Day:
+    """Runs the scenario in an empty folder.
+
+    Raises:
+        AppaError: If the stack does not start, or the day does not come to its end.
+    """
+    torch.set_num_threads(1)  # the cores belong to the workers
+    source = ReportSource(scenario)
+    plan = delivery_plan(scenario)
+    contents = source.contents(plan)
+    tell(f"{len(plan)} files, {sum(len(c.seconds) for c in contents.values())} values")
+    began = time.monotonic()
+    for attempt in range(3):
+        data = folder / f"data-{attempt}"
+        start = pace.start_seconds * 2**attempt
+        clock = Clock(scenario.start, time.time() + start, pace.speed)
+        with RehearsalStack(_options(scenario, data, clock)) as stack:
+            took = stack.start(10.0 * start)
+            if time.time() > clock.anchor:
+                tell(f"the start took {took:.0f} s, longer than planned: once more")
+                continue
+            outage = scenario.outage
+            sender = Sender(stack.url, plan, contents, clock, outage)
+            driver = _Driver(scenario, pace, clock, stack, sender, tell)
+            sender.start()
+            try:
+                driver.follow()
+            finally:
+                sender.stop()
+            seconds = time.monotonic() - began
+            return _collect(driver, source, plan, contents, Layout(data), seconds)
+    raise AppaError(f"Expected the stack to start within {start:.0f} s; it took {took:.0f} s.")
+
+
+def _options(scenario: Scenario, data: Path, clock: Clock) -> StackOptions:
+    data.mkdir(parents=True)
+    scenario.policy_file(data)
+    text = clock_text(clock.epoch, clock.anchor, clock.speed)
+    return StackOptions(
+        data=data,
+        port=0,
+        models=(scenario.checkpoint,),
+        quiet=True,
+        copies={"scheduler": scenario.schedulers, "model": scenario.model_workers},
+        environment={**ENVIRONMENT, CLOCK_VARIABLE: text},
+    )
+
+
+def _collect(
+    driver: _Driver,
+    source: ReportSource,
+    plan: Sequence[Delivery],
+    contents: Mapping[str, Content],
+    layout: Layout,
+    seconds: float,
+) -> Day:
+    scenario, stores = driver.scenario, driver.stack.stores
+    sendings = tuple(driver.sender.sendings)
+    uploads = {s.batch_id for s in sendings}
+    evidence = Evidence(
+        analyses=collect.analyses(layout, collect.error_of(scenario, source.world)),
+        cycles=collect.cycles(stores, driver.keys),
+        sendings=sendings,
+        stored=collect.stored(stores, uploads),
+        taken_in=collect.taken_in(stores, uploads, driver.clock),
+        standstill=driver.standstill,
+        climatology=collect.climatology(scenario, source.world),
+        kills=tuple(driver.kills),
+    )
+    return Day(
+        scenario,
+        plan,
+        contents,
+        evidence,
+        timings(stores, driver.keys, driver.clock),
+        driver.clock,
+        driver.longest_lag,
+        seconds,
+    )
