@@ -84,7 +84,9 @@ def trailing_series(
     found = find_series(layout, start, before - timedelta(seconds=1), [flavour])
     entries = newest_revisions(found)[-policy.cycles :]
     names = sorted({rule.statistic for rule in policy.rules})
-    return read_series(layout, entries, SeriesFilter(statistics=names))
+    every = any(not rule.layers for rule in policy.rules)
+    layers = () if every else sorted({name for rule in policy.rules for name in rule.layers})
+    return read_series(layout, entries, SeriesFilter(statistics=names, layers=layers))
 
 
 def robust_limits(
