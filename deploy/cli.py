@@ -23,6 +23,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "upload": ("deploy.commands.upload", "Upload observations to a running system."),
     "watch": ("deploy.commands.watch", "Follow a job to its end."),
     "fetch": ("deploy.commands.fetch", "Download the files of an analysis."),
+    "cycles": ("deploy.commands.cycles", "List, watch, explain and rerun hourly analyses."),
     "keys": ("deploy.commands.keys", "Create, list and revoke API keys."),
     "worker": ("deploy.commands.worker", "Run one worker process of a larger system."),
     "gateway": ("deploy.commands.gateway", "Run the gateway alone."),
