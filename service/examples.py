@@ -117,6 +117,20 @@ CYCLE: dict[str, Any] = {
 }
 
 
+VERIFICATION: dict[str, Any] = {
+    "valid_time": "2025-01-01T06:00:00Z",
+    "flavour": "final",
+    "revision": 2,
+    "analysis_id": "an-20250101t070012345-5b0e77d1",
+    "network": "temp",
+    "variable": "temperature",
+    "layer": "400-600 hPa",
+    "statistic": "withheld_rmse_analysis",
+    "value": 0.94,
+    "count": 46,
+}
+
+
 def page_of(item: dict[str, Any]) -> dict[str, Any]:
     """A page with one item."""
     return {"items": [item], "next_cursor": None, "total": 1}

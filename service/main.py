@@ -20,6 +20,7 @@ from service.routes import (
     jobs,
     observations,
     problems,
+    verification,
     webhooks,
 )
 from service.settings import GatewaySettings
@@ -30,6 +31,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     observations.router,
     jobs.router,
     analyses.router,
+    verification.router,
     cycles.router,
     events.router,
     webhooks.router,

@@ -3,6 +3,8 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
+from service.verification_metrics import VerificationMetrics
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -60,6 +62,8 @@ class GatewayMetrics:
             ("flavour",),
             registry=self.registry,
         )
+
+        self.verification = VerificationMetrics(self.registry)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -9,6 +9,7 @@ from worker.jobs.batch import BatchRecord
 from worker.jobs.cycle import CycleRecord
 from worker.jobs.job import JobRecord
 from worker.jobs.manifest import AnalysisManifest
+from worker.jobs.verification_pages import SeriesRow
 from worker.jobs.workers import ModelInfo, WorkerReport
 
 _NEXT = "Give it as `cursor` for the next page; null on the last."
@@ -44,6 +45,13 @@ class AnalysisList(BaseModel):
     items: list[AnalysisManifest]
     next_cursor: str | None = Field(default=None, description=_NEXT)
     total: int = Field(description="Matching analyses in all.")
+
+
+class VerificationPage(BaseModel):
+    """Numbers of the verification series, oldest valid time first."""
+
+    items: list[SeriesRow]
+    next_cursor: str | None = Field(default=None, description=_NEXT)
 
 
 class LatestFile(BaseModel):

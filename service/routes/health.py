@@ -107,4 +107,5 @@ def metrics(gateway: GatewayDep) -> Response:
         counters.workers.clear()
         counters.records.clear()
         counters.cycles.clear()
+    counters.verification.set(gateway.analyses)
     return Response(counters.render(), media_type=CONTENT_TYPE)

@@ -21,6 +21,7 @@ from worker.jobs.layout import Layout
 __all__ = [
     "ALL",
     "OUTSIDE_FLAG",
+    "SCORES_VERSION",
     "SERIES_NAME",
     "SERIES_SCHEMA",
     "SeriesEntry",
@@ -36,6 +37,9 @@ ALL = "all"
 
 OUTSIDE_FLAG = "outside_control_limits"
 """Flag of an analysis some of whose statistics lie outside their control limits."""
+
+SCORES_VERSION = 1
+"""Of `scores` in manifests; rises when a field changes its meaning or goes."""
 
 SERIES_NAME = "verification.parquet"
 """Name of the file in the folder of a result; the series has a copy of it."""

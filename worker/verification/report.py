@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from model.diagnostics.departures import DepartureStatistics, departure_statistics
 from worker.columns import codes, kept, numbers, set_column
-from worker.jobs.verification_series import ALL
+from worker.jobs.verification_series import ALL, SCORES_VERSION
 from worker.outputs.product import Product
 from worker.verification.equivalents import Equivalents
 from worker.verification.rows import (
@@ -22,10 +22,7 @@ from worker.verification.rows import (
 from worker.verification.states import StateScore, score_states
 from worker.verification.withheld import WithheldScore, score_withheld
 
-__all__ = ["SCORES_VERSION", "Report", "verify_product"]
-
-SCORES_VERSION = 1
-"""Of `scores` in manifests; rises when a field changes its meaning or goes."""
+__all__ = ["Report", "verify_product"]
 
 
 @dataclass(frozen=True)
