@@ -24,6 +24,8 @@ GROUPS: dict[str, tuple[str, str]] = {
     "watch": ("deploy.commands.watch", "Follow a job to its end."),
     "fetch": ("deploy.commands.fetch", "Download the files of an analysis."),
     "cycles": ("deploy.commands.cycles", "List, watch, explain and rerun hourly analyses."),
+    "reanalyse": ("deploy.commands.reanalyse", "A past period in windows side by side."),
+    "replay": ("deploy.commands.replay", "Make an analysis again: is it identical?"),
     "keys": ("deploy.commands.keys", "Create, list and revoke API keys."),
     "worker": ("deploy.commands.worker", "Run one worker process of a larger system."),
     "gateway": ("deploy.commands.gateway", "Run the gateway alone."),

@@ -18,6 +18,7 @@ from deploy.gateway_access import (
     out,
     print_json,
 )
+from deploy.times import utc_time
 from worker.jobs.cycle import CycleRecord, CycleState, Flavour, cycle_key
 from worker.jobs.cycle_policy import read_policy
 from worker.jobs.layout import Layout
@@ -35,11 +36,7 @@ def _key(hour: str, flavour: Flavour) -> str:
     """The key meant by an hour, or the key itself."""
     if hour.endswith(tuple(f"_{name}" for name in Flavour)):
         return hour
-    try:
-        found = datetime.fromisoformat(hour)
-    except ValueError:
-        raise typer.BadParameter(f"Expected an hour such as 2003-10-01T06; got '{hour}'.") from None
-    return cycle_key(found.replace(tzinfo=found.tzinfo or UTC), flavour)
+    return cycle_key(utc_time(hour), flavour)
 
 
 @app.command("list")
@@ -54,9 +51,10 @@ def list_cycles(
     as_json: AsJson = False,
 ) -> None:
     """List cycles, latest valid time first."""
+    first, last = (utc_time(text) if text else None for text in (start, end))
     with gateway_client(url, key) as client:
         found = client.cycles(
-            state=state, flavour=flavour, valid_from=start, valid_to=end, limit=limit
+            state=state, flavour=flavour, valid_from=first, valid_to=last, limit=limit
         )
     if as_json:
         print_json(list(found))
@@ -122,8 +120,9 @@ def rerun(
     as_json: AsJson = False,
 ) -> None:
     """Make the final analysis of an hour again, as its next revision."""
+    limit = utc_time(cut_off) if cut_off else None
     with gateway_client(url, key) as client:
-        record = client.rerun_cycle(_key(hour, Flavour.FINAL), cut_off)
+        record = client.rerun_cycle(_key(hour, Flavour.FINAL), limit)
     if as_json:
         print_json(record)
     else:
@@ -147,8 +146,7 @@ def init(
         err.print(f"{target} is there already; --force replaces it.", markup=False)
         raise typer.Exit(1)
     present = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-    first = datetime.fromisoformat(start) if start else present
-    first = first.replace(tzinfo=first.tzinfo or UTC).astimezone(UTC)
+    first = utc_time(start) if start else present
     target.parent.mkdir(parents=True, exist_ok=True)
     text = TEMPLATE.read_text().format(start=f"{first:%Y-%m-%dT%H:%M:%SZ}")
     temporary = target.with_suffix(".tmp")
