@@ -1,0 +1,177 @@
+"""The replay: look for the inputs, run again, compare."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worker.jobs.job import Phase
+from worker.jobs.layout import Layout
+from worker.jobs.manifest import AnalysisManifest
+from worker.pipeline.assimilation import assimilate_window
+from worker.provenance import environment, plain
+from worker.replay.compare import compare_files
+from worker.replay.observations import compare_rows, feedback_in, feedback_table
+from worker.replay.recipe import Recipe, read_recipe
+from worker.replay.verdict import ArrayComparison, CannotReplay, Finding, Outcome, Verdict
+from worker.warm_model import load_models
+
+__all__ = ["QuietProgress", "replay"]
+
+_DECISIVE = ("observations", "seeds", "configuration")
+"""Findings about what the run used; if one differs, equal numbers would be chance."""
+
+
+class QuietProgress:
+    """Stands in for the reporter of a worker: no job to report, no lease to lose."""
+
+    def __init__(self, on_step: Callable[[int, int], None]) -> None:
+        self.on_step = on_step
+
+    def phase(self, phase: Phase, message: str = "") -> None:
+        """Nobody asks."""
+
+    def __call__(self, step: int, steps: int) -> None:
+        """Before diffusion step `step` of `steps`."""
+        self.on_step(step, steps)
+
+
+def replay(
+    layout: Layout,
+    analysis_id: str,
+    *,
+    checkpoints: Sequence[str] = (),
+    device: str | None = None,
+    keep: Path | None = None,
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> Verdict:
+    """Makes a published result again and compares; nothing in the data folder is changed.
+
+    Arguments:
+        layout: The data folder.
+        analysis_id: The result.
+        checkpoints: Names or folders to look for its weights in, besides the bundled ones.
+        device: Run there instead of on a device like the one of the first run.
+        keep: Folder for the files of the second run; they are dropped when absent.
+        on_step: Told about progress.
+    """
+    try:
+        recipe = read_recipe(layout, analysis_id, checkpoints)
+        device = device or _device(recipe)
+    except CannotReplay as error:
+        return Verdict(
+            analysis_id, Outcome.IMPOSSIBLE, tuple(error.findings), missing=tuple(error.missing)
+        )
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="appa-replay-") as scratch:
+        folder = keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        surroundings, made = _run(recipe, layout, folder, device, on_step)
+        seconds = time.monotonic() - begun
+        findings = [*recipe.findings, surroundings, *_inputs_used(recipe.manifest, made)]
+        arrays: list[ArrayComparison] = []
+        for file in recipe.files:
+            recorded, again = layout.analysis_file(analysis_id, file.name), folder / file.name
+            if again.exists():
+                arrays += compare_files(recorded, again)
+        findings = [_explained(f, recipe.manifest, made, layout, folder) for f in findings]
+    return Verdict(
+        analysis_id, _judge(findings, arrays), tuple(findings), tuple(arrays), seconds=seconds
+    )
+
+
+def _device(recipe: Recipe) -> str:
+    recorded = str(recipe.manifest.provenance.get("device", "auto"))
+    if recorded.startswith("cuda") and not torch.cuda.is_available():
+        raise CannotReplay(
+            ["a GPU: the result was made on one; give another device to try all the same"],
+            list(recipe.findings),
+        )
+    return recorded
+
+
+def _run(
+    recipe: Recipe,
+    layout: Layout,
+    folder: Path,
+    device: str,
+    on_step: Callable[[int, int], None],
+) -> tuple[Finding, AnalysisManifest]:
+    """Runs the job with as many threads as before."""
+    recorded: dict[str, Any] = recipe.manifest.provenance.get("environment", {})
+    before = torch.get_num_threads()
+    torch.set_num_threads(recorded.get("threads") or before)
+    try:
+        models = load_models([str(recipe.checkpoint)], device)
+        present = environment(models.device)
+        progress: Any = QuietProgress(on_step)
+        made = assimilate_window(recipe.job, layout, models, progress, folder, recipe.inputs)
+    finally:
+        torch.set_num_threads(before)
+    changed = {k: (v, present.get(k)) for k, v in recorded.items() if present.get(k) != v}
+    note = ", ".join(f"{name}: {old} → {new}" for name, (old, new) in changed.items())
+    same = not changed if recorded else None
+    return Finding("environment", same, recorded, present, note=note), made
+
+
+def _inputs_used(manifest: AnalysisManifest, made: AnalysisManifest) -> list[Finding]:
+    """What the second run really used, against the first."""
+    one, other = manifest.provenance, made.provenance
+    found = []
+    for name, key in (
+        ("observations", "observations_sha256"),
+        ("seeds", "seeds"),
+        ("configuration", "configuration"),
+    ):
+        values = [json.loads(json.dumps(plain(p.get(key)), default=str)) for p in (one, other)]
+        same = None if values[0] is None else values[0] == values[1]
+        note = ""
+        if isinstance(values[0], dict) and not same:
+            note = ", ".join(_changed(values[0], values[1]))
+        found.append(Finding(name, same, *values, note=note))
+    counts = Finding(
+        "outcomes of checks",
+        manifest.observations == made.observations,
+        manifest.observations,
+        made.observations,
+    )
+    return [*found, counts]
+
+
+def _changed(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    """Names of the entries that differ, nested ones with dots."""
+    names = []
+    for key in sorted({*one, *other}):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += _changed(a, b, f"{prefix}{key}.")
+        elif a != b:
+            names.append(f"{prefix}{key}: {a} → {b}")
+    return names
+
+
+def _explained(
+    finding: Finding,
+    manifest: AnalysisManifest,
+    made: AnalysisManifest,
+    layout: Layout,
+    folder: Path,
+) -> Finding:
+    """Other observations, row by row, where both feedback files are there."""
+    if finding.name != "observations" or finding.same is not False:
+        return finding
+    recorded, again = feedback_table(manifest, layout), feedback_in(folder, made)
+    if recorded is None or again is None:
+        return finding
+    return replace(finding, note=compare_rows(recorded, again))
+
+
+def _judge(findings: list[Finding], arrays: list[ArrayComparison]) -> Outcome:
+    used = all(f.same is not False for f in findings if f.name in _DECISIVE)
+    same = bool(arrays) and used and all(array.same for array in arrays)
+    return Outcome.IDENTICAL if same else Outcome.DIFFERENT
