@@ -78,7 +78,7 @@ def watch(
     known: dict[str, CycleRecord] = {}
     with gateway_client(url, key) as client:
         while True:
-            found = list(reversed(client.cycles(limit=500)))
+            found = list(reversed(client.cycles(limit=200)))
             shown = found if known else found[len(found) - last :]
             for record in shown:
                 if known.get(record.id) != record:
