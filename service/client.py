@@ -49,6 +49,7 @@ from service.client_errors import (
 )
 from service.client_events import EventParser, JobEvent
 from service.client_uploads import Source, UploadBody
+from service.client_verification import VerificationMethods
 from worker.jobs.batch import BatchRecord
 from worker.jobs.job import JobRecord
 from worker.jobs.manifest import AnalysisManifest, ManifestFile
@@ -68,7 +69,7 @@ __all__ = [
 ]
 
 
-class AppaClient(CycleMethods):
+class AppaClient(CycleMethods, VerificationMethods):
     """A gateway, seen from Python.
 
     Arguments:

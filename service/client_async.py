@@ -26,6 +26,7 @@ from service.client_download import Download, OnBytes
 from service.client_errors import GatewayError, UnavailableError, raise_for_problem
 from service.client_events import EventParser, JobEvent
 from service.client_uploads import Source, UploadBody
+from service.client_verification import AsyncVerificationMethods
 from worker.jobs.batch import BatchRecord
 from worker.jobs.job import JobRecord
 from worker.jobs.manifest import AnalysisManifest, ManifestFile
@@ -33,7 +34,7 @@ from worker.jobs.manifest import AnalysisManifest, ManifestFile
 __all__ = ["AsyncAppaClient"]
 
 
-class AsyncAppaClient(AsyncCycleMethods):
+class AsyncAppaClient(AsyncCycleMethods, AsyncVerificationMethods):
     """A gateway, seen from asyncio.
 
     Arguments:

@@ -14,6 +14,7 @@ __all__ = [
     "list_analyses",
     "list_cycles",
     "list_jobs",
+    "list_verification",
     "query_observations",
     "retry_pause",
     "submit",
@@ -129,6 +130,11 @@ def list_cycles(
         cursor=cursor,
     )
     return Call("GET", "/v1/cycles", params)
+
+
+def list_verification(limit: int = 20_000, **filters: Any) -> Call:
+    """A page of the series of verification."""
+    return Call("GET", "/v1/verification", _given(limit=limit, **filters))
 
 
 def query_observations(format: str, **filters: Any) -> Call:

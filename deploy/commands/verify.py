@@ -1,8 +1,8 @@
-"""`appa verify`: skill against a simulated truth and against withheld observations."""
+"""`appa verify`: skill against a simulated truth, against withheld observations, and by cycle."""
 
 import json
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +10,11 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
+
+from deploy.gateway_access import DEFAULT_URL, AsJson, Key, Url, gateway_client, out, print_json
+from deploy.times import utc_time
+from deploy.verification_display import STATISTICS, draw, summarise, summary_table
+from worker.jobs.cycle import Flavour
 
 if TYPE_CHECKING:
     from model.osse.skill import StartSkill
@@ -21,7 +26,7 @@ app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 @app.callback()
 def _group() -> None:
-    """Skill against a simulated truth and against withheld observations."""
+    """Skill against a simulated truth, against withheld observations, and by cycle."""
 
 
 @app.command("osse")
@@ -94,6 +99,56 @@ def soundings(
         print(json.dumps(values | {"outcomes": skill.outcomes, "rows": rows}, indent=1))
         return
     Console().print(withheld_table(skill))
+
+
+@app.command("cycles")
+def cycles(
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    start: Annotated[
+        str | None, typer.Option(help="First valid time (UTC); else --hours before the last.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option(help="Last valid time (UTC); else the newest analysis.")
+    ] = None,
+    hours: Annotated[int, typer.Option(min=1, help="Hours looked back on.")] = 72,
+    flavour: Annotated[Flavour, typer.Option(help="Which analysis of each hour.")] = Flavour.FINAL,
+    network: Annotated[list[str] | None, typer.Option(help="Only these networks.")] = None,
+    variable: Annotated[list[str] | None, typer.Option(help="Only these variables.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the series into this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How the cycles of the last days fared: departures, withheld stations, chi-square."""
+    with gateway_client(url, key) as client:
+        if end is None:
+            newest = client.analyses(kind="filtering", flavour=flavour.value, latest=True)
+            if not newest:
+                out.print(f"no {flavour.value} analyses yet")
+                raise typer.Exit(1)
+            last = newest[0].valid_time
+        else:
+            last = utc_time(end)
+        rows = client.verification(
+            statistic=STATISTICS,
+            layer="all",
+            flavour=flavour.value,
+            valid_from=utc_time(start) if start else last - timedelta(hours=hours),
+            valid_to=last,
+            network=["all", *network] if network else None,
+            variable=["all", *variable] if variable else None,
+        )
+    found = summarise(rows)
+    if found is None:
+        out.print("no verification in this period")
+        raise typer.Exit(1)
+    if png is not None:
+        draw(rows, png)
+    if as_json:
+        print_json({"summary": asdict(found), "rows": [r.model_dump(mode="json") for r in rows]})
+        return
+    out.print(summary_table(found))
+    if png is not None:
+        out.print(f"series drawn in {png}")
 
 
 def _means(found: "list[StartSkill]") -> dict[str, float]:

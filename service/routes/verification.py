@@ -29,7 +29,7 @@ def read_verification(
     _: Reader,
     statistic: Annotated[
         list[str] | None,
-        Query(description="Such as `withheld_rmse_analysis`; repeat for several.", max_length=50),
+        Query(description="Such as `withheld_rmse_analysis`.", max_length=50),
     ] = None,
     network: Annotated[
         list[str] | None, Query(description="Report types, or `all`.", max_length=50)
@@ -56,13 +56,18 @@ def read_verification(
 ) -> VerificationPage:
     """Scores against withheld stations, departures, chi-square, estimated errors, spectra, balance.
 
-    Oldest valid time first. A page may hold fewer rows than asked for; go on while there is a
-    `next_cursor`.
+    Oldest valid time first. Lists may be given with commas or by repeating the parameter. A page
+    may hold fewer rows than asked for; go on while there is a `next_cursor`.
     """
+    wanted = SeriesFilter(*map(_names, (statistic, network, variable, layer)))
     flavours = [] if flavour is None else [FLAVOURS[flavour]]
     entries = find_series(gateway.layout, valid_from, valid_to, flavours)
     if revisions == "newest":
         entries = newest_revisions(entries)
-    wanted = SeriesFilter(statistic or (), network or (), variable or (), layer or ())
     page = page_series(gateway.layout, entries, wanted, cursor, limit)
     return VerificationPage(items=page.rows, next_cursor=page.next_cursor)
+
+
+def _names(given: list[str] | None) -> list[str]:
+    parts = (part.strip() for text in given or () for part in text.split(","))
+    return [part for part in parts if part]

@@ -9,7 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gateway_process import GatewayProcess, StartGateway
+from typer.testing import CliRunner
 
+from deploy.commands import verify
+from service import client_calls
+from service.client import AppaClient
+from service.client_async import AsyncAppaClient
 from worker.jobs.layout import Layout
 from worker.jobs.verification_series import SERIES_SCHEMA, SeriesEntry
 
@@ -145,3 +150,30 @@ def test_metrics_are_those_of_the_newest_cycle(start_gateway: StartGateway) -> N
         x for x in text.splitlines() if x.startswith("appa_verification")
     )
     assert "appa_verification_spread_skill{" not in text
+
+
+async def test_clients_read_all_pages(gateway: GatewayProcess, series, monkeypatch) -> None:
+    monkeypatch.setattr(client_calls.list_verification, "__defaults__", (5,))
+    with AppaClient(gateway.url) as client:
+        found = client.verification(statistic=["chi2", "rms_background"], flavour="early")
+    assert len(found) == 3 * HOURS
+    assert found[0].valid_time == START and found[-1].valid_time > START
+    async with AsyncAppaClient(gateway.url) as client:
+        same = await client.verification(statistic="chi2,rms_background", flavour="early")
+    assert same == found
+
+
+def test_command(gateway: GatewayProcess, series, tmp_path) -> None:
+    published(gateway.layout, "an-command", "early", HOURS - 1, {})
+    picture = tmp_path / "series.png"
+    arguments = ["cycles", "--url", gateway.url, "--flavour", "early", "--hours", "3"]
+    result = CliRunner().invoke(
+        verify.app, [*arguments, "--png", str(picture)], env={"COLUMNS": "200"}
+    )
+    assert result.exit_code == 0, result.output
+    assert "4 analyses, 2003-11-01 00 to 2003-11-01 03 UTC, chi-square 1.55" in result.output
+    assert "temperature (K)" in result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    answer = json.loads(CliRunner().invoke(verify.app, [*arguments, "--json"]).output)
+    assert answer["summary"]["analyses"] == 4
+    assert {row["statistic"] for row in answer["rows"]} == {"chi2", "rms_background"}

@@ -7,13 +7,13 @@ import structlog
 
 from model.domain.errors import AppaError
 from worker.jobs.layout import Layout
-from worker.jobs.verification_series import OUTSIDE_FLAG, SeriesEntry
+from worker.jobs.verification_series import ALL, OUTSIDE_FLAG, SeriesEntry
 from worker.outputs.product import Product
 from worker.verification.control import Control, check_limits, trailing_series
 from worker.verification.equivalents import Equivalents
 from worker.verification.policy import read_control_policy
 from worker.verification.report import Report, verify_product
-from worker.verification.rows import series_table
+from worker.verification.rows import Row, series_table
 
 __all__ = ["UNCHECKED_FLAG", "verified"]
 
@@ -48,8 +48,11 @@ def verified(
     except AppaError as error:  # an analysis is not lost because its limits cannot be read
         log.warning("control limits not checked", id=job.id, reason=error.message)
         control, flags = None, [*flags, UNCHECKED_FLAG]
+    rows = report.rows
     if control is not None:
         scores["control"] = control.scores
+        outside = len(control.outside)
+        rows.append(Row(ALL, ALL, ALL, "outside_limits", float(outside), control.checked))
         if control.outside:
             flags.append(OUTSIDE_FLAG)
     log.info(
@@ -60,7 +63,7 @@ def verified(
         outside=[] if control is None else [o.statistic for o in control.outside],
         seconds=round(time.monotonic() - began, 3),
     )
-    series = series_table(entry, report.rows)
+    series = series_table(entry, rows)
     return replace(product, scores=scores, series=series, flags=tuple(dict.fromkeys(flags)))
 
 
