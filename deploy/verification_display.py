@@ -188,4 +188,4 @@ def _panel(
     axis.set_ylim(bottom=0)
     axis.tick_params(labelsize=8)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=7, loc="upper right")
+        axis.legend(fontsize=7, loc="lower left", ncols=4, frameon=False)
