@@ -160,7 +160,12 @@ def counts(case: Case) -> Told:
 
 
 def duplicates(case: Case) -> Told:
-    """What was sent twice was used once."""
+    """What was sent twice was used once; the same bytes are the same upload."""
+    sent = {s.name: s.batch_id for s in case.evidence.sendings}
+    for delivery in case.plan:
+        same = sent.get(delivery.name) == sent.get(delivery.copy_of)
+        if delivery.copy_of and same is not delivery.same_bytes:
+            yield delivery.name, f"expected {'the' if delivery.same_bytes else 'another'} upload"
     for analysis in case.evidence.analyses:
         wanted = case.expected(analysis)
         if analysis.repeated:
@@ -181,8 +186,12 @@ def silence(case: Case) -> Told:
         wanted, said = case.expected(analysis), "zero_observations" in analysis.flags
         if wanted.empty and not said:
             yield analysis.key, "expected the flag zero_observations"
-        if said and analysis.used:
-            yield analysis.key, f"says zero_observations but used {analysis.used} values"
+        if said and (analysis.used or any(wanted.must.values())):
+            yield (
+                analysis.key,
+                f"says zero_observations; {sum(wanted.must.values())} values were in time, "
+                f"{analysis.used} were used",
+            )
 
 
 def patience(case: Case) -> Told:

@@ -29,7 +29,7 @@ DRIEST = 1e-6
 
 _RECEIVERS_OWN = ["observation_id", "batch_id", "received_time", "rejected_by", "qc_flag"]
 _WMO = {"synop": 10_000, "temp": 60_000}
-_RESENT_REPORTS = 37
+_REPORTS, _RESENT_REPORTS = 100, 7  # in a message: the same reports in other bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,9 @@ def _content(table: pa.Table, delivery: Delivery) -> Content:
         return Content(buffer.getvalue(), seconds)
     other = bool(delivery.copy_of) and not delivery.same_bytes
     return Content(
-        encode_bufr(own, delivery.network, reports_per_message=_RESENT_REPORTS if other else 100),
+        encode_bufr(
+            own, delivery.network, reports_per_message=_RESENT_REPORTS if other else _REPORTS
+        ),
         seconds,
     )
 

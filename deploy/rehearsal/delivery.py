@@ -61,7 +61,7 @@ def _networks(scenario: Scenario, hour: datetime) -> list[str]:
         "scatterometer": network.scatterometer_lines,
         "satellite": network.scan_lines,
     }
-    return [name for name, count in reporting.items() if count]
+    return [name for name, count in reporting.items() if count and name in scenario.parts]
 
 
 def _of_hour(scenario: Scenario, number: int) -> Iterator[Delivery]:

@@ -18,6 +18,7 @@ from deploy.rehearsal.sender import Sender
 from deploy.rehearsal.stack import RehearsalStack
 from deploy.rehearsal.timing import CycleTiming, timings
 from model.domain.errors import AppaError
+from worker.jobs.batch import BatchState
 from worker.jobs.clock import CLOCK_VARIABLE, Clock, clock_text
 from worker.jobs.cycle import CYCLE_DONE, CycleState, Flavour, cycle_key
 from worker.jobs.job import JobState
@@ -115,7 +116,7 @@ class _Driver:
                 self._outage(outage.end)
             self._kill_a_model_worker()
             done = self._look()
-            if done == len(self.keys) and not self.sender.is_alive():
+            if done == len(self.keys) and not self.sender.is_alive() and self._all_taken_in():
                 return
             if time.monotonic() - self._moved > self.pace.patience:
                 raise AppaError(
@@ -123,6 +124,10 @@ class _Driver:
                     f"{self.pace.patience:.0f} s."
                 )
             time.sleep(_POLL)
+
+    def _all_taken_in(self) -> bool:
+        batches = self.stack.stores.batches
+        return not any(batches.count(s) for s in (BatchState.RECEIVED, BatchState.INGESTING))
 
     def _look(self) -> int:
         """Counts ended cycles and watches the lag of the others."""
@@ -211,8 +216,7 @@ def run_day(scenario: Scenario, folder: Path, pace: Pace, tell: Tell = lambda li
 
 
 def _options(scenario: Scenario, data: Path, clock: Clock) -> StackOptions:
-    data.mkdir(parents=True)
-    scenario.policy_file(data)
+    scenario.configure(Layout(data).create())
     text = clock_text(clock.epoch, clock.anchor, clock.speed)
     return StackOptions(
         data=data,

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import yaml
 
 from model.osse.network import Network
 from worker.jobs.cycle import Flavour
 from worker.jobs.cycle_policy import CyclePolicy
+from worker.jobs.layout import Layout
 
 __all__ = [
     "DAY_NETWORK",
@@ -38,8 +38,8 @@ DAY_PARTS = {
 }
 """Files an hour by network."""
 
-QUICK_NETWORK = Network(stations=40, ships=0, sondes=0, scan_lines=4)
-QUICK_PARTS = DAY_PARTS | {"synop": 2, "satellite": 1}
+QUICK_NETWORK = Network(stations=40, ships=4, sondes=4, scan_lines=4)
+QUICK_PARTS = {"synop": 2, "satellite": 1}
 """Enough to count by."""
 
 
@@ -65,7 +65,7 @@ class Scenario:
         world: Checkpoint whose simulated truth is observed.
         truth: A store of states instead of that checkpoint's case.
         network: What observes.
-        parts: Files an hour by network.
+        parts: Files an hour by network; one that is not named sends none.
         window_hours: Of each analysis.
         members: Of each analysis.
         steps: Diffusion steps; None for the checkpoint's own.
@@ -81,6 +81,7 @@ class Scenario:
             nothing.
         settle_hours: Analyses before this hour still gather their first window.
         seed: Of delays and observation errors.
+        checks: Changed parameters of quality control.
     """
 
     start: datetime = datetime(2003, 10, 1, 6, tzinfo=UTC)
@@ -106,6 +107,7 @@ class Scenario:
     guard_minutes: float = 4.0
     settle_hours: int = 6
     seed: int = 0
+    checks: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     @property
     def cycles(self) -> tuple[datetime, ...]:
@@ -153,8 +155,10 @@ class Scenario:
             }
         )
 
-    def policy_file(self, folder: Path) -> Path:
-        """Writes `cycles.yaml` into the data folder."""
-        path = folder / "cycles.yaml"
-        path.write_text(yaml.safe_dump(self.policy().model_dump(mode="json"), sort_keys=False))
-        return path
+    def configure(self, layout: Layout) -> None:
+        """Writes the policy, and checks that differ, into the data folder."""
+        policy = self.policy().model_dump(mode="json")
+        layout.cycles_file.write_text(yaml.safe_dump(policy, sort_keys=False))
+        if self.checks:
+            checks = {name: dict(values) for name, values in self.checks.items()}
+            (layout.root / "checks.yaml").write_text(yaml.safe_dump(checks))

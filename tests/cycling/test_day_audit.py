@@ -151,6 +151,14 @@ def test_duplicates_used_twice(case):
     assert "duplicates" in named(with_analysis(case, at, batches=batches | {name: wrong}))
 
 
+def test_the_same_bytes_as_two_uploads(case):
+    sendings = tuple(
+        replace(s, batch_id="batch-other") if s.name.endswith("again") else s
+        for s in case.evidence.sendings
+    )
+    assert "duplicates" in named(replace(case, evidence=replace(case.evidence, sendings=sendings)))
+
+
 def test_silence_that_is_not_told_and_told_without_reason(case):
     at = place(case, 7, "final")
     assert named(with_analysis(case, at, flags=())) == {"silence"}
