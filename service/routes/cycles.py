@@ -15,6 +15,7 @@ from worker.jobs import clock
 from worker.jobs.cycle import CycleRecord, CycleState, Flavour, parse_cycle_key
 from worker.jobs.cycle_explanation import CycleExplanation, explain
 from worker.jobs.kinds.base import UtcTime
+from worker.jobs.record_store import MoveRefused
 
 router = APIRouter(prefix="/v1", tags=["cycles"])
 
@@ -102,6 +103,12 @@ def rerun_cycle(
             f"Expected the key of a final analysis; got '{key}'. A rerun takes later observations, "
             "which makes it another final analysis.",
             field="key",
+        )
+    if not gateway.layout.cycles_file.exists():
+        raise MoveRefused(
+            "Expected a policy of the cycles (cycles.yaml in the data folder), which says how to "
+            "make it; there is none. See: appa cycles init.",
+            id=key,
         )
     now = clock.now()
     cut_off = (request.cut_off if request else None) or now

@@ -27,6 +27,7 @@ def run(*arguments: object, status: int = 0) -> str:
 def address(gateway: GatewayProcess, monkeypatch) -> None:
     monkeypatch.setenv("APPA_URL", gateway.url)
     monkeypatch.delenv("APPA_API_KEY", raising=False)
+    gateway.layout.cycles_file.write_text("start: 2009-01-01T00:00:00Z")
 
 
 def test_list(stores):

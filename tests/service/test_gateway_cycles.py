@@ -21,6 +21,11 @@ DAYS = count()
 HOUR = timedelta(hours=1)
 
 
+@pytest.fixture(autouse=True)
+def policy(gateway: GatewayProcess) -> None:
+    gateway.layout.cycles_file.write_text("start: 2009-01-01T00:00:00Z")
+
+
 @pytest.fixture
 def day() -> datetime:
     """Each test cycles on a day of its own."""
@@ -130,6 +135,14 @@ def test_a_rerun_makes_the_cycle_due_again(gateway: GatewayProcess, stores, day)
                 appa.rerun_cycle(day, cut_off)
         with pytest.raises(GatewayError, match="final"):
             appa.rerun_cycle(cycle_key(day, "early"))
+
+
+def test_without_a_policy_there_is_no_rerun(gateway: GatewayProcess, stores, day):
+    put(stores, day, "final", *DONE)
+    gateway.layout.cycles_file.unlink()
+    with AppaClient(gateway.url) as appa, pytest.raises(GatewayError, match="appa cycles init"):
+        appa.rerun_cycle(day)
+    assert stores.cycles.get(cycle_key(day, "final")).state is CycleState.PUBLISHED
 
 
 def test_explain_says_what_was_used_late_rejected_and_changed(gateway, stores, day):
