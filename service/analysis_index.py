@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 from pydantic import ValidationError
@@ -25,6 +26,14 @@ def sort_key(manifest: AnalysisManifest) -> str:
     """Sorts by valid time, then revision, then creation; as text it serves as a cursor."""
     times = f"{manifest.valid_time:%Y%m%dT%H%M%S}_{manifest.revision:06d}"
     return f"{times}_{manifest.created:%Y%m%dT%H%M%S%f}_{manifest.id}"
+
+
+class Wanted(Protocol):
+    """A question to the index."""
+
+    def accepts(self, manifest: AnalysisManifest) -> bool:
+        """Whether `manifest` is wanted."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -92,18 +101,18 @@ class AnalysisIndex:
         names = ", ".join(f.name for f in manifest.files) or "none"
         raise NotFound(f"Expected a file of '{analysis_id}'; got '{name}'. Its files: {names}.")
 
-    def select(self, wanted: AnalysisFilter, cursor: str | None, limit: int) -> "AnalysisPage":
+    def select(self, wanted: Wanted, cursor: str | None, limit: int) -> "AnalysisPage":
         """A page of the analyses that `wanted` accepts, after `cursor`."""
         found = self._all(wanted)
         rest = [m for m in found if cursor is None or sort_key(m) < cursor]
         page = rest[:limit]
         return AnalysisPage(page, sort_key(page[-1]) if len(rest) > limit else None, len(found))
 
-    def latest(self, wanted: AnalysisFilter) -> AnalysisManifest | None:
+    def latest(self, wanted: Wanted) -> AnalysisManifest | None:
         """The newest wanted analysis: latest valid time, then highest revision."""
         return next(iter(self._all(wanted)), None)
 
-    def _all(self, wanted: AnalysisFilter) -> list[AnalysisManifest]:
+    def _all(self, wanted: Wanted) -> list[AnalysisManifest]:
         self._refresh()
         manifests = self._manifests
         found = (manifests.get(i) for i in self._order)

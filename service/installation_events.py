@@ -33,7 +33,9 @@ async def follow_installation(
         Unavailable: If this process has as many listeners as it may.
     """
     log = gateway.stores.events
-    after = known_id(last_event_id) or await to_thread.run_sync(log.newest)
+    after = known_id(last_event_id)
+    if after is None:
+        after = await to_thread.run_sync(log.newest)
     whole = await to_thread.run_sync(log.reaches_back_to, after)
     return stream(gateway, _events(gateway, after, wanted, whole), "/v1/analyses")
 

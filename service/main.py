@@ -14,6 +14,7 @@ from service.problems import add_problem_handlers
 from service.routes import (
     analyses,
     capabilities,
+    catalogue,
     cycles,
     events,
     health,
@@ -31,6 +32,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     observations.router,
     jobs.router,
     analyses.router,
+    catalogue.router,
     verification.router,
     cycles.router,
     events.router,

@@ -19,6 +19,7 @@ TAGS = [
     {"name": "jobs", "description": "Filtering, forecast and reanalysis on a warm model."},
     {"name": "cycles", "description": "Hourly analyses: due, published, explained, made again."},
     {"name": "analyses", "description": "Published results and their files."},
+    {"name": "catalogue", "description": "A STAC API over the published results."},
     {"name": "webhooks", "description": "Who is told of events over HTTP; for operators."},
     {"name": "system", "description": "What running workers can do, health, metrics."},
 ]

@@ -1,0 +1,1 @@
+"""The catalogue of published analyses as a STAC API."""
