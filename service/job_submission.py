@@ -45,7 +45,7 @@ def submit_job(
             field="Idempotency-Key",
         )
     if job.state is JobState.QUEUED:  # again for a repeated key: its message may be lost
-        submit(gateway.sender, RUN_ASSIMILATION, job.id)
+        submit(gateway.sender, RUN_ASSIMILATION, job.id, job.spec.priority)
     if created:
         gateway.metrics.jobs.labels(spec.kind).inc()
         log.info("job_queued", job_id=job.id, kind=spec.kind)

@@ -21,7 +21,7 @@ from worker.jobs.record_store import LeaseLost, MoveRefused, NoSuchRecord
 from worker.jobs.store import JobStore
 from worker.runtime import Runtime, WorkerStopping
 
-__all__ = ["attempt", "known_version", "problem_of"]
+__all__ = ["attempt", "known_version", "priority_of", "problem_of"]
 
 log = structlog.get_logger()
 
@@ -41,6 +41,11 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, RedisError):
         return Problem(code="broker_error", message=str(error), retryable=True)
     return Problem.of(error)
+
+
+def priority_of(record: JobRecord | BatchRecord | None) -> int:
+    """Priority of the message about a record."""
+    return record.spec.priority if isinstance(record, JobRecord) else 0
 
 
 def known_version(store: JobStore | BatchStore, record_id: str, version: int) -> bool:
@@ -133,7 +138,7 @@ def _settle(
     if problem.retryable and again:
         store.requeue(record.id, record.token, problem)
         task = RUN_ASSIMILATION if isinstance(store, JobStore) else INGEST_BATCH
-        submit(runtime.sender, task, record.id)
+        submit(runtime.sender, task, record.id, priority_of(record))
     elif isinstance(store, BatchStore) and isinstance(error, DecodeError | InvalidInput):
         report = error.context.get("decode_report", {})
         context = {k: v for k, v in problem.context.items() if k != "decode_report"}

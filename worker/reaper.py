@@ -7,10 +7,10 @@ nothing to do.
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
+from worker.attempt import priority_of
 from worker.jobs.batch_store import BatchStore
 from worker.jobs.job import Problem
 from worker.jobs.queues import (
@@ -19,6 +19,7 @@ from worker.jobs.queues import (
     INGEST_QUEUE,
     RUN_ASSIMILATION,
     TaskSender,
+    queue_keys,
     submit,
 )
 from worker.jobs.store import JobStore, Stores
@@ -88,7 +89,7 @@ class Reaper:
             return 0
         log.warning("took over", id=record_id, from_worker=worker, now=state)
         if state == store.waiting:
-            submit(self.sender, task, record_id)
+            submit(self.sender, task, record_id, priority_of(record))
         return 1
 
     def _resend_lost(self, store: JobStore | BatchStore, task: str, queue: str) -> int:
@@ -97,15 +98,17 @@ class Reaper:
         waiting = store.ids(store.waiting)
         for known in [i for i in self._waiting if _is(store, i) and i not in waiting]:
             del self._waiting[known]
-        length: Any = self.stores.redis.llen(f"{self.stores.keys.prefix}:broker:{queue}")
-        if int(length) >= len(waiting):
+        pipe = self.stores.redis.pipeline(transaction=False)
+        for key in queue_keys(self.stores.keys.prefix, queue):
+            pipe.llen(key)
+        if sum(map(int, pipe.execute())) >= len(waiting):
             self._waiting.update(dict.fromkeys(waiting, now))
             return 0
         for record_id in waiting:
             if now - self._waiting.setdefault(record_id, now) >= self.resend_seconds:
                 self._waiting[record_id] = now
                 log.warning("sent again", id=record_id, queue=queue)
-                submit(self.sender, task, record_id)
+                submit(self.sender, task, record_id, priority_of(store.find(record_id)))
                 acted += 1
         return acted
 

@@ -88,7 +88,7 @@ def queue_job(
         unique_key=unique_key,
     )
     if created or job.state is JobState.QUEUED:  # its first message may have been lost
-        submit(sender, RUN_ASSIMILATION, job.id)
+        submit(sender, RUN_ASSIMILATION, job.id, job.spec.priority)
     return job
 
 

@@ -12,11 +12,13 @@ __all__ = [
     "INGEST_BATCH",
     "INGEST_QUEUE",
     "MESSAGE_VERSION",
+    "PRIORITIES",
     "PRODUCTS_QUEUE",
     "QUEUES",
     "RUN_ASSIMILATION",
     "TaskSender",
     "celery_settings",
+    "queue_keys",
     "submit",
 ]
 
@@ -36,6 +38,13 @@ _QUEUE_OF_TASK = {
 
 MESSAGE_VERSION = 1
 """Second argument of every task; a worker refuses versions it does not know."""
+
+
+PRIORITIES = (0, 3, 6, 9)
+"""Within a queue a worker takes all messages of one number before those of the next. 0 is the
+first: an hourly analysis does not wait for the windows of a reanalysis (`SpecBase.priority`)."""
+
+_SEPARATOR = "\x06\x16"
 
 
 class TaskSender(Protocol):
@@ -63,6 +72,8 @@ def celery_settings(url: str, prefix: str, visibility_timeout: int) -> dict[str,
             "visibility_timeout": visibility_timeout,
             "global_keyprefix": f"{prefix}:broker:",
             "socket_keepalive": True,
+            "priority_steps": list(PRIORITIES),
+            "sep": _SEPARATOR,
         },
         "broker_connection_retry_on_startup": True,
         "task_serializer": "json",
@@ -73,6 +84,20 @@ def celery_settings(url: str, prefix: str, visibility_timeout: int) -> dict[str,
     }
 
 
-def submit(sender: TaskSender, task: str, record_id: str) -> None:
-    """Sends `task` for the record `record_id` to the queue of that task."""
-    sender.send_task(task, (record_id, MESSAGE_VERSION), queue=_QUEUE_OF_TASK[task])
+def queue_keys(prefix: str, queue: str) -> list[str]:
+    """Redis lists that hold the messages of a queue, by priority."""
+    names = [f"{queue}{_SEPARATOR}{number}" if number else queue for number in PRIORITIES]
+    return [f"{prefix}:broker:{name}" for name in names]
+
+
+def submit(sender: TaskSender, task: str, record_id: str, priority: int = 0) -> None:
+    """Sends `task` for the record `record_id` to the queue of that task.
+
+    Arguments:
+        sender: A Celery application.
+        task: Its name.
+        record_id: What it is about.
+        priority: One of `PRIORITIES`; lower ones are taken first.
+    """
+    queue = _QUEUE_OF_TASK[task]
+    sender.send_task(task, (record_id, MESSAGE_VERSION), queue=queue, priority=priority)

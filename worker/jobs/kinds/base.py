@@ -139,6 +139,11 @@ class SpecBase(BaseModel):
         return None
 
     @property
+    def priority(self) -> int:
+        """Place in the queue, one of `worker.jobs.queues.PRIORITIES`: lower ones go first."""
+        return 0
+
+    @property
     def starts_warm(self) -> bool:
         """Whether the diffusion may start from the background instead of from pure noise."""
         return False

@@ -38,6 +38,11 @@ class ForecastSpec(SpecBase):
         return self.valid_time
 
     @property
+    def priority(self) -> int:
+        """After the analyses, which the next hour needs."""
+        return 3
+
+    @property
     def first_guess_until(self) -> datetime:
         """The analysis at the start itself."""
         return self.valid_time

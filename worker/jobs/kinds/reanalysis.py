@@ -38,6 +38,11 @@ class ReanalysisSpec(SpecBase):
         """The time the result is filed under."""
         return self.start
 
+    @property
+    def priority(self) -> int:
+        """After all that someone waits for: the past has time."""
+        return 6
+
     def plan(self, blanket: int, past: int = 0) -> WindowPlan:
         """The states of the period and its margins, at least one blanket long; see `SpecBase`."""
         wanted = self._hours(self.start, self.end) + 1
