@@ -16,6 +16,7 @@ from worker.jobs.manifest import AnalysisManifest
 router = APIRouter(prefix="/v1", tags=["analyses"])
 
 KINDS = ("filtering", "forecast", "reanalysis")
+FLAVOURS = ("early", "final")
 Kind = Literal["filtering", "forecast", "reanalysis"]
 AnalysisId = Annotated[str, Path(description="From a job or a list.", max_length=100)]
 FILE_RESPONSES = {
@@ -60,11 +61,14 @@ def list_analyses(
 def latest_analyses(
     request: Request, response: Response, gateway: GatewayDep, _: Reader
 ) -> dict[str, LatestAnalysis]:
-    """The newest analysis of each kind, for scripts that always fetch the same address."""
+    """The newest result of each kind (`filtering`) and of each kind and flavour
+    (`filtering/final`), for scripts that always fetch the same address."""
     response.headers["Cache-Control"] = "no-cache"
     root = request.scope.get("root_path", "")
-    found = {kind: gateway.analyses.latest(AnalysisFilter(kind)) for kind in KINDS}
-    return {kind: _latest(manifest, root) for kind, manifest in found.items() if manifest}
+    wanted = {kind: AnalysisFilter(kind) for kind in KINDS}
+    wanted |= {f"{k}/{f}": AnalysisFilter(k, f) for k in KINDS for f in FLAVOURS}
+    found = {name: gateway.analyses.latest(one) for name, one in wanted.items()}
+    return {name: _latest(manifest, root) for name, manifest in found.items() if manifest}
 
 
 def _latest(manifest: AnalysisManifest, root: str) -> LatestAnalysis:

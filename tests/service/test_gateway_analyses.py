@@ -170,6 +170,8 @@ def test_lists(start_gateway: StartGateway) -> None:
         latest = http.get("/v1/analyses/latest.json").json()
         assert latest["filtering"]["analysis_id"] == "an-5-b"
         assert latest["forecast"]["analysis_id"] == "fc-5"
+        assert latest["filtering/final"]["analysis_id"] == "an-5-b"
+        assert "filtering/early" not in latest
         file = latest["filtering"]["files"][0]
         assert http.get(file["url"]).content == b"2"
         assert file["sha256"] == hashlib.sha256(b"2").hexdigest()
