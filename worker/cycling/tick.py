@@ -17,6 +17,7 @@ import structlog
 from model.domain.errors import ConfigurationError
 from worker.cycling.arrivals import Arrivals
 from worker.cycling.due import Cycle, choose, decide, first_considered, is_too_old
+from worker.cycling.recover import recover
 from worker.cycling.settle import settle
 from worker.cycling.submit import submit_cycle
 from worker.jobs import clock
@@ -76,6 +77,7 @@ class Cycling:
     disk: DiskSettings
     _policy: PolicyFile = field(init=False)
     _arrivals: Arrivals = field(init=False)
+    _recovered: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._policy = PolicyFile(self.layout)
@@ -94,6 +96,9 @@ class Cycling:
         moves = settle(self.stores, self.sender, policy)
         if policy is None:
             return moves
+        if not self._recovered:
+            recover(self.stores.cycles, self.layout)
+            self._recovered = True
         moment = now or clock.now()
         return moves + self._decide(policy, moment) + self._submit(policy, moment)
 

@@ -13,6 +13,7 @@ from worker.jobs.cycle import CycleRecord, CycleState
 from worker.jobs.ids import new_id
 from worker.jobs.job import JobRecord, Problem, Progress
 from worker.jobs.layout import Layout
+from worker.jobs.manifest import AnalysisManifest
 from worker.jobs.store import Stores
 
 LEASE = timedelta(seconds=30)
@@ -78,8 +79,18 @@ class Installation:
         if fail:
             self.stores.jobs.fail(job.id, job.token, Problem(code="broken", message=fail))
         else:
+            self._publish(job)
             self.stores.jobs.succeed(job.id, job.token, Progress())
         return job
+
+    def _publish(self, job: JobRecord) -> None:
+        manifest = AnalysisManifest(
+            id=job.analysis_id, job_id=job.id, kind=job.kind, valid_time=job.spec.valid_time,
+            times=[], files=[], members=1, flavour=job.flavour, revision=job.revision,
+            cycle=job.cycle, cut_off=job.spec.observations.cut_off, spec=job.spec,
+        )  # fmt: skip
+        self.layout.analysis(job.analysis_id).mkdir()
+        self.layout.manifest(job.analysis_id).write_text(manifest.model_dump_json())
 
     def upload(self, arrived: datetime) -> BatchRecord:
         name = new_id("batch")

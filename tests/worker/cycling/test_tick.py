@@ -292,3 +292,26 @@ def test_a_lost_message_is_sent_again_by_the_next_scheduler(installation):
     job = installation.cycle("00Z_early").job_id
     assert installation.stores.jobs.get(job).state is JobState.QUEUED
     assert installation.messages.sent == [("appa.run_assimilation", job)]
+
+
+def test_after_the_loss_of_redis_nothing_published_is_made_again(installation):
+    installation.policy(forecast={"hours": [0], "lead_hours": 6})
+    installation.run_until(at(4, 10))
+    final = installation.cycle("00Z_final")
+    installation.stores.cycles.rerun(final, cut_off=at(4), decided=at(4))
+    installation.run_until(at(4, 11))
+    before = {c.id: c for c in installation.stores.cycles.select().items}
+    installation.stores.redis.delete(*installation.stores.redis.keys(f"{_prefix(installation)}:*"))
+    installation.run_until(at(4, 12))
+    assert installation.jobs() == []
+    after = {c.id: c for c in installation.stores.cycles.select().items}
+    assert after.keys() == before.keys()
+    for key, record in before.items():
+        for field in ("state", "revision", "analysis_id", "cut_off", "caught_up"):
+            assert getattr(after[key], field) == getattr(record, field), (key, field)
+    installation.run_until(at(4, 21))  # and it goes on
+    assert installation.cycle("04Z_early").state is PUBLISHED
+
+
+def _prefix(installation) -> str:
+    return installation.stores.keys.prefix
