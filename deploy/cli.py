@@ -15,6 +15,7 @@ __all__ = ["main"]
 GROUPS: dict[str, tuple[str, str]] = {
     "up": ("deploy.commands.up", "Run the whole system on this machine."),
     "demo": ("deploy.commands.demo", "Observations to analyses against a simulated truth."),
+    "rehearse": ("deploy.commands.rehearse", "A simulated day of cycles, and an audit of it."),
     "observations": ("deploy.commands.observations", "Inspect, ingest, query, compact."),
     "checkpoint": ("deploy.commands.checkpoint", "Import, check and compare weights."),
     "train": ("deploy.commands.train", "Nature run, autoencoder, denoiser."),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import yaml
 
@@ -20,6 +21,7 @@ __all__ = [
     "QUICK_PARTS",
     "Outage",
     "Scenario",
+    "day_scenario",
 ]
 
 HOUR = timedelta(hours=1)
@@ -135,6 +137,10 @@ class Scenario:
         """The last cut-off."""
         return self.cut_off(self.cycles[-1], Flavour.FINAL)
 
+    def speed_for(self, job_seconds: float) -> float:
+        """How fast the clock may run: an hour lasts as long as its two analyses, and a bit."""
+        return 3600.0 / (2.0 * job_seconds * 1.15)
+
     def policy(self) -> CyclePolicy:
         """What the installation is told in `cycles.yaml`."""
         return CyclePolicy.model_validate(
@@ -162,3 +168,28 @@ class Scenario:
         if self.checks:
             checks = {name: dict(values) for name, values in self.checks.items()}
             (layout.root / "checks.yaml").write_text(yaml.safe_dump(checks))
+
+
+def day_scenario(
+    hours: int, *, outage: bool = True, doubled: bool = False, **values: Any
+) -> Scenario:
+    """The usual day, scaled to `hours`: silence, copies, an outage in the middle, two kills.
+
+    Arguments:
+        hours: Cycles.
+        outage: Whether everything is killed for two hours.
+        doubled: Whether two schedulers and two model workers run, one of which is killed twice.
+        values: Further fields of the scenario.
+    """
+    middle = max(round(0.47 * hours), 1) + 0.3
+    return Scenario(
+        hours=hours,
+        silent_hour=round(0.3 * hours),
+        copied_hour=round(0.17 * hours),
+        outage_hours=(middle, middle + 2.0) if outage else None,
+        kills=(0.13 * hours, 0.7 * hours) if doubled else (),
+        schedulers=2 if doubled else 1,
+        model_workers=2 if doubled else 1,
+        settle_hours=max(hours // 4, 1),
+        **values,
+    )

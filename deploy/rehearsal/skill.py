@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from deploy.rehearsal.audit import Finding
+from deploy.rehearsal.case import Finding
 from deploy.rehearsal.drift import Trend, trend
 from deploy.rehearsal.evidence import Evidence
 from deploy.rehearsal.scenario import HOUR, Scenario

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from deploy.rehearsal.audit import Case
+from deploy.rehearsal.case import Case
 from deploy.rehearsal.content import Content
 from deploy.rehearsal.delivery import delivery_plan
 from deploy.rehearsal.evidence import (

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from deploy.rehearsal.audit import Case, audit, same_day
-from deploy.rehearsal.driver import Day, Pace, run_day
+from deploy.rehearsal.audit import audit, same_day
+from deploy.rehearsal.case import Case
+from deploy.rehearsal.day import Day, run_day
+from deploy.rehearsal.driver import Pace
 from deploy.rehearsal.scenario import QUICK_NETWORK, QUICK_PARTS, Scenario
 from model.checkpoints.save import save_checkpoint
 from tests.model.checkpoint_parts import tiny_model
