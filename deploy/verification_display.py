@@ -38,6 +38,14 @@ _COLUMNS = {
 }
 
 
+_STYLES = {
+    "rms_background": ("O−B", "#8d99ae", "-"),
+    "rms_analysis": ("O−A", "#1f77b4", "-"),
+    "withheld_rmse_background": ("withheld O−B", "#edae49", "--"),
+    "withheld_rmse_analysis": ("withheld O−A", "#d1495b", "--"),
+}
+
+
 @dataclass
 class Line:
     """One network and variable over all cycles: root mean squares and means, SI units."""
@@ -141,31 +149,26 @@ def draw(rows: Sequence[SeriesRow], path: Path, panels: int = 8) -> None:
     figure = Figure(figsize=(12, 2.2 * height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(height, 2, sharex=True, squeeze=False).ravel()
-    _panel(axes[0], rows, (ALL, ALL), {"chi2": ("chi-square of innovations", "#6a4c93", "-")})
-    axes[0].axhline(1.0, color="0.7", linewidth=0.8, zorder=0)
-    outside = [row.valid_time for row in rows if row.statistic == "outside_limits" and row.value]
-    for time in outside:
-        axes[0].axvline(time, color="#d1495b", linewidth=0.8, alpha=0.6)
-    _panel(
-        axes[1],
-        rows,
-        (ALL, ALL),
-        {"outside_limits": ("statistics outside their limits", "#d1495b", "-")},
-    )
-    styles = {
-        "rms_background": ("O−B", "#8d99ae", "-"),
-        "rms_analysis": ("O−A", "#1f77b4", "-"),
-        "withheld_rmse_background": ("withheld O−B", "#edae49", "--"),
-        "withheld_rmse_analysis": ("withheld O−A", "#d1495b", "--"),
-    }
+    _overview(axes[0], axes[1], rows)
     for axis, key in zip(axes[2:], chosen, strict=False):
-        _panel(axis, rows, key, styles)
+        _panel(axis, rows, key, _STYLES)
     for axis in axes[2 + len(chosen) :]:
         axis.set_visible(False)
     locator = AutoDateLocator(maxticks=8)
     axes[0].xaxis.set_major_locator(locator)
     axes[0].xaxis.set_major_formatter(ConciseDateFormatter(locator))
     figure.savefig(path, dpi=110)
+
+
+def _overview(left: Any, right: Any, rows: Sequence[SeriesRow]) -> None:
+    """All networks together: chi-square, and how many statistics were outside their limits."""
+    _panel(left, rows, (ALL, ALL), {"chi2": ("chi-square of innovations", "#6a4c93", "-")})
+    left.axhline(1.0, color="0.7", linewidth=0.8, zorder=0)
+    for row in rows:
+        if row.statistic == "outside_limits" and row.value > 0:
+            left.axvline(row.valid_time, color="#d1495b", linewidth=0.8, alpha=0.6)
+    style = {"outside_limits": ("statistics outside their limits", "#d1495b", "-")}
+    _panel(right, rows, (ALL, ALL), style)
 
 
 def _panel(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,21 +60,6 @@ def make_product(
     first_guess = None
     if not any(plan.tied):
         first_guess = _decode_written(background.latents, plan, warm)
-    provenance = {
-        "checkpoint": warm.name,
-        "checkpoint_sha256": warm.sha256,
-        "code_version": code_version(),
-        "seed": job.spec.seed,
-        "seeds": list(analysis.seeds),
-        "code_sha256": code_digest(),
-        "configuration": analysis.configuration,
-        "quality_control": plain(checked.parameters),
-        "gathered": gathered.isoformat(),
-        "batches": rows_of_batches(checked.feedback, StoreFiles(str(layout.observations))),
-        "observations_sha256": table_digest(checked.feedback),
-        "environment": environment(warm.model.device),
-        "device": str(warm.model.device),
-    }
     simulated = ("simulated",) if warm.model.card.simulated else ()
     caught_up = ("caught_up",) if job.cycle.get("caught_up") else ()
     flags = (*simulated, *caught_up, *background.flags, *analysis.flags)
@@ -88,12 +74,38 @@ def make_product(
         feedback=feedback,
         counts=count_outcomes(feedback),
         background_info=background.info,
-        provenance=provenance,
+        provenance=_provenance(job, warm, checked, analysis, layout, gathered),
         flags=tuple(dict.fromkeys(flags)),
     )
     if product.window is None:  # a forecast: nothing to compare it with yet
         return product
     return verified(product, layout, checked.background, found, decoded.tendency)
+
+
+def _provenance(
+    job: JobRecord,
+    warm: WarmModel,
+    checked: CheckedWindow,
+    analysis: Analysis,
+    layout: Layout,
+    gathered: datetime,
+) -> dict[str, Any]:
+    """Everything needed to make the result again."""
+    return {
+        "checkpoint": warm.name,
+        "checkpoint_sha256": warm.sha256,
+        "code_version": code_version(),
+        "seed": job.spec.seed,
+        "seeds": list(analysis.seeds),
+        "code_sha256": code_digest(),
+        "configuration": analysis.configuration,
+        "quality_control": plain(checked.parameters),
+        "gathered": gathered.isoformat(),
+        "batches": rows_of_batches(checked.feedback, StoreFiles(str(layout.observations))),
+        "observations_sha256": table_digest(checked.feedback),
+        "environment": environment(warm.model.device),
+        "device": str(warm.model.device),
+    }
 
 
 @dataclass(frozen=True, eq=False)
