@@ -48,8 +48,10 @@ from service.client_errors import (
     raise_for_problem,
 )
 from service.client_events import EventParser, JobEvent
+from service.client_feed import FeedEvent, FeedMethods
 from service.client_uploads import Source, UploadBody
 from service.client_verification import VerificationMethods
+from service.webhook_message import BadSignature, read_webhook
 from worker.jobs.batch import BatchRecord
 from worker.jobs.job import JobRecord
 from worker.jobs.manifest import AnalysisManifest, ManifestFile
@@ -58,6 +60,8 @@ __all__ = [
     "AppaClient",
     "AsyncAppaClient",
     "AuthenticationError",
+    "BadSignature",
+    "FeedEvent",
     "GatewayError",
     "IntegrityError",
     "InvalidRequestError",
@@ -66,10 +70,11 @@ __all__ = [
     "NotFoundError",
     "RateLimitedError",
     "UnavailableError",
+    "read_webhook",
 ]
 
 
-class AppaClient(CycleMethods, VerificationMethods):
+class AppaClient(CycleMethods, FeedMethods, VerificationMethods):
     """A gateway, seen from Python.
 
     Arguments:

@@ -25,6 +25,7 @@ from service.client_cycles import AsyncCycleMethods
 from service.client_download import Download, OnBytes
 from service.client_errors import GatewayError, UnavailableError, raise_for_problem
 from service.client_events import EventParser, JobEvent
+from service.client_feed import AsyncFeedMethods
 from service.client_uploads import Source, UploadBody
 from service.client_verification import AsyncVerificationMethods
 from worker.jobs.batch import BatchRecord
@@ -34,7 +35,7 @@ from worker.jobs.manifest import AnalysisManifest, ManifestFile
 __all__ = ["AsyncAppaClient"]
 
 
-class AsyncAppaClient(AsyncCycleMethods, AsyncVerificationMethods):
+class AsyncAppaClient(AsyncCycleMethods, AsyncFeedMethods, AsyncVerificationMethods):
     """A gateway, seen from asyncio.
 
     Arguments:
