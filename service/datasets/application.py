@@ -4,6 +4,7 @@ from collections import OrderedDict
 from threading import Lock
 from typing import Any
 
+import structlog
 import xarray as xr
 import zarr
 from fastapi import FastAPI
@@ -19,6 +20,8 @@ from service.datasets.library import DatasetLibrary
 from service.datasets.opendap import OpenDap
 from service.problems import add_problem_handlers, problem_response
 from service.version import VERSION
+
+log = structlog.get_logger()
 
 
 class PublishedAnalyses(Plugin):
@@ -84,6 +87,13 @@ class DataRest(Rest):
         return self.derived
 
 
+async def _misfit(request: Request, error: Exception) -> Response:
+    """What the plugins raise for queries that name what is not in the data set."""
+    log.info("query_refused", path=request.url.path, error=repr(error)[:300])
+    detail = f"The query does not fit the data set: {type(error).__name__}: {error}."
+    return problem_response(request, "invalid_input", detail[:500])
+
+
 async def _unforeseen(request: Request, error: Exception) -> Response:
     detail = f"The data set could not be read: {type(error).__name__}. The log has the cause."
     return problem_response(request, "internal_error", detail)
@@ -109,5 +119,7 @@ def build_application(library: DatasetLibrary) -> FastAPI:
     rest = DataRest(plugins={plugin.name: plugin for plugin in plugins}, app_kws=about)
     app = rest.app
     add_problem_handlers(app)
+    for misfit in (LookupError, TypeError, ValueError, NotImplementedError):
+        app.add_exception_handler(misfit, _misfit)
     app.add_exception_handler(Exception, _unforeseen)
     return app

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import cf_xarray  # noqa: F401  (the plugin uses its accessor)
 import numpy as np
 import xarray as xr
 import xpublish_edr.plugin as upstream
 from fastapi import APIRouter, Depends
 from xpublish.plugins import Dependencies, hookimpl
+from xpublish_edr import metadata
 from xpublish_edr.query import output_formats
 
 from service.datasets.opening import HDF5_LOCK
@@ -51,7 +53,30 @@ def _alone(write: Callable[[xr.Dataset], Any]) -> Callable[[xr.Dataset], Any]:
     return written
 
 
+def _metadata(dataset: xr.Dataset, formats: list[str]) -> Any:
+    """The library's description, of each column once."""
+    longitude = dataset["longitude"].values
+    once = dataset.isel(longitude=(longitude >= -180.0) & (longitude < 180.0))
+    return metadata.collection_metadata(once, formats)
+
+
+def _vertical_extent(dataset: xr.Dataset) -> Any:
+    """Levels as numbers; the library's own function gives a text, which its model refuses."""
+    if "Z" not in dataset.cf:
+        return None
+    levels = dataset.cf["Z"]
+    units, positive = levels.attrs.get("units", "1"), levels.attrs.get("positive", "up")
+    return metadata.VerticalExtent(
+        interval=[float(levels.min()), float(levels.max())],
+        values=levels.values.tolist(),
+        vrs=f"VERTCRS[VERT_CS['unknown'],AXIS['Z',{positive}],UNIT[{units},1]]",
+    )
+
+
+# The plugin looks these up when it answers.
 upstream.output_formats = _formats
+upstream.collection_metadata = _metadata
+metadata.vertical_extent = _vertical_extent
 
 
 class Edr(upstream.CfEdrPlugin):  # type: ignore[misc]

@@ -1,0 +1,80 @@
+"""Analyses written by the real output writers and published the way a worker does."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import acting_worker
+import numpy as np
+
+from model.domain.grids import Grid
+from model.domain.observations import FEEDBACK_SCHEMA, empty_table
+from model.domain.variables import channels
+from model.domain.windows import AssimilationWindow
+from worker.jobs.job import JobRecord
+from worker.jobs.kinds import FilteringSpec, ForecastSpec
+from worker.jobs.layout import Layout
+from worker.outputs.netcdf import write_product as write_netcdf
+from worker.outputs.product import Product
+from worker.outputs.zarr import write_product as write_zarr
+
+GRID = Grid("small", "regular", 13, 24)
+LEVELS = (500, 850)
+NOON = datetime(2025, 3, 20, 12, tzinfo=UTC)
+
+
+def product(kind: str, valid: datetime, seed: int) -> Product:
+    """Random states: three members, two levels, dry everywhere; no sea surface at five columns."""
+    if kind == "forecast":
+        spec = ForecastSpec(valid_time=valid, lead_hours=3, members=3)
+        times = tuple(valid + timedelta(hours=h) for h in (1, 2, 3))
+    else:
+        spec = FilteringSpec(valid_time=valid, members=3)
+        times = (valid,)
+    names = channels(LEVELS)
+    rng = np.random.default_rng(seed)
+    states = rng.normal(280.0, 5.0, (3, len(times), len(names), *GRID.shape)).astype(np.float32)
+    for c, channel in enumerate(names):
+        if channel.variable == "total_precipitation":
+            states[:, :, c] = 0.0
+        if channel.variable == "sea_surface_temperature":
+            states[:, :, c, :, :5] = np.nan
+    return Product(
+        job=JobRecord(id="job-x", spec=spec, analysis_id="an-x"),
+        times=times,
+        states=states,
+        background=None,
+        grid=GRID,
+        channels=names,
+        window=None
+        if kind == "forecast"
+        else AssimilationWindow(valid - timedelta(hours=6), valid),
+        feedback=empty_table(FEEDBACK_SCHEMA),
+        counts={"used": 3, "background_check": 1},
+        provenance={"seeds": [1, 2, 3], "configuration": {"quoted": 'a "b" \\ c'}},
+    )
+
+
+def publish(
+    layout: Layout,
+    analysis_id: str,
+    folder: Path,
+    *,
+    kind: str = "filtering",
+    valid: datetime = NOON,
+    seed: int = 0,
+    form: str = "netcdf",
+    flavour: str = "",
+) -> Path:
+    """The data file of a published analysis."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write = write_zarr if form == "zarr" else write_netcdf
+    [(path, _)] = write(product(kind, valid, seed), folder)
+    target = acting_worker.publish(
+        layout,
+        analysis_id,
+        {path.name: path.read_bytes()},
+        valid=valid,
+        kind=kind,
+        flavour=flavour,
+    )
+    return target / path.name
