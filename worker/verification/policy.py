@@ -38,7 +38,7 @@ _DEFAULT_RULES = [
     ControlRule(statistic="withheld_rmse_analysis", side="high"),
     ControlRule(statistic="bias_background"),
     ControlRule(statistic="spread_skill"),
-    ControlRule(statistic="used", same_hour=True, absent_is_zero=True),
+    ControlRule(statistic="used_new", same_hour=True, absent_is_zero=True),
 ]
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from model.diagnostics.departures import DepartureStatistics, departure_statistics
-from worker.columns import codes, kept, numbers, set_column
+from worker.columns import BoolArray, codes, kept, numbers, set_column, times
 from worker.jobs.verification_series import ALL, SCORES_VERSION
 from worker.outputs.product import Product
 from worker.verification.equivalents import Equivalents
@@ -22,7 +23,7 @@ from worker.verification.rows import (
 from worker.verification.states import StateScore, score_states
 from worker.verification.withheld import WithheldScore, score_withheld
 
-__all__ = ["Report", "verify_product"]
+__all__ = ["Report", "new_values", "verify_product"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Report:
 
     Attributes:
         used: Values used, by network.
-        chi2: Mean of (O-B)² over error plus background variance of all values used.
+        used_new: Those of them that the background had not seen.
+        chi2: Mean of (O-B)² over error plus background variance of the new values.
         departures: By network, variable and layer, the layers together included.
         withheld: Likewise, of the stations kept back.
         states: Spectra and balance.
@@ -39,6 +41,7 @@ class Report:
     """
 
     used: Mapping[str, int]
+    used_new: Mapping[str, int]
     chi2: float | None
     departures: tuple[DepartureStatistics, ...]
     withheld: tuple[WithheldScore, ...]
@@ -49,7 +52,7 @@ class Report:
     def rows(self) -> list[Row]:
         """Everything for the time series."""
         return [
-            *count_rows(self.used, self.chi2),
+            *count_rows(self.used, self.used_new, self.chi2),
             *departure_rows(self.departures),
             *withheld_rows(self.withheld),
             *state_rows(self.states, self.members),
@@ -67,6 +70,7 @@ class Report:
             "version": SCORES_VERSION,
             "chi2": self.chi2,
             "used": dict(self.used),
+            "used_new": dict(self.used_new),
             "departures": lines,
             "withheld": [asdict(line) for line in self.withheld if line.layer == ALL],
             "states": [asdict(line) for line in self.states],
@@ -90,11 +94,13 @@ def verify_product(
     job, feedback = product.job, product.feedback
     moment = int(product.reference_time.timestamp()) // 3600
     rng = np.random.default_rng([job.spec.seed, moment])
-    withheld = score_withheld(feedback, background, analysis, rng)
+    new = new_values(feedback, product.background_info)
+    withheld = score_withheld(feedback, background, analysis, rng, new)
     assumed = analysis.errors_of(numbers(feedback, "obs_error"))
     feedback = set_column(feedback, "obs_error", assumed)
     members = background.members if background is not None else None
-    departures = departure_statistics(feedback, members=members, overall=True)
+    fresh = feedback.filter(pa.array(new))
+    departures = departure_statistics(fresh, members=members, overall=True)
     states = score_states(
         product.states[:, -1],
         None if product.background is None else product.background[:, -1],
@@ -106,12 +112,30 @@ def verify_product(
         states += [StateScore(n, ALL, v, None) for n, v in zip(names, tendency, strict=True)]
     return Report(
         _used(feedback),
-        _chi2(feedback),
+        _used(fresh),
+        _chi2(fresh),
         tuple(departures),
         tuple(withheld),
         tuple(states),
         product.members,
     )
+
+
+def new_values(feedback: pa.Table, background: Mapping[str, Any]) -> BoolArray:
+    """Rows observed after the analysis that the background continues; all after a cold start.
+
+    Windows overlap: the previous analysis has seen most of the observations of this one, so that
+    their O-B is no innovation; chi-square and Desroziers estimates would come out too small. With
+    new values only, no value enters the statistics of two cycles either.
+
+    Arguments:
+        feedback: A table with the column `time`.
+        background: Of the product: its source and last valid time.
+    """
+    if background.get("source") != "previous_analysis" or "valid_time" not in background:
+        return np.ones(len(feedback), dtype=bool)
+    last = datetime.fromisoformat(background["valid_time"])
+    return times(feedback) > int(last.timestamp()) * 1_000_000_000
 
 
 def _used(feedback: pa.Table) -> dict[str, int]:
@@ -122,7 +146,7 @@ def _used(feedback: pa.Table) -> dict[str, int]:
 
 
 def _chi2(feedback: pa.Table) -> float | None:
-    """Innovations over their expected variance, mean over all values used that have one."""
+    """Innovations over their expected variance, mean over the values used that have one."""
     used = feedback.filter(pa.array(kept(feedback)))
     innovation = numbers(used, "background_departure")
     variance = numbers(used, "obs_error") ** 2

@@ -90,18 +90,21 @@ def state_rows(lines: Iterable[StateScore], members: int) -> Iterator[Row]:
             yield Row(STATES, ALL, line.level, f"{name}_ratio", ratio, members)
 
 
-def count_rows(used: Mapping[str, int], chi2: float | None) -> Iterator[Row]:
-    """Values used, of all networks together and of each, and the chi-square of all.
+def count_rows(
+    used: Mapping[str, int], new: Mapping[str, int], chi2: float | None
+) -> Iterator[Row]:
+    """Values used, of all networks together and of each, and the chi-square of the new ones.
 
     Arguments:
         used: Values used by network.
-        chi2: Of all values used together.
+        new: Those of them that the background had not seen.
+        chi2: Of all new values together.
     """
-    total = sum(used.values())
-    for network, count in {ALL: total, **used}.items():
-        yield Row(network, ALL, ALL, "used", float(count), count)
+    for statistic, counts in (("used", used), ("used_new", new)):
+        for network, count in {ALL: sum(counts.values()), **counts}.items():
+            yield Row(network, ALL, ALL, statistic, float(count), count)
     if chi2 is not None:
-        yield Row(ALL, ALL, ALL, "chi2", chi2, total)
+        yield Row(ALL, ALL, ALL, "chi2", chi2, sum(new.values()))
 
 
 def series_table(entry: SeriesEntry, rows: Sequence[Row]) -> pa.Table:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from model.diagnostics.departures import LAYERS, layer_names
 from model.domain.observations import QC_FLAGS
-from worker.columns import is_one_of, numbers
+from worker.columns import BoolArray, is_one_of, numbers
 from worker.verification.ensemble import fair_crps, flatness, outlier_ratio, ranks
 from worker.verification.equivalents import Equivalents
 
@@ -71,6 +71,7 @@ def score_withheld(
     background: Equivalents | None,
     analysis: Equivalents,
     rng: np.random.Generator,
+    among: BoolArray | None = None,
 ) -> list[WithheldScore]:
     """Scores of the rows that were kept back and passed all other checks before.
 
@@ -79,13 +80,14 @@ def score_withheld(
         background: H(x_b), at least at the rows that have any.
         analysis: H(x_a), likewise.
         rng: Draws observation errors for the ranks.
+        among: Rows that may count, with shape (rows,); None for all.
 
     Returns:
         One entry for each network, variable and layer, and one for all layers of a network and
         variable, in alphabetical order.
     """
-    chosen = np.flatnonzero(is_one_of(feedback, "rejected_by", [QC_FLAGS["withheld"].name]))
-    analysis = analysis.at(chosen)
+    withheld = is_one_of(feedback, "rejected_by", [QC_FLAGS["withheld"].name])
+    analysis = analysis.at(np.flatnonzero(withheld if among is None else withheld & among))
     if not len(analysis.rows):
         return []
     sub = feedback.take(analysis.rows)

@@ -127,9 +127,9 @@ def test_counts_are_compared_with_the_same_hour_and_a_lost_network_is_found():
     rng = np.random.default_rng(4)
     outside = {}
     for number in range(24 * 10 + 13):
-        rows = [row("used", 5000 + rng.normal(0, 50), 5000, "synop", "all")]
+        rows = [row("used_new", 5000 + rng.normal(0, 50), 5000, "synop", "all")]
         if number % 12 == 0 and number != 24 * 10 + 12:
-            rows.append(row("used", 600 + rng.normal(0, 8), 600, "temp", "all"))
+            rows.append(row("used_new", 600 + rng.normal(0, 8), 600, "temp", "all"))
         found = series.step(number, rows)
         if found.outside:
             outside[number] = [(o.network, o.value) for o in found.outside]

@@ -81,7 +81,7 @@ def test_manifest_and_series_hold_the_scores(layout, models):
     manifest = run(layout, models, flavour="early")
     scores = manifest.scores
     assert set(scores) == {
-        "version", "chi2", "used", "departures", "withheld", "states", "control",
+        "version", "chi2", "used", "used_new", "departures", "withheld", "states", "control",
     }  # fmt: skip
     kept_back = set(WITHHELD) | {NAMED}
     assert manifest.observations["withheld"] == len(kept_back)
@@ -91,7 +91,7 @@ def test_manifest_and_series_hold_the_scores(layout, models):
     )  # fmt: skip
     assert sum(line["analysis"]["ranks"]) == sum(line["background"]["ranks"]) == len(kept_back)
     assert line["analysis"]["rmse"] > 0 and line["analysis"]["crps"] > 0
-    assert scores["used"] == {"synop": manifest.observations["used"]}
+    assert scores["used"] == scores["used_new"] == {"synop": manifest.observations["used"]}
     assert [d["layer"] for d in scores["departures"]] == ["all"]
     assert scores["departures"][0]["count"] == manifest.observations["used"]
     assert scores["chi2"] == pytest.approx(scores["departures"][0]["chi2"])
@@ -121,6 +121,32 @@ def test_departures_in_the_feedback_give_the_withheld_error(layout, models):
     assert line["analysis"]["rmse"] == pytest.approx(np.sqrt(np.mean(departure**2)), rel=1e-6)
     assert line["analysis"]["bias"] == pytest.approx(departure.mean(), rel=1e-6)
     assert "control" not in manifest.scores  # outside the cycles
+
+
+def test_values_that_the_background_had_seen_are_no_innovations(layout, models):
+    first = run(layout, models, "an-first")
+    mark_restart(layout, first)
+    mean = float(models.models[0].model.state_normalisation.mean[0])
+    later = np.datetime64(NOON.replace(tzinfo=None), "ns") + np.timedelta64(50, "m")
+    table = make_table(STATIONS, batch_id="b2", time=later, obs_value=np.full(STATIONS, mean + 0.5))
+    store = ObservationStore(str(layout.observations))
+    store.publish(assign_errors(table), "b2", RECEIVED)
+    spec = FilteringSpec(
+        valid_time=NOON + timedelta(hours=1),
+        members=3,
+        steps=3,
+        window_hours=3,
+        outputs=["feedback"],
+        observations={"withhold": 0.3, "withhold_stations": [NAMED]},
+    )
+    second = run(layout, models, "an-second", spec=spec)
+    assert second.background["analysis_id"] == first.id
+    used = first.observations["used"]
+    assert second.observations["used"] == 2 * used
+    assert second.scores["used"] == {"synop": 2 * used}
+    assert second.scores["used_new"] == {"synop": used}
+    assert second.scores["departures"][0]["count"] == used
+    assert second.scores["withheld"][0]["count"] == first.scores["withheld"][0]["count"]
 
 
 def past_cycles(layout, count, chi2):
