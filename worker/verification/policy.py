@@ -51,8 +51,8 @@ class ControlPolicy(BaseModel):
     flavours: list[str] = Field(
         default=["early", "final"], description="Analyses watched, each against its own kind."
     )
-    cycles: int = Field(default=240, ge=8, le=5000, description="Cycles looked back on.")
-    minimum: int = Field(default=24, ge=5, description="Cycles needed before limits apply.")
+    cycles: int = Field(default=360, ge=8, le=5000, description="Cycles looked back on.")
+    minimum: int = Field(default=20, ge=5, description="Cycles needed before limits apply.")
     minimum_same_hour: int = Field(
         default=7, ge=5, description="The same for statistics compared by the hour of the day."
     )

@@ -161,7 +161,7 @@ def test_policy_file(tmp_path):
     assert read_control_policy(path) == ControlPolicy()
     path.write_text("sigmas: 4\nrules: [{statistic: chi2, networks: [all], side: high}]\n")
     found = read_control_policy(path)
-    assert (found.sigmas, found.cycles, len(found.rules)) == (4.0, 240, 1)
+    assert (found.sigmas, found.cycles, len(found.rules)) == (4.0, 360, 1)
     for text, said in (
         ("sigma: 4", "sigma"), ("rules: [{side: up}]", "rules.0"), ("[", "readable"), ("- 1", "file"),
     ):  # fmt: skip
