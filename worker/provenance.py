@@ -4,7 +4,6 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=1)
 def code_digest() -> str:
     """SHA-256 over the sources of model and worker: versions alone do not tell edits apart."""
+    return _CODE
+
+
+def _digest_of_sources() -> str:
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for package in _SOURCES:
@@ -77,3 +79,7 @@ def from_plain(value: Any) -> Any:
     if isinstance(value, list):
         return [from_plain(v) for v in value]
     return _INFINITE.get(value, value) if isinstance(value, str) else value
+
+
+_CODE = _digest_of_sources()
+"""Taken when this process starts: files may be replaced under a worker that runs."""

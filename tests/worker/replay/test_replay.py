@@ -16,7 +16,6 @@ from worker.replay.replay import replay
 from worker.replay.verdict import Finding, Outcome, Verdict
 from worker.restart import RESTART_NAME, Restart, read_restart, write_restart
 
-
 LARGER = {
     "entries": [
         {"report_types": ["synop"], "variable": "2m_temperature", "error": 9.0, "source": "test"}
