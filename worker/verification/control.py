@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from worker.jobs.layout import Layout
 from worker.jobs.verification_series import (
+    SeriesEntry,
     SeriesFilter,
     find_series,
     newest_revisions,
@@ -29,7 +30,8 @@ from worker.verification.rows import Row
 __all__ = ["Control", "Outside", "check_limits", "robust_limits", "trailing_series"]
 
 _MAD_TO_SIGMA = 1.4826
-_REACH = timedelta(hours=24)
+_STEPS = timedelta(hours=2), timedelta(hours=24)
+"""Cycles are seldom further apart than the first, and never than the second."""
 Key = tuple[str, str, str, str]
 
 
@@ -79,10 +81,13 @@ def trailing_series(
         before: Valid time, exclusive.
         policy: How many cycles, which statistics.
     """
-    # Cycles are at most a day apart, so that older folders need not be listed.
-    start = before - policy.cycles * _REACH
-    found = find_series(layout, start, before - timedelta(seconds=1), [flavour])
-    entries = newest_revisions(found)[-policy.cycles :]
+    entries: list[SeriesEntry] = []
+    for step in _STEPS:  # folders of years ago need not be listed for hourly cycles
+        start = before - policy.cycles * step
+        found = find_series(layout, start, before - timedelta(seconds=1), [flavour])
+        entries = newest_revisions(found)[-policy.cycles :]
+        if len(entries) == policy.cycles:
+            break
     names = sorted({rule.statistic for rule in policy.rules})
     every = any(not rule.layers for rule in policy.rules)
     layers = () if every else sorted({name for rule in policy.rules for name in rule.layers})

@@ -154,6 +154,11 @@ def test_trailing_cycles_are_those_before_of_the_same_flavour_in_their_newest_re
     assert found["value"].to_pylist() == [2.0, 3.0, 4.0, 5.0, 66.0, 7.0, 8.0, 9.0]
     assert set(found["statistic"].to_pylist()) == {"chi2"}
     assert len(read_series(layout, [])) == 0
+    # Cycles a day apart are found, too.
+    for day in range(2, 7):
+        put(24 * day, "final", 2, float(24 * day))
+    found = trailing_series(layout, "final", START + 168 * HOUR, policy(cycles=8))
+    assert found["value"].to_pylist() == [10.0, 11.0, 30.0, 48.0, 72.0, 96.0, 120.0, 144.0]
 
 
 def test_policy_file(tmp_path):
