@@ -24,6 +24,7 @@ from model.nn.precision import Precision, reduced_precision
 from model.normalisation import LatentNormalisation, StateNormalisation
 from model.operators.domain import ModelDomain, Statics
 from model.schedule import SCHEDULES, NoiseSchedule
+from model.tangent_decoder import TangentDecoder
 
 __all__ = ["LatentModel"]
 
@@ -175,9 +176,11 @@ class LatentModel(nn.Module):
         base = self.denoise.base
         return base.conditional_filter if isinstance(base, ZonalGaussianPrior) else None
 
-    def decode_tangent(self, latents: Tensor) -> Tensor:
+    @cached_property
+    def decode_tangent(self) -> TangentDecoder:
         """Like `decode` without mask, by a linear map that is cheap to differentiate."""
-        return self.state_normalisation.physical(self.tangent(latents))
+        of_states = self.state_normalisation
+        return TangentDecoder(lambda: self.tangent, of_states.mean, of_states.std)
 
     @cached_property
     @torch.no_grad()

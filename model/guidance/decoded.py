@@ -6,9 +6,9 @@ those; then each blanket's operator sees the states of all its members at once.
 
 __all__ = ["DecodedObservations", "ObservationsOfStates"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.guidance.base import BlanketRows, Decode, Observed
+from model.tangent_decoder import TangentDecoder
 
 
 class ObservationsOfStates(Protocol):
@@ -34,7 +35,7 @@ class ObservationsOfStates(Protocol):
     def error_std(self) -> Tensor: ...
 
     @property
-    def operator(self) -> Callable[[Tensor], Tensor]: ...
+    def operator(self) -> Any: ...
 
     @property
     def time_support(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -120,6 +121,8 @@ class DecodedObservations:
         )
 
     def _predict(self, groups: Sequence[_Group], width: int, x: Tensor) -> Tensor:
+        if isinstance(self._decode, TangentDecoder):
+            return self._predict_tangent(self._decode, groups, width, x)
         decoded = self._decode(torch.cat([g.select(x) for g in groups]))
         total = x.new_zeros(len(x), width)
         start = 0
@@ -129,4 +132,15 @@ class DecodedObservations:
             y = torch.nn.functional.pad(y, (0, width - y.shape[1]))
             total = total.index_add(0, g.rows, y)
             start = stop
+        return total
+
+    def _predict_tangent(
+        self, decode: TangentDecoder, groups: Sequence[_Group], width: int, x: Tensor
+    ) -> Tensor:
+        """The same, decoding only the values that the operators read."""
+        total = x.new_zeros(len(x), width)
+        for g in groups:
+            operator = g.observations.operator
+            y = operator.observe(decode.at(x[g.rows], operator)).to(x)
+            total = total.index_add(0, g.rows, torch.nn.functional.pad(y, (0, width - y.shape[1])))
         return total
