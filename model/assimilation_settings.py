@@ -9,6 +9,7 @@ from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance import GuidanceSettings
 from model.guidance.mmps import MMPSSettings
 from model.guidance.prior_covariance import PriorCovarianceSettings
+from model.guidance.prior_start import PriorStartSettings
 from model.latent_model import LatentModel
 from model.sampling import SamplerSettings
 from model.warm_start import WarmStartSettings
@@ -24,7 +25,7 @@ class AssimilationSettings:
         start: What a cold start starts from: `noise`, or `prior`: members of the posterior under
             the checkpoint's closed-form prior, re-noised as `entry` says.
         entry: Where a start from the prior enters.
-        prior_solve: How the system of a start from the prior is solved.
+        prior_solve: How the systems of a start from the prior are solved.
         guidance: The guidance and its settings; the type says which method.
         mode: How blankets are composed, one of `model.trajectory.MODES`.
         tie_error_std: One standard deviation of tied states, in latent units.
@@ -36,9 +37,7 @@ class AssimilationSettings:
     warm: WarmStartSettings = field(default_factory=WarmStartSettings)
     start: Literal["noise", "prior"] = "noise"
     entry: WarmStartSettings = field(default_factory=lambda: WarmStartSettings(0.1, 1))
-    prior_solve: PriorCovarianceSettings = field(
-        default_factory=lambda: PriorCovarianceSettings(iterations=80, steps=2)
-    )
+    prior_solve: PriorStartSettings = field(default_factory=PriorStartSettings)
     guidance: GuidanceSettings = field(default_factory=MMPSSettings)
     mode: str = "symmetrical"
     tie_error_std: float = 0.05
@@ -52,7 +51,6 @@ def recommended_settings(latent_model: LatentModel) -> AssimilationSettings:
         return AssimilationSettings()
     return AssimilationSettings(
         start="prior",
-        prior_solve=PriorCovarianceSettings(iterations=60, tolerance=0.005),
         warm=WarmStartSettings(sigma=0.5, steps=3),
         guidance=PriorCovarianceSettings(iterations=8, tolerance=0.1),
         # The members are not known better than that, and a tighter tie takes longer to solve.

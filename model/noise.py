@@ -6,7 +6,7 @@ sub-batches, the rank that holds the state, or states that were added only to fi
 azula's samplers draw with `torch.randn_like` from the global generator, which has none of this.
 """
 
-__all__ = ["MemberNoise", "Noise", "RecordedNoise"]
+__all__ = ["MemberNoise", "Noise", "RecordedNoise", "mirror"]
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -23,6 +23,11 @@ class Noise(Protocol):
         """The next draw, with the shape, type and device of `like`."""
 
 
+def mirror(member: int) -> tuple[int, int]:
+    """Number of the member whose noise a member of a mirrored ensemble shares, and the sign."""
+    return member - member % 2, 1 - 2 * (member % 2)
+
+
 class MemberNoise:
     """Seeded noise of a trajectory of several members.
 
@@ -32,15 +37,23 @@ class MemberNoise:
         hours: The valid time of each of the T states, in whole hours since an epoch.
         stream: Separates noises of one job that must differ, such as those of two passes of a
             forecast.
+        mirrored: Whether each odd member has the noise of the even one before it with the sign
+            changed: what is linear in the noise then cancels in the mean of a pair.
     """
 
     def __init__(
-        self, seed: int, members: Sequence[int], hours: Sequence[int], stream: int = 0
+        self,
+        seed: int,
+        members: Sequence[int],
+        hours: Sequence[int],
+        stream: int = 0,
+        mirrored: bool = False,
     ) -> None:
         self.seed = seed
         self.members = tuple(members)
         self.hours = tuple(hours)
         self.stream = stream
+        self.mirrored = mirrored
         self.draws = 0
 
     def _state(self, member: int, hour: int, shape: Sequence[int]) -> Tensor:
@@ -55,10 +68,11 @@ class MemberNoise:
         Arguments:
             like: A tensor with shape (M, T, *).
         """
-        rows = [
-            torch.stack([self._state(member, hour, like.shape[2:]) for hour in self.hours])
-            for member in self.members
-        ]
+        rows = []
+        for member in self.members:
+            twin, sign = mirror(member) if self.mirrored else (member, 1)
+            drawn = [self._state(twin, hour, like.shape[2:]) for hour in self.hours]
+            rows.append(sign * torch.stack(drawn))
         self.draws += 1
         return torch.stack(rows).to(like)
 

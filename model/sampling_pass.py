@@ -84,7 +84,8 @@ def sample_pass(
     model, length = job.model, part.blankets.length
     times = [job.plan.times[0] + timedelta(hours=part.first + i) for i in range(length)]
     hours = [hours_since_epoch(time) for time in times]
-    noise = MemberNoise(job.seed, job.members, hours, stream=number)
+    mirrored = job.settings.start == "prior" and job.settings.prior_solve.mirrored
+    noise = MemberNoise(job.seed, job.members, hours, stream=number, mirrored=mirrored)
     start = latents.new_zeros(len(job.members), length, *model.latent_shape)
     dates = torch.tensor([[t.year, t.month, t.day, t.hour] for t in times])
     conditions = _conditions(job, part, latents, known)

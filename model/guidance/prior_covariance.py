@@ -17,6 +17,7 @@ __all__ = [
     "Analysed",
     "PriorCovariance",
     "PriorCovarianceSettings",
+    "Tangent",
     "build_prior_covariance",
     "gauss_newton",
 ]
@@ -139,7 +140,7 @@ def gauss_newton(
             seen.present, (seen.values - seen.predict(x)) / seen.error_std, 0.0
         )
         before = innovation if before is None else before
-        point = _Tangent(tangent, x)
+        point = Tangent(tangent, x)
         right = innovation + point.forward(x - x_hat)
         increment, iterations = variational_increment(
             covariance,
@@ -175,7 +176,7 @@ def build_prior_covariance(
     )
 
 
-class _Tangent:
+class Tangent:
     """Derivative of the whitened equivalents at a state, by reverse mode both ways.
 
     The derivative of the adjoint with respect to its argument is the forward derivative, so no

@@ -4,8 +4,15 @@ A draw :math:`x_b` of the prior and perturbed observations :math:`y + \epsilon` 
 
 .. math:: x = x_b + C H^\top (H C H^\top + R)^{-1} \left( y + \epsilon - H(x_b) \right)
 
-which is a draw of the posterior where the operator is linear. Noise of an intermediate level is
-then added and the network takes over: it need not find again what linear algebra knows.
+which is a draw of the posterior where the operator is linear. With the posterior mean
+:math:`\bar x` and :math:`p = x_b - \mu` it is, by the same linearity,
+
+.. math:: x = \bar x + p + C H^\top (H C H^\top + R)^{-1} \left( \epsilon - H p \right)
+
+so the mean, which every member shares, is solved once and well, the deviations in fewer
+iterations, and for a pair of members of opposite noise once: their mean is the posterior mean.
+Noise of an intermediate level is then added and the network takes over: it need not find again
+what linear algebra knows.
 
 References:
     | Randomize-Then-Optimize: A Method for Sampling from Posterior Distributions in Nonlinear
@@ -13,9 +20,10 @@ References:
     | https://doi.org/10.1137/140964023
 """
 
-__all__ = ["PriorStart"]
+__all__ = ["PriorStart", "PriorStartSettings"]
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,7 +32,35 @@ from torch import Tensor
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import BlanketRows, Denoise, Observed
 from model.guidance.conditions import Conditions
-from model.guidance.prior_covariance import PriorCovarianceSettings, gauss_newton
+from model.guidance.prior_covariance import PriorCovarianceSettings, Tangent, gauss_newton
+from model.noise import mirror
+from model.variational_solve import variational_increment
+
+
+@dataclass(frozen=True)
+class PriorStartSettings:
+    """How the systems are solved.
+
+    Attributes:
+        iterations: The largest number of conjugate gradients for the posterior mean.
+        tolerance: Of its residual, relative to the right-hand side.
+        steps: Gauss-Newton steps of the mean.
+        member_iterations: The largest number for the deviation of a member from the mean.
+        member_tolerance: Of that residual: an error here is an error of the spread alone.
+        mirrored: Whether members come in pairs of opposite noise.
+    """
+
+    iterations: int = 60
+    tolerance: float = 0.005
+    steps: int = 1
+    member_iterations: int = 30
+    member_tolerance: float = 0.03
+    mirrored: bool = True
+
+    @property
+    def mean(self) -> PriorCovarianceSettings:
+        """For the posterior mean."""
+        return PriorCovarianceSettings(self.iterations, self.steps, self.tolerance)
 
 
 class PriorStart:
@@ -35,7 +71,7 @@ class PriorStart:
         conditions: The observations.
         seed: Of the perturbations of the observations.
         members: Number of each member.
-        settings: How the system is solved.
+        settings: How the systems are solved.
     """
 
     def __init__(
@@ -44,7 +80,7 @@ class PriorStart:
         conditions: Conditions,
         seed: int,
         members: tuple[int, ...],
-        settings: PriorCovarianceSettings,
+        settings: PriorStartSettings,
     ) -> None:
         self.prior = prior
         self.observations = conditions.observations()
@@ -52,6 +88,7 @@ class PriorStart:
         self.seed = seed
         self.members = members
         self.settings = settings
+        self._means: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def __call__(
@@ -59,21 +96,76 @@ class PriorStart:
     ) -> Tensor:
         """White noise (B, K, c, h, w) to members with the same shape."""
         mean = self.prior.climatology(date).to(x_t)
-        drawn = mean + self.prior.filter(x_t, torch.sqrt)
-        seen = self.observations.select(rows, x_t)
-        tangent = self.tangent.select(rows, x_t)
-        if seen is None or tangent is None:
-            return drawn
-        seen = replace(seen, values=seen.values + seen.error_std * self._noise(seen, rows))
-        found = gauss_newton(drawn, seen, tangent, self.prior.filter, self.settings)
+        seen = self.tangent.select(rows, x_t)
+        if seen is None:
+            return mean + self.prior.filter(x_t, torch.sqrt)
+        if not _alike(seen, rows):
+            return self._one_by_one(mean, x_t, rows)
+        for i, blanket in enumerate(rows.blanket.tolist()):
+            if blanket not in self._means:
+                row = BlanketRows(rows.blanket[i : i + 1], rows.member[i : i + 1])
+                self._means[blanket] = self._mean(mean[i : i + 1], row)
+        analysed = torch.cat([self._means[b] for b in rows.blanket.tolist()])
+        return analysed + self._deviations(analysed, x_t, rows)
+
+    def _mean(self, climate: Tensor, row: BlanketRows) -> Tensor:
+        """The posterior mean of one blanket, with shape (1, K, c, h, w)."""
+        seen = cast(Observed, self.observations.select(row, climate))
+        tangent = cast(Observed, self.tangent.select(row, climate))
+        found = gauss_newton(climate, seen, tangent, self.prior.filter, self.settings.mean)
         return found.x
+
+    def _deviations(self, analysed: Tensor, white: Tensor, rows: BlanketRows) -> Tensor:
+        """Deviations of members from the posterior mean, with the shape of `white`."""
+        numbers = [self.members[m] for m in rows.member.tolist()]
+        pairs = [mirror(n) if self.settings.mirrored else (n, 1) for n in numbers]
+        keys = list(zip(rows.blanket.tolist(), (twin for twin, _ in pairs), strict=True))
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        chosen = torch.tensor(sorted(first.values()))
+        part = BlanketRows(rows.blanket[chosen], rows.member[chosen])
+        drawn = self.prior.filter(white[chosen], torch.sqrt)
+        tangent = cast(Observed, self.tangent.select(part, white))
+        point = Tangent(tangent, analysed[chosen])
+        increment, _ = variational_increment(
+            self.prior.filter,
+            point.forward,
+            point.adjoint,
+            self._noise(tangent, part) - point.forward(drawn),
+            iterations=self.settings.member_iterations,
+            tolerance=self.settings.member_tolerance,
+        )
+        place = {int(row): i for i, row in enumerate(chosen.tolist())}
+        signs = [pairs[i][1] * pairs[first[key]][1] for i, key in enumerate(keys)]
+        index = torch.tensor([place[first[key]] for key in keys])
+        sign = torch.tensor(signs).to(white).reshape(-1, *(1,) * (white.ndim - 1))
+        return sign * (drawn + increment)[index]
+
+    def _one_by_one(self, mean: Tensor, white: Tensor, rows: BlanketRows) -> Tensor:
+        """Members that are tied to states of their own share no mean: each is solved alone."""
+        drawn = mean + self.prior.filter(white, torch.sqrt)
+        seen = cast(Observed, self.observations.select(rows, white))
+        tangent = cast(Observed, self.tangent.select(rows, white))
+        seen = replace(seen, values=seen.values + seen.error_std * self._noise(seen, rows))
+        return gauss_newton(drawn, seen, tangent, self.prior.filter, self.settings.mean).x
 
     def _noise(self, seen: Observed, rows: BlanketRows) -> Tensor:
         """Perturbations that depend on the seed, the member and the blanket alone."""
         draws = []
         for member, blanket in zip(rows.member.tolist(), rows.blanket.tolist(), strict=True):
-            words = [self.seed % 2**64, self.members[member] % 2**64, blanket]
+            number, sign = self.members[member], 1
+            if self.settings.mirrored:
+                number, sign = mirror(number)
+            words = [self.seed % 2**64, number % 2**64, blanket]
             key = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
             generator = torch.Generator().manual_seed(int(key) >> 1)
-            draws.append(torch.randn(seen.values.shape[1], generator=generator))
+            draws.append(sign * torch.randn(seen.values.shape[1], generator=generator))
         return torch.stack(draws).to(seen.values) * seen.present
+
+
+def _alike(seen: Observed, rows: BlanketRows) -> bool:
+    """Whether all rows of a blanket have the same observed values."""
+    for blanket in torch.unique(rows.blanket):
+        values = seen.values[rows.blanket == blanket]
+        if not torch.equal(values, values[:1].expand_as(values)):
+            return False
+    return True

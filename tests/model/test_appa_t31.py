@@ -10,11 +10,11 @@ from model.assimilate import assimilate, recommended_settings
 from model.checkpoints.load import load_checkpoint, resolve
 from model.diagnostics.scores import rmse
 from model.domain.windows import WindowPlan
-from model.guidance.prior_covariance import PriorCovarianceSettings
+from model.guidance.prior_start import PriorStartSettings
 from model.operators.observation_set import build_observation_set
 from model.osse.case import CASE_NAME
 from model.osse.network import Network, simulate_observations
-from model.osse.skill import climatological_states
+from model.osse.climate import climatological_states
 from model.osse.truth import open_truth
 
 NAME = "appa-t31"
@@ -75,7 +75,7 @@ def test_an_analysis_of_few_observations_beats_climatology_by_far(model, truth):
     observations, _ = build_observation_set(table, model.grid, model.channels, times, model.statics)
     settings = replace(
         recommended_settings(model),
-        prior_solve=PriorCovarianceSettings(iterations=25, tolerance=0.01),
+        prior_solve=PriorStartSettings(iterations=25, tolerance=0.01, member_iterations=15),
     )
     plan = WindowPlan.filtering(end, 24)
     analysis = assimilate(model, observations, plan, 3, 0, settings=settings)

@@ -7,7 +7,8 @@ from model.guidance.base import BlanketRows, Observed
 from model.guidance.conditions import Conditions
 from model.guidance.fit import FitReport
 from model.guidance.prior_covariance import PriorCovariance, PriorCovarianceSettings
-from model.guidance.prior_start import PriorStart
+from model.guidance.prior_start import PriorStart, PriorStartSettings
+from model.noise import MemberNoise
 
 K, C, H, W = 3, 2, 2, 6
 SIZE = K * C * H * W
@@ -111,7 +112,9 @@ def test_a_start_from_the_prior_draws_the_gaussian_posterior():
     y, std = torch.randn(6, generator=generator) * 2, torch.full((6,), 0.5)
     conditions = Conditions(lambda decode: Linear(a, y, std), lambda z: z, lambda z: z)
     members = 6000
-    settings = PriorCovarianceSettings(iterations=20, tolerance=1e-6)
+    settings = PriorStartSettings(
+        iterations=20, tolerance=1e-6, member_iterations=20, member_tolerance=1e-6, mirrored=False
+    )
     start = PriorStart(prior, conditions, 7, tuple(range(members)), settings)
     white = torch.randn(members, K, C, H, W, generator=generator)
     rows = BlanketRows(torch.zeros(members, dtype=torch.long), torch.arange(members))
@@ -130,5 +133,38 @@ def test_a_start_from_the_prior_draws_the_gaussian_posterior():
     error = (torch.cov(drawn.T) - posterior).norm() / posterior.norm()
     assert error < 0.1
     # The same member is the same whatever is drawn beside it.
+    alone = start(prior, white[5:6], torch.ones(()), date[:1], rows[5:6])
+    torch.testing.assert_close(alone.flatten(1).double(), drawn[5:6], rtol=0, atol=1e-3)
+
+
+def test_mirrored_members_draw_the_posterior_and_their_mean_is_its_mean():
+    generator = torch.Generator().manual_seed(3)
+    prior = fitted(generator)
+    a = torch.randn(6, SIZE, generator=generator) / 3
+    y, std = torch.randn(6, generator=generator) * 2, torch.full((6,), 0.5)
+    conditions = Conditions(lambda decode: Linear(a, y, std), lambda z: z, lambda z: z)
+    members = 3000
+    settings = PriorStartSettings(
+        iterations=20, tolerance=1e-6, member_iterations=20, member_tolerance=1e-6
+    )
+    start = PriorStart(prior, conditions, 7, tuple(range(members)), settings)
+    noise = MemberNoise(5, range(members), range(K), mirrored=True)
+    white = noise(torch.zeros(members, K, C, H, W))
+    torch.testing.assert_close(white[1], -white[0])
+    rows = BlanketRows(torch.zeros(members, dtype=torch.long), torch.arange(members))
+    date = DATE.expand(members, K, 4)
+    drawn = start(prior, white, torch.ones(()), date, rows).flatten(1).double()
+
+    eye = torch.eye(SIZE).reshape(-1, K, C, H, W)
+    covariance = prior.covariance_times(eye).flatten(1).double()
+    mean = prior.climatology(DATE[None]).flatten().double()
+    h = a.double()
+    gain = covariance @ h.T @ torch.linalg.inv(h @ covariance @ h.T + 0.25 * torch.eye(6))
+    expected = mean + gain @ (y.double() - h @ mean)
+    posterior = covariance - gain @ h @ covariance
+    # Two members suffice for the mean; the covariance needs all the pairs.
+    torch.testing.assert_close(drawn[:2].mean(0), expected, rtol=0, atol=2e-3)
+    error = (torch.cov(drawn.T) - posterior).norm() / posterior.norm()
+    assert error < 0.12
     alone = start(prior, white[5:6], torch.ones(()), date[:1], rows[5:6])
     torch.testing.assert_close(alone.flatten(1).double(), drawn[5:6], rtol=0, atol=1e-3)
