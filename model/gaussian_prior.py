@@ -172,25 +172,30 @@ class ZonalGaussianPrior(nn.Module):
         eofs, rotation = self.modes, self.rotation
         waves, _, r = eofs.shape
         b, k, c, h, w = x.shape
-        spectrum = torch.fft.rfft(x.float(), norm="ortho").permute(4, 0, 1, 2, 3)
-        spectrum = spectrum.reshape(waves, b, k, c * h)
-        spectrum = torch.einsum("fk,mbkd->mbfd", self.cosines.to(spectrum.dtype), spectrum)
-        rest = torch.stack([gain(v[None]) for v in self.rest_variance])
-        modes = torch.matmul(spectrum.reshape(waves, -1, c * h), eofs.conj())
-        modes = modes.reshape(waves, b, k * r)
-        factor = torch.stack([gain(v[None]) for v in self.variance])
-        scaled = modes * factor
+        # Cosines in time come first: they commute with the rest and are cheapest on real fields.
+        waved = torch.matmul(self.cosines, x.float().reshape(b, k, -1)).reshape(x.shape)
+        spectrum = torch.fft.rfft(waved, norm="ortho").permute(4, 0, 1, 2, 3)
+        spectrum = spectrum.reshape(waves, b * k, c * h)
+        modes = torch.matmul(spectrum, eofs.conj()).reshape(waves, b, k * r)
+        scaled = modes * _each(gain, self.variance)
         index = self.dense_index[:, None].expand(-1, b, -1)
         rotated = torch.matmul(modes.gather(2, index), rotation.conj())
-        rotated = rotated * torch.stack([gain(v[None]) for v in self.dense_variance])
+        rotated = rotated * _each(gain, self.dense_variance)
         dense = torch.matmul(rotated, rotation.transpose(1, 2))
         scaled = scaled.scatter(2, index, dense).reshape(waves, b, k, r)
-        scaled = scaled - modes.reshape(waves, b, k, r) * rest[..., None]
-        back = torch.matmul(scaled.reshape(waves, -1, r), eofs.transpose(1, 2))
-        out = spectrum * rest[..., None] + back.reshape(waves, b, k, c * h)
-        out = torch.einsum("fk,mbfd->mbkd", self.cosines.to(out.dtype), out)
+        rest = _each(gain, self.rest_variance)[..., None]
+        scaled = scaled - modes.reshape(waves, b, k, r) * rest
+        out = spectrum.reshape(waves, b, k, c * h) * rest
+        out = out.reshape(waves, b * k, c * h)
+        out = torch.baddbmm(out, scaled.reshape(waves, b * k, r), eofs.transpose(1, 2))
         out = out.reshape(waves, b, k, c, h).permute(1, 2, 3, 4, 0)
-        return torch.fft.irfft(out, n=w, norm="ortho").to(x.dtype)
+        field = torch.fft.irfft(out, n=w, norm="ortho").reshape(b, k, -1)
+        return torch.matmul(self.cosines.T, field).reshape(x.shape).to(x.dtype)
+
+
+def _each(gain: Gain, variances: Tensor) -> Tensor:
+    """The gain of each wavenumber's variances (waves, n), with shape (waves, 1 or B, n)."""
+    return torch.stack([gain(v[None]) for v in variances])
 
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
