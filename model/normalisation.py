@@ -67,11 +67,14 @@ class StateNormalisation(nn.Module):
 
 
 class LatentNormalisation(nn.Module):
-    """Latents of the autoencoder to latents of mean 0 and variance 1 and back.
+    """Latents of the autoencoder to those the denoiser works in, and back.
+
+    In the release those have mean 0 and variance 1; our own training scales channels by what they
+    do to the decoded state (`model.training.latent_scale`), with a mean square of 1 over channels.
 
     Arguments:
         mean: Mean of each latent channel, with shape (c,).
-        std: Standard deviation of each latent channel, positive, with shape (c,).
+        std: What each latent channel is divided by, positive, with shape (c,).
         noise: Standard deviation of the noise that the decoder was trained to bear; the square is
             added to the variance, as in the release.
 

@@ -87,7 +87,7 @@ def export_bundle(
         "state_mean": torch.tensor(statistics.mean),
         "state_std": torch.tensor(statistics.std),
         "latent_mean": latents.mean,
-        "latent_std": latents.std,
+        "latent_std": latents.scale,
     }
     static = {k: torch.from_numpy(v.copy()) for k, v in store.static().items()}
     model = assemble(card, autoencoder, backbone, arrays, static=static, base=prior)

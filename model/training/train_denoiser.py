@@ -23,6 +23,7 @@ from model.domain.errors import CheckpointError
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
 from model.progress import OnStep
 from model.schedule import RectifiedSchedule
+from model.training.latent_scale import decoder_response, latent_scale
 from model.training.run import (
     Optimisation,
     Run,
@@ -78,7 +79,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
 
 
 class Latents:
-    """Cached latents of one split, standardised per channel.
+    """Cached latents of one split, scaled per channel by what they do to the state.
 
     Arguments:
         config: Where states come from and which autoencoder encodes them.
@@ -89,7 +90,7 @@ class Latents:
         self.cache = _encode(config, split)
         self.blanket = int(config.backbone["blanket_size"])
         self.starts = self.cache.windows(self.blanket)
-        self.mean, self.std = _statistics(config, self.cache, split)
+        self.mean, self.scale = _statistics(config, self.cache, split)
         times = self.cache.times.astype("datetime64[h]")
         years = times.astype("datetime64[Y]").astype(int) + 1970
         months = times.astype("datetime64[M]").astype(int) % 12 + 1
@@ -98,11 +99,11 @@ class Latents:
         self.dates = torch.from_numpy(np.stack([years, months, days, hours], axis=-1))
 
     def blankets(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardised blankets (B, K, c, h, w) and dates (B, K, 4) at positions of `starts`."""
+        """Scaled blankets (B, K, c, h, w) and dates (B, K, 4) at positions of `starts`."""
         first = self.starts[chosen.numpy()]
         index = first[:, None] + np.arange(self.blanket)
         x = torch.from_numpy(self.cache.array[index]).float()
-        x = (x - self.mean[:, None, None]) / self.std[:, None, None]
+        x = (x - self.mean[:, None, None]) / self.scale[:, None, None]
         return x, self.dates[torch.from_numpy(index)]
 
 
@@ -130,10 +131,14 @@ def _statistics(config: DenoiserTraining, cache: ArrayCache, split: str) -> tupl
     if split == "train" and not path.exists():
         index = np.linspace(0, len(cache) - 1, min(2000, len(cache))).astype(int)
         sample = np.asarray(cache.array[index], np.float64)
-        values = {"mean": sample.mean((0, 2, 3)).tolist(), "std": sample.std((0, 2, 3)).tolist()}
+        std = torch.from_numpy(sample.std((0, 2, 3))).float()
+        some = torch.from_numpy(sample[:: max(len(sample) // 4, 1)]).float()
+        response = decoder_response(load_autoencoder(config.autoencoder_run), some, std)
+        scale = latent_scale(std, response)
+        values = {"mean": sample.mean((0, 2, 3)).tolist(), "scale": scale.tolist()}
         path.write_text(json.dumps(values))
     values = json.loads(path.read_text())
-    return torch.tensor(values["mean"]), torch.tensor(values["std"])
+    return torch.tensor(values["mean"]), torch.tensor(values["scale"])
 
 
 def fitted_prior(config: DenoiserTraining, latents: Latents) -> ZonalGaussianPrior | None:
