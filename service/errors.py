@@ -49,6 +49,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "not_ready": ProblemType(503, "The service is not ready"),
     "too_many_listeners": ProblemType(503, "Too many event streams are open"),
     "resource_exhausted": ProblemType(503, "Memory or device ran out"),
+    "disk_low": ProblemType(507, "The disk is nearly full"),
     "disk_full": ProblemType(507, "The disk is full"),
 }
 """All codes, with status and title; `docs/api.md` lists what to do about each."""

@@ -7,6 +7,7 @@ from service.gateway import Gateway
 from service.job_checks import AnySpec, check_job
 from service.keys import ApiKey
 from worker.jobs.batch_store import IdempotencyConflict
+from worker.jobs.disk import require_space
 from worker.jobs.ids import new_id
 from worker.jobs.job import JobRecord, JobState
 from worker.jobs.queues import RUN_ASSIMILATION, submit
@@ -24,10 +25,12 @@ def submit_job(
 
     Raises:
         QueueQuota: The caller has too many unfinished jobs.
+        DiskLow: The disk is below its watermark.
         IdempotencyConflict: The key came before with another specification.
         AppaError: What `check_job` raises.
     """
     check_queue_quota(gateway, key)
+    require_space(gateway.layout, gateway.settings)
     check_job(gateway, spec)
     record = JobRecord(
         id=new_id("job"),

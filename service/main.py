@@ -20,6 +20,7 @@ from service.routes import (
     health,
     jobs,
     observations,
+    pins,
     problems,
     verification,
     webhooks,
@@ -31,6 +32,7 @@ WEB = Path(__file__).parent / "web"
 ROUTERS: tuple[APIRouter, ...] = (
     observations.router,
     jobs.router,
+    pins.router,
     analyses.router,
     catalogue.router,
     verification.router,

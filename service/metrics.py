@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
+from service.disk_metrics import DiskMetrics
 from service.verification_metrics import VerificationMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -63,6 +64,7 @@ class GatewayMetrics:
             registry=self.registry,
         )
 
+        self.disk = DiskMetrics(self.registry)
         self.verification = VerificationMetrics(self.registry)
 
     def render(self) -> bytes:

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from model.domain.errors import AppaError, StorageError
 from service.errors import PROBLEM_JSON, PROBLEMS, RequestError
+from worker.jobs.disk import DiskLow
 
 JOB_KINDS = ("filtering", "forecast", "reanalysis")
 """Parts of a field's path that only say which kind of job was read."""
@@ -116,6 +117,8 @@ def appa_problem(request: Request, error: AppaError) -> Response:
         field, known = str(context.pop("field")), context.pop("known", None)
         errors = [FieldProblem(field=field, message=error.message, known=known)]
     headers = error.headers if isinstance(error, RequestError) else None
+    if isinstance(error, DiskLow):
+        headers = {"Retry-After": "300"}
     return problem_response(
         request, code, error.message, headers=headers, errors=errors, context=context or None
     )

@@ -16,6 +16,7 @@ from service.partfile import PartFile
 from service.upload_options import upload_options
 from service.uploads import StoredUpload, check_length, receive_upload
 from worker.jobs.batch import BatchRecord, BatchState
+from worker.jobs.disk import require_space
 from worker.jobs.ids import new_id
 from worker.jobs.queues import INGEST_BATCH, submit
 
@@ -51,6 +52,7 @@ async def receive_batch(
     """
     upload_options(sender.report_type, sender.errors, sender.decoder)  # before a byte is read
     limits = gateway.upload_limits
+    await to_thread.run_sync(require_space, gateway.layout, gateway.settings)
     check_length(request.headers.get("content-length"), gateway.layout.tmp, limits)
     boundary = boundary_of(request.headers.get("content-type", ""))
     form = FilePart(boundary) if boundary else None

@@ -18,8 +18,10 @@ from service.schemas import Check, Live, Readiness
 from service.version import VERSION
 from worker.jobs.batch import BatchState
 from worker.jobs.connection import redis_health
+from worker.jobs.disk import disk_state
 from worker.jobs.job import JobState
 from worker.jobs.queues import GPU_QUEUE, INGEST_QUEUE, QUEUES
+from worker.jobs.retention_figures import RetentionFigures
 from worker.jobs.workers import WorkerReport, merge
 
 router = APIRouter(tags=["system"])
@@ -51,8 +53,11 @@ def ready(
         checks[queue] = _workers(queue, reports)
     needed += [INGEST_QUEUE, GPU_QUEUE] if part == "all" else []
     models = [m.name for m in merge([r for r in reports if r.ready]).models]
+    checks["disk"] = _disk(gateway)
     is_ready = all(checks[name].ok for name in needed)
     warnings = list(health.warnings) if health.reachable else []
+    # What is published can still be read, so a balancer must not turn this gateway off.
+    warnings += [] if checks["disk"].ok else [checks["disk"].detail]
     answer = Readiness(ready=is_ready, checks=checks, models=models, warnings=warnings)
     if not is_ready:
         missing = "; ".join(f"{n}: {checks[n].detail}" for n in needed if not checks[n].ok)
@@ -72,6 +77,14 @@ def _storage(gateway: Gateway) -> Check:
     if free < gateway.settings.min_free_bytes:
         return Check(ok=False, detail=f"only {free} bytes are free")
     return Check(ok=True, detail=f"{free} bytes free")
+
+
+def _disk(gateway: Gateway) -> Check:
+    try:
+        state = disk_state(gateway.layout, gateway.settings)
+    except OSError as error:
+        return Check(ok=False, detail=f"the data folder cannot be read: {error}")
+    return Check(ok=not state.low, detail=state.message)
 
 
 def _workers(queue: str, reports: list[WorkerReport]) -> Check:
@@ -108,4 +121,6 @@ def metrics(gateway: GatewayDep) -> Response:
         counters.records.clear()
         counters.cycles.clear()
     counters.verification.set(gateway.analyses)
+    figures = RetentionFigures(stores.redis, stores.keys)
+    counters.disk.set(gateway.layout, gateway.settings, figures)
     return Response(counters.render(), media_type=CONTENT_TYPE)

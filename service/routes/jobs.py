@@ -58,6 +58,7 @@ JobId = Annotated[str, Path(description="From the answer to the submission.", ma
             "idempotency_conflict",
             "queue_quota",
             "no_worker",
+            "disk_low",
         ),
         200: {
             "description": "The same Idempotency-Key came before: that job.",

@@ -67,6 +67,7 @@ _BATCH = {
             "unsupported_content",
             "idempotency_conflict",
             "storage_error",
+            "disk_low",
             "disk_full",
         ),
         200: {

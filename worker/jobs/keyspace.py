@@ -55,6 +55,15 @@ class Keyspace:
         return f"{self.prefix}:told:{event_id}"
 
     @property
+    def retention(self) -> str:
+        """Hash of what retention removed."""
+        return f"{self.prefix}:retention"
+
+    def once(self, task: str) -> str:
+        """Key that lets one scheduler at a time do a task of upkeep, and not too often."""
+        return f"{self.prefix}:once:{task}"
+
+    @property
     def webhooks(self) -> str:
         """Hash of subscriptions by id."""
         return f"{self.prefix}:webhooks"

@@ -136,6 +136,10 @@ class Layout:
         """Markers of the results that are never deleted by age."""
         return self.root / "pins"
 
+    def pin(self, analysis_id: str) -> Path:
+        """Marker of one pinned result."""
+        return self.pins / _safe(analysis_id)
+
     @property
     def disk_low_file(self) -> Path:
         """Exists while the disk watermark keeps new work out."""
