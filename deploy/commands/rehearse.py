@@ -17,7 +17,7 @@ app = typer.Typer(help="A simulated day of cycles on the real stack, and an audi
 
 @app.command()
 def rehearse(
-    hours: Annotated[int, typer.Option(min=2, help="Cycles, one an hour.")] = 24,
+    hours: Annotated[int, typer.Option(min=6, help="Cycles, one an hour.")] = 24,
     model: Annotated[str, typer.Option(help="Name or folder of a checkpoint.")] = "appa-t31",
     members: Annotated[int, typer.Option(min=2)] = 3,
     window: Annotated[int, typer.Option(min=1, help="Hours of observations.")] = 24,

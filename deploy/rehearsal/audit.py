@@ -11,7 +11,7 @@ from deploy.rehearsal.cycle_checks import (
     patience,
     revisions,
 )
-from deploy.rehearsal.evidence import Evidence
+from deploy.rehearsal.evidence import AnalysisEvidence
 from deploy.rehearsal.observation_checks import (
     counts,
     duplicates,
@@ -20,7 +20,7 @@ from deploy.rehearsal.observation_checks import (
     storage,
 )
 
-__all__ = ["CHECKS", "audit", "same_day"]
+__all__ = ["CHECKS", "alike", "audit", "same_day"]
 
 CHECKS: dict[str, Callable[[Case], Told]] = {
     "complete": complete,
@@ -47,12 +47,27 @@ def audit(case: Case) -> tuple[Finding, ...]:
     )
 
 
-def same_day(one: Evidence, other: Evidence) -> tuple[Finding, ...]:
-    """What was published in one run of a day and not in the other: valid time, flavour, revision
-    and observations."""
-    return tuple(
-        Finding("same day", a.key, f"revision {a.revision}, {a.digest[:12]}: only in the {which}")
-        for which, here, there in (("first run", one, other), ("second run", other, one))
-        for a in here.analyses
-        if a.identity not in {b.identity for b in there.analyses}
-    )
+def same_day(one: Case, other: Case) -> tuple[Finding, ...]:
+    """What was published in one run of a day and not in the other.
+
+    Compared are valid time, flavour and revision, and the observations of each analysis for which
+    the senders got the same files in by its cut-off in both runs.
+    """
+    found = []
+    for which, here, there in (("first run", one, other), ("second run", other, one)):
+        known = {(a.valid_time, a.flavour, a.revision): a for a in there.evidence.analyses}
+        for analysis in here.evidence.analyses:
+            twin = known.get((analysis.valid_time, analysis.flavour, analysis.revision))
+            if twin is None:
+                message = f"revision {analysis.revision} is in the {which} only"
+                found.append(Finding("same day", analysis.key, message))
+            elif analysis.digest != twin.digest and alike(here, there, analysis):
+                message = f"made of {analysis.digest[:12]} in the {which}, not in the other"
+                found.append(Finding("same day", analysis.key, message))
+    return tuple(found)
+
+
+def alike(one: Case, other: Case, analysis: AnalysisEvidence) -> bool:
+    """Whether the senders got the same files in by the cut-off of an analysis in both runs."""
+    here, there = (case.files_in_time(analysis) for case in (one, other))
+    return here is not None and here == there

@@ -41,6 +41,12 @@ class Case:
             self.evidence.sendings,
         )
 
+    def files_in_time(self, analysis: AnalysisEvidence) -> frozenset[str] | None:
+        """Names of the files that this analysis should hold; None if a race decided about one."""
+        wanted = self.expected(analysis)
+        names = {s.batch_id: s.name for s in reversed(self.evidence.sendings)}
+        return None if wanted.may else frozenset(names[batch] for batch in wanted.must)
+
 
 Told = Iterator[tuple[str, str]]
 """(cycle, message)"""

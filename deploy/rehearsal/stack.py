@@ -67,11 +67,17 @@ class RehearsalStack:
         began = time.monotonic()
         stack = LocalStack(self.options)
         stack.__enter__()
-        with self._lock:
-            self._stack = stack
-        if not stack.wait_ready(seconds):
+        ready = False
+        try:
+            ready = stack.wait_ready(seconds)
+        finally:
+            if not ready:
+                stack.__exit__(None, None, None)
+        if not ready:
             log = (stack.layout.logs / "appa.log").read_text()[-2000:]
             raise AppaError(f"Expected the system to be ready within {seconds:.0f} s.\n{log}")
+        with self._lock:  # until here, waiting looked after it
+            self._stack = stack
         return time.monotonic() - began
 
     def stop(self) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from planted import HOUR, MINUTE, SCENARIO, make_case, with_analysis, with_cycle
 
-from deploy.rehearsal.audit import audit, same_day
+from deploy.rehearsal.audit import alike, audit, same_day
 from deploy.rehearsal.evidence import BatchUse, Sending
 from deploy.rehearsal.expectation import slipped
 
@@ -206,12 +206,26 @@ def test_backgrounds_that_are_not_told_or_not_warm(case):
 
 
 def test_two_runs_of_a_day_are_compared_by_what_they_used(case):
-    assert same_day(case.evidence, case.evidence) == ()
+    assert same_day(case, case) == ()
     renamed = with_analysis(case, 3, analysis_id="an-other", used=7)
-    assert same_day(case.evidence, renamed.evidence) == ()
+    assert same_day(case, renamed) == ()
     for changes in ({"digest": "0"}, {"revision": 5}, {"flavour": "final"}):
-        found = same_day(case.evidence, with_analysis(case, 2, **changes).evidence)
+        found = same_day(case, with_analysis(case, 2, **changes))
         assert found and {f.cycle for f in found} <= {key(1, "early"), key(1, "final")}
+
+
+def test_observations_are_compared_where_the_senders_did_the_same(case):
+    analysis = case.evidence.analyses[2]
+    name = next(iter(analysis.batches))
+    late = analysis.cut_off + MINUTE
+    sendings = tuple(
+        replace(s, tried=late, acknowledged=late) if s.batch_id == name else s
+        for s in case.evidence.sendings
+    )
+    other = with_analysis(case, 2, digest="0")
+    other = replace(other, evidence=replace(other.evidence, sendings=sendings))
+    assert not alike(case, other, analysis)
+    assert same_day(case, other) == ()
 
 
 def test_slipped_deliveries_are_found_outside_the_outage(case):
