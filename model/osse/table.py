@@ -1,5 +1,6 @@
 """Synthetic reports as an observation table."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,17 +92,26 @@ def reports_table(parts: Sequence[Reports]) -> pa.Table:
     return table.take(order)
 
 
+def _drawn(station: str, share: float, seed: int) -> bool:
+    """Whether a station is in a random share of all, by its name alone."""
+    digest = hashlib.sha256(f"{seed}/{station}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2.0**64
+
+
 def withhold_stations(
-    table: pa.Table, share: float, seed: int, report_types: Sequence[str] = ("synop", "temp")
+    table: pa.Table,
+    share: float,
+    seed: int,
+    report_types: Sequence[str] = ("synop", "ship", "temp"),
 ) -> pa.Table:
     """The table with a share of the stations rejected by `withheld`, for verification.
 
-    All rows of a station go together, so that nothing of it leaks into the analysis.
+    All rows of a station go together, so that nothing of it leaks into the analysis, and the same
+    stations go whatever else is in the table.
     """
     codes, names = column_codes(table, "station_id")
     kinds, kind_names = column_codes(table, "report_type")
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(names)) < round(share * len(names))
+    chosen = np.array([_drawn(name, share, seed) for name in names], dtype=bool)
     rows = chosen[codes] & np.isin(np.array(kind_names)[kinds], report_types)
     rows &= table["rejected_by"].is_null().to_numpy()
     return with_rejections(table, {"withheld": np.flatnonzero(rows)})
