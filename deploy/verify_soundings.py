@@ -16,7 +16,7 @@ from model.domain.errors import InvalidInput
 from model.domain.windows import WindowPlan
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
-from model.osse.skill import date_rows
+from model.osse.climate import date_rows
 from model.progress import OnStep, no_progress
 from worker.decoders.decode import decode_file
 from worker.observation_errors.assign import assign_errors

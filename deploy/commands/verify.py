@@ -2,22 +2,17 @@
 
 import json
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn
-from rich.table import Table
 
 from deploy.gateway_access import DEFAULT_URL, AsJson, Key, Url, gateway_client, out, print_json
 from deploy.times import utc_time
 from deploy.verification_display import STATISTICS, draw, summarise, summary_table
 from worker.jobs.cycle import Flavour
-
-if TYPE_CHECKING:
-    from model.osse.skill import StartSkill
 
 __all__ = ["app"]
 
@@ -35,47 +30,60 @@ def osse(
     truth: Annotated[
         str | None, typer.Option(help="A store of states; by default the case that ships.")
     ] = None,
-    starts: Annotated[int, typer.Option(min=1, help="Analysis times.")] = 12,
+    starts: Annotated[
+        int, typer.Option(min=1, help="Analysis times; fewer where windows would overlap.")
+    ] = 12,
     members: Annotated[int, typer.Option(min=2)] = 8,
     window: Annotated[int, typer.Option(min=2, help="Hours of observations.")] = 24,
-    lead: Annotated[int, typer.Option(min=0, help="Hours of forecast.")] = 24,
-    first: Annotated[datetime | None, typer.Option(help="Earliest time of the truth used.")] = None,
+    lead: Annotated[int, typer.Option(min=0, help="Hours of forecast; 0 for none.")] = 24,
+    first: Annotated[
+        str | None, typer.Option(help="Earliest time of the truth used (UTC).")
+    ] = None,
+    last: Annotated[str | None, typer.Option(help="Latest time of the truth used (UTC).")] = None,
+    withhold: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of stations kept for ranks.")
+    ] = 0.1,
+    states: Annotated[int, typer.Option(min=1, help="Test states of the autoencoder.")] = 24,
     quick: Annotated[bool, typer.Option("--quick", help="One start, four members.")] = False,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep finished starts here (JSON) and go on from them.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the skill into this file.")] = None,
     seed: int = 0,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Observe a simulated truth, assimilate, forecast, and score everything against it."""
     # Torch is imported by the commands that need it, not by `appa --help`.
-    from model.checkpoints.load import load_checkpoint
-    from model.osse.skill import SkillSettings, score_start
-    from model.osse.truth import analysis_times, open_truth
+    from deploy.skill_picture import draw_skill
+    from deploy.skill_tables import print_report
+    from deploy.verify_osse import Experiment, verify_osse
+    from model.osse.skill import SkillSettings
+    from model.osse.skill_report import as_json as as_values
 
     if quick:
-        starts, members = 1, 4
-    model = load_checkpoint(checkpoint, precision=precision)
-    source = open_truth(model, checkpoint, truth)
-    if first is not None:
-        source.store.dataset = source.store.dataset.sel(time=slice(first, None))
-        source.store.times = source.store.dataset["time"].values
-    times = analysis_times(source, window, lead, starts)
-    settings = SkillSettings(window=window, members=members, lead=lead, seed=seed)
-    found = []
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as bar:
-        all_starts = bar.add_task("starts", total=len(times))
-        steps = bar.add_task("diffusion steps")
-        for end in times:
-            bar.reset(steps)
-
-            def on_step(done: int, total: int) -> None:
-                bar.update(steps, completed=done, total=total)
-
-            found.append(score_start(model, source, end, settings, on_step))
-            bar.advance(all_starts)
+        starts, members, states = 1, 4, min(states, 4)
+    if precision not in ("float32", "bfloat16"):
+        raise typer.BadParameter(f"Expected float32 or bfloat16; got '{precision}'.")
+    report, model, fields = verify_osse(
+        Experiment(
+            checkpoint,
+            truth,
+            utc_time(first) if first else None,
+            utc_time(last) if last else None,
+            starts,
+            states,
+            precision,
+            keep,
+        ),
+        SkillSettings(window=window, members=members, lead=lead, seed=seed, withhold=withhold),
+    )
+    if picture is not None:
+        draw_skill(report, model.grid, fields, picture)
     if as_json:
-        print(json.dumps(_as_json(model.card.name, model.card.channels, found), indent=1))
+        print(json.dumps(as_values(report), indent=1))
     else:
-        _print(model.card.name, model.card.simulated, found)
+        print_report(report, Console())
 
 
 @app.command("soundings")
@@ -149,39 +157,3 @@ def cycles(
     out.print(summary_table(found))
     if png is not None:
         out.print(f"series drawn in {png}")
-
-
-def _means(found: "list[StartSkill]") -> dict[str, float]:
-    names = [n for n in found[0].errors if all(n in f.errors for f in found)]
-    return {n: sum(float(f.errors[n].mean()) for f in found) / len(found) for n in names}
-
-
-def _as_json(name: str, channels: tuple[str, ...], found: "list[StartSkill]") -> dict[str, Any]:
-    starts = []
-    for f in found:
-        values = asdict(f)
-        values["end"] = f.end.isoformat()
-        values["errors"] = {k: v.tolist() for k, v in f.errors.items()}
-        values["spread_ratio"] = f.spread_ratio.tolist()
-        starts.append(values)
-    return {"checkpoint": name, "channels": channels, "mean": _means(found), "starts": starts}
-
-
-def _print(name: str, simulated: bool, found: "list[StartSkill]") -> None:
-    console = Console()
-    truth = "simulated truth" if simulated else "truth"
-    table = Table(title=f"{name}: standardised RMSE against {truth}, {len(found)} starts")
-    table.add_column("method")
-    table.add_column("mean", justify="right")
-    table.add_column("worst start", justify="right")
-    table.add_column("seconds", justify="right")
-    for method, mean in sorted(_means(found).items(), key=lambda item: item[1]):
-        worst = max(float(f.errors[method].mean()) for f in found)
-        seconds = [f.seconds[method] for f in found if method in f.seconds]
-        cost = f"{sorted(seconds)[len(seconds) // 2]:.1f}" if seconds else ""
-        table.add_row(method, f"{mean:.3f}", f"{worst:.3f}", cost)
-    console.print(table)
-    ratio = sum(float(f.spread_ratio.nanmean()) for f in found) / len(found)
-    console.print(f"spread over error of the filtering ensemble: {ratio:.2f}")
-    levels = ", ".join(f"{sigma:.3g}: {chi:.2f}" for sigma, chi in found[-1].chi)
-    console.print(f"post-fit innovation over observation error by noise level: {levels}")

@@ -16,7 +16,7 @@ from deploy.demo.world import World, observation_files
 from deploy.local import LocalStack, StackOptions
 from model.checkpoints.load import load_checkpoint
 from model.domain.errors import AppaError
-from model.osse.skill import climatological_states
+from model.osse.climate import climatological_states
 from service.client import AppaClient, JobEvent
 
 __all__ = ["DemoOptions", "DemoResult", "run_demo"]

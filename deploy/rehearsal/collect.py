@@ -15,7 +15,7 @@ from deploy.demo.world import World
 from deploy.rehearsal.evidence import AnalysisEvidence, BatchUse, CycleEvidence
 from deploy.rehearsal.scenario import Scenario
 from model.checkpoints.load import load_checkpoint
-from model.osse.skill import climatological_states
+from model.osse.climate import climatological_states
 from worker.jobs.clock import Clock
 from worker.jobs.layout import Layout
 from worker.jobs.manifest import AnalysisManifest, read_manifest

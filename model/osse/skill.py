@@ -4,30 +4,35 @@ Every method sees the same simulated observations of the same window. Errors are
 channel's area-weighted RMSE over the standard deviation the checkpoint standardises it with.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
-import pyarrow as pa
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.assimilate import AssimilationSettings, Trajectory, assimilate
-from model.diagnostics.scores import rmse, spread_skill
+from model.diagnostics.scores import spread_skill
 from model.domain.windows import WindowPlan
-from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
-from model.operators.observation_set import ObservationSet, build_observation_set
-from model.osse.baselines.windowed import windowed_analysis
-from model.osse.network import Network, simulate_observations
-from model.osse.one_hour import one_hour_analysis
+from model.osse.baseline_scores import score_interpolation, score_persistence, score_windowed
+from model.osse.climate import climatological_states
+from model.osse.network import Network
+from model.osse.observed_case import ObservedCase, ReadTruth, observe_case
+from model.osse.scorer import Scorer, peak_memory
+from model.osse.start_skill import CaseFields, Method, Ranks, StartSkill
+from model.osse.withheld_ranks import equivalents, observation_kinds, ranks, station_ranks
 from model.progress import OnStep, no_progress
+from model.warm_start import WarmStart
 
-__all__ = ["SkillSettings", "StartSkill", "climatological_states", "date_rows", "score_start"]
+__all__ = ["OnPhase", "ScoredStart", "SkillSettings", "score_start"]
 
-ReadTruth = Callable[[datetime, int], Tensor]
-"""(first time UTC, count) -> physical states (count, C, Y, X), NaN where undefined."""
+OnPhase = Callable[[str], None]
+"""Called with the name of what begins."""
+
+SHOWN = ("2m_temperature", "geopotential_500hPa")
+"""Channels whose maps are kept, where the checkpoint has them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class SkillSettings:
         past: States that the forecast is tied to.
         seed: Of observation errors and members.
         network: What observes.
+        withhold: Share of the surface stations and radiosondes kept for the rank histograms.
+        anomalies: Climatological states behind the one-hour optimal interpolation.
         settings: How the checkpoint assimilates; None for what its card recommends.
     """
 
@@ -50,50 +57,27 @@ class SkillSettings:
     past: int = 6
     seed: int = 0
     network: Network = field(default_factory=Network)
+    withhold: float = 0.1
+    anomalies: int = 400
     settings: AssimilationSettings | None = None
 
 
 @dataclass(frozen=True)
-class StartSkill:
-    """Standardised RMSE by method and channel for one analysis time.
+class ScoredStart:
+    """The figures of one start, and maps of its analysis."""
 
-    Attributes:
-        end: Analysis time.
-        observations: Number in the window.
-        errors: Method to (C,).
-        spread_ratio: Spread over error of the filtering ensemble by channel, with shape (C,).
-        seconds: Wall clock by method.
-        chi: Root mean square post-fit innovation by noise level, in units of the error.
-    """
-
-    end: datetime
-    observations: int
-    errors: dict[str, Tensor]
-    spread_ratio: Tensor
-    seconds: dict[str, float]
-    chi: tuple[tuple[float, float], ...]
+    skill: StartSkill
+    fields: CaseFields
 
 
-class _Scorer:
-    """Collects errors and times of methods."""
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of one start share."""
 
-    def __init__(self, model: LatentModel) -> None:
-        self.model = model
-        self.errors: dict[str, Tensor] = {}
-        self.seconds: dict[str, float] = {}
-        self._std = model.state_normalisation.std.flatten().double().cpu()
-
-    def score(self, name: str, states: Tensor, truth: Tensor) -> None:
-        """States and truth with shape (C, Y, X)."""
-        # Sea surface temperature is undefined on land in the truth; NaN cells are left out.
-        states = torch.where(torch.isnan(truth), torch.nan, states)
-        self.errors[name] = rmse(states, truth, self.model.grid) / self._std
-
-    def timed(self, name: str, work: Callable[[], Trajectory | Tensor]) -> Trajectory | Tensor:
-        begin = time.perf_counter()
-        result = work()
-        self.seconds[name] = time.perf_counter() - begin
-        return result
+    case: ObservedCase
+    settings: SkillSettings
+    scorer: Scorer
+    on_step: OnStep
 
 
 def score_start(
@@ -102,146 +86,118 @@ def score_start(
     end: datetime,
     settings: SkillSettings | None = None,
     on_step: OnStep = no_progress,
-) -> StartSkill:
+    on_phase: OnPhase = lambda name: None,
+) -> ScoredStart:
     """Observes, assimilates, forecasts and scores one window that ends at `end` (UTC)."""
     s = settings or SkillSettings()
-    first = end - timedelta(hours=s.window - 1)
-    truth = truth_at(first, s.window + s.lead)
-    times = [first + timedelta(hours=i) for i in range(s.window)]
-    table = simulate_observations(
-        torch.nan_to_num(truth[: s.window], nan=273.0),
-        model.grid,
-        model.channels,
-        times,
-        s.seed + int(end.timestamp()) // 3600,
-        statics=model.statics,
-        network=s.network,
-    )
-    observations, _ = build_observation_set(table, model.grid, model.channels, times, model.statics)
-    scorer, last, middle = _Scorer(model), s.window - 1, s.window // 2
+    on_phase("observing")
+    case = observe_case(model, truth_at, end, s.window, s.lead, s.network, s.seed, s.withhold)
+    scorer = Scorer(model)
+    run = _Run(case, s, scorer, on_step)
+    # Before anything else that takes memory, so that the peak is that of a cycle.
+    on_phase(Method.FILTERING)
+    analysis = _cycle(run, Method.FILTERING, 0, None)
+    memory = {"cycle": peak_memory()}
     with torch.no_grad():
-        scorer.score("reconstruction", model.decode(model.encode(truth[last])), truth[last])
-    _score_baselines(scorer, model, observations, times, truth)
-    _score_one_hour(scorer, table, times, truth[last])
-    plan = WindowPlan.filtering(end, s.window, written=s.window)
-    analysis = scorer.timed(
-        "filtering",
+        middle = model.decode(analysis.latents[:, case.middle].to(model.device), mask=False)
+    scorer.score(Method.REANALYSIS, middle.float().mean(0), case.truth[case.middle])
+    on_phase("ranks of withheld stations")
+    counted = _ranks(run, analysis)
+    on_phase(Method.WARM)
+    _cycle(run, Method.WARM, 1, analysis.warm_start)
+    if s.lead:
+        on_phase(Method.FORECAST)
+        _score_forecast(run, analysis)
+    for name, baseline in (
+        ("baselines", score_persistence),
+        (Method.WINDOWED, score_windowed),
+        (Method.OPTIMAL_INTERPOLATION, lambda a, b: score_interpolation(a, b, s.anomalies)),
+    ):
+        on_phase(name)
+        baseline(scorer, case)
+    skill = StartSkill(
+        end=end,
+        observations=len(case.observations()),
+        withheld=sum(sum(map(sum, found.values())) for found in counted.values()),
+        errors=scorer.errors,
+        spread_ratio=tuple(_spread_ratio(case, analysis).tolist()),
+        seconds=scorer.seconds,
+        memory=memory | {"end": peak_memory()},
+        chi=tuple((level, fit.chi_after) for level, fit in analysis.fits),
+        ranks=counted,
+    )
+    return ScoredStart(skill, _fields(case, analysis))
+
+
+def _cycle(run: _Run, method: Method, later: int, warm: WarmStart | None) -> Trajectory:
+    """One hourly cycle, timed with the building of its operators, and scored at its end."""
+    s, case = run.settings, run.case
+    plan = WindowPlan.filtering(case.end + timedelta(hours=later), s.window)
+    analysis = run.scorer.timed(
+        method,
         lambda: assimilate(
-            model,
-            observations,
+            case.model,
+            case.observations(later),
             plan,
             s.members,
             s.seed,
             settings=s.settings,
-            on_step=on_step,
+            warm_start=warm,
+            on_step=run.on_step,
         ),
     )
-    mean = analysis.states.mean(0)
-    scorer.score("filtering", mean[last], truth[last])
-    scorer.score("reanalysis", mean[middle], truth[middle])
-    ensemble = torch.where(torch.isnan(truth[last]), torch.nan, analysis.states[:, last])
-    ratio = spread_skill(ensemble, truth[last], model.grid).ratio
-    if s.lead:
-        _score_forecast(scorer, s, analysis, truth, end, on_step)
-    chi = tuple((level, fit.chi_after) for level, fit in analysis.fits)
-    return StartSkill(end, len(observations), scorer.errors, ratio, scorer.seconds, chi)
+    run.scorer.score(method, analysis.states.mean(0)[-1], case.truth[s.window - 1 + later])
+    return analysis
 
 
-def _score_forecast(
-    scorer: _Scorer,
-    s: SkillSettings,
-    analysis: Trajectory,
-    truth: Tensor,
-    end: datetime,
-    on_step: OnStep,
-) -> None:
-    plan = WindowPlan.forecast(end, past=s.past, lead_hours=s.lead)
-    background = analysis.latents[:, s.window - s.past : s.window]
+def _ranks(run: _Run, analysis: Trajectory) -> Ranks:
+    seen, rows = run.case.withheld()
+    if not len(seen):
+        return {}
+    members = equivalents(run.case.model, analysis.latents, seen)
+    # The errors of the set include what the model cannot represent of a place.
+    rng = np.random.default_rng(run.settings.seed)
+    found = ranks(members, seen.obs_values, seen.obs_errors, rng)
+    return station_ranks(found, len(members), *observation_kinds(rows))
+
+
+def _spread_ratio(case: ObservedCase, analysis: Trajectory) -> Tensor:
+    members = torch.where(torch.isnan(case.last), torch.nan, analysis.states[:, -1])
+    return spread_skill(members, case.last, case.model.grid).ratio
+
+
+def _score_forecast(run: _Run, analysis: Trajectory) -> None:
+    s, case, scorer = run.settings, run.case, run.scorer
+    past = min(s.past, s.window)
+    plan = WindowPlan.forecast(case.end, past=past, lead_hours=s.lead)
     forecast = scorer.timed(
-        "forecast",
+        Method.FORECAST,
         lambda: assimilate(
-            scorer.model,
+            case.model,
             None,
             plan,
             s.members,
             s.seed,
-            background=background,
+            background=analysis.latents[:, s.window - past :],
             settings=s.settings,
-            on_step=on_step,
+            on_step=run.on_step,
         ),
     )
-    target = truth[s.window + s.lead - 1]
-    scorer.score("forecast", forecast.states.mean(0)[-1], target)
-    scorer.score("persistence of the analysis", analysis.states.mean(0)[s.window - 1], target)
-    scorer.score(
-        "climatology at the lead time",
-        climatological_states(scorer.model, [plan.times[-1]])[0],
-        target,
+    target = case.truth[s.window - 1 + s.lead]
+    scorer.score(Method.FORECAST, forecast.states.mean(0)[-1], target)
+    scorer.score(Method.PERSISTENCE, analysis.states.mean(0)[-1], target)
+    climate = climatological_states(case.model, [plan.times[-1]])[0]
+    scorer.score(Method.CLIMATOLOGY_AHEAD, climate, target)
+
+
+def _fields(case: ObservedCase, analysis: Trajectory) -> CaseFields:
+    names = [c.name for c in case.model.channels]
+    chosen = [names.index(n) for n in SHOWN if n in names] or [0]
+    members = analysis.states[:, -1, chosen]
+    return CaseFields(
+        end=case.end,
+        channels=tuple(names[i] for i in chosen),
+        truth=case.last[chosen].numpy(),
+        analysis=members.mean(0).numpy(),
+        spread=members.std(0).numpy(),
     )
-
-
-def _score_baselines(
-    scorer: _Scorer,
-    model: LatentModel,
-    observations: ObservationSet,
-    times: Sequence[datetime],
-    truth: Tensor,
-) -> None:
-    """Climatology, persistence of the truth, and windowed optimal interpolation."""
-    last, middle = len(times) - 1, len(times) // 2
-    scorer.score("climatology", climatological_states(model, [times[-1]])[0], truth[last])
-    scorer.score("6-hour persistence of the truth", truth[last - 6], truth[last])
-    if len(truth) > last + 24:
-        scorer.score("24-hour persistence of the truth", truth[last], truth[last + 24])
-    prior = model.denoise.base
-    if not isinstance(prior, ZonalGaussianPrior) or prior.blanket_size > len(times):
-        return
-    k = prior.blanket_size
-    seen = observations.for_blanket(len(times) - k, len(times))
-    result = scorer.timed(
-        "windowed OI",
-        lambda: (
-            windowed_analysis(
-                prior,
-                lambda z: model.decode(z, mask=False),
-                seen,
-                date_rows(times[-k:]),
-                iterations=60,
-                tolerance=0.01,
-            ).latents
-        ),
-    )
-    with torch.no_grad():
-        scorer.score("windowed OI", model.decode(result[0, -1], mask=False), truth[last])
-        inside = middle - (len(times) - k)
-        if inside >= 0:
-            state = model.decode(result[0, inside], mask=False)
-            scorer.score("windowed OI mid-window", state, truth[middle])
-
-
-def _score_one_hour(
-    scorer: _Scorer, table: pa.Table, times: Sequence[datetime], truth: Tensor
-) -> None:
-    model, end, name = scorer.model, times[-1], "optimal interpolation, 1 hour"
-    if not isinstance(model.denoise.base, ZonalGaussianPrior):
-        return
-    dates = date_rows([end - timedelta(hours=i) for i in reversed(range(model.blanket_size))])
-    background = climatological_states(model, [end])[0]
-    state = scorer.timed(name, lambda: one_hour_analysis(model, table, end, background, dates))
-    scorer.score(name, state, truth)
-
-
-@torch.no_grad()
-def climatological_states(model: LatentModel, times: Sequence[datetime]) -> Tensor:
-    """Mean states (T, C, Y, X): seasonal where the checkpoint knows the season."""
-    prior = model.denoise.base
-    if isinstance(prior, ZonalGaussianPrior):
-        return model.decode(prior.climatology(date_rows(times)[None])[0], mask=False)
-    mean = model.state_normalisation.mean
-    return mean.expand(len(times), *model.state_shape).clone()
-
-
-def date_rows(times: Sequence[datetime]) -> Tensor:
-    """Year, month, day and hour (UTC) of times, int64 with shape (T, 4)."""
-    utc = [t.astimezone(UTC) for t in times]
-    return torch.tensor([[t.year, t.month, t.day, t.hour] for t in utc])

@@ -1,0 +1,76 @@
+"""`appa verify osse` on a checkpoint of a few numbers: tables, JSON, picture, going on."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from deploy.commands.verify import app
+from model.checkpoints.save import save_checkpoint
+from model.osse import skill
+from tests.model.osse.small_world import NETWORK, small_model, write_truth
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    model = small_model()
+    save_checkpoint(model, folder / "bundle")
+    write_truth(model, folder / "truth.nc", 30)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def few_observations(monkeypatch):
+    few = partial(skill.SkillSettings, network=NETWORK, anomalies=30)
+    monkeypatch.setattr(skill, "SkillSettings", few)
+
+
+def run(world, *options):
+    command = ["osse", "--checkpoint", str(world / "bundle"), "--truth", str(world / "truth.nc")]
+    small = ["--members", "2", "--window", "6", "--lead", "5", "--states", "3"]
+    result = CliRunner().invoke(app, [*command, *small, "--precision", "float32", *options])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_everything_is_printed_drawn_and_kept(world, tmp_path):
+    keep, picture = tmp_path / "skill.json", tmp_path / "skill.png"
+    first = run(world, "--starts", "2", "--keep", str(keep), "--picture", str(picture))
+    for words in (
+        "2 starts, 2021-03-04",
+        "never trained on",
+        "windowed OI",
+        "Analyses by group of channels",
+        "Forecast, +5 h, MAM",
+        "power spectra",
+        "Ranks of withheld",
+        "Goals",
+        "not judged",
+    ):
+        assert words in first.stdout, words
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert "(kept)" not in first.stderr
+    again = run(world, "--starts", "2", "--keep", str(keep), "--json")
+    assert again.stderr.count("(kept)") == 2
+    values = json.loads(again.stdout)
+    assert [s["season"] for s in values["starts"]] == ["MAM", "MAM"]
+    methods = {m["method"]: m for m in values["methods"]}
+    means = np.mean([s["errors"]["filtering"] for s in values["starts"]])
+    assert methods["filtering"]["mean"] == pytest.approx(means)
+    assert values["by_channel"]["filtering"] == pytest.approx(
+        np.mean([s["errors"]["filtering"] for s in values["starts"]], axis=0)
+    )
+    assert values["memory"][0] > 0.1
+    assert values["unseen"] is True
+    assert {g["goal"] for g in values["goals"]} >= {"≤ 0.25", "0.8 to 1.2"}
+
+
+def test_a_short_truth_allows_few_starts_and_a_period_is_cut_out(world):
+    result = run(world, "--first", "2021-03-04T10", "--last", "2021-03-05T03", "--json")
+    values = json.loads(result.stdout)
+    # 18 hours less a window of 6 and 5 of forecast leave 8 analysis times: two windows.
+    ends = [s["end"] for s in values["starts"]]
+    assert ends == ["2021-03-04T15:00:00+00:00", "2021-03-04T22:00:00+00:00"]
