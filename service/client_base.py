@@ -28,11 +28,13 @@ def client_options(url: str, key: str | None, timeout: float) -> dict[str, Any]:
 def lost(error: Exception | None) -> UnavailableError:
     """The gateway did not answer."""
     why = f"{type(error).__name__}: {error}" if error else "the connection ended early"
-    return UnavailableError(
+    problem = UnavailableError(
         f"Expected an answer of the gateway; {why}. Is it running (`appa up`), and is the address "
         "right?",
         code="unreachable",
     )
+    problem.__cause__ = error  # a refused connection is not a lost answer
+    return problem
 
 
 def ended_batch(batch: BatchRecord) -> bool:

@@ -81,7 +81,7 @@ class Sender(threading.Thread):
             try:
                 batch = client.upload(self.contents[delivery.name].data, file_name=delivery.name)
             except UnavailableError as error:
-                if isinstance(error.__cause__ or error.__context__, httpx.ConnectError):
+                if isinstance(error.__cause__, httpx.ConnectError):
                     refused += 1
                 else:  # the answer was lost, perhaps not the file
                     doubtful = doubtful or tried
