@@ -65,22 +65,29 @@ def system(shared_broker, tmp_path_factory):
     }
     layout.cycles_file.write_text(yaml.safe_dump(policy))
     processes = Processes(shared_broker.url, PREFIX, data)
-    processes.appa("worker", "gpu", APPA_MODELS=str(checkpoint), APPA_DISK_LOW_BYTES="0")
-    settings = WorkerSettings(
-        redis_url=shared_broker.url, redis_prefix=PREFIX, data_dir=data, disk_low_bytes=0
-    )
     stores = open_stores(shared_broker.url, PREFIX)
+    try:
+        processes.appa("worker", "gpu", APPA_MODELS=str(checkpoint), APPA_DISK_LOW_BYTES="0")
+        first_final = _cycle_twice(stores, layout, shared_broker.url, processes.log)
+        yield stores, layout, first_final
+    finally:
+        processes.end()
+        stores.redis.close()
+
+
+def _cycle_twice(stores, layout, url, log) -> str:
+    """Both hours, then noon again; the id of the first final analysis of noon."""
+    settings = WorkerSettings(
+        redis_url=url, redis_prefix=PREFIX, data_dir=layout.root, disk_low_bytes=0
+    )
     with message_sender(settings) as sender:
         scheduler = Cycling(stores, layout, sender, settings)
-        _run_until(scheduler, NOON + 5 * HOUR, published=4, log=processes.log)
-        wait_for(lambda: len(_forecasts(layout)) == 1, 60)
+        _run_until(scheduler, NOON + 5 * HOUR, published=4, log=log)
+        wait_for(lambda: len(_forecasts(layout)) == 1, 120)
         final = stores.cycles.get("20240101T12Z_final")
-        first_final = final.analysis_id
         stores.cycles.rerun(final, cut_off=NOON + 11 * HOUR, decided=NOON + 11 * HOUR)
-        _run_until(scheduler, NOON + 11 * HOUR, published=4, log=processes.log)
-    yield stores, layout, first_final
-    processes.end()
-    stores.redis.close()
+        _run_until(scheduler, NOON + 11 * HOUR, published=4, log=log)
+    return final.analysis_id
 
 
 def _run_until(scheduler, now, *, published, log) -> None:
