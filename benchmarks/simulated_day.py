@@ -1,7 +1,8 @@
 """A simulated day of hourly cycles on the real stack: drift, cost of a warm cycle, freshness.
 
     python -m benchmarks.simulated_day [--model appa-t31] [--hours 24] [--members 3]
-                                       [--job-seconds 22] [--window 24] [--doubled] [--json]
+                                       [--job-seconds 22] [--window 24] [--cold] [--doubled]
+                                       [--picture FILE] [--json]
 
 Runs what `appa rehearse` runs (real BUFR over HTTP, early, late and twice, an outage of everything)
 and prints
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--window", type=int, default=24, help="hours of observations")
     parser.add_argument("--job-seconds", type=float, default=22.0)
+    parser.add_argument("--cold", action="store_true", help="start no analysis warm")
     parser.add_argument("--doubled", action="store_true", help="two schedulers, two model workers")
     parser.add_argument("--picture", type=Path, help="write a PNG there")
     parser.add_argument("--json", action="store_true")
@@ -47,6 +49,7 @@ def main() -> None:
         world=arguments.model,
         members=arguments.members,
         window_hours=arguments.window,
+        warm_start=not arguments.cold,
         doubled=arguments.doubled,
     )
     console = Console(stderr=arguments.json, highlight=False, width=130)

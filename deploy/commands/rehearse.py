@@ -35,6 +35,9 @@ def rehearse(
     doubled: Annotated[
         bool, typer.Option("--doubled", help="Two schedulers, two model workers, one killed twice.")
     ] = False,
+    warm_start: Annotated[
+        bool, typer.Option(help="Start the diffusion from the earlier analysis.")
+    ] = True,
     output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("rehearsal"),
     seed: int = 0,
     as_json: Annotated[bool, typer.Option("--json")] = False,
@@ -60,6 +63,7 @@ def rehearse(
         members=members,
         window_hours=window,
         seed=seed,
+        warm_start=warm_start,
         outage=outage,
         doubled=doubled,
     )
