@@ -1,7 +1,8 @@
 """The published analyses, read from their manifests and kept in memory.
 
-A folder without a manifest is no analysis. Manifests never change, so each is read once; the
-folder is listed again only when an entry appeared or went.
+A folder without a manifest is no analysis. A manifest is read once, and again only when it was
+replaced (retention takes old restart files out); the folder is listed again only when an entry
+appeared or went.
 """
 
 import threading
@@ -64,6 +65,7 @@ class AnalysisIndex:
         self._manifests: dict[str, AnalysisManifest] = {}
         self._order: list[str] = []
         self._waiting: set[str] = set()
+        self._stamps: dict[str, int] = {}
         self._stamp: int | None = None
 
     def find(self, analysis_id: str) -> AnalysisManifest | None:
@@ -71,7 +73,13 @@ class AnalysisIndex:
         if analysis_id not in self._manifests:
             self._refresh()
         known = self._manifests.get(analysis_id)
-        return known if known and self._layout.manifest(analysis_id).exists() else None
+        if known is None:
+            return None
+        try:
+            stamp = self._layout.manifest(analysis_id).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+        return known if stamp == self._stamps.get(analysis_id) else self._again(known)
 
     def get(self, analysis_id: str) -> AnalysisManifest:
         """The manifest of a published analysis.
@@ -130,6 +138,7 @@ class AnalysisIndex:
                 gone = self._manifests.keys() - present
                 # New dictionaries: other threads may be reading the old ones.
                 self._manifests = {i: m for i, m in self._manifests.items() if i not in gone}
+                self._stamps = {i: s for i, s in self._stamps.items() if i not in gone}
                 self._waiting = present - self._manifests.keys()
                 # A change within the clock's tick after this listing would leave the same stamp.
                 self._stamp = stamp if time.time_ns() - stamp > 1_000_000_000 else None
@@ -140,10 +149,17 @@ class AnalysisIndex:
                 newest_first = sorted(self._manifests.values(), key=sort_key, reverse=True)
                 self._order = [m.id for m in newest_first]
 
+    def _again(self, known: AnalysisManifest) -> AnalysisManifest:
+        with self._lock:
+            manifest = self._read(known.id) or known
+            self._manifests = {**self._manifests, known.id: manifest}
+            return manifest
+
     def _read(self, name: str) -> AnalysisManifest | None:
         try:
             if not self._layout.manifest(name).is_file():
                 return None
+            self._stamps[name] = self._layout.manifest(name).stat().st_mtime_ns
             manifest = read_manifest(self._layout, name)
         except (ValidationError, ValueError, OSError, StorageError) as error:
             log.warning("manifest_unreadable", analysis_id=name, error=str(error)[:300])

@@ -7,13 +7,18 @@ An entry for each kind (`filtering`), and one for each kind and flavour (`filter
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest
+from pydantic import ValidationError
 
-__all__ = ["update_latest"]
+from model.domain.errors import StorageError
+from worker.jobs.layout import Layout
+from worker.jobs.manifest import AnalysisManifest, read_manifest
+
+__all__ = ["renew_latest", "update_latest"]
 
 
 def update_latest(layout: Layout, manifest: AnalysisManifest) -> bool:
@@ -23,17 +28,47 @@ def update_latest(layout: Layout, manifest: AnalysisManifest) -> bool:
     whose result was deleted counts as none.
     """
     path = layout.latest_file
-    with (layout.root / ".latest.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        entries: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    with _locked(layout) as entries:
         entry = _entry(manifest)
-        names = [manifest.kind]
-        names += [f"{manifest.kind}/{manifest.flavour}"] if manifest.flavour else []
+        names = _names(manifest)
         older = [name for name in names if _age(layout, entries.get(name)) < _age(None, entry)]
         if not older:
             return False
         _write(path, entries | dict.fromkeys(older, entry))
         return True
+
+
+def renew_latest(layout: Layout) -> None:
+    """Puts the newest result that is left in place of entries whose result was deleted."""
+    with _locked(layout) as entries:
+        gone = {name for name, e in entries.items() if not layout.manifest(e["id"]).exists()}
+        if not gone:
+            return
+        left = {name: entry for name, entry in entries.items() if name not in gone}
+        for path in layout.analyses.glob("*/manifest.json"):
+            try:
+                manifest = read_manifest(layout, path.parent.name)
+            except (OSError, ValidationError, StorageError):
+                continue
+            for name in gone.intersection(_names(manifest)):
+                entry = _entry(manifest)
+                if _age(None, left.get(name)) < _age(None, entry):
+                    left[name] = entry
+        _write(layout.latest_file, left)
+
+
+@contextmanager
+def _locked(layout: Layout) -> Iterator[dict[str, Any]]:
+    """The entries, while nobody else changes them."""
+    with (layout.root / ".latest.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = layout.latest_file
+        yield json.loads(path.read_text()) if path.exists() else {}
+
+
+def _names(manifest: AnalysisManifest) -> list[str]:
+    flavoured = [f"{manifest.kind}/{manifest.flavour}"] if manifest.flavour else []
+    return [manifest.kind, *flavoured]
 
 
 def _entry(manifest: AnalysisManifest) -> dict[str, Any]:
