@@ -53,3 +53,7 @@ class Addresses:
     def file(self, analysis_id: str, name: str) -> str:
         """A file of an analysis."""
         return f"{self.analysis(analysis_id)}/{quote(name)}"
+
+    def data_set(self, analysis_id: str, form: str) -> str:
+        """The analysis as a data set that is read in parts: `zarr` or `opendap`."""
+        return f"{self.base}/v1/data/{quote(analysis_id)}/{form}"

@@ -33,6 +33,13 @@ _KEYS = {
 }
 """Names of assets where the role alone would not do."""
 
+_READ_IN_PARTS = (".nc", ".zarr.zip")
+_DATA_SETS = (
+    ("zarr", "For xarray.open_zarr", MediaType.ZARR),
+    ("opendap", "For OPeNDAP clients", None),
+)
+"""Ways to read a data set, what to open it with, media type."""
+
 _ROLES = {"quicklook": ["overview"], "feedback": ["feedback", "metadata"]}
 _TITLES = {"filtering": "Analysis", "forecast": "Forecast", "reanalysis": "Reanalysis"}
 
@@ -71,6 +78,7 @@ def build_item(manifest: AnalysisManifest, at: Addresses) -> Item:
     FileExtension.add_to(item)
     for file in manifest.files:
         _add_asset(item, file, at.file(manifest.id, file.name))
+    _add_data_sets(item, manifest, at)
     item.add_asset(
         "manifest",
         Asset(at.analysis(manifest.id), "Manifest", None, MediaType.JSON, ["metadata"]),
@@ -114,6 +122,15 @@ def _add_asset(item: Item, file: ManifestFile, href: str) -> None:
     about = FileExtension.ext(item.assets[key])
     about.checksum = _SHA256_MULTIHASH + file.sha256
     about.size = file.size
+
+
+def _add_data_sets(item: Item, manifest: AnalysisManifest, at: Addresses) -> None:
+    """Ways to read parts of the fields without fetching files, where there is one to read."""
+    if not any(f.role == "data" and f.name.endswith(_READ_IN_PARTS) for f in manifest.files):
+        return
+    for form, title, media in _DATA_SETS:
+        href = at.data_set(manifest.id, form)
+        item.add_asset(f"data-{form}", Asset(href, title, None, media, ["data", "virtual"]))
 
 
 def _add_links(item: Item, manifest: AnalysisManifest, at: Addresses) -> None:

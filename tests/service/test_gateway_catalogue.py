@@ -8,8 +8,10 @@ from pathlib import Path
 
 import acting_worker
 import httpx
+import numpy as np
 import pystac
 import pytest
+import xarray as xr
 from gateway_process import GatewayProcess, StartGateway
 from pystac.validation import set_validator
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
@@ -18,6 +20,7 @@ from pystac_client import Client
 from service.catalogue.addresses import Addresses
 from service.catalogue.items import build_item
 from service.keys import KeyFile, Scope
+from tests.service.datasets import published
 from worker.jobs.kinds import FilteringSpec, ForecastSpec
 from worker.jobs.manifest import AnalysisManifest, ManifestFile
 
@@ -161,6 +164,8 @@ def test_assets_are_named_by_what_they_are() -> None:
     )
     item = build_item(manifest, Addresses("https://example.org/appa"))
     names = {Path(asset.href).name: key for key, asset in item.assets.items()}
+    assert names.pop("zarr") == "data-zarr"
+    assert names.pop("opendap") == "data-opendap"
     keys = ["netcdf", "zarr", "grib2", "feedback", "feedback-ioda", "quicklook", "quicklook-2"]
     assert [names[n] for n, _ in files] == [*keys, "restart"]
     assert item.assets["quicklook"].roles == ["overview"]
@@ -176,6 +181,21 @@ def test_a_forecast_has_its_reference_time(client: Client) -> None:
     assert item.properties["forecast:reference_datetime"] == "2025-01-01T06:00:00Z"
     assert item.properties["forecast:horizon"] == "PT24H"
     assert [link.href.rsplit("/", 1)[1] for link in item.get_links("derived_from")] == ["an-00"]
+
+
+def test_from_a_search_to_an_open_data_set(start_gateway: StartGateway, tmp_path: Path) -> None:
+    gateway = start_gateway()
+    path = published.publish(gateway.layout, "an-real", tmp_path / "written")
+    (item,) = Client.open(f"{gateway.url}/v1/stac").search(datetime=published.NOON).items()
+    with (
+        xr.open_dataset(path, decode_timedelta=False) as wanted,
+        xr.open_zarr(item.assets["data-zarr"].href, decode_timedelta=False) as zarr,
+        xr.open_dataset(
+            item.assets["data-opendap"].href, engine="netcdf4", decode_timedelta=False
+        ) as opendap,
+    ):
+        np.testing.assert_array_equal(zarr["t2m"].values, wanted["t2m"].values)
+        np.testing.assert_array_equal(opendap["t2m"].values, wanted["t2m"].values)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
