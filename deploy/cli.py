@@ -27,6 +27,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "cycles": ("deploy.commands.cycles", "List, watch, explain and rerun hourly analyses."),
     "reanalyse": ("deploy.commands.reanalyse", "A past period in windows side by side."),
     "replay": ("deploy.commands.replay", "Make an analysis again: is it identical?"),
+    "retention": ("deploy.commands.retention", "What is kept for how long; pins."),
     "keys": ("deploy.commands.keys", "Create, list and revoke API keys."),
     "worker": ("deploy.commands.worker", "Run one worker process of a larger system."),
     "gateway": ("deploy.commands.gateway", "Run the gateway alone."),

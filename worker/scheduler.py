@@ -18,6 +18,7 @@ from worker.logs import configure_logs
 from worker.notifications.courier import Courier
 from worker.notifications.events import MissedResults
 from worker.reaper import Reaper
+from worker.retention.upkeep import Upkeep
 from worker.runtime import open_runtime
 from worker.settings import WorkerSettings
 
@@ -64,8 +65,10 @@ def run_scheduler(
 
     cycling = cycling_tick(runtime)
 
+    upkeep = Upkeep(runtime.stores, runtime.layout, settings)
+
     while not stop.wait(settings.sweep_seconds):
-        for tick in (reaper.sweep, tidy, cycling, missed.tick, courier.tick, *ticks):
+        for tick in (reaper.sweep, tidy, cycling, missed.tick, courier.tick, upkeep.tick, *ticks):
             _ask(tick)
     runtime.leave()
 

@@ -11,6 +11,7 @@ import yaml
 
 from model.domain.errors import ConfigurationError
 from model.domain.windows import AssimilationWindow
+from tests.worker.processes import Processes, wait_for
 from tests.worker.retention import results
 from tests.worker.tables import make_table
 from worker.jobs.batch import BatchRecord
@@ -131,3 +132,21 @@ def test_a_broken_policy_stops_deletion(layout: Layout, stores: Stores) -> None:
     with pytest.raises(ConfigurationError):
         Upkeep(stores, layout, ROOMY).tick()
     assert left(layout) == {"an-0"}
+
+
+def test_two_scheduler_processes(layout: Layout, stores: Stores, processes: Processes) -> None:
+    rules(layout)
+    for hour in range(6):
+        results.publish(layout, f"an-{hour}", age_days=10, hour=hour)
+    (layout.tmp / "deleted-an-before").mkdir()
+    for _ in range(2):
+        processes.appa("worker", "scheduler")
+    wait_for(lambda: len(left(layout)) == 1, 60)
+    wait_for(lambda: not list(layout.tmp.glob("deleted-*")))
+    figures = RetentionFigures(stores.redis, stores.keys)
+    wait_for(lambda: figures.read().items == {"analysis": 5})
+    # While the disk is low a third one, told so, does it again without waiting for its turn.
+    results.publish(layout, "an-late", age_days=20)
+    processes.appa("worker", "scheduler", APPA_DISK_LOW_BYTES=str(2**60))
+    wait_for(lambda: "an-late" not in left(layout), 60)
+    wait_for(lambda: "disk_low" in processes.log())
