@@ -64,6 +64,11 @@ class GatewayMetrics:
             registry=self.registry,
         )
 
+        self.webhook_messages = Gauge(
+            "appa_webhook_messages_waiting",
+            "Messages of webhooks that are not delivered yet, those to be tried again included.",
+            registry=self.registry,
+        )
         self.disk = DiskMetrics(self.registry)
         self.verification = VerificationMetrics(self.registry)
 

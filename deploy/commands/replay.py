@@ -23,7 +23,7 @@ __all__ = ["app"]
 app = typer.Typer(help=__doc__, add_completion=False)
 
 _WORDS = {True: "[green]same[/]", False: "[red]different[/]", None: "not recorded"}
-_SHOWN = 60
+_SHOWN = 24
 """Longest value in the table; the rest is in the JSON."""
 
 

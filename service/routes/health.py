@@ -116,6 +116,7 @@ def metrics(gateway: GatewayDep) -> Response:
             count = stores.batches.count(batch_state)
             counters.records.labels("batch", batch_state.value).set(count)
         set_cycle_metrics(counters, stores.cycles)
+        counters.webhook_messages.set(stores.webhooks.waiting())
     except RedisError:
         counters.workers.clear()
         counters.records.clear()

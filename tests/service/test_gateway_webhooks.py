@@ -90,13 +90,16 @@ def test_from_a_published_result_to_the_receiver(
             acting_worker.publish(gateway.layout, "an-hook", {"a.nc": b"1"})
             stores = open_stores(gateway.redis_url, gateway.prefix)
             stores.events.emit("analysis.published", "an-hook", {"analysis_id": "an-hook"})
+            stores.webhooks.fan_out()
             stores.redis.close()
+            assert "appa_webhook_messages_waiting 1.0" in http.get("/metrics").text
             processes.start(sys.executable, "-m", "deploy.cli", "worker", "scheduler")
 
             def deliveries() -> list[dict]:
                 return http.get(f"/v1/webhooks/{made['id']}/deliveries").json()
 
             wait_for(lambda: [d["state"] for d in deliveries()] == ["delivered"])
+            assert "appa_webhook_messages_waiting 0.0" in http.get("/metrics").text
             (delivery,) = deliveries()
             assert [a["status"] for a in delivery["attempts"]] == [500, 200]
             last = receiver.received[-1]

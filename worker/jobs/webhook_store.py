@@ -159,6 +159,10 @@ class WebhookStore:
             )
         )
 
+    def waiting(self) -> int:
+        """Messages that are not delivered yet and not given up."""
+        return int(self._call(self.redis.zcard(self.keys.webhooks_due)))
+
     def claim(self, limit: int, lease_seconds: float) -> list[tuple[Webhook, Delivery]]:
         """Messages that are due now; nobody else gets them before `lease_seconds` have passed."""
         now = time.time()

@@ -33,7 +33,8 @@ def tell_published(events: EventLog, manifest: AnalysisManifest) -> bool:
     about = describe(manifest)
     news = events.emit(EventType.ANALYSIS_PUBLISHED, manifest.id, about)
     if OUTSIDE_FLAG in manifest.flags:
-        events.emit(EventType.CYCLE_OUTSIDE_LIMITS, manifest.id, about)
+        control = {"control": manifest.scores.get("control")}
+        events.emit(EventType.CYCLE_OUTSIDE_LIMITS, manifest.id, about | control)
     return news
 
 
@@ -44,6 +45,7 @@ def describe(manifest: AnalysisManifest) -> dict[str, Any]:
     return {
         "analysis_id": manifest.id,
         **{name: values[name] for name in names},
+        "cycle": manifest.cycle.get("key"),
         "href": f"/v1/analyses/{manifest.id}",
         "files": values["files"],
     }
