@@ -111,13 +111,11 @@ class Driver:
         return len(ended)
 
     def _outage(self, end: datetime) -> None:
-        """Kills everything, and starts it so that it is ready about when the outage ends."""
+        """Kills everything, and starts it again at the end."""
         killed = self.now()
         self.stack.kill_all()
         self.tell(f"{killed:%d %b %H:%M} UTC: everything killed")
-        lead = self.pace.start_seconds * self.clock.speed
-        seconds = ((end - self.now()).total_seconds() - lead) / self.clock.speed
-        time.sleep(max(seconds, 0.0))
+        time.sleep(max((end - killed).total_seconds() / self.clock.speed, 0.0))
         restarted = self.now()
         self.stack.start(120.0)
         self.standstill = Standstill(killed, restarted, self.now())

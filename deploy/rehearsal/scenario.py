@@ -96,8 +96,8 @@ class Scenario:
     window_hours: int = 24
     members: int = 3
     steps: int | None = None
-    early: float = 70.0
-    final: float = 190.0
+    early: float = 55.0
+    final: float = 175.0
     warm_start: bool = True
     background_max_age_hours: int = 6
     silent_hour: int | None = 7

@@ -33,7 +33,7 @@ def make_case(scenario: Scenario = SCENARIO) -> Case:
     analyses, cycles = [], {}
     for number in range(scenario.hours):
         time = scenario.start + number * HOUR
-        for flavour, minutes, revision in (("early", 70, 1), ("final", 190, 2)):
+        for flavour, minutes, revision in (("early", 55, 1), ("final", 175, 2)):
             cut_off = time + minutes * MINUTE
             key = f"{time:%Y%m%dT%H}Z_{flavour}"
             late = _late(scenario, cut_off)

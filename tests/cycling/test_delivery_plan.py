@@ -51,7 +51,7 @@ def test_no_file_arrives_close_to_a_cut_off(scenario):
     cut_offs = [
         time + minutes * MINUTE
         for time in (scenario.start + i * HOUR for i in range(-10, 40))
-        for minutes in (70, 190)
+        for minutes in (55, 175)
     ]
     for delivery in delivery_plan(scenario):
         nearest = min(abs(delivery.arrival - c) for c in cut_offs)
