@@ -46,7 +46,8 @@ async def _events(
     if not whole:
         yield sse("gap", '{"message": "Older events are not kept; list the analyses once."}')
     following = cast(
-        AsyncGenerator[Event, None], gateway.feed.follow(FEED_ID, after=after, noun=FEED_NOUN)
+        AsyncGenerator[Event, None],
+        gateway.feed.follow(FEED_ID, after=after, noun=FEED_NOUN, complete=True),
     )
     async with aclosing(following) as events:
         async for event in events:

@@ -35,6 +35,12 @@ class Event:
         return int(first), int(second or 0)
 
 
+class _Waiting(asyncio.Queue[Event]):
+    """Events for one listener; the oldest make way when it is slow, which it can see."""
+
+    overflowed = False
+
+
 class EventFeed:
     """Follows records; `start` before use, `stop` at the end.
 
@@ -53,7 +59,7 @@ class EventFeed:
         self.redis: AsyncRedis = AsyncRedis.from_pool(pool)
         self.keys = keys
         self.queue_size = queue_size
-        self._listeners: dict[tuple[str, str], set[asyncio.Queue[Event]]] = {}
+        self._listeners: dict[tuple[str, str], set[_Waiting]] = {}
         self._task: asyncio.Task[None] | None = None
         self._subscribed = asyncio.Event()
 
@@ -70,28 +76,33 @@ class EventFeed:
         await self.redis.aclose()
 
     async def follow(
-        self, record_id: str, *, after: str = "0-0", noun: str = "job"
+        self, record_id: str, *, after: str = "0-0", noun: str = "job", complete: bool = False
     ) -> AsyncIterator[Event]:
         """Past events after `after`, then new ones as they come; ends when the caller stops.
 
         Arguments:
             record_id: A job or batch.
             after: Last event already seen, such as a `Last-Event-ID` header; `0-0` for all.
-            noun: `job` or `batch`.
+            noun: `job`, `batch`, or that of another stream.
+            complete: Read back what a slow listener had to drop, instead of leaving it out.
         """
-        queue: asyncio.Queue[Event] = asyncio.Queue(self.queue_size)
+        queue = _Waiting(self.queue_size)
         listeners = self._listeners.setdefault((noun, record_id), set())
         listeners.add(queue)  # before reading the past: nothing falls in between
         try:
             await self._subscribed.wait()
-            last = Event(after, "", {}).order
-            for event in await self._past_when_reachable(noun, record_id, after):
-                last = event.order
-                yield event
+            last = Event(after, "", {})
+            for last in await self._past_when_reachable(noun, record_id, after):
+                yield last
             while True:
                 event = await queue.get()
-                if event.order > last:
-                    last = event.order
+                if complete and queue.overflowed:
+                    queue.overflowed = False
+                    dropped = await self._past_when_reachable(noun, record_id, last.id)
+                    for last in dropped:
+                        yield last
+                elif event.order > last.order:
+                    last = event
                     yield event
         finally:
             listeners.discard(queue)
@@ -138,8 +149,9 @@ class EventFeed:
             self._put(queues, Event(raw["event"], raw["type"], json.loads(raw["data"])))
 
     @staticmethod
-    def _put(queues: set[asyncio.Queue[Event]], event: Event) -> None:
+    def _put(queues: set[_Waiting], event: Event) -> None:
         for queue in queues:
             if queue.full():
                 queue.get_nowait()
+                queue.overflowed = True
             queue.put_nowait(event)

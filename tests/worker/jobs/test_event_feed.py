@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 from worker.jobs.event_feed import EventFeed
+from worker.jobs.event_log import FEED
 from worker.jobs.ids import new_id
 from worker.jobs.job import JobRecord, Progress
 from worker.jobs.kinds import FilteringSpec
@@ -41,4 +42,26 @@ async def test_past_and_future_events_come_once_and_in_order(stores, shared_brok
     assert told == ["queued", "running", 1, 2, "succeeded"]
     resumed = await asyncio.wait_for(take(feed, job_id, 2, after=heard[0][2].id), 20)
     assert resumed == heard[0][3:]
+    await feed.stop()
+
+
+async def test_a_slow_listener_misses_nothing_if_it_wants_all(stores, shared_broker):
+    feed = EventFeed(shared_broker.url, stores.keys, queue_size=4)
+    await feed.start()
+    noun, name = FEED
+    following = feed.follow(name, noun=noun, complete=True)
+    stores.events.emit("analysis.published", "an-0", {"number": 0})
+    heard = [await asyncio.wait_for(anext(following), 20)]
+    for number in range(1, 41):  # while it is busy with the first one
+        stores.events.emit("analysis.published", f"an-{number}", {"number": number})
+    await asyncio.sleep(0.3)
+    for _ in range(20):
+        heard.append(await asyncio.wait_for(anext(following), 20))
+    for number in range(41, 61):  # again, in the middle of catching up
+        stores.events.emit("analysis.published", f"an-{number}", {"number": number})
+    await asyncio.sleep(0.3)
+    for _ in range(40):
+        heard.append(await asyncio.wait_for(anext(following), 20))
+    assert [event.data["data"]["number"] for event in heard] == list(range(61))
+    await following.aclose()
     await feed.stop()
