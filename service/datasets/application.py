@@ -108,7 +108,7 @@ def build_application(library: DatasetLibrary) -> FastAPI:
         DatasetInfoPlugin(),
         ZarrPlugin(),
         OpenDap(),
-        Edr(),
+        Edr(library=library),
     )
     about = {
         "title": "Appa data sets",

@@ -1,18 +1,18 @@
 """The OGC EDR plugin: positions, areas and cubes of an analysis, all the way around the globe."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import cf_xarray  # noqa: F401  (the plugin uses its accessor)
 import numpy as np
 import xarray as xr
 import xpublish_edr.plugin as upstream
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from xpublish.plugins import Dependencies, hookimpl
 from xpublish_edr import metadata
 from xpublish_edr.query import output_formats
 
-from service.datasets.opening import HDF5_LOCK
+from service.datasets.opening import HDF5_LOCK, OpenDataset
 
 
 def around_the_globe(dataset: xr.Dataset) -> xr.Dataset:
@@ -82,12 +82,16 @@ metadata.vertical_extent = _vertical_extent
 class Edr(upstream.CfEdrPlugin):  # type: ignore[misc]
     """xpublish's plugin on fields without a seam."""
 
+    library: Any
+
     @hookimpl
     def dataset_router(self, deps: Dependencies) -> APIRouter:
         """The routes of one data set."""
 
-        def wide(dataset: Annotated[xr.Dataset, Depends(deps.dataset)]) -> xr.Dataset:
-            decoded = xr.decode_cf(dataset, decode_timedelta=False)
-            return around_the_globe(decoded)
+        def wide(dataset_id: str) -> xr.Dataset:
+            opened: OpenDataset = self.library.get(dataset_id)
+            if "edr" not in opened.views:
+                opened.views["edr"] = around_the_globe(opened.decoded)
+            return opened.views["edr"]
 
         return super().dataset_router(deps.model_copy(update={"dataset": wide}))  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ and types reach the client unchanged; `decoded` gives the CF view of the same da
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -42,23 +42,25 @@ def chunk_plan(sizes: Mapping[str, int]) -> dict[str, int]:
     return plan
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class OpenDataset:
     """A published file, open.
 
     Attributes:
         raw: Values and attributes as in the file, lazily read.
         close: Releases the file; reading again opens it again.
+        views: What plugins made of it; they go with it.
     """
 
     raw: xr.Dataset
     close: Callable[[], None]
+    views: dict[str, xr.Dataset] = field(default_factory=dict)
 
     @cached_property
     def decoded(self) -> xr.Dataset:
         """Times as times, missing values as NaN, coordinates known as such."""
-        with HDF5_LOCK:  # the coordinates are read here
-            return xr.decode_cf(self.raw, decode_timedelta=False)
+        # Not under the lock: times are read here, by threads that need it.
+        return xr.decode_cf(self.raw, decode_timedelta=False)
 
 
 def open_file(path: Path, analysis_id: str) -> OpenDataset:
