@@ -1,10 +1,12 @@
 """The skill of a checkpoint as one picture: errors by start, maps of one case, ranks."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -58,6 +60,8 @@ def _by_start(axes: Axes, report: SkillReport) -> None:
             axes.plot(times, errors, f"{marker}-", color=colour, label=method + lead, markersize=4)
     axes.axhline(0.25, color="#1f77b4", linestyle=":", linewidth=1, label="goal of filtering")
     axes.set(title="errors by start", ylabel="mean standardised RMSE", ylim=(0, None))
+    # A single start leaves nothing to choose an axis by.
+    axes.set_xlim(min(times) - timedelta(days=1), max(times) + timedelta(days=1))
     locator = AutoDateLocator(maxticks=8)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
@@ -120,9 +124,8 @@ def _map(
     drawn = axes.pcolormesh(
         lon, grid.latitude, wrapped, cmap=colours, vmin=bounds[0], vmax=bounds[1], shading="nearest"
     )
-    for line in coastlines():
-        for shift in (0.0, 360.0):
-            axes.plot(line[:, 0] + shift, line[:, 1], color="0.2", linewidth=0.5)
+    lines = [line + (shift, 0.0) for line in coastlines() for shift in (0.0, 360.0)]
+    axes.add_collection(LineCollection(lines, colors="0.2", linewidths=0.5))
     axes.set(xlim=(0, 360), ylim=(-88, 88), xticks=[], yticks=[])
     axes.set_title(title, fontsize=8)
     axes.figure.colorbar(drawn, ax=axes, shrink=0.8)

@@ -48,11 +48,15 @@ def _heading(report: SkillReport) -> str:
         None: "the checkpoint names no test period",
     }[report.unseen]
     return (
-        f"{report.checkpoint} against {truth}: {len(starts)} starts, {starts[0].end:%Y-%m-%d} to "
+        f"{report.checkpoint} against {truth}: {_starts(len(starts))}, {starts[0].end:%Y-%m-%d} to "
         f"{starts[-1].end:%Y-%m-%d} ({unseen}); {s.members} members, {s.window}-hour windows of "
         f"{min(x.observations for x in starts)} to {max(x.observations for x in starts)} "
         f"observations, {s.withhold:.0%} of the stations withheld. Standardised RMSE."
     )
+
+
+def _starts(count: int) -> str:
+    return "1 start" if count == 1 else f"{count} starts"
 
 
 def methods_table(report: SkillReport) -> Table:
@@ -86,7 +90,7 @@ def forecast_tables(report: SkillReport) -> Iterator[Table]:
         rows = [r for r in report.forecasts if r.season == season]
         name = "all seasons" if season == "all" else season
         table = _table(
-            f"Forecast, +{report.settings.lead} h, {name} ({rows[0].starts} starts)",
+            f"Forecast, +{report.settings.lead} h, {name} ({_starts(rows[0].starts)})",
             ("group",),
             ("forecast", "persistence", "climatology", "beats persistence", "beats climatology"),
         )
@@ -145,9 +149,12 @@ def _remarks(report: SkillReport) -> Iterator[str]:
         yield f"post-fit innovation over observation error by noise level: {levels}"
     if report.ranks:
         yield (
-            "excess: the outermost two bins against what is expected; positive is U-shaped (too "
-            "narrow, or biased), negative a dome; ± one standard error, stations as independent"
+            "outer-bin excess: the outermost two bins against what is expected; positive is U-shaped "
+            "(too narrow, or biased), negative a dome; ± one standard error, with stations as "
+            "independent. Of members in pairs of opposite noise, one of each pair is ranked at a time."
         )
+    if Method.WINDOWED not in {r.method for r in report.methods}:
+        yield "windowed OI was left out"
 
 
 def goals_table(report: SkillReport) -> Table:

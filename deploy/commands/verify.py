@@ -44,7 +44,9 @@ def osse(
         float, typer.Option(min=0.0, max=0.5, help="Share of stations kept for ranks.")
     ] = 0.1,
     states: Annotated[int, typer.Option(min=1, help="Test states of the autoencoder.")] = 24,
-    quick: Annotated[bool, typer.Option("--quick", help="One start, four members.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One start, four members, no windowed OI.")
+    ] = False,
     keep: Annotated[
         Path | None, typer.Option(help="Keep finished starts here (JSON) and go on from them.")
     ] = None,
@@ -76,14 +78,22 @@ def osse(
             precision,
             keep,
         ),
-        SkillSettings(window=window, members=members, lead=lead, seed=seed, withhold=withhold),
+        SkillSettings(
+            window=window,
+            members=members,
+            lead=lead,
+            seed=seed,
+            withhold=withhold,
+            windowed=not quick,
+        ),
     )
     if picture is not None:
         draw_skill(report, model.grid, fields, picture)
     if as_json:
         print(json.dumps(as_values(report), indent=1))
     else:
-        print_report(report, Console())
+        # Tables do not fit the 80 columns that a file or a pipe is taken to have.
+        print_report(report, Console(width=None if out.is_terminal else 150))
 
 
 @app.command("soundings")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from model.assimilate import AssimilationSettings, Trajectory, assimilate
-from model.diagnostics.scores import spread_skill
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from model.osse.baseline_scores import score_interpolation, score_persistence, score_windowed
 from model.osse.climate import climatological_states
+from model.osse.ensemble_spread import spread_over_error, twins
 from model.osse.network import Network
 from model.osse.observed_case import ObservedCase, ReadTruth, observe_case
 from model.osse.scorer import Scorer, peak_memory
@@ -48,6 +48,7 @@ class SkillSettings:
         network: What observes.
         withhold: Share of the surface stations and radiosondes kept for the rank histograms.
         anomalies: Climatological states behind the one-hour optimal interpolation.
+        windowed: Whether windowed optimal interpolation is scored, the longest of the baselines.
         settings: How the checkpoint assimilates; None for what its card recommends.
     """
 
@@ -59,6 +60,7 @@ class SkillSettings:
     network: Network = field(default_factory=Network)
     withhold: float = 0.1
     anomalies: int = 400
+    windowed: bool = True
     settings: AssimilationSettings | None = None
 
 
@@ -102,23 +104,22 @@ def score_start(
         middle = model.decode(analysis.latents[:, case.middle].to(model.device), mask=False)
     scorer.score(Method.REANALYSIS, middle.float().mean(0), case.truth[case.middle])
     on_phase("ranks of withheld stations")
-    counted = _ranks(run, analysis)
+    withheld, counted = _ranks(run, analysis)
     on_phase(Method.WARM)
     _cycle(run, Method.WARM, 1, analysis.warm_start)
     if s.lead:
         on_phase(Method.FORECAST)
         _score_forecast(run, analysis)
-    for name, baseline in (
-        ("baselines", score_persistence),
-        (Method.WINDOWED, score_windowed),
-        (Method.OPTIMAL_INTERPOLATION, lambda a, b: score_interpolation(a, b, s.anomalies)),
-    ):
-        on_phase(name)
-        baseline(scorer, case)
+    score_persistence(scorer, case)
+    on_phase(Method.OPTIMAL_INTERPOLATION)
+    score_interpolation(scorer, case, s.anomalies)
+    if s.windowed:
+        on_phase(Method.WINDOWED)
+        score_windowed(scorer, case)
     skill = StartSkill(
         end=end,
         observations=len(case.observations()),
-        withheld=sum(sum(map(sum, found.values())) for found in counted.values()),
+        withheld=withheld,
         errors=scorer.errors,
         spread_ratio=tuple(_spread_ratio(case, analysis).tolist()),
         seconds=scorer.seconds,
@@ -150,20 +151,30 @@ def _cycle(run: _Run, method: Method, later: int, warm: WarmStart | None) -> Tra
     return analysis
 
 
-def _ranks(run: _Run, analysis: Trajectory) -> Ranks:
+def _ranks(run: _Run, analysis: Trajectory) -> tuple[int, Ranks]:
+    """Number of withheld observations, and their ranks among independent members."""
     seen, rows = run.case.withheld()
     if not len(seen):
-        return {}
+        return 0, {}
     members = equivalents(run.case.model, analysis.latents, seen)
-    # The errors of the set include what the model cannot represent of a place.
     rng = np.random.default_rng(run.settings.seed)
-    found = ranks(members, seen.obs_values, seen.obs_errors, rng)
-    return station_ranks(found, len(members), *observation_kinds(rows))
+    kinds, stations = observation_kinds(rows)
+    chosen = twins(analysis).independent
+    # The errors of the set include what the model cannot represent of a place.
+    found = [ranks(members[list(c)], seen.obs_values, seen.obs_errors, rng) for c in chosen]
+    counted = station_ranks(
+        np.concatenate(found),
+        len(chosen[0]),
+        np.tile(kinds, len(chosen)),
+        np.tile(stations, len(chosen)),
+        1 / len(chosen),
+    )
+    return len(seen), counted
 
 
 def _spread_ratio(case: ObservedCase, analysis: Trajectory) -> Tensor:
     members = torch.where(torch.isnan(case.last), torch.nan, analysis.states[:, -1])
-    return spread_skill(members, case.last, case.model.grid).ratio
+    return spread_over_error(members, case.last, case.model.grid, twins(analysis))
 
 
 def _score_forecast(run: _Run, analysis: Trajectory) -> None:

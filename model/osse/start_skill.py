@@ -10,8 +10,12 @@ from pydantic import BaseModel, ConfigDict
 
 __all__ = ["CaseFields", "Method", "Ranks", "StartSkill"]
 
-Ranks = dict[str, dict[str, list[int]]]
-"""`network variable` to the name of a station to how often each rank occurred there (M + 1)."""
+Ranks = dict[str, dict[str, list[float]]]
+"""`network variable` to the name of a station to how often each rank occurred there.
+
+Each has as many numbers as there are independent members, and one more; a value that is ranked twice
+counts half each time.
+"""
 
 
 class Method(StrEnum):
@@ -44,7 +48,7 @@ class StartSkill(BaseModel):
         seconds: Wall clock by method.
         memory: GiB the process had held at most after the cold `cycle`, and in the `end`.
         chi: Root mean square post-fit innovation by noise level, in units of the error.
-        ranks: Of withheld observations among the members.
+        ranks: Of withheld observations among independent members.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")

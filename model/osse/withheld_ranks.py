@@ -64,15 +64,15 @@ def observation_kinds(table: pa.Table) -> tuple[NDArray[np.str_], NDArray[np.str
 
 
 def station_ranks(
-    found: Int, members: int, kinds: NDArray[np.str_], stations: NDArray[np.str_]
+    found: Int, members: int, kinds: NDArray[np.str_], stations: NDArray[np.str_], weight: float
 ) -> Ranks:
-    """Counts of the ranks 0 to `members` (N,) by kind (N,) and station (N,)."""
+    """Counts of the ranks 0 to `members` (N,) by kind (N,) and station (N,), each of a weight."""
     counted: Ranks = {}
     for kind in np.unique(kinds[kinds != ""]):
         chosen = kinds == kind
         names, number = np.unique(stations[chosen], return_inverse=True)
-        counts = np.zeros((len(names), members + 1), dtype=np.int64)
-        np.add.at(counts, (number, found[chosen]), 1)
+        counts = np.zeros((len(names), members + 1))
+        np.add.at(counts, (number, found[chosen]), weight)
         counted[str(kind)] = {str(n): c.tolist() for n, c in zip(names, counts, strict=True)}
     return counted
 

@@ -21,7 +21,7 @@ def histogram(spread, *, members=8, stations=400, seed=0, bias=0.0, error=1.0):
     found = ranks(drawn, values, np.full(len(values), error), rng)
     kinds = np.full(len(values), "surface 2m_temperature")
     names = np.repeat(np.array([f"s{i}" for i in range(stations)]), HOURS)
-    return station_ranks(found, members, kinds, names)
+    return station_ranks(found, members, kinds, names, 1.0)
 
 
 @pytest.mark.parametrize("members", [4, 8])
