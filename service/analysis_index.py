@@ -75,9 +75,8 @@ class AnalysisIndex:
         known = self._manifests.get(analysis_id)
         if known is None:
             return None
-        try:
-            stamp = self._layout.manifest(analysis_id).stat().st_mtime_ns
-        except FileNotFoundError:
+        stamp = self._time_of(analysis_id)
+        if not stamp:
             return None
         return known if stamp == self._stamps.get(analysis_id) else self._again(known)
 
@@ -136,6 +135,7 @@ class AnalysisIndex:
             if stamp != self._stamp:
                 present = {entry.name for entry in self._layout.analyses.iterdir()}
                 gone = self._manifests.keys() - present
+                gone |= {i for i in self._manifests if self._stamps.get(i) != self._time_of(i)}
                 # New dictionaries: other threads may be reading the old ones.
                 self._manifests = {i: m for i, m in self._manifests.items() if i not in gone}
                 self._stamps = {i: s for i, s in self._stamps.items() if i not in gone}
@@ -155,11 +155,19 @@ class AnalysisIndex:
             self._manifests = {**self._manifests, known.id: manifest}
             return manifest
 
+    def _time_of(self, name: str) -> int:
+        """When the manifest was written; 0 if there is none."""
+        try:
+            return self._layout.manifest(name).stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def _read(self, name: str) -> AnalysisManifest | None:
         try:
-            if not self._layout.manifest(name).is_file():
+            stamp = self._time_of(name)
+            if not stamp:
                 return None
-            self._stamps[name] = self._layout.manifest(name).stat().st_mtime_ns
+            self._stamps[name] = stamp  # of before reading: a change since is seen next time
             manifest = read_manifest(self._layout, name)
         except (ValidationError, ValueError, OSError, StorageError) as error:
             log.warning("manifest_unreadable", analysis_id=name, error=str(error)[:300])

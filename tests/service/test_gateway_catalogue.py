@@ -23,6 +23,8 @@ from service.keys import KeyFile, Scope
 from tests.service.datasets import published
 from worker.jobs.kinds import FilteringSpec, ForecastSpec
 from worker.jobs.manifest import AnalysisManifest, ManifestFile
+from worker.retention.plan import Item
+from worker.retention.remove import remove
 
 SIX = datetime(2025, 1, 1, 6, tzinfo=UTC)
 EXTENSIONS = {
@@ -275,7 +277,17 @@ def test_new_and_deleted_analyses_show_at_once_and_keys_are_asked_for(
     assert httpx.get(f"{gateway.url}/v1/stac").status_code == 401
     client = Client.open(f"{gateway.url}/v1/stac", headers={"X-API-Key": key})
     assert found(client) == []
-    folder = acting_worker.publish(gateway.layout, "an-new", {"a.nc": b"1"}, valid=SIX)
-    assert found(client) == ["an-new"]
+    files = {"a.nc": b"1", "restart.safetensors": b"2"}
+    folder = acting_worker.publish(gateway.layout, "an-new", files, valid=SIX)
+    text = (folder / "manifest.json").read_text()
+    manifest = AnalysisManifest.model_validate_json(text)
+    manifest.files[1].role = "restart"
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    (item,) = client.search().items()
+    assert "restart" in item.assets
+    assert remove(gateway.layout, Item("restart", "an-new", 1, 99.0, ""))
+    (item,) = client.search().items()
+    assert "restart" not in item.assets
+    assert "restart_removed" in item.properties["appa:flags"]
     folder.rename(gateway.layout.tmp / "gone")
     assert found(client) == []

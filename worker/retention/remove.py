@@ -108,6 +108,7 @@ def _remove_restart(layout: Layout, analysis_id: str) -> bool:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+    os.utime(layout.analyses)  # gateways look at a manifest again when the folder was touched
     _forget_restart(layout, analysis_id)
     for file in files:
         layout.analysis_file(analysis_id, file.name).unlink(missing_ok=True)
