@@ -23,6 +23,7 @@ from worker.cycling.submit import submit_cycle
 from worker.jobs import clock
 from worker.jobs.cycle import FIRST_REVISION, CycleRecord, CycleState
 from worker.jobs.cycle_policy import CyclePolicy, read_policy
+from worker.jobs.cycle_store import CycleStore
 from worker.jobs.disk import DiskSettings, disk_state
 from worker.jobs.layout import Layout
 from worker.jobs.queues import TaskSender
@@ -143,13 +144,23 @@ class Cycling:
         old = [r for r in due if not r.rerun and is_too_old(policy, now, r.cut_off)]
         message = f"too old: no room for it within {policy.catch_up.max_age_hours:g} h"
         moves = sum(cycles.change(r, CycleState.SKIPPED, message=message) for r in old)
-        if disk_state(self.layout, self.disk).low:
-            log.warning("cycles held", reason="the disk is low", due=len(due))
-            return moves
         rest = [r for r in due if r not in old]
+        disk = disk_state(self.layout, self.disk)
+        if disk.low:
+            log.warning("cycles held", reason=disk.message, due=len(rest))
+            return moves + sum(_hold(cycles, record) for record in rest)
         for record in choose(policy, rest, cycles.in_state(CycleState.SUBMITTED)):
             moves += submit_cycle(self.stores, self.sender, policy, record)
         return moves
+
+
+def _hold(cycles: CycleStore, record: CycleRecord) -> bool:
+    """Says once why a due cycle is not submitted; the analysis it becomes says so, too."""
+    if "disk_low" in record.message:
+        return False
+    why = "disk_low: it waited for free space"
+    remark = f"{record.message}; {why}" if record.message else why
+    return cycles.change(record, CycleState.DUE, message=remark)
 
 
 def _record(cycle: Cycle) -> CycleRecord:

@@ -51,7 +51,9 @@ class CycleState(StrEnum):
 
 ALLOWED_CYCLE_MOVES: dict[CycleState, frozenset[CycleState]] = {
     CycleState.WAITING: frozenset({CycleState.DUE, CycleState.SKIPPED, CycleState.CANCELLED}),
-    CycleState.DUE: frozenset({CycleState.SUBMITTED, CycleState.SKIPPED, CycleState.CANCELLED}),
+    CycleState.DUE: frozenset(
+        {CycleState.SUBMITTED, CycleState.SKIPPED, CycleState.CANCELLED, CycleState.DUE}
+    ),
     CycleState.SUBMITTED: frozenset(
         {CycleState.PUBLISHED, CycleState.FAILED, CycleState.CANCELLED, CycleState.DUE}
     ),
@@ -61,7 +63,8 @@ ALLOWED_CYCLE_MOVES: dict[CycleState, frozenset[CycleState]] = {
     CycleState.CANCELLED: frozenset({CycleState.DUE}),
 }
 """`waiting`: the cut-off is ahead, or observations that came in time are still being taken in;
-`due`: decided, waits for room; `submitted -> due`: tried again after a failed job;
+`due`: decided, waits for room; `due -> due`: why it still waits;
+`submitted -> due`: tried again after a failed job;
 the moves back to `due` from an end are reruns."""
 
 CYCLE_DONE = frozenset(

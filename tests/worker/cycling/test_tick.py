@@ -272,9 +272,15 @@ def test_nothing_is_submitted_to_a_full_disk(installation):
     installation.policy()
     full = installation.scheduler(Disk(disk_low_bytes=2**62))
     full.tick(at(0, 21))
-    assert installation.cycle("00Z_early").state is CycleState.DUE
+    held = installation.cycle("00Z_early")
+    assert held.state is CycleState.DUE
+    assert held.message.startswith("disk_low")
+    assert full.tick(at(0, 21)) == 0  # said once
     installation.scheduler().tick(at(0, 22))
-    assert installation.cycle("00Z_early").state is CycleState.SUBMITTED
+    submitted = installation.cycle("00Z_early")
+    assert submitted.state is CycleState.SUBMITTED
+    job = installation.stores.jobs.get(submitted.job_id)
+    assert "disk_low" in job.cycle["remark"]
 
 
 def test_after_a_mistake_in_the_policy_the_last_good_one_counts(installation):
