@@ -20,6 +20,7 @@ __all__ = ["Driver", "Pace", "Tell"]
 Tell = Callable[[str], None]
 
 _POLL = 0.2
+_RESTART_SECONDS = 300.0
 _LAG = 1.5 * HOUR
 
 
@@ -117,7 +118,7 @@ class Driver:
         self.tell(f"{killed:%d %b %H:%M} UTC: everything killed")
         time.sleep(max((end - killed).total_seconds() / self.clock.speed, 0.0))
         restarted = self.now()
-        self.stack.start(120.0)
+        self.stack.start(_RESTART_SECONDS)
         self.standstill = Standstill(killed, restarted, self.now())
         self._moved = time.monotonic()
         self.tell(f"{self.now():%d %b %H:%M} UTC: everything runs again")

@@ -9,7 +9,7 @@ from typing import Any
 from worker.jobs.clock import Clock
 from worker.jobs.store import Stores
 
-__all__ = ["CycleTiming", "Medians", "medians", "timings"]
+__all__ = ["CycleTiming", "Medians", "medians", "phase_seconds", "timings"]
 
 PHASES = ("loading", "gathering", "background", "sampling", "writing", "publishing")
 
@@ -55,7 +55,7 @@ def timings(stores: Stores, keys: Iterable[str], clock: Clock) -> list[CycleTimi
                 attempts=job.attempts,
                 behind=record.behind_seconds,
                 waited=(job.started - job.created).total_seconds(),
-                phases=_phases(stores.jobs.events(job.id)),
+                phases=phase_seconds(stores.jobs.events(job.id)),
                 cost=(job.finished - job.started).total_seconds(),
                 fresh=(record.published - record.cut_off).total_seconds() / clock.speed,
             )
@@ -63,7 +63,7 @@ def timings(stores: Stores, keys: Iterable[str], clock: Clock) -> list[CycleTimi
     return sorted(found, key=lambda t: t.key)
 
 
-def _phases(events: Sequence[tuple[str, str, Any]]) -> dict[str, float]:
+def phase_seconds(events: Sequence[tuple[str, str, Any]]) -> dict[str, float]:
     """Seconds between the first event of each phase and that of the next, in the last attempt.
 
     The server stamps events with its own time in milliseconds.
