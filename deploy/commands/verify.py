@@ -50,6 +50,9 @@ def osse(
     keep: Annotated[
         Path | None, typer.Option(help="Keep finished starts here (JSON) and go on from them.")
     ] = None,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Report what --keep holds; compute nothing.")
+    ] = False,
     picture: Annotated[Path | None, typer.Option(help="Draw the skill into this file.")] = None,
     seed: int = 0,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
@@ -77,6 +80,7 @@ def osse(
             states,
             precision,
             keep,
+            finished,
         ),
         SkillSettings(
             window=window,

@@ -1,6 +1,7 @@
 """`appa verify osse` on a checkpoint of a few numbers: tables, JSON, picture, going on."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.commands.verify import app
+from deploy.verify_osse import seasons_first
 from model.checkpoints.save import save_checkpoint
 from model.osse import skill
+from model.osse.seasons import SEASONS, season
 from tests.model.osse.small_world import NETWORK, small_model, write_truth
 
 
@@ -53,6 +56,13 @@ def test_everything_is_printed_drawn_and_kept(world, tmp_path):
         assert words in first.stdout, words
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert "(kept)" not in first.stderr
+    kept = json.loads(keep.read_text())
+    keep.write_text(json.dumps(kept | {"starts": kept["starts"][1:]}))
+    part = run(world, "--starts", "2", "--keep", str(keep), "--finished", "--json")
+    assert json.loads(part.stdout)["starts"][0]["end"] == kept["starts"][1]["end"].replace(
+        "Z", "+00:00"
+    )
+    keep.write_text(json.dumps(kept))
     again = run(world, "--starts", "2", "--keep", str(keep), "--json")
     assert again.stderr.count("(kept)") == 2
     values = json.loads(again.stdout)
@@ -74,3 +84,11 @@ def test_a_short_truth_allows_few_starts_and_a_period_is_cut_out(world):
     # 18 hours less a window of 6 and 5 of forecast leave 8 analysis times: two windows.
     ends = [s["end"] for s in values["starts"]]
     assert ends == ["2021-03-04T15:00:00+00:00", "2021-03-04T22:00:00+00:00"]
+
+
+def test_the_first_starts_of_many_are_of_different_seasons():
+    ends = [datetime(2003, 7, 20) + timedelta(days=30 * i) for i in range(12)]
+    order = seasons_first(ends)
+    assert sorted(order) == ends
+    assert {season(end.replace(tzinfo=UTC)) for end in order[:4]} == set(SEASONS)
+    assert seasons_first(ends[:2]) == ends[:2]
