@@ -64,12 +64,12 @@ def methods_table(report: SkillReport) -> Table:
     table = _table(
         "Errors, mean over channels and starts",
         ("method",),
-        ("mean", "worst start", "when", "seconds"),
+        ("mean", "worst start", "when", "seconds", "processor"),
     )
     for row in sorted(report.methods, key=lambda r: r.mean):
-        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+        costs = ("" if s is None else f"{s:.1f}" for s in (row.seconds, row.processor))
         when = f"{row.worst_start:%Y-%m-%d %H}"
-        table.add_row(row.method, f"{row.mean:.3f}", f"{row.worst:.3f}", when, seconds)
+        table.add_row(row.method, f"{row.mean:.3f}", f"{row.worst:.3f}", when, *costs)
     return table
 
 

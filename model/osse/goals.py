@@ -89,9 +89,9 @@ def _analyses(starts: Sequence[StartSkill]) -> tuple[Goal, ...]:
     ]
     for method in (Method.OPTIMAL_INTERPOLATION, Method.WINDOWED):
         other = overall(starts, method)
-        goals.append(
-            Goal(f"filtering against {method}", f"< {_number(other)}", found, _below(error, other))
-        )
+        if not math.isnan(other):
+            what, goal = f"filtering against {method}", f"< {_number(other)}"
+            goals.append(Goal(what, goal, found, _below(error, other)))
     goals.append(
         Goal(Method.REANALYSIS, f"< filtering ({found})", _number(middle), _below(middle, error))
     )
@@ -154,7 +154,8 @@ def _cost(starts: Sequence[StartSkill], settings: SkillSettings) -> tuple[Goal, 
     ):
         seconds = float(np.median([s.seconds.get(method, math.nan) for s in starts]))
         met = _below(seconds, bound) if settings.members == MEMBERS else None
-        found = f"{seconds:.0f} s with {settings.members}"
+        used = float(np.median([s.processor.get(method, math.nan) for s in starts]))
+        found = f"{seconds:.0f} s ({used:.0f} of processor) with {settings.members}"
         goals.append(Goal(what, f"≤ {bound:.0f} s with {MEMBERS} members on 2 cores", found, met))
     cycle, whole = summed_memory(starts)
     found = f"{cycle:.1f} GiB a cycle, {whole:.1f} with all baselines"

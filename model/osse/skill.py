@@ -123,6 +123,7 @@ def score_start(
         errors=scorer.errors,
         spread_ratio=tuple(_spread_ratio(case, analysis).tolist()),
         seconds=scorer.seconds,
+        processor=scorer.processor,
         memory=memory | {"end": peak_memory()},
         chi=tuple((level, fit.chi_after) for level, fit in analysis.fits),
         ranks=counted,

@@ -46,6 +46,7 @@ class StartSkill(BaseModel):
         errors: Method to C numbers.
         spread_ratio: Spread over error of the filtering ensemble, C numbers.
         seconds: Wall clock by method.
+        processor: Processor seconds over all cores by method: what a busy machine leaves alike.
         memory: GiB the process had held at most after the cold `cycle`, and in the `end`.
         chi: Root mean square post-fit innovation by noise level, in units of the error.
         ranks: Of withheld observations among independent members.
@@ -59,6 +60,7 @@ class StartSkill(BaseModel):
     errors: dict[Method, tuple[float, ...]]
     spread_ratio: tuple[float, ...]
     seconds: dict[Method, float]
+    processor: dict[Method, float]
     memory: dict[str, float]
     chi: tuple[tuple[float, float], ...]
     ranks: Ranks

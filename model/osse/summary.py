@@ -37,6 +37,7 @@ class MethodRow:
         worst: Mean over channels at the worst start.
         worst_start: Its analysis time.
         seconds: Median wall clock; None where it was not measured.
+        processor: Median processor seconds over all cores, likewise.
     """
 
     method: Method
@@ -44,6 +45,7 @@ class MethodRow:
     worst: float
     worst_start: datetime
     seconds: float | None
+    processor: float | None
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,18 @@ def method_rows(starts: Sequence[StartSkill]) -> tuple[MethodRow, ...]:
     for method in _common(starts):
         errors = _errors(starts, method).mean(axis=1)
         worst = int(errors.argmax())
-        seconds = [s.seconds[method] for s in starts if method in s.seconds]
-        cost = float(np.median(seconds)) if seconds else None
+        costs = (
+            _median([s.seconds.get(method) for s in starts]),
+            _median([s.processor.get(method) for s in starts]),
+        )
         mean = float(errors.mean())
-        rows.append(MethodRow(method, mean, float(errors[worst]), starts[worst].end, cost))
+        rows.append(MethodRow(method, mean, float(errors[worst]), starts[worst].end, *costs))
     return tuple(rows)
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.median(known)) if known else None
 
 
 def group_rows(starts: Sequence[StartSkill], channels: Sequence[Channel]) -> tuple[GroupRow, ...]:

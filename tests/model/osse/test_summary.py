@@ -42,6 +42,7 @@ def start(month, changes=None, seconds=50.0, ratio=1.0):
         errors={m: tuple(e.tolist()) for m, e in errors.items()},
         spread_ratio=(ratio,) * len(CHANNELS),
         seconds={Method.FILTERING: seconds, Method.WARM: 20.0},
+        processor={Method.FILTERING: 1.5 * seconds, Method.WARM: 30.0},
         memory={"cycle": 3.0, "end": 5.0},
         chi=((0.1, 1.0),),
         ranks={},
@@ -68,6 +69,7 @@ def test_means_worst_starts_and_seconds():
     assert rows[Method.FILTERING].worst == pytest.approx(0.21)
     assert rows[Method.FILTERING].worst_start == starts[1].end
     assert rows[Method.FILTERING].seconds == 60.0
+    assert rows[Method.FILTERING].processor == 90.0
     assert rows[Method.WINDOWED].seconds is None
     assert Method.PERSISTENCE_6 not in rows
     assert channel_means(starts)[Method.FILTERING][0] == pytest.approx(0.43)
