@@ -23,6 +23,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from deploy.rehearsal.content import first_cycle, world_of
 from deploy.rehearsal.day import run_day
 from deploy.rehearsal.driver import Pace
 from deploy.rehearsal.picture import draw
@@ -43,10 +44,12 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="write a PNG there")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    world = world_of(arguments.model, None)
     scenario = day_scenario(
         arguments.hours,
+        start=first_cycle(world, None),
         checkpoint=arguments.model,
-        world=arguments.model,
+        world=world,
         members=arguments.members,
         window_hours=arguments.window,
         warm_start=not arguments.cold,

@@ -47,6 +47,7 @@ def rehearse(
     Ends with 0 only if every analysis is made of exactly what it should be and errors do not rise.
     """
     # The commands that need torch import it, not `appa --help`.
+    from deploy.rehearsal.content import first_cycle, world_of
     from deploy.rehearsal.day import run_day
     from deploy.rehearsal.driver import Pace
     from deploy.rehearsal.picture import draw
@@ -55,10 +56,12 @@ def rehearse(
     from deploy.rehearsal.verdict import judge, verdict_json
 
     console = Console(stderr=as_json, highlight=False, width=130)
+    world = world_of(model, truth)
     scenario = day_scenario(
         hours,
+        start=first_cycle(world, truth),
         checkpoint=model,
-        world=model,
+        world=world,
         truth=truth,
         members=members,
         window_hours=window,

@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from deploy.demo.world import World
 from deploy.rehearsal.delivery import Delivery
 from deploy.rehearsal.scenario import HOUR, Scenario
+from model.checkpoints.load import resolve
+from model.osse.case import CASE_NAME
 from model.osse.network import simulate_observations
 from worker.encoders.bufr.encode import encode_bufr
 
-__all__ = ["Content", "ReportSource"]
+__all__ = ["Content", "ReportSource", "first_cycle", "world_of"]
 
+SHIPPED = "appa-t31"
 DRIEST = 1e-6
 """kg kg-1: a drier value has no dewpoint that could be encoded, and is not reported."""
 
@@ -48,6 +51,21 @@ class Content:
         """Values in (start, end]."""
         low, high = start.timestamp(), end.timestamp()
         return int(((self.seconds > low) & (self.seconds <= high)).sum())
+
+
+def world_of(checkpoint: str, truth: str | None) -> str:
+    """The checkpoint whose truth is observed: the one that cycles, if there is a truth on its grid.
+
+    Else the one that ships with a case: then what analyses are made of can be audited, but not
+    their errors.
+    """
+    own = truth is not None or (resolve(checkpoint) / CASE_NAME).exists()
+    return checkpoint if own else SHIPPED
+
+
+def first_cycle(world: str, truth: str | None) -> datetime:
+    """A few hours into the truth, at 06 UTC in the case that ships."""
+    return World(world, truth).span[0] + 6 * HOUR
 
 
 class ReportSource:

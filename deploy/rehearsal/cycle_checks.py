@@ -10,6 +10,9 @@ from worker.jobs.cycle import FIRST_REVISION, CycleState, Flavour, cycle_key
 
 __all__ = ["backgrounds", "catching_up", "complete", "deadlines", "patience", "revisions"]
 
+_HICCUP = 20.0
+"""Real s that a busy machine may let a scheduler wait: more than an hour on a fast clock."""
+
 
 def complete(case: Case) -> Told:
     """Each cycle has one early and one final analysis, and nothing else was published."""
@@ -96,7 +99,8 @@ def catching_up(case: Case) -> Told:
                 )
             if record.caught_up != (record.decided >= cut_off + HOUR):
                 yield record.key, f"{behind:.0f} s behind, but caught up is {record.caught_up}"
-            if record.caught_up and not _had_reason(case, cut_off):
+            slow = behind / case.evidence.speed > _HICCUP
+            if record.caught_up and slow and not _had_reason(case, cut_off):
                 yield record.key, "was caught up, but nothing held it up"
     for analysis in case.evidence.analyses:
         record = case.evidence.cycles.get(analysis.key)

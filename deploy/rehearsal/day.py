@@ -122,6 +122,7 @@ def _collect(
         taken_in=collect.taken_in(stores, uploads, driver.clock),
         standstill=driver.standstill,
         climatology=collect.climatology(scenario, source.world),
+        speed=driver.clock.speed,
         kills=tuple(driver.kills),
     )
     return Day(

@@ -126,6 +126,7 @@ class Evidence:
         taken_in: When each upload was in the store, by the operational clock.
         standstill: The outage as it was; None if there was none.
         climatology: Standardised RMSE of the climatology by valid time.
+        speed: Operational seconds in a real one.
         kills: Model workers killed while at work, by the operational clock.
     """
 
@@ -136,4 +137,5 @@ class Evidence:
     taken_in: Mapping[str, datetime] = field(default_factory=dict)
     standstill: Standstill | None = None
     climatology: Mapping[datetime, float] = field(default_factory=dict)
+    speed: float = 1.0
     kills: tuple[datetime, ...] = ()
