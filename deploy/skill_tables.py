@@ -85,8 +85,10 @@ def groups_table(report: SkillReport) -> Table:
 
 
 def forecast_tables(report: SkillReport) -> Iterator[Table]:
-    """A table for each season with a start, and one for all."""
-    for season in dict.fromkeys(r.season for r in report.forecasts):
+    """A table for each season with a start, and one for all where there are several."""
+    seasons = list(dict.fromkeys(r.season for r in report.forecasts))
+    # Of a single season, all seasons would be the same table again.
+    for season in seasons[:1] if len(seasons) == 2 else seasons:
         rows = [r for r in report.forecasts if r.season == season]
         name = "all seasons" if season == "all" else season
         table = _table(

@@ -64,7 +64,6 @@ def score_windowed(scorer: Scorer, case: ObservedCase) -> None:
                 lambda z: model.decode(z, mask=False),
                 seen,
                 date_rows(times[-k:]),
-                tangent=model.decode_tangent,
                 iterations=60,
                 tolerance=0.01,
             ).latents

@@ -83,7 +83,6 @@ def windowed_analysis(
     observations: ObservationSet,
     date: Tensor,
     *,
-    tangent: Map | None = None,
     members: int = 0,
     generator: torch.Generator | None = None,
     outer: int = 1,
@@ -98,8 +97,6 @@ def windowed_analysis(
         observations: On trajectories of K states; their errors should include what the decoder
             cannot represent, see :meth:`ObservationSet.with_representativeness`.
         date: Year, month, day, hour of the states, with shape (K, 4).
-        tangent: A linear map close to `decode`, whose derivative stands for it in J; None for
-            the derivative of `decode` itself, which takes longer.
         members: How many members to draw; 0 gives the posterior mean.
         generator: Source of the draws.
         outer: Gauss-Newton iterations; 1 suffices when decoder and operators are linear.
@@ -115,15 +112,13 @@ def windowed_analysis(
     if members:
         target = target + torch.randn(target.shape, generator=generator).to(target)
 
-    def observe(x: Tensor, through: Map = decode) -> Tensor:
-        states = through(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    def observe(x: Tensor) -> Tensor:
+        states = decode(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return observations.operator(states) / unit
 
     x, total = mean, 0
     for _ in range(outer):
-        y, push, pull = _linearise(lambda z: observe(z, tangent or decode), x)
-        if tangent is not None:
-            y = observe(x)
+        y, push, pull = _linearise(observe, x)
         right = target - y + push(x - mean)
         increment, steps = variational_increment(
             prior.filter, push, pull, right, iterations=iterations, tolerance=tolerance

@@ -87,17 +87,6 @@ def test_windowed_analysis_is_the_dense_kalman_analysis(prior):
     assert variance.mean().item() == pytest.approx(posterior.diagonal().mean().item(), rel=0.03)
 
 
-def test_only_the_derivative_of_the_tangent_is_used(prior):
-    seen, _, _ = observations(30, 3)
-    date = torch.tensor([[2001, 3, 1, h] for h in (22, 23, 0)])
-    exact = windowed_analysis(prior, lambda x: 2 * x + 1, seen, date, iterations=200)
-    found = windowed_analysis(
-        prior, lambda x: 2 * x + 1, seen, date, tangent=lambda x: 2 * x - 70, iterations=200
-    )
-    torch.testing.assert_close(found.latents, exact.latents, rtol=1e-4, atol=1e-4)
-    assert found.fit == pytest.approx(exact.fit, rel=1e-3)
-
-
 def test_windowed_analysis_without_observations_is_the_prior(prior):
     seen, _, _ = observations(5, 3)
     date = torch.tensor([[2001, 3, 1, h] for h in (22, 23, 0)])
