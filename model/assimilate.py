@@ -85,7 +85,8 @@ def assimilate(
             standardised latents (M or 1, T_tied, c, h, w).
         settings: How the plan is carried out; None for what suits the checkpoint.
         on_step: Called with (i, n) before every diffusion step; may raise `JobCancelled`.
-        warm_start: An earlier trajectory that overlaps the window.
+        warm_start: An earlier trajectory that overlaps the window: sampling starts from it, or
+            where it starts from the prior, the solver does.
         diagnostics: Told the fit to the observations of every evaluation.
         first_member: Number of the first member, where an ensemble is made in several jobs.
         ranks: The processes that make this trajectory together, each calling with the same
@@ -99,10 +100,10 @@ def assimilate(
     """
     settings = settings or recommended_settings(latent_model)
     sampler = settings.sampler
-    if warm_start is not None:
-        sampler = warm_sampler(sampler, settings.warm, latent_model.schedule)
-    elif settings.start == "prior":
+    if settings.start == "prior":
         sampler = warm_sampler(sampler, settings.entry, latent_model.schedule)
+    elif warm_start is not None:
+        sampler = warm_sampler(sampler, settings.warm, latent_model.schedule)
     stride = plan.stride or latent_model.blanket_stride
     plan = _blanket_by_blanket(plan, latent_model.blanket_size, settings)
     passes = plan_passes(plan, latent_model.blanket_size, stride)

@@ -90,9 +90,12 @@ def sample_pass(
     dates = torch.tensor([[t.year, t.month, t.day, t.hour] for t in times])
     conditions = _conditions(job, part, latents, known)
     if job.warm_start is not None:
-        start = job.warm_start.at(len(job.members), hours).to(start)
-    elif job.settings.start == "prior":
-        start = _prior_start(job, part, dates, conditions, noise(start))
+        earlier = job.warm_start.at(len(job.members), hours).to(start)
+    if job.settings.start == "prior":
+        guess = None if job.warm_start is None else earlier.mean(dim=0)
+        start = _prior_start(job, part, dates, conditions, noise(start), guess)
+    elif job.warm_start is not None:
+        start = earlier
     level = model.schedule.sigma(torch.tensor(job.sampler.start, dtype=torch.float64))
     return sample(
         job.denoiser(model.denoise, dates, part.blankets, _guidance(job, conditions)),
@@ -106,9 +109,17 @@ def sample_pass(
 
 
 def _prior_start(
-    job: Job, part: Pass, dates: Tensor, conditions: Conditions | None, white: Tensor
+    job: Job,
+    part: Pass,
+    dates: Tensor,
+    conditions: Conditions | None,
+    white: Tensor,
+    guess: Tensor | None,
 ) -> Tensor:
-    """Members of the posterior under the closed-form prior, with the shape of `white`."""
+    """Members of the posterior under the closed-form prior, with the shape of `white`.
+
+    An earlier trajectory (T, c, h, w) is a first guess of their mean.
+    """
     model, prior = job.model, job.model.denoise.base
     if not isinstance(prior, ZonalGaussianPrior):
         raise ConfigurationError(
@@ -119,7 +130,12 @@ def _prior_start(
         conditions = Conditions(
             lambda decode: JointObservations([]), model.decode, model.decode_tangent
         )
-    start = PriorStart(prior, conditions, job.seed, job.members, job.settings.prior_solve)
+    if guess is not None:
+        blankets = part.blankets
+        guess = torch.stack([guess[s : s + blankets.size] for s in blankets.starts])
+    first = 0 if job.share is None else job.share.first
+    solve = job.settings.prior_solve
+    start = PriorStart(prior, conditions, job.seed, job.members, solve, guess, first)
     draw = job.denoiser(prior, dates, part.blankets, start)
     # The schedule has alpha = 1, so the white noise arrives as it is at any time.
     return draw(white, torch.ones((), dtype=torch.float64)).mean

@@ -132,9 +132,21 @@ def gauss_newton(
     tangent: Observed,
     covariance: Filter,
     settings: PriorCovarianceSettings,
+    first: Tensor | None = None,
 ) -> Analysed:
-    """Minimises the distance from `x_hat` under the covariance plus that from the observations."""
-    x, before, after, iterations = x_hat, None, None, 0
+    """Minimises the distance from `x_hat` under the covariance plus that from the observations.
+
+    Arguments:
+        x_hat: The centre of the prior, with shape (B, K, c, h, w).
+        seen: The observations.
+        tangent: The same through a decoder that is cheap to differentiate.
+        covariance: Of the prior.
+        settings: How to solve.
+        first: A guess of the solution, with the shape of `x_hat`, to start from and to linearise
+            at; None for `x_hat`.
+    """
+    x, before, after, iterations = x_hat if first is None else first, None, None, 0
+    guess = None if first is None else first - x_hat
     for _ in range(settings.steps):
         innovation = torch.where(
             seen.present, (seen.values - seen.predict(x)) / seen.error_std, 0.0
@@ -149,7 +161,9 @@ def gauss_newton(
             right,
             iterations=settings.iterations,
             tolerance=settings.tolerance,
+            first=guess,
         )
+        guess = increment
         x, after = x_hat + increment, right - point.forward(increment)
     return Analysed(x, before, after, iterations)
 

@@ -47,20 +47,29 @@ class PriorStartSettings:
         steps: Gauss-Newton steps of the mean.
         member_iterations: The largest number for the deviation of a member from the mean.
         member_tolerance: Of that residual: an error here is an error of the spread alone.
+        tied_iterations: The largest number where each member is tied to states of its own.
+        tied_tolerance: Of that residual.
         mirrored: Whether members come in pairs of opposite noise.
     """
 
-    iterations: int = 60
-    tolerance: float = 0.005
-    steps: int = 1
-    member_iterations: int = 30
+    iterations: int = 100
+    tolerance: float = 0.003
+    steps: int = 2
+    member_iterations: int = 25
     member_tolerance: float = 0.03
+    tied_iterations: int = 30
+    tied_tolerance: float = 0.005
     mirrored: bool = True
 
     @property
     def mean(self) -> PriorCovarianceSettings:
         """For the posterior mean."""
         return PriorCovarianceSettings(self.iterations, self.steps, self.tolerance)
+
+    @property
+    def tied(self) -> PriorCovarianceSettings:
+        """For members tied to states of their own; latents are linear in themselves."""
+        return PriorCovarianceSettings(self.tied_iterations, 1, self.tied_tolerance)
 
 
 class PriorStart:
@@ -72,6 +81,10 @@ class PriorStart:
         seed: Of the perturbations of the observations.
         members: Number of each member.
         settings: How the systems are solved.
+        guess: A first guess of the posterior mean of each blanket, with shape (blankets, K, c, h,
+            w), such as the mean of an analysis an hour ago: it saves iterations and changes
+            nothing else. None for climatology.
+        first: Number of the first of those blankets; a rank has its own ones only.
     """
 
     def __init__(
@@ -81,6 +94,8 @@ class PriorStart:
         seed: int,
         members: tuple[int, ...],
         settings: PriorStartSettings,
+        guess: Tensor | None = None,
+        first: int = 0,
     ) -> None:
         self.prior = prior
         self.observations = conditions.observations()
@@ -88,6 +103,8 @@ class PriorStart:
         self.seed = seed
         self.members = members
         self.settings = settings
+        self.guess = guess
+        self.first = first
         self._means: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -112,8 +129,9 @@ class PriorStart:
         """The posterior mean of one blanket, with shape (1, K, c, h, w)."""
         seen = cast(Observed, self.observations.select(row, climate))
         tangent = cast(Observed, self.tangent.select(row, climate))
-        found = gauss_newton(climate, seen, tangent, self.prior.filter, self.settings.mean)
-        return found.x
+        first = None if self.guess is None else self.guess[row.blanket - self.first].to(climate)
+        settings = self.settings.mean
+        return gauss_newton(climate, seen, tangent, self.prior.filter, settings, first).x
 
     def _deviations(self, analysed: Tensor, white: Tensor, rows: BlanketRows) -> Tensor:
         """Deviations of members from the posterior mean, with the shape of `white`."""
@@ -146,7 +164,7 @@ class PriorStart:
         seen = cast(Observed, self.observations.select(rows, white))
         tangent = cast(Observed, self.tangent.select(rows, white))
         seen = replace(seen, values=seen.values + seen.error_std * self._noise(seen, rows))
-        return gauss_newton(drawn, seen, tangent, self.prior.filter, self.settings.mean).x
+        return gauss_newton(drawn, seen, tangent, self.prior.filter, self.settings.tied).x
 
     def _noise(self, seen: Observed, rows: BlanketRows) -> Tensor:
         """Perturbations that depend on the seed, the member and the blanket alone."""

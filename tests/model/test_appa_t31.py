@@ -13,8 +13,8 @@ from model.domain.windows import WindowPlan
 from model.guidance.prior_start import PriorStartSettings
 from model.operators.observation_set import build_observation_set
 from model.osse.case import CASE_NAME
-from model.osse.network import Network, simulate_observations
 from model.osse.climate import climatological_states
+from model.osse.network import Network, simulate_observations
 from model.osse.truth import open_truth
 
 NAME = "appa-t31"

@@ -168,3 +168,19 @@ def test_mirrored_members_draw_the_posterior_and_their_mean_is_its_mean():
     assert error < 0.12
     alone = start(prior, white[5:6], torch.ones(()), date[:1], rows[5:6])
     torch.testing.assert_close(alone.flatten(1).double(), drawn[5:6], rtol=0, atol=1e-3)
+
+
+def test_an_earlier_mean_as_first_guess_leads_to_the_same_members():
+    generator = torch.Generator().manual_seed(4)
+    prior = fitted(generator)
+    a = torch.randn(6, SIZE, generator=generator) / 3
+    y, std = torch.randn(6, generator=generator) * 2, torch.full((6,), 0.5)
+    conditions = Conditions(lambda decode: Linear(a, y, std), lambda z: z, lambda z: z)
+    settings = PriorStartSettings(iterations=40, tolerance=1e-6, steps=1)
+    white = MemberNoise(5, range(2), range(K), mirrored=True)(torch.zeros(2, K, C, H, W))
+    rows = BlanketRows(torch.full((2,), 3), torch.arange(2))
+    drawn = []
+    for guess in (None, torch.randn(1, K, C, H, W, generator=generator)):
+        start = PriorStart(prior, conditions, 7, (0, 1), settings, guess, first=3)
+        drawn.append(start(prior, white, torch.ones(()), DATE.expand(2, K, 4), rows))
+    torch.testing.assert_close(drawn[1], drawn[0], rtol=0, atol=2e-3)

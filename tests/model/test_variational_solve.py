@@ -69,3 +69,13 @@ def test_uniform_observations_take_two_iterations():
     found, steps = solve(problem, iterations=50, tolerance=0.3, share=1.0)
     assert steps <= 2
     torch.testing.assert_close(found[0], 5.0 / (1 / variance + 25.0), rtol=0.3, atol=0)
+
+
+def test_a_first_guess_saves_iterations_and_changes_nothing_else(problem):
+    cold, steps = solve(problem, iterations=100, tolerance=1e-9)
+    near = cold + 1e-4 * torch.randn(cold.shape, generator=torch.Generator().manual_seed(3)).to(
+        cold
+    )
+    warm, fewer = solve(problem, iterations=100, tolerance=1e-9, first=near)
+    torch.testing.assert_close(warm, expected(*problem), rtol=1e-6, atol=1e-8)
+    assert fewer < steps
