@@ -97,12 +97,16 @@ def export_bundle(
 
 @torch.no_grad()
 def _residual(model: LatentModel, config: DenoiserTraining, store: StateStore) -> Tensor:
-    """What the autoencoder loses of training states, by channel and row, with shape (C, Y)."""
+    """What the autoencoder loses of training states, by channel and row, with shape (C, Y).
+
+    It is alike at neighbouring places and hours, so that many observations do not average it away
+    as they do with independent errors; `residual_inflation` stands for that.
+    """
     period = store.between(*config.data.splits.train.bounds)
     chosen = np.linspace(period.start, period.stop - 1, min(48, len(period))).astype(int)
     states = torch.cat([torch.from_numpy(store.read([int(i)])) for i in chosen])
     restored = torch.cat([model.decode(model.encode(part)) for part in states.split(8)])
-    return reconstruction_residual(states, restored)
+    return config.residual_inflation * reconstruction_residual(states, restored)
 
 
 def _backbone(config: DenoiserTraining, run: Path, corrects: bool) -> tuple[Backbone, int]:
@@ -133,6 +137,7 @@ def _provenance(config: DenoiserTraining, step: int) -> dict[str, Any]:
         "autoencoder_optimisation": ae["optimisation"],
         "denoiser_optimisation": json.loads(config.optimisation.model_dump_json()),
         "denoiser_steps": step,
+        "residual_inflation": config.residual_inflation,
         "noise_levels_per_blanket": config.noise_levels,
         "prior": None if config.prior is None else config.prior.model_dump(),
     }
