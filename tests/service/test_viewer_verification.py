@@ -29,4 +29,6 @@ def test_the_script_asks_for_what_there_is(http: httpx.Client) -> None:
     (body,) = re.findall(r"new URLSearchParams\(\{(.*?)\}\)", script, re.DOTALL)
     given = set(re.findall(r"^\s*(\w+):", body, re.MULTILINE))
     parameters = {p["name"] for p in known["/v1/verification"]["get"]["parameters"]}
-    assert {"statistic", "layer", "flavour", "valid_from", "valid_to", "limit"} == given <= parameters
+    assert (
+        {"statistic", "layer", "flavour", "valid_from", "valid_to", "limit"} == given <= parameters
+    )
