@@ -1,6 +1,6 @@
 """A simulated day of hourly cycles on the real stack: drift, cost of a warm cycle, freshness.
 
-    python -m benchmarks.simulated_day [--model appa-t31] [--hours 24] [--members 3]
+    python -m benchmarks.simulated_day [--model appa-t31] [--hours 24] [--members 4]
                                        [--job-seconds 22] [--window 24] [--cold] [--doubled]
                                        [--picture FILE] [--json]
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="appa-t31", help="checkpoint, by name or folder")
     parser.add_argument("--hours", type=int, default=24)
-    parser.add_argument("--members", type=int, default=3)
+    parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--window", type=int, default=24, help="hours of observations")
     parser.add_argument("--job-seconds", type=float, default=22.0)
     parser.add_argument("--cold", action="store_true", help="start no analysis warm")
@@ -57,7 +57,7 @@ def main() -> None:
     )
     console = Console(stderr=arguments.json, highlight=False, width=130)
     with tempfile.TemporaryDirectory() as folder:
-        pace = Pace(scenario.speed_for(arguments.job_seconds))
+        pace = Pace(scenario.speed_for(arguments.job_seconds), start_seconds=30.0)
         day = run_day(scenario, Path(folder), pace, console.print)
     verdict = judge(day)
     if arguments.picture:

@@ -19,7 +19,7 @@ app = typer.Typer(help="A simulated day of cycles on the real stack, and an audi
 def rehearse(
     hours: Annotated[int, typer.Option(min=6, help="Cycles, one an hour.")] = 24,
     model: Annotated[str, typer.Option(help="Name or folder of a checkpoint.")] = "appa-t31",
-    members: Annotated[int, typer.Option(min=2)] = 3,
+    members: Annotated[int, typer.Option(min=2)] = 4,
     window: Annotated[int, typer.Option(min=1, help="Hours of observations.")] = 24,
     job_seconds: Annotated[
         float,
@@ -27,6 +27,9 @@ def rehearse(
     ] = 22.0,
     speed: Annotated[
         float | None, typer.Option(min=1.0, help="Operational seconds in a real one instead.")
+    ] = None,
+    limit_minutes: Annotated[
+        float | None, typer.Option(min=1.0, help="Judge the day as it is after so long.")
     ] = None,
     truth: Annotated[
         str | None, typer.Option(help="A store of states instead of the case that ships.")
@@ -70,7 +73,8 @@ def rehearse(
         outage=outage,
         doubled=doubled,
     )
-    pace = Pace(speed or scenario.speed_for(job_seconds))
+    limit = None if limit_minutes is None else 60.0 * limit_minutes
+    pace = Pace(speed or scenario.speed_for(job_seconds), start_seconds=30.0, limit=limit)
     output.mkdir(parents=True, exist_ok=True)
     console.print(f"the operational clock runs {pace.speed:.0f} times as fast as the real one")
     try:

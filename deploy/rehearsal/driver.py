@@ -33,11 +33,13 @@ class Pace:
         start_seconds: Real time that the stack gets to start; doubled and tried again if it is not
             enough.
         patience: Real seconds after which a day that makes no progress is given up.
+        limit: Real seconds after which a day is judged as it is; None for no limit.
     """
 
     speed: float
     start_seconds: float = 20.0
     patience: float = 600.0
+    limit: float | None = None
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Driver:
 
     def follow(self) -> None:
         """Until every cycle has ended and every file is sent."""
-        self._moved = time.monotonic()
+        began = self._moved = time.monotonic()
         while True:
             if self.sender.error is not None:
                 raise self.sender.error
@@ -78,6 +80,9 @@ class Driver:
             self._kill_a_model_worker()
             done = self._look()
             if done == len(self.keys) and not self.sender.is_alive() and self._all_taken_in():
+                return
+            if self.pace.limit is not None and time.monotonic() - began > self.pace.limit:
+                self.tell(f"time is up: {done} of {len(self.keys)} cycles have ended")
                 return
             if time.monotonic() - self._moved > self.pace.patience:
                 raise AppaError(

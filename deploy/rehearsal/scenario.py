@@ -94,7 +94,7 @@ class Scenario:
     network: Network = field(default_factory=lambda: DAY_NETWORK)
     parts: Mapping[str, int] = field(default_factory=lambda: DAY_PARTS)
     window_hours: int = 24
-    members: int = 3
+    members: int = 4
     steps: int | None = None
     early: float = 55.0
     final: float = 175.0
