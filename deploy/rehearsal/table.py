@@ -113,7 +113,8 @@ def cost_table(day: Day, verdict: Verdict) -> Table | None:
     for phase, seconds in timing.phases.items():
         table.add_row(f"  {phase}", f"{seconds:.2f}")
     table.add_row("freshness: cut-off to published", f"{timing.fresh:.1f}")
-    table.add_row("longest", f"{timing.longest_fresh:.1f}")
+    table.add_row("  longest", f"{timing.longest_fresh:.1f}")
+    table.add_row("  without waiting for earlier cycles", f"{timing.unqueued:.1f}")
     return table
 
 

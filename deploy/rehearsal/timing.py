@@ -27,6 +27,7 @@ class CycleTiming:
         phases: Real s by phase of the last attempt.
         cost: From its last start to publication; real s.
         fresh: From cut-off to publication; real s.
+        queued: Of these, what it waited for earlier cycles; real s.
     """
 
     key: str
@@ -38,6 +39,7 @@ class CycleTiming:
     phases: dict[str, float]
     cost: float
     fresh: float
+    queued: float = 0.0
 
 
 def timings(stores: Stores, keys: Iterable[str], clock: Clock) -> list[CycleTiming]:
@@ -47,6 +49,8 @@ def timings(stores: Stores, keys: Iterable[str], clock: Clock) -> list[CycleTimi
         job = stores.jobs.find(record.job_id) if record.job_id else None
         if job is None or job.started is None or job.finished is None or record.published is None:
             continue
+        cost = (job.finished - job.started).total_seconds()
+        fresh = (record.published - record.cut_off).total_seconds() / clock.speed
         found.append(
             CycleTiming(
                 key=record.key,
@@ -56,8 +60,9 @@ def timings(stores: Stores, keys: Iterable[str], clock: Clock) -> list[CycleTimi
                 behind=record.behind_seconds,
                 waited=(job.started - job.created).total_seconds(),
                 phases=phase_seconds(stores.jobs.events(job.id)),
-                cost=(job.finished - job.started).total_seconds(),
-                fresh=(record.published - record.cut_off).total_seconds() / clock.speed,
+                cost=cost,
+                fresh=fresh,
+                queued=fresh - cost - record.behind_seconds / clock.speed,
             )
         )
     return sorted(found, key=lambda t: t.key)
@@ -90,6 +95,7 @@ class Medians:
     cost: float
     fresh: float
     longest_fresh: float
+    unqueued: float
     phases: dict[str, float]
 
 
@@ -109,5 +115,6 @@ def medians(found: Iterable[CycleTiming], warm: Iterable[str]) -> Medians | None
         cost=median(t.cost for t in runs),
         fresh=median(t.fresh for t in runs),
         longest_fresh=max(t.fresh for t in runs),
+        unqueued=median(t.fresh - t.queued for t in runs),
         phases={name: median(t.phases.get(name, 0.0) for t in runs) for name in PHASES},
     )
