@@ -39,6 +39,18 @@ def fitted(generator: torch.Generator) -> ZonalGaussianPrior:
     return fit_zonal_gaussian(prior, lambda: iter([(samples, dates)]))
 
 
+def dense_posterior(
+    prior: ZonalGaussianPrior, a: torch.Tensor, y: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and covariance given observations y = A x with errors of 0.5, by dense algebra."""
+    eye = torch.eye(SIZE).reshape(-1, K, C, H, W)
+    covariance = prior.covariance_times(eye).flatten(1).double()
+    mean = prior.climatology(DATE[None]).flatten().double()
+    h = a.double()
+    gain = covariance @ h.T @ torch.linalg.inv(h @ covariance @ h.T + 0.25 * torch.eye(len(y)))
+    return mean + gain @ (y.double() - h @ mean), covariance - gain @ h @ covariance
+
+
 def test_it_is_the_exact_posterior_mean_of_a_gaussian_prior():
     generator = torch.Generator().manual_seed(0)
     prior = fitted(generator)
@@ -121,13 +133,7 @@ def test_a_start_from_the_prior_draws_the_gaussian_posterior():
     date = DATE.expand(members, K, 4)
     drawn = start(prior, white, torch.ones(()), date, rows).flatten(1).double()
 
-    eye = torch.eye(SIZE).reshape(-1, K, C, H, W)
-    covariance = prior.covariance_times(eye).flatten(1).double()
-    mean = prior.climatology(DATE[None]).flatten().double()
-    h = a.double()
-    gain = covariance @ h.T @ torch.linalg.inv(h @ covariance @ h.T + 0.25 * torch.eye(6))
-    expected = mean + gain @ (y.double() - h @ mean)
-    posterior = covariance - gain @ h @ covariance
+    expected, posterior = dense_posterior(prior, a, y)
     deviation = posterior.diagonal().clamp(min=1e-6).sqrt()
     assert ((drawn.mean(0) - expected) / deviation).abs().max() < 4.5 / members**0.5
     error = (torch.cov(drawn.T) - posterior).norm() / posterior.norm()
@@ -155,13 +161,7 @@ def test_mirrored_members_draw_the_posterior_and_their_mean_is_its_mean():
     date = DATE.expand(members, K, 4)
     drawn = start(prior, white, torch.ones(()), date, rows).flatten(1).double()
 
-    eye = torch.eye(SIZE).reshape(-1, K, C, H, W)
-    covariance = prior.covariance_times(eye).flatten(1).double()
-    mean = prior.climatology(DATE[None]).flatten().double()
-    h = a.double()
-    gain = covariance @ h.T @ torch.linalg.inv(h @ covariance @ h.T + 0.25 * torch.eye(6))
-    expected = mean + gain @ (y.double() - h @ mean)
-    posterior = covariance - gain @ h @ covariance
+    expected, posterior = dense_posterior(prior, a, y)
     # Two members suffice for the mean; the covariance needs all the pairs.
     torch.testing.assert_close(drawn[:2].mean(0), expected, rtol=0, atol=2e-3)
     error = (torch.cov(drawn.T) - posterior).norm() / posterior.norm()
@@ -176,7 +176,7 @@ def test_an_earlier_mean_as_first_guess_leads_to_the_same_members():
     a = torch.randn(6, SIZE, generator=generator) / 3
     y, std = torch.randn(6, generator=generator) * 2, torch.full((6,), 0.5)
     conditions = Conditions(lambda decode: Linear(a, y, std), lambda z: z, lambda z: z)
-    settings = PriorStartSettings(iterations=40, tolerance=1e-6, steps=1)
+    settings = PriorStartSettings(iterations=40, tolerance=1e-6, steps=1, warm_iterations=40)
     white = MemberNoise(5, range(2), range(K), mirrored=True)(torch.zeros(2, K, C, H, W))
     rows = BlanketRows(torch.full((2,), 3), torch.arange(2))
     drawn = []
