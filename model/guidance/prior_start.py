@@ -45,7 +45,6 @@ class PriorStartSettings:
         iterations: The largest number of conjugate gradients for the posterior mean.
         tolerance: Of its residual, relative to the right-hand side.
         steps: Gauss-Newton steps of the mean.
-        warm_iterations: The largest number in one step from a guess, such as an earlier analysis.
         member_iterations: The largest number for the deviation of a member from the mean.
         member_tolerance: Of that residual: an error here is an error of the spread alone.
         tied_iterations: The largest number where each member is tied to states of its own.
@@ -56,7 +55,6 @@ class PriorStartSettings:
     iterations: int = 100
     tolerance: float = 0.003
     steps: int = 2
-    warm_iterations: int = 30
     member_iterations: int = 25
     member_tolerance: float = 0.03
     tied_iterations: int = 30
@@ -67,11 +65,6 @@ class PriorStartSettings:
     def mean(self) -> PriorCovarianceSettings:
         """For the posterior mean."""
         return PriorCovarianceSettings(self.iterations, self.steps, self.tolerance)
-
-    @property
-    def warm(self) -> PriorCovarianceSettings:
-        """For the posterior mean from a guess."""
-        return PriorCovarianceSettings(self.warm_iterations, 1, self.tolerance)
 
     @property
     def tied(self) -> PriorCovarianceSettings:
@@ -136,10 +129,8 @@ class PriorStart:
         """The posterior mean of one blanket, with shape (1, K, c, h, w)."""
         seen = cast(Observed, self.observations.select(row, climate))
         tangent = cast(Observed, self.tangent.select(row, climate))
-        if self.guess is None:
-            first, settings = None, self.settings.mean
-        else:
-            first, settings = self.guess[row.blanket - self.first].to(climate), self.settings.warm
+        first = None if self.guess is None else self.guess[row.blanket - self.first].to(climate)
+        settings = self.settings.mean
         return gauss_newton(climate, seen, tangent, self.prior.filter, settings, first).x
 
     def _deviations(self, analysed: Tensor, white: Tensor, rows: BlanketRows) -> Tensor:

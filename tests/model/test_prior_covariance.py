@@ -176,7 +176,7 @@ def test_an_earlier_mean_as_first_guess_leads_to_the_same_members():
     a = torch.randn(6, SIZE, generator=generator) / 3
     y, std = torch.randn(6, generator=generator) * 2, torch.full((6,), 0.5)
     conditions = Conditions(lambda decode: Linear(a, y, std), lambda z: z, lambda z: z)
-    settings = PriorStartSettings(iterations=40, tolerance=1e-6, steps=1, warm_iterations=40)
+    settings = PriorStartSettings(iterations=40, tolerance=1e-6, steps=1)
     white = MemberNoise(5, range(2), range(K), mirrored=True)(torch.zeros(2, K, C, H, W))
     rows = BlanketRows(torch.full((2,), 3), torch.arange(2))
     drawn = []

@@ -166,7 +166,9 @@ async def test_clients_read_all_pages(gateway: GatewayProcess, series, monkeypat
 def test_command(gateway: GatewayProcess, series, tmp_path) -> None:
     published(gateway.layout, "an-command", "early", HOURS - 1, {})
     picture = tmp_path / "series.png"
+    last = (START + timedelta(hours=HOURS - 1)).isoformat()
     arguments = ["cycles", "--url", gateway.url, "--flavour", "early", "--hours", "3"]
+    arguments += ["--end", last]  # other tests publish newer ones on the same gateway
     result = CliRunner().invoke(
         verify.app, [*arguments, "--png", str(picture)], env={"COLUMNS": "200"}
     )

@@ -262,7 +262,8 @@ def test_a_deleted_analysis_is_gone_and_its_file_closed(gateway, tmp_path) -> No
     )
     url = f"{gateway.url}/v1/data/an-gone"
     assert httpx.get(f"{url}/opendap.dods?time").status_code == 200
-    path.parent.rename(gateway.layout.tmp / "deleted-an-gone")
+    removed = gateway.layout.tmp / "deleted-an-gone"
+    path.parent.rename(removed)
     assert httpx.get(f"{url}/opendap.dods?time").json()["code"] == "not_found"
     assert httpx.get(f"{url}/zarr/zarr.json").json()["code"] == "not_found"
     descriptors = Path(f"/proc/{gateway.process.pid}/fd")
@@ -275,6 +276,7 @@ def test_a_deleted_analysis_is_gone_and_its_file_closed(gateway, tmp_path) -> No
             break
         time.sleep(0.1)
     assert not held()
+    shutil.rmtree(removed)  # other tests look for leftovers in this folder
 
 
 def test_the_gateway_still_needs_no_torch(gateway, files) -> None:
