@@ -44,6 +44,11 @@ class AssimilationSettings:
     batch_rows: int | None = None
     memory_budget: int | None = None
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether members come in pairs of opposite noise."""
+        return self.start == "prior" and self.prior_solve.mirrored
+
 
 def recommended_settings(latent_model: LatentModel) -> AssimilationSettings:
     """What suits a checkpoint: linear algebra first where it has a closed-form prior."""

@@ -23,9 +23,10 @@ class Noise(Protocol):
         """The next draw, with the shape, type and device of `like`."""
 
 
-def mirror(member: int) -> tuple[int, int]:
-    """Number of the member whose noise a member of a mirrored ensemble shares, and the sign."""
-    return member - member % 2, 1 - 2 * (member % 2)
+def mirror(member: int, mirrored: bool = True) -> tuple[int, int]:
+    """Number of the member whose noise a member shares, and the sign; itself if not mirrored."""
+    odd = member % 2 if mirrored else 0
+    return member - odd, 1 - 2 * odd
 
 
 class MemberNoise:
@@ -70,7 +71,7 @@ class MemberNoise:
         """
         rows = []
         for member in self.members:
-            twin, sign = mirror(member) if self.mirrored else (member, 1)
+            twin, sign = mirror(member, self.mirrored)
             drawn = [self._state(twin, hour, like.shape[2:]) for hour in self.hours]
             rows.append(sign * torch.stack(drawn))
         self.draws += 1

@@ -84,17 +84,17 @@ def sample_pass(
     model, length = job.model, part.blankets.length
     times = [job.plan.times[0] + timedelta(hours=part.first + i) for i in range(length)]
     hours = [hours_since_epoch(time) for time in times]
-    mirrored = job.settings.start == "prior" and job.settings.prior_solve.mirrored
-    noise = MemberNoise(job.seed, job.members, hours, stream=number, mirrored=mirrored)
+    noise = MemberNoise(job.seed, job.members, hours, stream=number, mirrored=job.settings.mirrored)
     start = latents.new_zeros(len(job.members), length, *model.latent_shape)
     dates = torch.tensor([[t.year, t.month, t.day, t.hour] for t in times])
     conditions = _conditions(job, part, latents, known)
+    earlier = None
     if job.warm_start is not None:
         earlier = job.warm_start.at(len(job.members), hours).to(start)
     if job.settings.start == "prior":
-        guess = None if job.warm_start is None else earlier.mean(dim=0)
+        guess = None if earlier is None else earlier.mean(dim=0)
         start = _prior_start(job, part, dates, conditions, noise(start), guess)
-    elif job.warm_start is not None:
+    elif earlier is not None:
         start = earlier
     level = model.schedule.sigma(torch.tensor(job.sampler.start, dtype=torch.float64))
     return sample(

@@ -136,7 +136,7 @@ class PriorStart:
     def _deviations(self, analysed: Tensor, white: Tensor, rows: BlanketRows) -> Tensor:
         """Deviations of members from the posterior mean, with the shape of `white`."""
         numbers = [self.members[m] for m in rows.member.tolist()]
-        pairs = [mirror(n) if self.settings.mirrored else (n, 1) for n in numbers]
+        pairs = [mirror(n, self.settings.mirrored) for n in numbers]
         keys = list(zip(rows.blanket.tolist(), (twin for twin, _ in pairs), strict=True))
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         chosen = torch.tensor(sorted(first.values()))
@@ -170,9 +170,7 @@ class PriorStart:
         """Perturbations that depend on the seed, the member and the blanket alone."""
         draws = []
         for member, blanket in zip(rows.member.tolist(), rows.blanket.tolist(), strict=True):
-            number, sign = self.members[member], 1
-            if self.settings.mirrored:
-                number, sign = mirror(number)
+            number, sign = mirror(self.members[member], self.settings.mirrored)
             words = [self.seed % 2**64, number % 2**64, blanket]
             key = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
             generator = torch.Generator().manual_seed(int(key) >> 1)

@@ -53,8 +53,7 @@ class Twins:
 
 def twins(analysis: Trajectory) -> Twins:
     """Of an analysis."""
-    s = analysis.settings
-    return Twins.of(analysis.members, s.start == "prior" and s.prior_solve.mirrored)
+    return Twins.of(analysis.members, analysis.settings.mirrored)
 
 
 def spread_over_error(members: Tensor, truth: Tensor, grid: Grid, pairs: Twins) -> Tensor:
