@@ -6,7 +6,7 @@ those; then each blanket's operator sees the states of all its members at once.
 
 __all__ = ["DecodedObservations", "ObservationsOfStates"]
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -121,26 +121,23 @@ class DecodedObservations:
         )
 
     def _predict(self, groups: Sequence[_Group], width: int, x: Tensor) -> Tensor:
-        if isinstance(self._decode, TangentDecoder):
-            return self._predict_tangent(self._decode, groups, width, x)
-        decoded = self._decode(torch.cat([g.select(x) for g in groups]))
         total = x.new_zeros(len(x), width)
+        for g, y in zip(groups, self._equivalents(groups, x), strict=True):
+            y = torch.nn.functional.pad(y.to(x), (0, width - y.shape[1]))
+            total = total.index_add(0, g.rows, y)
+        return total
+
+    def _equivalents(self, groups: Sequence[_Group], x: Tensor) -> Iterator[Tensor]:
+        """The model equivalents (m, N) of each group."""
+        if isinstance(self._decode, TangentDecoder):
+            # Only the values that the operators read.
+            for g in groups:
+                operator = g.observations.operator
+                yield operator.observe(self._decode.at(x[g.rows], operator))
+            return
+        decoded = self._decode(torch.cat([g.select(x) for g in groups]))
         start = 0
         for g in groups:
             stop = start + len(g.rows) * len(g.states)
-            y = g.equivalents(decoded[start:stop], x.shape[1]).to(x)
-            y = torch.nn.functional.pad(y, (0, width - y.shape[1]))
-            total = total.index_add(0, g.rows, y)
+            yield g.equivalents(decoded[start:stop], x.shape[1])
             start = stop
-        return total
-
-    def _predict_tangent(
-        self, decode: TangentDecoder, groups: Sequence[_Group], width: int, x: Tensor
-    ) -> Tensor:
-        """The same, decoding only the values that the operators read."""
-        total = x.new_zeros(len(x), width)
-        for g in groups:
-            operator = g.observations.operator
-            y = operator.observe(decode.at(x[g.rows], operator)).to(x)
-            total = total.index_add(0, g.rows, torch.nn.functional.pad(y, (0, width - y.shape[1])))
-        return total
