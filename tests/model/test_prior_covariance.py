@@ -39,6 +39,18 @@ def fitted(generator: torch.Generator) -> ZonalGaussianPrior:
     return fit_zonal_gaussian(prior, lambda: iter([(samples, dates)]))
 
 
+def observed(
+    seed: int,
+) -> tuple[torch.Generator, ZonalGaussianPrior, torch.Tensor, torch.Tensor, Conditions]:
+    """A generator, a prior, observations y = A x with errors of 0.5, and the conditions."""
+    generator = torch.Generator().manual_seed(seed)
+    prior = fitted(generator)
+    a = torch.randn(6, SIZE, generator=generator) / 3
+    y, std = torch.randn(6, generator=generator) * 2, torch.full((6,), 0.5)
+    conditions = Conditions(lambda decode: Linear(a, y, std), lambda z: z, lambda z: z)
+    return generator, prior, a, y, conditions
+
+
 def dense_posterior(
     prior: ZonalGaussianPrior, a: torch.Tensor, y: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,11 +130,7 @@ def test_gauss_newton_settles_on_a_bent_operator():
 
 
 def test_a_start_from_the_prior_draws_the_gaussian_posterior():
-    generator = torch.Generator().manual_seed(2)
-    prior = fitted(generator)
-    a = torch.randn(6, SIZE, generator=generator) / 3
-    y, std = torch.randn(6, generator=generator) * 2, torch.full((6,), 0.5)
-    conditions = Conditions(lambda decode: Linear(a, y, std), lambda z: z, lambda z: z)
+    generator, prior, a, y, conditions = observed(2)
     members = 6000
     settings = PriorStartSettings(
         iterations=20, tolerance=1e-6, member_iterations=20, member_tolerance=1e-6, mirrored=False
@@ -144,11 +152,7 @@ def test_a_start_from_the_prior_draws_the_gaussian_posterior():
 
 
 def test_mirrored_members_draw_the_posterior_and_their_mean_is_its_mean():
-    generator = torch.Generator().manual_seed(3)
-    prior = fitted(generator)
-    a = torch.randn(6, SIZE, generator=generator) / 3
-    y, std = torch.randn(6, generator=generator) * 2, torch.full((6,), 0.5)
-    conditions = Conditions(lambda decode: Linear(a, y, std), lambda z: z, lambda z: z)
+    generator, prior, a, y, conditions = observed(3)
     members = 3000
     settings = PriorStartSettings(
         iterations=20, tolerance=1e-6, member_iterations=20, member_tolerance=1e-6
@@ -171,11 +175,7 @@ def test_mirrored_members_draw_the_posterior_and_their_mean_is_its_mean():
 
 
 def test_an_earlier_mean_as_first_guess_leads_to_the_same_members():
-    generator = torch.Generator().manual_seed(4)
-    prior = fitted(generator)
-    a = torch.randn(6, SIZE, generator=generator) / 3
-    y, std = torch.randn(6, generator=generator) * 2, torch.full((6,), 0.5)
-    conditions = Conditions(lambda decode: Linear(a, y, std), lambda z: z, lambda z: z)
+    generator, prior, _, _, conditions = observed(4)
     settings = PriorStartSettings(iterations=40, tolerance=1e-6, steps=1)
     white = MemberNoise(5, range(2), range(K), mirrored=True)(torch.zeros(2, K, C, H, W))
     rows = BlanketRows(torch.full((2,), 3), torch.arange(2))
