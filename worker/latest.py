@@ -6,7 +6,6 @@ An entry for each kind (`filtering`), and one for each kind and flavour (`filter
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from model.domain.errors import StorageError
 from worker.jobs.layout import Layout
 from worker.jobs.manifest import AnalysisManifest, read_manifest
+from worker.jobs.small_file import replace_text
 
 __all__ = ["renew_latest", "update_latest"]
 
@@ -83,12 +83,7 @@ def _entry(manifest: AnalysisManifest) -> dict[str, Any]:
 
 
 def _write(path: Path, entries: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as stream:
-        json.dump(entries, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    replace_text(path, json.dumps(entries, indent=1))
 
 
 def _age(layout: Layout | None, entry: dict[str, Any] | None) -> tuple[str, int, str]:

@@ -5,8 +5,6 @@ still there, and retention looks for it after it has taken a result away (and pu
 result that was pinned with success is never deleted.
 """
 
-import os
-import secrets
 from datetime import datetime
 
 from pydantic import Field, ValidationError
@@ -14,6 +12,7 @@ from pydantic import Field, ValidationError
 from model.domain.errors import InvalidInput
 from worker.jobs.job import Record, utc_now
 from worker.jobs.layout import Layout
+from worker.jobs.small_file import replace_text
 
 __all__ = ["NoSuchAnalysis", "Pin", "is_pinned", "pin", "pins", "unpin"]
 
@@ -43,9 +42,7 @@ def pin(layout: Layout, wanted: Pin) -> Pin:
     layout.pins.mkdir(exist_ok=True)
     known = _read(layout, wanted.analysis_id)
     if known is None:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        temporary.write_text(wanted.model_dump_json(indent=1))
-        os.replace(temporary, path)
+        replace_text(path, wanted.model_dump_json(indent=1))
     if not layout.manifest(wanted.analysis_id).exists():
         path.unlink(missing_ok=True)
         raise NoSuchAnalysis(

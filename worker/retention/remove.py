@@ -16,6 +16,7 @@ from model.domain.errors import AppaError
 from worker.jobs.layout import Layout
 from worker.jobs.manifest import read_manifest
 from worker.jobs.pins import is_pinned
+from worker.jobs.small_file import replace_text
 from worker.latest import renew_latest
 from worker.pipeline.publication import sync_folder
 from worker.retention.plan import RESTART_ROLE, Item, RetentionPlan
@@ -101,13 +102,7 @@ def _remove_restart(layout: Layout, analysis_id: str) -> bool:
     changed = manifest.model_copy(
         update={"files": rest, "flags": [*manifest.flags, "restart_removed"]}
     )
-    path = layout.manifest(analysis_id)
-    temporary = path.with_name(".manifest.json")
-    with temporary.open("w") as stream:
-        stream.write(changed.model_dump_json(indent=2))
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    replace_text(layout.manifest(analysis_id), changed.model_dump_json(indent=2))
     os.utime(layout.analyses)  # gateways look at a manifest again when the folder was touched
     _forget_restart(layout, analysis_id)
     for file in files:
