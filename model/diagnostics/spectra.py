@@ -20,12 +20,16 @@ from torch import Tensor
 
 from model.domain.grids import Grid
 
-__all__ = ["power_spectrum", "spectral_ratio"]
+__all__ = ["legendre_projection", "power_spectrum", "spectral_ratio"]
 
 
 @lru_cache(maxsize=4)
-def _projection(grid: Grid) -> Tensor:
-    """Legendre functions times quadrature weights, with shape (L, M, Y)."""
+def legendre_projection(grid: Grid) -> Tensor:
+    """Legendre functions times quadrature weights, with shape (L, M, Y), float64.
+
+    Multiplied with the zonal Fourier coefficients of a field and summed over rows it gives the
+    coefficients of total wavenumber l and zonal wavenumber m.
+    """
     # Degrees for which the quadrature of products of two harmonics is exact, or nearly so.
     rows = grid.nlat if grid.kind == "gaussian" else (grid.nlat + 1) // 2
     degrees = min(rows, grid.nlon // 2 + 1)
@@ -57,7 +61,7 @@ def power_spectrum(fields: Tensor, grid: Grid) -> Tensor:
     Returns:
         With shape (*, L), float64, in the square of the fields' units.
     """
-    projection = _projection(grid)
+    projection = legendre_projection(grid)
     zonal = torch.fft.rfft(fields.detach().cpu().double(), dim=-1)[..., : projection.shape[1]]
     coefficients = torch.einsum("lmy,...ym->...lm", projection.to(zonal.dtype), zonal)
     power = coefficients.abs().square()

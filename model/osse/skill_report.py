@@ -73,7 +73,7 @@ def make_report(
     return SkillReport(
         checkpoint=model.card.name,
         simulated=model.card.simulated,
-        unseen=_unseen(model.card.provenance.get("test_period"), starts, settings),
+        unseen=_unseen(model.card.provenance.get("test_periods"), starts, settings),
         settings=settings,
         channels=tuple(c.name for c in model.channels),
         starts=tuple(starts),
@@ -88,14 +88,21 @@ def make_report(
     )
 
 
-def _unseen(period: Any, starts: Sequence[StartSkill], settings: SkillSettings) -> bool | None:
-    if not period:
+def _unseen(
+    periods: Sequence[Any] | None, starts: Sequence[StartSkill], settings: SkillSettings
+) -> bool | None:
+    """Whether every hour a start used lies in a test period; None if the card names none."""
+    if not periods:
         return None
-    first, last = (datetime.fromisoformat(str(t)) for t in period)
-    seconds = [s.end.timestamp() for s in starts]
-    low = min(seconds) - 3600 * settings.window
-    high = max(seconds) + 3600 * settings.lead
-    return _utc_seconds(first) <= low and high <= _utc_seconds(last)
+    spans = [[_utc_seconds(datetime.fromisoformat(str(t))) for t in period] for period in periods]
+    return all(
+        any(
+            low <= s.end.timestamp() - 3600 * settings.window
+            and s.end.timestamp() + 3600 * settings.lead <= high
+            for low, high in spans
+        )
+        for s in starts
+    )
 
 
 def _utc_seconds(time: datetime) -> float:

@@ -93,6 +93,10 @@ class StateStore:
         first, last = np.searchsorted(self.times, [np.datetime64(start), np.datetime64(end)])
         return range(int(first), int(last))
 
+    def within(self, bounds: Sequence[tuple[str, str]]) -> list[range]:
+        """Indices of the times in each [start, end), one range for each."""
+        return [self.between(start, end) for start, end in bounds]
+
     def read(self, index: slice | Sequence[int]) -> NDArray[np.float32]:
         """
         Arguments:

@@ -1,6 +1,7 @@
 """From finished training runs to a checkpoint bundle that ships."""
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from model.latent_model import LatentModel
 from model.operators.representativeness import reconstruction_residual
 from model.training.datasets import StateStore
 from model.training.run import averaged_weights
+from model.training.train_autoencoder import AutoencoderTraining
 from model.training.train_denoiser import (
     DenoiserTraining,
     Latents,
@@ -102,9 +104,9 @@ def _residual(model: LatentModel, config: DenoiserTraining, store: StateStore) -
     It is alike at neighbouring places and hours, so that many observations do not average it away
     as they do with independent errors; `residual_inflation` stands for that.
     """
-    period = store.between(*config.data.splits.train.bounds)
-    chosen = np.linspace(period.start, period.stop - 1, min(48, len(period))).astype(int)
-    states = torch.cat([torch.from_numpy(store.read([int(i)])) for i in chosen])
+    period = list(chain(*store.within(config.data.splits.bounds("train"))))
+    chosen = np.linspace(0, len(period) - 1, min(48, len(period))).astype(int)
+    states = torch.cat([torch.from_numpy(store.read([period[i]])) for i in chosen])
     restored = torch.cat([model.decode(model.encode(part)) for part in states.split(8)])
     return config.residual_inflation * reconstruction_residual(states, restored)
 
@@ -122,19 +124,26 @@ def _backbone(config: DenoiserTraining, run: Path, corrects: bool) -> tuple[Back
     return backbone, step
 
 
+def _periods(bounds: list[tuple[str, str]]) -> list[list[str]]:
+    return [list(period) for period in bounds]
+
+
 def _plain(config: AutoencoderConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
 def _provenance(config: DenoiserTraining, step: int) -> dict[str, Any]:
     """What a reader must know to judge or repeat the training; no paths of this machine."""
-    ae = yaml.safe_load((config.autoencoder_run / "config.yaml").read_text())
+    kept = yaml.safe_load((config.autoencoder_run / "config.yaml").read_text())
+    of_autoencoder = AutoencoderTraining(**kept)
+    splits = config.data.splits
     return {
-        "training_period": [str(v) for v in config.data.splits.train.bounds],
-        "validation_period": [str(v) for v in config.data.splits.validation.bounds],
-        "test_period": [str(v) for v in config.data.splits.test.bounds],
-        "autoencoder_training_period": ae["data"]["splits"]["train"],
-        "autoencoder_optimisation": ae["optimisation"],
+        "training_periods": _periods(splits.bounds("train")),
+        "validation_periods": _periods(splits.bounds("validation")),
+        "test_periods": _periods(splits.bounds("test")),
+        "autoencoder_training_periods": _periods(of_autoencoder.data.splits.bounds("train")),
+        "autoencoder_spectral_weight": of_autoencoder.spectral_weight,
+        "autoencoder_optimisation": json.loads(of_autoencoder.optimisation.model_dump_json()),
         "denoiser_optimisation": json.loads(config.optimisation.model_dump_json()),
         "denoiser_steps": step,
         "residual_inflation": config.residual_inflation,

@@ -1,6 +1,7 @@
 """Mean and standard deviation of each channel over the training period, weighted by area."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class ChannelStatistics:
 
 
 def channel_statistics(
-    store: StateStore, indices: range, grid: Grid, count: int = 400
+    store: StateStore, indices: Sequence[int], grid: Grid, count: int = 400
 ) -> ChannelStatistics:
     """Statistics from `count` states spread evenly over `indices`.
 
@@ -51,7 +52,8 @@ def channel_statistics(
     """
     if not len(indices):
         raise InvalidInput(f"Expected states in the period asked for; {store.url} has none there.")
-    chosen = np.linspace(indices.start, indices.stop - 1, min(count, len(indices))).astype(int)
+    positions = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)
+    chosen = [indices[position] for position in positions]
     weight = np.broadcast_to(grid.area_weights[:, None], grid.shape)
     total = np.zeros(len(store.channels))
     first, second = np.zeros_like(total), np.zeros_like(total)

@@ -4,6 +4,7 @@ The loop reads top to bottom: data, model, then steps of draw, forward, backward
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from model.domain.variables import channels
 from model.progress import OnStep
 from model.training.datasets import StateStore
 from model.training.pca import fit_patch_pca, start_at_pca
+from model.training.reconstruction_loss import ReconstructionLoss
 from model.training.run import (
     Optimisation,
     Run,
@@ -73,25 +75,25 @@ class DataConfig(BaseModel):
         path = self.cache / "statistics.json"
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
-            indices = store.between(*self.splits.train.bounds)
+            indices = list(chain(*store.within(self.splits.bounds("train"))))
             channel_statistics(store, indices, self.grid.build()).save(path)
         return ChannelStatistics.load(path)
 
     def states(self, store: StateStore, split: str, every_hours: int) -> ArrayCache:
         """Standardised states of a split, `every_hours` apart."""
         statistics = self.statistics(store)
-        period = getattr(self.splits, split)
-        indices = list(store.between(*period.bounds))[::every_hours]
+        runs = [run[::every_hours] for run in store.within(self.splits.bounds(split))]
 
         def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             # Whole runs of the store are read, because its chunks hold a day each.
-            for first in range(0, len(indices), 48):
-                part = indices[first : first + 48]
-                run = store.read(slice(part[0], part[-1] + 1))[::every_hours]
-                yield statistics.standardise(run), store.times[part]
+            for part in (run[i : i + 48] for run in runs for i in range(0, len(run), 48)):
+                states = store.read(slice(part[0], part[-1] + 1))[::every_hours]
+                yield statistics.standardise(states), store.times[list(part)]
 
         item = (len(store.channels), *self.grid.build().shape)
-        return build_cache(self.cache / f"{split}-{every_hours}h", chunks, len(indices), item)
+        return build_cache(
+            self.cache / f"{split}-{every_hours}h", chunks, sum(map(len, runs)), item
+        )
 
 
 class AutoencoderTraining(BaseModel):
@@ -104,11 +106,10 @@ class AutoencoderTraining(BaseModel):
     optimisation: Optimisation
     start_at_pca: bool = True
     latent_noise: float = 0.0
-
-
-def weighted_loss(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean over channels and the sphere of the squared error; `weights` (Y, 1) has mean 1."""
-    return ((output - target).float().square() * weights).mean()
+    spectral_weight: float = 0.0
+    """Weight of the error relative to the power at each wavenumber; see `ReconstructionLoss`."""
+    spectral_largest: int = 20
+    """Last total wavenumber of that part."""
 
 
 def train_autoencoder(
@@ -130,7 +131,7 @@ def train_autoencoder(
     store = config.data.open()
     states = config.data.states(store, "train", config.data.every_hours)
     held_out = config.data.states(store, "validation", 97)
-    weights = torch.tensor(grid.area_weights * grid.nlat, dtype=torch.float32)[:, None].to(device)
+    loss_of = _loss(config, store, states).to(device)
 
     torch.manual_seed(settings.seed)
     model = Autoencoder(AutoencoderConfig(**config.autoencoder))
@@ -143,7 +144,7 @@ def train_autoencoder(
     first = run.resume(model, ema, optimiser)
     wrapped = DistributedDataParallel(_Reconstruct(model)) if world > 1 else _Reconstruct(model)
 
-    total, counted = torch.zeros((), device=device), 0
+    total, counted = torch.zeros(2, device=device), 0
     for step in range(first, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * settings.rate(step)
@@ -152,9 +153,11 @@ def train_autoencoder(
             index = torch.randint(len(states), (settings.batch,), generator=random).sort().values
             x = torch.from_numpy(states.array[index.numpy()]).float().to(device)
             with settings.autocast(device.type):
-                loss = weighted_loss(wrapped(x, config.latent_noise), x, weights)
+                restored = wrapped(x, config.latent_noise)
+                loss = loss_of(restored, x)
             (loss / settings.accumulate).backward()
-            total += loss.detach() / settings.accumulate
+            squared = loss_of.squared(restored.detach(), x)
+            total += torch.stack([squared, loss.detach() - squared]) / settings.accumulate
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -162,12 +165,12 @@ def train_autoencoder(
         ema.update_parameters(model)
         if (step + 1) % settings.log_every == 0:
             samples = settings.log_every * settings.batch * settings.accumulate * world
-            rmse = (total / counted).sqrt()
+            squared, spectral = total / counted
             total, counted = torch.zeros_like(total), 0
-            extra = {}
+            extra = {"spectral": spectral} if config.spectral_weight > 0 else {}
             if (step + 1) % (10 * settings.log_every) == 0:
-                extra["validation_rmse"] = validate(ema.module, held_out, weights)
-            run.log(step + 1, settings.steps, samples, rmse=rmse, **extra)
+                extra |= validate(ema.module, held_out, loss_of)
+            run.log(step + 1, settings.steps, samples, rmse=squared.sqrt(), **extra)
         if run.due(settings.save_minutes):
             run.save(step + 1, model, ema, optimiser)
         on_step(step + 1, settings.steps)
@@ -198,11 +201,29 @@ def _pca(states: ArrayCache, model: Autoencoder, grid: Grid) -> Any:
     return pca
 
 
+def _loss(config: AutoencoderTraining, store: StateStore, states: ArrayCache) -> ReconstructionLoss:
+    """The loss, with the power of states spread through the training period."""
+    index = np.linspace(0, len(states) - 1, min(200, len(states))).astype(int)
+    sample = torch.from_numpy(states.array[index]).float()
+    first = store.read([store.within(config.data.splits.bounds("train"))[0].start])[0]
+    return ReconstructionLoss(
+        config.data.grid.build(),
+        sample,
+        torch.from_numpy(np.isfinite(first)),
+        config.spectral_weight,
+        config.spectral_largest,
+    )
+
+
 @torch.no_grad()
-def validate(model: Autoencoder, states: ArrayCache, weights: Tensor) -> float:
-    """Standardised reconstruction error over a cache of states."""
-    errors = []
+def validate(
+    model: Autoencoder, states: ArrayCache, loss_of: ReconstructionLoss
+) -> dict[str, Tensor]:
+    """Standardised reconstruction error over a cache of states, and its relative part."""
+    parts = []
     for first in range(0, len(states), 16):
-        x = torch.from_numpy(states.array[first : first + 16]).float().to(weights.device)
-        errors.append(weighted_loss(model.decode(model.encode(x)), x, weights))
-    return float(torch.stack(errors).mean().sqrt())
+        x = torch.from_numpy(states.array[first : first + 16]).float().to(loss_of.weights.device)
+        restored = model.decode(model.encode(x))
+        parts.append(torch.stack([loss_of.squared(restored, x), loss_of.spectral(restored, x)]))
+    squared, spectral = torch.stack(parts).mean(0)
+    return {"validation_rmse": squared.sqrt(), "validation_spectral": spectral}

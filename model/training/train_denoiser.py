@@ -117,17 +117,17 @@ def _encode(config: DenoiserTraining, split: str) -> ArrayCache:
         return ArrayCache(folder)
     store, model = config.data.open(), load_autoencoder(config.autoencoder_run)
     statistics = config.data.statistics(store)
-    indices = store.between(*getattr(config.data.splits, split).bounds)
+    runs = store.within(config.data.splits.bounds(split))
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for first in range(indices.start, indices.stop, 96):
-            last = min(first + 96, indices.stop)
-            states = torch.from_numpy(statistics.standardise(store.read(slice(first, last))))
+        for part in (run[i : i + 96] for run in runs for i in range(0, len(run), 96)):
+            states = store.read(slice(part.start, part.stop))
+            states = torch.from_numpy(statistics.standardise(states))
             precision = config.optimisation.autocast("cpu")
             with torch.no_grad(), precision:
-                yield model.encode(states).float().numpy(), store.times[first:last]
+                yield model.encode(states).float().numpy(), store.times[part.start : part.stop]
 
-    return build_cache(folder, chunks, len(indices), model.latent_shape)
+    return build_cache(folder, chunks, sum(map(len, runs)), model.latent_shape)
 
 
 def _statistics(config: DenoiserTraining, cache: ArrayCache, split: str) -> tuple[Tensor, Tensor]:

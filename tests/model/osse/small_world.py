@@ -53,7 +53,7 @@ def small_model():
         backbone=backbone,
         latent_shape=autoencoder.latent_shape,
         base=BaseCard(kind="zonal_gaussian", modes=3, dense=2),
-        provenance={"test_period": ["2021-03-01", "2021-04-01"]},
+        provenance={"test_periods": [["2021-03-01", "2021-04-01"]]},
     )
     statistics = {
         "state_mean": 100 + 10 * torch.randn(len(names)),

@@ -212,6 +212,40 @@ def test_periods_must_lie_apart():
         Splits(train=period, validation=later, test=last)
 
 
+def test_a_split_may_have_several_periods_around_another():
+    before = {"start": "2000-01-01", "end": "2001-01-01"}
+    after = {"start": "2004-01-01", "end": "2005-01-01"}
+    splits = Splits(
+        train=[before, after],
+        validation={"start": "2001-02-01", "end": "2001-03-01"},
+        test={"start": "2002-01-01", "end": "2003-01-01"},
+    )
+    assert splits.bounds("train")[1] == ("2004-01-01T00:00:00", "2005-01-01T00:00:00")
+    with pytest.raises(ValidationError, match=r"between the test and train periods"):
+        Splits(
+            train=[before, after],
+            validation={"start": "2001-02-01", "end": "2001-03-01"},
+            test={"start": "2002-01-01", "end": "2003-12-31"},
+        )
+
+
+def test_states_of_several_periods_are_cached_one_after_another(store, tmp_path):
+    config = autoencoder_config(store, tmp_path / "cache").data
+    days = [
+        {"start": "2000-01-01", "end": "2000-01-02"},
+        {"start": "2000-01-04", "end": "2000-01-05"},
+    ]
+    splits = Splits(**(config.splits.model_dump() | {"train": days}))
+    data = config.model_copy(update={"splits": splits})
+    reader = data.open()
+    cached = data.states(reader, "train", 5)
+    hours = [0, 5, 10, 15, 20, 72, 77, 82, 87, 92]
+    start = np.datetime64("2000-01-01T00", "h")
+    np.testing.assert_array_equal(cached.times, start + np.array(hours).astype("timedelta64[h]"))
+    expected = data.statistics(reader).standardise(reader.read(hours))
+    np.testing.assert_allclose(cached.array[:], expected, atol=2e-3)
+
+
 def test_a_real_reanalysis_state_is_read(realdata_dir):
     path = realdata_dir / "reanalysis" / "neuralgcm__era5_tl31_19590102T00.nc"
     wanted = [c for c in channels((500, 850)) if c.variable in ("temperature", "geopotential")]
