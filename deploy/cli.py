@@ -29,6 +29,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "replay": ("deploy.commands.replay", "Make an analysis again: is it identical?"),
     "retention": ("deploy.commands.retention", "What is kept for how long; pins."),
     "keys": ("deploy.commands.keys", "Create, list and revoke API keys."),
+    "webhooks": ("deploy.commands.webhooks", "Who is told of events over HTTP; messages sent."),
     "worker": ("deploy.commands.worker", "Run one worker process of a larger system."),
     "gateway": ("deploy.commands.gateway", "Run the gateway alone."),
 }

@@ -51,6 +51,7 @@ from service.client_events import EventParser, JobEvent
 from service.client_feed import FeedEvent, FeedMethods
 from service.client_uploads import Source, UploadBody
 from service.client_verification import VerificationMethods
+from service.client_webhooks import WebhookMethods
 from service.webhook_message import BadSignature, read_webhook
 from worker.jobs.batch import BatchRecord
 from worker.jobs.job import JobRecord
@@ -74,7 +75,7 @@ __all__ = [
 ]
 
 
-class AppaClient(CycleMethods, FeedMethods, VerificationMethods):
+class AppaClient(CycleMethods, FeedMethods, VerificationMethods, WebhookMethods):
     """A gateway, seen from Python.
 
     Arguments:

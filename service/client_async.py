@@ -28,6 +28,7 @@ from service.client_events import EventParser, JobEvent
 from service.client_feed import AsyncFeedMethods
 from service.client_uploads import Source, UploadBody
 from service.client_verification import AsyncVerificationMethods
+from service.client_webhooks import AsyncWebhookMethods
 from worker.jobs.batch import BatchRecord
 from worker.jobs.job import JobRecord
 from worker.jobs.manifest import AnalysisManifest, ManifestFile
@@ -35,7 +36,9 @@ from worker.jobs.manifest import AnalysisManifest, ManifestFile
 __all__ = ["AsyncAppaClient"]
 
 
-class AsyncAppaClient(AsyncCycleMethods, AsyncFeedMethods, AsyncVerificationMethods):
+class AsyncAppaClient(
+    AsyncCycleMethods, AsyncFeedMethods, AsyncVerificationMethods, AsyncWebhookMethods
+):
     """A gateway, seen from asyncio.
 
     Arguments:

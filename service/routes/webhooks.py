@@ -1,15 +1,14 @@
 """Webhooks: who is told of new analyses over HTTP. For operators."""
 
-from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from service.dependencies import AnyCaller, GatewayDep
 from service.keys import ApiKey, Scope
 from service.openapi import problems
-from worker.jobs.event_log import EventType
+from service.webhook_views import CreatedWebhook, NewWebhook, WebhookView
+from worker.jobs.batch_store import IdempotencyConflict
 from worker.jobs.ids import new_id
 from worker.jobs.public_address import check_url
 from worker.jobs.signature import new_secret
@@ -27,48 +26,26 @@ async def operator(key: AnyCaller) -> ApiKey:
 Operator = Annotated[ApiKey, Depends(operator)]
 
 
-class NewWebhook(BaseModel):
-    """A subscription as it is asked for."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    url: str = Field(
-        description="Where events are posted to (http or https, a public host).",
-        min_length=1,
-        max_length=2000,
-        examples=["https://example.org/hooks/appa"],
-    )
-    events: list[EventType] = Field(
-        default=[EventType.ANALYSIS_PUBLISHED], min_length=1, description="What to tell."
-    )
-    description: str = Field(default="", max_length=500, description="For people.")
-
-
-class WebhookView(BaseModel):
-    """A subscription, without its secret."""
-
-    id: str = Field(description="Unique, sorts by creation time.")
-    url: str = Field(description="Where events are posted to.")
-    events: list[EventType] = Field(description="What is told.")
-    description: str = Field(description="For people.")
-    created: datetime = Field(description="UTC.")
-    disabled: str = Field(description="Why nothing is sent any more; empty while it is.")
-
-    @classmethod
-    def of(cls, webhook: Webhook) -> "WebhookView":
-        """What is shown of `webhook`."""
-        return cls.model_validate(webhook.model_dump(include=set(cls.model_fields)))
-
-
-class CreatedWebhook(WebhookView):
-    """A new subscription; the secret is shown this once."""
-
-    secret: str = Field(description="Verify messages with it; `whsec_` and base64.")
-
-
-@router.post("/webhooks", status_code=201, responses=problems("too_large"))
+@router.post(
+    "/webhooks",
+    status_code=201,
+    responses={
+        **problems("too_large", "idempotency_conflict"),
+        200: {
+            "description": "The same Idempotency-Key came before: that webhook.",
+            "model": CreatedWebhook,
+        },
+    },
+)
 def create_webhook(
-    request: Request, response: Response, gateway: GatewayDep, key: Operator, wanted: NewWebhook
+    request: Request,
+    response: Response,
+    gateway: GatewayDep,
+    key: Operator,
+    wanted: NewWebhook,
+    idempotency_key: Annotated[
+        str, Header(description="Sending it again within a day gives the same.", max_length=255)
+    ] = "",
 ) -> CreatedWebhook:
     """Subscribes an address to events from now on. The answer holds the secret: keep it."""
     check_url(wanted.url, allow_private=gateway.settings.webhook_allow_private)
@@ -80,10 +57,24 @@ def create_webhook(
         secret=new_secret(),
         api_key=key.id,
     )
-    webhook = gateway.stores.webhooks.create(webhook)
+    unique = f"{key.id}:{idempotency_key}" if idempotency_key else ""
+    webhook, created = gateway.stores.webhooks.create(webhook, unique_key=unique)
+    if not created:
+        _same_as_before(webhook, wanted, idempotency_key)
+        response.status_code = 200
     root = request.scope.get("root_path", "")
     response.headers["Location"] = f"{root}/v1/webhooks/{webhook.id}"
     return CreatedWebhook(secret=webhook.secret, **WebhookView.of(webhook).model_dump())
+
+
+def _same_as_before(known: Webhook, wanted: NewWebhook, idempotency_key: str) -> None:
+    asked = (wanted.url, set(wanted.events), wanted.description)
+    if asked != (known.url, set(known.events), known.description):
+        raise IdempotencyConflict(
+            f"Expected the same webhook under Idempotency-Key '{idempotency_key}' as before "
+            f"('{known.id}'); got another one. Use a new key for it.",
+            field="Idempotency-Key",
+        )
 
 
 @router.get("/webhooks", responses=problems())

@@ -22,6 +22,21 @@ MOST_WEBHOOKS: Final = 100
 KEPT: Final = 200
 """Messages remembered of each webhook."""
 
+REMEMBERED_SECONDS: Final = 86_400
+"""How long a caller's own key gives the same webhook."""
+
+_CREATE = """
+-- KEYS: webhooks, unique key or none. ARGV: 1 id, 2 webhook, 3 most, 4 seconds
+if #KEYS == 2 then
+  local known = redis.call('GET', KEYS[2])
+  if known and redis.call('HEXISTS', KEYS[1], known) == 1 then return known end
+end
+if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[3]) then return '' end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+if #KEYS == 2 then redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[4]) end
+return ARGV[1]
+"""
+
 _QUEUE = """
 -- KEYS: webhooks, deliveries, order, due. ARGV: 1 webhook, 2 event, 3 delivery, 4 now, 5 kept
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
@@ -72,20 +87,35 @@ class WebhookStore:
 
     # -- subscriptions
 
-    def create(self, webhook: Webhook) -> Webhook:
+    def create(self, webhook: Webhook, *, unique_key: str = "") -> tuple[Webhook, bool]:
         """Stores a subscription to the events from now on.
+
+        Arguments:
+            webhook: As asked for.
+            unique_key: A caller's own key: a second webhook under it is not created while the
+                first one exists, for a day.
+
+        Returns:
+            The webhook under that key, and whether it was created now.
 
         Raises:
             InvalidInput: If there are as many as there may be.
         """
-        if self._call(self.redis.hlen(self.keys.webhooks)) >= MOST_WEBHOOKS:
+        webhook = webhook.model_copy(update={"since": self.events.newest()})
+        unique = [self.keys.unique("webhook", unique_key)] if unique_key else []
+        run = self.redis.register_script(_CREATE)
+        known = self._call(
+            run(
+                keys=[self.keys.webhooks, *unique],
+                args=[webhook.id, webhook.model_dump_json(), MOST_WEBHOOKS, REMEMBERED_SECONDS],
+            )
+        )
+        if not known:
             raise InvalidInput(
                 f"Expected fewer than {MOST_WEBHOOKS} webhooks; delete one that is not used.",
                 field="url",
             )
-        webhook = webhook.model_copy(update={"since": self.events.newest()})
-        self._put(webhook)
-        return webhook
+        return (webhook, True) if known == webhook.id else (self.get(str(known)), False)
 
     def all(self) -> list[Webhook]:
         """Every subscription, oldest first."""

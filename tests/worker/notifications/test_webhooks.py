@@ -38,7 +38,7 @@ def subscribe(stores, url: str, *events: EventType) -> Webhook:
     hook = Webhook(
         id=new_id("wh"), url=url, events=list(events or (PUBLISHED,)), secret=new_secret()
     )
-    return stores.webhooks.create(hook)
+    return stores.webhooks.create(hook)[0]
 
 
 def settled(stores, courier: Courier, hook: Webhook, count: int = 1) -> list[Delivery]:
