@@ -17,6 +17,7 @@ from model.batching import Batching
 from model.distributed import Ranks, local_window
 from model.domain.errors import InvalidInput
 from model.domain.windows import WindowPlan
+from model.ensemble_spread import Twins
 from model.guidance.fit import Fit, FitReport, OnFit
 from model.latent_model import LatentModel
 from model.observed_window import WindowObservations
@@ -56,6 +57,11 @@ class Trajectory:
     def warm_start(self) -> WarmStart:
         """For the next cycle."""
         return WarmStart(self.latents, self.first_time)
+
+    @property
+    def twins(self) -> Twins:
+        """How the members of an analysis depend on each other."""
+        return Twins.of(self.members, self.settings.mirrored)
 
 
 def assimilate(

@@ -18,6 +18,7 @@ from scores.probability import rank_histogram as scores_rank_histogram
 from torch import Tensor
 
 from model.domain.grids import Grid
+from model.ensemble_spread import Twins
 
 __all__ = ["SpreadSkill", "bias", "fair_crps", "rank_histogram", "rmse", "spread_skill"]
 
@@ -97,7 +98,7 @@ class SpreadSkill:
         skill: Root mean square error of the ensemble mean.
         ratio: spread * sqrt((M + 1) / M) / skill; 1 for a reliable ensemble of any size
             (Fortin et al., "Why should ensemble spread match the RMSE of the ensemble mean?",
-            J. Hydrometeor. 15, 2014).
+            J. Hydrometeor. 15, 2014). Of members in pairs see `model.ensemble_spread`.
     """
 
     spread: Tensor
@@ -105,14 +106,23 @@ class SpreadSkill:
     ratio: Tensor
 
 
-def spread_skill(members: Array, truth: Array, grid: Grid) -> SpreadSkill:
-    """Spread and skill; shapes as for `fair_crps`."""
+def spread_skill(
+    members: Array, truth: Array, grid: Grid, twins: Twins | None = None
+) -> SpreadSkill:
+    """Spread and skill; shapes as for `fair_crps`.
+
+    Arguments:
+        members: The ensemble.
+        truth: What it is compared with.
+        grid: The grid.
+        twins: How the members depend on each other; None for not at all.
+    """
     ensemble = torch.as_tensor(members).double()
-    deviation = ensemble.std(dim=0, unbiased=True)
+    twins = twins or Twins.of(range(len(ensemble)), mirrored=False)
+    deviation = ensemble.std(dim=0, correction=twins.ddof)
     spread = rmse(deviation, torch.zeros_like(deviation), grid)
     skill = rmse(ensemble.mean(dim=0), truth, grid)
-    count = len(ensemble)
-    return SpreadSkill(spread, skill, spread * np.sqrt((count + 1) / count) / skill)
+    return SpreadSkill(spread, skill, spread * np.sqrt(twins.inflation) / skill)
 
 
 def rank_histogram(members: Array, values: Array) -> Tensor:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from model.assimilate import AssimilationSettings, Trajectory, assimilate
+from model.diagnostics.scores import spread_skill
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from model.osse.baseline_scores import score_interpolation, score_persistence, score_windowed
 from model.osse.climate import climatological_states
-from model.osse.ensemble_spread import spread_over_error, twins
 from model.osse.network import Network
 from model.osse.observed_case import ObservedCase, ReadTruth, observe_case
 from model.osse.scorer import Scorer, peak_memory
@@ -160,7 +160,7 @@ def _ranks(run: _Run, analysis: Trajectory) -> tuple[int, Ranks]:
     members = equivalents(run.case.model, analysis.latents, seen)
     rng = np.random.default_rng(run.settings.seed)
     kinds, stations = observation_kinds(rows)
-    chosen = twins(analysis).independent
+    chosen = analysis.twins.independent
     # The errors of the set include what the model cannot represent of a place.
     found = [ranks(members[list(c)], seen.obs_values, seen.obs_errors, rng) for c in chosen]
     counted = station_ranks(
@@ -175,7 +175,7 @@ def _ranks(run: _Run, analysis: Trajectory) -> tuple[int, Ranks]:
 
 def _spread_ratio(case: ObservedCase, analysis: Trajectory) -> Tensor:
     members = torch.where(torch.isnan(case.last), torch.nan, analysis.states[:, -1])
-    return spread_over_error(members, case.last, case.model.grid, twins(analysis))
+    return spread_skill(members, case.last, case.model.grid, analysis.twins).ratio
 
 
 def _score_forecast(run: _Run, analysis: Trajectory) -> None:
@@ -211,5 +211,5 @@ def _fields(case: ObservedCase, analysis: Trajectory) -> CaseFields:
         channels=tuple(names[i] for i in chosen),
         truth=case.last[chosen].numpy(),
         analysis=members.mean(0).numpy(),
-        spread=members.std(0).numpy(),
+        spread=members.std(0, correction=analysis.twins.ddof).numpy(),
     )
