@@ -1,5 +1,6 @@
 """The client's methods for cycles, and their asyncio twins."""
 
+import uuid
 from datetime import datetime
 from typing import Any
 
@@ -18,9 +19,13 @@ def _path(cycle: str | datetime, flavour: str, verb: str = "") -> str:
     return f"/v1/cycles/{key}{verb}"
 
 
-def _rerun(cycle: str | datetime, cut_off: datetime | str | None) -> Call:
+def _rerun(
+    cycle: str | datetime, cut_off: datetime | str | None, idempotency_key: str | None
+) -> Call:
+    """Without a key of the caller's own a random one makes repeats safe."""
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
     body = {"cut_off": cut_off.isoformat() if isinstance(cut_off, datetime) else cut_off}
-    return Call("POST", _path(cycle, Flavour.FINAL, "/rerun"), json=body)
+    return Call("POST", _path(cycle, Flavour.FINAL, "/rerun"), headers=headers, json=body)
 
 
 class CycleMethods(GatewayConnection):
@@ -42,10 +47,18 @@ class CycleMethods(GatewayConnection):
         return CycleExplanation.model_validate(self._get(_path(cycle, flavour, "/explain")))
 
     def rerun_cycle(
-        self, cycle: str | datetime, cut_off: datetime | str | None = None
+        self,
+        cycle: str | datetime,
+        cut_off: datetime | str | None = None,
+        *,
+        idempotency_key: str | None = None,
     ) -> CycleRecord:
-        """Makes a final analysis again, by default with all that has arrived."""
-        return CycleRecord.model_validate(self._json(_rerun(cycle, cut_off)))
+        """Makes a final analysis again, by default with all that has arrived.
+
+        Asked once more with the same `idempotency_key`, it is not made a second time.
+        """
+        call = _rerun(cycle, cut_off, idempotency_key)
+        return CycleRecord.model_validate(self._json(call))
 
 
 class AsyncCycleMethods(AsyncGatewayConnection):
@@ -67,7 +80,15 @@ class AsyncCycleMethods(AsyncGatewayConnection):
         return CycleExplanation.model_validate(await self._get(_path(cycle, flavour, "/explain")))
 
     async def rerun_cycle(
-        self, cycle: str | datetime, cut_off: datetime | str | None = None
+        self,
+        cycle: str | datetime,
+        cut_off: datetime | str | None = None,
+        *,
+        idempotency_key: str | None = None,
     ) -> CycleRecord:
-        """Makes a final analysis again, by default with all that has arrived."""
-        return CycleRecord.model_validate(await self._json(_rerun(cycle, cut_off)))
+        """Makes a final analysis again, by default with all that has arrived.
+
+        Asked once more with the same `idempotency_key`, it is not made a second time.
+        """
+        call = _rerun(cycle, cut_off, idempotency_key)
+        return CycleRecord.model_validate(await self._json(call))

@@ -117,12 +117,17 @@ def rerun(
     cut_off: Annotated[
         str | None, typer.Option(help="Last arrival accepted (UTC); all there is when absent.")
     ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Asked again under the same name, nothing is made twice.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the final analysis of an hour again, as its next revision."""
     limit = utc_time(cut_off) if cut_off else None
     with gateway_client(url, key) as client:
-        record = client.rerun_cycle(_key(hour, Flavour.FINAL), limit)
+        record = client.rerun_cycle(
+            _key(hour, Flavour.FINAL), limit, idempotency_key=idempotency_key
+        )
     if as_json:
         print_json(record)
     else:

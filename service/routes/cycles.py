@@ -1,17 +1,20 @@
 """The cycles: how far they are, why they are as they are, and made again on request."""
 
+from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Path, Query
+from fastapi import APIRouter, Body, Header, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import InvalidInput
 from service.analysis_index import AnalysisFilter
 from service.dependencies import GatewayDep, JobWriter, Reader
 from service.examples import CYCLE, page_of, shown
+from service.gateway import Gateway
 from service.openapi import problems
 from service.schemas import CyclePage
 from worker.jobs import clock
+from worker.jobs.batch_store import IdempotencyConflict
 from worker.jobs.cycle import CycleRecord, CycleState, Flavour, parse_cycle_key
 from worker.jobs.cycle_explanation import CycleExplanation, explain
 from worker.jobs.kinds.base import UtcTime
@@ -85,15 +88,23 @@ def explain_cycle(key: CycleKey, gateway: GatewayDep, _: Reader) -> CycleExplana
     "/cycles/{key}/rerun",
     status_code=202,
     responses={
-        **problems("not_found", "move_refused"),
+        **problems("not_found", "move_refused", "idempotency_conflict"),
+        200: {
+            "description": "The same Idempotency-Key came before: the cycle as it is now.",
+            **shown(CYCLE | {"revision": 3}),
+        },
         202: shown(CYCLE | {"state": "due", "revision": 3, "published": None}),
     },
 )
 def rerun_cycle(
+    response: Response,
     key: CycleKey,
     gateway: GatewayDep,
     caller: JobWriter,
     request: Annotated[RerunRequest | None, Body()] = None,
+    idempotency_key: Annotated[
+        str, Header(description="Sending it again starts no second rerun.", max_length=255)
+    ] = "",
 ) -> CycleRecord:
     """Makes the final analysis again, as the next revision, with what has arrived since."""
     _time, flavour = parse_cycle_key(key)
@@ -104,18 +115,41 @@ def rerun_cycle(
             "which makes it another final analysis.",
             field="key",
         )
+    wanted = request.cut_off if request else None
+    asked = wanted.isoformat() if wanted else "all there is"
+    unique = f"{caller.id}:{idempotency_key}" if idempotency_key else ""
+    before = gateway.stores.cycles.asked_before(key, unique) if unique else None
+    if before is not None:
+        if before != asked:
+            raise IdempotencyConflict(
+                f"Expected the same rerun under Idempotency-Key '{idempotency_key}' as before "
+                f"(cut-off: {before}); got cut-off: {asked}. Use a new key for another rerun.",
+                field="Idempotency-Key",
+            )
+        response.status_code = 200
+        return record
+    now = clock.now()
+    cut_off = _cut_off(gateway, record, wanted, now)
+    return gateway.stores.cycles.rerun(
+        record, cut_off, now, caller.id, unique_key=unique, asked=asked
+    )
+
+
+def _cut_off(
+    gateway: Gateway, record: CycleRecord, wanted: datetime | None, now: datetime
+) -> datetime:
+    """The cut-off of a rerun, if one can be made."""
     if not gateway.layout.cycles_file.exists():
         raise MoveRefused(
             "Expected a policy of the cycles (cycles.yaml in the data folder), which says how to "
             "make it; there is none. See: appa cycles init.",
-            id=key,
+            id=record.id,
         )
-    now = clock.now()
-    cut_off = (request.cut_off if request else None) or now
+    cut_off = wanted or now
     if not record.valid_time <= cut_off <= now:
         raise InvalidInput(
             f"Expected a cut-off from the valid time to now ({now.isoformat()}); got "
             f"{cut_off.isoformat()}.",
             field="cut_off",
         )
-    return gateway.stores.cycles.rerun(record, cut_off, now, caller.id)
+    return cut_off

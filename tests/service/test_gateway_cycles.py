@@ -15,6 +15,7 @@ from service.client import AppaClient, AsyncAppaClient, GatewayError
 from service.examples import CYCLE
 from worker.jobs.cycle import CycleRecord, CycleState, cycle_key
 from worker.jobs.manifest import read_manifest
+from worker.jobs.record_store import MoveRefused
 from worker.jobs.store import Stores, open_stores
 
 DAYS = count()
@@ -135,6 +136,50 @@ def test_a_rerun_makes_the_cycle_due_again(gateway: GatewayProcess, stores, day)
                 appa.rerun_cycle(day, cut_off)
         with pytest.raises(GatewayError, match="final"):
             appa.rerun_cycle(cycle_key(day, "early"))
+
+
+def test_a_repeated_request_starts_no_second_rerun(http, stores, day):
+    """The answer was lost and the request is sent again: while it runs, and after its end."""
+    put(stores, day, "final", *DONE)
+    key = cycle_key(day, "final")
+
+    def post(name: str, **body):
+        headers = {"Idempotency-Key": name} if name else {}
+        return http.post(f"/v1/cycles/{key}/rerun", json=body, headers=headers)
+
+    def end() -> None:
+        for state in (CycleState.SUBMITTED, CycleState.PUBLISHED):
+            assert stores.cycles.change(stores.cycles.get(key), state)
+
+    def told(answer) -> tuple:
+        return answer.status_code, answer.json()["state"], answer.json()["revision"]
+
+    assert told(post("again")) == (202, "due", 3)
+    moves = len(stores.cycles.events(key))
+    assert told(post("again")) == (200, "due", 3)
+    assert post("").json()["code"] == "move_refused"  # without the key it is another request
+    other = post("again", cut_off=day.isoformat())
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")
+    end()
+    assert told(post("again")) == (200, "published", 3)
+    assert len(stores.cycles.events(key)) == moves + 2
+    assert told(post("later", cut_off=(day + 5 * HOUR).isoformat())) == (202, "due", 4)
+    end()
+    assert told(post("again")) == (200, "published", 4)  # known although another came between
+    assert told(post("later", cut_off=(day + 5 * HOUR).isoformat()))[::2] == (200, 4)
+    assert told(post("")) == (202, "due", 5)
+
+
+def test_two_requests_at_once_make_one_rerun(stores, day):
+    """Both have read the ended cycle; one of them makes the move, both are told of it."""
+    read = put(stores, day, "final", *DONE)
+    for _ in range(2):
+        record = stores.cycles.rerun(read, day + HOUR, day + HOUR, unique_key="k", asked="all")
+        assert (record.state, record.revision) == (CycleState.DUE, 3)
+    assert stores.cycles.asked_before(read.id, "k") == "all"
+    with pytest.raises(MoveRefused):
+        stores.cycles.rerun(read, day + HOUR, day + HOUR, unique_key="another", asked="all")
+    assert stores.cycles.asked_before(read.id, "another") is None
 
 
 def test_without_a_policy_there_is_no_rerun(gateway: GatewayProcess, stores, day):

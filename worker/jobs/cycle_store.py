@@ -1,7 +1,7 @@
 """The cycle store: one record for each valid time and flavour; every change is compare-and-set."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,17 @@ from worker.jobs.cycle import (
 from worker.jobs.record_store import LeaseLost, MoveRefused, Page, RecordStore
 
 __all__ = ["CycleStore"]
+
+_ANEW: dict[str, Any] = {
+    "caught_up": False,
+    "behind_seconds": 0.0,
+    "attempts": 0,
+    "published": None,
+    "forecast_job_id": "",
+    "forecast_id": "",
+    "message": "rerun asked for",
+}
+"""Fields of a cycle that is made again."""
 
 
 class CycleStore(RecordStore[CycleRecord]):
@@ -114,6 +125,17 @@ class CycleStore(RecordStore[CycleRecord]):
             Whether this caller made the change; False when another was first, or the table of
             moves does not hold it.
         """
+        return self._change(record, to, values)
+
+    def _change(
+        self,
+        record: CycleRecord,
+        to: CycleState,
+        values: Mapping[str, Any],
+        unique: tuple[str, str] = ("", ""),
+    ) -> bool:
+        """The move; in the same step a unique key, if one is named, begins to hold a value."""
+        key, held = unique
         if to not in ALLOWED_CYCLE_MOVES[record.state]:
             return False
         plain = CycleRecord.model_validate(
@@ -132,13 +154,30 @@ class CycleStore(RecordStore[CycleRecord]):
                 self._fields(fields),
                 self._event(to, **told),
                 int(terminal),
+                held,
+                keys=[key] if key else (),
             )
         except (LeaseLost, MoveRefused):
             return False
         return True
 
+    def asked_before(self, cycle: str, unique_key: str) -> str | None:
+        """What was asked with the rerun of `cycle` under a caller's own key; None if nothing was."""
+        found = self._call(self.redis.get(self._rerun_key(cycle, unique_key)))
+        return None if found is None else str(found)
+
+    def _rerun_key(self, cycle: str, unique_key: str) -> str:
+        return self.keys.unique(self.noun, f"rerun:{cycle}:{unique_key}")
+
     def rerun(
-        self, record: CycleRecord, cut_off: datetime, decided: datetime, asked_by: str = ""
+        self,
+        record: CycleRecord,
+        cut_off: datetime,
+        decided: datetime,
+        asked_by: str = "",
+        *,
+        unique_key: str = "",
+        asked: str = "",
     ) -> CycleRecord:
         """Makes an ended cycle due again as the next revision of its valid time.
 
@@ -147,35 +186,32 @@ class CycleStore(RecordStore[CycleRecord]):
             cut_off: Last arrival accepted now.
             decided: The operational present.
             asked_by: API key that asked.
+            unique_key: A caller's own key: one rerun at most is made under it.
+            asked: What `asked_before` tells of this request.
 
         Raises:
             MoveRefused: If it is not ended, or changed meanwhile.
         """
+        unique = self._rerun_key(record.id, unique_key) if unique_key else ""
         known = [r.revision for r in self.of_hour(record.valid_time).values()]
-        revision = max(*known, *FIRST_REVISION.values(), record.revision) + 1
-        changed = record.done and self.change(
-            record,
-            CycleState.DUE,
-            revision=revision,
-            cut_off=cut_off,
-            decided=decided,
-            caught_up=False,
-            behind_seconds=0.0,
-            attempts=0,
-            published=None,
-            forecast_job_id="",
-            forecast_id="",
-            message="rerun asked for",
-            asked_by=asked_by,
-        )
-        if not changed:
-            state = self.get(record.id).state
+        values = {
+            "revision": max(*known, *FIRST_REVISION.values(), record.revision) + 1,
+            "cut_off": cut_off,
+            "decided": decided,
+            "asked_by": asked_by,
+            **_ANEW,
+        }
+        made = record.done and self._change(record, CycleState.DUE, values, (unique, asked))
+        now = self.get(record.id)
+        repeated = bool(unique_key) and self.asked_before(record.id, unique_key) is not None
+        if not made and not repeated:  # repeated: the same request came in meanwhile
             raise MoveRefused(
-                f"Expected an ended cycle to run again; '{record.id}' is {state}. Wait for its end.",
+                f"Expected an ended cycle to run again; '{record.id}' is {now.state}. Wait for "
+                "its end.",
                 id=record.id,
-                state=state,
+                state=now.state,
             )
-        return self.get(record.id)
+        return now
 
     @staticmethod
     def _event(state: str, **data: Any) -> str:

@@ -68,12 +68,14 @@ return {'ok', id}
 MOVE = (
     _PRELUDE
     + """
--- ARGV: 5 to, 6 ',from,from,', 7 token or '', 8 fields, 9 event data, 10 terminal
+-- ARGV: 5 to, 6 ',from,from,', 7 token or '', 8 fields, 9 event data, 10 terminal,
+-- 11 what a unique key holds from now on; KEYS 4: that key, if any
 local from = redis.call('HGET', record, 'state')
 if not from then return {'missing', ''} end
 if stale(ARGV[7]) then return {'stale', from} end
 if not string.find(ARGV[6], ',' .. from .. ',', 1, true) then return {'refused', from} end
 set_fields(ARGV[8])
+for i = 4, #KEYS do redis.call('SET', KEYS[i], ARGV[11]) end
 if ARGV[10] ~= '1' then redis.call('DEL', lease) end
 move(from, ARGV[5], ARGV[10] == '1', ARGV[9])
 return {'ok', from}
