@@ -26,14 +26,13 @@ from model.domain.variables import channels
 from model.latent_model import LatentModel
 from model.operators.representativeness import reconstruction_residual
 from model.training.datasets import StateStore
+from model.training.latents import load_autoencoder
 from model.training.run import averaged_weights
 from model.training.train_autoencoder import AutoencoderTraining
 from model.training.train_denoiser import (
     DenoiserTraining,
-    Latents,
     build_denoiser,
     fitted_prior,
-    load_autoencoder,
 )
 
 __all__ = ["export_bundle"]
@@ -60,7 +59,7 @@ def export_bundle(
     if not path.exists():
         raise CheckpointError(f"Expected a training run in {run}; {path} is absent.")
     config = DenoiserTraining(**yaml.safe_load(path.read_text()))
-    latents = Latents(config, "train")
+    latents = config.latents("train")
     prior = fitted_prior(config, latents)
     backbone, step = _backbone(config, run, prior is not None)
     autoencoder = load_autoencoder(config.autoencoder_run)

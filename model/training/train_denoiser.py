@@ -4,39 +4,33 @@ The loop reads top to bottom like that of the autoencoder. Each blanket read fro
 several noise levels, because reading and encoding cost more than drawing noise.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
 from model.denoiser import BlanketDenoiser, denoiser_loss
-from model.domain.errors import CheckpointError
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
 from model.progress import OnStep
 from model.schedule import RectifiedSchedule
-from model.training.latent_scale import decoder_response, latent_scale
+from model.training.latents import Latents
 from model.training.run import (
     Optimisation,
     Run,
     averaged,
-    averaged_weights,
     generator,
     rank_and_world,
     setup_distributed,
 )
-from model.training.state_cache import ArrayCache, build_cache
-from model.training.train_autoencoder import AutoencoderTraining, DataConfig
+from model.training.train_autoencoder import DataConfig
 
-__all__ = ["DenoiserTraining", "Latents", "PriorConfig", "train_denoiser"]
+__all__ = ["DenoiserTraining", "PriorConfig", "build_denoiser", "fitted_prior", "train_denoiser"]
 
 
 class PriorConfig(BaseModel):
@@ -70,79 +64,10 @@ class DenoiserTraining(BaseModel):
     sigma_max: float = 1e2
     """Range of the rectified schedule the noise levels are drawn from."""
 
-
-def load_autoencoder(folder: Path) -> Autoencoder:
-    """The averaged weights of a finished autoencoder run."""
-    config = AutoencoderTraining(**yaml.safe_load((folder / "config.yaml").read_text()))
-    model = Autoencoder(AutoencoderConfig(**config.autoencoder))
-    path = folder / "last.pt"
-    if not path.exists():
-        raise CheckpointError(f"Expected a trained autoencoder in {path}; train it first.")
-    model.load_state_dict(averaged_weights(path)[0])
-    return model.eval()
-
-
-class Latents:
-    """Cached latents of one split, scaled per channel by what they do to the state.
-
-    Arguments:
-        config: Where states come from and which autoencoder encodes them.
-        split: `train`, `validation` or `test`.
-    """
-
-    def __init__(self, config: DenoiserTraining, split: str) -> None:
-        self.cache = _encode(config, split)
-        self.blanket = int(config.backbone["blanket_size"])
-        self.starts = self.cache.windows(self.blanket)
-        self.mean, self.scale = _statistics(config, self.cache, split)
-        times = self.cache.times.astype("datetime64[h]")
-        years = times.astype("datetime64[Y]").astype(int) + 1970
-        months = times.astype("datetime64[M]").astype(int) % 12 + 1
-        days = (times.astype("datetime64[D]") - times.astype("datetime64[M]")).astype(int) + 1
-        hours = (times - times.astype("datetime64[D]")).astype(int)
-        self.dates = torch.from_numpy(np.stack([years, months, days, hours], axis=-1))
-
-    def blankets(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled blankets (B, K, c, h, w) and dates (B, K, 4) at positions of `starts`."""
-        first = self.starts[chosen.numpy()]
-        index = first[:, None] + np.arange(self.blanket)
-        x = torch.from_numpy(self.cache.array[index]).float()
-        x = (x - self.mean[:, None, None]) / self.scale[:, None, None]
-        return x, self.dates[torch.from_numpy(index)]
-
-
-def _encode(config: DenoiserTraining, split: str) -> ArrayCache:
-    folder = config.autoencoder_run / f"latents-{split}"
-    if (folder / "index.json").exists():
-        return ArrayCache(folder)
-    store, model = config.data.open(), load_autoencoder(config.autoencoder_run)
-    statistics = config.data.statistics(store)
-    runs = store.within(config.data.splits.bounds(split))
-
-    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for part in (run[i : i + 96] for run in runs for i in range(0, len(run), 96)):
-            states = store.read(slice(part.start, part.stop))
-            states = torch.from_numpy(statistics.standardise(states))
-            precision = config.optimisation.autocast("cpu")
-            with torch.no_grad(), precision:
-                yield model.encode(states).float().numpy(), store.times[part.start : part.stop]
-
-    return build_cache(folder, chunks, sum(map(len, runs)), model.latent_shape)
-
-
-def _statistics(config: DenoiserTraining, cache: ArrayCache, split: str) -> tuple[Tensor, Tensor]:
-    path = config.autoencoder_run / "latent-statistics.json"
-    if split == "train" and not path.exists():
-        index = np.linspace(0, len(cache) - 1, min(2000, len(cache))).astype(int)
-        sample = np.asarray(cache.array[index], np.float64)
-        std = torch.from_numpy(sample.std((0, 2, 3))).float()
-        some = torch.from_numpy(sample[:: max(len(sample) // 4, 1)]).float()
-        response = decoder_response(load_autoencoder(config.autoencoder_run), some, std)
-        scale = latent_scale(std, response)
-        values = {"mean": sample.mean((0, 2, 3)).tolist(), "scale": scale.tolist()}
-        path.write_text(json.dumps(values))
-    values = json.loads(path.read_text())
-    return torch.tensor(values["mean"]), torch.tensor(values["scale"])
+    def latents(self, split: str) -> Latents:
+        """Blankets of a split; encodes its states at first use."""
+        blanket = int(self.backbone["blanket_size"])
+        return Latents(self.data, self.autoencoder_run, blanket, split)
 
 
 def fitted_prior(config: DenoiserTraining, latents: Latents) -> ZonalGaussianPrior | None:
@@ -193,8 +118,7 @@ def train_denoiser(
     device = setup_distributed()
     rank, world = rank_and_world()
     settings = config.optimisation
-    latents = Latents(config, "train")
-    held_out = Latents(config, "validation")
+    latents, held_out = config.latents("train"), config.latents("validation")
     denoiser = build_denoiser(config, fitted_prior(config, latents)).to(device)
     backbone = denoiser.backbone
     ema = averaged(backbone, settings.ema_decay)
