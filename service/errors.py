@@ -32,6 +32,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "move_refused": ProblemType(409, "The present state does not allow this move"),
     "precondition_failed": ProblemType(412, "The file is not the expected one"),
     "too_large": ProblemType(413, "The body is too large"),
+    "answer_too_large": ProblemType(413, "The answer would be too large"),
     "unsupported_content": ProblemType(415, "The content is of no known format"),
     "range_not_satisfiable": ProblemType(416, "The range lies outside the file"),
     "invalid_input": ProblemType(422, "The input does not fit its contract"),

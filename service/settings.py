@@ -88,6 +88,9 @@ class GatewaySettings(BaseSettings):
     query_max_rows: int = Field(
         default=1_000_000, gt=0, description="Most rows one page of an observation query has."
     )
+    edr_max_values: int = Field(
+        default=2_000_000, gt=0, description="Most values of one EDR answer; more is refused: 413."
+    )
     ping_seconds: float = Field(
         default=15.0, gt=0, description="Seconds between keep-alive comments on event streams."
     )

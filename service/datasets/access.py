@@ -85,7 +85,9 @@ class DataAccess:
                     for name in ("library", "application")
                 ]
                 library = modules[0].DatasetLibrary(self.gateway.analyses, self.gateway.layout)
-                application: ASGIApp = modules[1].build_application(library)
+                application: ASGIApp = modules[1].build_application(
+                    library, self.gateway.settings.edr_max_values
+                )
                 _start_sweeping(library)
                 self._application = application
             return self._application

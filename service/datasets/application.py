@@ -15,6 +15,7 @@ from xpublish.plugins.included.dataset_info import DatasetInfoPlugin
 from xpublish.rest import Rest
 from xpublish_zarr import ZarrPlugin
 
+from service.datasets.answer_size import BoundedAnswers
 from service.datasets.edr import Edr
 from service.datasets.library import DatasetLibrary
 from service.datasets.opendap import OpenDap
@@ -99,8 +100,13 @@ async def _unforeseen(request: Request, error: Exception) -> Response:
     return problem_response(request, "internal_error", detail)
 
 
-def build_application(library: DatasetLibrary) -> FastAPI:
-    """The application; its paths are relative to where it is mounted."""
+def build_application(library: DatasetLibrary, most_values: int) -> FastAPI:
+    """The application; its paths are relative to where it is mounted.
+
+    Arguments:
+        library: The data sets.
+        most_values: Most values of one EDR answer.
+    """
     # A chunk that holds nothing but zeros is sent like any other.
     zarr.config.set({"array.write_empty_chunks": True})
     plugins = (
@@ -118,6 +124,7 @@ def build_application(library: DatasetLibrary) -> FastAPI:
     }
     rest = DataRest(plugins={plugin.name: plugin for plugin in plugins}, app_kws=about)
     app = rest.app
+    app.add_middleware(BoundedAnswers, most=most_values)
     add_problem_handlers(app)
     for misfit in (LookupError, TypeError, ValueError, NotImplementedError):
         app.add_exception_handler(misfit, _misfit)

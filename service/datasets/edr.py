@@ -5,13 +5,17 @@ from typing import Any
 
 import cf_xarray  # noqa: F401  (the plugin uses its accessor)
 import numpy as np
+import shapely
 import xarray as xr
 import xpublish_edr.plugin as upstream
 from fastapi import APIRouter
 from xpublish.plugins import Dependencies, hookimpl
 from xpublish_edr import metadata
+from xpublish_edr.formats.to_covjson import to_cf_covjson
+from xpublish_edr.geometry.area import select_by_area
 from xpublish_edr.query import output_formats
 
+from service.datasets.answer_size import check_answer, check_points
 from service.datasets.opening import HDF5_LOCK, OpenDataset
 
 
@@ -35,12 +39,32 @@ def around_the_globe(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _formats() -> dict[str, Callable[[xr.Dataset], Any]]:
-    """The library's formats; those that write NetCDF do it alone, as HDF5 needs."""
+    """The library's formats, bounded; those that write NetCDF do it alone, as HDF5 needs."""
     found = dict(output_formats())
     for name in ("nc", "nc4", "netcdf", "netcdf4"):
         if name in found:
             found[name] = _alone(found[name])
-    return found
+    return {name: _bounded(write, name) for name, write in found.items()}
+
+
+def _bounded(write: Callable[[xr.Dataset], Any], form: str) -> Callable[[xr.Dataset], Any]:
+    def written(dataset: xr.Dataset) -> Any:
+        check_answer(dataset, form)
+        return write(dataset)
+
+    written.__doc__ = write.__doc__
+    return written
+
+
+def _select_by_area(dataset: xr.Dataset, polygon: Any) -> xr.Dataset:
+    """The library's selection, if the area has not too many cells: it picks them one by one."""
+    west, south, east, north = polygon.bounds
+    lon, lat = dataset["longitude"].values, dataset["latitude"].values
+    lon, lat = lon[(lon >= west) & (lon <= east)], lat[(lat >= south) & (lat <= north)]
+    points = int(shapely.intersects_xy(polygon, *np.meshgrid(lon, lat)).sum())
+    check_points(dataset, points, {"latitude", "longitude"})
+    selected: xr.Dataset = select_by_area(dataset, polygon)
+    return selected
 
 
 def _alone(write: Callable[[xr.Dataset], Any]) -> Callable[[xr.Dataset], Any]:
@@ -75,6 +99,8 @@ def _vertical_extent(dataset: xr.Dataset) -> Any:
 
 # The plugin looks these up when it answers.
 upstream.output_formats = _formats
+upstream.to_cf_covjson = _bounded(to_cf_covjson, "cf_covjson")
+upstream.select_by_area = _select_by_area
 upstream.collection_metadata = _metadata
 metadata.vertical_extent = _vertical_extent
 

@@ -36,6 +36,7 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
         limits={
             "max_upload_bytes": settings.max_upload_bytes,
             "query_max_rows": settings.query_max_rows,
+            "edr_max_values": settings.edr_max_values,
             "requests_per_minute": settings.requests_per_minute,
             "queued_jobs_per_key": settings.queued_jobs_per_key,
         },
