@@ -21,6 +21,8 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from model.ensemble_spread import Twins
+
 __all__ = [
     "LAYERS",
     "DepartureStatistics",
@@ -65,7 +67,7 @@ class DepartureStatistics:
         error_ratio: `desroziers_error` over `error`; above 1, errors were assumed too small.
         spread_ratio: `desroziers_spread` over `spread`; above 1, the ensemble is too narrow.
         spread_skill: Root of (spread² (M + 1) / M plus error²), over `rms_background`; 1 when both
-            are right.
+            are right. Without (M + 1) / M for members in pairs of opposite perturbations.
     """
 
     report_type: str
@@ -103,7 +105,7 @@ def departure_statistics(
     feedback: pa.Table,
     bounds: Sequence[float] = LAYERS,
     *,
-    members: int | None = None,
+    twins: Twins | None = None,
     overall: bool = False,
 ) -> list[DepartureStatistics]:
     """Statistics of the rows in use that have a background departure.
@@ -111,7 +113,8 @@ def departure_statistics(
     Arguments:
         feedback: A table of `FEEDBACK_SCHEMA`.
         bounds: Bounds of the layers in Pa, ascending.
-        members: Size of the background's ensemble, for `spread_skill`; None for very large.
+        twins: Size of the background's ensemble and its pairs, for `spread_skill`; None for a mean
+            without sampling error.
         overall: Add a line for all layers of a network and variable, with the layer `all`.
 
     Returns:
@@ -122,7 +125,7 @@ def departure_statistics(
     frame = frame[frame["background_departure"].notna()]
     frame["layer"] = layer_names(frame, bounds)
     parts = [frame, frame.assign(layer="all")] if overall else [frame]
-    inflation = 1.0 if members is None else (members + 1) / members
+    inflation = 1.0 if twins is None else twins.inflation
     keys = ["report_type", "variable", "layer"]
     found = [
         _statistics(tuple(map(str, name)), group, inflation)

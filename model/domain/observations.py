@@ -173,7 +173,7 @@ FEEDBACK_SCHEMA = pa.schema(
         _field(
             "rank",
             pa.int16(),
-            "members of H(analysis) plus drawn error below the value",
+            "ranked members of H(analysis) plus drawn error below the value; of a pair one is ranked",
             "1",
             null=True,
         ),

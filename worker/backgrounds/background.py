@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Background"]
+__all__ = ["Background", "pairs_info"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +19,7 @@ class Background:
         source: `previous_analysis` or `climatology`.
         info: Where it comes from and how old it is; JSON-able.
         flags: What a reader of the result must know, such as `cold_start`.
+        mirrored: Whether members 0 and 1, 2 and 3 … have opposite perturbations.
     """
 
     times: tuple[datetime, ...]
@@ -26,8 +27,14 @@ class Background:
     source: str
     info: dict[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    mirrored: bool = False
 
     @property
     def members(self) -> int:
         """M, the size of the ensemble."""
         return int(self.latents.shape[0])
+
+
+def pairs_info(mirrored: bool) -> dict[str, Any]:
+    """What `Background.info` says of pairs; nothing of independent members."""
+    return {"mirrored": True} if mirrored else {}

@@ -55,6 +55,13 @@ class AnalysisManifest(Record):
     created: datetime = Field(default_factory=utc_now, description="When it was finished (UTC).")
     files: list[ManifestFile] = Field(description="All files but this one.")
     members: int = Field(ge=1, description="Ensemble members.")
+    mirrored: bool = Field(
+        default=False,
+        description=(
+            "Whether members 0 and 1, 2 and 3 … have opposite perturbations: the spread is then the "
+            "root mean square deviation, with M in place of M - 1, and ranks count every other member."
+        ),
+    )
     window_start: datetime | None = Field(
         default=None, description="Observation window, exclusive."
     )

@@ -39,6 +39,7 @@ def _observations(product: Product) -> dict[str, Any]:
     if product.window is None:
         return {}
     return {
+        "ranked_members": len(product.twins.ranked),
         "observations_used": product.counts.get("used", 0),
         "observations_by_outcome": json.dumps(product.counts, sort_keys=True),
     }
@@ -69,6 +70,7 @@ def global_attributes(product: Product) -> dict[str, Any]:
         "revision": product.job.revision,
         **({"cycle": _plain(product.job.cycle)} if product.job.cycle else {}),
         "members": product.members,
+        "mirrored_members": _plain(product.mirrored),
         "grid": product.grid.name,
         "flags": " ".join(product.flags),
         **_observations(product),

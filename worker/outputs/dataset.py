@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from model.domain.variables import Variable
+from model.ensemble_spread import Twins
 from worker.outputs.attributes import global_attributes
 from worker.outputs.bitround import METHOD, round_field
 from worker.outputs.coordinates import coordinates
@@ -60,6 +61,19 @@ def _encoding(product: Product, variable: Variable) -> dict[str, Any]:
     return {"coordinates": " ".join(names) or None, "_FillValue": FILL}
 
 
+def _spread_attributes(variable: Variable, twins: Twins) -> dict[str, Any]:
+    """What the sum of squares about the mean was divided by, and why if it is not M - 1."""
+    found: dict[str, Any] = {"ensemble_divisor": np.float64(twins.divisor)}
+    if twins.mirrored:
+        found["comment"] = (
+            "Members come in pairs of opposite perturbations, whose mean has no sampling error: the "
+            "sum of squared deviations is divided by ensemble_divisor, not by members - 1."
+        )
+    if variable.units == "K":
+        found["units_metadata"] = "temperature: difference"
+    return found
+
+
 def _variables(product: Product, field: Field) -> dict[str, xr.Variable]:
     """Members, mean and spread of one quantity, as far as they are asked for."""
     variable, wanted = field.variable, product.job.spec.fields
@@ -72,7 +86,7 @@ def _variables(product: Product, field: Field) -> dict[str, xr.Variable]:
     if wanted != "mean":
         found[variable.short] = xr.Variable(("realization", *dims), field.values, base, encoding)
     if wanted != "members":
-        mean, spread = mean_and_spread(field.values)
+        mean, spread = mean_and_spread(field.values, product.twins)
         for name, values, method in (
             ("mean", mean, "mean"),
             ("spread", spread, "standard_deviation"),
@@ -83,8 +97,8 @@ def _variables(product: Product, field: Field) -> dict[str, xr.Variable]:
                 "long_name": f"{base['long_name']}: ensemble {name}",
                 "cell_methods": f"{base['cell_methods']} realization: {method}",
             }
-            if name == "spread" and "units_metadata" in base:
-                extra["units_metadata"] = "temperature: difference"
+            if name == "spread":
+                extra |= _spread_attributes(variable, product.twins)
             found[f"{variable.short}_{name}"] = xr.Variable(
                 dims, values, {**base, **extra}, encoding
             )
@@ -146,14 +160,16 @@ def _round(values: Float, scale: Float | None, leveled: bool) -> tuple[Float, di
 def round_dataset(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with its fields bit-rounded level by level, and how much recorded with each."""
     rounded: dict[str, xr.Variable] = {}
+    mirrored = dataset.attrs.get("mirrored_members") == "true"
+    twins = Twins.of(range(dataset.sizes["realization"]), mirrored)
     for name, array in dataset.data_vars.items():
         if not {"latitude", "longitude"} <= set(array.dims):
             continue
         short = str(name).removesuffix("_mean")
         spread = dataset.get(f"{short}_spread")
         scale = None if spread is None or name == spread.name else spread.values
-        if scale is None and "realization" in array.dims and array.sizes["realization"] > 1:
-            scale = mean_and_spread(array.values)[1]
+        if scale is None and "realization" in array.dims:
+            scale = mean_and_spread(array.values, twins)[1]
         values, notes = _round(array.values, scale, "air_pressure" in array.dims)
         rounded[str(name)] = xr.Variable(
             array.dims, values, {**array.attrs, **notes}, array.encoding

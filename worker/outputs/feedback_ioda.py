@@ -190,7 +190,8 @@ def _write_variable(
     number = spread_out(numbers(table, "observation_id")[rows])
     _put(_group(file, "ObsIdentifier"), name, "i8", number, long_name="number within its upload")
     rank = spread_out(numbers(table, "rank")[rows])
-    _put(_group(file, "hofxRank"), name, "i4", rank, long_name="members below the observation")
+    meaning = "ranked members below the observation, 0 to ranked_members"
+    _put(_group(file, "hofxRank"), name, "i4", rank, long_name=meaning)
 
 
 def _group(file: Any, name: str) -> Any:

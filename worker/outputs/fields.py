@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from model.domain.errors import InvalidInput
 from model.domain.variables import Variable
+from model.ensemble_spread import Twins
 from worker.outputs.product import Product
 
 __all__ = ["Field", "fields", "mean_and_spread"]
@@ -56,14 +57,13 @@ def _select(product: Product, variable: Variable) -> Float:
     return product.states[:, :, chosen[0] : chosen[-1] + 1]
 
 
-def mean_and_spread(values: Float) -> tuple[Float, Float | None]:
-    """Ensemble mean, and standard deviation with M - 1 in the denominator (None for one member).
+def mean_and_spread(values: Float, twins: Twins) -> tuple[Float, Float | None]:
+    """Ensemble mean, and standard deviation (None for one member).
 
     Arguments:
         values: With shape (M, *).
+        twins: How the members depend on each other, from which the divisor follows.
     """
     mean = values.mean(axis=0, dtype=np.float64)
-    if len(values) < 2:
-        return mean.astype(np.float32), None
-    spread = values.std(axis=0, dtype=np.float64, ddof=1)
-    return mean.astype(np.float32), spread.astype(np.float32)
+    spread = twins.std(values)
+    return mean.astype(np.float32), None if spread is None else spread.astype(np.float32)

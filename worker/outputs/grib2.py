@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from model.domain.errors import StorageError
 from model.domain.grids import Grid
+from model.ensemble_spread import Twins
 from worker.outputs.fields import Field, fields, mean_and_spread
 from worker.outputs.files import product_file, put_file
 from worker.outputs.product import Product, Written
@@ -132,7 +133,7 @@ def messages(product: Product, what: str) -> Iterator[Message]:
     """
     constant = {**_constant_keys(product), **_grid_keys(product.grid)}
     for field in fields(product):
-        values = field.values if what == "members" else _statistic(field, what)
+        values = field.values if what == "members" else _statistic(field, what, product.twins)
         accumulated = field.variable.id == "total_precipitation"
         scale = np.float32(WATER if accumulated else 1.0)
         surface = field.variable.kind == "surface"
@@ -147,8 +148,8 @@ def messages(product: Product, what: str) -> Iterator[Message]:
                     yield Message(keys | (member if what == "members" else {}), plane * scale)
 
 
-def _statistic(field: Field, what: str) -> NDArray[np.float32]:
-    mean, spread = mean_and_spread(field.values)
+def _statistic(field: Field, what: str, twins: Twins) -> NDArray[np.float32]:
+    mean, spread = mean_and_spread(field.values, twins)
     chosen = mean if what == "mean" else spread
     return field.values[:0] if chosen is None else chosen[None]
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from model.domain.grids import Grid
 from model.domain.variables import VARIABLES, Channel, Variable
 from model.domain.windows import AssimilationWindow
+from model.ensemble_spread import Twins
 from worker.jobs.job import JobRecord
 
 __all__ = ["Product"]
@@ -42,6 +43,7 @@ class Product:
         scores: For the manifest; see `docs/verification.md`.
         series: The same and more in long form, for the time series; None for a job that is not
             verified, such as a forecast.
+        mirrored: Whether members 0 and 1, 2 and 3 … have opposite perturbations.
     """
 
     job: JobRecord
@@ -58,6 +60,7 @@ class Product:
     flags: tuple[str, ...] = ()
     scores: dict[str, Any] = field(default_factory=dict)
     series: pa.Table | None = None
+    mirrored: bool = False
 
     @property
     def reference_time(self) -> datetime:
@@ -73,6 +76,11 @@ class Product:
     def members(self) -> int:
         """M, the size of the ensemble."""
         return int(self.states.shape[0])
+
+    @property
+    def twins(self) -> Twins:
+        """How the members depend on each other."""
+        return Twins.of(range(self.members), self.mirrored)
 
     @property
     def variables(self) -> tuple[Variable, ...]:

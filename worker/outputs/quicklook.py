@@ -54,8 +54,7 @@ class Picture:
     def spread(self, variable: str, level: int | None = None) -> Array | None:
         """Ensemble standard deviation; None for one member."""
         members = self.members(variable, level)
-        few = members is None or len(members) < 2
-        return None if few or members is None else members.std(axis=0, ddof=1)
+        return None if members is None else self.product.twins.std(members)
 
     def surface(self, axes: Axes) -> None:
         """2 m temperature in colours, mean sea level pressure in lines."""

@@ -69,8 +69,9 @@ def check_window(
     if background is not None and len(table):
         monitored = monitored_set(table, model, plan.times)
         hofx = model_equivalents(background.latents, model, monitored)
-        table = fill_background(table, monitored.rows, hofx)
-        equivalents = Equivalents(monitored.rows, monitored.obs_errors, hofx)
+        rows, errors = monitored.rows, monitored.obs_errors
+        equivalents = Equivalents(rows, errors, hofx, background.mirrored)
+        table = fill_background(table, equivalents)
         table, _ = run_checks(table, "background", context)
     table, _ = run_checks(table, "select", context)
     observations, table = observation_set(table, model, plan.times)

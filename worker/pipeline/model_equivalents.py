@@ -17,6 +17,7 @@ from model.domain.observations import FEEDBACK_SCHEMA, OBSERVATION_SCHEMA
 from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet, build_observation_set
 from worker.columns import codes, is_one_of, numbers, set_column
+from worker.verification.equivalents import Equivalents
 
 __all__ = [
     "count_outcomes",
@@ -94,21 +95,22 @@ def _masked(states: Tensor, model: LatentModel) -> Tensor:
     return states if missing is None else states.masked_fill(missing, float("nan"))
 
 
-def fill_background(table: pa.Table, rows: NDArray[np.int64], hofx: Float) -> pa.Table:
-    """The feedback table with H(x_b), O-B and spread at `rows`, null elsewhere."""
-    return _fill(table, rows, hofx, "background")
+def fill_background(table: pa.Table, found: Equivalents) -> pa.Table:
+    """The feedback table with H(x_b), O-B and spread where they were found, null elsewhere."""
+    return _fill(table, found, "background")
 
 
-def fill_analysis(table: pa.Table, rows: NDArray[np.int64], hofx: Float, seed: int) -> pa.Table:
-    """The feedback table with H(x_a), O-A, spread and rank at `rows`, null elsewhere.
+def fill_analysis(table: pa.Table, found: Equivalents, seed: int) -> pa.Table:
+    """The feedback table with H(x_a), O-A, spread and rank where they were found, null elsewhere.
 
     The rank counts the members of H(x_a) with an observation error drawn for each that lie below
-    the value: uniform from 0 to M when errors and spread are right.
+    the value: uniform from 0 to M when errors and spread are right. Of members in pairs one of
+    each is counted.
     """
-    table = _fill(table, rows, hofx, "analysis")
+    table, rows, hofx = _fill(table, found, "analysis"), found.rows, found.hofx
     draw = np.random.default_rng(seed).standard_normal(hofx.shape)
-    noisy = hofx + draw * numbers(table, "obs_error")[rows]
-    rank = (noisy < numbers(table, "obs_value")[rows]).sum(0) if len(hofx) else np.zeros(0)
+    noisy = (hofx + draw * numbers(table, "obs_error")[rows])[list(found.twins.ranked)]
+    rank = (noisy < numbers(table, "obs_value")[rows]).sum(0)
     column = np.full(len(table), -1, dtype=np.int16)
     column[rows] = rank
     index = table.schema.get_field_index("rank")
@@ -116,11 +118,12 @@ def fill_analysis(table: pa.Table, rows: NDArray[np.int64], hofx: Float, seed: i
     return table.set_column(index, table.schema.field("rank"), values)
 
 
-def _fill(table: pa.Table, rows: NDArray[np.int64], hofx: Float, name: str) -> pa.Table:
-    columns = {f"hofx_{name}": _scatter(table, rows, hofx.mean(0))}
+def _fill(table: pa.Table, found: Equivalents, name: str) -> pa.Table:
+    columns = {f"hofx_{name}": _scatter(table, found.rows, found.hofx.mean(0))}
     columns[f"{name}_departure"] = numbers(table, "obs_value") - columns[f"hofx_{name}"]
-    if len(hofx) > 1:
-        columns[f"{name}_spread"] = _scatter(table, rows, hofx.std(0, ddof=1))
+    spread = found.twins.std(found.hofx)
+    if spread is not None:
+        columns[f"{name}_spread"] = _scatter(table, found.rows, spread)
     for column, values in columns.items():
         field = table.schema.field(column)
         array = pa.array(values, pa.float64(), mask=~np.isfinite(values)).cast(field.type)

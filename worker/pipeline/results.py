@@ -54,9 +54,9 @@ def make_product(
     gathered: datetime,
 ) -> Product:
     """The states at the written times, O-A, and all that is known about them, verified."""
-    decoded = _decode_analysis(plan, warm, checked.feedback, analysis.latents)
+    decoded = _decode_analysis(plan, warm, checked.feedback, analysis)
     found = decoded.equivalents
-    feedback = fill_analysis(checked.feedback, found.rows, found.hofx, job.spec.seed)
+    feedback = fill_analysis(checked.feedback, found, job.spec.seed)
     first_guess = None
     if not any(plan.tied):
         first_guess = _decode_written(background.latents, plan, warm)
@@ -76,6 +76,7 @@ def make_product(
         background_info=background.info,
         provenance=_provenance(job, warm, checked, analysis, layout, gathered),
         flags=tuple(dict.fromkeys(flags)),
+        mirrored=analysis.mirrored,
     )
     if product.window is None:  # a forecast: nothing to compare it with yet
         return product
@@ -124,9 +125,9 @@ class _Decoded:
 
 
 def _decode_analysis(
-    plan: WindowPlan, warm: WarmModel, feedback: pa.Table, latents: Tensor
+    plan: WindowPlan, warm: WarmModel, feedback: pa.Table, analysis: Analysis
 ) -> _Decoded:
-    written = np.flatnonzero(plan.written)
+    latents, written = analysis.latents, np.flatnonzero(plan.written)
     states = np.empty((len(latents), len(written), *warm.model.state_shape), dtype=np.float32)
     channels = list(warm.model.channels)
     pressure = Channel("mean_sea_level_pressure")
@@ -140,7 +141,7 @@ def _decode_analysis(
 
     monitored = monitored_set(feedback, warm.model, plan.times)
     hofx = model_equivalents(latents, warm.model, monitored, keep)
-    equivalents = Equivalents(monitored.rows, monitored.obs_errors, hofx)
+    equivalents = Equivalents(monitored.rows, monitored.obs_errors, hofx, analysis.mirrored)
     mean = [float(value) for value in np.mean(tendencies, axis=0)] if tendencies else []
     return _Decoded(states, equivalents, (mean[0], mean[1]) if mean else None)
 
@@ -195,6 +196,7 @@ def describe_result(product: Product, files: Sequence[ManifestFile]) -> Analysis
         cycle=job.cycle,
         files=list(files),
         members=product.members,
+        mirrored=product.mirrored,
         window_start=window.start if window else None,
         window_end=window.end if window else None,
         cut_off=job.spec.observations.cut_off,

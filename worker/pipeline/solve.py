@@ -38,12 +38,15 @@ class Analysis:
         seeds: The seed of each member; with the member's number it determines the noise.
         configuration: Settings of sampler and guidance; JSON-able.
         flags: `zero_observations`, `warm_start` and the like.
+        mirrored: Whether members 0 and 1, 2 and 3 … have opposite perturbations; never of a
+            forecast, whose members go their own ways.
     """
 
     latents: Tensor
     seeds: tuple[int, ...]
     configuration: dict[str, Any]
     flags: tuple[str, ...] = ()
+    mirrored: bool = False
 
 
 class Solver:
@@ -105,8 +108,13 @@ class Solver:
         members, tied = self.spec.members, torch.tensor(plan.tied)
         seeds = (self.spec.seed,) * members
         if not len(observations) and not tied.any():
-            latents = self.resize(background.latents)
-            return Analysis(latents, seeds, self._described(), ("zero_observations",))
+            return Analysis(
+                self.resize(background.latents),
+                seeds,
+                self._described(),
+                ("zero_observations",),
+                self.keeps_pairs(background.mirrored, background.members),
+            )
         warm = self.spec.starts_warm and background.source == "previous_analysis"
         result = self._run(
             plan,
@@ -116,12 +124,20 @@ class Solver:
             warm_start=WarmStart(background.latents, plan.times[0]) if warm else None,
         )
         return Analysis(
-            result.latents, seeds, asdict(result.settings), ("warm_start",) if warm else ()
+            result.latents,
+            seeds,
+            asdict(result.settings),
+            ("warm_start",) if warm else (),
+            result.settings.mirrored and not tied.any().item(),
         )
 
     def resize(self, latents: Tensor) -> Tensor:
         """An ensemble of the job's size; members repeat if there were fewer."""
         return latents[torch.arange(self.spec.members) % len(latents)]
+
+    def keeps_pairs(self, mirrored: bool, members: int) -> bool:
+        """Whether an ensemble of so many members is in pairs once it has the job's size."""
+        return mirrored and (self.spec.members <= members or members % 2 == 0)
 
     def _run(self, plan: WindowPlan, observations: Any, seed: int, **options: Any) -> Any:
         return assimilate(

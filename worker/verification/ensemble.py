@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erf
 
+from model.ensemble_spread import Twins
+
 __all__ = ["fair_crps", "flatness", "outlier_ratio", "ranks"]
 
 Float = NDArray[np.float64]
@@ -33,7 +35,9 @@ def _mean_distance(mean: Float, std: Float) -> Float:
     )
 
 
-def fair_crps(members: Float, values: Float, errors: Float) -> Float | None:
+def fair_crps(
+    members: Float, values: Float, errors: Float, twins: Twins | None = None
+) -> Float | None:
     r"""Fair CRPS of the members with observation errors added, its mean over all such errors,
 
     .. math:: \frac{1}{M} \sum_i A(x_i - y, \sigma^2)
@@ -41,25 +45,27 @@ def fair_crps(members: Float, values: Float, errors: Float) -> Float | None:
               \qquad A(\mu, \sigma^2) = E |N(\mu, \sigma^2)|
 
     in closed form: nothing is drawn, so that few members and few stations give no extra noise.
+    Twins are further apart than two draws of the posterior: of members in pairs the second mean is
+    over those that are independent of each other.
 
     Arguments:
         members: H(x), with shape (M, N).
         values: Observations, with shape (N,).
         errors: One standard deviation of the observation errors, with shape (N,).
+        twins: How the members depend on each other; None for not at all.
 
     Returns:
-        With shape (N,), in the units of the values; None for a single member.
+        With shape (N,), in the units of the values; None without two independent members.
     """
-    count = len(members)
-    if count < 2:
+    couples = list((twins or Twins.of(range(len(members)), mirrored=False)).couples())
+    if not couples:
         return None
     distance = np.mean([_mean_distance(x - values, errors) for x in members], axis=0)
     wide = np.sqrt(2.0) * errors
     between = np.zeros_like(values, dtype=np.float64)
-    for i in range(count):
-        for j in range(i):
-            between += _mean_distance(members[i] - members[j], wide)
-    return distance - between / (count * (count - 1))
+    for i, j in couples:
+        between += _mean_distance(members[i] - members[j], wide)
+    return distance - between / (2 * len(couples))
 
 
 def ranks(

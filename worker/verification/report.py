@@ -98,9 +98,9 @@ def verify_product(
     withheld = score_withheld(feedback, background, analysis, rng, new)
     assumed = analysis.errors_of(numbers(feedback, "obs_error"))
     feedback = set_column(feedback, "obs_error", assumed)
-    members = background.members if background is not None else None
+    twins = background.twins if background is not None else None
     fresh = feedback.filter(pa.array(new))
-    departures = departure_statistics(fresh, members=members, overall=True)
+    departures = departure_statistics(fresh, twins=twins, overall=True)
     states = score_states(
         product.states[:, -1],
         None if product.background is None else product.background[:, -1],

@@ -28,10 +28,11 @@ class EnsembleScore:
         bias: Mean of observation minus ensemble mean.
         crps: Mean fair CRPS with the observation error as part of the prediction.
         spread_skill: Root of (ensemble variance (M + 1) / M plus error variance), over `rmse`; 1
-            for a reliable ensemble whose observations have the errors assumed.
-        outliers: Values outside the ensemble over those expected.
+            for a reliable ensemble whose observations have the errors assumed. Without (M + 1) / M
+            for members in pairs of opposite perturbations.
+        outliers: Values outside the ranked members over those expected.
         flatness: Chi-square of the rank histogram over its degrees of freedom.
-        ranks: Values at each rank, from below all members to above all.
+        ranks: Values at each rank, from below all members to above all; of a pair one is ranked.
     """
 
     rmse: float
@@ -125,23 +126,24 @@ class _Values:
     def __init__(self, found: Equivalents, values: Float, rng: np.random.Generator) -> None:
         self.found = found
         self.departure = values - found.hofx.mean(axis=0)
-        self.crps = fair_crps(found.hofx, values, found.errors)
-        self.ranks = ranks(found.hofx, values, found.errors, rng)
-        self.variance = found.hofx.var(axis=0, ddof=1) if found.members > 1 else None
+        self.twins = found.twins
+        self.crps = fair_crps(found.hofx, values, found.errors, self.twins)
+        ranked = found.hofx[list(self.twins.ranked)]
+        self.ranks = ranks(ranked, values, found.errors, rng)
+        self.variance = self.twins.variance(found.hofx)
 
     def score(self, rows: NDArray[np.int64]) -> EnsembleScore | None:
         """The score of those of `rows` that there are."""
-        members = self.found.members
         index = np.searchsorted(self.found.rows, np.intersect1d(rows, self.found.rows))
         if not len(index):
             return None
         rmse = float(np.sqrt(np.mean(self.departure[index] ** 2)))
         spread_skill = None
         if self.variance is not None and rmse > 0:
-            predicted = self.variance[index] * (members + 1) / members
+            predicted = self.variance[index] * self.twins.inflation
             predicted += self.found.errors[index] ** 2
             spread_skill = float(np.sqrt(predicted.mean()) / rmse)
-        counts = np.bincount(self.ranks[index], minlength=members + 1)
+        counts = np.bincount(self.ranks[index], minlength=len(self.twins.ranked) + 1)
         return EnsembleScore(
             rmse,
             float(self.departure[index].mean()),
