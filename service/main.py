@@ -22,6 +22,7 @@ from service.routes import (
     observations,
     pins,
     problems,
+    templates,
     verification,
     webhooks,
 )
@@ -31,6 +32,7 @@ from service.version import VERSION
 WEB = Path(__file__).parent / "web"
 ROUTERS: tuple[APIRouter, ...] = (
     observations.router,
+    templates.router,
     jobs.router,
     pins.router,
     analyses.router,
