@@ -2,7 +2,8 @@
 
 __all__ = ["WindowObservations", "blanket_observations"]
 
-from collections.abc import Callable
+import math
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.domain.windows import WindowPlan
-from model.guidance.decoded import ObservationsOfStates
+from model.guidance.decoded import ObservationsOfStates, OperatorOfStates
 from model.passes import Pass
 
 
@@ -24,12 +25,34 @@ class WindowObservations(ObservationsOfStates, Protocol):
         """Those that read only states in [start, stop), on states numbered from `start`."""
 
 
+class _OperatorOfMiddle:
+    """An operator of the middle states of a blanket, on all states of the blanket."""
+
+    def __init__(self, inner: OperatorOfStates, before: int, size: int) -> None:
+        _, channels, rows, columns = inner.state_shape
+        self._inner = inner
+        self._before = before
+        self.state_shape = (size, channels, rows, columns)
+
+    @cached_property
+    def columns(self) -> NDArray[np.int64]:
+        return self._inner.columns + self._before * math.prod(self.state_shape[1:])
+
+    def observe(self, values: Tensor) -> Tensor:
+        return self._inner.observe(values)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        stop = self._before + self._inner.state_shape[0]
+        return self._inner(states[..., self._before : stop, :, :, :])
+
+
 class _Shifted:
     """Observations of the middle states of a blanket that has others before and after."""
 
-    def __init__(self, inner: ObservationsOfStates, before: int, count: int) -> None:
+    def __init__(self, inner: ObservationsOfStates, before: int, size: int) -> None:
         self._inner = inner
-        self._states = slice(before, before + count)
+        self._before = before
+        self._size = size
 
     def __len__(self) -> int:
         return len(self._inner)
@@ -45,12 +68,12 @@ class _Shifted:
     @property
     def time_support(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         first, last = self._inner.time_support
-        return first + self._states.start, last + self._states.start
+        return first + self._before, last + self._before
 
-    @property
-    def operator(self) -> Callable[[Tensor], Tensor]:
-        inner = self._inner.operator
-        return lambda states: inner(states[..., self._states, :, :, :])
+    @cached_property
+    def operator(self) -> OperatorOfStates:
+        """One object for all calls: what others derive from an operator they keep under it."""
+        return _OperatorOfMiddle(self._inner.operator, self._before, self._size)
 
 
 def blanket_observations(
@@ -73,5 +96,5 @@ def blanket_observations(
             continue
         inner = chosen.for_blanket(first, stop)
         whole = stop - first == part.blankets.size
-        seen.append(inner if whole else _Shifted(inner, first - begin, stop - first))
+        seen.append(inner if whole else _Shifted(inner, first - begin, part.blankets.size))
     return seen

@@ -4,11 +4,11 @@ The states of all rows of a batch that some observation reads are decoded togeth
 those; then each blanket's operator sees the states of all its members at once.
 """
 
-__all__ = ["DecodedObservations", "ObservationsOfStates"]
+__all__ = ["DecodedObservations", "ObservationsOfStates", "OperatorOfStates"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.guidance.base import BlanketRows, Decode, Observed
-from model.tangent_decoder import TangentDecoder
+from model.tangent_decoder import ReadsColumns, TangentDecoder
+
+
+class OperatorOfStates(ReadsColumns, Protocol):
+    """An operator with both of its uses: on whole states, and on the values it reads alone.
+
+    `observe(flat[..., columns])`, with `flat` the states as (*, T C Y X), is the same as the call.
+    """
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """From states (*, T, C, Y, X) to model equivalents (*, N)."""
 
 
 class ObservationsOfStates(Protocol):
@@ -35,7 +45,7 @@ class ObservationsOfStates(Protocol):
     def error_std(self) -> Tensor: ...
 
     @property
-    def operator(self) -> Any: ...
+    def operator(self) -> OperatorOfStates: ...
 
     @property
     def time_support(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
