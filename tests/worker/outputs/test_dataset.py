@@ -62,6 +62,30 @@ def test_mean_and_spread_are_those_of_the_members():
     assert ds["t2m_spread"].attrs["cell_methods"].endswith("realization: standard_deviation")
 
 
+@pytest.mark.parametrize(("members", "divisor"), [(4, 4.0), (5, 5 - 1 / 5)])
+def test_the_spread_of_pairs_is_divided_by_the_number_of_members(members, divisor):
+    # Five members are two pairs and one alone, which moves the mean: v = 1 / 25, M (1 - v) = 4.8.
+    product = make_product(members=members, mirrored=True)
+    ds = to_dataset(product)
+    states = product.states[:, 0, 0].astype(np.float64)
+    square = ((states - states.mean(0)) ** 2).sum(0)
+    np.testing.assert_allclose(ds["t2m_spread"][0], np.sqrt(square / divisor), rtol=1e-5)
+    assert ds["t2m_spread"].attrs["ensemble_divisor"] == pytest.approx(divisor)
+    assert "ensemble_divisor" in ds["t2m_spread"].attrs["comment"]
+    assert ds.attrs["mirrored_members"] == "true"
+    assert ds.attrs["ranked_members"] == members - 2
+
+
+def test_files_of_independent_members_say_so():
+    ds = to_dataset(make_product(members=5))
+    assert ds["t2m_spread"].attrs["ensemble_divisor"] == 4.0
+    assert "comment" not in ds["t2m_spread"].attrs
+    assert (ds.attrs["mirrored_members"], ds.attrs["ranked_members"]) == ("false", 5)
+    ahead = to_dataset(make_product(kind="forecast"))
+    assert ahead["t2m_spread"].attrs["ensemble_divisor"] == 3.0
+    assert "ranked_members" not in ahead.attrs  # nothing observed
+
+
 def test_one_member_keeps_its_dimension_and_has_no_spread():
     ds = to_dataset(make_product(members=1))
     assert ds["t2m"].dims[0] == "realization" and ds.sizes["realization"] == 1

@@ -49,6 +49,15 @@ def test_cfgrib_reads_every_field_of_an_analysis(tmp_path, grid, times):
     assert "meanSea" in found["msl"].coords
 
 
+@pytest.mark.parametrize(("mirrored", "divisor"), [(False, 3), (True, 4)])
+def test_the_spread_of_four_members(tmp_path, mirrored, divisor):
+    product = _product(TINY, members=4, mirrored=mirrored, spec={"fields": "mean"})
+    path = next(p for p, _ in write_product(product, tmp_path) if "spread" in p.name)
+    members = product.states[:, 0, 0].astype(np.float64)
+    wanted = np.sqrt(((members - members.mean(0)) ** 2).sum(0) / divisor)
+    np.testing.assert_allclose(_open(path)["t2m"], wanted, atol=wanted.max() / 2**15)
+
+
 def test_missing_values_units_and_signs(tmp_path):
     product = _product(members=2, spec={"fields": "members"})
     found = _open(write_product(product, tmp_path)[0][0])

@@ -6,6 +6,7 @@ import xarray as xr
 from scipy.stats import chi2, norm
 from scores.probability import crps_for_ensemble
 
+from model.ensemble_spread import Twins
 from worker.verification.ensemble import fair_crps, flatness, outlier_ratio, ranks
 
 COUNT = 20_000
@@ -36,6 +37,26 @@ def test_mean_score_is_that_of_the_predictive_gaussian(members):
     assert found.mean() == pytest.approx(exact.mean(), abs=4 * (found - exact).std() / COUNT**0.5)
     # A calibrated Gaussian forecast scores sigma / sqrt(pi) on average.
     assert exact.mean() == pytest.approx(np.hypot(1.5, 1.0) / np.sqrt(np.pi), rel=0.02)
+
+
+@pytest.mark.parametrize("members", [4, 5, 8])
+def test_mirrored_members_score_as_independent_ones_do(members):
+    rng = np.random.default_rng(6)
+    centre = rng.normal(280, 10, COUNT)
+    deviation = 1.5 * rng.standard_normal((members, COUNT))
+    deviation[1::2] = -deviation[: members - members % 2 : 2]
+    value = centre + 1.5 * rng.standard_normal(COUNT) + rng.standard_normal(COUNT)
+    errors, exact = np.ones(COUNT), gaussian_crps(centre, np.hypot(1.5, 1.0), value)
+    found = fair_crps(centre + deviation, value, errors, Twins.of(range(members), True))
+    allowed = 4 * (found - exact).std() / COUNT**0.5
+    assert found.mean() == pytest.approx(exact.mean(), abs=allowed)
+    # Twins are 3 apart on average and not 3 / sqrt(2): as if the forecast were wider.
+    assert fair_crps(centre + deviation, value, errors).mean() < exact.mean() - allowed
+
+
+def test_a_pair_alone_has_no_fair_score():
+    pair = np.array([[1.0], [-1.0]])
+    assert fair_crps(pair, np.zeros(1), np.ones(1), Twins.of(range(2), True)) is None
 
 
 def test_many_members_give_the_closed_form_at_each_value():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 from tests.worker.verification.feedback_of import make_feedback
 from worker.verification.equivalents import Equivalents
@@ -10,9 +11,9 @@ from worker.verification.withheld import score_withheld
 RNG = np.random.default_rng(0)
 
 
-def equivalents(rows, hofx, error=1.0):
+def equivalents(rows, hofx, error=1.0, mirrored=False):
     rows = np.asarray(rows)
-    return Equivalents(rows, np.full(len(rows), error), np.asarray(hofx, dtype=float))
+    return Equivalents(rows, np.full(len(rows), error), np.asarray(hofx, dtype=float), mirrored)
 
 
 def test_two_stations_by_hand():
@@ -32,6 +33,38 @@ def test_two_stations_by_hand():
     assert layer.analysis.spread_skill == pytest.approx(2.0)
     assert sum(layer.analysis.ranks) == 2 and len(layer.analysis.ranks) == 3
     assert whole.analysis.rmse == layer.analysis.rmse
+
+
+def test_two_pairs_by_hand():
+    table = make_feedback(1, "withheld", obs_value=[12.0])
+    # Mean 10; deviations 1, -1, 2, -2 of which two are drawn: variance 5 / 2.
+    analysis = equivalents([0], [[11.0], [9.0], [12.0], [8.0]], mirrored=True)
+    score = score_withheld(table, None, analysis, RNG)[0].analysis
+    assert score.rmse == 2.0
+    assert score.spread_skill == pytest.approx(np.sqrt(5 / 2 + 1) / 2)
+    assert len(score.ranks) == 3  # among two members
+
+
+def test_a_reliable_ensemble_in_pairs():
+    """Members about the mean of the posterior, which the truth is drawn from too."""
+    count, std, error = 6000, 1.5, 1.0
+    rng = np.random.default_rng(9)
+    mean = rng.normal(280, 5, count)
+    half = std * rng.standard_normal((4, count))
+    members = np.stack([half, -half], axis=1).reshape(8, count) + mean
+    value = mean + std * rng.standard_normal(count) + error * rng.standard_normal(count)
+    table = make_feedback(count, "withheld", obs_value=value)
+    rows = np.arange(count)
+    score = score_withheld(table, None, equivalents(rows, members, mirrored=True), rng)[0].analysis
+    assert score.rmse == pytest.approx(np.hypot(std, error), rel=0.03)
+    assert score.spread_skill == pytest.approx(1.0, abs=0.03)
+    assert score.crps == pytest.approx(np.hypot(std, error) / np.sqrt(np.pi), rel=0.03)
+    assert score.outliers == pytest.approx(1.0, abs=0.06)
+    assert score.flatness * 4 < chi2.ppf(0.9999, 4)
+    # Taken for independent, the same members look too wide, and their ranks make a dome.
+    wrong = score_withheld(table, None, equivalents(rows, members), rng)[0].analysis
+    assert wrong.spread_skill > 1.05
+    assert wrong.outliers < 0.9 and wrong.flatness * 8 > chi2.ppf(0.9999, 8)
 
 
 def test_layers_of_a_sounding_and_all_of_them():
