@@ -108,11 +108,12 @@ def test_the_second_analysis_continues_the_first(mirrored):
     assert read_manifest(mirrored.layout, "an-second").background["analysis_id"] == "an-first"
 
 
-def test_a_forecast_divides_by_one_less(mirrored):
+def test_a_forecast_from_pairs_is_in_pairs(mirrored):
     manifest, ds = read_manifest(mirrored.layout, "fc"), mirrored.fields("fc")
-    assert not manifest.mirrored and ds.attrs["mirrored_members"] == "false"
-    assert ds["t2m_spread"].attrs["ensemble_divisor"] == 3.0
-    assert over_mean_square(ds) == pytest.approx(4 / 3, abs=0.03)
+    assert manifest.mirrored and manifest.background["mirrored"]
+    assert ds.attrs["mirrored_members"] == "true"
+    assert ds["t2m_spread"].attrs["ensemble_divisor"] == 4.0
+    assert over_mean_square(ds) == pytest.approx(1.0, abs=0.03)
 
 
 def test_pairs_are_lost_when_an_odd_ensemble_is_repeated(mirrored):
