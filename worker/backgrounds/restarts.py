@@ -6,6 +6,7 @@ when a marker fits. A result that was deleted leaves a marker that points nowher
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
 
 from model.domain.errors import StorageError
 from worker.jobs.layout import Layout
@@ -28,6 +29,23 @@ class Continuable:
 
     manifest: AnalysisManifest
     restart: Restart
+    source: ClassVar[str] = "previous_analysis"
+    flags: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether members 0 and 1, 2 and 3 … have opposite perturbations."""
+        return self.manifest.mirrored
+
+    def describe(self) -> dict[str, Any]:
+        """The result."""
+        return {
+            "source": self.source,
+            "analysis_id": self.manifest.id,
+            "flavour": self.manifest.flavour,
+            "revision": self.manifest.revision,
+            "restart_sha256": self.restart_sha256,
+        }
 
     @property
     def restart_sha256(self) -> str:
