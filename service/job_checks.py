@@ -46,7 +46,7 @@ def check_job(gateway: Gateway, spec: AnySpec) -> None:
 
     Raises:
         UnknownName: A model, format, upload or analysis that is not known; names the known ones.
-        InvalidInput: More members than the model takes.
+        InvalidInput: More members than the model takes; a first guess that can be none.
         Unavailable: No worker could run it.
     """
     can = ready_capabilities(gateway)
@@ -77,6 +77,8 @@ def _check_references(gateway: Gateway, spec: AnySpec) -> None:
             raise UnknownName(
                 f"Expected the id of an upload; got '{batch_id}'.", field="observations.batches"
             )
+    if spec.background_batch is not None:
+        _check_first_guess(gateway, spec.background_batch)
     if isinstance(spec, ForecastSpec) and spec.analysis_id is not None:
         accepted = gateway.analyses.find(spec.analysis_id)
         if accepted is None:
@@ -84,3 +86,18 @@ def _check_references(gateway: Gateway, spec: AnySpec) -> None:
                 f"Expected the id of a published analysis; got '{spec.analysis_id}'.",
                 field="analysis_id",
             )
+
+
+def _check_first_guess(gateway: Gateway, batch_id: str) -> None:
+    """Whether the upload can be one; its channels and hours are looked at when the job runs."""
+    batch = gateway.stores.batches.find(batch_id)
+    if batch is None:
+        raise UnknownName(
+            f"Expected the id of an upload; got '{batch_id}'.", field="background_batch"
+        )
+    if batch.container != "grib":
+        raise InvalidInput(
+            f"Expected an upload of GRIB fields as first guess; '{batch_id}' is "
+            f"'{batch.container}'.",
+            field="background_batch",
+        )

@@ -57,6 +57,24 @@ def test_unknown_names_say_what_is_known(http, worker) -> None:
     assert "analysis_id" in errors_of(http.post("/v1/jobs", json=forecast), "unknown_name")
 
 
+def test_a_first_guess_is_an_upload_of_grib(http, worker) -> None:
+    def start(batch: str) -> httpx.Response:
+        return http.post("/v1/jobs", json={**FILTERING, "background_batch": batch})
+
+    def upload(content: bytes) -> str:
+        return http.post("/v1/observations", content=content).json()["id"]
+
+    assert "background_batch" in errors_of(start("batch-1"), "unknown_name")
+    wrong = errors_of(start(upload(b"BUFR" + bytes(300))))
+    assert "'bufr'" in wrong["background_batch"]["message"]
+    batch = upload(b"GRIB" + bytes(300))
+    job = start(batch)
+    assert job.status_code == 202
+    assert job.json()["spec"]["background_batch"] == batch
+    two = {**FILTERING, "background_batch": batch, "background": "climatology"}
+    assert http.post("/v1/jobs", json=two).status_code == 422
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [

@@ -16,7 +16,7 @@ class Background:
     Attributes:
         times: Consecutive full hours (UTC); T of them.
         latents: Standardised latents, with shape (M, T, c, h, w).
-        source: `previous_analysis` or `climatology`.
+        source: `previous_analysis`, `uploaded` or `climatology`.
         info: Where it comes from and how old it is; JSON-able.
         flags: What a reader of the result must know, such as `cold_start`.
         mirrored: Whether members 0 and 1, 2 and 3 … have opposite perturbations.

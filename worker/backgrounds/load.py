@@ -4,8 +4,8 @@ from model.domain.errors import InvalidInput
 from model.domain.windows import WindowPlan
 from worker.backgrounds.background import Background
 from worker.backgrounds.climatology import climatology
+from worker.backgrounds.earlier import Earlier
 from worker.backgrounds.previous_analysis import covers, previous_analysis, tied_states
-from worker.backgrounds.restarts import Continuable
 from worker.jobs.kinds.base import SpecBase
 from worker.pipeline.solve import Solver
 
@@ -13,14 +13,14 @@ __all__ = ["load_background"]
 
 
 def load_background(
-    plan: WindowPlan, spec: SpecBase, earlier: Continuable | None, solver: Solver
+    plan: WindowPlan, spec: SpecBase, earlier: Earlier | None, solver: Solver
 ) -> Background:
     """The first guess at `plan.times`.
 
     Arguments:
         plan: Times; which of them are tied.
         spec: The choice between a previous analysis and climatology.
-        earlier: The newest result that can be continued, if any.
+        earlier: The uploaded first guess, or the newest result that can be continued, if any.
         solver: Runs the model where states must be made.
 
     Raises:

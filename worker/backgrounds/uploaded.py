@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from model.domain.errors import InvalidInput
@@ -16,7 +17,7 @@ from worker.decoders.grib_fields import GribField, fields
 from worker.decoders.report import DecodeReport
 from worker.regrid import bilinear, cell_index, conservative
 
-__all__ = ["UploadedStates", "read_states", "regrid_field"]
+__all__ = ["UploadedStates", "read_states", "regrid_field", "states_table"]
 
 _MAY_BE_MISSING = {"sea_surface_temperature"}
 """Variables with no value over part of the sphere."""
@@ -44,6 +45,7 @@ def read_states(
     grid: Grid,
     times: Sequence[datetime] | None = None,
     limits: MessageLimits | None = None,
+    within: tuple[datetime, datetime] | None = None,
 ) -> UploadedStates:
     """The states at `times`, every channel of them.
 
@@ -55,6 +57,7 @@ def read_states(
         grid: Of the model.
         times: Valid times wanted; None takes every time for which all channels are there.
         limits: Bounds of one message.
+        within: Fields valid before the first or after the last of these are passed by.
 
     Raises:
         InvalidInput: Naming the variables, levels and times that are missing.
@@ -66,6 +69,7 @@ def read_states(
     for field in fields(path, limits or MessageLimits(), report):
         number = index.get(_key(field.variable, field.level))
         wanted = times is None or field.time in times
+        wanted &= within is None or within[0] <= field.time <= within[1]
         if number is not None and wanted and number not in found.get(field.time, {}):
             values = regrid_field(field, grid)
             found.setdefault(field.time, {})[number] = values.astype(np.float32)
@@ -73,6 +77,15 @@ def read_states(
     chosen = _choose(found, channels, times)
     states = np.stack([np.stack([found[t][i] for i in range(len(channels))]) for t in chosen])
     return UploadedStates(chosen, states, report)
+
+
+def states_table(
+    path: str, channels: Sequence[Channel], grid: Grid, period: tuple[datetime, datetime]
+) -> tuple[pa.Table, list[str]]:
+    """In the limited process: all values in order of (T, C, Y, X), and the T times."""
+    found = read_states(path, channels, grid, within=period)
+    values = pa.array(found.states.ravel())
+    return pa.table({"states": values}), [time.isoformat() for time in found.times]
 
 
 def _key(variable: str, level: float | None) -> tuple[str, float | None]:

@@ -8,8 +8,10 @@ from pathlib import Path
 import structlog
 
 from model.domain.errors import ResourceExhausted
+from worker.backgrounds.earlier import Earlier
+from worker.backgrounds.first_guess import read_first_guess
 from worker.backgrounds.load import load_background
-from worker.backgrounds.restarts import Continuable, find_restart
+from worker.backgrounds.restarts import find_restart
 from worker.jobs import clock
 from worker.jobs.job import JobRecord, Phase
 from worker.jobs.layout import Layout
@@ -21,7 +23,7 @@ from worker.pipeline.recorded import RecordedInputs
 from worker.pipeline.results import describe_result, make_product, write_outputs
 from worker.pipeline.solve import Solver
 from worker.progress import ProgressReporter
-from worker.warm_model import WarmModels
+from worker.warm_model import WarmModel, WarmModels
 
 __all__ = ["assimilate_window"]
 
@@ -57,7 +59,7 @@ def assimilate_window(
     solver = Solver(warm.model, spec, progress, careful=careful)
 
     progress.phase(Phase.GATHERING)
-    earlier = recorded.earlier if recorded else _find_earlier(job, layout, warm.sha256)
+    earlier = _find_earlier(job, layout, warm, recorded)
     past = earlier.hours_to(spec.reference_time) if earlier else 0
     plan = spec.plan(warm.model.blanket_size, past)
     gathered = clock.now()
@@ -83,12 +85,18 @@ def assimilate_window(
     return manifest
 
 
-def _find_earlier(job: JobRecord, layout: Layout, model: str) -> Continuable | None:
-    """The result that the job continues, if there is one."""
+def _find_earlier(
+    job: JobRecord, layout: Layout, warm: WarmModel, recorded: RecordedInputs | None
+) -> Earlier | None:
+    """The first guess that the job names, or else the result that it continues, if any."""
     spec = job.spec
+    if spec.background_batch is not None:
+        return read_first_guess(layout, spec.background_batch, warm, spec)
+    if recorded is not None:
+        return recorded.earlier
     return find_restart(
         layout,
-        model,
+        warm.sha256,
         spec.first_guess_until,
         spec.first_guess_age,
         analysis_id=spec.continues,

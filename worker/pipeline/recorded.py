@@ -14,7 +14,7 @@ class RecordedInputs:
     """Inputs of a finished job.
 
     Attributes:
-        earlier: The result it continued; None for a cold start.
+        earlier: The result it continued; None for a cold start or an uploaded first guess.
         batches: Uploads whose rows it saw; None takes all there are now.
         checks: Effective parameters of quality control, this job's own changes included; None
             takes the installation's.

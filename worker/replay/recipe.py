@@ -1,7 +1,7 @@
 """From a manifest to all that a replay needs; or what of it is gone."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from model.checkpoints.card import CARD_NAME
 from model.checkpoints.load import WEIGHTS, resolve
 from model.domain.errors import CheckpointError, StorageError
+from worker.backgrounds.first_guess import FirstGuess
 from worker.backgrounds.restarts import Continuable
 from worker.jobs.job import JobRecord
 from worker.jobs.layout import Layout
@@ -142,6 +143,9 @@ def _background(
     """The result that was continued."""
     about = manifest.background
     name = about.get("analysis_id")
+    if about.get("source") == FirstGuess.source:
+        _first_guess(about, layout, missing, findings)
+        return None
     if name is None:
         source = about.get("source", "none")
         findings.append(Finding("background", True, source, source))
@@ -157,6 +161,20 @@ def _background(
     same = None if wanted is None else digest == wanted
     findings.append(Finding("background", same, wanted or "", digest, note=str(name)))
     return earlier
+
+
+def _first_guess(
+    about: Mapping[str, Any], layout: Layout, missing: list[str], findings: list[Finding]
+) -> None:
+    """The upload that was the first guess: the job names it, and reads it again."""
+    batch, wanted = str(about["batch_id"]), str(about["batch_sha256"])
+    path = layout.raw_file(batch)
+    if not path.is_file():
+        missing.append(f"the background: upload '{batch}' as it came in")
+        findings.append(Finding("background", False, wanted, "", note="deleted since"))
+        return
+    digest = describe_file(path).sha256
+    findings.append(Finding("background", digest == wanted, wanted, digest, note=batch))
 
 
 def _quality_control(manifest: AnalysisManifest, layout: Layout) -> Finding:

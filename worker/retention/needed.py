@@ -61,5 +61,6 @@ def needed(stores: Stores) -> Needed:
         if (job := stores.jobs.find(name)) is not None
     ]
     named = [batch for job in jobs for batch in job.spec.observations.batches or ()]
+    named += [job.spec.background_batch for job in jobs if job.spec.background_batch]
     waiting = [b for state in _UNFINISHED_BATCHES for b in stores.batches.ids(state)]
     return Needed(tuple(jobs), frozenset((*named, *waiting)))

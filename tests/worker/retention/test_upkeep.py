@@ -54,12 +54,12 @@ def left(layout: Layout) -> set[str]:
 
 
 def test_unfinished_jobs_and_uploads_are_asked_for(layout: Layout, stores: Stores) -> None:
-    job = results.waiting(FilteringSpec(valid_time=results.BASE))
+    job = results.waiting(FilteringSpec(valid_time=results.BASE, background_batch="batch-0"))
     stores.jobs.create(job)
     stores.batches.create(BatchRecord(id="batch-1", sha256="ab", size=1, container="csv"))
     found = needed(stores)
     assert [j.id for j in found.jobs] == [job.id]
-    assert found.batches == {"batch-1"}
+    assert found.batches == {"batch-0", "batch-1"}
     assert found.observed_from == results.BASE - timedelta(hours=240)
     stores.jobs.cancel(job.id)
     assert needed(stores).jobs == ()

@@ -1,9 +1,9 @@
 """What all kinds of job have in common."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from model.domain.observations import REPORT_TYPES
 from model.domain.windows import WindowPlan
@@ -108,15 +108,32 @@ class SpecBase(BaseModel):
             "former when a usable one exists)."
         ),
     )
+    background_batch: str | None = Field(
+        default=None,
+        max_length=100,
+        description=(
+            "First guess: an upload of GRIB fields with every channel of the model, brought "
+            "forward; a forecast starts from it. In place of a previous analysis."
+        ),
+    )
     background_max_age_hours: int = Field(
         default=12,
         ge=0,
         le=240,
         description=(
-            "Oldest previous analysis accepted, before the one that would be the regular first "
-            "guess: that of the hour before."
+            "Oldest previous analysis or upload accepted, before the one that would be the regular "
+            "first guess: that of the hour before."
         ),
     )
+
+    @model_validator(mode="after")
+    def _one_background(self) -> Self:
+        if self.background_batch is not None and self.background != "auto":
+            raise ValueError(
+                "Expected background 'auto' with background_batch, which is the background; got "
+                f"'{self.background}'."
+            )
+        return self
 
     @property
     def reference_time(self) -> datetime:

@@ -29,7 +29,7 @@ class FilteringSpec(SpecBase):
         default=False,
         description=(
             "Start the diffusion part of the way from the background brought forward: fewer steps, "
-            "needs a usable previous analysis; otherwise the job starts cold and says so."
+            "needs a usable previous analysis or upload; otherwise the job starts cold and says so."
         ),
     )
 

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.domain.windows import WindowPlan
 from worker.jobs.kinds.base import FullHour, SpecBase
@@ -31,6 +31,14 @@ class ForecastSpec(SpecBase):
     hours_per_pass: int | None = Field(
         default=None, ge=1, description="New states of each pass; null for one pass."
     )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "ForecastSpec":
+        if self.background_batch is not None and self.analysis_id is not None:
+            raise ValueError(
+                "Expected one start of the forecast; got both analysis_id and background_batch."
+            )
+        return self
 
     @property
     def reference_time(self) -> datetime:
