@@ -83,6 +83,7 @@ ANALYSIS: dict[str, Any] = {
         }
     ],
     "members": 8,
+    "mirrored": True,
     "window_start": "2025-01-01T00:00:00Z",
     "window_end": "2025-01-01T06:00:00Z",
     "cut_off": "2025-01-01T07:00:00Z",
