@@ -5,11 +5,14 @@ With error coefficients :math:`e_{lm}` of channel c in spherical harmonics and t
 
 .. math:: L = \overline{(\hat x - x)^2}
     + \lambda \, \overline{\frac{1}{4\pi P_{cl}} \sum_m |e_{lm}|^2}
+    + \alpha \, \overline{(\hat P_{cl} / P_{cl} - 1)^2}
 
-The first mean is over channels and where each is defined on the sphere, the second over channels
-and wavenumbers. Squared error alone is spent where the variance is: the short waves of
+The first mean is over channels and where each is defined on the sphere, the others over channels
+and wavenumbers; in the last, powers are means over the batch, of its own states. Squared error alone is spent where the variance is: the short waves of
 stratospheric temperature and of geopotential carry a millionth of it, so a code trained without
-the second term leaves them out, and the spectra of decoded states fall short by half.
+the second term leaves them out, and the spectra of decoded states fall short by half. Where
+something must be left out, the least squared error damps it (the double penalty of Subich et al.,
+arXiv 2501.19374); the third term asks for the right power instead.
 """
 
 __all__ = ["ReconstructionLoss"]
@@ -31,8 +34,9 @@ class ReconstructionLoss(nn.Module):
             (N, C, Y, X).
         defined: Where each channel has values (not the sea surface temperature on land), with
             shape (C, Y, X). A channel with gaps has no spectrum and is not in the second term.
-        spectral_weight: λ; 0 leaves the squared error alone.
-        largest: Last total wavenumber of the second term; the mean (0) is not in it.
+        spectral_weight: λ.
+        largest: Last total wavenumber of the second and third terms; the mean (0) is not in them.
+        amplitude_weight: α. With it and λ at 0 there is the squared error alone.
     """
 
     weights: Tensor
@@ -40,12 +44,18 @@ class ReconstructionLoss(nn.Module):
     relative: Tensor
 
     def __init__(
-        self, grid: Grid, states: Tensor, defined: Tensor, spectral_weight: float, largest: int
+        self,
+        grid: Grid,
+        states: Tensor,
+        defined: Tensor,
+        spectral_weight: float,
+        largest: int,
+        amplitude_weight: float = 0.0,
     ) -> None:
         super().__init__()
         area = torch.from_numpy(grid.area_weights)[:, None] * defined
         self.register_buffer("weights", (area / area.mean((1, 2), keepdim=True)).float())
-        self.spectral_weight = spectral_weight
+        self.spectral_weight, self.amplitude_weight = spectral_weight, amplitude_weight
         wanted = slice(1, largest + 1)
         projection = legendre_projection(grid)[wanted, : largest + 1]
         self.register_buffer("projection", projection.float())
@@ -63,17 +73,29 @@ class ReconstructionLoss(nn.Module):
 
     def spectral(self, output: Tensor, target: Tensor) -> Tensor:
         """The second term without λ: 1 for an error as large as the state at every wavelength."""
-        zonal = torch.fft.rfft((output - target).float(), dim=-1)[..., : self.projection.shape[1]]
-        coefficients = torch.einsum("lmy,ncymr->nclmr", self.projection, torch.view_as_real(zonal))
-        power = coefficients.square().sum(-1)
-        # A real field has the same power at m and -m.
-        total = (2.0 * power.sum(-1) - power[..., 0]) / (4.0 * math.pi)
-        return (total.mean(0) * self.relative).sum()
+        return (self._power(output - target).mean(0) * self.relative).sum()
+
+    def amplitude(self, output: Tensor, target: Tensor) -> Tensor:
+        """The third term without α."""
+        found, wanted = self._power(output).mean(0), self._power(target).mean(0)
+        deviation = found / wanted.clamp(min=1e-12) - 1.0
+        counted = self.relative > 0
+        return (deviation.square() * counted).sum() / counted.sum().clamp(min=1)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss of reconstructed states against states, both standardised, (N, C, Y, X)."""
         loss = self.squared(output, target)
-        if self.spectral_weight > 0:
-            with torch.autocast(output.device.type, enabled=False):
+        with torch.autocast(output.device.type, enabled=False):
+            if self.spectral_weight > 0:
                 loss = loss + self.spectral_weight * self.spectral(output, target)
+            if self.amplitude_weight > 0:
+                loss = loss + self.amplitude_weight * self.amplitude(output, target)
         return loss
+
+    def _power(self, fields: Tensor) -> Tensor:
+        """Power of fields (N, C, Y, X) at the wavenumbers compared, with shape (N, C, L)."""
+        zonal = torch.fft.rfft(fields.float(), dim=-1)[..., : self.projection.shape[1]]
+        coefficients = torch.einsum("lmy,ncymr->nclmr", self.projection, torch.view_as_real(zonal))
+        power = coefficients.square().sum(-1)
+        # A real field has the same power at m and -m.
+        return (2.0 * power.sum(-1) - power[..., 0]) / (4.0 * math.pi)

@@ -25,6 +25,7 @@ from model.training.run import (
     Optimisation,
     Run,
     averaged,
+    averaged_weights,
     generator,
     rank_and_world,
     setup_distributed,
@@ -109,7 +110,11 @@ class AutoencoderTraining(BaseModel):
     spectral_weight: float = 0.0
     """Weight of the error relative to the power at each wavenumber; see `ReconstructionLoss`."""
     spectral_largest: int = 20
-    """Last total wavenumber of that part."""
+    """Last total wavenumber of that part and the next."""
+    amplitude_weight: float = 0.0
+    """Weight of the deviation of the power itself."""
+    decoder_of: Path | None = None
+    """A finished run to start from, whose encoder is kept: latents stay what they are."""
 
 
 def train_autoencoder(
@@ -135,7 +140,10 @@ def train_autoencoder(
 
     torch.manual_seed(settings.seed)
     model = Autoencoder(AutoencoderConfig(**config.autoencoder))
-    if config.start_at_pca:
+    if config.decoder_of is not None:
+        model.load_state_dict(averaged_weights(config.decoder_of / "last.pt")[0])
+        model.encoder.requires_grad_(False)
+    elif config.start_at_pca:
         start_at_pca(model, _pca(states, model, grid))
     model.to(device)
     ema = averaged(model, settings.ema_decay)
@@ -167,7 +175,7 @@ def train_autoencoder(
             samples = settings.log_every * settings.batch * settings.accumulate * world
             squared, spectral = total / counted
             total, counted = torch.zeros_like(total), 0
-            extra = {"spectral": spectral} if config.spectral_weight > 0 else {}
+            extra = {"spectral": spectral} if spectral > 0 else {}
             if (step + 1) % (10 * settings.log_every) == 0:
                 extra |= validate(ema.module, held_out, loss_of)
             run.log(step + 1, settings.steps, samples, rmse=squared.sqrt(), **extra)
@@ -212,6 +220,7 @@ def _loss(config: AutoencoderTraining, store: StateStore, states: ArrayCache) ->
         torch.from_numpy(np.isfinite(first)),
         config.spectral_weight,
         config.spectral_largest,
+        config.amplitude_weight,
     )
 
 

@@ -59,6 +59,19 @@ def test_undefined_points_do_not_count():
     assert float(loss.squared(output, target)) == pytest.approx(1.0, rel=1e-5)
 
 
+def test_the_third_term_is_of_the_power_and_not_of_the_error():
+    loss = ReconstructionLoss(GRID, states(), EVERYWHERE, 0.0, 5, 1.0)
+    # Half the amplitude at one of five wavenumbers in one of two channels: a quarter of the power.
+    output = states()
+    output[:, 0] -= harmonic(3, 0)
+    assert float(loss.amplitude(output, states())) == pytest.approx(0.75**2 / 10, rel=1e-3)
+    # The same power in the wrong place.
+    moved = states()
+    moved[:, 0] += 2.0 * (harmonic(3, 2) - harmonic(3, 0))
+    assert float(loss.amplitude(moved, states())) == pytest.approx(0.0, abs=1e-5)
+    assert float(loss(moved, states())) == pytest.approx(float(loss.squared(moved, states())))
+
+
 def test_its_gradient_leads_downhill_through_the_transform():
     loss = ReconstructionLoss(GRID, states(), EVERYWHERE, 0.1, 5)
     output = (states() + harmonic(2, 1)).requires_grad_()
