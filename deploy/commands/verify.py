@@ -45,7 +45,8 @@ def osse(
     ] = 0.1,
     states: Annotated[int, typer.Option(min=1, help="Test states of the autoencoder.")] = 24,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One start, four members, no windowed OI.")
+        bool,
+        typer.Option("--quick", help="One start, four members; no windowed OI, no warm cycle."),
     ] = False,
     keep: Annotated[
         Path | None, typer.Option(help="Keep finished starts here (JSON) and go on from them.")
@@ -88,6 +89,7 @@ def osse(
             lead=lead,
             seed=seed,
             withhold=withhold,
+            warm=not quick,
             windowed=not quick,
         ),
     )

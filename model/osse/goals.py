@@ -152,6 +152,8 @@ def _cost(starts: Sequence[StartSkill], settings: SkillSettings) -> tuple[Goal, 
         ("cold cycle", Method.FILTERING, 60.0),
         ("warm-started cycle", Method.WARM, 25.0),
     ):
+        if not any(method in s.seconds for s in starts):
+            continue
         seconds = float(np.median([s.seconds.get(method, math.nan) for s in starts]))
         met = _below(seconds, bound) if settings.members == MEMBERS else None
         used = float(np.median([s.processor.get(method, math.nan) for s in starts]))

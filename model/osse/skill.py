@@ -48,6 +48,7 @@ class SkillSettings:
         network: What observes.
         withhold: Share of the surface stations and radiosondes kept for the rank histograms.
         anomalies: Climatological states behind the one-hour optimal interpolation.
+        warm: Whether the cycle an hour later is run too, for its cost.
         windowed: Whether windowed optimal interpolation is scored, the longest of the baselines.
         settings: How the checkpoint assimilates; None for what its card recommends.
     """
@@ -60,6 +61,7 @@ class SkillSettings:
     network: Network = field(default_factory=Network)
     withhold: float = 0.1
     anomalies: int = 400
+    warm: bool = True
     windowed: bool = True
     settings: AssimilationSettings | None = None
 
@@ -105,8 +107,9 @@ def score_start(
     scorer.score(Method.REANALYSIS, middle.float().mean(0), case.truth[case.middle])
     on_phase("ranks of withheld stations")
     withheld, counted = _ranks(run, analysis)
-    on_phase(Method.WARM)
-    _cycle(run, Method.WARM, 1, analysis.warm_start)
+    if s.warm:
+        on_phase(Method.WARM)
+        _cycle(run, Method.WARM, 1, analysis.warm_start)
     if s.lead:
         on_phase(Method.FORECAST)
         _score_forecast(run, analysis)

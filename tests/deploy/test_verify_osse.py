@@ -92,3 +92,12 @@ def test_the_first_starts_of_many_are_of_different_seasons():
     assert sorted(order) == ends
     assert {season(end.replace(tzinfo=UTC)) for end in order[:4]} == set(SEASONS)
     assert seasons_first(ends[:2]) == ends[:2]
+
+
+def test_a_quick_run_leaves_out_what_takes_longest(world):
+    values = json.loads(run(world, "--quick", "--json").stdout)
+    methods = {m["method"] for m in values["methods"]}
+    assert {"filtering", "forecast", "climatology", "optimal interpolation, 1 hour"} <= methods
+    assert not any("warm" in method or "windowed" in method for method in methods)
+    assert len(values["starts"]) == 1
+    assert not any("warm" in goal["what"] for goal in values["goals"])
