@@ -8,11 +8,11 @@ With error coefficients :math:`e_{lm}` of channel c in spherical harmonics and t
     + \alpha \, \overline{(\hat P_{cl} / P_{cl} - 1)^2}
 
 The first mean is over channels and where each is defined on the sphere, the others over channels
-and wavenumbers; in the last, powers are means over the batch, of its own states. Squared error alone is spent where the variance is: the short waves of
-stratospheric temperature and of geopotential carry a millionth of it, so a code trained without
-the second term leaves them out, and the spectra of decoded states fall short by half. Where
-something must be left out, the least squared error damps it (the double penalty of Subich et al.,
-arXiv 2501.19374); the third term asks for the right power instead.
+and wavenumbers; in the last, powers are means over the batch. Squared error alone is spent where
+the variance is: the short waves of stratospheric temperature and of geopotential carry a millionth
+of it, so a code trained without the second term leaves them out, and the spectra of decoded states
+fall short by half. Where something must be left out, the least squared error damps it (the double
+penalty of Subich et al., arXiv 2501.19374); the third term asks for the right power instead.
 """
 
 __all__ = ["ReconstructionLoss"]
