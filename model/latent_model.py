@@ -191,15 +191,15 @@ class LatentModel(nn.Module):
         """
         c, h, w = self.latent_shape
         states, rows, columns = self.state_shape
-        decoder = LinearDecoder(c, states, (rows // h, columns // w))
+        decoder = LinearDecoder(c, states, (rows // h, columns // w), reach=1)
         generator = torch.Generator().manual_seed(0)
         base = self.denoise.base
         if isinstance(base, ZonalGaussianPrior):
             months = torch.tensor([[2001, month, 1, 0] for month in (1, 4, 7, 10)])
             date = months[:, None].expand(-1, self.blanket_size, -1).to(self.device)
-            latents = base.sample(date, generator).flatten(0, 1)[::4]
+            latents = base.sample(date, generator).flatten(0, 1)[::3]
         else:
-            latents = torch.randn(24, c, h, w, generator=generator).to(self.device)
+            latents = torch.randn(32, c, h, w, generator=generator).to(self.device)
         pairs = ((z[None], self.decode_standardised(z[None])) for z in latents.to(self.dtype))
         return fit_linear_decoder(decoder, pairs).to(self.device)
 

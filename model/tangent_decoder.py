@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.linear_decoder import LinearDecoder
+from model.linear_decoder import LinearDecoder, neighbours_at, neighbours_transposed
 
 Int = NDArray[np.int64]
 
@@ -77,52 +77,53 @@ class TangentDecoder:
         return values + part.offset
 
     def _columns(self, operator: ReadsColumns, like: Tensor) -> "_Columns":
-        """The rows of the map that each state needs; states with the same channels together."""
+        """The rows of the map that each patch needs; patches with the same channels together."""
         length, channels, rows, columns = operator.state_shape
         p, q = self._decoder.patch
-        flat = operator.columns
+        flat, patches = operator.columns, (rows // p) * (columns // q)
         cell, plane = flat % (rows * columns), flat // (rows * columns)
         time, channel = plane // channels, plane % channels
         y, x = cell // columns, cell % columns
-        column = (y // p) * (columns // q) + x // q
+        place = time * patches + (y // p) * (columns // q) + x // q
         inside = (y % p) * q + x % q
-        read = np.zeros((length, channels), dtype=bool)
-        read[time, channel] = True
+        read = np.zeros((length * patches, channels), dtype=bool)
+        read[place, channel] = True
         weight = self._decoder.weight.unflatten(0, (channels, p * q)) * self._std[:, None, None]
         bias = self._decoder.bias.unflatten(0, (channels, p * q)) * self._std[:, None]
         bias = (bias + self._mean[:, None]).to(like)
+        used = np.flatnonzero(read.any(axis=1))
+        sets, member = np.unique(read[used], axis=0, return_inverse=True)
         groups = []
-        for wanted in np.unique(read[read.any(axis=1)], axis=0):
-            states = np.flatnonzero((read == wanted).all(axis=1))
-            mine = np.isin(time, states)
-            state = np.searchsorted(states, time[mine])
+        for number, wanted in enumerate(sets):
+            chosen = used[member.reshape(-1) == number]
+            mine = np.flatnonzero(np.isin(place, chosen))
             kept = np.flatnonzero(wanted)
             entry = np.searchsorted(kept, channel[mine]) * p * q + inside[mine]
-            place = state * (rows // p) * (columns // q) + column[mine]
+            row = np.searchsorted(chosen, place[mine])
             groups.append(
                 _Group(
-                    torch.from_numpy(states).to(like.device),
+                    torch.from_numpy(chosen).to(like.device),
                     weight[torch.from_numpy(kept)].flatten(0, 1).to(like),
-                    torch.from_numpy(np.flatnonzero(mine)).to(like.device),
-                    torch.from_numpy(place * len(kept) * p * q + entry).to(like.device),
+                    torch.from_numpy(mine).to(like.device),
+                    torch.from_numpy(row * len(kept) * p * q + entry).to(like.device),
                 )
             )
         offset = bias[torch.from_numpy(channel), torch.from_numpy(inside)]
-        return _Columns(tuple(groups), offset, len(flat))
+        return _Columns(tuple(groups), offset, len(flat), self._decoder.reach)
 
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """States of which the same channels are read.
+    """Patches of which the same channels are read.
 
     Attributes:
-        states: Their indices, with shape (S,).
-        weight: From a latent column to those values of its patch, with shape (n, c).
+        places: Their indices in (T, h, w), with shape (R,).
+        weight: From a latent column and its neighbours to those values, with shape (n, k c).
         position: Where each value goes among all, with shape (u,).
-        source: Where it is in (S, h w, n), with shape (u,).
+        source: Where it is in (R, n), with shape (u,).
     """
 
-    states: Tensor
+    places: Tensor
     weight: Tensor
     position: Tensor
     source: Tensor
@@ -135,25 +136,29 @@ class _Columns:
     groups: tuple[_Group, ...]
     offset: Tensor
     size: int
+    reach: int
 
     def forward(self, latents: Tensor) -> Tensor:
         values = latents.new_empty(len(latents), self.size)
-        columns = latents.flatten(3).transpose(2, 3)
-        for g in self.groups:
-            part = columns[:, g.states] @ g.weight.T
-            values[:, g.position] = part.flatten(1).index_select(1, g.source)
+        # Gathered at once: padding the latents again for each group would cost as much.
+        places = torch.cat([g.places for g in self.groups])
+        columns = neighbours_at(latents, self.reach, places)
+        parts = columns.split([len(g.places) for g in self.groups], dim=1)
+        for g, part in zip(self.groups, parts, strict=True):
+            read = (part @ g.weight.T).flatten(1)
+            values[:, g.position] = read.index_select(1, g.source)
         return values
 
     def transpose(self, values: Tensor, shape: tuple[int, ...]) -> Tensor:
-        c, h, w = shape
-        length = 1 + max(int(g.states.max()) for g in self.groups)
-        out = values.new_zeros(len(values), length, c, h * w)
+        length, c, h, w = shape
+        count = len(values)
+        columns = values.new_zeros(count, length * h * w, c * (2 * self.reach + 1) ** 2)
         for g in self.groups:
-            buffer = values.new_zeros(len(values), len(g.states) * h * w * len(g.weight))
+            buffer = values.new_zeros(count, len(g.places) * len(g.weight))
             buffer.index_copy_(1, g.source, values.index_select(1, g.position))
-            part = buffer.view(len(values), len(g.states), h * w, -1) @ g.weight
-            out[:, g.states] = part.transpose(2, 3)
-        return out.unflatten(3, (h, w))
+            columns[:, g.places] = buffer.view(count, len(g.places), -1) @ g.weight
+        back = neighbours_transposed(columns.view(count * length, h, w, -1), self.reach)
+        return back.unflatten(0, (count, length))
 
 
 class _Decode(torch.autograd.Function):
@@ -163,8 +168,7 @@ class _Decode(torch.autograd.Function):
     def forward(x: Tensor, part: _Columns, shape: tuple[int, ...] | None) -> Tensor:
         if shape is None:
             return part.forward(x)
-        out = part.transpose(x, shape[1:])
-        return torch.nn.functional.pad(out, (0, 0, 0, 0, 0, 0, 0, shape[0] - out.shape[1]))
+        return part.transpose(x, shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
