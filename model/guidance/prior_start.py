@@ -45,6 +45,7 @@ class PriorStartSettings:
         iterations: The largest number of conjugate gradients for the posterior mean.
         tolerance: Of its residual, relative to the right-hand side.
         steps: Gauss-Newton steps of the mean.
+        guessed_steps: The same from a first guess, which is nearer than climatology.
         member_iterations: The largest number for the deviation of a member from the mean.
         member_tolerance: Of that residual: an error here is an error of the spread alone.
         tied_iterations: The largest number where each member is tied to states of its own.
@@ -52,19 +53,20 @@ class PriorStartSettings:
         mirrored: Whether members come in pairs of opposite noise.
     """
 
-    iterations: int = 100
+    iterations: int = 60
     tolerance: float = 0.003
     steps: int = 2
+    guessed_steps: int = 1
     member_iterations: int = 25
     member_tolerance: float = 0.03
     tied_iterations: int = 30
     tied_tolerance: float = 0.005
     mirrored: bool = True
 
-    @property
-    def mean(self) -> PriorCovarianceSettings:
-        """For the posterior mean."""
-        return PriorCovarianceSettings(self.iterations, self.steps, self.tolerance)
+    def mean(self, guessed: bool) -> PriorCovarianceSettings:
+        """For the posterior mean, from a first guess or from climatology."""
+        steps = self.guessed_steps if guessed else self.steps
+        return PriorCovarianceSettings(self.iterations, steps, self.tolerance)
 
     @property
     def tied(self) -> PriorCovarianceSettings:
@@ -130,7 +132,7 @@ class PriorStart:
         seen = cast(Observed, self.observations.select(row, climate))
         tangent = cast(Observed, self.tangent.select(row, climate))
         first = None if self.guess is None else self.guess[row.blanket - self.first].to(climate)
-        settings = self.settings.mean
+        settings = self.settings.mean(first is not None)
         return gauss_newton(climate, seen, tangent, self.prior.filter, settings, first).x
 
     def _deviations(self, analysed: Tensor, white: Tensor, rows: BlanketRows) -> Tensor:
