@@ -123,6 +123,20 @@ def _backbone(config: DenoiserTraining, run: Path, corrects: bool) -> tuple[Back
     return backbone, step
 
 
+def _autoencoder_runs(folder: Path) -> list[dict[str, Any]]:
+    """How the autoencoder was trained: first the run of both halves, then that of its decoder."""
+    run = AutoencoderTraining(**yaml.safe_load((folder / "config.yaml").read_text()))
+    this = {
+        "trained": "both" if run.decoder_of is None else "decoder",
+        "training_periods": _periods(run.data.splits.bounds("train")),
+        "every_hours": run.data.every_hours,
+        "spectral_weight": run.spectral_weight,
+        "amplitude_weight": run.amplitude_weight,
+        "optimisation": json.loads(run.optimisation.model_dump_json()),
+    }
+    return [this] if run.decoder_of is None else [*_autoencoder_runs(run.decoder_of), this]
+
+
 def _periods(bounds: list[tuple[str, str]]) -> list[list[str]]:
     return [list(period) for period in bounds]
 
@@ -133,16 +147,12 @@ def _plain(config: AutoencoderConfig) -> dict[str, Any]:
 
 def _provenance(config: DenoiserTraining, step: int) -> dict[str, Any]:
     """What a reader must know to judge or repeat the training; no paths of this machine."""
-    kept = yaml.safe_load((config.autoencoder_run / "config.yaml").read_text())
-    of_autoencoder = AutoencoderTraining(**kept)
     splits = config.data.splits
     return {
         "training_periods": _periods(splits.bounds("train")),
         "validation_periods": _periods(splits.bounds("validation")),
         "test_periods": _periods(splits.bounds("test")),
-        "autoencoder_training_periods": _periods(of_autoencoder.data.splits.bounds("train")),
-        "autoencoder_spectral_weight": of_autoencoder.spectral_weight,
-        "autoencoder_optimisation": json.loads(of_autoencoder.optimisation.model_dump_json()),
+        "autoencoder": _autoencoder_runs(config.autoencoder_run),
         "denoiser_optimisation": json.loads(config.optimisation.model_dump_json()),
         "denoiser_steps": step,
         "residual_inflation": config.residual_inflation,
