@@ -5,10 +5,10 @@ With error coefficients :math:`e_{lm}` of channel c in spherical harmonics and t
 
 .. math:: L = \overline{(\hat x - x)^2}
     + \lambda \, \overline{\frac{1}{4\pi P_{cl}} \sum_m |e_{lm}|^2}
-    + \alpha \, \overline{(\hat P_{cl} / P_{cl} - 1)^2}
+    + \alpha \, \overline{\left( \frac{\hat p_{cl} - p_{cl}}{P_{cl}} \right)^2}
 
 The first mean is over channels and where each is defined on the sphere, the others over channels
-and wavenumbers; in the last, powers are means over the batch. Squared error alone is spent where
+and wavenumbers; p are the powers of a batch, decoded and given. Squared error alone is spent where
 the variance is: the short waves of stratospheric temperature and of geopotential carry a millionth
 of it, so a code trained without the second term leaves them out, and the spectra of decoded states
 fall short by half. Where something must be left out, the least squared error damps it (the double
@@ -24,6 +24,10 @@ from torch import Tensor, nn
 
 from model.diagnostics.spectra import legendre_projection, power_spectrum
 from model.domain.grids import Grid
+
+ROUNDING = 5e-7
+"""Share of a channel's power below which a wavenumber is left out: what half precision, in which
+states are kept, rounds away is 1e-7 of it."""
 
 
 class ReconstructionLoss(nn.Module):
@@ -59,9 +63,10 @@ class ReconstructionLoss(nn.Module):
         wanted = slice(1, largest + 1)
         projection = legendre_projection(grid)[wanted, : largest + 1]
         self.register_buffer("projection", projection.float())
-        power = power_spectrum(states, grid).mean(0)[:, wanted]
+        spectrum = power_spectrum(states, grid).mean(0)
+        power, total = spectrum[:, wanted], spectrum.sum(dim=1, keepdim=True)
         whole = defined.flatten(1).all(dim=1, keepdim=True)
-        usable = whole & (power > 0)
+        usable = whole & (power > ROUNDING * total)
         relative = torch.where(usable, 1.0 / power.clamp(min=1e-30), 0.0) / usable.sum().clamp(
             min=1
         )
@@ -78,9 +83,10 @@ class ReconstructionLoss(nn.Module):
     def amplitude(self, output: Tensor, target: Tensor) -> Tensor:
         """The third term without α."""
         found, wanted = self._power(output).mean(0), self._power(target).mean(0)
-        deviation = found / wanted.clamp(min=1e-12) - 1.0
-        counted = self.relative > 0
-        return (deviation.square() * counted).sum() / counted.sum().clamp(min=1)
+        # Over the mean power of all states: that of a batch may be next to nothing.
+        count = (self.relative > 0).sum().clamp(min=1)
+        deviation = (found - wanted) * self.relative * count
+        return deviation.square().sum() / count
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss of reconstructed states against states, both standardised, (N, C, Y, X)."""

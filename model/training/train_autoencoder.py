@@ -202,7 +202,7 @@ class _Reconstruct(torch.nn.Module):
 
 def _pca(states: ArrayCache, model: Autoencoder, grid: Grid) -> Any:
     index = np.linspace(0, len(states) - 1, min(400, len(states))).astype(int)
-    sample = torch.from_numpy(states.array[index]).float()
+    sample = torch.tensor(states.array[index]).float()
     pca = fit_patch_pca(sample, model.config.patch_size, torch.from_numpy(grid.area_weights))
     latent = model.config.lat_channels
     print(f"linear code of {latent} numbers per patch leaves {pca.residual_rmse(latent):.4f}")
@@ -212,7 +212,7 @@ def _pca(states: ArrayCache, model: Autoencoder, grid: Grid) -> Any:
 def _loss(config: AutoencoderTraining, store: StateStore, states: ArrayCache) -> ReconstructionLoss:
     """The loss, with the power of states spread through the training period."""
     index = np.linspace(0, len(states) - 1, min(200, len(states))).astype(int)
-    sample = torch.from_numpy(states.array[index]).float()
+    sample = torch.tensor(states.array[index]).float()
     first = store.read([store.within(config.data.splits.bounds("train"))[0].start])[0]
     return ReconstructionLoss(
         config.data.grid.build(),
@@ -231,7 +231,7 @@ def validate(
     """Standardised reconstruction error over a cache of states, and its relative part."""
     parts = []
     for first in range(0, len(states), 16):
-        x = torch.from_numpy(states.array[first : first + 16]).float().to(loss_of.weights.device)
+        x = torch.tensor(states.array[first : first + 16]).float().to(loss_of.weights.device)
         restored = model.decode(model.encode(x))
         parts.append(torch.stack([loss_of.squared(restored, x), loss_of.spectral(restored, x)]))
     squared, spectral = torch.stack(parts).mean(0)

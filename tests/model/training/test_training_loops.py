@@ -8,10 +8,12 @@ import torch
 import xarray as xr
 from pydantic import ValidationError
 
+from model.diagnostics.spectra import power_spectrum
 from model.domain.errors import ConfigurationError, InvalidInput
 from model.domain.grids import Grid
 from model.domain.variables import channels
 from model.training.datasets import StateStore
+from model.training.latents import load_autoencoder
 from model.training.run import Run
 from model.training.splits import Splits
 from model.training.statistics import channel_statistics
@@ -130,6 +132,35 @@ def test_training_lowers_the_reconstruction_error_and_writes_metrics(store, tmp_
     errors = [float(line.split('"rmse": ')[1].split(",")[0].rstrip("}")) for line in lines]
     assert errors[-1] < 0.9 * errors[0]
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
+def test_a_second_run_of_the_decoder_keeps_the_encoder_and_raises_the_damped_power(store, tmp_path):
+    first = autoencoder_config(store, tmp_path / "cache")
+    train_autoencoder(first, tmp_path / "both")
+    second = first.model_copy(
+        update={
+            "decoder_of": tmp_path / "both",
+            "amplitude_weight": 1.0,
+            "spectral_largest": 3,
+            "optimisation": first.optimisation.model_copy(
+                update={"steps": 40, "learning_rate": 2e-3}
+            ),
+        }
+    )
+    train_autoencoder(second, tmp_path / "decoder")
+    before, after = load_autoencoder(tmp_path / "both"), load_autoencoder(tmp_path / "decoder")
+    for name, value in before.encoder.state_dict().items():
+        assert torch.equal(value, after.encoder.state_dict()[name]), name
+    data = first.data
+    states = torch.tensor(data.states(data.open(), "train", 1).array).float()
+    whole = [i for i, c in enumerate(channels(LEVELS)) if c.variable != "sea_surface_temperature"]
+    wanted, deviations = power_spectrum(states, GRID).mean(0)[whole, 1:4], []
+    for model in (before, after):
+        with torch.no_grad():
+            found = power_spectrum(model.decode(model.encode(states)), GRID).mean(0)[whole, 1:4]
+        held = wanted > 1e-6
+        deviations.append(float((found[held] / wanted[held] - 1).square().mean()))
+    assert deviations[1] < deviations[0]
 
 
 @pytest.mark.parametrize("prior", [None, {"modes": 4, "dense": 6, "blankets": 40}])
