@@ -4,6 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+# Before eccodes, which brings another PROJ: loaded after it in the same process, pyproj finds no
+# database, and glibc reports a bad free at exit. No process of the system loads both.
+import pyproj  # noqa: F401
 import pytest
 
 _STATUS = pytest.StashKey[int]()
