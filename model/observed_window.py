@@ -28,30 +28,34 @@ class WindowObservations(ObservationsOfStates, Protocol):
 class _OperatorOfMiddle:
     """An operator of the middle states of a blanket, on all states of the blanket."""
 
-    def __init__(self, inner: OperatorOfStates, before: int, size: int) -> None:
-        _, channels, rows, columns = inner.state_shape
+    def __init__(self, inner: OperatorOfStates, middle: slice, size: int) -> None:
         self._inner = inner
-        self._before = before
-        self.state_shape = (size, channels, rows, columns)
+        self._middle = middle
+        self._size = size
+
+    # Asked only by what reads columns: an operator of whole states need not have either.
+
+    @property
+    def state_shape(self) -> tuple[int, int, int, int]:
+        return (self._size, *self._inner.state_shape[1:])
 
     @cached_property
     def columns(self) -> NDArray[np.int64]:
-        return self._inner.columns + self._before * math.prod(self.state_shape[1:])
+        return self._inner.columns + self._middle.start * math.prod(self.state_shape[1:])
 
     def observe(self, values: Tensor) -> Tensor:
         return self._inner.observe(values)
 
     def __call__(self, states: Tensor) -> Tensor:
-        stop = self._before + self._inner.state_shape[0]
-        return self._inner(states[..., self._before : stop, :, :, :])
+        return self._inner(states[..., self._middle, :, :, :])
 
 
 class _Shifted:
     """Observations of the middle states of a blanket that has others before and after."""
 
-    def __init__(self, inner: ObservationsOfStates, before: int, size: int) -> None:
+    def __init__(self, inner: ObservationsOfStates, middle: slice, size: int) -> None:
         self._inner = inner
-        self._before = before
+        self._middle = middle
         self._size = size
 
     def __len__(self) -> int:
@@ -68,12 +72,12 @@ class _Shifted:
     @property
     def time_support(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         first, last = self._inner.time_support
-        return first + self._before, last + self._before
+        return first + self._middle.start, last + self._middle.start
 
     @cached_property
     def operator(self) -> OperatorOfStates:
         """One object for all calls: what others derive from an operator they keep under it."""
-        return _OperatorOfMiddle(self._inner.operator, self._before, self._size)
+        return _OperatorOfMiddle(self._inner.operator, self._middle, self._size)
 
 
 def blanket_observations(
@@ -96,5 +100,6 @@ def blanket_observations(
             continue
         inner = chosen.for_blanket(first, stop)
         whole = stop - first == part.blankets.size
-        seen.append(inner if whole else _Shifted(inner, first - begin, part.blankets.size))
+        middle = slice(first - begin, stop - begin)
+        seen.append(inner if whole else _Shifted(inner, middle, part.blankets.size))
     return seen
