@@ -13,11 +13,11 @@ help:
 	@echo "make test       all tests          make test-slow   slow science too"
 	@echo "make lint types checks             make bench       tables of speed and skill"
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml client/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ./client -e '.[dev]'
 	touch $@
 
 demo: $(STAMP)
@@ -49,9 +49,9 @@ bench: $(STAMP)
 
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet 'torch==2.13.0' && .venv-lock/bin/python -m pip install --quiet -e '.[dev]'
+	.venv-lock/bin/python -m pip install --quiet 'torch==2.13.0' && .venv-lock/bin/python -m pip install --quiet -e ./client -e '.[dev]'
 	.venv-lock/bin/python -m pip freeze --all --exclude-editable | sed 's/+cpu//' > constraints.txt
 	rm -rf .venv-lock
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info client/*.egg-info

@@ -1,7 +1,7 @@
 """Skill of the baselines in a simulated world: `python -m benchmarks.baselines STORE`.
 
 Everything is fitted on the training period of a WeatherBench2-layout store and scored on the test
-period with the network of `model.osse.network`; no trained model is needed. Windowed optimal
+period with the network of `lab.osse.network`; no trained model is needed. Windowed optimal
 interpolation works in the principal components of 4 x 4 patches.
 
 Measured on a nature run (T31, 96 components with residual 0.12, prior of 500 12-hour blankets of
@@ -26,20 +26,22 @@ from einops import rearrange
 from rich.console import Console
 from rich.table import Table
 
+from lab.osse.baselines import (
+    Climatology,
+    fit_climatology,
+    optimal_interpolation,
+    windowed_analysis,
+)
+from lab.osse.network import simulate_observations
+from lab.training.datasets import ChannelStatistics, StateStore, channel_statistics
+from lab.training.train_autoencoder import PatchPCA, fit_patch_pca
 from model.diagnostics.scores import rmse
 from model.domain.grids import Grid
 from model.domain.variables import LEVELS_T31, channels
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
-from model.operators.domain import Statics
+from model.operators.base import Statics
+from model.operators.composite import reconstruction_residual
 from model.operators.observation_set import build_observation_set
-from model.operators.representativeness import reconstruction_residual
-from model.osse.baselines.climatology import Climatology, fit_climatology
-from model.osse.baselines.optimal_interpolation import optimal_interpolation
-from model.osse.baselines.windowed import windowed_analysis
-from model.osse.network import simulate_observations
-from model.training.datasets import StateStore
-from model.training.pca import PatchPCA, fit_patch_pca
-from model.training.statistics import ChannelStatistics, channel_statistics
 
 GRID = Grid("t31", "gaussian", 48, 96)
 CHANNELS = channels(LEVELS_T31)

@@ -28,11 +28,9 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from worker.decoders.base import DecodeContext
-from worker.decoders.decode import decode_file
-from worker.decoders.limited import decode_limited
-from worker.decoders.rows import build_table, concat_tables
-from worker.encoders.bufr.encode import encode_bufr
+from lab.encoders.bufr import encode_bufr
+from worker.observations.decoders.base import DecodeContext, build_table, concat_tables
+from worker.observations.decoders.decode import decode_file, decode_limited
 
 CONTEXT = DecodeContext("benchmark", datetime(2026, 3, 1, tzinfo=UTC))
 HOUR = np.datetime64("2026-03-01T06:00", "ns")

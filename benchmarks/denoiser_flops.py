@@ -26,8 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
-from model.denoiser import BlanketDenoiser
-from model.nn.precision import Precision, reduced_precision
+from model.denoiser import BlanketDenoiser, Precision, reduced_precision
 
 CONFIGS = {
     "released": (

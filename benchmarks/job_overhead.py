@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.local import LocalStack, StackOptions
-from worker.decoders.base import DecodeContext
-from worker.decoders.rows import build_table
-from worker.jobs.job import JobRecord, utc_now
+from worker.contract.jobs import JobRecord
+from worker.contract.records import utc_now
+from worker.observations.decoders.base import DecodeContext, build_table
 
 NOON = "2024-01-01T12:00:00Z"
 MODEL_PHASES = ("background", "sampling")

@@ -23,13 +23,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from model.batching import Batching
-from model.guidance.base import BlanketRows, Observed
-from model.guidance.fit import FitReport
-from model.guidance.mmps import MMPS, MMPSSettings
-from model.noise import RecordedNoise
-from model.sampling import SamplerSettings, sample
-from model.schedule import RectifiedSchedule
+from model.execution import Batching
+from model.guidance.base import BlanketRows, FitReport, Observed
+from model.guidance.jacobian import MMPS, MMPSSettings
+from model.samplers.control import RecordedNoise
+from model.samplers.sampling import SamplerSettings, sample
+from model.samplers.schedule import RectifiedSchedule
 from model.trajectory import Blankets, TrajectoryDenoiser
 
 STATES, POINTS, OBSERVATIONS, ERROR = 6, 40, 120, 0.05

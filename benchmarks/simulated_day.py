@@ -23,13 +23,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deploy.rehearsal.content import first_cycle, world_of
-from deploy.rehearsal.day import run_day
-from deploy.rehearsal.driver import Pace
-from deploy.rehearsal.picture import draw
-from deploy.rehearsal.scenario import day_scenario
-from deploy.rehearsal.table import cost_table, cycle_table, findings_table, summary_table
-from deploy.rehearsal.verdict import judge, verdict_json
+from lab.rehearsal.content import first_cycle, world_of
+from lab.rehearsal.day import run_day
+from lab.rehearsal.driver import Pace
+from lab.rehearsal.report import cost_table, cycle_table, draw, findings_table, summary_table
+from lab.rehearsal.scenario import day_scenario
+from lab.rehearsal.verdict import judge, verdict_json
 
 
 def main() -> None:

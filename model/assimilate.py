@@ -1,30 +1,221 @@
-"""THE entry point: from observations and a plan to an ensemble of trajectories.
+"""Draw an ensemble of trajectories given observations and a plan: the entry point of the model.
 
 Filtering, reanalysis and forecast differ only in the plan: which states are observed, which are
-tied to a background, and which are written.
+tied to a background, and which are written. A plan is carried out in one or several passes, each
+with its conditions, its start and a run of the sampler.
 """
 
-__all__ = ["AssimilationSettings", "Trajectory", "assimilate", "recommended_settings"]
-
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.assimilation_settings import AssimilationSettings, recommended_settings
-from model.batching import Batching
-from model.distributed import Ranks, local_window
-from model.domain.errors import InvalidInput
+from model.assimilation_settings import (
+    GUIDANCE,
+    AssimilationSettings,
+    WarmStart,
+    hours_since_epoch,
+    recommended_settings,
+    warm_sampler,
+)
+from model.distributed import Ranks, Share, local_window
+from model.domain.ensembles import AntitheticPairs
+from model.domain.errors import ConfigurationError, InvalidInput
 from model.domain.windows import WindowPlan
-from model.ensemble_spread import Twins
-from model.guidance.fit import Fit, FitReport, OnFit
+from model.execution import Batching, OnStep, no_progress
+from model.gaussian_prior import ZonalGaussianPrior
+from model.guidance.base import (
+    Conditions,
+    Decode,
+    Denoise,
+    Fit,
+    FitReport,
+    Guidance,
+    ObservedBlankets,
+    OnFit,
+)
+from model.guidance.observed import (
+    DecodedObservations,
+    JointObservations,
+    ObservationsOfStates,
+    TiedStates,
+)
+from model.guidance.prior_covariance import PriorStart
 from model.latent_model import LatentModel
-from model.observed_window import WindowObservations
-from model.passes import plan_passes
-from model.progress import OnStep, no_progress
-from model.sampling_pass import Job, sample_pass
-from model.warm_start import WarmStart, warm_sampler
+from model.passes import Pass, WindowObservations, blanket_observations, plan_passes
+from model.samplers.control import MemberNoise
+from model.samplers.sampling import SamplerSettings, sample
+from model.trajectory import Blankets, TrajectoryDenoiser
+
+__all__ = [
+    "AssimilationSettings",
+    "PassInputs",
+    "Trajectory",
+    "assimilate",
+    "recommended_settings",
+    "sample_pass",
+]
+
+
+@dataclass(frozen=True)
+class PassInputs:
+    """The arguments of `assimilate`, with what is the same in every pass."""
+
+    model: LatentModel
+    observations: WindowObservations | None
+    plan: WindowPlan
+    members: tuple[int, ...]
+    seed: int
+    settings: AssimilationSettings
+    sampler: SamplerSettings
+    warm_start: WarmStart | None
+    batching: Batching
+    report: FitReport
+    ranks: Ranks | None = None
+    share: Share | None = None
+
+    def denoiser(
+        self, denoise: Denoise, dates: Tensor, blankets: Blankets, guidance: Guidance | None
+    ) -> TrajectoryDenoiser:
+        """The denoiser of a pass, of this rank's share of it where there are ranks."""
+        where: dict[str, Any] = {}
+        if self.ranks is not None and self.share is not None:
+            whole = self.share.whole
+            exchange = partial(self.ranks.exchange, whole)
+            where = {"first": self.share.first, "total": whole.count, "exchange": exchange}
+        return TrajectoryDenoiser(
+            denoise,
+            self.model.schedule,
+            dates,
+            blankets,
+            mode=self.settings.mode,
+            guidance=guidance,
+            batching=self.batching,
+            **where,
+        )
+
+
+def sample_pass(
+    job: PassInputs,
+    part: Pass,
+    number: int,
+    latents: Tensor,
+    known: Tensor,
+    on_step: OnStep,
+    total: int,
+) -> Tensor:
+    """The states of one pass, with shape (M, length, c, h, w)."""
+    model, length = job.model, part.blankets.length
+    times = [job.plan.times[0] + timedelta(hours=part.first + i) for i in range(length)]
+    hours = [hours_since_epoch(time) for time in times]
+    noise = MemberNoise(job.seed, job.members, hours, stream=number, mirrored=job.settings.mirrored)
+    start = latents.new_zeros(len(job.members), length, *model.latent_shape)
+    dates = torch.tensor([[t.year, t.month, t.day, t.hour] for t in times])
+    conditions = _conditions(job, part, latents, known)
+    earlier = None
+    if job.warm_start is not None:
+        earlier = job.warm_start.at(len(job.members), hours).to(start)
+    if job.settings.start == "prior":
+        guess = None if earlier is None else earlier.mean(dim=0)
+        start = _prior_start(job, part, dates, conditions, noise(start), guess)
+    elif earlier is not None:
+        start = earlier
+    level = model.schedule.sigma(torch.tensor(job.sampler.start, dtype=torch.float64))
+    return sample(
+        job.denoiser(model.denoise, dates, part.blankets, _guidance(job, conditions)),
+        start + float(level) * noise(start),
+        job.sampler,
+        noise,
+        on_step=on_step,
+        offset=number * job.sampler.steps,
+        total=total,
+    )
+
+
+def _prior_start(
+    job: PassInputs,
+    part: Pass,
+    dates: Tensor,
+    conditions: Conditions | None,
+    white: Tensor,
+    guess: Tensor | None,
+) -> Tensor:
+    """Members of the posterior under the closed-form prior, with the shape of `white`.
+
+    An earlier trajectory (T, c, h, w) is a first guess of their mean.
+    """
+    model, prior = job.model, job.model.denoise.base
+    if not isinstance(prior, ZonalGaussianPrior):
+        raise ConfigurationError(
+            "Expected a checkpoint with a closed-form prior for a start from the prior; this one "
+            "has none. Start from 'noise'."
+        )
+    if conditions is None:
+        conditions = Conditions(
+            lambda decode: JointObservations([]), model.decode, model.decode_tangent
+        )
+    if guess is not None:
+        blankets = part.blankets
+        guess = torch.stack([guess[s : s + blankets.size] for s in blankets.starts])
+    first = 0 if job.share is None else job.share.first
+    solve = job.settings.prior_solve
+    start = PriorStart(prior, conditions, job.seed, job.members, solve, guess, first)
+    draw = job.denoiser(prior, dates, part.blankets, start)
+    # The schedule has alpha = 1, so the white noise arrives as it is at any time.
+    return draw(white, torch.ones((), dtype=torch.float64)).mean
+
+
+def _conditions(job: PassInputs, part: Pass, latents: Tensor, known: Tensor) -> Conditions | None:
+    """What a pass is conditioned on: its observations, its known states, both or nothing."""
+    seen: list[ObservationsOfStates | None] = []
+    if job.observations is not None:
+        seen = blanket_observations(job.observations, job.plan, part)
+    tied = _tied_states(job, part, latents, known)
+    if tied is None and not any(s is not None for s in seen):
+        return None
+
+    first = 0 if job.share is None else job.share.first
+
+    def through(decode: Decode) -> ObservedBlankets:
+        kinds: list[ObservedBlankets] = []
+        if any(s is not None for s in seen):
+            kinds.append(DecodedObservations(seen, decode, first))
+        return JointObservations(kinds if tied is None else [*kinds, tied])
+
+    model = job.model
+    return Conditions(
+        through,
+        lambda z: model.decode(z, mask=False),
+        model.decode_tangent,
+        model.prior_covariance,
+        job.report,
+    )
+
+
+def _guidance(job: PassInputs, conditions: Conditions | None) -> Guidance | None:
+    settings = job.settings.guidance
+    return None if conditions is None else GUIDANCE[settings.method](conditions, settings)
+
+
+def _tied_states(job: PassInputs, part: Pass, latents: Tensor, known: Tensor) -> TiedStates | None:
+    first, stop = part.inside(job.plan.length)
+    if not known[first:stop].any():
+        return None
+    before, after = first - part.first, part.stop - stop
+    padded = torch.nn.functional.pad(known[first:stop], (before, after))
+    states = latents[:, first:stop]
+    states = torch.nn.functional.pad(states, (0, 0, 0, 0, 0, 0, before, after))
+    return TiedStates(
+        states,
+        padded,
+        part.blankets.starts,
+        part.blankets.size,
+        job.settings.tie_error_std,
+        first=0 if job.share is None else job.share.first,
+    )
 
 
 @dataclass(frozen=True)
@@ -59,9 +250,9 @@ class Trajectory:
         return WarmStart(self.latents, self.first_time)
 
     @property
-    def twins(self) -> Twins:
+    def twins(self) -> AntitheticPairs:
         """How the members of an analysis depend on each other."""
-        return Twins.of(self.members, self.settings.mirrored)
+        return AntitheticPairs.of(self.members, self.settings.mirrored)
 
 
 def assimilate(
@@ -121,7 +312,7 @@ def assimilate(
         if background is not None:
             background = background[:, local.tied_states]
         plan, passes = local.plan, (local.part,)
-    job = Job(
+    job = PassInputs(
         model=latent_model,
         observations=observations,
         plan=plan,
@@ -161,7 +352,7 @@ def _blanket_by_blanket(plan: WindowPlan, size: int, settings: AssimilationSetti
     return plan
 
 
-def _tied_latents(job: Job, background: Tensor | None) -> tuple[Tensor, Tensor]:
+def _tied_latents(job: PassInputs, background: Tensor | None) -> tuple[Tensor, Tensor]:
     """Latents (M, T, c, h, w) with the tied states filled in, and which those are (T,)."""
     model, plan = job.model, job.plan
     tied = torch.tensor(plan.tied)
@@ -185,7 +376,7 @@ def _tied_latents(job: Job, background: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _result(job: Job, latents: Tensor) -> Trajectory:
+def _result(job: PassInputs, latents: Tensor) -> Trajectory:
     plan, model = job.plan, job.model
     written = latents[:, torch.tensor(plan.written)].flatten(0, 1)
     batching = Batching(rows=job.batching.rows or plan.length)

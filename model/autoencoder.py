@@ -1,10 +1,12 @@
-"""The autoencoder: standardised states on a latitude-longitude grid to small latents and back.
+"""Encode standardised states on a latitude-longitude grid to small latents, and decode them.
 
-The released one (Appa, arXiv 2504.18720) pads the poles with zeros and wraps the longitude, then
-descends through levels of convolutional residual blocks.
+The released autoencoder (Appa, arXiv 2504.18720) pads the poles with zeros and wraps the
+longitude, then descends through levels of convolutional residual blocks. A saturation keeps the
+latents bounded.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +14,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.domain.errors import ConfigurationError, InvalidInput
-from model.nn.conv import ConvDecoder, ConvEncoder
-from model.nn.saturation import SATURATIONS
+from model.domain.registry import Registry
+from model.nn.convolution import ConvDecoder, ConvEncoder
 
-__all__ = ["Autoencoder", "AutoencoderConfig"]
+__all__ = ["Autoencoder", "AutoencoderConfig", "SATURATIONS", "Saturation"]
+
+Saturation = Callable[[Tensor, float], Tensor]
+"""Maps latents (N, C, H, W) and a bound to latents of the same shape."""
+
+
+def _none(z: Tensor, bound: float) -> Tensor:
+    return z
+
+
+def _softclip(z: Tensor, bound: float) -> Tensor:
+    return z / (1 + z.abs() / bound)
+
+
+def _softclip2(z: Tensor, bound: float) -> Tensor:
+    return z * torch.rsqrt(1 + (z / bound).square())
+
+
+def _tanh(z: Tensor, bound: float) -> Tensor:
+    return bound * torch.tanh(z / bound)
+
+
+def _asinh(z: Tensor, bound: float) -> Tensor:
+    return torch.asinh(z)
+
+
+def _rmsnorm(z: Tensor, bound: float) -> Tensor:
+    return z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-5)
+
+
+SATURATIONS: Registry[Saturation] = Registry(
+    "saturation",
+    none=_none,
+    softclip=_softclip,
+    softclip2=_softclip2,
+    tanh=_tanh,
+    asinh=_asinh,
+    rmsnorm=_rmsnorm,
+)
 
 
 @dataclass(frozen=True)

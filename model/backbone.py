@@ -1,4 +1,4 @@
-"""The backbone of the denoiser: a spatio-temporal transformer over a blanket of latent states.
+"""Correct a blanket of latent states with a spatio-temporal transformer, the denoiser's backbone.
 
 A blanket is K consecutive latent states that are denoised together. The released backbone (Appa,
 arXiv 2504.18720) cuts it into patches, adds positions and dates, and lets all tokens attend to
@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.domain.errors import ConfigurationError, InvalidInput
-from model.nn.attention import Rotation
-from model.nn.constants import ConstantCache
 from model.nn.embedding import SineEncoding, date_features
-from model.nn.vit import TransformerBlock
+from model.nn.transformer import ConstantCache, Rotation, TransformerBlock
 
 __all__ = ["Backbone", "BackboneConfig"]
 

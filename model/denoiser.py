@@ -1,4 +1,4 @@
-r"""The denoiser of a blanket: E[x | x_t] for x_t = x + sigma * noise, in latent space.
+r"""Denoise a blanket of latents: E[x | x_t] for x_t = x + sigma * noise.
 
 A closed-form Gaussian denoiser plus a learned correction,
 
@@ -12,28 +12,44 @@ References:
     | https://arxiv.org/abs/2206.00364
 
 with data variance 1. azula's `KarrasDenoiser` has this form too, but takes a time instead of a
-noise level, feeds ln sigma to the backbone, and knows no other base.
+noise level, feeds ln sigma to the backbone, and knows no other base. Heavy products run in
+float32, or in bfloat16 with float32 sums and statistics.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from azula.denoise import Denoiser, DiracPosterior
 from azula.noise import Schedule
 from torch import Tensor, nn
 
-from model.nn.precision import Precision, reduced_precision
-
 __all__ = [
     "AzulaDenoiser",
     "BaseDenoiser",
     "BlanketDenoiser",
     "Denoises",
+    "Precision",
     "Scalings",
     "StandardNormalBase",
     "denoiser_loss",
+    "reduced_precision",
 ]
+
+Precision = Literal["float32", "bfloat16"]
+"""`float32` leaves the type of the parameters alone; `bfloat16` runs products in bfloat16."""
+
+
+def reduced_precision(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """A context in which products and convolutions on `device` run in `precision`.
+
+    `float32` leaves the surroundings as they are, so that a training loop's own autocast holds.
+    """
+    if precision == "float32":
+        return nullcontext()
+    # The cache of cast weights would keep stale copies alive across nested guidance passes.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 class Denoises(Protocol):

@@ -1,12 +1,10 @@
-"""A long trajectory on several ranks: each holds the states of its own blankets.
+"""Share a long trajectory among ranks, each of which holds the states of its own blankets.
 
 Blankets are denoised independently, so ranks only meet after each denoising, where neighbouring
 blankets overlap: every rank adds the contributions of the others to the states it holds. Noise
-depends on a state's valid time, so ranks draw the same numbers for shared states without a word.
-Memory of a rank grows with its blankets, not with the trajectory.
+depends on the valid time of a state, so ranks draw the same numbers for shared states without
+communication. The memory of a rank grows with its blankets, not with the trajectory.
 """
-
-__all__ = ["LocalWindow", "Ranks", "Share", "local_window"]
 
 from dataclasses import dataclass, replace
 
@@ -18,6 +16,8 @@ from model.domain.errors import ConfigurationError
 from model.domain.windows import WindowPlan
 from model.passes import Pass
 from model.trajectory import Blankets
+
+__all__ = ["LocalWindow", "Ranks", "Share", "local_window"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-r"""A Gaussian prior over blankets of latents that is stationary in longitude, in closed form.
+r"""Model blankets of latents by a Gaussian that is stationary in longitude, in closed form.
 
 Around a mean that follows the season and the hour of day, anomalies are Gaussian with a covariance
 that does not depend on longitude. The zonal Fourier transform then decouples wavenumbers; for each,
@@ -25,7 +25,6 @@ from model.denoiser import Scalings
 from model.nn.embedding import date_features
 
 __all__ = ["ZonalGaussianPrior", "fit_zonal_gaussian", "mean_features"]
-
 
 Gain = Callable[[Tensor], Tensor]
 """Maps variances (1, n) or (B, n) to factors of the same or a broadcast shape."""

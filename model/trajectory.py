@@ -1,4 +1,4 @@
-r"""Trajectories of any length, denoised blanket by blanket.
+"""Denoise trajectories of any length, blanket by blanket.
 
 A trajectory of T latent states is covered by N blankets of K states whose starts are `stride`
 states apart, T = (N - 1) stride + K. Neighbouring blankets overlap; of the K denoised states of
@@ -19,15 +19,6 @@ References:
     | https://arxiv.org/abs/2504.18720
 """
 
-__all__ = [
-    "MODES",
-    "Blankets",
-    "TrajectoryDenoiser",
-    "fold",
-    "fold_weights",
-    "unfold",
-]
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,10 +27,12 @@ from azula.denoise import Denoiser, DiracPosterior
 from azula.noise import Schedule
 from torch import Tensor
 
-from model.batching import Batching
 from model.domain.errors import InvalidInput
 from model.domain.registry import Registry
-from model.guidance.base import BlanketRows, Denoise, Guidance, Prior
+from model.execution import Batching
+from model.guidance.base import BlanketRows, Denoise, Guidance, Unguided
+
+__all__ = ["Blankets", "MODES", "TrajectoryDenoiser", "fold", "fold_weights", "unfold"]
 
 
 @dataclass(frozen=True)
@@ -207,7 +200,7 @@ class TrajectoryDenoiser(Denoiser):
         self.dates = unfold(dates[None], blankets.size, blankets.stride)[0]
         self.blankets = blankets
         self.weights = fold_weights(whole, mode)[first : first + blankets.count]
-        self.guidance = guidance or Prior()
+        self.guidance = guidance or Unguided()
         self.batching = batching or Batching()
         self.first = first
         self.exchange = exchange

@@ -1,6 +1,6 @@
-"""`python -m service`: the gateway alone, with settings from the environment."""
+"""Run the gateway alone, with settings from the environment: `python -m service`."""
 
-from service.server import serve
+from service.app import serve
 from service.settings import GatewaySettings
 
 if __name__ == "__main__":

@@ -1,9 +1,4 @@
-"""The published analyses, read from their manifests and kept in memory.
-
-A folder without a manifest is no analysis. A manifest is read once, and again only when it was
-replaced (retention takes old restart files out); the folder is listed again only when an entry
-appeared or went.
-"""
+"""Index the published analyses: read from their manifests and kept in memory."""
 
 import threading
 import time
@@ -17,8 +12,8 @@ from pydantic import ValidationError
 
 from model.domain.errors import StorageError
 from service.errors import NotFound
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest, ManifestFile, read_manifest
+from worker.contract.layout import Layout
+from worker.results.manifest import AnalysisManifest, ManifestFile, read_manifest
 
 log = structlog.get_logger()
 

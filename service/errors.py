@@ -1,14 +1,14 @@
-"""Errors of the gateway and their form on the wire: RFC 9457 problem documents.
+"""Define the errors of the gateway and their codes on the wire: RFC 9457 problem documents.
 
 Every response that is not a success is `application/problem+json` with a stable `code`, also those
 that the framework raises (404, 405, 413, 422). `PROBLEMS` is the list of codes that clients see.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.domain.errors import AppaError
+from model.domain.errors import AppaError, UnknownName
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -166,3 +166,21 @@ class DiskFull(RequestError):
 
     code = "disk_full"
     retryable = True
+
+
+MOST_SHOWN = 100
+
+
+def check_known(field: str, name: str, known: Collection[str], what: str = "") -> None:
+    """Refuses a name that is not known.
+
+    Raises:
+        UnknownName: Naming the field and the known names.
+    """
+    if name not in known:
+        shown = sorted(known)[:MOST_SHOWN]
+        raise UnknownName(
+            f"Expected '{field}' to be one of {what}{', '.join(shown) or 'none'}; got '{name}'.",
+            field=field,
+            known=shown,
+        )

@@ -1,10 +1,4 @@
-"""Serving published files: byte ranges, entity tags that are the SHA-256, caching for ever.
-
-A published file never changes under its name, so its hash is a strong validator and any part of it
-may be kept by any cache. Policy for many ranges in one request: up to `MAX_RANGES` are answered as
-multipart/byteranges (overlapping ones joined), beyond that the whole file is sent, as RFC 9110
-(14.2) allows.
-"""
+"""Serve published files: byte ranges, entity tags that are the SHA-256, caching for ever (RFC 9110)."""
 
 import base64
 import os

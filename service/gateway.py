@@ -1,4 +1,4 @@
-"""What the routes of one gateway process share: stores, files, keys, events, counters."""
+"""Hold what the routes of one gateway process share: stores, files, keys, events, counters."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,16 +10,15 @@ from celery import Celery
 from fastapi import FastAPI
 
 from service.analysis_index import AnalysisIndex
+from service.event_feed import EventFeed
 from service.keys import KeyFile
 from service.metrics import GatewayMetrics
-from service.partfile import sweep
 from service.settings import GatewaySettings
-from service.uploads import UploadLimits
-from worker.jobs.connection import redis_health
-from worker.jobs.event_feed import EventFeed
-from worker.jobs.layout import Layout
-from worker.jobs.queues import TaskSender, celery_settings
-from worker.jobs.store import Stores, open_stores
+from service.uploads import UploadLimits, sweep
+from worker.contract.layout import Layout
+from worker.contract.queues import TaskSender, celery_settings
+from worker.contract.redis_server import redis_health
+from worker.contract.store import Stores, open_stores
 
 log = structlog.get_logger()
 

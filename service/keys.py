@@ -1,4 +1,4 @@
-"""API keys: made here, kept as hashes in one file of the data folder, checked on each request.
+"""Create, store and check API keys, kept as hashes in one file of the data folder.
 
 A key is `appa_<id>_<secret>` with 256 random bits, so a plain SHA-256 is enough to keep it: there
 is nothing to guess, and a slow hash would only help those who send wrong keys to burn our time.

@@ -1,10 +1,135 @@
-"""What the gateway counts, in the Prometheus format; each application has its own registry."""
+"""Export the gateway's metrics in the Prometheus format; each application has its own registry.
+
+Besides counters of requests: the cycles (age of the newest analyses, open ones), disk and
+retention, and the quality of the newest cycled analyses.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
+from redis.exceptions import RedisError
 
-from service.disk_metrics import DiskMetrics
-from service.verification_metrics import VerificationMetrics
+from service.analysis_index import AnalysisFilter, AnalysisIndex
+from worker.contract import clock
+from worker.contract.cycles import CycleState, CycleStore, Flavour
+from worker.contract.disk import DiskSettings, disk_state
+from worker.contract.layout import Layout
+from worker.contract.store import RetentionFigures
+from worker.results.verification.series import SCORES_VERSION
+
+
+class DiskMetrics:
+    """Gauges that are set when they are asked for."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.free = Gauge(
+            "appa_disk_free_bytes", "Free on the disk of the data folder.", registry=registry
+        )
+        self.needed = Gauge(
+            "appa_disk_needed_bytes", "Free bytes from which on work is taken.", registry=registry
+        )
+        self.low = Gauge(
+            "appa_disk_low",
+            "1 while new work is refused for want of space.",
+            registry=registry,
+        )
+        self.removed = Gauge(
+            "appa_retention_removed", "Things removed so far.", ("what",), registry=registry
+        )
+        self.freed = Gauge(
+            "appa_retention_freed_bytes", "Bytes freed so far.", ("what",), registry=registry
+        )
+        self.last_run = Gauge(
+            "appa_retention_last_run_seconds",
+            "When retention last ran, in seconds since 1970; 0 before its first run.",
+            registry=registry,
+        )
+
+    def set(self, layout: Layout, settings: DiskSettings, figures: RetentionFigures) -> None:
+        """Looks at the disk and at what Redis knows, as far as these can be reached."""
+        try:
+            state = disk_state(layout, settings)
+            self.free.set(state.free)
+            self.needed.set(state.needed)
+            self.low.set(state.low)
+        except OSError:
+            self.low.set(1)
+        try:
+            removed = figures.read()
+        except RedisError:
+            return
+        for what, count in removed.items.items():
+            self.removed.labels(what).set(count)
+            self.freed.labels(what).set(removed.size.get(what, 0))
+        self.last_run.set(removed.last_run or 0.0)
+
+
+class VerificationMetrics:
+    """Gauges read from the manifests of the newest early and final analysis."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        about = ("flavour", "network", "variable")
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, f"{text}, newest cycle.", labels, registry=registry)
+
+        self.time = gauge("appa_verification_valid_time_seconds", "Valid time", "flavour")
+        self.outside = gauge(
+            "appa_cycle_outside_limits", "Statistics outside their control limits", "flavour"
+        )
+        self.chi2 = gauge(
+            "appa_verification_chi2", "Innovations over their expected variance", "flavour"
+        )
+        self.used = gauge("appa_verification_used", "Values used", "flavour", "network")
+        self.rmse = gauge(
+            "appa_verification_rmse", "Root mean square error at withheld stations", *about, "of"
+        )
+        self.desroziers = gauge(
+            "appa_verification_desroziers_ratio",
+            "Observation error estimated from departures over the one assumed",
+            *about,
+        )
+        self.spread_skill = gauge(
+            "appa_verification_spread_skill", "Predicted over actual departures", *about
+        )
+
+    @property
+    def gauges(self) -> tuple[Gauge, ...]:
+        """All of them."""
+        return tuple(vars(self).values())
+
+    def set(self, analyses: AnalysisIndex) -> None:
+        """Fills the gauges anew; there are none for a flavour without analyses."""
+        for gauge in self.gauges:
+            gauge.clear()
+        for flavour in Flavour:
+            newest = analyses.latest(AnalysisFilter("filtering", flavour.value))
+            if newest is None or newest.scores.get("version") != SCORES_VERSION:
+                continue
+            self.time.labels(flavour.value).set(newest.valid_time.timestamp())
+            self._fill(flavour.value, newest.scores)
+
+    def _fill(self, flavour: str, scores: Mapping[str, Any]) -> None:
+        if (control := scores.get("control")) is not None:
+            self.outside.labels(flavour).set(len(control["outside"]))
+        if scores.get("chi2") is not None:
+            self.chi2.labels(flavour).set(scores["chi2"])
+        for network, count in scores.get("used", {}).items():
+            self.used.labels(flavour, network).set(count)
+        for line in scores.get("withheld", ()):
+            for side in ("background", "analysis"):
+                if (score := line[side]) is not None:
+                    about = (flavour, line["network"], line["variable"])
+                    self.rmse.labels(*about, side).set(score["rmse"])
+        for line in scores.get("departures", ()):
+            labels = (flavour, line["network"], line["variable"])
+            if line["error_ratio"] is not None:
+                self.desroziers.labels(*labels).set(line["error_ratio"])
+            if line["spread_skill"] is not None:
+                self.spread_skill.labels(*labels).set(line["spread_skill"])
+
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -75,3 +200,19 @@ class GatewayMetrics:
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
+
+
+def set_cycle_metrics(metrics: GatewayMetrics, cycles: CycleStore) -> None:
+    """Sets the gauges of the cycles from the store; nothing is set where nothing is cycled."""
+    metrics.cycle_age.clear()
+    metrics.cycle_freshness.clear()
+    for state in CycleState:
+        metrics.cycles.labels(state.value).set(cycles.count(state))
+    now = clock.now()
+    for flavour in Flavour:
+        page = cycles.select(state=CycleState.PUBLISHED, flavour=flavour, limit=1)
+        for newest in page.items:
+            age = (now - newest.valid_time).total_seconds()
+            metrics.cycle_age.labels(flavour.value).set(age)
+            if newest.freshness_seconds is not None:
+                metrics.cycle_freshness.labels(flavour.value).set(newest.freshness_seconds)

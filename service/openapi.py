@@ -1,4 +1,7 @@
-"""The OpenAPI document: problem documents for every error, and descriptions of the whole."""
+"""Complete the OpenAPI document: descriptions, documented problems of every route, example answers.
+
+The examples are held against the models by a test.
+"""
 
 from typing import Any
 
@@ -93,3 +96,143 @@ def describe(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+BATCH: dict[str, Any] = {
+    "id": "batch-20250101t063012345-9f3c1a20",
+    "state": "ingested",
+    "created": "2025-01-01T06:30:12.345000Z",
+    "started": "2025-01-01T06:30:12.360000Z",
+    "finished": "2025-01-01T06:30:12.910000Z",
+    "sha256": "7434083896dfd45b0a6028dbf6f7f2e3656ef68c3193a4fdf6340793be71ea6a",
+    "size": 18432,
+    "container": "bufr",
+    "file_name": "synop.bufr",
+    "options": {},
+    "attempts": 1,
+    "token": 1,
+    "worker": "ingest.1208@host",
+    "summary": {
+        "messages": 120,
+        "undecoded": 1,
+        "observations": 590,
+        "used": 571,
+        "by_variable": {"2m_temperature": 119, "surface_pressure": 117},
+        "by_report_type": {"synop": 590},
+        "by_rejection": {"bounds": 4, "duplicate": 15},
+        "decode_report": {},
+    },
+    "error": None,
+    "api_key": "5d0c1f2e",
+    "request_id": "0f4d1b7e",
+}
+JOB: dict[str, Any] = {
+    "id": "job-20250101t070012345-9f3c1a20",
+    "spec": {
+        "kind": "filtering",
+        "valid_time": "2025-01-01T06:00:00Z",
+        "window_hours": 6,
+        "members": 8,
+        "seed": 0,
+    },
+    "state": "running",
+    "created": "2025-01-01T07:00:12.345000Z",
+    "started": "2025-01-01T07:00:12.352000Z",
+    "finished": None,
+    "progress": {
+        "phase": "sampling",
+        "step": 12,
+        "steps": 64,
+        "eta_seconds": 21.5,
+        "queue_position": None,
+        "message": "",
+    },
+    "attempts": 1,
+    "token": 1,
+    "publishing": False,
+    "worker": "gpu.1210@host",
+    "error": None,
+    "analysis_id": "an-20250101t070012345-5b0e77d1",
+    "api_key": "5d0c1f2e",
+    "request_id": "0f4d1b7e",
+    "flavour": "",
+    "revision": 1,
+    "cycle": {},
+}
+ANALYSIS: dict[str, Any] = {
+    "id": "an-20250101t070012345-5b0e77d1",
+    "job_id": "job-20250101t070012345-9f3c1a20",
+    "kind": "filtering",
+    "valid_time": "2025-01-01T06:00:00Z",
+    "times": ["2025-01-01T06:00:00Z"],
+    "flavour": "",
+    "revision": 1,
+    "cycle": {},
+    "created": "2025-01-01T07:00:41.002000Z",
+    "files": [
+        {
+            "name": "appa_an_20250101T06Z_v1.nc",
+            "size": 4201337,
+            "sha256": "e2cdf3b378bc419dd3affc6c9a2fa57ad8af42d10c7132f237e3b1afdc98a903",
+            "media_type": "application/netcdf",
+            "role": "data",
+        }
+    ],
+    "members": 8,
+    "mirrored": True,
+    "window_start": "2025-01-01T00:00:00Z",
+    "window_end": "2025-01-01T06:00:00Z",
+    "cut_off": "2025-01-01T07:00:00Z",
+    "observations": {"used": 5710, "background_check": 38, "thinned": 1204},
+    "background": {"source": "previous_analysis", "age_hours": 1},
+    "flags": [],
+    "scores": {},
+    "provenance": {"checkpoint_sha256": "6a6028db…", "version": "0.1.0"},
+    "spec": {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z", "members": 8},
+}
+
+CYCLE: dict[str, Any] = {
+    "id": "20250101T06Z_final",
+    "valid_time": "2025-01-01T06:00:00Z",
+    "flavour": "final",
+    "cut_off": "2025-01-01T09:00:00Z",
+    "state": "published",
+    "job_id": "job-20250101t090003120-9f3c1a20",
+    "analysis_id": "an-20250101t090003120-5b0e77d1",
+    "revision": 2,
+    "decided": "2025-01-01T09:00:03Z",
+    "caught_up": False,
+    "behind_seconds": 3.0,
+    "message": "",
+    "attempts": 1,
+    "published": "2025-01-01T09:00:41Z",
+    "forecast_job_id": "",
+    "forecast_id": "",
+    "asked_by": "",
+    "token": 3,
+    "api_key": "",
+}
+
+
+VERIFICATION: dict[str, Any] = {
+    "valid_time": "2025-01-01T06:00:00Z",
+    "flavour": "final",
+    "revision": 2,
+    "analysis_id": "an-20250101t070012345-5b0e77d1",
+    "network": "temp",
+    "variable": "temperature",
+    "layer": "400-600 hPa",
+    "statistic": "withheld_rmse_analysis",
+    "value": 0.94,
+    "count": 46,
+}
+
+
+def page_of(item: dict[str, Any]) -> dict[str, Any]:
+    """A page with one item."""
+    return {"items": [item], "next_cursor": None, "total": 1}
+
+
+def shown(example: dict[str, Any]) -> dict[str, Any]:
+    """Content of a response entry, with the example; the schema is added by the framework."""
+    return {"content": {"application/json": {"example": example}}}

@@ -1,4 +1,4 @@
-"""From exceptions to problem documents, for the framework's errors as well as our own."""
+"""Turn exceptions into problem documents, the framework's errors as well as our own."""
 
 import errno
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from model.domain.errors import AppaError, StorageError
 from service.errors import PROBLEM_JSON, PROBLEMS, RequestError
-from worker.jobs.disk import DiskLow
+from worker.contract.disk import DiskLow
 
 JOB_KINDS = ("filtering", "forecast", "reanalysis")
 """Parts of a field's path that only say which kind of job was read."""

@@ -1,16 +1,20 @@
-"""What the gateway answers besides the records of `worker.jobs`, which it shows as they are."""
+"""Define the bodies of requests and answers that are not records of the worker's contract."""
 
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from worker.jobs.batch import BatchRecord
-from worker.jobs.cycle import CycleRecord
-from worker.jobs.job import JobRecord
-from worker.jobs.manifest import AnalysisManifest
-from worker.jobs.verification_pages import SeriesRow
-from worker.jobs.workers import ModelInfo, WorkerReport
+from worker.contract.batches import BatchRecord
+from worker.contract.cycles import CycleRecord
+from worker.contract.events import EventType
+from worker.contract.jobs import JobRecord
+from worker.contract.queues import ModelInfo, WorkerReport
+from worker.contract.webhooks import Webhook
+from worker.results.manifest import AnalysisManifest
+from worker.results.verification.series import SeriesRow
+
+__all__ = ["CreatedWebhook", "NewWebhook", "WebhookView"]
 
 _NEXT = "Give it as `cursor` for the next page; null on the last."
 
@@ -138,3 +142,42 @@ JobEvents: dict[str, Any] = {
     "done": "the whole job in its last state; the stream ends",
 }
 """Names of the server-sent events of a job."""
+
+
+class NewWebhook(BaseModel):
+    """A subscription as it is asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(
+        description="Where events are posted to (http or https, a public host).",
+        min_length=1,
+        max_length=2000,
+        examples=["https://example.org/hooks/appa"],
+    )
+    events: list[EventType] = Field(
+        default=[EventType.ANALYSIS_PUBLISHED], min_length=1, description="What to tell."
+    )
+    description: str = Field(default="", max_length=500, description="For people.")
+
+
+class WebhookView(BaseModel):
+    """A subscription, without its secret."""
+
+    id: str = Field(description="Unique, sorts by creation time.")
+    url: str = Field(description="Where events are posted to.")
+    events: list[EventType] = Field(description="What is told.")
+    description: str = Field(description="For people.")
+    created: datetime = Field(description="UTC.")
+    disabled: str = Field(description="Why nothing is sent any more; empty while it is.")
+
+    @classmethod
+    def of(cls, webhook: Webhook) -> "WebhookView":
+        """What is shown of `webhook`."""
+        return cls.model_validate(webhook.model_dump(include=set(cls.model_fields)))
+
+
+class CreatedWebhook(WebhookView):
+    """A new subscription; the secret is shown this once."""
+
+    secret: str = Field(description="Verify messages with it; `whsec_` and base64.")

@@ -1,16 +1,196 @@
-"""Receiving an upload: streamed to disk, hashed, counted and recognised, never held in memory."""
+"""Receive an upload: streamed to disk, hashed, counted and recognised, never held in memory.
+
+The format is what the first bytes say; name and media type are not asked, and the gateway never
+opens a file beyond its head: decoding happens in a limited child process of a worker. The bytes
+arrive under a name nobody reads, locked, and become visible whole in one step.
+"""
 
 import asyncio
 import errno
+import fcntl
+import hashlib
+import os
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from anyio import to_thread
 
-from service.containers import CONTAINERS, HEAD_BYTES, Container, sniff
 from service.errors import DiskFull, TooLarge, UnsupportedContent, UploadStalled
-from service.partfile import PartFile, free_bytes
+
+HEAD_BYTES = 64 * 1024
+"""Bytes looked at: bulletins may put headers before the first message."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """An accepted file format."""
+
+    name: str
+    suffix: str
+    media_type: str
+    meaning: str
+
+
+CONTAINERS: dict[str, Container] = {
+    c.name: c
+    for c in (
+        Container("bufr", ".bufr", "application/bufr", "WMO BUFR, with or without GTS headers"),
+        Container("grib", ".grib", "application/grib", "WMO GRIB 1 or 2"),
+        Container("ioda-netcdf", ".nc", "application/netcdf", "NetCDF 3 or 4, IODA groups"),
+        Container("parquet", ".parquet", "application/vnd.apache.parquet", "observation table"),
+        Container("odb2", ".odb", "application/x-odb", "ECMWF ODB-2"),
+        Container("geojson", ".geojson", "application/geo+json", "GeoJSON points"),
+        Container("csv", ".csv", "text/csv", "observation table or report table with a header"),
+    )
+}
+
+PREFIXES: tuple[tuple[bytes, str], ...] = (
+    (b"BUFR", "bufr"),
+    (b"GRIB", "grib"),
+    (b"\x89HDF\r\n\x1a\n", "ioda-netcdf"),
+    (b"CDF\x01", "ioda-netcdf"),
+    (b"CDF\x02", "ioda-netcdf"),
+    (b"CDF\x05", "ioda-netcdf"),
+    (b"PAR1", "parquet"),
+    (b"\xff\xffODA", "odb2"),
+)
+FOREIGN: tuple[bytes, ...] = (
+    b"PK\x03\x04",  # zip
+    b"\x1f\x8b",  # gzip
+    b"BZh",
+    b"\xfd7zXZ\x00",
+    b"\x28\xb5\x2f\xfd",  # zstd
+    b"\x89PNG",
+    b"\xff\xd8\xff",  # jpeg
+    b"%PDF",
+    b"\x7fELF",
+)
+"""Well-known formats that are never observations, even if `BUFR` stands somewhere in them."""
+
+_CONTROL = bytes(b for b in range(32) if b not in b"\t\n\r\f\x01\x03\x1e")
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # else a character was cut at the end of the head
+            return False
+    return not any(b in _CONTROL for b in head)
+
+
+def _text_container(head: bytes) -> str | None:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"{"):
+        return "geojson" if b'"Feature' in text else None
+    header = text.split(b"\n", 1)[0].lower()
+    return "csv" if all(word in header for word in (b",", b"lat", b"time")) else None
+
+
+def sniff(head: bytes) -> Container | None:
+    """The container that starts with `head` (up to `HEAD_BYTES` bytes), or None."""
+    for prefix, name in PREFIXES:
+        if head.startswith(prefix):
+            return CONTAINERS[name]
+    if head.startswith(FOREIGN):
+        return None
+    if _is_text(head):
+        text = _text_container(head)
+        return CONTAINERS[text] if text else None
+    places = {name: head.find(mark) for mark, name in ((b"BUFR", "bufr"), (b"GRIB", "grib"))}
+    found = {name: place for name, place in places.items() if place >= 0}
+    return CONTAINERS[min(found, key=lambda n: found[n])] if found else None
+
+
+class PartFile:
+    """Bytes on their way in, under a name that nobody reads.
+
+    The file is locked while its process lives, so that another start of the gateway can tell
+    uploads that are under way from those a killed process left behind (`sweep`).
+
+    Arguments:
+        path: Where the bytes are received; on the file system they will stay on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._hash = hashlib.sha256()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "xb", buffering=0)  # lives as long as the upload
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Appends `data` and includes it in the hash."""
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+        self._hash.update(data)
+        self.size += len(data)
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes written so far."""
+        return self._hash.hexdigest()
+
+    def publish(self, target: Path) -> None:
+        """Makes the bytes durable, then visible as `target` in one step."""
+        os.fsync(self._file.fileno())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.path, target)
+        for folder in (target.parent, target.parent.parent):
+            sync_folder(folder)
+        self._file.close()
+
+    def discard(self) -> None:
+        """Leaves nothing."""
+        self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._file.closed:
+            self.discard()
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes names in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path, pattern: str = "upload-*") -> int:
+    """Removes the parts that no living process is writing; returns how many."""
+    removed = 0
+    for path in folder.glob(pattern):
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+                removed += 1
+        except OSError:  # being written, or gone
+            continue
+    return removed
+
+
+def free_bytes(folder: Path) -> int:
+    """Space left on the disk of `folder`."""
+    return shutil.disk_usage(folder).free
+
 
 BLOCK_BYTES = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

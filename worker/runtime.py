@@ -1,4 +1,4 @@
-"""What every task of a worker process needs, made once at its start and passed down."""
+"""Open what every task of a worker process needs: made once at its start and passed down."""
 
 import os
 import socket
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import structlog
@@ -15,22 +14,14 @@ from celery import Celery
 from redis.exceptions import RedisError
 
 from model.domain.errors import AppaError
-from worker.jobs.layout import Layout
-from worker.jobs.store import Stores, open_stores
-from worker.jobs.workers import WorkerReport
+from worker.contract.layout import Layout
+from worker.contract.queues import WorkerReport, code_version
+from worker.contract.store import Stores, open_stores
 from worker.settings import WorkerSettings
 
-__all__ = ["Runtime", "WorkerStopping", "code_version", "open_runtime"]
+__all__ = ["Runtime", "WorkerStopping", "open_runtime"]
 
 log = structlog.get_logger()
-
-
-def code_version() -> str:
-    """Version of this code, kept in the provenance of every result."""
-    try:
-        return version("appa-service")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0+unknown"
 
 
 class WorkerStopping(AppaError):
@@ -45,7 +36,7 @@ class Runtime:
     """Settings, stores and this worker's registration.
 
     Attributes:
-        models: The warm models of a GPU worker (`worker.warm_model.WarmModels`), else None.
+        models: The loaded models of a GPU worker (`worker.loaded_models.LoadedModels`), else None.
         stopping: Set when the process was asked to stop; work ends at its next step.
     """
 

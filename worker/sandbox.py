@@ -1,9 +1,10 @@
-"""A function in a fresh child process with limits: files from outside are parsed nowhere else.
+"""Run a function in a fresh child process with limits.
 
-The child is a new interpreter (`python -m worker.sandbox`), not a fork: the parent may hold threads
-and a GPU. It has its own session, bounds on memory, processor and wall time, no core dump, an
-environment without the parent's secrets and a private folder that is removed afterwards. Results
-come back as Arrow and JSON, never as pickles: what the child writes is not trusted.
+Files from outside are parsed nowhere else. The child is a new interpreter
+(`python -m worker.sandbox`), not a fork: the parent may hold threads and a GPU. It has its own
+session, bounds on memory, processor and wall time, no core dump, an environment without the
+parent's secrets and a private folder that is removed afterwards. Results come back as Arrow and
+JSON, never as pickles: what the child writes is not trusted.
 """
 
 import json

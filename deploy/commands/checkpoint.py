@@ -14,8 +14,8 @@ from rich.table import Table
 from model.domain.errors import AppaError
 
 if TYPE_CHECKING:
-    from model.checkpoints.card import Card
-    from model.checkpoints.parity.compare import Outcome
+    from lab.parity.case import Comparison
+    from model.card import Card
 
 __all__ = ["app"]
 
@@ -49,8 +49,8 @@ def import_(
 ) -> None:
     """Convert run folders of the public implementation to a bundle: card and safetensors."""
     # Torch is imported by the commands that need it, not by `appa --help`.
+    from model.checkpoints.bundle import save_checkpoint
     from model.checkpoints.released import find_released, load_released
-    from model.checkpoints.save import save_checkpoint
 
     with _explained():
         run = find_released(
@@ -73,8 +73,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print a checkpoint's card."""
-    from model.checkpoints.card import CARD_NAME, read_card
-    from model.checkpoints.load import resolve
+    from model.card import CARD_NAME, read_card
+    from model.checkpoints.bundle import resolve
 
     with _explained():
         folder = resolve(checkpoint)
@@ -88,7 +88,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check hashes, names, shapes and statistics by loading the whole model."""
-    from model.checkpoints.load import load_checkpoint, resolve
+    from model.checkpoints.bundle import load_checkpoint, resolve
 
     with _explained(as_json):
         folder = resolve(checkpoint)
@@ -108,7 +108,7 @@ def parity(
     as_json: AsJson = False,
 ) -> None:
     """Compare with recorded outputs of the public implementation, array by array."""
-    from model.checkpoints.parity.run import compare_folder
+    from lab.parity.run import compare_folder
 
     if only not in (None, "float32", "float64"):
         raise typer.BadParameter("expected float32 or float64", param_hint="--only")
@@ -135,7 +135,7 @@ def parity(
         raise typer.Exit(1)
 
 
-def _line(outcome: "Outcome") -> str:
+def _line(outcome: "Comparison") -> str:
     numbers = ""
     if outcome.error is not None and outcome.tolerance is not None:
         numbers = f"error {outcome.error:.2e}  allowed {outcome.tolerance:.2e}"

@@ -1,7 +1,8 @@
-"""`appa demo`: the main job on this machine in minutes."""
+"""`appa demo` and `appa rehearse`: the main job in minutes, and a simulated day with its audit."""
 
 import json
 import os
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +15,14 @@ from rich.table import Table
 from model.domain.errors import AppaError
 
 if TYPE_CHECKING:
-    from deploy.demo.run import DemoResult
+    from lab.demo.run import DemoResult
 
-__all__ = ["app"]
+__all__ = ["demo_app", "rehearse_app"]
 
-app = typer.Typer(help="Observations to analyses against a simulated truth.")
+demo_app = typer.Typer(help="Observations to analyses against a simulated truth.")
 
 
-@app.command()
+@demo_app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Where files and pictures go.")] = Path(
         "demo-output"
@@ -40,9 +41,8 @@ def demo(
     Ends with 0 only if the analyses are closer to the truth than their backgrounds.
     """
     # The commands that need torch import it, not `appa --help`.
-    from deploy.demo.picture import draw
-    from deploy.demo.run import DemoOptions, run_demo
-    from deploy.demo.world import World
+    from lab.demo.run import DemoOptions, draw, run_demo
+    from lab.demo.world import World
 
     console = Console(stderr=as_json, highlight=False, width=100)
     began = time.monotonic()
@@ -69,9 +69,9 @@ def demo(
 
 def _real_soundings(model: str, console: Console) -> None:
     """The same model on real radiosonde reports, where a folder of them lies beside the project."""
-    from deploy.demo.world import real_soundings
-    from deploy.verify_soundings import verify_withheld, withheld_table
-    from model.checkpoints.load import load_checkpoint
+    from lab.demo.world import real_soundings
+    from lab.skill.soundings import verify_withheld, withheld_table
+    from model.checkpoints.bundle import load_checkpoint
 
     beside = Path(__file__).resolve().parents[3] / "shared"
     path = real_soundings(Path(os.environ.get("APPA_SHARED", beside)) / "realdata")
@@ -95,7 +95,7 @@ def _as_json(result: "DemoResult") -> dict[str, object]:
 
 
 def _print(console: Console, result: "DemoResult") -> None:
-    from deploy.demo.scores import SHOWN
+    from lab.demo.world import SHOWN
 
     rows = [(f"{t:%d %b %H UTC}", e) for t, e in result.analyses]
     leads = [(f"+{h} h", e) for h, e in result.forecasts]
@@ -116,3 +116,88 @@ def _print(console: Console, result: "DemoResult") -> None:
                 label = ""
             table.add_section()
         console.print(table)
+
+
+rehearse_app = typer.Typer(help="A simulated day of cycles on the real stack, and an audit of it.")
+
+
+@rehearse_app.command()
+def rehearse(
+    hours: Annotated[int, typer.Option(min=6, help="Cycles, one an hour.")] = 24,
+    model: Annotated[str, typer.Option(help="Name or folder of a checkpoint.")] = "appa-t31",
+    members: Annotated[int, typer.Option(min=2)] = 4,
+    window: Annotated[int, typer.Option(min=1, help="Hours of observations.")] = 24,
+    job_seconds: Annotated[
+        float,
+        typer.Option(min=0.1, help="What one analysis costs here: the clock runs as fast as that."),
+    ] = 22.0,
+    speed: Annotated[
+        float | None, typer.Option(min=1.0, help="Operational seconds in a real one instead.")
+    ] = None,
+    limit_minutes: Annotated[
+        float | None, typer.Option(min=1.0, help="Judge the day as it is after so long.")
+    ] = None,
+    truth: Annotated[
+        str | None, typer.Option(help="A store of states instead of the case that ships.")
+    ] = None,
+    outage: Annotated[bool, typer.Option(help="Kill everything for two hours.")] = True,
+    doubled: Annotated[
+        bool, typer.Option("--doubled", help="Two schedulers, two model workers, one killed twice.")
+    ] = False,
+    warm_start: Annotated[
+        bool, typer.Option(help="Start the diffusion from the earlier analysis.")
+    ] = True,
+    output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("rehearsal"),
+    seed: int = 0,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Send a day of simulated reports, early, late and twice, through an outage; cycle; audit.
+
+    Ends with 0 only if every analysis is made of exactly what it should be and errors do not rise.
+    """
+    # The commands that need torch import it, not `appa --help`.
+    from lab.rehearsal.content import first_cycle, world_of
+    from lab.rehearsal.day import run_day
+    from lab.rehearsal.driver import Pace
+    from lab.rehearsal.report import cost_table, cycle_table, draw, findings_table, summary_table
+    from lab.rehearsal.scenario import day_scenario
+    from lab.rehearsal.verdict import judge, verdict_json
+
+    console = Console(stderr=as_json, highlight=False, width=130)
+    world = world_of(model, truth)
+    scenario = day_scenario(
+        hours,
+        start=first_cycle(world, truth),
+        checkpoint=model,
+        world=world,
+        truth=truth,
+        members=members,
+        window_hours=window,
+        seed=seed,
+        warm_start=warm_start,
+        outage=outage,
+        doubled=doubled,
+    )
+    limit = None if limit_minutes is None else 60.0 * limit_minutes
+    pace = Pace(speed or scenario.speed_for(job_seconds), start_seconds=30.0, limit=limit)
+    output.mkdir(parents=True, exist_ok=True)
+    console.print(f"the operational clock runs {pace.speed:.0f} times as fast as the real one")
+    try:
+        with tempfile.TemporaryDirectory(dir=output, prefix="data-") as folder:
+            day = run_day(scenario, Path(folder), pace, lambda line: console.print(line))
+    except AppaError as error:
+        console.print(f"error: {error.message}", style="red", markup=False)
+        raise typer.Exit(2) from error
+    verdict = judge(day)
+    picture = draw(day, verdict, output / "rehearsal.png")
+    if as_json:
+        print(json.dumps(verdict_json(day, verdict), indent=1, default=str))
+    else:
+        for table in (cycle_table(day), summary_table(day, verdict), cost_table(day, verdict)):
+            if table is not None:
+                console.print(table)
+    console.print(f"picture: {picture}")
+    if not verdict.sound:
+        console.print(findings_table(verdict))
+        raise typer.Exit(1)
+    console.print("every analysis is made of what it should be made of")

@@ -1,6 +1,8 @@
-"""`appa observations`: what is in a file of observations, and the work on the store."""
+"""`appa observations`: inspect files of observations, and ingest, query and compact the store."""
 
 import json
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,13 +10,217 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deploy.commands.observations_store import add_to
-from worker.decoders.base import DecodeContext
-from worker.decoders.limited import decode_many_limited
-from worker.decoders.report import REASONS, DecodeReport
+from model.domain.errors import AppaError
+from worker.contract.layout import Layout
+from worker.contract.records import new_id
+from worker.observations.decoders.base import REASONS, DecodeContext, DecodeReport
+from worker.observations.decoders.decode import decode_many_limited
+from worker.observations.example_files import ALL_TEMPLATES
+from worker.observations.export import ROW_FORMATS
+from worker.observations.store.query import MAX_PAGE, ObservationQuery, query_observations
+from worker.observations.store.store import ObservationStore
+from worker.pipeline.ingest import IngestOptions, ingest
 from worker.sandbox import Limits
 
-__all__ = ["app"]
+__all__ = ["add_to", "app"]
+
+Data = Annotated[Path, typer.Option("--data", help="Data folder.", envvar="APPA_DATA_DIR")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+_DEFAULT_DATA = Path("appa-data")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the subcommands."""
+    app.command("ingest")(ingest_files)
+    app.command("query")(query)
+    app.command("compact")(compact)
+    app.command("template")(template)
+
+
+def _store(data: Path) -> ObservationStore:
+    return ObservationStore(str(Layout(data).observations))
+
+
+def _time(text: str) -> datetime:
+    """ISO 8601, UTC where no zone is named."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"Expected a time such as 2025-01-01T06:00; got '{text}'."
+        ) from error
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def _object(text: str | None, option: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"Expected JSON in {option}; {error}.") from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"Expected a JSON object in {option}; got {text[:40]}.")
+    return value
+
+
+def ingest_files(
+    paths: Annotated[list[Path], typer.Argument(help="Files.", exists=True, dir_okay=False)],
+    data: Data = _DEFAULT_DATA,
+    report_type: Annotated[str | None, typer.Option(help="Network of rows that name none.")] = None,
+    format: Annotated[str | None, typer.Option(help="Format; recognised when absent.")] = None,
+    errors: Annotated[
+        Path | None, typer.Option(help="YAML file with other observation errors.", exists=True)
+    ] = None,
+    checks: Annotated[
+        Path | None, typer.Option(help="YAML file with other check parameters.", exists=True)
+    ] = None,
+    decoder: Annotated[str | None, typer.Option(help="Options of the decoder, JSON.")] = None,
+    received: Annotated[
+        str | None, typer.Option(help="Arrival (UTC); the present when absent.")
+    ] = None,
+    wall_seconds: Annotated[float, typer.Option(help="Time allowed for one file.")] = 300.0,
+    as_json: Json = False,
+) -> None:
+    """Take files into the observation store of a data folder, without a running system."""
+    options = IngestOptions(
+        format=format,
+        report_type=report_type,
+        decoder=_object(decoder, "--decoder"),
+        errors=(Layout(data).errors_file, errors),
+        checks=(Layout(data).checks_file, checks),
+        limits=Limits(wall_seconds=wall_seconds, cpu_seconds=int(wall_seconds)),
+    )
+    arrival = _time(received) if received else datetime.now(UTC)
+    done: list[dict[str, Any]] = []
+    for path in paths:
+        batch = new_id("batch")
+        entry: dict[str, Any] = {"file": str(path), "batch_id": batch}
+        try:
+            report = ingest(batch, path, store=_store(data), received_time=arrival, options=options)
+            entry.update(report.summary.model_dump(mode="json", exclude={"decode_report"}))
+        except AppaError as error:
+            entry["error"] = {"code": error.code, "message": error.message}
+        done.append(entry)
+    typer.echo(json.dumps(done, indent=2)) if as_json else _print_ingest(done)
+    if any("error" in entry for entry in done):
+        raise typer.Exit(1)
+
+
+def _print_ingest(done: list[dict[str, Any]]) -> None:
+    table = Table(show_lines=True)
+    for column in ("file", "batch", "values", "used", "by variable", "rejected by"):
+        table.add_column(column, overflow="fold")
+    for entry in done:
+        name = Path(entry["file"]).name
+        if "error" in entry:
+            table.add_row(name, "-", "0", "0", "-", entry["error"]["message"])
+            continue
+        counts = [
+            "\n".join(f"{key} {count}" for key, count in entry[column].items()) or "-"
+            for column in ("by_variable", "by_rejection")
+        ]
+        table.add_row(
+            name, entry["batch_id"], str(entry["observations"]), str(entry["used"]), *counts
+        )
+    Console().print(table)
+
+
+def query(
+    start: Annotated[str, typer.Argument(help="Observed after this time (UTC).")],
+    end: Annotated[str, typer.Argument(help="Observed up to this time (UTC).")],
+    data: Data = _DEFAULT_DATA,
+    box: Annotated[str | None, typer.Option(help="west,south,east,north in degrees.")] = None,
+    variable: Annotated[list[str] | None, typer.Option(help="Variable id; repeatable.")] = None,
+    network: Annotated[list[str] | None, typer.Option(help="Report type; repeatable.")] = None,
+    station: Annotated[list[str] | None, typer.Option(help="Station id; repeatable.")] = None,
+    outcome: Annotated[str, typer.Option(help="all, used or rejected.")] = "all",
+    cut_off: Annotated[str | None, typer.Option(help="Only what had arrived by then.")] = None,
+    limit: Annotated[int, typer.Option(help="Most rows.", min=1, max=MAX_PAGE)] = 10_000,
+    offset: Annotated[int, typer.Option(help="Rows to skip.", min=0)] = 0,
+    format: Annotated[str, typer.Option(help="csv, geojson or parquet.")] = "csv",
+    output: Annotated[Path | None, typer.Option(help="File; standard output if absent.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write stored observations; `--json` prints counts by network, variable and outcome instead."""
+    try:
+        question = ObservationQuery.model_validate(
+            {
+                "start": _time(start),
+                "end": _time(end),
+                "box": None if box is None else tuple(box.split(",")),
+                "variables": tuple(variable or ()),
+                "report_types": tuple(network or ()),
+                "stations": tuple(station or ()),
+                "outcome": outcome,
+                "cut_off": None if cut_off is None else _time(cut_off),
+                "limit": limit,
+                "offset": offset,
+            }
+        )
+        form = ROW_FORMATS[format]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    page = query_observations(_store(data).url, question)
+    if as_json:
+        groups = page.table.group_by(["report_type", "variable", "rejected_by"]).aggregate(
+            [([], "count_all")]
+        )
+        document = {"rows": page.table.num_rows, "next_offset": page.next_offset}
+        typer.echo(json.dumps({**document, "counts": groups.to_pylist()}, indent=2))
+        return
+    content = form.encode(page.table)
+    if output is not None:
+        output.write_bytes(content)
+    else:
+        sys.stdout.buffer.write(content)
+    if page.next_offset is not None:
+        typer.echo(f"More rows: --offset {page.next_offset}", err=True)
+
+
+def compact(
+    start: Annotated[str, typer.Argument(help="First hour (UTC).")],
+    end: Annotated[str, typer.Argument(help="Last hour (UTC).")],
+    data: Data = _DEFAULT_DATA,
+    least_files: Annotated[int, typer.Option(help="Leave hours with fewer files.", min=2)] = 4,
+    grace_minutes: Annotated[
+        float, typer.Option(help="Age at which replaced files are removed.", min=0.0)
+    ] = 15.0,
+    as_json: Json = False,
+) -> None:
+    """Merge the many small files of each hour into one; readers may go on."""
+    report = _store(data).compact(
+        _time(start),
+        _time(end),
+        least_files=least_files,
+        grace=timedelta(minutes=grace_minutes),
+    )
+    if as_json:
+        typer.echo(json.dumps(vars(report)))
+        return
+    table = Table("hours", "files before", "files removed", "rows")
+    table.add_row(*(str(value) for value in vars(report).values()))
+    Console().print(table)
+
+
+def template(
+    format: Annotated[str, typer.Argument(help=f"One of: {', '.join(ALL_TEMPLATES)}.")],
+    output: Annotated[
+        Path | None, typer.Option(help="File or `-`; the template's own name if absent.")
+    ] = None,
+) -> None:
+    """Write an example file to start from."""
+    try:
+        chosen = ALL_TEMPLATES[format]
+    except AppaError as error:
+        raise typer.BadParameter(error.message) from error
+    if str(output) == "-":
+        sys.stdout.buffer.write(chosen.write())
+        return
+    path = output or Path(chosen.file_name)
+    path.write_bytes(chosen.write())
+    typer.echo(f"{path}: {chosen.description}")
+
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 

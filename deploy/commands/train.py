@@ -15,7 +15,7 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 Config = TypeVar("Config", bound=BaseModel)
-CONFIGS = Path(__file__).parents[2] / "model" / "training" / "configs"
+CONFIGS = Path(__file__).parents[2] / "lab" / "training" / "configs"
 
 ConfigOption = Annotated[
     str, typer.Option(help="A YAML file, or the name of one that ships (t31-autoencoder, ...).")
@@ -56,7 +56,7 @@ def read_config(kind: type[Config], name: str, overrides: list[str]) -> Config:
 def autoencoder(config: ConfigOption, output: Path, override: SetOption = None) -> None:
     """Train the autoencoder; rerun the same command to resume."""
     # Torch is imported by the commands that need it, not by `appa --help`.
-    from model.training.train_autoencoder import AutoencoderTraining, train_autoencoder
+    from lab.training.train_autoencoder import AutoencoderTraining, train_autoencoder
 
     print(train_autoencoder(read_config(AutoencoderTraining, config, override or []), output))
 
@@ -64,7 +64,7 @@ def autoencoder(config: ConfigOption, output: Path, override: SetOption = None) 
 @app.command("denoiser")
 def denoiser(config: ConfigOption, output: Path, override: SetOption = None) -> None:
     """Train the denoiser on the latents of a finished autoencoder; rerun to resume."""
-    from model.training.train_denoiser import DenoiserTraining, train_denoiser
+    from lab.training.train_denoiser import DenoiserTraining, train_denoiser
 
     print(train_denoiser(read_config(DenoiserTraining, config, override or []), output))
 
@@ -79,7 +79,7 @@ def export(
     simulated: Annotated[bool, typer.Option(help="Trained on a simulated atmosphere.")] = True,
 ) -> None:
     """Write the bundle of a training run: card, weights, statistics, prior."""
-    from model.training.export import export_bundle
+    from lab.training.export import export_bundle
 
     card = export_bundle(
         run, output, name=name, description=description, simulated=simulated, licence=licence
@@ -95,9 +95,9 @@ def osse_case(
     days: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
     """Put a few days of simulated truth beside the weights, for the demo and the skill test."""
-    from model.checkpoints.card import CARD_NAME, read_card
-    from model.osse.case import CASE_NAME, write_case
-    from model.training.datasets import StateStore
+    from lab.osse.cases import CASE_NAME, write_case
+    from lab.training.datasets import StateStore
+    from model.card import CARD_NAME, read_card
 
     card = read_card(output / CARD_NAME)
     source = StateStore(store, card.parsed_channels())
@@ -120,7 +120,7 @@ def nature_run(
     seed: int = 0,
 ) -> None:
     """Simulate a truth with jcm (extra `training`); rerun the same command to resume."""
-    from model.training.nature_run import NatureRunConfig, Progress, days_in, run
+    from lab.training.nature_run import NatureRunConfig, NatureRunProgress, days_in, run
 
     days = days_in(start, years)
-    run(NatureRunConfig(output, start, days, seed), Progress(start))
+    run(NatureRunConfig(output, start, days, seed), NatureRunProgress(start))

@@ -1,17 +1,141 @@
-"""Putting a model together from a card and the parts that were read for it."""
+"""Assemble a model from a card and the arrays that were read for it.
 
-from torch import Tensor
+Arrays are checked on the way in: hashes, safetensors, strict loading of state dicts.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from model.autoencoder import Autoencoder
 from model.backbone import Backbone
-from model.checkpoints.card import Card
-from model.denoiser import BlanketDenoiser
+from model.card import Card
+from model.denoiser import BlanketDenoiser, Precision
+from model.domain.errors import CheckpointError
 from model.gaussian_prior import ZonalGaussianPrior
-from model.latent_model import LatentModel
-from model.nn.precision import Precision
-from model.normalisation import LatentNormalisation, StateNormalisation
+from model.latent_model import LatentModel, LatentNormalisation, StateNormalisation
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "check_sha256", "load_pickled", "load_strictly", "load_tensors", "sha256"]
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(
+            f"Expected the file {path} of a checkpoint; it cannot be read ({error.strerror}).",
+            file=str(path),
+        ) from error
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """
+    Raises:
+        CheckpointError: If the file does not have that hash.
+    """
+    got = sha256(path)
+    if got != expected:
+        raise CheckpointError(
+            f"Expected SHA-256 {expected} of {path}; got {got}. The file was changed or is "
+            "incomplete: fetch it again.",
+            file=str(path),
+            expected=expected,
+            got=got,
+        )
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The arrays of a safetensors file on the CPU; half-precision ones as float32.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"Expected a safetensors file at {path}; {error}.", file=str(path)
+        ) from error
+    return {name: _widened(value) for name, value in tensors.items()}
+
+
+def load_pickled(path: Path) -> dict[str, Tensor]:
+    """The arrays of a `torch.save` file, unpickled without running code.
+
+    Raises:
+        CheckpointError: If it holds anything but a flat mapping of names to arrays.
+    """
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; all mean the file is unusable
+        raise CheckpointError(
+            f"Expected arrays in {path} that load without running code; "
+            f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            file=str(path),
+        ) from error
+    if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
+        raise CheckpointError(
+            f"Expected a flat mapping of names to arrays in {path}; got {type(values).__name__}.",
+            file=str(path),
+        )
+    return {str(name): _widened(value) for name, value in values.items()}
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Puts arrays in place of a module's parameters and buffers, all or none.
+
+    The module may be on the meta device: the arrays themselves become its parameters.
+
+    Raises:
+        CheckpointError: If a name is missing or unexpected, or a shape differs.
+    """
+    wanted = module.state_dict()
+    missing = sorted(wanted.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - wanted.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"Expected {len(wanted)} arrays in {path}; {_some('missing', missing)}, "
+            f"{_some('unexpected', unexpected)}.",
+            file=str(path),
+            missing=missing,
+            unexpected=unexpected,
+        )
+    for name, value in wanted.items():
+        if value.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"Expected '{name}' in {path} with shape {tuple(value.shape)}; got "
+                f"{tuple(tensors[name].shape)}.",
+                file=str(path),
+                array=name,
+                expected=list(value.shape),
+                got=list(tensors[name].shape),
+            )
+    module.load_state_dict(dict(tensors), strict=True, assign=True)
+
+
+def _widened(value: Tensor) -> Tensor:
+    half = value.dtype in (torch.float16, torch.bfloat16)
+    # A copy of its own: arrays mapped from a file are not aligned, and sums over them round
+    # differently from those over the same arrays elsewhere.
+    return value.float() if half else value.clone()
+
+
+def _some(what: str, names: list[str], shown: int = 4) -> str:
+    if not names:
+        return f"none {what}"
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} {what} ({', '.join(names[:shown])}{more})"
 
 
 def assemble(

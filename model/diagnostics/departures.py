@@ -1,4 +1,4 @@
-r"""Statistics of departures from a feedback table, by network, variable and level.
+r"""Compute statistics of departures from a feedback table, by network, variable and level.
 
 With d_b = O−B, d_a = O−A and an analysis that used the right errors,
 
@@ -21,11 +21,11 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from model.ensemble_spread import Twins
+from model.domain.ensembles import AntitheticPairs
 
 __all__ = [
-    "LAYERS",
     "DepartureStatistics",
+    "LAYERS",
     "departure_histogram",
     "departure_statistics",
     "layer_names",
@@ -105,7 +105,7 @@ def departure_statistics(
     feedback: pa.Table,
     bounds: Sequence[float] = LAYERS,
     *,
-    twins: Twins | None = None,
+    twins: AntitheticPairs | None = None,
     overall: bool = False,
 ) -> list[DepartureStatistics]:
     """Statistics of the rows in use that have a background departure.

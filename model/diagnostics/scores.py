@@ -1,4 +1,4 @@
-r"""Scores of states and ensembles: area-weighted RMSE, bias, fair CRPS, spread and skill, ranks.
+"""Score states and ensembles: area-weighted RMSE, bias, fair CRPS, spread and skill, ranks.
 
 The definitions are those of the `scores` package (https://scores.readthedocs.io), which does the
 work; here are the area weights of our grids and the shapes of our ensembles.
@@ -17,8 +17,8 @@ from scores.probability import crps_for_ensemble
 from scores.probability import rank_histogram as scores_rank_histogram
 from torch import Tensor
 
+from model.domain.ensembles import AntitheticPairs
 from model.domain.grids import Grid
-from model.ensemble_spread import Twins
 
 __all__ = ["SpreadSkill", "bias", "fair_crps", "rank_histogram", "rmse", "spread_skill"]
 
@@ -107,7 +107,7 @@ class SpreadSkill:
 
 
 def spread_skill(
-    members: Array, truth: Array, grid: Grid, twins: Twins | None = None
+    members: Array, truth: Array, grid: Grid, twins: AntitheticPairs | None = None
 ) -> SpreadSkill:
     """Spread and skill; shapes as for `fair_crps`.
 
@@ -118,7 +118,7 @@ def spread_skill(
         twins: How the members depend on each other; None for not at all.
     """
     ensemble = torch.as_tensor(members).double()
-    twins = twins or Twins.of(range(len(ensemble)), mirrored=False)
+    twins = twins or AntitheticPairs.of(range(len(ensemble)), mirrored=False)
     deviation = ensemble.std(dim=0, correction=twins.ddof)
     spread = rmse(deviation, torch.zeros_like(deviation), grid)
     skill = rmse(ensemble.mean(dim=0), truth, grid)

@@ -1,4 +1,4 @@
-"""The error family: every error says what was expected, what came and what to do, and has a code."""
+"""Define the error family: each says what was expected, what came and what to do, and has a code."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The observation table: one row per observed value, SI units, UTC; and the outcome flags.
+"""Define the observation table, one row per observed value in SI units and UTC, and its flags.
 
 The columns are the contract between decoders, error assignment, quality control, the store, the
 observation operators and the feedback file. Flag numbers follow UFO (JCSDA ufo,
@@ -17,11 +17,11 @@ from model.domain.variables import VARIABLES
 __all__ = [
     "FEEDBACK_SCHEMA",
     "OBSERVATION_SCHEMA",
+    "QCFlag",
     "QC_FLAGS",
     "REPORT_TYPES",
-    "VERTICAL_KINDS",
-    "QCFlag",
     "ReportType",
+    "VERTICAL_KINDS",
     "empty_table",
     "validate_table",
 ]

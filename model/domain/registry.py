@@ -1,4 +1,4 @@
-"""A registry is a dictionary with a good error: explicit names, no folder scanning."""
+"""Look parts up by name, with a good error: explicit names, no folder scanning."""
 
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar

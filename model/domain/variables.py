@@ -1,4 +1,4 @@
-"""The vocabulary: variable ids, units, CF names, pressure levels and channel order.
+"""Define the vocabulary: variable ids, units, CF names, pressure levels and channel order.
 
 The ids of state variables are the ERA5 names of WeatherBench2 stores, which the released
 checkpoints use; observed-only variables are named in the same manner. Foreign names (BUFR keys,
@@ -14,11 +14,11 @@ from model.domain.registry import Registry
 
 __all__ = [
     "ATMOSPHERIC",
+    "Channel",
     "LEVELS_ERA5_13",
     "LEVELS_T31",
     "SURFACE",
     "VARIABLES",
-    "Channel",
     "Variable",
     "channel_names",
     "channels",

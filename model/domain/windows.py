@@ -1,4 +1,4 @@
-"""Assimilation windows, and the plan of one trajectory: what is observed, tied and written.
+"""Define assimilation windows, and plan a trajectory: what is observed, tied and written.
 
 Filtering, reanalysis and forecast are the same computation with different plans; nothing below
 this file asks which of them it is running.

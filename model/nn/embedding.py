@@ -1,11 +1,13 @@
-"""Sinusoidal encodings of positions, noise levels and dates."""
+"""Encode positions, noise levels and dates sinusoidally."""
 
 import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SineEncoding", "date_features", "local_time", "year_progress"]
+__all__ = ["SineEncoding", "date_features", "date_rows", "local_time", "year_progress"]
 
 
 class SineEncoding(nn.Module):
@@ -94,3 +96,9 @@ def date_features(date: Tensor) -> Tensor:
 def _circle(fraction: Tensor) -> Tensor:
     angle = 2 * torch.pi * fraction
     return torch.stack((torch.sin(angle), torch.cos(angle)), dim=-1)
+
+
+def date_rows(times: Sequence[datetime]) -> Tensor:
+    """Year, month, day and hour (UTC) of times, int64 with shape (T, 4)."""
+    utc = [t.astimezone(UTC) for t in times]
+    return torch.tensor([[t.year, t.month, t.day, t.hour] for t in utc])

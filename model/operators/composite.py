@@ -1,26 +1,118 @@
-"""The operator of a whole observation set: one sparse product, then each family's function."""
+r"""Apply the operators of a whole observation set: one sparse product, then each family's function.
 
+The product with the fixed sparse matrix is differentiable to any order. The adjoint of
+:math:`x \mapsto S x` is the product with :math:`S^\top`, kept as a second compressed matrix, so
+that neither direction scatters into a dense array entry by entry.
+
+Representativeness error is what the model's states cannot follow of the observed values. A latent
+model only reproduces what its autoencoder keeps. The residual of its reconstruction, :math:`s`
+(one standard deviation by channel and row), is an error of the observation operator and belongs
+into R beside the instrument's, :math:`\sigma^2 = \sigma_o^2 + \sigma_r^2`, with
+
+.. math:: \sigma_r = |H(\bar{x} + s) - H(\bar{x})|
+
+which for a direct observation is the residual of its own variable interpolated to its place.
+(Janjić et al., "On the representation error in data assimilation", QJRMS 144, 2018.)
+"""
+
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor
 
 from model.domain.errors import InvalidInput
-from model.operators.base import OperatorFamily
-from model.operators.product import SparseMatrix
-from model.operators.stencil import Stencil, assemble
+from model.operators.base import OperatorFamily, Stencil, assemble
 
-__all__ = ["Block", "CompositeOperator"]
+__all__ = [
+    "CompositeOperator",
+    "FamilyBlock",
+    "SparseMatrix",
+    "reconstruction_residual",
+    "representativeness_std",
+]
+
+
+class SparseMatrix:
+    """A sparse matrix that multiplies batches of vectors; device and dtype come from the input.
+
+    Arguments:
+        matrix: With shape (rows, columns), float64.
+    """
+
+    def __init__(self, matrix: sparse.csr_array) -> None:
+        self.shape = matrix.shape
+        self._parts = (matrix, matrix.T.tocsr())
+        self._cache: dict[tuple[bool, torch.dtype, torch.device], Tensor] = {}
+
+    def tensor(self, transposed: bool, like: Tensor) -> Tensor:
+        """The matrix or its transpose as a compressed tensor on the device of `like`."""
+        key = (transposed, like.dtype, like.device)
+        if key not in self._cache:
+            part = self._parts[int(transposed)]
+            self._cache[key] = _compressed(part, like)
+        return self._cache[key]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Products, from shape (*, columns) to (*, rows)."""
+        flat: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), self, False)
+        return flat.reshape(*x.shape[:-1], self.shape[0])
+
+
+def _compressed(matrix: sparse.csr_array, like: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        # PyTorch announces on first use that compressed tensors are in beta.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(matrix.indptr.astype("int64")),
+            torch.from_numpy(matrix.indices.astype("int64")),
+            torch.from_numpy(matrix.data).to(like.dtype),
+            size=matrix.shape,
+            device=like.device,
+            check_invariants=False,
+        )
+
+
+class _Product(torch.autograd.Function):
+    """(B, columns) -> (B, rows), or the reverse when transposed."""
+
+    @staticmethod
+    def forward(x: Tensor, matrix: SparseMatrix, transposed: bool) -> Tensor:
+        # The dense product wants columns side by side; contiguous keeps gradients' strides plain.
+        return (matrix.tensor(transposed, x) @ x.T.contiguous()).T.contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.matrix, ctx.transposed = inputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Product.apply(gradient, ctx.matrix, not ctx.transposed), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _Product.apply(tangent, ctx.matrix, ctx.transposed)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], x: Tensor, matrix: SparseMatrix, transposed: bool
+    ) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0)
+        out = _Product.apply(x.flatten(0, 1), matrix, transposed)
+        return out.unflatten(0, x.shape[:2]), 0
+
 
 Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class FamilyBlock:
     """Observations of one family.
 
     Attributes:
@@ -35,7 +127,7 @@ class Block:
     stencil: Stencil
     parameters: Mapping[str, NDArray[np.float64]]
 
-    def take(self, chosen: NDArray[np.bool_], position: Int, hours: int = 0) -> "Block":
+    def take(self, chosen: NDArray[np.bool_], position: Int, hours: int = 0) -> "FamilyBlock":
         """The chosen ones (n,), at new positions, on states numbered from `hours`."""
         if chosen.all():
             stencil = self.stencil
@@ -44,7 +136,7 @@ class Block:
         if hours:
             stencil = stencil.shifted(hours)
         parameters = {name: value[chosen] for name, value in self.parameters.items()}
-        return Block(self.family, position[chosen], stencil, parameters)
+        return FamilyBlock(self.family, position[chosen], stencil, parameters)
 
 
 class CompositeOperator:
@@ -57,7 +149,9 @@ class CompositeOperator:
         state_shape: (T, C, Y, X).
     """
 
-    def __init__(self, blocks: Sequence[Block], state_shape: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self, blocks: Sequence[FamilyBlock], state_shape: tuple[int, int, int, int]
+    ) -> None:
         self.blocks = tuple(b for b in blocks if len(b.position))
         self.state_shape = state_shape
         self._tensors: dict[tuple[int, str, torch.dtype, torch.device], Tensor] = {}
@@ -119,3 +213,38 @@ class CompositeOperator:
         if key not in self._tensors:
             self._tensors[key] = torch.as_tensor(index, device=like.device)
         return self._tensors[key]
+
+
+def reconstruction_residual(states: Tensor, reconstructed: Tensor) -> Tensor:
+    """Standard deviation of the residual of each channel and row.
+
+    Arguments:
+        states: With shape (N, C, Y, X), spread over the seasons; NaN cells are left out.
+        reconstructed: With the same shape.
+
+    Returns:
+        With shape (C, Y), in the channels' units.
+    """
+    residual = (reconstructed - states).double()
+    return residual.square().nanmean(dim=(0, 3)).nan_to_num(0.0).sqrt().to(states)
+
+
+@torch.no_grad()
+def representativeness_std(
+    operator: CompositeOperator, typical: Tensor, residual: Tensor
+) -> Tensor:
+    """One standard deviation for each observation, with shape (N,), float64.
+
+    Arguments:
+        operator: H.
+        typical: A typical value of each channel, with shape (C,).
+        residual: See `reconstruction_residual`, with shape (C, Y).
+    """
+    _, channels, rows, columns = operator.state_shape
+    # Only the cells that H reads are filled in, not a whole trajectory.
+    plane, cell = np.divmod(operator.columns, rows * columns)
+    channel = torch.from_numpy(plane % channels)
+    lower = typical.double()[channel]
+    upper = lower + residual.double()[channel, torch.from_numpy(cell // columns)]
+    below, above = operator.observe(torch.stack((lower, upper)))
+    return (above - below).abs()

@@ -1,10 +1,19 @@
-"""Surface variables of the state at a point.
+r"""Observe surface variables at a point, and station pressure.
 
 * 2 m temperature is carried from the model's ground to the station's height with 6.5 K per km
   where both heights are known (a constant offset: the operator is affine).
 * Sea surface temperature is interpolated from sea cells only, where the land-sea mask is known;
   a point without any is outside the domain.
 * Precipitation is the accumulation of the state's own hour.
+* Station pressure follows from mean sea level pressure and 2 m temperature, in Pa,
+
+  .. math:: p_s = p_{msl} \left(1 - \frac{\Gamma z_o}{T_0}\right)^{g / (R \Gamma)},
+            \qquad T_0 = T_{2m} + \Gamma z_m
+
+  with the lapse rate :math:`\Gamma` of 6.5 K per km, the barometer's height :math:`z_o` and the
+  height of the model's ground :math:`z_m` (:math:`z_o` where unknown). It is the reduction to sea
+  level of WMO-No. 8 and of the IFS (FULL-POS, "PPPMER"), read the other way, without their
+  corrections for very warm and very cold ground.
 """
 
 from collections.abc import Mapping
@@ -13,14 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.constants import STANDARD_LAPSE_RATE
+from model.domain.grids import bilinear, sample
+from model.domain.physics import GAS_CONSTANT_DRY, GRAVITY, STANDARD_LAPSE_RATE
 from model.domain.variables import SURFACE
-from model.operators.base import Built
-from model.operators.domain import ModelDomain, Points
-from model.operators.horizontal import bilinear, sample
+from model.operators.base import Built, ModelDomain, Points
 from model.operators.placement import channels_of, place, positioned
 
-__all__ = ["SurfaceFamily", "model_height"]
+__all__ = ["SurfaceFamily", "SurfacePressureFamily", "model_height"]
 
 Float = NDArray[np.float64]
 
@@ -79,3 +87,37 @@ def _keep_sea(built: Built, land_sea_mask: Float) -> None:
     total = weights.sum(axis=1)
     built.accepted[:] &= total > 1e-6
     weights /= np.where(total > 1e-6, total, 1.0)[:, None]
+
+
+EXPONENT = GRAVITY / (GAS_CONSTANT_DRY * STANDARD_LAPSE_RATE)
+COLDEST = 150.0
+"""K; keeps the power defined for the wild states of early diffusion steps."""
+
+
+class SurfacePressureFamily:
+    """Hypsometric equation from sea level to the barometer."""
+
+    linear = False
+
+    def accepts(self, variable: str, vertical_kind: str) -> bool:
+        """`surface_pressure`."""
+        return variable == "surface_pressure" and vertical_kind == "surface"
+
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+        """See :class:`model.operators.base.OperatorFamily`."""
+        msl = domain.surface_channel("mean_sea_level_pressure")
+        t2m = domain.surface_channel("2m_temperature")
+        if msl is None or t2m is None:
+            return None
+        known = np.isfinite(points.elevation) & (np.abs(points.elevation) < 9_000.0)
+        station = np.where(known, points.elevation, 0.0)
+        ground = model_height(points, domain)
+        parameters = {"station": station, "ground": np.where(np.isnan(ground), station, ground)}
+        channel, weight = channels_of([msl, t2m], len(points))
+        return place(points, domain, channel, weight, accepted=known, parameters=parameters)
+
+    def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """See :class:`model.operators.base.OperatorFamily`."""
+        warm = ingredients[..., 1] + STANDARD_LAPSE_RATE * parameters["ground"]
+        ratio = 1.0 - STANDARD_LAPSE_RATE * parameters["station"] / warm.clamp(min=COLDEST)
+        return ingredients[..., 0] * ratio**EXPONENT

@@ -1,19 +1,74 @@
-"""Published analyses and their files."""
+"""List published analyses, serve their files, pin them, and read their verification.
+
+Pinned results are kept by retention whatever their age.
+"""
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.analysis_index import AnalysisFilter
-from service.dependencies import GatewayDep, Reader
-from service.examples import ANALYSIS, page_of, shown
+from service.auth import GatewayDep, JobWriter, Reader
+from service.errors import NotFound
 from service.files import file_response
-from service.openapi import problems
-from service.schemas import AnalysisList, LatestAnalysis, LatestFile
-from worker.jobs.kinds.base import UtcTime
-from worker.jobs.manifest import AnalysisManifest
+from service.openapi import ANALYSIS, VERIFICATION, page_of, problems, shown
+from service.schemas import AnalysisList, LatestAnalysis, LatestFile, VerificationPage
+from worker.contract.kinds import UtcTime
+from worker.results.manifest import AnalysisManifest, Pin, pin, pins, unpin
+from worker.results.verification.series import (
+    SeriesFilter,
+    find_series,
+    newest_revisions,
+    page_series,
+)
 
 router = APIRouter(prefix="/v1", tags=["analyses"])
+
+PinnedId = Annotated[
+    str,
+    Path(
+        description="From a job or a list.",
+        max_length=100,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+    ),
+]
+
+
+class PinRequest(BaseModel):
+    """What a pin says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    note: str = Field(default="", max_length=500, description="What it is kept for.")
+
+
+@router.get("/pins", responses=problems())
+def list_pins(gateway: GatewayDep, _: Reader) -> list[Pin]:
+    """All pins, oldest first."""
+    return pins(gateway.layout)
+
+
+@router.post("/analyses/{analysis_id}/pin", responses=problems("not_found", "storage_error"))
+def pin_analysis(
+    gateway: GatewayDep,
+    key: JobWriter,
+    analysis_id: PinnedId,
+    request: Annotated[PinRequest | None, Body(description="May be left out.")] = None,
+) -> Pin:
+    """Keeps an analysis; one that is pinned keeps its first pin."""
+    note = request.note if request else ""
+    return pin(gateway.layout, Pin(analysis_id=analysis_id, by=key.id, note=note))
+
+
+@router.delete(
+    "/analyses/{analysis_id}/pin", status_code=204, responses=problems("not_found", "storage_error")
+)
+def unpin_analysis(gateway: GatewayDep, _: JobWriter, analysis_id: PinnedId) -> None:
+    """Takes the pin out; the analysis is kept as long as others of its kind."""
+    if not unpin(gateway.layout, analysis_id):
+        raise NotFound(f"Expected a pinned analysis; '{analysis_id}' has no pin.")
+
 
 KINDS = ("filtering", "forecast", "reanalysis")
 FLAVOURS = ("early", "final")
@@ -107,3 +162,62 @@ def read_analysis_file(
     """A file, or byte ranges of it; its ETag is its SHA-256 and it never changes."""
     entry, path = gateway.analyses.file(analysis_id, file)
     return file_response(request, path, sha256=entry.sha256, media_type=entry.media_type)
+
+
+SERIES_FLAVOURS = {"early": "early", "final": "final", "job": ""}
+
+
+@router.get(
+    "/verification",
+    responses={
+        **problems("storage_error"),
+        200: shown({"items": [VERIFICATION], "next_cursor": None}),
+    },
+)
+def read_verification(
+    gateway: GatewayDep,
+    _: Reader,
+    statistic: Annotated[
+        list[str] | None,
+        Query(description="Such as `withheld_rmse_analysis`.", max_length=50),
+    ] = None,
+    network: Annotated[
+        list[str] | None, Query(description="Report types, or `all`.", max_length=50)
+    ] = None,
+    variable: Annotated[
+        list[str] | None, Query(description="Variable ids, or `all`.", max_length=50)
+    ] = None,
+    layer: Annotated[
+        list[str] | None, Query(description="`surface`, `400-600 hPa`, `all` …", max_length=50)
+    ] = None,
+    flavour: Annotated[
+        Literal["early", "final", "job"] | None,
+        Query(description="Analyses of the cycles, or of single jobs."),
+    ] = None,
+    valid_from: Annotated[UtcTime | None, Query(description="First valid time (UTC).")] = None,
+    valid_to: Annotated[UtcTime | None, Query(description="Last valid time (UTC).")] = None,
+    revisions: Annotated[
+        Literal["newest", "all"], Query(description="Of each valid time and flavour.")
+    ] = "newest",
+    limit: Annotated[int, Query(ge=1, le=20_000)] = 2_000,
+    cursor: Annotated[
+        str | None, Query(description="`next_cursor` of the page before.", max_length=300)
+    ] = None,
+) -> VerificationPage:
+    """Scores against withheld stations, departures, chi-square, estimated errors, spectra, balance.
+
+    Oldest valid time first. Lists may be given with commas or by repeating the parameter. A page
+    may hold fewer rows than asked for; go on while there is a `next_cursor`.
+    """
+    wanted = SeriesFilter(*map(_listed_names, (statistic, network, variable, layer)))
+    flavours = [] if flavour is None else [SERIES_FLAVOURS[flavour]]
+    entries = find_series(gateway.layout, valid_from, valid_to, flavours)
+    if revisions == "newest":
+        entries = newest_revisions(entries)
+    page = page_series(gateway.layout, entries, wanted, cursor, limit)
+    return VerificationPage(items=page.rows, next_cursor=page.next_cursor)
+
+
+def _listed_names(given: list[str] | None) -> list[str]:
+    parts = (part.strip() for text in given or () for part in text.split(","))
+    return [part for part in parts if part]

@@ -1,4 +1,4 @@
-"""The cycles: how far they are, why they are as they are, and made again on request."""
+"""List, read, explain and rerun cycles."""
 
 from datetime import datetime
 from typing import Annotated
@@ -8,17 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import InvalidInput
 from service.analysis_index import AnalysisFilter
-from service.dependencies import GatewayDep, JobWriter, Reader
-from service.examples import CYCLE, page_of, shown
+from service.auth import GatewayDep, JobWriter, Reader
+from service.cycle_explanation import CycleExplanation, explain
 from service.gateway import Gateway
-from service.openapi import problems
+from service.openapi import CYCLE, page_of, problems, shown
 from service.schemas import CyclePage
-from worker.jobs import clock
-from worker.jobs.batch_store import IdempotencyConflict
-from worker.jobs.cycle import CycleRecord, CycleState, Flavour, parse_cycle_key
-from worker.jobs.cycle_explanation import CycleExplanation, explain
-from worker.jobs.kinds.base import UtcTime
-from worker.jobs.record_store import MoveRefused
+from worker.contract import clock
+from worker.contract.batches import IdempotencyConflict
+from worker.contract.cycles import CycleRecord, CycleState, Flavour, parse_cycle_key
+from worker.contract.kinds import UtcTime
+from worker.contract.record_store import MoveRefused
 
 router = APIRouter(prefix="/v1", tags=["cycles"])
 

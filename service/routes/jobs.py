@@ -1,18 +1,17 @@
-"""Jobs: submitted, listed, followed, cancelled."""
+"""Submit, list, follow and cancel jobs."""
 
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse
 
-from service.dependencies import GatewayDep, JobReader, JobWriter
-from service.examples import JOB, page_of, shown
-from service.job_events import follow_job
-from service.job_submission import submit_job
-from service.openapi import problems
+from service.auth import GatewayDep, JobReader, JobWriter
+from service.events import follow_job
+from service.jobs import submit_job
+from service.openapi import JOB, page_of, problems, shown
 from service.schemas import JobEvents, JobPage
-from worker.jobs.job import JobRecord, JobState
-from worker.jobs.kinds import JobSpec
+from worker.contract.jobs import JobRecord, JobState
+from worker.contract.kinds import JobSpec
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 

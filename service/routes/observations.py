@@ -1,21 +1,22 @@
-"""Uploads of observations and queries of those stored."""
+"""Upload observations, list and read uploads, query what is stored, download templates."""
 
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
 
-from service.containers import CONTAINERS
-from service.dependencies import GatewayDep, ObservationWriter, Reader, UploadReader
-from service.examples import BATCH, page_of, shown
-from service.observation_output import FORMATS, choose_format
-from service.observation_search import observation_query
-from service.openapi import problems
-from service.receive import Sender, receive_batch
+from service.auth import AnyCaller, GatewayDep, ObservationWriter, Reader, UploadReader
+from service.errors import NotFound
+from service.observation_query import FORMATS, choose_format, observation_query
+from service.openapi import BATCH, page_of, problems, shown
 from service.schemas import BatchPage
-from worker.jobs.batch import BatchRecord, BatchState
-from worker.jobs.kinds.base import UtcTime
-from worker.jobs.observation_query import MAX_PAGE, query_observations
+from service.upload_requests import Sender, receive_batch
+from service.uploads import CONTAINERS
+from worker.contract.batches import BatchRecord, BatchState
+from worker.contract.kinds import UtcTime
+from worker.observations.export import TEMPLATES
+from worker.observations.store.query import MAX_PAGE, query_observations
 
 router = APIRouter(prefix="/v1", tags=["observations"])
 
@@ -211,3 +212,73 @@ def read_batch(
 ) -> BatchRecord:
     """State of an upload, and once ingested: counts by variable, network and rejecting check."""
     return gateway.stores.batches.get(batch_id)
+
+
+_MEDIA_TYPES = {
+    ".csv": "text/csv",
+    ".parquet": "application/vnd.apache.parquet",
+    ".geojson": "application/geo+json",
+}
+
+
+class TemplateView(BaseModel):
+    """One example file."""
+
+    name: str = Field(description="The form it is in.")
+    file_name: str = Field(description="What to call it.")
+    description: str = Field(description="For people.")
+    media_type: str = Field(description="Of the file.")
+    url: str = Field(description="Path on this gateway.")
+
+
+def _media_type(file_name: str) -> str:
+    return _MEDIA_TYPES[file_name[file_name.rindex(".") :]]
+
+
+@router.get("/templates", responses=problems())
+def list_templates(request: Request, _: AnyCaller) -> list[TemplateView]:
+    """The forms there is an example file of; each says the same ten observations."""
+    root = request.scope.get("root_path", "")
+    return [
+        TemplateView(
+            name=name,
+            file_name=template.file_name,
+            description=template.description,
+            media_type=_media_type(template.file_name),
+            url=f"{root}/v1/templates/{name}",
+        )
+        for name, template in TEMPLATES.items()
+    ]
+
+
+@router.get(
+    "/templates/{name}",
+    response_class=Response,
+    responses={
+        **problems("not_found"),
+        200: {
+            "description": "The file; uploaded as it is, it is taken in as ten observations.",
+            "content": {
+                media: {"schema": {"type": "string", "format": "binary"}}
+                for media in _MEDIA_TYPES.values()
+            },
+        },
+    },
+)
+def read_template(
+    name: Annotated[str, Path(description="From the list.", max_length=40)], _: AnyCaller
+) -> Response:
+    """One example file."""
+    if name not in TEMPLATES:
+        raise NotFound(
+            f"Expected one of {', '.join(TEMPLATES)}; got '{name}'. Examples of IODA and ODB-2 are "
+            "written by `appa observations template ioda` (or odb2): they need libraries that the "
+            "gateway does not load.",
+            known=list(TEMPLATES),
+        )
+    template = TEMPLATES[name]
+    return Response(
+        template.write(),
+        media_type=_media_type(template.file_name),
+        headers={"Content-Disposition": f'attachment; filename="{template.file_name}"'},
+    )

@@ -8,10 +8,9 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from deploy.rehearsal.case import Case
-from deploy.rehearsal.content import Content
-from deploy.rehearsal.delivery import delivery_plan
-from deploy.rehearsal.evidence import (
+from lab.rehearsal.audit import Case
+from lab.rehearsal.content import Content
+from lab.rehearsal.evidence import (
     AnalysisEvidence,
     BatchUse,
     CycleEvidence,
@@ -19,7 +18,7 @@ from deploy.rehearsal.evidence import (
     Sending,
     Standstill,
 )
-from deploy.rehearsal.scenario import DAY_NETWORK, Scenario
+from lab.rehearsal.scenario import DAY_NETWORK, Scenario, delivery_plan
 
 HOUR, MINUTE, SECOND = timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
 SCENARIO = Scenario(hours=10, window_hours=1, silent_hour=7, copied_hour=4, outage_hours=(5.4, 7.4))

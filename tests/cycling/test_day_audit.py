@@ -6,9 +6,8 @@ from datetime import timedelta
 import pytest
 from planted import HOUR, MINUTE, SCENARIO, make_case, with_analysis, with_cycle
 
-from deploy.rehearsal.audit import alike, audit, same_day
-from deploy.rehearsal.evidence import BatchUse, Sending
-from deploy.rehearsal.expectation import slipped
+from lab.rehearsal.audit import alike, audit, same_day, slipped
+from lab.rehearsal.evidence import BatchUse, Sending
 
 
 @pytest.fixture(scope="module")

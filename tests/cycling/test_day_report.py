@@ -9,12 +9,10 @@ import pytest
 from planted import SCENARIO, make_case
 from rich.console import Console
 
-from deploy.rehearsal.day import Day
-from deploy.rehearsal.picture import draw
-from deploy.rehearsal.table import cost_table, cycle_table, findings_table, summary_table
-from deploy.rehearsal.timing import CycleTiming
-from deploy.rehearsal.verdict import judge, verdict_json
-from worker.jobs.clock import Clock
+from lab.rehearsal.day import CycleTiming, Day
+from lab.rehearsal.report import cost_table, cycle_table, draw, findings_table, summary_table
+from lab.rehearsal.verdict import judge, verdict_json
+from worker.contract.clock import Clock
 
 
 @pytest.fixture(scope="module")

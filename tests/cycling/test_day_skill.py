@@ -7,8 +7,7 @@ import pytest
 from planted import HOUR, SCENARIO, make_case
 from scipy.stats import linregress
 
-from deploy.rehearsal.drift import trend
-from deploy.rehearsal.skill import day_skill, judge_skill
+from lab.rehearsal.verdict import day_skill, judge_skill, trend
 
 HOURS = np.arange(24.0)
 

@@ -8,10 +8,9 @@ import pyarrow as pa
 import pytest
 from planted import HOUR
 
-from deploy.rehearsal.content import Content, ReportSource
-from deploy.rehearsal.delivery import delivery_plan
-from deploy.rehearsal.scenario import Scenario
-from worker.decoders.decode import decode_file
+from lab.rehearsal.content import Content, ReportSource
+from lab.rehearsal.scenario import Scenario, delivery_plan
+from worker.observations.decoders.decode import decode_file
 
 # 12 UTC, when sondes report, in the hour whose files come twice
 DAY = replace(Scenario(), hours=8, copied_hour=6, silent_hour=None)

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from planted import HOUR, MINUTE, outcomes
 
-from deploy.rehearsal.delays import DELAYS, delay_minutes
-from deploy.rehearsal.delivery import delivery_plan
-from deploy.rehearsal.scenario import QUICK_NETWORK, Scenario
+from lab.rehearsal.scenario import DELAYS, QUICK_NETWORK, Scenario, delay_minutes, delivery_plan
 
 DAY = Scenario()
 

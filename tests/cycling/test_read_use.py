@@ -4,13 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deploy.rehearsal.collect import read_use
-from deploy.rehearsal.evidence import BatchUse
-from deploy.rehearsal.timing import phase_seconds
+from lab.rehearsal.day import phase_seconds
+from lab.rehearsal.evidence import BatchUse, read_use
 from model.domain.observations import QC_FLAGS, empty_table
 from tests.worker.tables import make_table
-from worker.pipeline.model_equivalents import to_feedback
-from worker.rejection import reject
+from worker.observations.columns import reject
+from worker.pipeline.departures import to_feedback
 
 
 def rejected(table: pa.Table, **rows: list[int]) -> pa.Table:

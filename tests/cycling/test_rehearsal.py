@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from deploy.rehearsal.audit import alike, audit, same_day
-from deploy.rehearsal.case import Case
-from deploy.rehearsal.day import Day, run_day
-from deploy.rehearsal.driver import Pace
-from deploy.rehearsal.scenario import QUICK_NETWORK, QUICK_PARTS, Scenario
-from model.checkpoints.save import save_checkpoint
+from lab.rehearsal.audit import Case, alike, audit, same_day
+from lab.rehearsal.day import Day, run_day
+from lab.rehearsal.driver import Pace
+from lab.rehearsal.scenario import QUICK_NETWORK, QUICK_PARTS, Scenario
+from model.checkpoints.bundle import save_checkpoint
 from tests.model.checkpoint_parts import tiny_model
 
 # The tiny model's weights are random: departures from its background mean nothing.

@@ -12,11 +12,10 @@ import pytest
 from planted import HOUR, SCENARIO
 
 from deploy.local import free_port
-from deploy.rehearsal.content import Content
-from deploy.rehearsal.delivery import delivery_plan
-from deploy.rehearsal.sender import Sender
-from worker.jobs.clock import Clock
-from worker.jobs.job import utc_now
+from lab.rehearsal.content import Content, Sender
+from lab.rehearsal.scenario import delivery_plan
+from worker.contract.clock import Clock
+from worker.contract.records import utc_now
 
 PLAN = delivery_plan(SCENARIO)[:6]
 

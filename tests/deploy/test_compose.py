@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.parts import APPA_PARTS, BROKER_OPTIONS, broker_command
+from deploy.supervisor import APPA_PARTS, BROKER_OPTIONS, broker_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

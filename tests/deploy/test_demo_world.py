@@ -7,9 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from deploy.demo.scores import SHOWN, Scorer
-from deploy.demo.world import World, observation_files
-from worker.decoders.decode import decode_file
+from lab.demo.world import SHOWN, Scorer, World, observation_files
+from worker.observations.decoders.decode import decode_file
 
 
 @pytest.fixture(scope="module")

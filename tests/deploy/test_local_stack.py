@@ -15,11 +15,11 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from model.checkpoints.save import save_checkpoint
+from model.checkpoints.bundle import save_checkpoint
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import wait_for
 from tests.worker.tables import make_table
-from worker.jobs.store import open_stores
+from worker.contract.store import open_stores
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

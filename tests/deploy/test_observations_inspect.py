@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.commands.observations import app
-from worker.encoders.bufr.message import MessageTemplate, build_message
+from lab.encoders.message import MessageTemplate, build_message
 
 runner = CliRunner()
 

@@ -8,10 +8,10 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from deploy.commands.retention import app
+from deploy.commands.results import retention_app
 from model.domain.errors import AppaError
 from tests.worker.retention import results
-from worker.jobs.layout import Layout
+from worker.contract.layout import Layout
 
 RULES = "analyses: {manual: {days: 5, keep: 1}}\n"
 
@@ -32,7 +32,7 @@ def _logs_as_they_were() -> Iterator[None]:
 
 
 def call(*words: str) -> str:
-    done = CliRunner().invoke(app, [*words])
+    done = CliRunner().invoke(retention_app, [*words])
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -52,12 +52,12 @@ def test_plan_pin_and_run(data: Path) -> None:
     assert [item["name"] for item in gone["items"]] == ["an-0", "an-2"]
     assert sorted(p.name for p in (data / "analyses").iterdir()) == ["an-1", "an-3"]
     assert json.loads(call("unpin", "an-1", "--data", str(data), "--json"))["was_pinned"]
-    assert CliRunner().invoke(app, ["unpin", "an-1", "--data", str(data)]).exit_code == 1
+    assert CliRunner().invoke(retention_app, ["unpin", "an-1", "--data", str(data)]).exit_code == 1
 
 
 def test_without_the_job_store_nothing_is_removed(data: Path, monkeypatch) -> None:
     monkeypatch.setenv("APPA_REDIS_URL", f"unix://{data}/none.sock")
-    done = CliRunner().invoke(app, ["run", "--data", str(data)])
+    done = CliRunner().invoke(retention_app, ["run", "--data", str(data)])
     assert isinstance(done.exception, AppaError)
     assert "--stopped" in done.exception.message
     assert len(list((data / "analyses").iterdir())) == 4

@@ -10,8 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.parts import Part
-from deploy.supervisor import Supervisor
+from deploy.supervisor import Part, Supervisor
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
-from deploy.verification_display import draw, summarise, summary_table
-from worker.jobs.verification_pages import SeriesRow
+from deploy.commands.verify import draw, summarise, summary_table
+from worker.results.verification.series import SeriesRow
 
 START = datetime(2003, 10, 1, tzinfo=UTC)
 

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.commands.verify import app
-from deploy.verify_osse import seasons_first
-from model.checkpoints.save import save_checkpoint
-from model.osse import skill
-from model.osse.seasons import SEASONS, season
+from lab.osse import skill
+from lab.osse.summary import SEASONS, season
+from lab.skill.osse import seasons_first
+from model.checkpoints.bundle import save_checkpoint
 from tests.model.osse.small_world import NETWORK, small_model, write_truth
 
 

@@ -3,13 +3,13 @@
 from datetime import UTC, datetime
 
 from tests.worker.processes import wait_for
-from worker.celery_app import message_sender
-from worker.jobs.ids import new_id
-from worker.jobs.job import JobRecord, JobState, Phase
-from worker.jobs.kinds import FilteringSpec
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import read_manifest
-from worker.jobs.queues import RUN_ASSIMILATION, submit
+from worker.contract.jobs import JobRecord, JobState, Phase
+from worker.contract.kinds import FilteringSpec
+from worker.contract.layout import Layout
+from worker.contract.queues import RUN_ASSIMILATION, submit
+from worker.contract.records import new_id
+from worker.process import message_sender
+from worker.results.manifest import read_manifest
 from worker.settings import WorkerSettings
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)

@@ -4,8 +4,8 @@ import pytest
 
 from tests.faults.steps import finishes, published, submit_job, wait_phase, wait_state, wait_worker
 from tests.worker.processes import Processes
-from worker.jobs.job import JobState, Phase
-from worker.jobs.store import open_stores
+from worker.contract.jobs import JobState, Phase
+from worker.contract.store import open_stores
 
 
 @pytest.fixture

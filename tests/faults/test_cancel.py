@@ -3,7 +3,7 @@
 import pytest
 
 from tests.faults.steps import published, submit_job, wait_phase, wait_state, wait_worker
-from worker.jobs.job import JobState, Phase
+from worker.contract.jobs import JobState, Phase
 
 
 @pytest.mark.parametrize("phase", ["gathering", "background", "sampling", "writing"])

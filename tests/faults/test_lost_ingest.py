@@ -8,11 +8,11 @@ import pytest
 from tests.faults.steps import sender
 from tests.worker.processes import wait_for
 from tests.worker.tables import make_table
-from worker.jobs.batch import BatchRecord, BatchState
-from worker.jobs.ids import new_id
-from worker.jobs.layout import Layout
-from worker.jobs.queues import INGEST_BATCH, submit
-from worker.observation_store.store import ObservationStore
+from worker.contract.batches import BatchRecord, BatchState
+from worker.contract.layout import Layout
+from worker.contract.queues import INGEST_BATCH, submit
+from worker.contract.records import new_id
+from worker.observations.store.store import ObservationStore
 
 
 def upload(stores, processes, content: bytes, *, copies: int = 1) -> BatchRecord:

@@ -17,8 +17,8 @@ from tests.faults.steps import (
     wait_worker,
 )
 from tests.worker.processes import wait_for
-from worker.jobs.job import JobState, Phase
-from worker.jobs.record_store import LeaseLost
+from worker.contract.jobs import JobState, Phase
+from worker.contract.record_store import LeaseLost
 
 
 def test_a_job_runs_and_its_result_is_published(stores, processes):
@@ -98,10 +98,9 @@ def test_a_zombie_cannot_publish(stores, processes):
 
 def test_a_zombie_past_its_gate_finds_the_name_taken(stores, processes, tmp_path):
     """Both passed the gate in front of publication; the folder can be named only once."""
-    from worker.jobs.layout import Layout
-    from worker.jobs.lease import Lease
-    from worker.pipeline.publication import publish
-    from worker.progress import ProgressReporter
+    from worker.contract.layout import Layout
+    from worker.lease import Lease, ProgressReporter
+    from worker.results.publication import publish
 
     layout = Layout(tmp_path).create()
     job = submit_job(stores, processes, copies=0)
@@ -119,7 +118,7 @@ def test_a_zombie_past_its_gate_finds_the_name_taken(stores, processes, tmp_path
         stores.jobs.open_gate(job.id, held.token)
         if name == "zombie":
             stores.redis.delete(stores.keys.lease("job", job.id))
-            from worker.jobs.job import Problem
+            from worker.contract.records import Problem
 
             assert stores.jobs.reap(job.id, 3, Problem(code="worker_lost", message="")) == "queued"
     held, folder, reporter = attempts[1]

@@ -7,8 +7,8 @@ import yaml
 
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
+from model.card import BaseCard, BlanketCard, Card, GridCard
 from model.checkpoints.assemble import assemble
-from model.checkpoints.card import BaseCard, BlanketCard, Card, GridCard
 from model.domain.variables import ATMOSPHERIC, LEVELS_ERA5_13, SURFACE, channel_names
 from model.gaussian_prior import ZonalGaussianPrior
 

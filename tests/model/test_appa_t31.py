@@ -6,16 +6,16 @@ from datetime import timedelta
 import pytest
 import torch
 
-from model.assimilate import assimilate, recommended_settings
-from model.checkpoints.load import load_checkpoint, resolve
+from lab.osse.cases import CASE_NAME, open_truth
+from lab.osse.network import Network, simulate_observations
+from model.assimilate import assimilate
+from model.assimilation_settings import recommended_settings
+from model.checkpoints.bundle import load_checkpoint, resolve
 from model.diagnostics.scores import rmse
 from model.domain.windows import WindowPlan
-from model.guidance.prior_start import PriorStartSettings
+from model.guidance.prior_covariance import PriorStartSettings
+from model.latent_model import climatological_states
 from model.operators.observation_set import build_observation_set
-from model.osse.case import CASE_NAME
-from model.osse.climate import climatological_states
-from model.osse.network import Network, simulate_observations
-from model.osse.truth import open_truth
 
 NAME = "appa-t31"
 

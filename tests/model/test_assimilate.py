@@ -9,13 +9,13 @@ import torch
 from checkpoint_parts import tiny_model
 from torch import Tensor
 
-from model.assimilate import AssimilationSettings, assimilate
+from model.assimilate import assimilate
+from model.assimilation_settings import AssimilationSettings, WarmStart, WarmStartSettings
 from model.domain.errors import InvalidInput, JobCancelled, UnknownName
 from model.domain.windows import WindowPlan, hourly
-from model.guidance import MMPSSettings, SDASettings
+from model.guidance.jacobian import MMPSSettings, SDASettings
 from model.latent_model import LatentModel
-from model.sampling import SAMPLERS, SamplerSettings
-from model.warm_start import WarmStart, WarmStartSettings
+from model.samplers.sampling import SAMPLERS, SamplerSettings
 
 NOON = datetime(2021, 3, 4, 12, tzinfo=UTC)
 FAST = AssimilationSettings(

@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from model.autoencoder import Autoencoder, AutoencoderConfig
+from model.autoencoder import SATURATIONS, Autoencoder, AutoencoderConfig
 from model.domain.errors import ConfigurationError, InvalidInput
-from model.nn.norm import ChannelNorm
-from model.nn.saturation import SATURATIONS
+from model.nn.convolution import ChannelNorm
 
 TINY = AutoencoderConfig(
     in_channels=3,

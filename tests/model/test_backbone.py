@@ -11,8 +11,8 @@ import torch
 
 from model.backbone import Backbone, BackboneConfig
 from model.domain.errors import ConfigurationError, InvalidInput
-from model.nn.attention import rotate
 from model.nn.embedding import date_features, year_progress
+from model.nn.transformer import rotate
 
 TINY = BackboneConfig(
     in_channels=3,

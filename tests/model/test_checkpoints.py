@@ -8,11 +8,10 @@ import yaml
 from checkpoint_parts import DATE, tiny_card, tiny_model
 from safetensors.torch import load_file, save_file
 
-from model.checkpoints import load as loading
-from model.checkpoints.card import read_card, write_card
-from model.checkpoints.load import load_checkpoint
-from model.checkpoints.save import save_checkpoint
-from model.checkpoints.tensors import sha256
+from model.card import read_card, write_card
+from model.checkpoints import bundle as loading
+from model.checkpoints.assemble import sha256
+from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from model.domain.errors import CheckpointError
 
 
@@ -77,7 +76,7 @@ def test_a_bundle_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("model.checkpoints.save.write_card", fail)
+    monkeypatch.setattr("model.checkpoints.bundle.write_card", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(tiny_model(), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

@@ -7,9 +7,8 @@ import torch
 import yaml
 from checkpoint_parts import write_run, write_statistics
 
-from model.checkpoints.load import load_checkpoint
+from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from model.checkpoints.released import find_released, load_released
-from model.checkpoints.save import save_checkpoint
 from model.domain.errors import CheckpointError
 from model.domain.variables import LEVELS_ERA5_13
 

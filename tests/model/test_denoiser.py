@@ -9,7 +9,7 @@ from torch import nn
 
 from model.backbone import Backbone, BackboneConfig
 from model.denoiser import AzulaDenoiser, BlanketDenoiser, Scalings, denoiser_loss
-from model.schedule import LogLinearSchedule, RectifiedSchedule
+from model.samplers.schedule import LogLinearSchedule, RectifiedSchedule
 
 SHAPE = (4, 3, 2, 6)
 CONFIG = BackboneConfig(3, 4, (2, 6), 8, 16, 2, attention_heads=2)

@@ -10,12 +10,13 @@ import torch.multiprocessing as mp
 from checkpoint_parts import tiny_model
 from test_assimilate import observe
 
-from model.assimilate import AssimilationSettings, Trajectory, assimilate
+from model.assimilate import Trajectory, assimilate
+from model.assimilation_settings import AssimilationSettings
 from model.distributed import Ranks, Share
 from model.domain.errors import ConfigurationError
 from model.domain.windows import WindowPlan
-from model.guidance import MMPSSettings
-from model.sampling import SamplerSettings
+from model.guidance.jacobian import MMPSSettings
+from model.samplers.sampling import SamplerSettings
 from model.trajectory import Blankets, fold, unfold
 
 NOON = datetime(2021, 3, 4, 12, tzinfo=UTC)

@@ -5,11 +5,10 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from lab.osse.ranks import rank_shape, ranks
 from model.diagnostics.scores import spread_skill
+from model.domain.ensembles import AntitheticPairs
 from model.domain.grids import Grid
-from model.ensemble_spread import Twins
-from model.osse.rank_shape import rank_shape
-from model.osse.withheld_ranks import ranks
 
 GRID = Grid("t31", "gaussian", 48, 96)
 
@@ -29,7 +28,7 @@ def ensemble(members, mirrored, shape, seed=0):
 @pytest.mark.parametrize("members", [2, 3, 8])
 def test_a_calibrated_ensemble_has_the_spread_of_its_error(members, mirrored):
     drawn, truth = ensemble(members, mirrored, (6, 48, 96))
-    pairs = Twins.of(range(members), mirrored)
+    pairs = AntitheticPairs.of(range(members), mirrored)
     ratio = spread_skill(drawn, truth, GRID, pairs).ratio
     assert ratio.mean() == pytest.approx(1.0, abs=0.02)
 
@@ -39,7 +38,7 @@ def test_a_calibrated_ensemble_has_the_spread_of_its_error(members, mirrored):
 def test_the_variance_is_that_of_the_posterior(members, mirrored):
     count = 200_000
     drawn, _ = ensemble(members, mirrored, (count,))
-    found = Twins.of(range(members), mirrored).variance(drawn.numpy())
+    found = AntitheticPairs.of(range(members), mirrored).variance(drawn.numpy())
     # The divisor leaves at least members / 2 squares of a Gaussian in the mean.
     error = np.sqrt(2 / (count * max(members // 2, 1)))
     assert found.mean() == pytest.approx(1.0, abs=4 * error)
@@ -48,25 +47,25 @@ def test_the_variance_is_that_of_the_posterior(members, mirrored):
 def test_two_pairs_by_hand():
     """Deviations 1, -1, 3, -3: the mean square of the draws is (1 + 9) / 2, whoever has a twin."""
     members = np.array([[11.0], [9.0], [13.0], [7.0]], dtype=np.float32)
-    pairs, apart = Twins.of(range(4), True), Twins.of(range(4), False)
+    pairs, apart = AntitheticPairs.of(range(4), True), AntitheticPairs.of(range(4), False)
     assert (pairs.divisor, pairs.inflation, pairs.mirrored) == (4.0, 1.0, True)
     assert (apart.divisor, apart.inflation, apart.mirrored) == (3.0, 1.25, False)
     assert pairs.variance(members) == pytest.approx(5.0)
     assert apart.variance(members) == pytest.approx(20 / 3)
     assert pairs.std(members) == pytest.approx(np.sqrt(5.0))
     # A third member, alone: the mean has a ninth of the variance.
-    assert Twins.of(range(3), True).divisor == pytest.approx(3 * (1 - 1 / 9))
+    assert AntitheticPairs.of(range(3), True).divisor == pytest.approx(3 * (1 - 1 / 9))
 
 
 def test_one_member_has_no_spread():
     for mirrored in (False, True):
-        single = Twins.of([0], mirrored)
+        single = AntitheticPairs.of([0], mirrored)
         assert single.std(np.ones((1, 3))) is None and not single.mirrored
 
 
 def test_independent_members_are_divided_by_one_less_to_the_last_bit():
     members = np.random.default_rng(1).normal(280, 3, (7, 500)).astype(np.float32)
-    found = Twins.of(range(7), False).std(members)
+    found = AntitheticPairs.of(range(7), False).std(members)
     np.testing.assert_array_equal(found, members.std(axis=0, dtype=np.float64, ddof=1))
 
 
@@ -76,7 +75,7 @@ def test_ranks_of_a_calibrated_ensemble_are_flat(members, mirrored):
     drawn, truth = ensemble(members, mirrored, (20_000,))
     rng, error = np.random.default_rng(0), np.full(20_000, 0.2)
     values = truth.numpy() + error * rng.standard_normal(20_000)
-    for chosen in Twins.of(range(members), mirrored).independent:
+    for chosen in AntitheticPairs.of(range(members), mirrored).independent:
         found = ranks(drawn.numpy()[list(chosen)], values, error, rng)
         counts = np.bincount(found, minlength=len(chosen) + 1)
         shape = rank_shape("synthetic", counts[None])
@@ -88,14 +87,14 @@ def test_ranks_of_a_calibrated_ensemble_are_flat(members, mirrored):
 
 
 def test_pairs_are_found_by_the_members_numbers():
-    apart = Twins.of([0, 1, 2, 3], False)
+    apart = AntitheticPairs.of([0, 1, 2, 3], False)
     assert (apart.alone, apart.independent) == (4, ((0, 1, 2, 3),))
-    pairs = Twins.of([0, 1, 2, 3], True)
+    pairs = AntitheticPairs.of([0, 1, 2, 3], True)
     assert (pairs.alone, pairs.independent) == (0, ((0, 2), (1, 3)))
-    odd = Twins.of([0, 1, 2], True)
+    odd = AntitheticPairs.of([0, 1, 2], True)
     assert (odd.alone, odd.independent) == (1, ((0, 2), (1, 2)))
     # Number 3 has its twin in another job.
-    cut = Twins.of([3, 4, 5], True)
+    cut = AntitheticPairs.of([3, 4, 5], True)
     assert (cut.alone, cut.independent) == (1, ((0, 1), (0, 2)))
     assert list(pairs.couples()) == [(0, 2), (0, 3), (1, 2), (1, 3)]
     assert len(list(apart.couples())) == 6

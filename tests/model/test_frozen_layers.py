@@ -6,8 +6,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from model.autoencoder import Autoencoder, AutoencoderConfig
-from model.nn.frozen_conv import Conv2d
-from model.nn.norm import ChannelNorm
+from model.nn.convolution import ChannelNorm, Conv2d
 
 
 def image(*shape):

@@ -7,12 +7,10 @@ from reference_run import Reference
 from torch import Tensor
 
 from model.guidance.base import BlanketRows, Observed
-from model.guidance.decoded import DecodedObservations
-from model.guidance.linearisation import Linearisation
-from model.guidance.mmps import MMPS, MMPSSettings
-from model.guidance.sda import SDA, SDASettings
-from model.noise import RecordedNoise
-from model.sampling import SamplerSettings, sample, time_grid
+from model.guidance.jacobian import MMPS, SDA, Linearisation, MMPSSettings, SDASettings
+from model.guidance.observed import DecodedObservations
+from model.samplers.control import RecordedNoise
+from model.samplers.sampling import SamplerSettings, sample, time_grid
 from model.trajectory import Blankets, TrajectoryDenoiser, fold, unfold
 
 ONE = BlanketRows(torch.tensor([0]), torch.tensor([0]))

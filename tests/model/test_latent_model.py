@@ -6,7 +6,7 @@ from checkpoint_parts import DATE, tiny_model
 
 from model.domain.errors import InvalidInput
 from model.domain.variables import Channel
-from model.normalisation import LatentNormalisation, StateNormalisation
+from model.latent_model import LatentNormalisation, StateNormalisation
 
 CHANNELS = (Channel("2m_temperature"), Channel("sea_surface_temperature"))
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.linear_solve import SOLVERS, cg, gmres
+from model.guidance.solvers import SOLVERS, cg, gmres
 
 
 @pytest.fixture(scope="module")

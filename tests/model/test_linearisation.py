@@ -5,7 +5,7 @@ import torch
 from checkpoint_parts import tiny_model
 from torch import Tensor
 
-from model.guidance.linearisation import Linearisation
+from model.guidance.jacobian import Linearisation
 from model.latent_model import LatentModel
 
 G = torch.Generator().manual_seed(0)

@@ -2,7 +2,7 @@
 
 import re
 
-from model.checkpoints.load import resolve
+from model.checkpoints.bundle import resolve
 
 FILL_IN = re.compile(r"\b(TODO|TBD|XXX|FIXME)\b|\?\?|\bN/A\b")
 

@@ -6,12 +6,10 @@ import torch
 
 from model.domain.windows import WindowPlan
 from model.guidance.base import BlanketRows
-from model.guidance.decoded import DecodedObservations
-from model.linear_decoder import LinearDecoder
-from model.observed_window import blanket_observations
+from model.guidance.observed import DecodedObservations
+from model.linear_decoder import LinearDecoder, TangentDecoder
 from model.operators.observation_set import ObservationSet, build_observation_set
-from model.passes import plan_passes
-from model.tangent_decoder import TangentDecoder
+from model.passes import blanket_observations, plan_passes
 from tests.model.operators import worlds
 
 GRID = worlds.GRIDS["gaussian"]

@@ -8,9 +8,9 @@ import torch
 from parity_folder import write_folder
 from safetensors.torch import load_file, save_file
 
-from model.checkpoints.parity import run as parity
-from model.checkpoints.parity.case import split_numbers
-from model.checkpoints.parity.run import FAMILIES, compare_folder
+from lab.parity import run as parity
+from lab.parity.case import split_numbers
+from lab.parity.run import FAMILIES, compare_folder
 from model.domain.errors import CheckpointError
 
 SLOW = ("mmps", "samp", "piece", "traj.mmps")

@@ -3,12 +3,14 @@
 import torch
 
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
-from model.guidance.base import BlanketRows, Observed
-from model.guidance.conditions import Conditions
-from model.guidance.fit import FitReport
-from model.guidance.prior_covariance import PriorCovariance, PriorCovarianceSettings
-from model.guidance.prior_start import PriorStart, PriorStartSettings
-from model.noise import MemberNoise
+from model.guidance.base import BlanketRows, Conditions, FitReport, Observed
+from model.guidance.prior_covariance import (
+    PriorCovariance,
+    PriorCovarianceSettings,
+    PriorStart,
+    PriorStartSettings,
+)
+from model.samplers.control import MemberNoise
 
 K, C, H, W = 3, 2, 2, 6
 SIZE = K * C * H * W

@@ -8,7 +8,7 @@ import torch
 from azula.noise import RectifiedSchedule as AzulaRectified
 
 from model.domain.errors import UnknownName
-from model.schedule import SCHEDULES, LogLogitSchedule, RectifiedSchedule
+from model.samplers.schedule import SCHEDULES, LogLogitSchedule, RectifiedSchedule
 
 
 @pytest.mark.parametrize("name", ["rectified", "loglinear"])

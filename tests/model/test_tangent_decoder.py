@@ -8,12 +8,12 @@ import torch
 
 from model.linear_decoder import (
     LinearDecoder,
+    TangentDecoder,
     fit_linear_decoder,
     neighbours,
     neighbours_at,
     neighbours_transposed,
 )
-from model.tangent_decoder import TangentDecoder
 
 T, C, Y, X, c = 5, 3, 8, 12, 4
 

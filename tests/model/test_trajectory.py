@@ -6,8 +6,8 @@ from azula.noise import VESchedule
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.batching import Batching
 from model.domain.errors import InvalidInput, ResourceExhausted
+from model.execution import Batching
 from model.trajectory import MODES, Blankets, TrajectoryDenoiser, fold, fold_weights, unfold
 
 LAYOUTS = [(1, 4, 2), (2, 4, 3), (5, 4, 1), (3, 6, 6), (4, 5, 2)]

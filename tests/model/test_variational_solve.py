@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.variational_solve import variational_increment
+from model.guidance.solvers import variational_increment
 
 
 @pytest.fixture

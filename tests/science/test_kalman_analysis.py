@@ -7,12 +7,11 @@ from azula.noise import VESchedule
 from gaussian_process import ExactDenoiser, GivenLevel, LinearObservations
 from torch import Tensor
 
-from model.guidance.base import BlanketRows
-from model.guidance.decoded import DecodedObservations
-from model.guidance.fit import FitReport
-from model.guidance.mmps import MMPS, MMPSSettings
-from model.noise import MemberNoise
-from model.sampling import SamplerSettings, sample
+from model.guidance.base import BlanketRows, FitReport
+from model.guidance.jacobian import MMPS, MMPSSettings
+from model.guidance.observed import DecodedObservations
+from model.samplers.control import MemberNoise
+from model.samplers.sampling import SamplerSettings, sample
 from model.trajectory import Blankets, TrajectoryDenoiser
 
 D, P = 8, 5

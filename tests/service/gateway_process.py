@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from worker.jobs.layout import Layout
+from worker.contract.layout import Layout
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

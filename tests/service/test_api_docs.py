@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from service.app import create_app
 from service.errors import PROBLEMS
-from service.main import create_app
 from service.settings import GatewaySettings
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text()

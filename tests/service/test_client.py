@@ -14,19 +14,19 @@ import pytest
 import xarray
 from gateway_process import GatewayProcess, StartGateway
 
-from service.client import (
-    AppaClient,
-    AsyncAppaClient,
+from appa_client._async.client import AsyncAppaClient
+from appa_client._sync.client import AppaClient
+from appa_client.errors import (
     IntegrityError,
     InvalidRequestError,
     JobFailedError,
     NotFoundError,
     UnavailableError,
 )
-from worker.jobs.batch import IngestSummary
-from worker.jobs.job import Problem
-from worker.jobs.kinds import FilteringSpec
-from worker.jobs.store import open_stores
+from worker.contract.batches import IngestSummary
+from worker.contract.kinds import FilteringSpec
+from worker.contract.records import Problem
+from worker.contract.store import open_stores
 
 SPEC = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z", "members": 2}
 DATA = random.Random(9).randbytes(4_000_000)

@@ -10,8 +10,8 @@ from test_gateway_cycles import DONE, publish, put
 from typer.testing import CliRunner
 
 from deploy.commands import cycles
-from worker.jobs.cycle import CycleState
-from worker.jobs.cycle_policy import read_policy
+from worker.contract.cycles import CycleState
+from worker.cycling.policy import read_policy
 
 RUNNER = CliRunner()
 DAY = datetime(2012, 1, 1, tzinfo=UTC)

@@ -17,14 +17,13 @@ from pystac.validation import set_validator
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from pystac_client import Client
 
-from service.catalogue.addresses import Addresses
-from service.catalogue.items import build_item
 from service.keys import KeyFile, Scope
+from service.stac.documents import Addresses, build_item
 from tests.service.datasets import published
-from worker.jobs.kinds import FilteringSpec, ForecastSpec
-from worker.jobs.manifest import AnalysisManifest, ManifestFile
-from worker.retention.plan import Item
-from worker.retention.remove import remove
+from worker.contract.kinds import FilteringSpec, ForecastSpec
+from worker.results.manifest import AnalysisManifest, ManifestFile
+from worker.results.retention.plan import Item
+from worker.results.retention.run import remove
 
 SIX = datetime(2025, 1, 1, 6, tzinfo=UTC)
 EXTENSIONS = {

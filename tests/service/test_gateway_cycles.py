@@ -11,12 +11,14 @@ import pytest
 from gateway_process import GatewayProcess, StartGateway
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.client import AppaClient, AsyncAppaClient, GatewayError
-from service.examples import CYCLE
-from worker.jobs.cycle import CycleRecord, CycleState, cycle_key
-from worker.jobs.manifest import read_manifest
-from worker.jobs.record_store import MoveRefused
-from worker.jobs.store import Stores, open_stores
+from appa_client._async.client import AsyncAppaClient
+from appa_client._sync.client import AppaClient
+from appa_client.errors import GatewayError
+from service.openapi import CYCLE
+from worker.contract.cycles import CycleRecord, CycleState, cycle_key
+from worker.contract.record_store import MoveRefused
+from worker.contract.store import Stores, open_stores
+from worker.results.manifest import read_manifest
 
 DAYS = count()
 HOUR = timedelta(hours=1)

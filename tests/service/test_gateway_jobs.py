@@ -1,4 +1,4 @@
-"""Jobs over HTTP; the worker's side is played through `worker.jobs`, as a worker would."""
+"""Jobs over HTTP; the worker's side is played through `worker.contract`, as a worker would."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ import httpx
 import pytest
 from gateway_process import StartGateway
 
-from worker.jobs.store import open_stores
+from worker.contract.store import open_stores
 
 FILTERING = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z", "members": 4}
 

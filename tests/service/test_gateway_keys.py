@@ -16,7 +16,7 @@ from gateway_process import REPOSITORY, GatewayProcess
 from model.domain.errors import ConfigurationError
 from service.keys import KeyFile, Scope
 from service.settings import GatewaySettings
-from worker.jobs.store import open_stores
+from worker.contract.store import open_stores
 
 FILTERING = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z"}
 

@@ -11,12 +11,12 @@ import pytest
 from gateway_process import GatewayProcess, StartGateway
 from typer.testing import CliRunner
 
+from appa_client import _requests
+from appa_client._async.client import AsyncAppaClient
+from appa_client._sync.client import AppaClient
 from deploy.commands import verify
-from service import client_calls
-from service.client import AppaClient
-from service.client_async import AsyncAppaClient
-from worker.jobs.layout import Layout
-from worker.jobs.verification_series import SERIES_SCHEMA, SeriesEntry
+from worker.contract.layout import Layout
+from worker.results.verification.series import SERIES_SCHEMA, SeriesEntry
 
 START = datetime(2003, 10, 31, 20, tzinfo=UTC)
 HOURS = 8
@@ -153,7 +153,7 @@ def test_metrics_are_those_of_the_newest_cycle(start_gateway: StartGateway) -> N
 
 
 async def test_clients_read_all_pages(gateway: GatewayProcess, series, monkeypatch) -> None:
-    monkeypatch.setattr(client_calls.list_verification, "__defaults__", (5,))
+    monkeypatch.setattr(_requests.list_verification, "__defaults__", (5,))
     with AppaClient(gateway.url) as client:
         found = client.verification(statistic=["chi2", "rms_background"], flavour="early")
     assert len(found) == 3 * HOURS

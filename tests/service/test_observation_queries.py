@@ -12,9 +12,8 @@ import pytest
 from gateway_process import GatewayProcess
 
 from model.domain.observations import validate_table
-from worker.decoders.base import DecodeContext
-from worker.decoders.rows import build_table
-from worker.observation_store.store import ObservationStore
+from worker.observations.decoders.base import DecodeContext, build_table
+from worker.observations.store.store import ObservationStore
 
 RECEIVED = datetime(2025, 3, 1, 6, 30, tzinfo=UTC)
 HOUR = {"start": "2025-03-01T05:00:00Z", "end": "2025-03-01T06:00:00Z"}

@@ -17,12 +17,12 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from service.examples import ANALYSIS, BATCH, JOB
-from service.main import create_app
+from service.app import create_app
+from service.openapi import ANALYSIS, BATCH, JOB
 from service.settings import GatewaySettings
-from worker.jobs.batch import BatchRecord
-from worker.jobs.job import JobRecord
-from worker.jobs.manifest import AnalysisManifest
+from worker.contract.batches import BatchRecord
+from worker.contract.jobs import JobRecord
+from worker.results.manifest import AnalysisManifest
 
 CHECKS = [
     not_a_server_error,

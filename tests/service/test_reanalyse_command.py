@@ -10,9 +10,9 @@ from gateway_process import GatewayProcess
 from typer.testing import CliRunner
 
 from deploy.commands import reanalyse
-from deploy.reanalysis import cut, window_key
-from worker.jobs.job import Problem
-from worker.jobs.kinds import ReanalysisSpec
+from deploy.commands.reanalyse import cut, window_key
+from worker.contract.kinds import ReanalysisSpec
+from worker.contract.records import Problem
 
 RUNNER = CliRunner()
 HOUR = timedelta(hours=1)

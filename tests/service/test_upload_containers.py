@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.containers import sniff
+from service.uploads import sniff
 
 
 def parquet() -> bytes:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from service.errors import RequestError
-from service.multipart import FilePart, boundary_of, file_chunks
+from service.upload_requests import FilePart, boundary_of, file_chunks
 
 CONTENT = random.Random(1).randbytes(70_000) + b"\r\n--\r\n"
 

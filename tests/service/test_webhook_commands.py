@@ -8,17 +8,19 @@ import pytest
 from gateway_process import GatewayProcess
 from typer.testing import CliRunner, Result
 
-from deploy.commands import webhooks
-from service.client import AppaClient, AsyncAppaClient, InvalidRequestError, NotFoundError
-from worker.jobs.event_log import EventType
-from worker.jobs.webhook import Attempt, DeliveryState
+from appa_client._async.client import AsyncAppaClient
+from appa_client._sync.client import AppaClient
+from appa_client.errors import InvalidRequestError, NotFoundError
+from deploy.commands import admin
+from worker.contract.events import EventType
+from worker.contract.webhooks import Attempt, DeliveryState
 
 RUNNER = CliRunner()
 URL = "https://8.8.8.8/hook"
 
 
 def run(*arguments: object, status: int = 0) -> Result:
-    result = RUNNER.invoke(webhooks.app, [str(a) for a in arguments], env={"COLUMNS": "240"})
+    result = RUNNER.invoke(admin.webhooks_app, [str(a) for a in arguments], env={"COLUMNS": "240"})
     assert result.exit_code == status, result.output
     return result
 

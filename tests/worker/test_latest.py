@@ -4,10 +4,10 @@ import json
 import shutil
 from datetime import UTC, datetime, timedelta
 
-from worker.jobs.kinds import FilteringSpec
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest
-from worker.latest import update_latest
+from worker.contract.kinds import FilteringSpec
+from worker.contract.layout import Layout
+from worker.results.manifest import AnalysisManifest
+from worker.results.publication import update_latest
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 

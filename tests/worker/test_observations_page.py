@@ -9,10 +9,10 @@ import yaml
 
 from model.domain.observations import OBSERVATION_SCHEMA, QC_FLAGS, REPORT_TYPES
 from model.domain.variables import VARIABLES
-from worker.decoders.decode import decode_file
-from worker.observation_errors.table import load_errors
-from worker.qc.checks import CHECKS
-from worker.qc.parameters import load_parameters
+from worker.observations.decoders.decode import decode_file
+from worker.observations.errors import load_errors
+from worker.observations.qc.base import load_parameters
+from worker.observations.qc.run import CHECKS
 
 PAGE = (Path(__file__).parents[2] / "docs/observations.md").read_text()
 

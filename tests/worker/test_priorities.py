@@ -6,11 +6,11 @@ import pytest
 
 from tests.faults.steps import sender, wait_phase, wait_state
 from tests.worker.processes import wait_for
-from worker.jobs.ids import new_id
-from worker.jobs.job import JobRecord, JobState, Phase
-from worker.jobs.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
-from worker.jobs.queues import GPU_QUEUE, PRIORITIES, RUN_ASSIMILATION, queue_keys, submit
-from worker.reaper import Reaper
+from worker.contract.jobs import JobRecord, JobState, Phase
+from worker.contract.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
+from worker.contract.queues import GPU_QUEUE, PRIORITIES, RUN_ASSIMILATION, queue_keys, submit
+from worker.contract.records import new_id
+from worker.scheduler import Reaper
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 ANALYSIS = FilteringSpec(valid_time=NOON)

@@ -6,12 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from model.domain.errors import JobCancelled
-from worker.jobs.ids import new_id
-from worker.jobs.job import JobRecord, Phase, Problem
-from worker.jobs.kinds import FilteringSpec
-from worker.jobs.lease import Lease
-from worker.jobs.record_store import LeaseLost
-from worker.progress import JobTooLong, ProgressReporter
+from worker.contract.jobs import JobRecord, Phase
+from worker.contract.kinds import FilteringSpec
+from worker.contract.record_store import LeaseLost
+from worker.contract.records import Problem, new_id
+from worker.lease import JobTooLong, Lease, ProgressReporter
 
 LEASE = timedelta(seconds=0.4)
 
@@ -45,7 +44,7 @@ def test_steps_are_told_at_most_once_an_interval_and_phases_at_once(stores, clai
 
 def test_the_time_left_follows_from_the_pace(stores, claimed, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("worker.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("worker.lease.time.monotonic", lambda: clock[0])
     progress = reporter(stores, claimed, interval=0.0)
     progress.phase(Phase.SAMPLING)
     clock[0] = 10.0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model.domain.grids import Grid
-from worker.regrid import bilinear, cell_index, conservative
+from model.domain.regrid import bilinear, cell_index, conservative
 
 GRID = Grid("test", "regular", 37, 72)
 RNG = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""An uploaded first guess: read in a limited process, chosen by time, encoded by the model.
+"""Read an uploaded first guess in a sandboxed process, choose its hours, encode it with the model.
 
 One file holds one state of each hour, so that all members of the background are alike: its spread
 is zero, and the checks against it allow for the errors of the observations alone.
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from model.domain.errors import AppaError, InvalidInput
 from model.domain.windows import WindowPlan
+from worker.backgrounds.restarts import Restart
 from worker.backgrounds.uploaded import states_table
-from worker.jobs.kinds.base import SpecBase
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import describe_file
-from worker.restart import Restart
+from worker.contract.kinds import SpecBase
+from worker.contract.layout import Layout
+from worker.loaded_models import LoadedModel
+from worker.results.manifest import describe_file
 from worker.sandbox import Limits, run_limited
-from worker.warm_model import WarmModel
 
 __all__ = ["FirstGuess", "consecutive", "read_first_guess"]
 
@@ -56,7 +56,7 @@ class FirstGuess:
         return sum(t <= time for t in self.restart.times)
 
 
-def read_first_guess(layout: Layout, batch: str, warm: WarmModel, spec: SpecBase) -> FirstGuess:
+def read_first_guess(layout: Layout, batch: str, warm: LoadedModel, spec: SpecBase) -> FirstGuess:
     """The states of an upload that a job can start from.
 
     Arguments:
@@ -144,7 +144,7 @@ def _period(plan: WindowPlan, spec: SpecBase, blanket: int) -> Period:
 
 
 @torch.no_grad()
-def _encoded(states: NDArray[np.float32], warm: WarmModel) -> torch.Tensor:
+def _encoded(states: NDArray[np.float32], warm: LoadedModel) -> torch.Tensor:
     """Latents (1, T, c, h, w); one state at a time, as full-size ones are large."""
     model = warm.model
     latents = [model.encode(torch.from_numpy(np.array(state))[None]) for state in states]

@@ -1,25 +1,83 @@
-"""Which published results can be continued: found by the names of small marker files.
+"""Write, read and find restart files: the latent states of a result, from which the next job starts.
 
-A marker says valid time, revision and result; the manifest and the restart file are read only
-when a marker fits. A result that was deleted leaves a marker that points nowhere and is passed by.
+Latents are exact and small; reading a published NetCDF file back would lose what was rounded.
+
+A marker file names valid time, revision and result; the manifest and the restart file are read
+only when a marker fits. A deleted result leaves a dangling marker, which is skipped.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, ClassVar
 
-from model.domain.errors import StorageError
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest, read_manifest
-from worker.restart import RESTART_NAME, Restart, read_restart
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-__all__ = ["Continuable", "find_restart", "mark_restart"]
+from model.domain.errors import StorageError
+from worker.contract.layout import Layout
+from worker.results.manifest import AnalysisManifest, read_manifest
+
+__all__ = [
+    "PublishedStates",
+    "RESTART_NAME",
+    "Restart",
+    "find_restart",
+    "mark_restart",
+    "read_restart",
+    "write_restart",
+]
+
+RESTART_NAME = "restart.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Restart:
+    """Latent states of a finished job.
+
+    Attributes:
+        times: Consecutive full hours (UTC); T of them.
+        latents: Standardised latents, with shape (M, T, c, h, w).
+        model: SHA-256 of the checkpoint's card; latents mean nothing to another model.
+    """
+
+    times: tuple[datetime, ...]
+    latents: Tensor
+    model: str
+
+
+def write_restart(restart: Restart, path: Path) -> None:
+    """Writes the file."""
+    about = {
+        "times": json.dumps([time.isoformat() for time in restart.times]),
+        "model": restart.model,
+    }
+    save_file({"latents": restart.latents.contiguous().cpu()}, path, about)
+
+
+def read_restart(path: Path) -> Restart:
+    """Reads the file.
+
+    Raises:
+        StorageError: If it is absent or not a restart file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+            times = tuple(datetime.fromisoformat(t) for t in json.loads(about["times"]))
+            return Restart(times, file.get_tensor("latents").to(torch.float32), about["model"])
+    except (OSError, KeyError, ValueError) as error:
+        raise StorageError(f"Expected a restart file at {path.name}; {error}.") from error
+
 
 _STAMP = "%Y%m%dT%H"
 
 
 @dataclass(frozen=True)
-class Continuable:
+class PublishedStates:
     """A published result and its latent states.
 
     Attributes:
@@ -76,7 +134,7 @@ def find_restart(
     *,
     analysis_id: str | None = None,
     cycled: bool = False,
-) -> Continuable | None:
+) -> PublishedStates | None:
     """The newest result up to `at`, its highest revision, that `model` can continue.
 
     Arguments:
@@ -97,7 +155,7 @@ def find_restart(
         names.sort(key=lambda name: not _is_cycled(layout, name))
     for name in names:
         try:
-            found = Continuable(
+            found = PublishedStates(
                 read_manifest(layout, name), read_restart(layout.analysis_file(name, RESTART_NAME))
             )
         except StorageError:

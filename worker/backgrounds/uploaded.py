@@ -1,4 +1,7 @@
-"""A full first guess from an uploaded GRIB file: states in channel order on the model's grid."""
+"""Decode a full first guess from an uploaded GRIB file: states in channel order on the model's grid.
+
+Runs in the sandbox; imports no torch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +14,10 @@ from numpy.typing import NDArray
 
 from model.domain.errors import InvalidInput
 from model.domain.grids import Grid
+from model.domain.regrid import bilinear, cell_index, conservative
 from model.domain.variables import Channel
-from worker.decoders.base import MessageLimits
-from worker.decoders.grib_fields import GribField, fields
-from worker.decoders.report import DecodeReport
-from worker.regrid import bilinear, cell_index, conservative
+from worker.observations.decoders.base import DecodeReport, MessageLimits
+from worker.observations.decoders.grib import GribField, fields
 
 __all__ = ["UploadedStates", "read_states", "regrid_field", "states_table"]
 

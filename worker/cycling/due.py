@@ -1,15 +1,15 @@
-"""Which cycles are due and missing: a question of policy, time and what is known, and of no state.
+"""Decide which cycles are due and missing: a question of policy, time and what is known, not of state.
 
 A cycle is data with a deadline. It is due once its cut-off has passed, whenever that is noticed,
-so that a scheduler that slept through some hours catches up without being told.
+so that a scheduler that slept through some hours catches up by itself.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from worker.jobs.cycle import CycleRecord, CycleState, Flavour, cycle_key, parse_cycle_key
-from worker.jobs.cycle_policy import CyclePolicy
+from worker.contract.cycles import CycleRecord, CycleState, Flavour, cycle_key, parse_cycle_key
+from worker.cycling.policy import CyclePolicy
 
 __all__ = ["Cycle", "Decisions", "choose", "decide", "first_considered", "is_too_old"]
 

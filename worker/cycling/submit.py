@@ -1,7 +1,8 @@
-"""From a due cycle to a job in the queue.
+"""Submit due cycles as jobs and follow them to their end: published, retried, failed, cancelled.
 
-First the job, under a key that all schedulers make alike, then the record: whoever dies in
-between, the next one finds the same job.
+First the job is created, under a key that all schedulers make alike, then the record: if a
+scheduler dies in between, the next one finds the same job. A final analysis of an hour that the
+policy names starts a forecast.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -9,15 +10,27 @@ from typing import Any
 
 import structlog
 
-from worker.jobs.cycle import CycleRecord, CycleState
-from worker.jobs.cycle_policy import CyclePolicy
-from worker.jobs.ids import new_id
-from worker.jobs.job import JobRecord, JobState
-from worker.jobs.kinds import FilteringSpec, JobSpec, ObservationSelection
-from worker.jobs.queues import RUN_ASSIMILATION, TaskSender, submit
-from worker.jobs.store import Stores
+from worker.contract import clock
+from worker.contract.cycles import CycleRecord, CycleState, Flavour
+from worker.contract.events import EventType
+from worker.contract.jobs import JobRecord, JobState
+from worker.contract.kinds import FilteringSpec, ForecastSpec, JobSpec, ObservationSelection
+from worker.contract.queues import RUN_ASSIMILATION, TaskSender, submit
+from worker.contract.records import new_id
+from worker.contract.store import Stores
+from worker.cycling.policy import CyclePolicy
 
-__all__ = ["cycle_facts", "cycle_seed", "filtering_spec", "queue_job", "submit_cycle"]
+__all__ = [
+    "cycle_facts",
+    "cycle_seed",
+    "filtering_spec",
+    "forecast_spec",
+    "queue_job",
+    "settle",
+    "start_forecast",
+    "submit_cycle",
+    "wants_forecast",
+]
 
 log = structlog.get_logger()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -103,4 +116,93 @@ def submit_cycle(
     )
     if moved:
         log.info("cycle submitted", cycle=record.key, job=job.id, revision=record.revision)
+    return moved
+
+
+def wants_forecast(policy: CyclePolicy, record: CycleRecord) -> bool:
+    """Whether the analysis of this cycle starts a forecast; reruns do, too."""
+    wanted = policy.forecast
+    final = record.flavour is Flavour.FINAL
+    return wanted is not None and final and record.valid_time.hour in wanted.hours
+
+
+def forecast_spec(policy: CyclePolicy, record: CycleRecord, analysis_id: str) -> ForecastSpec:
+    """The forecast from this very analysis."""
+    wanted = policy.forecast
+    assert wanted is not None  # noqa: S101  # asked for by wants_forecast
+    return ForecastSpec(
+        valid_time=record.valid_time,
+        lead_hours=wanted.lead_hours,
+        analysis_id=analysis_id,
+        members=wanted.members or policy.members,
+        model=policy.model,
+        steps=policy.steps,
+        seed=cycle_seed(policy, record.valid_time),
+        outputs=[name for name in policy.outputs if name != "feedback"] or policy.outputs,
+    )
+
+
+def start_forecast(
+    stores: Stores, sender: TaskSender, policy: CyclePolicy, record: CycleRecord, analysis_id: str
+) -> JobRecord:
+    """Queues the forecast; asked again, finds the same one."""
+    spec = forecast_spec(policy, record, analysis_id)
+    key = f"cycle:{record.key}:{record.rerun}:forecast"
+    facts = cycle_facts(policy, record) | {"attempt": record.attempts}
+    return queue_job(stores, sender, spec, key, record, facts)
+
+
+def settle(stores: Stores, sender: TaskSender, policy: CyclePolicy | None) -> int:
+    """Looks at every submitted cycle once; returns how many have ended or are tried again.
+
+    A failed cycle holds up nothing: the next one takes an older background, or none.
+    """
+    moved = 0
+    for record in stores.cycles.in_state(CycleState.SUBMITTED):
+        state, _ = stores.jobs.state_and_token(record.job_id)
+        if state == JobState.SUCCEEDED:
+            moved += _published(stores, sender, policy, record)
+        elif state == JobState.CANCELLED:
+            moved += _end(stores, record, CycleState.CANCELLED, message="its job was cancelled")
+        elif state == JobState.FAILED:
+            moved += _failed(stores, policy, record, _why(stores.jobs.get(record.job_id)))
+        elif not state:
+            moved += _failed(stores, policy, record, f"job '{record.job_id}' is gone")
+    return moved
+
+
+def _published(
+    stores: Stores, sender: TaskSender, policy: CyclePolicy | None, record: CycleRecord
+) -> bool:
+    job = stores.jobs.get(record.job_id)
+    values: dict[str, Any] = {"analysis_id": job.analysis_id}
+    values["published"] = clock.operational(job.finished) if job.finished else clock.now()
+    if policy is not None and wants_forecast(policy, record):
+        # before the move: should this scheduler die here, the next one finds the same forecast
+        forecast = start_forecast(stores, sender, policy, record, job.analysis_id)
+        values |= {"forecast_job_id": forecast.id, "forecast_id": forecast.analysis_id}
+    return _end(stores, record, CycleState.PUBLISHED, **values)
+
+
+def _failed(stores: Stores, policy: CyclePolicy | None, record: CycleRecord, why: str) -> bool:
+    retries = policy.retries if policy is not None else 0
+    if record.attempts <= retries:
+        log.warning("cycle tried again", cycle=record.key, job=record.job_id, reason=why)
+        message = f"tried again: {why}"
+        return stores.cycles.change(record, CycleState.DUE, message=message)
+    return _end(stores, record, CycleState.FAILED, message=why)
+
+
+def _why(job: JobRecord) -> str:
+    return f"{job.error.code}: {job.error.message}" if job.error else "its job failed"
+
+
+def _end(stores: Stores, record: CycleRecord, state: CycleState, **values: Any) -> bool:
+    moved = stores.cycles.change(record, state, **values)
+    if moved:
+        log.info("cycle ended", cycle=record.key, state=state.value, **values)
+    if moved and state is CycleState.FAILED:
+        about = {"key": record.key, "revision": record.revision, "job_id": record.job_id}
+        subject = f"{record.key}:{record.revision}"
+        stores.events.emit(EventType.CYCLE_FAILED, subject, {**about, **values})
     return moved

@@ -1,4 +1,4 @@
-"""One tick of the cycles: asked every few seconds which cycles are due and missing.
+"""Run one tick of the cycles: ask every few seconds which cycles are due and missing.
 
 Our own scheduler process ticks, not Celery beat: a schedule entry of beat would fire at an hour,
 this asks what is missing, so a tick that was lost is made up for by the next one. Any number of
@@ -6,33 +6,146 @@ schedulers may tick at once: records are created under unique keys, jobs under k
 schedulers make alike, and every move of a record is compare-and-set on the version that was read.
 The slower of two schedulers finds the work done. None holds state that matters: one that is killed
 at any point is replaced by any other.
+
+A cycle uses the observations received by its cut-off, no more and no fewer, so it waits, within
+limits, for uploads that arrived in time and are still being ingested.
+
+After Redis was lost, the records are rebuilt from the published analyses; a new, empty Redis would
+otherwise have the hours within catch-up analysed once more, under revisions that are taken.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
 
-from model.domain.errors import ConfigurationError
-from worker.cycling.arrivals import Arrivals
+from model.domain.errors import AppaError, ConfigurationError
+from worker.contract import clock
+from worker.contract.batches import BatchState, BatchStore
+from worker.contract.cycles import (
+    FIRST_REVISION,
+    CycleRecord,
+    CycleState,
+    CycleStore,
+    parse_cycle_key,
+)
+from worker.contract.disk import DiskSettings, disk_state
+from worker.contract.layout import Layout
+from worker.contract.queues import TaskSender
+from worker.contract.store import Stores
 from worker.cycling.due import Cycle, choose, decide, first_considered, is_too_old
-from worker.cycling.recover import recover
-from worker.cycling.settle import settle
-from worker.cycling.submit import submit_cycle
-from worker.jobs import clock
-from worker.jobs.cycle import FIRST_REVISION, CycleRecord, CycleState
-from worker.jobs.cycle_policy import CyclePolicy, read_policy
-from worker.jobs.cycle_store import CycleStore
-from worker.jobs.disk import DiskSettings, disk_state
-from worker.jobs.layout import Layout
-from worker.jobs.queues import TaskSender
-from worker.jobs.store import Stores
+from worker.cycling.policy import CyclePolicy, read_policy
+from worker.cycling.submit import settle, submit_cycle
+from worker.results.manifest import AnalysisManifest, read_manifest
 from worker.runtime import Runtime
 
-__all__ = ["Cycling", "cycling_tick"]
+__all__ = ["Cycling", "PendingUploads", "cycling_tick", "oldest_unfinished", "recover"]
+
+SETTLE_SECONDS = 0.5
+"""Real seconds after a cut-off in which an upload may have its arrival time but no record yet."""
+
+
+def oldest_unfinished(batches: BatchStore) -> datetime | None:
+    """Arrival of the oldest upload that is not taken in yet; None when there is none."""
+    arrivals = []
+    for state in (BatchState.RECEIVED, BatchState.INGESTING):
+        ids = batches.ids(state)
+        first = batches.find(ids[0]) if ids else None  # ids sort by arrival
+        if first is not None:
+            arrivals.append(first.created)
+    return min(arrivals, default=None)
+
+
+@dataclass
+class PendingUploads:
+    """Remembers since when a cycle waits; a new scheduler begins to count anew, which is safe.
+
+    Attributes:
+        batches: Uploads.
+    """
+
+    batches: BatchStore
+    _since: dict[str, float] = field(default_factory=dict)
+
+    def complete(
+        self, cycles: Sequence[Cycle], now: datetime, grace_seconds: float
+    ) -> Mapping[Cycle, str]:
+        """The cycles that need not wait any longer; with a remark where some uploads are missing.
+
+        Arguments:
+            cycles: Their cut-offs have passed.
+            now: Operational present.
+            grace_seconds: Longest real time to wait, from when this process first saw the cycle.
+        """
+        oldest = oldest_unfinished(self.batches) if cycles else None
+        present = {cycle.key for cycle in cycles}
+        self._since = {key: t for key, t in self._since.items() if key in present}
+        done: dict[Cycle, str] = {}
+        for cycle in cycles:
+            since = self._since.setdefault(cycle.key, time.monotonic())
+            waited = time.monotonic() - since
+            if (now - cycle.cut_off).total_seconds() < SETTLE_SECONDS * clock.speed():
+                continue
+            if oldest is None or oldest > cycle.cut_off:
+                done[cycle] = ""
+            elif waited >= grace_seconds:
+                done[cycle] = (
+                    f"uploads that arrived from {oldest.isoformat(timespec='seconds')} on were "
+                    f"still being taken in after {grace_seconds:g} s and may be missing"
+                )
+        return done
+
 
 log = structlog.get_logger()
+
+
+def recover(cycles: CycleStore, layout: Layout) -> int:
+    """Fills an empty store with the cycles whose analyses are there; returns how many.
+
+    Does nothing to a store that knows any cycle. Safe to run twice at once: the first record under
+    a key stays.
+    """
+    if cycles.newest() is not None:
+        return 0
+    newest: dict[str, AnalysisManifest] = {}
+    for path in layout.analyses.glob("*/manifest.json"):
+        manifest = _readable_manifest(layout, path.parent.name)
+        key = str(manifest.cycle.get("key", "")) if manifest else ""
+        if manifest is None or not key or manifest.kind != "filtering":
+            continue
+        if key not in newest or newest[key].revision < manifest.revision:
+            newest[key] = manifest
+    for key, manifest in newest.items():
+        cycles.create(_recovered(key, manifest))
+    if newest:
+        log.warning("cycles recovered from published analyses", count=len(newest))
+    return len(newest)
+
+
+def _readable_manifest(layout: Layout, name: str) -> AnalysisManifest | None:
+    try:
+        return read_manifest(layout, name)
+    except (AppaError, ValueError, OSError) as error:
+        log.warning("manifest passed by", analysis=name, reason=str(error)[:200])
+        return None
+
+
+def _recovered(key: str, manifest: AnalysisManifest) -> CycleRecord:
+    time, flavour = parse_cycle_key(key)
+    return CycleRecord(
+        id=key,
+        valid_time=time,
+        flavour=flavour,
+        cut_off=manifest.cut_off or time,
+        state=CycleState.PUBLISHED,
+        job_id=manifest.job_id,
+        analysis_id=manifest.id,
+        revision=manifest.revision,
+        caught_up=bool(manifest.cycle.get("caught_up")),
+        message="recovered from its manifest",
+    )
 
 
 @dataclass
@@ -77,12 +190,12 @@ class Cycling:
     sender: TaskSender
     disk: DiskSettings
     _policy: PolicyFile = field(init=False)
-    _arrivals: Arrivals = field(init=False)
+    _arrivals: PendingUploads = field(init=False)
     _recovered: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._policy = PolicyFile(self.layout)
-        self._arrivals = Arrivals(self.stores.batches)
+        self._arrivals = PendingUploads(self.stores.batches)
 
     def tick(self, now: datetime | None = None) -> int:
         """Settles what has ended, decides what is due, submits what there is room for.

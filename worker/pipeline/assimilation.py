@@ -1,31 +1,52 @@
-"""One job from its observations to a finished folder: the straight walk.
+"""Run one job, from its observations to a finished folder.
 
-Filtering, forecast and reanalysis take the same steps; how they differ is in the plan.
+Filtering, forecast and reanalysis take the same steps; how they differ is in the plan. A replay
+passes the recorded inputs of the earlier run in place of what is there now.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from model.domain.errors import ResourceExhausted
-from worker.backgrounds.earlier import Earlier
 from worker.backgrounds.first_guess import read_first_guess
-from worker.backgrounds.load import load_background
-from worker.backgrounds.restarts import find_restart
-from worker.jobs import clock
-from worker.jobs.job import JobRecord, Phase
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest
-from worker.pipeline.checking import check_window
+from worker.backgrounds.load import EarlierStates, load_background
+from worker.backgrounds.restarts import PublishedStates, find_restart
+from worker.contract import clock
+from worker.contract.jobs import JobRecord, Phase
+from worker.contract.layout import Layout
+from worker.lease import ProgressReporter
+from worker.loaded_models import LoadedModel, LoadedModels
+from worker.pipeline.departures import check_window
 from worker.pipeline.gather import gather_observations
-from worker.pipeline.publication import write_manifest
-from worker.pipeline.recorded import RecordedInputs
 from worker.pipeline.results import describe_result, make_product, write_outputs
-from worker.pipeline.solve import Solver
-from worker.progress import ProgressReporter
-from worker.warm_model import WarmModel, WarmModels
+from worker.results.manifest import AnalysisManifest
+from worker.results.publication import write_manifest
+from worker.solver import Solver
 
-__all__ = ["assimilate_window"]
+__all__ = ["RecordedInputs", "assimilate_window"]
+
+
+@dataclass(frozen=True)
+class RecordedInputs:
+    """Inputs of a finished job.
+
+    Attributes:
+        earlier: The result it continued; None for a cold start or an uploaded first guess.
+        batches: Uploads whose rows it saw; None takes all there are now.
+        checks: Effective parameters of quality control, this job's own changes included; None
+            takes the installation's.
+        careful: Whether it took the smallest sub-batches.
+    """
+
+    earlier: PublishedStates | None
+    batches: tuple[str, ...] | None
+    checks: Mapping[str, Any] | None
+    careful: bool = False
+
 
 log = structlog.get_logger()
 
@@ -33,7 +54,7 @@ log = structlog.get_logger()
 def assimilate_window(
     job: JobRecord,
     layout: Layout,
-    models: WarmModels,
+    models: LoadedModels,
     progress: ProgressReporter,
     folder: Path,
     recorded: RecordedInputs | None = None,
@@ -86,8 +107,8 @@ def assimilate_window(
 
 
 def _find_earlier(
-    job: JobRecord, layout: Layout, warm: WarmModel, recorded: RecordedInputs | None
-) -> Earlier | None:
+    job: JobRecord, layout: Layout, warm: LoadedModel, recorded: RecordedInputs | None
+) -> EarlierStates | None:
     """The first guess that the job names, or else the result that it continues, if any."""
     spec = job.spec
     if spec.background_batch is not None:

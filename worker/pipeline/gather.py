@@ -1,4 +1,4 @@
-"""The observations of a window, as a job selects them."""
+"""Gather the observations of a window as a job selects them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from model.domain.observations import empty_table
 from model.domain.windows import AssimilationWindow, WindowPlan
-from worker.columns import codes, numbers, times
-from worker.jobs.kinds import ObservationSelection
-from worker.jobs.layout import Layout
-from worker.observation_store.store import ObservationStore
+from worker.contract.kinds import ObservationSelection
+from worker.contract.layout import Layout
+from worker.observations.columns import codes, numbers, times
+from worker.observations.store.store import ObservationStore
 
 __all__ = ["gather_observations", "observation_window", "table_digest"]
 

@@ -1,4 +1,4 @@
-"""From an uploaded file to checked rows in the observation store; knows nothing of queues."""
+"""Ingest an uploaded file: decode it, assign errors, check it and publish its rows."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -12,19 +12,18 @@ import pyarrow.compute as pc
 
 from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
-from worker.decoders.base import DecodeContext, Decoded
-from worker.decoders.limited import decode_limited
-from worker.jobs.batch import IngestSummary
-from worker.jobs.observation_manifests import BatchManifest
-from worker.observation_errors.assign import assign_errors
-from worker.observation_errors.table import load_errors
-from worker.observation_store.store import ObservationStore
-from worker.qc.context import QCContext
-from worker.qc.parameters import load_parameters
-from worker.qc.run import QCReport, run_checks
+from worker.contract.batches import BatchRecord, IngestSummary
+from worker.contract.layout import Layout
+from worker.observations.decoders.base import DecodeContext, Decoded
+from worker.observations.decoders.decode import decode_limited
+from worker.observations.errors import assign_errors, load_errors
+from worker.observations.qc.base import QCContext, load_parameters
+from worker.observations.qc.run import QCReport, run_checks
+from worker.observations.store.files import BatchManifest
+from worker.observations.store.store import ObservationStore
 from worker.sandbox import Limits
 
-__all__ = ["IngestOptions", "IngestReport", "ingest"]
+__all__ = ["IngestOptions", "IngestReport", "ingest", "ingest_batch"]
 
 Overrides = Mapping[str, Any] | str | Path | None
 
@@ -167,3 +166,35 @@ def _described(options: IngestOptions) -> dict[str, Any]:
         "decoder": dict(options.decoder),
         "errors": [e if isinstance(e, Mapping) else str(e) for e in options.errors if e],
     }
+
+
+def ingest_batch(
+    batch: BatchRecord, layout: Layout, still_wanted: Callable[[], None]
+) -> IngestSummary:
+    """Decodes, checks and stores the upload; safe to run twice.
+
+    Arguments:
+        batch: The upload, with what its sender said about it.
+        layout: Where its bytes and the store are.
+        still_wanted: Raises when another worker has taken over.
+
+    Raises:
+        DecodeError: If the upload gives no row.
+        StorageError: If the store cannot be written.
+    """
+    errors = batch.options.get("errors")
+    options = IngestOptions(
+        report_type=batch.options.get("report_type"),
+        decoder=batch.options.get("decoder", {}),
+        errors=(layout.errors_file, errors),
+        checks=(layout.checks_file,),
+    )
+    report = ingest(
+        batch.id,
+        layout.raw_file(batch.id),
+        store=ObservationStore(str(layout.observations)),
+        received_time=batch.created,
+        options=options,
+        still_wanted=still_wanted,
+    )
+    return report.summary

@@ -1,6 +1,12 @@
-"""From latent members to the product, its files and its manifest."""
+"""Turn latent members into the product, its files and its manifest.
 
-from collections.abc import Sequence
+The manifest holds the provenance: what is needed to reproduce the result bit by bit.
+"""
+
+import hashlib
+import math
+import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,39 +20,115 @@ from torch import Tensor
 
 from model.domain.variables import Channel
 from model.domain.windows import WindowPlan
-from worker.backgrounds.background import Background
-from worker.disk_errors import disk_errors
-from worker.jobs.job import JobRecord
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest, ManifestFile, describe_file
-from worker.jobs.observation_files import StoreFiles
-from worker.jobs.verification_series import SERIES_NAME
-from worker.outputs.product import Product
-from worker.outputs.registry import OUTPUTS
-from worker.pipeline.checking import CheckedWindow
-from worker.pipeline.gather import observation_window, table_digest
-from worker.pipeline.model_equivalents import (
+from worker.backgrounds.restarts import RESTART_NAME, Restart, write_restart
+from worker.contract.disk import disk_errors
+from worker.contract.jobs import JobRecord
+from worker.contract.layout import Layout
+from worker.contract.queues import code_version
+from worker.loaded_models import LoadedModel
+from worker.observations.columns import codes
+from worker.observations.store.files import StoreFiles
+from worker.pipeline.departures import (
+    CheckedWindow,
     count_outcomes,
     fill_analysis,
     model_equivalents,
     monitored_set,
 )
-from worker.pipeline.solve import Analysis
-from worker.provenance import code_digest, environment, plain, rows_of_batches
-from worker.restart import RESTART_NAME, Restart, write_restart
-from worker.runtime import code_version
-from worker.verification.equivalents import Equivalents
-from worker.verification.states import pressure_tendency
-from worker.verification.verify import verified
-from worker.warm_model import WarmModel
+from worker.pipeline.gather import observation_window, table_digest
+from worker.results.manifest import AnalysisManifest, ManifestFile, describe_file
+from worker.results.outputs.formats import OUTPUTS
+from worker.results.outputs.product import Product
+from worker.results.verification.control import verified
+from worker.results.verification.series import SERIES_NAME
+from worker.results.verification.states import pressure_tendency
+from worker.results.verification.withheld import Equivalents
+from worker.solver import Analysis, Background
 
-__all__ = ["describe_result", "make_product", "write_outputs"]
+__all__ = [
+    "code_digest",
+    "describe_result",
+    "environment",
+    "from_plain",
+    "make_product",
+    "plain",
+    "rows_of_batches",
+    "write_outputs",
+]
+
+_SOURCES = ("model", "worker")
+_INFINITE = {"inf": math.inf, "-inf": -math.inf}
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the last bits of a result depend on besides the code: libraries, threads, processor."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def code_digest() -> str:
+    """SHA-256 over the sources of model and worker: versions alone do not tell edits apart."""
+    return _CODE
+
+
+def _digest_of_sources() -> str:
+    root = Path(__file__).parents[2]
+    digest = hashlib.sha256()
+    for package in _SOURCES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def rows_of_batches(table: pa.Table, store: StoreFiles) -> dict[str, dict[str, Any]]:
+    """For each batch with rows in `table`: how many, and the hash of the batch's content."""
+    code, names = codes(table, "batch_id")
+    counts = np.bincount(code[code >= 0], minlength=len(names))
+    found = {}
+    for name, rows in zip(names, counts, strict=True):
+        manifest = store.manifest(name) if rows else None
+        if manifest is not None:  # superobservations belong to no batch of the store
+            found[name] = {"rows": int(rows), "content_hash": manifest.content_hash}
+    return found
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: infinite numbers become words."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value
+
+
+def from_plain(value: Any) -> Any:
+    """The inverse of `plain`."""
+    if isinstance(value, Mapping):
+        return {k: from_plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [from_plain(v) for v in value]
+    return _INFINITE.get(value, value) if isinstance(value, str) else value
+
+
+_CODE = _digest_of_sources()
+"""Taken when this process starts: files may be replaced under a worker that runs."""
 
 
 def make_product(
     job: JobRecord,
     plan: WindowPlan,
-    warm: WarmModel,
+    warm: LoadedModel,
     checked: CheckedWindow,
     background: Background,
     analysis: Analysis,
@@ -85,7 +167,7 @@ def make_product(
 
 def _provenance(
     job: JobRecord,
-    warm: WarmModel,
+    warm: LoadedModel,
     checked: CheckedWindow,
     analysis: Analysis,
     layout: Layout,
@@ -125,7 +207,7 @@ class _Decoded:
 
 
 def _decode_analysis(
-    plan: WindowPlan, warm: WarmModel, feedback: pa.Table, analysis: Analysis
+    plan: WindowPlan, warm: LoadedModel, feedback: pa.Table, analysis: Analysis
 ) -> _Decoded:
     latents, written = analysis.latents, np.flatnonzero(plan.written)
     states = np.empty((len(latents), len(written), *warm.model.state_shape), dtype=np.float32)
@@ -146,7 +228,7 @@ def _decode_analysis(
     return _Decoded(states, equivalents, (mean[0], mean[1]) if mean else None)
 
 
-def _decode_written(latents: Tensor, plan: WindowPlan, warm: WarmModel) -> np.ndarray:
+def _decode_written(latents: Tensor, plan: WindowPlan, warm: LoadedModel) -> np.ndarray:
     written = np.flatnonzero(plan.written)
     states = np.empty((len(latents), len(written), *warm.model.state_shape), dtype=np.float32)
     with torch.no_grad():
@@ -158,7 +240,7 @@ def _decode_written(latents: Tensor, plan: WindowPlan, warm: WarmModel) -> np.nd
 
 
 def write_outputs(
-    product: Product, analysis: Analysis, plan: WindowPlan, warm: WarmModel, folder: Path
+    product: Product, analysis: Analysis, plan: WindowPlan, warm: LoadedModel, folder: Path
 ) -> list[ManifestFile]:
     """Writes every format asked for, and the restart file; nothing is visible yet.
 

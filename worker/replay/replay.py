@@ -1,4 +1,4 @@
-"""The replay: look for the inputs, run again, compare."""
+"""Replay a published result: look for the inputs, run again, compare."""
 
 import json
 import tempfile
@@ -10,16 +10,21 @@ from typing import Any
 
 import torch
 
-from worker.jobs.job import Phase
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest
+from worker.contract.jobs import Phase
+from worker.contract.layout import Layout
+from worker.loaded_models import load_models
 from worker.pipeline.assimilation import assimilate_window
-from worker.provenance import environment, plain
-from worker.replay.compare import compare_files
-from worker.replay.observations import compare_rows, feedback_in, feedback_table
-from worker.replay.recipe import Recipe, read_recipe
-from worker.replay.verdict import ArrayComparison, CannotReplay, Finding, Outcome, Verdict
-from worker.warm_model import load_models
+from worker.pipeline.results import environment, plain
+from worker.replay.comparison import (
+    ArrayComparison,
+    CannotReplay,
+    Finding,
+    Outcome,
+    Verdict,
+    compare_files,
+)
+from worker.replay.recipe import Recipe, compare_rows, feedback_in, feedback_table, read_recipe
+from worker.results.manifest import AnalysisManifest
 
 __all__ = ["QuietProgress", "replay"]
 

@@ -1,23 +1,38 @@
-"""Tasks of the queue `gpu`."""
+"""Run the tasks of the queue `gpu`, and report what such a worker can do. Imports torch."""
 
 from typing import Any
 
 import structlog
+import torch
 from celery import Task, shared_task
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from worker.attempt import attempt, known_version
 from worker.backgrounds.restarts import mark_restart
-from worker.jobs.job import JobRecord
-from worker.jobs.lease import Lease
-from worker.jobs.queues import ANNOUNCE_RESULT, RUN_ASSIMILATION, submit
+from worker.contract.jobs import JobRecord
+from worker.contract.queues import ANNOUNCE_RESULT, RUN_ASSIMILATION, WorkerReport, submit
+from worker.lease import Lease, ProgressReporter
+from worker.loaded_models import LoadedModels
 from worker.pipeline.assimilation import assimilate_window
-from worker.pipeline.publication import publish, staging_folder
-from worker.progress import ProgressReporter
+from worker.results.outputs.formats import OUTPUTS
+from worker.results.publication import publish, staging_folder
 from worker.runtime import Runtime
+from worker.tasks.attempt import attempt, known_version
 
-__all__ = ["run_assimilation_task"]
+__all__ = ["describe_models", "run_assimilation_task"]
+
+
+def describe_models(models: LoadedModels, report: WorkerReport) -> None:
+    """The models, the device and the output formats of a model worker."""
+    name = str(models.device)
+    if models.device.type == "cuda":
+        name += f" ({torch.cuda.get_device_name(models.device)})"
+    report.device = name
+    report.capabilities.models = [model.info for model in models.models]
+    for entry in OUTPUTS.values():
+        entry.load()  # imported now, not while the first result waits
+    report.capabilities.formats = {key: entry.description for key, entry in OUTPUTS.items()}
+
 
 log = structlog.get_logger()
 

@@ -1,17 +1,26 @@
-"""Tasks of the queue `ingest`."""
+"""Run the tasks of the queue `ingest`, and report what such a worker can do. Imports no torch."""
 
 from typing import Any
 
 from celery import Task, shared_task
 
-from worker.attempt import attempt, known_version
-from worker.jobs.batch import BatchRecord
-from worker.jobs.lease import Lease
-from worker.jobs.queues import INGEST_BATCH
-from worker.pipeline.ingest_batch import ingest_batch
+from model.domain.observations import REPORT_TYPES
+from worker.contract.batches import BatchRecord
+from worker.contract.queues import INGEST_BATCH, WorkerReport
+from worker.lease import Lease
+from worker.observations.formats import FORMATS
+from worker.pipeline.ingest import ingest_batch
 from worker.runtime import Runtime
+from worker.tasks.attempt import attempt, known_version
 
-__all__ = ["ingest_batch_task"]
+__all__ = ["describe_ingest", "ingest_batch_task"]
+
+
+def describe_ingest(report: WorkerReport) -> None:
+    """The decoders of an ingest worker and the networks they know."""
+    report.device = "cpu"
+    report.capabilities.decoders = {name: entry.description for name, entry in FORMATS.items()}
+    report.capabilities.networks = list(REPORT_TYPES)
 
 
 @shared_task(name=INGEST_BATCH, bind=True)

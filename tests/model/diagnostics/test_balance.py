@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.constants import EARTH_RADIUS, EARTH_ROTATION, EPSILON, GAS_CONSTANT_DRY
-from model.diagnostics.balance import geostrophic_balance, geostrophic_wind, hydrostatic_residual
+from model.diagnostics.realism import geostrophic_balance, geostrophic_wind, hydrostatic_residual
 from model.domain.grids import Grid
+from model.domain.physics import EARTH_RADIUS, EARTH_ROTATION, EPSILON, GAS_CONSTANT_DRY
 
 GRIDS = [Grid("t31", "gaussian", 48, 96), Grid("r", "regular", 121, 240)]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.special import sph_harm_y
 
-from model.diagnostics.spectra import power_spectrum, spectral_ratio
+from model.diagnostics.realism import power_spectrum, spectral_ratio
 from model.domain.grids import Grid
 
 GRIDS = [Grid("t31", "gaussian", 48, 96), Grid("r", "regular", 61, 120)]

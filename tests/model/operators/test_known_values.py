@@ -4,16 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from model.constants import GAS_CONSTANT_DRY, GRAVITY
-from model.domain.grids import Grid
-from model.operators.brightness import gaussian_weighting
-from model.operators.column import column_weights
-from model.operators.domain import Statics
-from model.operators.horizontal import bilinear
-from model.operators.latent import LatentIdentity
+from model.domain.grids import Grid, bilinear
+from model.domain.physics import GAS_CONSTANT_DRY, GRAVITY, height_of_pressure, pressure_at_height
+from model.guidance.observed import LatentIdentity
+from model.operators.base import Statics
+from model.operators.column import column_weights, gaussian_weighting
 from model.operators.observation_set import build_observation_set
-from model.operators.standard_atmosphere import height_of_pressure, pressure_at_height
-from model.operators.vertical import log_pressure
+from model.operators.placement import log_pressure
 from tests.model.operators import worlds
 
 GRID = worlds.GRIDS["regular"]

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from model.domain.variables import ATMOSPHERIC, SURFACE
-from model.operators.observation_set import ObservationSet, build_observation_set
-from model.operators.registry import OPERATORS
+from model.operators.observation_set import OPERATORS, ObservationSet, build_observation_set
 from tests.model.operators import worlds
 
 COUNT = 40

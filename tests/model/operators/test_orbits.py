@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.operators.orbits import CircularOrbit, seen_from
+from lab.osse.places import CircularOrbit, seen_from
 
 
 def test_a_geostationary_satellite_nearly_stands_still():

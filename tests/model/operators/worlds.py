@@ -8,9 +8,9 @@ import torch
 
 from model.domain.grids import Grid
 from model.domain.observations import OBSERVATION_SCHEMA, validate_table
+from model.domain.physics import height_of_pressure
 from model.domain.variables import LEVELS_T31, channels
-from model.operators.domain import Statics
-from model.operators.standard_atmosphere import height_of_pressure
+from model.operators.base import Statics
 
 GRIDS = {
     "regular": Grid("r9", "regular", 9, 16),

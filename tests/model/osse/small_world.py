@@ -6,13 +6,13 @@ import numpy as np
 import torch
 import xarray as xr
 
+from lab.osse.network import Network
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
+from model.card import BaseCard, GridCard
 from model.checkpoints.assemble import assemble
-from model.checkpoints.card import BaseCard, GridCard
 from model.domain.variables import channel_names
 from model.gaussian_prior import ZonalGaussianPrior
-from model.osse.network import Network
 from tests.model.checkpoint_parts import tiny_card
 
 LEVELS = (500, 850)

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from model.domain.grids import Grid
-from model.domain.variables import Channel
-from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
-from model.operators.domain import Statics
-from model.operators.observation_set import build_observation_set
-from model.operators.representativeness import reconstruction_residual, representativeness_std
-from model.osse.baselines.climatology import fit_climatology
-from model.osse.baselines.optimal_interpolation import (
+from lab.osse.baselines import (
+    fit_climatology,
     gaspari_cohn,
     optimal_interpolation,
     prior_anomalies,
     unit_vectors,
+    windowed_analysis,
 )
-from model.osse.baselines.windowed import windowed_analysis
+from model.domain.grids import Grid
+from model.domain.variables import Channel
+from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
+from model.operators.base import Statics
+from model.operators.composite import reconstruction_residual, representativeness_std
+from model.operators.observation_set import build_observation_set
 from tests.model.operators import worlds
 
 GRID = Grid("tiny", "gaussian", 4, 8)

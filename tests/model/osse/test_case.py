@@ -3,10 +3,10 @@
 import numpy as np
 import xarray as xr
 
+from lab.osse.cases import MANTISSA_BITS, STEPS_PER_STD, write_case
+from lab.training.datasets import StateStore
 from model.domain.grids import Grid
 from model.domain.variables import ATMOSPHERIC, SURFACE, channels
-from model.osse.case import MANTISSA_BITS, STEPS_PER_STD, write_case
-from model.training.datasets import StateStore
 
 LEVELS = (500, 850)
 GRID = Grid("tiny", "gaussian", 8, 16)

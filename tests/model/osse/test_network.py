@@ -7,14 +7,13 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
+from lab.osse.network import simulate_observations, withhold_stations
+from lab.osse.places import land_stations, sea_stations, sounder_swath
 from model.domain.grids import Grid
 from model.domain.observations import validate_table
 from model.domain.variables import LEVELS_T31, channels
-from model.operators.domain import Statics
+from model.operators.base import Statics
 from model.operators.observation_set import build_observation_set
-from model.osse.network import simulate_observations
-from model.osse.places import land_stations, sea_stations, sounder_swath
-from model.osse.table import withhold_stations
 
 GRID = Grid("t31", "gaussian", 48, 96)
 CHANNELS = channels(LEVELS_T31)

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 import pytest
 import torch
 
+from lab.osse.baselines import one_hour_analysis
+from lab.osse.network import Network, simulate_observations
 from model.domain.errors import ConfigurationError
 from model.operators.observation_set import build_observation_set
-from model.osse.network import Network, simulate_observations
-from model.osse.one_hour import one_hour_analysis
 from tests.model.checkpoint_parts import DATE, tiny_model
 
 END = datetime(2021, 3, 4, 3, tzinfo=UTC)

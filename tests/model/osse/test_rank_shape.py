@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from model.osse.rank_shape import rank_shape, rank_shapes
-from model.osse.withheld_ranks import ranks, station_ranks
+from lab.osse.ranks import rank_shape, rank_shapes, ranks, station_ranks
 
 HOURS = 24
 

@@ -7,16 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from lab.osse.cases import observe_case
+from lab.osse.scores import Method, score_autoencoder
+from lab.osse.skill import ResultsFile, SkillSettings, experiment, score_start
 from model.assimilate import assimilate
 from model.diagnostics.scores import rmse
 from model.domain.errors import InvalidInput
 from model.domain.windows import WindowPlan
-from model.osse.autoencoder_skill import score_autoencoder
-from model.osse.climate import climatological_states
-from model.osse.kept import Kept, experiment
-from model.osse.observed_case import observe_case
-from model.osse.skill import SkillSettings, score_start
-from model.osse.start_skill import Method
+from model.latent_model import climatological_states
 from tests.model.osse.small_world import NETWORK, small_model, true_states
 
 END = datetime(2021, 3, 4, 12, tzinfo=UTC)
@@ -123,15 +121,15 @@ def test_an_autoencoder_is_scored_over_states(model, truth):
 def test_finished_starts_are_kept_and_others_are_refused(model, truth, scored, tmp_path):
     path = tmp_path / "skill.json"
     made_by = experiment(model, SETTINGS, None)
-    kept = Kept(path, made_by)
+    kept = ResultsFile(path, made_by)
     assert kept.start(END) is None
     kept.keep_autoencoder(score_autoencoder(model, truth, [END]))
     kept.keep_start(scored.skill, scored.fields)
-    again = Kept(path, made_by)
+    again = ResultsFile(path, made_by)
     assert again.start(END) == scored.skill
     assert again.start(END + timedelta(hours=1)) is None
     assert again.autoencoder.times == (END,)
     assert again.fields.end == END
     np.testing.assert_array_equal(again.fields.spread, scored.fields.spread)
     with pytest.raises(InvalidInput, match="another members, truth"):
-        Kept(path, made_by | {"members": 9, "truth": "elsewhere.zarr"})
+        ResultsFile(path, made_by | {"members": 9, "truth": "elsewhere.zarr"})

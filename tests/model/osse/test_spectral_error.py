@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.special import sph_harm_y
 
+from lab.osse.scores import SpectralError
 from model.domain.grids import Grid
 from model.domain.variables import Channel
-from model.osse.spectral_error import SpectralError
 
 GRID = Grid("t31", "gaussian", 48, 96)
 CHANNELS = (

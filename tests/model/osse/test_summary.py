@@ -5,16 +5,21 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from lab.osse.ranks import rank_shape
+from lab.osse.scores import AutoencoderSkill, Method, SpectralDeviation, StartSkill
+from lab.osse.skill import SkillSettings
+from lab.osse.skill_report import judge
+from lab.osse.summary import (
+    SEASONS,
+    channel_groups,
+    channel_means,
+    forecast_rows,
+    group_rows,
+    method_rows,
+    overall,
+    season,
+)
 from model.domain.variables import LEVELS_T31, channels
-from model.osse.autoencoder_skill import AutoencoderSkill
-from model.osse.channel_groups import channel_groups
-from model.osse.goals import judge
-from model.osse.rank_shape import rank_shape
-from model.osse.seasons import SEASONS, season
-from model.osse.skill import SkillSettings
-from model.osse.spectral_error import SpectralDeviation
-from model.osse.start_skill import Method, StartSkill
-from model.osse.summary import channel_means, forecast_rows, group_rows, method_rows, overall
 
 CHANNELS = channels(LEVELS_T31)
 GROUPS = channel_groups(CHANNELS)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from model.training.latent_scale import decoder_response, latent_scale
+from lab.training.train_denoiser import decoder_response, latent_scale
 
 
 class Weighted(nn.Module):

@@ -19,7 +19,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def nature_run():
     """The module under test, imported late: it loads jax."""
-    import model.training.nature_run as module
+    import lab.training.nature_run as module
 
     return module
 

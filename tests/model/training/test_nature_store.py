@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from model.training.nature_store import NatureStore
-from model.training.nature_variables import LEVELS, STATIC, VARIABLES
+from lab.training.nature_store import LEVELS, STATIC, VARIABLES, NatureStore
 
 LATITUDE = np.array([60.0, 0.0, -60.0])
 LONGITUDE = np.array([0.0, 90.0, 180.0, 270.0])

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from model.training.near_surface import temperature_2m
-from model.training.pressure_levels import (
+from lab.training.pressure_levels import (
     EXPONENT,
     GRAVITY,
     LAPSE_RATE,
@@ -13,6 +12,7 @@ from model.training.pressure_levels import (
     SigmaFields,
     mean_sea_level_pressure,
     surface_temperature,
+    temperature_2m,
     to_pressure_levels,
 )
 

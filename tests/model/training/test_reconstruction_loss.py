@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.special import sph_harm_y
 
+from lab.training.train_autoencoder import ReconstructionLoss
 from model.domain.grids import Grid
-from model.training.reconstruction_loss import ReconstructionLoss
 
 GRID = Grid("small", "gaussian", 24, 48)
 EVERYWHERE = torch.ones(2, *GRID.shape, dtype=torch.bool)

@@ -8,17 +8,14 @@ import torch
 import xarray as xr
 from pydantic import ValidationError
 
-from model.diagnostics.spectra import power_spectrum
+from lab.training.datasets import Splits, StateStore, channel_statistics
+from lab.training.loop import Run
+from lab.training.train_autoencoder import AutoencoderTraining, train_autoencoder
+from lab.training.train_denoiser import DenoiserTraining, load_autoencoder, train_denoiser
+from model.diagnostics.realism import power_spectrum
 from model.domain.errors import ConfigurationError, InvalidInput
 from model.domain.grids import Grid
 from model.domain.variables import channels
-from model.training.datasets import StateStore
-from model.training.latents import load_autoencoder
-from model.training.run import Run
-from model.training.splits import Splits
-from model.training.statistics import channel_statistics
-from model.training.train_autoencoder import AutoencoderTraining, train_autoencoder
-from model.training.train_denoiser import DenoiserTraining, train_denoiser
 
 LEVELS = (500, 850)
 GRID = Grid("tiny", "gaussian", 8, 16)

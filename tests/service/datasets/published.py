@@ -10,12 +10,12 @@ from model.domain.grids import Grid
 from model.domain.observations import FEEDBACK_SCHEMA, empty_table
 from model.domain.variables import channels
 from model.domain.windows import AssimilationWindow
-from worker.jobs.job import JobRecord
-from worker.jobs.kinds import FilteringSpec, ForecastSpec
-from worker.jobs.layout import Layout
-from worker.outputs.netcdf import write_product as write_netcdf
-from worker.outputs.product import Product
-from worker.outputs.zarr import write_product as write_zarr
+from worker.contract.jobs import JobRecord
+from worker.contract.kinds import FilteringSpec, ForecastSpec
+from worker.contract.layout import Layout
+from worker.results.outputs.cf import write_netcdf_product as write_netcdf
+from worker.results.outputs.cf import write_zarr_product as write_zarr
+from worker.results.outputs.product import Product
 
 GRID = Grid("small", "regular", 13, 24)
 LEVELS = (500, 850)

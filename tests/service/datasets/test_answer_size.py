@@ -9,8 +9,8 @@ import xarray as xr
 import xpublish_edr.plugin as upstream
 from gateway_process import StartGateway
 
-import service.datasets.edr  # noqa: F401  (bounds the plugin)
-from service.datasets.answer_size import AnswerTooLarge, check_answer, check_points
+import service.data.edr  # noqa: F401  (bounds the plugin)
+from service.data.library import AnswerTooLarge, check_answer, check_points
 
 ROWS, COLUMNS = published.GRID.shape
 FIELD = ROWS * COLUMNS

@@ -3,8 +3,8 @@
 import pytest
 
 from model.domain.errors import InvalidInput
-from service.datasets.dap_model import parse_constraint
-from service.datasets.opening import PIECE_BYTES, chunk_plan
+from service.data.library import PIECE_BYTES, chunk_plan
+from service.data.opendap import parse_constraint
 
 
 def test_a_constraint_names_variables_members_and_slices() -> None:

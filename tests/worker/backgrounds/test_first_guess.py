@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.checkpoints.load import load_checkpoint
+from model.checkpoints.bundle import load_checkpoint
 from model.domain.errors import InvalidInput
 from tests.worker.decoders.grib_messages import message
 from tests.worker.replay.runs import NOON, SMALL, Installation, make_installation
 from worker.backgrounds.first_guess import consecutive
-from worker.jobs.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
-from worker.jobs.manifest import AnalysisManifest
+from worker.backgrounds.restarts import RESTART_NAME, read_restart
+from worker.contract.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
+from worker.replay.comparison import Outcome
 from worker.replay.replay import replay
-from worker.replay.verdict import Outcome
-from worker.restart import RESTART_NAME, read_restart
+from worker.results.manifest import AnalysisManifest
 
 HOUR = timedelta(hours=1)
 LAT, LON = np.linspace(90.0, -90.0, 13), np.arange(0.0, 360.0, 20.0)

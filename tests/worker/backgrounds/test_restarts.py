@@ -6,11 +6,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 
-from worker.backgrounds.restarts import find_restart, mark_restart
-from worker.jobs.kinds import FilteringSpec
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest, describe_file
-from worker.restart import RESTART_NAME, Restart, write_restart
+from worker.backgrounds.restarts import (
+    RESTART_NAME,
+    Restart,
+    find_restart,
+    mark_restart,
+    write_restart,
+)
+from worker.contract.kinds import FilteringSpec
+from worker.contract.layout import Layout
+from worker.results.manifest import AnalysisManifest, describe_file
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

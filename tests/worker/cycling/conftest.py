@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from worker.contract.batches import BatchRecord, IngestSummary
+from worker.contract.cycles import CycleRecord, CycleState
+from worker.contract.jobs import JobRecord, Progress
+from worker.contract.layout import Layout
+from worker.contract.records import Problem, new_id
+from worker.contract.store import Stores
 from worker.cycling.tick import Cycling
-from worker.jobs.batch import BatchRecord, IngestSummary
-from worker.jobs.cycle import CycleRecord, CycleState
-from worker.jobs.ids import new_id
-from worker.jobs.job import JobRecord, Problem, Progress
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest
-from worker.jobs.store import Stores
+from worker.results.manifest import AnalysisManifest
 
 LEASE = timedelta(seconds=30)
 DAY = datetime(2003, 10, 1, tzinfo=UTC)

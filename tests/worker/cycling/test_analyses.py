@@ -13,21 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from model.checkpoints.load import load_checkpoint
-from model.checkpoints.save import save_checkpoint
+from model.checkpoints.bundle import load_checkpoint, save_checkpoint
+from service.cycle_explanation import explain
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import Processes, wait_for
 from tests.worker.tables import make_table
-from worker.celery_app import message_sender
+from worker.contract.cycles import CycleState
+from worker.contract.layout import Layout
+from worker.contract.store import open_stores
+from worker.cycling.policy import read_policy
 from worker.cycling.tick import Cycling
-from worker.jobs.cycle import CycleState
-from worker.jobs.cycle_explanation import explain
-from worker.jobs.cycle_policy import read_policy
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import read_manifest
-from worker.jobs.store import open_stores
-from worker.observation_errors.assign import assign_errors
-from worker.observation_store.store import ObservationStore
+from worker.observations.errors import assign_errors
+from worker.observations.store.store import ObservationStore
+from worker.process import message_sender
+from worker.results.manifest import read_manifest
 from worker.settings import WorkerSettings
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)

@@ -5,9 +5,9 @@ Early cut-off 20 minutes after the hour, final 180 minutes after it, catch-up ov
 
 from datetime import UTC, datetime, timedelta
 
+from worker.contract.cycles import CycleRecord, CycleState, parse_cycle_key
 from worker.cycling.due import choose, decide, first_considered
-from worker.jobs.cycle import CycleRecord, CycleState, parse_cycle_key
-from worker.jobs.cycle_policy import CyclePolicy
+from worker.cycling.policy import CyclePolicy
 
 W, D, S, P = CycleState.WAITING, CycleState.DUE, CycleState.SUBMITTED, CycleState.PUBLISHED
 

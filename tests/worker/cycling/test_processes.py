@@ -6,8 +6,8 @@ import yaml
 
 from tests.worker.cycling.conftest import at
 from tests.worker.processes import wait_for
-from worker.jobs import clock
-from worker.jobs.cycle import CycleState
+from worker.contract import clock
+from worker.contract.cycles import CycleState
 
 SPEED = 3600  # an hour in a second
 

@@ -5,10 +5,9 @@ import threading
 import pytest
 
 from tests.worker.cycling.conftest import Disk, at
-from worker.jobs.cycle import CycleState
-from worker.jobs.cycle_store import CycleStore
-from worker.jobs.job import JobState
-from worker.jobs.record_store import MoveRefused
+from worker.contract.cycles import CycleState, CycleStore
+from worker.contract.jobs import JobState
+from worker.contract.record_store import MoveRefused
 
 PUBLISHED = CycleState.PUBLISHED
 

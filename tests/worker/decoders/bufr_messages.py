@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from worker.decoders.base import DecodeContext, Decoded, MessageLimits
-from worker.decoders.bufr.decode import decode_bytes
-from worker.encoders.bufr.message import MessageTemplate, build_message
+from lab.encoders.message import MessageTemplate, build_message
+from worker.observations.decoders.base import DecodeContext, Decoded, MessageLimits
+from worker.observations.decoders.bufr.decode import decode_bytes
 
 TIME = np.datetime64("2026-03-01T06:00:00")
 WHEN = {

@@ -12,7 +12,7 @@ import pdbufr
 import pyarrow.compute as pc
 import pytest
 
-from worker.decoders.decode import decode_file
+from worker.observations.decoders.decode import decode_file
 
 SURFACE = (
     # variable, pdbufr element, factor

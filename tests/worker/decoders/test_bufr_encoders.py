@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pytest
 from bufr_messages import CONTEXT, decode, values
 
+from lab.encoders.bufr import ENCODERS, encode_bufr
 from model.domain.errors import InvalidInput, UnknownName
-from worker.decoders.rows import build_table, concat_tables
-from worker.encoders.bufr.encode import ENCODERS, encode_bufr
+from worker.observations.decoders.base import build_table, concat_tables
 
 N = 12
 HOUR = np.datetime64("2026-03-01T06:00", "ns")

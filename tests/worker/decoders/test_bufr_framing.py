@@ -3,7 +3,7 @@
 import pytest
 from bufr_messages import decode, synop, value, values
 
-from worker.decoders.bufr.framing import correction_number, scan
+from worker.observations.decoders.bufr.framing import correction_number, scan
 
 ONE = synop(airTemperature=280.0)
 TWO = synop(airTemperature=290.0)

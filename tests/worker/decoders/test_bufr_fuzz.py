@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
-from worker.decoders.bufr.framing import scan
-from worker.decoders.report import REASONS
+from worker.observations.decoders.base import REASONS
+from worker.observations.decoders.bufr.framing import scan
 
 SEEDS = (
     synop(airTemperature=280.0, windSpeed=3.0, windDirection=90),

@@ -11,9 +11,8 @@ import pytest
 from bufr_messages import decode, message, sonde, synop
 
 from model.domain.errors import DecodeError
-from worker.decoders.base import MessageLimits
-from worker.decoders.limited import decode_limited, decode_many_limited
-from worker.decoders.report import REASONS
+from worker.observations.decoders.base import REASONS, MessageLimits
+from worker.observations.decoders.decode import decode_limited, decode_many_limited
 from worker.sandbox import Limits, run_limited
 
 SEED = 20_260_301

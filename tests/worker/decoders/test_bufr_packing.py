@@ -5,12 +5,15 @@ import pytest
 from bufr_messages import decode, message, synop, values
 
 from model.domain.errors import DecodeError
-from worker.decoders.base import MessageLimits
-from worker.decoders.bufr.bits import gather_bits, read_bits
-from worker.decoders.bufr.framing import scan
-from worker.decoders.bufr.message import Unpacker
-from worker.decoders.bufr.packing import describe_storage, make_packing
-from worker.decoders.bufr.sections import read_header
+from worker.observations.decoders.base import MessageLimits
+from worker.observations.decoders.bufr.framing import read_header, scan
+from worker.observations.decoders.bufr.message import Unpacker
+from worker.observations.decoders.bufr.packing import (
+    describe_storage,
+    gather_bits,
+    make_packing,
+    read_bits,
+)
 
 
 def test_numbers_of_any_width_at_any_bit():

@@ -4,8 +4,8 @@ import pyarrow.compute as pc
 import pytest
 
 from model.domain.observations import validate_table
-from worker.decoders.limited import decode_many_limited
-from worker.decoders.report import REASONS
+from worker.observations.decoders.base import REASONS
+from worker.observations.decoders.decode import decode_many_limited
 from worker.sandbox import Limits
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worker.decoders.units import (
+from worker.observations.units import (
     KNOT,
     dewpoint_from_specific_humidity,
     flight_level_from_pressure,

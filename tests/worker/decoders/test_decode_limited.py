@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 import pytest
 from bufr_messages import CONTEXT, decode, sonde, synop, values
 
-from worker.decoders import limited
-from worker.decoders.limited import decode_limited, decode_many_limited
+from worker.observations.decoders import decode as decode_module
+from worker.observations.decoders.decode import decode_limited, decode_many_limited
 from worker.sandbox import Limits
 
 
@@ -50,7 +50,7 @@ def test_many_files_in_one_child(tmp_path):
     assert dict(found[2][1].report.rejected) == {"empty_file": 1}
 
 
-REAL = limited._decode
+REAL = decode_module._decode
 
 
 def crash_at(offset):
@@ -64,7 +64,7 @@ def crash_at(offset):
                     os.abort()
                 yield frame
 
-        from worker.decoders.bufr import decode as module
+        from worker.observations.decoders.bufr import decode as module
 
         real_chosen, module._chosen = module._chosen, guarded
         return REAL(path, format, context, mark)
@@ -82,7 +82,7 @@ def test_a_message_that_ends_the_child_costs_itself_only(tmp_path, monkeypatch):
     path = tmp_path / "fatal.bufr"
     path.write_bytes(b"".join(synop(airTemperature=270.0 + k) for k in range(12)))
     fatal = path.read_bytes().index(b"BUFR", 1_000)
-    monkeypatch.setattr(limited, "_decode", decode_with_a_fatal_message)
+    monkeypatch.setattr(decode_module, "_decode", decode_with_a_fatal_message)
     decoded = decode_limited(path, limits=Limits(wall_seconds=60.0))
     assert dict(decoded.report.rejected) == {"crashed": 1}
     assert decoded.report.quarantined[0].offset == fatal
@@ -90,7 +90,7 @@ def test_a_message_that_ends_the_child_costs_itself_only(tmp_path, monkeypatch):
 
 
 def test_a_file_that_takes_too_long_is_refused_as_a_whole(ascents, monkeypatch):
-    monkeypatch.setattr(limited, "_decode", decode_for_ever)
+    monkeypatch.setattr(decode_module, "_decode", decode_for_ever)
     decoded = decode_limited(ascents, limits=replace(Limits(), cpu_seconds=1, wall_seconds=30.0))
     assert dict(decoded.report.rejected) == {"timeout": 1}
     assert decoded.table.num_rows == 0

@@ -7,10 +7,16 @@ import pytest
 
 from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
-from worker.decoders.base import DecodeContext
-from worker.decoders.decode import decode_file, detect_format
-from worker.decoders.report import KEPT_QUARANTINED, DecodeReport
-from worker.decoders.rows import build_table, concat_tables, wrap_longitude
+from worker.observations.decoders.base import (
+    KEPT_QUARANTINED,
+    DecodeContext,
+    DecodeReport,
+    build_table,
+    concat_tables,
+    wrap_longitude,
+)
+from worker.observations.decoders.decode import decode_file
+from worker.observations.formats import detect_format
 
 
 def table(variable, value, **columns):

@@ -7,9 +7,9 @@ import pytest
 
 from model.domain.observations import validate_table
 from tests.worker.decoders.grib_messages import LAT, LON, message
-from worker.columns import numbers
-from worker.decoders.base import DecodeContext, MessageLimits
-from worker.decoders.decode import decode_file
+from worker.observations.columns import numbers
+from worker.observations.decoders.base import DecodeContext, MessageLimits
+from worker.observations.decoders.decode import decode_file
 
 SLOPE = 250.0 + LAT[:, None] / 10.0 + 0.0 * LON[None, :]
 

@@ -9,8 +9,8 @@ import pyodc
 import pytest
 
 from model.domain.observations import validate_table
-from worker.decoders.base import DecodeContext
-from worker.decoders.decode import decode_file
+from worker.observations.decoders.base import DecodeContext
+from worker.observations.decoders.decode import decode_file
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 

@@ -12,10 +12,10 @@ import pytest
 from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
 from tests.worker.tables import make_table
-from worker.decoders.base import DecodeContext, MessageLimits
-from worker.decoders.decode import decode_file
-from worker.decoders.foreign_units import conversion
-from worker.jobs.observation_formats import ROW_FORMATS
+from worker.observations.decoders.base import DecodeContext, MessageLimits
+from worker.observations.decoders.decode import decode_file
+from worker.observations.export import ROW_FORMATS
+from worker.observations.units import conversion
 
 CONTEXT = DecodeContext(batch_id="b1", received_time=datetime(2024, 1, 1, 13, tzinfo=UTC))
 HEADER = "time,lat,lon,variable,obs_value"
@@ -294,6 +294,6 @@ def test_geojson_that_is_none(tmp_path, text):
     path = tmp_path / "x.geojson"
     path.write_text(text)
     with pytest.raises(DecodeError):
-        from worker.decoders.geojson import decode_geojson
+        from worker.observations.decoders.geojson import decode_geojson
 
         decode_geojson(path, CONTEXT)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from worker.decoders.base import DecodeContext
-from worker.decoders.decode import decode_file
-from worker.decoders.templates import ALL_TEMPLATES
-from worker.jobs.observation_templates import EXAMPLE
+from worker.observations.decoders.base import DecodeContext
+from worker.observations.decoders.decode import decode_file
+from worker.observations.example_files import ALL_TEMPLATES
+from worker.observations.export import EXAMPLE
 
 
 @pytest.mark.parametrize("name", list(ALL_TEMPLATES))

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from model.domain.errors import ConfigurationError
-from worker.jobs import clock
-from worker.jobs.batch import BatchRecord
+from worker.contract import clock
+from worker.contract.batches import BatchRecord
 
 OCTOBER = datetime(2003, 10, 1, tzinfo=UTC)
 

@@ -1,6 +1,6 @@
 """The checks of the server's setup, on servers set up well and badly."""
 
-from worker.jobs.connection import connect, redis_health
+from worker.contract.redis_server import connect, redis_health
 
 
 def test_a_server_set_up_well_gives_no_warning(stores):

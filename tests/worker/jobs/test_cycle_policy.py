@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from model.domain.errors import ConfigurationError
-from worker.jobs.cycle_policy import CyclePolicy, read_policy
+from worker.cycling.policy import CyclePolicy, read_policy
 
 SIX = datetime(2003, 10, 1, 6, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.jobs.disk import DiskLow, disk_state, require_space
-from worker.jobs.layout import Layout
+from worker.contract.disk import DiskLow, disk_state, require_space
+from worker.contract.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from worker.jobs.event_feed import EventFeed
-from worker.jobs.event_log import FEED
-from worker.jobs.ids import new_id
-from worker.jobs.job import JobRecord, Progress
-from worker.jobs.kinds import FilteringSpec
+from service.event_feed import EventFeed
+from worker.contract.events import FEED
+from worker.contract.jobs import JobRecord, Progress
+from worker.contract.kinds import FilteringSpec
+from worker.contract.records import new_id
 
 
 def new_job(stores) -> str:

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from model.domain.errors import InvalidInput, UnknownName
 from tests.worker.tables import make_table
-from worker.jobs.observation_formats import ROW_FORMATS
-from worker.jobs.observation_query import ObservationQuery, query_observations
-from worker.observation_store.store import ObservationStore
+from worker.observations.export import ROW_FORMATS
+from worker.observations.store.query import ObservationQuery, query_observations
+from worker.observations.store.store import ObservationStore
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 

@@ -5,8 +5,16 @@ from datetime import UTC, datetime
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from worker.jobs.public_address import AddressRefused, check_url, is_public
-from worker.jobs.signature import BadSignature, new_secret, sign, signed_headers, verify
+from worker.contract.webhooks import (
+    AddressRefused,
+    BadSignature,
+    check_url,
+    is_public,
+    new_secret,
+    sign,
+    signed_headers,
+    verify,
+)
 
 BODY = '{"type": "analysis.published", "data": {"name": "Zürich"}}'.encode()
 NOW = 1_735_732_800

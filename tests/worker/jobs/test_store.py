@@ -6,12 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pydantic import ValidationError
 
-from worker.jobs.batch import BatchRecord, BatchState, IngestSummary
-from worker.jobs.batch_store import IdempotencyConflict
-from worker.jobs.ids import new_id
-from worker.jobs.job import ALLOWED_MOVES, TERMINAL, JobRecord, JobState, Phase, Problem, Progress
-from worker.jobs.kinds import FilteringSpec, ForecastSpec
-from worker.jobs.record_store import LeaseLost, MoveRefused, NoSuchRecord
+from worker.contract.batches import BatchRecord, BatchState, IdempotencyConflict, IngestSummary
+from worker.contract.jobs import ALLOWED_MOVES, TERMINAL, JobRecord, JobState, Phase, Progress
+from worker.contract.kinds import FilteringSpec, ForecastSpec
+from worker.contract.record_store import LeaseLost, MoveRefused, NoSuchRecord
+from worker.contract.records import Problem, new_id
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=10)

@@ -7,10 +7,10 @@ from test_webhooks import manifest
 
 from tests.faults.steps import sender
 from tests.worker.processes import wait_for
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest
-from worker.jobs.queues import ANNOUNCE_RESULT, submit
-from worker.notifications.events import MissedResults, announce
+from worker.contract.layout import Layout
+from worker.contract.queues import ANNOUNCE_RESULT, submit
+from worker.results.manifest import AnalysisManifest
+from worker.tasks.products import MissedResults, announce
 
 
 def put(layout: Layout, name: str) -> AnalysisManifest:

@@ -9,16 +9,15 @@ from receiver import Receiver
 from standardwebhooks.webhooks import Webhook as Reference
 
 from tests.worker.processes import wait_for
-from worker.jobs.event_log import EventType
-from worker.jobs.ids import new_id
-from worker.jobs.kinds import FilteringSpec
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest
-from worker.jobs.signature import new_secret
-from worker.jobs.webhook import Delivery, DeliveryState, Webhook
-from worker.notifications.courier import Courier, pause_after
-from worker.notifications.events import announce
+from worker.contract.events import EventType
+from worker.contract.kinds import FilteringSpec
+from worker.contract.layout import Layout
+from worker.contract.records import new_id
+from worker.contract.webhooks import Delivery, DeliveryState, Webhook, new_secret
+from worker.notifications import WebhookSender, pause_after
+from worker.results.manifest import AnalysisManifest
 from worker.settings import WorkerSettings
+from worker.tasks.products import announce
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 PUBLISHED = EventType.ANALYSIS_PUBLISHED
@@ -41,7 +40,7 @@ def subscribe(stores, url: str, *events: EventType) -> Webhook:
     return stores.webhooks.create(hook)[0]
 
 
-def settled(stores, courier: Courier, hook: Webhook, count: int = 1) -> list[Delivery]:
+def settled(stores, courier: WebhookSender, hook: Webhook, count: int = 1) -> list[Delivery]:
     """The messages of `hook`, once `count` of them have come to an end."""
 
     def ended() -> list[Delivery]:
@@ -71,7 +70,7 @@ def test_fails_twice_then_arrives_with_one_identity_and_a_valid_signature(stores
     with Receiver(answers=[500, 503]) as receiver:
         hook = subscribe(stores, receiver.url)
         stores.events.emit(PUBLISHED, "an-1", {"analysis_id": "an-1", "kind": "filtering"})
-        (delivery,) = settled(stores, Courier(stores.webhooks, settings()), hook)
+        (delivery,) = settled(stores, WebhookSender(stores.webhooks, settings()), hook)
     assert delivery.state is DeliveryState.DELIVERED
     assert [a.status for a in delivery.attempts] == [500, 503, 200]
     assert delivery.next_attempt is None
@@ -88,7 +87,7 @@ def test_attempts_end(stores):
     with Receiver(answers=[500] * 20) as receiver:
         hook = subscribe(stores, receiver.url)
         stores.events.emit(PUBLISHED, "an-1", {})
-        (delivery,) = settled(stores, Courier(stores.webhooks, settings()), hook)
+        (delivery,) = settled(stores, WebhookSender(stores.webhooks, settings()), hook)
     assert delivery.state is DeliveryState.FAILED
     assert [a.status for a in delivery.attempts] == [500] * 4
     assert len(receiver.received) == 4
@@ -104,7 +103,7 @@ def test_a_slow_receiver_is_given_up_and_keeps_nobody_waiting(stores):
     with Receiver(pause=lambda: release.wait(20)) as slow, Receiver() as quick:
         first, second = subscribe(stores, slow.url), subscribe(stores, quick.url)
         stores.events.emit(PUBLISHED, "an-1", {})
-        courier = Courier(
+        courier = WebhookSender(
             stores.webhooks, settings(webhook_timeout_seconds=1.0, webhook_attempts=1)
         )
         (delivery,) = settled(stores, courier, second)
@@ -120,7 +119,9 @@ def test_redirects_are_not_followed(stores):
     with Receiver() as other, Receiver(answers=[307], location=other.url) as receiver:
         hook = subscribe(stores, receiver.url)
         stores.events.emit(PUBLISHED, "an-1", {})
-        (delivery,) = settled(stores, Courier(stores.webhooks, settings(webhook_attempts=1)), hook)
+        (delivery,) = settled(
+            stores, WebhookSender(stores.webhooks, settings(webhook_attempts=1)), hook
+        )
     assert (delivery.state, delivery.attempts[0].status) == (DeliveryState.FAILED, 307)
     assert "redirects are not followed" in delivery.attempts[0].error
     assert other.received == []
@@ -135,7 +136,7 @@ def test_this_machine_is_refused_unless_allowed(stores, host):
         hook = subscribe(stores, f"http://{host}:{port}/hook")
         stores.events.emit(PUBLISHED, "an-1", {})
         careful = settings(webhook_allow_private=False, webhook_attempts=1)
-        (delivery,) = settled(stores, Courier(stores.webhooks, careful), hook)
+        (delivery,) = settled(stores, WebhookSender(stores.webhooks, careful), hook)
     assert delivery.state is DeliveryState.FAILED
     assert "public internet" in delivery.attempts[0].error
     assert receiver.received == []
@@ -146,7 +147,9 @@ def test_nobody_listens_there(stores):
         url = receiver.url
     hook = subscribe(stores, url)
     stores.events.emit(PUBLISHED, "an-1", {})
-    (delivery,) = settled(stores, Courier(stores.webhooks, settings(webhook_attempts=2)), hook)
+    (delivery,) = settled(
+        stores, WebhookSender(stores.webhooks, settings(webhook_attempts=2)), hook
+    )
     assert [a.status for a in delivery.attempts] == [None, None]
     assert "ConnectError" in delivery.attempts[0].error
 
@@ -158,14 +161,14 @@ def test_a_message_outlives_the_sender_that_claimed_it(stores):
         stores.webhooks.fan_out()
         assert len(stores.webhooks.claim(10, 0.2)) == 1  # … and then it died
         assert stores.webhooks.claim(10, 0.2) == []
-        (delivery,) = settled(stores, Courier(stores.webhooks, settings()), hook)
+        (delivery,) = settled(stores, WebhookSender(stores.webhooks, settings()), hook)
     assert delivery.state is DeliveryState.DELIVERED
 
 
 def test_two_schedulers_tell_each_event_once(stores):
     with Receiver() as receiver:
         hook = subscribe(stores, receiver.url)
-        couriers = [Courier(stores.webhooks, settings()) for _ in range(2)]
+        couriers = [WebhookSender(stores.webhooks, settings()) for _ in range(2)]
         for number in range(30):
             for _ in range(2):  # a task that ran twice
                 stores.events.emit(PUBLISHED, f"an-{number}", {"number": number})
@@ -184,7 +187,7 @@ def test_only_wanted_and_later_events_are_sent(stores):
         hook = subscribe(stores, receiver.url, EventType.CYCLE_FAILED)
         stores.events.emit(PUBLISHED, "an-1", {})
         stores.events.emit(EventType.CYCLE_FAILED, "20250101T12Z_early:1", {"message": "no disk"})
-        (delivery,) = settled(stores, Courier(stores.webhooks, settings()), hook)
+        (delivery,) = settled(stores, WebhookSender(stores.webhooks, settings()), hook)
     assert delivery.type is EventType.CYCLE_FAILED
     assert len(receiver.received) == 1
 
@@ -193,7 +196,7 @@ def test_a_receiver_that_is_gone_gets_nothing_more(stores):
     with Receiver(answers=[410]) as receiver:
         hook, deleted = subscribe(stores, receiver.url), subscribe(stores, receiver.url)
         stores.webhooks.delete(deleted.id)
-        courier = Courier(stores.webhooks, settings())
+        courier = WebhookSender(stores.webhooks, settings())
         stores.events.emit(PUBLISHED, "an-1", {})
         (delivery,) = settled(stores, courier, hook)
         assert delivery.state is DeliveryState.FAILED
@@ -204,7 +207,7 @@ def test_a_receiver_that_is_gone_gets_nothing_more(stores):
 
 
 def test_the_log_of_messages_is_bounded(stores, monkeypatch):
-    monkeypatch.setattr("worker.jobs.webhook_store.KEPT", 5)
+    monkeypatch.setattr("worker.contract.webhook_store.KEPT", 5)
     hook = subscribe(stores, "http://192.0.2.1/hook")
     for number in range(12):
         stores.events.emit(PUBLISHED, f"an-{number}", {"number": number})

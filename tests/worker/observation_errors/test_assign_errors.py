@@ -5,9 +5,8 @@ import pytest
 
 from model.domain.errors import ConfigurationError
 from tests.worker.tables import make_table
-from worker.columns import numbers
-from worker.observation_errors.assign import assign_errors
-from worker.observation_errors.table import load_errors
+from worker.observations.columns import numbers
+from worker.observations.errors import assign_errors, load_errors
 
 
 def sonde(pressure, variable="temperature", **columns):

@@ -10,9 +10,8 @@ from model.domain.errors import InvalidInput, ResourceExhausted, StorageError
 from model.domain.observations import OBSERVATION_SCHEMA
 from model.domain.windows import AssimilationWindow
 from tests.worker.tables import make_table
-from worker.observation_store import publish as publishing
-from worker.observation_store.compaction import compact_hour, sweep_hour
-from worker.observation_store.store import ObservationStore
+from worker.observations.store import store as publishing
+from worker.observations.store.store import ObservationStore, compact_hour, sweep_hour
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 NOW = DAY + timedelta(hours=12, minutes=30)
@@ -178,7 +177,7 @@ def test_readers_see_old_or_new_at_every_step_of_a_compaction(store):
 
 
 def test_crash_between_file_and_compaction_manifest(store, monkeypatch):
-    from worker.observation_store import compaction
+    from worker.observations.store import store as compaction
 
     for i in range(3):
         publish(store, f"b{i}")
@@ -200,7 +199,7 @@ def test_crash_between_file_and_compaction_manifest(store, monkeypatch):
 
 
 def test_a_compaction_that_lost_the_race_leaves_no_trace(store, monkeypatch):
-    from worker.observation_store import compaction
+    from worker.observations.store import store as compaction
 
     hour = DAY + timedelta(hours=10)
     for i in range(3):
@@ -221,7 +220,7 @@ def test_a_compaction_that_lost_the_race_leaves_no_trace(store, monkeypatch):
 
 
 def test_file_removed_under_a_reader_is_looked_for_again(store, monkeypatch):
-    from worker.jobs import observation_files
+    from worker.observations.store import files as observation_files
 
     hour = DAY + timedelta(hours=10)
     for i in range(3):
@@ -253,7 +252,7 @@ def test_reading_needs_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, worker.jobs.observation_query as q, worker.jobs.observation_formats; "
+    code = "import sys, worker.observations.store.query as q, worker.observations.export; "
     code += "sys.exit('torch' in sys.modules or 'celery' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -11,8 +11,8 @@ import pytest
 from model.domain.errors import StorageError
 from model.domain.windows import AssimilationWindow
 from tests.worker.tables import make_table
-from worker.observation_store import compaction, publish
-from worker.observation_store.store import ObservationStore
+from worker.observations.store import store as store_module
+from worker.observations.store.store import ObservationStore
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -58,14 +58,14 @@ def test_reads_equal_a_plain_list(tmp_path, seed, monkeypatch):
             rows += publish_random(store, rng, f"b{step}", received)
         elif action < 0.65:
             with monkeypatch.context() as patch:
-                patch.setattr(publish, "put", dying_put(publish, rng))
+                patch.setattr(store_module, "put", dying_put(store_module, rng))
                 try:
                     rows += publish_random(store, rng, f"b{step}", received)
                 except StorageError:
                     pass
         elif action < 0.75:
             with monkeypatch.context() as patch:
-                patch.setattr(compaction, "put", dying_put(compaction, rng))
+                patch.setattr(store_module, "put", dying_put(store_module, rng))
                 try:
                     store.compact(DAY, DAY + timedelta(hours=6), least_files=2)
                 except StorageError:

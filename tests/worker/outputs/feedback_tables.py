@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from model.domain.observations import FEEDBACK_SCHEMA, QC_FLAGS, validate_table
 from tests.worker.tables import make_table
-from worker.columns import numbers, set_column
+from worker.observations.columns import numbers, set_column
 
 
 def _departures(table: pa.Table, rng: np.random.Generator) -> pa.Table:

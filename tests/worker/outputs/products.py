@@ -10,9 +10,9 @@ from model.domain.grids import Grid
 from model.domain.observations import FEEDBACK_SCHEMA, empty_table
 from model.domain.variables import LEVELS_T31, channels
 from model.domain.windows import AssimilationWindow
-from worker.jobs.job import JobRecord
-from worker.jobs.kinds import FilteringSpec, ForecastSpec
-from worker.outputs.product import Product
+from worker.contract.jobs import JobRecord
+from worker.contract.kinds import FilteringSpec, ForecastSpec
+from worker.results.outputs.product import Product
 
 T31 = Grid("t31", "gaussian", 48, 96)
 TINY = Grid("tiny", "regular", 7, 12)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worker.outputs.bitround import (
+from worker.results.outputs.bitround import (
     bit_information,
     information_bits,
     keep_bits,

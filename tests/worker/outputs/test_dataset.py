@@ -10,10 +10,10 @@ import pytest
 from model.domain.errors import InvalidInput
 from model.domain.variables import LEVELS_T31, channels
 from tests.worker.outputs.products import NOON, T31, TINY, make_product, make_states
-from worker.jobs.job import JobRecord
-from worker.jobs.kinds import ReanalysisSpec
-from worker.outputs.dataset import to_dataset
-from worker.outputs.files import product_file
+from worker.contract.jobs import JobRecord
+from worker.contract.kinds import ReanalysisSpec
+from worker.results.outputs.dataset import to_dataset
+from worker.results.outputs.formats import product_file
 
 
 def test_dimensions_names_and_coordinates():

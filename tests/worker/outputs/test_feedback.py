@@ -12,11 +12,11 @@ from model.domain.observations import FEEDBACK_SCHEMA, empty_table
 from model.domain.variables import VARIABLES
 from tests.worker.outputs.feedback_tables import make_feedback
 from tests.worker.outputs.products import make_product
-from worker.columns import numbers
-from worker.outputs.feedback import checked_feedback, write
-from worker.outputs.feedback_ioda import IODA_NAMES
-from worker.outputs.feedback_odb import VARNO
-from worker.outputs.feedback_odb import write as write_odb
+from worker.observations.columns import numbers
+from worker.observations.lexicons.ioda import IODA_NAMES
+from worker.observations.lexicons.odb import VARNO
+from worker.results.outputs.feedback import checked_feedback, write
+from worker.results.outputs.odb import write as write_odb
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.worker.outputs.products import T31, TINY, make_product
-from worker.outputs.grib2 import write_product
+from worker.results.outputs.grib2 import write_product
 
 LEVELS = (300, 500)
 

@@ -10,16 +10,15 @@ import xarray as xr
 
 from model.domain.errors import StorageError
 from tests.worker.outputs.products import TINY, make_product
-from worker.outputs.dataset import round_dataset, to_dataset
-from worker.outputs.files import put_file
-from worker.outputs.netcdf import write_netcdf, write_product
-from worker.outputs.verify import same_dataset
+from worker.results.outputs.cf import same_dataset, write_netcdf, write_netcdf_product
+from worker.results.outputs.dataset import round_dataset, to_dataset
+from worker.results.outputs.formats import put_file
 
 
 @pytest.mark.parametrize("kind", ["filtering", "forecast"])
 def test_values_are_those_of_the_model_within_the_recorded_rounding(tmp_path, kind):
     product = make_product(kind=kind, times=2)
-    [(path, role)] = write_product(product, tmp_path)
+    [(path, role)] = write_netcdf_product(product, tmp_path)
     assert role == "data"
     assert (
         path.name == {"filtering": "appa_an", "forecast": "appa_fc"}[kind] + "_20250320T12Z_v1.nc"
@@ -42,7 +41,7 @@ def test_values_are_those_of_the_model_within_the_recorded_rounding(tmp_path, ki
 
 def test_fields_are_chunked_and_smaller_than_raw(tmp_path):
     product = make_product(spec={"fields": "members"})
-    [(path, _)] = write_product(product, tmp_path)
+    [(path, _)] = write_netcdf_product(product, tmp_path)
     assert path.stat().st_size < 0.6 * product.states.nbytes
     with netCDF4.Dataset(path) as file:
         assert file["t"].chunking() == [1, 1, 1, 48, 96]
@@ -73,7 +72,7 @@ def _problems(path, names):
 @pytest.mark.parametrize("kind", ["filtering", "forecast"])
 @pytest.mark.parametrize("version", ["cf:1.11"])
 def test_the_compliance_checker_finds_no_error(tmp_path, kind, version):
-    [(path, _)] = write_product(make_product(TINY, kind=kind, times=2, members=2), tmp_path)
+    [(path, _)] = write_netcdf_product(make_product(TINY, kind=kind, times=2, members=2), tmp_path)
     assert _problems(path, [version]) == []
 
 

@@ -7,8 +7,8 @@ from matplotlib.path import Path as Outline
 
 from tests.worker.outputs.feedback_tables import make_feedback
 from tests.worker.outputs.products import TINY, make_product
-from worker.outputs.coastlines import coastlines, land_polygons
-from worker.outputs.quicklook import draw, write_product
+from worker.results.outputs.maps import coastlines, land_polygons
+from worker.results.outputs.quicklook import draw, write_product
 
 
 def _is_land(lon: float, lat: float) -> bool:

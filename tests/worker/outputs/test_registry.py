@@ -7,9 +7,9 @@ import pytest
 
 from tests.worker.outputs.feedback_tables import make_feedback
 from tests.worker.outputs.products import TINY, make_product
-from worker.jobs.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
-from worker.jobs.manifest import describe_file
-from worker.outputs.registry import OUTPUTS
+from worker.contract.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
+from worker.results.manifest import describe_file
+from worker.results.outputs.formats import OUTPUTS
 
 
 def test_the_formats_of_a_job_are_known():

@@ -8,15 +8,15 @@ import xarray as xr
 from zarr.storage import ZipStore
 
 from tests.worker.outputs.products import TINY, make_product
-from worker.outputs import netcdf, zarr
+from worker.results.outputs import cf
 
 
 @pytest.mark.parametrize("kind", ["filtering", "forecast"])
 def test_the_archive_holds_what_the_netcdf_file_holds(tmp_path, kind):
     product = make_product(TINY, kind=kind, times=2, members=3)
-    [(path, role)] = zarr.write_product(product, tmp_path)
+    [(path, role)] = cf.write_zarr_product(product, tmp_path)
     assert role == "data" and path.name.endswith("Z_v1.zarr.zip")
-    [(other, _)] = netcdf.write_product(product, tmp_path)
+    [(other, _)] = cf.write_netcdf_product(product, tmp_path)
     with (
         xr.open_zarr(ZipStore(path, mode="r"), chunks=None) as a,
         xr.open_dataset(other, engine="netcdf4") as b,
@@ -32,7 +32,7 @@ def test_the_archive_holds_what_the_netcdf_file_holds(tmp_path, kind):
 
 
 def test_metadata_come_first_and_each_field_is_one_entry(tmp_path):
-    [(path, _)] = zarr.write_product(make_product(TINY, members=2), tmp_path)
+    [(path, _)] = cf.write_zarr_product(make_product(TINY, members=2), tmp_path)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         assert archive.testzip() is None
@@ -43,6 +43,6 @@ def test_metadata_come_first_and_each_field_is_one_entry(tmp_path):
 
 
 def test_the_same_result_gives_the_same_bytes(tmp_path):
-    dataset = zarr.to_dataset(make_product(TINY, members=2))
-    first = zarr.write_zarr(dataset, tmp_path / "a.zarr.zip").read_bytes()
-    assert zarr.write_zarr(dataset, tmp_path / "b.zarr.zip").read_bytes() == first
+    dataset = cf.to_dataset(make_product(TINY, members=2))
+    first = cf.write_zarr(dataset, tmp_path / "a.zarr.zip").read_bytes()
+    assert cf.write_zarr(dataset, tmp_path / "b.zarr.zip").read_bytes() == first

@@ -7,11 +7,10 @@ import pytest
 
 from model.domain.errors import ConfigurationError, DecodeError
 from model.domain.windows import AssimilationWindow
-from worker.jobs.batch import BatchRecord
-from worker.jobs.layout import Layout
-from worker.observation_store.store import ObservationStore
-from worker.pipeline.ingest import IngestOptions, ingest
-from worker.pipeline.ingest_batch import ingest_batch
+from worker.contract.batches import BatchRecord
+from worker.contract.layout import Layout
+from worker.observations.store.store import ObservationStore
+from worker.pipeline.ingest import IngestOptions, ingest, ingest_batch
 from worker.sandbox import Limits
 
 RECEIVED = datetime(2024, 1, 1, 12, 30, tzinfo=UTC)

@@ -9,20 +9,19 @@ import pytest
 import torch
 import xarray as xr
 
-from model.checkpoints.load import load_checkpoint
-from model.checkpoints.save import save_checkpoint
+from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from tests.model.checkpoint_parts import tiny_model
 from tests.model.osse.small_world import small_model
 from tests.worker.tables import RECEIVED, make_table
 from worker.backgrounds.restarts import mark_restart
-from worker.jobs.job import JobRecord
-from worker.jobs.kinds import FilteringSpec, ForecastSpec
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest, read_manifest
-from worker.observation_errors.assign import assign_errors
-from worker.observation_store.store import ObservationStore
+from worker.contract.jobs import JobRecord
+from worker.contract.kinds import FilteringSpec, ForecastSpec
+from worker.contract.layout import Layout
+from worker.loaded_models import LoadedModel, LoadedModels
+from worker.observations.errors import assign_errors
+from worker.observations.store.store import ObservationStore
 from worker.pipeline.assimilation import assimilate_window
-from worker.warm_model import WarmModel, WarmModels
+from worker.results.manifest import AnalysisManifest, read_manifest
 
 NOON = make_table(1)["time"][0].as_py().to_pydatetime()
 STATIONS = 40
@@ -44,8 +43,8 @@ class Place:
     def __init__(self, folder: Path, based: bool) -> None:
         save_checkpoint(small_model() if based else tiny_model(), folder / "tiny")
         model = load_checkpoint(folder / "tiny")
-        warm = WarmModel("tiny", "ab" * 32, model, folder / "tiny")
-        self.models = WarmModels((warm,), torch.device("cpu"))
+        warm = LoadedModel("tiny", "ab" * 32, model, folder / "tiny")
+        self.models = LoadedModels((warm,), torch.device("cpu"))
         self.layout = Layout(folder / "data").create()
         mean = float(model.state_normalisation.mean[0])
         table = assign_errors(make_table(STATIONS, obs_value=np.full(STATIONS, mean)))

@@ -5,9 +5,9 @@ import pytest
 from scipy.stats import chi2
 
 from tests.worker.verification.feedback_of import make_feedback
-from worker.columns import numbers
-from worker.pipeline.model_equivalents import fill_analysis, fill_background
-from worker.verification.equivalents import Equivalents
+from worker.observations.columns import numbers
+from worker.pipeline.departures import fill_analysis, fill_background
+from worker.results.verification.withheld import Equivalents
 
 
 @pytest.mark.parametrize(("mirrored", "variance"), [(False, 20 / 3), (True, 5.0)])

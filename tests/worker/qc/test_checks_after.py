@@ -10,12 +10,11 @@ from model.domain.grids import Grid
 from model.domain.observations import FEEDBACK_SCHEMA, validate_table
 from tests.worker.qc.clean import change, clean_day, join, sonde, stations
 from tests.worker.tables import make_table
-from worker.columns import numbers
-from worker.qc.context import QCContext
-from worker.qc.orography import reduce_pressure, reduce_temperature
-from worker.qc.parameters import load_parameters
-from worker.qc.run import run_checks
-from worker.qc.withholding import draw
+from worker.observations.columns import numbers
+from worker.observations.qc.background import reduce_pressure, reduce_temperature
+from worker.observations.qc.base import QCContext, load_parameters
+from worker.observations.qc.run import run_checks
+from worker.observations.qc.selection import draw
 
 GRID = Grid("test", "regular", 19, 36)
 

@@ -7,9 +7,8 @@ import pytest
 
 from tests.worker.qc.clean import LEVELS, aircraft, change, clean_day, join, ship, sonde, stations
 from tests.worker.tables import make_table
-from worker.qc.context import QCContext
-from worker.qc.parameters import load_parameters
-from worker.qc.run import run_checks
+from worker.observations.qc.base import QCContext, load_parameters
+from worker.observations.qc.run import run_checks
 
 
 def outcome(table, **parameters):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from worker.columns import is_one_of, numbers
-from worker.decoders.decode import decode_file
-from worker.observation_errors.assign import assign_errors
-from worker.qc.run import run_checks
+from worker.observations.columns import is_one_of, numbers
+from worker.observations.decoders.decode import decode_file
+from worker.observations.errors import assign_errors
+from worker.observations.qc.run import run_checks
 
 
 def checked(path):

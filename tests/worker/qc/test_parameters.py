@@ -3,9 +3,8 @@
 import pytest
 
 from model.domain.errors import ConfigurationError
-from worker.qc.checks import CHECKS
-from worker.qc.context import QCContext
-from worker.qc.parameters import load_parameters
+from worker.observations.qc.base import QCContext, load_parameters
+from worker.observations.qc.run import CHECKS
 
 
 def test_every_check_has_parameters_and_a_switch():

@@ -6,21 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from model.checkpoints.load import load_checkpoint
-from model.checkpoints.save import save_checkpoint
+from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.tables import RECEIVED, make_table
 from worker.backgrounds.restarts import mark_restart
-from worker.jobs.job import JobRecord
-from worker.jobs.kinds import FilteringSpec, ForecastSpec, ObservationSelection
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest
-from worker.observation_errors.assign import assign_errors
-from worker.observation_errors.table import load_errors
-from worker.observation_store.store import ObservationStore
+from worker.contract.jobs import JobRecord
+from worker.contract.kinds import FilteringSpec, ForecastSpec, ObservationSelection
+from worker.contract.layout import Layout
+from worker.loaded_models import LoadedModels, load_models
+from worker.observations.errors import assign_errors, load_errors
+from worker.observations.store.store import ObservationStore
 from worker.pipeline.assimilation import assimilate_window
 from worker.replay.replay import QuietProgress
-from worker.warm_model import WarmModels, load_models
+from worker.results.manifest import AnalysisManifest
 
 SMALL = {"members": 2, "steps": 3, "outputs": ["netcdf", "feedback"]}
 NOON: datetime = make_table(1)["time"][0].as_py().to_pydatetime()
@@ -30,7 +28,7 @@ NOON: datetime = make_table(1)["time"][0].as_py().to_pydatetime()
 class Installation:
     layout: Layout
     checkpoint: Path
-    models: WarmModels
+    models: LoadedModels
     mean: float
 
     def at(self, root: Path) -> "Installation":

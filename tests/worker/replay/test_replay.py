@@ -10,11 +10,11 @@ import pytest
 from runs import SMALL, Installation, make_installation
 from typer.testing import CliRunner
 
-from deploy.commands.replay import app
-from worker.jobs.kinds import FilteringSpec
+from deploy.commands.results import replay_app
+from worker.backgrounds.restarts import RESTART_NAME, Restart, read_restart, write_restart
+from worker.contract.kinds import FilteringSpec
+from worker.replay.comparison import Finding, Outcome, Verdict
 from worker.replay.replay import replay
-from worker.replay.verdict import Finding, Outcome, Verdict
-from worker.restart import RESTART_NAME, Restart, read_restart, write_restart
 
 LARGER = {
     "entries": [
@@ -183,14 +183,14 @@ def test_manifests_that_recorded_less_are_replayed_all_the_same(installation, wi
 def test_the_command_says_so_by_its_exit_status(installation):
     options = ["--data-dir", str(installation.layout.root), "--model", str(installation.checkpoint)]
     runner = CliRunner()
-    done = runner.invoke(app, ["an-cold", "--json", *options])
+    done = runner.invoke(replay_app, ["an-cold", "--json", *options])
     assert done.exit_code == 0, done.output
     shown = json.loads(done.stdout)
     assert (shown["outcome"], shown["missing"]) == ("identical", [])
-    table = runner.invoke(app, ["an-cold", *options])
+    table = runner.invoke(replay_app, ["an-cold", *options])
     assert "an-cold: identical" in table.stdout
-    gone = runner.invoke(app, ["an-none", "--json", *options])
+    gone = runner.invoke(replay_app, ["an-none", "--json", *options])
     assert gone.exit_code == 2
     assert "there is none" in json.loads(gone.stdout)["missing"][0]
-    assert runner.invoke(app, ["../up", *options]).exit_code == 2
-    assert runner.invoke(app, ["an-cold", "--data-dir", "/nowhere"]).exit_code == 2
+    assert runner.invoke(replay_app, ["../up", *options]).exit_code == 2
+    assert runner.invoke(replay_app, ["an-cold", "--data-dir", "/nowhere"]).exit_code == 2

@@ -7,16 +7,15 @@ import sys
 
 import numpy as np
 
-from model.checkpoints.load import load_checkpoint
-from model.checkpoints.save import save_checkpoint
+from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from tests.faults.steps import manifest, submit_job, wait_state
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import REPOSITORY
 from tests.worker.tables import RECEIVED, make_table
-from worker.jobs.job import JobState
-from worker.jobs.layout import Layout
-from worker.observation_errors.assign import assign_errors
-from worker.observation_store.store import ObservationStore
+from worker.contract.jobs import JobState
+from worker.contract.layout import Layout
+from worker.observations.errors import assign_errors
+from worker.observations.store.store import ObservationStore
 
 ENDS = (JobState.SUCCEEDED, JobState.FAILED)
 

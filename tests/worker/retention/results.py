@@ -3,12 +3,12 @@
 import os
 from datetime import UTC, datetime, timedelta
 
-from worker.jobs.job import JobRecord, utc_now
-from worker.jobs.kinds import FilteringSpec, ForecastSpec
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest, describe_file
-from worker.latest import update_latest
-from worker.pipeline.publication import write_manifest
+from worker.contract.jobs import JobRecord
+from worker.contract.kinds import FilteringSpec, ForecastSpec
+from worker.contract.layout import Layout
+from worker.contract.records import utc_now
+from worker.results.manifest import AnalysisManifest, describe_file
+from worker.results.publication import update_latest, write_manifest
 
 BASE = datetime(2025, 1, 1, tzinfo=UTC)
 DATA = b"d" * 1000

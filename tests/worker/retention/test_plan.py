@@ -8,15 +8,18 @@ import pytest
 
 from model.domain.errors import ConfigurationError
 from tests.worker.retention import results
-from worker.jobs.clock import CLOCK_VARIABLE, clock_text
-from worker.jobs.job import utc_now
-from worker.jobs.kinds import FilteringSpec, ForecastSpec
-from worker.jobs.kinds.base import ObservationSelection
-from worker.jobs.layout import Layout
-from worker.jobs.pins import NoSuchAnalysis, Pin, pin, pins, unpin
-from worker.retention.needed import Needed
-from worker.retention.plan import RetentionPlan, make_plan
-from worker.retention.policy import RetentionPolicy, read_policy
+from worker.contract.clock import CLOCK_VARIABLE, clock_text
+from worker.contract.kinds import FilteringSpec, ForecastSpec, ObservationSelection
+from worker.contract.layout import Layout
+from worker.contract.records import utc_now
+from worker.results.manifest import NoSuchAnalysis, Pin, pin, pins, unpin
+from worker.results.retention.plan import (
+    Needed,
+    RetentionPlan,
+    RetentionPolicy,
+    make_plan,
+    read_policy,
+)
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ import pytest
 
 from service.analysis_index import AnalysisFilter, AnalysisIndex
 from tests.worker.retention import results
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import read_manifest
-from worker.jobs.pins import Pin, pin
-from worker.retention.plan import Item, RetentionPlan
-from worker.retention.remove import remove, remove_all, sweep_removed
+from worker.contract.layout import Layout
+from worker.results.manifest import Pin, pin, read_manifest
+from worker.results.retention.plan import Item, RetentionPlan
+from worker.results.retention.run import remove, remove_all, sweep_removed
 
 
 @pytest.fixture

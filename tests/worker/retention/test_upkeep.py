@@ -14,15 +14,14 @@ from model.domain.windows import AssimilationWindow
 from tests.worker.processes import Processes, wait_for
 from tests.worker.retention import results
 from tests.worker.tables import make_table
-from worker.jobs.batch import BatchRecord
-from worker.jobs.job import utc_now
-from worker.jobs.kinds import FilteringSpec
-from worker.jobs.layout import Layout
-from worker.jobs.retention_figures import RetentionFigures
-from worker.jobs.store import Stores
-from worker.observation_store.store import ObservationStore
-from worker.retention.needed import needed
-from worker.retention.upkeep import Upkeep, run_retention
+from worker.contract.batches import BatchRecord
+from worker.contract.kinds import FilteringSpec
+from worker.contract.layout import Layout
+from worker.contract.records import utc_now
+from worker.contract.store import RetentionFigures, Stores
+from worker.observations.store.store import ObservationStore
+from worker.results.retention.plan import needed
+from worker.results.retention.run import RetentionRunner, run_retention
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def test_two_schedulers_do_it_once_and_not_too_often(layout: Layout, stores: Sto
     rules(layout)
     for hour in range(3):
         results.publish(layout, f"an-{hour}", age_days=10, hour=hour)
-    pair = [Upkeep(stores, layout, ROOMY), Upkeep(stores, layout, ROOMY)]
+    pair = [RetentionRunner(stores, layout, ROOMY), RetentionRunner(stores, layout, ROOMY)]
     started = sum(one.tick() for one in pair for _ in range(5))
     for one in pair:
         one.join(30)
@@ -95,7 +94,7 @@ def test_two_schedulers_do_it_once_and_not_too_often(layout: Layout, stores: Sto
 
 def test_a_low_disk_is_answered_at_once(layout: Layout, stores: Stores) -> None:
     rules(layout)
-    upkeep = Upkeep(stores, layout, ROOMY)
+    upkeep = RetentionRunner(stores, layout, ROOMY)
     assert upkeep.tick() == 1
     upkeep.join(30)
     for hour in range(3):
@@ -118,7 +117,7 @@ def test_the_store_is_compacted(layout: Layout, stores: Stores) -> None:
     window = AssimilationWindow(hour, hour + timedelta(hours=1))
     before = store.read_window(window)
     rules(layout, compaction={"after_hours": 2, "look_back_hours": 24})
-    upkeep = Upkeep(stores, layout, ROOMY)
+    upkeep = RetentionRunner(stores, layout, ROOMY)
     assert upkeep.tick() == 2
     upkeep.join(30)
     assert len(store.files.visible(hour).paths) == 1
@@ -130,7 +129,7 @@ def test_a_broken_policy_stops_deletion(layout: Layout, stores: Stores) -> None:
     results.publish(layout, "an-0", age_days=1000)
     layout.retention_file.write_text("analyses: {manuel: {days: 1}}")
     with pytest.raises(ConfigurationError):
-        Upkeep(stores, layout, ROOMY).tick()
+        RetentionRunner(stores, layout, ROOMY).tick()
     assert left(layout) == {"an-0"}
 
 

@@ -14,15 +14,15 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from celery import shared_task
 
-from worker import celery_app, process
-from worker.attempt import attempt, known_version
-from worker.jobs.job import Phase
-from worker.jobs.manifest import AnalysisManifest, describe_file
-from worker.jobs.queues import RUN_ASSIMILATION
-from worker.pipeline.publication import publish, staging_folder, write_manifest
-from worker.progress import ProgressReporter
+from worker import process
+from worker.contract.jobs import Phase
+from worker.contract.queues import RUN_ASSIMILATION
+from worker.lease import ProgressReporter
+from worker.results.manifest import AnalysisManifest, describe_file
+from worker.results.publication import publish, staging_folder, write_manifest
 from worker.runtime import open_runtime
 from worker.settings import WorkerSettings
+from worker.tasks.attempt import attempt, known_version
 
 STEPS = int(os.environ.get("APPA_STUB_STEPS", "4"))
 PAUSE = float(os.environ.get("APPA_STUB_STEP_SECONDS", "0.01"))
@@ -74,9 +74,9 @@ if __name__ == "__main__":
     settings = WorkerSettings()
     process.configure_logs(settings)
     name = f"stub.{os.getpid()}@host"
-    app = celery_app.create_app(settings, ["gpu"])
+    app = process.create_app(settings, ["gpu"])
     app.conf.include = []
     life = StubLife(app, settings, ["gpu"], name)
     life.prepare()
     life.connect()
-    app.worker_main(celery_app.worker_arguments(settings, ["gpu"], name))
+    app.worker_main(process.worker_arguments(settings, ["gpu"], name))

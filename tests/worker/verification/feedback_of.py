@@ -5,8 +5,8 @@ import pyarrow as pa
 
 from model.domain.observations import FEEDBACK_SCHEMA, QC_FLAGS, validate_table
 from tests.worker.tables import make_table
-from worker.columns import set_column
-from worker.pipeline.model_equivalents import to_feedback
+from worker.observations.columns import set_column
+from worker.pipeline.departures import to_feedback
 
 
 def make_feedback(length, outcome=None, departures=None, **columns):

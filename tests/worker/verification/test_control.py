@@ -9,11 +9,17 @@ import pytest
 from scipy.stats import binom, norm
 
 from model.domain.errors import ConfigurationError
-from worker.jobs.layout import Layout
-from worker.jobs.verification_series import SERIES_SCHEMA, SeriesEntry, read_series
-from worker.verification.control import check_limits, robust_limits, trailing_series
-from worker.verification.policy import ControlPolicy, ControlRule, read_control_policy
-from worker.verification.rows import Row, series_table
+from worker.contract.layout import Layout
+from worker.results.verification.control import (
+    ControlPolicy,
+    ControlRule,
+    check_limits,
+    read_control_policy,
+    robust_limits,
+    trailing_series,
+)
+from worker.results.verification.report import Row, series_table
+from worker.results.verification.series import SERIES_SCHEMA, SeriesEntry, read_series
 
 START = datetime(2003, 10, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model.diagnostics.departures import departure_statistics
-from model.ensemble_spread import Twins
+from model.domain.ensembles import AntitheticPairs
 from tests.worker.verification.feedback_of import make_feedback
 
 CYCLES, STATES = 3000, 12
@@ -78,9 +78,9 @@ def test_small_ensembles_widen_the_prediction():
         departures={"background_departure": [1.0, -1.0], "background_spread": [2.0, 2.0]},
         obs_error=[1.0, 1.0],
     )
-    (line,) = departure_statistics(table, twins=Twins.of(range(4), mirrored=False))
+    (line,) = departure_statistics(table, twins=AntitheticPairs.of(range(4), mirrored=False))
     assert line.spread_skill == pytest.approx(np.sqrt(4.0 * 5 / 4 + 1))
-    (line,) = departure_statistics(table, twins=Twins.of(range(4), mirrored=True))
+    (line,) = departure_statistics(table, twins=AntitheticPairs.of(range(4), mirrored=True))
     assert line.spread_skill == pytest.approx(np.sqrt(4.0 + 1))  # the mean of pairs is exact
     both = departure_statistics(table, overall=True)
     assert [s.layer for s in both] == ["all", "surface"]

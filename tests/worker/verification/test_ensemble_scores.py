@@ -6,8 +6,8 @@ import xarray as xr
 from scipy.stats import chi2, norm
 from scores.probability import crps_for_ensemble
 
-from model.ensemble_spread import Twins
-from worker.verification.ensemble import fair_crps, flatness, outlier_ratio, ranks
+from model.domain.ensembles import AntitheticPairs
+from worker.results.verification.withheld import fair_crps, flatness, outlier_ratio, ranks
 
 COUNT = 20_000
 
@@ -47,7 +47,7 @@ def test_mirrored_members_score_as_independent_ones_do(members):
     deviation[1::2] = -deviation[: members - members % 2 : 2]
     value = centre + 1.5 * rng.standard_normal(COUNT) + rng.standard_normal(COUNT)
     errors, exact = np.ones(COUNT), gaussian_crps(centre, np.hypot(1.5, 1.0), value)
-    found = fair_crps(centre + deviation, value, errors, Twins.of(range(members), True))
+    found = fair_crps(centre + deviation, value, errors, AntitheticPairs.of(range(members), True))
     allowed = 4 * (found - exact).std() / COUNT**0.5
     assert found.mean() == pytest.approx(exact.mean(), abs=allowed)
     # Twins are 3 apart on average and not 3 / sqrt(2): as if the forecast were wider.
@@ -56,7 +56,7 @@ def test_mirrored_members_score_as_independent_ones_do(members):
 
 def test_a_pair_alone_has_no_fair_score():
     pair = np.array([[1.0], [-1.0]])
-    assert fair_crps(pair, np.zeros(1), np.ones(1), Twins.of(range(2), True)) is None
+    assert fair_crps(pair, np.zeros(1), np.ones(1), AntitheticPairs.of(range(2), True)) is None
 
 
 def test_many_members_give_the_closed_form_at_each_value():

@@ -7,21 +7,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.domain.errors import StorageError
-from worker.jobs.kinds import FilteringSpec
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import AnalysisManifest, describe_file
-from worker.jobs.verification_series import (
+from worker.contract.kinds import FilteringSpec
+from worker.contract.layout import Layout
+from worker.results.manifest import AnalysisManifest, describe_file
+from worker.results.verification.report import Row, series_table
+from worker.results.verification.series import (
     SERIES_NAME,
     SERIES_SCHEMA,
     SeriesEntry,
     SeriesFilter,
+    append_to_series,
     find_series,
     newest_revisions,
     read_entry,
     read_series,
 )
-from worker.verification.rows import Row, series_table
-from worker.verification.series import append_to_series
 
 START = datetime(2003, 10, 31, 22, tzinfo=UTC)
 ROWS = [

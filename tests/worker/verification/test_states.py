@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.constants import EARTH_RADIUS, EARTH_ROTATION
 from model.domain.grids import Grid
+from model.domain.physics import EARTH_RADIUS, EARTH_ROTATION
 from model.domain.variables import channels
-from worker.verification.states import pressure_tendency, score_states
+from worker.results.verification.states import pressure_tendency, score_states
 
 GAUSSIAN = Grid("g", "gaussian", 48, 96)
 LEVELS = (250, 500, 850)

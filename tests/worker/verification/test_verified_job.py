@@ -8,24 +8,28 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.checkpoints.load import load_checkpoint
-from model.checkpoints.save import save_checkpoint
+from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.tables import RECEIVED, make_table
 from worker.backgrounds.restarts import mark_restart
-from worker.columns import codes
-from worker.jobs.job import JobRecord
-from worker.jobs.kinds import FilteringSpec, ForecastSpec
-from worker.jobs.layout import Layout
-from worker.jobs.manifest import read_manifest
-from worker.jobs.verification_series import SERIES_NAME, SeriesEntry, find_series, read_series
-from worker.observation_errors.assign import assign_errors
-from worker.observation_store.store import ObservationStore
+from worker.contract.jobs import JobRecord
+from worker.contract.kinds import FilteringSpec, ForecastSpec
+from worker.contract.layout import Layout
+from worker.loaded_models import LoadedModel, LoadedModels
+from worker.observations.columns import codes
+from worker.observations.errors import assign_errors
+from worker.observations.qc.selection import draw
+from worker.observations.store.store import ObservationStore
 from worker.pipeline.assimilation import assimilate_window
-from worker.qc.withholding import draw
-from worker.verification.rows import Row, series_table
-from worker.verification.series import append_to_series
-from worker.warm_model import WarmModel, WarmModels
+from worker.results.manifest import read_manifest
+from worker.results.verification.report import Row, series_table
+from worker.results.verification.series import (
+    SERIES_NAME,
+    SeriesEntry,
+    append_to_series,
+    find_series,
+    read_series,
+)
 
 STATIONS = 60
 WITHHELD = [f"{i:05d}" for i in range(STATIONS) if draw(f"{i:05d}", "appa") < 0.3]
@@ -47,7 +51,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     save_checkpoint(tiny_model(), folder)
     model = load_checkpoint(folder)
-    return WarmModels((WarmModel("tiny", "ab" * 32, model, folder),), torch.device("cpu"))
+    return LoadedModels((LoadedModel("tiny", "ab" * 32, model, folder),), torch.device("cpu"))
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import pytest
 from scipy.stats import chi2
 
 from tests.worker.verification.feedback_of import make_feedback
-from worker.verification.equivalents import Equivalents
-from worker.verification.withheld import score_withheld
+from worker.results.verification.withheld import Equivalents, score_withheld
 
 RNG = np.random.default_rng(0)
 

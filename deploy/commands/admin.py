@@ -1,0 +1,203 @@
+"""Administer access and notifications: `appa keys` and `appa webhooks`."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from deploy.console import DEFAULT_URL, AsJson, Key, Url, err, gateway_client, out, print_json
+from model.domain.errors import AppaError
+from service.keys import ApiKey, KeyFile, Scope
+from service.schemas import WebhookView
+from worker.contract.events import EventType
+from worker.contract.layout import Layout
+from worker.contract.webhooks import Delivery
+
+__all__ = ["webhooks_app"]
+
+keys_app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+DataDir = Annotated[Path, typer.Option(envvar="APPA_DATA_DIR", help="Data folder of the gateway.")]
+DATA_DIR = Path("appa-data")
+
+
+def _keys(data_dir: Path) -> KeyFile:
+    return KeyFile(Layout(data_dir).keys_file)
+
+
+def _shown(key: ApiKey) -> dict[str, object]:
+    """A key without its hash."""
+    return key.model_dump(mode="json", exclude={"sha256"}) | {"scopes": sorted(key.scopes)}
+
+
+@keys_app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
+    scope: Annotated[list[Scope], typer.Option(help="What it may do; may be given several times.")],
+    data_dir: DataDir = DATA_DIR,
+    days: Annotated[int | None, typer.Option(min=1, help="Days until it ends.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=0, help="0: no limit.")] = None,
+    queued_jobs: Annotated[int | None, typer.Option(min=0, help="0: no limit.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a key; it is shown once and only its hash is kept."""
+    secret, key = _keys(data_dir).create(
+        name,
+        scope,
+        expires=datetime.now(UTC) + timedelta(days=days) if days else None,
+        requests_per_minute=requests_per_minute,
+        queued_jobs=queued_jobs,
+    )
+    if as_json:
+        print_json({"key": secret, **_shown(key)})
+        return
+    typer.echo(secret)
+    err.print(f"Key {key.id} for '{name}'. Keep it: it is not shown again.", markup=False)
+
+
+@keys_app.command("list")
+def list_keys(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
+    """List the keys."""
+    keys = sorted(_keys(data_dir).all().values(), key=lambda k: k.created)
+    if as_json:
+        print_json([_shown(k) for k in keys])
+        return
+    table = Table("id", "name", "scopes", "created", "expires", "requests/min", "jobs")
+    for k in keys:
+        limits = ["" if v is None else str(v) for v in (k.requests_per_minute, k.queued_jobs)]
+        expires = k.expires.isoformat(timespec="minutes") if k.expires else "never"
+        scopes = ", ".join(sorted(k.scopes))
+        table.add_row(k.id, k.name, scopes, f"{k.created:%Y-%m-%d}", expires, *limits)
+    out.print(table)
+
+
+@keys_app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="Id of the key, from the list.")],
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a key; running gateways refuse it within a second."""
+    try:
+        key = _keys(data_dir).revoke(key_id)
+    except AppaError as error:
+        err.print(error.message, markup=False)
+        raise typer.Exit(1) from error
+    if as_json:
+        print_json(_shown(key))
+    else:
+        out.print(f"revoked {key.id} ({key.name})", markup=False)
+
+
+webhooks_app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+WebhookId = Annotated[str, typer.Argument(help="Id of the webhook, from the list.")]
+
+
+def _webhook_table(webhooks: list[WebhookView]) -> Table:
+    table = Table("id", "url", "events", "created", "disabled", "description")
+    for hook in webhooks:
+        texts = (hook.disabled, hook.description)
+        created = f"{hook.created:%Y-%m-%d %H:%M}"
+        table.add_row(
+            hook.id, escape(hook.url), ", ".join(hook.events), created, *map(escape, texts)
+        )
+    return table
+
+
+def _time(time: datetime | None) -> str:
+    return f"{time:%m-%d %H:%M:%S}" if time else ""
+
+
+def _outcome(delivery: Delivery) -> str:
+    """How the newest attempt ended."""
+    if not delivery.attempts:
+        return ""
+    last = delivery.attempts[-1]
+    status = "" if last.status is None else str(last.status)
+    return escape(", ".join(t for t in (status, last.error, f"{last.milliseconds} ms") if t))
+
+
+def _delivery_table(deliveries: list[Delivery]) -> Table:
+    colours = {"delivered": "green", "failed": "red"}
+    columns = ("event", "type", "queued (UTC)", "state", "attempts", "last attempt")
+    table = Table(*columns, "next attempt (UTC)")
+    for one in deliveries:
+        table.add_row(
+            one.event_id,
+            one.type.value,
+            _time(one.created),
+            f"[{colours.get(one.state, 'default')}]{one.state.value}[/]",
+            str(len(one.attempts)),
+            _outcome(one),
+            _time(one.next_attempt),
+        )
+    return table
+
+
+@webhooks_app.command("list")
+def list_webhooks(url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False) -> None:
+    """List the webhooks, oldest first."""
+    with gateway_client(url, key) as client:
+        found = client.webhooks()
+    if as_json:
+        print_json(list(found))
+    else:
+        out.print(_webhook_table(found) if found else "no webhooks; see: appa webhooks add --help")
+
+
+@webhooks_app.command()
+def add(
+    address: Annotated[str, typer.Argument(help="Where events are posted to (http or https).")],
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    event: Annotated[
+        list[EventType] | None,
+        typer.Option(help="What to tell; may be given several times. Published analyses if not."),
+    ] = None,
+    description: Annotated[str, typer.Option(help="For people.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Subscribe an address to events from now on; its secret is shown once."""
+    events = event or [EventType.ANALYSIS_PUBLISHED]
+    with gateway_client(url, key) as client:
+        made = client.create_webhook(address, events, description=description)
+    if as_json:
+        print_json(made)
+        return
+    typer.echo(made.secret)
+    told = f"Webhook {made.id}. Its receiver verifies messages with this secret: it is not shown "
+    err.print(f"{told}again.", markup=False)
+
+
+@webhooks_app.command()
+def remove(
+    webhook_id: WebhookId, url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False
+) -> None:
+    """End a webhook; messages that still wait are never sent."""
+    with gateway_client(url, key) as client:
+        gone = client.delete_webhook(webhook_id)
+    if as_json:
+        print_json(gone)
+    else:
+        out.print(f"removed {gone.id} ({gone.url})", markup=False, soft_wrap=True)
+
+
+@webhooks_app.command()
+def deliveries(
+    webhook_id: WebhookId,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Most messages shown.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show the newest messages of a webhook: delivered, failed, or when they are tried again."""
+    with gateway_client(url, key) as client:
+        found = client.deliveries(webhook_id, limit)
+    if as_json:
+        print_json(list(found))
+    else:
+        out.print(_delivery_table(found) if found else "no messages yet")

@@ -1,0 +1,268 @@
+"""Look after published results: `appa retention` (what is kept for how long, pins) and `appa replay`.
+
+A replay makes a published result again and says whether it is identical.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import structlog
+import typer
+from redis.exceptions import RedisError
+from rich.markup import escape
+from rich.table import Table
+
+from deploy.console import AsJson, err, out, print_json
+from model.domain.errors import AppaError
+from worker.contract.disk import disk_state
+from worker.contract.layout import Layout
+from worker.contract.store import open_stores
+from worker.results.manifest import Pin, pin, pins, unpin
+from worker.results.retention.plan import Item, Needed, make_plan, needed, read_policy
+from worker.results.retention.run import remove_all
+from worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from worker.replay.comparison import ArrayComparison, Finding, Verdict
+
+__all__ = ["replay_app", "retention_app"]
+
+retention_app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+Data = Annotated[Path, typer.Option("--data", envvar="APPA_DATA_DIR", help="Data folder.")]
+Stopped = Annotated[
+    bool,
+    typer.Option(help="The system is stopped: do not ask Redis what unfinished jobs need."),
+]
+DATA = Path("appa-data")
+
+
+def _needed(layout: Layout, stopped: bool) -> Needed:
+    """What unfinished work needs; without an answer nothing may go."""
+    if stopped:
+        return Needed()
+    settings = WorkerSettings()
+    embedded = layout.broker / "broker.sock"
+    use_embedded = "redis_url" not in settings.model_fields_set and embedded.exists()
+    url = f"unix://{embedded}" if use_embedded else settings.redis_url
+    try:
+        return needed(open_stores(url, settings.redis_prefix))
+    except RedisError as error:
+        raise AppaError(
+            f"Expected the job store at {url} to say what unfinished jobs need; {error}. Set "
+            "APPA_REDIS_URL, or give --stopped if the whole system is stopped."
+        ) from error
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
+
+
+def _show_items(items: list[Item], title: str) -> None:
+    table = Table("what", "name", "age (days)", "size", "reason", title=title)
+    for item in items:
+        table.add_row(item.what, item.name, f"{item.age_days:.1f}", _size(item.size), item.reason)
+    out.print(table)
+    out.print(f"{len(items)} in all, {_size(sum(i.size for i in items))}", highlight=False)
+
+
+@retention_app.callback()
+def _warnings_beside_the_answer() -> None:
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stderr))
+
+
+@retention_app.command("plan")
+def plan_command(data: Data = DATA, stopped: Stopped = False, as_json: AsJson = False) -> None:
+    """Say what would go and why, and how many old things stay; nothing is removed."""
+    layout, settings = _layout(data), WorkerSettings()
+    state = disk_state(layout, settings)
+    policy = read_policy(layout.retention_file)
+    found = make_plan(layout, policy, _needed(layout, stopped), low=state.low)
+    if as_json:
+        print_json(
+            {
+                "policy": policy.model_dump(mode="json"),
+                "disk": {"low": state.low, **state.context},
+                "bytes": found.size,
+                "items": [asdict(item) for item in found.items],
+                "kept": found.kept,
+            }
+        )
+        return
+    _show_items(list(found.items), "would be removed")
+    for reason, count in found.kept.items():
+        out.print(f"{count} older than their rule stay: {reason}", highlight=False)
+    out.print(f"disk: {state.message}", highlight=False)
+
+
+@retention_app.command("run")
+def run_command(data: Data = DATA, stopped: Stopped = False, as_json: AsJson = False) -> None:
+    """Remove what the plan says, now; a running scheduler does so by itself."""
+    layout, settings = _layout(data), WorkerSettings()
+    low = disk_state(layout, settings).low
+    policy = read_policy(layout.retention_file)
+    found = make_plan(layout, policy, _needed(layout, stopped), low=low)
+    gone = remove_all(layout, found)
+    if as_json:
+        freed = sum(item.size for item in gone)
+        print_json({"bytes": freed, "items": [asdict(item) for item in gone]})
+    else:
+        _show_items(gone, "removed")
+
+
+@retention_app.command("pin")
+def pin_command(
+    analysis: Annotated[str, typer.Argument(help="Id of an analysis.")],
+    data: Data = DATA,
+    note: Annotated[str, typer.Option(help="What it is kept for.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Keep an analysis whatever its age."""
+    made = pin(_layout(data), Pin(analysis_id=analysis, by="", note=note))
+    if as_json:
+        print_json(made.model_dump(mode="json"))
+    else:
+        out.print(f"pinned {made.analysis_id}", highlight=False)
+
+
+@retention_app.command("unpin")
+def unpin_command(
+    analysis: Annotated[str, typer.Argument(help="Id of a pinned analysis.")],
+    data: Data = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Take the pin out."""
+    was_pinned = unpin(_layout(data), analysis)
+    if as_json:
+        print_json({"analysis_id": analysis, "was_pinned": was_pinned})
+    elif was_pinned:
+        out.print(f"unpinned {analysis}", highlight=False)
+    if not was_pinned:
+        err.print(f"'{analysis}' has no pin", markup=False)
+        raise typer.Exit(1)
+
+
+@retention_app.command("pins")
+def pins_command(data: Data = DATA, as_json: AsJson = False) -> None:
+    """List the pins."""
+    found = pins(_layout(data))
+    if as_json:
+        print_json([p.model_dump(mode="json") for p in found])
+        return
+    table = Table("analysis", "pinned", "by", "note")
+    for p in found:
+        table.add_row(p.analysis_id, f"{p.created:%Y-%m-%d %H:%M}", p.by, p.note)
+    out.print(table)
+
+
+def _layout(data: Path) -> Layout:
+    if not data.is_dir():
+        raise AppaError(f"Expected the data folder of an installation; '{data}' is none.")
+    return Layout(data.resolve()).create()
+
+
+replay_app = typer.Typer(help=__doc__, add_completion=False)
+
+_WORDS = {True: "[green]same[/]", False: "[red]different[/]", None: "not recorded"}
+_SHOWN = 24
+"""Longest value in the table; the rest is in the JSON."""
+
+
+@replay_app.command()
+def replay(
+    analysis: Annotated[str, typer.Argument(help="Id of a published analysis.")],
+    data_dir: Annotated[
+        Path, typer.Option(envvar="APPA_DATA_DIR", help="Data folder that holds it.")
+    ] = Path("appa-data"),
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Checkpoints to look for its weights in; default APPA_MODELS, bundled."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Run there instead of on the device of the first run.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep the files of the second run here.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an analysis again from its manifest and compare bit by bit.
+
+    Needs the data folder and the checkpoint, no running system. Exit status: 0 identical,
+    1 different, 2 cannot be replayed.
+    """
+    from worker.replay.replay import replay as run  # torch takes seconds to import
+    from worker.settings import WorkerSettings
+
+    if not data_dir.is_dir():
+        err.print(f"Expected a data folder; '{data_dir}' is none. Give --data-dir.", markup=False)
+        raise typer.Exit(2)
+    try:
+        checkpoints = model or WorkerSettings().models
+        layout = Layout(data_dir.resolve())
+        with _logs_apart():
+            verdict = run(layout, analysis, checkpoints=checkpoints, device=device, keep=keep)
+    except AppaError as error:
+        err.print(error.message, markup=False)
+        raise typer.Exit(2) from error
+    if as_json:
+        print_json(verdict.to_dict())
+    else:
+        _show_verdict(verdict)
+    raise typer.Exit(verdict.exit_code)
+
+
+@contextmanager
+def _logs_apart() -> Iterator[None]:
+    """Standard output is for the answer: log lines go to standard error."""
+    before = structlog.get_config()
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+def _show_verdict(verdict: "Verdict") -> None:
+    if verdict.findings:
+        out.print(_findings(verdict.findings))
+    if verdict.arrays:
+        out.print(_arrays(verdict.arrays))
+    for sentence in verdict.missing:
+        out.print(f"missing: {sentence}", markup=False)
+    took = f" ({verdict.seconds:.1f} s)" if verdict.seconds else ""
+    out.print(f"{verdict.analysis_id}: [bold]{escape(verdict.outcome)}[/]{took}")
+
+
+def _findings(findings: "tuple[Finding, ...]") -> Table:
+    table = Table("what went in", "", "recorded", "now")
+    for f in findings:
+        values = (f.recorded, f.found) if f.same is False else (f.recorded, "")
+        table.add_row(f.name, _WORDS[f.same], *(escape(_short(v)) for v in values))
+        if f.note:
+            table.add_row("", "", escape(f.note), "")
+    return table
+
+
+def _short(value: Any) -> str:
+    text = "" if isinstance(value, dict | list) else str(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _arrays(arrays: "tuple[ArrayComparison, ...]") -> Table:
+    """Every array that differs; one line for those of a file that do not."""
+    table = Table("file", "array", "values", "differing", "largest difference")
+    for file in dict.fromkeys(a.file for a in arrays):
+        same = [a for a in arrays if a.file == file and a.same]
+        if same:
+            count = f"{len(same)} arrays"
+            table.add_row(escape(file), count, str(sum(a.size for a in same)), "0", "0")
+        for a in arrays:
+            if a.file == file and not a.same:
+                largest = "" if a.max_difference is None else f"{a.max_difference:.3g}"
+                table.add_row(escape(file), a.name, str(a.size), str(a.differing), largest)
+    return table

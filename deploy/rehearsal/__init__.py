@@ -1,1 +1,0 @@
-"""`appa rehearse`: a simulated day of cycles on the real stack, and an audit of what came of it."""

@@ -1,0 +1,412 @@
+r"""Compute and score what an assimilation must beat: climatology, persistence, optimal interpolation.
+
+Climatology is the mean of each place and channel, following the season. Optimal interpolation of
+the observations of one hour has a localised climatological covariance,
+
+.. math:: x_a = x_b + (\rho \circ B) H^\top \left(H (\rho \circ B) H^\top + R\right)^{-1}
+          (y - H(x_b))
+
+with x_b the climatology, B the sample covariance of M climatological anomalies and :math:`\rho`
+the correlation function of Gaspari and Cohn (QJRMS 125, 1999, equation 4.10). The system of all
+observations is solved by Cholesky factorisation, so this is for a few ten thousand at most.
+
+Windowed optimal interpolation is the exact analysis of a window under a Gaussian prior. With a
+prior :math:`\mathcal{N}(\mu, \Sigma)` over blankets of latents and the observations of all their
+times, in units of the observation error (:math:`f = R^{-1/2} H \circ \mathrm{decode}`,
+:math:`J = f'(x)`), the analysis :math:`x_a = \mu + \delta` solves
+
+.. math:: (\Sigma^{-1} + J^\top J) \, \delta = J^\top \left(R^{-1/2} y - f(x) + J (x - \mu)\right)
+
+by preconditioned conjugate gradients (`model.guidance.solvers`); a nonlinear decoder or operator
+takes a few outer (Gauss-Newton) iterations around the last analysis. Members of the posterior
+come from the same system with a prior sample for :math:`\mu` and perturbed observations, which is
+exact for linear f (J. M. Bardsley et al., "Randomize-then-optimize", SIAM J. Sci. Comput. 36,
+2014).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lab.osse.cases import ObservedCase
+from lab.osse.scores import Method, StartScorer
+from model.domain.errors import ConfigurationError
+from model.domain.grids import Grid
+from model.domain.physics import EARTH_RADIUS
+from model.gaussian_prior import ZonalGaussianPrior
+from model.guidance.solvers import variational_increment
+from model.latent_model import LatentModel, climatological_states
+from model.nn.embedding import date_rows
+from model.operators.observation_set import ObservationSet, build_observation_set
+
+__all__ = [
+    "Climatology",
+    "GaussianPrior",
+    "WindowedAnalysis",
+    "fit_climatology",
+    "gaspari_cohn",
+    "one_hour_analysis",
+    "optimal_interpolation",
+    "prior_anomalies",
+    "score_interpolation",
+    "score_persistence",
+    "score_windowed",
+    "season_features",
+    "unit_vectors",
+    "windowed_analysis",
+]
+
+YEAR = 365.2425
+"""Days."""
+
+
+def season_features(times: NDArray[np.datetime64]) -> Tensor:
+    """1 and two harmonics of the year at times (n,), with shape (n, 5), float64."""
+    days = (times - np.datetime64("2000-01-01")) / np.timedelta64(1, "D")
+    phase = torch.from_numpy(2.0 * np.pi * np.asarray(days, dtype=np.float64) / YEAR)
+    columns = [torch.ones_like(phase)]
+    for k in (1, 2):
+        columns += [torch.cos(k * phase), torch.sin(k * phase)]
+    return torch.stack(columns, dim=-1)
+
+
+@dataclass(frozen=True)
+class Climatology:
+    """Mean state as a function of the season.
+
+    Attributes:
+        coefficients: Of `season_features`, with shape (5, C, Y, X), physical units.
+    """
+
+    coefficients: Tensor
+
+    def at(self, times: NDArray[np.datetime64]) -> Tensor:
+        """Mean states (n, C, Y, X) at times (n,)."""
+        features = season_features(times).to(self.coefficients)
+        return torch.tensordot(features, self.coefficients, dims=1)
+
+
+def fit_climatology(sample: Iterable[tuple[Tensor, NDArray[np.datetime64]]]) -> Climatology:
+    """Least squares over batches of states (n, C, Y, X) and their times (n,).
+
+    Cells that are NaN in any state stay NaN.
+    """
+    gram, moment = torch.zeros(5, 5, dtype=torch.float64), None
+    for states, times in sample:
+        features = season_features(times)
+        gram += features.T @ features
+        part = torch.tensordot(features.T, states.double(), dims=1)
+        moment = part if moment is None else moment + part
+    if moment is None:
+        raise ValueError("Expected at least one batch of states for a climatology; got none.")
+    # A sample that does not span the year leaves harmonics undetermined; the least norm is taken.
+    inverse = torch.linalg.pinv(gram, hermitian=True, rtol=1e-6)
+    return Climatology(torch.tensordot(inverse, moment, dims=1).float())
+
+
+Map = Callable[[Tensor], Tensor]
+
+
+class GaussianPrior(Protocol):
+    """A Gaussian over blankets (B, K, c, h, w); see `model.gaussian_prior`."""
+
+    def climatology(self, date: Tensor) -> Tensor:
+        """The mean at dates (B, K, 4)."""
+
+    def filter(self, x: Tensor, gain: Map) -> Tensor:
+        """U g(Λ) U* x, with the eigenvectors U and the variances Λ of the covariance."""
+
+    def sample(self, date: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draws at dates (B, K, 4)."""
+
+
+@dataclass(frozen=True)
+class WindowedAnalysis:
+    """An analysis of a window.
+
+    Attributes:
+        latents: Posterior mean, or members, with shape (B, K, c, h, w).
+        iterations: Conjugate gradient iterations in all.
+        fit: Root mean square of observation minus analysis in units of the observation error.
+    """
+
+    latents: Tensor
+    iterations: int
+    fit: float
+
+
+def _linearise(f: Map, x: Tensor) -> tuple[Tensor, Map, Map]:
+    """f(x), and products with its Jacobian and its transpose, from one kept graph."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        y = f(x)
+        probe = torch.zeros_like(y, requires_grad=True)
+        (pulled,) = torch.autograd.grad(y, x, probe, create_graph=True)
+
+    def push(v: Tensor) -> Tensor:
+        (out,) = torch.autograd.grad(pulled, probe, v, retain_graph=True)
+        return out
+
+    def pull(w: Tensor) -> Tensor:
+        (out,) = torch.autograd.grad(y, x, w, retain_graph=True)
+        return out
+
+    return y.detach(), push, pull
+
+
+@torch.no_grad()
+def windowed_analysis(
+    prior: GaussianPrior,
+    decode: Map,
+    observations: ObservationSet,
+    date: Tensor,
+    *,
+    members: int = 0,
+    generator: torch.Generator | None = None,
+    outer: int = 1,
+    iterations: int = 60,
+    tolerance: float = 1e-2,
+) -> WindowedAnalysis:
+    """Posterior mean or members of a window.
+
+    Arguments:
+        prior: Over blankets of K states.
+        decode: From latents (n, c, h, w) to physical states (n, C, Y, X), differentiable.
+        observations: On trajectories of K states; their errors should include what the decoder
+            cannot represent, see :meth:`ObservationSet.with_representativeness`.
+        date: Year, month, day, hour of the states, with shape (K, 4).
+        members: How many members to draw; 0 gives the posterior mean.
+        generator: Source of the draws.
+        outer: Gauss-Newton iterations; 1 suffices when decoder and operators are linear.
+        iterations: Of each conjugate gradient solve, at most.
+        tolerance: Of each solve, relative.
+    """
+    dates = date.expand(max(members, 1), *date.shape)
+    mean = prior.sample(dates, generator) if members else prior.climatology(dates)
+    if not len(observations):
+        return WindowedAnalysis(mean, 0, 0.0)
+    unit = observations.error_std
+    target = (observations.values / unit).expand(len(dates), -1)
+    if members:
+        target = target + torch.randn(target.shape, generator=generator).to(target)
+
+    def observe(x: Tensor) -> Tensor:
+        states = decode(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return observations.operator(states) / unit
+
+    x, total = mean, 0
+    for _ in range(outer):
+        y, push, pull = _linearise(observe, x)
+        right = target - y + push(x - mean)
+        increment, steps = variational_increment(
+            prior.filter, push, pull, right, iterations=iterations, tolerance=tolerance
+        )
+        x, total = mean + increment, total + steps
+    left = observations.values / unit - observe(x)
+    return WindowedAnalysis(x, total, float(left.square().mean().sqrt()))
+
+
+Float = NDArray[np.float64]
+
+
+ROWS = 1024
+"""Rows of the localisation that are made at a time."""
+
+
+def unit_vectors(lat: Float, lon: Float) -> Tensor:
+    """Points on the unit sphere with shape (n, 3), float32, from degrees (n,)."""
+    phi, lam = np.deg2rad(lat), np.deg2rad(lon)
+    vectors = (np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi))
+    return torch.from_numpy(np.stack(vectors, axis=-1)).float()
+
+
+def gaspari_cohn(distance: Tensor) -> Tensor:
+    """Correlation at a distance in units of half the support: 1 at 0, 0 from 2 on."""
+    r = distance.clamp(max=2.0)
+    near = 1 + r**2 * (-5 / 3 + r * (5 / 8 + r * (1 / 2 - r / 4)))
+    far = 4 - 5 * r + r**2 * (5 / 3 + r * (5 / 8 + r * (-1 / 2 + r / 12)))
+    far = far - 2 / (3 * r.clamp(min=1e-3))
+    return torch.where(r <= 1, near, far).clamp(min=0.0)
+
+
+def _localisation(a: Tensor, b: Tensor, half_width: float) -> Tensor:
+    """Weights (n, m) between points (n, 3) and (m, 3); half the support in m."""
+    chord = (2.0 - 2.0 * (a @ b.T)).clamp(min=0.0).sqrt()
+    return gaspari_cohn(chord.mul_(EARTH_RADIUS / half_width))
+
+
+@torch.no_grad()
+def optimal_interpolation(
+    background: Tensor,
+    anomalies: Tensor,
+    observations: ObservationSet,
+    lat: Float,
+    lon: Float,
+    grid: Grid,
+    half_width: float = 3.0e6,
+) -> Tensor:
+    """Analysis of one state.
+
+    Arguments:
+        background: With shape (C, Y, X), physical.
+        anomalies: M departures from climatology, with shape (M, C, Y, X), without NaN.
+        observations: Observations on a trajectory of one state.
+        lat: Degrees north of the observations, with shape (N,).
+        lon: Degrees east of the observations, with shape (N,).
+        grid: The grid.
+        half_width: Half the support of the localisation in m.
+
+    Returns:
+        With shape (C, Y, X).
+    """
+    count = len(anomalies)
+    error = observations.error_std
+    equivalent = observations.operator(background[None])
+    perturbed = torch.stack([observations.operator((background + a)[None]) for a in anomalies])
+    spread = (perturbed - equivalent) / (error * (count - 1) ** 0.5)
+    places = unit_vectors(lat, lon)
+    system = spread.T @ spread
+    for rows in torch.arange(len(places)).split(ROWS):
+        system[rows[0] : rows[-1] + 1] *= _localisation(places[rows], places, half_width)
+    system.diagonal().add_(1.0)
+    innovation = (observations.values - equivalent) / error
+    factor = torch.linalg.cholesky(system)
+    weights = torch.cholesky_solve(innovation[:, None], factor)[:, 0]
+    latitude, longitude = np.meshgrid(grid.latitude, grid.longitude, indexing="ij")
+    cells = unit_vectors(latitude.ravel(), longitude.ravel())
+    weighted = (spread * weights).T / (count - 1) ** 0.5
+    share = torch.cat([_localisation(c, places, half_width) @ weighted for c in cells.split(ROWS)])
+    share = share.T.reshape(count, 1, *grid.shape)
+    return background + (anomalies * share).sum(dim=0)
+
+
+@torch.no_grad()
+def prior_anomalies(
+    prior: GaussianPrior,
+    decode: Callable[[Tensor], Tensor],
+    date: Tensor,
+    count: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Climatological anomalies drawn from a prior, where no climatological states are at hand.
+
+    Arguments:
+        prior: Over blankets of K states.
+        decode: From latents (n, c, h, w) to physical states (n, C, Y, X).
+        date: Year, month, day, hour of K states, with shape (K, 4); the first and the last of
+            each blanket are taken.
+        count: M, how many.
+        generator: Source of the draws.
+
+    Returns:
+        With shape (M, C, Y, X).
+    """
+    ends = [0, -1] if len(date) > 1 else [0]
+    mean = decode(prior.climatology(date[None])[0, ends])
+    parts = []
+    for rows in torch.arange(-(-count // len(ends))).split(16):
+        drawn = prior.sample(date.expand(len(rows), *date.shape), generator)
+        parts += [decode(drawn[:, end]) - mean[i] for i, end in enumerate(ends)]
+    return torch.cat(parts)[:count]
+
+
+def one_hour_analysis(
+    model: LatentModel,
+    table: pa.Table,
+    end: datetime,
+    background: Tensor,
+    dates: Tensor,
+    members: int = 400,
+) -> Tensor:
+    """The state (C, Y, X) at `end` from observations within half an hour of it.
+
+    Arguments:
+        model: A checkpoint with a closed-form prior, which gives the climatological covariance.
+        table: Observations.
+        end: Analysis time, UTC.
+        background: Climatology at that time, with shape (C, Y, X).
+        dates: Year, month, day, hour of the K states up to `end`, with shape (K, 4).
+        members: Climatological states behind the covariance.
+    """
+    prior = model.denoise.base
+    if not isinstance(prior, ZonalGaussianPrior):
+        raise ConfigurationError(
+            "Expected a checkpoint with a closed-form prior for optimal interpolation; this one "
+            "has none."
+        )
+    middle = np.datetime64(end.astimezone(UTC).replace(tzinfo=None))
+    near = np.abs(table["time"].to_numpy() - middle) <= np.timedelta64(timedelta(minutes=30))
+    rows = table.filter(pa.array(near))
+    seen, _ = build_observation_set(rows, model.grid, model.channels, [end], model.statics)
+    lat, lon = (rows[name].to_numpy()[seen.rows] for name in ("lat", "lon"))
+    draw = torch.Generator().manual_seed(0)
+    anomalies = prior_anomalies(prior, lambda z: model.decode(z, mask=False), dates, members, draw)
+    return optimal_interpolation(background, anomalies, seen, lat, lon, model.grid)
+
+
+def score_persistence(scorer: StartScorer, case: ObservedCase) -> None:
+    """Climatology, and the truth of 6 hours before and, where there is one, of 24."""
+    scorer.score(Method.CLIMATOLOGY, climatological_states(case.model, [case.end])[0], case.last)
+    last = case.window - 1
+    if last >= 6:
+        scorer.score(Method.PERSISTENCE_6, case.truth[last - 6], case.last)
+    if last >= 24:
+        scorer.score(Method.PERSISTENCE_24, case.truth[last - 24], case.last)
+    elif len(case.truth) > last + 24:
+        # The window is too short to look back a day: the day ahead stands for it.
+        scorer.score(Method.PERSISTENCE_24, case.last, case.truth[last + 24])
+
+
+def score_interpolation(scorer: StartScorer, case: ObservedCase, members: int) -> None:
+    """Optimal interpolation of the last hour; nothing where there is no closed-form prior.
+
+    Arguments:
+        scorer: Takes the scores.
+        case: The window.
+        members: Climatological states behind the covariance.
+    """
+    model, end = case.model, case.end
+    if not isinstance(model.denoise.base, ZonalGaussianPrior):
+        return
+    dates = date_rows([end - timedelta(hours=i) for i in reversed(range(model.blanket_size))])
+    background = climatological_states(model, [end])[0]
+    state = scorer.timed(
+        Method.OPTIMAL_INTERPOLATION,
+        lambda: one_hour_analysis(model, case.known(), end, background, dates, members),
+    )
+    scorer.score(Method.OPTIMAL_INTERPOLATION, state, case.last)
+
+
+@torch.no_grad()
+def score_windowed(scorer: StartScorer, case: ObservedCase) -> None:
+    """Windowed optimal interpolation over the last blanket; nothing without a closed-form prior."""
+    model, prior = case.model, case.model.denoise.base
+    if not isinstance(prior, ZonalGaussianPrior) or prior.blanket_size > case.window:
+        return
+    k, times = prior.blanket_size, case.times()
+    seen = case.observations().for_blanket(case.window - k, case.window)
+    result = scorer.timed(
+        Method.WINDOWED,
+        lambda: (
+            windowed_analysis(
+                prior,
+                lambda z: model.decode(z, mask=False),
+                seen,
+                date_rows(times[-k:]),
+                iterations=60,
+                tolerance=0.01,
+            ).latents
+        ),
+    )
+    scorer.score(Method.WINDOWED, model.decode(result[0, -1], mask=False), case.last)
+    inside = case.middle - (case.window - k)
+    if inside >= 0:
+        state = model.decode(result[0, inside], mask=False)
+        scorer.score(Method.WINDOWED_MIDDLE, state, case.truth[case.middle])

@@ -1,0 +1,341 @@
+"""Score a checkpoint in a simulated world against truth, and keep the results of each start.
+
+Every method sees the same simulated observations of the same window. Errors are standardised:
+each channel's area-weighted RMSE over the standard deviation the checkpoint standardises it with.
+Results are kept in a file, so that an interrupted experiment continues where it was.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from lab.osse.baselines import score_interpolation, score_persistence, score_windowed
+from lab.osse.cases import ObservedCase, ReadTruth, observe_case
+from lab.osse.network import Network
+from lab.osse.ranks import equivalents, observation_kinds, ranks, station_ranks
+from lab.osse.scores import (
+    AutoencoderSkill,
+    CaseFields,
+    Method,
+    Ranks,
+    StartScorer,
+    StartSkill,
+    peak_memory,
+)
+from model.assimilate import Trajectory, assimilate
+from model.assimilation_settings import AssimilationSettings, WarmStart, recommended_settings
+from model.diagnostics.scores import spread_skill
+from model.domain.errors import InvalidInput
+from model.domain.windows import WindowPlan
+from model.execution import OnStep, no_progress
+from model.latent_model import LatentModel, climatological_states
+
+__all__ = ["OnPhase", "ResultsFile", "ScoredStart", "SkillSettings", "experiment", "score_start"]
+
+OnPhase = Callable[[str], None]
+"""Called with the name of what begins."""
+
+SHOWN = ("2m_temperature", "geopotential_500hPa")
+"""Channels whose maps are kept, where the checkpoint has them."""
+
+
+@dataclass(frozen=True)
+class SkillSettings:
+    """One experiment.
+
+    Attributes:
+        window: Hours of observations up to the analysis.
+        members: Size of the ensemble.
+        lead: Hours of forecast; 0 for none.
+        past: States that the forecast is tied to.
+        seed: Of observation errors and members.
+        network: What observes.
+        withhold: Share of the surface stations and radiosondes kept for the rank histograms.
+        anomalies: Climatological states behind the one-hour optimal interpolation.
+        warm: Whether the cycle an hour later is run too, for its cost.
+        windowed: Whether windowed optimal interpolation is scored, the longest of the baselines.
+        settings: How the checkpoint assimilates; None for what its card recommends.
+    """
+
+    window: int = 24
+    members: int = 8
+    lead: int = 24
+    past: int = 6
+    seed: int = 0
+    network: Network = field(default_factory=Network)
+    withhold: float = 0.1
+    anomalies: int = 400
+    warm: bool = True
+    windowed: bool = True
+    settings: AssimilationSettings | None = None
+
+
+@dataclass(frozen=True)
+class ScoredStart:
+    """The figures of one start, and maps of its analysis."""
+
+    skill: StartSkill
+    fields: CaseFields
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of one start share."""
+
+    case: ObservedCase
+    settings: SkillSettings
+    scorer: StartScorer
+    on_step: OnStep
+
+
+def score_start(
+    model: LatentModel,
+    truth_at: ReadTruth,
+    end: datetime,
+    settings: SkillSettings | None = None,
+    on_step: OnStep = no_progress,
+    on_phase: OnPhase = lambda name: None,
+) -> ScoredStart:
+    """Observes, assimilates, forecasts and scores one window that ends at `end` (UTC)."""
+    s = settings or SkillSettings()
+    on_phase("observing")
+    case = observe_case(model, truth_at, end, s.window, s.lead, s.network, s.seed, s.withhold)
+    scorer = StartScorer(model)
+    run = _Run(case, s, scorer, on_step)
+    # Before anything else that takes memory, so that the peak is that of a cycle.
+    on_phase(Method.FILTERING)
+    analysis = _cycle(run, Method.FILTERING, 0, None)
+    memory = {"cycle": peak_memory()}
+    with torch.no_grad():
+        middle = model.decode(analysis.latents[:, case.middle].to(model.device), mask=False)
+    scorer.score(Method.REANALYSIS, middle.float().mean(0), case.truth[case.middle])
+    on_phase("ranks of withheld stations")
+    withheld, counted = _ranks(run, analysis)
+    if s.warm:
+        on_phase(Method.WARM)
+        _cycle(run, Method.WARM, 1, analysis.warm_start)
+    if s.lead:
+        on_phase(Method.FORECAST)
+        _score_forecast(run, analysis)
+    score_persistence(scorer, case)
+    on_phase(Method.OPTIMAL_INTERPOLATION)
+    score_interpolation(scorer, case, s.anomalies)
+    if s.windowed:
+        on_phase(Method.WINDOWED)
+        score_windowed(scorer, case)
+    skill = StartSkill(
+        end=end,
+        observations=len(case.observations()),
+        withheld=withheld,
+        errors=scorer.errors,
+        spread_ratio=tuple(_spread_ratio(case, analysis).tolist()),
+        seconds=scorer.seconds,
+        processor=scorer.processor,
+        memory=memory | {"end": peak_memory()},
+        chi=tuple((level, fit.chi_after) for level, fit in analysis.fits),
+        ranks=counted,
+    )
+    return ScoredStart(skill, _fields(case, analysis))
+
+
+def _cycle(run: _Run, method: Method, later: int, warm: WarmStart | None) -> Trajectory:
+    """One hourly cycle, timed with the building of its operators, and scored at its end."""
+    s, case = run.settings, run.case
+    plan = WindowPlan.filtering(case.end + timedelta(hours=later), s.window)
+    analysis = run.scorer.timed(
+        method,
+        lambda: assimilate(
+            case.model,
+            case.observations(later),
+            plan,
+            s.members,
+            s.seed,
+            settings=s.settings,
+            warm_start=warm,
+            on_step=run.on_step,
+        ),
+    )
+    run.scorer.score(method, analysis.states.mean(0)[-1], case.truth[s.window - 1 + later])
+    return analysis
+
+
+def _ranks(run: _Run, analysis: Trajectory) -> tuple[int, Ranks]:
+    """Number of withheld observations, and their ranks among independent members."""
+    seen, rows = run.case.withheld()
+    if not len(seen):
+        return 0, {}
+    members = equivalents(run.case.model, analysis.latents, seen)
+    rng = np.random.default_rng(run.settings.seed)
+    kinds, stations = observation_kinds(rows)
+    chosen = analysis.twins.independent
+    # The errors of the set include what the model cannot represent of a place.
+    found = [ranks(members[list(c)], seen.obs_values, seen.obs_errors, rng) for c in chosen]
+    counted = station_ranks(
+        np.concatenate(found),
+        len(chosen[0]),
+        np.tile(kinds, len(chosen)),
+        np.tile(stations, len(chosen)),
+        1 / len(chosen),
+    )
+    return len(seen), counted
+
+
+def _spread_ratio(case: ObservedCase, analysis: Trajectory) -> Tensor:
+    members = torch.where(torch.isnan(case.last), torch.nan, analysis.states[:, -1])
+    return spread_skill(members, case.last, case.model.grid, analysis.twins).ratio
+
+
+def _score_forecast(run: _Run, analysis: Trajectory) -> None:
+    s, case, scorer = run.settings, run.case, run.scorer
+    past = min(s.past, s.window)
+    plan = WindowPlan.forecast(case.end, past=past, lead_hours=s.lead)
+    forecast = scorer.timed(
+        Method.FORECAST,
+        lambda: assimilate(
+            case.model,
+            None,
+            plan,
+            s.members,
+            s.seed,
+            background=analysis.latents[:, s.window - past :],
+            settings=s.settings,
+            on_step=run.on_step,
+        ),
+    )
+    target = case.truth[s.window - 1 + s.lead]
+    scorer.score(Method.FORECAST, forecast.states.mean(0)[-1], target)
+    scorer.score(Method.PERSISTENCE, analysis.states.mean(0)[-1], target)
+    climate = climatological_states(case.model, [plan.times[-1]])[0]
+    scorer.score(Method.CLIMATOLOGY_AHEAD, climate, target)
+
+
+def _fields(case: ObservedCase, analysis: Trajectory) -> CaseFields:
+    names = [c.name for c in case.model.channels]
+    chosen = [names.index(n) for n in SHOWN if n in names] or [0]
+    members = analysis.states[:, -1, chosen]
+    return CaseFields(
+        end=case.end,
+        channels=tuple(names[i] for i in chosen),
+        truth=case.last[chosen].numpy(),
+        analysis=members.mean(0).numpy(),
+        spread=members.std(0, correction=analysis.twins.ddof).numpy(),
+    )
+
+
+class _Contents(BaseModel):
+    """What the file holds."""
+
+    experiment: dict[str, Any]
+    autoencoder: AutoencoderSkill | None = None
+    starts: tuple[StartSkill, ...] = ()
+
+
+def experiment(model: LatentModel, settings: SkillSettings, truth: str | None) -> dict[str, Any]:
+    """Everything that the figures depend on but the code: results of two of these do not mix."""
+    values = {k: v for k, v in asdict(settings).items() if k not in ("settings", "network")}
+    values |= {"network": asdict(settings.network), "truth": truth, "precision": model.precision}
+    values["settings"] = repr(settings.settings or recommended_settings(model))
+    values["checkpoint"] = model.card.name
+    values["files"] = {name: file.sha256 for name, file in sorted(model.card.files.items())}
+    return values
+
+
+class ResultsFile:
+    """Finished parts of one experiment.
+
+    Arguments:
+        path: A JSON file, read if it exists and rewritten whenever something is added; maps of
+            one case lie beside it as `.npz`. None keeps nothing.
+        made_by: From `experiment`.
+
+    Raises:
+        InvalidInput: If the file is of another experiment.
+    """
+
+    def __init__(self, path: Path | None, made_by: dict[str, Any]) -> None:
+        self.path = path
+        # As it will be read back: JSON knows no tuples.
+        wanted = json.loads(json.dumps(made_by))
+        self._contents = _Contents(experiment=wanted)
+        self._fields: CaseFields | None = None
+        if path is None or not path.exists():
+            return
+        self._contents = _Contents.model_validate_json(path.read_bytes())
+        found = self._contents.experiment
+        names = sorted(k for k in wanted | found if wanted.get(k) != found.get(k))
+        if names:
+            raise InvalidInput(
+                f"Expected results of the same experiment in {path}; it was made with another "
+                f"{', '.join(names)}. Name another file, or remove this one.",
+                file=str(path),
+            )
+        self._fields = _read_fields(path.with_suffix(".npz"))
+
+    @property
+    def autoencoder(self) -> AutoencoderSkill | None:
+        """The autoencoder's figures, if finished."""
+        return self._contents.autoencoder
+
+    @property
+    def fields(self) -> CaseFields | None:
+        """Maps of one case, if one is finished."""
+        return self._fields
+
+    def start(self, end: datetime) -> StartSkill | None:
+        """The figures of an analysis time, if finished."""
+        return next((s for s in self._contents.starts if s.end == end), None)
+
+    def keep_autoencoder(self, skill: AutoencoderSkill) -> None:
+        """Adds the autoencoder's figures."""
+        self._write({"autoencoder": skill})
+
+    def keep_start(self, skill: StartSkill, fields: CaseFields) -> None:
+        """Adds an analysis time; the first one's maps are kept."""
+        if self._fields is None:
+            self._fields = fields
+            if self.path is not None:
+                _write_fields(self.path.with_suffix(".npz"), fields)
+        self._write({"starts": (*self._contents.starts, skill)})
+
+    def _write(self, change: dict[str, Any]) -> None:
+        self._contents = self._contents.model_copy(update=change)
+        if self.path is None:
+            return
+        part = self.path.with_suffix(".part")
+        part.write_text(self._contents.model_dump_json())
+        part.replace(self.path)
+
+
+def _write_fields(path: Path, fields: CaseFields) -> None:
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez_compressed(
+            file,
+            end=np.array(fields.end.isoformat()),
+            channels=np.array(fields.channels),
+            truth=fields.truth,
+            analysis=fields.analysis,
+            spread=fields.spread,
+        )
+    part.replace(path)
+
+
+def _read_fields(path: Path) -> CaseFields | None:
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        return CaseFields(
+            datetime.fromisoformat(str(file["end"])).astimezone(UTC),
+            tuple(map(str, file["channels"])),
+            file["truth"],
+            file["analysis"],
+            file["spread"],
+        )

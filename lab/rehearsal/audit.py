@@ -1,0 +1,423 @@
+"""Audit a day: hold every cycle against what it should have been, from plan and evidence alone.
+
+Which observations each analysis should have had is worked out from the plan and the senders' log.
+Checks of the cycles: all there, in order, when their time had come, going on from the right
+background. Checks of what analyses are made of: all that was there in time, once, nothing else.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from lab.rehearsal.content import Content
+from lab.rehearsal.evidence import AnalysisEvidence, Evidence, Sending
+from lab.rehearsal.scenario import HOUR, Delivery, Scenario
+from worker.contract.cycles import FIRST_REVISION, CycleState, Flavour, cycle_key
+
+__all__ = [
+    "CHECKS",
+    "Case",
+    "Expectation",
+    "Finding",
+    "Told",
+    "alike",
+    "audit",
+    "backgrounds",
+    "catching_up",
+    "complete",
+    "counts",
+    "deadlines",
+    "duplicates",
+    "expectation",
+    "observations",
+    "patience",
+    "revisions",
+    "same_day",
+    "silence",
+    "slipped",
+    "storage",
+]
+
+HALF_AN_HOUR = timedelta(minutes=30)
+
+
+@dataclass
+class Expectation:
+    """What one analysis should be made of: values in its window by upload.
+
+    Attributes:
+        start, end: The window (start, end].
+        cut_off: Last arrival.
+        must: Uploads that were there.
+        may: Uploads on their way at the cut-off.
+        copies: Uploads that repeat another, whose values may not be used again.
+    """
+
+    start: datetime
+    end: datetime
+    cut_off: datetime
+    must: dict[str, int] = field(default_factory=dict)
+    may: dict[str, int] = field(default_factory=dict)
+    copies: set[str] = field(default_factory=set)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to use for certain."""
+        return not any(self.must.values()) and not any(self.may.values())
+
+
+def expectation(
+    scenario: Scenario,
+    valid_time: datetime,
+    flavour: str,
+    plan: Sequence[Delivery],
+    contents: Mapping[str, Content],
+    sendings: Sequence[Sending],
+) -> Expectation:
+    """What an analysis should be made of."""
+    start = valid_time - scenario.window_hours * HOUR + HALF_AN_HOUR
+    wanted = Expectation(start, valid_time, scenario.cut_off(valid_time, flavour))
+    deliveries = {d.name: d for d in plan}
+    arrived: set[str] = set()
+    # The same bytes twice are one upload, there since the first time.
+    for sending in sorted(sendings, key=lambda s: s.acknowledged):
+        if sending.batch_id in arrived:
+            continue
+        arrived.add(sending.batch_id)
+        delivery = deliveries[sending.name]
+        values = contents[sending.name].within(start, valid_time)
+        if not values or sending.tried > wanted.cut_off:
+            continue
+        if sending.acknowledged <= wanted.cut_off:
+            wanted.must[sending.batch_id] = values
+        else:
+            wanted.may[sending.batch_id] = values
+        if delivery.copy_of:
+            wanted.copies.add(sending.batch_id)
+    return wanted
+
+
+def slipped(
+    scenario: Scenario, plan: Sequence[Delivery], sendings: Sequence[Sending]
+) -> tuple[str, ...]:
+    """Deliveries that the senders did not get in on the planned side of their own cut-offs.
+
+    Those planned for the outage are meant to come late and are not counted.
+    """
+    deliveries = {d.name: d for d in plan}
+    found = []
+    for sending in sendings:
+        delivery = deliveries[sending.name]
+        if scenario.outage is not None and delivery.arrival in scenario.outage:
+            continue
+        for flavour in ("early", "final"):
+            cut_off = scenario.cut_off(delivery.hour, flavour)
+            if (delivery.arrival <= cut_off) != (sending.acknowledged <= cut_off):
+                found.append(sending.name)
+                break
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be."""
+
+    check: str
+    cycle: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rehearsal to be judged."""
+
+    scenario: Scenario
+    plan: Sequence[Delivery]
+    contents: Mapping[str, Content]
+    evidence: Evidence
+
+    def expected(self, analysis: AnalysisEvidence) -> Expectation:
+        """What this analysis should be made of."""
+        return expectation(
+            self.scenario,
+            analysis.valid_time,
+            analysis.flavour,
+            self.plan,
+            self.contents,
+            self.evidence.sendings,
+        )
+
+    def files_in_time(self, analysis: AnalysisEvidence) -> frozenset[str] | None:
+        """Names of the files that this analysis should hold; None if a race decided about one."""
+        wanted = self.expected(analysis)
+        names = {s.batch_id: s.name for s in reversed(self.evidence.sendings)}
+        return None if wanted.may else frozenset(names[batch] for batch in wanted.must)
+
+
+Told = Iterator[tuple[str, str]]
+"""(cycle, message)"""
+
+
+_HICCUP = 20.0
+"""Real s that a busy machine may let a scheduler wait: more than an hour on a fast clock."""
+
+
+def complete(case: Case) -> Told:
+    """Each cycle has one early and one final analysis, and nothing else was published."""
+    wanted = {(t, f.value) for t in case.scenario.cycles for f in Flavour}
+    counts = Counter((a.valid_time, a.flavour) for a in case.evidence.analyses)
+    for time, flavour in sorted(wanted | set(counts)):
+        count = counts[time, flavour]
+        if (time, flavour) not in wanted:
+            yield f"{time:%Y%m%dT%H}Z_{flavour}", "was published but is no cycle of this day"
+        elif count != 1:
+            yield cycle_key(time, flavour), f"expected one analysis; got {count}"
+    for time, flavour in sorted(wanted):
+        record = case.evidence.cycles.get(cycle_key(time, flavour))
+        state = record.state if record else "unknown"
+        if state != CycleState.PUBLISHED:
+            yield cycle_key(time, flavour), f"expected the cycle to be published; it is {state}"
+
+
+def revisions(case: Case) -> Told:
+    """Early analyses are revision 1, final ones 2; the early one was decided first."""
+    for analysis in case.evidence.analyses:
+        right = FIRST_REVISION[Flavour(analysis.flavour)]
+        if analysis.revision != right:
+            yield analysis.key, f"expected revision {right}; got {analysis.revision}"
+    for time in case.scenario.cycles:
+        early, final = (case.evidence.cycles.get(cycle_key(time, f)) for f in Flavour)
+        if early and final and early.decided and final.decided and early.decided > final.decided:
+            yield final.key, "was decided before the early analysis"
+
+
+def deadlines(case: Case) -> Told:
+    """Cut-off and window are those of the policy."""
+    for analysis in case.evidence.analyses:
+        wanted = case.expected(analysis)
+        for name, got, right in (
+            ("cut-off", analysis.cut_off, wanted.cut_off),
+            ("start of the window", analysis.window_start, wanted.start),
+            ("end of the window", analysis.window_end, wanted.end),
+        ):
+            if got != right:
+                yield analysis.key, f"expected the {name} {right}; got {got}"
+
+
+def patience(case: Case) -> Told:
+    """A cycle is decided once its cut-off has passed and all uploads that came in time are in."""
+    for time in case.scenario.cycles:
+        for flavour in Flavour:
+            record = case.evidence.cycles.get(cycle_key(time, flavour))
+            if record is None or record.decided is None:
+                continue
+            cut_off = case.scenario.cut_off(time, flavour)
+            if record.decided < cut_off:
+                yield record.key, "was decided before its cut-off"
+            if record.decided < _last_taken_in(case, cut_off):
+                yield record.key, "was decided while uploads in time were still being taken in"
+
+
+def _last_taken_in(case: Case, cut_off: datetime) -> datetime:
+    """When the last upload that was there by the cut-off was in the store."""
+    ends = [
+        case.evidence.taken_in[s.batch_id]
+        for s in case.evidence.sendings
+        if s.acknowledged <= cut_off and s.batch_id in case.evidence.taken_in
+    ]
+    return max(ends, default=cut_off)
+
+
+def catching_up(case: Case) -> Told:
+    """Cycles whose turn came while nothing ran are made afterwards and say so; no others do."""
+    stop = case.evidence.standstill
+    for time in case.scenario.cycles:
+        for flavour in Flavour:
+            record = case.evidence.cycles.get(cycle_key(time, flavour))
+            if record is None or record.decided is None:
+                continue
+            cut_off = case.scenario.cut_off(time, flavour)
+            behind = (record.decided - cut_off).total_seconds()
+            if stop is not None and stop.killed <= cut_off and record.decided < stop.restarted:
+                yield record.key, "was decided while nothing ran"
+            if abs(behind - record.behind_seconds) > 1.0:
+                yield (
+                    record.key,
+                    f"expected to be {behind:.0f} s behind; says {record.behind_seconds:.0f} s",
+                )
+            if record.caught_up != (record.decided >= cut_off + HOUR):
+                yield record.key, f"{behind:.0f} s behind, but caught up is {record.caught_up}"
+            slow = behind / case.evidence.speed > _HICCUP
+            if record.caught_up and slow and not _had_reason(case, cut_off):
+                yield record.key, "was caught up, but nothing held it up"
+    for analysis in case.evidence.analyses:
+        record = case.evidence.cycles.get(analysis.key)
+        if record and analysis.cycle.get("caught_up") is not record.caught_up:
+            yield analysis.key, "manifest and record differ about having been caught up"
+
+
+def _had_reason(case: Case, cut_off: datetime) -> bool:
+    """Whether nothing ran at the cut-off, or the uploads took their time."""
+    stop = case.evidence.standstill
+    if stop is not None and stop.killed - HOUR <= cut_off < stop.ready:
+        return True
+    return _last_taken_in(case, cut_off) > cut_off + HOUR / 2
+
+
+def backgrounds(case: Case) -> Told:
+    """Each analysis says what it started from; where it can, it goes on from an earlier one."""
+    published = {a.analysis_id: a for a in case.evidence.analyses}
+    first = case.scenario.cycles[0]
+    for analysis in case.evidence.analyses:
+        source = analysis.background.get("source")
+        if source not in ("previous_analysis", "climatology"):
+            yield analysis.key, f"expected the source of its background; got {source!r}"
+        elif source == "climatology":
+            if "cold_start" not in analysis.flags:
+                yield analysis.key, "started from climatology without the flag cold_start"
+            if case.scenario.warm_start and analysis.valid_time > first:
+                yield analysis.key, "started cold although there were earlier analyses"
+        else:
+            earlier = published.get(str(analysis.background.get("analysis_id")))
+            if earlier is None or earlier.valid_time >= analysis.valid_time:
+                yield analysis.key, "continues no earlier analysis of this day"
+
+
+def storage(case: Case) -> Told:
+    """Every file was sent, and is in the store with all its values."""
+    sent = {s.name: s.batch_id for s in case.evidence.sendings}
+    for delivery in case.plan:
+        content = case.contents[delivery.name]
+        if not content.data:
+            continue
+        batch = sent.get(delivery.name)
+        if batch is None:
+            yield delivery.name, "was not sent"
+        elif case.evidence.stored.get(batch) != len(content.seconds):
+            yield (
+                delivery.name,
+                f"expected {len(content.seconds)} values in the store; got "
+                f"{case.evidence.stored.get(batch)}",
+            )
+
+
+def observations(case: Case) -> Told:
+    """All values that had arrived by the cut-off entered, no others did."""
+    names = {s.batch_id: s.name for s in reversed(case.evidence.sendings)}
+    for analysis in case.evidence.analyses:
+        wanted = case.expected(analysis)
+        for batch, values in wanted.must.items():
+            use = analysis.batches.get(batch)
+            if use is None:
+                yield analysis.key, f"{names[batch]} is missing: {values} values in time"
+            elif use.rows != values or use.late:
+                yield (
+                    analysis.key,
+                    f"{names[batch]}: expected {values} values, none late; got {use.rows}, of "
+                    f"which {use.late} late",
+                )
+            elif not use.entered and batch not in wanted.copies:
+                yield analysis.key, f"{names[batch]}: none of {values} values entered"
+        for batch, use in analysis.batches.items():
+            known = batch in wanted.must or batch in wanted.may
+            if not known and use.entered:
+                name = names.get(batch, f"the unknown upload {batch}")
+                yield analysis.key, f"{name} came after the cut-off; {use.entered} values entered"
+
+
+def counts(case: Case) -> Told:
+    """The manifest counts as many values in use as the feedback holds."""
+    for analysis in case.evidence.analyses:
+        if analysis.counted != analysis.used:
+            yield (
+                analysis.key,
+                f"the manifest counts {analysis.counted} values in use, the feedback holds "
+                f"{analysis.used}",
+            )
+
+
+def duplicates(case: Case) -> Told:
+    """What was sent twice was used once; the same bytes are the same upload."""
+    sent = {s.name: s.batch_id for s in case.evidence.sendings}
+    for delivery in case.plan:
+        same = sent.get(delivery.name) == sent.get(delivery.copy_of)
+        if delivery.copy_of and same is not delivery.same_bytes:
+            yield delivery.name, f"expected {'the' if delivery.same_bytes else 'another'} upload"
+    for analysis in case.evidence.analyses:
+        wanted = case.expected(analysis)
+        if analysis.repeated:
+            yield analysis.key, f"{analysis.repeated} values are used more than once"
+        for batch in wanted.copies & set(wanted.must):
+            use = analysis.batches.get(batch)
+            if use and (use.entered or not use.duplicates):
+                yield (
+                    analysis.key,
+                    f"a repeated file: expected its {use.rows} values to be duplicates; "
+                    f"{use.duplicates} are, {use.entered} entered",
+                )
+
+
+def silence(case: Case) -> Told:
+    """An analysis without observations says so, and no other does."""
+    for analysis in case.evidence.analyses:
+        wanted, said = case.expected(analysis), "zero_observations" in analysis.flags
+        if wanted.empty and not said:
+            yield analysis.key, "expected the flag zero_observations"
+        if said and (analysis.used or any(wanted.must.values())):
+            yield (
+                analysis.key,
+                f"says zero_observations; {sum(wanted.must.values())} values were in time, "
+                f"{analysis.used} were used",
+            )
+
+
+CHECKS: dict[str, Callable[[Case], Told]] = {
+    "complete": complete,
+    "revisions": revisions,
+    "deadlines": deadlines,
+    "storage": storage,
+    "observations": observations,
+    "counts": counts,
+    "duplicates": duplicates,
+    "silence": silence,
+    "patience": patience,
+    "catching up": catching_up,
+    "backgrounds": backgrounds,
+}
+"""By name, in the order of the report."""
+
+
+def audit(case: Case) -> tuple[Finding, ...]:
+    """All findings; none means that the day was as it should be."""
+    return tuple(
+        Finding(name, cycle, message)
+        for name, check in CHECKS.items()
+        for cycle, message in check(case)
+    )
+
+
+def same_day(one: Case, other: Case) -> tuple[Finding, ...]:
+    """What was published in one run of a day and not in the other.
+
+    Compared are valid time, flavour and revision, and the observations of each analysis for which
+    the senders got the same files in by its cut-off in both runs.
+    """
+    found = []
+    for which, here, there in (("first run", one, other), ("second run", other, one)):
+        known = {(a.valid_time, a.flavour, a.revision): a for a in there.evidence.analyses}
+        for analysis in here.evidence.analyses:
+            twin = known.get((analysis.valid_time, analysis.flavour, analysis.revision))
+            if twin is None:
+                message = f"revision {analysis.revision} is in the {which} only"
+                found.append(Finding("same day", analysis.key, message))
+            elif analysis.digest != twin.digest and alike(here, there, analysis):
+                message = f"made of {analysis.digest[:12]} in the {which}, not in the other"
+                found.append(Finding("same day", analysis.key, message))
+    return tuple(found)
+
+
+def alike(one: Case, other: Case, analysis: AnalysisEvidence) -> bool:
+    """Whether the senders got the same files in by the cut-off of an analysis in both runs."""
+    here, there = (case.files_in_time(analysis) for case in (one, other))
+    return here is not None and here == there

@@ -1,0 +1,250 @@
+"""Encode simulated observations as a centre would send them, and send each file at its time over HTTP.
+
+What cannot be delivered waits, in order.
+"""
+
+import io
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from appa_client._sync.client import AppaClient
+from appa_client.errors import UnavailableError
+from lab.demo.world import World
+from lab.encoders.bufr import encode_bufr
+from lab.osse.cases import CASE_NAME
+from lab.osse.network import simulate_observations
+from lab.rehearsal.evidence import Sending
+from lab.rehearsal.scenario import HOUR, Delivery, Outage, Scenario
+from model.checkpoints.bundle import resolve
+from worker.contract.clock import Clock
+
+__all__ = ["Content", "ReportSource", "Sender", "first_cycle", "world_of"]
+
+SHIPPED = "appa-t31"
+DRIEST = 1e-6
+"""kg kg-1: a drier value has no dewpoint that could be encoded, and is not reported."""
+
+_RECEIVERS_OWN = ["observation_id", "batch_id", "received_time", "rejected_by", "qc_flag"]
+_WMO = {"synop": 10_000, "temp": 60_000}
+_REPORTS, _RESENT_REPORTS = 100, 7  # in a message: the same reports in other bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """A file.
+
+    Attributes:
+        data: Its bytes; empty where the network saw nothing.
+        seconds: Time of each of its values, s since 1970, whole seconds.
+    """
+
+    data: bytes
+    seconds: NDArray[np.int64]
+
+    def within(self, start: datetime, end: datetime) -> int:
+        """Values in (start, end]."""
+        low, high = start.timestamp(), end.timestamp()
+        return int(((self.seconds > low) & (self.seconds <= high)).sum())
+
+
+def world_of(checkpoint: str, truth: str | None) -> str:
+    """The checkpoint whose truth is observed: the one that cycles, if there is a truth on its grid.
+
+    Else the one that ships with a case: then what analyses are made of can be audited, but not
+    their errors.
+    """
+    own = truth is not None or (resolve(checkpoint) / CASE_NAME).exists()
+    return checkpoint if own else SHIPPED
+
+
+def first_cycle(world: str, truth: str | None) -> datetime:
+    """A few hours into the truth, at 06 UTC in the case that ships."""
+    return World(world, truth).span[0] + 6 * HOUR
+
+
+class ReportSource:
+    """Makes the content of deliveries, an hour at a time.
+
+    Arguments:
+        scenario: Network and seed.
+        world: Whose truth is observed; made from the scenario when absent.
+    """
+
+    def __init__(self, scenario: Scenario, world: World | None = None) -> None:
+        self.scenario = scenario
+        self.world = world or World(scenario.world, scenario.truth)
+
+    def contents(self, plan: Iterable[Delivery]) -> dict[str, Content]:
+        """The content of all deliveries, by name."""
+        deliveries = list(plan)
+        found: dict[str, Content] = {}
+        for hour in sorted({d.hour for d in deliveries}):
+            table = self.observed(hour)
+            for delivery in deliveries:
+                if delivery.hour == hour:
+                    found[delivery.name] = _content(table, delivery)
+        return found
+
+    def observed(self, hour: datetime) -> pa.Table:
+        """Every value of the hour that ends at `hour`, with the names stations report under."""
+        first, _ = self.world.span
+        times = [t for t in (hour - HOUR, hour) if t >= first]
+        truth = torch.nan_to_num(self.world.truth(times[0], len(times)), nan=273.0)
+        table = simulate_observations(
+            truth,
+            self.world.grid,
+            self.world.channels,
+            times,
+            self.scenario.seed + int(hour.timestamp()) // 3600,
+            statics=self.world.statics,
+            network=self.scenario.network,
+        )
+        humid = pc.equal(table["variable"].cast(pa.string()), "specific_humidity")
+        wet = pc.or_(pc.invert(humid), pc.greater(table["obs_value"], DRIEST))
+        # A value on the hour belongs to the hour that it ends.
+        fresh = pc.greater(table["time"], pa.scalar(hour - HOUR, pa.timestamp("ns", tz="UTC")))
+        return _named(table.filter(pc.and_(wet, fresh)), hour)
+
+
+def _named(table: pa.Table, hour: datetime) -> pa.Table:
+    kinds = table["report_type"].cast(pa.string()).to_pylist()
+    stations = table["station_id"].cast(pa.string()).to_pylist()
+    names = [_station(k, s, hour) for k, s in zip(kinds, stations, strict=True)]
+    place = table.schema.get_field_index("station_id")
+    field = table.schema.field("station_id")
+    column = pa.array(names, pa.string()).dictionary_encode().cast(field.type)
+    return table.set_column(place, field, column)
+
+
+def _station(kind: str, station: str, hour: datetime) -> str:
+    """A name that the form of the reports can carry; aircraft never report twice under one."""
+    number = int(station.rsplit("-", 1)[1])
+    if kind in _WMO:
+        return str(_WMO[kind] + number)
+    if kind == "aircraft":
+        return f"{'ABCDEFGHIJKLMNOPQRSTUVWX'[hour.hour]}{hour.day:02d}{number:05d}"
+    return station
+
+
+def _content(table: pa.Table, delivery: Delivery) -> Content:
+    kinds = table["report_type"].cast(pa.string())
+    own = table.filter(pc.equal(kinds, delivery.network))
+    own = own.filter(pa.array(_part(own, delivery) == delivery.part))
+    seconds = own["time"].cast(pa.int64()).to_numpy() // 1_000_000_000
+    if not len(own):
+        return Content(b"", seconds)
+    if delivery.network == "satellite":
+        buffer = io.BytesIO()
+        pq.write_table(own.drop_columns(_RECEIVERS_OWN), buffer)
+        return Content(buffer.getvalue(), seconds)
+    other = bool(delivery.copy_of) and not delivery.same_bytes
+    return Content(
+        encode_bufr(
+            own, delivery.network, reports_per_message=_RESENT_REPORTS if other else _REPORTS
+        ),
+        seconds,
+    )
+
+
+def _part(own: pa.Table, delivery: Delivery) -> NDArray[np.int64]:
+    """The file each row goes into: by station, or by the order of a swath."""
+    parts = delivery.parts
+    if delivery.network in ("satellite", "scatterometer"):
+        start = (delivery.hour.astimezone(UTC) - HOUR).timestamp()
+        seconds = own["time"].cast(pa.int64()).to_numpy() / 1e9
+        return np.clip((seconds - start) / 3600.0 * parts, 0, parts - 1).astype(np.int64)
+    digits = pc.utf8_slice_codeunits(own["station_id"].cast(pa.string()), -4)
+    return pc.cast(digits, pa.int64()).to_numpy() % parts
+
+
+_PAUSE = 0.2
+_TIMEOUT = 30.0
+
+
+class Sender(threading.Thread):
+    """Sends a plan.
+
+    Arguments:
+        url: Of the gateway.
+        plan: Deliveries in order.
+        contents: Their bytes, by name; those without any are not sent.
+        clock: Tells when.
+        outage: When nobody answers; senders try again once it is over.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        plan: Sequence[Delivery],
+        contents: Mapping[str, Content],
+        clock: Clock,
+        outage: Outage | None,
+    ) -> None:
+        super().__init__(name="sender", daemon=True)
+        self.url = url
+        self.plan = plan
+        self.contents = contents
+        self.clock = clock
+        self.outage = outage
+        self.sendings: list[Sending] = []
+        self.error: BaseException | None = None
+        self._stop_asked = threading.Event()
+
+    def stop(self) -> None:
+        """Ends after the file in hand."""
+        self._stop_asked.set()
+
+    def run(self) -> None:
+        try:
+            with AppaClient(self.url, timeout=_TIMEOUT, attempts=1) as client:
+                for delivery in self.plan:
+                    if not self.contents[delivery.name].data:
+                        continue
+                    if not self._wait_until(delivery.arrival):
+                        return
+                    self._send(client, delivery)
+        except BaseException as error:  # told by the driver, which is another thread
+            self.error = error
+
+    def _now(self) -> datetime:
+        return self.clock.at(time.time())
+
+    def _wait_until(self, moment: datetime) -> bool:
+        """False when asked to stop."""
+        seconds = (moment - self._now()).total_seconds() / self.clock.speed
+        return not self._stop_asked.wait(max(seconds, 0.0))
+
+    def _send(self, client: AppaClient, delivery: Delivery) -> None:
+        doubtful: datetime | None = None
+        refused = 0
+        while not self._stop_asked.is_set():
+            tried = self._now()
+            try:
+                batch = client.upload(self.contents[delivery.name].data, file_name=delivery.name)
+            except UnavailableError as error:
+                if isinstance(error.__cause__, httpx.ConnectError):
+                    refused += 1
+                else:  # the answer was lost, perhaps not the file
+                    doubtful = doubtful or tried
+                self._pause()
+                continue
+            first = doubtful or tried
+            self.sendings.append(Sending(delivery.name, batch.id, first, self._now(), refused))
+            return
+
+    def _pause(self) -> None:
+        if self.outage is not None and self._now() in self.outage:
+            self._wait_until(self.outage.end)
+        else:
+            self._stop_asked.wait(_PAUSE)

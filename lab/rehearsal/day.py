@@ -1,0 +1,248 @@
+"""Run a day on the real stack, from its plan to its evidence and what its analyses cost.
+
+Costs are real seconds: by phase, and from cut-off to publication.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from deploy.local import StackOptions
+from lab.rehearsal import evidence as collect
+from lab.rehearsal.content import Content, ReportSource, Sender
+from lab.rehearsal.driver import Driver, Pace, RehearsalStack, Tell
+from lab.rehearsal.evidence import Evidence
+from lab.rehearsal.scenario import Delivery, Scenario, delivery_plan
+from model.domain.errors import AppaError
+from worker.contract.clock import CLOCK_VARIABLE, Clock, clock_text
+from worker.contract.layout import Layout
+from worker.contract.store import Stores
+
+__all__ = ["CycleTiming", "Day", "Medians", "medians", "phase_seconds", "run_day", "timings"]
+
+PHASES = ("loading", "gathering", "background", "sampling", "writing", "publishing")
+
+
+@dataclass(frozen=True)
+class CycleTiming:
+    """One published cycle.
+
+    Attributes:
+        key: Of the cycle.
+        valid_time, flavour: Of the cycle.
+        attempts: Starts of its job.
+        behind: From cut-off to decision, by the operational clock; s.
+        waited: From the job's creation to its last start; real s.
+        phases: Real s by phase of the last attempt.
+        cost: From its last start to publication; real s.
+        fresh: From cut-off to publication; real s.
+        queued: Of these, what it waited for earlier cycles; real s.
+    """
+
+    key: str
+    valid_time: datetime
+    flavour: str
+    attempts: int
+    behind: float
+    waited: float
+    phases: dict[str, float]
+    cost: float
+    fresh: float
+    queued: float = 0.0
+
+
+def timings(stores: Stores, keys: Iterable[str], clock: Clock) -> list[CycleTiming]:
+    """Of all published cycles, by key."""
+    found = []
+    for record in stores.cycles.load(keys):
+        job = stores.jobs.find(record.job_id) if record.job_id else None
+        if job is None or job.started is None or job.finished is None or record.published is None:
+            continue
+        cost = (job.finished - job.started).total_seconds()
+        fresh = (record.published - record.cut_off).total_seconds() / clock.speed
+        found.append(
+            CycleTiming(
+                key=record.key,
+                valid_time=record.valid_time,
+                flavour=record.flavour.value,
+                attempts=job.attempts,
+                behind=record.behind_seconds,
+                waited=(job.started - job.created).total_seconds(),
+                phases=phase_seconds(stores.jobs.events(job.id)),
+                cost=cost,
+                fresh=fresh,
+                queued=fresh - cost - record.behind_seconds / clock.speed,
+            )
+        )
+    return sorted(found, key=lambda t: t.key)
+
+
+def phase_seconds(events: Sequence[tuple[str, str, Any]]) -> dict[str, float]:
+    """Seconds between the first event of each phase and that of the next, in the last attempt.
+
+    The server stamps events with its own time in milliseconds.
+    """
+    first: dict[str, int] = {}
+    for event, kind, data in events:
+        name = str(data.get("phase") if kind == "progress" else data.get("state"))
+        if name == "running":
+            first.clear()
+        first.setdefault(name, int(event.partition("-")[0]))
+    names = list(first)
+    return {
+        a: (first[b] - first[a]) / 1000
+        for a, b in zip(names, names[1:], strict=False)
+        if a in PHASES
+    }
+
+
+@dataclass(frozen=True)
+class Medians:
+    """Medians over the warm cycles of a day that ran undisturbed, in real seconds."""
+
+    count: int
+    cost: float
+    fresh: float
+    longest_fresh: float
+    unqueued: float
+    phases: dict[str, float]
+
+
+def medians(found: Iterable[CycleTiming], warm: Iterable[str]) -> Medians | None:
+    """Of the cycles that started warm at the first attempt and without delay; None if none did.
+
+    Arguments:
+        found: From `timings`.
+        warm: Keys of the cycles that continued an earlier analysis.
+    """
+    wanted = set(warm)
+    runs = [t for t in found if t.key in wanted and t.attempts == 1 and t.behind < 3600.0]
+    if not runs:
+        return None
+    return Medians(
+        count=len(runs),
+        cost=median(t.cost for t in runs),
+        fresh=median(t.fresh for t in runs),
+        longest_fresh=max(t.fresh for t in runs),
+        unqueued=median(t.fresh - t.queued for t in runs),
+        phases={name: median(t.phases.get(name, 0.0) for t in runs) for name in PHASES},
+    )
+
+
+ENVIRONMENT = {
+    "APPA_SWEEP_SECONDS": "0.3",
+    "APPA_RESEND_SECONDS": "4.0",
+    "APPA_LEASE_SECONDS": "6.0",
+    "APPA_REPORT_SECONDS": "1.0",
+}
+"""Real seconds that would be hours of a rehearsal at their usual values."""
+
+
+@dataclass(frozen=True)
+class Day:
+    """What came of a day.
+
+    Attributes:
+        scenario, plan, contents: What was meant.
+        evidence: What was found.
+        timings: Of all published cycles.
+        clock: The operational clock it ran on.
+        longest_lag: Most that a due cycle waited beyond its cut-off, by the operational clock.
+        seconds: Real time from the first process to the last analysis.
+    """
+
+    scenario: Scenario
+    plan: Sequence[Delivery]
+    contents: Mapping[str, Content]
+    evidence: Evidence
+    timings: Sequence[CycleTiming]
+    clock: Clock
+    longest_lag: timedelta
+    seconds: float
+
+
+def run_day(scenario: Scenario, folder: Path, pace: Pace, tell: Tell = lambda line: None) -> Day:
+    """Runs the scenario in an empty folder.
+
+    Raises:
+        AppaError: If the stack does not start, or the day does not come to its end.
+    """
+    torch.set_num_threads(1)  # the cores belong to the workers
+    source = ReportSource(scenario)
+    plan = delivery_plan(scenario)
+    contents = source.contents(plan)
+    tell(f"{len(plan)} files, {sum(len(c.seconds) for c in contents.values())} values")
+    began = time.monotonic()
+    for attempt in range(3):
+        data = folder / f"data-{attempt}"
+        start = pace.start_seconds * 2**attempt
+        clock = Clock(scenario.start, time.time() + start, pace.speed)
+        with RehearsalStack(_options(scenario, data, clock)) as stack:
+            took = stack.start(10.0 * start)
+            if time.time() > clock.anchor:
+                tell(f"the start took {took:.0f} s, longer than planned: once more")
+                continue
+            outage = scenario.outage
+            sender = Sender(stack.url, plan, contents, clock, outage)
+            driver = Driver(scenario, pace, clock, stack, sender, tell)
+            sender.start()
+            try:
+                driver.follow()
+            finally:
+                sender.stop()
+            seconds = time.monotonic() - began
+            return _collect(driver, source, plan, contents, Layout(data), seconds)
+    raise AppaError(f"Expected the stack to start within {start:.0f} s; it took {took:.0f} s.")
+
+
+def _options(scenario: Scenario, data: Path, clock: Clock) -> StackOptions:
+    scenario.configure(Layout(data).create())
+    text = clock_text(clock.epoch, clock.anchor, clock.speed)
+    return StackOptions(
+        data=data,
+        port=0,
+        models=(scenario.checkpoint,),
+        quiet=True,
+        copies={"scheduler": scenario.schedulers, "model": scenario.model_workers},
+        environment={**ENVIRONMENT, CLOCK_VARIABLE: text},
+    )
+
+
+def _collect(
+    driver: Driver,
+    source: ReportSource,
+    plan: Sequence[Delivery],
+    contents: Mapping[str, Content],
+    layout: Layout,
+    seconds: float,
+) -> Day:
+    scenario, stores = driver.scenario, driver.stack.stores
+    sendings = tuple(driver.sender.sendings)
+    uploads = {s.batch_id for s in sendings}
+    evidence = Evidence(
+        analyses=collect.analyses(layout, collect.error_of(scenario, source.world)),
+        cycles=collect.cycles(stores, driver.keys),
+        sendings=sendings,
+        stored=collect.stored(stores, uploads),
+        taken_in=collect.taken_in(stores, uploads, driver.clock),
+        standstill=driver.standstill,
+        climatology=collect.climatology(scenario, source.world),
+        speed=driver.clock.speed,
+        kills=tuple(driver.kills),
+    )
+    return Day(
+        scenario,
+        plan,
+        contents,
+        evidence,
+        timings(stores, driver.keys, driver.clock),
+        driver.clock,
+        driver.longest_lag,
+        seconds,
+    )

@@ -1,0 +1,262 @@
+"""Drive the real stack through a scenario: follow the day, kill and restart what the scenario says."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+from deploy.local import LocalStack, StackOptions, free_port
+from lab.rehearsal.content import Sender
+from lab.rehearsal.evidence import Standstill
+from lab.rehearsal.scenario import HOUR, Scenario
+from model.domain.errors import AppaError
+from worker.contract.batches import BatchState
+from worker.contract.clock import Clock
+from worker.contract.cycles import CYCLE_DONE, CycleState, Flavour, cycle_key
+from worker.contract.jobs import JobState
+from worker.contract.store import Stores
+
+__all__ = ["Driver", "Pace", "RehearsalStack", "Tell"]
+
+_TEND_SECONDS = 0.1
+
+
+class RehearsalStack:
+    """The one-machine stack under a thread that looks after it.
+
+    Arguments:
+        options: What to run; the port stays the same over restarts.
+    """
+
+    def __init__(self, options: StackOptions) -> None:
+        self.options = replace(options, port=options.port or free_port(options.host))
+        self.url = f"http://{options.host}:{self.options.port}"
+        self._stack: LocalStack | None = None
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._tend, name="tend", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.stop()
+
+    @property
+    def stores(self) -> Stores:
+        """Records of the running stack."""
+        return self._running.stores
+
+    @property
+    def _running(self) -> LocalStack:
+        if self._stack is None:
+            raise AppaError("Expected the stack to run; it was stopped.")
+        return self._stack
+
+    def start(self, seconds: float) -> float:
+        """Starts all processes; returns after how many real seconds they were ready.
+
+        Raises:
+            AppaError: If they are not within `seconds`.
+        """
+        began = time.monotonic()
+        stack = LocalStack(self.options)
+        stack.__enter__()
+        ready = False
+        try:
+            ready = stack.wait_ready(seconds)
+        finally:
+            if not ready:
+                stack.__exit__(None, None, None)
+        if not ready:
+            log = (stack.layout.logs / "appa.log").read_text()[-2000:]
+            raise AppaError(f"Expected the system to be ready within {seconds:.0f} s.\n{log}")
+        with self._lock:  # until here, waiting looked after it
+            self._stack = stack
+        return time.monotonic() - began
+
+    def stop(self) -> None:
+        """Stops all processes in good order."""
+        with self._lock:
+            stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.__exit__(None, None, None)
+
+    def kill_all(self) -> None:
+        """As a power cut: every process is gone at once and nobody restarts it."""
+        with self._lock:
+            stack = self._running
+            self._stack = None
+        for child in stack.supervisor.children.values():
+            _kill_group(child.process.pid)
+        for child in stack.supervisor.children.values():
+            child.process.wait()
+        stack.__exit__(None, None, None)  # closes log, lock and connections
+
+    def kill(self, part: str) -> int:
+        """Kills one part, which the supervisor then starts again; returns the process id."""
+        with self._lock:
+            pid = self._running.supervisor.pid(part)
+            _kill_group(pid)
+        return pid
+
+    def part_of(self, worker: str) -> str | None:
+        """The part whose process registered as `worker` (`gpu.<pid>@<host>`)."""
+        with self._lock:
+            children = self._running.supervisor.children
+            pids = {child.process.pid: name for name, child in children.items()}
+        number = worker.partition("@")[0].rpartition(".")[2]
+        return pids.get(int(number)) if number.isdigit() else None
+
+    def _tend(self) -> None:
+        while not self._ended.wait(_TEND_SECONDS):
+            with self._lock:
+                if self._stack is not None:
+                    self._stack.supervisor.tend()
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+Tell = Callable[[str], None]
+
+_POLL = 0.2
+_RESTART_SECONDS = 300.0
+_LAG = 1.5 * HOUR
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast the day runs, and how patient its driver is.
+
+    Attributes:
+        speed: Operational seconds in a real one.
+        start_seconds: Real time that the stack gets to start; doubled and tried again if it is not
+            enough.
+        patience: Real seconds after which a day that makes no progress is given up.
+        limit: Real seconds after which a day is judged as it is; None for no limit.
+    """
+
+    speed: float
+    start_seconds: float = 20.0
+    patience: float = 600.0
+    limit: float | None = None
+
+
+@dataclass
+class Driver:
+    """One day under way."""
+
+    scenario: Scenario
+    pace: Pace
+    clock: Clock
+    stack: RehearsalStack
+    sender: Sender
+    tell: Tell
+    standstill: Standstill | None = None
+    kills: list[datetime] = field(default_factory=list)
+    longest_lag: timedelta = timedelta(0)
+    _told_lag: bool = False
+    _ended: set[str] = field(default_factory=set)
+    _moved: float = 0.0
+
+    @property
+    def keys(self) -> list[str]:
+        """All cycles of the day."""
+        return [cycle_key(time, flavour) for time in self.scenario.cycles for flavour in Flavour]
+
+    def now(self) -> datetime:
+        """By the operational clock."""
+        return self.clock.at(time.time())
+
+    def follow(self) -> None:
+        """Until every cycle has ended and every file is sent."""
+        began = self._moved = time.monotonic()
+        while True:
+            if self.sender.error is not None:
+                raise self.sender.error
+            outage = self.scenario.outage
+            if outage is not None and self.standstill is None and self.now() >= outage.start:
+                self._outage(outage.end)
+            self._kill_a_model_worker()
+            done = self._look()
+            if done == len(self.keys) and not self.sender.is_alive() and self._all_taken_in():
+                return
+            if self.pace.limit is not None and time.monotonic() - began > self.pace.limit:
+                self.tell(f"time is up: {done} of {len(self.keys)} cycles have ended")
+                return
+            if time.monotonic() - self._moved > self.pace.patience:
+                raise AppaError(
+                    f"Expected all {len(self.keys)} cycles to end; {done} have, and none did for "
+                    f"{self.pace.patience:.0f} s."
+                )
+            time.sleep(_POLL)
+
+    def _all_taken_in(self) -> bool:
+        batches = self.stack.stores.batches
+        return not any(batches.count(s) for s in (BatchState.RECEIVED, BatchState.INGESTING))
+
+    def _look(self) -> int:
+        """Counts ended cycles and watches the lag of the others."""
+        records = self.stack.stores.cycles.load(self.keys)
+        ended = {r.key: r.state.value for r in records if r.state in CYCLE_DONE}
+        fresh = sorted(set(ended) - self._ended)
+        if fresh:
+            self._ended, self._moved = set(ended), time.monotonic()
+            told = ", ".join(f"{key} {ended[key]}" for key in fresh)
+            self.tell(f"{self.now():%d %b %H:%M} UTC: {told}")
+        lags = [
+            self.now() - r.cut_off
+            for r in records
+            if r.state in (CycleState.DUE, CycleState.SUBMITTED)
+        ]
+        lag = max(lags, default=timedelta(0))
+        self.longest_lag = max(self.longest_lag, lag)
+        if lag > _LAG and not self._told_lag:
+            self.tell(f"jobs lag: {len(lags)} cycles are due, the oldest for {lag / HOUR:.1f} h")
+        self._told_lag = lag > _LAG
+        return len(ended)
+
+    def _outage(self, end: datetime) -> None:
+        """Kills everything, and starts it again at the end."""
+        killed = self.now()
+        self.stack.kill_all()
+        self.tell(f"{killed:%d %b %H:%M} UTC: everything killed")
+        time.sleep(max((end - killed).total_seconds() / self.clock.speed, 0.0))
+        restarted = self.now()
+        self.stack.start(_RESTART_SECONDS)
+        self.standstill = Standstill(killed, restarted, self.now())
+        self._moved = time.monotonic()
+        self.tell(f"{self.now():%d %b %H:%M} UTC: everything runs again")
+
+    def _kill_a_model_worker(self) -> None:
+        """Once its time has come, as soon as the last of the model workers is at work."""
+        if len(self.kills) >= len(self.scenario.kills):
+            return
+        if self.now() < self.scenario.start + self.scenario.kills[len(self.kills)] * HOUR:
+            return
+        jobs = self.stack.stores.jobs
+        workers = [jobs.get(job).worker for job in jobs.ids(JobState.RUNNING)]
+        parts = {self.stack.part_of(worker) for worker in workers if worker} - {None}
+        count = self.scenario.model_workers
+        victim = "model" if count == 1 else f"model-{count}"
+        if victim in parts:
+            self.stack.kill(victim)
+            self.kills.append(self.now())
+            self.tell(f"{self.now():%d %b %H:%M} UTC: {victim} killed at work")

@@ -1,0 +1,155 @@
+"""Export finished training runs as a checkpoint bundle that ships."""
+
+import json
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from lab.training.datasets import StateStore
+from lab.training.loop import averaged_weights
+from lab.training.train_autoencoder import AutoencoderTraining
+from lab.training.train_denoiser import (
+    DenoiserTraining,
+    build_denoiser,
+    fitted_prior,
+    load_autoencoder,
+)
+from model.autoencoder import AutoencoderConfig
+from model.backbone import Backbone, BackboneConfig
+from model.card import BaseCard, BlanketCard, Card, GridCard, ScheduleCard
+from model.checkpoints.assemble import assemble
+from model.checkpoints.bundle import code_version, save_checkpoint
+from model.domain.errors import CheckpointError
+from model.domain.variables import channels
+from model.latent_model import LatentModel
+from model.operators.composite import reconstruction_residual
+
+__all__ = ["export_bundle"]
+
+
+def export_bundle(
+    run: Path, output: Path, *, name: str, description: str, simulated: bool, licence: str
+) -> Card:
+    """Writes the bundle of a denoiser run and the autoencoder it was trained on.
+
+    Arguments:
+        run: Folder of the denoiser run; without a checkpoint in it the correction is zero, and the
+            bundle is the closed-form prior alone.
+        output: Folder of the bundle; must not exist.
+        name: Of the checkpoint.
+        description: One sentence for people.
+        simulated: Whether the training data came from a simulation.
+        licence: SPDX identifier of the weights.
+
+    Raises:
+        CheckpointError: If the run has no configuration.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        raise CheckpointError(f"Expected a training run in {run}; {path} is absent.")
+    config = DenoiserTraining(**yaml.safe_load(path.read_text()))
+    latents = config.latents("train")
+    prior = fitted_prior(config, latents)
+    backbone, step = _backbone(config, run, prior is not None)
+    autoencoder = load_autoencoder(config.autoencoder_run)
+    store = config.data.open()
+    statistics = config.data.statistics(store)
+    card = Card(
+        name=name,
+        description=description,
+        licence=licence,
+        simulated=simulated,
+        grid=GridCard(**config.data.grid.model_dump()),
+        levels=config.data.levels,
+        channels=tuple(c.name for c in channels(config.data.levels)),
+        blanket=BlanketCard(size=latents.blanket, stride=max(latents.blanket // 2, 1)),
+        schedule=ScheduleCard(sigma_min=config.sigma_min, sigma_max=config.sigma_max),
+        autoencoder=AutoencoderConfig(**_plain(autoencoder.config)),
+        backbone=backbone.config,
+        base=None
+        if config.prior is None
+        else BaseCard(kind="zonal_gaussian", modes=config.prior.modes, dense=config.prior.dense),
+        latent_shape=autoencoder.latent_shape,
+        code_version=code_version(),
+        provenance=_provenance(config, step),
+    )
+    arrays: dict[str, Tensor] = {
+        "state_mean": torch.tensor(statistics.mean),
+        "state_std": torch.tensor(statistics.std),
+        "latent_mean": latents.mean,
+        "latent_std": latents.scale,
+    }
+    static = {k: torch.from_numpy(v.copy()) for k, v in store.static().items()}
+    model = assemble(card, autoencoder, backbone, arrays, static=static, base=prior)
+    model.static["reconstruction_residual"] = _residual(model, config, store)
+    return save_checkpoint(model, output, stored="float16")
+
+
+@torch.no_grad()
+def _residual(model: LatentModel, config: DenoiserTraining, store: StateStore) -> Tensor:
+    """What the autoencoder loses of training states, by channel and row, with shape (C, Y).
+
+    It is alike at neighbouring places and hours, so that many observations do not average it away
+    as they do with independent errors; `residual_inflation` stands for that.
+    """
+    period = list(chain(*store.within(config.data.splits.bounds("train"))))
+    chosen = np.linspace(0, len(period) - 1, min(48, len(period))).astype(int)
+    states = torch.cat([torch.from_numpy(store.read([period[i]])) for i in chosen])
+    restored = torch.cat([model.decode(model.encode(part)) for part in states.split(8)])
+    return config.residual_inflation * reconstruction_residual(states, restored)
+
+
+def _backbone(config: DenoiserTraining, run: Path, corrects: bool) -> tuple[Backbone, int]:
+    """The averaged weights of the run, or a zero correction where it has not begun."""
+    checkpoint = run / "last.pt"
+    backbone = Backbone(BackboneConfig(**config.backbone))
+    if not checkpoint.exists():
+        if not corrects:
+            raise CheckpointError(f"Expected trained weights in {checkpoint}; train first.")
+        return build_denoiser(config, object()).backbone, 0  # type: ignore[arg-type]
+    weights, step = averaged_weights(checkpoint)
+    backbone.load_state_dict(weights)
+    return backbone, step
+
+
+def _autoencoder_runs(folder: Path) -> list[dict[str, Any]]:
+    """How the autoencoder was trained: first the run of both halves, then that of its decoder."""
+    run = AutoencoderTraining(**yaml.safe_load((folder / "config.yaml").read_text()))
+    this = {
+        "trained": "both" if run.decoder_of is None else "decoder",
+        "training_periods": _periods(run.data.splits.bounds("train")),
+        "every_hours": run.data.every_hours,
+        "spectral_weight": run.spectral_weight,
+        "amplitude_weight": run.amplitude_weight,
+        "optimisation": json.loads(run.optimisation.model_dump_json()),
+    }
+    return [this] if run.decoder_of is None else [*_autoencoder_runs(run.decoder_of), this]
+
+
+def _periods(bounds: list[tuple[str, str]]) -> list[list[str]]:
+    return [list(period) for period in bounds]
+
+
+def _plain(config: AutoencoderConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def _provenance(config: DenoiserTraining, step: int) -> dict[str, Any]:
+    """What a reader must know to judge or repeat the training; no paths of this machine."""
+    splits = config.data.splits
+    return {
+        "training_periods": _periods(splits.bounds("train")),
+        "validation_periods": _periods(splits.bounds("validation")),
+        "test_periods": _periods(splits.bounds("test")),
+        "autoencoder": _autoencoder_runs(config.autoencoder_run),
+        "denoiser_optimisation": json.loads(config.optimisation.model_dump_json()),
+        "denoiser_steps": step,
+        "residual_inflation": config.residual_inflation,
+        "noise_levels_per_blanket": config.noise_levels,
+        "prior": None if config.prior is None else config.prior.model_dump(),
+    }

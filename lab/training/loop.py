@@ -1,0 +1,203 @@
+"""Provide what every training loop needs: settings, optimiser, averaged weights, exact resume.
+
+A run is a folder: `config.yaml`, `last.pt` (replaced atomically), `metrics.jsonl`, TensorBoard
+files. Batches and noise are drawn from a generator seeded by (seed, step, rank), so a resumed run
+sees what an uninterrupted one would have seen and no generator state has to be kept.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.distributed as dist
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from model.domain.errors import ConfigurationError
+
+__all__ = [
+    "Optimisation",
+    "Run",
+    "averaged",
+    "averaged_weights",
+    "generator",
+    "rank_and_world",
+    "setup_distributed",
+]
+
+
+class Optimisation(BaseModel):
+    """How a model is fitted.
+
+    The learning rate rises linearly over `warmup` steps, then falls along a half cosine to
+    `final_ratio` of its peak at `steps`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: Annotated[int, Field(gt=0)]
+    batch: Annotated[int, Field(gt=0)] = 16
+    accumulate: Annotated[int, Field(gt=0)] = 1
+    learning_rate: float = 3e-4
+    final_ratio: float = 0.02
+    warmup: int = 200
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    ema_decay: float = 0.999
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    seed: int = 0
+    save_minutes: float = 3.0
+    log_every: int = 50
+
+    def optimiser(self, module: nn.Module) -> torch.optim.AdamW:
+        """AdamW over the parameters that learn."""
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        return torch.optim.AdamW(
+            parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+        )
+
+    def rate(self, step: int) -> float:
+        """Learning rate over its peak at `step`."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        share = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
+        return self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * share))
+
+    def autocast(self, device: str) -> torch.autocast:
+        """Context of the forward pass."""
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+def averaged(module: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of the weights of `module`."""
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def averaged_weights(checkpoint: Path) -> tuple[dict[str, Tensor], int]:
+    """The averaged weights of a run's checkpoint, and how many steps it had done."""
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    kept = {k: v for k, v in state["parts"][1].items() if k.startswith("module.")}
+    return {k.removeprefix("module."): v for k, v in kept.items()}, int(state["step"])
+
+
+def generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """Random numbers of one step of one rank, the same in every run with this seed."""
+    mixed = (seed * 1_000_003 + step) * 4_099 + rank
+    return torch.Generator().manual_seed(mixed % (2**63))
+
+
+def setup_distributed() -> torch.device:
+    """Joins the group torchrun describes, if any, and names this process's device."""
+    if "LOCAL_RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+        return device
+    return torch.device("cpu")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+class Run:
+    """The folder of one training run.
+
+    Arguments:
+        folder: Made if absent.
+        config: Written to `config.yaml`; a folder that was started with another one is refused,
+            because a resumed run must be the same run (`steps` alone may be raised).
+    """
+
+    def __init__(self, folder: Path, config: BaseModel) -> None:
+        self.folder = folder
+        self.rank, _ = rank_and_world()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check(config)
+        self._console = Console()
+        self._writer: Any = None
+        self._saved = self._logged = time.monotonic()
+        self._samples = 0
+
+    def _check(self, config: BaseModel) -> None:
+        path, values = self.folder / "config.yaml", config.model_dump(mode="json")
+        if path.exists():
+            before = yaml.safe_load(path.read_text())
+            differing = _differences(before, values)
+            if differing - {"optimisation.steps", "optimisation.save_minutes"}:
+                raise ConfigurationError(
+                    f"Expected the configuration {path} was started with; these differ: "
+                    f"{', '.join(sorted(differing))}. Use another folder for another run."
+                )
+        if self.rank == 0:
+            path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def resume(self, *parts: Any) -> int:
+        """Loads the state of `parts` if there is a checkpoint; returns the next step."""
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return 0
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        for part, values in zip(parts, state["parts"], strict=True):
+            part.load_state_dict(values)
+        return int(state["step"])
+
+    def save(self, step: int, *parts: Any) -> None:
+        """Replaces the checkpoint atomically; `step` is the next one to run."""
+        if self.rank != 0:
+            return
+        temporary = self.folder / "last.pt.tmp"
+        with temporary.open("wb") as file:
+            torch.save({"step": step, "parts": [p.state_dict() for p in parts]}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / "last.pt")
+        self._saved = time.monotonic()
+
+    def due(self, minutes: float) -> bool:
+        """Whether the last save is `minutes` old."""
+        return time.monotonic() - self._saved > 60 * minutes
+
+    def log(self, step: int, total: int, samples: int, **values: float | Tensor) -> None:
+        """Prints and records metrics with the samples per second since the last call."""
+        if self.rank != 0:
+            return
+        now = time.monotonic()
+        rate = samples / max(now - self._logged, 1e-9)
+        self._logged = now
+        numbers = {k: float(v) for k, v in values.items()}
+        record = {"step": step, "samples_per_second": rate, **numbers}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        text = " ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+        self._console.print(f"step {step}/{total} {text} | {rate:.1f} samples/s", highlight=False)
+        for name, value in numbers.items():
+            self._tensorboard().add_scalar(name, value, step)
+
+    def _tensorboard(self) -> Any:
+        if self._writer is None:
+            # TensorBoard is an optional extra, needed only by training.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder))
+        return self._writer
+
+
+def _differences(before: Any, after: Any, prefix: str = "") -> set[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = before.keys() | after.keys()
+        found: set[str] = set()
+        for key in keys:
+            found |= _differences(before.get(key), after.get(key), f"{prefix}{key}.")
+        return found
+    return set() if before == after else {prefix.rstrip(".")}

@@ -1,0 +1,427 @@
+r"""Train the autoencoder: latitude-weighted and spectral errors of standardised states.
+
+The loop reads top to bottom: data, model, then steps of draw, forward, backward, average, log,
+save. The autoencoder starts at the principal components of its patches: a linear code of each
+patch is the line it must beat; starting there, every training step goes into what a linear code
+cannot do.
+
+With error coefficients :math:`e_{lm}` of channel c in spherical harmonics and the mean power
+:math:`P_{cl}` of that channel's states at total wavenumber l, the loss is
+
+.. math:: L = \overline{(\hat x - x)^2}
+    + \lambda \, \overline{\frac{1}{4\pi P_{cl}} \sum_m |e_{lm}|^2}
+    + \alpha \, \overline{\left( \frac{\hat p_{cl} - p_{cl}}{P_{cl}} \right)^2}
+
+The first mean is over channels and where each is defined on the sphere, the others over channels
+and wavenumbers; p are the powers of a batch, decoded and given. Squared error alone is spent where
+the variance is: the short waves of stratospheric temperature and of geopotential carry a millionth
+of it, so a code trained without the second term leaves them out, and the spectra of decoded states
+fall short by half. Where something must be left out, the least squared error damps it (the double
+penalty of Subich et al., arXiv 2501.19374); the third term asks for the right power instead.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lab.training.datasets import (
+    ArrayCache,
+    ChannelStatistics,
+    Splits,
+    StateStore,
+    build_cache,
+    channel_statistics,
+)
+from lab.training.loop import (
+    Optimisation,
+    Run,
+    averaged,
+    averaged_weights,
+    generator,
+    rank_and_world,
+    setup_distributed,
+)
+from model.autoencoder import Autoencoder, AutoencoderConfig
+from model.diagnostics.realism import legendre_projection, power_spectrum
+from model.domain.grids import Grid
+from model.domain.variables import channels
+from model.execution import OnStep
+
+__all__ = [
+    "AutoencoderTraining",
+    "DataConfig",
+    "GridConfig",
+    "PatchPCA",
+    "ReconstructionLoss",
+    "fit_patch_pca",
+    "start_at_pca",
+    "train_autoencoder",
+]
+
+START_STD = 0.5
+"""Standard deviation of the latents at the start: the saturation bends values of 5 and more."""
+
+
+class PatchPCA:
+    """Components of p x q patches of C channels.
+
+    Attributes:
+        mean: (C p q,), of the patches.
+        components: (C p q, C p q), rows are components, most variance first.
+        variance: (C p q,), of each component.
+    """
+
+    def __init__(self, mean: Tensor, components: Tensor, variance: Tensor) -> None:
+        self.mean, self.components, self.variance = mean, components, variance
+
+    def residual_rmse(self, count: int) -> float:
+        """Standardised error that `count` components leave on the fitted sample."""
+        return float((self.variance[count:].sum() / len(self.variance)).sqrt())
+
+
+def fit_patch_pca(states: Tensor, patch: tuple[int, int], weights: Tensor) -> PatchPCA:
+    """
+    Arguments:
+        states: Standardised, with shape (N, C, Y, X).
+        patch: (p, q), rows and columns of a patch.
+        weights: Area share of each row, with shape (Y,).
+    """
+    p, q = patch
+    x = rearrange(states, "n c (h p) (w q) -> h (n w) (c p q)", p=p, q=q).double()
+    row = weights.double().unflatten(0, (-1, p)).sum(1)
+    row = row / row.sum()
+    mean = torch.einsum("h,hnd->d", row, x) / x.shape[1]
+    x = (x - mean) * (row[:, None, None] / x.shape[1]).sqrt()
+    flat = x.flatten(0, 1)
+    variance, vectors = torch.linalg.eigh(flat.T @ flat)
+    return PatchPCA(mean.float(), vectors.T.flip(0).float(), variance.flip(0).clamp(min=0).float())
+
+
+@torch.no_grad()
+def start_at_pca(autoencoder: Autoencoder, pca: PatchPCA) -> None:
+    """Sets a one-level autoencoder to the linear code: identity blocks between PCA projections.
+
+    Later residual convolutions start at zero, so that encoder and decoder are exactly linear (but
+    for the saturation) at the first step.
+    """
+    config = autoencoder.config
+    hidden, latent = config.hid_channels[0], config.lat_channels
+    scale = START_STD / pca.variance[:hidden].sqrt().clamp(min=1e-4)
+    scale = torch.minimum(scale, START_STD / pca.variance[latent - 1].sqrt())
+    project = scale[:, None] * pca.components[:hidden]
+    middle = config.kernel_size // 2
+    first, last = _ends(autoencoder.encoder)
+    first.weight.mul_(1e-2)
+    first.weight[:, :, middle, middle] += project
+    first.bias.copy_(-project @ pca.mean)
+    last.weight.mul_(1e-2)
+    last.weight[:, :latent, middle, middle] += torch.eye(latent)
+    last.bias.zero_()
+    first, last = _ends(autoencoder.decoder)
+    first.weight.mul_(1e-2)
+    first.weight[:latent, :, middle, middle] += torch.eye(latent)
+    first.bias.zero_()
+    last.weight.mul_(1e-2)
+    last.weight[:, :latent, middle, middle] += (pca.components[:latent] / scale[:latent, None]).T
+    last.bias.copy_(pca.mean)
+
+
+def _ends(module: torch.nn.Module) -> tuple[torch.nn.Conv2d, torch.nn.Conv2d]:
+    """First and last convolution; the last convolution of each residual block is set to zero."""
+    convolutions = [m for m in module.modules() if isinstance(m, torch.nn.Conv2d)]
+    for second in convolutions[2:-1:2]:
+        torch.nn.init.zeros_(second.weight)
+        torch.nn.init.zeros_(second.bias)
+    return convolutions[0], convolutions[-1]
+
+
+ROUNDING = 5e-7
+"""Share of a channel's power below which a wavenumber is left out: what half precision, in which
+states are kept, rounds away is 1e-7 of it."""
+
+
+class ReconstructionLoss(nn.Module):
+    """
+    Arguments:
+        grid: The grid.
+        states: Some standardised states, whose mean power errors are compared with, with shape
+            (N, C, Y, X).
+        defined: Where each channel has values (not the sea surface temperature on land), with
+            shape (C, Y, X). A channel with gaps has no spectrum and is not in the second term.
+        spectral_weight: λ.
+        largest: Last total wavenumber of the second and third terms; the mean (0) is not in them.
+        amplitude_weight: α. With it and λ at 0 there is the squared error alone.
+    """
+
+    weights: Tensor
+    projection: Tensor
+    relative: Tensor
+
+    def __init__(
+        self,
+        grid: Grid,
+        states: Tensor,
+        defined: Tensor,
+        spectral_weight: float,
+        largest: int,
+        amplitude_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        area = torch.from_numpy(grid.area_weights)[:, None] * defined
+        self.register_buffer("weights", (area / area.mean((1, 2), keepdim=True)).float())
+        self.spectral_weight, self.amplitude_weight = spectral_weight, amplitude_weight
+        wanted = slice(1, largest + 1)
+        projection = legendre_projection(grid)[wanted, : largest + 1]
+        self.register_buffer("projection", projection.float())
+        spectrum = power_spectrum(states, grid).mean(0)
+        power, total = spectrum[:, wanted], spectrum.sum(dim=1, keepdim=True)
+        whole = defined.flatten(1).all(dim=1, keepdim=True)
+        usable = whole & (power > ROUNDING * total)
+        relative = torch.where(usable, 1.0 / power.clamp(min=1e-30), 0.0) / usable.sum().clamp(
+            min=1
+        )
+        self.register_buffer("relative", relative.float())
+
+    def squared(self, output: Tensor, target: Tensor) -> Tensor:
+        """The first term, of states (N, C, Y, X)."""
+        return ((output - target).float().square() * self.weights).mean()
+
+    def spectral(self, output: Tensor, target: Tensor) -> Tensor:
+        """The second term without λ: 1 for an error as large as the state at every wavelength."""
+        return (self._power(output - target).mean(0) * self.relative).sum()
+
+    def amplitude(self, output: Tensor, target: Tensor) -> Tensor:
+        """The third term without α."""
+        found, wanted = self._power(output).mean(0), self._power(target).mean(0)
+        # Over the mean power of all states: that of a batch may be next to nothing.
+        count = (self.relative > 0).sum().clamp(min=1)
+        deviation = (found - wanted) * self.relative * count
+        return deviation.square().sum() / count
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss of reconstructed states against states, both standardised, (N, C, Y, X)."""
+        loss = self.squared(output, target)
+        with torch.autocast(output.device.type, enabled=False):
+            if self.spectral_weight > 0:
+                loss = loss + self.spectral_weight * self.spectral(output, target)
+            if self.amplitude_weight > 0:
+                loss = loss + self.amplitude_weight * self.amplitude(output, target)
+        return loss
+
+    def _power(self, fields: Tensor) -> Tensor:
+        """Power of fields (N, C, Y, X) at the wavenumbers compared, with shape (N, C, L)."""
+        zonal = torch.fft.rfft(fields.float(), dim=-1)[..., : self.projection.shape[1]]
+        coefficients = torch.einsum("lmy,ncymr->nclmr", self.projection, torch.view_as_real(zonal))
+        power = coefficients.square().sum(-1)
+        # A real field has the same power at m and -m.
+        return (2.0 * power.sum(-1) - power[..., 0]) / (4.0 * math.pi)
+
+
+class GridConfig(BaseModel):
+    """The grid by name, kind and size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    kind: str
+    nlat: int
+    nlon: int
+
+    def build(self) -> Grid:
+        """The grid itself."""
+        return Grid(self.name, self.kind, self.nlat, self.nlon)  # type: ignore[arg-type]
+
+
+class DataConfig(BaseModel):
+    """Where states come from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store: str
+    cache: Path
+    grid: GridConfig
+    levels: tuple[int, ...]
+    splits: Splits
+    every_hours: int = 5
+    """Training states are taken this far apart; 5 visits every hour of the day."""
+
+    def open(self) -> StateStore:
+        """The store, checked against the grid."""
+        store = StateStore(self.store, channels(self.levels))
+        store.check_grid(self.grid.build())
+        return store
+
+    def statistics(self, store: StateStore) -> ChannelStatistics:
+        """Computed from the training period on first use, then kept beside the caches."""
+        path = self.cache / "statistics.json"
+        if not path.exists():
+            self.cache.mkdir(parents=True, exist_ok=True)
+            indices = list(chain(*store.within(self.splits.bounds("train"))))
+            channel_statistics(store, indices, self.grid.build()).save(path)
+        return ChannelStatistics.load(path)
+
+    def states(self, store: StateStore, split: str, every_hours: int) -> ArrayCache:
+        """Standardised states of a split, `every_hours` apart."""
+        statistics = self.statistics(store)
+        runs = [run[::every_hours] for run in store.within(self.splits.bounds(split))]
+
+        def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            # Whole runs of the store are read, because its chunks hold a day each.
+            for part in (run[i : i + 48] for run in runs for i in range(0, len(run), 48)):
+                states = store.read(slice(part[0], part[-1] + 1))[::every_hours]
+                yield statistics.standardise(states), store.times[list(part)]
+
+        item = (len(store.channels), *self.grid.build().shape)
+        return build_cache(
+            self.cache / f"{split}-{every_hours}h", chunks, sum(map(len, runs)), item
+        )
+
+
+class AutoencoderTraining(BaseModel):
+    """Configuration of one run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: DataConfig
+    autoencoder: dict[str, Any]
+    optimisation: Optimisation
+    start_at_pca: bool = True
+    latent_noise: float = 0.0
+    spectral_weight: float = 0.0
+    """Weight of the error relative to the power at each wavenumber; see `ReconstructionLoss`."""
+    spectral_largest: int = 20
+    """Last total wavenumber of that part and the next."""
+    amplitude_weight: float = 0.0
+    """Weight of the deviation of the power itself."""
+    decoder_of: Path | None = None
+    """A finished run to start from, whose encoder is kept: latents stay what they are."""
+
+
+def train_autoencoder(
+    config: AutoencoderTraining, folder: Path, on_step: OnStep = lambda done, total: None
+) -> Path:
+    """Trains until `optimisation.steps`, resuming from `folder` if it holds a checkpoint.
+
+    Arguments:
+        config: What to train on what.
+        folder: Of the run.
+        on_step: Told after each step; may raise to stop.
+
+    Returns:
+        Path of the last checkpoint.
+    """
+    device = setup_distributed()
+    rank, world = rank_and_world()
+    settings, grid = config.optimisation, config.data.grid.build()
+    store = config.data.open()
+    states = config.data.states(store, "train", config.data.every_hours)
+    held_out = config.data.states(store, "validation", 97)
+    loss_of = _loss(config, store, states).to(device)
+
+    torch.manual_seed(settings.seed)
+    model = Autoencoder(AutoencoderConfig(**config.autoencoder))
+    if config.decoder_of is not None:
+        model.load_state_dict(averaged_weights(config.decoder_of / "last.pt")[0])
+        model.encoder.requires_grad_(False)
+    elif config.start_at_pca:
+        start_at_pca(model, _pca(states, model, grid))
+    model.to(device)
+    ema = averaged(model, settings.ema_decay)
+    optimiser = settings.optimiser(model)
+    run = Run(folder, config)
+    first = run.resume(model, ema, optimiser)
+    wrapped = DistributedDataParallel(_Reconstruct(model)) if world > 1 else _Reconstruct(model)
+
+    total, counted = torch.zeros(2, device=device), 0
+    for step in range(first, settings.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * settings.rate(step)
+        random = generator(settings.seed, step, rank)
+        for _ in range(settings.accumulate):
+            index = torch.randint(len(states), (settings.batch,), generator=random).sort().values
+            x = torch.from_numpy(states.array[index.numpy()]).float().to(device)
+            with settings.autocast(device.type):
+                restored = wrapped(x, config.latent_noise)
+                loss = loss_of(restored, x)
+            (loss / settings.accumulate).backward()
+            squared = loss_of.squared(restored.detach(), x)
+            total += torch.stack([squared, loss.detach() - squared]) / settings.accumulate
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        counted += 1
+        ema.update_parameters(model)
+        if (step + 1) % settings.log_every == 0:
+            samples = settings.log_every * settings.batch * settings.accumulate * world
+            squared, spectral = total / counted
+            total, counted = torch.zeros_like(total), 0
+            extra = {"spectral": spectral} if spectral > 0 else {}
+            if (step + 1) % (10 * settings.log_every) == 0:
+                extra |= validate(ema.module, held_out, loss_of)
+            run.log(step + 1, settings.steps, samples, rmse=squared.sqrt(), **extra)
+        if run.due(settings.save_minutes):
+            run.save(step + 1, model, ema, optimiser)
+        on_step(step + 1, settings.steps)
+    run.save(settings.steps, model, ema, optimiser)
+    return folder / "last.pt"
+
+
+class _Reconstruct(torch.nn.Module):
+    """decode(encode(x)) as one forward pass, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, x: Tensor, noise: float = 0.0) -> Tensor:
+        z = self.autoencoder.encode(x)
+        if noise > 0:
+            z = z + noise * torch.randn_like(z)
+        return self.autoencoder.decode(z)
+
+
+def _pca(states: ArrayCache, model: Autoencoder, grid: Grid) -> Any:
+    index = np.linspace(0, len(states) - 1, min(400, len(states))).astype(int)
+    sample = torch.tensor(states.array[index]).float()
+    pca = fit_patch_pca(sample, model.config.patch_size, torch.from_numpy(grid.area_weights))
+    latent = model.config.lat_channels
+    print(f"linear code of {latent} numbers per patch leaves {pca.residual_rmse(latent):.4f}")
+    return pca
+
+
+def _loss(config: AutoencoderTraining, store: StateStore, states: ArrayCache) -> ReconstructionLoss:
+    """The loss, with the power of states spread through the training period."""
+    index = np.linspace(0, len(states) - 1, min(200, len(states))).astype(int)
+    sample = torch.tensor(states.array[index]).float()
+    first = store.read([store.within(config.data.splits.bounds("train"))[0].start])[0]
+    return ReconstructionLoss(
+        config.data.grid.build(),
+        sample,
+        torch.from_numpy(np.isfinite(first)),
+        config.spectral_weight,
+        config.spectral_largest,
+        config.amplitude_weight,
+    )
+
+
+@torch.no_grad()
+def validate(
+    model: Autoencoder, states: ArrayCache, loss_of: ReconstructionLoss
+) -> dict[str, Tensor]:
+    """Standardised reconstruction error over a cache of states, and its relative part."""
+    parts = []
+    for first in range(0, len(states), 16):
+        x = torch.tensor(states.array[first : first + 16]).float().to(loss_of.weights.device)
+        restored = model.decode(model.encode(x))
+        parts.append(torch.stack([loss_of.squared(restored, x), loss_of.spectral(restored, x)]))
+    squared, spectral = torch.stack(parts).mean(0)
+    return {"validation_rmse": squared.sqrt(), "validation_spectral": spectral}

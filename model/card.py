@@ -1,0 +1,204 @@
+"""Describe a checkpoint by its card: everything about it that is not an array, as YAML.
+
+Nothing about a model is known from anywhere else: grid, channels, sizes of the networks, time
+step, schedule and the files with their hashes are all here, and the loader checks each of them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from model.autoencoder import AutoencoderConfig
+from model.backbone import BackboneConfig
+from model.domain.errors import AppaError, CheckpointError
+from model.domain.grids import Grid
+from model.domain.variables import Channel, parse_channel
+
+__all__ = [
+    "BaseCard",
+    "BlanketCard",
+    "CARD_NAME",
+    "Card",
+    "FileCard",
+    "GridCard",
+    "ScheduleCard",
+    "read_card",
+    "write_card",
+]
+
+CARD_NAME = "card.yaml"
+
+Storage = Literal["float32", "bfloat16", "float16"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GridCard(_Strict):
+    """A horizontal grid; see `model.domain.grids.Grid`."""
+
+    name: str
+    kind: Literal["regular", "gaussian"]
+    nlat: int
+    nlon: int
+
+    def grid(self) -> Grid:
+        """The grid itself."""
+        return Grid(self.name, self.kind, self.nlat, self.nlon)
+
+
+class BlanketCard(_Strict):
+    """States that the denoiser handles together, and the default distance between blankets."""
+
+    size: int = Field(gt=0)
+    stride: int = Field(gt=0)
+
+
+class ScheduleCard(_Strict):
+    """The noise schedule of training, the default of sampling."""
+
+    name: str = "rectified"
+    sigma_min: float = Field(default=1e-3, gt=0)
+    sigma_max: float = Field(default=1e3, gt=0)
+
+
+class BaseCard(_Strict):
+    """The closed-form denoiser under the learned one; absent for the released form."""
+
+    kind: Literal["zonal_gaussian"]
+    modes: int = Field(gt=0)
+    dense: int = Field(gt=0)
+
+
+class FileCard(_Strict):
+    """One file of the bundle."""
+
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    stored: Storage = "float32"
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        if Path(path).name != path or path in ("", ".", ".."):
+            raise ValueError("expected the name of a file beside the card, without a folder")
+        return path
+
+
+class Card(_Strict):
+    """A checkpoint's description.
+
+    Attributes:
+        name: Short name; a bundled checkpoint is loaded by it.
+        description: One sentence for people.
+        licence: SPDX identifier of the weights' licence.
+        simulated: Whether the training data came from a simulation rather than observations.
+        grid: Horizontal grid of the states.
+        levels: Pressure levels in hPa, top down.
+        channels: Names of the channels in order.
+        time_step_hours: Hours between the states of a blanket.
+        blanket: Its length and default stride.
+        schedule: Noise schedule.
+        autoencoder: Sizes of the autoencoder.
+        backbone: Sizes of the denoiser's backbone.
+        base: Closed-form part of the denoiser.
+        latent_shape: (c, h, w).
+        files: By role: autoencoder, backbone, statistics, and where there are any static, base.
+        code_version: Version of this package that wrote the bundle.
+        provenance: Where the weights come from and how they were trained.
+    """
+
+    format: Literal["appa-checkpoint-1"] = "appa-checkpoint-1"
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str
+    licence: str
+    simulated: bool
+    grid: GridCard
+    levels: tuple[int, ...]
+    channels: tuple[str, ...]
+    time_step_hours: int = Field(default=1, gt=0)
+    blanket: BlanketCard
+    schedule: ScheduleCard = ScheduleCard()
+    autoencoder: AutoencoderConfig
+    backbone: BackboneConfig
+    base: BaseCard | None = None
+    latent_shape: tuple[int, int, int]
+    files: dict[str, FileCard] = {}
+    code_version: str
+    provenance: dict[str, Any] = {}
+
+    @field_validator("autoencoder", "backbone", mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any, info: Any) -> Any:
+        kind = {"autoencoder": AutoencoderConfig, "backbone": BackboneConfig}[info.field_name]
+        unknown = set(value) - set(kind.__dataclass_fields__) if isinstance(value, Mapping) else ()
+        if unknown:
+            raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Card":
+        ae, vit = self.autoencoder, self.backbone
+        parsed = [parse_channel(c) for c in self.channels]
+        levels = {c.level for c in parsed if c.level is not None}
+        pairs: list[tuple[str, Any, Any]] = [
+            ("autoencoder.shape and grid", tuple(ae.shape), (self.grid.nlat, self.grid.nlon)),
+            ("autoencoder.in_channels and channels", ae.in_channels, len(self.channels)),
+            ("channels without repetition", len(self.channels), len(set(self.channels))),
+            ("levels of the channels and levels", levels, set(self.levels)),
+            ("latent_shape and autoencoder", self.latent_shape, ae.latent_shape),
+            ("backbone.in_channels and latent_shape", vit.in_channels, self.latent_shape[0]),
+            ("backbone.shape and latent_shape", tuple(vit.shape), self.latent_shape[1:]),
+            ("backbone.blanket_size and blanket.size", vit.blanket_size, self.blanket.size),
+        ]
+        for what, left, right in pairs:
+            if left != right:
+                raise ValueError(f"{what} do not agree: {left} and {right}")
+        if self.blanket.stride > self.blanket.size:
+            raise ValueError(f"blanket.stride {self.blanket.stride} leaves states uncovered")
+        return self
+
+    def parsed_channels(self) -> tuple[Channel, ...]:
+        """The channels, in order."""
+        return tuple(parse_channel(c) for c in self.channels)
+
+
+def read_card(path: Path) -> Card:
+    """Reads and checks a card.
+
+    Raises:
+        CheckpointError: If the file is absent, not YAML, or not a consistent card.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Card.model_validate(values)
+    except OSError as error:
+        raise CheckpointError(
+            f"Expected a checkpoint card at {path}; it cannot be read ({error.strerror}).",
+            file=str(path),
+        ) from error
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"Expected YAML in {path}; {error}.", file=str(path)) from error
+    except (ValidationError, AppaError) as error:
+        text = _lines(error) if isinstance(error, ValidationError) else str(error)
+        raise CheckpointError(
+            f"Expected a consistent checkpoint card in {path}; {text}.", file=str(path)
+        ) from error
+
+
+def write_card(card: Card, path: Path) -> None:
+    """Writes a card as YAML, keys in the order of the class."""
+    text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _lines(error: ValidationError) -> str:
+    found = [
+        f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg'].removeprefix('Value error, ')}"
+        for e in error.errors(include_url=False)
+    ]
+    return "; ".join(found)

@@ -1,1 +1,0 @@
-"""Comparing this implementation with recorded outputs of the public one, one file per family."""

@@ -1,0 +1,120 @@
+r"""Compute the spread and ranks of ensembles whose members may be antithetic pairs.
+
+The calibrated members of an antithetic pair, which share their noise with opposite sign, are
+:math:`\bar x \pm d`: their mean is the posterior mean, without sampling noise. Neither the
+usual correction of the spread for small ensembles nor a flat rank histogram hold for them (with
+two such members the truth lies between them every second time, not every third). With U of M
+members unpaired, the variance of the ensemble mean around the posterior mean is
+:math:`v = U / M^2` in units of the posterior variance, so that
+
+.. math:: E \sum_i (x_i - \bar x)^2 = M (1 - v) \, \sigma^2 = (M - U / M) \, \sigma^2, \qquad
+          E (\bar x - x)^2 = (1 + v) \, \sigma^2
+
+of which U = M is the division by M - 1 and the correction of Fortin et al. (see
+`model.diagnostics.scores`), and U = 0, pairs alone, the division by M and no correction. The
+members of a pair are not ranked together, and the distance between them says nothing about that
+of two draws of the posterior.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["AntitheticPairs", "mirror"]
+
+
+def mirror(member: int, mirrored: bool = True) -> tuple[int, int]:
+    """Number of the member whose noise a member shares, and the sign; itself if not mirrored."""
+    odd = member % 2 if mirrored else 0
+    return member - odd, 1 - 2 * odd
+
+
+@dataclass(frozen=True)
+class AntitheticPairs:
+    """How the members of an ensemble depend on each other.
+
+    Attributes:
+        pairs: Positions of members that share their noise, each member in one of them: (0, 1) for
+            two of opposite noise, (0,) for one that shares it with nobody.
+    """
+
+    pairs: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, numbers: Sequence[int], mirrored: bool) -> "AntitheticPairs":
+        """Of members by their numbers."""
+        found: dict[int, list[int]] = {}
+        for position, number in enumerate(numbers):
+            key = mirror(number)[0] if mirrored else position
+            found.setdefault(key, []).append(position)
+        return cls(tuple(tuple(pair) for pair in found.values()))
+
+    @property
+    def members(self) -> int:
+        """M, the size of the ensemble."""
+        return sum(len(pair) for pair in self.pairs)
+
+    @property
+    def alone(self) -> int:
+        """U, members without a twin."""
+        return sum(len(pair) == 1 for pair in self.pairs)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether any member has a twin."""
+        return self.alone < self.members
+
+    @property
+    def ddof(self) -> float:
+        """U / M, what the divisor of a variance is below M: 1 for independent members."""
+        return self.alone / self.members
+
+    @property
+    def divisor(self) -> float:
+        """M - U / M: the sum of squares about the ensemble mean over it is the variance."""
+        return self.members - self.ddof
+
+    @property
+    def inflation(self) -> float:
+        """1 + v: expected square error of the ensemble mean over the variance of the members."""
+        # In whole numbers, so that independent members have (M + 1) / M to the last bit.
+        return (self.members**2 + self.alone) / self.members**2
+
+    @property
+    def independent(self) -> tuple[tuple[int, ...], ...]:
+        """Positions of members that are independent of each other, once or twice."""
+        first, second = (tuple(pair[i] for pair in self.pairs) for i in (0, -1))
+        return (first,) if first == second else (first, second)
+
+    @property
+    def ranked(self) -> tuple[int, ...]:
+        """Positions of the members that a value is ranked among, if it is ranked once."""
+        return self.independent[0]
+
+    def couples(self) -> Iterator[tuple[int, int]]:
+        """Positions of every two members that are independent of each other."""
+        for one, other in combinations(self.pairs, 2):
+            yield from ((i, j) for i in one for j in other)
+
+    def variance(self, members: NDArray[Any]) -> NDArray[np.float64] | None:
+        """Unbiased variance, float64; None for a single member.
+
+        Arguments:
+            members: With shape (M, *).
+
+        Returns:
+            With shape (*).
+        """
+        if self.members < 2:
+            return None
+        found: NDArray[np.float64] = np.var(members, axis=0, dtype=np.float64, ddof=self.ddof)
+        return found
+
+    def std(self, members: NDArray[Any]) -> NDArray[np.float64] | None:
+        """Root of the unbiased variance; as `variance`."""
+        variance = self.variance(members)
+        return None if variance is None else np.sqrt(variance)

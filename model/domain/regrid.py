@@ -1,0 +1,127 @@
+"""Interpolate bilinearly and average conservatively between rectilinear grids on the sphere."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["bilinear", "cell_index", "conservative"]
+
+Array = NDArray[Any]
+
+
+def _cyclic(longitude: Array) -> bool:
+    """Whether equally spaced longitudes go all the way round."""
+    step = np.diff(longitude).mean() if len(longitude) > 1 else 360.0
+    return bool(abs(step * len(longitude) - 360.0) < 0.5 * abs(step))
+
+
+def bilinear(
+    field: Array, latitude: Array, longitude: Array, lat: Array, lon: Array
+) -> NDArray[np.float64]:
+    """The field at scattered points, linear in latitude and in longitude.
+
+    Poleward of the outermost row the row itself is used, within one spacing of it; elsewhere
+    outside the grid the result is NaN.
+
+    Arguments:
+        field: Values with shape (nlat, nlon).
+        latitude: Degrees north, monotonic, with shape (nlat,).
+        longitude: Degrees east, ascending, with shape (nlon,).
+        lat, lon: Points in degrees; any longitude convention.
+
+    Returns:
+        Values with the shape of `lat`.
+    """
+    if latitude[0] > latitude[-1]:
+        latitude, field = latitude[::-1], field[::-1]
+    spacing = float(np.abs(np.diff(latitude)).max())
+    inside = (lat >= latitude[0] - spacing) & (lat <= latitude[-1] + spacing)
+    lat = np.clip(lat, latitude[0], latitude[-1])
+    j = np.clip(np.searchsorted(latitude, lat, side="right") - 1, 0, len(latitude) - 2)
+    wj = (lat - latitude[j]) / (latitude[j + 1] - latitude[j])
+    east = np.mod(lon - longitude[0], 360.0)
+    offset = longitude - longitude[0]
+    if _cyclic(longitude):
+        offset = np.append(offset, 360.0)
+        field = np.concatenate([field, field[:, :1]], axis=1)
+    else:
+        inside = inside & (east <= offset[-1])
+    i = np.clip(np.searchsorted(offset, east, side="right") - 1, 0, len(offset) - 2)
+    wi = np.clip((east - offset[i]) / (offset[i + 1] - offset[i]), 0.0, 1.0)
+    low = field[j, i] * (1 - wi) + field[j, i + 1] * wi
+    high = field[j + 1, i] * (1 - wi) + field[j + 1, i + 1] * wi
+    return np.where(inside, low * (1 - wj) + high * wj, np.nan)
+
+
+def cell_index(latitude: Array, nlon: int, lat: Array, lon: Array) -> NDArray[np.int64]:
+    """Row-major number of the grid cell (bounded by mid-points) that holds each point.
+
+    Arguments:
+        latitude: Rows of the grid, degrees north, descending, with shape (nlat,).
+        nlon: Columns; column 0 is centred on longitude 0.
+        lat, lon: Points in degrees.
+    """
+    edges = (latitude[1:] + latitude[:-1]) / 2
+    row = np.searchsorted(-edges, -np.asarray(lat))
+    column = np.floor(np.mod(lon, 360.0) / (360.0 / nlon) + 0.5).astype(np.int64) % nlon
+    return row.astype(np.int64) * nlon + column
+
+
+def _bounds(centres: Array, low: float, high: float) -> NDArray[np.float64]:
+    return np.concatenate([[low], (centres[1:] + centres[:-1]) / 2, [high]])
+
+
+def _overlap(source: Array, target: Array) -> NDArray[np.float64]:
+    """Length shared by each target interval and each source interval, (targets, sources)."""
+    low = np.maximum(target[:-1, None], source[None, :-1])
+    high = np.minimum(target[1:, None], source[None, 1:])
+    shared: NDArray[np.float64] = np.maximum(high - low, 0.0)
+    return shared
+
+
+def conservative(
+    field: Array,
+    latitude: Array,
+    longitude: Array,
+    target_latitude: Array,
+    target_longitude: Array,
+) -> NDArray[np.float64]:
+    """First-order conservative average of a global field onto a coarser global grid.
+
+    Cells are bounded by mid-points; overlaps are exact in sine of latitude and in longitude, so
+    the global mean is kept. Cells without a value (NaN) are left out of the averages.
+
+    Arguments:
+        field: Values with shape (nlat, nlon).
+        latitude, longitude: Of the field; monotonic, degrees; longitudes go all the way round.
+        target_latitude, target_longitude: Of the result, degrees.
+
+    Returns:
+        Values with shape (targets north-south, targets east-west); NaN where no source has one.
+    """
+    flip = latitude[0] > latitude[-1]
+    rows = _overlap(
+        np.sin(np.deg2rad(_bounds(latitude[::-1] if flip else latitude, -90.0, 90.0))),
+        np.sin(np.deg2rad(_bounds(np.sort(target_latitude), -90.0, 90.0))),
+    )
+    rows = rows[:, ::-1] if flip else rows
+    rows = rows[::-1] if target_latitude[0] > target_latitude[-1] else rows
+    columns = _cyclic_overlap(longitude, target_longitude)
+    valid = np.isfinite(field)
+    total = rows @ np.where(valid, field, 0.0) @ columns.T
+    weight = rows @ valid.astype(np.float64) @ columns.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(weight > 0.0, total / weight, np.nan)
+
+
+def _cyclic_overlap(source: Array, target: Array) -> NDArray[np.float64]:
+    half_source, half_target = 180.0 / len(source), 180.0 / len(target)
+    centres = np.arange(len(source)) * 2 * half_source + source[0]
+    first = np.arange(len(target)) * 2 * half_target + target[0]
+    total = np.zeros((len(target), len(source)))
+    for turn in (-720.0, -360.0, 0.0, 360.0, 720.0):
+        low = np.maximum((first - half_target)[:, None], (centres - half_source + turn)[None, :])
+        high = np.minimum((first + half_target)[:, None], (centres + half_source + turn)[None, :])
+        total += np.maximum(high - low, 0.0)
+    return total

@@ -1,0 +1,270 @@
+"""Condition blankets on observations of decoded states, on known latent states, or on both.
+
+The states of all rows of a batch that some observation reads are decoded together, and only
+those; then the operator of each blanket sees the states of all its members at once.
+
+A forecast knows the states up to its start: they are observations of the whole latent state with
+a small error, so the same guidance applies, and no decoder is needed for them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.guidance.base import BlanketRows, Decode, Observed, ObservedBlankets
+from model.linear_decoder import ReadsColumns, TangentDecoder
+
+__all__ = [
+    "DecodedObservations",
+    "JointObservations",
+    "LatentIdentity",
+    "ObservationsOfStates",
+    "OperatorOfStates",
+    "TiedStates",
+]
+
+
+class OperatorOfStates(ReadsColumns, Protocol):
+    """An operator with both of its uses: on whole states, and on the values it reads alone.
+
+    `observe(flat[..., columns])`, with `flat` the states as (*, T C Y X), is the same as the call.
+    """
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """From states (*, T, C, Y, X) to model equivalents (*, N)."""
+
+
+class ObservationsOfStates(Protocol):
+    """Observations of a run of consecutive states, such as an `ObservationSet`.
+
+    Attributes:
+        values: With shape (N,).
+        error_std: One standard deviation in the same units, with shape (N,).
+        operator: From states (*, T, C, Y, X) to model equivalents (*, N).
+    """
+
+    @property
+    def values(self) -> Tensor: ...
+
+    @property
+    def error_std(self) -> Tensor: ...
+
+    @property
+    def operator(self) -> OperatorOfStates: ...
+
+    @property
+    def time_support(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First and last state that each observation reads, each with shape (N,)."""
+
+    def __len__(self) -> int: ...
+
+
+def _observed_states(observations: ObservationsOfStates) -> Tensor:
+    first, last = observations.time_support
+    runs = {range(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True)}
+    return torch.tensor(sorted({state for run in runs for state in run}))
+
+
+@dataclass(frozen=True)
+class _StateGroup:
+    """The rows of a batch that are the same blanket, and the states they decode."""
+
+    rows: Tensor
+    observations: ObservationsOfStates
+    states: Tensor
+
+    def select(self, x: Tensor) -> Tensor:
+        """The latents to decode, with shape (m * S, c, h, w)."""
+        return x[self.rows][:, self.states.to(x.device)].flatten(0, 1)
+
+    def equivalents(self, decoded: Tensor, size: int) -> Tensor:
+        """H of the decoded states (m * S, C, Y, X), with shape (m, N)."""
+        states = decoded.unflatten(0, (len(self.rows), len(self.states)))
+        if len(self.states) < size:
+            full = states.new_zeros(len(self.rows), size, *states.shape[2:])
+            states = full.index_copy(1, self.states.to(states.device), states)
+        return self.observations.operator(states)
+
+
+class DecodedObservations:
+    """Observations of the states of a trajectory, blanket by blanket.
+
+    Arguments:
+        blankets: The observations of each blanket, indexed within it; None or empty where a
+            blanket has none.
+        decode: From latents to states.
+        first: Number of the first blanket given; a rank gives its own ones only.
+    """
+
+    def __init__(
+        self,
+        blankets: Sequence[ObservationsOfStates | None],
+        decode: Decode,
+        first: int = 0,
+    ) -> None:
+        self._blankets = [
+            (b, _observed_states(b)) if b is not None and len(b) else None for b in blankets
+        ]
+        self._decode = decode
+        self._first = first
+
+    def select(self, rows: BlanketRows, like: Tensor) -> Observed | None:
+        """See :class:`model.guidance.base.ObservedBlankets`."""
+        groups = []
+        for blanket in torch.unique(rows.blanket).tolist():
+            known = self._blankets[blanket - self._first]
+            if known is not None:
+                here = torch.nonzero(rows.blanket == blanket)[:, 0]
+                groups.append(_StateGroup(here, *known))
+        if not groups:
+            return None
+        width = max(len(g.observations) for g in groups)
+        values = like.new_zeros(len(rows), width)
+        error_std = like.new_ones(len(rows), width)
+        present = torch.zeros(len(rows), width, dtype=torch.bool, device=like.device)
+        for g in groups:
+            n = len(g.observations)
+            values[g.rows, :n] = g.observations.values.to(like)
+            error_std[g.rows, :n] = g.observations.error_std.to(like)
+            present[g.rows, :n] = True
+        return Observed(
+            values,
+            error_std,
+            present,
+            lambda x: self._predict(groups, width, x),
+            (("observations", width),),
+        )
+
+    def _predict(self, groups: Sequence[_StateGroup], width: int, x: Tensor) -> Tensor:
+        total = x.new_zeros(len(x), width)
+        for g, y in zip(groups, self._equivalents(groups, x), strict=True):
+            y = torch.nn.functional.pad(y.to(x), (0, width - y.shape[1]))
+            total = total.index_add(0, g.rows, y)
+        return total
+
+    def _equivalents(self, groups: Sequence[_StateGroup], x: Tensor) -> Iterator[Tensor]:
+        """The model equivalents (m, N) of each group."""
+        if isinstance(self._decode, TangentDecoder):
+            # Only the values that the operators read.
+            for g in groups:
+                operator = g.observations.operator
+                yield operator.observe(self._decode.at(x[g.rows], operator))
+            return
+        decoded = self._decode(torch.cat([g.select(x) for g in groups]))
+        start = 0
+        for g in groups:
+            stop = start + len(g.rows) * len(g.states)
+            yield g.equivalents(decoded[start:stop], x.shape[1])
+            start = stop
+
+
+class TiedStates:
+    """Known latent states of a trajectory.
+
+    Arguments:
+        latents: Standardised latents, with shape (M, T, c, h, w) or (1, T, c, h, w) for all
+            members alike; any value where not tied.
+        tied: Which of the T states are known, with shape (T,).
+        starts: Index of the first state of each blanket.
+        size: K, the number of states of a blanket.
+        error_std: One standard deviation of the known latents.
+        first: Number of the first blanket of `starts`.
+    """
+
+    def __init__(
+        self,
+        latents: Tensor,
+        tied: Tensor,
+        starts: Sequence[int],
+        size: int,
+        error_std: float = 0.05,
+        first: int = 0,
+    ) -> None:
+        self._latents = latents
+        self._tied = torch.stack([tied[s : s + size] for s in starts])
+        self._starts = list(starts)
+        self._size = size
+        self._error_std = error_std
+        self._first = first
+
+    def select(self, rows: BlanketRows, like: Tensor) -> Observed | None:
+        """See :class:`model.guidance.base.ObservedBlankets`."""
+        blankets = [b - self._first for b in rows.blanket.tolist()]
+        members = (rows.member % len(self._latents)).tolist()
+        tied = self._tied[blankets]
+        states = torch.nonzero(tied.any(dim=0))[:, 0].to(like.device)
+        if not len(states):
+            return None
+        known = torch.stack(
+            [
+                self._latents[m, self._starts[b] : self._starts[b] + self._size]
+                for b, m in zip(blankets, members, strict=True)
+            ]
+        ).to(like)
+        keep = tied.to(like.device)[:, states, None, None, None]
+
+        def predict(x: Tensor) -> Tensor:
+            return torch.where(keep, x[:, states], 0.0).flatten(1)
+
+        values = predict(known)
+        return Observed(
+            values,
+            torch.full_like(values, self._error_std),
+            keep.expand_as(known[:, states]).flatten(1),
+            predict,
+            (("tied states", values.shape[1]),),
+        )
+
+
+class JointObservations:
+    """Several kinds of observation at once.
+
+    Arguments:
+        kinds: The kinds; the fit is reported for the first that is present.
+    """
+
+    def __init__(self, kinds: Sequence[ObservedBlankets]) -> None:
+        self._kinds = tuple(kinds)
+
+    def select(self, rows: BlanketRows, like: Tensor) -> Observed | None:
+        """See :class:`model.guidance.base.ObservedBlankets`."""
+        seen = [s for s in (kind.select(rows, like) for kind in self._kinds) if s is not None]
+        if len(seen) < 2:
+            return seen[0] if seen else None
+        return Observed(
+            torch.cat([s.values for s in seen], dim=1),
+            torch.cat([s.error_std for s in seen], dim=1),
+            torch.cat([s.present for s in seen], dim=1),
+            lambda x: torch.cat([s.predict(x) for s in seen], dim=1),
+            tuple(part for s in seen for part in s.parts),
+        )
+
+
+class LatentIdentity:
+    """Picks whole latent states out of a latent trajectory.
+
+    Unlike the other operators it reads latents, not decoded states. It satisfies the same
+    protocol otherwise: linear, differentiable, from (*, T, ...) to (*, N).
+
+    Arguments:
+        times: Which of the T latent states are tied, ascending.
+    """
+
+    linear = True
+
+    def __init__(self, times: tuple[int, ...]) -> None:
+        self.times = times
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """From latents (*, T, c, h, w) to the tied ones in one vector (*, N), time slowest."""
+        index = torch.tensor(self.times, dtype=torch.long, device=latents.device)
+        return latents.index_select(-4, index).flatten(-4)
+
+    def for_blanket(self, start: int, stop: int) -> "LatentIdentity":
+        """The tied states of the blanket [start, stop), numbered from `start`."""
+        return LatentIdentity(tuple(t - start for t in self.times if start <= t < stop))

@@ -1,1 +1,0 @@
-"""Observing-system simulation experiments: a synthetic network that observes a simulated truth."""

@@ -1,1 +1,0 @@
-"""What an assimilation must beat: climatology, persistence, optimal interpolation."""

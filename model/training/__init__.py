@@ -1,1 +1,0 @@
-"""Nature run, data sets and training loops; nothing else imports this."""

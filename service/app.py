@@ -1,0 +1,239 @@
+"""Build and serve the gateway's application.
+
+`create_app` builds everything, so that a test builds its own application. Around every request
+run its id, its log line, its metrics and the limit of its body; logs are structured, one event a
+line, for people or for machines. `serve` runs the application with uvicorn.
+"""
+
+import logging
+import re
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.data.access import PREFIX, DataAccess
+from service.gateway import open_gateway, running
+from service.metrics import GatewayMetrics
+from service.openapi import describe
+from service.problems import add_problem_handlers, problem_response
+from service.routes import analyses, cycles, events, jobs, observations, stac, system
+from service.settings import VERSION, GatewaySettings
+
+
+def configure_logging(log_format: str, level: str) -> None:
+    """Sends structlog's and the standard library's records to stderr in one form."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: list[structlog.typing.Processor]
+    if log_format == "json":
+        # Traces as text, without local variables: those may hold keys, and are long.
+        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        plain = structlog.dev.plain_traceback
+        colors = sys.stderr.isatty()
+        renderer = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = name != "uvicorn.access"  # our own access line says more
+    for name in ("httpx", "sse_starlette", "asyncio"):
+        logging.getLogger(name).setLevel("WARNING")
+
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+QUIET = ("/health/", "/metrics")
+SLOW_SECONDS = 2.0
+log = structlog.get_logger()
+
+
+class RequestContext:
+    """Gives each request an id (the client's own if it is well formed), logs and counts it.
+
+    It also is the last place for errors nobody foresaw: they are logged with their trace, and the
+    client sees a problem document with the id to ask about.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        asked = Headers(scope=scope).get("x-request-id", "")
+        request_id = asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        scope["appa.request_id"] = request_id
+        state: dict[str, Any] = {"status": 0, "bytes": 0}
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                state["status"] = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            else:
+                state["bytes"] += len(message.get("body", b""))
+            await send(message)
+
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        start = time.perf_counter()
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request_failed", method=scope["method"], path=scope["path"])
+            if not state["status"]:
+                detail = f"The gateway failed; its log has the cause under {request_id}."
+                response = problem_response(Request(scope), "internal_error", detail)
+                await response(scope, receive, send_with_id)
+        finally:
+            self._record(scope, state, time.perf_counter() - start)
+
+    def _record(self, scope: Scope, state: dict[str, Any], seconds: float) -> None:
+        method, path, status = scope["method"], scope["path"], state["status"]
+        route = getattr(scope.get("route"), "path", "unmatched")
+        if method not in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"):
+            method = "OTHER"  # clients may not create time series at will
+        self.metrics.requests.labels(method, route, status or "aborted").inc()
+        if not route.endswith("/events"):
+            self.metrics.seconds.labels(method, route).observe(seconds)
+        level = _level(method, path, status, seconds)
+        line = {"method": method, "path": path, "status": status, "bytes": state["bytes"]}
+        getattr(log, level)("request", **line, ms=round(1000 * seconds, 1))
+
+
+def _level(method: str, path: str, status: int, seconds: float) -> str:
+    """Reading that went well is for debugging; what changed, failed or took long is told."""
+    if status >= 500:
+        return "debug" if path.startswith(QUIET) else "warning"
+    reading = method in ("GET", "HEAD") and 200 <= status < 400 and seconds < SLOW_SECONDS
+    return "debug" if reading else "info"
+
+
+class BodyLimit:
+    """Refuses bodies above a limit, by Content-Length before reading and by count while reading.
+
+    Uploads are left out: they have a limit of their own and never are in memory.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, except_path: str) -> None:
+        self.app = app
+        self.limit = limit
+        self.except_path = except_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].rstrip("/").endswith(self.except_path):
+            await self.app(scope, receive, send)
+            return
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdigit() and int(length) > self.limit:
+            detail = f"Expected a body of at most {self.limit} bytes; got {length}."
+            headers = {"Connection": "close"}
+            response = problem_response(Request(scope), "too_large", detail, headers=headers)
+            await response(scope, receive, send)
+            return
+        seen = 0
+
+        async def receive_counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.limit:
+                raise HTTPException(413, f"Expected a body of at most {self.limit} bytes.")
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+
+WEB = Path(__file__).parent / "web"
+ROUTERS: tuple[APIRouter, ...] = (
+    observations.router,
+    jobs.router,
+    analyses.router,
+    stac.router,
+    cycles.router,
+    events.router,
+    events.webhooks_router,
+    system.router,
+)
+"""A new router is a line here; it carries its own prefix."""
+
+
+async def viewer() -> FileResponse:
+    """The viewer: one page, no build step."""
+    headers = {
+        "Cache-Control": "no-cache",
+        "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:",
+    }
+    return FileResponse(WEB / "index.html", headers=headers)
+
+
+def create_app(settings: GatewaySettings | None = None) -> FastAPI:
+    """The application for `settings` (default: from the environment)."""
+    settings = settings or GatewaySettings()
+    app = FastAPI(
+        title="Appa Service",
+        version=VERSION,
+        lifespan=running,
+        root_path=settings.root_path,
+        redirect_slashes=False,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    gateway = app.state.gateway = open_gateway(settings)
+    for router in ROUTERS:
+        app.include_router(router)
+    app.mount(PREFIX, DataAccess(gateway), name="data")
+    app.mount("/web", StaticFiles(directory=WEB), name="web")
+    app.add_api_route("/", viewer, include_in_schema=False)
+    add_problem_handlers(app)
+    app.add_middleware(BodyLimit, limit=settings.max_json_bytes, except_path="/v1/observations")
+    app.add_middleware(RequestContext, metrics=gateway.metrics)
+    describe(app)
+    return app
+
+
+def serve(settings: GatewaySettings) -> None:
+    """Serves until SIGTERM or Ctrl-C; open requests get some seconds to end."""
+    configure_logging(settings.log_format, settings.log_level)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+        timeout_keep_alive=30,
+        backlog=2048,
+    )

@@ -1,0 +1,166 @@
+"""Authenticate requests, and give routes the gateway and the caller's key by type.
+
+A key comes as bearer token, as `X-API-Key`, or as the password of HTTP basic: clients such as
+netCDF's OPeNDAP reader know user names and passwords only (`.netrc`, or
+`http://user:password@host`); the user name is not looked at.
+"""
+
+import base64
+import binascii
+from typing import Annotated
+
+import structlog
+from anyio import to_thread
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
+
+from service.errors import QueueQuota, RateLimited, Unauthenticated
+from service.gateway import Gateway
+from service.keys import OPEN, ApiKey, Scope
+
+READ_FACTOR = 20
+"""Reading a data set or a file piece by piece takes many small requests, counted apart."""
+
+
+def presented_key(headers: Headers) -> str | None:
+    """The key in the headers of a request, if there is one."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    value = value.strip()
+    if scheme.lower() == "bearer" and value:
+        return value
+    if scheme.lower() == "basic" and value:
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return headers.get("x-api-key")
+
+
+def needs_challenge(headers: Headers) -> bool:
+    """Whether the client waits to be asked for a password; a browser would open a dialog."""
+    return "mozilla" not in headers.get("user-agent", "").lower()
+
+
+async def authenticate(gateway: Gateway, headers: Headers, *, pieces: bool = False) -> ApiKey:
+    """The key of a request, counted against its rate.
+
+    Arguments:
+        gateway: Keys, quotas and settings.
+        headers: Of the request.
+        pieces: Whether it reads a small piece of something larger; `READ_FACTOR` times as many of
+            these are allowed.
+
+    Raises:
+        Unauthenticated: Without a key where one is needed, or with a wrong one.
+        RateLimited: Above the key's rate.
+    """
+    presented = presented_key(headers)
+    basic = needs_challenge(headers)
+    if presented is None:
+        if not gateway.settings.keys_required:
+            return OPEN
+        raise Unauthenticated(
+            "Expected an API key in 'Authorization: Bearer …' or 'X-API-Key'; got none. Ask the "
+            "operator for one (`appa keys create`).",
+            basic=basic,
+        )
+    try:
+        key = gateway.keys.check(presented)
+    except Unauthenticated as error:
+        raise Unauthenticated(error.message, basic=basic) from error
+    structlog.contextvars.bind_contextvars(api_key=key.id)
+    limit = key.requests_per_minute
+    limit = gateway.settings.requests_per_minute if limit is None else limit
+    name = f"{key.id}:pieces" if pieces else key.id
+    limit *= READ_FACTOR if pieces else 1
+    if limit:
+        allowance = await to_thread.run_sync(gateway.stores.quotas.take, name, limit)
+        if not allowance.allowed:
+            raise RateLimited(
+                f"Expected at most {limit} requests a minute with key '{key.id}'; try again in "
+                f"{allowance.retry_after} s.",
+                allowance.retry_after,
+            )
+    return key
+
+
+BEARER = HTTPBearer(auto_error=False, description="`Authorization: Bearer appa_…`")
+HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key, alone.")
+
+
+async def get_gateway(request: Request) -> Gateway:
+    """The gateway of the application that serves this request."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+GatewayDep = Annotated[Gateway, Depends(get_gateway)]
+
+
+async def get_caller(
+    request: Request,
+    gateway: GatewayDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+    header: Annotated[str | None, Security(HEADER)],
+) -> ApiKey:
+    """The key of this request, counted against its rate.
+
+    Raises:
+        Unauthenticated: Without a key where one is needed, or with a wrong one.
+        RateLimited: Above the key's rate.
+    """
+    # Read by `authenticate`; declared as parameters for the OpenAPI document.
+    del bearer, header
+    pieces = "range" in request.headers and "/v1/analyses/" in request.url.path
+    return await authenticate(gateway, request.headers, pieces=pieces)
+
+
+AnyCaller = Annotated[ApiKey, Depends(get_caller)]
+
+
+async def observation_writer(key: AnyCaller) -> ApiKey:
+    """A caller that may upload."""
+    return key.need(Scope.OBSERVATIONS_WRITE)
+
+
+async def observation_sender_or_reader(key: AnyCaller) -> ApiKey:
+    """A caller that may see uploads."""
+    return key.need(Scope.OBSERVATIONS_WRITE, Scope.ANALYSES_READ)
+
+
+async def job_writer(key: AnyCaller) -> ApiKey:
+    """A caller that may submit and cancel jobs."""
+    return key.need(Scope.JOBS_WRITE)
+
+
+async def job_reader(key: AnyCaller) -> ApiKey:
+    """A caller that may see jobs."""
+    return key.need(Scope.JOBS_WRITE, Scope.ANALYSES_READ)
+
+
+async def reader(key: AnyCaller) -> ApiKey:
+    """A caller that may read observations and analyses."""
+    return key.need(Scope.ANALYSES_READ)
+
+
+ObservationWriter = Annotated[ApiKey, Depends(observation_writer)]
+UploadReader = Annotated[ApiKey, Depends(observation_sender_or_reader)]
+JobWriter = Annotated[ApiKey, Depends(job_writer)]
+JobReader = Annotated[ApiKey, Depends(job_reader)]
+Reader = Annotated[ApiKey, Depends(reader)]
+
+
+def check_queue_quota(gateway: Gateway, key: ApiKey) -> None:
+    """Refuses another job to a key with too many unfinished ones.
+
+    Raises:
+        QueueQuota: At or above the quota.
+    """
+    quota = gateway.settings.queued_jobs_per_key if key.queued_jobs is None else key.queued_jobs
+    if key.id and quota and (unfinished := gateway.stores.jobs.active(key.id)) >= quota:
+        raise QueueQuota(
+            f"Expected at most {quota} unfinished jobs with key '{key.id}'; there are {unfinished}. "
+            "Wait for one to end or cancel one.",
+            30,
+        )

@@ -1,1 +1,0 @@
-"""The catalogue of published analyses as a STAC API."""

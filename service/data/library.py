@@ -1,0 +1,340 @@
+"""Open published files as data sets: lazily, in pieces of some megabytes, one HDF5 reader at a time.
+
+Data sets are found by analysis id or by a `latest-…` name, at most a fixed number are open, and
+deleted or idle ones are closed. How large an answer may be is counted from the shapes of what is
+asked, before anything is read.
+"""
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import netCDF4
+import structlog
+import xarray as xr
+from starlette.types import ASGIApp, Receive, Scope, Send
+from xpublish.utils.api import DATASET_ID_ATTR_KEY
+from zarr.storage import ZipStore
+
+from model.domain.errors import StorageError
+from service.analysis_index import AnalysisFilter, AnalysisIndex
+from service.errors import NotFound, RequestError
+from worker.contract.layout import Layout
+from worker.results.manifest import AnalysisManifest, ManifestFile
+
+__all__ = ["AnswerTooLarge", "BoundedAnswers", "check_answer", "check_points"]
+
+HDF5_LOCK = threading.RLock()
+"""Reentrant, for opening reads coordinates."""
+
+PIECE_BYTES = 4 << 20
+"""Aimed size of a chunk: few requests for small grids, one field a chunk for large ones."""
+
+_VALUE_BYTES = 4
+_ORDER = ("air_pressure", "realization", "time")
+_HORIZONTAL = ("latitude", "longitude")
+
+
+def chunk_plan(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Chunk lengths: whole horizontal fields, then levels, members and times while there is room."""
+    size = _VALUE_BYTES
+    for dim in _HORIZONTAL:
+        size *= sizes.get(dim, 1)
+    plan = {dim: sizes[dim] for dim in _HORIZONTAL if dim in sizes}
+    for dim in _ORDER:
+        if dim in sizes:
+            plan[dim] = max(1, min(sizes[dim], PIECE_BYTES // max(1, size)))
+            size *= plan[dim]
+    return plan
+
+
+@dataclass(eq=False)
+class OpenDataset:
+    """A published file, open.
+
+    Attributes:
+        raw: Values and attributes as in the file, lazily read.
+        close: Releases the file; reading again opens it again.
+        views: What plugins made of it; they go with it.
+    """
+
+    raw: xr.Dataset
+    close: Callable[[], None]
+    views: dict[str, xr.Dataset] = field(default_factory=dict)
+
+    @cached_property
+    def decoded(self) -> xr.Dataset:
+        """Times as times, missing values as NaN, coordinates known as such."""
+        # Not under the lock: times are read here, by threads that need it.
+        return xr.decode_cf(self.raw, decode_timedelta=False)
+
+
+def open_file(path: Path, analysis_id: str) -> OpenDataset:
+    """Opens a NetCDF file or a zipped zarr store.
+
+    Raises:
+        StorageError: If it cannot be read.
+    """
+    try:
+        opened = _open_zarr(path) if path.name.endswith(".zarr.zip") else _open_netcdf(path)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise StorageError(
+            f"Expected a readable data set in '{path.name}' of '{analysis_id}'; {error}.",
+            analysis_id=analysis_id,
+            file=path.name,
+        ) from error
+    # The plugins keep what they derive from a data set under this name.
+    raw = opened.raw.assign_attrs({DATASET_ID_ATTR_KEY: analysis_id})
+    return OpenDataset(raw, opened.close)
+
+
+def _open_netcdf(path: Path) -> OpenDataset:
+    with HDF5_LOCK:
+        with netCDF4.Dataset(path) as file:
+            plan = chunk_plan({name: len(dim) for name, dim in file.dimensions.items()})
+        raw = xr.open_dataset(
+            path, engine="netcdf4", decode_cf=False, chunks=plan, lock=HDF5_LOCK, cache=False
+        )
+
+    def close() -> None:
+        with HDF5_LOCK:
+            raw.close()
+
+    return OpenDataset(_bare(raw), close)
+
+
+def _open_zarr(path: Path) -> OpenDataset:
+    store = ZipStore(path, mode="r")
+    peek = xr.open_zarr(store, consolidated=True, decode_cf=False, chunks=None)
+    plan = chunk_plan({str(name): size for name, size in peek.sizes.items()})
+    raw = xr.open_zarr(store, consolidated=True, decode_cf=False, chunks=plan)
+    return OpenDataset(_bare(raw), store.close)
+
+
+def _bare(dataset: xr.Dataset) -> xr.Dataset:
+    """Without the storage settings of the file, which are not those of a zarr store."""
+    return dataset.drop_encoding()
+
+
+DEFAULT_MOST: Final = 2_000_000
+_MOST: ContextVar[int] = ContextVar("most_values", default=DEFAULT_MOST)
+
+_TABLES = frozenset({"csv", "geojson"})
+"""Forms with a column for each variable: every variable is repeated over all dimensions."""
+
+
+class AnswerTooLarge(RequestError):
+    """More values are asked for than one answer may have (413, as OGC EDR has it)."""
+
+    code = "answer_too_large"
+
+
+class BoundedAnswers:
+    """Middleware that says how many values an answer of this application may have.
+
+    Arguments:
+        app: The application; its routes run in this context.
+        most: Values.
+    """
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app = app
+        self.most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        token = _MOST.set(self.most)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            _MOST.reset(token)
+
+
+def check_answer(dataset: xr.Dataset, form: str = "") -> None:
+    """Refuses an answer with too many values.
+
+    Arguments:
+        dataset: What would be sent, lazily.
+        form: Format of the answer.
+
+    Raises:
+        AnswerTooLarge: Naming what is asked, the limit and how to ask for less.
+    """
+    if form in _TABLES:
+        count = math.prod(dataset.sizes.values()) * len(dataset.data_vars)
+    else:
+        count = sum(variable.size for variable in dataset.data_vars.values())
+    _check(count, dataset, {str(name): size for name, size in dataset.sizes.items()})
+
+
+def check_points(dataset: xr.Dataset, points: int, horizontal: set[str]) -> None:
+    """Refuses an area of too many cells, before they are picked one by one.
+
+    Arguments:
+        dataset: The fields around it, lazily.
+        points: Cells within the area.
+        horizontal: The two dimensions that become one of `points`.
+
+    Raises:
+        AnswerTooLarge: Naming what is asked, the limit and how to ask for less.
+    """
+    sizes = {str(n): size for n, size in dataset.sizes.items() if n not in horizontal}
+    columns = (
+        math.prod(size for name, size in variable.sizes.items() if name not in horizontal)
+        for variable in dataset.data_vars.values()
+    )
+    _check(points * sum(columns), dataset, sizes | {"points": points})
+
+
+def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int]) -> None:
+    most = _MOST.get()
+    if count <= most:
+        return
+    extent = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    context: dict[str, Any] = {"values": count, "limit": most, "sizes": sizes}
+    raise AnswerTooLarge(
+        f"Expected at most {most} values in one answer; {count} are asked for: "
+        f"{len(dataset.data_vars)} variables over {extent}. Name the variables wanted with "
+        "'parameter-name', a level with 'z', a time with 'datetime', a member with 'realization', "
+        "or take a smaller box or area. Whole fields are better read by zarr or OPeNDAP, or "
+        "downloaded as a file.",
+        **context,
+        variables=len(dataset.data_vars),
+    )
+
+
+log = structlog.get_logger()
+
+LATEST: dict[str, AnalysisFilter] = {
+    "latest-filtering": AnalysisFilter("filtering"),
+    "latest-early": AnalysisFilter("filtering", "early"),
+    "latest-final": AnalysisFilter("filtering", "final"),
+    "latest-forecast": AnalysisFilter("forecast"),
+    "latest-reanalysis": AnalysisFilter("reanalysis"),
+}
+"""Names that move on to the newest analysis of their kind."""
+
+_SUFFIXES = (".nc", ".zarr.zip")
+
+
+def data_file(manifest: AnalysisManifest) -> ManifestFile | None:
+    """The file that is served as a data set: NetCDF where there is one, else zarr."""
+    for suffix in _SUFFIXES:
+        for file in manifest.files:
+            if file.role == "data" and file.name.endswith(suffix):
+                return file
+    return None
+
+
+@dataclass
+class _Held:
+    dataset: OpenDataset
+    used: float
+
+
+class DatasetLibrary:
+    """Open data sets of published analyses. Safe to use from several threads.
+
+    Arguments:
+        analyses: What is published.
+        layout: The data folder.
+        capacity: Data sets held open at once.
+        idle_seconds: One that nobody asked for so long is closed.
+    """
+
+    def __init__(
+        self,
+        analyses: AnalysisIndex,
+        layout: Layout,
+        *,
+        capacity: int = 16,
+        idle_seconds: float = 300.0,
+    ) -> None:
+        self._analyses = analyses
+        self._layout = layout
+        self._capacity = capacity
+        self._idle = idle_seconds
+        self._lock = threading.Lock()
+        self._held: OrderedDict[str, _Held] = OrderedDict()
+
+    def names(self) -> list[str]:
+        """All ids, newest first, after the names that move."""
+        found = [m for m in self._matching(AnalysisFilter()) if data_file(m)]
+        moving = [name for name, wanted in LATEST.items() if any(map(wanted.accepts, found))]
+        return moving + [m.id for m in found]
+
+    def resolve(self, name: str) -> str:
+        """The analysis id that `name` stands for now.
+
+        Raises:
+            NotFound: If no analysis of that kind is published.
+        """
+        wanted = LATEST.get(name)
+        if wanted is None:
+            return name
+        for manifest in self._matching(wanted):
+            if data_file(manifest):
+                return manifest.id
+        raise NotFound(f"Expected a published analysis for '{name}'; there is none yet.")
+
+    def get(self, name: str) -> OpenDataset:
+        """The data set of an analysis.
+
+        Raises:
+            NotFound: If there is no such analysis, or it has no NetCDF or zarr file.
+            StorageError: If its file cannot be read.
+        """
+        analysis_id = self.resolve(name)
+        manifest = self._analyses.get(analysis_id)
+        file = data_file(manifest)
+        if file is None:
+            raise NotFound(
+                f"Expected an analysis with a NetCDF or zarr file; '{analysis_id}' has "
+                f"{', '.join(f.name for f in manifest.files) or 'no file'}. Ask for the output "
+                "`netcdf` when submitting the job.",
+                analysis_id=analysis_id,
+            )
+        with self._lock:
+            held = self._held.get(analysis_id)
+            if held is None:
+                path = self._layout.analysis_file(analysis_id, file.name)
+                held = self._held[analysis_id] = _Held(open_file(path, analysis_id), 0.0)
+            held.used = time.monotonic()
+            self._held.move_to_end(analysis_id)
+            while len(self._held) > self._capacity:
+                self._close(next(iter(self._held)))
+            return held.dataset
+
+    def sweep(self) -> int:
+        """Closes what is deleted or idle, so that deleted files free their space; returns how many."""
+        with self._lock:
+            now = time.monotonic()
+            done = [
+                name
+                for name, held in self._held.items()
+                if now - held.used > self._idle or not self._layout.manifest(name).exists()
+            ]
+            for name in done:
+                self._close(name)
+            return len(done)
+
+    def close(self) -> None:
+        """Closes all."""
+        with self._lock:
+            for name in list(self._held):
+                self._close(name)
+
+    def _close(self, name: str) -> None:
+        try:
+            self._held.pop(name).dataset.close()
+        except (OSError, RuntimeError) as error:
+            log.warning("dataset_not_closed", analysis_id=name, error=str(error))
+
+    def _matching(self, wanted: AnalysisFilter) -> list[AnalysisManifest]:
+        return self._analyses.select(wanted, None, 1_000_000).items

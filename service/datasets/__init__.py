@@ -1,1 +1,0 @@
-"""Published analyses as data sets over HTTP: zarr, OPeNDAP and OGC EDR by xpublish."""

@@ -1,0 +1,221 @@
+"""Stream events over HTTP: those of one job until it ends, and those of the whole installation.
+
+All streams share the format of event ids, resuming by Last-Event-ID, and the limit of listeners.
+"""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, cast
+
+import structlog
+from anyio import to_thread
+from redis.exceptions import RedisError
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.responses import Response
+
+from service.errors import Unavailable
+from service.event_feed import Event
+from service.gateway import Gateway
+from worker.contract.events import FEED, EventType, LoggedEvent
+from worker.contract.jobs import TERMINAL, JobRecord, JobState
+
+EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
+log = structlog.get_logger()
+
+
+def known_id(last_event_id: str | None) -> str | None:
+    """What came with Last-Event-ID; ill-formed ones count as none."""
+    return last_event_id if EVENT_ID.fullmatch(last_event_id or "") else None
+
+
+def order(event_id: str) -> tuple[int, int]:
+    """An event's id as numbers, which sort by time."""
+    first, _, second = event_id.partition("-")
+    return int(first), int(second)
+
+
+def sse(name: str, data: str, event_id: str | None = None) -> ServerSentEvent:
+    """One event on the wire."""
+    return ServerSentEvent(data=data, event=name, id=event_id)
+
+
+def stream(
+    gateway: Gateway, events: AsyncIterator[ServerSentEvent], instead: str
+) -> EventSourceResponse:
+    """The response that sends `events`.
+
+    Arguments:
+        gateway: This process.
+        events: What to send.
+        instead: What a client may ask for when there are too many listeners.
+
+    Raises:
+        Unavailable: If this process has as many listeners as it may.
+    """
+    if gateway.listeners >= gateway.settings.max_listeners:
+        raise Unavailable(
+            f"Expected fewer than {gateway.settings.max_listeners} open event streams; poll "
+            f"GET {instead} instead.",
+            code="too_many_listeners",
+        )
+    return EventSourceResponse(
+        _counted(gateway, events),
+        ping=gateway.settings.ping_seconds,
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+async def _counted(
+    gateway: Gateway, events: AsyncIterator[ServerSentEvent]
+) -> AsyncIterator[ServerSentEvent]:
+    gateway.listeners += 1
+    gateway.metrics.listeners.inc()
+    try:
+        async for event in events:
+            yield event
+    except RedisError as error:  # the client comes back and resumes where this ended
+        log.warning("event_stream_ended", error=str(error))
+    finally:
+        gateway.listeners -= 1
+        gateway.metrics.listeners.dec()
+
+
+QUEUE_SECONDS = 1.0
+MOST_PLACES = 10_000
+
+
+async def follow_job(gateway: Gateway, job_id: str, last_event_id: str | None) -> Response:
+    """The stream of a job's events.
+
+    Arguments:
+        gateway: This process.
+        job_id: The job.
+        last_event_id: What came with Last-Event-ID; ill-formed ones count as none.
+
+    Raises:
+        NoSuchRecord: If there is no such job.
+        Unavailable: If this process has as many listeners as it may.
+    """
+    jobs = gateway.stores.jobs
+    seen = known_id(last_event_id)
+    newest = await to_thread.run_sync(_newest_event, gateway, job_id)
+    job = await to_thread.run_sync(jobs.read, job_id)
+    if seen is not None and job.done and order(seen) >= order(newest):
+        return Response(status_code=204)  # tells EventSource not to come back
+    events = _job_events(gateway, job, seen, newest)
+    return stream(gateway, events, f"/v1/jobs/{job_id}")
+
+
+def _newest_event(gateway: Gateway, job_id: str) -> str:
+    key = gateway.stores.keys.events("job", job_id)
+    last: Any = gateway.stores.redis.xrevrange(key, count=1)
+    return str(last[0][0]) if last else "0-0"
+
+
+async def _job_events(
+    gateway: Gateway, job: JobRecord, seen: str | None, newest: str
+) -> AsyncIterator[ServerSentEvent]:
+    if seen is None:
+        yield sse("snapshot", job.model_dump_json(), newest)
+    if job.done:
+        if seen is not None:
+            missed = await to_thread.run_sync(gateway.stores.jobs.events, job.id, seen)
+            for event_id, kind, data in missed:
+                yield sse(kind, json.dumps(data), event_id)
+        yield sse("done", job.model_dump_json(), newest)
+        return
+    state: JobState = job.state
+    async with aclosing(_with_pauses(gateway, job.id, seen or newest)) as events:
+        async for event in events:
+            if event is None:
+                if state is JobState.QUEUED:
+                    place = await _place(gateway, job.id)
+                    if place is not None:
+                        yield sse("queue", json.dumps({"queue_position": place}))
+                continue
+            yield sse(event.type, json.dumps(event.data), event.id)
+            if event.type == "state":
+                state = JobState(event.data["state"])
+                if state in TERMINAL:
+                    ended = await to_thread.run_sync(gateway.stores.jobs.read, job.id)
+                    yield sse("done", ended.model_dump_json(), event.id)
+                    return
+
+
+async def _with_pauses(
+    gateway: Gateway, job_id: str, after: str
+) -> AsyncGenerator[Event | None, None]:
+    """The job's events after `after`; None whenever nothing came for a while."""
+    following = cast(AsyncGenerator[Event, None], gateway.feed.follow(job_id, after=after))
+    async with aclosing(following) as events:
+        coming: asyncio.Future[Event] | None = None
+        try:
+            while True:
+                coming = coming or asyncio.ensure_future(anext(events))
+                done, _ = await asyncio.wait({coming}, timeout=2 * QUEUE_SECONDS)
+                if not done:
+                    yield None
+                    continue
+                event, coming = coming.result(), None
+                yield event
+        finally:
+            if coming is not None:
+                coming.cancel()
+                await asyncio.wait({coming})
+
+
+async def _place(gateway: Gateway, job_id: str) -> int | None:
+    """Place in the queue, asked at most once a second for all listeners of a job."""
+    now, places = time.monotonic(), gateway.places
+    asked, place = places.get(job_id, (-QUEUE_SECONDS, None))
+    if now - asked >= QUEUE_SECONDS:
+        if len(places) > MOST_PLACES:
+            places.clear()
+        places[job_id] = (now, place)  # before asking: the others need not ask too
+        place = await to_thread.run_sync(gateway.stores.jobs.position, job_id)
+        places[job_id] = (now, place)
+    return place
+
+
+FEED_NOUN, FEED_ID = FEED
+
+
+async def follow_installation(
+    gateway: Gateway, last_event_id: str | None, wanted: list[EventType] | None
+) -> Response:
+    """The stream of events; it does not end by itself.
+
+    Arguments:
+        gateway: This process.
+        last_event_id: The last event seen; without it the stream begins now.
+        wanted: Only these; None for all.
+
+    Raises:
+        Unavailable: If this process has as many listeners as it may.
+    """
+    log = gateway.stores.events
+    after = known_id(last_event_id)
+    if after is None:
+        after = await to_thread.run_sync(log.newest)
+    whole = await to_thread.run_sync(log.reaches_back_to, after)
+    return stream(gateway, _installation_events(gateway, after, wanted, whole), "/v1/analyses")
+
+
+async def _installation_events(
+    gateway: Gateway, after: str, wanted: list[EventType] | None, whole: bool
+) -> AsyncIterator[ServerSentEvent]:
+    if not whole:
+        yield sse("gap", '{"message": "Older events are not kept; list the analyses once."}')
+    following = cast(
+        AsyncGenerator[Event, None],
+        gateway.feed.follow(FEED_ID, after=after, noun=FEED_NOUN, complete=True),
+    )
+    async with aclosing(following) as events:
+        async for event in events:
+            if wanted is None or event.type in wanted:
+                told = LoggedEvent.model_validate(event.data)
+                yield sse(event.type, told.model_dump_json(), event.id)

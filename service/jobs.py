@@ -1,0 +1,159 @@
+"""Check a job specification against what running workers can do, and queue it."""
+
+import structlog
+
+from model.domain.errors import InvalidInput, UnknownName
+from service.auth import check_queue_quota
+from service.errors import Unavailable, check_known
+from service.gateway import Gateway
+from service.keys import ApiKey
+from worker.contract.batches import IdempotencyConflict
+from worker.contract.disk import require_space
+from worker.contract.jobs import JobRecord, JobState
+from worker.contract.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
+from worker.contract.queues import (
+    GPU_QUEUE,
+    RUN_ASSIMILATION,
+    Capabilities,
+    WorkerReport,
+    merge,
+    submit,
+)
+from worker.contract.records import new_id
+
+AnySpec = FilteringSpec | ForecastSpec | ReanalysisSpec
+MAX_BATCHES = 1000
+RUNNING = "those that running workers report: "
+
+
+def ready_capabilities(gateway: Gateway) -> Capabilities:
+    """What running workers can do.
+
+    Raises:
+        Unavailable: If no model worker is ready, with what is known about why.
+    """
+    reports = gateway.stores.workers.alive()
+    ready = [r for r in reports if r.ready]
+    if not any(can_run_models(r) for r in ready):
+        here = [r.name for r in reports if GPU_QUEUE in r.queues]
+        why = (
+            f"{', '.join(here)} still loads its model, or has none (see its log)"
+            if here
+            else "no model worker has reported; start one with `appa up` or `appa worker gpu`"
+        )
+        raise Unavailable(
+            f"Expected a ready model worker; {why}. Nothing was queued.",
+            code="no_worker",
+            retry_after=15 if here else 60,
+        )
+    return merge(ready)
+
+
+def can_run_models(report: WorkerReport) -> bool:
+    """Whether this worker can run jobs now."""
+    return report.ready and GPU_QUEUE in report.queues and bool(report.capabilities.models)
+
+
+def check_job(gateway: Gateway, spec: AnySpec) -> None:
+    """Checks names and bounds in `spec` against what running workers report.
+
+    Raises:
+        UnknownName: A model, format, upload or analysis that is not known; names the known ones.
+        InvalidInput: More members than the model takes; a first guess that can be none.
+        Unavailable: No worker could run it.
+    """
+    can = ready_capabilities(gateway)
+    models = {m.name: m for m in can.models}
+    if spec.model is not None:
+        check_known("model", spec.model, models, RUNNING)
+    for output in spec.outputs:
+        check_known("outputs", output, can.formats, RUNNING)
+    chosen = models.get(spec.model) if spec.model else next(iter(models.values()), None)
+    if chosen and chosen.max_members and spec.members > chosen.max_members:
+        raise InvalidInput(
+            f"Expected at most {chosen.max_members} members with model '{chosen.name}'; got "
+            f"{spec.members}.",
+            field="members",
+        )
+    _check_references(gateway, spec)
+
+
+def _check_references(gateway: Gateway, spec: AnySpec) -> None:
+    batches = spec.observations.batches or []
+    if len(batches) > MAX_BATCHES:
+        raise InvalidInput(
+            f"Expected at most {MAX_BATCHES} uploads; got {len(batches)}.",
+            field="observations.batches",
+        )
+    for batch_id in batches:
+        if gateway.stores.batches.find(batch_id) is None:
+            raise UnknownName(
+                f"Expected the id of an upload; got '{batch_id}'.", field="observations.batches"
+            )
+    if spec.background_batch is not None:
+        _check_first_guess(gateway, spec.background_batch)
+    if isinstance(spec, ForecastSpec) and spec.analysis_id is not None:
+        accepted = gateway.analyses.find(spec.analysis_id)
+        if accepted is None:
+            raise UnknownName(
+                f"Expected the id of a published analysis; got '{spec.analysis_id}'.",
+                field="analysis_id",
+            )
+
+
+def _check_first_guess(gateway: Gateway, batch_id: str) -> None:
+    """Whether the upload can be one; its channels and hours are looked at when the job runs."""
+    batch = gateway.stores.batches.find(batch_id)
+    if batch is None:
+        raise UnknownName(
+            f"Expected the id of an upload; got '{batch_id}'.", field="background_batch"
+        )
+    if batch.container != "grib":
+        raise InvalidInput(
+            f"Expected an upload of GRIB fields as first guess; '{batch_id}' is "
+            f"'{batch.container}'.",
+            field="background_batch",
+        )
+
+
+log = structlog.get_logger()
+
+
+def submit_job(
+    gateway: Gateway, key: ApiKey, spec: AnySpec, idempotency_key: str, request_id: str
+) -> tuple[JobRecord, bool]:
+    """Stores a job and sends its message; the same key of a caller gives the same job.
+
+    Returns:
+        The job, and whether it is new.
+
+    Raises:
+        QueueQuota: The caller has too many unfinished jobs.
+        DiskLow: The disk is below its watermark.
+        IdempotencyConflict: The key came before with another specification.
+        AppaError: What `check_job` raises.
+    """
+    check_queue_quota(gateway, key)
+    require_space(gateway.layout, gateway.settings)
+    check_job(gateway, spec)
+    record = JobRecord(
+        id=new_id("job"),
+        analysis_id=new_id("an"),
+        spec=spec,
+        api_key=key.id,
+        request_id=request_id,
+    )
+    unique = f"{key.id}:{idempotency_key}" if idempotency_key else ""
+    job, created = gateway.stores.jobs.create(record, unique_key=unique)
+    if job.spec != spec:
+        raise IdempotencyConflict(
+            f"Expected the same job under Idempotency-Key '{idempotency_key}' as before "
+            f"('{job.id}'); got another specification.",
+            field="Idempotency-Key",
+        )
+    if job.state is JobState.QUEUED:  # again for a repeated key: its message may be lost
+        submit(gateway.sender, RUN_ASSIMILATION, job.id, job.spec.priority)
+    if created:
+        gateway.metrics.jobs.labels(spec.kind).inc()
+        log.info("job_queued", job_id=job.id, kind=spec.kind)
+    return gateway.stores.jobs.read(job.id), created

@@ -1,0 +1,217 @@
+"""Serve the published analyses as a STAC API."""
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+
+from model.domain.errors import InvalidInput
+from service.auth import GatewayDep, Reader
+from service.errors import NotFound
+from service.openapi import problems
+from service.stac.documents import (
+    CONFORMS_TO,
+    GEOJSON,
+    KINDS,
+    Addresses,
+    build_collection,
+    build_item,
+    build_landing,
+)
+from service.stac.search import ItemFilter, SearchBody, item_page
+
+router = APIRouter(prefix="/v1/stac", tags=["catalogue"])
+
+Json = dict[str, Any]
+CollectionId = Annotated[str, Path(description=f"One of {', '.join(KINDS)}.", max_length=100)]
+ItemId = Annotated[str, Path(description="Id of an analysis.", max_length=100)]
+Limit = Annotated[int, Query(ge=1, le=10_000, description="Items in one page.")]
+Token = Annotated[
+    str | None, Query(description="From the `next` link of the page before.", max_length=300)
+]
+Times = Annotated[
+    str | None,
+    Query(description="A time or an interval `<start>/<end>`; `..` is open.", max_length=100),
+]
+Box = Annotated[
+    str | None, Query(description="West,south,east,north; all items are global.", max_length=200)
+]
+
+
+class GeoJson(JSONResponse):
+    """GeoJSON, by its own media type."""
+
+    media_type = GEOJSON
+
+
+ITEMS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {GEOJSON: {"schema": {"type": "object"}}}}
+}
+
+
+@router.get("", responses=problems())
+def catalogue(request: Request, _: Reader) -> Json:
+    """The landing page: what the catalogue holds and can do."""
+    return build_landing(Addresses.of(request))
+
+
+@router.get("/conformance", responses=problems())
+def conformance(_: Reader) -> Json:
+    """The standards that the catalogue follows."""
+    return {"conformsTo": CONFORMS_TO}
+
+
+@router.get("/collections", responses=problems())
+def collections(request: Request, gateway: GatewayDep, _: Reader) -> Json:
+    """The collections: one for each kind of result."""
+    at = Addresses.of(request)
+    links = [
+        {"rel": "self", "href": at.collections, "type": "application/json"},
+        {"rel": "root", "href": at.root, "type": "application/json"},
+    ]
+    return {"collections": [_collection(gateway, kind, at) for kind in KINDS], "links": links}
+
+
+@router.get("/collections/{collection}", responses=problems("not_found"))
+def read_collection(
+    request: Request, collection: CollectionId, gateway: GatewayDep, _: Reader
+) -> Json:
+    """One collection: extent in time, flavours, checkpoints."""
+    return _collection(gateway, _known(collection), Addresses.of(request))
+
+
+@router.get(
+    "/collections/{collection}/items",
+    response_class=GeoJson,
+    responses={**problems("not_found"), **ITEMS},
+)
+def collection_items(
+    request: Request,
+    collection: CollectionId,
+    gateway: GatewayDep,
+    _: Reader,
+    datetime: Times = None,
+    bbox: Box = None,
+    limit: Limit = 10,
+    token: Token = None,
+) -> Json:
+    """The items of a collection, latest valid time first."""
+    at = Addresses.of(request)
+    wanted = _search(
+        collections=[_known(collection)],
+        datetime=datetime,
+        bbox=_numbers(bbox),
+        limit=limit,
+        token=token,
+    )
+    asked = _given(datetime=datetime, bbox=bbox, limit=limit, token=token)
+    return item_page(gateway.analyses, wanted, at, at.items(collection), asked)
+
+
+@router.get(
+    "/collections/{collection}/items/{item}",
+    response_class=GeoJson,
+    responses={**problems("not_found"), **ITEMS},
+)
+def read_item(
+    request: Request, collection: CollectionId, item: ItemId, gateway: GatewayDep, _: Reader
+) -> Json:
+    """One analysis: times, properties, and its files with checksums."""
+    manifest = gateway.analyses.get(item)
+    if manifest.kind != _known(collection):
+        raise NotFound(f"Expected an item of '{collection}'; '{item}' is one of '{manifest.kind}'.")
+    found = build_item(manifest, Addresses.of(request))
+    document: Json = found.to_dict(include_self_link=True, transform_hrefs=False)
+    return document
+
+
+@router.get("/search", response_class=GeoJson, responses={**problems(), **ITEMS})
+def search_items(
+    request: Request,
+    gateway: GatewayDep,
+    _: Reader,
+    collections: Annotated[
+        str | None, Query(description="Only of these, parted by commas.", max_length=500)
+    ] = None,
+    ids: Annotated[
+        str | None, Query(description="Only these items, parted by commas.", max_length=10_000)
+    ] = None,
+    datetime: Times = None,
+    bbox: Box = None,
+    intersects: Annotated[
+        str | None, Query(description="A GeoJSON geometry.", max_length=10_000)
+    ] = None,
+    limit: Limit = 10,
+    token: Token = None,
+) -> Json:
+    """Items of all collections, latest valid time first."""
+    at = Addresses.of(request)
+    wanted = _search(
+        collections=_names(collections),
+        ids=_names(ids),
+        datetime=datetime,
+        bbox=_numbers(bbox),
+        intersects=_geometry(intersects),
+        limit=limit,
+        token=token,
+    )
+    asked = _given(
+        collections=collections, ids=ids, datetime=datetime, bbox=bbox, intersects=intersects,
+        limit=limit, token=token,
+    )  # fmt: skip
+    return item_page(gateway.analyses, wanted, at, at.search, asked)
+
+
+@router.post("/search", response_class=GeoJson, responses={**problems("too_large"), **ITEMS})
+def post_search(request: Request, gateway: GatewayDep, _: Reader, wanted: SearchBody) -> Json:
+    """The same, with the question in the body."""
+    at = Addresses.of(request)
+    return item_page(gateway.analyses, wanted, at, at.search, None)
+
+
+def _known(collection: str) -> str:
+    if collection not in KINDS:
+        raise NotFound(f"Expected a collection of {', '.join(KINDS)}; got '{collection}'.")
+    return collection
+
+
+def _collection(gateway: GatewayDep, kind: str, at: Addresses) -> Json:
+    found = gateway.analyses.select(ItemFilter(frozenset({kind})), None, 10**9)
+    return build_collection(kind, found.items, at)
+
+
+def _search(**values: Any) -> SearchBody:
+    """A search by the parameters of a GET, held to the same rules as a posted one."""
+    try:
+        return SearchBody(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidInput(first["msg"], field=str(first["loc"][0])) from None
+
+
+def _given(**values: Any) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name for name in text.split(",") if name]
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidInput(
+            f"Expected numbers parted by commas; got '{text}'.", field="bbox"
+        ) from None
+
+
+def _geometry(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        raise InvalidInput("Expected a GeoJSON geometry.", field="intersects") from None

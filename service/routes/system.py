@@ -1,0 +1,185 @@
+"""Report capabilities, health, readiness and metrics, and describe the problem codes."""
+
+import tempfile
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel
+from redis.exceptions import RedisError
+
+from model.domain.observations import QC_FLAGS, REPORT_TYPES
+from model.domain.variables import VARIABLES
+from service.auth import AnyCaller, GatewayDep
+from service.errors import PROBLEMS, NotFound, Unavailable
+from service.gateway import Gateway
+from service.jobs import can_run_models
+from service.metrics import CONTENT_TYPE, set_cycle_metrics
+from service.openapi import problems
+from service.schemas import CapabilitiesView, Check, Live, Readiness, UploadFormat
+from service.settings import VERSION
+from service.uploads import CONTAINERS, free_bytes
+from worker.contract.batches import BatchState
+from worker.contract.disk import disk_state
+from worker.contract.jobs import JobState
+from worker.contract.queues import GPU_QUEUE, INGEST_QUEUE, QUEUES, WorkerReport, merge
+from worker.contract.redis_server import redis_health
+from worker.contract.store import RetentionFigures
+
+router = APIRouter(tags=["system"])
+
+
+@router.get("/v1/capabilities", responses=problems())
+def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
+    """Models, formats and networks of the workers that run, and the vocabulary."""
+    reports = gateway.stores.workers.alive()
+    can = merge([r for r in reports if r.ready])
+    settings = gateway.settings
+    return CapabilitiesView(
+        version=VERSION,
+        models=can.models,
+        formats=can.formats,
+        decoders=can.decoders,
+        networks=can.networks or sorted(REPORT_TYPES),
+        variables={v.id: v.units for v in VARIABLES.values()},
+        qc_outcomes={f.name: f.meaning for f in QC_FLAGS.values()},
+        uploads=[
+            UploadFormat(name=c.name, meaning=c.meaning, media_type=c.media_type)
+            for c in CONTAINERS.values()
+        ],
+        job_kinds=["filtering", "forecast", "reanalysis"],
+        limits={
+            "max_upload_bytes": settings.max_upload_bytes,
+            "query_max_rows": settings.query_max_rows,
+            "edr_max_values": settings.edr_max_values,
+            "requests_per_minute": settings.requests_per_minute,
+            "queued_jobs_per_key": settings.queued_jobs_per_key,
+        },
+        workers=reports,
+    )
+
+
+@router.get("/health/live", responses=problems())
+async def live() -> Live:
+    """The process answers; it asks nothing else of the world."""
+    return Live(version=VERSION)
+
+
+@router.get("/health/ready", responses=problems("not_ready"))
+def ready(
+    gateway: GatewayDep,
+    part: Annotated[
+        Literal["all", "gateway"],
+        Query(description="`gateway`: uploads can be taken; `all`: jobs can be done too."),
+    ] = "all",
+) -> Readiness:
+    """Redis, storage, workers by queue and the loaded model; 503 names what is missing."""
+    health = redis_health(gateway.stores.redis)
+    reports = gateway.stores.workers.alive() if health.reachable else []
+    checks = {
+        "redis": Check(ok=health.reachable, detail="" if health.reachable else health.warnings[0]),
+        "storage": _storage(gateway),
+    }
+    needed = list(checks)
+    for queue in QUEUES:
+        checks[queue] = _workers(queue, reports)
+    needed += [INGEST_QUEUE, GPU_QUEUE] if part == "all" else []
+    models = [m.name for m in merge([r for r in reports if r.ready]).models]
+    checks["disk"] = _disk(gateway)
+    is_ready = all(checks[name].ok for name in needed)
+    warnings = list(health.warnings) if health.reachable else []
+    # What is published can still be read, so a balancer must not turn this gateway off.
+    warnings += [] if checks["disk"].ok else [checks["disk"].detail]
+    answer = Readiness(ready=is_ready, checks=checks, models=models, warnings=warnings)
+    if not is_ready:
+        missing = "; ".join(f"{n}: {checks[n].detail}" for n in needed if not checks[n].ok)
+        error = Unavailable(f"Not ready. {missing}.")
+        error.context = answer.model_dump(mode="json")
+        raise error
+    return answer
+
+
+def _storage(gateway: Gateway) -> Check:
+    try:
+        with tempfile.TemporaryFile(dir=gateway.layout.tmp) as file:
+            file.write(b"\0" * 4096)
+        free = free_bytes(gateway.layout.tmp)
+    except OSError as error:
+        return Check(ok=False, detail=f"the data folder cannot be written: {error}")
+    if free < gateway.settings.min_free_bytes:
+        return Check(ok=False, detail=f"only {free} bytes are free")
+    return Check(ok=True, detail=f"{free} bytes free")
+
+
+def _disk(gateway: Gateway) -> Check:
+    try:
+        state = disk_state(gateway.layout, gateway.settings)
+    except OSError as error:
+        return Check(ok=False, detail=f"the data folder cannot be read: {error}")
+    return Check(ok=not state.low, detail=state.message)
+
+
+def _workers(queue: str, reports: list[WorkerReport]) -> Check:
+    here = [r for r in reports if queue in r.queues]
+    able = [r for r in here if (can_run_models(r) if queue == GPU_QUEUE else r.ready)]
+    detail = f"{len(able)} ready, {len(here) - len(able)} starting"
+    return Check(ok=bool(able), detail=detail if here else "no worker reports")
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        **problems(),
+        200: {"description": "Prometheus text.", "content": {"text/plain": {}}},
+    },
+)
+def metrics(gateway: GatewayDep) -> Response:
+    """Counters of this gateway and states of the system, for Prometheus."""
+    counters, stores = gateway.metrics, gateway.stores
+    try:
+        reports = stores.workers.alive()
+        for queue in QUEUES:
+            count = sum(queue in r.queues and r.ready for r in reports)
+            counters.workers.labels(queue).set(count)
+        for state in JobState:
+            counters.records.labels("job", state.value).set(stores.jobs.count(state))
+        for batch_state in BatchState:
+            count = stores.batches.count(batch_state)
+            counters.records.labels("batch", batch_state.value).set(count)
+        set_cycle_metrics(counters, stores.cycles)
+        counters.webhook_messages.set(stores.webhooks.waiting())
+    except RedisError:
+        counters.workers.clear()
+        counters.records.clear()
+        counters.cycles.clear()
+    counters.verification.set(gateway.analyses)
+    figures = RetentionFigures(stores.redis, stores.keys)
+    counters.disk.set(gateway.layout, gateway.settings, figures)
+    return Response(counters.render(), media_type=CONTENT_TYPE)
+
+
+class ProblemDescription(BaseModel):
+    """A kind of problem."""
+
+    code: str
+    status: int
+    title: str
+
+
+@router.get("/problems", responses=problems())
+async def list_problems() -> list[ProblemDescription]:
+    """All codes that clients may see."""
+    return [
+        ProblemDescription(code=code, status=kind.status, title=kind.title)
+        for code, kind in PROBLEMS.items()
+    ]
+
+
+@router.get("/problems/{code}", responses=problems("not_found"))
+async def read_problem(
+    code: Annotated[str, Path(description="From a problem document.")],
+) -> ProblemDescription:
+    """One code."""
+    if code not in PROBLEMS:
+        raise NotFound(f"Expected one of {', '.join(PROBLEMS)}; got '{code}'.")
+    return ProblemDescription(code=code, status=PROBLEMS[code].status, title=PROBLEMS[code].title)

@@ -1,0 +1,331 @@
+"""Turn an upload request into a batch in the store and a message to the ingest workers.
+
+The body is the file itself or one part of multipart/form-data, read piece by piece; options of
+the sender (report type, observation errors, decoder) are checked before anything is stored.
+"""
+
+import json
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from email.message import Message
+from typing import Annotated, Any, Self
+
+import structlog
+from anyio import to_thread
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from starlette.requests import ClientDisconnect, Request
+
+from model.domain.errors import AppaError, InvalidInput
+from model.domain.observations import REPORT_TYPES
+from model.domain.variables import VARIABLES
+from service.errors import RequestError, check_known
+from service.gateway import Gateway
+from service.uploads import PartFile, StoredUpload, check_length, receive_upload
+from worker.contract.batches import BatchRecord, BatchState
+from worker.contract.disk import require_space
+from worker.contract.queues import INGEST_BATCH, submit
+from worker.contract.records import new_id
+
+MAX_FIELD_BYTES = 64 * 1024
+
+
+def _options(value: str) -> dict[str, str]:
+    """Parameters of a header such as `form-data; name="file"; filename="a.bufr"`."""
+    message = Message()
+    message["content-disposition"] = value
+    pairs = message.get_params(header="content-disposition", unquote=True) or []
+    return {k.lower(): v for k, v in pairs[1:]}
+
+
+def boundary_of(content_type: str) -> str | None:
+    """The boundary, if `content_type` is multipart/form-data."""
+    message = Message()
+    message["content-type"] = content_type
+    if message.get_content_type() != "multipart/form-data":
+        return None
+    boundary = message.get_param("boundary")
+    if not isinstance(boundary, str) or not 1 <= len(boundary) <= 70:
+        raise RequestError("Expected a boundary of 1 to 70 characters in the Content-Type.")
+    return boundary
+
+
+class FilePart:
+    """Collects the data of the one file part; other parts are small form fields."""
+
+    def __init__(self, boundary: str) -> None:
+        self.filename: str | None = None
+        self.fields: dict[str, str] = {}
+        self.files = 0
+        self.done = False
+        self._pieces: list[bytes] = []
+        self._header = [b"", b""]
+        self._name: str | None = None
+        self._field = bytearray()
+        self._in_file = False
+        self._parser = MultipartParser(
+            boundary.encode("latin-1", "replace"),
+            {
+                "on_part_begin": self._part_begin,
+                "on_header_field": lambda data, start, end: self._add_header(0, data[start:end]),
+                "on_header_value": lambda data, start, end: self._add_header(1, data[start:end]),
+                "on_header_end": self._header_end,
+                "on_part_data": self._data,
+                "on_part_end": self._part_end,
+                "on_end": self._end,
+            },
+        )
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The pieces of the file in `chunk`."""
+        self._pieces = []
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise RequestError(f"Expected a multipart/form-data body; {error}.") from error
+        return self._pieces
+
+    def _part_begin(self) -> None:
+        self._name, self._in_file, self._field = None, False, bytearray()
+        self._header = [b"", b""]
+
+    def _add_header(self, which: int, data: bytes) -> None:
+        self._header[which] += data
+
+    def _header_end(self) -> None:
+        if self._header[0].lower() == b"content-disposition":
+            options = _options(self._header[1].decode("utf-8", "replace"))
+            self._name = options.get("name")
+            if "filename" in options or self._name == "file":
+                self.files += 1
+                self._in_file = True
+                self.filename = options.get("filename") or None
+                if self.files > 1:
+                    raise RequestError("Expected one file a request; got more. Upload each alone.")
+        self._header = [b"", b""]
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._in_file:
+            self._pieces.append(data[start:end])
+        elif len(self._field) + end - start > MAX_FIELD_BYTES:
+            raise RequestError(f"Expected form fields of at most {MAX_FIELD_BYTES} bytes.")
+        else:
+            self._field += data[start:end]
+
+    def _part_end(self) -> None:
+        if self._name and not self._in_file:
+            self.fields[self._name] = self._field.decode("utf-8", "replace")
+
+    def _end(self) -> None:
+        self.done = True
+
+
+async def file_chunks(part: FilePart, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The bytes of the file in `stream`.
+
+    Raises:
+        RequestError: If the body has no file part, more than one, or ends too early.
+    """
+    async for chunk in stream:
+        for piece in part.feed(chunk):
+            yield piece
+    if not part.done:
+        raise RequestError("Expected a complete multipart body; its closing boundary is missing.")
+    if part.files == 0:
+        raise RequestError("Expected a part with a filename, or named 'file'; got none.")
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ErrorOverride(BaseModel):
+    """Another observation error for one variable of some networks."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    report_types: list[str] = Field(min_length=1, description="Networks it holds for.")
+    variable: str = Field(description="Id of the vocabulary.")
+    error: Positive | list[Positive] = Field(description="1 standard deviation, SI.")
+    pressure: list[Positive] | None = Field(default=None, description="Levels of `error` in hPa.")
+    relative: bool = Field(default=False, description="Whether `error` is a share of the value.")
+    minimum: float | None = Field(default=None, ge=0, description="Lower bound, SI.")
+    maximum: float | None = Field(default=None, gt=0, description="Upper bound, SI.")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for name in self.report_types:
+            check_known("report_types", name, REPORT_TYPES)
+        check_known("variable", self.variable, VARIABLES)
+        given = len(self.error) if isinstance(self.error, list) else 1
+        if given != len(self.pressure or [0]):
+            raise ValueError("expected one error, or as many as levels in 'pressure'")
+        return self
+
+
+class Representativeness(BaseModel):
+    """Inflation: sigma² = (factor · sigma)² + addend²."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    factor: Positive | None = Field(
+        default=None, description="Multiplies the error of every variable."
+    )
+    addend: dict[str, Positive] = Field(
+        default={}, description="Added in quadrature, SI, by variable."
+    )
+
+
+class ErrorOverrides(BaseModel):
+    """Observation errors of this upload; what is not named keeps the deployment's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    representativeness: Representativeness | None = None
+    entries: list[ErrorOverride] = Field(default=[], max_length=500)
+
+
+def _object(field: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"Expected JSON in '{field}'; {error}.", field=field) from error
+    if not isinstance(value, dict):
+        raise InvalidInput(f"Expected a JSON object in '{field}'; got {text[:40]}.", field=field)
+    return value
+
+
+def upload_options(
+    report_type: str | None, errors: str | None, decoder: str | None
+) -> dict[str, Any]:
+    """The options kept with the batch; only those given.
+
+    Raises:
+        InvalidInput: Naming the option and what is possible.
+    """
+    options: dict[str, Any] = {}
+    if report_type:
+        check_known("report_type", report_type, REPORT_TYPES)
+        options["report_type"] = report_type
+    if errors:
+        try:
+            overrides = ErrorOverrides.model_validate(_object("errors", errors))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(["errors", *map(str, first["loc"])])
+            raise InvalidInput(f"{place}: {first['msg']}.", field=place) from error
+        options["errors"] = overrides.model_dump(exclude_none=True, exclude_defaults=True)
+    if decoder:
+        options["decoder"] = _object("decoder", decoder)
+    return options
+
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who sends, and what is said about the upload."""
+
+    api_key: str
+    idempotency_key: str
+    file_name: str
+    report_type: str | None
+    errors: str | None
+    decoder: str | None
+
+
+class Disconnected(RequestError):
+    """The client went away; nobody reads this answer."""
+
+
+async def receive_batch(
+    request: Request, gateway: Gateway, sender: Sender
+) -> tuple[BatchRecord, bool]:
+    """Receives the body, stores it as a batch and tells the ingest workers.
+
+    The upload becomes visible only whole: received under `tmp/`, moved, then recorded. The same
+    content with the same options is the same batch.
+
+    Returns:
+        The batch, and whether it is new.
+    """
+    upload_options(sender.report_type, sender.errors, sender.decoder)  # before a byte is read
+    limits = gateway.upload_limits
+    await to_thread.run_sync(require_space, gateway.layout, gateway.settings)
+    check_length(request.headers.get("content-length"), gateway.layout.tmp, limits)
+    boundary = boundary_of(request.headers.get("content-type", ""))
+    form = FilePart(boundary) if boundary else None
+    chunks = file_chunks(form, request.stream()) if form else _nonempty(request.stream())
+    batch_id = new_id("batch")
+    try:
+        with PartFile(gateway.layout.upload(batch_id)) as part:
+            upload = await receive_upload(chunks, part, limits)
+            batch = _record(batch_id, upload, request, sender, form)
+            return await to_thread.run_sync(_keep, gateway, part, batch, sender.idempotency_key)
+    except ClientDisconnect:
+        gateway.metrics.uploads.labels("disconnected").inc()
+        log.info("upload_disconnected", batch_id=batch_id)
+        raise Disconnected("The client went away during the upload; nothing was kept.") from None
+    except RequestError as error:
+        gateway.metrics.uploads.labels(error.code).inc()
+        raise
+
+
+async def _nonempty(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in stream:
+        if chunk:
+            yield chunk
+
+
+def _record(
+    batch_id: str, upload: StoredUpload, request: Request, sender: Sender, form: FilePart | None
+) -> BatchRecord:
+    fields = form.fields if form else {}
+    given = {
+        name: getattr(sender, name) or fields.get(name)
+        for name in ("report_type", "errors", "decoder")
+    }
+    name = sender.file_name or (form.filename if form else None) or ""
+    return BatchRecord(
+        id=batch_id,
+        sha256=upload.sha256,
+        size=upload.size,
+        container=upload.container.name,
+        file_name="".join(c for c in name if c.isprintable())[:255],
+        options=upload_options(**given),
+        api_key=sender.api_key,
+        request_id=request.scope.get("appa.request_id", ""),
+    )
+
+
+def _keep(
+    gateway: Gateway, part: PartFile, record: BatchRecord, idempotency_key: str
+) -> tuple[BatchRecord, bool]:
+    """File first, record second, message last: what exists at each moment is consistent."""
+    target = gateway.layout.raw_file(record.id)
+    try:
+        part.publish(target)
+    except OSError:
+        shutil.rmtree(target.parent, ignore_errors=True)
+        raise
+    try:
+        batch, created = gateway.stores.batches.create(record, idempotency_key=idempotency_key)
+    except AppaError:  # not when Redis was lost: the record may exist and need its file
+        _forget(gateway, record.id)
+        raise
+    if created:
+        gateway.metrics.upload_bytes.inc(record.size)
+    else:
+        _forget(gateway, record.id)
+    if batch.state is BatchState.RECEIVED:  # again for a duplicate: its message may be lost
+        submit(gateway.sender, INGEST_BATCH, batch.id)
+    gateway.metrics.uploads.labels("created" if created else "known").inc()
+    log.info("upload", batch_id=batch.id, created=created, size=record.size, sha256=record.sha256)
+    return batch, created
+
+
+def _forget(gateway: Gateway, batch_id: str) -> None:
+    gateway.layout.raw_file(batch_id).unlink(missing_ok=True)
+    gateway.layout.raw_batch(batch_id).rmdir()

@@ -1,0 +1,170 @@
+"""Store batches in Redis: uploads of observations, from the bytes received to rows in the store.
+
+A batch is found again by its content and by the sender's idempotency key.
+"""
+
+import hashlib
+import json
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from model.domain.errors import InvalidInput
+from worker.contract import clock
+from worker.contract.record_store import RecordStore
+from worker.contract.records import Problem, Record
+
+__all__ = [
+    "ALLOWED_BATCH_MOVES",
+    "BatchRecord",
+    "BatchState",
+    "BatchStore",
+    "IdempotencyConflict",
+    "IngestSummary",
+]
+
+
+class BatchState(StrEnum):
+    """Where an upload is in its life."""
+
+    RECEIVED = "received"
+    INGESTING = "ingesting"
+    INGESTED = "ingested"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+ALLOWED_BATCH_MOVES: dict[BatchState, frozenset[BatchState]] = {
+    BatchState.RECEIVED: frozenset({BatchState.INGESTING, BatchState.FAILED}),
+    BatchState.INGESTING: frozenset(
+        {BatchState.INGESTED, BatchState.REJECTED, BatchState.FAILED, BatchState.RECEIVED}
+    ),
+    BatchState.INGESTED: frozenset(),
+    BatchState.REJECTED: frozenset(),
+    BatchState.FAILED: frozenset(),
+}
+"""`rejected`: nothing in the upload could be read; `failed`: our side broke."""
+
+
+class IngestSummary(Record):
+    """What came out of an upload."""
+
+    messages: int = Field(default=0, description="Messages or rows found.")
+    undecoded: int = Field(default=0, description="Messages that could not be decoded.")
+    observations: int = Field(default=0, description="Observed values stored.")
+    used: int = Field(default=0, description="Of these, values that passed the checks at arrival.")
+    by_variable: dict[str, int] = Field(default={}, description="Stored values by variable.")
+    by_report_type: dict[str, int] = Field(default={}, description="Stored values by network.")
+    by_rejection: dict[str, int] = Field(
+        default={}, description="Stored values by rejecting check."
+    )
+    decode_report: dict[str, Any] = Field(default={}, description="The decoder's own report.")
+
+
+class BatchRecord(Record):
+    """One upload."""
+
+    id: str = Field(description="Unique, sorts by arrival.")
+    state: BatchState = Field(default=BatchState.RECEIVED, description="Where it is in its life.")
+    created: datetime = Field(
+        default_factory=clock.now, description="When it arrived (UTC, by the operational clock)."
+    )
+    started: datetime | None = Field(default=None, description="When ingest last started (UTC).")
+    finished: datetime | None = Field(default=None, description="When ingest ended (UTC).")
+    sha256: str = Field(description="Of the bytes received.")
+    size: int = Field(ge=0, description="Bytes.")
+    container: str = Field(description="`bufr`, `grib`, `csv`, `parquet`, … by its first bytes.")
+    file_name: str = Field(default="", description="As the sender called it.")
+    options: dict[str, Any] = Field(
+        default={},
+        description="How to read it: `report_type`, `errors`, and options of its decoder.",
+    )
+    attempts: int = Field(default=0, ge=0, description="How often a worker has started it.")
+    token: int = Field(default=0, ge=0, description="Fencing token of the newest attempt.")
+    worker: str | None = Field(default=None, description="Worker of the newest attempt.")
+    summary: IngestSummary | None = Field(default=None, description="What came out, once ingested.")
+    error: Problem | None = Field(default=None, description="Why it was rejected or failed.")
+    api_key: str = Field(default="", description="Id of the API key that sent it; empty when none.")
+    request_id: str = Field(default="", description="Request that sent it, for the logs.")
+
+    @property
+    def identity(self) -> str:
+        """What makes two uploads the same: their bytes, and how they are to be read."""
+        if not self.options:
+            return f"sha256:{self.sha256}"
+        text = json.dumps(self.options, sort_keys=True)
+        return f"sha256:{self.sha256}:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+class IdempotencyConflict(InvalidInput):
+    """One idempotency key with two different contents."""
+
+    code = "idempotency_conflict"
+
+
+class BatchStore(RecordStore[BatchRecord]):
+    """Batches in Redis."""
+
+    noun = "batch"
+    model = BatchRecord
+    waiting = BatchState.RECEIVED
+    working = BatchState.INGESTING
+    leased = (BatchState.INGESTING,)
+
+    def _sources(self, to: str) -> list[str]:
+        return [state for state, moves in ALLOWED_BATCH_MOVES.items() if to in moves]
+
+    def create(self, record: BatchRecord, *, idempotency_key: str = "") -> tuple[BatchRecord, bool]:
+        """Stores a new upload, or finds the one with the same content and options, or
+        the same key.
+
+        A failed batch (our side broke) does not stand in the way of sending its content again.
+
+        Returns:
+            The batch, and whether it was created now.
+
+        Raises:
+            IdempotencyConflict: If the key was used before with another content.
+        """
+        content = record.identity
+        key = f"key:{record.api_key}:{idempotency_key}"
+        unique = [key, content] if idempotency_key else [content]
+        batch, created = self._create(record, kind=record.container, unique=unique)
+        if not created and batch.state is BatchState.FAILED:
+            self.redis.delete(*(self.keys.unique(self.noun, name) for name in unique))
+            batch, created = self._create(record, kind=record.container, unique=unique)
+        if batch.identity != record.identity:
+            raise IdempotencyConflict(
+                f"Expected the same content under Idempotency-Key '{idempotency_key}' as before "
+                f"(batch '{batch.id}', sha256 {batch.sha256}); got sha256 {record.sha256}.",
+                field="Idempotency-Key",
+                batch_id=batch.id,
+            )
+        return batch, created
+
+    def find_content(self, sha256: str) -> str | None:
+        """Id of the batch with this content, or None."""
+        found = self._call(self.redis.get(self.keys.unique(self.noun, f"sha256:{sha256}")))
+        return None if found is None else str(found)
+
+    def finish(self, record_id: str, token: int, summary: IngestSummary) -> None:
+        """The rows are in the store."""
+        to = BatchState.INGESTED
+        self.move(record_id, to, token=token, terminal=True, summary=summary, error=None)
+
+    def reject(
+        self, record_id: str, token: int, problem: Problem, summary: IngestSummary | None = None
+    ) -> None:
+        """Nothing in the upload could be read."""
+        to = BatchState.REJECTED
+        self.move(record_id, to, token=token, terminal=True, error=problem, summary=summary)
+
+    def fail(self, record_id: str, token: int | None, problem: Problem) -> None:
+        """Ingest broke for good."""
+        self.move(record_id, BatchState.FAILED, token=token, terminal=True, error=problem)
+
+    def requeue(self, record_id: str, token: int, problem: Problem) -> None:
+        """Back to waiting after a retryable error."""
+        self.move(record_id, BatchState.RECEIVED, token=token, terminal=False, error=problem)

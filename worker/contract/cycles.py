@@ -1,0 +1,363 @@
+"""Store cycles in Redis: one record for each valid time and flavour (early, final).
+
+A cycle is data with a deadline: a valid time, analysed early and once more when the late
+observations are in. Every move between its states is compare-and-set, so that any number of
+schedulers may make them.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from model.domain.errors import InvalidInput
+from worker.contract import scripts
+from worker.contract.record_store import LeaseLost, MoveRefused, Page, RecordStore
+from worker.contract.records import Record
+
+__all__ = [
+    "ALLOWED_CYCLE_MOVES",
+    "CYCLE_DONE",
+    "CycleRecord",
+    "CycleState",
+    "CycleStore",
+    "FIRST_REVISION",
+    "Flavour",
+    "cycle_key",
+    "parse_cycle_key",
+]
+
+
+class Flavour(StrEnum):
+    """Which analysis of a valid time."""
+
+    EARLY = "early"
+    FINAL = "final"
+
+
+FIRST_REVISION: dict[Flavour, int] = {Flavour.EARLY: 1, Flavour.FINAL: 2}
+"""The early analysis is revision 1, the final one 2, whether or not there was an early one;
+reruns count on from there."""
+
+
+class CycleState(StrEnum):
+    """Where a cycle is in its life."""
+
+    WAITING = "waiting"
+    DUE = "due"
+    SUBMITTED = "submitted"
+    PUBLISHED = "published"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+
+ALLOWED_CYCLE_MOVES: dict[CycleState, frozenset[CycleState]] = {
+    CycleState.WAITING: frozenset({CycleState.DUE, CycleState.SKIPPED, CycleState.CANCELLED}),
+    CycleState.DUE: frozenset(
+        {CycleState.SUBMITTED, CycleState.SKIPPED, CycleState.CANCELLED, CycleState.DUE}
+    ),
+    CycleState.SUBMITTED: frozenset(
+        {CycleState.PUBLISHED, CycleState.FAILED, CycleState.CANCELLED, CycleState.DUE}
+    ),
+    CycleState.PUBLISHED: frozenset({CycleState.DUE}),
+    CycleState.FAILED: frozenset({CycleState.DUE}),
+    CycleState.SKIPPED: frozenset({CycleState.DUE}),
+    CycleState.CANCELLED: frozenset({CycleState.DUE}),
+}
+"""`waiting`: the cut-off is ahead, or observations that came in time are still being taken in;
+`due`: decided, waits for room; `due -> due`: why it still waits;
+`submitted -> due`: tried again after a failed job;
+the moves back to `due` from an end are reruns."""
+
+CYCLE_DONE = frozenset(
+    {CycleState.PUBLISHED, CycleState.FAILED, CycleState.SKIPPED, CycleState.CANCELLED}
+)
+_KEY = re.compile(r"(\d{8}T\d{2})Z_(early|final)")
+
+
+def cycle_key(valid_time: datetime, flavour: str) -> str:
+    """`20031001T06Z_early`: sorts by valid time, the early analysis first."""
+    return f"{valid_time.astimezone(UTC):%Y%m%dT%H}Z_{Flavour(flavour).value}"
+
+
+def parse_cycle_key(key: str) -> tuple[datetime, Flavour]:
+    """Valid time and flavour of a key.
+
+    Raises:
+        InvalidInput: If it is none.
+    """
+    form = _KEY.fullmatch(key)
+    try:
+        if form is None:
+            raise ValueError
+        time = datetime.strptime(form[1], "%Y%m%dT%H").replace(tzinfo=UTC)
+    except ValueError:
+        raise InvalidInput(
+            f"Expected the key of a cycle such as '20031001T06Z_early'; got {key!r}.", field="key"
+        ) from None
+    return time, Flavour(form[2])
+
+
+class CycleRecord(Record):
+    """One valid time and flavour."""
+
+    id: str = Field(description="Key, such as `20031001T06Z_early`; sorts by valid time.")
+    valid_time: datetime = Field(description="Time of the analysis (UTC).")
+    flavour: Flavour = Field(description="`early` or `final`.")
+    cut_off: datetime = Field(description="Last arrival accepted (UTC).")
+    state: CycleState = Field(default=CycleState.WAITING, description="How far it is.")
+    job_id: str = Field(default="", description="The newest job submitted for it.")
+    analysis_id: str = Field(default="", description="The newest analysis published for it.")
+    revision: int = Field(
+        default=1, ge=1, description="1 early, 2 final, more for reruns; of the newest job."
+    )
+    decided: datetime | None = Field(
+        default=None, description="When its observations were complete and it became due (UTC)."
+    )
+    caught_up: bool = Field(
+        default=False,
+        description="Whether it became due so late that the next cut-off had passed, too.",
+    )
+    behind_seconds: float = Field(default=0.0, description="From the cut-off to the decision.")
+    message: str = Field(default="", description="Why it was skipped, failed or tried again.")
+    attempts: int = Field(default=0, ge=0, description="Jobs submitted for this revision.")
+    published: datetime | None = Field(
+        default=None, description="When the analysis could be read (UTC)."
+    )
+    forecast_job_id: str = Field(default="", description="The forecast that it started.")
+    forecast_id: str = Field(default="", description="Under this name the forecast is published.")
+    asked_by: str = Field(default="", description="API key that asked for the rerun.")
+    token: int = Field(default=0, ge=0, description="Rises with every change of the record.")
+    api_key: str = Field(default="", description="Always empty: cycles belong to nobody.")
+
+    @property
+    def key(self) -> str:
+        """The record's id."""
+        return self.id
+
+    @property
+    def rerun(self) -> int:
+        """0 for the regular analysis, 1 for the first rerun after it, …"""
+        return max(0, self.revision - FIRST_REVISION[self.flavour])
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more happens to it unless someone asks for a rerun."""
+        return self.state in CYCLE_DONE
+
+    @property
+    def freshness_seconds(self) -> float | None:
+        """From the cut-off to the published analysis."""
+        if self.published is None:
+            return None
+        return (self.published - self.cut_off).total_seconds()
+
+    @property
+    def unique_key(self) -> str:
+        """Under this key its job is created: the same for all schedulers, new for each retry."""
+        retry = f".{self.attempts}" if self.attempts else ""
+        return f"cycle:{self.id}:{self.rerun}{retry}"
+
+
+_ANEW: dict[str, Any] = {
+    "caught_up": False,
+    "behind_seconds": 0.0,
+    "attempts": 0,
+    "published": None,
+    "forecast_job_id": "",
+    "forecast_id": "",
+    "message": "rerun asked for",
+}
+"""Fields of a cycle that is made again."""
+
+
+class CycleStore(RecordStore[CycleRecord]):
+    """Cycles in Redis."""
+
+    noun = "cycle"
+    model = CycleRecord
+    waiting = CycleState.WAITING
+    working = CycleState.SUBMITTED
+    leased = ()
+
+    def _sources(self, to: str) -> list[str]:
+        return [state for state, moves in ALLOWED_CYCLE_MOVES.items() if to in moves]
+
+    # -- reading
+
+    def states(self, since: datetime) -> dict[str, CycleState]:
+        """Key and state of every cycle valid at `since` or later, and of all that wait."""
+        low = f"[{cycle_key(since, Flavour.EARLY)}"
+        pipe = self.redis.pipeline()
+        for state in CycleState:
+            from_ = "-" if state is CycleState.WAITING else low
+            pipe.zrangebylex(self._index("state", state), from_, "+")
+        return {
+            str(key): state
+            for state, keys in zip(CycleState, pipe.execute(), strict=True)
+            for key in keys
+        }
+
+    def in_state(self, *states: CycleState) -> list[CycleRecord]:
+        """All cycles in one of these states, by valid time."""
+        found = self._load(sorted(key for state in states for key in self.ids(state)))
+        return [record for record in found if record.state in states]  # moved on meanwhile
+
+    def load(self, keys: Iterable[str]) -> list[CycleRecord]:
+        """The cycles with these keys that exist."""
+        return self._load(list(keys))
+
+    def newest(self, *, state: CycleState | None = None) -> str | None:
+        """Key of the cycle with the latest valid time, of those in `state` if given."""
+        index = self._index("state", state) if state else self._index("all")
+        found = self._call(self.redis.zrevrange(index, 0, 0))
+        return str(found[0]) if found else None
+
+    def of_hour(self, valid_time: datetime) -> dict[Flavour, CycleRecord]:
+        """The early and the final cycle of a valid time, as far as they exist."""
+        found = self._load([cycle_key(valid_time, flavour) for flavour in Flavour])
+        return {record.flavour: record for record in found}
+
+    def select(
+        self,
+        *,
+        state: str = "",
+        flavour: str = "",
+        start: datetime | None = None,
+        end: datetime | None = None,
+        cursor: str = "",
+        limit: int = 50,
+    ) -> Page[CycleRecord]:
+        """Cycles, latest valid time first.
+
+        Arguments:
+            state: Only those in this state.
+            flavour: Only `early` or `final`.
+            start: First valid time.
+            end: Last valid time.
+            cursor: Key after which the page begins, from the page before.
+            limit: Most cycles of a page.
+        """
+        low = f"[{cycle_key(start, Flavour.EARLY)}" if start else "-"
+        high = f"[{cycle_key(end, Flavour.FINAL)}" if end else "+"
+        source = self._index("state", state) if state else self._index("all")
+        keys = list(self._call(self.redis.zrevrangebylex(source, high, low)))
+        keys = [key for key in keys if not flavour or key.endswith(f"_{flavour}")]
+        rest = [key for key in keys if not cursor or key < cursor]
+        more = rest[limit - 1] if len(rest) > limit else None
+        return Page(self._load(rest[:limit]), more, len(keys))
+
+    # -- changing
+
+    def create(self, record: CycleRecord) -> tuple[CycleRecord, bool]:
+        """Stores a new cycle, or finds the one with its key; the second of two schedulers finds."""
+        return self._create(record, kind=record.flavour, unique=[record.id])
+
+    def change(self, record: CycleRecord, to: CycleState, **values: Any) -> bool:
+        """Moves a cycle on from the state it was read in, unless it has changed since.
+
+        Arguments:
+            record: As read.
+            to: New state.
+            values: Fields to set.
+
+        Returns:
+            Whether this caller made the change; False when another was first, or the table of
+            moves does not hold it.
+        """
+        return self._change(record, to, values)
+
+    def _change(
+        self,
+        record: CycleRecord,
+        to: CycleState,
+        values: Mapping[str, Any],
+        unique: tuple[str, str] = ("", ""),
+    ) -> bool:
+        """The move; in the same step a unique key, if one is named, begins to hold a value."""
+        key, held = unique
+        if to not in ALLOWED_CYCLE_MOVES[record.state]:
+            return False
+        plain = CycleRecord.model_validate(
+            {**record.model_dump(), **values, "state": to, "token": record.token + 1}
+        ).model_dump(mode="json")
+        fields = {name: plain[name] for name in (*values, "token")}
+        terminal = to in CYCLE_DONE
+        told = {"valid_time": plain["valid_time"], "flavour": plain["flavour"], **fields}
+        try:
+            self._run(
+                scripts.MOVE,
+                record.id,
+                to,
+                f",{record.state},",
+                record.token,
+                self._fields(fields),
+                self._event(to, **told),
+                int(terminal),
+                held,
+                keys=[key] if key else (),
+            )
+        except (LeaseLost, MoveRefused):
+            return False
+        return True
+
+    def asked_before(self, cycle: str, unique_key: str) -> str | None:
+        """What was asked with the rerun of `cycle` under a caller's own key; None if nothing was."""
+        found = self._call(self.redis.get(self._rerun_key(cycle, unique_key)))
+        return None if found is None else str(found)
+
+    def _rerun_key(self, cycle: str, unique_key: str) -> str:
+        return self.keys.unique(self.noun, f"rerun:{cycle}:{unique_key}")
+
+    def rerun(
+        self,
+        record: CycleRecord,
+        cut_off: datetime,
+        decided: datetime,
+        asked_by: str = "",
+        *,
+        unique_key: str = "",
+        asked: str = "",
+    ) -> CycleRecord:
+        """Makes an ended cycle due again as the next revision of its valid time.
+
+        Arguments:
+            record: As read; published, failed, skipped or cancelled.
+            cut_off: Last arrival accepted now.
+            decided: The operational present.
+            asked_by: API key that asked.
+            unique_key: A caller's own key: one rerun at most is made under it.
+            asked: What `asked_before` tells of this request.
+
+        Raises:
+            MoveRefused: If it is not ended, or changed meanwhile.
+        """
+        unique = self._rerun_key(record.id, unique_key) if unique_key else ""
+        known = [r.revision for r in self.of_hour(record.valid_time).values()]
+        values = {
+            "revision": max(*known, *FIRST_REVISION.values(), record.revision) + 1,
+            "cut_off": cut_off,
+            "decided": decided,
+            "asked_by": asked_by,
+            **_ANEW,
+        }
+        made = record.done and self._change(record, CycleState.DUE, values, (unique, asked))
+        now = self.get(record.id)
+        repeated = bool(unique_key) and self.asked_before(record.id, unique_key) is not None
+        if not made and not repeated:  # repeated: the same request came in meanwhile
+            raise MoveRefused(
+                f"Expected an ended cycle to run again; '{record.id}' is {now.state}. Wait for "
+                "its end.",
+                id=record.id,
+                state=now.state,
+            )
+        return now
+
+    @staticmethod
+    def _event(state: str, **data: Any) -> str:
+        return json.dumps({"state": state, **data})

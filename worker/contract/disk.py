@@ -1,0 +1,175 @@
+"""Watch the free space on disk: refuse work below the watermark, and recognise a full disk.
+
+Every process checks for itself. Once the watermark was reached, work is accepted again only when
+a quarter more than it is free; a marker file in the data folder records that for all processes.
+
+HDF5 and ecCodes report "HDF error" or the like, whatever the reason. When they fail, a probe is
+written: if that fails for lack of space, so did they.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from model.domain.errors import AppaError, StorageError
+from worker.contract.layout import Layout
+
+__all__ = [
+    "DiskLow",
+    "DiskSettings",
+    "DiskState",
+    "FULL",
+    "disk_errors",
+    "disk_state",
+    "require_space",
+]
+
+_CLEAR = 1.25
+"""So much more than the watermark must be free before work is taken again."""
+
+
+class DiskSettings(Protocol):
+    """The watermark: what both settings ask for; zeros switch it off."""
+
+    @property
+    def disk_low_bytes(self) -> int:
+        """Free bytes."""
+
+    @property
+    def disk_low_percent(self) -> float:
+        """Free share of the file system, 0 to 100."""
+
+
+class DiskLow(StorageError):
+    """Less space is free than the watermark asks for."""
+
+    code = "disk_low"
+    retryable = True
+
+
+@dataclass(frozen=True)
+class DiskState:
+    """Space on the file system of the data folder.
+
+    Attributes:
+        low: Whether new work is refused.
+        free: Bytes that may be used.
+        total: Bytes in all.
+        needed: Free bytes from which on work is taken.
+        since: When it became low (UTC); None while it is not.
+    """
+
+    low: bool
+    free: int
+    total: int
+    needed: int
+    since: datetime | None = None
+
+    @property
+    def message(self) -> str:
+        """One sentence for people."""
+        if not self.low:
+            return f"{_size(self.free)} free, at least {_size(self.needed)} kept"
+        return (
+            f"Expected at least {_size(self.needed)} free on the disk of the data folder; "
+            f"{_size(self.free)} are. New work is refused until there is room: see "
+            "`appa retention plan`."
+        )
+
+    @property
+    def context(self) -> dict[str, int]:
+        """Values for machines."""
+        return {"free_bytes": self.free, "needed_bytes": self.needed, "total_bytes": self.total}
+
+
+def disk_state(layout: Layout, settings: DiskSettings) -> DiskState:
+    """Looks at the disk; keeps or removes the marker in the data folder.
+
+    Raises:
+        OSError: If the data folder cannot be read.
+    """
+    usage = shutil.disk_usage(layout.root)
+    watermark = max(settings.disk_low_bytes, int(usage.total * settings.disk_low_percent / 100))
+    marker = layout.disk_low_file
+    since = _since(layout)
+    needed = int(watermark * _CLEAR) if since else watermark
+    if usage.free < needed:
+        if since is None:
+            since = datetime.now(UTC)
+            with suppress(OSError):  # no room even for a name: the figures say it each time
+                marker.touch()
+        return DiskState(True, usage.free, usage.total, int(watermark * _CLEAR), since)
+    if since is not None:
+        with suppress(OSError):
+            marker.unlink(missing_ok=True)
+    return DiskState(False, usage.free, usage.total, watermark)
+
+
+def require_space(layout: Layout, settings: DiskSettings) -> None:
+    """Refuses new work below the watermark.
+
+    Raises:
+        DiskLow: With the bytes that are free and needed.
+    """
+    state = disk_state(layout, settings)
+    if state.low:
+        raise DiskLow(state.message, **state.context)
+
+
+def _since(layout: Layout) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(layout.disk_low_file.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return None
+
+
+def _size(count: int) -> str:
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024 or unit == "PiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers that mean: no room for more."""
+
+_PROBE = bytes(1 << 20)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Inside, an error for want of space in `folder` becomes an `OSError` that says so.
+
+    Raises:
+        OSError: With one of the numbers in `FULL`.
+    """
+    try:
+        yield
+    except AppaError:
+        raise
+    except Exception as error:
+        if not (isinstance(error, OSError) and error.errno in FULL):
+            _raise_if_full(folder, error)
+        raise
+
+
+def _raise_if_full(folder: Path, cause: Exception) -> None:
+    probe = folder / ".probe"
+    try:
+        with probe.open("wb") as stream:
+            stream.write(_PROBE)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        if error.errno in FULL:
+            raise error from cause
+    finally:
+        probe.unlink(missing_ok=True)

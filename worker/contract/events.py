@@ -1,0 +1,130 @@
+"""Log the events of the whole installation in one capped stream.
+
+An event is emitted once, however often it is reported: its id is made of its type and its
+subject. Listeners of the gateway follow the stream; webhooks are served from it.
+"""
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Any, Final
+
+from pydantic import Field
+from redis import Redis
+
+from worker.contract.records import Record, utc_now
+from worker.contract.redis_server import Keyspace
+
+__all__ = ["EventLog", "EventType", "FEED", "LENGTH", "LoggedEvent"]
+
+FEED: Final = ("feed", "all")
+"""Noun and id of the stream, for `EventFeed.follow`."""
+
+LENGTH: Final = 10_000
+"""Events kept."""
+
+_REMEMBERED_SECONDS = 90 * 86_400
+
+_EMIT = """
+-- KEYS: known mark, stream. ARGV: 1 seconds, 2 length, 3 type, 4 data, 5 channel, 6 noun, 7 id
+if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[1]) then return '' end
+local event = redis.call(
+  'XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', 'type', ARGV[3], 'data', ARGV[4])
+redis.call('PUBLISH', ARGV[5], cjson.encode(
+  {noun = ARGV[6], id = ARGV[7], event = event, type = ARGV[3], data = ARGV[4]}))
+return event
+"""
+
+
+class EventType(StrEnum):
+    """What can be told."""
+
+    ANALYSIS_PUBLISHED = "analysis.published"
+    CYCLE_FAILED = "cycle.failed"
+    CYCLE_OUTSIDE_LIMITS = "cycle.outside_limits"
+
+
+class LoggedEvent(Record):
+    """One event, as listeners and webhooks get it."""
+
+    id: str = Field(description="The same each time the event is told: tells repeats apart.")
+    type: EventType = Field(description="What happened.")
+    time: str = Field(description="When it was first told (UTC, ISO 8601).")
+    data: dict[str, Any] = Field(description="About what it happened to.")
+
+
+def event_id(type: EventType, subject: str) -> str:
+    """Name of an event: what happened, and to what."""
+    return "evt_" + hashlib.sha256(f"{type}/{subject}".encode()).hexdigest()[:32]
+
+
+class EventLog:
+    """The stream in Redis."""
+
+    def __init__(self, redis: Redis, keys: Keyspace) -> None:
+        self.redis = redis
+        self.keys = keys
+
+    @property
+    def stream(self) -> str:
+        """Key of the stream."""
+        return self.keys.events(*FEED)
+
+    def emit(self, type: EventType | str, subject: str, data: dict[str, Any]) -> bool:
+        """Tells an event; returns False if it was told before.
+
+        Arguments:
+            type: What happened.
+            subject: Names what it happened to, such as an analysis; with the type it is the
+                event's identity.
+            data: JSON-able.
+        """
+        kind = EventType(type)
+        event = LoggedEvent(
+            id=event_id(kind, subject), type=kind, time=utc_now().isoformat(), data=data
+        )
+        run = self.redis.register_script(_EMIT)
+        told: Any = run(
+            keys=[self.keys.told(event.id), self.stream],
+            args=[
+                _REMEMBERED_SECONDS,
+                LENGTH,
+                kind,
+                event.model_dump_json(),
+                self.keys.channel,
+                *FEED,
+            ],
+        )
+        return bool(told)
+
+    def told(self, type: EventType | str, subject: str) -> bool:
+        """Whether the event was told before."""
+        known: Any = self.redis.exists(self.keys.told(event_id(EventType(type), subject)))
+        return bool(known)
+
+    def newest(self) -> str:
+        """Id in the stream of the last event; `0-0` when there is none."""
+        last: Any = self.redis.xrevrange(self.stream, count=1)
+        return str(last[0][0]) if last else "0-0"
+
+    def reaches_back_to(self, stream_id: str) -> bool:
+        """Whether all events after `stream_id` are still kept."""
+        if not self.redis.exists(self.stream):
+            return True
+        about: Any = self.redis.xinfo_stream(self.stream)
+        if about.get("entries-added", 0) <= about["length"] or not about["first-entry"]:
+            return True
+        return _numbers(stream_id) >= _numbers(str(about["first-entry"][0]))
+
+    def after(self, stream_id: str, limit: int = 100) -> list[tuple[str, LoggedEvent]]:
+        """Events after `stream_id` with their ids in the stream, oldest first."""
+        entries: Any = self.redis.xrange(self.stream, min=f"({stream_id}", count=limit)
+        return [
+            (str(place), LoggedEvent.model_validate(json.loads(fields["data"])))
+            for place, fields in entries
+        ]
+
+
+def _numbers(stream_id: str) -> tuple[int, int]:
+    first, _, second = stream_id.partition("-")
+    return int(first), int(second or 0)

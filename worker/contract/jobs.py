@@ -1,0 +1,208 @@
+"""Store jobs in Redis: their record, their progress, their states and the allowed moves between them.
+
+The record is the single source of truth about a job; messages on the queue only name it.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from worker.contract import scripts
+from worker.contract.kinds import JobSpec
+from worker.contract.record_store import RecordStore
+from worker.contract.records import Problem, Record, utc_now
+
+__all__ = ["ALLOWED_MOVES", "JobRecord", "JobState", "JobStore", "Phase", "Progress", "TERMINAL"]
+
+
+class JobState(StrEnum):
+    """Where a job is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+ALLOWED_MOVES: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
+    JobState.RUNNING: frozenset(
+        {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLING, JobState.QUEUED}
+    ),
+    JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.FAILED}),
+    JobState.CANCELLED: frozenset(),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+}
+"""The one table of moves. `running -> queued` only for a retryable error or a lost worker."""
+
+TERMINAL = frozenset(state for state, moves in ALLOWED_MOVES.items() if not moves)
+
+
+class Phase(StrEnum):
+    """What a running job is doing, in this order."""
+
+    WAITING = "waiting"
+    LOADING = "loading"
+    GATHERING = "gathering"
+    BACKGROUND = "background"
+    SAMPLING = "sampling"
+    WRITING = "writing"
+    PUBLISHING = "publishing"
+    DONE = "done"
+
+
+class Progress(Record):
+    """The last thing a job told about itself."""
+
+    phase: Phase = Field(default=Phase.WAITING, description="What the job is doing.")
+    step: int = Field(default=0, ge=0, description="Diffusion steps done.")
+    steps: int = Field(default=0, ge=0, description="Diffusion steps in all; 0 when not known yet.")
+    eta_seconds: float | None = Field(default=None, description="Estimated seconds until the end.")
+    queue_position: int | None = Field(
+        default=None, description="Jobs ahead of this one; null once it runs."
+    )
+    message: str = Field(default="", description="A sentence for people.")
+
+
+class JobRecord(Record):
+    """One job: what was asked, where it stands, what came of it."""
+
+    id: str = Field(description="Unique, sorts by creation time.")
+    spec: JobSpec = Field(description="What was asked.")
+    state: JobState = Field(default=JobState.QUEUED, description="Where the job is in its life.")
+    created: datetime = Field(default_factory=utc_now, description="When it was submitted (UTC).")
+    started: datetime | None = Field(
+        default=None, description="When the last attempt started (UTC)."
+    )
+    finished: datetime | None = Field(
+        default=None, description="When it reached its last state (UTC)."
+    )
+    progress: Progress = Field(default_factory=lambda: Progress(), description="Last progress.")
+    attempts: int = Field(default=0, ge=0, description="How often a worker has started it.")
+    token: int = Field(default=0, ge=0, description="Fencing token of the newest attempt.")
+    publishing: bool = Field(
+        default=False, description="Set when its result is being made visible."
+    )
+    worker: str | None = Field(
+        default=None, description="Name of the worker of the newest attempt."
+    )
+    error: Problem | None = Field(
+        default=None, description="Why it failed, or why it was tried again."
+    )
+    analysis_id: str = Field(description="Under this name its result is published.")
+    api_key: str = Field(
+        default="", description="Id of the API key that submitted it; empty when none."
+    )
+    request_id: str = Field(default="", description="Request that submitted it, for the logs.")
+    flavour: str = Field(default="", description="`early`, `final`, or empty outside the cycles.")
+    revision: int = Field(default=1, ge=1, description="Revision of the result for its valid time.")
+    cycle: dict[str, Any] = Field(
+        default={}, description="Facts about its cycle, passed on to the manifest; empty outside."
+    )
+
+    @property
+    def kind(self) -> str:
+        """`filtering`, `forecast` or `reanalysis`."""
+        return self.spec.kind
+
+    @property
+    def done(self) -> bool:
+        """Whether the state can no longer change."""
+        return self.state in TERMINAL
+
+
+class JobStore(RecordStore[JobRecord]):
+    """Jobs in Redis."""
+
+    noun = "job"
+    model = JobRecord
+    waiting = JobState.QUEUED
+    working = JobState.RUNNING
+    leased = (JobState.RUNNING, JobState.CANCELLING)
+
+    def _sources(self, to: str) -> list[str]:
+        return [state for state, moves in ALLOWED_MOVES.items() if to in moves]
+
+    def create(self, record: JobRecord, *, unique_key: str = "") -> tuple[JobRecord, bool]:
+        """Stores a new job.
+
+        Arguments:
+            record: In state `queued`.
+            unique_key: A caller's own key (idempotency key, cycle): a second job under it is not
+                created.
+
+        Returns:
+            The job under that key, and whether it was created now.
+        """
+        return self._create(record, kind=record.kind, unique=[unique_key] if unique_key else ())
+
+    def read(self, record_id: str) -> JobRecord:
+        """The job with its place in the queue filled in: what the gateway shows.
+
+        Raises:
+            NoSuchRecord: If there is none.
+        """
+        job = self.get(record_id)
+        if job.state is JobState.QUEUED:
+            place = self.position(record_id)
+            job.progress = job.progress.model_copy(update={"queue_position": place})
+        return job
+
+    def cancel(self, record_id: str) -> JobState:
+        """Asks for the end of a job: `cancelled` when it waited, else `cancelling`.
+
+        Raises:
+            MoveRefused: If it is finished, or its result is being published.
+            NoSuchRecord: If there is none.
+        """
+        end = {"finished": utc_now().isoformat()}
+        return JobState(
+            self._run(
+                scripts.CANCEL,
+                record_id,
+                self._fields(end),
+                self._event(JobState.CANCELLED),
+                self._event(JobState.CANCELLING),
+            )
+        )
+
+    def report(self, record_id: str, token: int, progress: Progress) -> JobState:
+        """Stores and announces progress; the state comes back, so that a cancel is seen.
+
+        Raises:
+            LeaseLost: If a newer attempt holds the job.
+        """
+        text = progress.model_dump_json()
+        return JobState(self._run(scripts.PROGRESS, record_id, token, text))
+
+    def open_gate(self, record_id: str, token: int) -> None:
+        """Passes the gate in front of publication; from here on a cancel is refused.
+
+        Raises:
+            LeaseLost: If a newer attempt holds the job.
+            MoveRefused: If it is being cancelled.
+        """
+        self._run(scripts.PUBLISH, record_id, token, JobState.RUNNING)
+
+    def succeed(self, record_id: str, token: int, progress: Progress) -> None:
+        """The result is visible; the job is done."""
+        to = JobState.SUCCEEDED
+        self.move(record_id, to, token=token, terminal=True, progress=progress, error=None)
+
+    def fail(self, record_id: str, token: int | None, problem: Problem) -> None:
+        """The job has failed for good."""
+        self.move(record_id, JobState.FAILED, token=token, terminal=True, error=problem)
+
+    def confirm_cancel(self, record_id: str, token: int) -> None:
+        """The worker has stopped."""
+        self.move(record_id, JobState.CANCELLED, token=token, terminal=True)
+
+    def requeue(self, record_id: str, token: int, problem: Problem) -> None:
+        """Back to the queue after a retryable error."""
+        values = {"error": problem, "publishing": False, "progress": Progress()}
+        self.move(record_id, JobState.QUEUED, token=token, terminal=False, **values)

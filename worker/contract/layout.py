@@ -1,0 +1,209 @@
+"""Build every path and file name in the data folder, and replace small files atomically.
+
+This is the only place that builds paths and file names.
+"""
+
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from model.domain.errors import InvalidInput
+
+__all__ = ["Layout", "analysis_file_name", "replace_text"]
+
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+ProductKind = Literal["an", "fc", "ra", "obsfb", "ql"]
+
+
+def _safe(name: str) -> str:
+    """`name`, refused when it could leave its folder."""
+    if not _SAFE.fullmatch(name) or ".." in name:
+        raise InvalidInput(
+            f"Expected a name of letters, digits, '.', '_' and '-'; got {name!r}.", name=name
+        )
+    return name
+
+
+def analysis_file_name(
+    product: ProductKind,
+    time: datetime,
+    *,
+    revision: int = 1,
+    flavour: str = "",
+    lead_hour: int | None = None,
+    extension: str = "nc",
+) -> str:
+    """`appa_an_20250101T06Z_early_v1.nc`, `appa_fc_20250101T06Z_f024_v1.nc`.
+
+    Arguments:
+        product: `an` analysis, `fc` forecast, `ra` reanalysis, `obsfb` feedback, `ql` quick-look.
+        time: Valid time of an analysis, reference time of a forecast (UTC).
+        revision: Rises when later data change the analysis of the same valid time.
+        flavour: `early`, `final`, or empty for a job outside the cycles.
+        lead_hour: Lead time of a single forecast step in hours.
+        extension: Without the dot.
+    """
+    parts = ["appa", product, f"{time:%Y%m%dT%H}Z"]
+    parts += [flavour] if flavour else []
+    parts += [f"f{lead_hour:03d}"] if lead_hour is not None else []
+    return _safe("_".join([*parts, f"v{revision}"]) + f".{extension}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of the data folder `root`."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        """Uploads as they came in."""
+        return self.root / "raw"
+
+    @property
+    def observations(self) -> Path:
+        """The observation store."""
+        return self.root / "observations"
+
+    @property
+    def analyses(self) -> Path:
+        """Published results, one folder each; a folder here is complete."""
+        return self.root / "analyses"
+
+    @property
+    def restarts(self) -> Path:
+        """Markers of the results that can be continued."""
+        return self.root / "restarts"
+
+    @property
+    def verification(self) -> Path:
+        """Time series of verification, a folder for each month of valid times."""
+        return self.root / "verification"
+
+    @property
+    def verification_file(self) -> Path:
+        """`verification.yaml`: this installation's control limits, if there are any."""
+        return self.root / "verification.yaml"
+
+    @property
+    def tmp(self) -> Path:
+        """Unfinished uploads and results; same file system as the rest, so that moves are atomic."""
+        return self.root / "tmp"
+
+    @property
+    def broker(self) -> Path:
+        """Files of the embedded Redis-compatible server."""
+        return self.root / "broker"
+
+    @property
+    def logs(self) -> Path:
+        """Log files of the one-machine stack."""
+        return self.root / "logs"
+
+    @property
+    def keys_file(self) -> Path:
+        """Hashed API keys."""
+        return self.root / "keys.json"
+
+    @property
+    def errors_file(self) -> Path | None:
+        """`errors.yaml`: this installation's observation errors, if there are any."""
+        path = self.root / "errors.yaml"
+        return path if path.exists() else None
+
+    @property
+    def checks_file(self) -> Path | None:
+        """`checks.yaml`: this installation's parameters of quality control, if there are any."""
+        path = self.root / "checks.yaml"
+        return path if path.exists() else None
+
+    @property
+    def cycles_file(self) -> Path:
+        """`cycles.yaml`: the policy of the cycles; without it nothing is cycled."""
+        return self.root / "cycles.yaml"
+
+    @property
+    def latest_file(self) -> Path:
+        """`latest.json`: the newest result of each kind, replaced atomically."""
+        return self.root / "latest.json"
+
+    @property
+    def retention_file(self) -> Path:
+        """`retention.yaml`: what this installation keeps for how long; the defaults if absent."""
+        return self.root / "retention.yaml"
+
+    @property
+    def pins(self) -> Path:
+        """Markers of the results that are never deleted by age."""
+        return self.root / "pins"
+
+    def pin(self, analysis_id: str) -> Path:
+        """Marker of one pinned result."""
+        return self.pins / _safe(analysis_id)
+
+    @property
+    def disk_low_file(self) -> Path:
+        """Exists while the disk watermark keeps new work out."""
+        return self.root / ".disk_low"
+
+    def raw_batch(self, batch_id: str) -> Path:
+        """Folder of one upload."""
+        return self.raw / _safe(batch_id)
+
+    def raw_file(self, batch_id: str, name: str = "content") -> Path:
+        """The uploaded bytes."""
+        return self.raw_batch(batch_id) / _safe(name)
+
+    def upload(self, batch_id: str) -> Path:
+        """Where an upload is received before it is complete and moved to `raw_batch`."""
+        return self.tmp / f"upload-{_safe(batch_id)}"
+
+    def analysis(self, analysis_id: str) -> Path:
+        """Folder of one published result."""
+        return self.analyses / _safe(analysis_id)
+
+    def analysis_file(self, analysis_id: str, name: str) -> Path:
+        """One published file."""
+        return self.analysis(analysis_id) / _safe(name)
+
+    def manifest(self, analysis_id: str) -> Path:
+        """The manifest, written last: without it there is no result."""
+        return self.analysis(analysis_id) / "manifest.json"
+
+    def staging(self, analysis_id: str, token: int) -> Path:
+        """Folder in which the holder of lease `token` writes a result before it is published."""
+        return self.tmp / f"{_safe(analysis_id)}.{token}"
+
+    def create(self) -> "Layout":
+        """Makes the folders."""
+        for folder in (
+            self.raw,
+            self.observations,
+            self.analyses,
+            self.tmp,
+            self.broker,
+            self.logs,
+        ):
+            folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes `text` to disk and gives it the name `path`, in place of what was there.
+
+    Raises:
+        OSError: If it cannot be written; what was there stays.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("x") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

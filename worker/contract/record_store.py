@@ -1,0 +1,309 @@
+"""Store records in Redis: what the stores of jobs, batches and cycles have in common.
+
+A record is a hash; each field is JSON, except those the scripts compare, which are bare text.
+Ids sort by creation time, so that sorted sets with equal scores are lists in that order.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+from redis import Redis
+
+from model.domain.errors import AppaError, InvalidInput
+from worker.contract import scripts
+from worker.contract.records import Record, utc_now
+from worker.contract.redis_server import Keyspace
+
+__all__ = ["LeaseLost", "MoveRefused", "NoSuchRecord", "Page", "RecordStore"]
+
+R = TypeVar("R", bound=Record)
+_BARE = frozenset({"id", "state", "api_key"})
+
+
+class NoSuchRecord(InvalidInput):
+    """An id that no job or batch has."""
+
+    code = "not_found"
+
+
+class MoveRefused(AppaError):
+    """A move of state that the table of allowed moves does not hold."""
+
+    code = "move_refused"
+
+
+class LeaseLost(AppaError):
+    """Another attempt has taken over the record; this one must stop and publish nothing."""
+
+    code = "lease_lost"
+
+
+@dataclass(frozen=True)
+class Page(Generic[R]):
+    """A page of records, newest first; `next_cursor` asks for the following page."""
+
+    items: list[R]
+    next_cursor: str | None
+    total: int
+
+
+def _to_fields(values: Mapping[str, Any]) -> dict[str, str]:
+    return {k: str(v) if k in _BARE else json.dumps(v) for k, v in values.items()}
+
+
+class RecordStore(Generic[R]):
+    """Records of one noun; `JobStore` and `BatchStore` say which."""
+
+    noun: str
+    model: type[R]
+    waiting: str
+    working: str
+    leased: tuple[str, ...]
+
+    def __init__(self, redis: "Redis", keys: Keyspace) -> None:
+        self.redis = redis
+        self.keys = keys
+
+    # -- reading
+
+    def get(self, record_id: str) -> R:
+        """The record called `record_id`.
+
+        Raises:
+            NoSuchRecord: If there is none.
+        """
+        record = self.find(record_id)
+        if record is None:
+            raise NoSuchRecord(
+                f"Expected the id of a {self.noun}; got '{record_id}'.", id=record_id
+            )
+        return record
+
+    def find(self, record_id: str) -> R | None:
+        """The record called `record_id`, or None."""
+        return self._decode(self._call(self.redis.hgetall(self.keys.record(self.noun, record_id))))
+
+    def _decode(self, raw: Mapping[str, str]) -> R | None:
+        if not raw:
+            return None
+        known = self.model.model_fields  # a newer version may have stored more
+        values = {k: v if k in _BARE else json.loads(v) for k, v in raw.items() if k in known}
+        return self.model.model_validate(values)
+
+    def state_and_token(self, record_id: str) -> tuple[str, int]:
+        """State and newest token: the cheap question asked at every diffusion step."""
+        key = self.keys.record(self.noun, record_id)
+        state, token = self._call(self.redis.hmget(key, ["state", "token"]))
+        return str(state or ""), int(token or 0)
+
+    def ids(self, state: str) -> list[str]:
+        """Ids of all records in `state`, oldest first."""
+        return list(self._call(self.redis.zrange(self._index("state", state), 0, -1)))
+
+    def count(self, state: str) -> int:
+        """How many records are in `state`."""
+        return int(self._call(self.redis.zcard(self._index("state", state))))
+
+    def active(self, api_key: str) -> int:
+        """Unfinished records of an API key."""
+        return int(self._call(self.redis.zcard(self._index("active", api_key))))
+
+    def page(
+        self, *, state: str = "", kind: str = "", cursor: str = "", limit: int = 50
+    ) -> Page[R]:
+        """Records, newest first, of a state and a kind when these are given."""
+        index = [self._index("state", state)] if state else []
+        index += [self._index("kind", kind)] if kind else []
+        source = index[0] if index else self._index("all")
+        if len(index) == 2:
+            source = f"{index[0]}:and:{kind}"
+            self._call(self.redis.zinterstore(source, index))
+            self._call(self.redis.expire(source, 60))
+        top = f"({cursor}" if cursor else "+"
+        ids = list(self._call(self.redis.zrevrangebylex(source, top, "-", 0, limit + 1)))
+        more = ids[limit - 1] if len(ids) > limit else None
+        total = int(self._call(self.redis.zcard(source)))
+        return Page(self._load(ids[:limit]), more, total)
+
+    def _load(self, ids: Sequence[str]) -> list[R]:
+        pipe = self.redis.pipeline(transaction=False)
+        for record_id in ids:
+            pipe.hgetall(self.keys.record(self.noun, record_id))
+        found = (self._decode(raw) for raw in pipe.execute())
+        return [record for record in found if record is not None]
+
+    def position(self, record_id: str) -> int | None:
+        """How many waiting records are ahead of this one; None when it does not wait."""
+        rank = self._call(self.redis.zrank(self._index("state", self.waiting), record_id))
+        return None if rank is None else int(rank)
+
+    def events(self, record_id: str, after: str = "0-0") -> list[tuple[str, str, Any]]:
+        """What happened after event `after`: (event id, type, data)."""
+        key = self.keys.events(self.noun, record_id)
+        entries = self._call(self.redis.xrange(key, min=f"({after}"))
+        return [(str(i), str(f["type"]), json.loads(f["data"])) for i, f in entries]
+
+    # -- changing
+
+    def claim(self, record_id: str, worker: str, lease: timedelta) -> R:
+        """Starts an attempt: the record is this worker's, with a new token and a lease.
+
+        Raises:
+            MoveRefused: If it does not wait (done, cancelled, or held by another worker).
+            NoSuchRecord: If there is none.
+        """
+        fields = {"worker": worker, "started": utc_now().isoformat()}
+        self._run(
+            scripts.CLAIM,
+            record_id,
+            self.waiting,
+            self.working,
+            _ms(lease),
+            json.dumps(_to_fields(fields)),
+            self._event(self.working, worker=worker),
+        )
+        return self.get(record_id)
+
+    def beat(self, record_id: str, token: int, lease: timedelta) -> str:
+        """Extends the lease; the state comes back.
+
+        Raises:
+            LeaseLost: If a newer attempt holds the record or it is finished.
+        """
+        states = _commas(self.leased)
+        try:
+            return self._run(scripts.BEAT, record_id, token, _ms(lease), states)
+        except MoveRefused as error:
+            raise LeaseLost(error.message, id=record_id) from error
+
+    def move(
+        self, record_id: str, to: str, *, token: int | None, terminal: bool, **values: Any
+    ) -> None:
+        """Moves the record to state `to` and sets `values`, if table and token allow.
+
+        Raises:
+            MoveRefused: If the table does not hold this move.
+            LeaseLost: If `token` is no longer the newest.
+        """
+        if terminal:
+            values["finished"] = utc_now()
+        fields = _to_fields({k: _plain(v) for k, v in values.items()})
+        problem = values.get("error")
+        extra = {"error": _plain(problem)} if problem is not None else {}
+        self._run(
+            scripts.MOVE,
+            record_id,
+            to,
+            _commas(self._sources(to)),
+            "" if token is None else token,
+            json.dumps(fields),
+            self._event(to, **extra),
+            int(terminal),
+        )
+
+    def reap(self, record_id: str, attempts: int, problem: Record) -> str:
+        """Takes a record from a worker whose lease ran out: back to waiting, or to its end.
+
+        Arguments:
+            record_id: A record that seems abandoned.
+            attempts: After so many the record fails.
+            problem: The reason, kept in the record.
+
+        Returns:
+            The new state, or `held` when the lease lives after all.
+        """
+        error = _plain(problem)
+        end = {"finished": utc_now().isoformat()}
+        try:
+            return self._run(
+                scripts.REAP,
+                record_id,
+                self.working,
+                self.waiting,
+                "failed",
+                attempts,
+                json.dumps(_to_fields({"error": error})),
+                json.dumps(_to_fields({"error": error, **end})),
+                json.dumps(_to_fields(end)),
+                self._event(self.waiting, error=error),
+                self._event("failed", error=error),
+                self._event("cancelled"),
+            )
+        except (MoveRefused, NoSuchRecord):
+            return "held"
+
+    def _sources(self, to: str) -> list[str]:
+        raise NotImplementedError
+
+    def _create(self, record: R, *, kind: str, unique: Sequence[str] = ()) -> tuple[R, bool]:
+        """Stores a new record, or returns the one that holds one of its `unique` keys."""
+        values = record.model_dump(mode="json")
+        keys = [self.keys.unique(self.noun, key) for key in unique]
+        state, owner = str(values["state"]), str(values["api_key"])
+        fields = json.dumps(_to_fields(values))
+        known = self._run(
+            scripts.CREATE,
+            str(values["id"]),
+            state,
+            kind,
+            owner,
+            fields,
+            self._event(state),
+            keys=keys,
+        )
+        return (record, True) if known == values["id"] else (self.get(known), False)
+
+    # -- plumbing
+
+    def _run(self, script: str, record_id: str, *args: Any, keys: Sequence[str] = ()) -> str:
+        noun, names = self.noun, self.keys
+        own = [f(noun, record_id) for f in (names.record, names.lease, names.events)]
+        head = [names.index(noun), record_id, names.channel, noun]
+        run = self.redis.register_script(script)
+        status, value = self._call(run(keys=[*own, *keys], args=[*head, *args]))
+        if status == "missing":
+            raise NoSuchRecord(f"Expected the id of a {noun}; got '{record_id}'.", id=record_id)
+        if status == "stale":
+            raise LeaseLost(f"Another attempt holds {noun} '{record_id}'.", id=record_id)
+        if status == "refused":
+            raise MoveRefused(
+                f"Expected {noun} '{record_id}' in a state that allows this; it is '{value}'.",
+                id=record_id,
+                state=value,
+            )
+        return str(value) if status != "held" else "held"
+
+    def _index(self, *parts: str) -> str:
+        return ":".join([self.keys.index(self.noun), *(parts or ("all",))])
+
+    @staticmethod
+    def _fields(values: Mapping[str, Any]) -> str:
+        return json.dumps(_to_fields(values))
+
+    @staticmethod
+    def _event(state: str, **data: Any) -> str:
+        return json.dumps({"state": state, "time": utc_now().isoformat(), **data})
+
+    @staticmethod
+    def _call(result: Any) -> Any:
+        """redis-py types every answer as possibly awaitable; ours never is."""
+        return result
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON can hold it."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return value.isoformat() if hasattr(value, "isoformat") else value
+
+
+def _ms(duration: timedelta) -> int:
+    return int(duration / timedelta(milliseconds=1))
+
+
+def _commas(states: Sequence[str]) -> str:
+    return "," + ",".join(states) + ","

@@ -1,0 +1,63 @@
+"""Define what all records share: their base class, the problem of a failed one, identifiers.
+
+Identifiers sort by creation time: a kind, the UTC time in milliseconds, a random part.
+"""
+
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.domain.errors import AppaError
+
+__all__ = ["Problem", "new_id", "utc_now"]
+
+
+def utc_now() -> datetime:
+    """The present, in UTC."""
+    return datetime.now(UTC)
+
+
+class Record(BaseModel):
+    """Base of what is kept in Redis and shown over HTTP."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(Record):
+    """Why a job or batch did not succeed."""
+
+    code: str = Field(description="Stable code of the error.")
+    message: str = Field(description="What was expected, what came, what to do.")
+    retryable: bool = Field(
+        default=False, description="Whether trying again unchanged may succeed."
+    )
+    context: dict[str, Any] = Field(
+        default={}, description="Values for machines: field, expected, got."
+    )
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Problem":
+        """The problem that `error` stands for; errors outside our family have a code of their own."""
+        if isinstance(error, AppaError):
+            return cls(
+                code=error.code,
+                message=error.message,
+                retryable=error.retryable,
+                context={k: str(v) for k, v in error.context.items()},
+            )
+        name = type(error).__name__
+        return cls(code="internal_error", message=f"{name}: {error}", context={"type": name})
+
+
+def new_id(kind: str, now: datetime | None = None) -> str:
+    """A unique name such as `job-20250101t063000123-9f3c1a20`.
+
+    Arguments:
+        kind: `batch`, `job` or `an` (a published result).
+        now: UTC; the present when absent.
+    """
+    now = now or datetime.now(UTC)
+    stamp = now.strftime("%Y%m%dt%H%M%S") + f"{now.microsecond // 1000:03d}"
+    return f"{kind}-{stamp}-{secrets.token_hex(4)}"

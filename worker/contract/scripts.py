@@ -1,0 +1,186 @@
+"""Change records atomically, in Lua on the Redis server.
+
+Every change of a record's state happens here, so that the table of allowed moves holds whatever
+process dies in between. Index keys are built inside the scripts: the server must be a single
+node (no Redis Cluster), which the broker needs anyway.
+
+All scripts share KEYS = record, lease, events stream and the first arguments
+ARGV = index stem, id, channel, noun.
+"""
+
+__all__ = ["BEAT", "CANCEL", "CLAIM", "CREATE", "MOVE", "PROGRESS", "PUBLISH", "REAP"]
+
+_PRELUDE = """
+local record, lease, stream = KEYS[1], KEYS[2], KEYS[3]
+local stem, id, channel, noun = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+
+local function announce(kind, data)
+  local event = redis.call('XADD', stream, 'MAXLEN', '~', 1000, '*', 'type', kind, 'data', data)
+  redis.call('PUBLISH', channel, cjson.encode(
+    {noun = noun, id = id, event = event, type = kind, data = data}))
+end
+
+local function set_fields(fields)
+  local flat = {}
+  for name, value in pairs(cjson.decode(fields)) do
+    flat[#flat + 1] = name
+    flat[#flat + 1] = value
+  end
+  if #flat > 0 then redis.call('HSET', record, unpack(flat)) end
+end
+
+local function move(from, to, terminal, data)
+  redis.call('HSET', record, 'state', to)
+  redis.call('ZREM', stem .. ':state:' .. from, id)
+  redis.call('ZADD', stem .. ':state:' .. to, 0, id)
+  if terminal then
+    redis.call('DEL', lease)
+    local owner = redis.call('HGET', record, 'api_key')
+    if owner and owner ~= '' then redis.call('ZREM', stem .. ':active:' .. owner, id) end
+  end
+  announce('state', data)
+end
+
+local function stale(token)
+  return token ~= '' and redis.call('HGET', record, 'token') ~= token
+end
+"""
+
+CREATE = (
+    _PRELUDE
+    + """
+-- ARGV: 5 state, 6 kind, 7 owner, 8 fields, 9 event data; KEYS from 4: unique keys
+for i = 4, #KEYS do
+  local known = redis.call('GET', KEYS[i])
+  if known then return {'exists', known} end
+end
+for i = 4, #KEYS do redis.call('SET', KEYS[i], id) end
+set_fields(ARGV[8])
+redis.call('ZADD', stem .. ':all', 0, id)
+redis.call('ZADD', stem .. ':state:' .. ARGV[5], 0, id)
+redis.call('ZADD', stem .. ':kind:' .. ARGV[6], 0, id)
+if ARGV[7] ~= '' then redis.call('ZADD', stem .. ':active:' .. ARGV[7], 0, id) end
+announce('state', ARGV[9])
+return {'ok', id}
+"""
+)
+
+MOVE = (
+    _PRELUDE
+    + """
+-- ARGV: 5 to, 6 ',from,from,', 7 token or '', 8 fields, 9 event data, 10 terminal,
+-- 11 what a unique key holds from now on; KEYS 4: that key, if any
+local from = redis.call('HGET', record, 'state')
+if not from then return {'missing', ''} end
+if stale(ARGV[7]) then return {'stale', from} end
+if not string.find(ARGV[6], ',' .. from .. ',', 1, true) then return {'refused', from} end
+set_fields(ARGV[8])
+for i = 4, #KEYS do redis.call('SET', KEYS[i], ARGV[11]) end
+if ARGV[10] ~= '1' then redis.call('DEL', lease) end
+move(from, ARGV[5], ARGV[10] == '1', ARGV[9])
+return {'ok', from}
+"""
+)
+
+CLAIM = (
+    _PRELUDE
+    + """
+-- ARGV: 5 waiting state, 6 working state, 7 lease ms, 8 fields, 9 event data
+local from = redis.call('HGET', record, 'state')
+if not from then return {'missing', ''} end
+if from ~= ARGV[5] then return {'refused', from} end
+local token = redis.call('HINCRBY', record, 'token', 1)
+redis.call('HINCRBY', record, 'attempts', 1)
+set_fields(ARGV[8])
+redis.call('SET', lease, token, 'PX', ARGV[7])
+move(from, ARGV[6], false, ARGV[9])
+return {'ok', tostring(token)}
+"""
+)
+
+BEAT = (
+    _PRELUDE
+    + """
+-- ARGV: 5 token, 6 lease ms, 7 ',state,state,' in which the lease lives
+local state = redis.call('HGET', record, 'state')
+if not state then return {'missing', ''} end
+if stale(ARGV[5]) then return {'stale', state} end
+if not string.find(ARGV[7], ',' .. state .. ',', 1, true) then return {'refused', state} end
+redis.call('SET', lease, ARGV[5], 'PX', ARGV[6])
+return {'ok', state}
+"""
+)
+
+PROGRESS = (
+    _PRELUDE
+    + """
+-- ARGV: 5 token, 6 progress
+local state = redis.call('HGET', record, 'state')
+if not state then return {'missing', ''} end
+if stale(ARGV[5]) then return {'stale', state} end
+redis.call('HSET', record, 'progress', ARGV[6])
+announce('progress', ARGV[6])
+return {'ok', state}
+"""
+)
+
+PUBLISH = (
+    _PRELUDE
+    + """
+-- ARGV: 5 token, 6 working state. The gate in front of publication: one holder passes.
+local state = redis.call('HGET', record, 'state')
+if not state then return {'missing', ''} end
+if stale(ARGV[5]) then return {'stale', state} end
+if state ~= ARGV[6] then return {'refused', state} end
+redis.call('HSET', record, 'publishing', 'true')
+return {'ok', state}
+"""
+)
+
+CANCEL = (
+    _PRELUDE
+    + """
+-- ARGV: 5 fields of a cancelled record, 6 event data when cancelled, 7 when cancelling
+local from = redis.call('HGET', record, 'state')
+if not from then return {'missing', ''} end
+if from == 'queued' then
+  set_fields(ARGV[5])
+  move(from, 'cancelled', true, ARGV[6])
+  return {'ok', 'cancelled'}
+end
+if from == 'running' and redis.call('HGET', record, 'publishing') ~= 'true' then
+  move(from, 'cancelling', false, ARGV[7])
+  return {'ok', 'cancelling'}
+end
+if from == 'cancelling' or from == 'cancelled' then return {'ok', from} end
+return {'refused', from}
+"""
+)
+
+REAP = (
+    _PRELUDE
+    + """
+-- ARGV: 5 working, 6 waiting, 7 failed, 8 attempts allowed, 9 fields of a waiting record,
+--       10 fields of a failed one, 11 fields of a cancelled one, 12-14 their event data
+if redis.call('EXISTS', lease) == 1 then return {'held', ''} end
+local from = redis.call('HGET', record, 'state')
+if not from then return {'missing', ''} end
+if noun == 'job' then redis.call('HSET', record, 'publishing', 'false') end
+if from == 'cancelling' then
+  set_fields(ARGV[11])
+  move(from, 'cancelled', true, ARGV[14])
+  return {'ok', 'cancelled'}
+end
+if from ~= ARGV[5] then return {'refused', from} end
+if tonumber(redis.call('HGET', record, 'attempts')) < tonumber(ARGV[8]) then
+  set_fields(ARGV[9])
+  redis.call('HINCRBY', record, 'token', 1)
+  move(from, ARGV[6], false, ARGV[12])
+  return {'ok', ARGV[6]}
+end
+set_fields(ARGV[10])
+redis.call('HINCRBY', record, 'token', 1)
+move(from, ARGV[7], true, ARGV[13])
+return {'ok', ARGV[7]}
+"""
+)

@@ -1,0 +1,151 @@
+"""Open all stores in Redis over one connection pool, with the small counters kept beside records.
+
+The counters are the requests of each API key in a window of time (quotas) and what retention has
+removed so far (shown on `/metrics`).
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from worker.contract.batches import BatchStore
+from worker.contract.cycles import CycleStore
+from worker.contract.events import EventLog
+from worker.contract.jobs import JobStore
+from worker.contract.queues import WorkerDirectory
+from worker.contract.redis_server import Keyspace, connect
+from worker.contract.webhook_store import WebhookStore
+
+__all__ = ["Allowance", "QuotaCounters", "Removed", "RetentionFigures", "Stores", "open_stores"]
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Answer to one request.
+
+    Attributes:
+        allowed: Whether it may go ahead.
+        remaining: Requests left in this window.
+        retry_after: Whole seconds until the next window.
+    """
+
+    allowed: bool
+    remaining: int
+    retry_after: int
+
+
+class QuotaCounters:
+    """Counters per API key; one per window, which Redis forgets by itself."""
+
+    def __init__(self, redis: Redis, keys: Keyspace) -> None:
+        self.redis = redis
+        self.keys = keys
+
+    def take(
+        self, key_id: str, limit: int, *, window_seconds: int = 60, now: float | None = None
+    ) -> Allowance:
+        """Counts one request of `key_id` against `limit` per window.
+
+        Arguments:
+            key_id: API key, or the sender's address when there is none.
+            limit: Requests allowed in a window.
+            window_seconds: Length of the windows, which start at whole multiples.
+            now: Seconds since 1970; the present when absent.
+        """
+        now = time.time() if now is None else now
+        window = int(now // window_seconds)
+        key = self.keys.quota(key_id, window)
+        pipe = self.redis.pipeline()
+        pipe.incr(key)
+        pipe.expire(key, 2 * window_seconds)
+        answers: Any = pipe.execute()
+        used = int(answers[0])
+        wait = max(1, round((window + 1) * window_seconds - now))
+        return Allowance(used <= limit, max(0, limit - used), wait)
+
+
+_LAST = "last_run"
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Sums over all runs.
+
+    Attributes:
+        items: Things removed, by what they were.
+        size: Bytes freed, by what they were.
+        last_run: Seconds since 1970; None before the first run.
+    """
+
+    items: Mapping[str, int]
+    size: Mapping[str, int]
+    last_run: float | None
+
+
+@dataclass(frozen=True)
+class RetentionFigures:
+    """One hash: `items:<what>`, `bytes:<what>` and the time of the last run."""
+
+    redis: Redis
+    keys: Keyspace
+
+    def add(self, what: str, size: int) -> None:
+        """Counts one thing that was removed."""
+        pipe = self.redis.pipeline()
+        pipe.hincrby(self.keys.retention, f"items:{what}", 1)
+        pipe.hincrby(self.keys.retention, f"bytes:{what}", size)
+        pipe.execute()
+
+    def ran(self, when: float) -> None:
+        """Remembers a run."""
+        self.redis.hset(self.keys.retention, _LAST, str(when))
+
+    def read(self) -> Removed:
+        """The sums."""
+        found: Any = self.redis.hgetall(self.keys.retention)
+        last = found.pop(_LAST, None)
+        parts = {"items": {}, "bytes": {}}  # type: dict[str, dict[str, int]]
+        for name, value in found.items():
+            sort, _, what = str(name).partition(":")
+            parts[sort][what] = int(value)
+        return Removed(parts["items"], parts["bytes"], None if last is None else float(last))
+
+
+@dataclass(frozen=True)
+class Stores:
+    """All that is kept in Redis, over one connection pool."""
+
+    redis: Redis
+    keys: Keyspace
+    jobs: JobStore
+    batches: BatchStore
+    workers: WorkerDirectory
+    quotas: QuotaCounters
+    cycles: CycleStore
+    events: EventLog
+    webhooks: WebhookStore
+
+
+def open_stores(url: str, prefix: str = "appa") -> Stores:
+    """The stores on the Redis server at `url` (`redis://…` or `unix://…`).
+
+    No connection is made before the first call; calls wait and try again for some seconds while
+    the server restarts.
+    """
+    redis = connect(url)
+    keys = Keyspace(prefix)
+    events = EventLog(redis, keys)
+    return Stores(
+        redis,
+        keys,
+        JobStore(redis, keys),
+        BatchStore(redis, keys),
+        WorkerDirectory(redis, keys),
+        QuotaCounters(redis, keys),
+        CycleStore(redis, keys),
+        events,
+        WebhookStore(redis, keys, events),
+    )

@@ -1,0 +1,270 @@
+"""Store webhooks and their deliveries in Redis: all that must outlive a scheduler.
+
+A delivery is due at a time kept in one sorted set. Claiming it moves that time ahead, so that a
+sender that dies leaves it to be claimed again: each message is sent at least once.
+"""
+
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from redis import Redis
+
+from model.domain.errors import InvalidInput
+from worker.contract.events import EventLog, LoggedEvent
+from worker.contract.record_store import NoSuchRecord
+from worker.contract.redis_server import Keyspace
+from worker.contract.webhooks import Attempt, Delivery, DeliveryState, Webhook
+
+__all__ = ["KEPT", "MOST_WEBHOOKS", "WebhookStore"]
+
+MOST_WEBHOOKS: Final = 100
+KEPT: Final = 200
+"""Messages remembered of each webhook."""
+
+REMEMBERED_SECONDS: Final = 86_400
+"""How long a caller's own key gives the same webhook."""
+
+_CREATE = """
+-- KEYS: webhooks, unique key or none. ARGV: 1 id, 2 webhook, 3 most, 4 seconds
+if #KEYS == 2 then
+  local known = redis.call('GET', KEYS[2])
+  if known and redis.call('HEXISTS', KEYS[1], known) == 1 then return known end
+end
+if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[3]) then return '' end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+if #KEYS == 2 then redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[4]) end
+return ARGV[1]
+"""
+
+_QUEUE = """
+-- KEYS: webhooks, deliveries, order, due. ARGV: 1 webhook, 2 event, 3 delivery, 4 now, 5 kept
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+if redis.call('HSETNX', KEYS[2], ARGV[2], ARGV[3]) == 0 then return 0 end
+redis.call('ZADD', KEYS[3], ARGV[4], ARGV[2])
+redis.call('ZADD', KEYS[4], ARGV[4], ARGV[1] .. '|' .. ARGV[2])
+for _, old in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1 - ARGV[5])) do
+  redis.call('HDEL', KEYS[2], old)
+  redis.call('ZREM', KEYS[3], old)
+  redis.call('ZREM', KEYS[4], ARGV[1] .. '|' .. old)
+end
+return 1
+"""
+
+_CLAIM = """
+-- KEYS: due. ARGV: 1 now, 2 until, 3 limit
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
+for _, member in ipairs(due) do redis.call('ZADD', KEYS[1], ARGV[2], member) end
+return due
+"""
+
+_SETTLE = """
+-- KEYS: deliveries, due. ARGV: 1 member, 2 event, 3 delivery, 4 next time or ''
+if redis.call('HEXISTS', KEYS[1], ARGV[2]) == 0 then
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  return 0
+end
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
+if ARGV[4] == '' then redis.call('ZREM', KEYS[2], ARGV[1])
+else redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1]) end
+return 1
+"""
+
+
+class WebhookStore:
+    """Subscriptions, messages and when they are due.
+
+    Arguments:
+        redis: The server.
+        keys: Names of keys.
+        events: What is told.
+    """
+
+    def __init__(self, redis: Redis, keys: Keyspace, events: EventLog) -> None:
+        self.redis = redis
+        self.keys = keys
+        self.events = events
+
+    # -- subscriptions
+
+    def create(self, webhook: Webhook, *, unique_key: str = "") -> tuple[Webhook, bool]:
+        """Stores a subscription to the events from now on.
+
+        Arguments:
+            webhook: As asked for.
+            unique_key: A caller's own key: a second webhook under it is not created while the
+                first one exists, for a day.
+
+        Returns:
+            The webhook under that key, and whether it was created now.
+
+        Raises:
+            InvalidInput: If there are as many as there may be.
+        """
+        webhook = webhook.model_copy(update={"since": self.events.newest()})
+        unique = [self.keys.unique("webhook", unique_key)] if unique_key else []
+        run = self.redis.register_script(_CREATE)
+        known = self._call(
+            run(
+                keys=[self.keys.webhooks, *unique],
+                args=[webhook.id, webhook.model_dump_json(), MOST_WEBHOOKS, REMEMBERED_SECONDS],
+            )
+        )
+        if not known:
+            raise InvalidInput(
+                f"Expected fewer than {MOST_WEBHOOKS} webhooks; delete one that is not used.",
+                field="url",
+            )
+        return (webhook, True) if known == webhook.id else (self.get(str(known)), False)
+
+    def all(self) -> list[Webhook]:
+        """Every subscription, oldest first."""
+        found = self._call(self.redis.hvals(self.keys.webhooks))
+        return sorted((Webhook.model_validate_json(t) for t in found), key=lambda w: w.id)
+
+    def get(self, webhook_id: str) -> Webhook:
+        """The subscription of that id.
+
+        Raises:
+            NoSuchRecord: If there is none.
+        """
+        text = self._call(self.redis.hget(self.keys.webhooks, webhook_id))
+        if text is None:
+            raise NoSuchRecord(f"Expected the id of a webhook; got '{webhook_id}'.", id=webhook_id)
+        return Webhook.model_validate_json(text)
+
+    def delete(self, webhook_id: str) -> Webhook:
+        """Ends a subscription; what is not sent yet never is.
+
+        Raises:
+            NoSuchRecord: If there is none.
+        """
+        webhook = self.get(webhook_id)
+        pipe = self.redis.pipeline()
+        pipe.hdel(self.keys.webhooks, webhook_id)
+        pipe.delete(self.keys.deliveries(webhook_id), self.keys.delivery_order(webhook_id))
+        pipe.execute()
+        return webhook
+
+    def disable(self, webhook_id: str, reason: str) -> None:
+        """Sends nothing more to a subscriber who said so."""
+        webhook = self.get(webhook_id)
+        self._put(webhook.model_copy(update={"disabled": reason}))
+
+    def _put(self, webhook: Webhook) -> None:
+        self._call(self.redis.hset(self.keys.webhooks, webhook.id, webhook.model_dump_json()))
+
+    # -- messages
+
+    def fan_out(self, limit: int = 500) -> int:
+        """Queues a message for each new event and each webhook that wants it; safe to run twice."""
+        cursor = str(self._call(self.redis.get(self.keys.webhook_cursor)) or "0-0")
+        fresh = self.events.after(cursor, limit)
+        if not fresh:
+            return 0
+        webhooks = [webhook for webhook in self.all() if not webhook.disabled]
+        queued = 0
+        for place, event in fresh:
+            for webhook in webhooks:
+                if event.type in webhook.events and _order(place) > _order(webhook.since):
+                    queued += self._queue(webhook, event)
+        self._call(self.redis.set(self.keys.webhook_cursor, fresh[-1][0]))
+        return queued
+
+    def _queue(self, webhook: Webhook, event: LoggedEvent) -> int:
+        delivery = Delivery(
+            event_id=event.id,
+            webhook_id=webhook.id,
+            type=event.type,
+            body=event.model_dump_json(),
+        )
+        names = (self.keys.deliveries(webhook.id), self.keys.delivery_order(webhook.id))
+        run = self.redis.register_script(_QUEUE)
+        return int(
+            self._call(
+                run(
+                    keys=[self.keys.webhooks, *names, self.keys.webhooks_due],
+                    args=[webhook.id, event.id, delivery.model_dump_json(), time.time(), KEPT],
+                )
+            )
+        )
+
+    def waiting(self) -> int:
+        """Messages that are not delivered yet and not given up."""
+        return int(self._call(self.redis.zcard(self.keys.webhooks_due)))
+
+    def claim(self, limit: int, lease_seconds: float) -> list[tuple[Webhook, Delivery]]:
+        """Messages that are due now; nobody else gets them before `lease_seconds` have passed."""
+        now = time.time()
+        run = self.redis.register_script(_CLAIM)
+        members = self._call(
+            run(keys=[self.keys.webhooks_due], args=[now, now + lease_seconds, limit])
+        )
+        found = []
+        for member in members:
+            webhook_id, _, event_id = str(member).partition("|")
+            webhook = self._call(self.redis.hget(self.keys.webhooks, webhook_id))
+            delivery = self._call(self.redis.hget(self.keys.deliveries(webhook_id), event_id))
+            if webhook is None or delivery is None:  # deleted meanwhile
+                self._call(self.redis.zrem(self.keys.webhooks_due, member))
+                continue
+            pair = Webhook.model_validate_json(webhook), Delivery.model_validate_json(delivery)
+            found.append(pair)
+        return found
+
+    def settle(
+        self, delivery: Delivery, attempt: Attempt, state: DeliveryState, pause: float | None
+    ) -> Delivery:
+        """Writes down an attempt.
+
+        Arguments:
+            delivery: As claimed.
+            attempt: What happened.
+            state: The new state.
+            pause: Seconds to the next attempt; None when there is none.
+        """
+        due = None if pause is None else time.time() + pause
+        update = {
+            "attempts": [*delivery.attempts, attempt],
+            "state": state,
+            "next_attempt": None if due is None else datetime.fromtimestamp(due, UTC),
+        }
+        delivery = delivery.model_copy(update=update)
+        member = f"{delivery.webhook_id}|{delivery.event_id}"
+        run = self.redis.register_script(_SETTLE)
+        self._call(
+            run(
+                keys=[self.keys.deliveries(delivery.webhook_id), self.keys.webhooks_due],
+                args=[
+                    member,
+                    delivery.event_id,
+                    delivery.model_dump_json(),
+                    "" if due is None else due,
+                ],
+            )
+        )
+        return delivery
+
+    def deliveries(self, webhook_id: str, limit: int = 50) -> list[Delivery]:
+        """The newest messages of a webhook.
+
+        Raises:
+            NoSuchRecord: If there is no such webhook.
+        """
+        self.get(webhook_id)
+        order = self.keys.delivery_order(webhook_id)
+        ids = list(self._call(self.redis.zrevrange(order, 0, limit - 1)))
+        if not ids:
+            return []
+        found = self._call(self.redis.hmget(self.keys.deliveries(webhook_id), ids))
+        return [Delivery.model_validate_json(text) for text in found if text is not None]
+
+    @staticmethod
+    def _call(result: Any) -> Any:
+        """redis-py types every answer as possibly awaitable; ours never is."""
+        return result
+
+
+def _order(stream_id: str) -> tuple[int, int]:
+    first, _, second = stream_id.partition("-")
+    return int(first), int(second or 0)

@@ -1,0 +1,234 @@
+"""Define webhooks: subscriptions, deliveries, signatures, and the addresses they may be sent to.
+
+Signatures follow Standard Webhooks 1.0.0. The signed text is `<id>.<timestamp>.<body>`; the key is
+the base64 part of `whsec_…`; the header `webhook-signature` holds one or more
+`v1,<base64 of the HMAC-SHA256>`, separated by spaces.
+See https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+
+A webhook's address is chosen by whoever registers it; without the check for public addresses it
+could make the service send requests into its own network (server-side request forgery).
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from model.domain.errors import InvalidInput
+from worker.contract.events import EventType
+from worker.contract.records import Record, utc_now
+
+__all__ = [
+    "AddressRefused",
+    "Attempt",
+    "BadSignature",
+    "Delivery",
+    "DeliveryState",
+    "Webhook",
+    "check_url",
+    "is_public",
+    "new_secret",
+    "public_addresses",
+    "sign",
+    "signed_headers",
+    "verify",
+]
+
+
+class DeliveryState(StrEnum):
+    """Where a message is."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+class Webhook(Record):
+    """One subscription, as it is kept: with its secret."""
+
+    id: str = Field(description="Unique, sorts by creation time.")
+    url: str = Field(description="Where events are posted to.")
+    events: list[EventType] = Field(min_length=1, description="What is told.")
+    description: str = Field(default="", description="For people.")
+    secret: str = Field(description="Signs the messages.")
+    created: datetime = Field(default_factory=utc_now, description="UTC.")
+    api_key: str = Field(default="", description="Id of the API key that made it.")
+    since: str = Field(default="0-0", description="Place in the stream of events; later ones go.")
+    disabled: str = Field(
+        default="", description="Why nothing is sent any more; empty while it is."
+    )
+
+
+class Attempt(Record):
+    """One try to deliver a message."""
+
+    time: datetime = Field(default_factory=utc_now, description="When it began (UTC).")
+    status: int | None = Field(default=None, description="HTTP status of the answer, if one came.")
+    error: str = Field(default="", description="Why it does not count as delivered.")
+    milliseconds: int = Field(default=0, ge=0, description="How long it took.")
+
+
+class Delivery(Record):
+    """One message to one webhook."""
+
+    event_id: str = Field(description="Sent as `webhook-id`; the same at every attempt.")
+    webhook_id: str = Field(description="The subscription.")
+    type: EventType = Field(description="What is told.")
+    created: datetime = Field(default_factory=utc_now, description="When it was queued (UTC).")
+    state: DeliveryState = Field(default=DeliveryState.PENDING, description="What became of it.")
+    attempts: list[Attempt] = Field(default=[], description="Tries so far, oldest first.")
+    next_attempt: datetime | None = Field(
+        default=None, description="When it is tried again (UTC); null when it is not."
+    )
+    body: str = Field(description="The exact text that is sent and signed.")
+
+
+_PREFIX = "whsec_"
+
+
+class BadSignature(InvalidInput):
+    """A message that did not come from the holder of the secret, or is too old."""
+
+    code = "bad_signature"
+
+
+def new_secret() -> str:
+    """A secret of 256 random bits."""
+    return _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def _key(secret: str) -> bytes:
+    try:
+        return base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    except binascii.Error:
+        raise InvalidInput(
+            f"Expected a webhook secret of the form '{_PREFIX}<base64>'; got another text.",
+            field="secret",
+        ) from None
+
+
+def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
+    """The signature of one message, `v1,…`."""
+    text = f"{message_id}.{timestamp}.".encode() + body
+    digest = hmac.new(_key(secret), text, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(digest).decode()
+
+
+def signed_headers(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The three headers of a signed message."""
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": sign(secret, message_id, timestamp, body),
+    }
+
+
+def verify(
+    secret: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    tolerance: float = 300.0,
+    now: float | None = None,
+) -> None:
+    """Returns if the message is genuine and fresh.
+
+    Arguments:
+        secret: From the creation of the webhook.
+        headers: Of the request; names in any case.
+        body: Its bytes as they came, before any parsing.
+        tolerance: Seconds its time may differ from ours.
+        now: Unix time; the present when absent.
+
+    Raises:
+        BadSignature: If it is not.
+    """
+    given = {name.lower(): value for name, value in headers.items()}
+    try:
+        message_id, stamp = given["webhook-id"], int(given["webhook-timestamp"])
+        signatures = given["webhook-signature"].split()
+    except (KeyError, ValueError):
+        raise BadSignature(
+            "Expected the headers webhook-id, webhook-timestamp (seconds) and webhook-signature."
+        ) from None
+    if abs((time.time() if now is None else now) - stamp) > tolerance:
+        raise BadSignature(
+            f"Expected a message sent within {tolerance:.0f} s; got the time {stamp}."
+        )
+    wanted = sign(secret, message_id, stamp, body).encode()
+    if not any([hmac.compare_digest(wanted, got.encode()) for got in signatures]):
+        raise BadSignature("Expected a signature made with this webhook's secret; got another.")
+
+
+class AddressRefused(InvalidInput):
+    """An address that webhooks must not be sent to."""
+
+    code = "address_refused"
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public internet."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        # Addresses that carry an IPv4 address lead to it on machines that translate them.
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return inner.is_global and not inner.is_multicast
+    return ip.is_global and not ip.is_multicast
+
+
+def public_addresses(host: str, port: int, *, allow_private: bool = False) -> list[str]:
+    """The addresses of `host`, each fit to connect to.
+
+    Raises:
+        AddressRefused: If one of them is not public and that is not allowed.
+        OSError: If the name has none.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    private = [] if allow_private else [a for a in addresses if not is_public(a)]
+    if private:
+        raise AddressRefused(
+            f"Expected a host on the public internet; '{host}' is {', '.join(private)}. Set "
+            "APPA_WEBHOOK_ALLOW_PRIVATE=true to allow this network.",
+            field="url",
+        )
+    return addresses
+
+
+def check_url(url: str, *, allow_private: bool = False) -> None:
+    """Returns if a webhook may have this URL; a name that cannot be resolved now may.
+
+    Raises:
+        AddressRefused: If it may not.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        raise AddressRefused(f"Expected a URL; got '{url}'.", field="url") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise AddressRefused(
+            f"Expected an http or https URL with a host; got '{url}'.", field="url"
+        )
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        raise AddressRefused(
+            "Expected a URL without user, password and fragment; requests are signed instead.",
+            field="url",
+        )
+    try:
+        public_addresses(parts.hostname, port, allow_private=allow_private)
+    except (OSError, UnicodeError):
+        return  # asked again before each delivery

@@ -1,0 +1,201 @@
+"""Read the policy of the cycles: which hours are analysed, with which cut-offs, how to catch up.
+
+Read from `cycles.yaml` in the data folder; without that file nothing is cycled.
+"""
+
+import hashlib
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from model.domain.errors import ConfigurationError
+from worker.contract.cycles import Flavour
+from worker.contract.kinds import FullHour
+
+__all__ = ["CatchUp", "CutOff", "CyclePolicy", "ForecastPolicy", "read_policy"]
+
+_LONGEST_MINUTES = 14 * 24 * 60
+
+
+class CutOff(RootModel[dict[str, float]]):
+    """Minutes after the valid time, by the hour of the day: one number, or a map with `default`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_number_for_all(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return {"default": value}
+        return {str(hour): minutes for hour, minutes in value.items()}
+
+    @field_validator("root", mode="after")
+    @classmethod
+    def _every_hour_known(cls, value: dict[str, float]) -> dict[str, float]:
+        wrong = [k for k in value if k != "default" and not (k.isdecimal() and int(k) < 24)]
+        if wrong:
+            raise ValueError(f"Expected hours of the day from 0 to 23, or 'default'; got {wrong}.")
+        hours = {k if k == "default" else str(int(k)): v for k, v in value.items()}
+        missing = [hour for hour in range(24) if str(hour) not in hours]
+        if "default" not in hours and missing:
+            raise ValueError(f"Expected 'default' for the hours that are not named: {missing}.")
+        if any(not 0.0 <= minutes <= _LONGEST_MINUTES for minutes in hours.values()):
+            raise ValueError(f"Expected from 0 to {_LONGEST_MINUTES} minutes after the valid time.")
+        return hours
+
+    def of(self, hour: int) -> timedelta:
+        """Time after the valid time, for the cycles of this hour of the day."""
+        return timedelta(minutes=self.root.get(str(hour), self.root.get("default", 0.0)))
+
+    @property
+    def longest(self) -> timedelta:
+        """The longest of all hours."""
+        return timedelta(minutes=max(self.root.values()))
+
+
+class CatchUp(BaseModel):
+    """What happens to cycles that were missed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_age_hours: float = Field(
+        default=48.0, gt=0, description="Cycles whose cut-off is longer ago are skipped."
+    )
+    order: Literal["oldest_first", "newest_first"] = Field(
+        default="oldest_first", description="Which of the missed cycles comes first."
+    )
+    at_once: int = Field(default=1, ge=1, le=64, description="Cycle jobs in flight at once.")
+    early: Literal["make", "skip"] = Field(
+        default="make",
+        description="What becomes of an early analysis once the final cut-off has passed, too.",
+    )
+
+
+class ForecastPolicy(BaseModel):
+    """Forecasts from the final analyses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hours: list[Annotated[int, Field(ge=0, le=23)]] = Field(
+        default=[0, 12], description="Hours of the day whose final analysis starts a forecast."
+    )
+    lead_hours: int = Field(default=48, ge=1, le=360, description="Length of the forecast.")
+    members: int | None = Field(
+        default=None, ge=1, le=512, description="Ensemble members; null for as many as the cycle's."
+    )
+
+
+class CyclePolicy(BaseModel):
+    """How this installation cycles."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    start: FullHour = Field(description="Valid time of the first cycle (full hour, UTC).")
+    end: FullHour | None = Field(
+        default=None, description="Valid time of the last cycle; null for no end."
+    )
+    step_hours: int = Field(default=1, ge=1, le=24, description="From one cycle to the next.")
+    window_hours: int | None = Field(
+        default=None, ge=1, le=240, description="Hourly states in a window; null for the blanket."
+    )
+    members: int = Field(default=8, ge=1, le=512, description="Ensemble members.")
+    model: str | None = Field(default=None, description="Checkpoint; null for the worker's own.")
+    steps: int | None = Field(
+        default=None, ge=1, le=1000, description="Diffusion steps; null for the checkpoint's own."
+    )
+    outputs: list[str] = Field(
+        default=["netcdf", "feedback", "quicklook"], min_length=1, description="Formats wanted."
+    )
+    early_cut_off_minutes: CutOff = Field(
+        default=CutOff({"default": 20.0}),
+        description="Last arrival for the early analysis, after the valid time.",
+    )
+    final_cut_off_minutes: CutOff = Field(
+        default=CutOff({"default": 180.0}),
+        description="Last arrival for the final analysis, after the valid time.",
+    )
+    catch_up: CatchUp = Field(default=CatchUp(), description="What happens to missed cycles.")
+    warm_start: bool = Field(
+        default=True, description="Start the diffusion part of the way from the background."
+    )
+    background_max_age_hours: int = Field(
+        default=6, ge=1, le=240, description="Oldest previous analysis that is continued."
+    )
+    forecast: ForecastPolicy | None = Field(default=None, description="Forecasts; null for none.")
+    withhold: float | None = Field(
+        default=None, ge=0.0, le=0.5, description="Share of stations kept back for verification."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="From it each hour's seed is made.")
+    ingest_grace_seconds: float = Field(
+        default=120.0,
+        ge=0.0,
+        description=(
+            "Real seconds that a cycle waits for uploads that arrived in time and are still being "
+            "taken in."
+        ),
+    )
+    retries: int = Field(
+        default=1, ge=0, le=10, description="New jobs for a cycle whose job has failed."
+    )
+
+    @model_validator(mode="after")
+    def _final_after_early(self) -> Self:
+        for hour in range(24):
+            early, final = self.early_cut_off_minutes.of(hour), self.final_cut_off_minutes.of(hour)
+            if final <= early:
+                raise ValueError(
+                    f"Expected the final cut-off after the early one; at hour {hour} they are "
+                    f"{final / timedelta(minutes=1):g} and {early / timedelta(minutes=1):g} minutes."
+                )
+        if self.end is not None and self.end < self.start:
+            raise ValueError("Expected 'end' at or after 'start'.")
+        return self
+
+    @property
+    def step(self) -> timedelta:
+        """From one cycle to the next."""
+        return timedelta(hours=self.step_hours)
+
+    @property
+    def digest(self) -> str:
+        """Names this policy; kept in the manifest of every cycled analysis."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    def cut_off(self, valid_time: datetime, flavour: str) -> datetime:
+        """Last arrival accepted by this analysis of `valid_time`."""
+        early = flavour == Flavour.EARLY
+        minutes = self.early_cut_off_minutes if early else self.final_cut_off_minutes
+        return valid_time + minutes.of(valid_time.hour)
+
+
+def read_policy(path: Path) -> CyclePolicy | None:
+    """The policy in `cycles.yaml`; None when there is no such file.
+
+    Raises:
+        ConfigurationError: If it is not a policy; says where.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"Expected a readable {path.name}; {error}.") from error
+    try:
+        return CyclePolicy.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+        raise ConfigurationError(
+            f"Expected a policy of cycles in {path.name}; {'; '.join(lines)}. "
+            "A commented example: appa cycles init."
+        ) from None

@@ -1,1 +1,0 @@
-"""One report family per file."""

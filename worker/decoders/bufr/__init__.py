@@ -1,1 +1,0 @@
-"""BUFR: one report family per file."""

@@ -1,1 +1,0 @@
-"""Observation tables to the forms in which the field exchanges them."""

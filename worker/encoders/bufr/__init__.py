@@ -1,1 +1,0 @@
-"""Observation tables to BUFR messages."""

@@ -1,0 +1,174 @@
+"""Load checkpoints once when the worker starts, and warm each up with a tiny job.
+
+The tiny job selects kernels and reserves memory, and a model that cannot assimilate fails before
+the worker reports that it is ready.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import structlog
+import torch
+
+from model.assimilate import assimilate
+from model.assimilation_settings import recommended_settings
+from model.card import CARD_NAME
+from model.checkpoints.bundle import WEIGHTS, load_checkpoint, resolve
+from model.domain.errors import ConfigurationError, UnknownName
+from model.domain.windows import WindowPlan
+from model.latent_model import LatentModel
+from model.operators.observation_set import build_observation_set
+from worker.contract.queues import ModelInfo
+from worker.observations.decoders.base import DecodeContext, build_table
+
+__all__ = ["LoadedModel", "LoadedModels", "choose_device", "load_models", "warm_up"]
+
+_TIME = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def warm_up(model: LatentModel) -> None:
+    """One member, one diffusion step, one observation at the equator.
+
+    Raises:
+        Exception: Whatever is wrong with the model.
+    """
+    plan = WindowPlan.filtering(_TIME, model.blanket_size)
+    channel = model.channels[0]
+    table = build_table(
+        DecodeContext(batch_id="warm-up", received_time=_TIME),
+        1,
+        report_type="synop" if channel.level is None else "temp",
+        station_id="warm-up",
+        time=np.datetime64(_TIME.replace(tzinfo=None), "ns"),
+        lat=0.0,
+        lon=0.0,
+        vertical_kind="surface" if channel.level is None else "pressure",
+        vertical=None if channel.level is None else 100.0 * channel.level,
+        variable=channel.variable,
+        obs_value=model.state_normalisation.mean.flatten()[0].item(),
+        obs_error=model.state_normalisation.std.flatten()[0].item(),
+    )
+    observations, _ = build_observation_set(
+        table, model.grid, model.channels, plan.times, model.statics
+    )
+    settings = recommended_settings(model)
+    settings = replace(
+        settings,
+        sampler=replace(settings.sampler, steps=1),
+        warm=replace(settings.warm, steps=1),
+    )
+    assimilate(model, observations.to(model.dtype, model.device), plan, 1, 0, settings=settings)
+
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A loaded checkpoint.
+
+    Attributes:
+        name: Used in jobs.
+        sha256: Of its card, which holds the hashes of all its files.
+        model: On the device, ready.
+        folder: Where it was loaded from.
+    """
+
+    name: str
+    sha256: str
+    model: LatentModel
+    folder: Path
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the gateway is told about it."""
+        card = self.model.card
+        return ModelInfo(
+            name=self.name,
+            description=card.description,
+            sha256=self.sha256,
+            grid=card.grid.name,
+            shape=self.model.grid.shape,
+            levels=list(card.levels),
+            channels=list(card.channels),
+            blanket=self.model.blanket_size,
+            default_steps=_default_steps(self.model),
+        )
+
+
+@dataclass(frozen=True)
+class LoadedModels:
+    """The models of this process; the first is the default."""
+
+    models: tuple[LoadedModel, ...]
+    device: torch.device
+
+    def get(self, name: str | None) -> LoadedModel:
+        """The model called `name`, or the default one.
+
+        Raises:
+            UnknownName: Naming the models there are.
+        """
+        if name is None:
+            return self.models[0]
+        for model in self.models:
+            if model.name == name:
+                return model
+        known = [model.name for model in self.models]
+        raise UnknownName(
+            f"Unknown model '{name}'. This worker has: {', '.join(known)}.", name=name, known=known
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; `auto` takes a GPU when there is one.
+
+    Raises:
+        ConfigurationError: If the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"Expected a GPU for APPA_DEVICE={name}; this machine shows none.")
+    return device
+
+
+def load_models(names: Sequence[str], device_name: str) -> LoadedModels:
+    """Loads checkpoints and runs each once, so that the first job finds everything warm.
+
+    Arguments:
+        names: Names or folders; empty takes the bundled ones.
+        device_name: See `choose_device`.
+
+    Raises:
+        ConfigurationError: If there is no checkpoint at all.
+        CheckpointError: If one cannot be loaded.
+    """
+    names = list(names) or sorted(p.parent.name for p in WEIGHTS.glob(f"*/{CARD_NAME}"))
+    if not names:
+        raise ConfigurationError(
+            "Expected a checkpoint in APPA_MODELS (or `appa up --model FOLDER`); none is bundled."
+        )
+    device = choose_device(device_name)
+    models = tuple(_load(name, device) for name in names)
+    return LoadedModels(models, device)
+
+
+def _load(name: str, device: torch.device) -> LoadedModel:
+    folder = resolve(name)
+    model = load_checkpoint(folder, device)
+    warm_up(model)
+    card = folder / CARD_NAME
+    digest = hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else ""
+    log.info("model ready", name=model.card.name, device=str(device))
+    return LoadedModel(model.card.name, digest, model, folder)
+
+
+def _default_steps(model: LatentModel) -> int:
+    settings = recommended_settings(model)
+    return settings.warm.steps if settings.start == "prior" else settings.sampler.steps

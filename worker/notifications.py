@@ -1,0 +1,248 @@
+"""Deliver webhooks: signed, with bounded attempts and growing pauses.
+
+The scheduler asks at every turn what is due. Sending goes on in a thread of its own, many messages
+at once, so that a slow receiver keeps nothing else waiting.
+
+Each request goes to an address that somebody else chose. Names are resolved here, every address is
+checked, and the connection goes to the address that was checked: a name that changes its meaning
+in between leads nowhere. Redirects are not followed, proxies of the environment are not used, the
+answer's body is not read.
+"""
+
+import asyncio
+import ssl
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import httpcore
+import httpx
+import structlog
+from redis.exceptions import RedisError
+
+from model.domain.errors import AppaError
+from worker.contract.queues import code_version
+from worker.contract.record_store import NoSuchRecord
+from worker.contract.records import utc_now
+from worker.contract.webhook_store import WebhookStore
+from worker.contract.webhooks import (
+    Attempt,
+    Delivery,
+    DeliveryState,
+    Webhook,
+    public_addresses,
+    signed_headers,
+)
+from worker.settings import WorkerSettings
+
+__all__ = ["LONGEST_PAUSE", "WebhookSender", "pause_after", "post"]
+
+
+class CheckedBackend(httpcore.AsyncNetworkBackend):
+    """Connects to checked addresses only.
+
+    Arguments:
+        allow_private: Whether addresses of private networks will do.
+    """
+
+    def __init__(self, *, allow_private: bool) -> None:
+        self.allow_private = allow_private
+        self._inner = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """A connection to the first address of `host` that answers.
+
+        Raises:
+            AddressRefused: If one of its addresses is private.
+            OSError: If it has none.
+        """
+        found = await asyncio.to_thread(
+            public_addresses, host, port, allow_private=self.allow_private
+        )
+        failure: Exception | None = None
+        for address in found:
+            try:
+                return await self._inner.connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
+            except httpcore.ConnectError as error:
+                failure = error
+        raise failure or OSError(f"'{host}' has no address")
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        """Never: a URL names no socket."""
+        raise OSError(f"Expected a host; got the socket '{path}'.")
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits."""
+        await asyncio.sleep(seconds)
+
+
+async def post(
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    seconds: float,
+    allow_private: bool,
+    tls: ssl.SSLContext,
+) -> int:
+    """The status of the answer to a POST.
+
+    Arguments:
+        url: With host; its certificate is checked against that name.
+        headers: Besides those that HTTP needs.
+        body: Sent as it is.
+        seconds: For everything, from the name to the answer's first line and headers.
+        allow_private: See `CheckedBackend`.
+        tls: Whom to trust.
+
+    Raises:
+        AddressRefused: If the host is not public.
+        TimeoutError: If it took longer.
+        httpcore.NetworkError, httpcore.ProtocolError, OSError: If it failed.
+    """
+    parts = httpx.URL(url)  # takes care of international names and of what must be escaped
+    target = httpcore.URL(
+        scheme=parts.raw_scheme, host=parts.raw_host, port=parts.port, target=parts.raw_path
+    )
+    backend = CheckedBackend(allow_private=allow_private)
+    async with (
+        asyncio.timeout(seconds),
+        httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=backend) as pool,
+        pool.stream("POST", target, headers=list(headers.items()), content=body) as answer,
+    ):
+        return int(answer.status)
+
+
+log = structlog.get_logger()
+
+LONGEST_PAUSE = 6 * 3600.0
+_AT_ONCE = 64
+_GONE = 410
+
+
+def pause_after(attempts: int, settings: WorkerSettings) -> float | None:
+    """Seconds to wait after so many failed attempts; None when there were enough."""
+    if attempts >= settings.webhook_attempts:
+        return None
+    return float(min(settings.webhook_backoff_seconds * 4.0 ** (attempts - 1), LONGEST_PAUSE))
+
+
+class WebhookSender:
+    """Delivers what the store of webhooks says is due.
+
+    Arguments:
+        store: Subscriptions and messages.
+        settings: Timeouts, attempts, pauses.
+    """
+
+    def __init__(self, store: WebhookStore, settings: WorkerSettings) -> None:
+        self.store = store
+        self.settings = settings
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tls = ssl.create_default_context()
+        self._sending: set[Future[None]] = set()
+
+    def tick(self) -> int:
+        """Queues messages for new events and starts to send what is due; returns how many."""
+        self.store.fan_out()
+        self._sending = {future for future in self._sending if not future.done()}
+        free = _AT_ONCE - len(self._sending)
+        if free <= 0:
+            return 0
+        # A claim outlives the slowest attempt, so that no message is under way twice.
+        claimed = self.store.claim(free, 3 * self.settings.webhook_timeout_seconds + 10)
+        for webhook, delivery in claimed:
+            sent = asyncio.run_coroutine_threadsafe(self._send(webhook, delivery), self._running())
+            self._sending.add(sent)
+        return len(claimed)
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=self._loop.run_forever, name="courier", daemon=True)
+            thread.start()
+        return self._loop
+
+    async def _send(self, webhook: Webhook, delivery: Delivery) -> None:
+        attempt = await self._attempt(webhook, delivery)
+        try:
+            await asyncio.to_thread(self._settle, webhook, delivery, attempt)
+        except (RedisError, AppaError) as error:  # claimed again when its lease has run out
+            log.warning("webhook outcome not stored", id=webhook.id, error=str(error))
+        except Exception:
+            log.exception("webhook outcome not stored", id=webhook.id)
+
+    async def _attempt(self, webhook: Webhook, delivery: Delivery) -> Attempt:
+        begun, clock = utc_now(), time.monotonic()
+        status, error = None, ""
+        body = delivery.body.encode()
+        headers = signed_headers(webhook.secret, delivery.event_id, int(time.time()), body)
+        headers |= {
+            "content-type": "application/json",
+            "user-agent": f"appa-service/{code_version()}",
+        }
+        try:
+            status = await post(
+                webhook.url,
+                headers,
+                body,
+                seconds=self.settings.webhook_timeout_seconds,
+                allow_private=self.settings.webhook_allow_private,
+                tls=self._tls,
+            )
+            error = _complaint(status)
+        except TimeoutError:
+            error = f"no answer within {self.settings.webhook_timeout_seconds:g} s"
+        except AppaError as refused:
+            error = refused.message
+        except (httpcore.NetworkError, httpcore.ProtocolError, OSError, ValueError) as failure:
+            error = f"{type(failure).__name__}: {failure}"[:300]
+        except Exception as unforeseen:  # a message must never be lost to a bug
+            log.exception("webhook attempt failed", id=webhook.id)
+            error = f"{type(unforeseen).__name__}: {unforeseen}"[:300]
+        took = round(1000 * (time.monotonic() - clock))
+        return Attempt(time=begun, status=status, error=error, milliseconds=took)
+
+    def _settle(self, webhook: Webhook, delivery: Delivery, attempt: Attempt) -> None:
+        state, pause = DeliveryState.DELIVERED, None
+        if attempt.error:
+            pause = pause_after(len(delivery.attempts) + 1, self.settings)
+            pause = None if attempt.status == _GONE else pause
+            state = DeliveryState.FAILED if pause is None else DeliveryState.PENDING
+        self.store.settle(delivery, attempt, state, pause)
+        about = {
+            "id": webhook.id,
+            "message": delivery.event_id,
+            "attempt": len(delivery.attempts) + 1,
+        }
+        if not attempt.error:
+            log.info("webhook delivered", **about, status=attempt.status)
+            return
+        log.warning("webhook failed", **about, reason=attempt.error, again_in=pause)
+        if attempt.status == _GONE:
+            try:
+                self.store.disable(webhook.id, "the receiver answered 410 Gone")
+            except NoSuchRecord:
+                return
+
+
+def _complaint(status: int) -> str:
+    """Why an answer does not count; empty if it does."""
+    if 200 <= status < 300:
+        return ""
+    if 300 <= status < 400:
+        return f"HTTP {status}: redirects are not followed; register the final address"
+    return f"HTTP {status}"

@@ -1,1 +1,0 @@
-"""Telling the world outside: webhooks, and events that were missed."""

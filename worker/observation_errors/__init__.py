@@ -1,1 +1,0 @@
-"""Observation errors by network, variable and level."""

@@ -1,0 +1,301 @@
+"""Decode a BUFR file: find messages, unpack them, group them by layout, decode them by family.
+
+Families are listed in `BUFR_FAMILIES`; the first that accepts a message decodes it.
+"""
+
+import mmap
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from model.domain.errors import DecodeError
+from model.domain.registry import Registry
+from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
+from worker.observations.decoders.bufr.block import TEXT_KEYS, Block
+from worker.observations.decoders.bufr.framing import (
+    Frame,
+    Header,
+    correction_number,
+    read_header,
+    scan,
+)
+from worker.observations.decoders.bufr.message import Part, Unpacker
+from worker.observations.decoders.bufr.packing import Packing
+from worker.observations.decoders.bufr.reports import Collector, Reports, has_position
+from worker.observations.decoders.bufr.surface import (
+    decode_buoy,
+    decode_gnss,
+    decode_scatterometer,
+    decode_ship,
+    decode_synop,
+)
+from worker.observations.decoders.bufr.upper_air import (
+    decode_aircraft,
+    decode_amv,
+    decode_profiler,
+    decode_temp,
+)
+from worker.observations.formats import HEAD, foreign_content
+
+__all__ = ["BUFR_FAMILIES", "ReportFamily", "decode_bufr", "decode_bytes", "family_of"]
+
+
+@dataclass(frozen=True)
+class ReportFamily:
+    """A family of reports.
+
+    Attributes:
+        description: One line for the user.
+        categories: Data categories (table A) it comes in.
+        needs: Groups of elements; the template must hold one of each group.
+        decode: Makes reports of a block.
+    """
+
+    description: str
+    categories: Set[int]
+    needs: tuple[Set[int], ...]
+    decode: Callable[[Block], Reports]
+
+    def accepts(self, category: int, codes: Set[int]) -> bool:
+        """Whether a message of this category with these elements belongs to the family."""
+        return category in self.categories and all(group & codes for group in self.needs)
+
+
+_SURFACE = frozenset({10_004, 10_051, 12_101, 12_001, 12_004, 11_002, 11_012, 13_011})
+_SEA = _SURFACE | {22_042, 22_043, 22_045, 22_049}
+_WIND = frozenset({11_001, 11_002, 11_003})
+_PRESSURE = frozenset({7_004, 7_009})
+
+BUFR_FAMILIES: Registry[ReportFamily] = Registry(
+    "BUFR report family",
+    gnss=ReportFamily("ground-based GNSS", {0, 1, 8}, ({13_016}, {15_031, 15_079}), decode_gnss),
+    synop=ReportFamily("land stations", {0}, (_SURFACE, {4_003}), decode_synop),
+    ship=ReportFamily("ships", {1}, ({1_011}, _SEA), decode_ship),
+    buoy=ReportFamily("buoys", {1, 31}, ({1_005, 1_087, 1_003, 1_125}, _SEA), decode_buoy),
+    profiler=ReportFamily(
+        "wind profilers", {2, 6}, ({7_006, 7_007, 7_003, 10_007}, {2_003, 25_032, 2_101}, {11_006},
+        {11_001, 11_003}), decode_profiler,
+    ),
+    temp=ReportFamily("sondes and pilot balloons", {2}, (_PRESSURE, _WIND | {12_101}), decode_temp),
+    aircraft=ReportFamily(
+        "aircraft", {4}, ({7_010, 7_002, 7_004, 10_070}, {12_101, 12_001, 11_002}), decode_aircraft
+    ),
+    amv=ReportFamily("satellite winds", {5}, ({7_004}, {11_001, 11_003}), decode_amv),
+    scatterometer=ReportFamily(
+        "scatterometer winds", {12}, ({21_102}, {11_012}, {11_011}), decode_scatterometer
+    ),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def family_of(category: int, codes: frozenset[int]) -> str | None:
+    """Name of the family of a message, or None."""
+    for name, family in BUFR_FAMILIES.items():
+        if family.accepts(category, codes):
+            return name
+    return None
+
+
+_HELD_VALUES = 1_000_000
+"""Values kept in groups before they are decoded; bounds the memory of a large file."""
+
+
+@dataclass
+class _Group:
+    """Parts of one family and layout, from one or many messages."""
+
+    header: Header
+    family: str
+    parts: list[Part] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+    updates: list[int] = field(default_factory=list)
+    firsts: list[int] = field(default_factory=list)
+
+
+def decode_bufr(path: Path, context: DecodeContext) -> Decoded:
+    """All observations of a BUFR file.
+
+    Raises:
+        DecodeError: If the file holds no message at all; with the reason.
+    """
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            raise DecodeError("Expected BUFR messages; got an empty file.", reason="empty_file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return decode_bytes(data, context, path.name)
+
+
+def decode_bytes(data: bytes | mmap.mmap, context: DecodeContext, file_name: str = "") -> Decoded:
+    """All observations of the messages in `data`."""
+    walk = _Walk(context, len(data))
+    for frame in _chosen(scan(data, file_name), context):
+        walk.take(frame, data)
+    if not walk.report.messages and "byte_range" not in context.options:
+        reason, detail = foreign_content(data[:HEAD]) or ("no_messages", "no BUFR mark")
+        raise DecodeError(f"Expected BUFR messages; got {detail}.", reason=reason)
+    return walk.finish()
+
+
+def _chosen(frames: Iterator[Frame], context: DecodeContext) -> Iterator[Frame]:
+    """Frames that begin inside the byte range asked for, and are not to be skipped."""
+    low, high = context.options.get("byte_range", (0, float("inf")))
+    skipped = context.options.get("skip", {})
+    for frame in frames:
+        if frame.offset >= high:
+            return
+        if frame.offset >= low:
+            if reason := skipped.get(frame.offset):
+                yield replace(frame, reason=reason, detail="ended the decoding process")
+            else:
+                yield frame
+
+
+class _Walk:
+    """One pass over the messages of a file."""
+
+    def __init__(self, context: DecodeContext, size: int) -> None:
+        self.context = context
+        self.report = DecodeReport(format="bufr", size=size, bytes_between=size)
+        self.unpacker = Unpacker(context.limits)
+        self.collector = Collector()
+        self.groups: dict[tuple, _Group] = {}
+        self.held = 0
+        self.ordinal = 0
+        self.mark = context.options.get("mark", lambda offset: None)
+
+    def take(self, frame: Frame, data: bytes | mmap.mmap) -> None:
+        """Unpacks one message into its group, or sets it aside."""
+        self.report.messages += 1
+        self.report.bytes_between -= frame.length
+        self.mark(frame.offset)
+        try:
+            if frame.reason:
+                raise DecodeError(frame.detail, reason=frame.reason)
+            if frame.length > self.context.limits.message_bytes:
+                raise DecodeError(f"{frame.length} bytes", reason="too_large")
+            self._unpack(frame, bytes(data[frame.offset : frame.offset + frame.length]))
+        except DecodeError as error:
+            reason = error.context.get("reason", "undecodable")
+            self.report.reject(reason, frame.offset, frame.length, error.message)
+        if self.held > _HELD_VALUES:
+            self.flush()
+
+    def _unpack(self, frame: Frame, message: bytes) -> None:
+        header = read_header(message)
+        template = self.unpacker.template(message, header)
+        family = family_of(header.category, template.codes)
+        if family is None:
+            raise DecodeError(
+                f"Expected a message of one of {', '.join(BUFR_FAMILIES)}; got category "
+                f"{header.category} with {', '.join(f'{c:06d}' for c in header.descriptors[:6])}.",
+                reason="unsupported_template",
+            )
+        update = correction_number(frame.indicator, header.update_sequence)
+        for part in self.unpacker.unpack(message, header):
+            key = (family, id(part.layout), header.category, header.subcategory)
+            group = self.groups.setdefault(key, _Group(header, family))
+            group.parts.append(part)
+            group.frames.append(frame)
+            group.updates.append(update)
+            group.firsts.append(self.ordinal)
+            self.held += part.layout.size * len(part.numbers)
+        self.ordinal += header.subsets
+
+    def flush(self) -> None:
+        """Decodes all groups."""
+        with_rows: set[Frame] = set()
+        for group in self.groups.values():
+            rows = self._decode(group)
+            start = 0
+            for part, frame in zip(group.parts, group.frames, strict=True):
+                if rows[start : start + len(part.numbers)].any():
+                    with_rows.add(frame)
+                start += len(part.numbers)
+        self.report.decoded += len(with_rows)
+        self.report.bytes_decoded += sum(frame.length for frame in with_rows)
+        self.groups.clear()
+        self.held = 0
+
+    def _decode(self, group: _Group) -> np.ndarray:
+        block = _stack(group)
+        sizes = [len(part.numbers) for part in group.parts]
+        ordinal = np.concatenate(
+            [first + part.numbers for first, part in zip(group.firsts, group.parts, strict=True)]
+        )
+        offset = np.repeat([frame.offset for frame in group.frames], sizes)
+        update = np.repeat(group.updates, sizes)
+        reports = BUFR_FAMILIES[group.family].decode(block)
+        rows = self.collector.add(reports, ordinal, offset, update)
+        self.report.reports += len(block)
+        self._reject_reports(reports, rows, group, sizes)
+        return rows
+
+    def _reject_reports(
+        self, reports: Reports, rows: np.ndarray, group: _Group, sizes: list[int]
+    ) -> None:
+        """Counts the reports without a row, each with its reason."""
+        empty = np.flatnonzero(rows == 0)
+        if not empty.size:
+            return
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        numbers = np.concatenate([part.numbers for part in group.parts])
+        no_position = ~has_position(reports)
+        for index in empty:
+            reason = "no_values"
+            if np.isnat(reports.time[index]):
+                reason = "no_time"
+            elif no_position[index]:
+                reason = "no_position"
+            frame = group.frames[owner[index]]
+            self.report.reject(
+                reason, frame.offset, frame.length, group.family, int(numbers[index])
+            )
+
+    def finish(self) -> Decoded:
+        """The table and the report."""
+        self.flush()
+        table = self.collector.table(self.context)
+        self.report.count_rows(table)
+        return Decoded(table, self.report)
+
+
+def _stack(group: _Group) -> Block:
+    """All reports of a group as one block, in the order of its parts."""
+    parts, layout = group.parts, group.parts[0].layout
+    if len(parts) == 1 and parts[0].values is not None:
+        return Block(group.header, layout, parts[0].values, parts[0].texts)
+    sizes = np.array([len(part.numbers) for part in parts])
+    row = np.repeat(np.arange(len(parts)), sizes)
+    values = np.empty((len(row), layout.size))
+    texts = {code: [""] * len(row) for code in TEXT_KEYS if layout.has(code)}
+    unpacked = [n for n, part in enumerate(parts) if part.values is not None]
+    begin = np.concatenate([[0], np.cumsum(sizes)])
+    for n in unpacked:
+        values[begin[n] : begin[n + 1]] = parts[n].values
+        for code, found in parts[n].texts.items():
+            texts[code][begin[n] : begin[n + 1]] = found
+    packed = [n for n, part in enumerate(parts) if part.values is None]
+    if packed:
+        _fill(layout.packing, [parts[n] for n in packed], np.isin(row, packed), values, texts)
+    return Block(group.header, layout, values, texts)
+
+
+def _fill(
+    packing: Packing,
+    parts: list[Part],
+    rows: np.ndarray,
+    values: np.ndarray,
+    texts: dict[int, list[str]],
+) -> None:
+    """Unpacks packed parts, all at once, into the rows of a block that are theirs."""
+    bodies = [part.body for part in parts]
+    owner = np.repeat(np.arange(len(parts)), [len(part.numbers) for part in parts])
+    starts = np.concatenate([part.starts for part in parts])
+    values[rows] = packing.values(bodies, owner, starts)
+    places = np.flatnonzero(rows)
+    for code in packing.texts:
+        for place, text in zip(places, packing.text(code, bodies, owner, starts), strict=True):
+            texts[code][place] = text

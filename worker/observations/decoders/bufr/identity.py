@@ -1,0 +1,183 @@
+"""Read who reported and when: one identifier, the most stable one, and the valid time per report."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from worker.observations.decoders.bufr.block import Block
+
+__all__ = ["aircraft_id", "observation_time", "satellite_id", "seconds_after", "station_id"]
+
+Texts = list[str]
+
+
+def station_id(block: Block) -> Texts:
+    """WIGOS id; WMO block and station; ship, platform or buoy; national id; name; or "unknown"."""
+    return _first_given(
+        block, _wigos, _wmo_number, _text(1_011), _platform, _buoy, _national, _text(1_018),
+        _text(1_015), _text(1_019),
+    )  # fmt: skip
+
+
+def aircraft_id(block: Block) -> Texts:
+    """Registration (or its anonymous form), tail number, flight number; or "unknown"."""
+    return _first_given(block, _text(1_008), _text(1_110), _text(1_006), _text(1_011))
+
+
+def satellite_id(block: Block) -> Texts:
+    """Satellite identifier of common code table C-5: `sat004`."""
+    numbers = block.first(1_007)
+    return [f"sat{int(n):03d}" if n == n else "unknown" for n in numbers]
+
+
+def _first_given(block: Block, *sources: Callable[[Block], Texts]) -> Texts:
+    result: Texts = [""] * len(block)
+    for source in sources:
+        found = source(block)
+        if found:
+            result = [a or b for a, b in zip(result, found, strict=True)]
+        if all(result):
+            return result
+    return [text or "unknown" for text in result]
+
+
+def _text(code: int) -> Callable[[Block], Texts]:
+    return lambda block: block.texts.get(code, [])
+
+
+def _numbers(block: Block, *codes: int) -> list[np.ndarray] | None:
+    """First occurrences of all elements, or None if the layout lacks one."""
+    if not all(block.layout.has(code) for code in codes):
+        return None
+    return [block.first(code) for code in codes]
+
+
+def _wigos(block: Block) -> Texts:
+    parts = _numbers(block, 1_125, 1_126, 1_127)
+    local = block.texts.get(1_128)
+    if parts is None or not local:
+        return []
+    return [
+        f"{int(a)}-{int(b)}-{int(c)}-{text}" if text and a == a and b == b and c == c else ""
+        for a, b, c, text in zip(*parts, local, strict=True)
+    ]
+
+
+def _wmo_number(block: Block) -> Texts:
+    parts = _numbers(block, 1_001, 1_002)
+    if parts is None:
+        return []
+    return [
+        f"{int(a):02d}{int(b):03d}" if a == a and b == b and (a, b) != (0, 0) else ""
+        for a, b in zip(*parts, strict=True)
+    ]
+
+
+def _platform(block: Block) -> Texts:
+    parts = _numbers(block, 1_087)
+    return [] if parts is None else [f"{int(n)}" if n == n else "" for n in parts[0]]
+
+
+def _buoy(block: Block) -> Texts:
+    """Buoy number 0 01 005, with the region and sub-area before it where it has three digits."""
+    if (parts := _numbers(block, 1_005)) is None:
+        return []
+    numbers = parts[0]
+    regions, areas = block.first(1_003), block.first(1_020)
+    return [
+        ""
+        if n != n
+        else f"{int(r)}{int(a)}{int(n):03d}"
+        if n < 1_000 and r == r and a == a
+        else f"{int(n)}"
+        for n, r, a in zip(numbers, regions, areas, strict=True)
+    ]
+
+
+def _national(block: Block) -> Texts:
+    state, text = block.first(1_101), block.texts.get(1_102)
+    number = block.first(1_102) if text is None else None
+    if number is not None:
+        text = [f"{int(n)}" if n == n else "" for n in number]
+    return [
+        f"{int(s)}-{t}" if s == s and t else "" for s, t in zip(state, text or [], strict=False)
+    ]
+
+
+_NOMINAL, _LAST_POSITION = 25, 26
+_LATEST_TWO_DIGIT = 69
+_LARGEST_SHIFT = 400 * 86_400
+
+
+def observation_time(block: Block) -> np.ndarray:
+    """Valid time of each report as datetime64[s], NaT where year, month, day or hour is missing.
+
+    A report may hold several date groups; the nominal one (significance 25) comes first, that of
+    the last known position (26, drifting buoys) last. Years of two digits belong to 1970-2069.
+    """
+    layout = block.layout
+    years = layout.where(4_001)
+    if not years.size:
+        return np.full(len(block), np.datetime64("NaT", "s"))
+    times = [_group(block, int(year)) for year in years[:4]]
+    meanings = [block.effective(int(year), 8_021) for year in years[:4]]
+    result = np.full(len(block), np.datetime64("NaT", "s"))
+    for wanted in (
+        lambda m: m == _NOMINAL,
+        lambda m: m != _LAST_POSITION,
+        lambda m: np.ones(len(m), dtype=bool),
+    ):
+        for time, meaning in zip(times, meanings, strict=True):
+            result = np.where(np.isnat(result) & wanted(meaning), time, result)
+    return result
+
+
+def _group(block: Block, year_at: int) -> np.ndarray:
+    """Time of the date group that begins at a year."""
+    layout = block.layout
+    anchor = np.array([year_at])
+    following = layout.where(4_001)
+    following = following[following > year_at]
+    end = int(following[0]) if following.size else len(layout.codes)
+
+    def part(code: int) -> np.ndarray:
+        at = int(layout.after_each(anchor, code)[0])
+        return block.at(at if at < end else -1)
+
+    year, month, day, hour = block.at(year_at), part(4_002), part(4_003), part(4_004)
+    minute, second = np.nan_to_num(part(4_005)), np.nan_to_num(part(4_006))
+    year = np.where(year < 100, year + np.where(year > _LATEST_TWO_DIGIT, 1_900, 2_000), year)
+    return compose_time(year, month, day, hour, minute, second)
+
+
+def compose_time(
+    year: np.ndarray,
+    month: np.ndarray,
+    day: np.ndarray,
+    hour: np.ndarray,
+    minute: np.ndarray,
+    second: np.ndarray,
+) -> np.ndarray:
+    """datetime64[s] of calendar parts; NaT where a part is missing or impossible."""
+    with np.errstate(invalid="ignore"):
+        valid = (
+            (year >= 1_900) & (year <= 2_200) & (month >= 1) & (month <= 12)
+            & (day >= 1) & (day <= 31) & (hour >= 0) & (hour <= 24)
+            & (minute >= 0) & (minute <= 60) & (second >= 0) & (second <= 61)
+        )  # fmt: skip
+    months = np.where(valid, (year - 1_970) * 12 + month - 1, 0).astype(np.int64)
+    first = months.astype("datetime64[M]").astype("datetime64[D]")
+    days = np.where(valid, day - 1, 0).astype(np.int64)
+    date = first + days.astype("timedelta64[D]")
+    # 31 April would silently become 1 May.
+    valid &= date.astype("datetime64[M]") == months.astype("datetime64[M]")
+    seconds = np.where(valid, hour * 3_600 + minute * 60 + np.floor(second), 0).astype(np.int64)
+    time = date.astype("datetime64[s]") + seconds.astype("timedelta64[s]")
+    return np.where(valid, time, np.datetime64("NaT", "s"))
+
+
+def seconds_after(time: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Times (N, 1) moved by seconds (N, K); a missing shift, or one of over a year, counts as 0."""
+    with np.errstate(invalid="ignore"):
+        shift = np.where(np.abs(seconds) < _LARGEST_SHIFT, seconds, 0.0)
+    return time + np.rint(shift).astype(np.int64).astype("timedelta64[s]")

@@ -1,0 +1,247 @@
+"""Unpack messages into matrices of values with eccodes, within limits."""
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import eccodes
+import numpy as np
+
+from model.domain.errors import DecodeError
+from worker.observations.decoders.base import MessageLimits
+from worker.observations.decoders.bufr.block import TEXT_KEYS, ReportLayout, clean_text
+from worker.observations.decoders.bufr.framing import Header, descriptor_count
+from worker.observations.decoders.bufr.packing import describe_storage
+from worker.observations.decoders.bufr.template import Template, check_first_count
+
+__all__ = ["Part", "Unpacker"]
+
+_MISSING = -1e99
+_KEPT_TEMPLATES = 512
+_LEARNT_SIZE = 3_000
+"""Values of a report up to which its storage is asked for, which eccodes does slowly."""
+_LARGE = 65_536
+"""Bytes of data from which the first replication count is looked at before unpacking."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Reports of one message that share a layout, unpacked or still packed.
+
+    Attributes:
+        layout: Positions of elements.
+        numbers: Numbers of the reports within the message, from 0, shape (reports,).
+        values: Shape (reports, layout.size), NaN where missing, without meaning for texts; None
+            while packed.
+        texts: Identifying texts, by descriptor, one per report.
+        body: Bytes of section 4 of a packed message.
+        starts: First bit of each packed report.
+    """
+
+    layout: ReportLayout
+    numbers: np.ndarray
+    values: np.ndarray | None = None
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    body: bytes = b""
+    starts: np.ndarray | None = None
+
+
+class Unpacker:
+    """Unpacks messages within limits; the templates met so far are shared in the process."""
+
+    _templates: ClassVar[dict[tuple, Template | DecodeError]] = {}
+
+    def __init__(self, limits: MessageLimits) -> None:
+        self.limits = limits
+
+    def template(self, message: bytes, header: Header) -> Template:
+        """Expanded template of a message, without unpacking its data.
+
+        Raises:
+            DecodeError: `needs_local_tables`, `too_large` or `undecodable`.
+        """
+        least = descriptor_count(header.descriptors)
+        if least * (header.subsets if header.compressed else 1) > self.limits.values:
+            raise DecodeError(
+                f"Expected at most {self.limits.values} values; the template asks for {least} in "
+                f"each of {header.subsets} reports.",
+                reason="too_large",
+            )
+        key = header.template
+        found = self._templates.get(key)
+        if found is None:
+            if len(self._templates) >= _KEPT_TEMPLATES:
+                self._templates.clear()
+            found = self._templates[key] = _expand(message, header)
+        if isinstance(found, DecodeError):
+            raise found
+        return found
+
+    def unpack(self, message: bytes, header: Header) -> Iterator[Part]:
+        """Values of all reports, grouped by layout.
+
+        Raises:
+            DecodeError: With a reason.
+        """
+        template = self.template(message, header)
+        if not header.compressed and (packed := self._packed(message, header, template)):
+            yield from packed
+            return
+        handle = eccodes.codes_new_from_message(message)
+        try:
+            if header.data_bytes > _LARGE:
+                widths = _widths(handle)
+                check_first_count(template.raw, widths, message, header, self.limits)
+            values = self._values(handle, header)
+            values[values < _MISSING] = np.nan
+            wanted = template.codes & TEXT_KEYS.keys()
+            if header.compressed:
+                layout = template.layout(values, self.limits)
+                yield _rectangular(handle, layout, values, header.subsets, wanted)
+            else:
+                for part in self._ragged(handle, template, values, header.subsets, wanted):
+                    _note(message, header, template, part)
+                    yield part
+        finally:
+            eccodes.codes_release(handle)
+
+    def _packed(self, message: bytes, header: Header, template: Template) -> list[Part] | None:
+        """The reports as they are if all their layouts and packings are known, else None."""
+        body = header.data(message)
+        found: dict[int, tuple[ReportLayout, list[int], list[int]]] = {}
+        at, size = 0, 0
+        for number in range(header.subsets):
+            layout = template.packed_layout(body, at, self.limits)
+            if layout is None:
+                return None
+            _, numbers, starts = found.setdefault(id(layout), (layout, [], []))
+            numbers.append(number)
+            starts.append(at)
+            at += layout.packing.bits
+            size += layout.size
+            if at > len(body) * 8 or size > self.limits.values:
+                return None
+        return [
+            Part(layout, np.array(numbers), body=body, starts=np.array(starts))
+            for layout, numbers, starts in found.values()
+        ]
+
+    def _values(self, handle: int, header: Header) -> np.ndarray:
+        try:
+            # Attributes such as units and scale of each element are never asked for.
+            eccodes.codes_set(handle, "skipExtraKeyAttributes", 1)
+            count = eccodes.codes_get_size(handle, "numericValues")
+            if count > self.limits.values:
+                raise DecodeError(
+                    f"Expected at most {self.limits.values} values; got {count}.",
+                    reason="too_large",
+                )
+            return eccodes.codes_get_double_array(handle, "numericValues")
+        except eccodes.CodesInternalError as error:
+            local = any(c // 1_000 % 100 >= 48 or c % 1_000 >= 192 for c in header.descriptors)
+            raise DecodeError(
+                f"Expected data that fit the descriptors; {error}.",
+                reason="needs_local_tables" if local else "undecodable",
+            ) from error
+
+    def _ragged(
+        self, handle: int, template: Template, values: np.ndarray, subsets: int, wanted: Set[int]
+    ) -> Iterator[Part]:
+        groups: dict[int, tuple[ReportLayout, list[int], list[int]]] = {}
+        start = 0
+        for number in range(subsets):
+            layout = template.layout(values[start:], self.limits)
+            _, starts, numbers = groups.setdefault(id(layout), (layout, [], []))
+            starts.append(start)
+            numbers.append(number)
+            start += layout.size
+        if start != len(values):
+            raise _mismatch(start, len(values))
+        # The pool is costly to get; with one report each text has a key of its own.
+        pool = _texts(handle, "stringValues") if wanted and subsets > 1 else []
+        for layout, starts, numbers in groups.values():
+            if len(starts) == 1:
+                part = values[starts[0] : starts[0] + layout.size][None]
+            else:
+                part = values[np.array(starts)[:, None] + np.arange(layout.size)]
+            texts = {
+                code: [_from_pool(pool, reference) for reference in part[:, at]]
+                if subsets > 1
+                else [_text(handle, "#1#" + TEXT_KEYS[code])]
+                for code in wanted
+                if (at := layout.first(code)) >= 0
+            }
+            yield Part(layout, np.array(numbers), part, texts)
+
+
+def _expand(message: bytes, header: Header) -> Template | DecodeError:
+    handle = eccodes.codes_new_from_message(message)
+    try:
+        expanded = eccodes.codes_get_long_array(handle, "expandedDescriptors")
+        return Template(tuple(int(code) for code in expanded))
+    except (eccodes.CodesInternalError, UnicodeDecodeError) as error:
+        return DecodeError(
+            f"Expected descriptors of WMO tables; got version {header.master_version}, local "
+            f"version {header.local_version} of centre {header.centre}: {error}.",
+            reason="needs_local_tables",
+        )
+    finally:
+        eccodes.codes_release(handle)
+
+
+def _note(message: bytes, header: Header, template: Template, part: Part) -> None:
+    """Learns how the elements of a template are stored, from its second message on."""
+    layout = part.layout
+    if part.numbers[0] == 0 and layout.size <= _LEARNT_SIZE and template.wants(layout):
+        template.learn(layout, describe_storage(message, header, layout, part.values[0]))
+
+
+def _rectangular(
+    handle: int, layout: ReportLayout, values: np.ndarray, subsets: int, wanted: Set[int]
+) -> Part:
+    if layout.size * subsets != len(values):
+        raise _mismatch(layout.size * subsets, len(values))
+    texts = {}
+    for code in wanted:
+        # A text that is the same in all reports comes as one.
+        found = _texts(handle, "#1#" + TEXT_KEYS[code]) or [""]
+        texts[code] = found * subsets if len(found) == 1 else found
+    return Part(layout, np.arange(subsets), values.reshape(subsets, layout.size), texts)
+
+
+def _widths(handle: int) -> tuple[int, ...]:
+    try:
+        return tuple(eccodes.codes_get_long_array(handle, "expandedOriginalWidths").tolist())
+    except eccodes.CodesInternalError:
+        return ()
+
+
+def _from_pool(pool: list[str], reference: float) -> str:
+    """The text that a value of `numericValues` refers to: 1000 x (index + 1) + length."""
+    if not reference >= 1_000:
+        return ""
+    index = int(reference) // 1_000 - 1
+    return pool[index] if index < len(pool) else ""
+
+
+def _mismatch(expected: int, got: int) -> DecodeError:
+    return DecodeError(
+        f"Expected {expected} values from the descriptors; the data section has {got}.",
+        reason="undecodable",
+    )
+
+
+def _texts(handle: int, key: str) -> list[str]:
+    """Texts of a key without padding; none if they cannot be read."""
+    try:
+        texts = eccodes.codes_get_string_array(handle, key)
+    except (eccodes.CodesInternalError, UnicodeDecodeError):
+        return []
+    return [clean_text(text) for text in texts]
+
+
+def _text(handle: int, key: str) -> str:
+    try:
+        return clean_text(eccodes.codes_get_string(handle, key))
+    except (eccodes.CodesInternalError, UnicodeDecodeError):
+        return ""

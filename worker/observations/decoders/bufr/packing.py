@@ -1,0 +1,268 @@
+"""Unpack the bits of uncompressed reports, for many reports of one layout at once.
+
+eccodes tells where every element of a layout lies: width, scale and reference value in effect,
+operators included. With that known, the bits of all later reports of the layout are read as
+arrays. A packing is used only after it has given, bit by bit, the values eccodes gives for a
+first report.
+
+A value is (number + reference) x 10^-scale; all bits set is missing, except in counts, bitmaps,
+associated fields and elements of one bit (WMO Manual on Codes, volume I.2, FM 94).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import eccodes
+import numpy as np
+
+from worker.observations.decoders.bufr.block import (
+    ASSOCIATED,
+    COUNTS,
+    TEXT_KEYS,
+    ReportLayout,
+    clean_text,
+)
+from worker.observations.decoders.bufr.framing import Header
+
+__all__ = ["Packing", "Storage", "describe_storage", "gather_bits", "make_packing", "read_bits"]
+
+
+def gather_bits(buffer: np.ndarray, places: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Many numbers at once.
+
+    Arguments:
+        buffer: Bytes, with eight more at the end than any number needs, (B,).
+        places: First bits, (N, K).
+        widths: Bits of each column, at most 56; 0 gives 0, (K,).
+
+    Returns:
+        uint64, (N, K).
+    """
+    windows = np.lib.stride_tricks.as_strided(
+        buffer, shape=(len(buffer) - 7, 8), strides=(1, 1), writeable=False
+    )
+    word = windows[places >> 3].view(">u8")[..., 0].astype(np.uint64)
+    inside = (places & 7).astype(np.uint64)
+    width = widths.astype(np.uint64)
+    # A shift by 64 is undefined; columns without bits are masked to zero anyway.
+    right = np.minimum(np.uint64(64) - width - inside, np.uint64(63))
+    mask = (np.uint64(1) << width) - np.uint64(1)
+    return (word >> right) & mask
+
+
+def read_bits(body: bytes, at: int, width: int) -> int:
+    """One unsigned number of `width` bits at bit `at`; all ones beyond the end."""
+    high = -(-(at + width) // 8)
+    if high > len(body):
+        return (1 << width) - 1
+    number = int.from_bytes(body[at // 8 : high], "big") >> (high * 8 - at - width)
+    return number & ((1 << width) - 1)
+
+
+_WIDEST = 56
+_FIRST_TRAILER = 222_000
+_DESCRIBED = frozenset({222_000, 236_000, 237_000})
+"""Operators without data of their own whose elements keep their original widths."""
+_SIGNIFICANCE, _SIGNIFICANCE_WIDTH = 31_021, 6
+_NEVER_MISSING = (*COUNTS, 31_031, ASSOCIATED)
+_TEXT = 127
+"""Stands for the scale of a text."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where and how the elements of a layout are stored.
+
+    Attributes:
+        offsets: First bit of each element from the start of the report, (E,).
+        widths: Bits of each element, 0 for operators and texts, (E,).
+        factors, references: Value = (number + reference) x factor, (E,).
+        can_miss: Whether all bits set means missing, (E,).
+        texts: Offset and number of characters of identifying texts, by descriptor.
+        bits: Length of a report.
+    """
+
+    offsets: np.ndarray
+    widths: np.ndarray
+    factors: np.ndarray
+    references: np.ndarray
+    can_miss: np.ndarray
+    texts: Mapping[int, tuple[int, int]]
+    bits: int
+
+    def values(self, bodies: Sequence[bytes], owner: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Values of reports, shape (N, E), NaN where missing.
+
+        Arguments:
+            bodies: Data sections, M.
+            owner: Number of the section that holds each report, (N,).
+            starts: First bit of each report in its section, (N,).
+        """
+        buffer, first = _joined(bodies, owner, starts)
+        number = gather_bits(buffer, first[:, None] + self.offsets, self.widths)
+        value = (number.astype(np.float64) + self.references) * self.factors
+        full = (np.uint64(1) << self.widths.astype(np.uint64)) - np.uint64(1)
+        value[(number == full) & self.can_miss] = np.nan
+        return value
+
+    def text(
+        self, code: int, bodies: Sequence[bytes], owner: np.ndarray, starts: np.ndarray
+    ) -> list[str]:
+        """An identifying text of each report; "" where missing."""
+        offset, length = self.texts[code]
+        buffer, first = _joined(bodies, owner, starts)
+        places = first[:, None] + offset + 8 * np.arange(length)
+        characters = gather_bits(buffer, places, np.full(length, 8)).astype(np.uint8)
+        found = [row.tobytes() for row in characters]
+        return [clean_text(raw.decode("ascii")) if raw.isascii() else "" for raw in found]
+
+
+def _joined(
+    bodies: Sequence[bytes], owner: np.ndarray, starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """All bytes in one array, and the first bit of each report in it."""
+    lengths = np.array([len(body) for body in bodies])
+    begin = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    buffer = np.frombuffer(b"".join(bodies) + b"\0" * 8, dtype=np.uint8)
+    return buffer, begin[owner] * 8 + starts
+
+
+class Storage(NamedTuple):
+    """How elements are stored: bits, decimal scale and reference value, each (E,)."""
+
+    widths: np.ndarray
+    scales: np.ndarray
+    references: np.ndarray
+
+
+def make_packing(layout: ReportLayout, storage: Storage) -> Packing:
+    """The packing of a layout whose elements are stored so."""
+    widths = storage.widths
+    offsets = np.concatenate([[0], np.cumsum(widths)[:-1]]).astype(np.int64)
+    texts = {
+        code: (int(offsets[at]), int(widths[at]) // 8)
+        for code in TEXT_KEYS
+        if (at := layout.first(code)) >= 0
+    }
+    text = storage.scales == _TEXT
+    numeric = np.where(text | (widths > _WIDEST), 0, widths).astype(np.int64)
+    always = np.isin(layout.all_codes, _NEVER_MISSING)
+    factors = [1.0 / 10.0**scale if scale > 0 else 10.0**-scale for scale in range(-60, 61)]
+    return Packing(
+        offsets,
+        numeric,
+        np.array(factors)[np.clip(storage.scales, -60, 60) + 60],
+        storage.references.astype(np.float64),
+        ~always & (numeric > 1),
+        texts,
+        int(widths.sum()),
+    )
+
+
+def describe_storage(
+    message: bytes, header: Header, layout: ReportLayout, expected: np.ndarray
+) -> Storage | None:
+    """How the elements of a layout are stored, or None if it cannot be read this way.
+
+    Arguments:
+        message: A message whose first report has the layout.
+        header: Its sections 1 and 3.
+        layout: Positions of elements.
+        expected: Values of the first report by eccodes, (E,), NaN where missing.
+    """
+    handle = eccodes.codes_new_from_message(message)
+    try:
+        storage = _storage(handle, layout)
+    except eccodes.CodesInternalError:
+        return None
+    finally:
+        eccodes.codes_release(handle)
+    if storage is None:
+        return None
+    packing = make_packing(layout, storage)
+    return storage if _confirmed(packing, header.data(message), expected) else None
+
+
+def _confirmed(packing: Packing, body: bytes, expected: np.ndarray) -> bool:
+    """Whether the packing gives the expected numbers, to the last bit."""
+    if packing.bits > len(body) * 8:
+        return False
+    only = np.zeros(1, dtype=np.int64)
+    found = packing.values([body], only, only)[0]
+    shown = packing.widths > 0
+    return bool(np.array_equal(found[shown], expected[shown], equal_nan=True))
+
+
+def _storage(handle: int, layout: ReportLayout) -> Storage | None:
+    """Width, scale and reference of each element of the first report."""
+    trailer = layout.all_codes[len(layout.codes) :]
+    operators = trailer[trailer >= 100_000]
+    foreign = (layout.codes >= 100_000) & (layout.codes != ASSOCIATED)
+    if foreign.any() or not _DESCRIBED.issuperset(operators.tolist()):
+        return None
+    eccodes.codes_set(handle, "unpack", 1)
+    found = _in_order(_elements(handle, len(layout.codes)), layout.codes.tolist())
+    if found is None:
+        return None
+    original = _originals(handle)
+    for code in trailer.tolist():
+        if code not in original and code < _FIRST_TRAILER:
+            return None
+        found.append(original.get(code, (0, 0, 0)))
+    return Storage(*np.array(found, dtype=np.int64).T)
+
+
+def _elements(handle: int, most: int) -> list[list[int]]:
+    """Code, width, scale, reference and bits of the associated field of elements, as eccodes
+    lists them: associated fields and their significance are no elements of their own there."""
+    found: list[list[int]] = []
+    names = ("code", "width", "scale", "reference")
+    iterator = eccodes.codes_bufr_keys_iterator_new(handle)
+    try:
+        while len(found) <= most and eccodes.codes_bufr_keys_iterator_next(iterator):
+            key = eccodes.codes_bufr_keys_iterator_get_name(iterator)
+            if not key.startswith("#"):
+                continue
+            if "->" not in key:
+                entry = [eccodes.codes_get_long(handle, f"{key}->{n}") for n in names] + [0]
+                if eccodes.codes_get_string(handle, f"{key}->units") == "CCITT IA5":
+                    entry[2] = _TEXT
+                found.append(entry)
+            elif key.endswith("->associatedField") and found:
+                found[-1][4] = eccodes.codes_get_long(handle, f"{key}->width")
+    finally:
+        eccodes.codes_bufr_keys_iterator_delete(iterator)
+    return found
+
+
+def _in_order(elements: list[list[int]], codes: list[int]) -> list[tuple[int, int, int]] | None:
+    """Width, scale and reference along `codes`, or None if the elements do not follow them."""
+    found: list[tuple[int, int, int]] = []
+    at = 0
+    for code in codes:
+        following = elements[at] if at < len(elements) else [0, 0, 0, 0, 0]
+        if code == ASSOCIATED:
+            found.append((following[4], 0, 0))
+        elif code == _SIGNIFICANCE and following[0] != code:
+            found.append((_SIGNIFICANCE_WIDTH, 0, 0))
+        elif following[0] == code:
+            found.append((following[1], following[2], following[3]))
+            at += 1
+        else:
+            return None
+    return found
+
+
+def _originals(handle: int) -> dict[int, tuple[int, int, int]]:
+    """Width, scale and reference of the tables by descriptor."""
+    codes = eccodes.codes_get_long_array(handle, "expandedDescriptors")
+    codes = codes[codes != ASSOCIATED]
+    parts = [
+        eccodes.codes_get_long_array(handle, f"expandedOriginal{name}")
+        for name in ("Widths", "Scales", "References")
+    ]
+    if any(len(part) != len(codes) for part in parts):
+        return {}
+    entries = zip(codes.tolist(), *(part.tolist() for part in parts), strict=True)
+    return {code: (width, scale, ref) for code, width, scale, ref in entries if code < 100_000}

@@ -1,0 +1,231 @@
+"""Describe what a report family makes of a block, and collect it into one observation table."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from model.domain.observations import QC_FLAGS, VERTICAL_KINDS
+from model.domain.variables import VARIABLES
+from worker.observations.decoders.base import DecodeContext, build_table
+
+__all__ = ["Collector", "Reports", "Values", "has_position"]
+
+
+@dataclass
+class Values:
+    """Values of one variable in a block; NaN gives no row.
+
+    Attributes:
+        variable: An id of the vocabulary.
+        value: SI, shape (N,) or (N, K) for K levels.
+        vertical_kind: One of VERTICAL_KINDS.
+        vertical: Coordinate, same shape; rows need it unless the kind is surface or column.
+        preqc: Where the provider's own flags speak against the value, same shape.
+        domain: Where the value is not at the height its variable is defined at, same shape.
+        time, lat, lon, elevation: Instead of those of the report, broadcastable to `value`.
+    """
+
+    variable: str
+    value: np.ndarray
+    vertical_kind: str = "surface"
+    vertical: np.ndarray | None = None
+    preqc: np.ndarray | None = None
+    domain: np.ndarray | None = None
+    time: np.ndarray | None = None
+    lat: np.ndarray | None = None
+    lon: np.ndarray | None = None
+    elevation: np.ndarray | None = None
+
+
+@dataclass
+class Reports:
+    """What a family makes of a block of N reports.
+
+    Attributes:
+        report_type: Network, one for all.
+        station_id: Who reported, N texts.
+        time: datetime64[s], NaT where the report has none.
+        lat, lon, elevation: Degrees north, degrees east, m; NaN where missing.
+        values: The observed quantities.
+        platform: Detail, N texts or one for all.
+        profile: Whether the rows of a report belong to one profile.
+    """
+
+    report_type: str
+    station_id: list[str]
+    time: np.ndarray
+    lat: np.ndarray
+    lon: np.ndarray
+    elevation: np.ndarray
+    values: list[Values]
+    platform: list[str] | str = ""
+    profile: bool = False
+    drop: np.ndarray | None = field(default=None)
+
+
+_VARIABLES = tuple(VARIABLES)
+_FLAGS = ("preqc", "domain")
+_POLE = 90.0 + 1e-6
+"""The South Pole station decodes to a latitude of -90.00000000000001."""
+_DTYPES = {
+    "variable": np.int32,
+    "vertical_kind": np.int32,
+    "rejected_by": np.int32,
+    "obs_value": np.float64,
+    "vertical": np.float32,
+    "time": "datetime64[ns]",
+    "lat": np.float64,
+    "lon": np.float64,
+    "elevation": np.float32,
+    "report": np.int64,
+}
+
+
+@dataclass
+class _PerReport:
+    """Columns that all rows of a report share."""
+
+    station_id: list[str] = field(default_factory=list)
+    platform: list[str] = field(default_factory=list)
+    report_type: list[str] = field(default_factory=list)
+    ordinal: list[np.ndarray] = field(default_factory=list)
+    offset: list[np.ndarray] = field(default_factory=list)
+    update_sequence: list[np.ndarray] = field(default_factory=list)
+    profile: list[np.ndarray] = field(default_factory=list)
+
+
+class Collector:
+    """Collects rows as arrays; makes one table at the end."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[np.ndarray]] = {name: [] for name in _DTYPES}
+        self._reports = _PerReport()
+        self._count = 0
+
+    def add(
+        self, reports: Reports, ordinal: np.ndarray, offset: np.ndarray, update: np.ndarray
+    ) -> np.ndarray:
+        """Adds the rows of a block.
+
+        Arguments:
+            reports: Of a block of N.
+            ordinal: Place of each report in the file, (N,).
+            offset: Of the message of each report, (N,).
+            update: Correction number of each report, (N,).
+
+        Returns:
+            Number of rows of each report, (N,).
+        """
+        number = len(ordinal)
+        usable = ~np.isnat(reports.time) & has_position(reports)
+        rows = np.zeros(number, dtype=np.int64)
+        for values in reports.values:
+            self._add_values(reports, values, usable, rows)
+        kept = self._reports
+        kept.station_id += reports.station_id
+        platform = reports.platform
+        kept.platform += [platform] * number if isinstance(platform, str) else platform
+        kept.report_type += [reports.report_type] * number
+        kept.ordinal.append(ordinal)
+        kept.offset.append(offset)
+        kept.update_sequence.append(update)
+        kept.profile.append(np.full(number, reports.profile))
+        self._count += number
+        return rows
+
+    def _add_values(
+        self, reports: Reports, values: Values, usable: np.ndarray, rows: np.ndarray
+    ) -> None:
+        value = values.value if values.value.ndim == 2 else values.value[:, None]
+        keep = np.isfinite(value) & usable[:, None]
+        vertical = _matrix(values.vertical, value)
+        if vertical is not None:
+            keep &= np.isfinite(vertical) & ((vertical > 0) | (values.vertical_kind == "height"))
+        at = np.nonzero(keep)
+        count = len(at[0])
+        if not count:
+            return
+        rows += keep.sum(axis=1)
+
+        def pick(own: np.ndarray | None, shared: np.ndarray) -> np.ndarray:
+            return shared[at[0]] if own is None else _matrix(own, value)[at]
+
+        flag = np.full(count, -1)
+        for number, name in reversed(list(enumerate(_FLAGS))):
+            mask = getattr(values, name)
+            if mask is not None:
+                flag = np.where(_matrix(mask, value)[at], number, flag)
+        columns = {
+            "variable": np.full(count, _VARIABLES.index(values.variable)),
+            "vertical_kind": np.full(count, VERTICAL_KINDS.index(values.vertical_kind)),
+            "rejected_by": flag,
+            "obs_value": value[at],
+            "vertical": np.full(count, np.nan) if vertical is None else vertical[at],
+            "time": pick(values.time, reports.time),
+            "lat": np.clip(pick(values.lat, reports.lat), -90.0, 90.0),
+            "lon": pick(values.lon, reports.lon),
+            "elevation": pick(values.elevation, reports.elevation),
+            "report": at[0] + self._count,
+        }
+        for name, column in columns.items():
+            self._rows[name].append(column.astype(_DTYPES[name], copy=False))
+
+    def table(self, context: DecodeContext) -> pa.Table:
+        """The observation table of everything added, reports in the order of the file."""
+        if not self._rows["report"]:
+            return build_table(context, 0)
+        rows = {name: np.concatenate(parts) for name, parts in self._rows.items()}
+        shared = self._reports
+        ordinal = np.concatenate(shared.ordinal)
+        order = np.argsort(ordinal[rows["report"]], kind="stable")
+        rows = {name: column[order] for name, column in rows.items()}
+        report = rows.pop("report")
+        profile = np.concatenate(shared.profile)[report]
+        return build_table(
+            context,
+            len(report),
+            station_id=_dictionary(shared.station_id, report),
+            platform=_dictionary(shared.platform, report),
+            report_type=_dictionary(shared.report_type, report),
+            variable=_coded(rows.pop("variable"), _VARIABLES),
+            vertical_kind=_coded(rows.pop("vertical_kind"), VERTICAL_KINDS),
+            rejected_by=_coded(rejected := rows.pop("rejected_by"), _FLAGS),
+            qc_flag=_flag_numbers(rejected),
+            profile_id=pa.array(ordinal[report], pa.int32(), mask=~profile),
+            update_sequence=np.concatenate(shared.update_sequence)[report].astype(np.int16),
+            message_offset=np.concatenate(shared.offset)[report],
+            **rows,
+        )
+
+
+def has_position(reports: Reports) -> np.ndarray:
+    """Whether latitude and longitude are given and possible, (N,)."""
+    with np.errstate(invalid="ignore"):
+        return (np.abs(reports.lat) <= _POLE) & (np.abs(reports.lon) <= 360.0)
+
+
+def _matrix(array: np.ndarray | None, like: np.ndarray) -> np.ndarray | None:
+    if array is None:
+        return None
+    return np.broadcast_to(array if array.ndim == 2 else array[:, None], like.shape)
+
+
+def _coded(codes: np.ndarray, names: tuple[str, ...]) -> pa.DictionaryArray:
+    """Dictionary column of numbers into `names`, null where negative; unused names left out."""
+    used, packed = np.unique(codes, return_inverse=True)
+    start = int((used < 0).sum())
+    indices = pa.array((packed - start).astype(np.int32), mask=codes < 0)
+    return pa.DictionaryArray.from_arrays(
+        indices, pa.array([names[n] for n in used[start:]], pa.string())
+    )
+
+
+def _flag_numbers(codes: np.ndarray) -> np.ndarray:
+    numbers = np.array([QC_FLAGS[name].number for name in _FLAGS] + [0], dtype=np.uint8)
+    return numbers[codes]
+
+
+def _dictionary(texts: list[str], index: np.ndarray) -> pa.DictionaryArray:
+    encoded = pa.array(texts, pa.string()).dictionary_encode()
+    return encoded.take(pa.array(index))

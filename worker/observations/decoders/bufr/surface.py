@@ -1,0 +1,259 @@
+"""Decode surface reports: land stations, ships, buoys, ground-based GNSS and scatterometer winds.
+
+Land stations: SYNOP (307080 to 307096, with WIGOS prefix or national additions), older ECMWF and
+METAR layouts (307001 ff.). Ships: 308009 and older layouts with a call sign (0 01 011). Moored
+and drifting buoys: 315008, 315009, 308003 and sub-surface layouts with a surface value; drifting
+buoys report two date groups, of the nominal time and of the last known position. GNSS receivers:
+307022, 307024, integrated water vapour of the column. Scatterometers: 312061 (ASCAT), 312028 and
+relatives; a cell holds several wind solutions, 0 21 102 is the number of the selected one, from
+1, and the model wind 0 11 081/0 11 082 in the same report is no observation.
+
+Traps (WMO templates 307080 ff., 308009, 315008/9): 0 07 004 is the standard isobaric surface of
+0 10 009, the station pressure is 0 10 004; first-order statistics (0 08 023) repeat elements as
+standard deviations, so the first occurrence without it counts; sensor heights 0 07 032 hold for
+the group that follows; precipitation counts only with a period of one hour.
+"""
+
+import numpy as np
+
+from worker.observations.decoders.bufr.block import Block
+from worker.observations.decoders.bufr.identity import observation_time, satellite_id, station_id
+from worker.observations.decoders.bufr.reports import Reports, Values
+from worker.observations.units import wind_components
+
+__all__ = [
+    "bad_location",
+    "decode_buoy",
+    "decode_gnss",
+    "decode_scatterometer",
+    "decode_ship",
+    "decode_synop",
+    "plain",
+    "surface_values",
+]
+
+_TEMPERATURE = (12_101, 12_001, 12_004)
+_DEWPOINT = (12_103, 12_003, 12_006)
+_SEA_TEMPERATURE = (22_049, 22_043, 22_045, 22_042)
+_DEEPEST = 10.0
+_SCREEN_HEIGHT = (0.5, 10.0)
+_MAST_HEIGHT = (5.0, 25.0)
+_DUBIOUS = 2
+
+
+def plain(block: Block, *codes: int) -> int:
+    """Position of the first occurrence that is no first-order statistic, or -1."""
+    for code in codes:
+        for at in block.layout.where(code)[:8]:
+            if np.isnan(block.effective(int(at), 8_023)).all():
+                return int(at)
+    return -1
+
+
+def surface_values(block: Block, at_sea: bool) -> list[Values]:
+    """All surface quantities of a block of reports.
+
+    Arguments:
+        block: The reports.
+        at_sea: Ships and buoys: sensor heights are not those of a land station and are accepted.
+    """
+    return [
+        *_pressure(block),
+        *_screen(block, at_sea),
+        *_wind(block, at_sea),
+        *_rain(block),
+        *_sea(block),
+    ]
+
+
+def _one(block: Block, variable: str, at: int, **more: np.ndarray | None) -> list[Values]:
+    """The element at a position as it is, with its associated flag."""
+    if at < 0:
+        return []
+    preqc = block.suspect(np.array([at]))[:, 0]
+    return [Values(variable, block.at(at), preqc=preqc, **more)]
+
+
+def _pressure(block: Block) -> list[Values]:
+    station = plain(block, 10_004)
+    ground, barometer = block.first(7_030, 7_001), block.first(7_031)
+    height = np.where(np.isnan(barometer), ground, barometer)
+    above = block.effective(station, 7_006)
+    if station >= 0 and np.isfinite(above).any():
+        # METAR (307011): pressure at a height above the station, 0 for the station itself.
+        height = np.where(np.isfinite(above), ground + above, height)
+    return [
+        *_one(block, "surface_pressure", station, elevation=height),
+        *_one(block, "mean_sea_level_pressure", plain(block, 10_051)),
+    ]
+
+
+def _outside(height: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return (height < limits[0]) | (height > limits[1])
+
+
+def _screen(block: Block, at_sea: bool) -> list[Values]:
+    found: list[Values] = []
+    for variable, codes in (
+        ("2m_temperature", _TEMPERATURE),
+        ("2m_dewpoint_temperature", _DEWPOINT),
+        ("2m_relative_humidity", (13_003,)),
+    ):
+        at = plain(block, *codes)
+        for values in _one(block, variable, at):
+            if variable == "2m_relative_humidity":
+                values.value = values.value / 100.0
+            if not at_sea:
+                values.domain = _outside(block.effective(at, 7_032, 7_006), _SCREEN_HEIGHT)
+            found.append(values)
+    return found
+
+
+def _wind(block: Block, at_sea: bool) -> list[Values]:
+    speed_at = plain(block, 11_002, 11_012)
+    direction_at = plain(block, 11_001, 11_011)
+    if speed_at < 0:
+        return []
+    speed, direction = block.at(speed_at), block.at(direction_at)
+    u, v = wind_components(speed, direction)
+    suspect = block.suspect(np.array([speed_at, direction_at])).any(axis=1)
+    domain = None
+    if not at_sea and block.layout.codes[speed_at] == 11_002:
+        domain = _outside(block.effective(speed_at, 7_032, 7_006), _MAST_HEIGHT)
+    return [
+        Values("10m_u_component_of_wind", u, preqc=suspect, domain=domain),
+        Values("10m_v_component_of_wind", v, preqc=suspect, domain=domain),
+        # Direction missing or variable: the speed is still an observation.
+        Values("10m_wind_speed", np.where(np.isnan(u), speed, np.nan), preqc=suspect),
+    ]
+
+
+def _rain(block: Block) -> list[Values]:
+    """Precipitation of the hour before the report, from kg m-2 to m; trace (-0.1) as 0."""
+    amount = np.full(len(block), np.nan)
+    for at in block.layout.where(13_011)[:12]:
+        period_at = block.layout.before(int(at), 4_024, 4_025)
+        if period_at < 0:
+            continue
+        hours = 1.0 if block.layout.codes[period_at] == 4_024 else 60.0
+        hourly = block.at(period_at) == -hours
+        amount = np.where(np.isnan(amount) & hourly, block.at(int(at)), amount)
+    past_hour = block.layout.first(13_019)
+    amount = np.where(np.isnan(amount), block.at(past_hour), amount)
+    return [Values("total_precipitation", np.maximum(amount, 0.0) / 1_000.0)]
+
+
+def _sea(block: Block) -> list[Values]:
+    for code in _SEA_TEMPERATURE:
+        at = plain(block, code)
+        if at < 0:
+            continue
+        depth = block.effective(at, 7_063, 7_062)
+        with np.errstate(invalid="ignore"):
+            value = np.where(depth > _DEEPEST, np.nan, block.at(at))
+        if np.isfinite(value).any():
+            preqc = block.suspect(np.array([at]))[:, 0]
+            return [Values("sea_surface_temperature", value, preqc=preqc)]
+    return []
+
+
+def bad_location(block: Block) -> np.ndarray:
+    """Where the quality of a buoy's location (0 33 023) is dubious."""
+    return block.first(33_023) == _DUBIOUS
+
+
+def decode_synop(block: Block) -> Reports:
+    """Surface values of fixed land stations."""
+    return Reports(
+        "synop",
+        station_id(block),
+        observation_time(block),
+        block.first(5_001, 5_002),
+        block.first(6_001, 6_002),
+        block.first(7_030, 7_001),
+        surface_values(block, at_sea=False),
+    )
+
+
+def decode_ship(block: Block) -> Reports:
+    """Surface values of ships; the platform stands at sea level unless it says otherwise."""
+    return Reports(
+        "ship",
+        station_id(block),
+        observation_time(block),
+        block.first(5_001, 5_002),
+        block.first(6_001, 6_002),
+        np.nan_to_num(block.first(7_030, 7_001)),
+        surface_values(block, at_sea=True),
+    )
+
+
+def decode_buoy(block: Block) -> Reports:
+    """Surface values of buoys; rows of a dubious location are flagged."""
+    values = surface_values(block, at_sea=True)
+    dubious = bad_location(block)
+    for item in values:
+        item.preqc = dubious if item.preqc is None else item.preqc | dubious
+    drifting = block.header.descriptors[0] == 315_009 or block.layout.has(22_060, 33_022, 1_012)
+    return Reports(
+        "drifter" if drifting else "buoy",
+        station_id(block),
+        observation_time(block),
+        block.first(5_001, 5_002),
+        block.first(6_001, 6_002),
+        np.nan_to_num(block.first(7_030, 7_001)),
+        values,
+    )
+
+
+def decode_gnss(block: Block) -> Reports:
+    """Precipitable water 0 13 016, a column value in kg m-2."""
+    return Reports(
+        "gnss",
+        station_id(block),
+        observation_time(block),
+        block.first(5_001, 5_002),
+        block.first(6_001, 6_002),
+        block.first(7_030, 7_001),
+        [Values("total_column_water_vapour", block.first(13_016), "column")],
+    )
+
+
+_REJECTING_BITS = (17, 15, 14, 13)
+"""Bits of 0 21 155 counted from the lowest (KNMI): quality control failed, land, ice, no
+inversion."""
+
+
+def decode_scatterometer(block: Block) -> Reports:
+    """Wind at 10 m of the selected solution."""
+    u, v = wind_components(selected(block, 11_012), selected(block, 11_011))
+    flags = np.nan_to_num(block.first(21_155)).astype(np.int64)
+    bad = (flags & sum(1 << bit for bit in _REJECTING_BITS)) != 0
+    return Reports(
+        "scatterometer",
+        satellite_id(block),
+        observation_time(block),
+        block.first(5_001, 5_002),
+        block.first(6_001, 6_002),
+        np.zeros(len(block)),
+        [
+            Values("10m_u_component_of_wind", u, preqc=bad),
+            Values("10m_v_component_of_wind", v, preqc=bad),
+        ],
+    )
+
+
+def selected(block: Block, code: int) -> np.ndarray:
+    """The element of the selected solution, shape (N,); NaN where none is selected."""
+    index_at = block.layout.first(21_102)
+    positions = block.layout.where(code)
+    solutions = block.at_each(positions[positions > index_at])
+    number = np.nan_to_num(block.at(index_at)).astype(np.int64)
+    valid = (number >= 1) & (number <= solutions.shape[1])
+    picked = (
+        solutions[np.arange(len(block)), np.where(valid, number - 1, 0)]
+        if len(solutions.T)
+        else np.full(len(block), np.nan)
+    )
+    return np.where(valid, picked, np.nan)

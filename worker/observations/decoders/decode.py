@@ -1,0 +1,225 @@
+"""Decode a file of any known format, in this process or in limited child processes.
+
+Files from outside are decoded in children only: one by one, in parts, or many in a row. A
+message that brings its child down is set aside with the reason.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from model.domain.errors import DecodeError
+from model.domain.observations import empty_table
+from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, concat_tables
+from worker.observations.formats import FORMATS, detect_format
+from worker.sandbox import Limits, per_file_limits, run_limited
+
+__all__ = ["decode_file", "decode_limited", "decode_many_limited"]
+
+
+def decode_file(
+    path: str | Path, format: str | None = None, context: DecodeContext | None = None
+) -> Decoded:
+    """Decodes one file in this process.
+
+    A file that is of no use as a whole gives an empty table and a report with the reason, so that
+    every file ends in a counted outcome. For files from outside use
+    `worker.decoders.limited.decode_limited`, which runs this function in a limited child process.
+
+    Arguments:
+        path: The file.
+        format: Name of a format; None recognises it.
+        context: Batch, arrival and limits.
+    """
+    path = Path(path)
+    context = context or DecodeContext()
+    report = DecodeReport(format=format or "", size=path.stat().st_size)
+    try:
+        report.format = format or detect_format(path)
+        decoded = FORMATS[report.format].load()(path, context)
+    except DecodeError as error:
+        report.reject(error.context.get("reason", "undecodable"), 0, report.size, error.message)
+        return Decoded(empty_table(), report)
+    return decoded
+
+
+_RESTARTS = 5
+_FILES_PER_CHILD = 200
+_BYTES_HELD_PER_BYTE = 8
+
+
+def decode_limited(
+    path: str | Path,
+    format: str | None = None,
+    context: DecodeContext | None = None,
+    limits: Limits | None = None,
+    processes: int = 1,
+) -> Decoded:
+    """`decode_file` in a limited child process; never raises for what is in the file.
+
+    If a BUFR message brings the child down, it is set aside with the reason and the file is
+    decoded again without it, a few times.
+
+    Arguments:
+        path: The file.
+        format: Name of a format; None recognises it.
+        context: Batch, arrival and limits for messages.
+        limits: Limits of each child.
+        processes: Children that share the messages of a large BUFR file.
+    """
+    path = Path(path).resolve()
+    context = context or DecodeContext()
+    if processes <= 1 or not _is_bufr(path, format):
+        return _one(path, format, context, limits)
+    parts = [
+        replace(context, options={**context.options, "byte_range": span})
+        for span in _spans(path, processes)
+    ]
+    with ThreadPoolExecutor(processes) as pool:
+        found = list(pool.map(lambda part: _one(path, "bufr", part, limits), parts))
+    report = DecodeReport(format="bufr")
+    for part in found:
+        report.merge(part.report)
+    report.size = path.stat().st_size
+    report.bytes_between += report.size - sum(part.report.size for part in found)
+    return Decoded(concat_tables(_distinct_profiles([part.table for part in found])), report)
+
+
+def _distinct_profiles(tables: list[pa.Table]) -> list[pa.Table]:
+    """The tables with profiles numbered on from table to table."""
+    shifted, first = [], 0
+    for table in tables:
+        at = table.schema.get_field_index("profile_id")
+        numbers = pc.cast(pc.add(table["profile_id"], first), pa.int32())
+        shifted.append(table.set_column(at, table.schema.field(at), numbers))
+        first = 1 + max(first - 1, pc.max(numbers).as_py() or 0)
+    return shifted
+
+
+def _is_bufr(path: Path, format: str | None) -> bool:
+    try:
+        return (format or detect_format(path)) == "bufr"
+    except DecodeError:
+        return False
+
+
+def _spans(path: Path, parts: int) -> list[tuple[int, int]]:
+    """Byte ranges of about equal size; a message belongs to the range it begins in."""
+    size = path.stat().st_size
+    edges = [size * n // parts for n in range(parts + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def _one(path: Path, format: str | None, context: DecodeContext, limits: Limits | None) -> Decoded:
+    limits = _with_room(limits or Limits(), path)
+    skip: dict[int, str] = {}
+    with TemporaryDirectory(prefix="appa-mark-", dir=limits.temp_dir) as folder:
+        mark = Path(folder) / "mark"
+        for _ in range(_RESTARTS):
+            mark.write_bytes(struct.pack("<q", -1))
+            options = {**context.options, "skip": skip}
+            asked = replace(context, options=options)
+            try:
+                table, report = run_limited(
+                    _decode, str(path), format, asked, str(mark), limits=limits
+                )
+                return Decoded(table, DecodeReport.from_dict(report))
+            except DecodeError as error:
+                reason, message = error.context.get("reason", "crashed"), error.message
+            (at,) = struct.unpack("<q", mark.read_bytes()[:8])
+            if at < 0 or at in skip or reason == "timeout":
+                break
+            skip[at] = reason
+    return _refused(path, format, reason, message)
+
+
+def _with_room(limits: Limits, path: Path) -> Limits:
+    """The limits with memory for a large file: its bytes are mapped and its rows are held."""
+    room = _BYTES_HELD_PER_BYTE * path.stat().st_size
+    return replace(limits, address_space=limits.address_space + room)
+
+
+def _refused(path: Path, format: str | None, reason: str, message: str) -> Decoded:
+    report = DecodeReport(format=format or "", size=path.stat().st_size)
+    report.reject(reason, 0, report.size, message)
+    return Decoded(empty_table(), report)
+
+
+def _decode(
+    path: str, format: str | None, context: DecodeContext, mark: str
+) -> tuple[pa.Table, dict[str, Any]]:
+    """In the child: decodes, and keeps the place of the current message for the parent."""
+    place = os.open(mark, os.O_WRONLY)
+    options = {
+        **context.options,
+        "mark": lambda offset: os.pwrite(place, struct.pack("<q", offset), 0),
+    }
+    decoded = decode_file(path, format, replace(context, options=options))
+    return decoded.table, decoded.report.to_dict()
+
+
+def decode_many_limited(
+    paths: Sequence[str | Path],
+    context: DecodeContext | None = None,
+    limits: Limits | None = None,
+) -> Iterator[tuple[Path, Decoded]]:
+    """Each file with its rows and report, several files per child; limits hold for each file."""
+    limits = limits or Limits()
+    context = context or DecodeContext()
+    waiting = [Path(path).resolve() for path in paths]
+    while waiting:
+        some, waiting = waiting[:_FILES_PER_CHILD], waiting[_FILES_PER_CHILD:]
+        with TemporaryDirectory(prefix="appa-many-", dir=limits.temp_dir) as folder:
+            broad = replace(limits, wall_seconds=limits.wall_seconds * (len(some) + 1))
+            broad = _with_room(broad, max(some, key=lambda path: path.stat().st_size))
+            failure: DecodeError | None = None
+            try:
+                run_limited(
+                    _decode_many, [str(p) for p in some], context, folder, limits, limits=broad
+                )
+            except DecodeError as error:
+                failure = error
+            for number, path in enumerate(some):
+                decoded = _stored(Path(folder), number)
+                if decoded is None and failure is not None:
+                    # The child died on this file; a child of its own finds the message.
+                    decoded = _one(path, None, context, limits)
+                    waiting = some[number + 1 :] + waiting
+                yield path, decoded or _refused(path, None, "crashed", "no result")
+                if failure is not None and not _result_path(Path(folder), number).exists():
+                    break
+
+
+def _result_path(folder: Path, number: int) -> Path:
+    return folder / f"{number}.json"
+
+
+def _decode_many(paths: list[str], context: DecodeContext, folder: str, limits: Limits) -> None:
+    """In the child: one result per file, so that those before a crash are kept."""
+    for number, path in enumerate(paths):
+        per_file_limits(limits)
+        decoded = decode_file(path, None, context)
+        with pa.OSFile(f"{folder}/{number}.arrow", "wb") as sink:
+            with pa.ipc.new_file(sink, decoded.table.schema) as writer:
+                writer.write_table(decoded.table)
+        part = Path(folder) / "part"
+        part.write_text(json.dumps(decoded.report.to_dict()))
+        part.rename(_result_path(Path(folder), number))
+
+
+def _stored(folder: Path, number: int) -> Decoded | None:
+    found = _result_path(folder, number)
+    if not found.exists():
+        return None
+    with pa.memory_map(str(folder / f"{number}.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all()
+    return Decoded(table, DecodeReport.from_dict(json.loads(found.read_text())))

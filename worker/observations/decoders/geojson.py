@@ -1,0 +1,117 @@
+"""Decode GeoJSON points (RFC 7946) with one observed value, or several, in their properties."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow as pa
+
+from model.domain.errors import DecodeError
+from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
+from worker.observations.decoders.frame import ACCEPTED, decode_frame
+
+__all__ = ["decode_geojson"]
+
+_BYTES = 256_000_000
+
+
+def decode_geojson(path: Path, context: DecodeContext) -> Decoded:
+    """Rows of a FeatureCollection or a single Feature.
+
+    A feature's properties are columns of the observation table, with either `variable` and
+    `obs_value` or a mapping `values` of variable to a number or to `{value, units, error}`. A third
+    coordinate is the station's elevation in m.
+
+    Raises:
+        DecodeError: If it is no GeoJSON, too large, or properties are unknown.
+    """
+    report = DecodeReport(format="geojson", size=path.stat().st_size)
+    if report.size > _BYTES:
+        raise DecodeError(
+            f"Expected at most {_BYTES} bytes of GeoJSON; got {report.size}. Send Parquet.",
+            reason="too_large",
+        )
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"Expected GeoJSON; {error}.", reason="undecodable") from error
+    features = _features(document)
+    rows: list[dict[str, Any]] = []
+    for number, feature in enumerate(features):
+        try:
+            rows.extend(_rows(feature))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            detail = f"feature {number + 1}: {type(error).__name__}: {error}"
+            report.reject("invalid_table", detail=detail, report=number)
+    if not rows:
+        report.messages = report.reports = len(features)
+        _refuse(report)
+    decoded = decode_frame(_columns(rows), context, report)
+    decoded.report.bytes_decoded = report.size
+    return decoded
+
+
+def _refuse(report: DecodeReport) -> NoReturn:
+    """A file without one usable feature is refused as a whole."""
+    first = report.quarantined[0].detail if report.quarantined else "no features"
+    raise DecodeError(
+        f"Expected point features with `time` and values; got none ({first}).",
+        reason="invalid_table",
+    )
+
+
+def _features(document: Any) -> list[Any]:
+    kind = document.get("type") if isinstance(document, dict) else None
+    if kind == "Feature":
+        return [document]
+    if kind == "FeatureCollection" and isinstance(document.get("features"), list):
+        return list(document["features"])
+    raise DecodeError(
+        f"Expected a GeoJSON Feature or FeatureCollection; got type {kind!r}.",
+        reason="wrong_format",
+    )
+
+
+def _rows(feature: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    geometry = feature["geometry"]
+    if geometry["type"] != "Point":
+        raise ValueError(f"expected a Point; got {geometry['type']}")
+    lon, lat, *height = geometry["coordinates"]
+    shared = {"lat": float(lat), "lon": float(lon), **feature["properties"]}
+    if height and "elevation" not in shared:
+        shared["elevation"] = float(height[0])
+    values = shared.pop("values", None)
+    if unknown := [name for name in shared if name not in ACCEPTED]:
+        raise ValueError(f"unknown properties {', '.join(map(repr, unknown[:5]))}")
+    if "time" not in shared:
+        raise KeyError("time")
+    if values is None:
+        yield {**shared, "variable": shared["variable"], "obs_value": shared["obs_value"]}
+        return
+    for variable, value in dict(values).items():
+        entry = value if isinstance(value, dict) else {"value": value}
+        if unknown := [name for name in entry if name not in ("value", "units", "error")]:
+            raise ValueError(
+                f"unknown properties {', '.join(map(repr, unknown[:5]))} of {variable}"
+            )
+        row = {**shared, "variable": variable, "obs_value": entry["value"]}
+        if "units" in entry:
+            row["units"] = entry["units"]
+        if "error" in entry:
+            row["obs_error"] = entry["error"]
+        yield row
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
+    """Columns as text, so that a value of a wrong type is found by row."""
+    names = {name: None for row in rows for name in row}
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        columns[name] = pa.array([None if v is None else _text(v) for v in values], pa.string())
+    return columns
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)

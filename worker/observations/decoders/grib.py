@@ -1,0 +1,380 @@
+"""Decode GRIB 1 and 2: messages to fields of our variables, and fields to averaged observations.
+
+Messages are found by their own marks and lengths, so that one torn message does not hide the
+rest. A message may hold several fields (NCEP packs u and v into one GRIB 2 message). As
+observations, fields are averaged onto the cells of a grid, with a given error.
+"""
+
+import mmap
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import eccodes
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from model.domain.errors import DecodeError
+from model.domain.grids import Grid
+from model.domain.regrid import cell_index
+from model.domain.variables import VARIABLES
+from worker.observations.decoders.base import (
+    DecodeContext,
+    Decoded,
+    DecodeReport,
+    MessageLimits,
+    build_table,
+    concat_tables,
+)
+from worker.observations.lexicons.grib import ALOFT, SURFACE, SURFACE_LEVELS
+from worker.observations.units import conversion
+
+__all__ = ["GribField", "decode_grib", "fields", "frames", "holds_several"]
+
+
+def frames(data: mmap.mmap, report: DecodeReport) -> Iterator[tuple[int, int]]:
+    """Offset and length of each whole message."""
+    at, end = data.find(b"GRIB"), 0
+    while at >= 0:
+        length = _length(data, at)
+        if length is None:
+            report.reject("bad_frame", at, 0, f"edition {data[at + 7 : at + 8]!r} or no end mark")
+            at = data.find(b"GRIB", at + 4)
+            continue
+        if length == 0:
+            report.reject("truncated", at, len(data) - at)
+            at = data.find(b"GRIB", at + 4)
+            continue
+        report.bytes_between += at - end
+        yield at, length
+        end = at + length
+        at = data.find(b"GRIB", end)
+    report.bytes_between += len(data) - end
+
+
+def _length(data: mmap.mmap, at: int) -> int | None:
+    """Bytes of the message at `at`; 0 if the file ends before; None if it is no message."""
+    head = data[at : at + 16]
+    if len(head) < 16:
+        return 0
+    if head[7] == 1:
+        length = int.from_bytes(head[4:7], "big")
+    elif head[7] == 2:
+        length = int.from_bytes(head[8:16], "big")
+    else:
+        return None
+    if at + length > len(data):
+        return 0
+    if length > 16 and data[at + length - 4 : at + length] == b"7777":
+        return length
+    # GRIB 1 beyond 8 MB counts its length in units of 120 bytes: the end mark tells.
+    stop = data.find(b"7777GRIB", at) if head[7] == 1 and length & 0x800000 else -1
+    return stop + 4 - at if stop >= 0 else None
+
+
+def holds_several(message: bytes) -> bool:
+    """Whether a GRIB 2 message has more than one product definition (section 4)."""
+    at, products = 16, 0
+    while message[7] == 2 and at + 5 <= len(message) - 4:
+        length = int.from_bytes(message[at : at + 4], "big")
+        products += message[at + 4] == 4
+        if length < 5:
+            break
+        at += length
+    return products > 1
+
+
+@dataclass(frozen=True, eq=False)
+class GribField:
+    """One field in our words.
+
+    Attributes:
+        variable: Id of the vocabulary.
+        level: hPa, None at the surface.
+        time: Valid time, UTC.
+        step: Hours since the start of its forecast.
+        origin: Centre, and ensemble number if any.
+        values: SI, NaN where missing, with shape (points,).
+        lat, lon: Degrees, with shape (points,).
+        offset: First byte of its message in the file.
+    """
+
+    variable: str
+    level: float | None
+    time: datetime
+    step: float
+    origin: str
+    values: NDArray[np.float64]
+    lat: NDArray[np.float64]
+    lon: NDArray[np.float64]
+    offset: int
+
+    @property
+    def name(self) -> str:
+        """`temperature_500hPa` or `2m_temperature`."""
+        return self.variable if self.level is None else f"{self.variable}_{self.level:g}hPa"
+
+
+def fields(
+    path: Path,
+    limits: MessageLimits,
+    report: DecodeReport,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[GribField]:
+    """The fields of a file that we have words for; everything else is counted in the report.
+
+    Arguments:
+        path: The file.
+        limits: Bounds of one message.
+        report: Takes the counts.
+        options: `mark`, called with the offset of each message before it is opened; `skip`,
+            messages that brought an earlier process down, with the reason by offset.
+    """
+    options = options or {}
+    if not path.stat().st_size:
+        report.reject("empty_file")
+        return
+    mark, skip = options.get("mark"), options.get("skip") or {}
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for offset, length in frames(data, report):
+            report.messages += 1
+            if offset in skip or length > limits.message_bytes:
+                detail = f"a message of {length} bytes"
+                report.reject(skip.get(offset, "too_large"), offset, length, detail)
+                continue
+            if mark is not None:
+                mark(offset)
+            before = report.rows
+            yield from _message(data[offset : offset + length], offset, limits, report)
+            report.bytes_decoded += length if report.rows > before else 0
+
+
+def _message(
+    message: bytes, offset: int, limits: MessageLimits, report: DecodeReport
+) -> Iterator[GribField]:
+    try:
+        for handle in _handles(message):
+            try:
+                field = _field(handle, offset, len(message), limits, report)
+            except (eccodes.CodesInternalError, ValueError) as error:
+                report.reject("undecodable", offset, len(message), str(error))
+                field = None
+            if field is not None:
+                yield field
+    except eccodes.CodesInternalError as error:
+        report.reject("undecodable", offset, len(message), str(error))
+
+
+def _handles(message: bytes) -> Iterator[int]:
+    """One handle for each field; released when the next one is asked for."""
+    if not holds_several(message):
+        handle = eccodes.codes_new_from_message(message)
+        try:
+            yield handle
+        finally:
+            eccodes.codes_release(handle)
+        return
+    # ecCodes splits a message into its fields only when it reads from a file.
+    eccodes.codes_grib_multi_support_on()
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(message)
+            file.seek(0)
+            while (handle := eccodes.codes_grib_new_from_file(file)) is not None:
+                try:
+                    yield handle
+                finally:
+                    eccodes.codes_release(handle)
+    finally:
+        eccodes.codes_grib_multi_support_off()
+
+
+def _get(handle: int, key: str, kind: type | None = None) -> Any:
+    """A key's value, None if the message has none."""
+    try:
+        return eccodes.codes_get(handle, key, kind) if kind else eccodes.codes_get(handle, key)
+    except eccodes.KeyValueNotFoundError:
+        return None
+
+
+def _field(
+    handle: int, offset: int, length: int, limits: MessageLimits, report: DecodeReport
+) -> GribField | None:
+    short, kind = _get(handle, "shortName", str), _get(handle, "typeOfLevel", str)
+    level, points = _get(handle, "level", float), _get(handle, "numberOfDataPoints", int) or 0
+    variable = _variable(short, kind)
+    described = f"{short} on {kind} {level}"
+    if variable is None or (fault := _unusable(handle, variable)):
+        detail = described if variable is None else f"{described}: {fault}"
+        report.reject("unsupported_variable", offset, length, detail)
+        return None
+    if points > limits.values:
+        report.reject("too_large", offset, length, f"{described}: {points} points")
+        return None
+    units = "gpm" if short == "gh" else str(_get(handle, "units", str))
+    factors = conversion(units, variable)
+    if factors is None:
+        report.reject("unsupported_variable", offset, length, f"{described} in {units!r}")
+        return None
+    eccodes.codes_set(handle, "missingValue", -1e100)
+    values = eccodes.codes_get_array(handle, "values").astype(np.float64)
+    lat = eccodes.codes_get_array(handle, "latitudes").astype(np.float64)
+    lon = eccodes.codes_get_array(handle, "longitudes").astype(np.float64)
+    if not len(values) == len(lat) == len(lon):
+        raise ValueError(f"{len(values)} values at {len(lat)} points")
+    values = np.where(values <= -1e99, np.nan, values * factors[0] + factors[1])
+    time, step = _time(handle)
+    pressure = kind in ("isobaricInhPa", "isobaricInPa")
+    hpa = level / 100.0 if kind == "isobaricInPa" else level
+    return GribField(
+        variable, hpa if pressure else None, time, step, _origin(handle), values, lat, lon, offset
+    )
+
+
+def _variable(short: str | None, kind: str | None) -> str | None:
+    if kind in ("isobaricInhPa", "isobaricInPa"):
+        return ALOFT.get(short or "")
+    return SURFACE.get(short or "") if kind in SURFACE_LEVELS else None
+
+
+def _unusable(handle: int, variable: str) -> str:
+    """Why a field of a known name is still not what its name says; empty if it is."""
+    number = _get(handle, "perturbationNumber", int)
+    if number:
+        return f"ensemble member {number}"
+    if variable == "total_precipitation":
+        hours = _get(handle, "lengthOfTimeRange", int) or _range(handle)
+        return "" if hours == 1 else f"accumulated over {hours} h, not 1 h"
+    if variable.endswith("component_of_wind") and _along_grid(handle):
+        return "wind components along the axes of a rotated or projected grid"
+    if _get(handle, "stepType", str) not in (None, "instant"):
+        return f"step type {_get(handle, 'stepType', str)}"
+    return ""
+
+
+def _along_grid(handle: int) -> bool:
+    """Whether wind components do not point east and north."""
+    unrotated = ("regular_ll", "regular_gg", "reduced_ll", "reduced_gg", "healpix")
+    return bool(_get(handle, "uvRelativeToGrid", int)) and (
+        _get(handle, "gridType", str) not in unrotated
+    )
+
+
+def _range(handle: int) -> float | None:
+    first, last = _get(handle, "startStep", int), _get(handle, "endStep", int)
+    return None if first is None or last is None else last - first
+
+
+def _time(handle: int) -> tuple[datetime, float]:
+    date, clock = _get(handle, "validityDate", int), _get(handle, "validityTime", int)
+    time = datetime.strptime(f"{date:08d}", "%Y%m%d").replace(tzinfo=UTC)
+    time += timedelta(hours=clock // 100, minutes=clock % 100)
+    return time, float(_get(handle, "endStep", int) or 0)
+
+
+def _origin(handle: int) -> str:
+    return str(_get(handle, "centre", str) or "unknown")
+
+
+_DEFAULT_GRID = {"kind": "regular", "nlat": 73, "nlon": 144}
+"""2.5 degrees; coarser than most fields, so that one cell's error is not the next one's."""
+
+
+def decode_grib(path: Path, context: DecodeContext) -> Decoded:
+    """One row for each grid cell, variable and level of every known field.
+
+    Options: `grid`, a mapping with `kind`, `nlat`, `nlon`, whose cells the values are averaged over
+    (a field coarser than it keeps its own points); `errors`, 1 sigma in SI by variable; `variables`
+    to take only some. Without an error a field is monitored, not assimilated, as a model's field
+    has no error of its own.
+
+    Raises:
+        DecodeError: If options are faulty.
+    """
+    report = DecodeReport(format="grib", size=path.stat().st_size)
+    grid = _grid(context.options.get("grid") or _DEFAULT_GRID)
+    errors = _errors(context.options.get("errors") or {})
+    wanted = set(context.options.get("variables") or VARIABLES)
+    tables: list[pa.Table] = []
+    for field in fields(path, context.limits, report, context.options):
+        report.reports += 1
+        if field.variable not in wanted:
+            report.notes["variable_not_asked_for"] += 1
+            continue
+        table = _rows(field, grid, errors.get(field.variable), context)
+        if not len(table):
+            report.reject("no_values", field.offset, detail=field.name)
+            continue
+        report.decoded += 1
+        report.count_rows(table)
+        tables.append(table)
+    if not report.messages and not report.rejected:
+        report.reject("no_messages", 0, report.size)
+    return Decoded(concat_tables(tables), report)
+
+
+def _grid(options: Mapping[str, Any]) -> Grid:
+    try:
+        return Grid("superobbing", options["kind"], int(options["nlat"]), int(options["nlon"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DecodeError(
+            f"Expected the option 'grid' with kind, nlat and nlon; {error}.", reason="invalid_table"
+        ) from error
+
+
+def _errors(options: Any) -> dict[str, float]:
+    if not isinstance(options, Mapping):
+        raise DecodeError("Expected the option 'errors' by variable.", reason="invalid_table")
+    for name, value in options.items():
+        if name not in VARIABLES or not isinstance(value, int | float) or not value > 0:
+            raise DecodeError(
+                f"Expected the option 'errors' with one value above zero by variable; got "
+                f"{name!r}: {value!r}.",
+                reason="invalid_table",
+            )
+    return {name: float(value) for name, value in options.items()}
+
+
+def _rows(field: GribField, grid: Grid, error: float | None, context: DecodeContext) -> pa.Table:
+    lat, lon, value = cell_means(field, grid)
+    aloft = field.level is not None
+    return build_table(
+        context,
+        len(value),
+        report_type="gridded",
+        station_id=field.origin,
+        platform=f"step {field.step:g} h",
+        time=np.full(len(value), np.datetime64(field.time.replace(tzinfo=None), "ns")),
+        lat=lat,
+        lon=lon,
+        vertical_kind="pressure" if aloft else "surface",
+        vertical=np.full(len(value), field.level * 100.0 if field.level is not None else np.nan),
+        variable=field.variable,
+        obs_value=value,
+        obs_error=np.full(len(value), np.nan if error is None else error),
+        message_offset=np.full(len(value), field.offset),
+    )
+
+
+def cell_means(field: GribField, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean latitude, longitude and value of the points in each cell that has any.
+
+    Points count by the cosine of their latitude, as they stand for equal steps in latitude and
+    longitude; in longitude the mean is taken on the circle.
+    """
+    good = np.isfinite(field.values)
+    lat, lon, value = field.lat[good], field.lon[good], field.values[good]
+    cell = cell_index(grid.latitude, grid.nlon, lat, lon)
+    weight = np.maximum(np.cos(np.deg2rad(lat)), 1e-6)
+    total = np.bincount(cell, weights=weight)
+    used = total > 0.0
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(cell, weights=weight * values)[used] / total[used]
+
+    east = np.rad2deg(np.arctan2(mean(np.sin(np.deg2rad(lon))), mean(np.cos(np.deg2rad(lon)))))
+    return mean(lat), np.where(east >= 180.0, east - 360.0, east), mean(value)

@@ -1,0 +1,133 @@
+"""Define a check, its stage, its parameters and what it knows besides the rows.
+
+Parameters are those of `qc.yaml`, overridden by the deployment and by the upload.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from numpy.typing import NDArray
+
+from model.domain.errors import ConfigurationError
+from model.domain.grids import Grid
+from model.domain.observations import QC_FLAGS
+from worker.observations.columns import BoolArray
+
+__all__ = ["Check", "CheckFunction", "QCContext", "Stage", "Transform", "load_parameters"]
+
+DEFAULTS = Path(__file__).with_name("qc.yaml")
+
+
+def load_parameters(*overrides: Mapping[str, Any] | str | Path | None) -> dict[str, dict[str, Any]]:
+    """The effective parameters by check, to be stored with each analysis.
+
+    Arguments:
+        overrides: Mappings `{check: {parameter: value}}` or paths of YAML files, applied in order;
+            a value replaces the default's, maps by network or variable are merged key by key.
+
+    Raises:
+        ConfigurationError: On an unknown check or parameter, naming the known ones.
+    """
+    parameters = copy.deepcopy(_defaults())
+    for override in overrides:
+        for check, values in _parse(override).items():
+            _apply(parameters, check, values)
+    return parameters
+
+
+@lru_cache(maxsize=1)
+def _defaults() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(DEFAULTS.read_text())
+
+
+def _parse(override: Mapping[str, Any] | str | Path | None) -> Mapping[str, Any]:
+    if override is None or isinstance(override, Mapping):
+        return override or {}
+    try:
+        data = yaml.safe_load(Path(override).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"Expected a YAML file of check parameters; {error}.") from error
+    if not isinstance(data, dict):
+        raise ConfigurationError(f"Expected a mapping of check parameters in '{override}'.")
+    return data
+
+
+def _apply(parameters: dict[str, dict[str, Any]], check: str, values: Any) -> None:
+    if check not in parameters:
+        raise ConfigurationError(
+            f"Unknown check '{check}'. Known: {', '.join(sorted(parameters))}.", check=check
+        )
+    known = parameters[check]
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"Expected parameters by name for check '{check}'.", check=check)
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigurationError(
+                f"Unknown parameter '{name}' of check '{check}'. Known: {', '.join(sorted(known))}.",
+                check=check,
+                parameter=name,
+            )
+        merge = isinstance(known[name], dict) and isinstance(value, Mapping)
+        known[name] = {**known[name], **value} if merge else value
+
+
+@dataclass(frozen=True)
+class QCContext:
+    """The surroundings of a table; checks that lack what they need do nothing.
+
+    Attributes:
+        parameters: Effective parameters by check, from `load_parameters`.
+        grid: The model's grid, for superobservations and thinning.
+        levels: The model's levels in hPa.
+        orography: Height of the model's surface in m on `grid`, with shape (nlat, nlon).
+        cut_off: Last arrival accepted (UTC).
+    """
+
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=load_parameters)
+    grid: Grid | None = None
+    levels: tuple[int, ...] = ()
+    orography: NDArray[np.floating] | None = None
+    cut_off: datetime | None = None
+
+    def of(self, check: str) -> Mapping[str, Any]:
+        """The parameters of one check."""
+        return self.parameters[check]
+
+
+Stage = Literal["pre", "window", "background", "select"]
+"""`pre`: after decoding, one batch. `window`: all batches of a window. `background`: with the
+background's equivalents. `select`: what is used of what is good."""
+
+CheckFunction = Callable[[pa.Table, QCContext], BoolArray]
+Transform = Callable[[pa.Table, QCContext], pa.Table]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of the list in `checks.py`.
+
+    Attributes:
+        name: Key in `qc.yaml`.
+        outcome: What `rejected_by` says, a name of `QC_FLAGS`.
+        stage: When it runs.
+        reject: The rows to reject, with shape (rows,).
+        prepare: Changes the rows that stay or appends rows (reduction in height,
+            superobservations); `reject` judges the rows as they were before.
+    """
+
+    name: str
+    outcome: str
+    stage: Stage
+    reject: CheckFunction
+    prepare: Transform | None = None
+
+    def __post_init__(self) -> None:
+        QC_FLAGS[self.outcome]

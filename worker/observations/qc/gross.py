@@ -1,0 +1,169 @@
+"""Check rows one by one: provider flags, missing and impossible values, gross limits, blocklist,
+late arrival and duplicates.
+"""
+
+import re
+from fnmatch import translate
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from worker.observations.columns import (
+    BoolArray,
+    codes,
+    groups,
+    is_one_of,
+    kept,
+    numbers,
+    row_pressure,
+    times,
+)
+from worker.observations.qc.base import QCContext
+
+__all__ = ["blocklist", "bounds", "duplicates", "flags", "impossible", "late", "missing"]
+
+_HOUR = 3_600_000_000_000
+
+
+def flags(table: pa.Table, context: QCContext) -> BoolArray:
+    """Rows that carry a flag number without the name of a check: the provider's own verdict."""
+    return numbers(table, "qc_flag") > 0
+
+
+def missing(table: pa.Table, context: QCContext) -> BoolArray:
+    """Rows without a finite value."""
+    return ~np.isfinite(numbers(table, "obs_value"))
+
+
+def late(table: pa.Table, context: QCContext) -> BoolArray:
+    """Rows that arrived after the cut-off."""
+    if context.cut_off is None:
+        return np.zeros(len(table), dtype=bool)
+    limit = pa.scalar(context.cut_off, pa.timestamp("ns", tz="UTC"))
+    return pc.greater(table["received_time"], limit).to_numpy().astype(bool)
+
+
+def impossible(table: pa.Table, context: QCContext) -> BoolArray:
+    """Rows whose position, height or time cannot be, or lie outside the domain."""
+    p = context.of("domain")
+    lat, lon = numbers(table, "lat"), numbers(table, "lon")
+    bad = ~((np.abs(lat) <= 90.0) & (lon >= -180.0) & (lon < 180.0))
+    if p["null_island"]:
+        bad |= (lat == 0.0) & (lon == 0.0)
+    if p["box"] is not None:
+        bad |= _outside(lat, lon, p["box"])
+    bad |= _beyond(numbers(table, "elevation"), p["elevation"], required=False)
+    bad |= _vertical(table, p)
+    time = times(table)
+    bad |= time > times(table, "received_time") + p["future_hours"] * _HOUR
+    return bad | (time < np.datetime64(p["earliest"], "ns").astype(np.int64))
+
+
+def _outside(lat: np.ndarray, lon: np.ndarray, box: list[float]) -> BoolArray:
+    west, south, east, north = box
+    across = (lon - west) % 360.0 <= (east - west) % 360.0
+    return ~(across & (lat >= south) & (lat <= north))
+
+
+def _beyond(values: np.ndarray, limits: list[float], *, required: bool) -> BoolArray:
+    absent = np.isnan(values)
+    outside = ~((values >= limits[0]) & (values <= limits[1]))
+    return np.where(absent, required, outside)
+
+
+def _vertical(table: pa.Table, p: dict) -> BoolArray:
+    kind, names = codes(table, "vertical_kind")
+    vertical, top = numbers(table, "vertical"), numbers(table, "vertical_top")
+    pressure = [100.0 * limit for limit in p["pressure"]]
+    bad = np.zeros(len(kind), dtype=bool)
+    for i, name in enumerate(names):
+        rows = kind == i
+        if name in ("pressure", "layer"):
+            bad[rows] = _beyond(vertical[rows], pressure, required=True)
+        if name == "layer":
+            bad[rows] |= ~(top[rows] < vertical[rows])
+        if name == "height":
+            bad[rows] = _beyond(vertical[rows], p["height"], required=True)
+    return bad
+
+
+def bounds(table: pa.Table, context: QCContext) -> BoolArray:
+    """Values outside the limits of their variable, interpolated in ln p between levels."""
+    limits = context.of("bounds")["limits"]
+    variable, names = codes(table, "variable")
+    value, pressure = numbers(table, "obs_value"), row_pressure(table)
+    bad = np.zeros(len(table), dtype=bool)
+    for i, name in enumerate(names):
+        if name not in limits:
+            continue
+        rows = variable == i
+        low, high = (_limit(limits[name], side, pressure[rows]) for side in ("low", "high"))
+        with np.errstate(invalid="ignore"):
+            bad[rows] = (value[rows] < low) | (value[rows] > high)
+    return bad
+
+
+def _limit(entry: dict, side: str, pressure: np.ndarray) -> np.ndarray:
+    if "pressure" not in entry:
+        return np.full(len(pressure), float(entry[side]))
+    levels = np.log(np.asarray(entry["pressure"], dtype=float) * 100.0)
+    order = np.argsort(levels)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.interp(np.log(pressure), levels[order], np.asarray(entry[side], float)[order])
+
+
+def blocklist(table: pa.Table, context: QCContext) -> BoolArray:
+    """Rows matched by an entry: station pattern, and optionally networks, variables and period."""
+    bad = np.zeros(len(table), dtype=bool)
+    station, names = codes(table, "station_id")
+    for entry in context.of("blocklist")["entries"]:
+        pattern = re.compile(translate(str(entry["station"])))
+        rows = np.isin(station, [i for i, name in enumerate(names) if pattern.match(name)])
+        for key, column in (("report_types", "report_type"), ("variables", "variable")):
+            if entry.get(key):
+                rows &= is_one_of(table, column, entry[key])
+        if entry.get("from"):
+            rows &= times(table) >= _nanoseconds(entry["from"])
+        if entry.get("until"):
+            rows &= times(table) <= _nanoseconds(entry["until"])
+        bad |= rows
+    return bad
+
+
+def _nanoseconds(time: object) -> int:
+    text = str(time).replace("+00:00", "").removesuffix("Z")
+    return int(np.datetime64(text, "ns").astype(np.int64))
+
+
+def duplicates(table: pa.Table, context: QCContext) -> BoolArray:
+    """Rows of the same station, time, level and variable as a preferred row.
+
+    Preferred is the highest correction number, then the earliest arrival, then the order in the
+    file. Where a station id does not stand for a place (satellites, anonymous call signs) the
+    rounded position is part of the identity. Rows already rejected neither win nor lose.
+    """
+    p = context.of("duplicates")
+    rows = np.flatnonzero(kept(table))
+    bad = np.zeros(len(table), dtype=bool)
+    if not len(rows):
+        return bad
+    sub = table.take(rows)
+    placed = is_one_of(sub, "report_type", p["by_position"])
+    placed |= is_one_of(sub, "station_id", p["anonymous"])
+    digits = p["position_digits"]
+    lat = np.where(placed, np.round(numbers(sub, "lat"), digits), 0.0)
+    lon = np.where(placed, np.round(numbers(sub, "lon"), digits), 0.0)
+    vertical = np.nan_to_num(np.round(numbers(sub, "vertical")), nan=-1.0)
+    top = np.nan_to_num(np.round(numbers(sub, "vertical_top")), nan=-1.0)
+    names = ("report_type", "station_id", "variable", "vertical_kind")
+    identity = groups(*(codes(sub, n)[0] for n in names), times(sub), vertical, top, lat, lon)
+    correction = np.nan_to_num(numbers(sub, "update_sequence"), nan=0.0)
+    batch = codes(sub, "batch_id")[0]
+    order = np.lexsort(
+        (numbers(sub, "observation_id"), batch, times(sub, "received_time"), -correction, identity)
+    )
+    repeated = np.zeros(len(rows), dtype=bool)
+    repeated[order[1:]] = identity[order[1:]] == identity[order[:-1]]
+    bad[rows[repeated]] = True
+    return bad

@@ -1,0 +1,198 @@
+"""Select what is used of what is good: withheld stations, superobservations and thinning.
+
+Superobservations merge the values in one box of the model. The members keep their values and are
+rejected as `thinned`; their mean is appended as a new row of the batch `superobservations`. With
+error correlation rho between n members,
+
+    sigma^2 = mean(sigma_i^2) (rho + (1 - rho) / n),
+
+the variance of a mean of equally correlated errors. After Lorenc, "A global three-dimensional
+multivariate statistical interpolation scheme" (1981), Mon. Wea. Rev. 109.
+"""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from model.domain.regrid import cell_index
+from worker.observations.columns import (
+    BoolArray,
+    codes,
+    groups,
+    is_one_of,
+    kept,
+    numbers,
+    row_pressure,
+    set_column,
+    times,
+    unit_vectors,
+)
+from worker.observations.qc.base import QCContext
+
+__all__ = [
+    "SUPEROBSERVATIONS",
+    "append_superobservations",
+    "box_keys",
+    "draw",
+    "merged",
+    "thinning",
+    "withholding",
+]
+
+_HOUR = 3.6e12
+_DEFAULT_LEVELS = (1000, 925, 850, 700, 600, 500, 400, 300, 250, 200, 150, 100, 70, 50, 30, 20, 10)
+
+
+def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) -> list[NDArray]:
+    """Keys that rows of one box share: network, variable, kind of level, cell, level, hour.
+
+    Time boxes are centred on full hours, levels are the nearest of the model's in ln p.
+    """
+    lat, lon = numbers(sub, "lat"), numbers(sub, "lon")
+    if context.grid is not None:
+        cell = cell_index(context.grid.latitude, context.grid.nlon, lat, lon)
+    else:
+        columns = int(np.ceil(360.0 / degrees))
+        cell = np.floor((90.0 - lat) / degrees).astype(np.int64) * columns
+        cell += np.floor((lon % 360.0) / degrees).astype(np.int64)
+    levels = np.log(np.sort(np.asarray(context.levels or _DEFAULT_LEVELS, float)) * 100.0)
+    middle = (levels[1:] + levels[:-1]) / 2
+    level = np.searchsorted(middle, np.log(np.maximum(row_pressure(sub), 1.0)))
+    # At the surface, and for columns, height does not separate.
+    level = np.where(np.isnan(numbers(sub, "vertical")), -1, level)
+    hour = np.floor(times(sub) / (hours * _HOUR) + 0.5).astype(np.int64)
+    names = ("report_type", "variable", "vertical_kind")
+    return [*(codes(sub, n)[0] for n in names), cell, level, hour]
+
+
+def draw(station: str, salt: str) -> float:
+    """A number in [0, 1) that depends on the station and the salt alone."""
+    digest = hashlib.sha256(f"{salt}/{station}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2.0**64
+
+
+def withholding(table: pa.Table, context: QCContext) -> BoolArray:
+    """Rows of the stations whose draw lies below the share, the same ones in every cycle, and of
+    those that were named.
+
+    It comes after the other checks: what is kept back is as good as what is used.
+    """
+    p = context.of("withholding")
+    station, names = codes(table, "station_id")
+    chosen = [i for i, name in enumerate(names) if draw(name, p["salt"]) < p["share"]]
+    drawn = np.isin(station, chosen) & is_one_of(table, "report_type", p["report_types"])
+    return drawn | is_one_of(table, "station_id", p["stations"])
+
+
+SUPEROBSERVATIONS = "superobservations"
+"""Batch of the appended rows."""
+
+_AVERAGED = ("elevation", "vertical", "vertical_top", "obs_value")
+_FEEDBACK = ("hofx_background", "hofx_analysis", "background_departure", "analysis_departure")
+
+
+def _boxes(table: pa.Table, context: QCContext) -> tuple[NDArray, NDArray]:
+    """Rows that share a box with enough others, and their box, numbered from 0."""
+    p = context.of("superobbing")
+    use = kept(table) & is_one_of(table, "report_type", p["report_types"])
+    use &= ~is_one_of(table, "batch_id", [SUPEROBSERVATIONS])
+    rows = np.flatnonzero(use)
+    if not len(rows):
+        return rows, rows
+    box = groups(*box_keys(table.take(rows), context, p["degrees"], p["hours"]))
+    shared = np.bincount(box)[box] >= p["least"]
+    _, box = np.unique(box[shared], return_inverse=True)
+    return rows[shared], box
+
+
+def merged(table: pa.Table, context: QCContext) -> BoolArray:
+    """Rows that went into a superobservation."""
+    rows, _ = _boxes(table, context)
+    bad = np.zeros(len(table), dtype=bool)
+    bad[rows] = True
+    return bad
+
+
+def append_superobservations(table: pa.Table, context: QCContext) -> pa.Table:
+    """The table with one new row for each box."""
+    rows, box = _boxes(table, context)
+    if not len(rows):
+        return table
+    sub = table.take(rows)
+    count = np.bincount(box)
+    _, first = np.unique(box, return_index=True)
+    merged_rows = sub.take(first)
+
+    def mean(values: NDArray) -> NDArray:
+        return np.bincount(box, weights=values, minlength=len(count)) / count
+
+    for name in (*_AVERAGED, *(n for n in _FEEDBACK if n in sub.column_names)):
+        merged_rows = set_column(merged_rows, name, mean(numbers(sub, name)))
+    east = np.stack(
+        [mean(axis) for axis in unit_vectors(numbers(sub, "lat"), numbers(sub, "lon")).T]
+    )
+    lat = np.rad2deg(np.arctan2(east[2], np.hypot(east[0], east[1])))
+    lon = np.rad2deg(np.arctan2(east[1], east[0]))
+    rho = context.of("superobbing")["correlation"]
+    variance = mean(numbers(sub, "obs_error") ** 2) * (rho + (1.0 - rho) / count)
+    start = times(sub).min()
+    time = start + np.round(mean((times(sub) - start).astype(np.float64))).astype(np.int64)
+    received = np.zeros(len(count), dtype=np.int64)
+    np.maximum.at(received, box, times(sub, "received_time"))
+    replaced = {
+        "lat": lat,
+        "lon": np.where(lon >= 180.0, -180.0, lon),
+        "obs_error": np.sqrt(variance),
+        "time": pa.array(time, pa.timestamp("ns", tz="UTC")),
+        "received_time": pa.array(received, pa.timestamp("ns", tz="UTC")),
+        "observation_id": np.arange(len(count)),
+        "batch_id": pa.array([SUPEROBSERVATIONS] * len(count)),
+        "station_id": pa.array([f"superob-{n}" for n in count]),
+        "message_offset": pa.nulls(len(count), pa.int64()),
+        "profile_id": pa.nulls(len(count), pa.int32()),
+    }
+    for name, array in replaced.items():
+        merged_rows = set_column(merged_rows, name, array)
+    return pa.concat_tables([table, merged_rows]).unify_dictionaries()
+
+
+def thinning(table: pa.Table, context: QCContext) -> BoolArray:
+    """All rows of a box but one: the closest in level, then in time, then by station and order.
+
+    The choice does not look at the variable, so that both wind components stay together.
+    """
+    p = context.of("thinning")
+    bad = np.zeros(len(table), dtype=bool)
+    rows = np.flatnonzero(kept(table) & is_one_of(table, "report_type", p["report_types"]))
+    if not len(rows):
+        return bad
+    sub = table.take(rows)
+    keys = box_keys(sub, context, p["degrees"], p["hours"])
+    station = codes(sub, "station_id")[0]
+    box = groups(*keys, *([station] if p["per_station"] else []))
+    offset = np.abs(times(sub) / (p["hours"] * _HOUR) % 1.0 - 0.5)
+    order = np.lexsort(
+        (
+            numbers(sub, "observation_id"),
+            codes(sub, "batch_id")[0],
+            station,
+            -offset,
+            _level_distance(row_pressure(sub), context.levels),
+            box,
+        )
+    )
+    later = np.zeros(len(rows), dtype=bool)
+    later[order[1:]] = box[order[1:]] == box[order[:-1]]
+    bad[rows] = later
+    return bad
+
+
+def _level_distance(pressure: np.ndarray, levels: tuple[int, ...]) -> np.ndarray:
+    """Distance in ln p from the nearest model level, rounded so that equal levels tie."""
+    if not levels:
+        return np.zeros(len(pressure))
+    grid = np.log(np.asarray(levels, float) * 100.0)
+    x = np.log(np.maximum(pressure, 1.0))
+    return np.round(np.min([np.abs(x - level) for level in grid], axis=0), 6)

@@ -1,0 +1,308 @@
+"""Name the files of the observation store and read which of them are published.
+
+    <root>/date=2025-01-01/hour=06/<arrival>__<batch>__<hash>.parquet   rows of one batch and hour
+    <root>/date=2025-01-01/hour=06/_compaction-000001.json              one file replaces many
+    <root>/batches/<batch>.json                                         the manifest, written last
+
+Files are never changed. A file counts only if its batch's manifest, or the newest compaction of
+its hour, names it; so readers never see half a batch, nor a row twice.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+import fsspec
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from model.domain.errors import InvalidInput, StorageError
+
+__all__ = [
+    "BatchManifest",
+    "Compaction",
+    "StoreFiles",
+    "StoredFile",
+    "VisibleFiles",
+    "hour_of",
+    "parse_name",
+    "partition_path",
+]
+
+
+class StoredFile(BaseModel):
+    """One file of a batch.
+
+    Attributes:
+        path: Relative to the store's root.
+        rows: Number of rows.
+        sha256: Of its bytes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    rows: int
+    sha256: str
+
+
+class BatchManifest(BaseModel):
+    """The rows of one batch, published as a whole by this file's appearance.
+
+    Attributes:
+        batch_id: The upload.
+        received_time: Its arrival at the gateway.
+        created: When it was published.
+        content_hash: SHA-256 over the hashes of its files.
+        rows: Number of rows.
+        files: Where they are.
+        provenance: How they were made: decoder counts, effective parameters, versions.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_id: str
+    received_time: AwareDatetime
+    created: AwareDatetime
+    content_hash: str
+    rows: int
+    files: tuple[StoredFile, ...]
+    provenance: dict[str, Any] = {}
+
+
+class Compaction(BaseModel):
+    """One file that takes the place of others in one hour.
+
+    Attributes:
+        generation: Rises with each compaction of the hour.
+        created: When it was published.
+        file: The new file.
+        replaces: Names of the files it stands for, in the same folder.
+        batches: Whose rows it holds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    generation: int
+    created: AwareDatetime
+    file: StoredFile
+    replaces: tuple[str, ...]
+    batches: tuple[str, ...]
+
+
+_LISTED_FROM = timedelta(hours=72)
+"""Longer times are looked up by the folders that exist."""
+
+_BATCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+def hour_of(time: datetime) -> datetime:
+    """The full hour at or before `time`, UTC."""
+    return time.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def partition_path(hour: datetime) -> str:
+    """`date=2025-01-01/hour=06`, relative to the root."""
+    return f"date={hour:%Y-%m-%d}/hour={hour:%H}"
+
+
+def parse_name(name: str) -> tuple[datetime, str] | None:
+    """Arrival and batch in the name of a data file; None for any other file."""
+    if name.startswith((".", "_")) or not name.endswith(".parquet") or name.count("__") < 2:
+        return None
+    stamp, rest = name.split("__", 1)
+    try:
+        arrival = datetime.strptime(stamp, "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return arrival, rest.rsplit("__", 1)[0]
+
+
+@dataclass(frozen=True)
+class VisibleFiles:
+    """What to read of one hour.
+
+    Attributes:
+        paths: Relative to the root, in order of arrival; a compacted file comes first.
+        later: Batches in the compacted file that are not part of the answer yet.
+    """
+
+    paths: tuple[str, ...]
+    later: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StoreFiles:
+    """The files below one root, on any fsspec file system.
+
+    Attributes:
+        url: Folder or fsspec URL (`/data/observations`, `s3://bucket/observations`).
+    """
+
+    url: str
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec file system."""
+        return _connect(self.url)[0]
+
+    @property
+    def root(self) -> str:
+        """Path of the root within the file system."""
+        return _connect(self.url)[1]
+
+    def path(self, relative: str) -> str:
+        """Path within the file system."""
+        return f"{self.root}/{relative}"
+
+    def batch_path(self, batch_id: str) -> str:
+        """Path of a batch's manifest, relative to the root."""
+        if not _BATCH.fullmatch(batch_id):
+            raise InvalidInput(
+                f"Expected a batch id of letters, digits, '.', '_' and '-'; got {batch_id!r}.",
+                batch_id=batch_id,
+            )
+        return f"batches/{batch_id}.json"
+
+    def manifest(self, batch_id: str) -> BatchManifest | None:
+        """What was published of a batch; None if nothing (yet)."""
+        text = self.read_text(self.batch_path(batch_id))
+        return None if text is None else BatchManifest.model_validate_json(text)
+
+    def batches(self) -> Iterator[str]:
+        """Ids of all published batches, in order."""
+        yield from sorted(n[:-5] for n in self.names("batches") if n.endswith(".json"))
+
+    def names(self, folder: str) -> list[str]:
+        """File names in a folder relative to the root, sorted; empty if it does not exist."""
+        filesystem = self.filesystem
+        try:
+            filesystem.invalidate_cache(self.path(folder))
+            paths = filesystem.ls(self.path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StorageError(
+                f"Cannot list '{folder}' in the observation store: {error}."
+            ) from error
+        return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in paths)
+
+    def read_text(self, relative: str) -> str | None:
+        """Content of a small file, None if it does not exist."""
+        try:
+            with self.filesystem.open(self.path(relative), "rb") as file:
+                return str(file.read().decode())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(
+                f"Cannot read '{relative}' of the observation store: {error}."
+            ) from error
+
+    def compaction(self, hour: datetime, names: list[str] | None = None) -> Compaction | None:
+        """The newest compaction of an hour."""
+        folder = partition_path(hour)
+        names = self.names(folder) if names is None else names
+        found = [n for n in names if n.startswith("_compaction-") and n.endswith(".json")]
+        if not found:
+            return None
+        text = self.read_text(f"{folder}/{found[-1]}")
+        if text is None:
+            raise FileNotFoundError(found[-1])  # a newer one took its place; readers list again
+        return Compaction.model_validate_json(text)
+
+    def known_batches(self, hours: Iterable[datetime]) -> frozenset[str]:
+        """Batches published by now with rows in `hours`.
+
+        A question about several hours is answered for these alone: a batch that is published while
+        the hours are listed one after the other would otherwise show in the later ones only.
+        """
+        known: set[str] = set()
+        for hour in hours:
+            names = self.names(partition_path(hour))
+            compaction = self.compaction(hour, names)
+            known.update(() if compaction is None else compaction.batches)
+            known.update(parsed[1] for name in names if (parsed := parse_name(name)))
+        return frozenset(batch for batch in known if _published(self.url, batch))
+
+    def visible(
+        self,
+        hour: datetime,
+        cut_off: datetime | None = None,
+        known: frozenset[str] | None = None,
+    ) -> VisibleFiles:
+        """Published files of an hour that may hold rows received up to `cut_off`.
+
+        Arguments:
+            hour: A full hour.
+            cut_off: Leave out files that arrived later.
+            known: From `known_batches`; None takes every batch published now.
+        """
+        folder = partition_path(hour)
+        names = self.names(folder)
+        compaction = self.compaction(hour, names)
+        replaced = set() if compaction is None else set(compaction.replaces)
+        paths = [] if compaction is None else [compaction.file.path]
+        for name in names:
+            parsed = parse_name(name)
+            if parsed is None or name in replaced or f"{folder}/{name}" in paths:
+                continue
+            arrival, batch = parsed
+            if cut_off is not None and arrival > cut_off:
+                continue
+            if known is not None and batch not in known:
+                continue
+            if f"{folder}/{name}" in _published(self.url, batch):
+                paths.append(f"{folder}/{name}")
+        merged = () if compaction is None else compaction.batches
+        later = () if known is None else tuple(b for b in merged if b not in known)
+        return VisibleFiles(tuple(paths), later)
+
+    def hours(self, start: datetime, end: datetime) -> Iterator[datetime]:
+        """The hours whose partitions may hold times in (start, end]; existing ones if many."""
+        hour, last = hour_of(start), hour_of(end)
+        if last - hour > _LISTED_FROM:
+            yield from self._existing(hour, last)
+            return
+        while hour <= last:
+            yield hour
+            hour += timedelta(hours=1)
+
+    def _existing(self, first: datetime, last: datetime) -> Iterator[datetime]:
+        for day in self.names(""):
+            date = day.removeprefix("date=")
+            if day == date or not f"{first:%Y-%m-%d}" <= date <= f"{last:%Y-%m-%d}":
+                continue
+            for folder in self.names(day):
+                hour = datetime.fromisoformat(f"{date}T{folder.removeprefix('hour=')}:00+00:00")
+                if first <= hour <= last:
+                    yield hour
+
+
+@lru_cache(maxsize=16)
+def _connect(url: str) -> tuple[Any, str]:
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise StorageError(f"Expected a folder or an fsspec URL; got '{url}': {error}.") from error
+    return filesystem, str(root).rstrip("/")
+
+
+def _published(url: str, batch_id: str) -> frozenset[str]:
+    """Paths of a published batch; empty before its publication, which is not remembered."""
+    try:
+        return _published_files(url, batch_id)
+    except LookupError:
+        return frozenset()
+
+
+@lru_cache(maxsize=8192)
+def _published_files(url: str, batch_id: str) -> frozenset[str]:
+    files = StoreFiles(url)
+    text = files.read_text(files.batch_path(batch_id))
+    if text is None:
+        raise LookupError(batch_id)
+    return frozenset(entry["path"] for entry in json.loads(text)["files"])

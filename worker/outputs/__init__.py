@@ -1,1 +1,0 @@
-"""One output format per file."""

@@ -1,0 +1,259 @@
+"""Compare the observations of a window with the model: H(x), the checks that need it, the feedback.
+
+Quality control runs with the model's surface, with the background, and for the selection. States
+are decoded one member at a time: an ensemble of full-size states does not fit in memory.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.domain.observations import FEEDBACK_SCHEMA, OBSERVATION_SCHEMA
+from model.domain.windows import WindowPlan
+from model.execution import Batching
+from model.latent_model import LatentModel
+from model.operators.observation_set import ObservationSet, build_observation_set
+from worker.contract.kinds import ObservationSelection
+from worker.observations.columns import codes, is_one_of, numbers, set_column
+from worker.observations.qc.base import QCContext, load_parameters
+from worker.observations.qc.run import run_checks
+from worker.results.verification.withheld import Equivalents
+from worker.solver import Background
+
+__all__ = [
+    "CheckedWindow",
+    "check_window",
+    "count_outcomes",
+    "effective_parameters",
+    "fill_analysis",
+    "fill_background",
+    "model_equivalents",
+    "monitored_set",
+    "observation_set",
+    "to_feedback",
+]
+
+Float = NDArray[np.float64]
+
+_UNUSABLE = ("missing", "domain", "bounds", "decode", "operator_failed", "passive")
+"""Outcomes after which a value says nothing: no departure is computed."""
+
+
+def to_feedback(table: pa.Table) -> pa.Table:
+    """An observation table with the feedback columns, all null."""
+    for field in FEEDBACK_SCHEMA:
+        if field.name not in OBSERVATION_SCHEMA.names and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(FEEDBACK_SCHEMA.names).cast(FEEDBACK_SCHEMA)
+
+
+def observation_set(
+    table: pa.Table, model: LatentModel, times: Sequence[datetime]
+) -> tuple[ObservationSet, pa.Table]:
+    """y, R and H of the rows in use; see `model.operators.observation_set`."""
+    return build_observation_set(table, model.grid, model.channels, times, model.statics)
+
+
+def monitored_set(table: pa.Table, model: LatentModel, times: Sequence[datetime]) -> ObservationSet:
+    """y, R and H of every row with a trustworthy value, whether in use or not."""
+    useless = is_one_of(table, "rejected_by", _UNUSABLE)
+    outcome = pa.array(np.where(useless, "passive", None), pa.string())
+    return observation_set(set_column(table, "rejected_by", outcome), model, times)[0]
+
+
+def model_equivalents(
+    latents: Tensor,
+    model: LatentModel,
+    observations: ObservationSet,
+    keep: Callable[[int, Tensor], None] | None = None,
+) -> Float:
+    """H(x) of each member, with shape (M, N).
+
+    Arguments:
+        latents: Standardised latents, with shape (M, T, c, h, w).
+        model: Decodes them.
+        observations: N observations of T states.
+        keep: Called with (member, its physical states (T, C, Y, X)) while they are there.
+    """
+    hofx = np.empty((len(latents), len(observations)))
+    operator = observations.to(model.dtype, model.device).operator if len(observations) else None
+    with torch.no_grad():
+        for member, trajectory in enumerate(latents):
+            states = _decode(trajectory.to(model.device, model.dtype), model)
+            if operator is not None:
+                hofx[member] = operator(states).double().cpu().numpy()
+            if keep is not None:
+                keep(member, _masked(states, model))
+    return hofx
+
+
+def _decode(trajectory: Tensor, model: LatentModel) -> Tensor:
+    """Latents (T, c, h, w) to physical states, as many at once as the memory takes."""
+    batching = Batching(rows=len(trajectory))
+    return batching(lambda rows: model.decode(trajectory[rows], mask=False), len(trajectory))
+
+
+def _masked(states: Tensor, model: LatentModel) -> Tensor:
+    """The states with NaN where a variable is undefined."""
+    missing = model.state_normalisation.missing
+    return states if missing is None else states.masked_fill(missing, float("nan"))
+
+
+def fill_background(table: pa.Table, found: Equivalents) -> pa.Table:
+    """The feedback table with H(x_b), O-B and spread where they were found, null elsewhere."""
+    return _fill(table, found, "background")
+
+
+def fill_analysis(table: pa.Table, found: Equivalents, seed: int) -> pa.Table:
+    """The feedback table with H(x_a), O-A, spread and rank where they were found, null elsewhere.
+
+    The rank counts the members of H(x_a) with an observation error drawn for each that lie below
+    the value: uniform from 0 to M when errors and spread are right. Of members in pairs one of
+    each is counted.
+    """
+    table, rows, hofx = _fill(table, found, "analysis"), found.rows, found.hofx
+    draw = np.random.default_rng(seed).standard_normal(hofx.shape)
+    noisy = (hofx + draw * numbers(table, "obs_error")[rows])[list(found.twins.ranked)]
+    rank = (noisy < numbers(table, "obs_value")[rows]).sum(0)
+    column = np.full(len(table), -1, dtype=np.int16)
+    column[rows] = rank
+    index = table.schema.get_field_index("rank")
+    values = pa.array(column, pa.int16(), mask=column < 0)
+    return table.set_column(index, table.schema.field("rank"), values)
+
+
+def _fill(table: pa.Table, found: Equivalents, name: str) -> pa.Table:
+    columns = {f"hofx_{name}": _scatter(table, found.rows, found.hofx.mean(0))}
+    columns[f"{name}_departure"] = numbers(table, "obs_value") - columns[f"hofx_{name}"]
+    spread = found.twins.std(found.hofx)
+    if spread is not None:
+        columns[f"{name}_spread"] = _scatter(table, found.rows, spread)
+    for column, values in columns.items():
+        field = table.schema.field(column)
+        array = pa.array(values, pa.float64(), mask=~np.isfinite(values)).cast(field.type)
+        table = table.set_column(table.schema.get_field_index(column), field, array)
+    return table
+
+
+def _scatter(table: pa.Table, rows: NDArray[np.int64], values: Float) -> Float:
+    column = np.full(len(table), np.nan)
+    column[rows] = values
+    return column
+
+
+def count_outcomes(table: pa.Table) -> dict[str, int]:
+    """Rows by outcome: `used` and the names of the checks that rejected any."""
+    code, names = codes(table, "rejected_by")
+    counts = {name: int((code == i).sum()) for i, name in enumerate(names)}
+    return {"used": int((code < 0).sum())} | {n: c for n, c in counts.items() if c}
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedWindow:
+    """The observations of a window after all checks.
+
+    Attributes:
+        observations: y, R and H of the rows in use.
+        feedback: Every row, with O-B and outcome.
+        parameters: Effective parameters of the checks.
+        background: H(x_b) of each member at every row that can be monitored; None without one.
+    """
+
+    observations: ObservationSet
+    feedback: pa.Table
+    parameters: dict[str, Any]
+    background: Equivalents | None = None
+
+
+def check_window(
+    table: pa.Table,
+    plan: WindowPlan,
+    selection: ObservationSelection,
+    model: LatentModel,
+    background: Background | None,
+    checks: Path | Mapping[str, Any] | None = None,
+) -> CheckedWindow:
+    """Runs the checks that need the window, the model or the background.
+
+    Arguments:
+        table: The observations as stored, checked at arrival.
+        plan: Times of the states.
+        selection: Cut-off and withheld share.
+        model: Its grid, surface and operators.
+        background: The first guess at `plan.times`; None for a job without observations.
+        checks: This installation's parameters, a YAML file; or all parameters of an earlier run.
+    """
+    context = qc_context(selection, model, background, checks)
+    table, _ = run_checks(to_feedback(table), "window", context)
+    _, table = observation_set(table, model, plan.times)
+    equivalents = None
+    if background is not None and len(table):
+        monitored = monitored_set(table, model, plan.times)
+        hofx = model_equivalents(background.latents, model, monitored)
+        rows, errors = monitored.rows, monitored.obs_errors
+        equivalents = Equivalents(rows, errors, hofx, background.mirrored)
+        table = fill_background(table, equivalents)
+        table, _ = run_checks(table, "background", context)
+    table, _ = run_checks(table, "select", context)
+    observations, table = observation_set(table, model, plan.times)
+    return CheckedWindow(observations, table, dict(context.parameters), equivalents)
+
+
+def qc_context(
+    selection: ObservationSelection,
+    model: LatentModel,
+    background: Background | None,
+    checks: Path | Mapping[str, Any] | None = None,
+) -> QCContext:
+    """Parameters and surroundings of the checks."""
+    if isinstance(checks, Mapping):  # an earlier run's, which had all that is done to them done
+        return _context(load_parameters(checks), selection, model)
+    cold = background is not None and background.source == "climatology"
+    return _context(effective_parameters(selection, checks, cold=cold), selection, model)
+
+
+def effective_parameters(
+    selection: ObservationSelection, checks: Path | None, *, cold: bool
+) -> dict[str, dict[str, Any]]:
+    """The installation's parameters with what a job changes.
+
+    Arguments:
+        selection: What is withheld.
+        checks: The installation's, a YAML file.
+        cold: Whether the background is climatology.
+    """
+    changes: dict[str, Any] = {}
+    if selection.withhold is not None:
+        changes["withholding"] = {"share": selection.withhold}
+    parameters = load_parameters(checks, changes)
+    if selection.withhold_stations:
+        kept_back = parameters["withholding"]
+        if not kept_back["enabled"]:
+            kept_back.update(enabled=True, share=0.0)
+        kept_back["stations"] = [*kept_back["stations"], *selection.withhold_stations]
+    if cold:
+        # Far from climatology is not wrong: only the spread counts, not the fixed limits.
+        limits = parameters["background_check"]["limits"]
+        for entry in (*limits.values(), parameters["background_check"]["default"]):
+            entry["absolute"] = float("inf")
+    return parameters
+
+
+def _context(
+    parameters: dict[str, dict[str, Any]], selection: ObservationSelection, model: LatentModel
+) -> QCContext:
+    return QCContext(
+        parameters=parameters,
+        grid=model.grid,
+        levels=model.card.levels,
+        orography=model.statics.orography,
+        cut_off=selection.cut_off,
+    )

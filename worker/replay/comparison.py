@@ -1,0 +1,205 @@
+"""Compare the files of a result with those of its replay, bit by bit, and state the verdict."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import netCDF4
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from model.domain.errors import AppaError
+from worker.backgrounds.restarts import RESTART_NAME, read_restart
+
+__all__ = [
+    "ArrayComparison",
+    "COMPARED",
+    "CannotReplay",
+    "EXIT_CODES",
+    "Finding",
+    "Outcome",
+    "Verdict",
+    "compare_files",
+]
+
+
+class Outcome(StrEnum):
+    """Whether the result could be made again."""
+
+    IDENTICAL = "identical"
+    DIFFERENT = "different"
+    IMPOSSIBLE = "cannot be replayed"
+
+
+EXIT_CODES = {Outcome.IDENTICAL: 0, Outcome.DIFFERENT: 1, Outcome.IMPOSSIBLE: 2}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that went into the result, as recorded and as found.
+
+    Attributes:
+        name: `checkpoint`, `code`, `observations` …
+        same: Whether both agree; None when nothing was recorded.
+        recorded: What the manifest says.
+        found: What there is, or what the replay made.
+        note: In words, where values do not say enough.
+    """
+
+    name: str
+    same: bool | None
+    recorded: Any = ""
+    found: Any = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ArrayComparison:
+    """One array of one file.
+
+    Attributes:
+        file: Its name.
+        name: Of the variable or column.
+        size: Values in it.
+        differing: Values whose bits differ; all of them if the shapes do.
+        max_difference: Largest absolute difference of numbers; None where there is none to take.
+    """
+
+    file: str
+    name: str
+    size: int
+    differing: int
+    max_difference: float | None = None
+
+    @property
+    def same(self) -> bool:
+        """Whether all bits agree."""
+        return self.differing == 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer.
+
+    Attributes:
+        analysis_id: What was replayed.
+        outcome: In a word.
+        findings: What went in.
+        arrays: What came out.
+        missing: What a replay would need and does not have.
+        seconds: How long the run took.
+    """
+
+    analysis_id: str
+    outcome: Outcome
+    findings: tuple[Finding, ...] = ()
+    arrays: tuple[ArrayComparison, ...] = ()
+    missing: tuple[str, ...] = ()
+    seconds: float = 0.0
+    exit_code: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exit_code", EXIT_CODES[self.outcome])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+
+class CannotReplay(AppaError):
+    """Something that the result was made of is gone.
+
+    Attributes:
+        missing: What, one sentence each.
+        findings: What is known all the same.
+    """
+
+    code = "cannot_replay"
+
+    def __init__(self, missing: list[str], findings: list[Finding]) -> None:
+        super().__init__("; ".join(missing))
+        self.missing = missing
+        self.findings = findings
+
+
+COMPARED = (".safetensors", ".nc", ".parquet")
+"""Endings of the files that are compared; others hold the same numbers in other forms."""
+
+
+def compare_files(recorded: Path, found: Path) -> list[ArrayComparison]:
+    """Every array of two files of the same name."""
+    if recorded.name == RESTART_NAME:
+        read = _restart
+    elif recorded.suffix == ".nc":
+        read = _netcdf
+    else:
+        read = _parquet
+    one, other = dict(read(recorded)), dict(read(found))
+    names = [*one, *(name for name in other if name not in one)]
+    return [_compare(recorded.name, name, one.get(name), other.get(name)) for name in names]
+
+
+def _restart(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    restart = read_restart(path)
+    yield "latents", restart.latents.numpy()
+    yield "times", np.array([time.isoformat() for time in restart.times])
+
+
+def _netcdf(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    with netCDF4.Dataset(path) as dataset:
+        dataset.set_auto_maskandscale(False)
+        yield from _variables(dataset, "")
+
+
+def _variables(group: Any, prefix: str) -> Iterator[tuple[str, NDArray[Any]]]:
+    for name, variable in group.variables.items():
+        variable.set_auto_maskandscale(False)
+        yield f"{prefix}{name}", np.asarray(variable[...])
+    for name, inner in group.groups.items():
+        yield from _variables(inner, f"{prefix}{name}/")
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    table = pq.read_table(path)
+    for name in table.column_names:
+        column = table[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(pa.string())
+        if pa.types.is_floating(column.type):
+            yield name, column.to_numpy()  # null is NaN
+        else:
+            yield name, np.array(column.to_pylist(), dtype=object).astype(str)
+
+
+def _compare(
+    file: str, name: str, one: NDArray[Any] | None, other: NDArray[Any] | None
+) -> ArrayComparison:
+    if (
+        one is None
+        or other is None
+        or one.shape != other.shape
+        or one.dtype.kind != other.dtype.kind
+    ):
+        size = max(array.size for array in (one, other) if array is not None)
+        return ArrayComparison(file, name, size, max(size, 1))
+    if one.dtype != other.dtype or one.dtype.kind not in "fiu":
+        return ArrayComparison(file, name, one.size, int((one != other).sum()))
+    differing = int((_bits(one) != _bits(other)).sum())
+    return ArrayComparison(file, name, one.size, differing, _largest(one, other))
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    """The numbers as unsigned integers of the same size: NaN equals NaN, 0 is not -0."""
+    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+
+
+def _largest(one: NDArray[Any], other: NDArray[Any]) -> float | None:
+    if not one.size:
+        return None
+    difference = np.abs(one.astype(np.float64) - other.astype(np.float64))
+    finite = difference[np.isfinite(difference)]
+    return float(finite.max()) if finite.size else None

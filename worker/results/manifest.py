@@ -1,0 +1,195 @@
+"""Describe published results: their manifest, and the pins that keep them from retention.
+
+A manifest lists the files of a result and everything needed to reproduce it.
+
+A pin is a small file named after the result. It is written before the result is looked up, and
+retention checks for it after moving a result away (and moves it back), so a result that was
+pinned successfully is never deleted.
+"""
+
+import hashlib
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from model.domain.errors import InvalidInput, StorageError
+from worker.contract.kinds import JobSpec
+from worker.contract.layout import Layout, replace_text
+from worker.contract.records import Record, utc_now
+
+__all__ = [
+    "AnalysisManifest",
+    "ManifestFile",
+    "NoSuchAnalysis",
+    "Pin",
+    "describe_file",
+    "is_pinned",
+    "pin",
+    "pins",
+    "read_manifest",
+    "unpin",
+]
+
+_MEDIA = {
+    ".nc": "application/netcdf",
+    ".parquet": "application/vnd.apache.parquet",
+    ".png": "image/png",
+    ".grib2": "application/x-grib",
+    ".zip": "application/zip",
+    ".odb": "application/octet-stream",
+    ".json": "application/json",
+}
+
+
+class ManifestFile(Record):
+    """One file of a result."""
+
+    name: str = Field(description="File name.")
+    size: int = Field(ge=0, description="Bytes.")
+    sha256: str = Field(description="Of the file's bytes.")
+    media_type: str = Field(description="For HTTP.")
+    role: str = Field(default="data", description="`data`, `feedback`, `quicklook` …")
+
+
+class AnalysisManifest(Record):
+    """A published result. It is written last: a folder without it holds no result."""
+
+    id: str = Field(description="Name of the result.")
+    job_id: str = Field(description="The job that made it.")
+    kind: str = Field(description="`filtering`, `forecast` or `reanalysis`.")
+    valid_time: datetime = Field(description="Analysis time; start of a forecast or reanalysis.")
+    times: list[datetime] = Field(description="Valid times in the files (UTC).")
+    flavour: str = Field(default="", description="`early`, `final`, or empty outside the cycles.")
+    revision: int = Field(default=1, ge=1, description="Revision for this valid time.")
+    cycle: dict[str, Any] = Field(
+        default={},
+        description=(
+            "Of a cycled result: `key`, `decided`, `caught_up`, `behind_seconds`, `attempt`, "
+            "`policy` (hash)."
+        ),
+    )
+    created: datetime = Field(default_factory=utc_now, description="When it was finished (UTC).")
+    files: list[ManifestFile] = Field(description="All files but this one.")
+    members: int = Field(ge=1, description="Ensemble members.")
+    mirrored: bool = Field(
+        default=False,
+        description=(
+            "Whether members 0 and 1, 2 and 3 … have opposite perturbations: the spread is then the "
+            "root mean square deviation, with M in place of M - 1, and ranks count every other member."
+        ),
+    )
+    window_start: datetime | None = Field(
+        default=None, description="Observation window, exclusive."
+    )
+    window_end: datetime | None = Field(default=None, description="Observation window, inclusive.")
+    cut_off: datetime | None = Field(default=None, description="Last arrival accepted.")
+    observations: dict[str, int] = Field(
+        default={}, description="Values by outcome; `used` and checks."
+    )
+    background: dict[str, Any] = Field(
+        default={}, description="First guess used, its source and age."
+    )
+    flags: list[str] = Field(default=[], description="`zero_observations`, `cold_start`, …")
+    scores: dict[str, Any] = Field(default={}, description="Departure statistics and chi-square.")
+    provenance: dict[str, Any] = Field(
+        default={}, description="Checkpoint hash, code version, seeds, settings, observation hash."
+    )
+    spec: JobSpec = Field(description="What was asked.")
+
+
+def describe_file(path: Path, role: str = "data") -> ManifestFile:
+    """Size, hash and media type of a finished file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    media = _MEDIA.get(path.suffix, "application/octet-stream")
+    size = path.stat().st_size
+    return ManifestFile(
+        name=path.name, size=size, sha256=digest.hexdigest(), media_type=media, role=role
+    )
+
+
+def read_manifest(layout: Layout, analysis_id: str) -> AnalysisManifest:
+    """The manifest of a published result.
+
+    Raises:
+        StorageError: If there is no such result.
+    """
+    path = layout.manifest(analysis_id)
+    try:
+        return AnalysisManifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise StorageError(
+            f"Expected a published result '{analysis_id}'; there is none.", analysis_id=analysis_id
+        ) from None
+
+
+class NoSuchAnalysis(InvalidInput):
+    """An id that no published result has."""
+
+    code = "not_found"
+
+
+class Pin(Record):
+    """Why a result is kept."""
+
+    analysis_id: str = Field(description="The result.")
+    created: datetime = Field(default_factory=utc_now, description="When it was pinned (UTC).")
+    by: str = Field(default="", description="API key that pinned it; empty for the command line.")
+    note: str = Field(default="", max_length=500, description="What for.")
+
+
+def pin(layout: Layout, wanted: Pin) -> Pin:
+    """Keeps a result; one that is pinned keeps its first pin.
+
+    Raises:
+        NoSuchAnalysis: If there is no such result.
+    """
+    path = layout.pin(wanted.analysis_id)
+    layout.pins.mkdir(exist_ok=True)
+    known = _read(layout, wanted.analysis_id)
+    if known is None:
+        replace_text(path, wanted.model_dump_json(indent=1))
+    if not layout.manifest(wanted.analysis_id).exists():
+        path.unlink(missing_ok=True)
+        raise NoSuchAnalysis(
+            f"Expected the id of a published analysis; got '{wanted.analysis_id}'.",
+            analysis_id=wanted.analysis_id,
+        )
+    return known or wanted
+
+
+def unpin(layout: Layout, analysis_id: str) -> bool:
+    """Takes the pin out; returns whether there was one."""
+    try:
+        layout.pin(analysis_id).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def is_pinned(layout: Layout, analysis_id: str) -> bool:
+    """Whether a result must be kept."""
+    return layout.pin(analysis_id).exists()
+
+
+def pins(layout: Layout) -> list[Pin]:
+    """All pins, oldest first."""
+    if not layout.pins.is_dir():
+        return []
+    names = [path.name for path in layout.pins.iterdir() if not path.name.startswith(".")]
+    found = [p for name in names if (p := _read(layout, name)) is not None]
+    return sorted(found, key=lambda p: p.created)
+
+
+def _read(layout: Layout, analysis_id: str) -> Pin | None:
+    """A pin is a pin even if its text was damaged."""
+    try:
+        return Pin.model_validate_json(layout.pin(analysis_id).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValidationError, ValueError):
+        return Pin(analysis_id=analysis_id, note="(unreadable)")

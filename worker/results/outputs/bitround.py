@@ -1,0 +1,192 @@
+"""Round bits: set mantissa bits that hold no information to zero, so that files compress.
+
+The number of bits kept of each field is the largest of three:
+
+* the bits that hold 99 % of the *real information*, the mutual information of a bit with the same
+  bit of the eastward neighbour; information that a random bit would also show is not counted;
+* enough that the rounding error is a tenth of the ensemble spread or less at 9 points of 10;
+* enough that the error of a typical value is a tenth of the typical difference of neighbours.
+
+The first alone would spoil gradients of fields whose values are large beside their variations
+(mean sea level pressure), the other two guard them and the ensemble.
+
+References:
+    | Compressing atmospheric data into its real information content (Klöwer, Razinger, Dominguez,
+      Düben & Palmer, 2021)
+    | https://doi.org/10.1038/s43588-021-00156-2
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "METHOD",
+    "Rounded",
+    "bit_information",
+    "information_bits",
+    "keep_bits",
+    "round_bits",
+    "round_field",
+]
+
+METHOD = (
+    "BitRound; mantissa bits kept hold 99 % of the real information (Kloewer et al. 2021, "
+    "doi:10.1038/s43588-021-00156-2), and the error is at most a tenth of the ensemble spread at 9 "
+    "points of 10 and of the typical difference of neighbouring points"
+)
+
+MANTISSA = 23
+INFORMATION = 0.99
+FRACTION = 0.1
+SAMPLE = 1 << 15
+"""Values looked at: a thousandth of a bit is significant among so many pairs."""
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A rounded field, the mantissa bits kept and the largest change of a value."""
+
+    values: Float
+    bits: int
+    error: float
+
+
+def round_bits(values: Float, bits: int) -> Float:
+    """Round to nearest, ties to even, keeping `bits` of the 23 mantissa bits; NaN stays NaN."""
+    if bits >= MANTISSA:
+        return values
+    drop = MANTISSA - bits
+    raw = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    half = np.uint32((1 << (drop - 1)) - 1)
+    odd = (raw >> np.uint32(drop)) & np.uint32(1)
+    rounded = (raw + half + odd) & np.uint32((0xFFFFFFFF << drop) & 0xFFFFFFFF)
+    return np.where(np.isfinite(values), rounded.view(np.float32), values)
+
+
+def _used(values: Float) -> NDArray[np.bool_]:
+    """Exact zeros are left out: all their bits agree, which says nothing about bits worth keeping."""
+    used: NDArray[np.bool_] = np.isfinite(values) & (values != 0)
+    return used
+
+
+def _rows(values: Float) -> NDArray[np.int64]:
+    """Rows to look at, spread evenly over the field; all of them if those hold nothing of use."""
+    rows = values.reshape(-1, values.shape[-1])
+    count = min(len(rows), max(1, SAMPLE // rows.shape[1]))
+    chosen = np.linspace(0, len(rows) - 1, count).astype(np.int64)
+    return chosen if _used(rows[chosen]).any() else np.arange(len(rows))
+
+
+def _pairs(rows: Float) -> tuple[Float, Float]:
+    """Eastward neighbours in rows around the globe, with shape (pairs,) each."""
+    right = np.roll(rows, -1, axis=-1)
+    both = _used(rows) & _used(right)
+    return rows[both], right[both]
+
+
+def _entropy(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    return -np.where(share > 0, share * np.log2(np.where(share > 0, share, 1.0)), 0.0)
+
+
+def bit_information(values: Float) -> NDArray[np.float64]:
+    """Real information in bits of each of the 32 bits, sign first, with shape (32,).
+
+    Exponents are compared as signed magnitudes so that one step of the exponent changes few bits.
+
+    Arguments:
+        values: A field, with shape (*, X); the last axis is the circle of longitude.
+    """
+    left, right = (_biased(part) for part in _pairs(values.reshape(-1, values.shape[-1])))
+    count = len(left)
+    if not count:
+        return np.zeros(32)
+    first, second, both = (_share_of_ones(part) for part in (left, right, left & right))
+    joint = np.stack([both, first - both, second - both, 1.0 - first - second + both])
+    single = np.stack([first, 1.0 - first, second, 1.0 - second])
+    information = _entropy(single).sum(0) - _entropy(joint).sum(0)
+    return np.where(information < _chance(count), 0.0, information)
+
+
+def _share_of_ones(raw: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """Of each of the 32 bits, the highest first."""
+    bits = np.unpackbits(raw.astype(">u4").view(np.uint8)).reshape(-1, 32)
+    share: NDArray[np.float64] = bits.sum(axis=0, dtype=np.int64) / len(raw)
+    return share
+
+
+def _biased(values: Float) -> NDArray[np.uint32]:
+    """The raw bits, with the exponent as sign and magnitude about 2^0 instead of biased."""
+    raw = values.view(np.uint32)
+    exponent = ((raw >> np.uint32(23)) & np.uint32(0xFF)).astype(np.int32) - 127
+    magnitude = np.abs(exponent).astype(np.uint32) | np.where(exponent < 0, 0x80, 0).astype(
+        np.uint32
+    )
+    return (raw & np.uint32(0x807FFFFF)) | (magnitude << np.uint32(23))
+
+
+def _chance(count: int) -> float:
+    """Information that a random bit shows in `count` pairs in 1 of 100 cases.
+
+    From the normal approximation of the binomial: a share of 0.5 + 2.576 / (2 sqrt(n)).
+    """
+    share = min(1.0, 0.5 + 2.576 / (2 * np.sqrt(count)))
+    return float(1.0 - _entropy(np.array([share, 1.0 - share])).sum())
+
+
+def information_bits(values: Float) -> int:
+    """Mantissa bits that hold 99 % of the real information of a field, with shape (*, X)."""
+    information = bit_information(values)
+    if information.sum() == 0:
+        return 0
+    share = np.cumsum(information) / information.sum()
+    return max(0, int(np.argmax(share >= INFORMATION)) - 8)  # bit 9 is the first of the mantissa
+
+
+def _guard(ratio: float) -> int:
+    """Bits that keep half a unit in the last place, 2^(e - bits - 1), below the fraction.
+
+    Arguments:
+        ratio: 2^e over the scale that the error is compared with.
+    """
+    return int(np.ceil(np.log2(max(ratio, 1e-30) / (2 * FRACTION))))
+
+
+def keep_bits(values: Float, spread: Float | None = None) -> int:
+    """Mantissa bits to keep of a field on one level.
+
+    Arguments:
+        values: With shape (*, Y, X); NaN where undefined.
+        spread: Ensemble spread of the same trailing dimensions; None when there is none.
+    """
+    chosen = _rows(values)
+    rows = values.reshape(-1, values.shape[-1])[chosen]
+    used = _used(rows)
+    if not used.any():
+        return 0
+    exponent = np.frexp(rows)[1].astype(np.float64) - 1
+    bits = [information_bits(rows)]
+    left, right = _pairs(rows)
+    differences = np.abs(left - right, dtype=np.float64)
+    if (differences > 0).any():
+        typical = float(np.median(exponent[used]))
+        bits.append(_guard(2.0**typical / float(np.median(differences[differences > 0]))))
+    if spread is not None:
+        around = spread.reshape(-1, values.shape[-1])
+        around = around[chosen % len(around)]
+        where = used & np.isfinite(around) & (around > 0)
+        if where.any():
+            bits.append(_guard(float(np.quantile(2.0 ** exponent[where] / around[where], 0.9))))
+    return min(max(bits), MANTISSA)
+
+
+def round_field(values: Float, spread: Float | None = None) -> Rounded:
+    """The field rounded to the bits worth keeping; arguments as `keep_bits`."""
+    bits = keep_bits(values, spread)
+    rounded = round_bits(values, bits)
+    error = np.abs(rounded - values, dtype=np.float64)
+    largest = float(np.nanmax(error)) if np.isfinite(error).any() else 0.0
+    return Rounded(rounded, bits, largest)

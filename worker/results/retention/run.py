@@ -1,0 +1,259 @@
+"""Run retention and compaction now and then, by one scheduler at a time.
+
+One rename takes a thing out of everybody's sight, then its bytes are deleted. A result is its
+folder: index, catalogue and data sets are read from the folders, so all of them lose it with that
+rename. Readers with open files go on reading. Whatever a killed run left under `tmp/deleted-…`
+is deleted at the next one.
+
+Deleting and merging take time, so they run in a thread of their own. A key in Redis, which
+expires, says whose turn it is and when the next one comes, so that any number of schedulers is
+harmless. A run that dies is repeated later.
+"""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import structlog
+from redis import Redis
+from redis.exceptions import LockError, RedisError
+
+from model.domain.errors import AppaError
+from worker.contract import clock
+from worker.contract.disk import DiskSettings, disk_state
+from worker.contract.layout import Layout, replace_text
+from worker.contract.store import RetentionFigures, Stores
+from worker.observations.store.store import ObservationStore
+from worker.results.manifest import is_pinned, read_manifest
+from worker.results.publication import renew_latest, sync_folder
+from worker.results.retention.plan import (
+    RESTART_ROLE,
+    CompactionRule,
+    Item,
+    RetentionPlan,
+    make_plan,
+    needed,
+    read_policy,
+)
+
+__all__ = ["RetentionRunner", "remove", "remove_all", "run_retention", "sweep_removed"]
+
+log = structlog.get_logger()
+_REMOVED = "deleted-"
+
+
+def remove_all(
+    layout: Layout, plan: RetentionPlan, told: Callable[[Item], None] = lambda item: None
+) -> list[Item]:
+    """Removes what is planned; what fails is logged and tried again at the next run.
+
+    Arguments:
+        layout: The data folder.
+        plan: What goes.
+        told: Hears of each thing after it went.
+
+    Returns:
+        What was removed.
+    """
+    sweep_removed(layout)
+    gone = []
+    for item in plan.items:
+        try:
+            if remove(layout, item):
+                gone.append(item)
+                told(item)
+                log.info("removed", what=item.what, name=item.name, bytes=item.size)
+        except (OSError, AppaError) as error:
+            log.warning("not removed", what=item.what, name=item.name, error=str(error))
+    if any(item.what == "analysis" for item in gone):
+        renew_latest(layout)
+    return gone
+
+
+def remove(layout: Layout, item: Item) -> bool:
+    """Removes one thing; returns whether it was there and may go."""
+    if item.what == "analysis":
+        return _remove_analysis(layout, item.name)
+    if item.what == "restart":
+        return _remove_restart(layout, item.name)
+    if item.what == "log":
+        (layout.logs / item.name).unlink(missing_ok=True)
+        return True
+    day = layout.observations / f"date={item.name}"
+    return _take_out(layout, layout.raw_batch(item.name) if item.what == "upload" else day)
+
+
+def sweep_removed(layout: Layout) -> int:
+    """Finishes what a killed run began; returns how many folders."""
+    left = list(layout.tmp.glob(f"{_REMOVED}*"))
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(left)
+
+
+def _remove_analysis(layout: Layout, analysis_id: str) -> bool:
+    folder = layout.analysis(analysis_id)
+    if is_pinned(layout, analysis_id):
+        return False
+    hidden = _hide(layout, folder)
+    if hidden is None:
+        return False
+    if is_pinned(layout, analysis_id):  # in the moment before the rename
+        hidden.rename(folder)
+        sync_folder(layout.analyses)
+        return False
+    _forget_restart(layout, analysis_id)
+    shutil.rmtree(hidden, ignore_errors=True)
+    return True
+
+
+def _remove_restart(layout: Layout, analysis_id: str) -> bool:
+    """The manifest without the file first, then the marker, then the file."""
+    if is_pinned(layout, analysis_id):
+        return False
+    manifest = read_manifest(layout, analysis_id)
+    files = [file for file in manifest.files if file.role == RESTART_ROLE]
+    rest = [file for file in manifest.files if file.role != RESTART_ROLE]
+    changed = manifest.model_copy(
+        update={"files": rest, "flags": [*manifest.flags, "restart_removed"]}
+    )
+    replace_text(layout.manifest(analysis_id), changed.model_dump_json(indent=2))
+    os.utime(layout.analyses)  # gateways look at a manifest again when the folder was touched
+    _forget_restart(layout, analysis_id)
+    for file in files:
+        layout.analysis_file(analysis_id, file.name).unlink(missing_ok=True)
+    return bool(files)
+
+
+def _forget_restart(layout: Layout, analysis_id: str) -> None:
+    for marker in layout.restarts.glob(f"*__*__{analysis_id}"):
+        marker.unlink(missing_ok=True)
+
+
+def _hide(layout: Layout, folder: Path) -> Path | None:
+    hidden = layout.tmp / f"{_REMOVED}{folder.name}"
+    try:
+        folder.rename(hidden)
+    except FileNotFoundError:
+        return None
+    sync_folder(folder.parent)
+    return hidden
+
+
+def _take_out(layout: Layout, folder: Path) -> bool:
+    hidden = _hide(layout, folder)
+    if hidden is not None:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return hidden is not None
+
+
+_LOCK_SECONDS = 900.0
+"""A scheduler that dies in the middle holds others up for so long at most."""
+
+_LOW_SECONDS = 30.0
+"""Pause between runs while the disk is low."""
+
+
+def run_retention(layout: Layout, stores: Stores, disk: DiskSettings) -> list[Item]:
+    """Removes what the policy lets go now; returns what was removed.
+
+    Raises:
+        ConfigurationError: If `retention.yaml` is no policy.
+        RedisError: If nobody can say what unfinished jobs need.
+    """
+    policy = read_policy(layout.retention_file)
+    low = disk_state(layout, disk).low
+    figures = RetentionFigures(stores.redis, stores.keys)
+    plan = make_plan(layout, policy, needed(stores), low=low)
+    gone = remove_all(layout, plan, lambda item: figures.add(item.what, item.size))
+    figures.ran(time.time())
+    if gone:
+        freed = sum(item.size for item in gone)
+        log.info("retention", removed=len(gone), freed_bytes=freed, disk_low=low)
+    state = disk_state(layout, disk)
+    if low and state.low:
+        log.error("disk_low", free=state.free, needed=state.needed, advice="nothing more may go")
+    return gone
+
+
+@dataclass
+class RetentionRunner:
+    """Asked at every turn of the scheduler; `tick` never waits.
+
+    Attributes:
+        stores: All records.
+        layout: The data folder.
+        disk: The watermark.
+    """
+
+    stores: Stores
+    layout: Layout
+    disk: DiskSettings
+    _threads: dict[str, threading.Thread] = field(default_factory=dict, init=False)
+
+    def tick(self) -> int:
+        """Starts what is due; returns how many tasks."""
+        policy = read_policy(self.layout.retention_file)
+        low = disk_state(self.layout, self.disk).low
+        if low:  # at once, whenever it ran last
+            started = self._start("retention", "retention-low", _LOW_SECONDS, self._retain)
+        else:
+            seconds = 60.0 * policy.every_minutes
+            started = self._start("retention", "retention", seconds, self._retain)
+        rule = policy.compaction
+        if rule is not None and not low:  # merging needs room first
+            seconds = 60.0 * rule.every_minutes
+            merge = partial(self._compact, rule)
+            started += self._start("compaction", "compaction", seconds, merge)
+        return started
+
+    def join(self, timeout: float) -> None:
+        """Waits for what runs."""
+        for thread in self._threads.values():
+            thread.join(timeout)
+
+    def _start(self, task: str, turn: str, pause: float, work: Callable[[], None]) -> bool:
+        """Starts a task unless it runs, here or elsewhere, or its turn comes later."""
+        running = self._threads.get(task)
+        if running is not None and running.is_alive():
+            return False
+        keys, redis = self.stores.keys, self.stores.redis
+        # The pause is real time: an accelerated clock must not make it a busy loop.
+        if not redis.set(keys.once(turn), "1", nx=True, ex=max(1, round(pause))):
+            return False
+        thread = threading.Thread(
+            target=_alone, args=(redis, f"{keys.once(task)}:lock", work), name=task, daemon=True
+        )
+        self._threads[task] = thread
+        thread.start()
+        return True
+
+    def _retain(self) -> None:
+        run_retention(self.layout, self.stores, self.disk)
+
+    def _compact(self, rule: CompactionRule) -> None:
+        end = clock.now() - timedelta(hours=rule.after_hours)
+        start = end - timedelta(hours=rule.look_back_hours)
+        store = ObservationStore(str(self.layout.observations))
+        report = store.compact(start, end, least_files=rule.least_files)
+        if report.hours:
+            log.info("compacted", **vars(report))
+
+
+def _alone(redis: Redis, name: str, work: Callable[[], None]) -> None:
+    """Does the work unless another scheduler is still at it."""
+    try:
+        with redis.lock(name, timeout=_LOCK_SECONDS, blocking=False):
+            work()
+    except LockError:
+        log.debug("another scheduler is at it", task=name)
+    except (RedisError, OSError, AppaError) as error:
+        log.warning("upkeep failed", task=name, error=str(error))
+    except Exception:
+        log.exception("upkeep failed", task=name)

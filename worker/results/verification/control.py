@@ -1,0 +1,346 @@
+"""Verify a finished job against control limits, before its manifest is written.
+
+Limits are the median of the trailing cycles of the same flavour plus and minus k sigma, with sigma
+= 1.4826 times the median absolute deviation: a few bad cycles among them move neither much.
+(Control charts: Shewhart, "Economic control of quality of manufactured product", 1931; the robust
+sigma: Rousseeuw and Croux, "Alternatives to the median absolute deviation", JASA 88, 1993.)
+Which statistics are watched and how far they may go is in `verification.yaml` in the data folder.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import structlog
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.domain.errors import AppaError, ConfigurationError
+from worker.contract.layout import Layout
+from worker.results.outputs.product import Product
+from worker.results.verification.report import Report, Row, series_table, verify_product
+from worker.results.verification.series import (
+    ALL,
+    OUTSIDE_FLAG,
+    SeriesEntry,
+    SeriesFilter,
+    find_series,
+    newest_revisions,
+    read_series,
+)
+from worker.results.verification.withheld import Equivalents
+
+__all__ = [
+    "ControlPolicy",
+    "ControlResult",
+    "ControlRule",
+    "Outside",
+    "UNCHECKED_FLAG",
+    "check_limits",
+    "read_control_policy",
+    "robust_limits",
+    "trailing_series",
+    "verified",
+]
+
+
+class ControlRule(BaseModel):
+    """One statistic that is watched, for every network, variable and layer it matches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    statistic: str = Field(description="Name in the time series.")
+    networks: list[str] = Field(default=[], description="Only these; empty for every network.")
+    variables: list[str] = Field(default=[], description="Only these; empty for every variable.")
+    layers: list[str] = Field(default=[ALL], description="Only these; empty for every layer.")
+    side: Literal["both", "high", "low"] = Field(
+        default="both", description="Which direction is alarming."
+    )
+    sigmas: float | None = Field(default=None, gt=0, description="Null for the policy's own.")
+    same_hour: bool = Field(
+        default=False, description="Compare with the same hour of other days only."
+    )
+    absent_is_zero: bool = Field(
+        default=False, description="An analysis without this number counts as 0: for counts."
+    )
+
+
+_DEFAULT_RULES = [
+    ControlRule(statistic="chi2", networks=[ALL]),
+    ControlRule(statistic="withheld_rmse_analysis", side="high"),
+    ControlRule(statistic="bias_background"),
+    ControlRule(statistic="spread_skill"),
+    ControlRule(statistic="used_new", same_hour=True, absent_is_zero=True),
+]
+
+
+class ControlPolicy(BaseModel):
+    """Control limits: median of the cycles before, plus and minus so many robust sigmas."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = Field(default=True, description="Whether limits are looked at.")
+    flavours: list[str] = Field(
+        default=["early", "final"], description="Analyses watched, each against its own kind."
+    )
+    cycles: int = Field(default=360, ge=8, le=5000, description="Cycles looked back on.")
+    minimum: int = Field(default=20, ge=5, description="Cycles needed before limits apply.")
+    minimum_same_hour: int = Field(
+        default=7, ge=5, description="The same for statistics compared by the hour of the day."
+    )
+    sigmas: float = Field(default=5.0, gt=0, description="Half width, in robust sigmas.")
+    least_sigma: float = Field(
+        default=0.03,
+        ge=0,
+        description="A sigma is at least this share of the median: steady numbers may move a bit.",
+    )
+    least_count: int = Field(
+        default=10, ge=1, description="Means of fewer values are not looked at."
+    )
+    rules: list[ControlRule] = Field(default=_DEFAULT_RULES, description="What is watched.")
+
+
+def read_control_policy(path: Path) -> ControlPolicy:
+    """The policy in the file, or the default one where there is none.
+
+    Raises:
+        ConfigurationError: If it is not a policy; says where.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        return ControlPolicy()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"Expected a readable {path.name}; {error}.") from error
+    try:
+        return ControlPolicy.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+        raise ConfigurationError(
+            f"Expected control limits in {path.name}; {'; '.join(lines)}. See docs/verification.md."
+        ) from None
+
+
+_MAD_TO_SIGMA = 1.4826
+_STEPS = timedelta(hours=2), timedelta(hours=24)
+"""Cycles are seldom further apart than the first, and never than the second."""
+Key = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A number outside its limits."""
+
+    network: str
+    variable: str
+    layer: str
+    statistic: str
+    value: float
+    low: float
+    high: float
+    cycles: int
+
+
+@dataclass(frozen=True)
+class ControlResult:
+    """Outcome for one cycle.
+
+    Attributes:
+        cycles: Cycles looked back on.
+        checked: Numbers that have limits.
+        outside: Those outside of them.
+    """
+
+    cycles: int
+    checked: int
+    outside: tuple[Outside, ...]
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """For the manifest."""
+        lines = [asdict(line) for line in self.outside]
+        return {"cycles": self.cycles, "checked": self.checked, "outside": lines}
+
+
+def trailing_series(
+    layout: Layout, flavour: str, before: datetime, policy: ControlPolicy
+) -> pa.Table:
+    """The watched statistics of the cycles before a valid time, of each its newest revision.
+
+    Arguments:
+        layout: The data folder.
+        flavour: `early` or `final`.
+        before: Valid time, exclusive.
+        policy: How many cycles, which statistics.
+    """
+    entries: list[SeriesEntry] = []
+    for step in _STEPS:  # folders of years ago need not be listed for hourly cycles
+        start = before - policy.cycles * step
+        found = find_series(layout, start, before - timedelta(seconds=1), [flavour])
+        entries = newest_revisions(found)[-policy.cycles :]
+        if len(entries) == policy.cycles:
+            break
+    names = sorted({rule.statistic for rule in policy.rules})
+    every = any(not rule.layers for rule in policy.rules)
+    layers = () if every else sorted({name for rule in policy.rules for name in rule.layers})
+    return read_series(layout, entries, SeriesFilter(statistics=names, layers=layers))
+
+
+def robust_limits(
+    values: NDArray[np.float64], sigmas: float, least_sigma: float = 0.0
+) -> tuple[float, float]:
+    """Lower and upper limit from values that were in order.
+
+    Arguments:
+        values: With shape (cycles,).
+        sigmas: Half width.
+        least_sigma: Smallest sigma, as a share of the absolute median.
+    """
+    centre = float(np.median(values))
+    sigma = _MAD_TO_SIGMA * float(np.median(np.abs(values - centre)))
+    reach = sigmas * max(sigma, least_sigma * abs(centre))
+    return centre - reach, centre + reach
+
+
+def check_limits(
+    rows: Iterable[Row], valid_time: datetime, trailing: pa.Table, policy: ControlPolicy
+) -> ControlResult:
+    """Compares the statistics of one cycle with those of the cycles before.
+
+    Arguments:
+        rows: Of this cycle.
+        valid_time: Of this cycle (UTC).
+        trailing: A table of `SERIES_SCHEMA`; one revision for each valid time.
+        policy: The limits.
+    """
+    current = {(r.network, r.variable, r.layer, r.statistic): (r.value, r.count) for r in rows}
+    frame = trailing.to_pandas()
+    times = pd.DatetimeIndex(frame["valid_time"].unique())
+    history = _Histories(frame, times, valid_time.hour)
+    checked, outside = 0, []
+    for rule in policy.rules:
+        for key in _matching(rule, current, history.known):
+            value, count = current.get(key, (0.0, 0))
+            if not rule.absent_is_zero and count < policy.least_count:
+                continue
+            past = history.of(key, rule, policy.least_count)
+            needed = policy.minimum_same_hour if rule.same_hour else policy.minimum
+            if len(past) < needed:
+                continue
+            checked += 1
+            low, high = robust_limits(past, rule.sigmas or policy.sigmas, policy.least_sigma)
+            if (value > high and rule.side != "low") or (value < low and rule.side != "high"):
+                outside.append(Outside(*key, value, low, high, len(past)))
+    return ControlResult(len(times), checked, tuple(outside))
+
+
+def _matching(rule: ControlRule, current: Mapping[Key, Any], known: Sequence[Key]) -> list[Key]:
+    """Keys that the rule watches; those only in the past, too, where absence says something."""
+    keys = {*current, *(known if rule.absent_is_zero else ())}
+    return sorted(
+        key
+        for key in keys
+        if key[3] == rule.statistic
+        and (not rule.networks or key[0] in rule.networks)
+        and (not rule.variables or key[1] in rule.variables)
+        and (not rule.layers or key[2] in rule.layers)
+    )
+
+
+class _Histories:
+    """Values of the cycles before, by network, variable, layer and statistic."""
+
+    def __init__(self, frame: pd.DataFrame, times: pd.DatetimeIndex, hour: int) -> None:
+        self.times, self.hour = times, hour
+        keys = ["network", "variable", "layer", "statistic"]
+        columns = ["valid_time", "value", "count"]
+        groups = frame.groupby(keys, observed=True, sort=False)[columns] if len(frame) else ()
+        self.groups: dict[Key, pd.DataFrame] = {name: group for name, group in groups}  # type: ignore[misc]
+
+    @property
+    def known(self) -> list[Key]:
+        """What the cycles before had."""
+        return list(self.groups)
+
+    def of(self, key: Key, rule: ControlRule, least_count: int) -> NDArray[np.float64]:
+        """The values that count for this rule."""
+        group = self.groups.get(key)
+        if rule.absent_is_zero:
+            times = self.times
+            past = pd.Series(0.0, index=times)
+            if group is not None:
+                past.loc[group["valid_time"].to_numpy()] = group["value"].to_numpy()
+        elif group is None:
+            return np.zeros(0)
+        else:
+            group = group[group["count"] >= least_count]
+            past = pd.Series(group["value"].to_numpy(), index=pd.DatetimeIndex(group["valid_time"]))
+        if rule.same_hour:
+            past = past[pd.DatetimeIndex(past.index).hour == self.hour]
+        return past.to_numpy(dtype=float)
+
+
+log = structlog.get_logger()
+
+UNCHECKED_FLAG = "control_limits_not_checked"
+
+
+def verified(
+    product: Product,
+    layout: Layout,
+    background: Equivalents | None,
+    analysis: Equivalents,
+    tendency: tuple[float, float] | None = None,
+) -> Product:
+    """The product with its scores, its part of the time series and, outside limits, a flag.
+
+    Arguments:
+        product: A job with a window of observations.
+        layout: Where the time series and the policy are.
+        background: H(x_b) at rows of the feedback.
+        analysis: H(x_a), likewise.
+        tendency: Pressure tendencies of the analysis, if two hours are known.
+    """
+    began = time.monotonic()
+    job = product.job
+    entry = SeriesEntry(product.reference_time, job.flavour, job.revision, job.analysis_id)
+    report = verify_product(product, background, analysis, tendency)
+    scores, flags = report.scores, list(product.flags)
+    try:
+        control = _control(report, entry, layout)
+    except AppaError as error:  # an analysis is not lost because its limits cannot be read
+        log.warning("control limits not checked", id=job.id, reason=error.message)
+        control, flags = None, [*flags, UNCHECKED_FLAG]
+    rows = report.rows
+    if control is not None:
+        scores["control"] = control.scores
+        outside = len(control.outside)
+        rows.append(Row(ALL, ALL, ALL, "outside_limits", float(outside), control.checked))
+        if control.outside:
+            flags.append(OUTSIDE_FLAG)
+    log.info(
+        "verified",
+        id=job.id,
+        chi2=report.chi2,
+        withheld=sum(line["count"] for line in scores["withheld"]),
+        outside=[] if control is None else [o.statistic for o in control.outside],
+        seconds=round(time.monotonic() - began, 3),
+    )
+    series = series_table(entry, rows)
+    return replace(product, scores=scores, series=series, flags=tuple(dict.fromkeys(flags)))
+
+
+def _control(report: Report, entry: SeriesEntry, layout: Layout) -> ControlResult | None:
+    """The outcome for a cycle whose flavour is watched; None for others."""
+    policy = read_control_policy(layout.verification_file)
+    if not policy.enabled or entry.flavour not in policy.flavours:
+        return None
+    trailing = trailing_series(layout, entry.flavour, entry.valid_time, policy)
+    return check_limits(report.rows, entry.valid_time, trailing, policy)

@@ -1,0 +1,273 @@
+"""Verify one job in one pass, and put its statistics in long form.
+
+A row is network, variable, layer, statistic, value, count.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model.diagnostics.departures import DepartureStatistics, departure_statistics
+from worker.observations.columns import BoolArray, codes, kept, numbers, set_column, times
+from worker.results.outputs.product import Product
+from worker.results.verification.series import ALL, SCORES_VERSION, SERIES_SCHEMA, SeriesEntry
+from worker.results.verification.states import StateScore, score_states
+from worker.results.verification.withheld import (
+    EnsembleScore,
+    Equivalents,
+    WithheldScore,
+    score_withheld,
+)
+
+__all__ = [
+    "Report",
+    "Row",
+    "count_rows",
+    "departure_rows",
+    "new_values",
+    "series_table",
+    "state_rows",
+    "verify_product",
+    "withheld_rows",
+]
+
+STATES = "states"
+"""Stands for the network of statistics of the states themselves."""
+
+_DEPARTURES = (
+    "bias_background",
+    "rms_background",
+    "bias_analysis",
+    "rms_analysis",
+    "chi2",
+    "error",
+    "spread",
+    "desroziers_error",
+    "desroziers_spread",
+    "error_ratio",
+    "spread_ratio",
+    "spread_skill",
+)
+_WITHHELD = ("rmse", "bias", "crps", "spread_skill", "outliers", "flatness")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of the series."""
+
+    network: str
+    variable: str
+    layer: str
+    statistic: str
+    value: float
+    count: int
+
+
+def departure_rows(lines: Iterable[DepartureStatistics]) -> Iterator[Row]:
+    """Statistics of the departures of values in use."""
+    for line in lines:
+        for name in _DEPARTURES:
+            value = getattr(line, name)
+            if value is not None:
+                yield Row(line.report_type, line.variable, line.layer, name, value, line.count)
+
+
+def withheld_rows(lines: Iterable[WithheldScore]) -> Iterator[Row]:
+    """Scores against withheld stations, `withheld_rmse_analysis` and so on."""
+    for line in lines:
+        sides: tuple[tuple[str, EnsembleScore | None], ...] = (
+            ("background", line.background),
+            ("analysis", line.analysis),
+        )
+        for side, score in sides:
+            for name in _WITHHELD if score is not None else ():
+                value = getattr(score, name)
+                if value is not None:
+                    statistic = f"withheld_{name}_{side}"
+                    yield Row(line.network, line.variable, line.layer, statistic, value, line.count)
+
+
+def state_rows(lines: Iterable[StateScore], members: int) -> Iterator[Row]:
+    """Spectra and balance; of energies also analysis over background."""
+    for line in lines:
+        yield Row(STATES, ALL, line.level, f"{line.quantity}_analysis", line.analysis, members)
+        if line.background is None:
+            continue
+        name = line.quantity
+        yield Row(STATES, ALL, line.level, f"{name}_background", line.background, members)
+        if name.startswith("kinetic_energy") and line.background > 0:
+            ratio = line.analysis / line.background
+            yield Row(STATES, ALL, line.level, f"{name}_ratio", ratio, members)
+
+
+def count_rows(
+    used: Mapping[str, int], new: Mapping[str, int], chi2: float | None
+) -> Iterator[Row]:
+    """Values used, of all networks together and of each, and the chi-square of the new ones.
+
+    Arguments:
+        used: Values used by network.
+        new: Those of them that the background had not seen.
+        chi2: Of all new values together.
+    """
+    for statistic, counts in (("used", used), ("used_new", new)):
+        for network, count in {ALL: sum(counts.values()), **counts}.items():
+            yield Row(network, ALL, ALL, statistic, float(count), count)
+    if chi2 is not None:
+        yield Row(ALL, ALL, ALL, "chi2", chi2, sum(new.values()))
+
+
+def series_table(entry: SeriesEntry, rows: Sequence[Row]) -> pa.Table:
+    """The rows of one result as a table of `SERIES_SCHEMA`; values that are not finite are left out."""
+    rows = [row for row in rows if np.isfinite(row.value)]
+    count = len(rows)
+    time: datetime = entry.valid_time
+    columns = {
+        "valid_time": [time] * count,
+        "flavour": [entry.flavour] * count,
+        "revision": [entry.revision] * count,
+        "analysis_id": [entry.analysis_id] * count,
+    } | {
+        name: [getattr(row, name) for row in rows]
+        for name in ("network", "variable", "layer", "statistic", "value", "count")
+    }
+    arrays = []
+    for field in SERIES_SCHEMA:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        arrays.append(pa.array(columns[field.name], kind).cast(field.type))
+    return pa.Table.from_arrays(arrays, schema=SERIES_SCHEMA)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        used: Values used, by network.
+        used_new: Those of them that the background had not seen.
+        chi2: Mean of (O-B)² over error plus background variance of the new values.
+        departures: By network, variable and layer, the layers together included.
+        withheld: Likewise, of the stations kept back.
+        states: Spectra and balance.
+        members: Of the analysis.
+    """
+
+    used: Mapping[str, int]
+    used_new: Mapping[str, int]
+    chi2: float | None
+    departures: tuple[DepartureStatistics, ...]
+    withheld: tuple[WithheldScore, ...]
+    states: tuple[StateScore, ...]
+    members: int
+
+    @property
+    def rows(self) -> list[Row]:
+        """Everything for the time series."""
+        return [
+            *count_rows(self.used, self.used_new, self.chi2),
+            *departure_rows(self.departures),
+            *withheld_rows(self.withheld),
+            *state_rows(self.states, self.members),
+        ]
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """What the manifest keeps: the layers together, so that manifests stay small."""
+        lines = []
+        for line in self.departures:
+            if line.layer == ALL:
+                values = asdict(line)
+                lines.append({"network": values.pop("report_type"), **values})
+        return {
+            "version": SCORES_VERSION,
+            "chi2": self.chi2,
+            "used": dict(self.used),
+            "used_new": dict(self.used_new),
+            "departures": lines,
+            "withheld": [asdict(line) for line in self.withheld if line.layer == ALL],
+            "states": [asdict(line) for line in self.states],
+        }
+
+
+def verify_product(
+    product: Product,
+    background: Equivalents | None,
+    analysis: Equivalents,
+    tendency: tuple[float, float] | None = None,
+) -> Report:
+    """Scores a finished job against its observations and by its states.
+
+    Arguments:
+        product: The job's states and feedback.
+        background: H(x_b) and assumed errors, at rows of the feedback.
+        analysis: H(x_a), likewise.
+        tendency: See `worker.verification.states.pressure_tendency`, mean over members.
+    """
+    job, feedback = product.job, product.feedback
+    moment = int(product.reference_time.timestamp()) // 3600
+    rng = np.random.default_rng([job.spec.seed, moment])
+    new = new_values(feedback, product.background_info)
+    withheld = score_withheld(feedback, background, analysis, rng, new)
+    assumed = analysis.errors_of(numbers(feedback, "obs_error"))
+    feedback = set_column(feedback, "obs_error", assumed)
+    twins = background.twins if background is not None else None
+    fresh = feedback.filter(pa.array(new))
+    departures = departure_statistics(fresh, twins=twins, overall=True)
+    states = score_states(
+        product.states[:, -1],
+        None if product.background is None else product.background[:, -1],
+        product.channels,
+        product.grid,
+    )
+    if tendency is not None:
+        names = ("pressure_tendency", "mass_tendency")
+        states += [StateScore(n, ALL, v, None) for n, v in zip(names, tendency, strict=True)]
+    return Report(
+        _used(feedback),
+        _used(fresh),
+        _chi2(fresh),
+        tuple(departures),
+        tuple(withheld),
+        tuple(states),
+        product.members,
+    )
+
+
+def new_values(feedback: pa.Table, background: Mapping[str, Any]) -> BoolArray:
+    """Rows observed after the analysis that the background continues; all after a cold start.
+
+    Windows overlap: the previous analysis has seen most of the observations of this one, so that
+    their O-B is no innovation; chi-square and Desroziers estimates would come out too small. With
+    new values only, no value enters the statistics of two cycles either.
+
+    Arguments:
+        feedback: A table with the column `time`.
+        background: Of the product: its source and last valid time.
+    """
+    if background.get("source") != "previous_analysis" or "valid_time" not in background:
+        return np.ones(len(feedback), dtype=bool)
+    last = datetime.fromisoformat(background["valid_time"])
+    return times(feedback) > int(last.timestamp()) * 1_000_000_000
+
+
+def _used(feedback: pa.Table) -> dict[str, int]:
+    """Values used by network; networks present of which none was used count 0."""
+    network, names = codes(feedback, "report_type")
+    counts = np.bincount(network[kept(feedback)], minlength=len(names))
+    return {name: int(count) for name, count in zip(names, counts, strict=True)}
+
+
+def _chi2(feedback: pa.Table) -> float | None:
+    """Innovations over their expected variance, mean over the values used that have one."""
+    used = feedback.filter(pa.array(kept(feedback)))
+    innovation = numbers(used, "background_departure")
+    variance = numbers(used, "obs_error") ** 2
+    variance += np.nan_to_num(numbers(used, "background_spread")) ** 2
+    known = np.isfinite(innovation) & (variance > 0)
+    if not known.any():
+        return None
+    return float(np.mean(innovation[known] ** 2 / variance[known]))

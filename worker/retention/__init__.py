@@ -1,1 +1,0 @@
-"""What is kept for how long, and the removal of the rest."""
