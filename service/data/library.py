@@ -26,6 +26,7 @@ from zarr.storage import ZipStore
 from model.domain.errors import StorageError
 from service.analysis_index import AnalysisFilter, AnalysisIndex
 from service.errors import NotFound, RequestError
+from worker.contract.kinds import KINDS
 from worker.contract.layout import Layout
 from worker.results.manifest import AnalysisManifest, ManifestFile
 
@@ -212,13 +213,11 @@ def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int]) -> None:
 log = structlog.get_logger()
 
 LATEST: dict[str, AnalysisFilter] = {
-    "latest-filtering": AnalysisFilter("filtering"),
-    "latest-early": AnalysisFilter("filtering", "early"),
-    "latest-final": AnalysisFilter("filtering", "final"),
-    "latest-forecast": AnalysisFilter("forecast"),
-    "latest-reanalysis": AnalysisFilter("reanalysis"),
+    f"latest-{flavour or kind.name}": AnalysisFilter(kind.name, flavour)
+    for kind in KINDS.values()
+    for flavour in ((None, "early", "final") if kind.cycled else (None,))
 }
-"""Names that move on to the newest analysis of their kind."""
+"""Names that move on to the newest analysis of their kind, and of the cycles by flavour."""
 
 _SUFFIXES = (".nc", ".zarr.zip")
 

@@ -21,6 +21,7 @@ from service.uploads import CONTAINERS, free_bytes
 from worker.contract.batches import BatchState
 from worker.contract.disk import disk_state
 from worker.contract.jobs import JobState
+from worker.contract.kinds import KINDS
 from worker.contract.queues import GPU_QUEUE, INGEST_QUEUE, QUEUES, WorkerReport, merge
 from worker.contract.redis_server import redis_health
 from worker.contract.store import RetentionFigures
@@ -46,7 +47,7 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
             UploadFormat(name=c.name, meaning=c.meaning, media_type=c.media_type)
             for c in CONTAINERS.values()
         ],
-        job_kinds=["filtering", "forecast", "reanalysis"],
+        job_kinds=list(KINDS),
         limits={
             "max_upload_bytes": settings.max_upload_bytes,
             "query_max_rows": settings.query_max_rows,

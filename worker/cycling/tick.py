@@ -32,6 +32,7 @@ from worker.contract.cycles import (
     parse_cycle_key,
 )
 from worker.contract.disk import DiskSettings, disk_state
+from worker.contract.kinds import KINDS
 from worker.contract.layout import Layout
 from worker.contract.queues import TaskSender
 from worker.contract.store import Stores
@@ -113,7 +114,7 @@ def recover(cycles: CycleStore, layout: Layout) -> int:
     for path in layout.analyses.glob("*/manifest.json"):
         manifest = _readable_manifest(layout, path.parent.name)
         key = str(manifest.cycle.get("key", "")) if manifest else ""
-        if manifest is None or not key or manifest.kind != "filtering":
+        if manifest is None or not key or not KINDS[manifest.kind].cycled:
             continue
         if key not in newest or newest[key].revision < manifest.revision:
             newest[key] = manifest
