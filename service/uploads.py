@@ -20,6 +20,7 @@ from typing import Self
 from anyio import to_thread
 
 from service.errors import DiskFull, TooLarge, UnsupportedContent, UploadStalled
+from worker.observations.formats import FORMATS
 
 HEAD_BYTES = 64 * 1024
 """Bytes looked at: bulletins may put headers before the first message."""
@@ -233,10 +234,18 @@ def check_length(length: str | None, folder: Path, limits: UploadLimits) -> None
         )
 
 
+def _extension(head: bytes) -> Container | None:
+    """The container of an extension's format, which the gateway itself knows nothing of."""
+    for name, entry in FORMATS.items():
+        if name not in CONTAINERS and entry.recognises(head):
+            return Container(name, entry.suffix, entry.media_type, entry.description)
+    return None
+
+
 def _recognise(head: bytes) -> Container:
     if not head:
         raise UnsupportedContent("Expected a file of observations; got an empty body.")
-    container = sniff(head)
+    container = sniff(head) or _extension(head)
     if container is None:
         raise UnsupportedContent(
             f"Expected the first bytes of one of: {', '.join(CONTAINERS)}; got {head[:8]!r}. "

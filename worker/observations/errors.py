@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model.domain.errors import ConfigurationError
 from model.domain.observations import QC_FLAGS, REPORT_TYPES
+from model.domain.registry import Registry
 from model.domain.variables import VARIABLES
 from worker.observations.columns import (
     BoolArray,
@@ -132,8 +133,14 @@ class ErrorTable(BaseModel):
         return {(r, e.variable): e for e in self.entries for r in e.report_types}
 
 
+EXTRA_ERRORS: Registry[Mapping[str, Any]] = Registry(
+    "observation error table", "appa.observation_errors", Mapping
+)
+"""Entries of extensions, laid out as in `errors.yaml`."""
+
+
 def load_errors(*overrides: Mapping[str, Any] | str | Path | None) -> ErrorTable:
-    """The table of `errors.yaml` with overrides applied in order (deployment, then upload).
+    """Return the table of `errors.yaml` and of extensions, then of the deployment and the upload.
 
     Arguments:
         overrides: Mappings of the same layout, or paths of YAML files.
@@ -142,6 +149,8 @@ def load_errors(*overrides: Mapping[str, Any] | str | Path | None) -> ErrorTable
         ConfigurationError: Naming the override and its first fault.
     """
     table = _read(DEFAULTS)
+    for name, extra in EXTRA_ERRORS.items():
+        table = _merge(table, extra, f"the extension '{name}'")
     for override in overrides:
         if override:
             table = _merge(table, _parse(override))
@@ -165,8 +174,8 @@ def _parse(override: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     return data
 
 
-def _merge(table: ErrorTable, override: Mapping[str, Any]) -> ErrorTable:
-    extra = _validated(override, "override")
+def _merge(table: ErrorTable, override: Mapping[str, Any], name: str = "override") -> ErrorTable:
+    extra = _validated(override, name)
     given = override.get("representativeness") or {}
     both = {**table.representativeness.model_dump(), **given}
     return ErrorTable(

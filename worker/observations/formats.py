@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from model.domain.errors import DecodeError
 from model.domain.registry import Registry
-from worker.observations.decoders.base import Decoder
 
 __all__ = [
     "FORMATS",
@@ -127,6 +127,8 @@ class FileFormat:
         decoder: `"package.module:function"`, so that naming a format imports no heavy library.
         recognises: Whether the first bytes (up to 64 kB) are of this format.
         extensions: Lower-case name endings used when the first bytes do not tell.
+        suffix: Usual ending of file names.
+        media_type: For HTTP.
     """
 
     name: str
@@ -134,11 +136,14 @@ class FileFormat:
     decoder: str
     recognises: Callable[[bytes], bool]
     extensions: tuple[str, ...] = ()
+    suffix: str = ""
+    media_type: str = "application/octet-stream"
 
-    def load(self) -> Decoder:
-        """The decoder."""
+    def load(self) -> Callable[..., Any]:
+        """Import the decoder; see `worker.observations.decoders.base.Decoder`."""
         module, _, function = self.decoder.partition(":")
-        return getattr(import_module(module), function)
+        decoder: Callable[..., Any] = getattr(import_module(module), function)
+        return decoder
 
 
 _FORMATS = (
@@ -192,7 +197,9 @@ _FORMATS = (
         (".csv",),
     ),
 )
-FORMATS: Registry[FileFormat] = Registry("format", **{f.name: f for f in _FORMATS})
+FORMATS: Registry[FileFormat] = Registry(
+    "format", "appa.formats", FileFormat, **{f.name: f for f in _FORMATS}
+)
 
 
 def detect_format(path: Path) -> str:

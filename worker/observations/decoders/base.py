@@ -240,8 +240,6 @@ class Decoder(Protocol):
 
 Column = np.ndarray | Sequence[Any] | str | float | None
 
-_FLAG_NUMBERS = {flag.name: flag.number for flag in QC_FLAGS.values()}
-
 
 def wrap_longitude(lon: np.ndarray) -> np.ndarray:
     """Degrees east in [-180, 180)."""
@@ -295,11 +293,11 @@ def _flag_numbers(rejected_by: Column, length: int) -> Column:
     if rejected_by is None:
         return np.zeros(length, dtype=np.uint8)
     if isinstance(rejected_by, str):
-        return np.full(length, _FLAG_NUMBERS[rejected_by], dtype=np.uint8)
+        return np.full(length, QC_FLAGS[rejected_by].number, dtype=np.uint8)
     names, inverse = np.unique(
         np.asarray(rejected_by, dtype=object).astype(str), return_inverse=True
     )
-    numbers = [_FLAG_NUMBERS.get(str(name), 0) for name in names]
+    numbers = [QC_FLAGS[str(name)].number if str(name) in QC_FLAGS else 0 for name in names]
     return np.asarray(numbers, dtype=np.uint8)[inverse] if length else np.zeros(0, np.uint8)
 
 

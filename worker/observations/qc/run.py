@@ -17,7 +17,7 @@ from worker.observations.qc.background import (
     reduce_to_surface,
     wind_pairs,
 )
-from worker.observations.qc.base import Check, QCContext, Stage
+from worker.observations.qc.base import EXTRA_CHECKS, Check, QCContext, Stage
 from worker.observations.qc.gross import (
     blocklist,
     bounds,
@@ -56,7 +56,7 @@ CHECKS: tuple[Check, ...] = (
     Check("superobbing", "thinned", "select", merged, prepare=append_superobservations),
     Check("thinning", "thinned", "select", thinning),
 )
-"""First come, first named: a row keeps the outcome of the first check that rejected it."""
+"""In this order: a row keeps the outcome of the first check that rejects it."""
 
 
 @dataclass
@@ -105,7 +105,7 @@ def run_checks(
     """
     context = context or QCContext()
     report = QCReport(stage, parameters=context.parameters)
-    for check in CHECKS:
+    for check in (*CHECKS, *EXTRA_CHECKS.values()):
         if check.stage != stage or not context.of(check.name)["enabled"] or not len(table):
             continue
         if check.prepare is not None:

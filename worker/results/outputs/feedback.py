@@ -118,6 +118,11 @@ def _metadata(file: Any, table: pa.Table, first: NDArray[np.int64]) -> None:
             _put(group, name, "f8", np.where(rows, values, np.nan), units=units)
 
 
+def ioda_name(variable: str) -> str:
+    """Return the IODA name of a variable; our own id where IODA has none."""
+    return IODA_NAMES.get(variable, variable)
+
+
 def write_ioda(table: pa.Table, attributes: Mapping[str, Any], path: Path) -> None:
     """Writes the feedback table, with global attributes of the result."""
     location = _locations(table) if len(table) else np.zeros(0, dtype=np.int64)
@@ -142,7 +147,7 @@ def _write_variable(
     location: NDArray[np.int64],
     length: int,
 ) -> None:
-    name, units = IODA_NAMES[variable], VARIABLES[variable].units
+    name, units = ioda_name(variable), VARIABLES[variable].units
 
     def spread_out(values: NDArray[Any]) -> NDArray[np.float64]:
         full = np.full(length, np.nan)
@@ -194,9 +199,9 @@ def check_ioda(table: pa.Table, path: Path) -> None:
     with netCDF4.Dataset(path) as file:
         for i, variable in enumerate(names):
             rows = code == i
-            found = file["EffectiveQC"][IODA_NAMES[variable]][:]
+            found = file["EffectiveQC"][ioda_name(variable)][:]
             present = ~np.ma.getmaskarray(found)
-            back = np.ma.filled(file["ObsValue"][IODA_NAMES[variable]][:], np.nan)[present]
+            back = np.ma.filled(file["ObsValue"][ioda_name(variable)][:], np.nan)[present]
             same_flags = np.array_equal(np.sort(found.compressed()), np.sort(flags[rows]))
             if not same_flags or not np.array_equal(
                 np.sort(back), np.sort(values[rows]), equal_nan=True

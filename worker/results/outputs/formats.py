@@ -1,4 +1,4 @@
-"""Register the output formats, one line each, and write their files so that no half file is seen.
+"""Register the output formats and write their files so that no half-written file is seen.
 
 A writer takes a `Product` and the folder to write into, and returns the files with their roles.
 """
@@ -62,7 +62,10 @@ _FORMATS = (
     ),
 )
 OUTPUTS: Registry[OutputFormat] = Registry(
-    "output format", **{f.name: f for f in _FORMATS if f.present}
+    "output format",
+    "appa.outputs",
+    OutputFormat,
+    **{f.name: f for f in _FORMATS if f.present},
 )
 
 

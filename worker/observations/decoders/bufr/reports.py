@@ -64,7 +64,6 @@ class Reports:
     drop: np.ndarray | None = field(default=None)
 
 
-_VARIABLES = tuple(VARIABLES)
 _FLAGS = ("preqc", "domain")
 _POLE = 90.0 + 1e-6
 """The South Pole station decodes to a latitude of -90.00000000000001."""
@@ -157,7 +156,7 @@ class Collector:
             if mask is not None:
                 flag = np.where(_matrix(mask, value)[at], number, flag)
         columns = {
-            "variable": np.full(count, _VARIABLES.index(values.variable)),
+            "variable": np.full(count, tuple(VARIABLES).index(values.variable)),
             "vertical_kind": np.full(count, VERTICAL_KINDS.index(values.vertical_kind)),
             "rejected_by": flag,
             "obs_value": value[at],
@@ -188,7 +187,7 @@ class Collector:
             station_id=_dictionary(shared.station_id, report),
             platform=_dictionary(shared.platform, report),
             report_type=_dictionary(shared.report_type, report),
-            variable=_coded(rows.pop("variable"), _VARIABLES),
+            variable=_coded(rows.pop("variable"), tuple(VARIABLES)),
             vertical_kind=_coded(rows.pop("vertical_kind"), VERTICAL_KINDS),
             rejected_by=_coded(rejected := rows.pop("rejected_by"), _FLAGS),
             qc_flag=_flag_numbers(rejected),
