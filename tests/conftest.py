@@ -1,15 +1,15 @@
 """Shared fixtures: where outside data lie."""
 
 import os
-import sys
 from pathlib import Path
 
-# Before eccodes, which brings another PROJ: loaded after it in the same process, pyproj finds no
-# database, and glibc reports a bad free at exit. No process of the system loads both.
+# Before eccodes. The wheels of pyproj (libproj 9.5) and of eckitlib, which eccodes loads (libproj 9.8),
+# export the same symbols: loaded second, pyproj finds no database and glibc reports a bad free when
+# the interpreter exits; loaded first, both work. Only tests have both in one process: the gateway
+# serves EDR (pyproj) without eccodes, and workers decode (eccodes) without pyproj.
 import pyproj  # noqa: F401
 import pytest
 
-_STATUS = pytest.StashKey[int]()
 _SKIPPED = pytest.StashKey[list[str]]()
 ALLOWED_SKIPS = tuple((Path(__file__).parent / "allowed_skips.txt").read_text().split("\n"))
 """Reasons, one a line, for which a test may be skipped where CI is set."""
@@ -44,8 +44,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if os.environ.get("CI") and session.config.stash[_SKIPPED] and exitstatus == 0:
-        session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
-    session.config.stash[_STATUS] = int(exitstatus)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(
@@ -56,20 +55,6 @@ def pytest_terminal_summary(
         terminalreporter.section("skips that tests/allowed_skips.txt does not name", red=True)
         for line in config.stash[_SKIPPED]:
             terminalreporter.line(line)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Leaves without unloading libraries.
-
-    With all of them in one process (netCDF4's and others' wheels bundle copies of the same native
-    libraries) glibc can report a bad free while the interpreter unloads them, after every test has
-    been judged and reported; the exit status must be that of the tests.
-    """
-    if _STATUS in config.stash:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(config.stash[_STATUS])
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
