@@ -23,13 +23,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model.domain.files import code_version
 from service.data.access import PREFIX, DataAccess
 from service.gateway import open_gateway, running
 from service.metrics import GatewayMetrics
 from service.openapi import describe
 from service.problems import add_problem_handlers, problem_response
 from service.routes import analyses, cycles, events, jobs, observations, stac, system
-from service.settings import VERSION, GatewaySettings
+from service.settings import GatewaySettings
 
 
 def configure_logging(log_format: str, level: str) -> None:
@@ -203,7 +204,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     settings = settings or GatewaySettings()
     app = FastAPI(
         title="Appa Service",
-        version=VERSION,
+        version=code_version(),
         lifespan=running,
         root_path=settings.root_path,
         redirect_slashes=False,

@@ -9,7 +9,6 @@ import asyncio
 import errno
 import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Self
 
 from anyio import to_thread
 
+from model.domain.files import move_into_place, sync_folder
 from service.errors import DiskFull, TooLarge, UnsupportedContent, UploadStalled
 
 HEAD_BYTES = 64 * 1024
@@ -139,11 +139,9 @@ class PartFile:
 
     def publish(self, target: Path) -> None:
         """Makes the bytes durable, then visible as `target` in one step."""
-        os.fsync(self._file.fileno())
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.path, target)
-        for folder in (target.parent, target.parent.parent):
-            sync_folder(folder)
+        move_into_place(self.path, target)
+        sync_folder(target.parent.parent)
         self._file.close()
 
     def discard(self) -> None:
@@ -162,15 +160,6 @@ class PartFile:
     ) -> None:
         if not self._file.closed:
             self.discard()
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes names in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sweep(folder: Path, pattern: str = "upload-*") -> int:
