@@ -6,10 +6,8 @@ arrive under a name nobody reads, locked, and become visible whole in one step.
 """
 
 import asyncio
-import errno
 import fcntl
 import hashlib
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from anyio import to_thread
 
 from model.domain.files import move_into_place, sync_folder
 from service.errors import DiskFull, TooLarge, UnsupportedContent, UploadStalled
+from worker.contract.disk import free_bytes, is_disk_full
 
 HEAD_BYTES = 64 * 1024
 """Bytes looked at: bulletins may put headers before the first message."""
@@ -176,13 +175,7 @@ def sweep(folder: Path, pattern: str = "upload-*") -> int:
     return removed
 
 
-def free_bytes(folder: Path) -> int:
-    """Space left on the disk of `folder`."""
-    return shutil.disk_usage(folder).free
-
-
 BLOCK_BYTES = 1 << 20
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -279,7 +272,7 @@ async def _write(part: PartFile, block: bytearray) -> None:
     try:
         await to_thread.run_sync(part.write, block)
     except OSError as error:
-        if error.errno not in FULL:
+        if not is_disk_full(error):
             raise
         raise DiskFull(
             "Expected room for the upload; the disk is full. Nothing was kept; try again when the "

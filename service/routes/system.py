@@ -17,9 +17,9 @@ from service.jobs import can_run_models
 from service.metrics import CONTENT_TYPE, set_cycle_metrics
 from service.openapi import problems
 from service.schemas import CapabilitiesView, Check, Live, Readiness, UploadFormat
-from service.uploads import CONTAINERS, free_bytes
+from service.uploads import CONTAINERS
 from worker.contract.batches import BatchState
-from worker.contract.disk import disk_state
+from worker.contract.disk import disk_state, free_bytes
 from worker.contract.jobs import JobState
 from worker.contract.queues import GPU_QUEUE, INGEST_QUEUE, QUEUES, WorkerReport, merge
 from worker.contract.redis_server import redis_health

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from model.domain.errors import InvalidInput
-from worker.contract.events import EventType
+from worker.contract.events import STREAM_START, EventType
 from worker.contract.records import Record, utc_now
 
 __all__ = [
@@ -63,7 +63,9 @@ class Webhook(Record):
     secret: str = Field(description="Signs the messages.")
     created: datetime = Field(default_factory=utc_now, description="UTC.")
     api_key: str = Field(default="", description="Id of the API key that made it.")
-    since: str = Field(default="0-0", description="Place in the stream of events; later ones go.")
+    since: str = Field(
+        default=STREAM_START, description="Place in the stream of events; later ones go."
+    )
     disabled: str = Field(
         default="", description="Why nothing is sent any more; empty while it is."
     )

@@ -3,7 +3,6 @@
 A writer takes a `Product` and the folder to write into, and returns the files with their roles.
 """
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,6 +12,7 @@ from pathlib import Path
 from model.domain.errors import StorageError
 from model.domain.files import replaced_file, sync_file
 from model.domain.registry import Registry
+from worker.contract.disk import free_bytes
 from worker.contract.layout import ProductKind, analysis_file_name
 from worker.results.outputs.product import Product, Written
 
@@ -114,7 +114,7 @@ def put_file(
             if check is not None:
                 check(partial)
     except RuntimeError as error:  # netCDF's word for any failed write, a full disk included
-        free = shutil.disk_usage(path.parent).free
+        free = free_bytes(path.parent)
         raise StorageError(
             f"Expected to write {path.name}; the library says '{error}'. {free} bytes are free.",
             file=path.name,
