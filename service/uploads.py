@@ -6,11 +6,8 @@ arrive under a name nobody reads, locked, and become visible whole in one step.
 """
 
 import asyncio
-import errno
 import fcntl
 import hashlib
-import os
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +16,9 @@ from typing import Self
 
 from anyio import to_thread
 
+from model.domain.files import move_into_place, sync_folder
 from service.errors import DiskFull, TooLarge, UnsupportedContent, UploadStalled
+from worker.contract.disk import free_bytes, is_disk_full
 
 HEAD_BYTES = 64 * 1024
 """Bytes looked at: bulletins may put headers before the first message."""
@@ -139,11 +138,9 @@ class PartFile:
 
     def publish(self, target: Path) -> None:
         """Makes the bytes durable, then visible as `target` in one step."""
-        os.fsync(self._file.fileno())
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.path, target)
-        for folder in (target.parent, target.parent.parent):
-            sync_folder(folder)
+        move_into_place(self.path, target)
+        sync_folder(target.parent.parent)
         self._file.close()
 
     def discard(self) -> None:
@@ -164,15 +161,6 @@ class PartFile:
             self.discard()
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes names in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def sweep(folder: Path, pattern: str = "upload-*") -> int:
     """Removes the parts that no living process is writing; returns how many."""
     removed = 0
@@ -187,13 +175,7 @@ def sweep(folder: Path, pattern: str = "upload-*") -> int:
     return removed
 
 
-def free_bytes(folder: Path) -> int:
-    """Space left on the disk of `folder`."""
-    return shutil.disk_usage(folder).free
-
-
 BLOCK_BYTES = 1 << 20
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -290,7 +272,7 @@ async def _write(part: PartFile, block: bytearray) -> None:
     try:
         await to_thread.run_sync(part.write, block)
     except OSError as error:
-        if error.errno not in FULL:
+        if not is_disk_full(error):
             raise
         raise DiskFull(
             "Expected room for the upload; the disk is full. Nothing was kept; try again when the "

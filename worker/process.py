@@ -13,10 +13,11 @@ import structlog
 from celery import Celery, signals
 
 from model.domain.errors import UnknownName
+from worker.contract.logs import configure_logs
 from worker.contract.queues import GPU_QUEUE, INGEST_QUEUE, PRODUCTS_QUEUE, celery_settings
 from worker.contract.redis_server import redis_health
 from worker.runtime import Runtime, open_runtime
-from worker.settings import WorkerSettings, configure_logs
+from worker.settings import WorkerSettings
 
 __all__ = ["TASK_MODULES", "create_app", "message_sender", "run_worker", "worker_arguments"]
 

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from model.domain.errors import AppaError
 from worker.contract.batches import BatchStore
 from worker.contract.jobs import JobStore
+from worker.contract.logs import configure_logs
 from worker.contract.queues import (
     GPU_QUEUE,
     INGEST_BATCH,
@@ -38,8 +39,7 @@ from worker.process import message_sender
 from worker.results.publication import sweep_leftovers
 from worker.results.retention.run import RetentionRunner
 from worker.runtime import open_runtime
-from worker.settings import WorkerSettings, configure_logs
-from worker.tasks.attempt import priority_of
+from worker.settings import WorkerSettings
 from worker.tasks.products import MissedResults
 
 __all__ = ["Reaper", "SCHEDULER", "run_scheduler"]
@@ -107,7 +107,7 @@ class Reaper:
             return 0
         log.warning("took over", id=record_id, from_worker=worker, now=state)
         if state == store.waiting:
-            submit(self.sender, task, record_id, priority_of(record))
+            submit(self.sender, task, record_id, record.priority if record else 0)
         return 1
 
     def _resend_lost(self, store: JobStore | BatchStore, task: str, queue: str) -> int:
@@ -126,7 +126,8 @@ class Reaper:
             if now - self._waiting.setdefault(record_id, now) >= self.resend_seconds:
                 self._waiting[record_id] = now
                 log.warning("sent again", id=record_id, queue=queue)
-                submit(self.sender, task, record_id, priority_of(store.find(record_id)))
+                record = store.find(record_id)
+                submit(self.sender, task, record_id, record.priority if record else 0)
                 acted += 1
         return acted
 

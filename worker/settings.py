@@ -1,21 +1,15 @@
-"""Read the settings of worker processes from `APPA_*` environment variables, and set up their logs.
+"""Read the settings of worker processes from `APPA_*` environment variables."""
 
-A log line is one event and its values.
-"""
-
-import logging
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import structlog
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.domain.errors import ConfigurationError
 
-__all__ = ["WorkerSettings", "configure_logs"]
+__all__ = ["WorkerSettings"]
 
 
 class WorkerSettings(BaseSettings):
@@ -105,25 +99,3 @@ class WorkerSettings(BaseSettings):
                 f"got {self.lease_seconds}, {self.job_limit_seconds}, {self.visibility_timeout}."
             )
         return self
-
-
-def configure_logs(settings: WorkerSettings) -> None:
-    """Lines for people or JSON, to standard output; other libraries from `WARNING` up."""
-    level = logging.getLevelNamesMapping()[settings.log_level]
-    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
-    if settings.log_format == "console":
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
-        cache_logger_on_first_use=False,
-    )
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(name)s %(message)s")

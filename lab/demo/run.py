@@ -6,7 +6,7 @@ The picture shows the last analysis beside the truth, and errors by hour.
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import matplotlib as mpl
@@ -24,12 +24,11 @@ from deploy.local import LocalStack, StackOptions
 from lab.demo.world import Errors, Scorer, World, channel_fields, observation_files
 from model.checkpoints.bundle import load_checkpoint
 from model.domain.errors import AppaError
+from model.domain.windows import HOUR
 from model.latent_model import climatological_states
 from worker.results.outputs.maps import coastlines
 
 __all__ = ["DemoOptions", "DemoResult", "draw", "run_demo"]
-
-HOUR = timedelta(hours=1)
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,11 @@ class JobRecord(Record):
         return self.spec.kind
 
     @property
+    def priority(self) -> int:
+        """Priority of the message about the job, one of `queues.PRIORITIES`; lower goes first."""
+        return self.spec.priority
+
+    @property
     def done(self) -> bool:
         """Whether the state can no longer change."""
         return self.state in TERMINAL

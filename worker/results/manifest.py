@@ -7,7 +7,6 @@ retention checks for it after moving a result away (and moves it back), so a res
 pinned successfully is never deleted.
 """
 
-import hashlib
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from model.domain.errors import InvalidInput, StorageError
+from model.domain.files import file_digest, write_atomic
 from worker.contract.kinds import JobSpec
-from worker.contract.layout import Layout, replace_text
+from worker.contract.layout import Layout
 from worker.contract.records import Record, utc_now
 
 __all__ = [
@@ -101,14 +101,10 @@ class AnalysisManifest(Record):
 
 def describe_file(path: Path, role: str = "data") -> ManifestFile:
     """Size, hash and media type of a finished file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
     media = _MEDIA.get(path.suffix, "application/octet-stream")
     size = path.stat().st_size
     return ManifestFile(
-        name=path.name, size=size, sha256=digest.hexdigest(), media_type=media, role=role
+        name=path.name, size=size, sha256=file_digest(path), media_type=media, role=role
     )
 
 
@@ -152,7 +148,7 @@ def pin(layout: Layout, wanted: Pin) -> Pin:
     layout.pins.mkdir(exist_ok=True)
     known = _read(layout, wanted.analysis_id)
     if known is None:
-        replace_text(path, wanted.model_dump_json(indent=1))
+        write_atomic(path, wanted.model_dump_json(indent=1))
     if not layout.manifest(wanted.analysis_id).exists():
         path.unlink(missing_ok=True)
         raise NoSuchAnalysis(

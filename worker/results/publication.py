@@ -13,7 +13,6 @@ so that a reader who wants only final analyses is not given an early one.
 import errno
 import fcntl
 import json
-import os
 import re
 import shutil
 import time
@@ -26,8 +25,9 @@ import structlog
 from pydantic import ValidationError
 
 from model.domain.errors import StorageError
+from model.domain.files import sync_file, sync_folder, write_atomic
 from worker.contract.jobs import JobRecord, JobStore, Phase
-from worker.contract.layout import Layout, replace_text
+from worker.contract.layout import Layout
 from worker.lease import ProgressReporter
 from worker.results.manifest import AnalysisManifest, describe_file, read_manifest
 
@@ -36,7 +36,6 @@ __all__ = [
     "renew_latest",
     "staging_folder",
     "sweep_leftovers",
-    "sync_folder",
     "update_latest",
     "write_manifest",
 ]
@@ -69,17 +68,11 @@ def write_manifest(folder: Path, manifest: AnalysisManifest) -> None:
         OSError: If a file cannot be read or the disk is full.
     """
     for file in manifest.files:
-        with (folder / file.name).open("rb+") as stream:
-            os.fsync(stream.fileno())
+        sync_file(folder / file.name)
         found = describe_file(folder / file.name, file.role)
         if found.sha256 != file.sha256:
             raise OSError(errno.EIO, f"file changed after it was written: {file.name}")
-    path = folder / "manifest.json"
-    with path.open("w") as stream:
-        stream.write(manifest.model_dump_json(indent=2))
-        stream.flush()
-        os.fsync(stream.fileno())
-    sync_folder(folder)
+    write_atomic(folder / "manifest.json", manifest.model_dump_json(indent=2))
 
 
 def publish(
@@ -104,15 +97,6 @@ def publish(
         with suppress(OSError):
             shutil.rmtree(staging)
     sync_folder(layout.analyses)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _STAGING = re.compile(r"an-.*\.\d+")
@@ -201,7 +185,7 @@ def _entry(manifest: AnalysisManifest) -> dict[str, Any]:
 
 
 def _write(path: Path, entries: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(entries, indent=1))
+    write_atomic(path, json.dumps(entries, indent=1))
 
 
 def _age(layout: Layout | None, entry: dict[str, Any] | None) -> tuple[str, int, str]:

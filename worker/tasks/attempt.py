@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from model.domain.errors import DecodeError, InvalidInput, JobCancelled, ResourceExhausted
 from worker.contract.batches import BatchRecord, BatchStore, IngestSummary
-from worker.contract.disk import FULL
+from worker.contract.disk import is_disk_full
 from worker.contract.jobs import JobRecord, JobState, JobStore
 from worker.contract.queues import INGEST_BATCH, MESSAGE_VERSION, RUN_ASSIMILATION, submit
 from worker.contract.record_store import LeaseLost, MoveRefused, NoSuchRecord
@@ -20,7 +20,7 @@ from worker.contract.records import Problem
 from worker.lease import Lease
 from worker.runtime import Runtime, WorkerStopping
 
-__all__ = ["attempt", "known_version", "priority_of", "problem_of"]
+__all__ = ["attempt", "known_version", "problem_of"]
 
 log = structlog.get_logger()
 
@@ -29,7 +29,7 @@ Body = Callable[[Any, Lease], None]
 
 def problem_of(error: Exception) -> Problem:
     """The problem kept in the record of a job that met `error`."""
-    if isinstance(error, OSError) and error.errno in FULL:
+    if isinstance(error, OSError) and is_disk_full(error):
         return Problem(
             code="disk_full",
             message=f"The data folder is full ({error}); free space and submit the job again.",
@@ -40,11 +40,6 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, RedisError):
         return Problem(code="broker_error", message=str(error), retryable=True)
     return Problem.of(error)
-
-
-def priority_of(record: JobRecord | BatchRecord | None) -> int:
-    """Priority of the message about a record."""
-    return record.spec.priority if isinstance(record, JobRecord) else 0
 
 
 def known_version(store: JobStore | BatchStore, record_id: str, version: int) -> bool:
@@ -137,7 +132,7 @@ def _settle(
     if problem.retryable and again:
         store.requeue(record.id, record.token, problem)
         task = RUN_ASSIMILATION if isinstance(store, JobStore) else INGEST_BATCH
-        submit(runtime.sender, task, record.id, priority_of(record))
+        submit(runtime.sender, task, record.id, record.priority)
     elif isinstance(store, BatchStore) and isinstance(error, DecodeError | InvalidInput):
         report = error.context.get("decode_report", {})
         context = {k: v for k, v in problem.context.items() if k != "decode_report"}

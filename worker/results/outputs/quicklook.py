@@ -1,6 +1,5 @@
 """Draw a picture of a result: surface, upper air, spread, and where the observations were."""
 
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from model.domain.observations import QC_FLAGS
 from model.domain.physics import GRAVITY
 from model.domain.variables import Channel
+from model.domain.windows import HOUR
 from worker.observations.columns import codes, numbers
 from worker.results.outputs.formats import product_file, put_file
 from worker.results.outputs.maps import GREY, INK, WorldMap
@@ -171,7 +171,7 @@ def _valid(product: Product) -> list[str]:
     lead = product.times[-1] - product.reference_time
     if not lead:
         return []
-    ahead = f", +{lead / timedelta(hours=1):.0f} h" if product.job.kind == "forecast" else ""
+    ahead = f", +{lead / HOUR:.0f} h" if product.job.kind == "forecast" else ""
     return [f"valid {product.times[-1]:%Y-%m-%d %H} UTC{ahead}"]
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import structlog
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from model.domain.errors import AppaError, ConfigurationError
+from model.domain.errors import AppaError
+from model.domain.files import read_yaml_model
 from worker.contract import clock
 from worker.contract.batches import BatchState
 from worker.contract.jobs import JobRecord, JobState
@@ -107,20 +107,15 @@ def category(manifest: AnalysisManifest) -> str:
 
 
 def read_policy(path: Path) -> RetentionPolicy:
-    """The policy of an installation.
+    """Return the retention policy of an installation, the default one when there is no file.
 
     Raises:
-        ConfigurationError: If the file is no policy; nothing is deleted then.
+        ConfigurationError: If the file is not a policy; nothing is deleted then.
     """
-    try:
-        content = yaml.safe_load(path.read_text()) if path.exists() else None
-        return RetentionPolicy.model_validate(content or {})
-    except (yaml.YAMLError, ValidationError, OSError) as error:
-        raise ConfigurationError(
-            f"Expected retention rules in {path.name}; {error}. Nothing is deleted until it is "
-            "mended.",
-            file=str(path),
-        ) from error
+    if not path.exists():
+        return RetentionPolicy()
+    hint = "Nothing is deleted until it is corrected."
+    return read_yaml_model(path, RetentionPolicy, "retention rules", hint=hint)
 
 
 _UNFINISHED_JOBS = (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING)

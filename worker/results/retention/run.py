@@ -25,13 +25,14 @@ from redis import Redis
 from redis.exceptions import LockError, RedisError
 
 from model.domain.errors import AppaError
+from model.domain.files import sync_folder, write_atomic
 from worker.contract import clock
 from worker.contract.disk import DiskSettings, disk_state
-from worker.contract.layout import Layout, replace_text
+from worker.contract.layout import Layout
 from worker.contract.store import RetentionFigures, Stores
 from worker.observations.store.store import ObservationStore
 from worker.results.manifest import is_pinned, read_manifest
-from worker.results.publication import renew_latest, sync_folder
+from worker.results.publication import renew_latest
 from worker.results.retention.plan import (
     RESTART_ROLE,
     CompactionRule,
@@ -123,7 +124,7 @@ def _remove_restart(layout: Layout, analysis_id: str) -> bool:
     changed = manifest.model_copy(
         update={"files": rest, "flags": [*manifest.flags, "restart_removed"]}
     )
-    replace_text(layout.manifest(analysis_id), changed.model_dump_json(indent=2))
+    write_atomic(layout.manifest(analysis_id), changed.model_dump_json(indent=2))
     os.utime(layout.analyses)  # gateways look at a manifest again when the folder was touched
     _forget_restart(layout, analysis_id)
     for file in files:
