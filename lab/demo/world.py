@@ -26,6 +26,7 @@ from model.card import CARD_NAME, Card, read_card
 from model.checkpoints.bundle import resolve
 from model.diagnostics.scores import rmse
 from model.domain.grids import Grid
+from model.domain.physics import GRAVITY
 from model.domain.variables import VARIABLES, Channel
 from model.domain.windows import HOUR
 from model.operators.base import Statics
@@ -121,7 +122,7 @@ def real_soundings(start: Path) -> Path | None:
 SHOWN: tuple[tuple[str, str, str, float], ...] = (
     ("t2m", "2m_temperature", "K", 1.0),
     ("msl", "mean_sea_level_pressure", "hPa", 0.01),
-    ("z500", "geopotential_500hPa", "m", 1 / 9.80665),
+    ("z500", "geopotential_500hPa", "m", 1 / GRAVITY),
     ("t850", "temperature_850hPa", "K", 1.0),
     ("u300", "u_component_of_wind_300hPa", "m/s", 1.0),
 )
