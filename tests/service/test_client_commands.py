@@ -132,7 +132,15 @@ def test_keys(tmp_path: Path) -> None:
     folder = ["--data-dir", tmp_path]
     made = json.loads(
         run(
-            keys_app, "create", "archive", "--scope", "analyses:read", "--days", "3", "--json", *folder
+            keys_app,
+            "create",
+            "archive",
+            "--scope",
+            "analyses:read",
+            "--days",
+            "3",
+            "--json",
+            *folder,
         )
     )
     listed = json.loads(run(keys_app, "list", "--json", *folder))
