@@ -17,13 +17,13 @@ from service.jobs import can_run_models
 from service.metrics import CONTENT_TYPE, set_cycle_metrics
 from service.openapi import problems
 from service.schemas import CapabilitiesView, Check, Live, Readiness, UploadFormat
-from service.uploads import CONTAINERS
 from worker.contract.batches import BatchState
 from worker.contract.disk import disk_state, free_bytes
 from worker.contract.jobs import JobState
 from worker.contract.queues import GPU_QUEUE, INGEST_QUEUE, QUEUES, WorkerReport, merge
 from worker.contract.redis_server import redis_health
 from worker.contract.store import RetentionFigures
+from worker.observations.formats import FORMATS
 
 router = APIRouter(tags=["system"])
 
@@ -43,8 +43,8 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
         variables={v.id: v.units for v in VARIABLES.values()},
         qc_outcomes={f.name: f.meaning for f in QC_FLAGS.values()},
         uploads=[
-            UploadFormat(name=c.name, meaning=c.meaning, media_type=c.media_type)
-            for c in CONTAINERS.values()
+            UploadFormat(name=f.name, meaning=f.description, media_type=f.media_type)
+            for f in FORMATS.values()
         ],
         job_kinds=["filtering", "forecast", "reanalysis"],
         limits={
