@@ -70,9 +70,9 @@ class Layout:
         return self.root / "analyses"
 
     @property
-    def restarts(self) -> Path:
-        """Markers of the results that can be continued."""
-        return self.root / "restarts"
+    def catalogue_file(self) -> Path:
+        """`catalogue.sqlite`: the index of the published results, made from their manifests."""
+        return self.root / "catalogue.sqlite"
 
     @property
     def verification(self) -> Path:

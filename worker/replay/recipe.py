@@ -125,7 +125,9 @@ def _count(
         batches=selection.batches or (),
     )
     code, names = codes(table, "batch_id")
-    counts = np.bincount(code, minlength=len(names)) if len(names) else []
+    if not len(names):
+        return {}
+    counts = np.bincount(code, minlength=len(names))
     return {name: int(n) for name, n in zip(names, counts, strict=True) if n}
 
 

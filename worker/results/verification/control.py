@@ -253,7 +253,7 @@ class _Histories:
         keys = ["network", "variable", "layer", "statistic"]
         columns = ["valid_time", "value", "count"]
         groups = frame.groupby(keys, observed=True, sort=False)[columns] if len(frame) else ()
-        self.groups: dict[Key, pd.DataFrame] = {name: group for name, group in groups}  # type: ignore[misc]
+        self.groups: dict[Key, pd.DataFrame] = {name: group for name, group in groups}
 
     @property
     def known(self) -> list[Key]:
@@ -275,7 +275,8 @@ class _Histories:
             past = pd.Series(group["value"].to_numpy(), index=pd.DatetimeIndex(group["valid_time"]))
         if rule.same_hour:
             past = past[pd.DatetimeIndex(past.index).hour == self.hour]
-        return past.to_numpy(dtype=float)
+        values: NDArray[np.float64] = past.to_numpy(dtype=float)
+        return values
 
 
 log = structlog.get_logger()
