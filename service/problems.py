@@ -17,9 +17,7 @@ from starlette.responses import JSONResponse, Response
 from model.domain.errors import AppaError, StorageError
 from service.errors import PROBLEM_JSON, PROBLEMS, RequestError
 from worker.contract.disk import DiskLow, is_disk_full
-
-JOB_KINDS = ("filtering", "forecast", "reanalysis")
-"""Parts of a field's path that only say which kind of job was read."""
+from worker.contract.kinds import KINDS
 
 CODES_BY_STATUS = {
     400: "bad_request",
@@ -119,7 +117,8 @@ def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
     place = [str(part) for part in error["loc"]]
     # The framework puts where it looked first: ("body", "steps"), ("query", "limit").
     if place[0] == "body":
-        place = [part for part in place[1:] if part not in JOB_KINDS]
+        # Nor does the name of the kind of job that was read say where the field is.
+        place = [part for part in place[1:] if part not in KINDS]
     field = ".".join(place)
     context = error.get("ctx", {})
     expected = context.get("expected", context.get("expected_tags"))

@@ -20,6 +20,7 @@ from service.schemas import CapabilitiesView, Check, Live, Readiness, UploadForm
 from worker.contract.batches import BatchState
 from worker.contract.disk import disk_state, free_bytes
 from worker.contract.jobs import JobState
+from worker.contract.kinds import KINDS
 from worker.contract.queues import GPU_QUEUE, INGEST_QUEUE, QUEUES, WorkerReport, merge
 from worker.contract.redis_server import redis_health
 from worker.contract.store import RetentionFigures
@@ -46,7 +47,7 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
             UploadFormat(name=f.name, meaning=f.description, media_type=f.media_type)
             for f in FORMATS.values()
         ],
-        job_kinds=["filtering", "forecast", "reanalysis"],
+        job_kinds=list(KINDS),
         limits={
             "max_upload_bytes": settings.max_upload_bytes,
             "query_max_rows": settings.query_max_rows,

@@ -107,7 +107,7 @@ class JobRecord(Record):
 
     @property
     def kind(self) -> str:
-        """`filtering`, `forecast` or `reanalysis`."""
+        """The kind of job, a name of `worker.contract.kinds.KINDS`."""
         return self.spec.kind
 
     @property

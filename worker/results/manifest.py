@@ -67,7 +67,7 @@ class AnalysisManifest(Record):
 
     id: str = Field(description="Name of the result.")
     job_id: str = Field(description="The job that made it.")
-    kind: str = Field(description="`filtering`, `forecast` or `reanalysis`.")
+    kind: str = Field(description="The kind of its job: `filtering`, `forecast`, `reanalysis` …")
     valid_time: datetime = Field(description="Analysis time; start of a forecast or reanalysis.")
     times: list[datetime] = Field(description="Valid times in the files (UTC).")
     flavour: str = Field(default="", description="`early`, `final`, or empty outside the cycles.")

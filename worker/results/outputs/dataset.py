@@ -98,7 +98,7 @@ def _times(product: Product) -> dict[str, xr.Variable]:
             ("time", "bnds"), np.stack([before, values], axis=-1), encoding=_time_encoding()
         ),
     }
-    if product.job.kind == "forecast":
+    if product.kind.forecast:
         start = product.reference_time
         found["forecast_reference_time"] = _moment(
             start, "start of the forecast", standard_name="forecast_reference_time"
@@ -206,7 +206,7 @@ def _encoding(product: Product, variable: Variable) -> dict[str, Any]:
     names = []
     if variable.height is not None:
         names.append(f"height_{variable.height:.0f}m")
-    if product.job.kind == "forecast":
+    if product.kind.forecast:
         names += ["forecast_reference_time", "forecast_period"]
     return {"coordinates": " ".join(names) or None, "_FillValue": FILL}
 

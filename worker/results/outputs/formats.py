@@ -13,7 +13,7 @@ from model.domain.errors import StorageError
 from model.domain.files import replaced_file, sync_file
 from model.domain.registry import Registry
 from worker.contract.disk import free_bytes
-from worker.contract.layout import ProductKind, analysis_file_name
+from worker.contract.layout import analysis_file_name
 from worker.results.outputs.product import Product, Written
 
 __all__ = ["OUTPUTS", "OutputFormat", "Writer", "product_file", "put_file"]
@@ -66,22 +66,17 @@ OUTPUTS: Registry[OutputFormat] = Registry(
 )
 
 
-_KINDS: dict[str, ProductKind] = {"filtering": "an", "forecast": "fc", "reanalysis": "ra"}
-
-
-def product_file(
-    product: Product, folder: Path, extension: str, kind: ProductKind | None = None
-) -> Path:
-    """Where a file of the product goes.
+def product_file(product: Product, folder: Path, extension: str, tag: str | None = None) -> Path:
+    """Return the path of a file of the product.
 
     Arguments:
         product: What is written.
         folder: Of the result.
         extension: Without the dot.
-        kind: Part of the name; by default that of the job's kind.
+        tag: Part of the name; by default the tag of the job's kind.
     """
     name = analysis_file_name(
-        kind or _KINDS[product.job.kind],
+        tag or product.kind.tag,
         product.reference_time,
         revision=product.job.revision,
         flavour=product.job.flavour,

@@ -67,7 +67,7 @@ def _grid_keys(grid: Grid) -> dict[str, Any]:
 
 
 def _time_keys(product: Product, time: datetime, accumulated: bool) -> dict[str, Any]:
-    forecast = product.job.kind == "forecast"
+    forecast = product.kind.forecast
     start = product.reference_time if forecast else time
     if accumulated and not forecast:
         start -= HOUR
@@ -82,7 +82,7 @@ def _time_keys(product: Product, time: datetime, accumulated: bool) -> dict[str,
 
 
 def _constant_keys(product: Product) -> dict[str, Any]:
-    forecast = product.job.kind == "forecast"
+    forecast = product.kind.forecast
     return {
         "tablesVersion": TABLES,
         "centre": UNKNOWN_CENTRE,
@@ -99,7 +99,7 @@ def _field_keys(product: Product, field: Field, level: int | None, what: str) ->
         "discipline": discipline,
         "parameterCategory": category,
         "parameterNumber": number,
-        "typeOfGeneratingProcess": 4 if product.job.kind == "forecast" else 0,
+        "typeOfGeneratingProcess": 4 if product.kind.forecast else 0,
         "typeOfLevel": kind,
         "level": level if height is None else height,
         "numberOfForecastsInEnsemble": product.members,

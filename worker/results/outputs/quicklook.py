@@ -170,7 +170,7 @@ def _valid(product: Product) -> list[str]:
     lead = product.times[-1] - product.reference_time
     if not lead:
         return []
-    ahead = f", +{lead / HOUR:.0f} h" if product.job.kind == "forecast" else ""
+    ahead = f", +{lead / HOUR:.0f} h" if product.kind.forecast else ""
     return [f"valid {product.times[-1]:%Y-%m-%d %H} UTC{ahead}"]
 
 
