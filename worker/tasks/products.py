@@ -25,11 +25,11 @@ __all__ = ["MissedResults", "announce", "announce_result_task", "tell_published"
 
 
 def announce(layout: Layout, events: EventLog, manifest: AnalysisManifest) -> None:
-    """Does all that follows from a published result; safe to run twice.
+    """Do all that follows from a published result; safe to run twice.
 
     Raises:
         OSError: If `latest.json` cannot be written.
-        StorageError: If the series of verification cannot be.
+        StorageError: If the verification series cannot be written.
     """
     update_latest(layout, manifest)
     append_to_series(layout, manifest)
@@ -37,7 +37,7 @@ def announce(layout: Layout, events: EventLog, manifest: AnalysisManifest) -> No
 
 
 def tell_published(events: EventLog, manifest: AnalysisManifest) -> bool:
-    """Tells of a published result, and of a cycle outside its limits; returns whether it was news."""
+    """Emit the events of a published result, once; return whether they were new."""
     about = describe(manifest)
     news = events.emit(EventType.ANALYSIS_PUBLISHED, manifest.id, about)
     if OUTSIDE_FLAG in manifest.flags:
@@ -47,7 +47,7 @@ def tell_published(events: EventLog, manifest: AnalysisManifest) -> bool:
 
 
 def describe(manifest: AnalysisManifest) -> dict[str, Any]:
-    """What is told of a result: enough to decide whether to fetch it, and what."""
+    """Return the data of a result's event: enough to decide whether to fetch it, and what."""
     values = manifest.model_dump(mode="json")
     names = ("kind", "flavour", "revision", "valid_time", "created", "members", "flags", "job_id")
     return {
@@ -60,12 +60,12 @@ def describe(manifest: AnalysisManifest) -> dict[str, Any]:
 
 
 class MissedResults:
-    """Finds results that nobody told of, because a process died in between.
+    """Announce results that were published but not announced, because a process died in between.
 
     Arguments:
         layout: The data folder.
-        events: What was told.
-        every: Seconds between two looks.
+        events: The events emitted so far.
+        every: Seconds between two scans.
         back: Results older than so many seconds are left alone.
     """
 
@@ -84,7 +84,7 @@ class MissedResults:
         self._seen: set[str] = set()
 
     def tick(self) -> int:
-        """Looks once in a while; returns how many were missed."""
+        """Scan if the last scan is old enough; return how many results were announced."""
         if time.monotonic() - self._looked < self.every:
             return 0
         self._looked = time.monotonic()
@@ -102,7 +102,7 @@ class MissedResults:
         return missed
 
     def _recent(self) -> list[str]:
-        """Results of the last day that are old enough to have been told of."""
+        """Return the results of the last day that are old enough to have been announced."""
         now, found = time.time(), []
         for entry in os.scandir(self.layout.analyses):
             with suppress(FileNotFoundError):  # deleted this moment
@@ -116,15 +116,20 @@ class MissedResults:
 log = structlog.get_logger()
 
 
-@shared_task(name=ANNOUNCE_RESULT, bind=True)
+@shared_task(
+    name=ANNOUNCE_RESULT,
+    bind=True,
+    autoretry_for=(OSError, StorageError, RedisError),
+    retry_backoff=5,
+    retry_backoff_max=300,
+    retry_jitter=True,
+    max_retries=5,
+)
 def announce_result_task(self: "Task[Any, Any]", analysis_id: str, version: int) -> None:
-    """Tells the world outside about a new result; safe to run twice."""
+    """Announce a new result; Celery retries with back-off, and the scheduler finds what is left."""
     runtime: Runtime = self.app.runtime
     if version != MESSAGE_VERSION:
         log.error("message refused", id=analysis_id, version=version)
         return
-    try:
-        manifest = read_manifest(runtime.layout, analysis_id)
-        announce(runtime.layout, runtime.stores.events, manifest)
-    except (OSError, StorageError, RedisError) as error:  # the scheduler finds what was missed
-        log.warning("not announced", id=analysis_id, reason=str(error))
+    manifest = read_manifest(runtime.layout, analysis_id)
+    announce(runtime.layout, runtime.stores.events, manifest)

@@ -60,7 +60,7 @@ def run(self, job_id: str, version: int) -> None:
             publish(job, store, runtime.layout, folder, progress)
         store.succeed(job.id, job.token, progress.progress)
 
-    attempt(runtime, store, job_id, body)
+    attempt(self, runtime, store, job_id, body)
 
 
 class StubLife(process.WorkerLife):
@@ -79,4 +79,4 @@ if __name__ == "__main__":
     life = StubLife(app, settings, ["gpu"], name)
     life.prepare()
     life.connect()
-    app.worker_main(process.worker_arguments(settings, ["gpu"], name))
+    app.worker_main(process.worker_arguments(["gpu"], name))
