@@ -4,12 +4,13 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: help demo up test test-slow lint types format bench lock clean
+.PHONY: help demo up client test test-slow lint types format bench lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       observations over HTTP to analysis files, on this machine, in minutes"
 	@echo "make up         the whole system in the foreground (appa up)"
+	@echo "make client     the synchronous client from the asynchronous one"
 	@echo "make test       all tests          make test-slow   slow science too"
 	@echo "make lint types checks             make bench       tables of speed and skill"
 
@@ -26,6 +27,9 @@ demo: $(STAMP)
 up: $(STAMP)
 	$(BIN)/appa up
 
+client: $(STAMP)
+	$(BIN)/python client/make_sync.py
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow'
 
@@ -36,6 +40,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python client/make_sync.py --check
 
 types: $(STAMP)
 	$(BIN)/mypy

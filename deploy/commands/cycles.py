@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from appa_client import Cycle, CycleExplanation, CycleState, Flavour, cycle_key
 from deploy.console import (
     DEFAULT_URL,
     AsJson,
@@ -21,8 +22,6 @@ from deploy.console import (
     utc_time,
 )
 from model.domain.files import replaced_file
-from service.cycle_explanation import CycleExplanation
-from worker.contract.cycles import CycleRecord, CycleState, Flavour, cycle_key
 from worker.contract.layout import Layout
 from worker.cycling.policy import read_policy
 
@@ -49,16 +48,16 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if abs(seconds) < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _state(record: CycleRecord) -> str:
+def _state(record: Cycle) -> str:
     return f"[{_COLOURS.get(record.state, 'default')}]{record.state.value}[/]"
 
 
-def _remark(record: CycleRecord) -> str:
+def _remark(record: Cycle) -> str:
     caught_up = "caught up" if record.caught_up else ""
     return "; ".join(text for text in (caught_up, record.message) if text)
 
 
-def cycle_table(records: list[CycleRecord]) -> Table:
+def cycle_table(records: list[Cycle]) -> Table:
     """One row for each cycle."""
     columns = ("cycle", "state", "rev", "cut-off", "decided after", "published after", "analysis")
     table = Table(*columns, "remark")
@@ -77,7 +76,7 @@ def cycle_table(records: list[CycleRecord]) -> Table:
     return table
 
 
-def change_line(record: CycleRecord) -> str:
+def change_line(record: Cycle) -> str:
     """What a watcher is told when a cycle has moved."""
     fresh = record.freshness_seconds
     what = {
@@ -190,7 +189,7 @@ def watch(
 ) -> None:
     """Tell every move of a cycle as it happens; Ctrl-C ends it."""
     stop_at = _key(until, Flavour.FINAL) if until else None
-    known: dict[str, CycleRecord] = {}
+    known: dict[str, Cycle] = {}
     with gateway_client(url, key) as client:
         while True:
             found = list(reversed(client.cycles(limit=200)))

@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from appa_client._sync.client import AppaClient
-from appa_client.errors import UnavailableError
+from appa_client import AppaClient, UnavailableError
 from lab.demo.world import World
 from lab.encoders.bufr import encode_bufr
 from lab.osse.cases import CASE_NAME
