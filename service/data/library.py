@@ -203,7 +203,7 @@ def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int]) -> None:
         f"Expected at most {most} values in one answer; {count} are asked for: "
         f"{len(dataset.data_vars)} variables over {extent}. Name the variables wanted with "
         "'parameter-name', a level with 'z', a time with 'datetime', a member with 'realization', "
-        "or take a smaller box or area. Whole fields are better read by zarr or OPeNDAP, or "
+        "or take a smaller box or area. Whole fields are better read by zarr, or "
         "downloaded as a file.",
         **context,
         variables=len(dataset.data_vars),

@@ -89,7 +89,7 @@ class Addresses:
         return f"{self.analysis(analysis_id)}/{quote(name)}"
 
     def data_set(self, analysis_id: str, form: str) -> str:
-        """Return the address of the analysis as a data set read in parts: `zarr` or `opendap`."""
+        """Return the address of the analysis as a data set that is read in parts (`form`: `zarr`)."""
         return f"{self.base}/v1/data/{quote(analysis_id)}/{form}"
 
 
@@ -110,12 +110,6 @@ _KEYS = {
     ("feedback", "odb"): "feedback-odb",
 }
 """Names of assets where the role alone would not do."""
-
-_DATA_SETS = (
-    ("zarr", "For xarray.open_zarr", MediaType.ZARR),
-    ("opendap", "For OPeNDAP clients", None),
-)
-"""Ways to read a data set, what to open it with, media type."""
 
 _ROLES = {"quicklook": ["overview"], "feedback": ["feedback", "metadata"]}
 
@@ -202,12 +196,11 @@ def _add_asset(item: Item, file: ManifestFile, href: str) -> None:
 
 
 def _add_data_sets(item: Item, manifest: AnalysisManifest, at: Addresses) -> None:
-    """Add the ways to read parts of the fields, if the result has a data set."""
+    """Add a link to the data set in zarr if the result has one."""
     if manifest.dataset_file is None:
         return
-    for form, title, media in _DATA_SETS:
-        href = at.data_set(manifest.id, form)
-        item.add_asset(f"data-{form}", Asset(href, title, None, media, ["data", "virtual"]))
+    href, roles = at.data_set(manifest.id, "zarr"), ["data", "virtual"]
+    item.add_asset("data-zarr", Asset(href, "For xarray.open_zarr", None, MediaType.ZARR, roles))
 
 
 def _add_links(item: Item, manifest: AnalysisManifest, at: Addresses) -> None:
