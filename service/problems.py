@@ -1,6 +1,5 @@
 """Turn exceptions into problem documents, the framework's errors as well as our own."""
 
-import errno
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -17,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from model.domain.errors import AppaError, StorageError
 from service.errors import PROBLEM_JSON, PROBLEMS, RequestError
-from worker.contract.disk import DiskLow
+from worker.contract.disk import DiskLow, is_disk_full
 from worker.contract.kinds import KINDS
 
 CODES_BY_STATUS = {
@@ -96,18 +95,10 @@ def _root(request: Request) -> str:
     return str(request.scope.get("app_root_path", request.scope.get("root_path", "")))
 
 
-def _is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        error = error.__cause__
-    return False
-
-
 def appa_problem(request: Request, error: AppaError) -> Response:
     """Our own errors: the code is theirs; a field named in the context becomes an entry."""
     code = error.code if error.code in PROBLEMS else "invalid_input"
-    if isinstance(error, StorageError) and _is_full(error):
+    if isinstance(error, StorageError) and is_disk_full(error):
         code = "disk_full"
     context = {k: v for k, v in error.context.items() if v is not None}
     errors = None
@@ -179,7 +170,7 @@ def broker_problem(request: Request, error: Exception) -> Response:
 def storage_problem(request: Request, error: OSError) -> Response:
     """The data folder failed."""
     structlog.get_logger().error("storage_error", error=str(error))
-    code = "disk_full" if _is_full(error) else "storage_error"
+    code = "disk_full" if is_disk_full(error) else "storage_error"
     detail = f"The data folder failed: {error.strerror or error}. Nothing of the request was kept."
     return problem_response(request, code, detail, headers={"Retry-After": "30"})
 

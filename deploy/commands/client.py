@@ -20,12 +20,8 @@ from rich.progress import (
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
-from appa_client._sync.client import AppaClient
-from appa_client.errors import NotFoundError
-from appa_client.events import JobEvent
+from appa_client import AppaClient, Batch, BatchState, Job, JobEvent, JobState, NotFoundError
 from deploy.console import DEFAULT_URL, AsJson, Key, Url, err, gateway_client, out, print_json
-from worker.contract.batches import BatchRecord, BatchState
-from worker.contract.jobs import JobRecord, JobState
 
 __all__ = ["follow_on_terminal"]
 
@@ -45,13 +41,13 @@ class JobBar:
             text = f"queued, {event.data['queue_position']} ahead"
         elif told is not None:
             eta = f", {told.eta_seconds:.0f} s left" if told.eta_seconds is not None else ""
-            text = f"{told.phase.value}{eta}" if event.type == "progress" else text
+            text = f"{told.phase}{eta}" if event.type == "progress" else text
             total = told.steps or None
             self.progress.update(self.task, completed=told.step, total=total)
         self.progress.update(self.task, text=text)
 
 
-def follow_on_terminal(client: AppaClient, job_id: str, *, as_json: bool) -> JobRecord:
+def follow_on_terminal(client: AppaClient, job_id: str, *, as_json: bool) -> Job:
     """Shows a job until it is done; ends the command with status 1 if it did not succeed."""
     if as_json:
         for event in client.watch(job_id):
@@ -129,7 +125,7 @@ def upload(
 
 def _send(
     client: AppaClient, files: list[Path], options: dict[str, Any], *, quiet: bool
-) -> list[BatchRecord]:
+) -> list[Batch]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, TransferSpeedColumn(), console=err, disable=quiet) as progress:
         total = sum(f.stat().st_size for f in files)
@@ -149,7 +145,7 @@ def _send(
     return batches
 
 
-def _batch_table(files: list[Path], batches: list[BatchRecord]) -> Table:
+def _batch_table(files: list[Path], batches: list[Batch]) -> Table:
     table = Table()
     for name in ("file", "batch", "format", "state", "stored", "used", "why not"):
         table.add_column(name, overflow="fold")
@@ -297,9 +293,7 @@ def _resolve(client: AppaClient, name: str, kind: str | None) -> str:
     if name == "latest":
         found = client.analyses(kind=kind, latest=True)
         if not found:
-            raise NotFoundError(
-                "Expected a published analysis; there is none yet.", code="not_found"
-            )
+            raise NotFoundError("Expected a published analysis; there is none yet.")
         return found[0].id
     return client.job(name).analysis_id if name.startswith("job-") else name
 

@@ -1,18 +1,13 @@
-"""Build every path and file name in the data folder, and replace small files atomically.
+"""Build every path and file name in the data folder; no other module does."""
 
-This is the only place that builds paths and file names.
-"""
-
-import os
 import re
-import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from model.domain.errors import InvalidInput
 
-__all__ = ["Layout", "analysis_file_name", "replace_text"]
+__all__ = ["Layout", "analysis_file_name"]
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -73,9 +68,9 @@ class Layout:
         return self.root / "analyses"
 
     @property
-    def restarts(self) -> Path:
-        """Markers of the results that can be continued."""
-        return self.root / "restarts"
+    def catalogue_file(self) -> Path:
+        """`catalogue.sqlite`: the index of the published results, made from their manifests."""
+        return self.root / "catalogue.sqlite"
 
     @property
     def verification(self) -> Path:
@@ -188,20 +183,3 @@ class Layout:
         ):
             folder.mkdir(parents=True, exist_ok=True)
         return self
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes `text` to disk and gives it the name `path`, in place of what was there.
-
-    Raises:
-        OSError: If it cannot be written; what was there stays.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("x") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,8 +3,6 @@
 A writer takes a `Product` and the folder to write into, and returns the files with their roles.
 """
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,7 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from model.domain.errors import StorageError
+from model.domain.files import replaced_file, sync_file
 from model.domain.registry import Registry
+from worker.contract.disk import free_bytes
 from worker.contract.layout import analysis_file_name
 from worker.results.outputs.product import Product, Written
 
@@ -105,20 +105,16 @@ def put_file(
         StorageError: If the file could not be written by its library.
         OSError: If the disk is full.
     """
-    partial = path.with_name(f".part-{path.name}")
     try:
-        write(partial)
-        with partial.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        if check is not None:
-            check(partial)
-        partial.replace(path)
+        with replaced_file(path) as partial:
+            write(partial)
+            sync_file(partial)
+            if check is not None:
+                check(partial)
     except RuntimeError as error:  # netCDF's word for any failed write, a full disk included
-        free = shutil.disk_usage(path.parent).free
+        free = free_bytes(path.parent)
         raise StorageError(
             f"Expected to write {path.name}; the library says '{error}'. {free} bytes are free.",
             file=path.name,
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
