@@ -46,7 +46,7 @@ from worker.contract.store import Stores, open_stores
 from worker.loaded_models import load_models
 from worker.pipeline.ingest import ingest_batch
 from worker.results.manifest import AnalysisManifest
-from worker.results.retention.plan import Needed, RetentionPolicy, category, make_plan
+from worker.results.retention.plan import InUse, RetentionPolicy, category, make_plan
 from worker.tasks.assimilation import describe_models
 from worker.tasks.ingest import describe_ingest
 
@@ -276,7 +276,7 @@ def test_retention_keeps_the_new_kind_as_long_as_it_says(
     short = RetentionPolicy.model_validate({"analyses": {"smoothing": {"days": 1}}})
     long = RetentionPolicy.model_validate({"analyses": {"smoothing": {"days": 3}}})
     for policy, goes in ((short, True), (long, False)):
-        plan = make_plan(layout, policy, Needed(), now=later)
+        plan = make_plan(layout, policy, InUse(), now=later)
         going = [item.name for item in plan.items if item.what == "analysis"]
         assert (result.id in going) is goes
 

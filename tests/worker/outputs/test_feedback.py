@@ -15,8 +15,7 @@ from tests.worker.outputs.products import make_product
 from worker.observations.columns import numbers
 from worker.observations.lexicons.ioda import IODA_NAMES
 from worker.observations.lexicons.odb import VARNO
-from worker.results.outputs.feedback import checked_feedback, write
-from worker.results.outputs.odb import write as write_odb
+from worker.results.outputs.feedback import checked_feedback, write, write_odb
 
 
 @pytest.fixture
