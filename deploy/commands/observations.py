@@ -15,8 +15,7 @@ from worker.contract.layout import Layout
 from worker.contract.records import new_id
 from worker.observations.decoders.base import REASONS, DecodeContext, DecodeReport
 from worker.observations.decoders.decode import decode_many_limited
-from worker.observations.example_files import ALL_TEMPLATES
-from worker.observations.export import ROW_FORMATS
+from worker.observations.export import ALL_TEMPLATES, ROW_FORMATS
 from worker.observations.store.query import MAX_PAGE, ObservationQuery, query_observations
 from worker.observations.store.store import ObservationStore
 from worker.pipeline.ingest import IngestOptions, ingest

@@ -135,7 +135,7 @@ light = ("worker.contract", "worker.results", "worker.results.manifest",
          "worker.observations", "worker.observations.export", "worker.observations.formats",
          "worker.observations.store",
          "worker.observations.store.query", "worker.observations.store.files",
-         "worker.observations.lexicons", "worker.observations.lexicons.earth2studio")
+         "worker.observations.lexicons")
 bad += [m for m in sys.modules
         if m.startswith("worker.") and m not in light and not m.startswith("worker.contract.")]
 bad += [m for m in sys.modules if m.startswith("model.") and not m.startswith("model.domain")]

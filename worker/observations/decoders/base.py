@@ -4,16 +4,18 @@ Nothing is dropped silently: every message of a file ends as decoded, or as one 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from model.domain.errors import DecodeError
 from model.domain.observations import OBSERVATION_SCHEMA, QC_FLAGS
 
 __all__ = [
@@ -26,7 +28,11 @@ __all__ = [
     "Quarantined",
     "REASONS",
     "build_table",
+    "check_rows",
     "concat_tables",
+    "finish",
+    "parse_times",
+    "strip_texts",
     "wrap_longitude",
 ]
 
@@ -224,6 +230,40 @@ class Decoded:
 
     table: pa.Table
     report: DecodeReport
+
+
+def check_rows(count: int, context: DecodeContext, what: str = "rows") -> None:
+    """Refuse a file of more rows than one may hold.
+
+    Raises:
+        DecodeError: With reason `too_large`.
+    """
+    if count > context.limits.values:
+        raise DecodeError(
+            f"Expected at most {context.limits.values} {what} in one file; got {count}. Split it.",
+            reason="too_large",
+        )
+
+
+def finish(table: pa.Table, report: DecodeReport) -> Decoded:
+    """Count the rows of a file; a file without rows or reasons is rejected as `no_values`."""
+    if not len(table) and not report.rejected:
+        report.reject("no_values", detail="no rows")
+    report.count_rows(table)
+    return Decoded(table, report)
+
+
+def strip_texts(values: Iterable[Any]) -> np.ndarray:
+    """Return values as strings without the blanks and NULs that formats pad them with."""
+    return np.array([str(value).strip("\x00 ") for value in values], dtype=object)
+
+
+def parse_times(texts: np.ndarray) -> np.ndarray:
+    """Return ISO 8601 texts as datetime64[ns] in UTC, NaT where a text is none; no zone is UTC."""
+    parsed = pd.to_datetime(
+        pd.Series(texts, dtype=object), errors="coerce", utc=True, format="ISO8601"
+    )
+    return parsed.dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
 
 
 class Decoder(Protocol):

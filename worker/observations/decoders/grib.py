@@ -30,7 +30,7 @@ from worker.observations.decoders.base import (
     build_table,
     concat_tables,
 )
-from worker.observations.lexicons.grib import ALOFT, SURFACE, SURFACE_LEVELS
+from worker.observations.lexicons import GRIB, SURFACE_LEVELS
 from worker.observations.units import conversion
 
 __all__ = ["GribField", "decode_grib", "fields", "frames", "holds_several"]
@@ -237,8 +237,8 @@ def _field(
 
 def _variable(short: str | None, kind: str | None) -> str | None:
     if kind in ("isobaricInhPa", "isobaricInPa"):
-        return ALOFT.get(short or "")
-    return SURFACE.get(short or "") if kind in SURFACE_LEVELS else None
+        return GRIB.aloft.get(short or "")
+    return GRIB.surface.get(short or "") if kind in SURFACE_LEVELS else None
 
 
 def _unusable(handle: int, variable: str) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from model.domain.ensembles import AntitheticPairs
 from model.domain.errors import StorageError
 from model.domain.grids import Grid
-from worker.observations.lexicons.grib import GRIB2_CODES
+from worker.observations.lexicons import GRIB2_CODES
 from worker.results.outputs.formats import product_file, put_file
 from worker.results.outputs.product import Field, Product, Written, fields, mean_and_spread
 
