@@ -133,7 +133,7 @@ bad = [m for m in sys.modules if m.split(".")[0] in heavy or m.startswith("celer
 light = ("worker.contract", "worker.results", "worker.results.manifest",
          "worker.results.verification", "worker.results.verification.series",
          "worker.observations", "worker.observations.export", "worker.observations.formats",
-         "worker.observations.store",
+         "worker.observations.store", "worker.observations.errors", "worker.observations.columns",
          "worker.observations.store.query", "worker.observations.store.files",
          "worker.observations.lexicons")
 bad += [m for m in sys.modules
