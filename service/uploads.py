@@ -6,11 +6,8 @@ worker. The bytes arrive under a temporary name, locked, and become visible whol
 """
 
 import asyncio
-import errno
 import fcntl
 import hashlib
-import os
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +17,9 @@ from typing import Self
 from anyio import to_thread
 
 from model.domain.errors import DecodeError
+from model.domain.files import move_into_place, sync_folder
 from service.errors import DiskFull, TooLarge, UnsupportedContent, UploadStalled
+from worker.contract.disk import free_bytes, is_disk_full
 from worker.observations.formats import FORMATS, HEAD_BYTES, FileFormat, recognise
 
 
@@ -57,11 +56,9 @@ class PartFile:
 
     def publish(self, target: Path) -> None:
         """Make the bytes durable, then visible as `target` in one step."""
-        os.fsync(self._file.fileno())
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.path, target)
-        for folder in (target.parent, target.parent.parent):
-            sync_folder(folder)
+        move_into_place(self.path, target)
+        sync_folder(target.parent.parent)
         self._file.close()
 
     def discard(self) -> None:
@@ -82,15 +79,6 @@ class PartFile:
             self.discard()
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes names in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def sweep(folder: Path, pattern: str = "upload-*") -> int:
     """Remove the parts that no living process is writing; return how many."""
     removed = 0
@@ -105,13 +93,7 @@ def sweep(folder: Path, pattern: str = "upload-*") -> int:
     return removed
 
 
-def free_bytes(folder: Path) -> int:
-    """Return the space left on the disk of `folder`, in bytes."""
-    return shutil.disk_usage(folder).free
-
-
 BLOCK_BYTES = 1 << 20
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -205,7 +187,7 @@ async def _write(part: PartFile, block: bytearray) -> None:
     try:
         await to_thread.run_sync(part.write, block)
     except OSError as error:
-        if error.errno not in FULL:
+        if not is_disk_full(error):
             raise
         raise DiskFull(
             "Expected room for the upload; the disk is full. Nothing was kept; try again when the "

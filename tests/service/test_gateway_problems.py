@@ -130,7 +130,8 @@ def test_gateway_imports_neither_torch_nor_worker() -> None:
 import sys, service.app
 heavy = ("torch", "azula", "xarray", "eccodes", "netCDF4", "matplotlib", "jax")
 bad = [m for m in sys.modules if m.split(".")[0] in heavy or m.startswith("celery.worker")]
-light = ("worker.contract", "worker.results", "worker.results.manifest",
+light = ("worker.contract", "worker.results", "worker.results.catalogue", "worker.results.entries",
+         "worker.results.manifest",
          "worker.results.verification", "worker.results.verification.series",
          "worker.observations", "worker.observations.export", "worker.observations.formats",
          "worker.observations.store", "worker.observations.errors", "worker.observations.columns",
