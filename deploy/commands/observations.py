@@ -267,8 +267,8 @@ def _total(reports: dict[str, DecodeReport]) -> DecodeReport:
 
 
 def _document(reports: dict[str, DecodeReport]) -> dict[str, Any]:
-    files = [{"file": name, **report.to_dict()} for name, report in reports.items()]
-    total = _total(reports).to_dict()
+    files = [{"file": name, **report.model_dump(mode="json")} for name, report in reports.items()]
+    total = _total(reports).model_dump(mode="json")
     total.pop("quarantined")
     reasons = {code: REASONS[code] for code in total["rejected"]}
     return {"files": files, "total": total, "reasons": reasons}

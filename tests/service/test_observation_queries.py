@@ -12,7 +12,8 @@ import pytest
 from gateway_process import GatewayProcess
 
 from model.domain.observations import validate_table
-from worker.observations.decoders.base import DecodeContext, build_table
+from worker.observations.columns import build_table
+from worker.observations.decoders.base import DecodeContext
 from worker.observations.store.store import ObservationStore
 
 RECEIVED = datetime(2025, 3, 1, 6, 30, tzinfo=UTC)

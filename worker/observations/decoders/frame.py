@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 from model.domain.errors import DecodeError
 from model.domain.observations import OBSERVATION_SCHEMA, QC_FLAGS, REPORT_TYPES, VERTICAL_KINDS
 from model.domain.variables import VARIABLES
+from worker.observations.columns import build_table
 from worker.observations.decoders.base import (
     DecodeContext,
     Decoded,
     DecodeReport,
-    build_table,
     check_rows,
     finish,
     parse_times,
@@ -48,7 +48,7 @@ class RowFaults:
         """Counts the faulty rows; returns the mask of the others."""
         for row in np.flatnonzero(self.reason != ""):
             report.reject(self.reason[row], detail=self.detail[row], report=int(row))
-        return self.reason == ""
+        return np.asarray(self.reason == "")
 
 
 REQUIRED = ("time", "lat", "lon", "variable", "obs_value")
@@ -137,7 +137,7 @@ def _text(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Strings, None where empty."""
     array = pc.utf8_trim_whitespace(_plain(column).cast(pa.string()))
     values = array.to_numpy(zero_copy_only=False)
-    return np.where(pd.isna(values) | (values == ""), None, values)
+    return np.array([value or None for value in values], dtype=object)
 
 
 def _number(
@@ -158,9 +158,8 @@ def _number(
         values = pc.cast(array, pa.float64()).to_numpy(zero_copy_only=False)
         return np.array(values, dtype=np.float64)
     text = _text(array)
-    values = (
-        pd.to_numeric(pd.Series(text, dtype=object), errors="coerce").to_numpy(np.float64).copy()
-    )
+    series = pd.to_numeric(pd.Series(text, dtype=object), errors="coerce")
+    values = np.array(series.to_numpy(np.float64))
     words = np.array([t is not None and str(t).lower() not in ("nan", "na") for t in text], bool)
     faults.add(words & np.isnan(values), name, reason, text)
     if required:

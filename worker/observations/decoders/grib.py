@@ -22,14 +22,8 @@ from model.domain.errors import DecodeError
 from model.domain.grids import Grid
 from model.domain.regrid import cell_index
 from model.domain.variables import VARIABLES
-from worker.observations.decoders.base import (
-    DecodeContext,
-    Decoded,
-    DecodeReport,
-    MessageLimits,
-    build_table,
-    concat_tables,
-)
+from worker.observations.columns import build_table, concat_tables
+from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, MessageLimits
 from worker.observations.lexicons import GRIB, SURFACE_LEVELS
 from worker.observations.units import conversion
 

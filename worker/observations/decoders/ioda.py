@@ -18,13 +18,12 @@ import pandas as pd
 from model.domain.errors import DecodeError
 from model.domain.observations import REPORT_TYPES, VERTICAL_KINDS
 from model.domain.variables import VARIABLES
+from worker.observations.columns import build_table, concat_tables
 from worker.observations.decoders.base import (
     DecodeContext,
     Decoded,
     DecodeReport,
-    build_table,
     check_rows,
-    concat_tables,
     finish,
     parse_times,
     strip_texts,
@@ -148,7 +147,7 @@ def _coded(meta: Any, name: str, known: Collection[str] = REPORT_TYPES) -> np.nd
     numbers = np.ma.filled(np.ma.asarray(variable[:]), -1).astype(np.int64)
     if numbers.min(initial=0) < 0 or numbers.max(initial=0) >= len(words):
         return None
-    return np.array(words, dtype=object)[numbers]
+    return np.asarray(np.array(words, dtype=object)[numbers])
 
 
 def _times(meta: Any, length: int) -> np.ndarray:
@@ -214,7 +213,7 @@ def _variable(
     error = _group(data, "ObsError", name, len(place["lat"]))
     marks = _group(data, "PreQC", name, len(place["lat"]))
     with np.errstate(invalid="ignore"):
-        flagged = np.where(marks > _WORST_MARK, "preqc", None)
+        flagged = np.array([None, "preqc"], dtype=object)[(marks > _WORST_MARK).astype(int)]
     return {
         **{n: place[n] for n in ("lat", "lon", "time", "station_id", "elevation", "report_type")},
         "variable": ours,

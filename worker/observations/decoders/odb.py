@@ -19,11 +19,11 @@ import pyodc
 from model.domain.errors import DecodeError
 from model.domain.observations import REPORT_TYPES
 from model.domain.variables import VARIABLES
+from worker.observations.columns import build_table
 from worker.observations.decoders.base import (
     DecodeContext,
     Decoded,
     DecodeReport,
-    build_table,
     check_rows,
     finish,
     strip_texts,
@@ -103,7 +103,8 @@ def _integers(frame: pd.DataFrame, name: str) -> list[int]:
     """Return a column of numbers in a code table, -1 where missing."""
     values = _numbers(frame, name)
     with np.errstate(invalid="ignore"):
-        return np.where(np.abs(values) < 1e9, values, -1.0).astype(np.int64).tolist()
+        codes = np.where(np.abs(values) < 1e9, values, -1.0)
+    return [int(code) for code in codes]
 
 
 def _rows(frame: pd.DataFrame, context: DecodeContext, report: DecodeReport) -> pa.Table:
@@ -227,7 +228,8 @@ def _status(frame: pd.DataFrame, context: DecodeContext) -> np.ndarray:
     status = np.nan_to_num(_numbers(frame, "datum_status"), nan=0.0).astype(np.int64)
     if context.options.get("ignore_status"):
         status = np.zeros_like(status)
-    return np.where(status & _REJECTED != 0, "preqc", None)
+    flags = np.array([None, "preqc"], dtype=object)
+    return np.asarray(flags[(status & _REJECTED != 0).astype(int)])
 
 
 def _networks(frame: pd.DataFrame, context: DecodeContext) -> np.ndarray:

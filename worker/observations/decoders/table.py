@@ -67,14 +67,14 @@ def decode_earth2studio(
 
 
 def _text(column: pa.ChunkedArray) -> list[Any]:
-    return column.cast(pa.string()).to_pylist()
+    return list(column.cast(pa.string()).to_pylist())
 
 
 def _numbers(columns: Mapping[str, pa.ChunkedArray], name: str, length: int) -> np.ndarray:
     if name not in columns:
         return np.full(length, np.nan)
     values = pd.to_numeric(columns[name].to_pandas(), errors="coerce")
-    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.array(values.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
 _NULLS = ["", "NaN", "nan", "NA", "null", "None"]
