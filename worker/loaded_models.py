@@ -23,7 +23,8 @@ from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from model.operators.observation_set import build_observation_set
 from worker.contract.queues import ModelInfo
-from worker.observations.decoders.base import DecodeContext, build_table
+from worker.observations.columns import build_table
+from worker.observations.decoders.base import DecodeContext
 
 __all__ = ["LoadedModel", "LoadedModels", "choose_device", "load_models", "warm_up"]
 
