@@ -111,7 +111,9 @@ def sample_pass(
     model, length = job.model, part.blankets.length
     times = [job.plan.times[0] + timedelta(hours=part.first + i) for i in range(length)]
     hours = [hours_since_epoch(time) for time in times]
-    noise = MemberNoise(job.seed, job.members, hours, stream=number, mirrored=job.settings.mirrored)
+    noise = MemberNoise(
+        job.seed, job.members, hours, stream=number, antithetic=job.settings.antithetic
+    )
     start = latents.new_zeros(len(job.members), length, *model.latent_shape)
     dates = torch.tensor([[t.year, t.month, t.day, t.hour] for t in times])
     conditions = _conditions(job, part, latents, known)
@@ -250,9 +252,9 @@ class Trajectory:
         return WarmStart(self.latents, self.first_time)
 
     @property
-    def twins(self) -> AntitheticPairs:
+    def pairs(self) -> AntitheticPairs:
         """How the members of an analysis depend on each other."""
-        return AntitheticPairs.of(self.members, self.settings.mirrored)
+        return AntitheticPairs.of(self.members, self.settings.antithetic)
 
 
 def assimilate(

@@ -37,14 +37,15 @@ from torch import Tensor
 
 from lab.osse.cases import ObservedCase
 from lab.osse.scores import Method, StartScorer
+from model.diagnostics.equivalents import observation_set
 from model.domain.errors import ConfigurationError
-from model.domain.grids import Grid
+from model.domain.grids import Grid, unit_vectors
 from model.domain.physics import EARTH_RADIUS
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.solvers import variational_increment
 from model.latent_model import LatentModel, climatological_states
 from model.nn.embedding import date_rows
-from model.operators.observation_set import ObservationSet, build_observation_set
+from model.operators.observation_set import ObservationSet
 
 __all__ = [
     "Climatology",
@@ -59,7 +60,6 @@ __all__ = [
     "score_persistence",
     "score_windowed",
     "season_features",
-    "unit_vectors",
     "windowed_analysis",
 ]
 
@@ -220,13 +220,6 @@ ROWS = 1024
 """Rows of the localisation that are made at a time."""
 
 
-def unit_vectors(lat: Float, lon: Float) -> Tensor:
-    """Points on the unit sphere with shape (n, 3), float32, from degrees (n,)."""
-    phi, lam = np.deg2rad(lat), np.deg2rad(lon)
-    vectors = (np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi))
-    return torch.from_numpy(np.stack(vectors, axis=-1)).float()
-
-
 def gaspari_cohn(distance: Tensor) -> Tensor:
     """Correlation at a distance in units of half the support: 1 at 0, 0 from 2 on."""
     r = distance.clamp(max=2.0)
@@ -271,7 +264,7 @@ def optimal_interpolation(
     equivalent = observations.operator(background[None])
     perturbed = torch.stack([observations.operator((background + a)[None]) for a in anomalies])
     spread = (perturbed - equivalent) / (error * (count - 1) ** 0.5)
-    places = unit_vectors(lat, lon)
+    places = torch.from_numpy(unit_vectors(lat, lon)).float()
     system = spread.T @ spread
     for rows in torch.arange(len(places)).split(ROWS):
         system[rows[0] : rows[-1] + 1] *= _localisation(places[rows], places, half_width)
@@ -280,7 +273,7 @@ def optimal_interpolation(
     factor = torch.linalg.cholesky(system)
     weights = torch.cholesky_solve(innovation[:, None], factor)[:, 0]
     latitude, longitude = np.meshgrid(grid.latitude, grid.longitude, indexing="ij")
-    cells = unit_vectors(latitude.ravel(), longitude.ravel())
+    cells = torch.from_numpy(unit_vectors(latitude.ravel(), longitude.ravel())).float()
     weighted = (spread * weights).T / (count - 1) ** 0.5
     share = torch.cat([_localisation(c, places, half_width) @ weighted for c in cells.split(ROWS)])
     share = share.T.reshape(count, 1, *grid.shape)
@@ -344,7 +337,7 @@ def one_hour_analysis(
     middle = np.datetime64(end.astimezone(UTC).replace(tzinfo=None))
     near = np.abs(table["time"].to_numpy() - middle) <= np.timedelta64(timedelta(minutes=30))
     rows = table.filter(pa.array(near))
-    seen, _ = build_observation_set(rows, model.grid, model.channels, [end], model.statics)
+    seen, _ = observation_set(rows, model, [end])
     lat, lon = (rows[name].to_numpy()[seen.rows] for name in ("lat", "lon"))
     draw = torch.Generator().manual_seed(0)
     anomalies = prior_anomalies(prior, lambda z: model.decode(z, mask=False), dates, members, draw)

@@ -24,10 +24,11 @@ from torch import Tensor
 from lab.osse.network import Network, simulate_observations, withhold_stations
 from lab.training.datasets import STATIC_NAMES, StateStore
 from model.checkpoints.bundle import resolve
+from model.diagnostics.equivalents import observation_set
 from model.domain.errors import InvalidInput
 from model.domain.variables import VARIABLES
 from model.latent_model import LatentModel
-from model.operators.observation_set import ObservationSet, build_observation_set
+from model.operators.observation_set import ObservationSet
 
 __all__ = [
     "CASE_NAME",
@@ -273,8 +274,7 @@ class ObservedCase:
         return found, table.take(pa.array(found.rows))
 
     def _set(self, table: pa.Table, later: int) -> tuple[ObservationSet, pa.Table]:
-        m = self.model
-        return build_observation_set(table, m.grid, m.channels, self.times(later), m.statics)
+        return observation_set(table, self.model, self.times(later))
 
 
 def observe_case(

@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.domain.ensembles import mirror
+from model.domain.ensembles import noise_source
 from model.domain.errors import ConfigurationError
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import (
@@ -250,7 +250,7 @@ class PriorStartSettings:
         member_tolerance: Of that residual: an error here is an error of the spread alone.
         tied_iterations: The largest number where each member is tied to states of its own.
         tied_tolerance: Of that residual.
-        mirrored: Whether members come in pairs of opposite noise.
+        antithetic: Whether members come in antithetic pairs, of opposite noise.
     """
 
     iterations: int = 60
@@ -261,7 +261,7 @@ class PriorStartSettings:
     member_tolerance: float = 0.03
     tied_iterations: int = 30
     tied_tolerance: float = 0.005
-    mirrored: bool = True
+    antithetic: bool = True
 
     def mean(self, guessed: bool) -> PriorCovarianceSettings:
         """For the posterior mean, from a first guess or from climatology."""
@@ -338,8 +338,8 @@ class PriorStart:
     def _deviations(self, analysed: Tensor, white: Tensor, rows: BlanketRows) -> Tensor:
         """Deviations of members from the posterior mean, with the shape of `white`."""
         numbers = [self.members[m] for m in rows.member.tolist()]
-        pairs = [mirror(n, self.settings.mirrored) for n in numbers]
-        keys = list(zip(rows.blanket.tolist(), (twin for twin, _ in pairs), strict=True))
+        pairs = [noise_source(n, self.settings.antithetic) for n in numbers]
+        keys = list(zip(rows.blanket.tolist(), (source for source, _ in pairs), strict=True))
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         chosen = torch.tensor(sorted(first.values()))
         part = BlanketRows(rows.blanket[chosen], rows.member[chosen])
@@ -372,7 +372,7 @@ class PriorStart:
         """Perturbations that depend on the seed, the member and the blanket alone."""
         draws = []
         for member, blanket in zip(rows.member.tolist(), rows.blanket.tolist(), strict=True):
-            number, sign = mirror(self.members[member], self.settings.mirrored)
+            number, sign = noise_source(self.members[member], self.settings.antithetic)
             words = [self.seed % 2**64, number % 2**64, blanket]
             key = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
             generator = torch.Generator().manual_seed(int(key) >> 1)

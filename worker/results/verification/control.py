@@ -22,6 +22,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model.diagnostics.equivalents import Equivalents
 from model.domain.errors import AppaError, ConfigurationError
 from worker.contract.layout import Layout
 from worker.results.outputs.product import Product
@@ -35,7 +36,6 @@ from worker.results.verification.series import (
     newest_revisions,
     read_series,
 )
-from worker.results.verification.withheld import Equivalents
 
 __all__ = [
     "ControlPolicy",
