@@ -42,7 +42,7 @@ from model.domain.errors import ConfigurationError
 from model.domain.grids import Grid, unit_vectors
 from model.domain.physics import EARTH_RADIUS
 from model.gaussian_prior import ZonalGaussianPrior
-from model.guidance.solvers import variational_increment
+from model.guidance.solvers import Tangent, variational_increment
 from model.latent_model import LatentModel, climatological_states
 from model.nn.embedding import date_rows
 from model.operators.observation_set import ObservationSet
@@ -142,25 +142,6 @@ class WindowedAnalysis:
     fit: float
 
 
-def _linearise(f: Map, x: Tensor) -> tuple[Tensor, Map, Map]:
-    """f(x), and products with its Jacobian and its transpose, from one kept graph."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        y = f(x)
-        probe = torch.zeros_like(y, requires_grad=True)
-        (pulled,) = torch.autograd.grad(y, x, probe, create_graph=True)
-
-    def push(v: Tensor) -> Tensor:
-        (out,) = torch.autograd.grad(pulled, probe, v, retain_graph=True)
-        return out
-
-    def pull(w: Tensor) -> Tensor:
-        (out,) = torch.autograd.grad(y, x, w, retain_graph=True)
-        return out
-
-    return y.detach(), push, pull
-
-
 @torch.no_grad()
 def windowed_analysis(
     prior: GaussianPrior,
@@ -203,10 +184,10 @@ def windowed_analysis(
 
     x, total = mean, 0
     for _ in range(outer):
-        y, push, pull = _linearise(observe, x)
-        right = target - y + push(x - mean)
+        point = Tangent(observe, x)
+        right = target - point.y + point.push(x - mean)
         increment, steps = variational_increment(
-            prior.filter, push, pull, right, iterations=iterations, tolerance=tolerance
+            prior.filter, point.push, point.pull, right, iterations=iterations, tolerance=tolerance
         )
         x, total = mean + increment, total + steps
     left = observations.values / unit - observe(x)
