@@ -38,7 +38,7 @@ __all__ = [
     "analysis_times",
     "observe_case",
     "open_truth",
-    "withheld_rows",
+    "as_if_used",
     "write_case",
 ]
 
@@ -210,7 +210,7 @@ def analysis_times(truth: Truth, window: int, lead: int, count: int) -> list[dat
     return [first + timedelta(hours=h) for h in moved]
 
 
-def withheld_rows(table: pa.Table) -> pa.Table:
+def as_if_used(table: pa.Table) -> pa.Table:
     """The rows that were withheld, as if they had not been."""
     rejected = pc.equal(table["rejected_by"].cast(pa.string()), "withheld")
     rows = table.filter(pc.fill_null(rejected, False))
@@ -270,7 +270,7 @@ class ObservedCase:
 
     def withheld(self) -> tuple[ObservationSet, pa.Table]:
         """Observations of withheld stations in the window, and their rows of the table."""
-        found, table = self._set(withheld_rows(self.known()), 0)
+        found, table = self._set(as_if_used(self.known()), 0)
         return found, table.take(pa.array(found.rows))
 
     def _set(self, table: pa.Table, later: int) -> tuple[ObservationSet, pa.Table]:

@@ -295,11 +295,11 @@ class ResultsFile:
         """The figures of an analysis time, if finished."""
         return next((s for s in self._contents.starts if s.end == end), None)
 
-    def keep_autoencoder(self, skill: AutoencoderSkill) -> None:
+    def add_autoencoder(self, skill: AutoencoderSkill) -> None:
         """Adds the autoencoder's figures."""
         self._write({"autoencoder": skill})
 
-    def keep_start(self, skill: StartSkill, fields: CaseFields) -> None:
+    def add_start(self, skill: StartSkill, fields: CaseFields) -> None:
         """Adds an analysis time; the first one's maps are kept."""
         if self._fields is None:
             self._fields = fields
