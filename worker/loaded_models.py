@@ -43,7 +43,7 @@ def warm_up(model: LatentModel) -> None:
         1,
         report_type="synop" if channel.level is None else "temp",
         station_id="warm-up",
-        time=np.datetime64(_TIME.replace(tzinfo=None), "ns"),
+        time=np.array([_TIME.replace(tzinfo=None)], "datetime64[ns]"),
         lat=0.0,
         lon=0.0,
         vertical_kind="surface" if channel.level is None else "pressure",

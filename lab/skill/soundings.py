@@ -75,7 +75,7 @@ def verify_withheld(
     table = _checked(table, model, share)
     observations, table = observation_set(table, model, plan.times)
     withheld = pc.fill_null(pc.equal(table["rejected_by"].cast(pa.string()), "withheld"), False)
-    seen = monitored_set(table, model, plan.times)
+    seen, _ = monitored_set(table, model, plan.times)
     seen = seen.select(withheld.to_numpy()[seen.rows])
     analysis = assimilate(model, observations, plan, members, seed, on_step=on_step)
     hofx = model_equivalents(analysis.latents, model, seen).mean(0)
