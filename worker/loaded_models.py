@@ -23,7 +23,8 @@ from model.domain.files import file_digest
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from worker.contract.queues import ModelInfo
-from worker.observations.decoders.base import DecodeContext, build_table
+from worker.observations.columns import build_table
+from worker.observations.decoders.base import DecodeContext
 
 __all__ = ["LoadedModel", "LoadedModels", "choose_device", "load_models", "warm_up"]
 

@@ -41,6 +41,8 @@ class Variable:
             related to it by an observation operator only.
         height: Height above ground in metres where the quantity is defined at one, else None.
         nonnegative: Whether values below zero are unphysical and clipped when published.
+        vertical: What an observed-only variable refers to: the surface, a pressure level or
+            height, a layer, the whole column, or a channel of an instrument.
     """
 
     id: str
@@ -50,6 +52,12 @@ class Variable:
     kind: Kind
     height: float | None = None
     nonnegative: bool = False
+    vertical: Literal["surface", "level", "layer", "column", "channel"] = "surface"
+
+    @property
+    def needs_level(self) -> bool:
+        """Whether a value means nothing without its vertical coordinate."""
+        return self.kind == "atmospheric" or self.vertical in ("level", "layer", "channel")
 
 
 _ALL = (
@@ -74,15 +82,16 @@ _ALL = (
     Variable("surface_pressure", "sp", "Pa", "surface_air_pressure", "observed"),
     Variable("2m_dewpoint_temperature", "d2m", "K", "dew_point_temperature", "observed", 2.0),
     Variable("2m_relative_humidity", "r2m", "1", "relative_humidity", "observed", 2.0, True),
-    Variable("relative_humidity", "r", "1", "relative_humidity", "observed", None, True),
+    Variable("relative_humidity", "r", "1", "relative_humidity", "observed", None, True, "level"),
     Variable("10m_wind_speed", "si10", "m s-1", "wind_speed", "observed", 10.0, True),
-    Variable("wind_speed", "ws", "m s-1", "wind_speed", "observed", None, True),
+    Variable("wind_speed", "ws", "m s-1", "wind_speed", "observed", None, True, "level"),
     Variable(
         "geopotential_thickness",
         "dz",
         "m2 s-2",
         "atmosphere_layer_thickness_expressed_as_geopotential_height_difference",
         "observed",
+        vertical="layer",
     ),
     Variable(
         "total_column_water_vapour",
@@ -92,8 +101,16 @@ _ALL = (
         "observed",
         None,
         True,
+        "column",
     ),
-    Variable("brightness_temperature", "tb", "K", "toa_brightness_temperature", "observed"),
+    Variable(
+        "brightness_temperature",
+        "tb",
+        "K",
+        "toa_brightness_temperature",
+        "observed",
+        vertical="channel",
+    ),
 )
 
 VARIABLES: Registry[Variable] = Registry("variable", **{v.id: v for v in _ALL})

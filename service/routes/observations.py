@@ -8,14 +8,14 @@ from pydantic import BaseModel, Field
 
 from service.auth import AnyCaller, GatewayDep, ObservationWriter, Reader, UploadReader
 from service.errors import NotFound
-from service.observation_query import FORMATS, choose_format, observation_query
+from service.observation_query import choose_format, observation_query
 from service.openapi import BATCH, page_of, problems, shown
 from service.schemas import BatchPage
 from service.upload_requests import Sender, receive_batch
 from worker.contract.batches import BatchRecord, BatchState
 from worker.contract.kinds import UtcTime
-from worker.observations.export import TEMPLATES
-from worker.observations.formats import FORMATS as FILE_FORMATS
+from worker.observations.export import ROW_FORMATS, TEMPLATES
+from worker.observations.formats import FORMATS
 from worker.observations.store.query import MAX_PAGE, query_observations
 
 router = APIRouter(prefix="/v1", tags=["observations"])
@@ -35,7 +35,7 @@ UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "The file itself; its first bytes tell the format, not the media type. "
-        + " ".join(f"`{f.name}`: {f.description}." for f in FILE_FORMATS.values()),
+        + " ".join(f"`{f.name}`: {f.description}." for f in FORMATS.values()),
         "content": {
             "application/octet-stream": _BINARY,
             "application/bufr": _BINARY,
@@ -127,7 +127,7 @@ async def upload_batch(
                     "schema": {"type": "integer"},
                 }
             },
-            "content": {f.media_type.split(";")[0]: _BINARY for f in FORMATS.values()},
+            "content": {f.media_type: _BINARY for f in ROW_FORMATS.values()},
         },
     },
 )
@@ -214,13 +214,6 @@ def read_batch(
     return gateway.stores.batches.get(batch_id)
 
 
-_MEDIA_TYPES = {
-    ".csv": "text/csv",
-    ".parquet": "application/vnd.apache.parquet",
-    ".geojson": "application/geo+json",
-}
-
-
 class TemplateView(BaseModel):
     """One example file."""
 
@@ -231,20 +224,16 @@ class TemplateView(BaseModel):
     url: str = Field(description="Path on this gateway.")
 
 
-def _media_type(file_name: str) -> str:
-    return _MEDIA_TYPES[file_name[file_name.rindex(".") :]]
-
-
 @router.get("/templates", responses=problems())
 def list_templates(request: Request, _: AnyCaller) -> list[TemplateView]:
-    """The forms there is an example file of; each says the same ten observations."""
+    """The formats there is an example file of; each holds the same ten observations."""
     root = request.scope.get("root_path", "")
     return [
         TemplateView(
             name=name,
             file_name=template.file_name,
             description=template.description,
-            media_type=_media_type(template.file_name),
+            media_type=template.media_type,
             url=f"{root}/v1/templates/{name}",
         )
         for name, template in TEMPLATES.items()
@@ -259,8 +248,8 @@ def list_templates(request: Request, _: AnyCaller) -> list[TemplateView]:
         200: {
             "description": "The file; uploaded as it is, it is taken in as ten observations.",
             "content": {
-                media: {"schema": {"type": "string", "format": "binary"}}
-                for media in _MEDIA_TYPES.values()
+                template.media_type: {"schema": {"type": "string", "format": "binary"}}
+                for template in TEMPLATES.values()
             },
         },
     },
@@ -279,6 +268,6 @@ def read_template(
     template = TEMPLATES[name]
     return Response(
         template.write(),
-        media_type=_media_type(template.file_name),
+        media_type=template.media_type,
         headers={"Content-Disposition": f'attachment; filename="{template.file_name}"'},
     )

@@ -1,4 +1,4 @@
-"""Define a check, its stage, its parameters and what it knows besides the rows.
+"""Define a check: its stage, its parameters and its context besides the rows.
 
 Parameters are those of `qc.yaml`, overridden by the deployment and by the upload.
 """
@@ -27,7 +27,7 @@ DEFAULTS = Path(__file__).with_name("qc.yaml")
 
 
 def load_parameters(*overrides: Mapping[str, Any] | str | Path | None) -> dict[str, dict[str, Any]]:
-    """The effective parameters by check, to be stored with each analysis.
+    """Return the effective parameters by check, to be stored with each analysis.
 
     Arguments:
         overrides: Mappings `{check: {parameter: value}}` or paths of YAML files, applied in order;
@@ -75,7 +75,7 @@ def _apply(parameters: dict[str, dict[str, Any]], check: str, values: Any) -> No
 
 @dataclass(frozen=True)
 class QCContext:
-    """The surroundings of a table; checks that lack what they need do nothing.
+    """What checks may use besides the rows; a check that lacks what it needs does nothing.
 
     Attributes:
         parameters: Effective parameters by check, from `load_parameters`.
@@ -92,7 +92,7 @@ class QCContext:
     cut_off: datetime | None = None
 
     def of(self, check: str) -> Mapping[str, Any]:
-        """The parameters of one check."""
+        """Return the parameters of one check."""
         return self.parameters[check]
 
 
@@ -106,7 +106,7 @@ Transform = Callable[[pa.Table, QCContext], pa.Table]
 
 @dataclass(frozen=True)
 class Check:
-    """One check of the list in `checks.py`.
+    """One check of the list in `run.py`.
 
     Attributes:
         name: Key in `qc.yaml`.

@@ -24,7 +24,7 @@ from model.domain.errors import InvalidInput, StorageError
 from model.domain.observations import FEEDBACK_SCHEMA, QC_FLAGS, validate_table
 from model.domain.variables import VARIABLES
 from worker.observations.columns import codes, groups, numbers, times
-from worker.observations.lexicons.ioda import IODA_NAMES
+from worker.observations.lexicons import IODA_NAMES
 from worker.results.outputs.formats import product_file, put_file
 from worker.results.outputs.product import Product, Written, global_attributes
 

@@ -19,7 +19,7 @@ from model.domain.ensembles import AntitheticPairs
 from model.domain.errors import StorageError
 from model.domain.grids import Grid
 from model.domain.windows import HOUR
-from worker.observations.lexicons.grib import GRIB2_CODES
+from worker.observations.lexicons import GRIB2_CODES
 from worker.results.outputs.formats import product_file, put_file
 from worker.results.outputs.product import Field, Product, Written, fields, mean_and_spread
 

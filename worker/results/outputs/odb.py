@@ -19,7 +19,7 @@ from pyodc.constants import DataType
 from model.domain.errors import StorageError
 from model.domain.observations import QC_FLAGS
 from worker.observations.columns import codes, numbers, times
-from worker.observations.lexicons.odb import OBSTYPE, VARNO, VERTCO
+from worker.observations.lexicons import OBSTYPE, VARNO, VERTCO
 from worker.results.outputs.feedback import checked_feedback
 from worker.results.outputs.formats import product_file, put_file
 from worker.results.outputs.product import Product, Written

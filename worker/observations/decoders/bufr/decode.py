@@ -161,7 +161,7 @@ class _Walk:
         self.report = DecodeReport(format="bufr", size=size, bytes_between=size)
         self.unpacker = Unpacker(context.limits)
         self.collector = Collector()
-        self.groups: dict[tuple, _Group] = {}
+        self.groups: dict[tuple[object, ...], _Group] = {}
         self.held = 0
         self.ordinal = 0
         self.mark = context.options.get("mark", lambda offset: None)
