@@ -156,24 +156,24 @@ class Pin(Record):
     note: str = Field(default="", max_length=500, description="What for.")
 
 
-def pin(layout: Layout, wanted: Pin) -> Pin:
+def pin(layout: Layout, new: Pin) -> Pin:
     """Keep a result from retention, and return its pin: the first one if there are several.
 
     Raises:
         NoSuchAnalysis: If there is no such result.
     """
-    path = layout.pin(wanted.analysis_id)
+    path = layout.pin(new.analysis_id)
     layout.pins.mkdir(exist_ok=True)
-    known = _read_pin(layout, wanted.analysis_id)
+    known = _read_pin(layout, new.analysis_id)
     if known is None:
-        replace_text(path, wanted.model_dump_json(indent=1))
-    if not layout.manifest(wanted.analysis_id).exists():
+        replace_text(path, new.model_dump_json(indent=1))
+    if not layout.manifest(new.analysis_id).exists():
         path.unlink(missing_ok=True)
         raise NoSuchAnalysis(
-            f"Expected the id of a published analysis; got '{wanted.analysis_id}'.",
-            analysis_id=wanted.analysis_id,
+            f"Expected the id of a published analysis; got '{new.analysis_id}'.",
+            analysis_id=new.analysis_id,
         )
-    return known or wanted
+    return known or new
 
 
 def unpin(layout: Layout, analysis_id: str) -> bool:

@@ -60,21 +60,21 @@ class Equivalents:
 
     @property
     def members(self) -> int:
-        """M."""
+        """Return the number of members, M."""
         return len(self.hofx)
 
     @property
     def twins(self) -> AntitheticPairs:
-        """How the members depend on each other."""
+        """Return which members are antithetic pairs."""
         return AntitheticPairs.of(range(self.members), self.mirrored)
 
     def at(self, rows: NDArray[np.int64]) -> "Equivalents":
-        """The equivalents at those of `rows` (ascending) that have any."""
+        """Return the equivalents at those of `rows` (ascending) that have any."""
         both, _, place = np.intersect1d(rows, self.rows, assume_unique=True, return_indices=True)
         return replace(self, rows=both, errors=self.errors[place], hofx=self.hofx[:, place])
 
     def errors_of(self, table_errors: Float) -> Float:
-        """`table_errors` (rows of the table,) with the errors assumed where there are any."""
+        """Return `table_errors`, with shape (rows of the table,), with `errors` at `rows`."""
         errors = table_errors.copy()
         errors[self.rows] = self.errors
         return errors
@@ -197,7 +197,7 @@ class EnsembleScore:
 
 @dataclass(frozen=True)
 class WithheldScore:
-    """One network, variable and layer; `layer` is `all` for the layers together.
+    """The scores of one network, variable and layer (`all` for the layers together).
 
     Attributes:
         network: Report type.
@@ -225,7 +225,7 @@ def score_withheld(
     rng: np.random.Generator,
     among: BoolArray | None = None,
 ) -> list[WithheldScore]:
-    """Scores of the rows that were kept back and passed all other checks before.
+    """Score the rows that were withheld and had passed all other checks.
 
     Arguments:
         feedback: A table of `FEEDBACK_SCHEMA`.
@@ -262,7 +262,7 @@ def score_withheld(
 
 
 def _groups(frame: pd.DataFrame) -> list[tuple[tuple[str, str, str], NDArray[np.int64]]]:
-    """(network, variable, layer) with the places of its rows, each layer and all of them."""
+    """Return the indices of the rows of each network, variable and layer, and of all layers."""
     keys = ["report_type", "variable"]
     layers = frame.groupby([*keys, "layer"], observed=True).indices
     whole = frame.groupby(keys, observed=True).indices
@@ -275,7 +275,7 @@ def _groups(frame: pd.DataFrame) -> list[tuple[tuple[str, str, str], NDArray[np.
 
 
 class _Values:
-    """What is known of each value, ready to be averaged over groups."""
+    """Scores of single values, which are averaged over groups of rows."""
 
     def __init__(self, found: Equivalents, values: Float, rng: np.random.Generator) -> None:
         self.found = found
@@ -287,7 +287,7 @@ class _Values:
         self.variance = self.twins.variance(found.hofx)
 
     def score(self, rows: NDArray[np.int64]) -> EnsembleScore | None:
-        """The score of those of `rows` that there are."""
+        """Return the score of those of `rows` that have equivalents; None without any."""
         index = np.searchsorted(self.found.rows, np.intersect1d(rows, self.found.rows))
         if not len(index):
             return None
