@@ -77,7 +77,7 @@ class ArrayComparison:
 
     @property
     def same(self) -> bool:
-        """Return whether all bits agree."""
+        """Return whether all bits of the array agree."""
         return self.differing == 0
 
 

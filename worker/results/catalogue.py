@@ -299,7 +299,8 @@ class Catalogue:
 
     def _scan(self, database: sqlite3.Connection) -> None:
         """Index what is new or rewritten, and drop what is gone."""
-        listed = _stamp(self._layout.analyses)  # of before: what comes now is seen next time
+        # Of before listing: what comes while manifests are read is seen next time.
+        now, listed = time.time_ns(), _stamp(self._layout.analyses)
         query = "SELECT id, stamp FROM results UNION ALL SELECT id, stamp FROM unreadable"
         known: dict[str, int] = dict(database.execute(query).fetchall())
         with suppress(FileNotFoundError):
@@ -310,7 +311,7 @@ class Catalogue:
         for name in known:
             _forget(database, name)
             self._parsed.pop(name, None)
-        settled = time.time_ns() - listed > _SETTLED_NS
+        settled = now - listed > _SETTLED_NS
         database.execute(
             "INSERT OR REPLACE INTO state VALUES ('listed', ?)", (listed if settled else -1,)
         )

@@ -53,7 +53,7 @@ _DATASETS = (".nc", ".zarr.zip")
 
 
 class ManifestFile(Record):
-    """One file of a result."""
+    """One published file: its name, size, hash and purpose."""
 
     name: str = Field(description="File name.")
     size: int = Field(ge=0, description="Bytes.")
@@ -109,7 +109,7 @@ class AnalysisManifest(Record):
 
     @property
     def dataset_file(self) -> ManifestFile | None:
-        """The file that is served as a data set: NetCDF where there is one, else Zarr."""
+        """Return the file that is served as a data set: NetCDF where there is one, else Zarr."""
         data = [file for file in self.files if file.role == "data"]
         found = (file for suffix in _DATASETS for file in data if file.name.endswith(suffix))
         return next(found, None)
@@ -191,7 +191,7 @@ def is_pinned(layout: Layout, analysis_id: str) -> bool:
 
 
 def pins(layout: Layout) -> list[Pin]:
-    """Return all pins, oldest first."""
+    """Return the pins of all results, oldest first."""
     if not layout.pins.is_dir():
         return []
     names = [path.name for path in layout.pins.iterdir() if not path.name.startswith(".")]

@@ -54,7 +54,7 @@ class Rule(_Part):
 
 
 class AnalysisRules(_Part):
-    """Published results by category."""
+    """Rules for published results, by category: flavour of the cycles, or kind."""
 
     early: Rule = Field(default=Rule(days=7, keep=48), description="Early analyses of the cycles.")
     final: Rule = Field(default=Rule(days=90, keep=48), description="Final analyses of the cycles.")
