@@ -25,6 +25,7 @@ from zarr.storage import ZipStore
 
 from model.domain.errors import StorageError
 from service.errors import NotFound, RequestError
+from worker.contract.kinds import KINDS
 from worker.contract.layout import Layout
 from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
@@ -202,7 +203,7 @@ def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int]) -> None:
         f"Expected at most {most} values in one answer; {count} are asked for: "
         f"{len(dataset.data_vars)} variables over {extent}. Name the variables wanted with "
         "'parameter-name', a level with 'z', a time with 'datetime', a member with 'realization', "
-        "or take a smaller box or area. Whole fields are better read by zarr or OPeNDAP, or "
+        "or take a smaller box or area. Whole fields are better read by zarr, or "
         "downloaded as a file.",
         **context,
         variables=len(dataset.data_vars),
@@ -212,13 +213,11 @@ def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int]) -> None:
 log = structlog.get_logger()
 
 LATEST: dict[str, ResultFilter] = {
-    "latest-filtering": ResultFilter("filtering", with_dataset=True),
-    "latest-early": ResultFilter("filtering", "early", with_dataset=True),
-    "latest-final": ResultFilter("filtering", "final", with_dataset=True),
-    "latest-forecast": ResultFilter("forecast", with_dataset=True),
-    "latest-reanalysis": ResultFilter("reanalysis", with_dataset=True),
+    f"latest-{flavour or kind.name}": ResultFilter(kind.name, flavour, with_dataset=True)
+    for kind in KINDS.values()
+    for flavour in ((None, "early", "final") if kind.cycled else (None,))
 }
-"""Names that move on to the newest analysis of their kind."""
+"""Names that move on to the newest analysis of their kind, and of the cycles by flavour."""
 
 
 @dataclass

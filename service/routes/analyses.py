@@ -13,7 +13,7 @@ from service.errors import NotFound
 from service.files import file_response
 from service.openapi import ANALYSIS, VERIFICATION, page_of, problems, shown
 from service.schemas import AnalysisList, LatestAnalysis, LatestFile, VerificationPage
-from worker.contract.kinds import UtcTime
+from worker.contract.kinds import KINDS, KindName, UtcTime
 from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest, Pin, pin, pins, unpin
 from worker.results.verification.series import (
@@ -70,9 +70,7 @@ def unpin_analysis(gateway: GatewayDep, _: JobWriter, analysis_id: PinnedId) -> 
         raise NotFound(f"Expected a pinned analysis; '{analysis_id}' has no pin.")
 
 
-KINDS = ("filtering", "forecast", "reanalysis")
 FLAVOURS = ("early", "final")
-Kind = Literal["filtering", "forecast", "reanalysis"]
 AnalysisId = Annotated[str, Path(description="From a job or a list.", max_length=100)]
 FILE_RESPONSES = {
     **problems("not_found", "precondition_failed", "range_not_satisfiable"),
@@ -93,7 +91,7 @@ FILE_RESPONSES = {
 def list_analyses(
     gateway: GatewayDep,
     _: Reader,
-    kind: Annotated[Kind | None, Query(description="Only these.")] = None,
+    kind: Annotated[KindName | None, Query(description="Only these.")] = None,
     flavour: Annotated[
         Literal["early", "final"] | None, Query(description="Only these, from the cycles.")
     ] = None,

@@ -14,13 +14,13 @@ from service.openapi import problems
 from service.stac.documents import (
     CONFORMS_TO,
     GEOJSON,
-    KINDS,
     Addresses,
     build_collection,
     build_item,
     build_landing,
 )
 from service.stac.search import SearchBody, item_page
+from worker.contract.kinds import KINDS
 from worker.results.entries import ResultFilter
 
 router = APIRouter(prefix="/v1/stac", tags=["catalogue"])

@@ -25,6 +25,7 @@ from pystac import (
 from pystac.extensions.file import FileExtension
 from starlette.requests import Request
 
+from worker.contract.kinds import KINDS
 from worker.results.entries import Entry
 from worker.results.manifest import AnalysisManifest, ManifestFile
 
@@ -33,7 +34,6 @@ __all__ = [
     "CONFORMS_TO",
     "FORECAST_SCHEMA",
     "GEOJSON",
-    "KINDS",
     "WORLD",
     "build_collection",
     "build_item",
@@ -89,7 +89,7 @@ class Addresses:
         return f"{self.analysis(analysis_id)}/{quote(name)}"
 
     def data_set(self, analysis_id: str, form: str) -> str:
-        """Return the address of the analysis as a data set read in parts: `zarr` or `opendap`."""
+        """Return the address of the analysis as a data set that is read in parts (`form`: `zarr`)."""
         return f"{self.base}/v1/data/{quote(analysis_id)}/{form}"
 
 
@@ -111,14 +111,7 @@ _KEYS = {
 }
 """Names of assets where the role alone would not do."""
 
-_DATA_SETS = (
-    ("zarr", "For xarray.open_zarr", MediaType.ZARR),
-    ("opendap", "For OPeNDAP clients", None),
-)
-"""Ways to read a data set, what to open it with, media type."""
-
 _ROLES = {"quicklook": ["overview"], "feedback": ["feedback", "metadata"]}
-_TITLES = {"filtering": "Analysis", "forecast": "Forecast", "reanalysis": "Reanalysis"}
 
 
 def interval(manifest: AnalysisManifest) -> tuple[datetime, datetime]:
@@ -134,20 +127,19 @@ def build_item(manifest: AnalysisManifest, at: Addresses) -> Item:
     hold many, unless they hold one. `start_datetime` and `end_datetime` are always there.
     """
     start, end = interval(manifest)
-    single = manifest.kind == "filtering" or start == end
+    kind = KINDS[manifest.kind]
+    single = kind.instant or start == end
     item = Item(
         id=manifest.id,
         geometry=_GEOMETRY,
         bbox=WORLD,
-        datetime=(manifest.valid_time if manifest.kind == "filtering" else start)
-        if single
-        else None,
+        datetime=(manifest.valid_time if kind.instant else start) if single else None,
         start_datetime=start,
         end_datetime=end,
         properties=_properties(manifest),
         collection=manifest.kind,
     )
-    if manifest.kind == "forecast":
+    if kind.forecast:
         item.stac_extensions.append(FORECAST_SCHEMA)
         item.properties["forecast:reference_datetime"] = _utc(manifest.valid_time)
         item.properties["forecast:horizon"] = _hours(end - manifest.valid_time)
@@ -180,7 +172,9 @@ def _properties(manifest: AnalysisManifest) -> dict[str, Any]:
         "job_id": manifest.job_id,
     }
     flavour = f" ({manifest.flavour})" if manifest.flavour else ""
-    title = f"{_TITLES[manifest.kind]} {manifest.valid_time:%Y-%m-%d %H} UTC{flavour}"
+    title = (
+        f"{KINDS[manifest.kind].noun.capitalize()} {manifest.valid_time:%Y-%m-%d %H} UTC{flavour}"
+    )
     return {
         "title": f"{title}, revision {manifest.revision}",
         "created": _utc(manifest.created),
@@ -202,12 +196,11 @@ def _add_asset(item: Item, file: ManifestFile, href: str) -> None:
 
 
 def _add_data_sets(item: Item, manifest: AnalysisManifest, at: Addresses) -> None:
-    """Add the ways to read parts of the fields, if the result has a data set."""
+    """Add a link to the data set in zarr if the result has one."""
     if manifest.dataset_file is None:
         return
-    for form, title, media in _DATA_SETS:
-        href = at.data_set(manifest.id, form)
-        item.add_asset(f"data-{form}", Asset(href, title, None, media, ["data", "virtual"]))
+    href, roles = at.data_set(manifest.id, "zarr"), ["data", "virtual"]
+    item.add_asset("data-zarr", Asset(href, "For xarray.open_zarr", None, MediaType.ZARR, roles))
 
 
 def _add_links(item: Item, manifest: AnalysisManifest, at: Addresses) -> None:
@@ -230,19 +223,6 @@ def _hours(duration: Any) -> str:
 
 
 GEOJSON: Final = "application/geo+json"
-KINDS: Final = {
-    "filtering": (
-        "Analyses",
-        "Ensemble analyses of one hour each, from the observations of the window that ends there.",
-    ),
-    "forecast": ("Forecasts", "Ensemble forecasts from analyses, hour by hour."),
-    "reanalysis": (
-        "Reanalyses",
-        "Ensembles of a past period, hour by hour, from all of its observations.",
-    ),
-}
-"""Title and description of the collection of each kind."""
-
 CONFORMS_TO: Final = [
     "https://api.stacspec.org/v1.0.0/core",
     "https://api.stacspec.org/v1.0.0/collections",
@@ -275,7 +255,10 @@ def build_landing(at: Addresses) -> dict[str, Any]:
             "application/vnd.oai.openapi+json;version=3.1",
         ),
         Link("service-doc", f"{at.base}/docs", "text/html"),
-        *(Link(RelType.CHILD, at.collection(k), json, title) for k, (title, _) in KINDS.items()),
+        *(
+            Link(RelType.CHILD, at.collection(name), json, kind.plural.capitalize())
+            for name, kind in KINDS.items()
+        ),
     ):
         catalog.add_link(link)
     found: dict[str, Any] = catalog.to_dict(include_self_link=True, transform_hrefs=False)
@@ -286,15 +269,14 @@ def build_collection(kind: str, entries: Sequence[Entry], at: Addresses) -> dict
     """Return the collection of `kind`.
 
     Arguments:
-        kind: One of `KINDS`.
+        kind: The name of a kind of job.
         entries: All results of that kind.
         at: Addresses.
     """
-    title, description = KINDS[kind]
     collection = Collection(
         id=kind,
-        title=title,
-        description=description,
+        title=KINDS[kind].plural.capitalize(),
+        description=KINDS[kind].description,
         extent=Extent(SpatialExtent([WORLD]), TemporalExtent([_span(entries)])),
         license="other",
         keywords=["data assimilation", "ensemble", "atmosphere", kind],

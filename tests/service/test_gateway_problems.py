@@ -133,7 +133,8 @@ bad = [m for m in sys.modules if m.split(".")[0] in heavy or m.startswith("celer
 light = ("worker.contract", "worker.results", "worker.results.catalogue", "worker.results.entries",
          "worker.results.manifest",
          "worker.results.verification", "worker.results.verification.series",
-         "worker.observations", "worker.observations.export", "worker.observations.store",
+         "worker.observations", "worker.observations.export", "worker.observations.formats",
+         "worker.observations.store",
          "worker.observations.store.query", "worker.observations.store.files",
          "worker.observations.lexicons", "worker.observations.lexicons.earth2studio")
 bad += [m for m in sys.modules

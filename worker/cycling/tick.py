@@ -32,6 +32,7 @@ from worker.contract.cycles import (
     parse_cycle_key,
 )
 from worker.contract.disk import DiskSettings, disk_state
+from worker.contract.kinds import KINDS
 from worker.contract.layout import Layout
 from worker.contract.queues import TaskSender
 from worker.contract.store import Stores
@@ -113,8 +114,8 @@ def recover(cycles: CycleStore, layout: Layout) -> int:
         return 0
     newest: dict[str, AnalysisManifest] = {}
     with Catalogue(layout) as catalogue:
-        for manifest in catalogue.manifests(ResultFilter("filtering")):
-            key = str(manifest.cycle.get("key", ""))
+        for manifest in catalogue.manifests(ResultFilter()):
+            key = str(manifest.cycle.get("key", "")) if KINDS[manifest.kind].cycled else ""
             if key and (key not in newest or newest[key].revision < manifest.revision):
                 newest[key] = manifest
     for key, manifest in newest.items():

@@ -8,7 +8,6 @@ retention checks for it after moving a result away (and moves it back), so a res
 pinned successfully is never deleted.
 """
 
-import hashlib
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from model.domain.errors import InvalidInput, StorageError
+from model.domain.files import file_digest, write_atomic
 from worker.contract.kinds import JobSpec
-from worker.contract.layout import Layout, replace_text
+from worker.contract.layout import Layout
 from worker.contract.records import Record, utc_now
 
 __all__ = [
@@ -67,7 +67,7 @@ class AnalysisManifest(Record):
 
     id: str = Field(description="Name of the result.")
     job_id: str = Field(description="The job that made it.")
-    kind: str = Field(description="`filtering`, `forecast` or `reanalysis`.")
+    kind: str = Field(description="The kind of its job: `filtering`, `forecast`, `reanalysis` …")
     valid_time: datetime = Field(description="Analysis time; start of a forecast or reanalysis.")
     times: list[datetime] = Field(description="Valid times in the files (UTC).")
     flavour: str = Field(default="", description="`early`, `final`, or empty outside the cycles.")
@@ -117,12 +117,10 @@ class AnalysisManifest(Record):
 
 def describe_file(path: Path, role: str = "data") -> ManifestFile:
     """Return name, size, SHA-256 and media type of a finished file."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-        size = stream.tell()
+    size = path.stat().st_size
     media = _MEDIA.get(path.suffix, "application/octet-stream")
     return ManifestFile(
-        name=path.name, size=size, sha256=digest.hexdigest(), media_type=media, role=role
+        name=path.name, size=size, sha256=file_digest(path), media_type=media, role=role
     )
 
 
@@ -166,7 +164,7 @@ def pin(layout: Layout, new: Pin) -> Pin:
     layout.pins.mkdir(exist_ok=True)
     known = _read_pin(layout, new.analysis_id)
     if known is None:
-        replace_text(path, new.model_dump_json(indent=1))
+        write_atomic(path, new.model_dump_json(indent=1))
     if not layout.manifest(new.analysis_id).exists():
         path.unlink(missing_ok=True)
         raise NoSuchAnalysis(

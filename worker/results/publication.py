@@ -24,8 +24,9 @@ from typing import Any
 
 import structlog
 
+from model.domain.files import sync_folder, write_atomic
 from worker.contract.jobs import JobRecord, JobStore, Phase
-from worker.contract.layout import Layout, replace_text
+from worker.contract.layout import Layout
 from worker.lease import ProgressReporter
 from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
@@ -36,7 +37,6 @@ __all__ = [
     "replace_manifest",
     "staging_folder",
     "sweep_leftovers",
-    "sync_folder",
     "update_latest",
     "write_manifest",
 ]
@@ -76,17 +76,12 @@ def write_manifest(folder: Path, manifest: AnalysisManifest) -> None:
             size = os.fstat(stream.fileno()).st_size
         if size != file.size:
             raise OSError(errno.EIO, f"file changed after it was written: {file.name}")
-    path = folder / "manifest.json"
-    with path.open("w") as stream:
-        stream.write(manifest.model_dump_json(indent=2))
-        stream.flush()
-        os.fsync(stream.fileno())
-    sync_folder(folder)
+    write_atomic(folder / "manifest.json", manifest.model_dump_json(indent=2))
 
 
 def replace_manifest(layout: Layout, manifest: AnalysisManifest) -> None:
     """Replace the manifest of a published result atomically."""
-    replace_text(layout.manifest(manifest.id), manifest.model_dump_json(indent=2))
+    write_atomic(layout.manifest(manifest.id), manifest.model_dump_json(indent=2))
     os.utime(layout.analyses)  # catalogues look at manifests again when the folder was touched
 
 
@@ -112,15 +107,6 @@ def publish(
         with suppress(OSError):
             shutil.rmtree(staging)
     sync_folder(layout.analyses)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _STAGING = re.compile(r"an-.*\.\d+")
@@ -158,7 +144,7 @@ def update_latest(layout: Layout) -> bool:
         text = json.dumps(_latest_entries(catalogue), indent=1)
         if path.exists() and path.read_text() == text:
             return False
-        replace_text(path, text)
+        write_atomic(path, text)
         return True
 
 

@@ -22,7 +22,7 @@ __all__ = ["describe_models", "run_assimilation_task"]
 
 
 def describe_models(models: LoadedModels, report: WorkerReport) -> None:
-    """The models, the device and the output formats of a model worker."""
+    """Add the models, the device and the output formats of a model worker to its report."""
     name = str(models.device)
     if models.device.type == "cuda":
         name += f" ({torch.cuda.get_device_name(models.device)})"
@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 @shared_task(name=RUN_ASSIMILATION, bind=True)
 def run_assimilation_task(self: "Task[Any, Any]", job_id: str, version: int) -> None:
-    """Runs one job on this process's device."""
+    """Run one job on the device of this process."""
     runtime: Runtime = self.app.runtime
     store = runtime.stores.jobs
     if not known_version(store, job_id, version):
@@ -55,11 +55,11 @@ def run_assimilation_task(self: "Task[Any, Any]", job_id: str, version: int) -> 
         store.succeed(job.id, job.token, progress.done())
         announce(runtime, job.analysis_id)
 
-    attempt(runtime, store, job_id, body)
+    attempt(self, runtime, store, job_id, body)
 
 
 def announce(runtime: Runtime, analysis_id: str) -> None:
-    """Sends word of a result; a result that nobody was told of is a result all the same."""
+    """Send the message that announces a result; the scheduler announces what was missed."""
     try:
         submit(runtime.sender, ANNOUNCE_RESULT, analysis_id)
     except (OperationalError, RedisError, OSError) as error:

@@ -39,10 +39,7 @@ def announce(layout: Layout, events: EventLog, manifest: AnalysisManifest) -> No
 
 
 def tell_published(events: EventLog, manifest: AnalysisManifest) -> bool:
-    """Emit the events of a published result; return whether that had not been done before.
-
-    A cycle outside its control limits has an event of its own.
-    """
+    """Emit the events of a published result, once; return whether they were new."""
     about = describe(manifest)
     news = events.emit(EventType.ANALYSIS_PUBLISHED, manifest.id, about)
     if OUTSIDE_FLAG in manifest.flags:
@@ -52,7 +49,7 @@ def tell_published(events: EventLog, manifest: AnalysisManifest) -> bool:
 
 
 def describe(manifest: AnalysisManifest) -> dict[str, Any]:
-    """Return what the event says of a result: enough to decide whether to fetch it, and what."""
+    """Return the data of a result's event: enough to decide whether to fetch it, and what."""
     values = manifest.model_dump(mode="json")
     names = ("kind", "flavour", "revision", "valid_time", "created", "members", "flags", "job_id")
     return {
@@ -70,8 +67,8 @@ class MissedResults:
     Arguments:
         layout: The data folder.
         events: The events emitted so far.
-        every: Seconds between two searches.
-        back: Age in seconds above which results are left alone.
+        every: Seconds between two scans.
+        back: Results older than so many seconds are left alone.
     """
 
     def __init__(
@@ -90,7 +87,7 @@ class MissedResults:
         self._seen: set[str] = set()
 
     def tick(self) -> int:
-        """Search if `every` seconds have passed; return the number of results announced."""
+        """Scan if the last scan is old enough; return how many results were announced."""
         if time.monotonic() - self._looked < self.every:
             return 0
         self._looked = time.monotonic()
@@ -123,15 +120,20 @@ class MissedResults:
 log = structlog.get_logger()
 
 
-@shared_task(name=ANNOUNCE_RESULT, bind=True)
+@shared_task(
+    name=ANNOUNCE_RESULT,
+    bind=True,
+    autoretry_for=(OSError, StorageError, RedisError),
+    retry_backoff=5,
+    retry_backoff_max=300,
+    retry_jitter=True,
+    max_retries=5,
+)
 def announce_result_task(self: "Task[Any, Any]", analysis_id: str, version: int) -> None:
-    """Announce a new result; safe to run twice."""
+    """Announce a new result; Celery retries with back-off, and the scheduler finds what is left."""
     runtime: Runtime = self.app.runtime
     if version != MESSAGE_VERSION:
         log.error("message refused", id=analysis_id, version=version)
         return
-    try:
-        manifest = read_manifest(runtime.layout, analysis_id)
-        announce(runtime.layout, runtime.stores.events, manifest)
-    except (OSError, StorageError, RedisError) as error:  # the scheduler finds what was missed
-        log.warning("not announced", id=analysis_id, reason=str(error))
+    manifest = read_manifest(runtime.layout, analysis_id)
+    announce(runtime.layout, runtime.stores.events, manifest)

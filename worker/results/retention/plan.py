@@ -12,15 +12,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model.domain.errors import ConfigurationError
+from model.domain.files import read_yaml_model
 from worker.contract import clock
 from worker.contract.batches import BatchState
 from worker.contract.jobs import JobRecord, JobState
+from worker.contract.kinds import KINDS, JobKind
 from worker.contract.layout import Layout
 from worker.contract.store import Stores
 from worker.results.catalogue import Catalogue
@@ -53,19 +53,41 @@ class Rule(_Part):
     keep: int = Field(default=0, ge=0, description="The newest so many stay whatever their age.")
 
 
-class AnalysisRules(_Part):
-    """Rules for published results, by category: flavour of the cycles, or kind."""
+class AnalysisRules(BaseModel):
+    """Published results by category: those of the cycles by flavour, the others by kind of job.
+
+    A kind that no rule names is kept as long as its `JobKind` says.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Rule] = Field(init=False)
 
     early: Rule = Field(default=Rule(days=7, keep=48), description="Early analyses of the cycles.")
     final: Rule = Field(default=Rule(days=90, keep=48), description="Final analyses of the cycles.")
-    forecast: Rule = Field(default=Rule(days=14, keep=8), description="Forecasts.")
-    reanalysis: Rule = Field(default=Rule(), description="Reanalyses.")
-    manual: Rule = Field(default=Rule(days=30, keep=24), description="Analyses outside the cycles.")
+    manual: Rule = Field(
+        default_factory=lambda: next(_rule(k) for k in KINDS.values() if k.cycled),
+        description="Analyses outside the cycles.",
+    )
+
+    @model_validator(mode="after")
+    def _of_known_kinds(self) -> Self:
+        known = {name: kind for name, kind in KINDS.items() if not kind.cycled}
+        if unknown := sorted(set(self.__pydantic_extra__) - set(known)):
+            names = ", ".join((*type(self).model_fields, *known))
+            raise ValueError(f"Expected rules for some of {names}; got {', '.join(unknown)}.")
+        for name, kind in known.items():
+            self.__pydantic_extra__.setdefault(name, _rule(kind))
+        return self
 
     def rule(self, name: str) -> Rule:
         """Return the rule of a category of results."""
         rule: Rule = getattr(self, name)
         return rule
+
+
+def _rule(kind: JobKind) -> Rule:
+    """The rule of an installation that says nothing about a kind."""
+    return Rule(days=kind.keep_days, keep=kind.keep_newest)
 
 
 class CompactionRule(_Part):
@@ -100,27 +122,20 @@ class RetentionPolicy(_Part):
 
 
 def category(entry: Entry) -> str:
-    """Return the name of the rule a result falls under."""
-    if entry.kind != "filtering":
-        return entry.kind
-    return entry.flavour or "manual"
+    """Return the name of the rule that a result falls under."""
+    return KINDS[entry.kind].retention_class(entry.flavour)
 
 
 def read_policy(path: Path) -> RetentionPolicy:
-    """Return the policy of an installation; the defaults without a file.
+    """Return the retention policy of an installation, the default one when there is no file.
 
     Raises:
-        ConfigurationError: If the file is no policy; nothing is deleted then.
+        ConfigurationError: If the file is not a policy; nothing is deleted then.
     """
-    try:
-        content = yaml.safe_load(path.read_text()) if path.exists() else None
-        return RetentionPolicy.model_validate(content or {})
-    except (yaml.YAMLError, ValidationError, OSError) as error:
-        raise ConfigurationError(
-            f"Expected retention rules in {path.name}; {error}. Nothing is deleted until it is "
-            "mended.",
-            file=str(path),
-        ) from error
+    if not path.exists():
+        return RetentionPolicy()
+    hint = "Nothing is deleted until it is corrected."
+    return read_yaml_model(path, RetentionPolicy, "retention rules", hint=hint)
 
 
 _UNFINISHED_JOBS = (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING)

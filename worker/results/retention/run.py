@@ -24,13 +24,14 @@ from redis import Redis
 from redis.exceptions import LockError, RedisError
 
 from model.domain.errors import AppaError
+from model.domain.files import sync_folder
 from worker.contract import clock
 from worker.contract.disk import DiskSettings, disk_state
 from worker.contract.layout import Layout
 from worker.contract.store import RetentionFigures, Stores
 from worker.observations.store.store import ObservationStore
 from worker.results.manifest import RESTART_ROLE, is_pinned, read_manifest
-from worker.results.publication import replace_manifest, sync_folder, update_latest
+from worker.results.publication import replace_manifest, update_latest
 from worker.results.retention.plan import (
     CompactionRule,
     Item,
