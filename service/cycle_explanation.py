@@ -14,7 +14,7 @@ from pydantic import Field
 
 from model.domain.errors import StorageError
 from model.domain.observations import QC_FLAGS
-from worker.contract.cycles import CycleRecord
+from service.schemas import CycleView
 from worker.contract.layout import Layout
 from worker.contract.records import Record
 from worker.results.manifest import AnalysisManifest
@@ -60,7 +60,7 @@ class CycleChange(Record):
 class CycleExplanation(Record):
     """Why the newest analysis of a cycle is as it is."""
 
-    cycle: CycleRecord = Field(description="How far it is, and why.")
+    cycle: CycleView = Field(description="The cycle.")
     revisions: list[str] = Field(
         default=[], description="Analyses of this valid time, all flavours, oldest revision first."
     )
@@ -84,18 +84,18 @@ class CycleExplanation(Record):
 
 
 def explain(
-    layout: Layout, record: CycleRecord, revisions: Sequence[AnalysisManifest]
+    layout: Layout, cycle: CycleView, revisions: Sequence[AnalysisManifest]
 ) -> CycleExplanation:
-    """What the newest analysis of `record` used and did not use.
+    """Return what the newest analysis of `cycle` used and did not use.
 
     Arguments:
-        layout: Where the feedback files are.
-        record: The cycle.
+        layout: The data folder, which holds the feedback files.
+        cycle: The cycle.
         revisions: Manifests of its valid time, of both flavours, in any order.
     """
     revisions = sorted(revisions, key=lambda m: (m.revision, m.created))
-    found = CycleExplanation(cycle=record, revisions=[m.id for m in revisions])
-    own = next((m for m in revisions if m.id == record.analysis_id), None)
+    found = CycleExplanation(cycle=cycle, revisions=[m.id for m in revisions])
+    own = next((m for m in revisions if m.id == cycle.analysis_id), None)
     if own is None:
         return found
     found.window_start, found.window_end = own.window_start, own.window_end

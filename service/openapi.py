@@ -110,7 +110,6 @@ BATCH: dict[str, Any] = {
     "file_name": "synop.bufr",
     "options": {},
     "attempts": 1,
-    "token": 1,
     "worker": "ingest.1208@host",
     "summary": {
         "messages": 120,
@@ -148,8 +147,6 @@ JOB: dict[str, Any] = {
         "message": "",
     },
     "attempts": 1,
-    "token": 1,
-    "publishing": False,
     "worker": "gpu.1210@host",
     "error": None,
     "analysis_id": "an-20250101t070012345-5b0e77d1",
@@ -209,8 +206,6 @@ CYCLE: dict[str, Any] = {
     "forecast_job_id": "",
     "forecast_id": "",
     "asked_by": "",
-    "token": 3,
-    "api_key": "",
 }
 
 
