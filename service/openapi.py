@@ -18,13 +18,13 @@ stable `code`. See `docs/api.md`.
 """
 
 TAGS = [
-    {"name": "observations", "description": "Uploads, and queries of the stored observations."},
-    {"name": "jobs", "description": "Filtering, forecast and reanalysis on a warm model."},
-    {"name": "cycles", "description": "Hourly analyses: due, published, explained, made again."},
+    {"name": "observations", "description": "Uploads, and queries of stored observations."},
+    {"name": "jobs", "description": "Filtering, forecast and reanalysis jobs."},
+    {"name": "cycles", "description": "Hourly analyses: their state, explanation and reruns."},
     {"name": "analyses", "description": "Published results and their files."},
     {"name": "catalogue", "description": "A STAC API over the published results."},
-    {"name": "webhooks", "description": "Who is told of events over HTTP; for operators."},
-    {"name": "system", "description": "What running workers can do, health, metrics."},
+    {"name": "webhooks", "description": "Delivery of events over HTTP; for operators."},
+    {"name": "system", "description": "Capabilities of running workers, health, metrics."},
 ]
 
 

@@ -18,7 +18,7 @@ from worker.contract.jobs import JobRecord, JobState, Progress
 from worker.contract.kinds import JobSpec
 from worker.contract.queues import ModelInfo, WorkerReport
 from worker.contract.records import Problem
-from worker.contract.webhooks import Webhook
+from worker.contract.webhooks import DeliveryState, Webhook
 from worker.results.manifest import AnalysisManifest, ManifestFile, Pin
 from worker.results.verification.series import SeriesRow
 
@@ -28,16 +28,19 @@ __all__ = [
     "BatchPage",
     "BatchView",
     "CapabilitiesView",
+    "AttemptView",
     "Check",
     "CreatedWebhook",
     "CyclePage",
     "CycleView",
+    "DeliveryView",
     "JobEvents",
     "JobPage",
     "JobView",
     "LatestAnalysis",
     "LatestFile",
     "Live",
+    "MAX_ITEMS",
     "NewWebhook",
     "PinView",
     "Readiness",
@@ -46,6 +49,7 @@ __all__ = [
     "WebhookView",
 ]
 
+MAX_ITEMS = "Maximum number of items."
 _NEXT = "Pass it as `cursor` to get the next page; null on the last page."
 _KEY_ID = "Id of the API key that {}; empty without a key, or if it is another caller's."
 
@@ -364,3 +368,25 @@ class CreatedWebhook(WebhookView):
     """A new webhook; its secret is shown only in this answer."""
 
     secret: str = Field(description="Verifies its messages; `whsec_` and base64.")
+
+
+class AttemptView(View):
+    """An attempt to deliver a message."""
+
+    time: datetime = Field(description="When it started (UTC).")
+    status: int | None = Field(description="HTTP status of the response; null without one.")
+    error: str = Field(description="Why the message does not count as delivered.")
+    milliseconds: int = Field(ge=0, description="Duration.")
+
+
+class DeliveryView(View):
+    """A message to a webhook."""
+
+    event_id: str = Field(description="Id of the event, sent as `webhook-id`.")
+    webhook_id: str = Field(description="The webhook.")
+    type: EventType = Field(description="Type of the event.")
+    created: datetime = Field(description="When it was queued (UTC).")
+    state: DeliveryState = Field(description="Present state.")
+    attempts: list[AttemptView] = Field(description="Attempts so far, oldest first.")
+    next_attempt: datetime | None = Field(description="When it is retried (UTC); null if never.")
+    body: str = Field(description="The signed text.")

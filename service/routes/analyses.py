@@ -14,6 +14,7 @@ from service.errors import NotFound
 from service.files import file_response
 from service.openapi import ANALYSIS, VERIFICATION, page_of, problems, shown
 from service.schemas import (
+    MAX_ITEMS,
     AnalysisList,
     AnalysisView,
     LatestAnalysis,
@@ -108,7 +109,7 @@ def list_analyses(
     valid_from: Annotated[UtcTime | None, Query(description="Earliest valid time (UTC).")] = None,
     valid_to: Annotated[UtcTime | None, Query(description="Latest valid time (UTC).")] = None,
     latest: Annotated[bool, Query(description="Only the latest match.")] = False,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    limit: Annotated[int, Query(ge=1, le=500, description=MAX_ITEMS)] = 50,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the previous page.", max_length=200)
     ] = None,
@@ -209,7 +210,7 @@ def read_verification(
         Literal["newest", "all"],
         Query(description="Which revisions of each valid time and flavour."),
     ] = "newest",
-    limit: Annotated[int, Query(ge=1, le=20_000)] = 2_000,
+    limit: Annotated[int, Query(ge=1, le=20_000, description=MAX_ITEMS)] = 2_000,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the previous page.", max_length=300)
     ] = None,

@@ -12,7 +12,7 @@ from service.auth import GatewayDep, JobWriter, Reader
 from service.cycle_explanation import CycleExplanation, explain
 from service.gateway import Gateway
 from service.openapi import CYCLE, page_of, problems, shown
-from service.schemas import CyclePage, CycleView
+from service.schemas import MAX_ITEMS, CyclePage, CycleView
 from worker.contract import clock
 from worker.contract.batches import IdempotencyConflict
 from worker.contract.cycles import CycleRecord, CycleState, Flavour, parse_cycle_key
@@ -49,7 +49,7 @@ def list_cycles(
     flavour: Annotated[Flavour | None, Query(description="Only cycles of this flavour.")] = None,
     valid_from: Annotated[UtcTime | None, Query(description="Earliest valid time (UTC).")] = None,
     valid_to: Annotated[UtcTime | None, Query(description="Latest valid time (UTC).")] = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    limit: Annotated[int, Query(ge=1, le=500, description=MAX_ITEMS)] = 50,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the previous page.", max_length=100)
     ] = None,

@@ -9,11 +9,11 @@ from service.auth import AnyCaller, GatewayDep, Reader
 from service.events import follow_installation
 from service.keys import ApiKey, Scope
 from service.openapi import problems
-from service.schemas import CreatedWebhook, NewWebhook, WebhookView
+from service.schemas import MAX_ITEMS, CreatedWebhook, DeliveryView, NewWebhook, WebhookView
 from worker.contract.batches import IdempotencyConflict
 from worker.contract.events import EventType
 from worker.contract.records import new_id
-from worker.contract.webhooks import Delivery, Webhook, check_url, new_secret
+from worker.contract.webhooks import Webhook, check_url, new_secret
 
 router = APIRouter(prefix="/v1", tags=["analyses"])
 
@@ -135,7 +135,8 @@ def list_deliveries(
     webhook_id: WebhookId,
     gateway: GatewayDep,
     _: Operator,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-) -> list[Delivery]:
+    limit: Annotated[int, Query(ge=1, le=200, description=MAX_ITEMS)] = 50,
+) -> list[DeliveryView]:
     """Return the newest messages, each with its attempts: status, error, duration."""
-    return gateway.stores.webhooks.deliveries(webhook_id, limit)
+    messages = gateway.stores.webhooks.deliveries(webhook_id, limit)
+    return [DeliveryView.model_validate(message) for message in messages]

@@ -9,7 +9,7 @@ from service.auth import GatewayDep, JobReader, JobWriter
 from service.events import follow_job
 from service.jobs import submit_job
 from service.openapi import JOB, page_of, problems, shown
-from service.schemas import JobEvents, JobPage, JobView
+from service.schemas import MAX_ITEMS, JobEvents, JobPage, JobView
 from worker.contract.jobs import JobState
 from worker.contract.kinds import JobSpec
 
@@ -94,7 +94,7 @@ def list_jobs(
         Literal["filtering", "forecast", "reanalysis"] | None,
         Query(description="Only jobs of this kind."),
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    limit: Annotated[int, Query(ge=1, le=500, description=MAX_ITEMS)] = 50,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the previous page.", max_length=100)
     ] = None,

@@ -10,7 +10,7 @@ from service.auth import AnyCaller, GatewayDep, ObservationWriter, Reader, Uploa
 from service.errors import NotFound
 from service.observation_query import FORMATS, choose_format, observation_query
 from service.openapi import BATCH, page_of, problems, shown
-from service.schemas import BatchPage, BatchView
+from service.schemas import MAX_ITEMS, BatchPage, BatchView
 from service.upload_requests import Sender, receive_batch
 from service.uploads import CONTAINERS
 from worker.contract.batches import BatchState
@@ -196,7 +196,7 @@ def list_batches(
     gateway: GatewayDep,
     key: UploadReader,
     state: Annotated[BatchState | None, Query(description="Only uploads in this state.")] = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    limit: Annotated[int, Query(ge=1, le=500, description=MAX_ITEMS)] = 50,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the previous page.", max_length=100)
     ] = None,

@@ -33,9 +33,9 @@ PUBLISHED = {
     records.Problem: ["Problem"],
     records.Progress: ["Progress"],
     records.SeriesRow: ["SeriesRow"],
-    events.Attempt: ["Attempt"],
+    events.Attempt: ["AttemptView"],
     events.CreatedWebhook: ["CreatedWebhook"],
-    events.Delivery: ["Delivery"],
+    events.Delivery: ["DeliveryView"],
     events.Webhook: ["WebhookView"],
 }
 """Schemas of the gateway's OpenAPI document, by record of the client."""
