@@ -22,7 +22,7 @@ from service.event_feed import Event
 from service.gateway import Gateway
 from service.keys import ApiKey
 from service.schemas import JobView
-from worker.contract.events import FEED, EventType, LoggedEvent
+from worker.contract.events import FEED, STREAM_START, EventType, LoggedEvent, StreamId
 from worker.contract.jobs import TERMINAL, JobRecord, JobState
 
 EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
@@ -32,12 +32,6 @@ log = structlog.get_logger()
 def parse_event_id(last_event_id: str | None) -> str | None:
     """Return the value of Last-Event-ID; None if it is absent or malformed."""
     return last_event_id if EVENT_ID.fullmatch(last_event_id or "") else None
-
-
-def order(event_id: str) -> tuple[int, int]:
-    """Return an event id as numbers, which sort by time."""
-    first, _, second = event_id.partition("-")
-    return int(first), int(second)
 
 
 def sse(name: str, data: str, event_id: str | None = None) -> ServerSentEvent:
@@ -109,7 +103,7 @@ async def follow_job(
     seen = parse_event_id(last_event_id)
     newest = await to_thread.run_sync(_newest_event, gateway, job_id)
     job = await to_thread.run_sync(jobs.read, job_id)
-    if seen is not None and job.done and order(seen) >= order(newest):
+    if seen is not None and job.done and StreamId.parse(seen) >= StreamId.parse(newest):
         return Response(status_code=204)  # EventSource does not reconnect
     events = _job_events(gateway, job, seen, newest, caller)
     return stream(gateway, events, f"/v1/jobs/{job_id}")
@@ -118,7 +112,7 @@ async def follow_job(
 def _newest_event(gateway: Gateway, job_id: str) -> str:
     key = gateway.stores.keys.events("job", job_id)
     last: Any = gateway.stores.redis.xrevrange(key, count=1)
-    return str(last[0][0]) if last else "0-0"
+    return str(last[0][0]) if last else STREAM_START
 
 
 async def _job_events(

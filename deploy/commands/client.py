@@ -4,7 +4,6 @@ A job on the terminal shows its place in the queue, then a bar of diffusion step
 """
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -169,14 +168,6 @@ def _batch_table(files: list[Path], batches: list[Batch]) -> Table:
 submit_app = typer.Typer(help=__doc__, add_completion=False)
 
 
-class Kind(StrEnum):
-    """Kinds of job."""
-
-    FILTERING = "filtering"
-    FORECAST = "forecast"
-    REANALYSIS = "reanalysis"
-
-
 def _assignments(pairs: list[str]) -> dict[str, Any]:
     """`seed=3` and `observations.networks=["synop"]` as nested values; bare words are text."""
     values: dict[str, Any] = {}
@@ -198,14 +189,14 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
 
 def _specification(
     file: Path | None,
-    kind: Kind,
+    kind: str,
     given: dict[str, Any],
     selection: dict[str, Any],
     assignments: list[str],
 ) -> dict[str, Any]:
     """The body of the request: a file, then options, then `--set`; the later ones count."""
     body: dict[str, Any] = json.loads(file.read_text()) if file else {}
-    body |= {"kind": kind.value, **{k: v for k, v in given.items() if v is not None}}
+    body |= {"kind": kind, **{k: v for k, v in given.items() if v is not None}}
     extra = _assignments(assignments)
     chosen = {k: v for k, v in selection.items() if v is not None}
     chosen |= extra.pop("observations", {})
@@ -216,7 +207,13 @@ def _specification(
 
 @submit_app.command()
 def submit(
-    kind: Annotated[Kind, typer.Argument(help="What to compute.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="What to compute: filtering, forecast, reanalysis, or another of the `job_kinds` "
+            "in /v1/capabilities."
+        ),
+    ],
     url: Url = DEFAULT_URL,
     key: Key = None,
     valid_time: Annotated[
@@ -244,7 +241,7 @@ def submit(
     fetch: Annotated[Path | None, typer.Option(help="Then download its files here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Queue a filtering, forecast or reanalysis job."""
+    """Queue a job of the given kind."""
     given = {
         "valid_time": valid_time,
         "start": start,
@@ -308,7 +305,7 @@ def fetch(
     key: Key = None,
     to: Annotated[Path, typer.Option(help="Folder for the files.")] = Path(),
     kind: Annotated[
-        str | None, typer.Option(help="Kind of the latest: filtering, forecast, reanalysis.")
+        str | None, typer.Option(help="Kind of the latest: filtering, forecast, reanalysis …")
     ] = None,
     name: Annotated[list[str] | None, typer.Option(help="Only these files.")] = None,
     role: Annotated[

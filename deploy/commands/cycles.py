@@ -21,6 +21,7 @@ from deploy.console import (
     print_json,
     utc_time,
 )
+from model.domain.files import replaced_file
 from worker.contract.layout import Layout
 from worker.cycling.policy import read_policy
 
@@ -267,14 +268,9 @@ def init(
     first = utc_time(start) if start else present
     target.parent.mkdir(parents=True, exist_ok=True)
     text = TEMPLATE.read_text().format(start=f"{first:%Y-%m-%dT%H:%M:%SZ}")
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(text)
-    try:
+    with replaced_file(target) as temporary:
+        temporary.write_text(text)
         policy = read_policy(temporary)
-    except BaseException:
-        temporary.unlink()
-        raise
-    temporary.replace(target)
     if as_json and policy is not None:
         print_json(policy)
     else:

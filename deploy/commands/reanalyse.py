@@ -8,7 +8,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -37,11 +37,11 @@ from deploy.console import (
     utc_time,
 )
 from model.domain.errors import InvalidInput
+from model.domain.windows import HOUR
 from worker.contract.kinds import ReanalysisSpec
 
 __all__ = ["OnJob", "app", "cut", "run_windows", "window_key"]
 
-HOUR = timedelta(hours=1)
 MOST_ATTEMPTS = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNSUCCESSFUL = (JobState.FAILED, JobState.CANCELLED)
@@ -156,7 +156,7 @@ class Bars:
 
 
 def _hours(spec: ReanalysisSpec) -> int:
-    return (spec.end - spec.start) // timedelta(hours=1) + 1
+    return (spec.end - spec.start) // HOUR + 1
 
 
 def _specification(**values: Any) -> ReanalysisSpec:

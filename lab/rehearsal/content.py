@@ -24,8 +24,9 @@ from lab.encoders.bufr import encode_bufr
 from lab.osse.cases import CASE_NAME
 from lab.osse.network import simulate_observations
 from lab.rehearsal.evidence import Sending
-from lab.rehearsal.scenario import HOUR, Delivery, Outage, Scenario
+from lab.rehearsal.scenario import Delivery, Outage, Scenario
 from model.checkpoints.bundle import resolve
+from model.domain.windows import HOUR
 from worker.contract.clock import Clock
 
 __all__ = ["Content", "ReportSource", "Sender", "first_cycle", "world_of"]

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.analysis_index import AnalysisFilter
 from service.auth import GatewayDep, JobWriter, Reader
 from service.errors import NotFound
 from service.files import file_response
@@ -22,7 +21,8 @@ from service.schemas import (
     PinView,
     VerificationPage,
 )
-from worker.contract.kinds import UtcTime
+from worker.contract.kinds import KINDS, KindName, UtcTime
+from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest, Pin, pin, pins, unpin
 from worker.results.verification.series import (
     SeriesFilter,
@@ -64,7 +64,7 @@ def pin_analysis(
     analysis_id: PinnedId,
     request: Annotated[PinRequest | None, Body(description="Optional.")] = None,
 ) -> PinView:
-    """Pin an analysis, so that retention keeps it; an earlier pin stays as it is."""
+    """Keep an analysis from retention; one that is pinned keeps its first pin."""
     note = request.note if request else ""
     made = pin(gateway.layout, Pin(analysis_id=analysis_id, by=key.id, note=note))
     return PinView.of(made, key)
@@ -74,14 +74,12 @@ def pin_analysis(
     "/analyses/{analysis_id}/pin", status_code=204, responses=problems("not_found", "storage_error")
 )
 def unpin_analysis(gateway: GatewayDep, _: JobWriter, analysis_id: PinnedId) -> None:
-    """Remove the pin; the analysis is then kept as long as others of its kind."""
+    """Remove a pin; the analysis is then kept as long as others of its kind."""
     if not unpin(gateway.layout, analysis_id):
         raise NotFound(f"Expected a pinned analysis; '{analysis_id}' has no pin.")
 
 
-KINDS = ("filtering", "forecast", "reanalysis")
 FLAVOURS = ("early", "final")
-Kind = Literal["filtering", "forecast", "reanalysis"]
 AnalysisId = Annotated[str, Path(description="Id of the analysis.", max_length=100)]
 FILE_RESPONSES = {
     **problems("not_found", "precondition_failed", "range_not_satisfiable"),
@@ -102,7 +100,7 @@ FILE_RESPONSES = {
 def list_analyses(
     gateway: GatewayDep,
     _: Reader,
-    kind: Annotated[Kind | None, Query(description="Only analyses of this kind.")] = None,
+    kind: Annotated[KindName | None, Query(description="Only analyses of this kind.")] = None,
     flavour: Annotated[
         Literal["early", "final"] | None, Query(description="Only cycled analyses of this flavour.")
     ] = None,
@@ -115,7 +113,7 @@ def list_analyses(
     ] = None,
 ) -> AnalysisList:
     """Return analyses, latest valid time first; of one valid time the highest revision first."""
-    query = AnalysisFilter(kind, flavour, valid_from, valid_to)
+    query = ResultFilter(kind, flavour, valid_from, valid_to)
     page = gateway.analyses.select(query, cursor, 1 if latest else limit)
     items = [AnalysisView.of(manifest) for manifest in page.items]
     next_cursor = None if latest else page.next_cursor
@@ -130,8 +128,8 @@ def latest_analyses(
     (`filtering/final`), for scripts that always fetch the same address."""
     response.headers["Cache-Control"] = "no-cache"
     root = request.scope.get("root_path", "")
-    queries = {kind: AnalysisFilter(kind) for kind in KINDS}
-    queries |= {f"{k}/{f}": AnalysisFilter(k, f) for k in KINDS for f in FLAVOURS}
+    queries = {kind: ResultFilter(kind) for kind in KINDS}
+    queries |= {f"{k}/{f}": ResultFilter(k, f) for k in KINDS for f in FLAVOURS}
     latest = {name: gateway.analyses.latest(query) for name, query in queries.items()}
     return {name: _latest(manifest, root) for name, manifest in latest.items() if manifest}
 

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Body, Header, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import InvalidInput
-from service.analysis_index import AnalysisFilter
 from service.auth import GatewayDep, JobWriter, Reader
 from service.cycle_explanation import CycleExplanation, explain
 from service.gateway import Gateway
@@ -18,6 +17,7 @@ from worker.contract.batches import IdempotencyConflict
 from worker.contract.cycles import CycleRecord, CycleState, Flavour, parse_cycle_key
 from worker.contract.kinds import UtcTime
 from worker.contract.record_store import MoveRefused
+from worker.results.entries import ResultFilter
 
 router = APIRouter(prefix="/v1", tags=["cycles"])
 
@@ -79,7 +79,7 @@ def explain_cycle(key: CycleKey, gateway: GatewayDep, caller: Reader) -> CycleEx
     """Return what the newest analysis used, what was late, what was rejected and why, what changed."""
     time, _flavour = parse_cycle_key(key)
     cycle = CycleView.of(gateway.stores.cycles.get(key), caller)
-    of_time = AnalysisFilter(kind="filtering", valid_from=time, valid_to=time)
+    of_time = ResultFilter(kind="filtering", valid_from=time, valid_to=time)
     page = gateway.analyses.select(of_time, None, MAX_REVISIONS)
     return explain(gateway.layout, cycle, [m for m in page.items if m.flavour])
 
