@@ -35,7 +35,7 @@ def parse_event_id(last_event_id: str | None) -> str | None:
 
 
 def sse(name: str, data: str, event_id: str | None = None) -> ServerSentEvent:
-    """Return a server-sent event."""
+    """Return a server-sent event; `event_id` lets listeners resume after it."""
     return ServerSentEvent(data=data, event=name, id=event_id)
 
 

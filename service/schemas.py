@@ -277,7 +277,7 @@ class UploadFormat(BaseModel):
 
 
 class CapabilitiesView(BaseModel):
-    """What can be requested now."""
+    """What can be requested now, as running workers report it, and the limits."""
 
     version: str = Field(description="Version of the gateway.")
     models: list[ModelInfo] = Field(description="Loaded checkpoints, the default one first.")
@@ -293,7 +293,7 @@ class CapabilitiesView(BaseModel):
 
 
 class Check(BaseModel):
-    """Result of one readiness check."""
+    """Result of one readiness check, with what it found."""
 
     ok: bool
     detail: str = ""
@@ -311,7 +311,7 @@ class Readiness(BaseModel):
 
 
 class Live(BaseModel):
-    """The process responds."""
+    """The gateway process responds; nothing else was checked."""
 
     status: str = "alive"
     version: str
@@ -328,7 +328,7 @@ JobEvents: dict[str, Any] = {
 
 
 class NewWebhook(BaseModel):
-    """A webhook to create."""
+    """A webhook to create: an address and the events it receives."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -347,7 +347,7 @@ class NewWebhook(BaseModel):
 
 
 class WebhookView(View):
-    """A webhook, without its secret."""
+    """A subscription of an address to events, without its secret."""
 
     id: str = Field(description="Unique; ids sort by creation time.")
     url: str = Field(description="Address that events are posted to.")
@@ -380,7 +380,7 @@ class AttemptView(View):
 
 
 class DeliveryView(View):
-    """A message to a webhook."""
+    """A message to a webhook and the attempts to deliver it."""
 
     event_id: str = Field(description="Id of the event, sent as `webhook-id`.")
     webhook_id: str = Field(description="The webhook.")

@@ -53,7 +53,7 @@ class PinRequest(BaseModel):
 
 @router.get("/pins", responses=problems())
 def list_pins(gateway: GatewayDep, key: Reader) -> list[PinView]:
-    """Return all pins, oldest first."""
+    """Return the pins of all analyses, oldest first."""
     return [PinView.of(p, key) for p in pins(gateway.layout)]
 
 

@@ -32,7 +32,7 @@ CycleKey = Annotated[
 
 
 class RerunRequest(BaseModel):
-    """Options of a rerun."""
+    """Options of a rerun; all may be omitted."""
 
     model_config = ConfigDict(extra="forbid")
 

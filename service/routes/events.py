@@ -114,7 +114,7 @@ def _require_same(known: Webhook, body: NewWebhook, idempotency_key: str) -> Non
 
 @webhooks_router.get("/webhooks", responses=problems())
 def list_webhooks(gateway: GatewayDep, _: Operator) -> list[WebhookView]:
-    """Return all webhooks, oldest first."""
+    """Return all webhooks without their secrets, oldest first."""
     return [WebhookView.of(webhook) for webhook in gateway.stores.webhooks.all()]
 
 

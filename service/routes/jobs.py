@@ -73,7 +73,7 @@ def list_jobs(
         str | None, Query(description="`next_cursor` of the previous page.", max_length=100)
     ] = None,
 ) -> JobPage:
-    """Return jobs, newest first."""
+    """Return jobs in any state, newest first."""
     page = gateway.stores.jobs.page(
         state=state or "", kind=kind or "", cursor=cursor or "", limit=limit
     )

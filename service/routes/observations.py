@@ -201,7 +201,7 @@ def list_batches(
         str | None, Query(description="`next_cursor` of the previous page.", max_length=100)
     ] = None,
 ) -> BatchPage:
-    """Return uploads, newest first."""
+    """Return uploads in any state, newest first."""
     page = gateway.stores.batches.page(state=state or "", cursor=cursor or "", limit=limit)
     items = [BatchView.of(batch, key) for batch in page.items]
     return BatchPage(items=items, next_cursor=page.next_cursor, total=page.total)
@@ -225,7 +225,7 @@ _MEDIA_TYPES = {
 
 
 class TemplateView(BaseModel):
-    """An example file of observations."""
+    """An example file of observations in one format."""
 
     name: str = Field(description="Name of the template.")
     file_name: str = Field(description="Suggested file name.")

@@ -61,7 +61,7 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
 
 @router.get("/health/live", responses=problems())
 async def live() -> Live:
-    """Respond, without checking anything else."""
+    """Respond without checking Redis, storage or workers."""
     return Live(version=code_version())
 
 
@@ -160,7 +160,7 @@ def metrics(gateway: GatewayDep) -> Response:
 
 
 class ProblemDescription(BaseModel):
-    """A kind of problem."""
+    """A kind of problem that the gateway reports."""
 
     code: str = Field(description="Stable identifier.")
     status: int = Field(description="HTTP status.")
@@ -169,7 +169,7 @@ class ProblemDescription(BaseModel):
 
 @router.get("/problems", responses=problems())
 async def list_problems() -> list[ProblemDescription]:
-    """Return all kinds of problem."""
+    """Return every kind of problem with its status and title."""
     return [
         ProblemDescription(code=code, status=kind.status, title=kind.title)
         for code, kind in PROBLEMS.items()
@@ -180,7 +180,7 @@ async def list_problems() -> list[ProblemDescription]:
 async def read_problem(
     code: Annotated[str, Path(description="`code` of a problem document.")],
 ) -> ProblemDescription:
-    """Return one kind of problem."""
+    """Return the status and title of one kind of problem."""
     if code not in PROBLEMS:
         raise NotFound(f"Expected one of {', '.join(PROBLEMS)}; got '{code}'.")
     return ProblemDescription(code=code, status=PROBLEMS[code].status, title=PROBLEMS[code].title)

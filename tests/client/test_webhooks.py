@@ -45,20 +45,21 @@ def test_messages_signed_by_the_reference_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "body"),
+    ("signing", "changes", "body"),
     [
-        (signed(secret="whsec_AAAAr8GKYqrTwjUPD8ILPZIo2LaLaSw"), BODY),
-        (signed(), BODY + " "),
-        (signed(age=310), BODY),
-        (signed(age=-310), BODY),
-        ({k: v for k, v in signed().items() if k != "Webhook-Id"}, BODY),
-        (signed() | {"Webhook-Id": "evt_2"}, BODY),
-        (signed() | {"Webhook-Timestamp": "now"}, BODY),
-        (signed() | {"Webhook-Signature": ""}, BODY),
-        (signed() | {"Webhook-Signature": "v1,ü"}, BODY),
+        ({"secret": "whsec_AAAAr8GKYqrTwjUPD8ILPZIo2LaLaSw"}, {}, BODY),
+        ({}, {}, BODY + " "),
+        ({"age": 310}, {}, BODY),
+        ({"age": -310}, {}, BODY),
+        ({}, {"Webhook-Id": None}, BODY),
+        ({}, {"Webhook-Id": "evt_2"}, BODY),
+        ({}, {"Webhook-Timestamp": "now"}, BODY),
+        ({}, {"Webhook-Signature": ""}, BODY),
+        ({}, {"Webhook-Signature": "v1,ü"}, BODY),
     ],
 )
-def test_other_messages_are_refused(headers: dict[str, str], body: str) -> None:
+def test_other_messages_are_refused(signing: dict, changes: dict, body: str) -> None:
+    headers = {k: v for k, v in (signed(**signing) | changes).items() if v is not None}
     with pytest.raises(BadSignature) as caught:
         read_webhook(SECRET, headers, body.encode())
     assert isinstance(caught.value, AppaClientError)
