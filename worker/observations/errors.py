@@ -158,6 +158,8 @@ EXTRA_ERRORS: Registry[Mapping[str, Any]] = Registry(
 def load_errors(*overrides: Mapping[str, Any] | str | Path | None) -> ErrorTable:
     """Return the table of `errors.yaml` and of extensions, then of the deployment and the upload.
 
+    Overrides are applied in order.
+
     Arguments:
         overrides: Mappings of the same layout, or paths of YAML files.
 
