@@ -44,6 +44,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "internal_error": ProblemType(500, "The gateway failed"),
     "configuration_error": ProblemType(500, "The settings do not fit this machine"),
     "checkpoint_error": ProblemType(500, "A checkpoint does not fit its card"),
+    "not_installed": ProblemType(501, "This part of the service is not installed"),
     "storage_error": ProblemType(503, "The data folder cannot be used"),
     "broker_unavailable": ProblemType(503, "The job store cannot be reached"),
     "no_worker": ProblemType(503, "No worker reports"),
@@ -159,6 +160,12 @@ class Unavailable(RequestError):
     def __init__(self, message: str, /, *, code: str = "not_ready", retry_after: int = 5) -> None:
         super().__init__(message, headers={"Retry-After": str(retry_after)})
         self.code = code
+
+
+class NotInstalled(RequestError):
+    """An extra of the distribution that the route needs is missing on this gateway."""
+
+    code = "not_installed"
 
 
 class DiskFull(RequestError):

@@ -2,6 +2,7 @@
 
 import ipaddress
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Self
 
@@ -17,6 +18,11 @@ except PackageNotFoundError:  # run from a source tree that is not installed
 
 
 MIB = 2**20
+
+
+def data_sets_installed() -> bool:
+    """Return whether the extra `data` is installed, which `/v1/data` needs."""
+    return find_spec("xpublish") is not None
 
 
 def is_loopback(host: str) -> bool:

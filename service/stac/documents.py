@@ -25,6 +25,7 @@ from pystac import (
 from pystac.extensions.file import FileExtension
 from starlette.requests import Request
 
+from service.settings import data_sets_installed
 from worker.results.manifest import AnalysisManifest, ManifestFile
 
 __all__ = [
@@ -197,7 +198,8 @@ def _add_asset(item: Item, file: ManifestFile, href: str) -> None:
 
 def _add_data_sets(item: Item, manifest: AnalysisManifest, at: Addresses) -> None:
     """Add a link to the data set in zarr if there is a file that can be read in parts."""
-    if not any(f.role == "data" and f.name.endswith(_READ_IN_PARTS) for f in manifest.files):
+    readable = any(f.role == "data" and f.name.endswith(_READ_IN_PARTS) for f in manifest.files)
+    if not readable or not data_sets_installed():
         return
     href, roles = at.data_set(manifest.id, "zarr"), ["data", "virtual"]
     item.add_asset("data-zarr", Asset(href, "For xarray.open_zarr", None, MediaType.ZARR, roles))
