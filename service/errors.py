@@ -4,11 +4,11 @@ Every response that is not a success is `application/problem+json` with a stable
 that the framework raises (404, 405, 413, 422). `PROBLEMS` is the list of codes that clients see.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.domain.errors import AppaError, UnknownName
+from model.domain.errors import AppaError
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -173,21 +173,3 @@ class DiskFull(RequestError):
 
     code = "disk_full"
     retryable = True
-
-
-MOST_SHOWN = 100
-
-
-def check_known(field: str, name: str, known: Collection[str], what: str = "") -> None:
-    """Refuses a name that is not known.
-
-    Raises:
-        UnknownName: Naming the field and the known names.
-    """
-    if name not in known:
-        shown = sorted(known)[:MOST_SHOWN]
-        raise UnknownName(
-            f"Expected '{field}' to be one of {what}{', '.join(shown) or 'none'}; got '{name}'.",
-            field=field,
-            known=shown,
-        )

@@ -13,6 +13,7 @@ from service.auth import GatewayDep, JobWriter, Reader
 from service.errors import NotFound
 from service.files import file_response
 from service.openapi import ANALYSIS, VERIFICATION, page_of, problems, shown
+from service.query_parameters import listed_names
 from service.schemas import AnalysisList, LatestAnalysis, LatestFile, VerificationPage
 from worker.contract.kinds import UtcTime
 from worker.results.manifest import AnalysisManifest, Pin, pin, pins, unpin
@@ -206,18 +207,13 @@ def read_verification(
 ) -> VerificationPage:
     """Scores against withheld stations, departures, chi-square, estimated errors, spectra, balance.
 
-    Oldest valid time first. Lists may be given with commas or by repeating the parameter. A page
+    Oldest valid time first. Lists may be comma-separated, or the parameter repeated. A page
     may hold fewer rows than asked for; go on while there is a `next_cursor`.
     """
-    wanted = SeriesFilter(*map(_listed_names, (statistic, network, variable, layer)))
+    wanted = SeriesFilter(*map(listed_names, (statistic, network, variable, layer)))
     flavours = [] if flavour is None else [SERIES_FLAVOURS[flavour]]
     entries = find_series(gateway.layout, valid_from, valid_to, flavours)
     if revisions == "newest":
         entries = newest_revisions(entries)
     page = page_series(gateway.layout, entries, wanted, cursor, limit)
     return VerificationPage(items=page.rows, next_cursor=page.next_cursor)
-
-
-def _listed_names(given: list[str] | None) -> list[str]:
-    parts = (part.strip() for text in given or () for part in text.split(","))
-    return [part for part in parts if part]

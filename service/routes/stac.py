@@ -11,6 +11,7 @@ from model.domain.errors import InvalidInput
 from service.auth import GatewayDep, Reader
 from service.errors import NotFound
 from service.openapi import problems
+from service.query_parameters import listed_names, parse_numbers
 from service.stac.documents import (
     CONFORMS_TO,
     GEOJSON,
@@ -102,7 +103,7 @@ def collection_items(
     wanted = _search(
         collections=[_known(collection)],
         datetime=datetime,
-        bbox=_numbers(bbox),
+        bbox=parse_numbers("bbox", bbox),
         limit=limit,
         token=token,
     )
@@ -133,10 +134,10 @@ def search_items(
     gateway: GatewayDep,
     _: Reader,
     collections: Annotated[
-        str | None, Query(description="Only of these, parted by commas.", max_length=500)
+        str | None, Query(description="Only of these, comma-separated.", max_length=500)
     ] = None,
     ids: Annotated[
-        str | None, Query(description="Only these items, parted by commas.", max_length=10_000)
+        str | None, Query(description="Only these items, comma-separated.", max_length=10_000)
     ] = None,
     datetime: Times = None,
     bbox: Box = None,
@@ -149,10 +150,10 @@ def search_items(
     """Items of all collections, latest valid time first."""
     at = Addresses.of(request)
     wanted = _search(
-        collections=_names(collections),
-        ids=_names(ids),
+        collections=_listed(collections),
+        ids=_listed(ids),
         datetime=datetime,
-        bbox=_numbers(bbox),
+        bbox=parse_numbers("bbox", bbox),
         intersects=_geometry(intersects),
         limit=limit,
         token=token,
@@ -195,19 +196,8 @@ def _given(**values: Any) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name for name in text.split(",") if name]
-
-
-def _numbers(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InvalidInput(
-            f"Expected numbers parted by commas; got '{text}'.", field="bbox"
-        ) from None
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else listed_names(text)
 
 
 def _geometry(text: str | None) -> Any:
