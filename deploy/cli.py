@@ -40,6 +40,7 @@ GROUPS: dict[str, tuple[str, str]] = {
         "Who is told of events over HTTP; messages sent.",
     ),
     "worker": ("deploy.commands.stack:worker_app", "Run one worker process of a larger system."),
+    "workers": ("deploy.commands.workers:app", "List, drain, resume and stop worker processes."),
     "gateway": ("deploy.commands.stack:gateway_app", "Run the gateway alone."),
 }
 """Name of each command or group, where its Typer app is (`module:name`), and one line of help."""

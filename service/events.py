@@ -20,7 +20,7 @@ from starlette.responses import Response
 from service.errors import Unavailable
 from service.event_feed import Event
 from service.gateway import Gateway
-from worker.contract.events import FEED, EventType, LoggedEvent
+from worker.contract.events import FEED, STREAM_START, EventType, LoggedEvent, StreamId
 from worker.contract.jobs import TERMINAL, JobRecord, JobState
 
 EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
@@ -30,12 +30,6 @@ log = structlog.get_logger()
 def known_id(last_event_id: str | None) -> str | None:
     """What came with Last-Event-ID; ill-formed ones count as none."""
     return last_event_id if EVENT_ID.fullmatch(last_event_id or "") else None
-
-
-def order(event_id: str) -> tuple[int, int]:
-    """An event's id as numbers, which sort by time."""
-    first, _, second = event_id.partition("-")
-    return int(first), int(second)
 
 
 def sse(name: str, data: str, event_id: str | None = None) -> ServerSentEvent:
@@ -104,7 +98,7 @@ async def follow_job(gateway: Gateway, job_id: str, last_event_id: str | None) -
     seen = known_id(last_event_id)
     newest = await to_thread.run_sync(_newest_event, gateway, job_id)
     job = await to_thread.run_sync(jobs.read, job_id)
-    if seen is not None and job.done and order(seen) >= order(newest):
+    if seen is not None and job.done and StreamId.parse(seen) >= StreamId.parse(newest):
         return Response(status_code=204)  # tells EventSource not to come back
     events = _job_events(gateway, job, seen, newest)
     return stream(gateway, events, f"/v1/jobs/{job_id}")
@@ -113,7 +107,7 @@ async def follow_job(gateway: Gateway, job_id: str, last_event_id: str | None) -
 def _newest_event(gateway: Gateway, job_id: str) -> str:
     key = gateway.stores.keys.events("job", job_id)
     last: Any = gateway.stores.redis.xrevrange(key, count=1)
-    return str(last[0][0]) if last else "0-0"
+    return str(last[0][0]) if last else STREAM_START
 
 
 async def _job_events(

@@ -11,7 +11,7 @@ from service.query_parameters import check_known
 from worker.contract.batches import IdempotencyConflict
 from worker.contract.disk import require_space
 from worker.contract.jobs import JobRecord, JobState
-from worker.contract.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
+from worker.contract.kinds import SpecBase
 from worker.contract.queues import (
     GPU_QUEUE,
     RUN_ASSIMILATION,
@@ -22,7 +22,6 @@ from worker.contract.queues import (
 )
 from worker.contract.records import new_id
 
-AnySpec = FilteringSpec | ForecastSpec | ReanalysisSpec
 MAX_BATCHES = 1000
 RUNNING = "those that running workers report: "
 
@@ -55,7 +54,7 @@ def can_run_models(report: WorkerReport) -> bool:
     return report.ready and GPU_QUEUE in report.queues and bool(report.capabilities.models)
 
 
-def check_job(gateway: Gateway, spec: AnySpec) -> None:
+def check_job(gateway: Gateway, spec: SpecBase) -> None:
     """Checks names and bounds in `spec` against what running workers report.
 
     Raises:
@@ -79,7 +78,7 @@ def check_job(gateway: Gateway, spec: AnySpec) -> None:
     _check_references(gateway, spec)
 
 
-def _check_references(gateway: Gateway, spec: AnySpec) -> None:
+def _check_references(gateway: Gateway, spec: SpecBase) -> None:
     batches = spec.observations.batches or []
     if len(batches) > MAX_BATCHES:
         raise InvalidInput(
@@ -93,11 +92,11 @@ def _check_references(gateway: Gateway, spec: AnySpec) -> None:
             )
     if spec.background_batch is not None:
         _check_first_guess(gateway, spec.background_batch)
-    if isinstance(spec, ForecastSpec) and spec.analysis_id is not None:
-        accepted = gateway.analyses.find(spec.analysis_id)
+    if spec.continues is not None:
+        accepted = gateway.analyses.find(spec.continues)
         if accepted is None:
             raise UnknownName(
-                f"Expected the id of a published analysis; got '{spec.analysis_id}'.",
+                f"Expected the id of a published analysis; got '{spec.continues}'.",
                 field="analysis_id",
             )
 
@@ -121,7 +120,7 @@ log = structlog.get_logger()
 
 
 def submit_job(
-    gateway: Gateway, key: ApiKey, spec: AnySpec, idempotency_key: str, request_id: str
+    gateway: Gateway, key: ApiKey, spec: SpecBase, idempotency_key: str, request_id: str
 ) -> tuple[JobRecord, bool]:
     """Stores a job and sends its message; the same key of a caller gives the same job.
 

@@ -1,7 +1,6 @@
 """Read the settings of the gateway once at start, from `APPA_*` environment variables."""
 
 import ipaddress
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Self
@@ -10,12 +9,6 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.domain.errors import ConfigurationError
-
-try:
-    VERSION = version("appa-service")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    VERSION = "0+source"
-
 
 MIB = 2**20
 

@@ -282,7 +282,7 @@ def _record(
         id=batch_id,
         sha256=upload.sha256,
         size=upload.size,
-        container=upload.container.name,
+        container=upload.format.name,
         file_name="".join(c for c in name if c.isprintable())[:255],
         options=upload_options(**given),
         api_key=sender.api_key,

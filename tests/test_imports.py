@@ -11,9 +11,12 @@ ALLOWED = (
     "model.domain.",
     "worker.contract.",
     "worker.observations.export",
+    "worker.observations.formats",
     "worker.observations.lexicons.",
     "worker.observations.store.files",
     "worker.observations.store.query",
+    "worker.results.catalogue",
+    "worker.results.entries",
     "worker.results.manifest",
     "worker.results.verification.series",
 )

@@ -4,7 +4,6 @@ The tiny job selects kernels and reserves memory, and a model that cannot assimi
 the worker reports that it is ready.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from model.assimilation_settings import recommended_settings
 from model.card import CARD_NAME
 from model.checkpoints.bundle import WEIGHTS, load_checkpoint, resolve
 from model.domain.errors import ConfigurationError, UnknownName
+from model.domain.files import file_digest
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from model.operators.observation_set import build_observation_set
@@ -164,7 +164,7 @@ def _load(name: str, device: torch.device) -> LoadedModel:
     model = load_checkpoint(folder, device)
     warm_up(model)
     card = folder / CARD_NAME
-    digest = hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else ""
+    digest = file_digest(card) if card.is_file() else ""
     log.info("model ready", name=model.card.name, device=str(device))
     return LoadedModel(model.card.name, digest, model, folder)
 

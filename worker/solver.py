@@ -7,7 +7,7 @@ trajectories: what the solver starts from, and what it makes where there is none
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.assimilate import assimilate
 from model.assimilation_settings import AssimilationSettings, WarmStart, recommended_settings
-from model.domain.windows import WindowPlan
+from model.domain.windows import HOUR, WindowPlan
 from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet
 from worker.contract.kinds import SpecBase
@@ -55,7 +55,6 @@ def pairs_info(mirrored: bool) -> dict[str, Any]:
     return {"mirrored": True} if mirrored else {}
 
 
-HOUR = timedelta(hours=1)
 _PRIOR_SEED, _FORECAST_SEED = 1 << 40, 1 << 41
 _SHORT = 3
 """A forecast of at most so many hours starts warm, from persistence."""

@@ -22,7 +22,7 @@ from worker.contract.disk import disk_state
 from worker.contract.layout import Layout
 from worker.contract.store import open_stores
 from worker.results.manifest import Pin, pin, pins, unpin
-from worker.results.retention.plan import Item, Needed, make_plan, needed, read_policy
+from worker.results.retention.plan import InUse, Item, find_in_use, make_plan, read_policy
 from worker.results.retention.run import remove_all
 from worker.settings import WorkerSettings
 
@@ -41,16 +41,16 @@ Stopped = Annotated[
 DATA = Path("appa-data")
 
 
-def _needed(layout: Layout, stopped: bool) -> Needed:
-    """What unfinished work needs; without an answer nothing may go."""
+def _in_use(layout: Layout, stopped: bool) -> InUse:
+    """Return what unfinished work needs; without an answer nothing may be removed."""
     if stopped:
-        return Needed()
+        return InUse()
     settings = WorkerSettings()
     embedded = layout.broker / "broker.sock"
     use_embedded = "redis_url" not in settings.model_fields_set and embedded.exists()
     url = f"unix://{embedded}" if use_embedded else settings.redis_url
     try:
-        return needed(open_stores(url, settings.redis_prefix))
+        return find_in_use(open_stores(url, settings.redis_prefix))
     except RedisError as error:
         raise AppaError(
             f"Expected the job store at {url} to say what unfinished jobs need; {error}. Set "
@@ -81,7 +81,7 @@ def plan_command(data: Data = DATA, stopped: Stopped = False, as_json: AsJson = 
     layout, settings = _layout(data), WorkerSettings()
     state = disk_state(layout, settings)
     policy = read_policy(layout.retention_file)
-    found = make_plan(layout, policy, _needed(layout, stopped), low=state.low)
+    found = make_plan(layout, policy, _in_use(layout, stopped), low=state.low)
     if as_json:
         print_json(
             {
@@ -105,7 +105,7 @@ def run_command(data: Data = DATA, stopped: Stopped = False, as_json: AsJson = F
     layout, settings = _layout(data), WorkerSettings()
     low = disk_state(layout, settings).low
     policy = read_policy(layout.retention_file)
-    found = make_plan(layout, policy, _needed(layout, stopped), low=low)
+    found = make_plan(layout, policy, _in_use(layout, stopped), low=low)
     gone = remove_all(layout, found)
     if as_json:
         freed = sum(item.size for item in gone)

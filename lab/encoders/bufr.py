@@ -13,13 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lab.encoders.message import MessageTemplate, ReportTable, build_message, calendar, gather
+from model.domain.physics import GRAVITY, dewpoint_from_specific_humidity, height_of_pressure
 from model.domain.registry import Registry
-from worker.observations.units import (
-    GRAVITY,
-    dewpoint_from_specific_humidity,
-    flight_level_from_pressure,
-    wind_direction,
-)
+from worker.observations.units import wind_direction
 
 __all__ = [
     "AIRCRAFT",
@@ -264,7 +260,7 @@ def aircraft(reports: ReportTable) -> Columns:
         **calendar(reports.time),
         "#1#latitude": reports.lat,
         "#1#longitude": reports.lon,
-        "#1#flightLevel": np.round(flight_level_from_pressure(reports.vertical)),
+        "#1#flightLevel": np.round(height_of_pressure(reports.vertical)),
         "#1#airTemperature": reports.get("temperature"),
         "#1#windDirection": direction,
         "#1#windSpeed": speed,

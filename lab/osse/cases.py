@@ -26,6 +26,7 @@ from lab.training.datasets import STATIC_NAMES, StateStore
 from model.checkpoints.bundle import resolve
 from model.domain.errors import InvalidInput
 from model.domain.variables import VARIABLES
+from model.domain.windows import HOUR
 from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet, build_observation_set
 
@@ -220,8 +221,6 @@ def withheld_rows(table: pa.Table) -> pa.Table:
 
 ReadTruth = Callable[[datetime, int], Tensor]
 """(first time UTC, count) -> physical states (count, C, Y, X), NaN where undefined."""
-
-HOUR = timedelta(hours=1)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from model.domain.grids import Grid, bilinear, sample
+from model.domain.physics import GEOCENTRIC_CONSTANT, MEAN_EARTH_RADIUS, SIDEREAL_DAY, SOLAR_DAY
 from model.operators.base import Statics
 
 __all__ = [
@@ -31,14 +32,6 @@ __all__ = [
 ]
 
 Float = NDArray[np.float64]
-
-_GM = 3.986004415e14
-"""Geocentric gravitational constant, m3 s-2 (IAU numerical standards, GME2009, TT-compatible)."""
-
-_RADIUS = 6371.0088
-"""Mean Earth radius, km (IUGG)."""
-
-_DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -58,8 +51,8 @@ class CircularOrbit:
     @property
     def mean_motion(self) -> float:
         """Radians per second."""
-        semi_major = 1e3 * (_RADIUS + self.altitude)
-        return float(np.sqrt(_GM / semi_major**3))
+        semi_major = 1e3 * (MEAN_EARTH_RADIUS / 1e3 + self.altitude)
+        return float(np.sqrt(GEOCENTRIC_CONSTANT / semi_major**3))
 
     @property
     def period(self) -> float:
@@ -78,7 +71,7 @@ class CircularOrbit:
         u, i = self.mean_motion * seconds, np.deg2rad(self.inclination)
         latitude = -np.arcsin(np.sin(i) * np.sin(u))
         inertial = np.arctan2(-np.cos(i) * np.sin(u), -np.cos(u))
-        longitude = np.rad2deg(inertial - 2 * np.pi / _DAY * seconds) + self.node
+        longitude = np.rad2deg(inertial - 2 * np.pi / SOLAR_DAY * seconds) + self.node
         wrapped = (longitude + 180.0) % 360.0 - 180.0
         return np.stack((np.rad2deg(latitude), wrapped), axis=-1)
 
@@ -117,9 +110,6 @@ def _unit_vectors(latitude: Float, longitude: Float) -> Float:
     flat = np.cos(phi)
     return np.stack((flat * np.cos(lam), flat * np.sin(lam), np.sin(phi)), axis=-1)
 
-
-SIDEREAL_DAY = 86_164.1
-"""s."""
 
 LAND = 0.5
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from model.assimilate import assimilate
 from model.domain.errors import InvalidInput
-from model.domain.windows import WindowPlan
+from model.domain.windows import HOUR, WindowPlan
 from model.execution import OnStep, no_progress
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
@@ -26,7 +26,6 @@ from worker.pipeline.departures import model_equivalents, monitored_set, observa
 
 __all__ = ["WithheldSkill", "verify_withheld", "withheld_table"]
 
-HOUR = timedelta(hours=1)
 LAYERS = ((0, 15_000), (15_000, 40_000), (40_000, 75_000), (75_000, 110_000))
 """Pressure layers of the table, Pa."""
 

@@ -15,10 +15,10 @@ from xpublish.plugins.included.dataset_info import DatasetInfoPlugin
 from xpublish.rest import Rest
 from xpublish_zarr import ZarrPlugin
 
+from model.domain.files import code_version
 from service.data.edr import Edr
 from service.data.library import BoundedAnswers, DatasetLibrary
 from service.problems import add_problem_handlers, problem_response
-from service.settings import VERSION
 
 log = structlog.get_logger()
 
@@ -115,7 +115,7 @@ def build_application(library: DatasetLibrary, most_values: int) -> FastAPI:
     )
     about = {
         "title": "Appa data sets",
-        "version": VERSION,
+        "version": code_version(),
         "description": "Published analyses by zarr and OGC EDR. See docs/data-access.md.",
         "redoc_url": None,
     }

@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.analysis_index import AnalysisFilter
 from service.auth import GatewayDep, JobWriter, Reader
 from service.errors import NotFound
 from service.files import file_response
 from service.openapi import ANALYSIS, VERIFICATION, page_of, problems, shown
 from service.query_parameters import listed_names
 from service.schemas import AnalysisList, LatestAnalysis, LatestFile, VerificationPage
-from worker.contract.kinds import UtcTime
+from worker.contract.kinds import KINDS, KindName, UtcTime
+from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest, Pin, pin, pins, unpin
 from worker.results.verification.series import (
     SeriesFilter,
@@ -46,7 +46,7 @@ class PinRequest(BaseModel):
 
 @router.get("/pins", responses=problems())
 def list_pins(gateway: GatewayDep, _: Reader) -> list[Pin]:
-    """All pins, oldest first."""
+    """Return all pins, oldest first."""
     return pins(gateway.layout)
 
 
@@ -57,7 +57,7 @@ def pin_analysis(
     analysis_id: PinnedId,
     request: Annotated[PinRequest | None, Body(description="May be left out.")] = None,
 ) -> Pin:
-    """Keeps an analysis; one that is pinned keeps its first pin."""
+    """Keep an analysis from retention; one that is pinned keeps its first pin."""
     note = request.note if request else ""
     return pin(gateway.layout, Pin(analysis_id=analysis_id, by=key.id, note=note))
 
@@ -66,14 +66,12 @@ def pin_analysis(
     "/analyses/{analysis_id}/pin", status_code=204, responses=problems("not_found", "storage_error")
 )
 def unpin_analysis(gateway: GatewayDep, _: JobWriter, analysis_id: PinnedId) -> None:
-    """Takes the pin out; the analysis is kept as long as others of its kind."""
+    """Remove a pin; the analysis is then kept as long as others of its kind."""
     if not unpin(gateway.layout, analysis_id):
         raise NotFound(f"Expected a pinned analysis; '{analysis_id}' has no pin.")
 
 
-KINDS = ("filtering", "forecast", "reanalysis")
 FLAVOURS = ("early", "final")
-Kind = Literal["filtering", "forecast", "reanalysis"]
 AnalysisId = Annotated[str, Path(description="From a job or a list.", max_length=100)]
 FILE_RESPONSES = {
     **problems("not_found", "precondition_failed", "range_not_satisfiable"),
@@ -94,7 +92,7 @@ FILE_RESPONSES = {
 def list_analyses(
     gateway: GatewayDep,
     _: Reader,
-    kind: Annotated[Kind | None, Query(description="Only these.")] = None,
+    kind: Annotated[KindName | None, Query(description="Only these.")] = None,
     flavour: Annotated[
         Literal["early", "final"] | None, Query(description="Only these, from the cycles.")
     ] = None,
@@ -107,7 +105,7 @@ def list_analyses(
     ] = None,
 ) -> AnalysisList:
     """Analyses, latest valid time first; of one valid time the highest revision first."""
-    wanted = AnalysisFilter(kind, flavour, valid_from, valid_to)
+    wanted = ResultFilter(kind, flavour, valid_from, valid_to)
     page = gateway.analyses.select(wanted, cursor, 1 if latest else limit)
     following = None if latest else page.next_cursor
     return AnalysisList(items=page.items, next_cursor=following, total=page.total)
@@ -121,8 +119,8 @@ def latest_analyses(
     (`filtering/final`), for scripts that always fetch the same address."""
     response.headers["Cache-Control"] = "no-cache"
     root = request.scope.get("root_path", "")
-    wanted = {kind: AnalysisFilter(kind) for kind in KINDS}
-    wanted |= {f"{k}/{f}": AnalysisFilter(k, f) for k in KINDS for f in FLAVOURS}
+    wanted = {kind: ResultFilter(kind) for kind in KINDS}
+    wanted |= {f"{k}/{f}": ResultFilter(k, f) for k in KINDS for f in FLAVOURS}
     found = {name: gateway.analyses.latest(one) for name, one in wanted.items()}
     return {name: _latest(manifest, root) for name, manifest in found.items() if manifest}
 

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Body, Header, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import InvalidInput
-from service.analysis_index import AnalysisFilter
 from service.auth import GatewayDep, JobWriter, Reader
 from service.cycle_explanation import CycleExplanation, explain
 from service.gateway import Gateway
@@ -18,6 +17,7 @@ from worker.contract.batches import IdempotencyConflict
 from worker.contract.cycles import CycleRecord, CycleState, Flavour, parse_cycle_key
 from worker.contract.kinds import UtcTime
 from worker.contract.record_store import MoveRefused
+from worker.results.entries import ResultFilter
 
 router = APIRouter(prefix="/v1", tags=["cycles"])
 
@@ -78,7 +78,7 @@ def explain_cycle(key: CycleKey, gateway: GatewayDep, _: Reader) -> CycleExplana
     """What its newest analysis used, what came late, what was rejected and why, what changed."""
     time, _flavour = parse_cycle_key(key)
     record = gateway.stores.cycles.get(key)
-    wanted = AnalysisFilter(kind="filtering", valid_from=time, valid_to=time)
+    wanted = ResultFilter(kind="filtering", valid_from=time, valid_to=time)
     page = gateway.analyses.select(wanted, None, MOST_REVISIONS)
     return explain(gateway.layout, record, [m for m in page.items if m.flavour])
 

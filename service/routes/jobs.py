@@ -1,6 +1,6 @@
 """Submit, list, follow and cancel jobs."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse
@@ -11,35 +11,12 @@ from service.jobs import submit_job
 from service.openapi import JOB, page_of, problems, shown
 from service.schemas import JobEvents, JobPage
 from worker.contract.jobs import JobRecord, JobState
-from worker.contract.kinds import JobSpec
+from worker.contract.kinds import KINDS, JobSpec, KindName
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 EXAMPLES: dict[str, Any] = {
-    "filtering": {
-        "summary": "The analysis of 06 UTC from the observations of the last six hours",
-        "value": {
-            "kind": "filtering",
-            "valid_time": "2025-01-01T06:00:00Z",
-            "window_hours": 6,
-            "members": 8,
-            "observations": {"networks": ["synop", "temp"], "cut_off": "2025-01-01T07:00:00Z"},
-        },
-    },
-    "forecast": {
-        "summary": "24 hours from the newest analysis of 06 UTC",
-        "value": {"kind": "forecast", "valid_time": "2025-01-01T06:00:00Z", "lead_hours": 24},
-    },
-    "reanalysis": {
-        "summary": "A past day from all its observations",
-        "value": {
-            "kind": "reanalysis",
-            "start": "2025-01-01T00:00:00Z",
-            "end": "2025-01-01T23:00:00Z",
-            "members": 4,
-            "outputs": ["netcdf"],
-        },
-    },
+    name: {"summary": kind.summary, "value": kind.example} for name, kind in KINDS.items()
 }
 _LOCATION = {"Location": {"description": "Where its state is.", "schema": {"type": "string"}}}
 _JOB = {"application/json": {"schema": {"$ref": "#/components/schemas/JobRecord"}, "example": JOB}}
@@ -90,9 +67,7 @@ def list_jobs(
     gateway: GatewayDep,
     _: JobReader,
     state: Annotated[JobState | None, Query(description="Only in this state.")] = None,
-    kind: Annotated[
-        Literal["filtering", "forecast", "reanalysis"] | None, Query(description="Only these.")
-    ] = None,
+    kind: Annotated[KindName | None, Query(description="Only these.")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the page before.", max_length=100)

@@ -12,10 +12,10 @@ from service.observation_query import FORMATS, choose_format, observation_query
 from service.openapi import BATCH, page_of, problems, shown
 from service.schemas import BatchPage
 from service.upload_requests import Sender, receive_batch
-from service.uploads import CONTAINERS
 from worker.contract.batches import BatchRecord, BatchState
 from worker.contract.kinds import UtcTime
 from worker.observations.export import TEMPLATES
+from worker.observations.formats import FORMATS as FILE_FORMATS
 from worker.observations.store.query import MAX_PAGE, query_observations
 
 router = APIRouter(prefix="/v1", tags=["observations"])
@@ -35,7 +35,7 @@ UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "The file itself; its first bytes tell the format, not the media type. "
-        + " ".join(f"`{c.name}`: {c.meaning}." for c in CONTAINERS.values()),
+        + " ".join(f"`{f.name}`: {f.description}." for f in FILE_FORMATS.values()),
         "content": {
             "application/octet-stream": _BINARY,
             "application/bufr": _BINARY,

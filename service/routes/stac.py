@@ -15,13 +15,14 @@ from service.query_parameters import listed_names, parse_numbers
 from service.stac.documents import (
     CONFORMS_TO,
     GEOJSON,
-    KINDS,
     Addresses,
     build_collection,
     build_item,
     build_landing,
 )
-from service.stac.search import ItemFilter, SearchBody, item_page
+from service.stac.search import SearchBody, item_page
+from worker.contract.kinds import KINDS
+from worker.results.entries import ResultFilter
 
 router = APIRouter(prefix="/v1/stac", tags=["catalogue"])
 
@@ -179,8 +180,7 @@ def _known(collection: str) -> str:
 
 
 def _collection(gateway: GatewayDep, kind: str, at: Addresses) -> Json:
-    found = gateway.analyses.select(ItemFilter(frozenset({kind})), None, 10**9)
-    return build_collection(kind, found.items, at)
+    return build_collection(kind, gateway.analyses.entries(ResultFilter(kind)), at)
 
 
 def _search(**values: Any) -> SearchBody:

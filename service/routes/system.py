@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
+from model.domain.files import code_version
 from model.domain.observations import QC_FLAGS, REPORT_TYPES
 from model.domain.variables import VARIABLES
 from service.auth import AnyCaller, GatewayDep
@@ -16,14 +17,14 @@ from service.jobs import can_run_models
 from service.metrics import CONTENT_TYPE, set_cycle_metrics
 from service.openapi import problems
 from service.schemas import CapabilitiesView, Check, Live, Readiness, UploadFormat
-from service.settings import VERSION
-from service.uploads import CONTAINERS, free_bytes
 from worker.contract.batches import BatchState
-from worker.contract.disk import disk_state
+from worker.contract.disk import disk_state, free_bytes
 from worker.contract.jobs import JobState
+from worker.contract.kinds import KINDS
 from worker.contract.queues import GPU_QUEUE, INGEST_QUEUE, QUEUES, WorkerReport, merge
 from worker.contract.redis_server import redis_health
 from worker.contract.store import RetentionFigures
+from worker.observations.formats import FORMATS
 
 router = APIRouter(tags=["system"])
 
@@ -35,7 +36,7 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
     can = merge([r for r in reports if r.ready])
     settings = gateway.settings
     return CapabilitiesView(
-        version=VERSION,
+        version=code_version(),
         models=can.models,
         formats=can.formats,
         decoders=can.decoders,
@@ -43,10 +44,10 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
         variables={v.id: v.units for v in VARIABLES.values()},
         qc_outcomes={f.name: f.meaning for f in QC_FLAGS.values()},
         uploads=[
-            UploadFormat(name=c.name, meaning=c.meaning, media_type=c.media_type)
-            for c in CONTAINERS.values()
+            UploadFormat(name=f.name, meaning=f.description, media_type=f.media_type)
+            for f in FORMATS.values()
         ],
-        job_kinds=["filtering", "forecast", "reanalysis"],
+        job_kinds=list(KINDS),
         limits={
             "max_upload_bytes": settings.max_upload_bytes,
             "query_max_rows": settings.query_max_rows,
@@ -61,7 +62,7 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
 @router.get("/health/live", responses=problems())
 async def live() -> Live:
     """The process answers; it asks nothing else of the world."""
-    return Live(version=VERSION)
+    return Live(version=code_version())
 
 
 @router.get("/health/ready", responses=problems("not_ready"))

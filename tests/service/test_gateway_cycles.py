@@ -11,9 +11,7 @@ import pytest
 from gateway_process import GatewayProcess, StartGateway
 from prometheus_client.parser import text_string_to_metric_families
 
-from appa_client._async.client import AsyncAppaClient
-from appa_client._sync.client import AppaClient
-from appa_client.errors import GatewayError
+from appa_client import AppaClient, AsyncAppaClient, GatewayError
 from service.openapi import CYCLE
 from worker.contract.cycles import CycleRecord, CycleState, cycle_key
 from worker.contract.record_store import MoveRefused

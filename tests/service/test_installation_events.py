@@ -9,8 +9,7 @@ import pytest
 from gateway_process import StartGateway
 from test_gateway_events import parse
 
-from appa_client._async.client import AsyncAppaClient
-from appa_client._sync.client import AppaClient
+from appa_client import AppaClient, AsyncAppaClient
 from worker.contract.store import open_stores
 
 

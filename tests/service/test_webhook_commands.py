@@ -8,9 +8,7 @@ import pytest
 from gateway_process import GatewayProcess
 from typer.testing import CliRunner, Result
 
-from appa_client._async.client import AsyncAppaClient
-from appa_client._sync.client import AppaClient
-from appa_client.errors import InvalidRequestError, NotFoundError
+from appa_client import AppaClient, AsyncAppaClient, InvalidRequestError, NotFoundError
 from deploy.commands import admin
 from worker.contract.events import EventType
 from worker.contract.webhooks import Attempt, DeliveryState

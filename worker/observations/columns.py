@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from model.domain.observations import QCFlag
+from model.domain.physics import pressure_at_height
 
 __all__ = [
     "BoolArray",
@@ -22,15 +23,11 @@ __all__ = [
     "reject",
     "row_pressure",
     "set_column",
-    "standard_atmosphere_pressure",
     "times",
     "unit_vectors",
 ]
 
 BoolArray = NDArray[np.bool_]
-
-_TROPOPAUSE_PRESSURE = 22632.06  # Pa, at 11 km
-_TROPOPAUSE_TEMPERATURE = 216.65  # K
 
 
 def numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
@@ -103,19 +100,6 @@ def groups(*keys: NDArray) -> NDArray[np.int64]:
     return combined
 
 
-def standard_atmosphere_pressure(height: NDArray) -> NDArray[np.float64]:
-    """Pressure in Pa at a height in m; ICAO standard atmosphere (Doc 7488), first two layers."""
-    h = np.asarray(height, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        troposphere = (
-            101325.0 * np.maximum(1.0 - 2.25577e-5 * np.minimum(h, 11000.0), 0.0) ** 5.25588
-        )
-        above = _TROPOPAUSE_PRESSURE * np.exp(
-            -9.80665 * (h - 11000.0) / (287.053 * _TROPOPAUSE_TEMPERATURE)
-        )
-        return np.where(h <= 11000.0, troposphere, above)
-
-
 def row_pressure(table: pa.Table) -> NDArray[np.float64]:
     """A pressure in Pa for every row, for level tables: exact where given, else standard.
 
@@ -135,10 +119,10 @@ def row_pressure(table: pa.Table) -> NDArray[np.float64]:
             with np.errstate(invalid="ignore"):
                 result[rows] = np.sqrt(np.maximum(vertical[rows] * top[rows], 1.0))
         elif name == "height":
-            result[rows] = standard_atmosphere_pressure(vertical[rows])
+            result[rows] = pressure_at_height(vertical[rows])
         elif name == "surface":
             height = np.nan_to_num(elevation[rows], nan=0.0)
-            result[rows] = standard_atmosphere_pressure(height)
+            result[rows] = pressure_at_height(height)
     return result
 
 

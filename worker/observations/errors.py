@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.domain.errors import ConfigurationError
+from model.domain.files import read_yaml
 from model.domain.observations import QC_FLAGS, REPORT_TYPES
 from model.domain.variables import VARIABLES
 from worker.observations.columns import (
@@ -150,19 +150,13 @@ def load_errors(*overrides: Mapping[str, Any] | str | Path | None) -> ErrorTable
 
 @lru_cache(maxsize=8)
 def _read(path: Path) -> ErrorTable:
-    return _validated(yaml.safe_load(path.read_text()), str(path))
+    return _validated(read_yaml(path), str(path))
 
 
 def _parse(override: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     if isinstance(override, Mapping):
         return dict(override)
-    try:
-        data = yaml.safe_load(Path(override).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"Expected a YAML file of observation errors; {error}.") from error
-    if not isinstance(data, dict):
-        raise ConfigurationError(f"Expected a mapping of observation errors in '{override}'.")
-    return data
+    return read_yaml(Path(override))
 
 
 def _merge(table: ErrorTable, override: Mapping[str, Any]) -> ErrorTable:

@@ -184,6 +184,7 @@ def ingest_batch(
     """
     errors = batch.options.get("errors")
     options = IngestOptions(
+        format=batch.container,
         report_type=batch.options.get("report_type"),
         decoder=batch.options.get("decoder", {}),
         errors=(layout.errors_file, errors),

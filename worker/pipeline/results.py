@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from model.domain.files import code_version
 from model.domain.variables import Channel
 from model.domain.windows import WindowPlan
 from worker.backgrounds.restarts import RESTART_NAME, Restart, write_restart
 from worker.contract.disk import disk_errors
 from worker.contract.jobs import JobRecord
 from worker.contract.layout import Layout
-from worker.contract.queues import code_version
 from worker.loaded_models import LoadedModel
 from worker.observations.columns import codes
 from worker.observations.store.files import StoreFiles

@@ -3,7 +3,6 @@
 Also whether the observations of a result are still there, and which have arrived since.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ import pyarrow.parquet as pq
 from model.card import CARD_NAME
 from model.checkpoints.bundle import WEIGHTS, resolve
 from model.domain.errors import CheckpointError, StorageError
+from model.domain.files import code_version, file_digest
 from model.domain.windows import AssimilationWindow
 from worker.backgrounds.first_guess import FirstGuess
 from worker.backgrounds.restarts import RESTART_NAME, PublishedStates, read_restart
 from worker.contract.jobs import JobRecord
 from worker.contract.layout import Layout
-from worker.contract.queues import code_version
 from worker.observations.columns import codes
 from worker.observations.qc.selection import SUPEROBSERVATIONS
 from worker.observations.store.files import StoreFiles
@@ -126,7 +125,9 @@ def _count(
         batches=selection.batches or (),
     )
     code, names = codes(table, "batch_id")
-    counts = np.bincount(code, minlength=len(names)) if len(names) else []
+    if not len(names):
+        return {}
+    counts = np.bincount(code, minlength=len(names))
     return {name: int(n) for name, n in zip(names, counts, strict=True) if n}
 
 
@@ -260,7 +261,7 @@ def _checkpoint(
         except CheckpointError:
             continue
         if card.is_file():
-            known[hashlib.sha256(card.read_bytes()).hexdigest()] = card.parent
+            known[file_digest(card)] = card.parent
     folder = known.get(wanted)
     found = wanted if folder else ", ".join(f"{h[:12]} ({p.name})" for h, p in known.items())
     findings.append(Finding("checkpoint", folder is not None, wanted, found, note=str(name)))

@@ -133,12 +133,14 @@ def _inputs_used(manifest: AnalysisManifest, made: AnalysisManifest) -> list[Fin
         ("seeds", "seeds"),
         ("configuration", "configuration"),
     ):
-        values = [json.loads(json.dumps(plain(p.get(key)), default=str)) for p in (one, other)]
-        same = None if values[0] is None else values[0] == values[1]
+        first, second = (
+            json.loads(json.dumps(plain(p.get(key)), default=str)) for p in (one, other)
+        )
+        same = None if first is None else first == second
         note = ""
-        if isinstance(values[0], dict) and not same:
-            note = ", ".join(_changed(values[0], values[1]))
-        found.append(Finding(name, same, *values, note=note))
+        if isinstance(first, dict) and not same:
+            note = ", ".join(_changed(first, second))
+        found.append(Finding(name, same, first, second, note))
     counts = Finding(
         "outcomes of checks",
         manifest.observations == made.observations,

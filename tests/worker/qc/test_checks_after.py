@@ -8,10 +8,11 @@ import pytest
 
 from model.domain.grids import Grid
 from model.domain.observations import FEEDBACK_SCHEMA, validate_table
+from model.domain.physics import pressure_after_rise
 from tests.worker.qc.clean import change, clean_day, join, sonde, stations
 from tests.worker.tables import make_table
 from worker.observations.columns import numbers
-from worker.observations.qc.background import reduce_pressure, reduce_temperature
+from worker.observations.qc.background import reduce_temperature
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
 from worker.observations.qc.selection import draw
@@ -59,15 +60,15 @@ def test_duplicates_across_batches():
 def test_reductions_closed_forms():
     # An isothermal limit and the ICAO column: from sea level to 1000 m, 898.75 hPa and 281.65 K.
     assert reduce_temperature(288.15, 1000.0, 0.0065) == pytest.approx(281.65)
-    p = reduce_pressure(np.array([101325.0]), np.array([288.15]), np.array([1000.0]), 0.0065)
+    p = pressure_after_rise(np.array([101325.0]), np.array([288.15]), np.array([1000.0]), 0.0065)
     assert p[0] == pytest.approx(89874.6, rel=1e-4)
-    isothermal = reduce_pressure(np.array([1e5]), np.array([280.0]), np.array([500.0]), 1e-9)
+    isothermal = pressure_after_rise(np.array([1e5]), np.array([280.0]), np.array([500.0]), 1e-9)
     assert isothermal[0] == pytest.approx(1e5 * np.exp(-9.80665 * 500 / (287.0597 * 280)), rel=1e-5)
 
 
 def test_reduction_there_and_back():
-    up = reduce_pressure(np.array([95000.0]), np.array([285.0]), np.array([400.0]), 0.0065)
-    back = reduce_pressure(up, np.array([285.0 - 0.0065 * 400]), np.array([-400.0]), 0.0065)
+    up = pressure_after_rise(np.array([95000.0]), np.array([285.0]), np.array([400.0]), 0.0065)
+    back = pressure_after_rise(up, np.array([285.0 - 0.0065 * 400]), np.array([-400.0]), 0.0065)
     assert back[0] == pytest.approx(95000.0)
 
 

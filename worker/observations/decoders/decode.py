@@ -78,14 +78,18 @@ def decode_limited(
     """
     path = Path(path).resolve()
     context = context or DecodeContext()
-    if processes <= 1 or not _is_bufr(path, format):
+    try:
+        format = format or detect_format(path)
+    except DecodeError as error:
+        return _refused(path, None, error.context["reason"], error.message)
+    if processes <= 1 or format != "bufr":
         return _one(path, format, context, limits)
     parts = [
         replace(context, options={**context.options, "byte_range": span})
         for span in _spans(path, processes)
     ]
     with ThreadPoolExecutor(processes) as pool:
-        found = list(pool.map(lambda part: _one(path, "bufr", part, limits), parts))
+        found = list(pool.map(lambda part: _one(path, format, part, limits), parts))
     report = DecodeReport(format="bufr")
     for part in found:
         report.merge(part.report)
@@ -103,13 +107,6 @@ def _distinct_profiles(tables: list[pa.Table]) -> list[pa.Table]:
         shifted.append(table.set_column(at, table.schema.field(at), numbers))
         first = 1 + max(first - 1, pc.max(numbers).as_py() or 0)
     return shifted
-
-
-def _is_bufr(path: Path, format: str | None) -> bool:
-    try:
-        return (format or detect_format(path)) == "bufr"
-    except DecodeError:
-        return False
 
 
 def _spans(path: Path, parts: int) -> list[tuple[int, int]]:
@@ -192,7 +189,7 @@ def decode_many_limited(
                 decoded = _stored(Path(folder), number)
                 if decoded is None and failure is not None:
                     # The child died on this file; a child of its own finds the message.
-                    decoded = _one(path, None, context, limits)
+                    decoded = decode_limited(path, None, context, limits)
                     waiting = some[number + 1 :] + waiting
                 yield path, decoded or _refused(path, None, "crashed", "no result")
                 if failure is not None and not _result_path(Path(folder), number).exists():

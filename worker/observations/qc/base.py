@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import yaml
 from numpy.typing import NDArray
 
 from model.domain.errors import ConfigurationError
+from model.domain.files import read_yaml
 from model.domain.grids import Grid
 from model.domain.observations import QC_FLAGS
 from worker.observations.columns import BoolArray
@@ -45,19 +45,13 @@ def load_parameters(*overrides: Mapping[str, Any] | str | Path | None) -> dict[s
 
 @lru_cache(maxsize=1)
 def _defaults() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(DEFAULTS.read_text())
+    return read_yaml(DEFAULTS)
 
 
 def _parse(override: Mapping[str, Any] | str | Path | None) -> Mapping[str, Any]:
     if override is None or isinstance(override, Mapping):
         return override or {}
-    try:
-        data = yaml.safe_load(Path(override).read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"Expected a YAML file of check parameters; {error}.") from error
-    if not isinstance(data, dict):
-        raise ConfigurationError(f"Expected a mapping of check parameters in '{override}'.")
-    return data
+    return read_yaml(Path(override))
 
 
 def _apply(parameters: dict[str, dict[str, Any]], check: str, values: Any) -> None:

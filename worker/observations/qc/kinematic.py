@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from model.domain.physics import EARTH_RADIUS, GAS_CONSTANT_DRY, virtual_temperature
 from worker.observations.columns import (
     BoolArray,
     codes,
@@ -31,8 +32,6 @@ from worker.observations.columns import (
 from worker.observations.qc.base import QCContext
 
 __all__ = ["profile", "stuck", "track"]
-
-_EARTH_RADIUS = 6_371_229.0  # m
 
 
 def track(table: pa.Table, context: QCContext) -> BoolArray:
@@ -81,7 +80,7 @@ def _wrong_fixes(
             break
         near = platform[alive[1:]] == platform[alive[:-1]]
         chord = np.linalg.norm(where[alive[1:]] - where[alive[:-1]], axis=1)
-        distance = 2.0 * _EARTH_RADIUS * np.arcsin(np.minimum(chord / 2.0, 1.0))
+        distance = 2.0 * EARTH_RADIUS * np.arcsin(np.minimum(chord / 2.0, 1.0))
         allowed = speed[alive[1:]] * (time[alive[1:]] - time[alive[:-1]]) + slack[alive[1:]]
         excess = np.where(near, np.maximum(distance - allowed, 0.0), 0.0)
         if not excess.any():
@@ -151,10 +150,6 @@ def _repeats(
     return bad
 
 
-_DRY_GAS_CONSTANT = 287.0597  # J kg-1 K-1
-_VIRTUAL = 0.608  # R_v / R_d - 1
-
-
 @dataclass(frozen=True)
 class _Levels:
     """Levels of all ascents, each from the ground up, with shape (levels,); NaN where absent."""
@@ -220,10 +215,10 @@ def _hydrostatic(all_levels: _Levels, p: dict) -> tuple[BoolArray, BoolArray]:
         return wrong_t, wrong_z
     levels = all_levels.take(both)
     depth = np.log(levels.pressure[:-1] / levels.pressure[1:])
-    virtual = levels.temperature * (1.0 + _VIRTUAL * np.nan_to_num(levels.humidity, nan=0.0))
+    virtual = virtual_temperature(levels.temperature, np.nan_to_num(levels.humidity, nan=0.0))
     mean = (virtual[1:] + virtual[:-1]) / 2.0
-    residual = np.diff(levels.geopotential) - _DRY_GAS_CONSTANT * mean * depth
-    tolerance = p["height_tolerance"] + _DRY_GAS_CONSTANT * p["temperature_tolerance"] * depth
+    residual = np.diff(levels.geopotential) - GAS_CONSTANT_DRY * mean * depth
+    tolerance = p["height_tolerance"] + GAS_CONSTANT_DRY * p["temperature_tolerance"] * depth
     linked = levels.ascent[1:] == levels.ascent[:-1]
     excess = np.where(linked & (np.abs(residual) > tolerance), residual, 0.0)
     below, above = np.append(0.0, excess), np.append(excess, 0.0)

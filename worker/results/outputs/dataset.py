@@ -5,7 +5,7 @@ under its short name; `<name>_mean` and `<name>_spread` are the ensemble mean an
 deviation. See https://cfconventions.org/Data/cf-conventions/cf-conventions-1.11/
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from model.domain.ensembles import AntitheticPairs
 from model.domain.grids import Grid
 from model.domain.variables import Variable
+from model.domain.windows import HOUR
 from worker.results.outputs.bitround import METHOD, round_field
 from worker.results.outputs.product import (
     Field,
@@ -27,7 +28,7 @@ from worker.results.outputs.product import (
 __all__ = ["FILL", "coordinates", "round_dataset", "seconds", "to_dataset"]
 
 EPOCH = "seconds since 1970-01-01 00:00:00"
-PRECIPITATION_PERIOD = timedelta(hours=1)
+PRECIPITATION_PERIOD = HOUR
 
 
 def seconds(time: datetime) -> np.datetime64:
@@ -97,12 +98,12 @@ def _times(product: Product) -> dict[str, xr.Variable]:
             ("time", "bnds"), np.stack([before, values], axis=-1), encoding=_time_encoding()
         ),
     }
-    if product.job.kind == "forecast":
+    if product.kind.forecast:
         start = product.reference_time
         found["forecast_reference_time"] = _moment(
             start, "start of the forecast", standard_name="forecast_reference_time"
         )
-        hours = np.array([(time - start) / timedelta(hours=1) for time in product.times])
+        hours = np.array([(time - start) / HOUR for time in product.times])
         found["forecast_period"] = _numbers(
             "time", hours, standard_name="forecast_period", long_name="lead time", units="h"
         )
@@ -205,7 +206,7 @@ def _encoding(product: Product, variable: Variable) -> dict[str, Any]:
     names = []
     if variable.height is not None:
         names.append(f"height_{variable.height:.0f}m")
-    if product.job.kind == "forecast":
+    if product.kind.forecast:
         names += ["forecast_reference_time", "forecast_period"]
     return {"coordinates": " ".join(names) or None, "_FillValue": FILL}
 

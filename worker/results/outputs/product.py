@@ -21,6 +21,7 @@ from model.domain.grids import Grid
 from model.domain.variables import VARIABLES, Channel, Variable
 from model.domain.windows import AssimilationWindow
 from worker.contract.jobs import JobRecord
+from worker.contract.kinds import KINDS, JobKind
 from worker.contract.records import utc_now
 
 __all__ = ["Field", "Product", "fields", "global_attributes", "mean_and_spread", "title"]
@@ -74,6 +75,11 @@ class Product:
     def reference_time(self) -> datetime:
         """Analysis time, start of the forecast, first time of a reanalysis."""
         return self.job.spec.reference_time
+
+    @property
+    def kind(self) -> JobKind:
+        """The kind of the job: file tag, title, whether it is a forecast."""
+        return KINDS[self.job.kind]
 
     @property
     def simulated(self) -> bool:
@@ -159,7 +165,6 @@ def mean_and_spread(values: Float, twins: AntitheticPairs) -> tuple[Float, Float
 
 
 CONVENTIONS = "CF-1.11"
-FORECAST_TYPES = {"filtering": "analysis", "forecast": "forecast", "reanalysis": "reanalysis"}
 _MANIFEST_ONLY = ("seeds", "batches")
 """Seeds are a variable of the file; the list of uploads may be long."""
 SIMULATED = (
@@ -170,8 +175,8 @@ SIMULATED = (
 
 def title(product: Product) -> str:
     """`Ensemble analysis of 2025-01-01 06 UTC`, with a word in front when it is simulated."""
-    kind = FORECAST_TYPES[product.job.kind]
-    what = f"nsemble {kind} {'from' if kind == 'forecast' else 'of'}"
+    kind = product.kind
+    what = f"nsemble {kind.noun} {'from' if kind.forecast else 'of'}"
     start = f"{product.reference_time:%Y-%m-%d %H} UTC"
     return f"{'Simulated e' if product.simulated else 'E'}{what} {start}"
 
@@ -213,7 +218,7 @@ def global_attributes(product: Product) -> dict[str, Any]:
         "history": f"{created} written by appa-service {provenance.get('code_version', '')}".strip(),
         "references": "https://arxiv.org/abs/2504.18720",
         **({"comment": "; ".join(comment)} if comment else {}),
-        "forecast_type": FORECAST_TYPES[product.job.kind],
+        "forecast_type": product.kind.noun,
         "job_id": product.job.id,
         "analysis_id": product.job.analysis_id,
         **({"flavour": product.job.flavour} if product.job.flavour else {}),

@@ -1,6 +1,5 @@
 """Draw a picture of a result: surface, upper air, spread, and where the observations were."""
 
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from model.domain.observations import QC_FLAGS
-from model.domain.physics import GRAVITY
+from model.domain.physics import GRAVITY, ZERO_CELSIUS
 from model.domain.variables import Channel
+from model.domain.windows import HOUR
 from worker.observations.columns import codes, numbers
 from worker.results.outputs.formats import product_file, put_file
 from worker.results.outputs.maps import GREY, INK, WorldMap
@@ -25,7 +25,6 @@ from worker.results.outputs.product import Product, Written, title
 
 __all__ = ["draw", "write_product"]
 
-KELVIN = 273.15
 USED, REJECTED, WITHHELD = "#1f77b4", "#d1495b", "#edae49"
 
 Array = NDArray[np.floating[Any]]
@@ -61,7 +60,7 @@ class Picture:
         temperature, pressure = self.mean("2m_temperature"), self.mean("mean_sea_level_pressure")
         if temperature is not None:
             levels = np.arange(-48.0, 49.0, 4.0)
-            chart.shade(temperature - KELVIN, levels, "RdYlBu_r", "°C", extend="both")
+            chart.shade(temperature - ZERO_CELSIUS, levels, "RdYlBu_r", "°C", extend="both")
         if pressure is not None:
             chart.lines(pressure / 100.0, np.arange(900.0, 1100.0, 6.0))
         chart.coasts()
@@ -171,7 +170,7 @@ def _valid(product: Product) -> list[str]:
     lead = product.times[-1] - product.reference_time
     if not lead:
         return []
-    ahead = f", +{lead / timedelta(hours=1):.0f} h" if product.job.kind == "forecast" else ""
+    ahead = f", +{lead / HOUR:.0f} h" if product.kind.forecast else ""
     return [f"valid {product.times[-1]:%Y-%m-%d %H} UTC{ahead}"]
 
 

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import structlog
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from model.domain.errors import AppaError, ConfigurationError
+from model.domain.errors import AppaError
+from model.domain.files import read_yaml_model
 from worker.contract.layout import Layout
 from worker.results.outputs.product import Product
 from worker.results.verification.report import Report, Row, series_table, verify_product
@@ -108,24 +108,15 @@ class ControlPolicy(BaseModel):
 
 
 def read_control_policy(path: Path) -> ControlPolicy:
-    """The policy in the file, or the default one where there is none.
+    """Return the policy in the file, or the default one when there is no file.
 
     Raises:
-        ConfigurationError: If it is not a policy; says where.
+        ConfigurationError: If the file is not a policy, naming the fields that do not fit.
     """
-    try:
-        raw = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError:
+    if not path.exists():
         return ControlPolicy()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"Expected a readable {path.name}; {error}.") from error
-    try:
-        return ControlPolicy.model_validate(raw)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise ConfigurationError(
-            f"Expected control limits in {path.name}; {'; '.join(lines)}. See docs/verification.md."
-        ) from None
+    hint = "See docs/verification.md."
+    return read_yaml_model(path, ControlPolicy, "control limits", hint=hint)
 
 
 _MAD_TO_SIGMA = 1.4826
@@ -262,7 +253,7 @@ class _Histories:
         keys = ["network", "variable", "layer", "statistic"]
         columns = ["valid_time", "value", "count"]
         groups = frame.groupby(keys, observed=True, sort=False)[columns] if len(frame) else ()
-        self.groups: dict[Key, pd.DataFrame] = {name: group for name, group in groups}  # type: ignore[misc]
+        self.groups: dict[Key, pd.DataFrame] = {name: group for name, group in groups}
 
     @property
     def known(self) -> list[Key]:
@@ -284,7 +275,8 @@ class _Histories:
             past = pd.Series(group["value"].to_numpy(), index=pd.DatetimeIndex(group["valid_time"]))
         if rule.same_hour:
             past = past[pd.DatetimeIndex(past.index).hour == self.hour]
-        return past.to_numpy(dtype=float)
+        values: NDArray[np.float64] = past.to_numpy(dtype=float)
+        return values
 
 
 log = structlog.get_logger()

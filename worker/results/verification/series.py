@@ -5,10 +5,7 @@ named by valid time, flavour, revision and analysis, so that a window of time is
 opening any; see `docs/verification.md` for the statistics. Pages are for answers over HTTP.
 """
 
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from model.domain.errors import InvalidInput, StorageError
+from model.domain.files import write_atomic
 from worker.contract.layout import Layout
 from worker.contract.records import Record
 from worker.results.manifest import AnalysisManifest
@@ -332,21 +330,11 @@ def append_to_series(layout: Layout, manifest: AnalysisManifest) -> bool:
         return False
     entry = SeriesEntry(manifest.valid_time, manifest.flavour, manifest.revision, manifest.id)
     target = entry.path(layout)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            layout.analysis_file(manifest.id, SERIES_NAME).open("rb") as source,
-            temporary.open("xb") as copy,
-        ):
-            shutil.copyfileobj(source, copy)
-            copy.flush()
-            os.fsync(copy.fileno())
-        temporary.replace(target)
+        write_atomic(target, layout.analysis_file(manifest.id, SERIES_NAME).read_bytes())
     except OSError as error:
         raise StorageError(
             f"Expected to add '{manifest.id}' to the verification series; {error}."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return True

@@ -121,7 +121,8 @@ def fair_crps(
     between = np.zeros_like(values, dtype=np.float64)
     for i, j in couples:
         between += _mean_distance(members[i] - members[j], wide)
-    return distance - between / (2 * len(couples))
+    score: NDArray[np.float64] = distance - between / (2 * len(couples))
+    return score
 
 
 def ranks(
@@ -265,8 +266,11 @@ def _groups(frame: pd.DataFrame) -> list[tuple[tuple[str, str, str], NDArray[np.
     keys = ["report_type", "variable"]
     layers = frame.groupby([*keys, "layer"], observed=True).indices
     whole = frame.groupby(keys, observed=True).indices
-    lines = {tuple(map(str, name)): index for name, index in layers.items()}
-    lines |= {(*map(str, name), ALL_LAYERS): index for name, index in whole.items()}
+    lines: dict[tuple[str, str, str], NDArray[np.int64]] = {}
+    for (network, variable, layer), index in layers.items():
+        lines[str(network), str(variable), str(layer)] = index
+    for (network, variable), index in whole.items():
+        lines[str(network), str(variable), ALL_LAYERS] = index
     return sorted(lines.items(), key=lambda item: item[0])
 
 

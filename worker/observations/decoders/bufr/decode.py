@@ -38,7 +38,7 @@ from worker.observations.decoders.bufr.upper_air import (
     decode_profiler,
     decode_temp,
 )
-from worker.observations.formats import HEAD, foreign_content
+from worker.observations.formats import HEAD_BYTES, foreign_content
 
 __all__ = ["BUFR_FAMILIES", "ReportFamily", "decode_bufr", "decode_bytes", "family_of"]
 
@@ -134,7 +134,7 @@ def decode_bytes(data: bytes | mmap.mmap, context: DecodeContext, file_name: str
     for frame in _chosen(scan(data, file_name), context):
         walk.take(frame, data)
     if not walk.report.messages and "byte_range" not in context.options:
-        reason, detail = foreign_content(data[:HEAD]) or ("no_messages", "no BUFR mark")
+        reason, detail = foreign_content(data[:HEAD_BYTES]) or ("no_messages", "no BUFR mark")
         raise DecodeError(f"Expected BUFR messages; got {detail}.", reason=reason)
     return walk.finish()
 

@@ -19,6 +19,12 @@ guess. The quality indicator (QI) without forecast is preferred.
 
 import numpy as np
 
+from model.domain.physics import (
+    GRAVITY,
+    KNOT,
+    specific_humidity_from_dewpoint,
+    specific_humidity_from_mixing_ratio,
+)
 from worker.observations.decoders.bufr.block import Block
 from worker.observations.decoders.bufr.identity import (
     aircraft_id,
@@ -28,14 +34,7 @@ from worker.observations.decoders.bufr.identity import (
     station_id,
 )
 from worker.observations.decoders.bufr.reports import Reports, Values
-from worker.observations.units import (
-    GRAVITY,
-    KNOT,
-    pressure_from_flight_level,
-    specific_humidity_from_dewpoint,
-    specific_humidity_from_mixing_ratio,
-    wind_components,
-)
+from worker.observations.units import pressure_from_flight_level, wind_components
 
 __all__ = ["LOWEST_QI", "decode_aircraft", "decode_amv", "decode_profiler", "decode_temp"]
 

@@ -8,21 +8,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import acting_worker
 import numpy as np
 import pytest
 import xarray
-from gateway_process import GatewayProcess, StartGateway
 
-from appa_client._async.client import AsyncAppaClient
-from appa_client._sync.client import AppaClient
-from appa_client.errors import (
+from appa_client import (
+    AppaClient,
+    AsyncAppaClient,
     IntegrityError,
     InvalidRequestError,
     JobFailedError,
     NotFoundError,
     UnavailableError,
 )
+from tests.service import acting_worker
+from tests.service.gateway_process import GatewayProcess, StartGateway
 from worker.contract.batches import IngestSummary
 from worker.contract.kinds import FilteringSpec
 from worker.contract.records import Problem
