@@ -4,9 +4,10 @@ import structlog
 
 from model.domain.errors import InvalidInput, UnknownName
 from service.auth import check_queue_quota
-from service.errors import Unavailable, check_known
+from service.errors import Unavailable
 from service.gateway import Gateway
 from service.keys import ApiKey
+from service.query_parameters import check_known
 from worker.contract.batches import IdempotencyConflict
 from worker.contract.disk import require_space
 from worker.contract.jobs import JobRecord, JobState

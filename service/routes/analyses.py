@@ -12,6 +12,7 @@ from service.auth import GatewayDep, JobWriter, Reader
 from service.errors import NotFound
 from service.files import file_response
 from service.openapi import ANALYSIS, VERIFICATION, page_of, problems, shown
+from service.query_parameters import listed_names
 from service.schemas import (
     MAX_ITEMS,
     AnalysisList,
@@ -218,15 +219,10 @@ def read_verification(
     Oldest valid time first. Lists are comma-separated or repeat the parameter. A page may hold
     fewer rows than `limit`; continue while there is a `next_cursor`.
     """
-    rows = SeriesFilter(*map(_listed_names, (statistic, network, variable, layer)))
+    rows = SeriesFilter(*map(listed_names, (statistic, network, variable, layer)))
     flavours = [] if flavour is None else [SERIES_FLAVOURS[flavour]]
     entries = find_series(gateway.layout, valid_from, valid_to, flavours)
     if revisions == "newest":
         entries = newest_revisions(entries)
     page = page_series(gateway.layout, entries, rows, cursor, limit)
     return VerificationPage(items=page.rows, next_cursor=page.next_cursor)
-
-
-def _listed_names(texts: list[str] | None) -> list[str]:
-    parts = (part.strip() for text in texts or () for part in text.split(","))
-    return [part for part in parts if part]

@@ -11,6 +11,7 @@ from model.domain.errors import InvalidInput
 from service.auth import GatewayDep, Reader
 from service.errors import NotFound
 from service.openapi import problems
+from service.query_parameters import listed_names, parse_numbers
 from service.stac.documents import (
     CONFORMS_TO,
     GEOJSON,
@@ -106,7 +107,7 @@ def collection_items(
     wanted = _search(
         collections=[_known(collection)],
         datetime=datetime,
-        bbox=_numbers(bbox),
+        bbox=parse_numbers("bbox", bbox),
         limit=limit,
         token=token,
     )
@@ -154,10 +155,10 @@ def search_items(
     """Return matching items of all collections, latest valid time first."""
     at = Addresses.of(request)
     wanted = _search(
-        collections=_names(collections),
-        ids=_names(ids),
+        collections=_listed(collections),
+        ids=_listed(ids),
         datetime=datetime,
-        bbox=_numbers(bbox),
+        bbox=parse_numbers("bbox", bbox),
         intersects=_geometry(intersects),
         limit=limit,
         token=token,
@@ -199,19 +200,8 @@ def _given(**values: Any) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name for name in text.split(",") if name]
-
-
-def _numbers(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InvalidInput(
-            f"Expected comma-separated numbers; got '{text}'.", field="bbox"
-        ) from None
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else listed_names(text)
 
 
 def _geometry(text: str | None) -> Any:
