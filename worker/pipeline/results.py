@@ -21,6 +21,7 @@ from torch import Tensor
 
 from model.diagnostics.equivalents import Equivalents, model_equivalents
 from model.domain.files import code_version
+from model.domain.registry import installed_extensions
 from model.domain.variables import Channel
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
@@ -73,6 +74,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
+        **({"extensions": extensions} if (extensions := installed_extensions()) else {}),
     }
 
 
