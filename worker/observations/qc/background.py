@@ -48,12 +48,12 @@ __all__ = [
 def reduce_temperature(
     temperature: NDArray[Any], rise: NDArray[Any], lapse_rate: float
 ) -> NDArray[np.float64]:
-    """Temperature in K after rising by `rise` metres: T - gamma dz."""
+    """Return temperature in K after rising by `rise` metres: T - gamma dz."""
     return temperature - lapse_rate * rise
 
 
 def height_difference(table: pa.Table, context: QCContext) -> NDArray[np.float64]:
-    """Model surface minus station, m; NaN where it does not matter or is not known."""
+    """Return the model surface minus station, m; NaN where it does not matter or is not known."""
     rise = np.full(len(table), np.nan)
     if context.orography is None or context.grid is None:
         return rise
@@ -73,7 +73,7 @@ def height_difference(table: pa.Table, context: QCContext) -> NDArray[np.float64
 
 
 def orography(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows whose station lies too far above or below the model's surface."""
+    """Mark rows whose station lies too far above or below the model's surface."""
     rise = np.abs(height_difference(table, context))
     variable, names = codes(table, "variable")
     limits = context.of("orography")["limits"]
@@ -82,7 +82,7 @@ def orography(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def reduce_to_surface(table: pa.Table, context: QCContext) -> pa.Table:
-    """Two-metre temperature and surface pressure moved to the model's surface, errors widened.
+    """Move two-metre temperature and surface pressure to the model's surface and widen their errors.
 
     The elevation of the moved rows becomes the model's, so that moving them again does nothing.
     Rows beyond the limit of `orography` stay as they are and are rejected there.
@@ -111,7 +111,7 @@ def reduce_to_surface(table: pa.Table, context: QCContext) -> pa.Table:
 
 
 def _station_temperature(table: pa.Table, lapse_rate: float) -> NDArray[np.float64]:
-    """Each row's two-metre temperature from the same report, else the standard atmosphere's."""
+    """Return each row's two-metre temperature from the same report, else the standard atmosphere's."""
     station = groups(codes(table, "report_type")[0], codes(table, "station_id")[0], times(table))
     known = np.full(station.max(initial=-1) + 1, np.nan)
     value = numbers(table, "obs_value")
@@ -131,14 +131,14 @@ _PAIRS = {
 
 
 def departures(table: pa.Table) -> np.ndarray | None:
-    """O-B with shape (rows,), NaN where unknown; None if the table has no background."""
+    """Return O-B with shape (rows,), NaN where unknown; None if the table has no background."""
     if "hofx_background" not in table.column_names:
         return None
     return numbers(table, "obs_value") - numbers(table, "hofx_background")
 
 
 def background_check(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows with |O-B| > min(k sqrt(R + s^2), absolute limit).
+    """Mark rows with |O-B| > min(k sqrt(R + s^2), absolute limit).
 
     R is the variance of the observation error, s the ensemble standard deviation of H(x_b).
     """
@@ -156,14 +156,14 @@ def background_check(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def spread(table: pa.Table) -> np.ndarray:
-    """Ensemble standard deviation of H(x_b), 0 where unknown."""
+    """Return the ensemble standard deviation of H(x_b), 0 where unknown."""
     if "background_spread" not in table.column_names:
         return np.zeros(len(table))
     return np.nan_to_num(numbers(table, "background_spread"), nan=0.0)
 
 
 def wind_pairs(table: pa.Table, context: QCContext) -> BoolArray:
-    """Components whose partner of the same report was rejected: half a wind misleads."""
+    """Mark components whose partner of the same report was rejected: half a wind misleads."""
     variable, names = codes(table, "variable")
     rejected = table["rejected_by"].is_valid().to_numpy().astype(bool)
     bad = np.zeros(len(table), dtype=bool)
@@ -198,7 +198,7 @@ _HOUR = 3.6e12
 
 
 def buddy(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows whose O-B differs from the median of its neighbours' by too many standard deviations.
+    """Mark rows whose O-B differs from the median of its neighbours' by too many standard deviations.
 
     Neighbours are other stations' values of the same variable, near in distance, ln p and time.
     The tolerance is k sqrt(R_i + median R of the neighbours + s^2).

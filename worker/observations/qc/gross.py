@@ -23,31 +23,39 @@ from worker.observations.columns import (
 )
 from worker.observations.qc.base import QCContext
 
-__all__ = ["blocklist", "bounds", "duplicates", "flags", "impossible", "late", "missing"]
+__all__ = [
+    "blocklist",
+    "bounds",
+    "duplicates",
+    "provider_flags",
+    "outside_domain",
+    "late_arrival",
+    "missing_value",
+]
 
 _HOUR = 3_600_000_000_000
 
 
-def flags(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows that carry a flag number without the name of a check: the provider's own verdict."""
+def provider_flags(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows with a flag number but no check: the provider's own flags."""
     return numbers(table, "qc_flag") > 0
 
 
-def missing(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows without a finite value."""
+def missing_value(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows without a finite value, such as NaN."""
     return ~np.isfinite(numbers(table, "obs_value"))
 
 
-def late(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows that arrived after the cut-off."""
+def late_arrival(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows that arrived after the cut-off."""
     if context.cut_off is None:
         return np.zeros(len(table), dtype=bool)
     limit = pa.scalar(context.cut_off, pa.timestamp("ns", tz="UTC"))
     return np.array(pc.greater(table["received_time"], limit).to_numpy(), dtype=bool)
 
 
-def impossible(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows whose position, height or time cannot be, or lie outside the domain."""
+def outside_domain(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows whose position, height or time is impossible or outside the domain."""
     p = context.of("domain")
     lat, lon = numbers(table, "lat"), numbers(table, "lon")
     bad = ~((np.abs(lat) <= 90.0) & (lon >= -180.0) & (lon < 180.0))
@@ -91,7 +99,7 @@ def _vertical(table: pa.Table, p: Mapping[str, Any]) -> BoolArray:
 
 
 def bounds(table: pa.Table, context: QCContext) -> BoolArray:
-    """Values outside the limits of their variable, interpolated in ln p between levels."""
+    """Mark values outside the limits of their variable, interpolated in ln p between levels."""
     limits = context.of("bounds")["limits"]
     variable, names = codes(table, "variable")
     value, pressure = numbers(table, "obs_value"), row_pressure(table)
@@ -117,7 +125,7 @@ def _limit(entry: Mapping[str, Any], side: str, pressure: np.ndarray) -> np.ndar
 
 
 def blocklist(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows matched by an entry: station pattern, and optionally networks, variables and period."""
+    """Mark rows matched by an entry: station pattern, and optionally networks, variables and period."""
     bad = np.zeros(len(table), dtype=bool)
     station, names = codes(table, "station_id")
     for entry in context.of("blocklist")["entries"]:
@@ -140,7 +148,7 @@ def _nanoseconds(time: object) -> int:
 
 
 def duplicates(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows of the same station, time, level and variable as a preferred row.
+    """Mark rows of the same station, time, level and variable as a preferred row.
 
     Preferred is the highest correction number, then the earliest arrival, then the order in the
     file. Where a station id does not stand for a place (satellites, anonymous call signs) the

@@ -39,7 +39,7 @@ Floats = NDArray[np.float64]
 
 
 def track(table: pa.Table, context: QCContext) -> BoolArray:
-    """All values of a fix that its platform can neither have come to nor left from in time.
+    """Mark all values of a fix that its platform cannot have reached or left in time.
 
     Links between consecutive fixes of one platform are impossible when the distance exceeds speed
     times time plus a slack for rounded positions. A fix between two impossible links goes, the
@@ -81,7 +81,7 @@ def _wrong_fixes(
     slack: NDArray[Any],
     passes: int,
 ) -> BoolArray:
-    """Which of the fixes, sorted by platform and time, are wrong."""
+    """Return which of the fixes, sorted by platform and time, are wrong."""
     alive = np.arange(len(platform))
     wrong = np.zeros(len(platform), dtype=bool)
     for _ in range(passes):
@@ -101,7 +101,7 @@ def _wrong_fixes(
 
 
 def _worst(near: BoolArray, excess: NDArray[Any]) -> BoolArray:
-    """Fixes to remove in this pass, from the links between consecutive fixes."""
+    """Return the fixes to remove in this pass, from the links between consecutive fixes."""
     zero, none = np.zeros(1), np.zeros(1, dtype=bool)
     before, after = np.concatenate([zero, excess]), np.concatenate([excess, zero])
     has_before, has_after = np.concatenate([none, near]), np.concatenate([near, none])
@@ -122,7 +122,7 @@ _HOUR = 3_600_000_000_000
 
 
 def stuck(table: pa.Table, context: QCContext) -> BoolArray:
-    """Values that stay exactly equal over enough consecutive reports and hours of one station."""
+    """Mark values that stay exactly equal over enough consecutive reports and hours of one station."""
     p = context.of("stuck")
     bad = np.zeros(len(table), dtype=bool)
     variable, names = codes(table, "variable")
@@ -175,7 +175,7 @@ class _Levels:
 
 
 def profile(table: pa.Table, context: QCContext) -> BoolArray:
-    """Temperatures and geopotentials of ascents that contradict each other or their neighbours."""
+    """Mark temperatures and geopotentials of ascents that contradict each other or their neighbours."""
     p = context.of("profile")
     bad = np.zeros(len(table), dtype=bool)
     use = kept(table) & is_one_of(table, "vertical_kind", ["pressure"])
@@ -194,7 +194,7 @@ def profile(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def _levels(sub: pa.Table) -> tuple[_Levels, NDArray[np.int64]]:
-    """The levels sorted upwards, and the number of each row's level."""
+    """Return the levels sorted upwards, and the number of each row's level."""
     ascent = groups(codes(sub, "batch_id")[0], numbers(sub, "profile_id"))
     pressure, value = numbers(sub, "vertical"), numbers(sub, "obs_value")
     number = groups(ascent, pressure)
@@ -216,7 +216,7 @@ def _levels(sub: pa.Table) -> tuple[_Levels, NDArray[np.int64]]:
 
 
 def _hydrostatic(all_levels: _Levels, p: Mapping[str, Any]) -> tuple[BoolArray, BoolArray]:
-    """Levels whose temperature, and whose geopotential, is wrong."""
+    """Return the levels whose temperature, and whose geopotential, is wrong."""
     wrong_t = np.zeros(len(all_levels.number), dtype=bool)
     wrong_z = wrong_t.copy()
     both = np.flatnonzero(np.isfinite(all_levels.temperature + all_levels.geopotential))
@@ -249,7 +249,7 @@ def _hydrostatic(all_levels: _Levels, p: Mapping[str, Any]) -> tuple[BoolArray, 
 
 
 def _spikes(all_levels: _Levels, p: Mapping[str, Any]) -> BoolArray:
-    """Temperatures far from the line in ln p through the level below and the one above."""
+    """Return the temperatures far from the line in ln p through the level below and the one above."""
     wrong = np.zeros(len(all_levels.number), dtype=bool)
     rows = np.flatnonzero(np.isfinite(all_levels.temperature))
     if len(rows) < 3:

@@ -1,4 +1,4 @@
-"""Select what is used of what is good: withheld stations, superobservations and thinning.
+"""Select among good observations: withheld stations, superobservations and thinning.
 
 Superobservations merge the values in one box of the model. The members keep their values and are
 rejected as `thinned`; their mean is appended as a new row of the batch `superobservations`. With
@@ -37,7 +37,7 @@ __all__ = [
     "append_superobservations",
     "box_keys",
     "draw",
-    "merged",
+    "in_superobservation",
     "thinning",
     "withholding",
 ]
@@ -47,7 +47,7 @@ _DEFAULT_LEVELS = (1000, 925, 850, 700, 600, 500, 400, 300, 250, 200, 150, 100, 
 
 
 def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) -> list[NDArray[Any]]:
-    """Keys that rows of one box share: network, variable, kind of level, cell, level, hour.
+    """Return the keys that rows of one box share: network, variable, kind of level, cell, level, hour.
 
     Time boxes are centred on full hours, levels are the nearest of the model's in ln p.
     """
@@ -69,13 +69,13 @@ def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) ->
 
 
 def draw(station: str, salt: str) -> float:
-    """A number in [0, 1) that depends on the station and the salt alone."""
+    """Return a number in [0, 1) that depends on the station and the salt alone."""
     digest = hashlib.sha256(f"{salt}/{station}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2.0**64
 
 
 def withholding(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows of the stations whose draw lies below the share, the same ones in every cycle, and of
+    """Mark rows of the stations whose draw lies below the share, the same ones in every cycle, and of
     those that were named.
 
     It comes after the other checks: what is kept back is as good as what is used.
@@ -95,7 +95,7 @@ _FEEDBACK = ("hofx_background", "hofx_analysis", "background_departure", "analys
 
 
 def _boxes(table: pa.Table, context: QCContext) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows that share a box with enough others, and their box, numbered from 0."""
+    """Return the rows that share a box with enough others, and their boxes, numbered from 0."""
     p = context.of("superobbing")
     use = kept(table) & is_one_of(table, "report_type", p["report_types"])
     use &= ~is_one_of(table, "batch_id", [SUPEROBSERVATIONS])
@@ -108,8 +108,8 @@ def _boxes(table: pa.Table, context: QCContext) -> tuple[NDArray[np.int64], NDAr
     return rows[shared], box
 
 
-def merged(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows that went into a superobservation."""
+def in_superobservation(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows that went into a superobservation."""
     rows, _ = _boxes(table, context)
     bad = np.zeros(len(table), dtype=bool)
     bad[rows] = True
@@ -117,20 +117,20 @@ def merged(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def append_superobservations(table: pa.Table, context: QCContext) -> pa.Table:
-    """The table with one new row for each box."""
+    """Return the table with one new row for each box."""
     rows, box = _boxes(table, context)
     if not len(rows):
         return table
     sub = table.take(rows)
     count = np.bincount(box)
     _, first = np.unique(box, return_index=True)
-    merged_rows = sub.take(first)
+    means = sub.take(first)
 
     def mean(values: NDArray[Any]) -> NDArray[np.float64]:
         return np.bincount(box, weights=values, minlength=len(count)) / count
 
     for name in (*_AVERAGED, *(n for n in _FEEDBACK if n in sub.column_names)):
-        merged_rows = set_column(merged_rows, name, mean(numbers(sub, name)))
+        means = set_column(means, name, mean(numbers(sub, name)))
     east = np.stack(
         [mean(axis) for axis in unit_vectors(numbers(sub, "lat"), numbers(sub, "lon")).T]
     )
@@ -155,12 +155,12 @@ def append_superobservations(table: pa.Table, context: QCContext) -> pa.Table:
         "profile_id": pa.nulls(len(count), pa.int32()),
     }
     for name, array in replaced.items():
-        merged_rows = set_column(merged_rows, name, array)
-    return pa.concat_tables([table, merged_rows]).unify_dictionaries()
+        means = set_column(means, name, array)
+    return pa.concat_tables([table, means]).unify_dictionaries()
 
 
 def thinning(table: pa.Table, context: QCContext) -> BoolArray:
-    """All rows of a box but one: the closest in level, then in time, then by station and order.
+    """Mark all rows of a box but one: the closest in level, then in time, then by station and order.
 
     The choice does not look at the variable, so that both wind components stay together.
     """
@@ -191,7 +191,7 @@ def thinning(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def _level_distance(pressure: np.ndarray, levels: tuple[int, ...]) -> np.ndarray:
-    """Distance in ln p from the nearest model level, rounded so that equal levels tie."""
+    """Return the distance in ln p from the nearest model level, rounded so that equal levels tie."""
     if not levels:
         return np.zeros(len(pressure))
     grid = np.log(np.asarray(levels, float) * 100.0)

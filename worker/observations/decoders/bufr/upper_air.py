@@ -62,7 +62,7 @@ _DROP_SUBCATEGORY = 7
 
 
 def decode_temp(block: Block) -> Reports:
-    """Temperature, humidity, wind and geopotential of all levels."""
+    """Return temperature, humidity, wind and geopotential of all levels."""
     layout = block.layout
     anchors = _anchors(block)
     lat, lon = block.first(5_001, 5_002), block.first(6_001, 6_002)
@@ -97,7 +97,7 @@ def decode_temp(block: Block) -> Reports:
 
 
 def _carried(displacement: np.ndarray) -> np.ndarray:
-    """Displacements (N, K) with gaps filled by the level before; 0 before the first."""
+    """Return the displacements (N, K) with gaps filled by the level before; 0 before the first."""
     last = np.maximum.accumulate(
         np.where(np.isnan(displacement), -1, np.arange(displacement.shape[1])), axis=1
     )
@@ -113,7 +113,7 @@ def _network(block: Block) -> str:
 
 
 def _anchors(block: Block) -> np.ndarray:
-    """Positions at which levels begin: pressures, or heights where no pressure is reported."""
+    """Return the positions at which levels begin: pressures, or heights where no pressure is reported."""
     for code in (7_004, 7_009, 7_007, 7_002):
         found = block.layout.where(code)
         if found.size:
@@ -122,7 +122,7 @@ def _anchors(block: Block) -> np.ndarray:
 
 
 def _pressure_and_height(block: Block, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pressure in Pa and geopotential height in m of each level, NaN where missing."""
+    """Return pressure in Pa and geopotential height in m of each level, NaN where missing."""
     if not anchors.size:
         empty = np.empty((len(block), 0))
         return empty, empty
@@ -164,7 +164,7 @@ def _sonde_wind(
 
 
 def decode_profiler(block: Block) -> Reports:
-    """Wind components by height in m above mean sea level."""
+    """Return the wind components by height in m above mean sea level."""
     elevation = block.first(7_030, 7_001)
     anchors, height = _heights(block, elevation)
     layout = block.layout
@@ -192,7 +192,7 @@ def decode_profiler(block: Block) -> Reports:
 
 
 def _heights(block: Block, elevation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions at which levels begin and their heights above mean sea level, (K,) and (N, K)."""
+    """Return the positions at which levels begin and their heights above mean sea level, (K,) and (N, K)."""
     for code in (7_007, 7_006, 7_009, 10_007, 7_003):
         anchors = block.layout.where(code)
         if not anchors.size:
@@ -208,7 +208,7 @@ _STEEP_ROLL = 1
 
 
 def decode_aircraft(block: Block) -> Reports:
-    """Temperature, wind and humidity at the aircraft's position."""
+    """Return temperature, wind and humidity at the aircraft's position."""
     pressure = _aircraft_pressure(block)
     return Reports(
         "aircraft",
@@ -256,7 +256,7 @@ def _aircraft_wind(block: Block, pressure: np.ndarray) -> list[Values]:
 
 
 def _aircraft_humidity(block: Block, pressure: np.ndarray) -> list[Values]:
-    """Specific humidity from the mixing ratio, else the dewpoint; else the relative humidity."""
+    """Return specific humidity from the mixing ratio, else the dewpoint; else the relative humidity."""
     q = specific_humidity_from_mixing_ratio(block.first(13_002))
     from_dewpoint = specific_humidity_from_dewpoint(block.first(12_103, 12_003), pressure)
     q = np.where(np.isnan(q), from_dewpoint, q)
@@ -269,7 +269,7 @@ def _aircraft_humidity(block: Block, pressure: np.ndarray) -> list[Values]:
 
 
 def _phase(block: Block) -> list[str] | str:
-    """Ascending, descending or level flight (code tables 0 08 009 and 0 08 004)."""
+    """Return ascent, descent or level flight of each report (code tables 0 08 009 and 0 08 004)."""
     detailed, simple = block.first(8_009), block.first(8_004)
     names = {3: "level", 4: "level", 5: "ascent", 6: "descent"}
     names_detailed = {0: "level", 1: "level", 2: "unsteady", 3: "level", 4: "level",
@@ -297,7 +297,7 @@ _WITHOUT_FORECAST, _WITH_FORECAST = (5, 2), (6, 1)
 
 
 def decode_amv(block: Block) -> Reports:
-    """Wind at the assigned pressure."""
+    """Return the wind components at the assigned pressure."""
     u, v = wind_components(block.first(11_002), block.first(11_001))
     at = block.layout.first(11_003), block.layout.first(11_004)
     u = np.where(np.isnan(u), block.at(at[0]), u)
@@ -321,7 +321,7 @@ def decode_amv(block: Block) -> Reports:
 
 
 def quality(block: Block) -> np.ndarray:
-    """Quality indicator in percent, shape (N,); NaN where none is given."""
+    """Return the quality indicator in percent, shape (N,); NaN where none is given."""
     inside = block.layout.where(33_007)
     if inside.size:
         return _by_application(block, inside)
