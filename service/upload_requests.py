@@ -4,7 +4,6 @@ The body is the file itself or one part of multipart/form-data, read piece by pi
 the sender (report type, observation errors, decoder) are checked before anything is stored.
 """
 
-import json
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from model.domain.errors import AppaError, InvalidInput
 from model.domain.observations import REPORT_TYPES
-from service.errors import RequestError, check_known
+from service.errors import RequestError
 from service.gateway import Gateway
+from service.query_parameters import check_known, json_object
 from service.uploads import PartFile, StoredUpload, check_length, receive_upload
 from worker.contract.batches import BatchRecord, BatchState
 from worker.contract.disk import require_space
@@ -143,16 +143,6 @@ class UploadErrors(ErrorTable):
     entries: tuple[ErrorEntry, ...] = Field(default=(), max_length=500)
 
 
-def _object(field: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise InvalidInput(f"Expected JSON in '{field}'; {error}.", field=field) from error
-    if not isinstance(value, dict):
-        raise InvalidInput(f"Expected a JSON object in '{field}'; got {text[:40]}.", field=field)
-    return value
-
-
 def upload_options(
     report_type: str | None, errors: str | None, decoder: str | None
 ) -> dict[str, Any]:
@@ -167,14 +157,14 @@ def upload_options(
         options["report_type"] = report_type
     if errors:
         try:
-            overrides = UploadErrors.model_validate(_object("errors", errors))
+            overrides = UploadErrors.model_validate(json_object("errors", errors))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(["errors", *map(str, first["loc"])])
             raise InvalidInput(f"{place}: {first['msg']}.", field=place) from error
         options["errors"] = overrides.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     if decoder:
-        options["decoder"] = _object("decoder", decoder)
+        options["decoder"] = json_object("decoder", decoder)
     return options
 
 

@@ -113,9 +113,13 @@ _ALL = (
     ),
 )
 
-VARIABLES: Registry[Variable] = Registry("variable", **{v.id: v for v in _ALL})
+VARIABLES: Registry[Variable] = Registry(
+    "variable", "appa.variables", Variable, **{v.id: v for v in _ALL}
+)
 SURFACE: tuple[str, ...] = tuple(v.id for v in _ALL if v.kind == "surface")
 ATMOSPHERIC: tuple[str, ...] = tuple(v.id for v in _ALL if v.kind == "atmospheric")
+"""The state variables of the release; their order is that of its channels, so extensions, whose
+channels a checkpoint's card names one by one, are not among them."""
 
 LEVELS_ERA5_13: tuple[int, ...] = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
 LEVELS_T31: tuple[int, ...] = (50, 100, 200, 300, 500, 700, 850, 925)
@@ -162,13 +166,15 @@ def parse_channel(name: str) -> Channel:
     Raises:
         InvalidInput: If `name` is neither a surface variable nor `<variable>_<level>hPa`.
     """
-    if name in SURFACE:
+    kinds = {v.id: v.kind for v in VARIABLES.values()}
+    if kinds.get(name) == "surface":
         return Channel(name)
     variable, _, level = name.removesuffix("hPa").rpartition("_")
-    if name.endswith("hPa") and variable in ATMOSPHERIC and level.isdigit():
+    if name.endswith("hPa") and kinds.get(variable) == "atmospheric" and level.isdigit():
         return Channel(variable, int(level))
+    known = {kind: ", ".join(v for v, k in kinds.items() if k == kind) for kind in kinds.values()}
     raise InvalidInput(
-        f"Expected a surface variable ({', '.join(SURFACE)}) or '<variable>_<level>hPa' with one of "
-        f"{', '.join(ATMOSPHERIC)}; got '{name}'.",
+        f"Expected a surface variable ({known['surface']}) or '<variable>_<level>hPa' with one of "
+        f"{known['atmospheric']}; got '{name}'.",
         channel=name,
     )

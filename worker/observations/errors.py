@@ -26,6 +26,7 @@ from pydantic import (
 from model.domain.errors import ConfigurationError
 from model.domain.files import read_yaml
 from model.domain.observations import QC_FLAGS, REPORT_TYPES
+from model.domain.registry import Registry
 from model.domain.variables import VARIABLES
 from worker.observations.columns import (
     BoolArray,
@@ -148,8 +149,16 @@ class ErrorTable(BaseModel):
         return {(r, e.variable): e for e in self.entries for r in e.report_types}
 
 
+EXTRA_ERRORS: Registry[Mapping[str, Any]] = Registry(
+    "observation error table", "appa.observation_errors", Mapping
+)
+"""Entries of extensions, laid out as in `errors.yaml`."""
+
+
 def load_errors(*overrides: Mapping[str, Any] | str | Path | None) -> ErrorTable:
-    """Return the table of `errors.yaml` with overrides applied in order (deployment, then upload).
+    """Return the table of `errors.yaml` and of extensions, then of the deployment and the upload.
+
+    Overrides are applied in order.
 
     Arguments:
         overrides: Mappings of the same layout, or paths of YAML files.
@@ -158,6 +167,8 @@ def load_errors(*overrides: Mapping[str, Any] | str | Path | None) -> ErrorTable
         ConfigurationError: Naming the override and its first fault.
     """
     table = _read(DEFAULTS)
+    for name, extra in EXTRA_ERRORS.items():
+        table = _merge(table, extra, f"the extension '{name}'")
     for override in overrides:
         if override:
             mapping = override if isinstance(override, Mapping) else read_yaml(Path(override))
@@ -170,8 +181,8 @@ def _read(path: Path) -> ErrorTable:
     return _validated(read_yaml(path), str(path))
 
 
-def _merge(table: ErrorTable, override: Mapping[str, Any]) -> ErrorTable:
-    extra = _validated(override, "override")
+def _merge(table: ErrorTable, override: Mapping[str, Any], name: str = "override") -> ErrorTable:
+    extra = _validated(override, name)
     given = override.get("representativeness") or {}
     both = {**table.representativeness.model_dump(), **given}
     return ErrorTable(

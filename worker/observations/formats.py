@@ -213,7 +213,9 @@ _FORMATS = (
         "application/grib",
     ),
 )
-FORMATS: Registry[FileFormat] = Registry("format", **{f.name: f for f in _FORMATS})
+FORMATS: Registry[FileFormat] = Registry(
+    "format", "appa.formats", FileFormat, **{f.name: f for f in _FORMATS}
+)
 
 
 def recognise(head: bytes) -> FileFormat:

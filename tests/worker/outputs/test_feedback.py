@@ -22,8 +22,7 @@ from worker.observations.columns import numbers
 from worker.observations.decoders.base import DecodeContext
 from worker.observations.decoders.decode import decode_file
 from worker.observations.lexicons import IODA_NAMES, VARNO
-from worker.results.outputs.feedback import checked_feedback, write
-from worker.results.outputs.odb import write as write_odb
+from worker.results.outputs.feedback import checked_feedback, write, write_odb
 
 
 @pytest.fixture

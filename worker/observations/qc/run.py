@@ -17,7 +17,7 @@ from worker.observations.qc.background import (
     reduce_to_surface,
     wind_pairs,
 )
-from worker.observations.qc.base import Check, QCContext, Stage
+from worker.observations.qc.base import EXTRA_CHECKS, Check, QCContext, Stage
 from worker.observations.qc.gross import (
     blocklist,
     bounds,
@@ -101,7 +101,7 @@ def run_checks(
     """
     context = context or QCContext()
     report = QCReport(stage=stage, parameters=context.parameters)
-    for check in CHECKS:
+    for check in (*CHECKS, *EXTRA_CHECKS.values()):
         if check.stage != stage or not context.of(check.name)["enabled"] or not len(table):
             continue
         if check.prepare is not None:

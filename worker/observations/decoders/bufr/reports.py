@@ -65,7 +65,6 @@ class Reports:
     drop: np.ndarray | None = field(default=None)
 
 
-_VARIABLES = tuple(VARIABLES)
 _FLAGS = ("preqc", "domain")
 _POLE = 90.0 + 1e-6
 """The South Pole station decodes to a latitude of -90.00000000000001."""
@@ -158,7 +157,7 @@ class Collector:
             if mask is not None:
                 flag = np.where(_matrix(mask, value)[at], number, flag)
         columns = {
-            "variable": np.full(count, _VARIABLES.index(values.variable)),
+            "variable": np.full(count, tuple(VARIABLES).index(values.variable)),
             "vertical_kind": np.full(count, VERTICAL_KINDS.index(values.vertical_kind)),
             "rejected_by": flag,
             "obs_value": value[at],
@@ -189,7 +188,7 @@ class Collector:
             station_id=repeated_column(shared.station_id, report),
             platform=repeated_column(shared.platform, report),
             report_type=repeated_column(shared.report_type, report),
-            variable=coded_column(rows.pop("variable"), _VARIABLES),
+            variable=coded_column(rows.pop("variable"), tuple(VARIABLES)),
             vertical_kind=coded_column(rows.pop("vertical_kind"), VERTICAL_KINDS),
             rejected_by=coded_column(rows.pop("rejected_by"), _FLAGS),
             profile_id=pa.array(ordinal[report], pa.int32(), mask=~profile),
