@@ -24,15 +24,15 @@ __all__ = [
     "count_values",
     "repeated_column",
     "wrap_longitude",
-    "codes",
+    "category_codes",
     "groups",
     "is_one_of",
-    "kept",
-    "numbers",
+    "not_rejected",
+    "float_column",
     "reject",
     "row_pressure",
     "set_column",
-    "times",
+    "time_column",
 ]
 
 BoolArray = NDArray[np.bool_]
@@ -50,7 +50,7 @@ class Origin(Protocol):
     def received_time(self) -> datetime: ...
 
 
-def numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
+def float_column(table: pa.Table, name: str) -> NDArray[np.float64]:
     """Return the numeric column as float64, NaN where null, with shape (rows,)."""
     column = table[name].combine_chunks()
     if not (pa.types.is_integer(column.type) and column.null_count == 0):
@@ -58,7 +58,7 @@ def numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
     return np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
+def category_codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
     """Return the index into the sorted distinct values of a string column, -1 where null."""
     column = table[name]
     if not pa.types.is_dictionary(column.type):
@@ -84,17 +84,17 @@ def _places(values: list[str], names: list[str]) -> list[int]:
 
 def is_one_of(table: pa.Table, name: str, values: Iterable[str]) -> BoolArray:
     """Return the mask of rows whose string column holds one of `values`."""
-    code, names = codes(table, name)
+    code, names = category_codes(table, name)
     wanted = [i for i, n in enumerate(names) if n in set(values)]
     return np.isin(code, wanted)
 
 
-def times(table: pa.Table, name: str = "time") -> NDArray[np.int64]:
+def time_column(table: pa.Table, name: str = "time") -> NDArray[np.int64]:
     """Return a time column as nanoseconds since 1970 in UTC, with shape (rows,)."""
     return np.array(pc.cast(table[name], pa.int64()).to_numpy(), dtype=np.int64)
 
 
-def kept(table: pa.Table) -> BoolArray:
+def not_rejected(table: pa.Table) -> BoolArray:
     """Return the mask of rows that no check has rejected."""
     return np.array(pc.is_null(table["rejected_by"]).to_numpy(), dtype=bool)
 
@@ -127,9 +127,9 @@ def row_pressure(table: pa.Table) -> NDArray[np.float64]:
     into standard pressure at the station's elevation (sea level where unknown); columns and
     channels get 1000 hPa.
     """
-    kind, names = codes(table, "vertical_kind")
-    vertical, top = numbers(table, "vertical"), numbers(table, "vertical_top")
-    elevation = numbers(table, "elevation")
+    kind, names = category_codes(table, "vertical_kind")
+    vertical, top = float_column(table, "vertical"), float_column(table, "vertical_top")
+    elevation = float_column(table, "elevation")
     result = np.full(len(kind), 1.0e5)
     for i, name in enumerate(names):
         rows = kind == i
@@ -148,7 +148,7 @@ def row_pressure(table: pa.Table) -> NDArray[np.float64]:
 
 def reject(table: pa.Table, rows: BoolArray, flag: QCFlag) -> pa.Table:
     """Return the table with `rejected_by` and `qc_flag` set on `rows` that no check rejected before."""
-    fresh = pa.array(np.asarray(rows, dtype=bool) & kept(table))
+    fresh = pa.array(np.asarray(rows, dtype=bool) & not_rejected(table))
     if not pc.any(fresh, min_count=0).as_py():
         return table
     text = pc.if_else(fresh, flag.name, table["rejected_by"].cast(pa.string()))

@@ -24,12 +24,12 @@ from model.domain.grids import unit_vectors
 from model.domain.physics import EARTH_RADIUS, GAS_CONSTANT_DRY, virtual_temperature
 from worker.observations.columns import (
     BoolArray,
-    codes,
+    category_codes,
+    float_column,
     groups,
     is_one_of,
-    kept,
-    numbers,
-    times,
+    not_rejected,
+    time_column,
 )
 from worker.observations.qc.base import QCContext
 
@@ -46,17 +46,17 @@ def track(table: pa.Table, context: QCContext) -> BoolArray:
     worst first; at the end of a track the end goes; of two fixes alone neither is trusted.
     """
     p = context.of("track")
-    report, names = codes(table, "report_type")
-    station, stations = codes(table, "station_id")
+    report, names = category_codes(table, "report_type")
+    station, stations = category_codes(table, "station_id")
     speed = np.array([p["speed"].get(n, np.nan) for n in names] or [np.nan])[report]
     slack = np.array([p["slack_km"].get(n, 0.0) for n in names] or [0.0])[report] * 1e3
     anonymous = [i for i, n in enumerate(stations) if n in context.of("duplicates")["anonymous"]]
-    use = np.flatnonzero(kept(table) & np.isfinite(speed) & ~np.isin(station, anonymous))
+    use = np.flatnonzero(not_rejected(table) & np.isfinite(speed) & ~np.isin(station, anonymous))
     bad = np.zeros(len(table), dtype=bool)
     if not len(use):
         return bad
-    time = times(table)[use] * 1e-9
-    where = unit_vectors(numbers(table, "lat")[use], numbers(table, "lon")[use])
+    time = time_column(table)[use] * 1e-9
+    where = unit_vectors(float_column(table, "lat")[use], float_column(table, "lon")[use])
     platform = groups(report[use], station[use])
     fix = groups(platform, time, *where.T)
     _, first = np.unique(fix, return_index=True)
@@ -125,9 +125,9 @@ def stuck(table: pa.Table, context: QCContext) -> BoolArray:
     """Mark values that stay exactly equal over enough consecutive reports and hours of one station."""
     p = context.of("stuck")
     bad = np.zeros(len(table), dtype=bool)
-    variable, names = codes(table, "variable")
-    value, time = numbers(table, "obs_value"), times(table)
-    good = kept(table) & np.isfinite(value)
+    variable, names = category_codes(table, "variable")
+    value, time = float_column(table, "obs_value"), time_column(table)
+    good = not_rejected(table) & np.isfinite(value)
     if p["ignore_zero"]:
         good &= value != 0.0
     for name, limit in p["variables"].items():
@@ -136,7 +136,7 @@ def stuck(table: pa.Table, context: QCContext) -> BoolArray:
         rows = np.flatnonzero(good & (variable == names.index(name)))
         if len(rows):
             sub = table.select(["report_type", "station_id"]).take(rows)
-            series = groups(*(codes(sub, n)[0] for n in ("report_type", "station_id")))
+            series = groups(*(category_codes(sub, n)[0] for n in ("report_type", "station_id")))
             bad[rows] = _repeats(series, time[rows], value[rows], limit["count"], limit["hours"])
     return bad
 
@@ -178,8 +178,8 @@ def profile(table: pa.Table, context: QCContext) -> BoolArray:
     """Mark temperatures and geopotentials of ascents that contradict each other or their neighbours."""
     p = context.of("profile")
     bad = np.zeros(len(table), dtype=bool)
-    use = kept(table) & is_one_of(table, "vertical_kind", ["pressure"])
-    use &= np.isfinite(numbers(table, "profile_id")) & (numbers(table, "vertical") > 0.0)
+    use = not_rejected(table) & is_one_of(table, "vertical_kind", ["pressure"])
+    use &= np.isfinite(float_column(table, "profile_id")) & (float_column(table, "vertical") > 0.0)
     rows = np.flatnonzero(use)
     if not len(rows):
         return bad
@@ -195,8 +195,8 @@ def profile(table: pa.Table, context: QCContext) -> BoolArray:
 
 def _levels(sub: pa.Table) -> tuple[_Levels, NDArray[np.int64]]:
     """Return the levels sorted upwards, and the number of each row's level."""
-    ascent = groups(codes(sub, "batch_id")[0], numbers(sub, "profile_id"))
-    pressure, value = numbers(sub, "vertical"), numbers(sub, "obs_value")
+    ascent = groups(category_codes(sub, "batch_id")[0], float_column(sub, "profile_id"))
+    pressure, value = float_column(sub, "vertical"), float_column(sub, "obs_value")
     number = groups(ascent, pressure)
     _, first = np.unique(number, return_index=True)
     columns = {}

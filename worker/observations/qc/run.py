@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from model.domain.observations import QC_FLAGS
-from worker.observations.columns import codes, kept, reject
+from worker.observations.columns import category_codes, not_rejected, reject
 from worker.observations.qc.background import (
     background_check,
     buddy,
@@ -110,10 +110,10 @@ def run_checks(
             bad = np.append(bad, np.zeros(len(table) - len(bad), dtype=bool))
         else:
             bad = check.reject(table, context)
-        fresh = bad & kept(table)
+        fresh = bad & not_rejected(table)
         _count(table, fresh, check.name, check.outcome, report)
         table = reject(table, fresh, QC_FLAGS[check.outcome])
-    report.rows, report.used = len(table), int(kept(table).sum())
+    report.rows, report.used = len(table), int(not_rejected(table).sum())
     return table, report
 
 
@@ -121,7 +121,7 @@ def _count(table: pa.Table, fresh: np.ndarray, name: str, outcome: str, report: 
     if not fresh.any():
         return
     report.rejected[name] += int(fresh.sum())
-    variable, names = codes(table, "variable")
+    variable, names = category_codes(table, "variable")
     for i, count in enumerate(np.bincount(variable[fresh], minlength=len(names))):
         if count:
             report.rejected_by_variable.setdefault(names[i], Counter())[outcome] += int(count)

@@ -21,14 +21,14 @@ from model.domain.observations import station_draw
 from model.domain.regrid import cell_index
 from worker.observations.columns import (
     BoolArray,
-    codes,
+    category_codes,
+    float_column,
     groups,
     is_one_of,
-    kept,
-    numbers,
+    not_rejected,
     row_pressure,
     set_column,
-    times,
+    time_column,
 )
 from worker.observations.qc.base import QCContext
 
@@ -50,7 +50,7 @@ def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) ->
 
     Time boxes are centred on full hours, levels are the nearest of the model's in ln p.
     """
-    lat, lon = numbers(sub, "lat"), numbers(sub, "lon")
+    lat, lon = float_column(sub, "lat"), float_column(sub, "lon")
     if context.grid is not None:
         cell = cell_index(context.grid.latitude, context.grid.nlon, lat, lon)
     else:
@@ -61,10 +61,10 @@ def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) ->
     middle = (levels[1:] + levels[:-1]) / 2
     level = np.searchsorted(middle, np.log(np.maximum(row_pressure(sub), 1.0)))
     # At the surface, and for columns, height does not separate.
-    level = np.where(np.isnan(numbers(sub, "vertical")), -1, level)
-    hour = np.floor(times(sub) / (hours * _HOUR) + 0.5).astype(np.int64)
+    level = np.where(np.isnan(float_column(sub, "vertical")), -1, level)
+    hour = np.floor(time_column(sub) / (hours * _HOUR) + 0.5).astype(np.int64)
     names = ("report_type", "variable", "vertical_kind")
-    return [*(codes(sub, n)[0] for n in names), cell, level, hour]
+    return [*(category_codes(sub, n)[0] for n in names), cell, level, hour]
 
 
 def withholding(table: pa.Table, context: QCContext) -> BoolArray:
@@ -74,7 +74,7 @@ def withholding(table: pa.Table, context: QCContext) -> BoolArray:
     It comes after the other checks: what is kept back is as good as what is used.
     """
     p = context.of("withholding")
-    station, names = codes(table, "station_id")
+    station, names = category_codes(table, "station_id")
     chosen = [i for i, name in enumerate(names) if station_draw(name, p["salt"]) < p["share"]]
     drawn = np.isin(station, chosen) & is_one_of(table, "report_type", p["report_types"])
     return drawn | is_one_of(table, "station_id", p["stations"])
@@ -90,7 +90,7 @@ _FEEDBACK = ("hofx_background", "hofx_analysis", "background_departure", "analys
 def _boxes(table: pa.Table, context: QCContext) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows that share a box with enough others, and their boxes, numbered from 0."""
     p = context.of("superobbing")
-    use = kept(table) & is_one_of(table, "report_type", p["report_types"])
+    use = not_rejected(table) & is_one_of(table, "report_type", p["report_types"])
     use &= ~is_one_of(table, "batch_id", [SUPEROBSERVATIONS])
     rows = np.flatnonzero(use)
     if not len(rows):
@@ -123,18 +123,18 @@ def append_superobservations(table: pa.Table, context: QCContext) -> pa.Table:
         return np.bincount(box, weights=values, minlength=len(count)) / count
 
     for name in (*_AVERAGED, *(n for n in _FEEDBACK if n in sub.column_names)):
-        means = set_column(means, name, mean(numbers(sub, name)))
+        means = set_column(means, name, mean(float_column(sub, name)))
     east = np.stack(
-        [mean(axis) for axis in unit_vectors(numbers(sub, "lat"), numbers(sub, "lon")).T]
+        [mean(axis) for axis in unit_vectors(float_column(sub, "lat"), float_column(sub, "lon")).T]
     )
     lat = np.rad2deg(np.arctan2(east[2], np.hypot(east[0], east[1])))
     lon = np.rad2deg(np.arctan2(east[1], east[0]))
     rho = context.of("superobbing")["correlation"]
-    variance = mean(numbers(sub, "obs_error") ** 2) * (rho + (1.0 - rho) / count)
-    start = times(sub).min()
-    time = start + np.round(mean((times(sub) - start).astype(np.float64))).astype(np.int64)
+    variance = mean(float_column(sub, "obs_error") ** 2) * (rho + (1.0 - rho) / count)
+    start = time_column(sub).min()
+    time = start + np.round(mean((time_column(sub) - start).astype(np.float64))).astype(np.int64)
     received = np.zeros(len(count), dtype=np.int64)
-    np.maximum.at(received, box, times(sub, "received_time"))
+    np.maximum.at(received, box, time_column(sub, "received_time"))
     replaced = {
         "lat": lat,
         "lon": np.where(lon >= 180.0, -180.0, lon),
@@ -159,18 +159,18 @@ def thinning(table: pa.Table, context: QCContext) -> BoolArray:
     """
     p = context.of("thinning")
     bad = np.zeros(len(table), dtype=bool)
-    rows = np.flatnonzero(kept(table) & is_one_of(table, "report_type", p["report_types"]))
+    rows = np.flatnonzero(not_rejected(table) & is_one_of(table, "report_type", p["report_types"]))
     if not len(rows):
         return bad
     sub = table.take(rows)
     keys = box_keys(sub, context, p["degrees"], p["hours"])
-    station = codes(sub, "station_id")[0]
+    station = category_codes(sub, "station_id")[0]
     box = groups(*keys, *([station] if p["per_station"] else []))
-    offset = np.abs(times(sub) / (p["hours"] * _HOUR) % 1.0 - 0.5)
+    offset = np.abs(time_column(sub) / (p["hours"] * _HOUR) % 1.0 - 0.5)
     order = np.lexsort(
         (
-            numbers(sub, "observation_id"),
-            codes(sub, "batch_id")[0],
+            float_column(sub, "observation_id"),
+            category_codes(sub, "batch_id")[0],
             station,
             -offset,
             _level_distance(row_pressure(sub), context.levels),

@@ -21,7 +21,7 @@ from model.domain.errors import InvalidInput, StorageError
 from model.domain.files import write_atomic
 from model.domain.observations import validate_table
 from model.domain.windows import AssimilationWindow
-from worker.observations.columns import times
+from worker.observations.columns import time_column
 from worker.observations.store.files import (
     BatchManifest,
     Compaction,
@@ -154,7 +154,7 @@ def _check_identity(table: pa.Table, batch_id: str) -> None:
 
 def _by_hour(table: pa.Table) -> list[tuple[datetime, pa.Table]]:
     """Return the rows of each hour, sorted by time; equal times keep the order of decoding."""
-    time = times(table)
+    time = time_column(table)
     order = np.argsort(time, kind="stable")
     hours, first = np.unique(time[order] // _HOUR, return_index=True)
     if len(hours) > MAX_HOURS:
@@ -234,7 +234,7 @@ def compact_hour(files: StoreFiles, hour: datetime) -> Compaction:
     previous = files.compaction(hour, names)
     paths = files.visible(hour).paths
     table = read_files(files, paths)
-    table = table.take(np.argsort(times(table), kind="stable"))
+    table = table.take(np.argsort(time_column(table), kind="stable"))
     content = encode_rows(table)
     digest = hashlib.sha256(content).hexdigest()
     generation = 1 if previous is None else previous.generation + 1
