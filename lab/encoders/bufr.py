@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 from lab.encoders.message import MessageTemplate, ReportTable, build_message, calendar, gather
 from model.domain.physics import GRAVITY, dewpoint_from_specific_humidity, height_of_pressure
 from model.domain.registry import Registry
+from worker.observations.decoders.bufr.identity import LAST_POSITION, NOMINAL
+from worker.observations.decoders.bufr.upper_air import AMV_METHODS, STANDARD_LEVELS
 from worker.observations.units import wind_direction
 
 __all__ = [
@@ -45,7 +47,6 @@ DRIFTER = MessageTemplate((315_009,), 1, 0, {"short": (0, 1, 1, 1), "": (0,)})
 
 _HEIGHT = "heightOfSensorAboveLocalGroundOrDeckOfMarinePlatform"
 _MEAN_WIND = 2
-_NOMINAL, _LAST_POSITION = 25, 26
 _WIGOS = re.compile(r"(\d+)-(\d+)-(\d+)-(.+)")
 
 Columns = dict[str, np.ndarray | list[str] | float | str]
@@ -157,8 +158,8 @@ def drifter(reports: ReportTable) -> Columns:
         **_place(reports),
         **nominal,
         **common,
-        "#1#timeSignificance": float(_LAST_POSITION),
-        "#2#timeSignificance": float(_NOMINAL),
+        "#1#timeSignificance": float(LAST_POSITION),
+        "#2#timeSignificance": float(NOMINAL),
         "#3#timeSignificance": float(_MEAN_WIND),
         "#1#oceanographicWaterTemperature": reports.get("sea_surface_temperature"),
     }
@@ -192,17 +193,8 @@ AMV = MessageTemplate((310_077,), 5, 0, {"": (0, 0, 0, 0)})
 
 _BALLOON_LAUNCH = 18
 _STANDARD_LEVEL = 65_536
-_STANDARD = (1000, 925, 850, 700, 500, 400, 300, 250, 200, 150, 100, 70, 50, 30, 20, 10)
 _QI_WITHOUT_FORECAST = 5
-_METHODS = {
-    "infrared": 1,
-    "visible": 2,
-    "water-vapour-cloud": 3,
-    "combined": 4,
-    "water-vapour-clear": 5,
-    "ozone": 6,
-    "water-vapour": 7,
-}
+_METHODS = {text: number for number, text in AMV_METHODS.items()}
 
 
 def _wind(reports: ReportTable) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +227,7 @@ def sonde(levels: ReportTable) -> Columns:
     by_level = {
         "timePeriod": (levels.time - levels.time[0]).astype(np.float64),
         "extendedVerticalSoundingSignificance": np.where(
-            np.isin(np.round(levels.vertical / 100.0), _STANDARD), _STANDARD_LEVEL, 0
+            np.isin(np.round(levels.vertical / 100.0), STANDARD_LEVELS), _STANDARD_LEVEL, 0
         ),
         "pressure": levels.vertical,
         "nonCoordinateGeopotentialHeight": np.round(levels.get("geopotential") / GRAVITY),

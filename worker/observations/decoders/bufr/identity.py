@@ -6,7 +6,15 @@ import numpy as np
 
 from worker.observations.decoders.bufr.block import Block
 
-__all__ = ["aircraft_id", "observation_time", "satellite_id", "seconds_after", "station_id"]
+__all__ = [
+    "LAST_POSITION",
+    "NOMINAL",
+    "aircraft_id",
+    "observation_time",
+    "satellite_id",
+    "seconds_after",
+    "station_id",
+]
 
 Texts = list[str]
 
@@ -104,7 +112,7 @@ def _national(block: Block) -> Texts:
     ]
 
 
-_NOMINAL, _LAST_POSITION = 25, 26
+NOMINAL, LAST_POSITION = 25, 26
 _LATEST_TWO_DIGIT = 69
 _LARGEST_SHIFT = 400 * 86_400
 
@@ -123,8 +131,8 @@ def observation_time(block: Block) -> np.ndarray:
     meanings = [block.effective(int(year), 8_021) for year in years[:4]]
     result = np.full(len(block), np.datetime64("NaT", "s"))
     for wanted in (
-        lambda m: m == _NOMINAL,
-        lambda m: m != _LAST_POSITION,
+        lambda m: m == NOMINAL,
+        lambda m: m != LAST_POSITION,
         lambda m: np.ones(len(m), dtype=bool),
     ):
         for time, meaning in zip(times, meanings, strict=True):

@@ -39,7 +39,15 @@ from worker.observations.decoders.bufr.identity import (
 from worker.observations.decoders.bufr.reports import Reports, Values
 from worker.observations.units import pressure_from_flight_level, wind_components
 
-__all__ = ["LOWEST_QI", "decode_aircraft", "decode_amv", "decode_profiler", "decode_temp"]
+__all__ = [
+    "AMV_METHODS",
+    "LOWEST_QI",
+    "STANDARD_LEVELS",
+    "decode_aircraft",
+    "decode_amv",
+    "decode_profiler",
+    "decode_temp",
+]
 
 STANDARD_LEVELS = (1000, 925, 850, 700, 500, 400, 300, 250, 200, 150, 100, 70, 50, 30, 20, 10)
 """Pressures in hPa at which the geopotential becomes a row: between them it follows from
@@ -284,7 +292,7 @@ def _phase(block: Block) -> list[str] | str:
 LOWEST_QI = 60.0
 """Vectors below this quality in percent are flagged (EUMETSAT: Best practice for AMV users)."""
 
-_METHODS = {
+AMV_METHODS = {
     1: "infrared",
     2: "visible",
     3: "water-vapour-cloud",
@@ -316,7 +324,7 @@ def decode_amv(block: Block) -> Reports:
             Values("u_component_of_wind", u, "pressure", pressure, preqc=poor),
             Values("v_component_of_wind", v, "pressure", pressure, preqc=poor),
         ],
-        platform=[_METHODS.get(m, "") for m in methods.tolist()],
+        platform=[AMV_METHODS.get(m, "") for m in methods.tolist()],
     )
 
 
