@@ -31,7 +31,7 @@ from worker.contract.disk import disk_errors
 from worker.contract.jobs import JobRecord
 from worker.contract.layout import Layout
 from worker.loaded_models import LoadedModel
-from worker.observations.columns import codes
+from worker.observations.columns import category_codes
 from worker.observations.store.files import StoreFiles
 from worker.pipeline.departures import (
     CheckedWindow,
@@ -95,7 +95,7 @@ def _digest_of_sources() -> str:
 
 def rows_of_batches(table: pa.Table, store: StoreFiles) -> dict[str, dict[str, Any]]:
     """For each batch with rows in `table`: how many, and the hash of the batch's content."""
-    code, names = codes(table, "batch_id")
+    code, names = category_codes(table, "batch_id")
     counts = np.bincount(code[code >= 0], minlength=len(names))
     found = {}
     for name, rows in zip(names, counts, strict=True):
