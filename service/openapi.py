@@ -110,6 +110,8 @@ BATCH: dict[str, Any] = {
     "file_name": "synop.bufr",
     "options": {},
     "attempts": 1,
+    "lost": 0,
+    "retry_at": None,
     "token": 1,
     "worker": "ingest.1208@host",
     "summary": {
@@ -148,6 +150,8 @@ JOB: dict[str, Any] = {
         "message": "",
     },
     "attempts": 1,
+    "lost": 0,
+    "retry_at": None,
     "token": 1,
     "publishing": False,
     "worker": "gpu.1210@host",
