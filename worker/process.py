@@ -23,6 +23,7 @@ from celery.worker import state
 from celery.worker.control import control_command
 
 from model.domain.errors import UnknownName
+from worker.contract.logs import configure_logs
 from worker.contract.queues import (
     GPU_QUEUE,
     INGEST_BATCH,
@@ -32,7 +33,7 @@ from worker.contract.queues import (
 )
 from worker.contract.redis_server import redis_health
 from worker.runtime import Runtime, open_runtime
-from worker.settings import WorkerSettings, configure_logs
+from worker.settings import WorkerSettings
 
 __all__ = [
     "TASK_MODULES",

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from model.domain.errors import AppaError
 from worker.contract.batches import BatchStore
 from worker.contract.jobs import JobStore
+from worker.contract.logs import configure_logs
 from worker.contract.queues import INGEST_BATCH, RUN_ASSIMILATION, TaskSender, submit
 from worker.contract.records import Problem, utc_now
 from worker.contract.redis_server import redis_health
@@ -30,8 +31,7 @@ from worker.process import message_sender
 from worker.results.publication import sweep_leftovers
 from worker.results.retention.run import RetentionRunner
 from worker.runtime import open_runtime
-from worker.settings import WorkerSettings, configure_logs
-from worker.tasks.attempt import priority_of
+from worker.settings import WorkerSettings
 from worker.tasks.products import MissedResults
 
 __all__ = ["Reaper", "SCHEDULER", "run_scheduler"]
@@ -120,7 +120,7 @@ class Reaper:
             return 0
         log.warning("took over", id=record_id, from_worker=worker, now=state)
         if state == store.waiting:
-            submit(self.sender, task, record_id, priority_of(record))
+            submit(self.sender, task, record_id, record.priority if record else 0)
         return 1
 
     def _resend_waiting(self, store: JobStore | BatchStore, task: str) -> int:
@@ -147,7 +147,7 @@ class Reaper:
             return 0
         log.info("sent again", id=record_id, next_in_seconds=wait.pause)
         wait.due, wait.pause = now + wait.pause, 2 * wait.pause
-        submit(self.sender, task, record_id, priority_of(record))
+        submit(self.sender, task, record_id, record.priority)
         return 1
 
 

@@ -1,21 +1,15 @@
-"""Read the settings of worker processes from `APPA_*` environment variables, and set up their logs.
+"""Read the settings of worker processes from `APPA_*` environment variables."""
 
-A log line is one event and its values.
-"""
-
-import logging
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import structlog
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.domain.errors import ConfigurationError
 
-__all__ = ["WorkerSettings", "configure_logs"]
+__all__ = ["WorkerSettings"]
 
 
 class WorkerSettings(BaseSettings):
@@ -147,25 +141,3 @@ class WorkerSettings(BaseSettings):
                 f"APPA_VISIBILITY_TIMEOUT ({self.visibility_timeout}); got {longest}."
             )
         return self
-
-
-def configure_logs(settings: WorkerSettings) -> None:
-    """Write log lines to standard output, for people or as JSON; of libraries only warnings."""
-    level = logging.getLevelNamesMapping()[settings.log_level]
-    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
-    if settings.log_format == "console":
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
-        cache_logger_on_first_use=False,
-    )
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(name)s %(message)s")

@@ -6,7 +6,7 @@ The picture shows the last analysis beside the truth, and errors by hour.
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,18 +18,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from appa_client._sync.client import AppaClient
-from appa_client.events import JobEvent
+from appa_client import AppaClient, JobEvent
 from deploy.local import LocalStack, StackOptions
 from lab.demo.world import Errors, Scorer, World, channel_fields, observation_files
 from model.checkpoints.bundle import load_checkpoint
 from model.domain.errors import AppaError
+from model.domain.physics import GRAVITY, ZERO_CELSIUS
+from model.domain.windows import HOUR
 from model.latent_model import climatological_states
 from worker.results.outputs.maps import coastlines
 
 __all__ = ["DemoOptions", "DemoResult", "draw", "run_demo"]
-
-HOUR = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,8 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
     """Starts a stack of its own on a free port, runs the demo against it and stops it.
 
     Raises:
-        AppaError: If something fails on the way.
+        AppaError: If the stack or a batch fails.
+        AppaClientError: If the gateway or a job fails.
     """
     torch.set_num_threads(1)  # the cores belong to the workers
     options.output.mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ def draw(result: DemoResult, world: World, path: Path) -> Path:
     t2m, z500 = names.index("2m_temperature"), names.index("geopotential_500hPa")
     figure = Figure(figsize=(13, 8.5), layout="constrained")
     axes = figure.subplots(2, 2)
-    height = 1 / 9.80665
+    height = 1 / GRAVITY
     _map(axes[0, 0], world, fields[t2m], fields[z500] * height, f"analysis, {time:%d %b %H UTC}")
     _map(axes[0, 1], world, truth[t2m], truth[z500] * height, "simulated truth")
     _difference(axes[1, 0], world, (fields[z500] - truth[z500]) * height)
@@ -268,7 +268,12 @@ def _wrapped(field: Array) -> Array:
 def _map(axes: Axes, world: World, temperature: Array, height: Array, title: str) -> None:
     lon, lat = _frame(axes, world, title)
     filled = axes.contourf(
-        lon, lat, _wrapped(temperature) - 273.15, np.arange(-60, 46, 5), cmap="turbo", extend="both"
+        lon,
+        lat,
+        _wrapped(temperature) - ZERO_CELSIUS,
+        np.arange(-60, 46, 5),
+        cmap="turbo",
+        extend="both",
     )
     lines = axes.contour(
         lon, lat, _wrapped(height) / 10, np.arange(460, 601, 8), colors="white", linewidths=0.8

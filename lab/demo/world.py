@@ -6,7 +6,7 @@ Errors are given per quantity in its unit, and over all channels.
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,9 @@ from model.card import CARD_NAME, Card, read_card
 from model.checkpoints.bundle import resolve
 from model.diagnostics.scores import rmse
 from model.domain.grids import Grid
+from model.domain.physics import GRAVITY
 from model.domain.variables import VARIABLES, Channel
+from model.domain.windows import HOUR
 from model.operators.base import Statics
 
 __all__ = [
@@ -43,7 +45,6 @@ __all__ = [
 BUFR_TYPES = ("synop", "ship", "temp", "aircraft", "scatterometer")
 NETWORK = Network(stations=400, scan_lines=20, aircraft=200, scatterometer_lines=20)
 """Less than the network of the skill tests, so that the demo ends in minutes."""
-HOUR = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def real_soundings(start: Path) -> Path | None:
 SHOWN: tuple[tuple[str, str, str, float], ...] = (
     ("t2m", "2m_temperature", "K", 1.0),
     ("msl", "mean_sea_level_pressure", "hPa", 0.01),
-    ("z500", "geopotential_500hPa", "m", 1 / 9.80665),
+    ("z500", "geopotential_500hPa", "m", 1 / GRAVITY),
     ("t850", "temperature_850hPa", "K", 1.0),
     ("u300", "u_component_of_wind_300hPa", "m/s", 1.0),
 )

@@ -13,13 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lab.encoders.message import MessageTemplate, ReportTable, build_message, calendar, gather
+from model.domain.physics import GRAVITY, dewpoint_from_specific_humidity, height_of_pressure
 from model.domain.registry import Registry
-from worker.observations.units import (
-    GRAVITY,
-    dewpoint_from_specific_humidity,
-    flight_level_from_pressure,
-    wind_direction,
-)
+from worker.observations.units import wind_direction
 
 __all__ = [
     "AIRCRAFT",
@@ -171,7 +167,7 @@ def drifter(reports: ReportTable) -> Columns:
 SCATTEROMETER = MessageTemplate((312_061,), 12, 0, {"": (2,)})
 
 
-def scatterometer(reports: ReportTable) -> dict[str, np.ndarray | list[str] | float | str]:
+def scatterometer(reports: ReportTable) -> Columns:
     """Columns of wind cells; two solutions as instruments give them: the wind is the second."""
     u, v = reports.get("10m_u_component_of_wind"), reports.get("10m_v_component_of_wind")
     direction, speed = np.round(wind_direction(u, v), 1), np.hypot(u, v)
@@ -264,7 +260,7 @@ def aircraft(reports: ReportTable) -> Columns:
         **calendar(reports.time),
         "#1#latitude": reports.lat,
         "#1#longitude": reports.lon,
-        "#1#flightLevel": np.round(flight_level_from_pressure(reports.vertical)),
+        "#1#flightLevel": np.round(height_of_pressure(reports.vertical)),
         "#1#airTemperature": reports.get("temperature"),
         "#1#windDirection": direction,
         "#1#windSpeed": speed,
@@ -301,7 +297,7 @@ class Encoder:
     """How a network is encoded: its template and the function that makes the columns."""
 
     template: MessageTemplate
-    columns: Callable[[ReportTable], dict]
+    columns: Callable[[ReportTable], Columns]
 
 
 ENCODERS: Registry[Encoder] = Registry(

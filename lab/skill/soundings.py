@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from model.assimilate import assimilate
+from model.diagnostics.equivalents import model_equivalents, observation_set
 from model.domain.errors import InvalidInput
-from model.domain.windows import WindowPlan
+from model.domain.windows import HOUR, WindowPlan
 from model.execution import OnStep, no_progress
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
@@ -22,11 +23,10 @@ from worker.observations.decoders.decode import decode_file
 from worker.observations.errors import assign_errors
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
-from worker.pipeline.departures import model_equivalents, monitored_set, observation_set
+from worker.pipeline.departures import monitored_set
 
 __all__ = ["WithheldSkill", "verify_withheld", "withheld_table"]
 
-HOUR = timedelta(hours=1)
 LAYERS = ((0, 15_000), (15_000, 40_000), (40_000, 75_000), (75_000, 110_000))
 """Pressure layers of the table, Pa."""
 
@@ -75,7 +75,7 @@ def verify_withheld(
     table = _checked(table, model, share)
     observations, table = observation_set(table, model, plan.times)
     withheld = pc.fill_null(pc.equal(table["rejected_by"].cast(pa.string()), "withheld"), False)
-    seen = monitored_set(table, model, plan.times)
+    seen, _ = monitored_set(table, model, plan.times)
     seen = seen.select(withheld.to_numpy()[seen.rows])
     analysis = assimilate(model, observations, plan, members, seed, on_step=on_step)
     hofx = model_equivalents(analysis.latents, model, seen).mean(0)

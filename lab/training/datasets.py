@@ -27,6 +27,7 @@ from zarr.storage import ZipStore
 
 from model.domain.errors import InvalidInput
 from model.domain.grids import Grid
+from model.domain.physics import GRAVITY
 from model.domain.variables import Channel
 
 __all__ = [
@@ -109,7 +110,7 @@ class Splits(BaseModel):
 
 
 STATIC_NAMES = {
-    "orography": ("geopotential_at_surface", 1.0 / 9.80665),
+    "orography": ("geopotential_at_surface", 1.0 / GRAVITY),
     "land_sea_mask": ("land_sea_mask", 1.0),
 }
 """Our static field: the store's name and the factor to our unit (m for orography)."""

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.domain.errors import ConfigurationError
+from model.domain.files import open_atomic
 
 __all__ = [
     "Optimisation",
-    "Run",
+    "TrainingRun",
     "averaged",
     "averaged_weights",
     "generator",
@@ -110,7 +111,7 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-class Run:
+class TrainingRun:
     """The folder of one training run.
 
     Arguments:
@@ -153,15 +154,11 @@ class Run:
         return int(state["step"])
 
     def save(self, step: int, *parts: Any) -> None:
-        """Replaces the checkpoint atomically; `step` is the next one to run."""
+        """Replace the checkpoint atomically; `step` is the next one to run."""
         if self.rank != 0:
             return
-        temporary = self.folder / "last.pt.tmp"
-        with temporary.open("wb") as file:
+        with open_atomic(self.folder / "last.pt") as file:
             torch.save({"step": step, "parts": [p.state_dict() for p in parts]}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / "last.pt")
         self._saved = time.monotonic()
 
     def due(self, minutes: float) -> bool:

@@ -29,12 +29,10 @@ from types import ModuleType
 from typing import Any
 
 from model.domain.errors import InvalidInput
+from model.domain.physics import GAS_CONSTANT_DRY, GRAVITY, STANDARD_LAPSE_RATE
 
 __all__ = [
-    "GRAVITY",
-    "LAPSE_RATE",
     "PressureFields",
-    "R_DRY",
     "SigmaFields",
     "WIND_FACTOR",
     "mean_sea_level_pressure",
@@ -47,19 +45,13 @@ __all__ = [
 Array = Any
 """A numpy or a jax array; both follow the array namespace that is passed beside it."""
 
-GRAVITY = 9.80665
-"""m s⁻², standard gravity (ERA5's; geopotential height is geopotential over this)."""
+NATURE_RUN_VIRTUAL = 0.608
+"""R_vapour / R_dry − 1, rounded as the recorded nature run has it.
 
-R_DRY = 287.0597
-"""J kg⁻¹ K⁻¹, gas constant of dry air (IFS documentation, part IV, table 1)."""
+A nature run that is taken up again must go on bit for bit, so this is not `physics.VIRTUAL`.
+"""
 
-VAPOUR = 0.608
-"""R_vapour / R_dry − 1."""
-
-LAPSE_RATE = 0.0065
-"""K m⁻¹, the standard atmosphere's."""
-
-EXPONENT = R_DRY * LAPSE_RATE / GRAVITY
+EXPONENT = GAS_CONSTANT_DRY * STANDARD_LAPSE_RATE / GRAVITY
 """T ∝ p^EXPONENT in a layer of the standard lapse rate."""
 
 
@@ -94,7 +86,7 @@ class PressureFields:
 
 def virtual_temperature(temperature: Array, specific_humidity: Array) -> Array:
     """Temperature of dry air of the same density and pressure, K."""
-    return temperature * (1.0 + VAPOUR * specific_humidity)
+    return temperature * (1.0 + NATURE_RUN_VIRTUAL * specific_humidity)
 
 
 def surface_temperature(temperature: Array, sigma: Array) -> Array:
@@ -108,12 +100,12 @@ def _sea_level_lapse(xp: ModuleType, surface: Array, geopotential: Array) -> tup
     Cold ground is warmed half way to 255 K; where the sea-level value would pass 290.5 K the
     lapse rate is cut, so that hot and high deserts do not get a deep low.
     """
-    sea_level = surface + LAPSE_RATE * geopotential / GRAVITY
+    sea_level = surface + STANDARD_LAPSE_RATE * geopotential / GRAVITY
     hot = sea_level > 290.5
     very_hot = hot & (surface > 290.5)
     flat = xp.abs(geopotential) < 1.0
     safe = xp.where(flat, 1.0, geopotential)
-    cut = xp.where(flat, EXPONENT, R_DRY * (290.5 - surface) / safe)
+    cut = xp.where(flat, EXPONENT, GAS_CONSTANT_DRY * (290.5 - surface) / safe)
     exponent = xp.where(very_hot, 0.0, xp.where(hot, cut, EXPONENT))
     warmed = xp.where(surface < 255.0, 0.5 * (255.0 + surface), surface)
     return xp.where(very_hot, 0.5 * (290.5 + surface), warmed), exponent
@@ -127,7 +119,7 @@ def mean_sea_level_pressure(
     ``surface`` is the temperature at the ground (K), ``geopotential`` the ground's (m² s⁻²).
     """
     warm, exponent = _sea_level_lapse(xp, surface, geopotential)
-    x = geopotential / (R_DRY * warm)
+    x = geopotential / (GAS_CONSTANT_DRY * warm)
     y = exponent * x
     # ln(1 + y)/y by its series, as in the reference: y stays below 0.15 on Earth.
     return surface_pressure * xp.exp(x * (1.0 - y / 2.0 + y**2 / 3.0 - y**3 / 4.0))
@@ -136,12 +128,12 @@ def mean_sea_level_pressure(
 def _underground_exponent(xp: ModuleType, surface: Array, geopotential: Array) -> Array:
     """d ln T / d ln p below the ground (Trenberth, eqs. 15–17): less under high plateaus."""
     height = geopotential / GRAVITY
-    sea_level = surface + LAPSE_RATE * height
+    sea_level = surface + STANDARD_LAPSE_RATE * height
     capped = xp.minimum(sea_level, 298.0)
     share = xp.clip((height - 2000.0) / 500.0, 0.0, 1.0)
     limited = (1.0 - share) * sea_level + share * capped
     safe = xp.where(height > 2000.0, geopotential, 1.0)
-    lapse = R_DRY * xp.maximum(limited - surface, 0.0) / safe
+    lapse = GAS_CONSTANT_DRY * xp.maximum(limited - surface, 0.0) / safe
     return xp.where(height > 2000.0, lapse, EXPONENT)
 
 
@@ -157,7 +149,7 @@ def _log_mean(t1: Array, t2: Array) -> Array:
 
 def _hydrostatic(xp: ModuleType, virtual: Array, ln_p: Array, bottom: Array) -> Array:
     """Geopotential at the points of a profile whose last point is the ground, (point, ...)."""
-    thickness = R_DRY * _log_mean(virtual[1:], virtual[:-1]) * (ln_p[1:] - ln_p[:-1])
+    thickness = GAS_CONSTANT_DRY * _log_mean(virtual[1:], virtual[:-1]) * (ln_p[1:] - ln_p[:-1])
     # Summed upwards: point k is the ground plus every layer under k.
     above = xp.cumsum(thickness[::-1], axis=0)[::-1]
     return xp.concatenate([bottom + above, bottom[None]], axis=0)
@@ -208,7 +200,7 @@ def to_pressure_levels(xp: ModuleType, fields: SigmaFields, pressure: Array) -> 
     layer = _log_mean(
         virtual_temperature(above, q), virtual_temperature(xp.exp(at(ln_t, 1)), at(humidity, 1))
     )
-    free = at(phi, 1) + R_DRY * layer * (bottom - xp.minimum(target, bottom))
+    free = at(phi, 1) + GAS_CONSTANT_DRY * layer * (bottom - xp.minimum(target, bottom))
 
     ground = xp.exp(ln_t[-1])
     depth = xp.maximum(target - ln_p[-1], 0.0)
@@ -216,7 +208,7 @@ def to_pressure_levels(xp: ModuleType, fields: SigmaFields, pressure: Array) -> 
     buried = target > ln_p[-1]
     below = virtual_temperature(ground, fields.specific_humidity[-1])
     # The mean of exp over [0, y] is (exp(y) − 1)/y, by its series (y < 0.2).
-    under = R_DRY * below * depth * (1.0 + y / 2.0 + y**2 / 6.0 + y**3 / 24.0)
+    under = GAS_CONSTANT_DRY * below * depth * (1.0 + y / 2.0 + y**2 / 6.0 + y**3 / 24.0)
     return PressureFields(
         temperature=xp.where(buried, ground * xp.exp(y), above),
         u=linear(wind_u, weight),

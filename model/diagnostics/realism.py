@@ -30,7 +30,12 @@ from scipy.special import sph_legendre_p_all
 from torch import Tensor
 
 from model.domain.grids import Grid
-from model.domain.physics import EARTH_RADIUS, EARTH_ROTATION, EPSILON, GAS_CONSTANT_DRY
+from model.domain.physics import (
+    EARTH_RADIUS,
+    EARTH_ROTATION,
+    GAS_CONSTANT_DRY,
+    virtual_temperature,
+)
 
 __all__ = [
     "GeostrophicBalance",
@@ -174,7 +179,7 @@ def hydrostatic_residual(
     """
     pressure = torch.tensor(levels, dtype=geopotential.dtype, device=geopotential.device)
     depth = (pressure[1:] / pressure[:-1]).log()[:, None, None]
-    virtual = temperature * (1.0 + (1.0 / EPSILON - 1.0) * humidity)
+    virtual = virtual_temperature(temperature, humidity)
     mean = (virtual[..., 1:, :, :] + virtual[..., :-1, :, :]) / 2.0
     thickness = geopotential[..., :-1, :, :] - geopotential[..., 1:, :, :]
     return thickness / (GAS_CONSTANT_DRY * depth) - mean

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.domain.grids import bilinear, sample
-from model.domain.physics import GAS_CONSTANT_DRY, GRAVITY, STANDARD_LAPSE_RATE
+from model.domain.grids import bilinear, interpolate
+from model.domain.physics import STANDARD_LAPSE_RATE, pressure_after_rise
 from model.domain.variables import SURFACE
 from model.operators.base import Built, ModelDomain, Points
 from model.operators.placement import channels_of, place, positioned
@@ -41,7 +41,7 @@ def model_height(points: Points, domain: ModelDomain) -> Float:
     if domain.statics.orography is None:
         return np.full(len(points), np.nan)
     lat, lon, _ = positioned(points)
-    return sample(domain.statics.orography, *bilinear(domain.grid, lat, lon))
+    return interpolate(domain.statics.orography, *bilinear(domain.grid, lat, lon))
 
 
 class SurfaceFamily:
@@ -89,7 +89,6 @@ def _keep_sea(built: Built, land_sea_mask: Float) -> None:
     weights /= np.where(total > 1e-6, total, 1.0)[:, None]
 
 
-EXPONENT = GRAVITY / (GAS_CONSTANT_DRY * STANDARD_LAPSE_RATE)
 COLDEST = 150.0
 """K; keeps the power defined for the wild states of early diffusion steps."""
 
@@ -119,5 +118,6 @@ class SurfacePressureFamily:
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """See :class:`model.operators.base.OperatorFamily`."""
         warm = ingredients[..., 1] + STANDARD_LAPSE_RATE * parameters["ground"]
-        ratio = 1.0 - STANDARD_LAPSE_RATE * parameters["station"] / warm.clamp(min=COLDEST)
-        return ingredients[..., 0] * ratio**EXPONENT
+        warm = warm.clamp(min=COLDEST)
+        pressure: Tensor = pressure_after_rise(ingredients[..., 0], warm, parameters["station"])
+        return pressure

@@ -6,14 +6,9 @@ r"""Observe variables aloft: at a pressure, at a height, as relative humidity, o
   informs the geopotential. Between levels the variable is linear in height. Beyond them it stays
   constant; whether a point is in reach (half a layer, as for pressure) is judged once with the
   standard atmosphere, so that it does not depend on the state.
-* Relative humidity over water, as a fraction, from specific humidity and temperature:
-
-  .. math:: r = \frac{e}{e_s(T)}, \quad e = \frac{q p}{\varepsilon + (1 - \varepsilon) q},
-            \quad e_s = 611.2 \exp\!\left(\frac{17.67\,(T - 273.15)}{T - 29.65}\right)
-
-  (D. Bolton, "The computation of equivalent potential temperature", Mon. Wea. Rev. 108, 1980,
-  equation 10). Radiosondes report humidity over water at all temperatures. A humidity at a height
-  is read at the pressure of that height in the standard atmosphere.
+* Relative humidity over water, as a fraction: the vapour pressure of the specific humidity over
+  that of saturation at the temperature (`model.domain.physics`). A humidity at a height is read
+  at the pressure of that height in the standard atmosphere.
 * Wind speed, at 10 m or aloft: the length of the interpolated wind vector. The gradient at calm is
   taken as 0 (a subgradient), so that nothing divides by zero. A speed at a height is read at the
   pressure of that height in the standard atmosphere.
@@ -25,7 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.domain.physics import EPSILON, GRAVITY, pressure_at_height
+from model.domain.physics import (
+    GRAVITY,
+    pressure_at_height,
+    saturation_vapour_pressure,
+    vapour_pressure,
+)
 from model.domain.variables import ATMOSPHERIC
 from model.operators.base import Built, ModelDomain, Points
 from model.operators.placement import channels_of, log_pressure, place, pressure_stencil
@@ -36,7 +36,6 @@ __all__ = [
     "RelativeHumidityFamily",
     "VECTORS",
     "WindSpeedFamily",
-    "saturation_pressure",
 ]
 
 VECTORS = frozenset({"u_component_of_wind", "v_component_of_wind"})
@@ -129,12 +128,6 @@ COLDEST = 130.0
 WARMEST = 373.0
 
 
-def saturation_pressure(temperature: Tensor) -> Tensor:
-    """Saturation vapour pressure over water in Pa of temperatures in K; same shape."""
-    kelvin = temperature.clamp(min=COLDEST, max=WARMEST)
-    return 611.2 * (17.67 * (kelvin - 273.15) / (kelvin - 29.65)).exp()
-
-
 class RelativeHumidityFamily:
     """Vapour pressure over saturation vapour pressure."""
 
@@ -164,8 +157,9 @@ class RelativeHumidityFamily:
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """See :class:`model.operators.base.OperatorFamily`."""
         q, temperature = ingredients.unbind(dim=-1)
-        vapour = q * parameters["pressure"] / (EPSILON + (1.0 - EPSILON) * q)
-        return vapour / saturation_pressure(temperature)
+        vapour: Tensor = vapour_pressure(q, parameters["pressure"])
+        possible = temperature.clamp(min=COLDEST, max=WARMEST)
+        return vapour / saturation_vapour_pressure(possible, torch.exp)
 
 
 class WindSpeedFamily:

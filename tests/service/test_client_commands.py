@@ -10,7 +10,7 @@ import pytest
 from gateway_process import GatewayProcess
 from typer.testing import CliRunner
 
-from appa_client._sync.client import AppaClient
+from appa_client import AppaClient
 from deploy.commands.admin import keys_app
 from deploy.commands.client import fetch_app, submit_app, upload_app, watch_app
 from worker.contract.batches import IngestSummary
@@ -132,7 +132,15 @@ def test_keys(tmp_path: Path) -> None:
     folder = ["--data-dir", tmp_path]
     made = json.loads(
         run(
-            keys_app, "create", "archive", "--scope", "analyses:read", "--days", "3", "--json", *folder
+            keys_app,
+            "create",
+            "archive",
+            "--scope",
+            "analyses:read",
+            "--days",
+            "3",
+            "--json",
+            *folder,
         )
     )
     listed = json.loads(run(keys_app, "list", "--json", *folder))

@@ -5,13 +5,13 @@ season and hour of day, so that a sample without observations is a draw from the
 that moment, and the members' spread is its variability.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Protocol
 
 import torch
 
 from model.domain.errors import InvalidInput
-from model.domain.windows import WindowPlan
+from model.domain.windows import HOUR, WindowPlan
 from worker.backgrounds.restarts import Restart
 from worker.contract.kinds import SpecBase
 from worker.solver import Background, Solver, pairs_info
@@ -55,12 +55,9 @@ class EarlierStates(Protocol):
 def climatology(plan: WindowPlan, solver: Solver) -> Background:
     """An ensemble drawn from the prior, at the times of the plan."""
     latents = solver.prior(plan.times)
-    mirrored = solver.settings.mirrored
+    mirrored = solver.settings.antithetic
     info = {"source": "climatology", "members": len(latents)} | pairs_info(mirrored)
     return Background(plan.times, latents, "climatology", info, ("cold_start",), mirrored)
-
-
-HOUR = timedelta(hours=1)
 
 
 def covers(earlier: EarlierStates, plan: WindowPlan) -> bool:
@@ -82,7 +79,7 @@ def previous_analysis(plan: WindowPlan, earlier: EarlierStates, solver: Solver) 
     times = restart.times
     if last < plan.times[-1]:
         ahead = solver.forecast(latents, times, plan.times[-1])
-        mirrored = mirrored and solver.settings.mirrored
+        mirrored = mirrored and solver.settings.antithetic
         latents = torch.cat((latents, ahead), dim=1)
         times = times + _hours_after(last, ahead.shape[1])
     first = times.index(plan.times[0])

@@ -95,6 +95,11 @@ class BatchRecord(Record):
     request_id: str = Field(default="", description="Request that sent it, for the logs.")
 
     @property
+    def priority(self) -> int:
+        """Priority of the message about the batch: the highest, uploads are short."""
+        return 0
+
+    @property
     def identity(self) -> str:
         """What makes two uploads the same: their bytes, and how they are to be read."""
         if not self.options:

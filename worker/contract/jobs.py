@@ -112,8 +112,13 @@ class JobRecord(Record):
 
     @property
     def kind(self) -> str:
-        """`filtering`, `forecast` or `reanalysis`."""
+        """The kind of job, a name of `worker.contract.kinds.KINDS`."""
         return self.spec.kind
+
+    @property
+    def priority(self) -> int:
+        """Priority of the message about the job, one of `queues.PRIORITIES`; lower goes first."""
+        return self.spec.priority
 
     @property
     def done(self) -> bool:

@@ -8,7 +8,6 @@ register with their capabilities; a registration expires without heartbeats.
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -34,7 +33,6 @@ __all__ = [
     "WorkerDirectory",
     "WorkerReport",
     "celery_settings",
-    "code_version",
     "merge",
     "submit",
 ]
@@ -223,11 +221,3 @@ class WorkerDirectory:
     def capabilities(self) -> Capabilities:
         """Return the union of what the ready workers can do."""
         return merge([report for report in self.alive() if report.ready])
-
-
-def code_version() -> str:
-    """Return the version of this code, kept in the provenance of every result."""
-    try:
-        return version("appa-service")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0+unknown"

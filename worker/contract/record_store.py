@@ -15,6 +15,7 @@ from redis import Redis
 
 from model.domain.errors import AppaError, InvalidInput
 from worker.contract import scripts
+from worker.contract.events import STREAM_START
 from worker.contract.records import Record, utc_now
 from worker.contract.redis_server import Keyspace
 
@@ -141,7 +142,7 @@ class RecordStore(Generic[R]):
         rank = self._call(self.redis.zrank(self._index("state", self.waiting), record_id))
         return None if rank is None else int(rank)
 
-    def events(self, record_id: str, after: str = "0-0") -> list[tuple[str, str, Any]]:
+    def events(self, record_id: str, after: str = STREAM_START) -> list[tuple[str, str, Any]]:
         """What happened after event `after`: (event id, type, data)."""
         key = self.keys.events(self.noun, record_id)
         entries = self._call(self.redis.xrange(key, min=f"({after}"))

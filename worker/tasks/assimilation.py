@@ -8,7 +8,6 @@ from celery import Task, shared_task
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from worker.backgrounds.restarts import mark_restart
 from worker.contract.jobs import JobRecord
 from worker.contract.queues import ANNOUNCE_RESULT, RUN_ASSIMILATION, WorkerReport, submit
 from worker.lease import Lease, ProgressReporter
@@ -51,9 +50,8 @@ def run_assimilation_task(self: "Task[Any, Any]", job_id: str, version: int) -> 
             store, lease, runtime.check_stopping, times.progress_seconds, times.job_limit_seconds
         )
         with staging_folder(job, runtime.layout) as folder:
-            manifest = assimilate_window(job, runtime.layout, runtime.models, progress, folder)
+            assimilate_window(job, runtime.layout, runtime.models, progress, folder)
             publish(job, store, runtime.layout, folder, progress)
-        mark_restart(runtime.layout, manifest)
         store.succeed(job.id, job.token, progress.done())
         announce(runtime, job.analysis_id)
 

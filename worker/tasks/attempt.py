@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from model.domain.errors import DecodeError, InvalidInput, JobCancelled, ResourceExhausted
 from worker.contract.batches import BatchRecord, BatchStore, IngestSummary
-from worker.contract.disk import FULL
+from worker.contract.disk import is_disk_full
 from worker.contract.jobs import JobRecord, JobState, JobStore
 from worker.contract.queues import MESSAGE_VERSION
 from worker.contract.record_store import LeaseLost, MoveRefused, NoSuchRecord
@@ -26,7 +26,7 @@ from worker.contract.records import Problem, utc_now
 from worker.lease import Lease
 from worker.runtime import Runtime, WorkerStopping
 
-__all__ = ["Retrying", "attempt", "known_version", "priority_of", "problem_of"]
+__all__ = ["Retrying", "attempt", "known_version", "problem_of"]
 
 log = structlog.get_logger()
 
@@ -44,7 +44,7 @@ class Retrying(Protocol):
 
 def problem_of(error: Exception) -> Problem:
     """Return the problem to keep in the record of a job or batch that met `error`."""
-    if isinstance(error, OSError) and error.errno in FULL:
+    if isinstance(error, OSError) and is_disk_full(error):
         return Problem(
             code="disk_full",
             message=f"The data folder is full ({error}); free space and submit the job again.",
@@ -61,11 +61,6 @@ def problem_of(error: Exception) -> Problem:
             "longer. Send it in smaller files or raise the limit.",
         )
     return Problem.of(error)
-
-
-def priority_of(record: JobRecord | BatchRecord | None) -> int:
-    """Return the priority of messages about a record: that of its kind of job, 0 for uploads."""
-    return record.spec.priority if isinstance(record, JobRecord) else 0
 
 
 def known_version(store: JobStore | BatchStore, record_id: str, version: int) -> bool:
@@ -208,5 +203,5 @@ def _retry(
     store.requeue(record.id, record.token, problem, retry_at)
     log.info("retried later", id=record.id, seconds=pause, retry_at=retry_at.isoformat())
     return task.retry(
-        countdown=pause, priority=priority_of(record), max_retries=settings.attempts, throw=False
+        countdown=pause, priority=record.priority, max_retries=settings.attempts, throw=False
     )

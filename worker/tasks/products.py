@@ -3,9 +3,8 @@
 The events of a result are emitted when it is published, and again if that was missed.
 """
 
-import os
 import time
-from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -16,6 +15,9 @@ from model.domain.errors import StorageError
 from worker.contract.events import EventLog, EventType
 from worker.contract.layout import Layout
 from worker.contract.queues import ANNOUNCE_RESULT, MESSAGE_VERSION
+from worker.contract.records import utc_now
+from worker.results.catalogue import Catalogue
+from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest, read_manifest
 from worker.results.publication import update_latest
 from worker.results.verification.series import OUTSIDE_FLAG, append_to_series
@@ -25,13 +27,13 @@ __all__ = ["MissedResults", "announce", "announce_result_task", "tell_published"
 
 
 def announce(layout: Layout, events: EventLog, manifest: AnalysisManifest) -> None:
-    """Do all that follows from a published result; safe to run twice.
+    """Update `latest.json` and the verification series, and emit the events; safe to run twice.
 
     Raises:
         OSError: If `latest.json` cannot be written.
-        StorageError: If the verification series cannot be written.
+        StorageError: If the verification series cannot be extended.
     """
-    update_latest(layout, manifest)
+    update_latest(layout)
     append_to_series(layout, manifest)
     tell_published(events, manifest)
 
@@ -60,7 +62,7 @@ def describe(manifest: AnalysisManifest) -> dict[str, Any]:
 
 
 class MissedResults:
-    """Announce results that were published but not announced, because a process died in between.
+    """Announces results that were published but not announced because a process died in between.
 
     Arguments:
         layout: The data folder.
@@ -80,6 +82,7 @@ class MissedResults:
         self.events = events
         self.every = every
         self.back = back
+        self._catalogue = Catalogue(layout)
         self._looked = float("-inf")
         self._seen: set[str] = set()
 
@@ -93,22 +96,23 @@ class MissedResults:
             if name in self._seen:
                 continue
             if not self.events.told(EventType.ANALYSIS_PUBLISHED, name):
+                manifest = self._catalogue.find(name)
+                if manifest is None:  # deleted this moment
+                    continue
                 try:
-                    announce(self.layout, self.events, read_manifest(self.layout, name))
-                except (StorageError, ValueError):
+                    announce(self.layout, self.events, manifest)
+                except StorageError:
                     continue
                 missed += 1
             self._seen.add(name)
         return missed
 
     def _recent(self) -> list[str]:
-        """Return the results of the last day that are old enough to have been announced."""
-        now, found = time.time(), []
-        for entry in os.scandir(self.layout.analyses):
-            with suppress(FileNotFoundError):  # deleted this moment
-                age = now - entry.stat().st_mtime
-                if self.every / 2 < age < self.back:
-                    found.append(entry.name)
+        """Return results of the last day whose announcement is overdue."""
+        now = utc_now()
+        first, last = now - timedelta(seconds=self.back), now - timedelta(seconds=self.every / 2)
+        entries = self._catalogue.entries(ResultFilter(created_from=first, created_to=last))
+        found = [entry.id for entry in entries]
         self._seen &= set(found)
         return found
 

@@ -5,16 +5,14 @@ import pytest
 
 from lab.training.pressure_levels import (
     EXPONENT,
-    GRAVITY,
-    LAPSE_RATE,
-    R_DRY,
-    VAPOUR,
+    NATURE_RUN_VIRTUAL,
     SigmaFields,
     mean_sea_level_pressure,
     surface_temperature,
     temperature_2m,
     to_pressure_levels,
 )
+from model.domain.physics import GAS_CONSTANT_DRY, GRAVITY, STANDARD_LAPSE_RATE
 
 SIGMA = np.array([0.025, 0.095, 0.2, 0.34, 0.51, 0.685, 0.835, 0.95])
 LEVELS = np.array([50, 100, 200, 300, 500, 700, 850, 925]) * 100.0
@@ -44,7 +42,9 @@ def test_isothermal_layers_have_the_hypsometric_thickness():
     out = to_pressure_levels(np, column(250.0), LEVELS)
     np.testing.assert_allclose(out.temperature[:, 0, 0], 250.0, rtol=1e-12)
     thickness = -np.diff(out.geopotential[:, 0, 0])
-    np.testing.assert_allclose(thickness, R_DRY * 250.0 * np.log(LEVELS[1:] / LEVELS[:-1]))
+    np.testing.assert_allclose(
+        thickness, GAS_CONSTANT_DRY * 250.0 * np.log(LEVELS[1:] / LEVELS[:-1])
+    )
 
 
 @pytest.mark.parametrize(("surface_pressure", "height"), [(101325.0, 0.0), (89000.0, 1100.0)])
@@ -59,12 +59,12 @@ def test_standard_lapse_rate_is_exact_above_and_below_the_ground(surface_pressur
     expected = standard(LEVELS, surface_pressure, surface)
     np.testing.assert_allclose(out.temperature[:, 0, 0], expected, rtol=1e-12)
     # dT/dz = -6.5 K/km all along, so height follows from temperature alone.
-    z = height + (surface - expected) / LAPSE_RATE
+    z = height + (surface - expected) / STANDARD_LAPSE_RATE
     np.testing.assert_allclose(out.geopotential[:, 0, 0], GRAVITY * z, atol=0.05)
 
 
 def test_another_lapse_rate_between_full_levels_is_exact_too():
-    exponent = R_DRY * 0.009 / GRAVITY
+    exponent = GAS_CONSTANT_DRY * 0.009 / GRAVITY
     fields = column(300.0 * SIGMA**exponent)
     out = to_pressure_levels(np, fields, LEVELS)
     temperature = 300.0 * (LEVELS / 1e5) ** exponent
@@ -78,7 +78,7 @@ def test_moist_thickness_uses_virtual_temperature():
     out = to_pressure_levels(np, fields, LEVELS)
     thickness = out.geopotential[4, 0, 0] - out.geopotential[5, 0, 0]
     assert thickness == pytest.approx(
-        R_DRY * 280.0 * (1 + VAPOUR * 0.01) * np.log(700 / 500), rel=1e-9
+        GAS_CONSTANT_DRY * 280.0 * (1 + NATURE_RUN_VIRTUAL * 0.01) * np.log(700 / 500), rel=1e-9
     )
 
 
@@ -132,7 +132,7 @@ def test_high_plateau_warms_to_298_k_at_sea_level_and_no_further():
     fields = column(
         standard(SIGMA * 7e4, 7e4, 290.0), surface_pressure=7e4, geopotential=geopotential
     )
-    exponent = R_DRY * 8.0 / geopotential
+    exponent = GAS_CONSTANT_DRY * 8.0 / geopotential
     # Where T reaches 298 K along T ∝ p^exponent.
     bottom = 7e4 * (298.0 / 290.0) ** (1.0 / exponent)
     out = to_pressure_levels(np, fields, np.array([bottom]))
@@ -143,7 +143,7 @@ def test_high_plateau_warms_to_298_k_at_sea_level_and_no_further():
 @pytest.mark.parametrize("height", [-400.0, 0.0, 300.0, 1500.0, 4000.0])
 def test_reduction_to_sea_level_of_the_standard_atmosphere(height):
     # ICAO standard atmosphere: 288.15 K and 1013.25 hPa at sea level.
-    temperature = 288.15 - LAPSE_RATE * height
+    temperature = 288.15 - STANDARD_LAPSE_RATE * height
     pressure = 101325.0 * (temperature / 288.15) ** (1.0 / EXPONENT)
     msl = mean_sea_level_pressure(
         np, np.array(pressure), np.array(temperature), np.array(GRAVITY * height)
@@ -155,10 +155,12 @@ def test_hot_and_cold_ground_change_the_reduction():
     """Above 290.5 K the layer is isothermal at the mean with 290.5 K; below 255 K half-warmed."""
     geopotential = np.array(800.0 * GRAVITY)
     hot = mean_sea_level_pressure(np, np.array(9e4), np.array(310.5), geopotential)
-    assert float(hot) == pytest.approx(9e4 * np.exp(geopotential / (R_DRY * 300.5)), rel=1e-9)
+    assert float(hot) == pytest.approx(
+        9e4 * np.exp(geopotential / (GAS_CONSTANT_DRY * 300.5)), rel=1e-9
+    )
     cold = mean_sea_level_pressure(np, np.array(9e4), np.array(235.0), geopotential)
     warmed = 245.0
-    expected = 9e4 * (1 + LAPSE_RATE * 800.0 / warmed) ** (1.0 / EXPONENT)
+    expected = 9e4 * (1 + STANDARD_LAPSE_RATE * 800.0 / warmed) ** (1.0 / EXPONENT)
     assert float(cold) == pytest.approx(expected, abs=1.0)
 
 

@@ -3,16 +3,14 @@
 import numpy as np
 import pytest
 
-from worker.observations.units import (
+from model.domain.physics import (
     KNOT,
     dewpoint_from_specific_humidity,
-    flight_level_from_pressure,
-    pressure_from_flight_level,
+    height_of_pressure,
     specific_humidity_from_dewpoint,
     specific_humidity_from_mixing_ratio,
-    wind_components,
-    wind_direction,
 )
+from worker.observations.units import pressure_from_flight_level, wind_components, wind_direction
 
 
 @pytest.mark.parametrize(
@@ -24,7 +22,7 @@ from worker.observations.units import (
 def test_flight_level_follows_the_standard_atmosphere(altitude, pressure):
     found = pressure_from_flight_level(np.array([float(altitude)]))[0]
     assert found == pytest.approx(pressure, rel=1e-5)
-    assert flight_level_from_pressure(np.array([found]))[0] == pytest.approx(altitude, abs=1e-6)
+    assert height_of_pressure(np.array([found]))[0] == pytest.approx(altitude, abs=1e-6)
 
 
 def test_flight_level_outside_the_atmosphere_is_missing():
@@ -51,9 +49,10 @@ def test_missing_direction_gives_no_components():
 
 
 def test_specific_humidity_at_the_ice_point():
-    # e = 611.2 Pa by definition of Bolton's formula; q = 0.62198 e / (p - 0.37802 e).
+    # e = 611.2 Pa by definition of Bolton's formula; q = eps e / (p - (1 - eps) e).
     q = specific_humidity_from_dewpoint(np.array([273.15]), np.array([100_000.0]))[0]
-    assert q == pytest.approx(0.62198 * 611.2 / (100_000.0 - 0.37802 * 611.2), rel=1e-12)
+    ratio = 287.0597 / 461.525
+    assert q == pytest.approx(ratio * 611.2 / (100_000.0 - (1.0 - ratio) * 611.2), rel=1e-12)
     assert q == pytest.approx(0.0038104, abs=1e-6)
 
 

@@ -36,7 +36,9 @@ def test_sonde_levels_drift_with_the_balloon():
     assert values(table, "geopotential") == pytest.approx([120 * 9.80665, 3_000 * 9.80665])
     # Bolton: e = 611.2 Pa at a dewpoint of 273.15 K.
     humidity = value(table, "specific_humidity")
-    assert humidity == pytest.approx(0.62198 * 611.2 / (100_000 - 0.37802 * 611.2), rel=1e-9)
+    ratio = 287.0597 / 461.525
+    expected = ratio * 611.2 / (100_000 - (1 - ratio) * 611.2)
+    assert humidity == pytest.approx(expected, rel=1e-9)
     assert value(table, "u_component_of_wind") == pytest.approx(5.0)
 
 

@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 
 from model.domain.grids import Grid
-from model.domain.observations import FEEDBACK_SCHEMA, validate_table
+from model.domain.observations import FEEDBACK_SCHEMA, station_draw, validate_table
+from model.domain.physics import pressure_after_rise
 from tests.worker.qc.clean import change, clean_day, join, sonde, stations
 from tests.worker.tables import make_table
 from worker.observations.columns import numbers
-from worker.observations.qc.background import reduce_pressure, reduce_temperature
+from worker.observations.qc.background import reduce_temperature
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
-from worker.observations.qc.selection import draw
 
 GRID = Grid("test", "regular", 19, 36)
 
@@ -59,15 +59,15 @@ def test_duplicates_across_batches():
 def test_reductions_closed_forms():
     # An isothermal limit and the ICAO column: from sea level to 1000 m, 898.75 hPa and 281.65 K.
     assert reduce_temperature(288.15, 1000.0, 0.0065) == pytest.approx(281.65)
-    p = reduce_pressure(np.array([101325.0]), np.array([288.15]), np.array([1000.0]), 0.0065)
+    p = pressure_after_rise(np.array([101325.0]), np.array([288.15]), np.array([1000.0]), 0.0065)
     assert p[0] == pytest.approx(89874.6, rel=1e-4)
-    isothermal = reduce_pressure(np.array([1e5]), np.array([280.0]), np.array([500.0]), 1e-9)
+    isothermal = pressure_after_rise(np.array([1e5]), np.array([280.0]), np.array([500.0]), 1e-9)
     assert isothermal[0] == pytest.approx(1e5 * np.exp(-9.80665 * 500 / (287.0597 * 280)), rel=1e-5)
 
 
 def test_reduction_there_and_back():
-    up = reduce_pressure(np.array([95000.0]), np.array([285.0]), np.array([400.0]), 0.0065)
-    back = reduce_pressure(up, np.array([285.0 - 0.0065 * 400]), np.array([-400.0]), 0.0065)
+    up = pressure_after_rise(np.array([95000.0]), np.array([285.0]), np.array([400.0]), 0.0065)
+    back = pressure_after_rise(up, np.array([285.0 - 0.0065 * 400]), np.array([-400.0]), 0.0065)
     assert back[0] == pytest.approx(95000.0)
 
 
@@ -164,12 +164,12 @@ def test_background_stage_without_background_does_nothing():
 
 def test_withholding_is_stable_and_has_its_share():
     names = [f"{i:05d}" for i in range(20000)]
-    share = np.mean([draw(name, "appa") < 0.05 for name in names])
+    share = np.mean([station_draw(name, "appa") < 0.05 for name in names])
     assert share == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 20000))
     table = stations(40)
     _, names, _ = run(table, "select", {"withholding": {"share": 0.3}})
     chosen = {s for s, n in zip(table["station_id"].to_pylist(), names, strict=True) if n}
-    assert chosen == {f"{i:05d}" for i in range(40) if draw(f"{i:05d}", "appa") < 0.3}
+    assert chosen == {f"{i:05d}" for i in range(40) if station_draw(f"{i:05d}", "appa") < 0.3}
     assert names.count("withheld") == 24 * len(chosen)
 
 

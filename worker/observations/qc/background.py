@@ -3,12 +3,22 @@
 Surface values are reduced to the height of the model's surface where the difference allows it.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from model.domain.regrid import bilinear
+from model.domain.grids import bilinear, interpolate, unit_vectors
+from model.domain.physics import (
+    EARTH_RADIUS,
+    GAS_CONSTANT_DRY,
+    GRAVITY,
+    STANDARD_TEMPERATURE,
+    pressure_after_rise,
+)
 from worker.observations.columns import (
     BoolArray,
     codes,
@@ -19,7 +29,6 @@ from worker.observations.columns import (
     row_pressure,
     set_column,
     times,
-    unit_vectors,
 )
 from worker.observations.qc.base import QCContext
 
@@ -29,38 +38,17 @@ __all__ = [
     "departures",
     "height_difference",
     "orography",
-    "reduce_pressure",
     "reduce_temperature",
     "reduce_to_surface",
     "wind_pairs",
 ]
 
-GRAVITY = 9.80665  # m s-2
-DRY_GAS_CONSTANT = 287.0597  # J kg-1 K-1
-
 
 def reduce_temperature(
-    temperature: NDArray, rise: NDArray, lapse_rate: float
+    temperature: NDArray[Any], rise: NDArray[Any], lapse_rate: float
 ) -> NDArray[np.float64]:
     """Temperature in K after rising by `rise` metres: T - gamma dz."""
     return temperature - lapse_rate * rise
-
-
-def reduce_pressure(
-    pressure: NDArray, temperature: NDArray, rise: NDArray, lapse_rate: float
-) -> NDArray[np.float64]:
-    """Pressure in Pa after rising by `rise` metres through a constant lapse rate.
-
-    p' = p (1 - gamma dz / T)^(g / (R_d gamma)), the hydrostatic equation integrated exactly.
-
-    Arguments:
-        pressure: Pa, at the station.
-        temperature: K, at the station.
-        rise: Height of the model's surface minus that of the station, m.
-        lapse_rate: gamma in K m-1, above zero.
-    """
-    share = np.maximum(1.0 - lapse_rate * rise / temperature, 0.01)
-    return pressure * share ** (GRAVITY / (DRY_GAS_CONSTANT * lapse_rate))
 
 
 def height_difference(table: pa.Table, context: QCContext) -> NDArray[np.float64]:
@@ -72,14 +60,10 @@ def height_difference(table: pa.Table, context: QCContext) -> NDArray[np.float64
     use = is_one_of(table, "report_type", p["height_by_report_types"])
     use &= is_one_of(table, "vertical_kind", ["surface"])
     rows = np.flatnonzero(use)
-    model = bilinear(
-        np.asarray(context.orography, dtype=np.float64),
-        context.grid.latitude,
-        context.grid.longitude,
-        numbers(table, "lat")[rows],
-        numbers(table, "lon")[rows],
-    )
-    rise[rows] = model - numbers(table, "elevation")[rows]
+    places = numbers(table, "lat")[rows], numbers(table, "lon")[rows]
+    orography = np.asarray(context.orography, dtype=np.float64)
+    ground = interpolate(orography, *bilinear(context.grid, *places))
+    rise[rows] = ground - numbers(table, "elevation")[rows]
     return rise
 
 
@@ -110,8 +94,8 @@ def reduce_to_surface(table: pa.Table, context: QCContext) -> pa.Table:
     below = _station_temperature(table, gamma)
     value[is_t] = reduce_temperature(value[is_t], rise[is_t], gamma)
     error[is_t] = np.hypot(error[is_t], p["lapse_error"] * rise[is_t])
-    moved = reduce_pressure(value[is_p], below[is_p], rise[is_p], gamma)
-    slope = GRAVITY * moved * rise[is_p] / (DRY_GAS_CONSTANT * below[is_p] ** 2)
+    moved = pressure_after_rise(value[is_p], below[is_p], rise[is_p], gamma)
+    slope = GRAVITY * moved * rise[is_p] / (GAS_CONSTANT_DRY * below[is_p] ** 2)
     error[is_p] = np.hypot(error[is_p], slope * p["layer_temperature_error"])
     value[is_p] = moved
     elevation = numbers(table, "elevation")
@@ -128,7 +112,9 @@ def _station_temperature(table: pa.Table, lapse_rate: float) -> NDArray[np.float
     value = numbers(table, "obs_value")
     rows = kept(table) & is_one_of(table, "variable", ["2m_temperature"])
     known[station[rows]] = value[rows]
-    standard = 288.15 - lapse_rate * np.nan_to_num(numbers(table, "elevation"), nan=0.0)
+    standard = STANDARD_TEMPERATURE - lapse_rate * np.nan_to_num(
+        numbers(table, "elevation"), nan=0.0
+    )
     found = known[station]
     return np.where(np.isfinite(found), found, standard)
 
@@ -161,7 +147,7 @@ def background_check(table: pa.Table, context: QCContext) -> BoolArray:
     absolute = np.array([float(e["absolute"]) for e in limits] or [np.inf])[variable]
     total = np.hypot(np.nan_to_num(numbers(table, "obs_error"), nan=np.inf), spread(table))
     with np.errstate(invalid="ignore"):
-        return np.abs(d) > np.minimum(sigmas * total, absolute)
+        return np.asarray(np.abs(d) > np.minimum(sigmas * total, absolute))
 
 
 def spread(table: pa.Table) -> np.ndarray:
@@ -203,7 +189,6 @@ def wind_pairs(table: pa.Table, context: QCContext) -> BoolArray:
     return bad
 
 
-_EARTH_RADIUS_KM = 6371.229
 _HOUR = 3.6e12
 
 
@@ -226,8 +211,8 @@ def buddy(table: pa.Table, context: QCContext) -> BoolArray:
     return bad
 
 
-def _lonely(sub: pa.Table, d: np.ndarray, p: dict) -> BoolArray:
-    where = unit_vectors(numbers(sub, "lat"), numbers(sub, "lon")) * _EARTH_RADIUS_KM
+def _lonely(sub: pa.Table, d: np.ndarray, p: Mapping[str, Any]) -> BoolArray:
+    where = unit_vectors(numbers(sub, "lat"), numbers(sub, "lon")) * (EARTH_RADIUS / 1e3)
     points = np.column_stack(
         [
             where / p["radius_km"],

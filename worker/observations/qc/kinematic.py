@@ -12,12 +12,16 @@ residuals of equal sign. After Collins and Gandin, "Comprehensive hydrostatic qu
 the National Meteorological Center" (1990), Mon. Wea. Rev. 118.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from model.domain.grids import unit_vectors
+from model.domain.physics import EARTH_RADIUS, GAS_CONSTANT_DRY, virtual_temperature
 from worker.observations.columns import (
     BoolArray,
     codes,
@@ -26,13 +30,12 @@ from worker.observations.columns import (
     kept,
     numbers,
     times,
-    unit_vectors,
 )
 from worker.observations.qc.base import QCContext
 
 __all__ = ["profile", "stuck", "track"]
 
-_EARTH_RADIUS = 6_371_229.0  # m
+Floats = NDArray[np.float64]
 
 
 def track(table: pa.Table, context: QCContext) -> BoolArray:
@@ -71,7 +74,12 @@ def track(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def _wrong_fixes(
-    platform: NDArray, time: NDArray, where: NDArray, speed: NDArray, slack: NDArray, passes: int
+    platform: NDArray[Any],
+    time: NDArray[Any],
+    where: NDArray[Any],
+    speed: NDArray[Any],
+    slack: NDArray[Any],
+    passes: int,
 ) -> BoolArray:
     """Which of the fixes, sorted by platform and time, are wrong."""
     alive = np.arange(len(platform))
@@ -81,7 +89,7 @@ def _wrong_fixes(
             break
         near = platform[alive[1:]] == platform[alive[:-1]]
         chord = np.linalg.norm(where[alive[1:]] - where[alive[:-1]], axis=1)
-        distance = 2.0 * _EARTH_RADIUS * np.arcsin(np.minimum(chord / 2.0, 1.0))
+        distance = 2.0 * EARTH_RADIUS * np.arcsin(np.minimum(chord / 2.0, 1.0))
         allowed = speed[alive[1:]] * (time[alive[1:]] - time[alive[:-1]]) + slack[alive[1:]]
         excess = np.where(near, np.maximum(distance - allowed, 0.0), 0.0)
         if not excess.any():
@@ -92,7 +100,7 @@ def _wrong_fixes(
     return wrong
 
 
-def _worst(near: BoolArray, excess: NDArray) -> BoolArray:
+def _worst(near: BoolArray, excess: NDArray[Any]) -> BoolArray:
     """Fixes to remove in this pass, from the links between consecutive fixes."""
     zero, none = np.zeros(1), np.zeros(1, dtype=bool)
     before, after = np.concatenate([zero, excess]), np.concatenate([excess, zero])
@@ -151,10 +159,6 @@ def _repeats(
     return bad
 
 
-_DRY_GAS_CONSTANT = 287.0597  # J kg-1 K-1
-_VIRTUAL = 0.608  # R_v / R_d - 1
-
-
 @dataclass(frozen=True)
 class _Levels:
     """Levels of all ascents, each from the ground up, with shape (levels,); NaN where absent."""
@@ -166,7 +170,7 @@ class _Levels:
     geopotential: NDArray[np.float64]
     humidity: NDArray[np.float64]
 
-    def take(self, rows: NDArray) -> "_Levels":
+    def take(self, rows: NDArray[Any]) -> "_Levels":
         return _Levels(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
@@ -211,7 +215,7 @@ def _levels(sub: pa.Table) -> tuple[_Levels, NDArray[np.int64]]:
     return levels.take(np.lexsort((-levels.pressure, levels.ascent))), number
 
 
-def _hydrostatic(all_levels: _Levels, p: dict) -> tuple[BoolArray, BoolArray]:
+def _hydrostatic(all_levels: _Levels, p: Mapping[str, Any]) -> tuple[BoolArray, BoolArray]:
     """Levels whose temperature, and whose geopotential, is wrong."""
     wrong_t = np.zeros(len(all_levels.number), dtype=bool)
     wrong_z = wrong_t.copy()
@@ -220,10 +224,10 @@ def _hydrostatic(all_levels: _Levels, p: dict) -> tuple[BoolArray, BoolArray]:
         return wrong_t, wrong_z
     levels = all_levels.take(both)
     depth = np.log(levels.pressure[:-1] / levels.pressure[1:])
-    virtual = levels.temperature * (1.0 + _VIRTUAL * np.nan_to_num(levels.humidity, nan=0.0))
+    virtual = virtual_temperature(levels.temperature, np.nan_to_num(levels.humidity, nan=0.0))
     mean = (virtual[1:] + virtual[:-1]) / 2.0
-    residual = np.diff(levels.geopotential) - _DRY_GAS_CONSTANT * mean * depth
-    tolerance = p["height_tolerance"] + _DRY_GAS_CONSTANT * p["temperature_tolerance"] * depth
+    residual = np.diff(levels.geopotential) - GAS_CONSTANT_DRY * mean * depth
+    tolerance = p["height_tolerance"] + GAS_CONSTANT_DRY * p["temperature_tolerance"] * depth
     linked = levels.ascent[1:] == levels.ascent[:-1]
     excess = np.where(linked & (np.abs(residual) > tolerance), residual, 0.0)
     below, above = np.append(0.0, excess), np.append(excess, 0.0)
@@ -244,7 +248,7 @@ def _hydrostatic(all_levels: _Levels, p: dict) -> tuple[BoolArray, BoolArray]:
     return wrong_t, wrong_z
 
 
-def _spikes(all_levels: _Levels, p: dict) -> BoolArray:
+def _spikes(all_levels: _Levels, p: Mapping[str, Any]) -> BoolArray:
     """Temperatures far from the line in ln p through the level below and the one above."""
     wrong = np.zeros(len(all_levels.number), dtype=bool)
     rows = np.flatnonzero(np.isfinite(all_levels.temperature))
