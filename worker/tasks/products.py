@@ -135,5 +135,9 @@ def announce_result_task(self: "Task[Any, Any]", analysis_id: str, version: int)
     if version != MESSAGE_VERSION:
         log.error("message refused", id=analysis_id, version=version)
         return
-    manifest = read_manifest(runtime.layout, analysis_id)
+    try:
+        manifest = read_manifest(runtime.layout, analysis_id)
+    except StorageError as error:  # deleted since: a retry would not bring it back
+        log.warning("not announced", id=analysis_id, reason=error.message)
+        return
     announce(runtime.layout, runtime.stores.events, manifest)
