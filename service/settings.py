@@ -1,6 +1,7 @@
 """Read the settings of the gateway once at start, from `APPA_*` environment variables."""
 
 import ipaddress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,6 +11,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from model.domain.errors import ConfigurationError
 
 MIB = 2**20
+
+
+def data_sets_installed() -> bool:
+    """Return whether the extra `data` is installed, which `/v1/data` needs."""
+    return find_spec("xpublish") is not None
 
 
 def is_loopback(host: str) -> bool:

@@ -120,7 +120,7 @@ def nature_run(
     start: datetime = datetime(2000, 1, 1),
     seed: int = 0,
 ) -> None:
-    """Simulate a truth with jcm (extra `training`); rerun the same command to resume."""
+    """Simulate a truth with jcm (extra `lab`); rerun the same command to resume."""
     from lab.training.nature_run import NatureRunConfig, NatureRunProgress, days_in, run
 
     days = days_in(start, years)

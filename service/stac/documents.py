@@ -25,6 +25,7 @@ from pystac import (
 from pystac.extensions.file import FileExtension
 from starlette.requests import Request
 
+from service.settings import data_sets_installed
 from worker.contract.kinds import KINDS
 from worker.results.entries import Entry
 from worker.results.manifest import AnalysisManifest, ManifestFile
@@ -196,8 +197,8 @@ def _add_asset(item: Item, file: ManifestFile, href: str) -> None:
 
 
 def _add_data_sets(item: Item, manifest: AnalysisManifest, at: Addresses) -> None:
-    """Add a link to the data set in zarr if the result has one."""
-    if manifest.dataset_file is None:
+    """Add a link to the data set in zarr if the result has one and this gateway serves it."""
+    if manifest.dataset_file is None or not data_sets_installed():
         return
     href, roles = at.data_set(manifest.id, "zarr"), ["data", "virtual"]
     item.add_asset("data-zarr", Asset(href, "For xarray.open_zarr", None, MediaType.ZARR, roles))

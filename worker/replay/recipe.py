@@ -26,7 +26,7 @@ from worker.observations.columns import codes
 from worker.observations.qc.selection import SUPEROBSERVATIONS
 from worker.observations.store.files import StoreFiles
 from worker.observations.store.store import ObservationStore
-from worker.pipeline.assimilation import RecordedInputs
+from worker.pipeline.assimilation import JobInputs
 from worker.pipeline.departures import effective_parameters
 from worker.pipeline.results import code_digest, from_plain, plain
 from worker.replay.comparison import COMPARED, CannotReplay, Finding
@@ -179,7 +179,7 @@ class Recipe:
     Attributes:
         manifest: Manifest of the published result.
         job: The job to run.
-        inputs: Its inputs.
+        inputs: Its inputs, without an uploaded first guess.
         checkpoint: Folder of the same weights.
         files: Published files to compare with.
         findings: Comparisons of the inputs.
@@ -187,7 +187,7 @@ class Recipe:
 
     manifest: AnalysisManifest
     job: JobRecord
-    inputs: RecordedInputs
+    inputs: JobInputs
     checkpoint: Path
     files: tuple[ManifestFile, ...]
     findings: tuple[Finding, ...]
@@ -220,7 +220,7 @@ def read_recipe(layout: Layout, analysis_id: str, checkpoints: Sequence[str]) ->
     findings += [rows.finding, _quality_control(manifest, layout)]
     if missing or checkpoint is None:
         raise CannotReplay(missing, findings)
-    inputs = _inputs(manifest, earlier, rows)
+    inputs = _inputs(manifest, layout, earlier, rows)
     return Recipe(manifest, _job(manifest), inputs, checkpoint, files, tuple(findings))
 
 
@@ -338,14 +338,16 @@ def _quality_control(manifest: AnalysisManifest, layout: Layout) -> Finding:
 
 
 def _inputs(
-    manifest: AnalysisManifest, earlier: PublishedStates | None, rows: StoredRows
-) -> RecordedInputs:
+    manifest: AnalysisManifest, layout: Layout, earlier: PublishedStates | None, rows: StoredRows
+) -> JobInputs:
+    """Return the recorded inputs; an uploaded first guess is read when the model is loaded."""
     recorded = manifest.provenance
-    return RecordedInputs(
+    checks = recorded.get("quality_control")
+    return JobInputs(
         earlier=earlier,
         batches=rows.batches,
-        checks=from_plain(recorded["quality_control"]) if "quality_control" in recorded else None,
-        careful=recorded.get("configuration", {}).get("batch_rows") == 1,
+        checks=layout.checks_file if checks is None else from_plain(checks),
+        minimal_batches=recorded.get("configuration", {}).get("batch_rows") == 1,
     )
 
 

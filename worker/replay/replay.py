@@ -13,7 +13,7 @@ import torch
 from worker.contract.jobs import Phase
 from worker.contract.layout import Layout
 from worker.loaded_models import load_models
-from worker.pipeline.assimilation import assimilate_window
+from worker.pipeline.assimilation import assimilate_window, first_guess_of
 from worker.pipeline.results import environment, plain
 from worker.replay.comparison import (
     ArrayComparison,
@@ -115,7 +115,10 @@ def _run(
         models = load_models([str(recipe.checkpoint)], device)
         present = environment(models.device)
         progress: Any = QuietProgress(on_step)
-        made = assimilate_window(recipe.job, layout, models, progress, folder, recipe.inputs)
+        job, inputs = recipe.job, recipe.inputs
+        uploaded = first_guess_of(job.spec, layout, models.get(job.spec.model))
+        inputs = replace(inputs, earlier=uploaded or inputs.earlier)
+        made = assimilate_window(job, layout, models, progress, folder, inputs)
     finally:
         torch.set_num_threads(before)
     changed = {k: (v, present.get(k)) for k, v in recorded.items() if present.get(k) != v}
