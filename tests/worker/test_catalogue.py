@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -33,17 +34,17 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path).create()
 
 
-def ids(catalogue: Catalogue, **wanted: object) -> list[str]:
+def ids(catalogue: Catalogue, **wanted: Any) -> list[str]:
     return [entry.id for entry in catalogue.entries(ResultFilter(**wanted))]
 
 
-def asked(layout: Layout, **wanted: object) -> list[str]:
+def asked(layout: Layout, **wanted: Any) -> list[str]:
     """What a process that comes new is told."""
     with Catalogue(layout) as catalogue:
         return ids(catalogue, **wanted)
 
 
-def drop(layout: Layout, what: str, name: str) -> None:
+def drop(layout: Layout, what: Literal["analysis", "restart"], name: str) -> None:
     item = Item(what=what, name=name, size=1, age_days=1.0, reason="test")
     assert remove_all(layout, RetentionPlan((item,), {})) == [item]
 
@@ -93,7 +94,9 @@ def test_an_entry_says_what_the_manifest_says(layout: Layout) -> None:
 
 def test_following_step_by_step_and_filling_anew_agree(layout: Layout) -> None:
     """Results come and go in any order; the folder itself is the judge."""
-    draw, present, stripped = random.Random(4), set(), set()
+    draw = random.Random(4)
+    present: set[str] = set()
+    stripped: set[str] = set()
     with Catalogue(layout) as follower:
         for step in range(40):
             if present and draw.random() < 0.3:
@@ -125,7 +128,7 @@ def test_following_step_by_step_and_filling_anew_agree(layout: Layout) -> None:
     assert followed[0].id == newest.id
 
 
-FILTERS = {
+FILTERS: dict[str, tuple[ResultFilter, Callable[[AnalysisManifest], bool]]] = {
     "kind": (ResultFilter("forecast"), lambda m: m.kind == "forecast"),
     "kinds": (ResultFilter(["forecast", "reanalysis"]), lambda m: m.kind == "forecast"),
     "no kind": (ResultFilter([]), lambda m: False),
@@ -398,7 +401,7 @@ def test_nothing_is_read_while_nothing_changes(
         assert len(catalogue.select(ResultFilter(), None, 10).items) == 3
         read: list[str] = []
         monkeypatch.setattr(module, "read_manifest", lambda layout, name: read.append(name))
-        monkeypatch.setattr(module.os, "listdir", lambda path: read.append(path))
+        monkeypatch.setattr(os, "listdir", lambda path: read.append(path))
         assert len(catalogue.entries()) == 3
         assert len(catalogue.select(ResultFilter(), None, 10).items) == 3
         assert len(asked(layout)) == 3  # nor by a process that comes new
@@ -423,7 +426,12 @@ def test_no_data_folder_is_no_result(tmp_path: Path) -> None:
 def test_each_file_is_hashed_once(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
     digest = hashlib.file_digest
-    monkeypatch.setattr(hashlib, "file_digest", lambda f, n: hashed.append(f.name) or digest(f, n))
+
+    def noted(file: Any, name: str) -> Any:
+        hashed.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", noted)
     made = results.publish(layout, "an-1", age_days=1)
     assert sorted(Path(name).name for name in hashed) == ["a.nc", "restart.safetensors"]
     assert made.files[0].sha256 == hashlib.sha256(results.DATA).hexdigest()

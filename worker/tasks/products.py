@@ -141,6 +141,10 @@ def announce_result_task(self: "Task[Any, Any]", analysis_id: str, version: int)
         return
     try:
         manifest = read_manifest(runtime.layout, analysis_id)
+    except StorageError as error:  # deleted since: a retry would not bring it back
+        log.warning("not announced", id=analysis_id, reason=error.message)
+        return
+    try:
         announce(runtime.layout, runtime.stores.events, manifest)
     except _MAY_PASS as error:
         log.warning("not announced", id=analysis_id, reason=str(error))
