@@ -168,7 +168,8 @@ def _prior_start(
     start = PriorStart(prior, conditions, inputs.seed, inputs.members, solve, guess, first)
     draw = inputs.denoiser(prior, dates, part.blankets, start)
     # The schedule has alpha = 1, so the white noise arrives as it is at any time.
-    return draw(white, torch.ones((), dtype=torch.float64)).mean
+    members: Tensor = draw(white, torch.ones((), dtype=torch.float64)).mean
+    return members
 
 
 def _conditions(

@@ -9,7 +9,7 @@ observations change is drawn again, and the cost is a fraction of a cold start. 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ __all__ = [
 
 GuidanceSettings = MMPSSettings | SDASettings | PriorCovarianceSettings
 
-Build = Callable[[Conditions, GuidanceSettings], Guidance]
+Build = Callable[[Conditions, Any], Guidance]
+"""From conditions and the settings of its own kind."""
 
 GUIDANCE: Registry[Build] = Registry(
     "guidance",

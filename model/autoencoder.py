@@ -8,6 +8,7 @@ latents bounded.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -157,7 +158,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.channels_last = channels_last
-        common = {
+        common: dict[str, Any] = {
             "hid_channels": config.hid_channels,
             "hid_blocks": config.hid_blocks,
             "kernel_size": config.kernel_size,

@@ -7,6 +7,7 @@ each other.
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -176,12 +177,13 @@ class Backbone(nn.Module):
 
     def positions(self, grid: tuple[int, int, int]) -> Tensor:
         """The absolute position embedding of each token, with shape (L, C)."""
-        linear = self.positional_embedding[-1]
-        return self._constants.get(
-            ("positions", grid),
-            (linear.weight, linear.bias),
-            lambda: self.positional_embedding(self.coordinates(grid)),
-        )
+        linear = cast(nn.Linear, self.positional_embedding[-1])
+
+        def make() -> Tensor:
+            embedding: Tensor = self.positional_embedding(self.coordinates(grid))
+            return embedding
+
+        return self._constants.get(("positions", grid), (linear.weight, linear.bias), make)
 
     def coordinates(self, grid: tuple[int, int, int]) -> Tensor:
         """Integer token coordinates along the 3 axes, with shape (L, 3)."""
@@ -195,7 +197,7 @@ class Backbone(nn.Module):
             block.compile(**options)
 
     def _rotation(self, index: int, grid: tuple[int, int, int]) -> Rotation | None:
-        block = self.blocks[index]
+        block = cast(TransformerBlock, self.blocks[index])
         if block.theta is None:
             return None
         return self._constants.get(

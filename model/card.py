@@ -5,6 +5,7 @@ step, schedule and the files with their hashes are all here, and the loader chec
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,8 +135,12 @@ class Card(_Strict):
     @field_validator("autoencoder", "backbone", mode="before")
     @classmethod
     def _known_keys(cls, value: Any, info: Any) -> Any:
-        kind = {"autoencoder": AutoencoderConfig, "backbone": BackboneConfig}[info.field_name]
-        unknown = set(value) - set(kind.__dataclass_fields__) if isinstance(value, Mapping) else ()
+        kind: type[AutoencoderConfig | BackboneConfig] = {
+            "autoencoder": AutoencoderConfig,
+            "backbone": BackboneConfig,
+        }[info.field_name]
+        names = {field.name for field in fields(kind)}
+        unknown = set(value) - names if isinstance(value, Mapping) else ()
         if unknown:
             raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
         return value

@@ -147,7 +147,7 @@ class BlanketDenoiser(nn.Module):
         return self.base.scalings(_column(sigma))
 
 
-class AzulaDenoiser(Denoiser):
+class AzulaDenoiser(Denoiser):  # type: ignore[misc]  # azula has no types
     """A blanket denoiser under azula's protocol, for azula's samplers and guidance.
 
     Arguments:
@@ -197,7 +197,8 @@ def denoiser_loss(
         noise = torch.empty_like(x).normal_(generator=generator)
     x_t = x + _column(sigma).to(x) * noise
     weight = denoise.scalings(sigma).c_out.square().reciprocal().to(x)
-    return (weight * (denoise(x_t, sigma, date) - x).square()).mean()
+    loss: Tensor = (weight * (denoise(x_t, sigma, date) - x).square()).mean()
+    return loss
 
 
 def _column(sigma: Tensor) -> Tensor:

@@ -65,6 +65,15 @@ class ZonalGaussianPrior(nn.Module):
         dense: q, coefficients per wavenumber whose full covariance is kept.
     """
 
+    mean: Tensor
+    eofs: Tensor
+    dense_index: Tensor
+    dense_vectors: Tensor
+    dense_variance: Tensor
+    variance: Tensor
+    rest_variance: Tensor
+    cosines: Tensor
+
     def __init__(
         self, blanket_size: int, latent_shape: Sequence[int], modes: int, dense: int
     ) -> None:
@@ -147,7 +156,11 @@ class ZonalGaussianPrior(nn.Module):
 
         levels = sigma.flatten().square()
         variance = mean(lambda v: v)
-        left = torch.stack([mean(lambda v, n=n: v * n / (v + n)) for n in levels])
+
+        def shrunk(noise: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda v: v * noise / (v + noise)
+
+        left = torch.stack([mean(shrunk(noise)) for noise in levels])
         left = left.reshape(sigma.shape)
         return Scalings(
             c_in=torch.rsqrt(variance + sigma.square()),
@@ -234,7 +247,8 @@ def _spectra(prior: ZonalGaussianPrior, x: Tensor, date: Tensor) -> Tensor:
     """Zonal spectra of anomalies with shape (waves, B, K, c h)."""
     anomaly = x.float() - prior.climatology(date)
     spectrum = torch.fft.rfft(anomaly, norm="ortho").permute(4, 0, 1, 2, 3)
-    return spectrum.flatten(3)
+    flat: Tensor = spectrum.flatten(3)
+    return flat
 
 
 def _fit_modes(prior: ZonalGaussianPrior, batches: Batches) -> None:

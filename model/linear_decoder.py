@@ -105,6 +105,9 @@ class LinearDecoder(nn.Module):
         reach: Neighbouring columns on each side that a patch depends on.
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(
         self, latent_channels: int, state_channels: int, patch: tuple[int, int], reach: int = 0
     ) -> None:
@@ -154,7 +157,9 @@ Int = NDArray[np.int64]
 class ReadsColumns(Protocol):
     """An operator that reads few of the state values, such as a `CompositeOperator`."""
 
-    state_shape: tuple[int, int, int, int]
+    @property
+    def state_shape(self) -> tuple[int, int, int, int]:
+        """Shape (T, C, Y, X) of the states."""
 
     @property
     def columns(self) -> Int:
@@ -201,7 +206,7 @@ class TangentDecoder:
         if operator not in self._parts:
             self._parts[operator] = self._columns(operator, latents)
         part = self._parts[operator]
-        values: Tensor = _Decode.apply(latents, part, None)
+        values: Tensor = _Decode.apply(latents, part, None)  # type: ignore[no-untyped-call]
         return values + part.offset
 
     def _columns(self, operator: ReadsColumns, like: Tensor) -> "_Columns":
@@ -286,7 +291,8 @@ class _Columns:
             buffer.index_copy_(1, g.source, values.index_select(1, g.position))
             columns[:, g.places] = buffer.view(count, len(g.places), -1) @ g.weight
         back = neighbours_transposed(columns.view(count * length, h, w, -1), self.reach)
-        return back.unflatten(0, (count, length))
+        latents: Tensor = back.unflatten(0, (count, length))
+        return latents
 
 
 class _Decode(torch.autograd.Function):
@@ -305,4 +311,4 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _Decode.apply(gradient, ctx.part, ctx.other), None, None
+        return _Decode.apply(gradient, ctx.part, ctx.other), None, None  # type: ignore[no-untyped-call]

@@ -106,7 +106,9 @@ class _OperatorOfMiddle:
 
     @cached_property
     def columns(self) -> NDArray[np.int64]:
-        return self._inner.columns + self._middle.start * math.prod(self.state_shape[1:])
+        shift = self._middle.start * math.prod(self.state_shape[1:])
+        columns: NDArray[np.int64] = self._inner.columns + shift
+        return columns
 
     def observe(self, values: Tensor) -> Tensor:
         return self._inner.observe(values)

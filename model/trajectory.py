@@ -159,7 +159,7 @@ def _whole(total: Tensor) -> Tensor:
     return total
 
 
-class TrajectoryDenoiser(Denoiser):
+class TrajectoryDenoiser(Denoiser):  # type: ignore[misc]  # azula has no types
     r"""A trajectory's denoiser in azula's protocol, so that azula's samplers drive it.
 
     Arguments:

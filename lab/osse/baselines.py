@@ -90,7 +90,8 @@ class Climatology:
     def at(self, times: NDArray[np.datetime64]) -> Tensor:
         """Mean states (n, C, Y, X) at times (n,)."""
         features = season_features(times).to(self.coefficients)
-        return torch.tensordot(features, self.coefficients, dims=1)
+        states: Tensor = torch.tensordot(features, self.coefficients, dims=1)
+        return states
 
 
 def fit_climatology(sample: Iterable[tuple[Tensor, NDArray[np.datetime64]]]) -> Climatology:

@@ -102,7 +102,8 @@ def seen_from(track: Float, latitude: Float, longitude: Float) -> Float:
     """
     tree = cKDTree(unit_vectors(track[:, 0], track[:, 1]))
     chord, _ = tree.query(unit_vectors(latitude, longitude))
-    return np.rad2deg(2 * np.arcsin(np.clip(chord / 2, 0.0, 1.0)))
+    distance: Float = np.rad2deg(2 * np.arcsin(np.clip(chord / 2, 0.0, 1.0)))
+    return distance
 
 
 LAND = 0.5

@@ -56,7 +56,7 @@ def pooled_counts(starts: Iterable[Ranks], prefix: str) -> NDArray[np.float64] |
     The kinds of one station are added up; the same station at another start counts anew. None
     where there is none.
     """
-    rows = []
+    rows: list[NDArray[np.float64]] = []
     for ranks in starts:
         stations: dict[str, NDArray[np.float64]] = {}
         for name, found in ranks.items():

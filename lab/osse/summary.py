@@ -202,7 +202,17 @@ def forecast_rows(
         )
         for group, chosen in groups.items():
             f, p, c = (e[chosen] for e in (forecast, persistence, climatology))
-            means = (float(e.mean()) for e in (f, p, c))
-            above = int((f < p).sum()), int((f < c).sum())
-            rows.append(ForecastRow(name, group, len(part), len(chosen), *means, *above))
+            rows.append(
+                ForecastRow(
+                    season=name,
+                    group=group,
+                    starts=len(part),
+                    channels=len(chosen),
+                    forecast=float(f.mean()),
+                    persistence=float(p.mean()),
+                    climatology=float(c.mean()),
+                    above_persistence=int((f < p).sum()),
+                    above_climatology=int((f < c).sum()),
+                )
+            )
     return tuple(rows)

@@ -140,7 +140,8 @@ class ParityCase:
 
     def images(self, flat: Tensor, shape: tuple[int, int]) -> Tensor:
         """Flattened images (B, H W, C) to (B, C, H, W)."""
-        return flat.unflatten(1, shape).movedim(-1, 1)
+        states: Tensor = flat.unflatten(1, shape).movedim(-1, 1)
+        return states
 
     def pixels(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) to (B, H W, C)."""

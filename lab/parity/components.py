@@ -5,8 +5,8 @@ hours has lost digits; positions may differ by that, and points that close to th
 field of view may fall on the other side.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lab.osse.places import CircularOrbit, Float, seen_from
 from lab.parity.case import Comparison, ParityCase, compare, split_numbers
 from model.autoencoder import SATURATIONS
+from model.backbone import Backbone
 from model.denoiser import denoiser_loss
 from model.guidance.solvers import gmres
 from model.nn.convolution import ChannelNorm
@@ -82,11 +83,11 @@ def autoencoder(case: ParityCase) -> Arrays:
     x = case.images(case.array("ae.x"), model.config.shape)
     z = case.images(case.array("ae.z"), (h, w))
     yield "ae.pad", model.pad(x)[:1, :2]
-    encoded, stages = _levels(model.encoder.descent, lambda: model.encode(x))
+    encoded, stages = _levels(model.encoder.levels(), lambda: model.encode(x))
     yield "ae.encode", case.pixels(encoded)
     for i, stage in enumerate(stages):
         yield f"ae.enc_stage{i}", stage[:1]
-    decoded, stages = _levels(model.decoder.ascent, lambda: model.decode(z))
+    decoded, stages = _levels(model.decoder.levels(), lambda: model.decode(z))
     yield "ae.decode", case.pixels(decoded)
     for i, stage in enumerate(stages):
         yield f"ae.dec_stage{i}", stage[:1]
@@ -116,7 +117,7 @@ def alternative_autoencoder(case: ParityCase) -> Arrays:
 
 def backbone(case: ParityCase) -> Arrays:
     """`vit.*`: outputs and intermediates."""
-    model = case.denoise.backbone
+    model = cast(Backbone, case.denoise.backbone)
     x, t, date = case.blankets(case.array("vit.x")), case.array("vit.t"), case.array("vit.date")
     grid = model.config.tokens(model.config.shape)
     y, blocks = _levels([[block] for block in model.blocks], lambda: model(x, t, date))
@@ -169,7 +170,7 @@ def two_levels(case: ParityCase) -> Tensor:
 
 
 def _levels(
-    levels: nn.ModuleList | list[list[nn.Module]], call: Callable[[], Tensor]
+    levels: Sequence[Sequence[nn.Module]], call: Callable[[], Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """A call's result, and what the last module of each level gave meanwhile."""
     seen: list[Tensor] = []
@@ -284,7 +285,7 @@ def _seen(
 
 
 def _outcome(case: ParityCase, name: str, error: float, allowed: float, note: str) -> Comparison:
-    status = "matched" if error <= allowed else "missed"
+    status: Literal["matched", "missed"] = "matched" if error <= allowed else "missed"
     return Comparison(name, case.label, status, error, allowed, note)
 
 

@@ -6,6 +6,7 @@ Recorded observations decode, then take grid points and channels of each state.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from lab.parity.case import Comparison, ParityCase, compare
 from model.guidance.base import BlanketRows, Observed, ObservedBlankets
 from model.guidance.jacobian import MMPS, SDA, Linearisation, MMPSSettings, SDASettings
-from model.guidance.observed import DecodedObservations
+from model.guidance.observed import DecodedObservations, ObservationsOfStates
 from model.trajectory import unfold
 
 __all__ = [
@@ -48,8 +49,8 @@ class PointValues:
 
     def operator(self, states: Tensor) -> Tensor:
         """From states (*, T, C, Y, X) to values (*, N)."""
-        index = (torch.from_numpy(i) for i in (self.time, self.channel, self.cell))
-        return states.flatten(-2)[(..., *index)]
+        time, channel, cell = map(torch.from_numpy, (self.time, self.channel, self.cell))
+        return states.flatten(-2)[..., time, channel, cell]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -88,7 +89,9 @@ class RecordedObservations:
 
     def decoded(self, count: int) -> DecodedObservations:
         """What guidance takes, for the first `count` blankets."""
-        return DecodedObservations([self.blanket(n) for n in range(count)], self.decode)
+        # Guidance through the whole decoder needs no more of an operator than its call.
+        seen = [cast(ObservationsOfStates, self.blanket(n)) for n in range(count)]
+        return DecodedObservations(seen, self.decode)
 
     def variance(self, n: int) -> Tensor:
         """Variances of blanket n: of each instrument's locations, repeated over its channels.

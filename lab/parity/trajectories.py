@@ -32,7 +32,7 @@ __all__ = [
 Arrays = Iterator[tuple[str, Tensor]]
 
 
-class GivenLevel(Schedule):
+class GivenLevel(Schedule):  # type: ignore[misc]  # azula has no types
     """Takes the noise level itself as the time."""
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,7 @@ and the deterministic ones are as long as the ancestral one."""
 _CORRECTIONS = 2
 
 
-class SinglePrecisionClock(Schedule):
+class SinglePrecisionClock(Schedule):  # type: ignore[misc]  # azula has no types
     """The schedule as the recording evaluates it: in float32, cancelling near t = 1."""
 
     def __init__(self, name: str, sigma_min: float, sigma_max: float) -> None:

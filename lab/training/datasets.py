@@ -235,8 +235,11 @@ def _open(url: str) -> xr.Dataset:
             # netCDF4 reads classic files too; letting xarray guess imports every backend.
             return xr.open_dataset(url, engine="netcdf4", chunks=None)
         if url.endswith(".zip"):
-            return xr.open_zarr(ZipStore(url, mode="r"), chunks=None, consolidated=False)
-        return xr.open_zarr(url, chunks=None)
+            store = ZipStore(url, mode="r")
+            zipped: xr.Dataset = xr.open_zarr(store, chunks=None, consolidated=False)
+            return zipped
+        opened: xr.Dataset = xr.open_zarr(url, chunks=None)
+        return opened
     except (OSError, KeyError, ValueError) as error:
         raise InvalidInput(
             f"Expected a zarr store or NetCDF file at {url}; {error}.", file=url
@@ -325,7 +328,8 @@ class ArrayCache:
         """First positions of all runs of `length` consecutive hourly times."""
         starts = np.arange(max(len(self.times) - length + 1, 0))
         span = self.times[starts + length - 1] - self.times[starts]
-        return starts[span == np.timedelta64(length - 1, "h")]
+        whole: NDArray[np.int64] = starts[span == np.timedelta64(length - 1, "h")]
+        return whole
 
 
 def build_cache(

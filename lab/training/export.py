@@ -3,7 +3,7 @@
 import json
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ def _backbone(config: DenoiserTraining, run: Path, corrects: bool) -> tuple[Back
     if not checkpoint.exists():
         if not corrects:
             raise CheckpointError(f"Expected trained weights in {checkpoint}; train first.")
-        return build_denoiser(config, object()).backbone, 0  # type: ignore[arg-type]
+        return cast(Backbone, build_denoiser(config, object()).backbone), 0  # type: ignore[arg-type]
     weights, step = averaged_weights(checkpoint)
     backbone.load_state_dict(weights)
     return backbone, step

@@ -107,17 +107,20 @@ class NatureModel:
         modal = core._primitive.orography
         height = self.model.coords.horizontal.to_nodal(modal)
         metres = core._physics_specs.dimensionalize(height, units.meter).m
-        return np.asarray(metres) * core.constants.grav
+        ground: np.ndarray = np.asarray(metres) * core.constants.grav
+        return ground
 
     @property
     def latitude(self) -> np.ndarray:
         """Gaussian latitudes, degrees, north to south."""
-        return np.rad2deg(np.asarray(self.model.coords.horizontal.latitudes))[::-1]
+        degrees: np.ndarray = np.rad2deg(np.asarray(self.model.coords.horizontal.latitudes))[::-1]
+        return degrees
 
     @property
     def longitude(self) -> np.ndarray:
         """Degrees east from 0."""
-        return np.rad2deg(np.asarray(self.model.coords.horizontal.longitudes))
+        degrees: np.ndarray = np.rad2deg(np.asarray(self.model.coords.horizontal.longitudes))
+        return degrees
 
     def static_fields(self) -> dict[str, np.ndarray]:
         """Ground and mask, (latitude, longitude), north to south."""
@@ -289,7 +292,9 @@ def days_in(start: datetime, years: int) -> int:
 
 def save_state(path: Path, day: int, state: RunState) -> None:
     """Every leaf of the model state, and the number of days done, in one atomic step."""
-    leaves = {f"leaf_{i:04d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+    leaves: dict[str, Any] = {
+        f"leaf_{i:04d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))
+    }
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         np.savez(file, day=day, **leaves)

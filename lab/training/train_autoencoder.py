@@ -24,7 +24,7 @@ import math
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -122,17 +122,22 @@ def start_at_pca(autoencoder: Autoencoder, pca: PatchPCA) -> None:
     first, last = _ends(autoencoder.encoder)
     first.weight.mul_(1e-2)
     first.weight[:, :, middle, middle] += project
-    first.bias.copy_(-project @ pca.mean)
+    _bias(first).copy_(-project @ pca.mean)
     last.weight.mul_(1e-2)
     last.weight[:, :latent, middle, middle] += torch.eye(latent)
-    last.bias.zero_()
+    _bias(last).zero_()
     first, last = _ends(autoencoder.decoder)
     first.weight.mul_(1e-2)
     first.weight[:latent, :, middle, middle] += torch.eye(latent)
-    first.bias.zero_()
+    _bias(first).zero_()
     last.weight.mul_(1e-2)
     last.weight[:, :latent, middle, middle] += (pca.components[:latent] / scale[:latent, None]).T
-    last.bias.copy_(pca.mean)
+    _bias(last).copy_(pca.mean)
+
+
+def _bias(convolution: torch.nn.Conv2d) -> Tensor:
+    """Return the bias, which all convolutions of an autoencoder have."""
+    return cast(Tensor, convolution.bias)
 
 
 def _ends(module: torch.nn.Module) -> tuple[torch.nn.Conv2d, torch.nn.Conv2d]:
@@ -140,7 +145,7 @@ def _ends(module: torch.nn.Module) -> tuple[torch.nn.Conv2d, torch.nn.Conv2d]:
     convolutions = [m for m in module.modules() if isinstance(m, torch.nn.Conv2d)]
     for second in convolutions[2:-1:2]:
         torch.nn.init.zeros_(second.weight)
-        torch.nn.init.zeros_(second.bias)
+        torch.nn.init.zeros_(_bias(second))
     return convolutions[0], convolutions[-1]
 
 
@@ -366,7 +371,7 @@ def train_autoencoder(
             total, counted = torch.zeros_like(total), 0
             extra = {"spectral": spectral} if spectral > 0 else {}
             if (step + 1) % (10 * settings.log_every) == 0:
-                extra |= validate(ema.module, held_out, loss_of)
+                extra |= validate(cast(Autoencoder, ema.module), held_out, loss_of)
             run.log(step + 1, settings.steps, samples, rmse=squared.sqrt(), **extra)
         if run.due(settings.save_minutes):
             run.save(step + 1, model, ema, optimiser)

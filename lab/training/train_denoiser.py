@@ -141,8 +141,8 @@ def _encode(data: DataConfig, run: Path, split: str) -> ArrayCache:
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for part in (run[i : i + 96] for run in runs for i in range(0, len(run), 96)):
-            states = store.read(slice(part.start, part.stop))
-            states = torch.from_numpy(statistics.standardise(states))
+            read = store.read(slice(part.start, part.stop))
+            states = torch.from_numpy(statistics.standardise(read))
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 yield model.encode(states).float().numpy(), store.times[part.start : part.stop]
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -199,7 +200,7 @@ def _arrays(model: LatentModel, stored: Storage) -> dict[str, dict[str, Tensor]]
         },
     }
     if model.card.base is not None:
-        base = model.denoise.base.state_dict()
+        base = cast(nn.Module, model.denoise.base).state_dict()
         # Vectors of unit length keep three digits in float16, whose exponents suffice for them.
         half = stored != "float32"
         arrays["base"] = {

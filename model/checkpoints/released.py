@@ -17,7 +17,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import xarray as xr
@@ -34,6 +34,8 @@ from model.domain.variables import ATMOSPHERIC, LEVELS_ERA5_13, SURFACE, channel
 from model.latent_model import LatentModel
 
 __all__ = ["ReleasedConfig", "ReleasedRun", "find_released", "load_released"]
+
+Config = TypeVar("Config")
 
 _AE_KEYS = frozenset(AutoencoderConfig.__dataclass_fields__) - {"halo"}
 _AE_WITHOUT_EFFECT = frozenset(
@@ -177,7 +179,7 @@ class ReleasedConfig:
         known: Collection[str],
         without_effect: Collection[str],
     ) -> dict[str, Any]:
-        unknown = settings.keys() - known - without_effect - set(self.ignore)
+        unknown = settings.keys() - {*known, *without_effect, *self.ignore}
         harmful = sorted(k for k in unknown if settings[k])  # None, 0 and false switch things off
         if harmful:
             raise CheckpointError(
@@ -199,7 +201,7 @@ class ReleasedConfig:
         return section
 
     @staticmethod
-    def _build(path: Path, kind: type, settings: dict[str, Any]) -> Any:
+    def _build(path: Path, kind: type[Config], settings: dict[str, Any]) -> Config:
         try:
             return kind(**settings)
         except (TypeError, AppaError) as error:
@@ -361,7 +363,8 @@ def _plain(name: str) -> str:
 
 def _open_statistics(path: Path) -> xr.Dataset:
     try:
-        return xr.open_zarr(path, consolidated=None, chunks=None)
+        dataset: xr.Dataset = xr.open_zarr(path, consolidated=None, chunks=None)
+        return dataset
     except (OSError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"Expected a zarr store of statistics at {path}; {error}.", file=str(path)

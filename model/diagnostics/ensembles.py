@@ -171,7 +171,8 @@ def _rebinning(ranks: int) -> Float:
     edges, bounds = np.arange(ranks + 1) / ranks, np.arange(BINS + 1) / BINS
     low = np.maximum(edges[:-1, None], bounds[None, :-1])
     high = np.minimum(edges[1:, None], bounds[None, 1:])
-    return np.clip(high - low, 0.0, None) * ranks
+    shares: Float = np.clip(high - low, 0.0, None) * ranks
+    return shares
 
 
 def rank_shape(name: str, counts: Float) -> RankShape:

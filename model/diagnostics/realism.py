@@ -71,7 +71,9 @@ def _quadrature(grid: Grid) -> np.ndarray:
     angle = np.pi * np.arange(grid.nlat) / count
     k = np.arange(1, count // 2 + 1)
     factor = np.where(2 * k == count, 1.0, 2.0) / (4.0 * k**2 - 1.0)
-    weights = 2.0 * (1.0 - (factor * np.cos(2.0 * np.outer(angle, k))).sum(axis=1)) / count
+    weights: np.ndarray = (
+        2.0 * (1.0 - (factor * np.cos(2.0 * np.outer(angle, k))).sum(axis=1)) / count
+    )
     weights[[0, -1]] /= 2.0
     return weights
 
@@ -182,4 +184,5 @@ def hydrostatic_residual(
     virtual = virtual_temperature(temperature, humidity)
     mean = (virtual[..., 1:, :, :] + virtual[..., :-1, :, :]) / 2.0
     thickness = geopotential[..., :-1, :, :] - geopotential[..., 1:, :, :]
-    return thickness / (GAS_CONSTANT_DRY * depth) - mean
+    residual: Tensor = thickness / (GAS_CONSTANT_DRY * depth) - mean
+    return residual

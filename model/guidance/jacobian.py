@@ -37,7 +37,7 @@ References:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -148,7 +148,8 @@ class _Gain:
     def increment(self, solution: LinearSolution) -> Tensor:
         """sigma^2 J^T H^T v: v combines vectors whose adjoints are known."""
         weights = solution.coefficients.to(self.adjoints[0])
-        total = sum(weights[:, j, None, None, None, None] * a for j, a in enumerate(self.adjoints))
+        parts = (weights[:, j, None, None, None, None] * a for j, a in enumerate(self.adjoints))
+        total = cast(Tensor, sum(parts))
         return total if self.tweedie else self.sigma**2 * self.point.denoise_vjp(total)
 
 
@@ -219,9 +220,10 @@ class MMPS:
 
     def _recycled(self, rows: BlanketRows, like: Tensor) -> Tensor | None:
         """The solutions of these rows at the noise level before, None if there are none."""
-        known = [self._previous.get(key) for key in _keys(rows)]
-        if any(v is None for v in known):
+        keys = _keys(rows)
+        if any(key not in self._previous for key in keys):
             return None
+        known = [self._previous[key] for key in keys]
         width = like.shape[1]
         padded = [torch.nn.functional.pad(v, (0, max(0, width - len(v))))[:width] for v in known]
         return torch.stack(padded)
@@ -237,7 +239,7 @@ class MMPS:
 
         def stop(solution: LinearSolution) -> Tensor:
             solution = solution if start is None else _joined(start, solution)
-            done = size == 0
+            done: Tensor = size == 0
             if settings.fit is not None:
                 left = _post_fit(solution, variance) / variance.sqrt()
                 done = done | (left.square().sum(dim=1) <= counts * settings.fit**2)

@@ -170,7 +170,8 @@ def gauss_newton(
         first: A guess of the solution, with the shape of `x_hat`, to start from and to linearise
             at; None for `x_hat`.
     """
-    x, before, after, iterations = x_hat if first is None else first, None, None, 0
+    x, iterations = x_hat if first is None else first, 0
+    before: Tensor | None = None
     guess = None if first is None else first - x_hat
     for _ in range(settings.steps):
         innovation = torch.where(
@@ -190,7 +191,7 @@ def gauss_newton(
         )
         guess = increment
         x, after = x_hat + increment, right - point.push(increment)
-    return Analysed(x, before, after, iterations)
+    return Analysed(x, cast(Tensor, before), after, iterations)
 
 
 def build_prior_covariance(

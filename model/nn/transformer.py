@@ -6,7 +6,7 @@ alone are cached while these do not change.
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class ConstantCache:
         stamp = tuple((s.data_ptr(), s._version, s.dtype, s.device, s.shape) for s in sources)
         entry = self._entries.get(key)
         if entry is not None and entry[0] == stamp:
-            return entry[1]
+            return cast(T, entry[1])
         # A tensor made in inference mode could not take part in a later backward pass.
         with torch.inference_mode(False), torch.no_grad():
             value = make()
@@ -137,7 +137,8 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.y_proj(y.transpose(1, 2).reshape(batch, length, channels))
+        mixed: Tensor = self.y_proj(y.transpose(1, 2).reshape(batch, length, channels))
+        return mixed
 
 
 class TransformerBlock(nn.Module):
@@ -186,7 +187,7 @@ class TransformerBlock(nn.Module):
             nn.SiLU(),
             nn.Linear(mod_features, 4 * channels),
         )
-        self.ada_zero[-1].weight.data.mul_(1e-2)
+        cast(nn.Linear, self.ada_zero[-1]).weight.data.mul_(1e-2)
         self.msa = SelfAttention(channels, heads, qk_norm)
         self.ffn = nn.Sequential(
             nn.Linear(channels, ffn_factor * channels),
@@ -229,4 +230,5 @@ class TransformerBlock(nn.Module):
         y = torch.addcmul(b, 1 + a, y)
         y = self.ffn(y + self.msa(y, rotation))
         x = (x + c * y) * torch.rsqrt(1 + c * c)
-        return (x + d * skip) * torch.rsqrt(1 + d * d)
+        joined: Tensor = (x + d * skip) * torch.rsqrt(1 + d * d)
+        return joined

@@ -165,7 +165,7 @@ class Stencil:
     @property
     def ingredients(self) -> int:
         """K, the number of ingredients of each observation."""
-        return self.channel.shape[1]
+        return int(self.channel.shape[1])
 
     @property
     def first_time(self) -> Int:

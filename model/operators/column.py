@@ -118,7 +118,8 @@ def gaussian_weighting(levels: Float, peak: float, width: float = 0.6) -> Float:
     """
     x = np.log(levels)
     share = np.exp(-0.5 * ((x - np.log(peak)) / width) ** 2) * np.abs(np.gradient(x))
-    return share / share.sum()
+    weights: Float = share / share.sum()
+    return weights
 
 
 class BrightnessFamily:

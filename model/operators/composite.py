@@ -61,7 +61,7 @@ class SparseMatrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Products, from shape (*, columns) to (*, rows)."""
-        flat: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), self, False)
+        flat: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), self, False)  # type: ignore[no-untyped-call]
         return flat.reshape(*x.shape[:-1], self.shape[0])
 
 
@@ -93,18 +93,19 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _Product.apply(gradient, ctx.matrix, not ctx.transposed), None, None
+        return _Product.apply(gradient, ctx.matrix, not ctx.transposed), None, None  # type: ignore[no-untyped-call]
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _Product.apply(tangent, ctx.matrix, ctx.transposed)
+        product: Tensor = _Product.apply(tangent, ctx.matrix, ctx.transposed)  # type: ignore[no-untyped-call]
+        return product
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[Any, ...], x: Tensor, matrix: SparseMatrix, transposed: bool
     ) -> tuple[Tensor, int]:
         x = x.movedim(in_dims[0], 0)
-        out = _Product.apply(x.flatten(0, 1), matrix, transposed)
+        out = _Product.apply(x.flatten(0, 1), matrix, transposed)  # type: ignore[no-untyped-call]
         return out.unflatten(0, x.shape[:2]), 0
 
 
@@ -247,4 +248,5 @@ def representativeness_std(
     lower = typical.double()[channel]
     upper = lower + residual.double()[channel, torch.from_numpy(cell // columns)]
     below, above = operator.observe(torch.stack((lower, upper)))
-    return (above - below).abs()
+    std: Tensor = (above - below).abs()
+    return std

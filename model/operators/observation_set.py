@@ -86,7 +86,8 @@ class Rows:
 
 def _numbers(table: pa.Table, name: str) -> Float:
     column = pc.fill_null(table[name].cast(pa.float64()), np.nan)
-    return column.to_numpy()
+    values: Float = column.to_numpy()
+    return values
 
 
 def column_codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
@@ -110,11 +111,11 @@ def read_rows(table: pa.Table, first: datetime) -> Rows:
     groups = tuple((variables[p // len(kinds)], kinds[p % len(kinds)]) for p in pairs)
     names = ("lat", "lon", "elevation", "vertical", "vertical_top", "obs_value", "obs_error")
     return Rows(
-        table["rejected_by"].is_null().to_numpy(),
-        (nanoseconds - start) / 3.6e12,
-        *(_numbers(table, name) for name in names),
-        group,
-        groups,
+        used=table["rejected_by"].is_null().to_numpy(),
+        hours=(nanoseconds - start) / 3.6e12,
+        group=group,
+        groups=groups,
+        **{name: _numbers(table, name) for name in names},
     )
 
 

@@ -157,9 +157,10 @@ class RelativeHumidityFamily:
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """See :class:`model.operators.base.OperatorFamily`."""
         q, temperature = ingredients.unbind(dim=-1)
-        vapour: Tensor = vapour_pressure(q, parameters["pressure"])
         possible = temperature.clamp(min=COLDEST, max=WARMEST)
-        return vapour / saturation_vapour_pressure(possible, torch.exp)
+        saturation: Tensor = saturation_vapour_pressure(possible, torch.exp)
+        vapour: Tensor = vapour_pressure(q, parameters["pressure"])
+        return vapour / saturation
 
 
 class WindSpeedFamily:

@@ -124,7 +124,8 @@ class Controlled:
 
     def __init__(self, *args: Any, control: SamplerControl, **kwargs: Any) -> None:
         steps = len(control.times) - 1
-        super().__init__(*args, steps=steps, silent=True, dtype=control.times.dtype, **kwargs)
+        kwargs |= {"steps": steps, "silent": True, "dtype": control.times.dtype}
+        super().__init__(*args, **kwargs)
         self.control = control
 
     @property

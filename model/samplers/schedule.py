@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-class NoiseSchedule(Schedule):
+class NoiseSchedule(Schedule):  # type: ignore[misc]  # azula has no types
     """A schedule with alpha(t) = 1 and an invertible sigma(t).
 
     Arguments:
@@ -86,7 +86,8 @@ class LogLinearSchedule(NoiseSchedule):
     """
 
     def _sigma(self, t: Tensor) -> Tensor:
-        return VESchedule(self.sigma_min, self.sigma_max).sigma(t)
+        level: Tensor = VESchedule(self.sigma_min, self.sigma_max).sigma(t)
+        return level
 
     def _time(self, sigma: Tensor) -> Tensor:
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
@@ -122,7 +123,8 @@ class LogLogitSchedule(NoiseSchedule):
 
     def _time(self, sigma: Tensor) -> Tensor:
         inner = torch.sigmoid((torch.log(sigma) - self.log_middle) / self.spread)
-        return (inner - self.eps) / (1 - 2 * self.eps)
+        time: Tensor = (inner - self.eps) / (1 - 2 * self.eps)
+        return time
 
 
 SCHEDULES: Registry[Callable[..., NoiseSchedule]] = Registry(
