@@ -87,7 +87,7 @@ class NatureStore:
         static: dict[str, np.ndarray],
         attributes: dict[str, Any],
     ) -> None:
-        """Coordinates, static fields (latitude, longitude) and empty variables."""
+        """Write coordinates, static fields (latitude, longitude) and empty variables."""
         grid = (latitude.size, longitude.size)
         self.group.attrs.update({"title": TITLE, "source": SOURCE, **attributes})
         self._coordinate("latitude", latitude, "degrees_north")

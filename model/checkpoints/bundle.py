@@ -33,7 +33,7 @@ STATISTICS = ("state_mean", "state_std", "latent_mean", "latent_std")
 
 
 def resolve(checkpoint: str | Path) -> Path:
-    """The folder of a checkpoint.
+    """Return the folder of a checkpoint.
 
     Arguments:
         checkpoint: A folder, a card file, or the name of a bundle that comes with the package.
@@ -64,7 +64,7 @@ def load_checkpoint(
     *,
     verify: bool = True,
 ) -> LatentModel:
-    """Loads a model, ready for use: evaluation mode, no gradients for its parameters.
+    """Load a model, ready for use: evaluation mode, no gradients for its parameters.
 
     Arguments:
         checkpoint: See `resolve`; a folder without a card is read as the authors' run folders.
@@ -140,7 +140,7 @@ _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def code_version() -> str:
-    """The version of this package."""
+    """Return the version of the installed package; `unknown` where there is none."""
     try:
         return version("appa-service")
     except PackageNotFoundError:
@@ -148,7 +148,7 @@ def code_version() -> str:
 
 
 def save_checkpoint(model: LatentModel, folder: Path, *, stored: Storage = "float32") -> Card:
-    """Writes a model as a bundle.
+    """Write a model as a bundle.
 
     Arguments:
         model: The model; its card's files and version are replaced by what is written.

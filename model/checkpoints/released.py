@@ -66,7 +66,7 @@ class ReleasedConfig:
     ignore: Collection[str] = frozenset()
 
     def autoencoder(self, tensors: Mapping[str, Tensor]) -> AutoencoderConfig:
-        """The autoencoder's sizes; the number of state channels is taken from its weights.
+        """Return the autoencoder's sizes; the number of state channels is taken from its weights.
 
         Raises:
             CheckpointError: If a setting is unknown, missing or not carried.
@@ -87,7 +87,7 @@ class ReleasedConfig:
         return self._build(self.ae_path, AutoencoderConfig, settings)
 
     def levels(self, in_channels: int, statistics: xr.Dataset) -> tuple[int, ...]:
-        """The pressure levels in hPa: the 13 of the release or all those of the statistics.
+        """Return the pressure levels in hPa: the 13 of the release or all those of the statistics.
 
         Raises:
             CheckpointError: If neither gives the number of channels.
@@ -115,7 +115,7 @@ class ReleasedConfig:
         licence: str,
         provenance: dict[str, Any],
     ) -> Card:
-        """The card of the run, without files.
+        """Return the card of the run, without files.
 
         Raises:
             CheckpointError: If a setting is unknown, missing or not carried, or they disagree.
@@ -228,7 +228,7 @@ class ReleasedRun:
 
 
 def find_released(root: Path, **chosen: Path | None) -> ReleasedRun:
-    """Finds the parts of a run under `root`.
+    """Find the parts of a run under `root`.
 
     Arguments:
         root: A folder that holds the run's folders at any depth.
@@ -274,7 +274,7 @@ def load_released(
     precision: Precision = "float32",
     ignore: frozenset[str] = frozenset(),
 ) -> LatentModel:
-    """Loads a run of the authors' implementation.
+    """Load a run of the authors' implementation.
 
     Arguments:
         root: The folder that holds it, or its parts.

@@ -50,7 +50,7 @@ __all__ = [
 
 @lru_cache(maxsize=4)
 def legendre_projection(grid: Grid) -> Tensor:
-    """Legendre functions times quadrature weights, with shape (L, M, Y), float64.
+    """Return Legendre functions times quadrature weights, with shape (L, M, Y), float64.
 
     Multiplied with the zonal Fourier coefficients of a field and summed over rows it gives the
     coefficients of total wavenumber l and zonal wavenumber m.
@@ -64,7 +64,7 @@ def legendre_projection(grid: Grid) -> Tensor:
 
 
 def _quadrature(grid: Grid) -> np.ndarray:
-    """Weights (Y,) of an integral over the sine of latitude; they add to 2."""
+    """Return weights (Y,) of an integral over the sine of latitude; they add to 2."""
     if grid.kind == "gaussian":
         return 2.0 * grid.area_weights
     count = grid.nlat - 1
@@ -79,7 +79,7 @@ def _quadrature(grid: Grid) -> np.ndarray:
 
 
 def power_spectrum(fields: Tensor, grid: Grid) -> Tensor:
-    """Power at each total wavenumber.
+    """Return the power at each total wavenumber.
 
     Arguments:
         fields: With shape (*, Y, X).
@@ -97,14 +97,14 @@ def power_spectrum(fields: Tensor, grid: Grid) -> Tensor:
 
 
 def spectral_ratio(fields: Tensor, reference: Tensor, grid: Grid) -> Tensor:
-    """Mean power of `fields` (N, *, Y, X) over that of `reference` (N, *, Y, X): (*, L)."""
+    """Return the mean power of `fields` (N, *, Y, X) over that of `reference` (N, *, Y, X): (*, L)."""
     numerator = power_spectrum(fields, grid).mean(dim=0)
     denominator = power_spectrum(reference, grid).mean(dim=0)
     return numerator / denominator.clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def geostrophic_wind(geopotential: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Geostrophic wind by centred differences; meaningless close to the equator and the poles.
+    """Return the geostrophic wind by centred differences; meaningless close to the equator and the poles.
 
     Arguments:
         geopotential: m2 s-2, with shape (*, Y, X).
@@ -143,7 +143,7 @@ def geostrophic_balance(
     grid: Grid,
     band: tuple[float, float] = (30.0, 70.0),
 ) -> GeostrophicBalance:
-    """How close the wind is to geostrophy at absolute latitudes inside `band`, in degrees.
+    """Return how close the wind is to geostrophy at absolute latitudes inside `band`, in degrees.
 
     Arguments:
         geopotential: m2 s-2, with shape (*, Y, X).
@@ -168,7 +168,7 @@ def geostrophic_balance(
 def hydrostatic_residual(
     geopotential: Tensor, temperature: Tensor, humidity: Tensor, levels: Sequence[float]
 ) -> Tensor:
-    """Virtual temperature of the thickness minus that of the profile, for each layer.
+    """Return the virtual temperature of the thickness minus that of the profile, for each layer.
 
     Arguments:
         geopotential: m2 s-2, with shape (*, L, Y, X), from the top down.

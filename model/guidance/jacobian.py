@@ -146,7 +146,7 @@ class _Gain:
         return self.variance * v + self.point.observe_jvp(image)
 
     def increment(self, solution: LinearSolution) -> Tensor:
-        """sigma^2 J^T H^T v: v combines vectors whose adjoints are known."""
+        """Return sigma^2 J^T H^T v: v combines vectors whose adjoints are known."""
         weights = solution.coefficients.to(self.adjoints[0])
         parts = (weights[:, j, None, None, None, None] * a for j, a in enumerate(self.adjoints))
         total = cast(Tensor, sum(parts))
@@ -180,7 +180,6 @@ class MMPS:
     def __call__(
         self, denoise: Denoise, x_t: Tensor, sigma: Tensor, date: Tensor, rows: BlanketRows
     ) -> Tensor:
-        """See :class:`model.guidance.base.Guidance`."""
         seen = self.observations.select(rows, x_t)
         if seen is None:
             return denoise(x_t, sigma, date)
@@ -219,7 +218,7 @@ class MMPS:
         return solution
 
     def _recycled(self, rows: BlanketRows, like: Tensor) -> Tensor | None:
-        """The solutions of these rows at the noise level before, None if there are none."""
+        """Return the solutions of these rows at the noise level before, None if there are none."""
         keys = _keys(rows)
         if any(key not in self._previous for key in keys):
             return None
@@ -252,7 +251,7 @@ class MMPS:
 
 
 def _post_fit(solution: LinearSolution, variance: Tensor) -> Tensor:
-    """y - H(x_hat + increment) to first order: R v + residual."""
+    """Return y - H(x_hat + increment) to first order: R v + residual."""
     return variance * solution.x + solution.residual
 
 
@@ -261,7 +260,7 @@ def _keys(rows: BlanketRows) -> list[tuple[int, int]]:
 
 
 def _best_multiple(gain: _Gain, guess: Tensor, b: Tensor) -> LinearSolution:
-    """The multiple of a guess that leaves the smallest residual, row by row."""
+    """Return the multiple of a guess that leaves the smallest residual, row by row."""
     image = gain(guess.to(b)).double()
     tiny = torch.finfo(torch.float64).tiny
     size = torch.linalg.vecdot(image, image).clamp(min=tiny)
@@ -270,7 +269,7 @@ def _best_multiple(gain: _Gain, guess: Tensor, b: Tensor) -> LinearSolution:
 
 
 def _joined(start: LinearSolution, rest: LinearSolution) -> LinearSolution:
-    """A start and what was solved for its residual."""
+    """Return a start and what was solved for its residual."""
     coefficients = torch.cat((start.coefficients, rest.coefficients), dim=1)
     return LinearSolution(start.x + rest.x, rest.residual, coefficients)
 
@@ -292,7 +291,7 @@ class SDASettings:
     method: Literal["sda"] = "sda"
 
     def widened(self, variance: Tensor, sigma: Tensor) -> Tensor:
-        """The variance (B, N) that divides the innovation."""
+        """Return the variance (B, N) that divides the innovation."""
         level = sigma**2 / (1 + sigma**2)
         if self.relative:
             return variance * (1 + self.gamma * level)
@@ -322,7 +321,6 @@ class SDA:
     def __call__(
         self, denoise: Denoise, x_t: Tensor, sigma: Tensor, date: Tensor, rows: BlanketRows
     ) -> Tensor:
-        """See :class:`model.guidance.base.Guidance`."""
         seen = self.observations.select(rows, x_t)
         if seen is None:
             return denoise(x_t, sigma, date)

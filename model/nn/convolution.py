@@ -29,7 +29,7 @@ class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d`, same parameters and values, with cheap second derivatives when frozen."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, C, H, W) to (N, C', H', W')."""
+        """Map (N, C, H, W) to (N, C', H', W')."""
         if self.weight.requires_grad or self.stride != (1, 1) or not plain_autograd(x):
             return super().forward(x)
         weight, bias = self.weight, self.bias
@@ -43,7 +43,7 @@ class Conv2d(nn.Conv2d):
 
 
 def plain_autograd(x: Tensor) -> bool:
-    """Whether gradients of `x` are recorded by eager autograd, not by a transform or compiler."""
+    """Return whether gradients of `x` are recorded by eager autograd, not by a transform or compiler."""
     return (
         torch.is_grad_enabled()
         and x.requires_grad
@@ -188,9 +188,9 @@ class _StandardiseAdjoint(torch.autograd.Function):
 
 
 def _asked_for(ctx: Any, position: int) -> bool:
-    """Whether the running backward pass wants the gradient of an input, not only knows it.
+    """Return whether the running backward pass wants the gradient of an input, not only knows it.
 
-    `needs_input_grad` tells of the latter alone; the tangent-linear products of guidance ask for
+    `needs_input_grad` covers the latter alone; the tangent-linear products of guidance ask for
     gradients in the cotangent, never in x.
     """
     node = ctx.next_functions[position][0]
@@ -198,7 +198,7 @@ def _asked_for(ctx: Any, position: int) -> bool:
 
 
 def _curvature(u: Tensor, g: Tensor, x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    r"""Derivative in x of :math:`\langle u, J(x)^\top g \rangle`.
+    r"""Return the derivative in x of :math:`\langle u, J(x)^\top g \rangle`.
 
     With z the standardised x, s the inverse standard deviation and the projection
     :math:`P v = v - \bar{v} - z \, \overline{z v}`, :math:`J = w s P` where w is the scale. In x,
@@ -239,13 +239,13 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, C, H, W) to the same shape."""
+        """Map (N, C, H, W) to the same shape."""
         y: Tensor = x + self.ffn(self.norm(x))
         return y
 
 
 class ConvEncoder(nn.Module):
-    """Images to latents, each level half the size of the one before.
+    """Map images to latents, each level half the size of the one before.
 
     Arguments:
         in_channels: Channels of the images.
@@ -300,7 +300,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Latents to images, mirroring `ConvEncoder` (same arguments, `in_channels` the latent's)."""
+    """Map latents to images, mirroring `ConvEncoder` (same arguments, `in_channels` the latent's)."""
 
     def __init__(
         self,
@@ -351,7 +351,7 @@ def _conv(
     identity: bool = False,
     stride: int = 1,
 ) -> Conv2d:
-    """A zero-padded convolution; where wanted it starts near the identity, by azula's rule."""
+    """Return a zero-padded convolution; where wanted it starts near the identity, by azula's rule."""
     sizes: dict[str, Any] = {
         "kernel_size": kernel_size,
         "padding": kernel_size // 2,

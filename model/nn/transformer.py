@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class ConstantCache:
-    """Keeps derived tensors between evaluations, outside the state dict.
+    """Keep derived tensors between evaluations, outside the state dict.
 
     An entry is used again only while the tensors it came from are the same storage, of the same
     type and device, and unmodified since (an optimiser step or `load_state_dict` counts as a
@@ -35,7 +35,7 @@ class ConstantCache:
         self._entries: dict[Hashable, tuple[Any, Any, int]] = {}
 
     def get(self, key: Hashable, sources: Sequence[Tensor], make: Callable[[], T]) -> T:
-        """The tensors called `key`, computed by `make` from `sources` when not held."""
+        """Return the tensors called `key`, computed by `make` from `sources` when not held."""
         if not _constant(sources):
             return make()
         stamp = tuple((s.data_ptr(), s._version, s.dtype, s.device, s.shape) for s in sources)
@@ -80,7 +80,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    r"""Rotates interleaved pairs of features: (x_0, x_1), (x_2, x_3), ...
+    r"""Rotate interleaved pairs of features: (x_0, x_1), (x_2, x_3), ...
 
     References:
         | Rotary Position Embedding for Vision Transformer (Heo et al., 2024)
@@ -205,7 +205,7 @@ class TransformerBlock(nn.Module):
             self.register_parameter("theta", None)
 
     def rotation(self, coordinates: Tensor) -> Rotation | None:
-        """Cosine and sine of the rotary angles of tokens at `coordinates` (L, axes)."""
+        """Return cosine and sine of the rotary angles of tokens at `coordinates` (L, axes)."""
         if self.theta is None:
             return None
         angle = coordinates.to(self.theta.dtype) @ self.theta

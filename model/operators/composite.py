@@ -52,7 +52,7 @@ class SparseMatrix:
         self._cache: dict[tuple[bool, torch.dtype, torch.device], Tensor] = {}
 
     def tensor(self, transposed: bool, like: Tensor) -> Tensor:
-        """The matrix or its transpose as a compressed tensor on the device of `like`."""
+        """Return the matrix or its transpose as a compressed tensor on the device of `like`."""
         key = (transposed, like.dtype, like.device)
         if key not in self._cache:
             part = self._parts[int(transposed)]
@@ -60,7 +60,7 @@ class SparseMatrix:
         return self._cache[key]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Products, from shape (*, columns) to (*, rows)."""
+        """Multiply with the matrix, from shape (*, columns) to (*, rows)."""
         flat: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), self, False)  # type: ignore[no-untyped-call]
         return flat.reshape(*x.shape[:-1], self.shape[0])
 
@@ -129,7 +129,7 @@ class FamilyBlock:
     parameters: Mapping[str, NDArray[np.float64]]
 
     def take(self, chosen: NDArray[np.bool_], position: Int, hours: int = 0) -> "FamilyBlock":
-        """The chosen ones (n,), at new positions, on states numbered from `hours`."""
+        """Return the chosen ones (n,), at new positions, on states numbered from `hours`."""
         if chosen.all():
             stencil = self.stencil
         else:
@@ -141,7 +141,7 @@ class FamilyBlock:
 
 
 class CompositeOperator:
-    """Satisfies :class:`model.operators.base.ObservationOperator`.
+    """Apply the operators of all families with one sparse product.
 
     The sparse matrix is put together on first use. Half-precision states are observed in float32.
 
@@ -159,7 +159,7 @@ class CompositeOperator:
 
     @property
     def linear(self) -> bool:
-        """Whether all families are affine."""
+        """Whether the operators of all families are affine."""
         return all(block.family.linear for block in self.blocks)
 
     @cached_property
@@ -175,7 +175,7 @@ class CompositeOperator:
         return self._matrix[1] if self.blocks else np.empty(0, dtype=np.int64)
 
     def __call__(self, states: Tensor) -> Tensor:
-        """From physical states (*, T, C, Y, X) in SI units to model equivalents (*, N)."""
+        """Map physical states (*, T, C, Y, X) in SI units to model equivalents (*, N)."""
         if tuple(states.shape[-4:]) != self.state_shape:
             raise InvalidInput(
                 f"Expected states with shape (*, T, C, Y, X) = (*, {self.state_shape}); got "
@@ -187,7 +187,7 @@ class CompositeOperator:
         return self.observe(flat.index_select(-1, self._index("columns", self._matrix[1], flat)))
 
     def observe(self, values: Tensor) -> Tensor:
-        """From the state values at :attr:`columns` (*, U) to model equivalents (*, N)."""
+        """Map the state values at :attr:`columns` (*, U) to model equivalents (*, N)."""
         if values.dtype in (torch.float16, torch.bfloat16):
             values = values.float()
         matrix, _, order = self._matrix
@@ -217,7 +217,7 @@ class CompositeOperator:
 
 
 def reconstruction_residual(states: Tensor, reconstructed: Tensor) -> Tensor:
-    """Standard deviation of the residual of each channel and row.
+    """Return the standard deviation of the residual of each channel and row.
 
     Arguments:
         states: With shape (N, C, Y, X), spread over the seasons; NaN cells are left out.
@@ -234,7 +234,7 @@ def reconstruction_residual(states: Tensor, reconstructed: Tensor) -> Tensor:
 def representativeness_std(
     operator: CompositeOperator, typical: Tensor, residual: Tensor
 ) -> Tensor:
-    """One standard deviation for each observation, with shape (N,), float64.
+    """Return one standard deviation for each observation, with shape (N,), float64.
 
     Arguments:
         operator: H.

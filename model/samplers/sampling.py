@@ -61,7 +61,7 @@ class DDIM(Controlled, Sampler):  # type: ignore[misc]  # azula has no types
         self.denoiser = denoiser
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, **kwargs: object) -> Tensor:
-        """From time t to s < t."""
+        """Map time t to s < t."""
         alpha_s, sigma_s = self.denoiser.schedule(s)
         alpha_t, sigma_t = self.denoiser.schedule(t)
         shrink = 1 - (sigma_s / alpha_s) / (sigma_t / alpha_t)
@@ -92,7 +92,7 @@ class RewindDDIM(DDIM):
         self.jump = jump
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, **kwargs: object) -> Tensor:
-        """From time t to s < t, by way of cleaner ones."""
+        """Map time t to s < t, by way of cleaner ones."""
         grid = self.control.times.tolist()
         start = grid.index(float(t))
         stop = min(start + self.rewind_after, len(grid) - 1)
@@ -116,7 +116,7 @@ class DDPM(Controlled, DDPMSampler):  # type: ignore[misc]  # azula has no types
     """azula's DDPM step, but with noise from `control.noise` instead of the global generator."""
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, **kwargs: object) -> Tensor:
-        """From time t to s < t."""
+        """Map time t to s < t."""
         alpha_s, sigma_s = self.denoiser.schedule(s)
         alpha_t, sigma_t = self.denoiser.schedule(t)
         tau = 1 - (alpha_t / alpha_s * sigma_s / sigma_t) ** 2
@@ -153,7 +153,7 @@ class PredictorCorrector(Controlled, DDIMSampler):  # type: ignore[misc]  # azul
         self.delta = delta
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, **kwargs: object) -> Tensor:
-        """From time t to s < t."""
+        """Map time t to s < t."""
         alpha, sigma = self.denoiser.schedule(t)
         for _ in range(self.corrections):
             x = self.denoiser(x_t, t, **kwargs).mean
@@ -235,7 +235,7 @@ SAMPLERS: Registry[Build] = Registry(
 
 
 def time_grid(settings: SamplerSettings, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Diffusion times from `start` to `stop`, equally spaced, with shape (steps + 1,)."""
+    """Return diffusion times from `start` to `stop`, equally spaced, with shape (steps + 1,)."""
     return torch.linspace(settings.start, settings.stop, settings.steps + 1, dtype=dtype)
 
 
@@ -250,7 +250,7 @@ def sample(
     total: int | None = None,
     times: Tensor | None = None,
 ) -> Tensor:
-    """Runs the reverse process.
+    """Run the reverse process.
 
     Arguments:
         denoiser: The denoiser, with its schedule.

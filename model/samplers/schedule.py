@@ -41,15 +41,15 @@ class NoiseSchedule(Schedule):  # type: ignore[misc]  # azula has no types
         self.sigma_max = sigma_max
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha(t) = 1 and sigma(t), both with the shape and type of `t`."""
+        """Return alpha(t) = 1 and sigma(t), both with the shape and type of `t`."""
         return torch.ones_like(t), self.sigma(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The noise level at time `t`, with the shape and type of `t`."""
+        """Return the noise level at time `t`, with the shape and type of `t`."""
         return self._sigma(t.to(torch.float64)).to(t)
 
     def time(self, sigma: Tensor) -> Tensor:
-        """The time at which the noise level is `sigma`, with its shape and type."""
+        """Return the time at which the noise level is `sigma`, with its shape and type."""
         return self._time(sigma.to(torch.float64)).to(sigma)
 
     @abc.abstractmethod
