@@ -2,16 +2,19 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+JOBS   ?= 2
 STAMP   = $(VENV)/.installed
 
-.PHONY: help demo up test test-slow lint types format bench lock clean
+.PHONY: help demo up client test test-slow coverage docs lint types format bench lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       observations over HTTP to analysis files, on this machine, in minutes"
 	@echo "make up         the whole system in the foreground (appa up)"
+	@echo "make client     the synchronous client from the asynchronous one"
 	@echo "make test       all tests          make test-slow   slow science too"
-	@echo "make lint types checks             make bench       tables of speed and skill"
+	@echo "make lint types docs  checks       make bench       tables of speed and skill"
+	@echo "make coverage   what the tests reach"
 
 $(STAMP): pyproject.toml client/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -26,16 +29,26 @@ demo: $(STAMP)
 up: $(STAMP)
 	$(BIN)/appa up
 
+client: $(STAMP)
+	$(BIN)/python client/make_sync.py
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest
+
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile --cov --cov-report=term
+
+docs: $(STAMP)
+	$(BIN)/zensical build --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python client/make_sync.py --check
 
 types: $(STAMP)
 	$(BIN)/mypy

@@ -8,7 +8,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from model.domain.errors import AppaError
+from model.domain.errors import AppaError, ConfigurationError
 
 __all__ = ["main"]
 
@@ -33,6 +33,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "cycles": ("deploy.commands.cycles:app", "List, watch, explain and rerun hourly analyses."),
     "reanalyse": ("deploy.commands.reanalyse:app", "A past period in windows side by side."),
     "replay": ("deploy.commands.results:replay_app", "Make an analysis again: is it identical?"),
+    "catalogue": ("deploy.commands.results:catalogue_app", "Published results: show, rebuild."),
     "retention": ("deploy.commands.results:retention_app", "What is kept for how long; pins."),
     "keys": ("deploy.commands.admin:keys_app", "Create, list and revoke API keys."),
     "webhooks": (
@@ -40,13 +41,39 @@ GROUPS: dict[str, tuple[str, str]] = {
         "Who is told of events over HTTP; messages sent.",
     ),
     "worker": ("deploy.commands.stack:worker_app", "Run one worker process of a larger system."),
+    "workers": ("deploy.commands.workers:app", "List, drain, resume and stop worker processes."),
     "gateway": ("deploy.commands.stack:gateway_app", "Run the gateway alone."),
 }
 """Name of each command or group, where its Typer app is (`module:name`), and one line of help."""
 
+EXTRAS: dict[str, str] = {
+    **dict.fromkeys(("up", "demo", "rehearse"), "local"),
+    **dict.fromkeys(("verify", "checkpoint", "replay", "worker gpu"), "model"),
+    **dict.fromkeys(("observations", "worker"), "ingest"),
+    "train": "lab",
+    "gateway": "data",
+}
+"""The extra of the distribution that brings what a command imports, where the plain one does not."""
+
+OWN_PACKAGES = ("model", "worker", "service", "deploy", "appa_client")
+
 
 class LazyGroup(TyperGroup):
     """Imports a subcommand's module when it is called, so that `appa --help` needs no torch."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        ctx.meta["appa.arguments"] = args
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] in OWN_PACKAGES:
+                raise
+            raise missing_extra(ctx.meta.get("appa.arguments", []), error) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(GROUPS)
@@ -64,6 +91,25 @@ class LazyGroup(TyperGroup):
             formatter.write_dl([(name, text) for name, (_, text) in GROUPS.items()])
 
 
+def missing_extra(arguments: list[str], error: ModuleNotFoundError) -> ConfigurationError:
+    """Return the error of a command whose libraries are not installed.
+
+    Arguments:
+        arguments: The command line after `appa`.
+        error: The import that failed.
+    """
+    command = arguments[0] if arguments else "appa"
+    words = f"{command} gpu" if command == "worker" and "gpu" in arguments else command
+    extra = EXTRAS.get(words, "local")
+    module = (error.name or "").partition(".")[0]
+    return ConfigurationError(
+        f"'appa {words}' needs the module '{module}', which the extra '{extra}' brings. Install "
+        f"it with: pip install 'appa-service[{extra}]'",
+        command=words,
+        extra=extra,
+    )
+
+
 # Without markup the list of commands comes from GROUPS; rich help would import every module.
 app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
@@ -74,7 +120,7 @@ def _root() -> None:
 
 
 def main(*args: Any, **kwargs: Any) -> None:
-    """Entry point of the `appa` command."""
+    """Run the `appa` command; an error of ours ends it with a sentence and exit status 2."""
     try:
         app(*args, **kwargs)
     except AppaError as error:

@@ -14,8 +14,7 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
-from appa_client._sync.client import AppaClient
-from appa_client.errors import GatewayError
+from appa_client import AppaClient, AppaClientError, GatewayError
 from model.domain.errors import AppaError
 
 __all__ = ["AsJson", "Key", "Url", "err", "gateway_client", "out", "print_json", "utc_time"]
@@ -33,7 +32,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @contextmanager
 def gateway_client(url: str, key: str | None) -> Iterator[AppaClient]:
-    """A client; errors end the command with a sentence instead of a trace."""
+    """Open a client; errors end the command with a sentence instead of a traceback."""
     try:
         with AppaClient(url, key) as client:
             yield client
@@ -42,7 +41,7 @@ def gateway_client(url: str, key: str | None) -> Iterator[AppaClient]:
         err.print(f"[bold red]{error.code}[/]: ", end="")
         err.print(f"{error.message}{asked}", markup=False, highlight=False)
         raise typer.Exit(1) from error
-    except (AppaError, httpx.HTTPError, OSError) as error:
+    except (AppaError, AppaClientError, httpx.HTTPError, OSError) as error:
         err.print("[bold red]error[/]: ", end="")
         err.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from error

@@ -9,7 +9,7 @@ observations change is drawn again, and the cost is a fraction of a cold start. 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from model.domain.errors import InvalidInput
 from model.domain.registry import Registry
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import Conditions, Guidance
-from model.guidance.jacobian import MMPS, SDA, MMPSSettings, SDASettings
+from model.guidance.jacobian import MMPS, SDA, MMPSSettings
 from model.guidance.prior_covariance import (
     PriorCovarianceSettings,
     PriorStartSettings,
@@ -39,13 +39,22 @@ __all__ = [
     "warm_sampler",
 ]
 
-GuidanceSettings = MMPSSettings | SDASettings | PriorCovarianceSettings
+
+class GuidanceSettings(Protocol):
+    """Settings of one guidance: a frozen dataclass whose `method` is a name of `GUIDANCE`."""
+
+    @property
+    def method(self) -> str:
+        """The guidance that these are the settings of."""
+
 
 Build = Callable[[Conditions, Any], Guidance]
 """From conditions and the settings of its own kind."""
 
 GUIDANCE: Registry[Build] = Registry(
     "guidance",
+    "appa.guidance",
+    Callable,
     mmps=lambda c, settings: MMPS(c.observations(), settings, c.report),
     sda=lambda c, settings: SDA(c.observations(), settings, c.report),
     prior_covariance=build_prior_covariance,

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from model.autoencoder import AutoencoderConfig
 from model.backbone import BackboneConfig
-from model.domain.errors import AppaError, CheckpointError
+from model.domain.errors import CheckpointError
+from model.domain.files import read_yaml_model
 from model.domain.grids import Grid
 from model.domain.variables import Channel, parse_channel
 
@@ -178,32 +179,10 @@ def read_card(path: Path) -> Card:
     Raises:
         CheckpointError: If the file is absent, not YAML, or not a consistent card.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Card.model_validate(values)
-    except OSError as error:
-        raise CheckpointError(
-            f"Expected a checkpoint card at {path}; it cannot be read ({error.strerror}).",
-            file=str(path),
-        ) from error
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"Expected YAML in {path}; {error}.", file=str(path)) from error
-    except (ValidationError, AppaError) as error:
-        text = _lines(error) if isinstance(error, ValidationError) else str(error)
-        raise CheckpointError(
-            f"Expected a consistent checkpoint card in {path}; {text}.", file=str(path)
-        ) from error
+    return read_yaml_model(path, Card, "a consistent checkpoint card", error=CheckpointError)
 
 
 def write_card(card: Card, path: Path) -> None:
     """Write a card as YAML, keys in the order of the class."""
     text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     path.write_text(text, encoding="utf-8")
-
-
-def _lines(error: ValidationError) -> str:
-    found = [
-        f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg'].removeprefix('Value error, ')}"
-        for e in error.errors(include_url=False)
-    ]
-    return "; ".join(found)

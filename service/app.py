@@ -23,52 +23,25 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model.domain.files import code_version
 from service.data.access import PREFIX, DataAccess
 from service.gateway import open_gateway, running
 from service.metrics import GatewayMetrics
 from service.openapi import describe
 from service.problems import add_problem_handlers, problem_response
 from service.routes import analyses, cycles, events, jobs, observations, stac, system
-from service.settings import VERSION, GatewaySettings
+from service.settings import GatewaySettings
+from worker.contract.logs import configure_logs
 
 
-def configure_logging(log_format: str, level: str) -> None:
-    """Sends structlog's and the standard library's records to stderr in one form."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    renderer: list[structlog.typing.Processor]
-    if log_format == "json":
-        # Traces as text, without local variables: those may hold keys, and are long.
-        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    else:
-        plain = structlog.dev.plain_traceback
-        colors = sys.stderr.isatty()
-        renderer = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,
-    )
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level)
+def configure_gateway_logs(settings: GatewaySettings) -> None:
+    """Send all records to standard error, uvicorn's included; its access lines are replaced."""
+    configure_logs(settings, sys.stderr)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
+        logger.setLevel(settings.log_level)
         logger.propagate = name != "uvicorn.access"  # our own access line says more
-    for name in ("httpx", "sse_starlette", "asyncio"):
-        logging.getLogger(name).setLevel("WARNING")
 
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -203,7 +176,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     settings = settings or GatewaySettings()
     app = FastAPI(
         title="Appa Service",
-        version=VERSION,
+        version=code_version(),
         lifespan=running,
         root_path=settings.root_path,
         redirect_slashes=False,
@@ -225,7 +198,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
 
 def serve(settings: GatewaySettings) -> None:
     """Serves until SIGTERM or Ctrl-C; open requests get some seconds to end."""
-    configure_logging(settings.log_format, settings.log_level)
+    configure_gateway_logs(settings)
     uvicorn.run(
         create_app(settings),
         host=settings.host,

@@ -1,8 +1,8 @@
 """Authenticate requests, and give routes the gateway and the caller's key by type.
 
-A key comes as bearer token, as `X-API-Key`, or as the password of HTTP basic: clients such as
-netCDF's OPeNDAP reader know user names and passwords only (`.netrc`, or
-`http://user:password@host`); the user name is not looked at.
+A key comes as bearer token, as `X-API-Key`, or as the password of HTTP basic: netCDF-C
+(`#mode=bytes`) and other clients know only user names and passwords
+(`http://user:password@host`). The user name is ignored.
 """
 
 import base64

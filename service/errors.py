@@ -4,11 +4,11 @@ Every response that is not a success is `application/problem+json` with a stable
 that the framework raises (404, 405, 413, 422). `PROBLEMS` is the list of codes that clients see.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.domain.errors import AppaError, UnknownName
+from model.domain.errors import AppaError
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -44,6 +44,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "internal_error": ProblemType(500, "The gateway failed"),
     "configuration_error": ProblemType(500, "The settings do not fit this machine"),
     "checkpoint_error": ProblemType(500, "A checkpoint does not fit its card"),
+    "not_installed": ProblemType(501, "This part of the service is not installed"),
     "storage_error": ProblemType(503, "The data folder cannot be used"),
     "broker_unavailable": ProblemType(503, "The job store cannot be reached"),
     "no_worker": ProblemType(503, "No worker reports"),
@@ -161,26 +162,14 @@ class Unavailable(RequestError):
         self.code = code
 
 
+class NotInstalled(RequestError):
+    """An extra of the distribution that the route needs is missing on this gateway."""
+
+    code = "not_installed"
+
+
 class DiskFull(RequestError):
     """No space for the upload; nothing of it was kept."""
 
     code = "disk_full"
     retryable = True
-
-
-MOST_SHOWN = 100
-
-
-def check_known(field: str, name: str, known: Collection[str], what: str = "") -> None:
-    """Refuses a name that is not known.
-
-    Raises:
-        UnknownName: Naming the field and the known names.
-    """
-    if name not in known:
-        shown = sorted(known)[:MOST_SHOWN]
-        raise UnknownName(
-            f"Expected '{field}' to be one of {what}{', '.join(shown) or 'none'}; got '{name}'.",
-            field=field,
-            known=shown,
-        )

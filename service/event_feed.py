@@ -15,6 +15,7 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 
+from worker.contract.events import STREAM_START, StreamId
 from worker.contract.redis_server import Keyspace
 
 __all__ = ["Event", "EventFeed"]
@@ -29,10 +30,9 @@ class Event:
     data: dict[str, Any]
 
     @property
-    def order(self) -> tuple[int, int]:
-        """The event id as numbers."""
-        first, _, second = self.id.partition("-")
-        return int(first), int(second or 0)
+    def order(self) -> StreamId:
+        """Return the event id in a form that sorts by age."""
+        return StreamId.parse(self.id)
 
 
 class _Waiting(asyncio.Queue[Event]):
@@ -76,7 +76,12 @@ class EventFeed:
         await self.redis.aclose()
 
     async def follow(
-        self, record_id: str, *, after: str = "0-0", noun: str = "job", complete: bool = False
+        self,
+        record_id: str,
+        *,
+        after: str = STREAM_START,
+        noun: str = "job",
+        complete: bool = False,
     ) -> AsyncIterator[Event]:
         """Past events after `after`, then new ones as they come; ends when the caller stops.
 
@@ -139,7 +144,7 @@ class EventFeed:
     async def _catch_up(self) -> None:
         """What happened meanwhile to everything that is followed; seen events are left out later."""
         for (noun, record_id), queues in list(self._listeners.items()):
-            for event in await self._past(noun, record_id, "0-0"):
+            for event in await self._past(noun, record_id, STREAM_START):
                 self._put(queues, event)
 
     def _hand_out(self, text: str) -> None:

@@ -9,7 +9,6 @@ from anyio import to_thread
 from celery import Celery
 from fastapi import FastAPI
 
-from service.analysis_index import AnalysisIndex
 from service.event_feed import EventFeed
 from service.keys import KeyFile
 from service.metrics import GatewayMetrics
@@ -19,6 +18,7 @@ from worker.contract.layout import Layout
 from worker.contract.queues import TaskSender, celery_settings
 from worker.contract.redis_server import redis_health
 from worker.contract.store import Stores, open_stores
+from worker.results.catalogue import Catalogue
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ class Gateway:
     feed: EventFeed
     sender: TaskSender
     keys: KeyFile
-    analyses: AnalysisIndex
+    analyses: Catalogue
     metrics: GatewayMetrics
     listeners: int = 0
     places: dict[str, tuple[float, int | None]] = field(default_factory=dict)
@@ -61,7 +61,7 @@ def open_gateway(settings: GatewaySettings) -> Gateway:
         feed=EventFeed(settings.redis_url, stores.keys),
         sender=sender,
         keys=KeyFile(layout.keys_file),
-        analyses=AnalysisIndex(layout),
+        analyses=Catalogue(layout),
         metrics=GatewayMetrics(),
     )
 
@@ -84,3 +84,4 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
     finally:
         await gateway.feed.stop()
         gateway.stores.redis.close()
+        gateway.analyses.close()

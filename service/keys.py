@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import InvalidInput
+from model.domain.files import write_atomic
 from service.errors import Forbidden, NotFound, Unauthenticated
 
 REFRESH_SECONDS = 1.0
@@ -187,8 +187,5 @@ class KeyFile:
             keys = dict(self._keys)
             yield keys
             entries = [k.model_dump(mode="json") for k in keys.values()]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.touch(mode=0o600)
-            temporary.write_text(json.dumps({"keys": entries}, indent=1))
-            os.replace(temporary, self.path)
+            write_atomic(self.path, json.dumps({"keys": entries}, indent=1), mode=0o600)
             self._read()

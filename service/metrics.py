@@ -11,12 +11,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.process_collector import ProcessCollector
 from redis.exceptions import RedisError
 
-from service.analysis_index import AnalysisFilter, AnalysisIndex
 from worker.contract import clock
 from worker.contract.cycles import CycleState, CycleStore, Flavour
 from worker.contract.disk import DiskSettings, disk_state
 from worker.contract.layout import Layout
 from worker.contract.store import RetentionFigures
+from worker.results.catalogue import Catalogue
+from worker.results.entries import ResultFilter
 from worker.results.verification.series import SCORES_VERSION
 
 
@@ -100,12 +101,12 @@ class VerificationMetrics:
         """All of them."""
         return tuple(vars(self).values())
 
-    def set(self, analyses: AnalysisIndex) -> None:
+    def set(self, analyses: Catalogue) -> None:
         """Fills the gauges anew; there are none for a flavour without analyses."""
         for gauge in self.gauges:
             gauge.clear()
         for flavour in Flavour:
-            newest = analyses.latest(AnalysisFilter("filtering", flavour.value))
+            newest = analyses.latest(ResultFilter("filtering", flavour.value))
             if newest is None or newest.scores.get("version") != SCORES_VERSION:
                 continue
             self.time.labels(flavour.value).set(newest.valid_time.timestamp())

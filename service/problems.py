@@ -1,6 +1,5 @@
 """Turn exceptions into problem documents, the framework's errors as well as our own."""
 
-import errno
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -17,10 +16,8 @@ from starlette.responses import JSONResponse, Response
 
 from model.domain.errors import AppaError, StorageError
 from service.errors import PROBLEM_JSON, PROBLEMS, RequestError
-from worker.contract.disk import DiskLow
-
-JOB_KINDS = ("filtering", "forecast", "reanalysis")
-"""Parts of a field's path that only say which kind of job was read."""
+from worker.contract.disk import DiskLow, is_disk_full
+from worker.contract.kinds import KINDS
 
 CODES_BY_STATUS = {
     400: "bad_request",
@@ -98,18 +95,10 @@ def _root(request: Request) -> str:
     return str(request.scope.get("app_root_path", request.scope.get("root_path", "")))
 
 
-def _is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        error = error.__cause__
-    return False
-
-
 def appa_problem(request: Request, error: AppaError) -> Response:
     """Our own errors: the code is theirs; a field named in the context becomes an entry."""
     code = error.code if error.code in PROBLEMS else "invalid_input"
-    if isinstance(error, StorageError) and _is_full(error):
+    if isinstance(error, StorageError) and is_disk_full(error):
         code = "disk_full"
     context = {k: v for k, v in error.context.items() if v is not None}
     errors = None
@@ -128,7 +117,8 @@ def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
     place = [str(part) for part in error["loc"]]
     # The framework puts where it looked first: ("body", "steps"), ("query", "limit").
     if place[0] == "body":
-        place = [part for part in place[1:] if part not in JOB_KINDS]
+        # Nor does the name of the kind of job that was read say where the field is.
+        place = [part for part in place[1:] if part not in KINDS]
     field = ".".join(place)
     context = error.get("ctx", {})
     expected = context.get("expected", context.get("expected_tags"))
@@ -180,7 +170,7 @@ def broker_problem(request: Request, error: Exception) -> Response:
 def storage_problem(request: Request, error: OSError) -> Response:
     """The data folder failed."""
     structlog.get_logger().error("storage_error", error=str(error))
-    code = "disk_full" if _is_full(error) else "storage_error"
+    code = "disk_full" if is_disk_full(error) else "storage_error"
     detail = f"The data folder failed: {error.strerror or error}. Nothing of the request was kept."
     return problem_response(request, code, detail, headers={"Retry-After": "30"})
 

@@ -1,7 +1,7 @@
 """Read the settings of the gateway once at start, from `APPA_*` environment variables."""
 
 import ipaddress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,13 +10,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.domain.errors import ConfigurationError
 
-try:
-    VERSION = version("appa-service")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    VERSION = "0+source"
-
-
 MIB = 2**20
+
+
+def data_sets_installed() -> bool:
+    """Return whether the extra `data` is installed, which `/v1/data` needs."""
+    return find_spec("xpublish") is not None
 
 
 def is_loopback(host: str) -> bool:

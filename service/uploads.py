@@ -1,16 +1,13 @@
 """Receive an upload: streamed to disk, hashed, counted and recognised, never held in memory.
 
-The format is what the first bytes say; name and media type are not asked, and the gateway never
-opens a file beyond its head: decoding happens in a limited child process of a worker. The bytes
-arrive under a name nobody reads, locked, and become visible whole in one step.
+The first bytes decide the format (`worker.observations.formats`); file name and media type do not.
+The gateway never opens a file beyond its head: decoding happens in a limited child process of a
+worker. The bytes arrive under a temporary name, locked, and become visible whole in one step.
 """
 
 import asyncio
-import errno
 import fcntl
 import hashlib
-import os
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,95 +16,15 @@ from typing import Self
 
 from anyio import to_thread
 
+from model.domain.errors import DecodeError
+from model.domain.files import move_into_place, sync_folder
 from service.errors import DiskFull, TooLarge, UnsupportedContent, UploadStalled
-
-HEAD_BYTES = 64 * 1024
-"""Bytes looked at: bulletins may put headers before the first message."""
-
-
-@dataclass(frozen=True)
-class Container:
-    """An accepted file format."""
-
-    name: str
-    suffix: str
-    media_type: str
-    meaning: str
-
-
-CONTAINERS: dict[str, Container] = {
-    c.name: c
-    for c in (
-        Container("bufr", ".bufr", "application/bufr", "WMO BUFR, with or without GTS headers"),
-        Container("grib", ".grib", "application/grib", "WMO GRIB 1 or 2"),
-        Container("ioda-netcdf", ".nc", "application/netcdf", "NetCDF 3 or 4, IODA groups"),
-        Container("parquet", ".parquet", "application/vnd.apache.parquet", "observation table"),
-        Container("odb2", ".odb", "application/x-odb", "ECMWF ODB-2"),
-        Container("geojson", ".geojson", "application/geo+json", "GeoJSON points"),
-        Container("csv", ".csv", "text/csv", "observation table or report table with a header"),
-    )
-}
-
-PREFIXES: tuple[tuple[bytes, str], ...] = (
-    (b"BUFR", "bufr"),
-    (b"GRIB", "grib"),
-    (b"\x89HDF\r\n\x1a\n", "ioda-netcdf"),
-    (b"CDF\x01", "ioda-netcdf"),
-    (b"CDF\x02", "ioda-netcdf"),
-    (b"CDF\x05", "ioda-netcdf"),
-    (b"PAR1", "parquet"),
-    (b"\xff\xffODA", "odb2"),
-)
-FOREIGN: tuple[bytes, ...] = (
-    b"PK\x03\x04",  # zip
-    b"\x1f\x8b",  # gzip
-    b"BZh",
-    b"\xfd7zXZ\x00",
-    b"\x28\xb5\x2f\xfd",  # zstd
-    b"\x89PNG",
-    b"\xff\xd8\xff",  # jpeg
-    b"%PDF",
-    b"\x7fELF",
-)
-"""Well-known formats that are never observations, even if `BUFR` stands somewhere in them."""
-
-_CONTROL = bytes(b for b in range(32) if b not in b"\t\n\r\f\x01\x03\x1e")
-
-
-def _is_text(head: bytes) -> bool:
-    try:
-        head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 4:  # else a character was cut at the end of the head
-            return False
-    return not any(b in _CONTROL for b in head)
-
-
-def _text_container(head: bytes) -> str | None:
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text.startswith(b"{"):
-        return "geojson" if b'"Feature' in text else None
-    header = text.split(b"\n", 1)[0].lower()
-    return "csv" if all(word in header for word in (b",", b"lat", b"time")) else None
-
-
-def sniff(head: bytes) -> Container | None:
-    """The container that starts with `head` (up to `HEAD_BYTES` bytes), or None."""
-    for prefix, name in PREFIXES:
-        if head.startswith(prefix):
-            return CONTAINERS[name]
-    if head.startswith(FOREIGN):
-        return None
-    if _is_text(head):
-        text = _text_container(head)
-        return CONTAINERS[text] if text else None
-    places = {name: head.find(mark) for mark, name in ((b"BUFR", "bufr"), (b"GRIB", "grib"))}
-    found = {name: place for name, place in places.items() if place >= 0}
-    return CONTAINERS[min(found, key=lambda n: found[n])] if found else None
+from worker.contract.disk import free_bytes, is_disk_full
+from worker.observations.formats import FORMATS, HEAD_BYTES, FileFormat, recognise
 
 
 class PartFile:
-    """Bytes on their way in, under a name that nobody reads.
+    """An upload being received, under a temporary name.
 
     The file is locked while its process lives, so that another start of the gateway can tell
     uploads that are under way from those a killed process left behind (`sweep`).
@@ -125,7 +42,7 @@ class PartFile:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def write(self, data: bytes | bytearray) -> None:
-        """Appends `data` and includes it in the hash."""
+        """Append `data` and include it in the hash."""
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]
@@ -134,20 +51,18 @@ class PartFile:
 
     @property
     def sha256(self) -> str:
-        """Of the bytes written so far."""
+        """Return the hash of the bytes written so far, in hexadecimal."""
         return self._hash.hexdigest()
 
     def publish(self, target: Path) -> None:
-        """Makes the bytes durable, then visible as `target` in one step."""
-        os.fsync(self._file.fileno())
+        """Make the bytes durable, then visible as `target` in one step."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.path, target)
-        for folder in (target.parent, target.parent.parent):
-            sync_folder(folder)
+        move_into_place(self.path, target)
+        sync_folder(target.parent.parent)
         self._file.close()
 
     def discard(self) -> None:
-        """Leaves nothing."""
+        """Remove the part file and close it."""
         self.path.unlink(missing_ok=True)
         self._file.close()
 
@@ -164,17 +79,8 @@ class PartFile:
             self.discard()
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes names in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def sweep(folder: Path, pattern: str = "upload-*") -> int:
-    """Removes the parts that no living process is writing; returns how many."""
+    """Remove the parts that no living process is writing; return how many."""
     removed = 0
     for path in folder.glob(pattern):
         try:
@@ -187,18 +93,12 @@ def sweep(folder: Path, pattern: str = "upload-*") -> int:
     return removed
 
 
-def free_bytes(folder: Path) -> int:
-    """Space left on the disk of `folder`."""
-    return shutil.disk_usage(folder).free
-
-
 BLOCK_BYTES = 1 << 20
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """What one upload may take."""
+    """Bounds of one upload: its size, the space it must leave, and the longest pause."""
 
     max_bytes: int
     min_free_bytes: int
@@ -207,15 +107,15 @@ class UploadLimits:
 
 @dataclass(frozen=True)
 class StoredUpload:
-    """What arrived, still in its part file."""
+    """An upload received whole, still in its part file."""
 
     sha256: str
     size: int
-    container: Container
+    format: FileFormat
 
 
 def check_length(length: str | None, folder: Path, limits: UploadLimits) -> None:
-    """Refuses an upload by its announced length, before a byte is read.
+    """Refuse an upload by its announced length, before a byte is read.
 
     Raises:
         TooLarge: Above the limit.
@@ -233,18 +133,15 @@ def check_length(length: str | None, folder: Path, limits: UploadLimits) -> None
         )
 
 
-def _recognise(head: bytes) -> Container:
-    if not head:
-        raise UnsupportedContent("Expected a file of observations; got an empty body.")
-    container = sniff(head)
-    if container is None:
+def _recognise(head: bytes) -> FileFormat:
+    try:
+        return recognise(head)
+    except DecodeError as error:
         raise UnsupportedContent(
-            f"Expected the first bytes of one of: {', '.join(CONTAINERS)}; got {head[:8]!r}. "
-            "Compressed files and archives must be unpacked first.",
+            f"{error.message} Compressed files and archives must be unpacked first.",
             headers={"Connection": "close"},
-            known=list(CONTAINERS),
-        )
-    return container
+            known=list(FORMATS),
+        ) from error
 
 
 async def _next(chunks: AsyncIterator[bytes], idle_seconds: float) -> bytes | None:
@@ -261,7 +158,7 @@ async def _next(chunks: AsyncIterator[bytes], idle_seconds: float) -> bytes | No
 async def receive_upload(
     chunks: AsyncIterator[bytes], part: PartFile, limits: UploadLimits
 ) -> StoredUpload:
-    """Writes `chunks` into `part`, a block at a time, in a thread.
+    """Write `chunks` into `part`, a block at a time, in a thread.
 
     Raises:
         TooLarge: As soon as the count passes the limit.
@@ -269,28 +166,28 @@ async def receive_upload(
         DiskFull: When the disk is full.
     """
     block = bytearray()
-    container: Container | None = None
+    format: FileFormat | None = None
     received = 0
     while (chunk := await _next(chunks, limits.idle_seconds)) is not None:
         received += len(chunk)
         if received > limits.max_bytes:
             raise TooLarge(limits.max_bytes)
         block += chunk
-        if container is None and len(block) >= HEAD_BYTES:
-            container = _recognise(bytes(block[:HEAD_BYTES]))
+        if format is None and len(block) >= HEAD_BYTES:
+            format = _recognise(bytes(block[:HEAD_BYTES]))
         if len(block) >= BLOCK_BYTES:
             await _write(part, block)
             block = bytearray()
-    container = container or _recognise(bytes(block[:HEAD_BYTES]))
+    format = format or _recognise(bytes(block[:HEAD_BYTES]))
     await _write(part, block)
-    return StoredUpload(part.sha256, part.size, container)
+    return StoredUpload(part.sha256, part.size, format)
 
 
 async def _write(part: PartFile, block: bytearray) -> None:
     try:
         await to_thread.run_sync(part.write, block)
     except OSError as error:
-        if error.errno not in FULL:
+        if not is_disk_full(error):
             raise
         raise DiskFull(
             "Expected room for the upload; the disk is full. Nothing was kept; try again when the "

@@ -4,7 +4,6 @@ The tiny job selects kernels and reserves memory, and a model that cannot assimi
 the worker reports that it is ready.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,10 +19,12 @@ from model.card import CARD_NAME
 from model.checkpoints.bundle import WEIGHTS, load_checkpoint, resolve
 from model.diagnostics.equivalents import observation_set
 from model.domain.errors import ConfigurationError, UnknownName
+from model.domain.files import file_digest
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from worker.contract.queues import ModelInfo
-from worker.observations.decoders.base import DecodeContext, build_table
+from worker.observations.columns import build_table
+from worker.observations.decoders.base import DecodeContext
 
 __all__ = ["LoadedModel", "LoadedModels", "choose_device", "load_models", "warm_up"]
 
@@ -43,7 +44,7 @@ def warm_up(model: LatentModel) -> None:
         1,
         report_type="synop" if channel.level is None else "temp",
         station_id="warm-up",
-        time=np.datetime64(_TIME.replace(tzinfo=None), "ns"),
+        time=np.array([_TIME.replace(tzinfo=None)], "datetime64[ns]"),
         lat=0.0,
         lon=0.0,
         vertical_kind="surface" if channel.level is None else "pressure",
@@ -162,7 +163,7 @@ def _load(name: str, device: torch.device) -> LoadedModel:
     model = load_checkpoint(folder, device)
     warm_up(model)
     card = folder / CARD_NAME
-    digest = hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else ""
+    digest = file_digest(card) if card.is_file() else ""
     log.info("model ready", name=model.card.name, device=str(device))
     return LoadedModel(model.card.name, digest, model, folder)
 

@@ -23,7 +23,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from model.domain.errors import AppaError
-from worker.contract.queues import code_version
+from model.domain.files import code_version
 from worker.contract.record_store import NoSuchRecord
 from worker.contract.records import utc_now
 from worker.contract.webhook_store import WebhookStore

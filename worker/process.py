@@ -1,24 +1,49 @@
 """Run a worker process: settings, Celery application, model, registration, work, sign-off.
 
 Messages carry an id and a version only. They are acknowledged late, one at a time, and may arrive
-twice: the record in Redis says whether there is anything to do.
+twice: the record in Redis says whether there is anything to do. What Celery does for us, and what
+the records do instead, is listed in `docs/decisions/0001-why-leases.md`.
+
+Two commands are added to Celery's remote control: `drain` (take no more messages, finish what
+runs, and say so in the registration) and `resume`. Jobs run in a thread or in child processes, so
+the main process answers while they do.
 """
 
+import logging
 import os
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
 from celery import Celery, signals
+from celery.concurrency.thread import TaskPool
+from celery.worker import state
+from celery.worker.control import control_command
 
 from model.domain.errors import UnknownName
-from worker.contract.queues import GPU_QUEUE, INGEST_QUEUE, PRODUCTS_QUEUE, celery_settings
+from worker.contract.logs import configure_logs
+from worker.contract.queues import (
+    GPU_QUEUE,
+    INGEST_BATCH,
+    INGEST_QUEUE,
+    PRODUCTS_QUEUE,
+    celery_settings,
+)
 from worker.contract.redis_server import redis_health
 from worker.runtime import Runtime, open_runtime
-from worker.settings import WorkerSettings, configure_logs
+from worker.settings import WorkerSettings
 
-__all__ = ["TASK_MODULES", "create_app", "message_sender", "run_worker", "worker_arguments"]
+__all__ = [
+    "TASK_MODULES",
+    "create_app",
+    "message_sender",
+    "run_worker",
+    "send_command",
+    "wait_until_idle",
+    "worker_arguments",
+]
 
 log = structlog.get_logger()
 
@@ -30,8 +55,15 @@ TASK_MODULES = {
 """Module with the tasks of each queue: an ingest worker never imports torch."""
 
 
+HARD_LIMIT_GRACE = 30
+"""Seconds between Celery's soft time limit, which a task can answer, and the end of its process."""
+
+SOFT_SHUTDOWN_SECONDS = 5.0
+"""Time in which a worker that is told to stop at once (SIGQUIT) may still give its job back."""
+
+
 def message_sender(settings: WorkerSettings) -> Celery:
-    """An application that only sends."""
+    """Return an application that sends messages and remote-control commands, and works on none."""
     app = Celery("appa", set_as_current=False)
     app.conf.update(
         celery_settings(settings.redis_url, settings.redis_prefix, settings.visibility_timeout)
@@ -40,7 +72,11 @@ def message_sender(settings: WorkerSettings) -> Celery:
 
 
 def create_app(settings: WorkerSettings, queues: Sequence[str]) -> Celery:
-    """The application of a worker that takes work from `queues`.
+    """Return the application of a worker that takes work from `queues`.
+
+    A GPU worker runs its jobs in one thread, so that the device is touched by one process that
+    never forks; the others fork, so that a crash while decoding costs one child, and Celery can
+    end a child that exceeds its time limit.
 
     Raises:
         UnknownName: If a queue is not known.
@@ -50,39 +86,55 @@ def create_app(settings: WorkerSettings, queues: Sequence[str]) -> Celery:
         raise UnknownName(
             f"Expected queues of {', '.join(TASK_MODULES)}; got {', '.join(unknown) or 'none'}."
         )
+    on_device = GPU_QUEUE in queues
     app = Celery("appa", include=[TASK_MODULES[queue] for queue in queues])
     app.conf.update(
         celery_settings(settings.redis_url, settings.redis_prefix, settings.visibility_timeout),
         broker_connection_max_retries=None,
         task_acks_late=True,
         task_reject_on_worker_lost=True,
+        task_annotations={
+            INGEST_BATCH: {
+                "soft_time_limit": settings.ingest_limit_seconds,
+                "time_limit": settings.ingest_limit_seconds + HARD_LIMIT_GRACE,
+            }
+        },
         task_store_errors_even_if_ignored=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_concurrency=1 if on_device else settings.ingest_processes,
+        worker_disable_prefetch=True,
         worker_disable_rate_limits=True,
         worker_enable_prefetch_count_reduction=False,
         worker_hijack_root_logger=False,
+        worker_pool="worker.process:JobThread" if on_device else "prefork",
         worker_prefetch_multiplier=1,
         worker_redirect_stdouts=False,
-        worker_send_task_events=False,
+        worker_send_task_events=True,
+        worker_soft_shutdown_timeout=SOFT_SHUTDOWN_SECONDS,
     )
     return app
 
 
-def worker_arguments(settings: WorkerSettings, queues: Sequence[str], name: str) -> list[str]:
-    """Arguments of `Celery.worker_main`.
+class JobThread(TaskPool):
+    """Run jobs in a thread of this process; Celery's thread pool that can be told to end a job."""
 
-    A GPU worker is one process that never forks, so that the device is touched once; the others
-    fork, so that a crash while decoding costs one child.
+    def terminate_job(self, pid: int, signal: str | None = None) -> None:
+        """End the running job at its next step, and then this worker: threads cannot be killed.
+
+        Celery calls this in a cold shutdown (SIGQUIT), and for `revoke --terminate`.
+        """
+        self.app.life.on_stopping()
+        state.should_stop = 0
+
+
+def worker_arguments(queues: Sequence[str], name: str) -> list[str]:
+    """Return the arguments of `Celery.worker_main`.
+
+    Gossip and mingle are off: workers need not know of each other, the records know.
     """
-    solo = GPU_QUEUE in queues
-    pool = ["--pool", "solo"] if solo else ["--pool", "prefork"]
-    count = 1 if solo else settings.ingest_processes
     return [
         "--quiet",
         "worker",
-        *pool,
-        "--concurrency",
-        str(count),
         "--queues",
         ",".join(queues),
         "--hostname",
@@ -91,12 +143,11 @@ def worker_arguments(settings: WorkerSettings, queues: Sequence[str], name: str)
         "WARNING",
         "--without-gossip",
         "--without-mingle",
-        "--without-heartbeat",
     ]
 
 
 def run_worker(queues: Sequence[str], settings: WorkerSettings | None = None) -> None:
-    """Works on `queues` until the process is asked to stop."""
+    """Work on `queues` until the process is asked to stop."""
     settings = settings or WorkerSettings()
     configure_logs(settings)
     name = f"{'-'.join(queues)}.{os.getpid()}@{socket.gethostname()}"
@@ -104,11 +155,11 @@ def run_worker(queues: Sequence[str], settings: WorkerSettings | None = None) ->
     life = WorkerLife(app, settings, queues, name)
     life.prepare()
     life.connect()
-    app.worker_main(worker_arguments(settings, queues, name))
+    app.worker_main(worker_arguments(queues, name))
 
 
 class WorkerLife:
-    """What happens at the turns of a worker's life, as Celery signals them.
+    """Prepare, register and sign off a worker, as Celery signals the turns of its life.
 
     In a process that forks, the parent registers and the children work; nothing is opened or
     loaded before the fork that a child would share.
@@ -124,14 +175,16 @@ class WorkerLife:
         self.runtime: Runtime | None = None
 
     def connect(self) -> None:
-        """Listens to Celery's signals."""
+        """Connect to Celery's signals, and to the commands of its remote control."""
+        self.app.life = self
+        logging.getLogger("celery.app.trace").setLevel(logging.ERROR)  # retries are logged by us
         signals.worker_process_init.connect(self.on_child, weak=False)
         signals.worker_ready.connect(self.on_ready, weak=False)
         signals.worker_shutting_down.connect(self.on_stopping, weak=False)
         signals.worker_shutdown.connect(self.on_stopped, weak=False)
 
     def prepare(self) -> None:
-        """Before the first message: say that we are coming, load the model.
+        """Register this worker and load its model, before the first message.
 
         Not a signal's receiver: Celery would log an error and go on without a model.
 
@@ -156,25 +209,90 @@ class WorkerLife:
             describe_ingest(runtime.report)
 
     def on_child(self, **_: Any) -> None:
-        """In a forked child: connections of its own (Celery calls this without a fork, too)."""
+        """Open connections of its own in a forked child (Celery calls this without a fork, too)."""
         if self.runtime is not None and self.runtime.report.pid == os.getpid():
             return
         configure_logs(self.settings)
         self.app.runtime = open_runtime(self.settings, self.queues, self.name, self.app)
 
     def on_ready(self, **_: Any) -> None:
-        """Messages are coming in from now on."""
+        """Register as ready: messages are coming in from now on."""
         if self.runtime is not None:
             self.runtime.report.ready = True
             self.runtime.tell()
         log.info("ready", worker=self.name, queues=self.queues)
 
     def on_stopping(self, **_: Any) -> None:
-        """The process was asked to stop: running work ends at its next step."""
+        """End running work at its next step, because the process was asked to stop.
+
+        Celery signals this for SIGTERM and SIGINT, not for the remote command `shutdown`, after
+        which the running job is finished.
+        """
         if self.runtime is not None:
             self.runtime.stopping.set()
 
     def on_stopped(self, **_: Any) -> None:
-        """The last thing."""
+        """Remove the registration, the last thing a worker does."""
         if self.runtime is not None:
             self.runtime.leave()
+
+    def take_work(self, takes: bool) -> None:
+        """Show in the registration whether this worker takes messages from its queues."""
+        if self.runtime is not None:
+            self.runtime.report.ready = takes
+            self.runtime.report.draining = not takes
+            self.runtime.tell()
+
+
+@control_command()
+def drain(panel: Any, **_: Any) -> dict[str, str]:
+    """Take no more messages; what runs is finished."""
+    life: WorkerLife = panel.app.life
+    for queue in life.queues:
+        panel.consumer.cancel_task_queue(queue)
+    life.take_work(False)
+    log.info("draining", worker=life.name)
+    return {"ok": f"takes no more from {', '.join(life.queues)}"}
+
+
+@control_command()
+def resume(panel: Any, **_: Any) -> dict[str, str]:
+    """Take messages again after `drain`."""
+    life: WorkerLife = panel.app.life
+    for queue in life.queues:
+        panel.consumer.add_task_queue(queue)
+    life.take_work(True)
+    log.info("resumed", worker=life.name)
+    return {"ok": f"takes work from {', '.join(life.queues)}"}
+
+
+def send_command(
+    app: Celery, command: str, workers: Sequence[str], seconds: float = 5.0
+) -> dict[str, str]:
+    """Send a remote-control command to `workers` and return their answers by name.
+
+    Arguments:
+        app: Any application of the installation.
+        command: `drain`, `resume`, or one of Celery's own.
+        workers: Names as registered; one that does not answer is missing from the result.
+        seconds: How long to wait for answers.
+    """
+    answers = app.control.broadcast(
+        command, destination=list(workers), reply=True, timeout=seconds, limit=len(workers)
+    )
+    found: dict[str, str] = {}
+    for answer in answers:
+        for name, value in answer.items():
+            found[name] = value.get("ok") or value.get("error", "")
+    return found
+
+
+def wait_until_idle(app: Celery, workers: Sequence[str], seconds: float) -> bool:
+    """Return whether `workers` have finished all that ran, within `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        active: Mapping[str, list[Any]] = app.control.inspect(list(workers)).active() or {}
+        if len(active) == len(workers) and not any(active.values()):
+            return True
+        time.sleep(min(1.0, max(0.0, end - time.monotonic())))
+    return False

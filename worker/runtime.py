@@ -14,8 +14,9 @@ from celery import Celery
 from redis.exceptions import RedisError
 
 from model.domain.errors import AppaError
+from model.domain.files import code_version
 from worker.contract.layout import Layout
-from worker.contract.queues import WorkerReport, code_version
+from worker.contract.queues import WorkerReport
 from worker.contract.store import Stores, open_stores
 from worker.settings import WorkerSettings
 

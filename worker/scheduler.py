@@ -1,9 +1,9 @@
-"""Run the scheduler: ask every few seconds what is lost or due. It holds no state that matters.
+"""Run the scheduler: find every few seconds what is lost or due. It holds no state that matters.
 
 The reaper finds jobs and batches that nobody works on any more, and enqueues them again or ends
-them. The records are the truth: a message may be lost with the broker and a worker may die;
-neither loses a job. Two reapers at once do no harm: every step is atomic and a duplicate message
-finds nothing to do.
+them. The records are the truth about what is queued: a message may be lost with the broker and a
+worker may die; neither loses a job. Two reapers at once do no harm: every step is atomic and a
+duplicate message finds nothing to do.
 """
 
 import os
@@ -20,16 +20,9 @@ from redis.exceptions import RedisError
 from model.domain.errors import AppaError
 from worker.contract.batches import BatchStore
 from worker.contract.jobs import JobStore
-from worker.contract.queues import (
-    GPU_QUEUE,
-    INGEST_BATCH,
-    INGEST_QUEUE,
-    RUN_ASSIMILATION,
-    TaskSender,
-    queue_keys,
-    submit,
-)
-from worker.contract.records import Problem
+from worker.contract.logs import configure_logs
+from worker.contract.queues import INGEST_BATCH, RUN_ASSIMILATION, TaskSender, submit
+from worker.contract.records import Problem, utc_now
 from worker.contract.redis_server import redis_health
 from worker.contract.store import Stores
 from worker.cycling.tick import cycling_tick
@@ -38,8 +31,7 @@ from worker.process import message_sender
 from worker.results.publication import sweep_leftovers
 from worker.results.retention.run import RetentionRunner
 from worker.runtime import open_runtime
-from worker.settings import WorkerSettings, configure_logs
-from worker.tasks.attempt import priority_of
+from worker.settings import WorkerSettings
 from worker.tasks.products import MissedResults
 
 __all__ = ["Reaper", "SCHEDULER", "run_scheduler"]
@@ -47,36 +39,57 @@ __all__ = ["Reaper", "SCHEDULER", "run_scheduler"]
 log = structlog.get_logger()
 
 
+_RESENT_AT_ONCE = 100
+
+
+@dataclass
+class _Wait:
+    """A waiting record as this process has seen it.
+
+    Attributes:
+        due: When its message is sent again (monotonic seconds).
+        pause: Seconds until the time after that.
+    """
+
+    due: float
+    pause: float
+
+
 @dataclass
 class Reaper:
-    """Call `sweep` every few seconds.
+    """Take over abandoned records and send lost messages again: call `sweep` every few seconds.
+
+    A message cannot be seen in the broker, and need not be: the message of a record that waits is
+    sent again after `resend_seconds`, then after twice as long, and so on. A job in a long queue
+    thus gets a few harmless duplicates, and a lost message delays a job by no more than
+    `resend_seconds` or, if that is longer, as long as it had waited already.
 
     Attributes:
         stores: All records.
         sender: Sends task messages.
-        attempts: Starts of a job before it fails for good.
+        lost_workers: A record fails for good once so many workers were lost over it.
         grace_seconds: A lease must be seen missing for so long: after a restart of the server
             the holder gets time to renew it.
-        resend_seconds: A waiting record whose message seems lost is sent again after so long.
+        resend_seconds: Pause before the message of a waiting record is first sent again.
     """
 
     stores: Stores
     sender: TaskSender
-    attempts: int
+    lost_workers: int
     grace_seconds: float
     resend_seconds: float
     _missing: dict[str, float] = field(default_factory=dict)
-    _waiting: dict[str, float] = field(default_factory=dict)
+    _waits: dict[str, _Wait] = field(default_factory=dict)
 
     def sweep(self) -> int:
-        """Looks at everything once; returns how many records were acted on."""
+        """Look at all unfinished records once; return how many were acted on."""
         acted = 0
-        for store, task, queue in (
-            (self.stores.jobs, RUN_ASSIMILATION, GPU_QUEUE),
-            (self.stores.batches, INGEST_BATCH, INGEST_QUEUE),
+        for store, task in (
+            (self.stores.jobs, RUN_ASSIMILATION),
+            (self.stores.batches, INGEST_BATCH),
         ):
             acted += self._reap_abandoned(store, task)
-            acted += self._resend_lost(store, task, queue)
+            acted += self._resend_waiting(store, task)
         return acted
 
     def _reap_abandoned(self, store: JobStore | BatchStore, task: str) -> int:
@@ -100,35 +113,42 @@ class Reaper:
             code="worker_lost",
             message=f"Worker '{worker}' stopped answering while it worked on '{record_id}'.",
             retryable=True,
-            context={"worker": worker, "attempts_allowed": self.attempts},
+            context={"worker": worker, "lost_workers_allowed": self.lost_workers},
         )
-        state = store.reap(record_id, self.attempts, problem)
+        state = store.reap(record_id, self.lost_workers, problem)
         if state == "held":
             return 0
         log.warning("took over", id=record_id, from_worker=worker, now=state)
         if state == store.waiting:
-            submit(self.sender, task, record_id, priority_of(record))
+            submit(self.sender, task, record_id, record.priority if record else 0)
         return 1
 
-    def _resend_lost(self, store: JobStore | BatchStore, task: str, queue: str) -> int:
-        """Sends waiting records again when the queue holds fewer messages than there are."""
+    def _resend_waiting(self, store: JobStore | BatchStore, task: str) -> int:
+        """Send the messages of records that have waited long enough, oldest first."""
         now, acted = time.monotonic(), 0
         waiting = store.ids(store.waiting)
-        for known in [i for i in self._waiting if _is(store, i) and i not in waiting]:
-            del self._waiting[known]
-        pipe = self.stores.redis.pipeline(transaction=False)
-        for key in queue_keys(self.stores.keys.prefix, queue):
-            pipe.llen(key)
-        if sum(map(int, pipe.execute())) >= len(waiting):
-            self._waiting.update(dict.fromkeys(waiting, now))
-            return 0
+        for known in {i for i in self._waits if _is(store, i)}.difference(waiting):
+            del self._waits[known]
         for record_id in waiting:
-            if now - self._waiting.setdefault(record_id, now) >= self.resend_seconds:
-                self._waiting[record_id] = now
-                log.warning("sent again", id=record_id, queue=queue)
-                submit(self.sender, task, record_id, priority_of(store.find(record_id)))
-                acted += 1
+            wait = self._waits.setdefault(
+                record_id, _Wait(now + self.resend_seconds, 2 * self.resend_seconds)
+            )
+            if now > wait.due and acted < _RESENT_AT_ONCE:
+                acted += self._resend(store, record_id, task, wait)
         return acted
+
+    def _resend(self, store: JobStore | BatchStore, record_id: str, task: str, wait: _Wait) -> int:
+        record = store.find(record_id)
+        if record is None:  # removed this moment
+            return 0
+        now = time.monotonic()
+        if record.retry_at and (left := (record.retry_at - utc_now()).total_seconds()) > 0:
+            wait.due = now + left + self.resend_seconds
+            return 0
+        log.info("sent again", id=record_id, next_in_seconds=wait.pause)
+        wait.due, wait.pause = now + wait.pause, 2 * wait.pause
+        submit(self.sender, task, record_id, record.priority)
+        return 1
 
 
 def _is(store: JobStore | BatchStore, record_id: str) -> bool:
@@ -141,11 +161,11 @@ SCHEDULER = "scheduler"
 def run_scheduler(
     settings: WorkerSettings | None = None, ticks: Sequence[Callable[[], object]] = ()
 ) -> None:
-    """Sweeps until the process is asked to stop.
+    """Sweep until the process is asked to stop.
 
     Arguments:
         settings: Read from the environment when absent.
-        ticks: Further questions to ask at every turn; each must be safe to ask twice.
+        ticks: Further functions to call at every turn; each must be safe to call twice.
     """
     settings = settings or WorkerSettings()
     configure_logs(settings)
@@ -159,7 +179,7 @@ def run_scheduler(
     reaper = Reaper(
         runtime.stores,
         runtime.sender,
-        settings.attempts,
+        min(settings.lost_workers, settings.attempts),
         settings.lease_seconds / 2,
         settings.resend_seconds,
     )
@@ -170,21 +190,21 @@ def run_scheduler(
     def tidy() -> int:
         return sweep_leftovers(runtime.layout, max(86_400.0, 2.0 * settings.job_limit_seconds))
 
-    courier = WebhookSender(runtime.stores.webhooks, settings)
+    webhooks = WebhookSender(runtime.stores.webhooks, settings)
     missed = MissedResults(runtime.layout, runtime.stores.events)
-
     cycling = cycling_tick(runtime)
-
-    upkeep = RetentionRunner(runtime.stores, runtime.layout, settings)
+    retention = RetentionRunner(runtime.stores, runtime.layout, settings)
 
     while not stop.wait(settings.sweep_seconds):
-        for tick in (reaper.sweep, tidy, cycling, missed.tick, courier.tick, upkeep.tick, *ticks):
-            _ask(tick)
+        for tick in (
+            reaper.sweep, tidy, cycling, missed.tick, webhooks.tick, retention.tick, *ticks
+        ):  # fmt: skip
+            _run_tick(tick)
     runtime.leave()
 
 
-def _ask(tick: Callable[[], object]) -> None:
-    """One question; a failure is logged and asked again at the next turn."""
+def _run_tick(tick: Callable[[], object]) -> None:
+    """Call `tick`; a failure is logged, and it is called again at the next turn."""
     try:
         tick()
     except (RedisError, OSError, AppaError) as error:

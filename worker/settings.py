@@ -1,21 +1,15 @@
-"""Read the settings of worker processes from `APPA_*` environment variables, and set up their logs.
+"""Read the settings of worker processes from `APPA_*` environment variables."""
 
-A log line is one event and its values.
-"""
-
-import logging
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import structlog
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.domain.errors import ConfigurationError
 
-__all__ = ["WorkerSettings", "configure_logs"]
+__all__ = ["WorkerSettings"]
 
 
 class WorkerSettings(BaseSettings):
@@ -24,75 +18,111 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="APPA_", extra="forbid", frozen=True)
 
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="Redis or Valkey that holds jobs and queues."
+        default="redis://127.0.0.1:6379/0",
+        description="Redis or Valkey that holds jobs and queues.",
     )
-    redis_prefix: str = Field("appa", description="Put before every key of this installation.")
+    redis_prefix: str = Field(
+        default="appa", description="Put before every key of this installation."
+    )
     data_dir: Path = Field(
-        Path("appa-data"), description="Folder of uploads, observations and analyses."
+        default=Path("appa-data"), description="Folder of uploads, observations and analyses."
     )
     models: Annotated[list[str], NoDecode] = Field(
-        [], description="Checkpoints (names or folders) to load; the first is the default."
+        default=[], description="Checkpoints (names or folders) to load; the first is the default."
     )
-    device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1` or `auto`.")
-    ingest_processes: int = Field(1, ge=1, description="Processes of an ingest worker.")
+    device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:1` or `auto`.")
+    ingest_processes: int = Field(default=1, ge=1, description="Processes of an ingest worker.")
 
     visibility_timeout: int = Field(
-        86_400, gt=0, description="Seconds after which an unacknowledged message comes again."
+        default=86_400,
+        gt=0,
+        description="Seconds after which an unacknowledged message comes again.",
     )
     job_limit_seconds: int = Field(
-        4 * 3600, gt=0, description="A job that takes longer is stopped at its next step."
+        default=4 * 3600, gt=0, description="A job that takes longer is stopped at its next step."
     )
     lease_seconds: float = Field(
-        30.0, gt=0, description="A job without a heartbeat for so long counts as abandoned."
+        default=30.0, gt=0, description="A job without a heartbeat for so long counts as abandoned."
     )
-    attempts: int = Field(3, ge=1, description="Starts of a job before it fails for good.")
-    sweep_seconds: float = Field(5.0, gt=0, description="Pause between sweeps for lost jobs.")
+    ingest_limit_seconds: int = Field(
+        default=3600, gt=0, description="An upload whose ingest takes longer is stopped and fails."
+    )
+    attempts: int = Field(
+        default=8,
+        ge=1,
+        description="Starts of a job that meets faults of ours before it fails for good.",
+    )
+    lost_workers: int = Field(
+        default=3, ge=1, description="Workers that may die over one job before it fails for good."
+    )
+    retry_backoff_seconds: int = Field(
+        default=30,
+        ge=0,
+        description="Longest pause before the first retry; it doubles with each one.",
+    )
+    retry_backoff_max_seconds: int = Field(
+        default=3600, ge=0, description="Longest pause before any retry."
+    )
+    sweep_seconds: float = Field(
+        default=5.0, gt=0, description="Pause between sweeps for lost jobs."
+    )
     resend_seconds: float = Field(
-        60.0, gt=0, description="A waiting job whose message was lost is sent again after so long."
+        default=60.0,
+        gt=0,
+        description="The message of a waiting job is sent again after so long, then after twice "
+        "as long, and so on: it may have been lost.",
     )
     progress_seconds: float = Field(
-        1.0, ge=0, description="Progress is stored at most once in so many seconds."
+        default=1.0, ge=0, description="Progress is stored at most once in so many seconds."
     )
     report_seconds: float = Field(
-        5.0, gt=0, description="Pause between a worker's reports; forgotten after three."
+        default=5.0, gt=0, description="Pause between a worker's reports; forgotten after three."
     )
 
     disk_low_bytes: int = Field(
-        2**30, ge=0, description="With less free space no new work is taken; 0: no watermark."
+        default=2**30,
+        ge=0,
+        description="With less free space no new work is taken; 0: no watermark.",
     )
     disk_low_percent: float = Field(
-        0.0, ge=0, le=100, description="The same as a share of the file system."
+        default=0.0, ge=0, le=100, description="The same as a share of the file system."
     )
 
     webhook_allow_private: bool = Field(
-        False, description="Whether webhooks may be sent to addresses of private networks."
+        default=False, description="Whether webhooks may be sent to addresses of private networks."
     )
     webhook_timeout_seconds: float = Field(
-        10.0, gt=0, le=30, description="A receiver that has not answered by then has failed."
+        default=10.0,
+        gt=0,
+        le=30,
+        description="A receiver that has not answered by then has failed.",
     )
-    webhook_attempts: int = Field(8, ge=1, description="Tries to deliver a message of a webhook.")
+    webhook_attempts: int = Field(
+        default=8, ge=1, description="Tries to deliver a message of a webhook."
+    )
     webhook_backoff_seconds: float = Field(
-        5.0,
+        default=5.0,
         gt=0,
         description="Pause after the first failed try; each next one is four times longer.",
     )
 
     log_format: Literal["console", "json"] = Field(
-        "console", description="Log lines for people, or one JSON object a line for machines."
+        default="console",
+        description="Log lines for people, or one JSON object a line for machines.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least severe level that is logged."
+        default="INFO", description="Least severe level that is logged."
     )
 
     @property
     def lease(self) -> timedelta:
-        """Life of a lease without heartbeats."""
+        """How long a lease lives without heartbeats."""
         return timedelta(seconds=self.lease_seconds)
 
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        """`APPA_MODELS=one,two`."""
+        """Split a comma-separated list such as `APPA_MODELS=one,two`."""
         if isinstance(value, str):
             return [name.strip() for name in value.split(",") if name.strip()]
         return value
@@ -104,26 +134,10 @@ class WorkerSettings(BaseSettings):
                 "Expected APPA_LEASE_SECONDS < APPA_JOB_LIMIT_SECONDS < APPA_VISIBILITY_TIMEOUT; "
                 f"got {self.lease_seconds}, {self.job_limit_seconds}, {self.visibility_timeout}."
             )
+        longest = max(self.ingest_limit_seconds, self.retry_backoff_max_seconds)
+        if not longest < self.visibility_timeout:
+            raise ConfigurationError(
+                "Expected APPA_INGEST_LIMIT_SECONDS and APPA_RETRY_BACKOFF_MAX_SECONDS below "
+                f"APPA_VISIBILITY_TIMEOUT ({self.visibility_timeout}); got {longest}."
+            )
         return self
-
-
-def configure_logs(settings: WorkerSettings) -> None:
-    """Lines for people or JSON, to standard output; other libraries from `WARNING` up."""
-    level = logging.getLevelNamesMapping()[settings.log_level]
-    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
-    if settings.log_format == "console":
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
-        cache_logger_on_first_use=False,
-    )
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(name)s %(message)s")

@@ -7,15 +7,15 @@ trajectories: what the solver starts from, and what it makes where there is none
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.assimilate import assimilate
+from model.assimilate import Trajectory, assimilate
 from model.assimilation_settings import AssimilationSettings, WarmStart, recommended_settings
-from model.domain.windows import WindowPlan
+from model.domain.windows import HOUR, WindowPlan
 from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet
 from worker.contract.kinds import SpecBase
@@ -55,7 +55,6 @@ def pairs_info(mirrored: bool) -> dict[str, Any]:
     return {"mirrored": True} if mirrored else {}
 
 
-HOUR = timedelta(hours=1)
 _PRIOR_SEED, _FORECAST_SEED = 1 << 40, 1 << 41
 _SHORT = 3
 """A forecast of at most so many hours starts warm, from persistence."""
@@ -86,10 +85,10 @@ class Solver:
     """Runs the model for one job.
 
     Arguments:
-        model: The warm model.
+        model: The loaded model.
         spec: Members, seed, steps.
         progress: Its `on_step`.
-        careful: Take the smallest sub-batches: the attempt before ran out of memory.
+        minimal_batches: Take the smallest sub-batches: an attempt before ran out of memory.
     """
 
     def __init__(
@@ -98,13 +97,13 @@ class Solver:
         spec: SpecBase,
         progress: ProgressReporter,
         *,
-        careful: bool = False,
+        minimal_batches: bool = False,
     ) -> None:
         self.model = model
         self.spec = spec
         self.progress = progress
         settings = _settings(model, spec)
-        self.settings = replace(settings, batch_rows=1) if careful else settings
+        self.settings = replace(settings, batch_rows=1) if minimal_batches else settings
 
     def prior(self, times: Sequence[datetime]) -> Tensor:
         """Draws of the model's prior at `times`, with shape (M, T, c, h, w)."""
@@ -173,7 +172,9 @@ class Solver:
         """Whether an ensemble of so many members is in pairs once it has the job's size."""
         return mirrored and (self.spec.members <= members or members % 2 == 0)
 
-    def _run(self, plan: WindowPlan, observations: Any, seed: int, **options: Any) -> Any:
+    def _run(
+        self, plan: WindowPlan, observations: ObservationSet | None, seed: int, **options: Any
+    ) -> Trajectory:
         return assimilate(
             self.model,
             observations,

@@ -1,56 +1,133 @@
-"""Describe the gateway's requests as values, shared by the asynchronous and the synchronous client.
+"""Describe the requests of a gateway as values, and the one rule by which they are retried.
 
 A `Call` holds method, path, parameters, headers and body. Every call may be sent again, because
-every write carries its own Idempotency-Key. The rules that need no connection are here too: how
-long to pause before a retry, and when a batch or a job has ended.
+every write carries its own Idempotency-Key.
 """
 
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import httpx
 from pydantic import BaseModel
 
-from appa_client.errors import JobFailedError, UnavailableError
-from worker.contract.batches import ALLOWED_BATCH_MOVES, BatchRecord
-from worker.contract.cycles import Flavour, cycle_key
-from worker.contract.events import EventType
-from worker.contract.jobs import JobRecord, JobState
+from appa_client.errors import GatewayError, JobFailedError, UnavailableError
+from appa_client.records import Flavour, Job, JobState, cycle_key
 
 __all__ = [
+    "ATTEMPTS",
     "Call",
+    "EVENT_TIMEOUT",
+    "FAILURES",
+    "Retry",
+    "TIMEOUT",
+    "client_options",
+    "create_webhook",
+    "cycle_path",
     "list_analyses",
     "list_cycles",
+    "list_deliveries",
     "list_jobs",
     "list_verification",
     "query_observations",
-    "retry_pause",
+    "require_success",
+    "rerun_cycle",
     "submit",
     "upload",
 ]
 
-RETRIED = frozenset({429, 502, 503, 504})
-MAX_PAUSE = 30.0
-LONGEST_BACKOFF = 10.0
+TIMEOUT = 30.0
+ATTEMPTS = 8
+EVENT_TIMEOUT = httpx.Timeout(10.0, read=60.0)
+"""The gateway sends at least a comment every 15 seconds."""
+
+
+def client_options(url: str, key: str | None, timeout: float) -> dict[str, Any]:
+    """Return the arguments common to `httpx.Client` and `httpx.AsyncClient`."""
+    headers = {"User-Agent": "appa-client"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    return {"base_url": url.rstrip("/"), "headers": headers, "timeout": timeout}
+
+
+# -- retries
+
+FAILURES = (httpx.TransportError, GatewayError)
+"""What `Retry.pause` decides about."""
+
+_RETRIED = frozenset({429, 502, 503, 504})
+_MAX_PAUSE = 30.0
+_MAX_BACKOFF = 10.0
+
+
+class Retry:
+    """Decide whether a failed request is sent again, and after how long.
+
+    Lost connections and the statuses 429, 502, 503 and 504 are retried, after the time the gateway
+    asks for or else with exponential back-off.
+
+    Arguments:
+        attempts: Number of failures in a row after which the last error is raised.
+    """
+
+    def __init__(self, attempts: int) -> None:
+        self._attempts = attempts
+        self._failures = 0
+
+    def reset(self) -> None:
+        """Forget earlier failures, because something has arrived since."""
+        self._failures = 0
+
+    def pause(self, failure: httpx.TransportError | GatewayError | None) -> float:
+        """Count a failure and return the seconds to wait before the next attempt.
+
+        Arguments:
+            failure: What went wrong; None if a stream ended early.
+
+        Raises:
+            GatewayError: `failure` itself, or `UnavailableError` for a lost connection, if another
+                attempt would not help.
+        """
+        self._failures += 1
+        error = failure if isinstance(failure, GatewayError) else _unreachable(failure)
+        pause = self._seconds(error)
+        if pause is None or self._failures >= self._attempts:
+            raise error
+        return pause
+
+    def _seconds(self, error: GatewayError) -> float | None:
+        if error.status and error.status not in _RETRIED:
+            return None
+        if error.retry_after is not None:
+            return error.retry_after if error.retry_after <= _MAX_PAUSE else None
+        return min(0.2 * 2.0**self._failures, _MAX_BACKOFF)
+
+
+def _unreachable(cause: Exception | None) -> UnavailableError:
+    why = f"{type(cause).__name__}: {cause}" if cause else "the connection ended early"
+    error = UnavailableError(
+        f"Expected an answer of the gateway; {why}. Is it running (`appa up`), and is the address "
+        "right?"
+    )
+    error.__cause__ = cause  # a refused connection differs from a lost answer
+    return error
+
+
+# -- requests
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request. All of them may be sent again: writes carry an Idempotency-Key."""
+    """A request that may be sent more than once."""
 
     method: str
     path: str
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
-
-    def with_headers(self, **headers: str) -> "Call":
-        """The same call with more headers."""
-        return replace(self, headers={**self.headers, **headers})
 
 
 def _text(value: Any) -> str:
@@ -67,7 +144,13 @@ def _given(**values: Any) -> dict[str, str]:
     return {k: _text(v) for k, v in values.items() if v is not None and v != ""}
 
 
+def _key(idempotency_key: str | None) -> dict[str, str]:
+    """Headers that make a write repeatable, with a random key unless the caller has one."""
+    return {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+
+
 def upload(
+    size: int,
     *,
     file_name: str = "",
     report_type: str | None = None,
@@ -75,30 +158,33 @@ def upload(
     decoder: Mapping[str, Any] | None = None,
     idempotency_key: str | None = None,
 ) -> Call:
-    """Sends a file of observations; the same content is the same batch, so it may be repeated."""
+    """Send `size` bytes of observations; the same content is the same batch, so no key is needed."""
     params = _given(
         file_name=file_name,
         report_type=report_type,
         errors=json.dumps(errors) if errors else None,
         decoder=json.dumps(decoder) if decoder else None,
     )
-    headers = {"Content-Type": "application/octet-stream"}
+    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
     if idempotency_key:
         headers["Idempotency-Key"] = idempotency_key
     return Call("POST", "/v1/observations", params, headers)
 
 
+def query_observations(format: str, **filters: Any) -> Call:
+    """Query stored observations in one of the formats of the gateway."""
+    return Call("GET", "/v1/observations", _given(format=format, **filters))
+
+
 def submit(spec: BaseModel | Mapping[str, Any], idempotency_key: str | None) -> Call:
-    """Queues a job; without a key of the caller's own a random one makes repeats safe."""
-    plain = isinstance(spec, Mapping)
-    body = dict(spec) if plain else spec.model_dump(mode="json")  # type: ignore[union-attr]
+    """Queue a job; a specification may be a mapping or a pydantic model."""
+    body = spec.model_dump(mode="json") if isinstance(spec, BaseModel) else dict(spec)
     body = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in body.items()}
-    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-    return Call("POST", "/v1/jobs", {}, headers, body)
+    return Call("POST", "/v1/jobs", headers=_key(idempotency_key), json=body)
 
 
 def list_jobs(state: str | None, kind: str | None, limit: int, cursor: str | None = None) -> Call:
-    """A page of jobs."""
+    """Read a page of jobs, newest first."""
     return Call("GET", "/v1/jobs", _given(state=state, kind=kind, limit=limit, cursor=cursor))
 
 
@@ -111,7 +197,7 @@ def list_analyses(
     limit: int = 50,
     cursor: str | None = None,
 ) -> Call:
-    """A page of analyses."""
+    """Read a page of analyses, latest valid time first."""
     params = _given(
         kind=kind,
         flavour=flavour,
@@ -124,6 +210,11 @@ def list_analyses(
     return Call("GET", "/v1/analyses", params)
 
 
+def list_verification(limit: int = 20_000, **filters: Any) -> Call:
+    """Read a page of the verification series."""
+    return Call("GET", "/v1/verification", _given(limit=limit, **filters))
+
+
 def list_cycles(
     state: str | None = None,
     flavour: str | None = None,
@@ -132,7 +223,7 @@ def list_cycles(
     limit: int = 50,
     cursor: str | None = None,
 ) -> Call:
-    """A page of cycles."""
+    """Read a page of cycles, latest valid time first."""
     params = _given(
         state=state,
         flavour=flavour,
@@ -144,67 +235,39 @@ def list_cycles(
     return Call("GET", "/v1/cycles", params)
 
 
-def list_verification(limit: int = 20_000, **filters: Any) -> Call:
-    """A page of the series of verification."""
-    return Call("GET", "/v1/verification", _given(limit=limit, **filters))
+def cycle_path(cycle: str | datetime, flavour: str, verb: str = "") -> str:
+    """Return the path of a cycle given by its key, or by its valid time and flavour."""
+    key = cycle_key(cycle, flavour) if isinstance(cycle, datetime) else cycle
+    return f"/v1/cycles/{key}{verb}"
 
 
-def query_observations(format: str, **filters: Any) -> Call:
-    """Stored observations in one of the query's formats."""
-    return Call("GET", "/v1/observations", _given(format=format, **filters))
+def rerun_cycle(
+    cycle: str | datetime, cut_off: datetime | str | None, idempotency_key: str | None
+) -> Call:
+    """Request another revision of a final analysis."""
+    body = {"cut_off": cut_off.isoformat() if isinstance(cut_off, datetime) else cut_off}
+    path = cycle_path(cycle, Flavour.FINAL, "/rerun")
+    return Call("POST", path, headers=_key(idempotency_key), json=body)
 
 
-def retry_pause(attempt: int, status: int | None, retry_after: float | None) -> float | None:
-    """Seconds to wait before sending again; None if it would not help.
-
-    Arguments:
-        attempt: Attempts made so far.
-        status: Of the answer; None when there was none.
-        retry_after: What the gateway asked for.
-    """
-    if status is not None and status not in RETRIED:
-        return None
-    if retry_after is not None:
-        return retry_after if retry_after <= MAX_PAUSE else None
-    return float(min(0.2 * 2**attempt, LONGEST_BACKOFF))
+def create_webhook(
+    url: str, events: Sequence[str], description: str, idempotency_key: str | None
+) -> Call:
+    """Subscribe an address to events of the given types."""
+    body = {"url": url, "events": [str(e) for e in events], "description": description}
+    return Call("POST", "/v1/webhooks", headers=_key(idempotency_key), json=body)
 
 
-TIMEOUT = 30.0
-ATTEMPTS = 8
-EVENT_TIMEOUT = httpx.Timeout(10.0, read=60.0)
-"""The gateway sends something at least every 15 seconds."""
+def list_deliveries(webhook_id: str, limit: int) -> Call:
+    """Read the newest messages of a webhook."""
+    return Call("GET", f"/v1/webhooks/{webhook_id}/deliveries", _given(limit=limit))
 
 
-def client_options(url: str, key: str | None, timeout: float) -> dict[str, Any]:
-    """Arguments of both httpx clients."""
-    headers = {"User-Agent": "appa-client"}
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    return {"base_url": url.rstrip("/"), "headers": headers, "timeout": timeout}
-
-
-def lost(error: Exception | None) -> UnavailableError:
-    """The gateway did not answer."""
-    why = f"{type(error).__name__}: {error}" if error else "the connection ended early"
-    problem = UnavailableError(
-        f"Expected an answer of the gateway; {why}. Is it running (`appa up`), and is the address "
-        "right?",
-        code="unreachable",
-    )
-    problem.__cause__ = error  # a refused connection is not a lost answer
-    return problem
-
-
-def ended_batch(batch: BatchRecord) -> bool:
-    """Whether the state of `batch` can no longer change."""
-    return not ALLOWED_BATCH_MOVES[batch.state]
-
-
-def ended_job(job: JobRecord) -> JobRecord:
-    """The job.
+def require_success(job: Job) -> Job:
+    """Return `job` if it has succeeded.
 
     Raises:
-        JobFailedError: If it did not succeed.
+        JobFailedError: If it failed or was cancelled, with the reason.
     """
     if job.state is JobState.SUCCEEDED:
         return job
@@ -213,37 +276,3 @@ def ended_job(job: JobRecord) -> JobRecord:
         f"Job '{job.id}' ended as {job.state}.{reason}",
         code=job.error.code if job.error else f"job_{job.state}",
     )
-
-
-def cycle_path(cycle: str | datetime, flavour: str, verb: str = "") -> str:
-    key = cycle_key(cycle, flavour) if isinstance(cycle, datetime) else cycle
-    return f"/v1/cycles/{key}{verb}"
-
-
-def rerun_cycle(
-    cycle: str | datetime, cut_off: datetime | str | None, idempotency_key: str | None
-) -> Call:
-    """Without a key of the caller's own a random one makes repeats safe."""
-    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-    body = {"cut_off": cut_off.isoformat() if isinstance(cut_off, datetime) else cut_off}
-    return Call("POST", cycle_path(cycle, Flavour.FINAL, "/rerun"), headers=headers, json=body)
-
-
-WEBHOOKS_PATH = "/v1/webhooks"
-DEFAULT_EVENTS = (EventType.ANALYSIS_PUBLISHED,)
-
-
-def create_webhook(
-    url: str, events: Sequence[str], description: str, idempotency_key: str | None
-) -> Call:
-    """Without a key of the caller's own a random one makes repeats safe."""
-    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-    body = {"url": url, "events": [str(e) for e in events], "description": description}
-    return Call("POST", WEBHOOKS_PATH, headers=headers, json=body)
-
-
-def list_deliveries(webhook_id: str, limit: int) -> Call:
-    return Call("GET", f"{WEBHOOKS_PATH}/{webhook_id}/deliveries", {"limit": str(limit)})
-
-
-EVENTS_PATH = "/v1/events"

@@ -1,28 +1,37 @@
-"""Send and receive files: uploads in blocks, downloads that resume and end with a checked SHA-256.
+"""Send and receive files: uploads in blocks, downloads that resume and are checked by SHA-256.
 
-An upload body restarts from its beginning whenever the request is sent again. A download keeps
-what it has received in `<name>.part`, also across restarts of the program, and asks for the rest
-of that very version with Range and If-Range.
+An upload restarts from its beginning whenever the request is sent again. A download keeps what has
+arrived in `<name>.part`, also across restarts of the program, and requests the rest of the same
+version with Range and If-Range.
 """
 
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import httpx
 
-from appa_client.errors import IntegrityError, NotFoundError
-from model.domain.errors import InvalidInput
-from worker.results.manifest import AnalysisManifest, ManifestFile
+from appa_client.errors import IntegrityError, InvalidRequestError, NotFoundError
+from appa_client.records import Analysis, AnalysisFile
 
-__all__ = ["Download", "OnBytes", "Source", "UploadBody"]
+__all__ = [
+    "BLOCK",
+    "Download",
+    "OnBytes",
+    "Source",
+    "UploadBody",
+    "cache_folder",
+    "choose_files",
+    "netcdf_name",
+    "open_dataset",
+]
 
 BLOCK = 1 << 20
 OnBytes = Callable[[str, int, int], None]
-"""Called with the file's name, the bytes there are, and the bytes there will be."""
+"""Called with the file's name, the number of bytes transferred, and the total."""
 
 
 def _hash_of(path: Path) -> "hashlib._Hash":
@@ -34,18 +43,15 @@ def _hash_of(path: Path) -> "hashlib._Hash":
 
 
 class Download:
-    """One published file on its way into a folder.
-
-    What was received before a lost connection stays in `<name>.part` and is not fetched again,
-    also after a new start of the program.
+    """A published file being downloaded into a folder.
 
     Arguments:
-        entry: From the manifest.
-        folder: Where the file goes; made if it is not there.
-        on_bytes: Told about every block.
+        entry: Name, size and hash of the file.
+        folder: Target folder; created if it does not exist.
+        on_bytes: Called after every block.
     """
 
-    def __init__(self, entry: ManifestFile, folder: Path, on_bytes: OnBytes | None = None) -> None:
+    def __init__(self, entry: AnalysisFile, folder: Path, on_bytes: OnBytes | None = None) -> None:
         self.entry = entry
         self.target = folder / entry.name
         self.part = folder / f"{entry.name}.part"
@@ -57,26 +63,26 @@ class Download:
 
     @property
     def done(self) -> bool:
-        """Whether the right file is there already."""
+        """Whether the published file is in the folder already."""
         right_size = self.target.is_file() and self.target.stat().st_size == self.entry.size
         return right_size and _hash_of(self.target).hexdigest() == self.entry.sha256
 
     def headers(self) -> dict[str, str]:
-        """Asks for what is missing, of this very version."""
+        """Return the headers that request the missing part of this version of the file."""
         self._size = self.part.stat().st_size if self.part.exists() else 0
         if not 0 < self._size < self.entry.size:
             return {}
         return {"Range": f"bytes={self._size}-", "If-Range": f'"{self.entry.sha256}"'}
 
     def begin(self, response: httpx.Response) -> None:
-        """Appends to what is there if the gateway sends the rest, else starts anew."""
+        """Append to the partial file if the gateway sends the rest of it, else start again."""
         resumed = response.status_code == 206
         self._digest = _hash_of(self.part) if resumed else hashlib.sha256()
         self._size = self._size if resumed else 0
         self._file = self.part.open("ab" if resumed else "wb")
 
     def write(self, block: bytes) -> None:
-        """Keeps a block."""
+        """Append a block; `begin` must have been called."""
         assert self._file is not None, "begin comes first"  # noqa: S101
         self._file.write(block)
         self._digest.update(block)
@@ -84,16 +90,16 @@ class Download:
         self._on_bytes(self.entry.name, self._size, self.entry.size)
 
     def pause(self) -> None:
-        """Keeps what has arrived."""
+        """Close the partial file, keeping what has arrived."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def finish(self) -> Path:
-        """The file, under its name.
+        """Check the hash, rename the partial file to its final name, and return its path.
 
         Raises:
-            IntegrityError: If its hash is not that of the manifest; nothing is kept.
+            IntegrityError: If the hash differs from the published one; the file is removed.
         """
         self.pause()
         got = self._digest.hexdigest()
@@ -101,8 +107,7 @@ class Download:
             self.part.unlink(missing_ok=True)
             raise IntegrityError(
                 f"Expected '{self.entry.name}' with SHA-256 {self.entry.sha256}; got {got}. "
-                "It was removed; fetch it again.",
-                code="integrity_error",
+                "It was removed; fetch it again."
             )
         os.replace(self.part, self.target)
         return self.target
@@ -113,7 +118,16 @@ Source = str | Path | bytes | BinaryIO
 
 
 class UploadBody:
-    """The body of an upload; each `blocks()` starts from the beginning."""
+    """The body of an upload.
+
+    Arguments:
+        source: What to send.
+        on_bytes: Called after every block.
+
+    Attributes:
+        name: Name of the file; empty unless `source` is a path.
+        size: Length in bytes.
+    """
 
     def __init__(self, source: Source, on_bytes: OnBytes | None = None) -> None:
         self._source = Path(source) if isinstance(source, str) else source
@@ -137,7 +151,7 @@ class UploadBody:
         return self._source
 
     def blocks(self) -> Iterator[bytes]:
-        """The content, a block at a time."""
+        """Yield the content in blocks, from its beginning."""
         done = 0
         file = self._open()
         try:
@@ -150,50 +164,54 @@ class UploadBody:
             if file is not self._source:
                 file.close()
 
+    async def async_blocks(self) -> AsyncIterator[bytes]:
+        """Yield the same for asyncio; reading a block is fast enough to need no thread."""
+        for block in self.blocks():
+            yield block
+
 
 def choose_files(
-    manifest: AnalysisManifest, names: list[str] | None, roles: list[str] | None
-) -> list[ManifestFile]:
-    """The files of `manifest` that are wanted.
+    analysis: Analysis, names: list[str] | None, roles: list[str] | None
+) -> list[AnalysisFile]:
+    """Return the files of `analysis` with one of `names` and one of `roles`; None allows all.
 
     Raises:
-        InvalidInput: If one of `names` is not there.
+        InvalidRequestError: If one of `names` is no file of the analysis.
     """
-    there = [f.name for f in manifest.files]
-    if missing := sorted(set(names or ()) - set(there)):
-        raise InvalidInput(
-            f"Expected files of '{manifest.id}' ({', '.join(there)}); got {', '.join(missing)}."
+    known = [f.name for f in analysis.files]
+    if missing := sorted(set(names or ()) - set(known)):
+        raise InvalidRequestError(
+            f"Expected files of '{analysis.id}' ({', '.join(known)}); got {', '.join(missing)}."
         )
     return [
         f
-        for f in manifest.files
+        for f in analysis.files
         if (names is None or f.name in names) and (roles is None or f.role in roles)
     ]
 
 
-def netcdf_name(manifest: AnalysisManifest) -> str:
-    """Name of the file that holds the fields.
+def netcdf_name(analysis: Analysis) -> str:
+    """Return the name of the file that holds the fields of `analysis`.
 
     Raises:
         NotFoundError: If the job was not asked for NetCDF.
     """
-    for file in manifest.files:
+    for file in analysis.files:
         if file.name.endswith(".nc") and file.role == "data":
             return file.name
     raise NotFoundError(
-        f"Expected a NetCDF file in '{manifest.id}'; its files: "
-        f"{', '.join(f.name for f in manifest.files)}. Ask for the output 'netcdf'.",
-        code="not_found",
+        f"Expected a NetCDF file in '{analysis.id}'; its files: "
+        f"{', '.join(f.name for f in analysis.files)}. Ask for the output 'netcdf'."
     )
 
 
 def cache_folder(analysis_id: str) -> Path:
-    """Where files opened without a folder of the caller's are kept."""
+    """Return the folder for files that are opened without a folder of the caller's."""
     return Path.home() / ".cache" / "appa" / analysis_id
 
 
 def open_dataset(path: Path, options: dict[str, Any]) -> Any:
-    """The file as an `xarray.Dataset`."""
+    """Open a NetCDF file as an `xarray.Dataset`; needs the extra `xarray`."""
     import xarray  # heavy, and not needed to upload or to watch
 
     return xarray.open_dataset(path, **options)

@@ -8,13 +8,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from appa_client import Delivery, EventType, Webhook
 from deploy.console import DEFAULT_URL, AsJson, Key, Url, err, gateway_client, out, print_json
 from model.domain.errors import AppaError
 from service.keys import ApiKey, KeyFile, Scope
-from service.schemas import WebhookView
-from worker.contract.events import EventType
 from worker.contract.layout import Layout
-from worker.contract.webhooks import Delivery
 
 __all__ = ["webhooks_app"]
 
@@ -97,7 +95,7 @@ webhooks_app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=Fa
 WebhookId = Annotated[str, typer.Argument(help="Id of the webhook, from the list.")]
 
 
-def _webhook_table(webhooks: list[WebhookView]) -> Table:
+def _webhook_table(webhooks: list[Webhook]) -> Table:
     table = Table("id", "url", "events", "created", "disabled", "description")
     for hook in webhooks:
         texts = (hook.disabled, hook.description)
@@ -128,9 +126,9 @@ def _delivery_table(deliveries: list[Delivery]) -> Table:
     for one in deliveries:
         table.add_row(
             one.event_id,
-            one.type.value,
+            one.type,
             _time(one.created),
-            f"[{colours.get(one.state, 'default')}]{one.state.value}[/]",
+            f"[{colours.get(one.state, 'default')}]{one.state}[/]",
             str(len(one.attempts)),
             _outcome(one),
             _time(one.next_attempt),

@@ -4,7 +4,6 @@ A job on the terminal shows its place in the queue, then a bar of diffusion step
 """
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,12 +20,8 @@ from rich.progress import (
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
-from appa_client._sync.client import AppaClient
-from appa_client.errors import NotFoundError
-from appa_client.events import JobEvent
+from appa_client import AppaClient, Batch, BatchState, Job, JobEvent, JobState, NotFoundError
 from deploy.console import DEFAULT_URL, AsJson, Key, Url, err, gateway_client, out, print_json
-from worker.contract.batches import BatchRecord, BatchState
-from worker.contract.jobs import JobRecord, JobState
 
 __all__ = ["follow_on_terminal"]
 
@@ -46,13 +41,13 @@ class JobBar:
             text = f"queued, {event.data['queue_position']} ahead"
         elif told is not None:
             eta = f", {told.eta_seconds:.0f} s left" if told.eta_seconds is not None else ""
-            text = f"{told.phase.value}{eta}" if event.type == "progress" else text
+            text = f"{told.phase}{eta}" if event.type == "progress" else text
             total = told.steps or None
             self.progress.update(self.task, completed=told.step, total=total)
         self.progress.update(self.task, text=text)
 
 
-def follow_on_terminal(client: AppaClient, job_id: str, *, as_json: bool) -> JobRecord:
+def follow_on_terminal(client: AppaClient, job_id: str, *, as_json: bool) -> Job:
     """Shows a job until it is done; ends the command with status 1 if it did not succeed."""
     if as_json:
         for event in client.watch(job_id):
@@ -130,7 +125,7 @@ def upload(
 
 def _send(
     client: AppaClient, files: list[Path], options: dict[str, Any], *, quiet: bool
-) -> list[BatchRecord]:
+) -> list[Batch]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, TransferSpeedColumn(), console=err, disable=quiet) as progress:
         total = sum(f.stat().st_size for f in files)
@@ -150,7 +145,7 @@ def _send(
     return batches
 
 
-def _batch_table(files: list[Path], batches: list[BatchRecord]) -> Table:
+def _batch_table(files: list[Path], batches: list[Batch]) -> Table:
     table = Table()
     for name in ("file", "batch", "format", "state", "stored", "used", "why not"):
         table.add_column(name, overflow="fold")
@@ -171,14 +166,6 @@ def _batch_table(files: list[Path], batches: list[BatchRecord]) -> Table:
 
 
 submit_app = typer.Typer(help=__doc__, add_completion=False)
-
-
-class Kind(StrEnum):
-    """Kinds of job."""
-
-    FILTERING = "filtering"
-    FORECAST = "forecast"
-    REANALYSIS = "reanalysis"
 
 
 def _assignments(pairs: list[str]) -> dict[str, Any]:
@@ -202,14 +189,14 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
 
 def _specification(
     file: Path | None,
-    kind: Kind,
+    kind: str,
     given: dict[str, Any],
     selection: dict[str, Any],
     assignments: list[str],
 ) -> dict[str, Any]:
     """The body of the request: a file, then options, then `--set`; the later ones count."""
     body: dict[str, Any] = json.loads(file.read_text()) if file else {}
-    body |= {"kind": kind.value, **{k: v for k, v in given.items() if v is not None}}
+    body |= {"kind": kind, **{k: v for k, v in given.items() if v is not None}}
     extra = _assignments(assignments)
     chosen = {k: v for k, v in selection.items() if v is not None}
     chosen |= extra.pop("observations", {})
@@ -220,7 +207,13 @@ def _specification(
 
 @submit_app.command()
 def submit(
-    kind: Annotated[Kind, typer.Argument(help="What to compute.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="What to compute: filtering, forecast, reanalysis, or another of the `job_kinds` "
+            "in /v1/capabilities."
+        ),
+    ],
     url: Url = DEFAULT_URL,
     key: Key = None,
     valid_time: Annotated[
@@ -248,7 +241,7 @@ def submit(
     fetch: Annotated[Path | None, typer.Option(help="Then download its files here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Queue a filtering, forecast or reanalysis job."""
+    """Queue a job of the given kind."""
     given = {
         "valid_time": valid_time,
         "start": start,
@@ -300,9 +293,7 @@ def _resolve(client: AppaClient, name: str, kind: str | None) -> str:
     if name == "latest":
         found = client.analyses(kind=kind, latest=True)
         if not found:
-            raise NotFoundError(
-                "Expected a published analysis; there is none yet.", code="not_found"
-            )
+            raise NotFoundError("Expected a published analysis; there is none yet.")
         return found[0].id
     return client.job(name).analysis_id if name.startswith("job-") else name
 
@@ -314,7 +305,7 @@ def fetch(
     key: Key = None,
     to: Annotated[Path, typer.Option(help="Folder for the files.")] = Path(),
     kind: Annotated[
-        str | None, typer.Option(help="Kind of the latest: filtering, forecast, reanalysis.")
+        str | None, typer.Option(help="Kind of the latest: filtering, forecast, reanalysis …")
     ] = None,
     name: Annotated[list[str] | None, typer.Option(help="Only these files.")] = None,
     role: Annotated[

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from appa_client import Cycle, CycleExplanation, CycleState, Flavour, cycle_key
 from deploy.console import (
     DEFAULT_URL,
     AsJson,
@@ -20,8 +21,7 @@ from deploy.console import (
     print_json,
     utc_time,
 )
-from service.cycle_explanation import CycleExplanation
-from worker.contract.cycles import CycleRecord, CycleState, Flavour, cycle_key
+from model.domain.files import replaced_file
 from worker.contract.layout import Layout
 from worker.cycling.policy import read_policy
 
@@ -48,16 +48,16 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if abs(seconds) < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _state(record: CycleRecord) -> str:
+def _state(record: Cycle) -> str:
     return f"[{_COLOURS.get(record.state, 'default')}]{record.state.value}[/]"
 
 
-def _remark(record: CycleRecord) -> str:
+def _remark(record: Cycle) -> str:
     caught_up = "caught up" if record.caught_up else ""
     return "; ".join(text for text in (caught_up, record.message) if text)
 
 
-def cycle_table(records: list[CycleRecord]) -> Table:
+def cycle_table(records: list[Cycle]) -> Table:
     """One row for each cycle."""
     columns = ("cycle", "state", "rev", "cut-off", "decided after", "published after", "analysis")
     table = Table(*columns, "remark")
@@ -76,7 +76,7 @@ def cycle_table(records: list[CycleRecord]) -> Table:
     return table
 
 
-def change_line(record: CycleRecord) -> str:
+def change_line(record: Cycle) -> str:
     """What a watcher is told when a cycle has moved."""
     fresh = record.freshness_seconds
     what = {
@@ -189,7 +189,7 @@ def watch(
 ) -> None:
     """Tell every move of a cycle as it happens; Ctrl-C ends it."""
     stop_at = _key(until, Flavour.FINAL) if until else None
-    known: dict[str, CycleRecord] = {}
+    known: dict[str, Cycle] = {}
     with gateway_client(url, key) as client:
         while True:
             found = list(reversed(client.cycles(limit=200)))
@@ -268,14 +268,9 @@ def init(
     first = utc_time(start) if start else present
     target.parent.mkdir(parents=True, exist_ok=True)
     text = TEMPLATE.read_text().format(start=f"{first:%Y-%m-%dT%H:%M:%SZ}")
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(text)
-    try:
+    with replaced_file(target) as temporary:
+        temporary.write_text(text)
         policy = read_policy(temporary)
-    except BaseException:
-        temporary.unlink()
-        raise
-    temporary.replace(target)
     if as_json and policy is not None:
         print_json(policy)
     else:

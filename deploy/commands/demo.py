@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from appa_client import AppaClientError
 from model.domain.errors import AppaError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def demo(
     options = DemoOptions(model, truth, output, members, cycles, lead)
     try:
         result = run_demo(options, console)
-    except AppaError as error:
+    except (AppaError, AppaClientError) as error:
         console.print(f"error: {error.message}", style="red", markup=False)
         raise typer.Exit(2) from error
     picture = draw(result, World(model, truth), output / "demo.png")
@@ -185,7 +186,7 @@ def rehearse(
     try:
         with tempfile.TemporaryDirectory(dir=output, prefix="data-") as folder:
             day = run_day(scenario, Path(folder), pace, lambda line: console.print(line))
-    except AppaError as error:
+    except (AppaError, AppaClientError) as error:
         console.print(f"error: {error.message}", style="red", markup=False)
         raise typer.Exit(2) from error
     verdict = judge(day)

@@ -8,7 +8,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -24,8 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from appa_client._sync.client import AppaClient
-from appa_client.errors import GatewayError
+from appa_client import AppaClient, GatewayError, Job, JobState
 from deploy.console import (
     DEFAULT_URL,
     AsJson,
@@ -38,17 +37,16 @@ from deploy.console import (
     utc_time,
 )
 from model.domain.errors import InvalidInput
-from worker.contract.jobs import JobRecord, JobState
+from model.domain.windows import HOUR
 from worker.contract.kinds import ReanalysisSpec
 
 __all__ = ["OnJob", "app", "cut", "run_windows", "window_key"]
 
-HOUR = timedelta(hours=1)
 MOST_ATTEMPTS = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNSUCCESSFUL = (JobState.FAILED, JobState.CANCELLED)
 
-OnJob = Callable[[ReanalysisSpec, JobRecord], None]
+OnJob = Callable[[ReanalysisSpec, Job], None]
 """Told of the job of a window whenever it was asked for."""
 
 
@@ -89,7 +87,7 @@ def run_windows(
     at_once: int,
     on_job: OnJob,
     poll_seconds: float = 1.0,
-) -> list[JobRecord]:
+) -> list[Job]:
     """Runs what is not there yet; returns the job of each window at its end.
 
     Windows that failed when asked for before are tried again; one that fails now stays failed.
@@ -101,7 +99,7 @@ def run_windows(
         on_job: Told about progress.
         poll_seconds: Pause between questions.
     """
-    jobs: dict[int, JobRecord] = {}
+    jobs: dict[int, Job] = {}
     waiting, flying = deque(range(len(windows))), set[int]()
     while waiting or flying:
         while waiting and len(flying) < at_once:
@@ -118,7 +116,7 @@ def run_windows(
     return [jobs[number] for number in range(len(windows))]
 
 
-def _submit(client: AppaClient, spec: ReanalysisSpec) -> JobRecord:
+def _submit(client: AppaClient, spec: ReanalysisSpec) -> Job:
     """The job of a window: the one that was asked for before, unless it did not succeed."""
     for attempt in range(1, MOST_ATTEMPTS + 1):
         job = client.submit(spec, idempotency_key=window_key(spec, attempt))
@@ -138,7 +136,7 @@ class Bars:
         self.whole = progress.add_task("hours", total=sum(map(_hours, windows)), text="")
         self.bars: dict[str, TaskID] = {}
 
-    def show(self, spec: ReanalysisSpec, job: JobRecord) -> None:
+    def show(self, spec: ReanalysisSpec, job: Job) -> None:
         """Moves the bars to the state of a window's job."""
         name = f"{spec.start:%Y-%m-%d %H}"
         if job.done:
@@ -153,12 +151,12 @@ class Bars:
                 self.bars[name],
                 completed=told.step,
                 total=told.steps or None,
-                text=told.phase.value,
+                text=told.phase,
             )
 
 
 def _hours(spec: ReanalysisSpec) -> int:
-    return (spec.end - spec.start) // timedelta(hours=1) + 1
+    return (spec.end - spec.start) // HOUR + 1
 
 
 def _specification(**values: Any) -> ReanalysisSpec:
@@ -169,7 +167,7 @@ def _specification(**values: Any) -> ReanalysisSpec:
         raise typer.BadParameter("; ".join(lines)) from None
 
 
-def _row(client: AppaClient, spec: ReanalysisSpec, job: JobRecord) -> dict[str, Any]:
+def _row(client: AppaClient, spec: ReanalysisSpec, job: Job) -> dict[str, Any]:
     used = None
     if job.state is JobState.SUCCEEDED:
         try:

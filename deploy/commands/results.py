@@ -1,4 +1,4 @@
-"""Look after published results: `appa retention` (what is kept for how long, pins) and `appa replay`.
+"""Look after published results: `appa catalogue`, `appa retention` (rules, pins) and `appa replay`.
 
 A replay makes a published result again and says whether it is identical.
 """
@@ -21,15 +21,17 @@ from model.domain.errors import AppaError
 from worker.contract.disk import disk_state
 from worker.contract.layout import Layout
 from worker.contract.store import open_stores
+from worker.results.catalogue import Catalogue
+from worker.results.entries import Entry, ResultFilter
 from worker.results.manifest import Pin, pin, pins, unpin
-from worker.results.retention.plan import Item, Needed, make_plan, needed, read_policy
+from worker.results.retention.plan import InUse, Item, find_in_use, make_plan, read_policy
 from worker.results.retention.run import remove_all
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from worker.replay.comparison import ArrayComparison, Finding, Verdict
 
-__all__ = ["replay_app", "retention_app"]
+__all__ = ["catalogue_app", "replay_app", "retention_app"]
 
 retention_app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -41,16 +43,16 @@ Stopped = Annotated[
 DATA = Path("appa-data")
 
 
-def _needed(layout: Layout, stopped: bool) -> Needed:
-    """What unfinished work needs; without an answer nothing may go."""
+def _in_use(layout: Layout, stopped: bool) -> InUse:
+    """Return what unfinished work needs; without an answer nothing may be removed."""
     if stopped:
-        return Needed()
+        return InUse()
     settings = WorkerSettings()
     embedded = layout.broker / "broker.sock"
     use_embedded = "redis_url" not in settings.model_fields_set and embedded.exists()
     url = f"unix://{embedded}" if use_embedded else settings.redis_url
     try:
-        return needed(open_stores(url, settings.redis_prefix))
+        return find_in_use(open_stores(url, settings.redis_prefix))
     except RedisError as error:
         raise AppaError(
             f"Expected the job store at {url} to say what unfinished jobs need; {error}. Set "
@@ -81,7 +83,7 @@ def plan_command(data: Data = DATA, stopped: Stopped = False, as_json: AsJson = 
     layout, settings = _layout(data), WorkerSettings()
     state = disk_state(layout, settings)
     policy = read_policy(layout.retention_file)
-    found = make_plan(layout, policy, _needed(layout, stopped), low=state.low)
+    found = make_plan(layout, policy, _in_use(layout, stopped), low=state.low)
     if as_json:
         print_json(
             {
@@ -105,7 +107,7 @@ def run_command(data: Data = DATA, stopped: Stopped = False, as_json: AsJson = F
     layout, settings = _layout(data), WorkerSettings()
     low = disk_state(layout, settings).low
     policy = read_policy(layout.retention_file)
-    found = make_plan(layout, policy, _needed(layout, stopped), low=low)
+    found = make_plan(layout, policy, _in_use(layout, stopped), low=low)
     gone = remove_all(layout, found)
     if as_json:
         freed = sum(item.size for item in gone)
@@ -163,6 +165,61 @@ def _layout(data: Path) -> Layout:
     if not data.is_dir():
         raise AppaError(f"Expected the data folder of an installation; '{data}' is none.")
     return Layout(data.resolve()).create()
+
+
+catalogue_app = typer.Typer(
+    help="Show and rebuild the catalogue of published results.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+catalogue_app.callback()(_warnings_beside_the_answer)
+
+
+@catalogue_app.command("show")
+def show_command(
+    data: Data = DATA,
+    kind: Annotated[str | None, typer.Option(help="Only `filtering`, `forecast` …")] = None,
+    flavour: Annotated[str | None, typer.Option(help="Only `early` or `final`.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Show so many of the newest.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the published results, newest first, and the folders that hold none."""
+    with Catalogue(_layout(data)) as catalogue:
+        entries = catalogue.entries(ResultFilter(kind, flavour))
+        unreadable = catalogue.unreadable()
+    if as_json:
+        items = [asdict(entry) for entry in entries[:limit]]
+        print_json({"total": len(entries), "items": items, "unreadable": unreadable})
+        return
+    _show_entries(entries[:limit])
+    out.print(f"{len(entries)} in all", highlight=False)
+    _show_unreadable(unreadable)
+
+
+@catalogue_app.command("rebuild")
+def rebuild_command(data: Data = DATA, as_json: AsJson = False) -> None:
+    """Fill the catalogue anew from the manifests; a running system may go on."""
+    with Catalogue(_layout(data)) as catalogue:
+        count = catalogue.rebuild()
+        unreadable = catalogue.unreadable()
+    if as_json:
+        print_json({"total": count, "unreadable": unreadable})
+        return
+    out.print(f"{count} results", highlight=False)
+    _show_unreadable(unreadable)
+
+
+def _show_entries(entries: list[Entry]) -> None:
+    table = Table("result", "kind", "flavour", "valid", "revision", "finished")
+    for entry in entries:
+        valid, created = (f"{t:%Y-%m-%d %H:%M}" for t in (entry.valid_time, entry.created))
+        table.add_row(entry.id, entry.kind, entry.flavour, valid, str(entry.revision), created)
+    out.print(table)
+
+
+def _show_unreadable(unreadable: dict[str, str]) -> None:
+    for name, reason in unreadable.items():
+        err.print(f"no result in '{name}': {reason}", markup=False)
 
 
 replay_app = typer.Typer(help=__doc__, add_completion=False)

@@ -1,18 +1,14 @@
-"""Run the whole system on this machine, or one of its processes: `appa up`, `gateway`, `worker`."""
+"""Run the whole system on this machine, or one of its processes: `appa up`, `gateway`, `worker`.
+
+Each command imports what it runs, so that a gateway starts without the libraries of the workers.
+"""
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-
-from deploy.local import LocalStack, StackOptions
-from model.domain.errors import AppaError
-from service.app import serve
-from service.settings import GatewaySettings
-from worker.process import run_worker
-from worker.scheduler import SCHEDULER, run_scheduler
 
 __all__ = ["gateway_app", "up_app", "worker_app"]
 
@@ -36,10 +32,12 @@ def up(
     ] = None,
     quiet: Annotated[bool, typer.Option(help="Log to DATA/logs/appa.log alone.")] = False,
 ) -> None:
-    """Broker, gateway, workers and scheduler in the foreground; Ctrl-C stops them all.
+    """Run broker, gateway, workers and scheduler in the foreground; Ctrl-C stops them all.
 
     An existing Redis or Valkey is used when APPA_REDIS_URL is set.
     """
+    from deploy.local import LocalStack, StackOptions
+
     options = StackOptions(
         data=data,
         host=host,
@@ -48,13 +46,8 @@ def up(
         redis_url=os.environ.get("APPA_REDIS_URL"),
         quiet=quiet,
     )
-    console = Console(highlight=False, markup=False)
-    try:
-        with LocalStack(options, console) as stack:
-            stack.run()
-    except AppaError as error:
-        console.print(f"error: {error.message}", style="red")
-        raise typer.Exit(2) from error
+    with LocalStack(options, Console(highlight=False, markup=False)) as stack:
+        stack.run()
 
 
 gateway_app = typer.Typer(help="Run the gateway alone.")
@@ -65,14 +58,12 @@ def gateway(
     host: Annotated[str | None, typer.Option(help="Address; APPA_HOST otherwise.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; APPA_PORT otherwise.")] = None,
 ) -> None:
-    """Takes settings from APPA_* variables (APPA_REDIS_URL, APPA_DATA_DIR, …)."""
-    given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
-    try:
-        settings = GatewaySettings(**given)
-        serve(settings)
-    except AppaError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        raise typer.Exit(2) from error
+    """Run with settings from APPA_* variables (APPA_REDIS_URL, APPA_DATA_DIR, …)."""
+    from service.app import serve
+    from service.settings import GatewaySettings
+
+    given: dict[str, Any] = {"host": host, "port": port}
+    serve(GatewaySettings(**{name: value for name, value in given.items() if value is not None}))
 
 
 worker_app = typer.Typer(help="Run one worker process of a larger system.")
@@ -87,12 +78,12 @@ def worker(
         ),
     ],
 ) -> None:
-    """Takes settings from APPA_* variables (APPA_REDIS_URL, APPA_DATA_DIR, APPA_MODELS, …)."""
-    try:
-        if queues == [SCHEDULER]:
-            run_scheduler()
-        else:
-            run_worker(queues)
-    except AppaError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        raise typer.Exit(2) from error
+    """Run with settings from APPA_* variables (APPA_REDIS_URL, APPA_DATA_DIR, APPA_MODELS, …)."""
+    if queues == ["scheduler"]:
+        from worker.scheduler import run_scheduler
+
+        run_scheduler()
+    else:
+        from worker.process import run_worker
+
+        run_worker(queues)

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from model.domain.errors import InvalidInput
+from model.domain.files import read_yaml
 
 __all__ = ["app"]
 
@@ -36,7 +37,7 @@ def read_config(kind: type[Config], name: str, overrides: list[str]) -> Config:
     if not path.exists():
         known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
         raise InvalidInput(f"Expected a configuration file or one of {known}; got '{name}'.")
-    values = yaml.safe_load(path.read_text())
+    values = read_yaml(path, InvalidInput)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -119,7 +120,7 @@ def nature_run(
     start: datetime = datetime(2000, 1, 1),
     seed: int = 0,
 ) -> None:
-    """Simulate a truth with jcm (extra `training`); rerun the same command to resume."""
+    """Simulate a truth with jcm (extra `lab`); rerun the same command to resume."""
     from lab.training.nature_run import NatureRunConfig, NatureRunProgress, days_in, run
 
     days = days_in(start, years)

@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from appa_client import Flavour, SeriesRow
 from deploy.console import DEFAULT_URL, AsJson, Key, Url, gateway_client, out, print_json, utc_time
 from model.domain.variables import VARIABLES
-from worker.contract.cycles import Flavour
-from worker.results.verification.series import ALL, SeriesRow
+from worker.results.verification.series import ALL
 
 __all__ = ["Line", "STATISTICS", "Summary", "app", "draw", "summarise", "summary_table"]
 

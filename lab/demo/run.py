@@ -6,7 +6,7 @@ The picture shows the last analysis beside the truth, and errors by hour.
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,19 +18,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from appa_client._sync.client import AppaClient
-from appa_client.events import JobEvent
+from appa_client import AppaClient, JobEvent
 from deploy.local import LocalStack, StackOptions
 from lab.demo.world import Errors, Scorer, World, channel_fields, observation_files
 from model.checkpoints.bundle import load_checkpoint
 from model.domain.errors import AppaError
 from model.domain.physics import GRAVITY, ZERO_CELSIUS
+from model.domain.windows import HOUR
 from model.latent_model import climatological_states
 from worker.results.outputs.maps import coastlines
 
 __all__ = ["DemoOptions", "DemoResult", "draw", "run_demo"]
-
-HOUR = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,8 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
     """Starts a stack of its own on a free port, runs the demo against it and stops it.
 
     Raises:
-        AppaError: If something fails on the way.
+        AppaError: If the stack or a batch fails.
+        AppaClientError: If the gateway or a job fails.
     """
     torch.set_num_threads(1)  # the cores belong to the workers
     options.output.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ Errors are given per quantity in its unit, and over all channels.
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from model.diagnostics.scores import rmse
 from model.domain.grids import Grid
 from model.domain.physics import GRAVITY
 from model.domain.variables import VARIABLES, Channel
+from model.domain.windows import HOUR
 from model.operators.base import Statics
 
 __all__ = [
@@ -44,7 +45,6 @@ __all__ = [
 BUFR_TYPES = ("synop", "ship", "temp", "aircraft", "scatterometer")
 NETWORK = Network(stations=400, scan_lines=20, aircraft=200, scatterometer_lines=20)
 """Less than the network of the skill tests, so that the demo ends in minutes."""
-HOUR = timedelta(hours=1)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from model.checkpoints.bundle import resolve
 from model.diagnostics.equivalents import observation_set
 from model.domain.errors import InvalidInput
 from model.domain.variables import VARIABLES
+from model.domain.windows import HOUR
 from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet
 
@@ -221,8 +222,6 @@ def as_if_used(table: pa.Table) -> pa.Table:
 
 ReadTruth = Callable[[datetime, int], Tensor]
 """(first time UTC, count) -> physical states (count, C, Y, X), NaN where undefined."""
-
-HOUR = timedelta(hours=1)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from model.diagnostics.ensembles import ranks
 from model.diagnostics.equivalents import model_equivalents
 from model.diagnostics.scores import spread_skill
 from model.domain.errors import InvalidInput
+from model.domain.files import open_atomic, write_atomic
 from model.domain.windows import WindowPlan
 from model.execution import OnStep, no_progress
 from model.latent_model import LatentModel, climatological_states
@@ -312,14 +313,11 @@ class ResultsFile:
         self._contents = self._contents.model_copy(update=change)
         if self.path is None:
             return
-        part = self.path.with_suffix(".part")
-        part.write_text(self._contents.model_dump_json())
-        part.replace(self.path)
+        write_atomic(self.path, self._contents.model_dump_json())
 
 
 def _write_fields(path: Path, fields: CaseFields) -> None:
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with open_atomic(path) as file:
         np.savez_compressed(
             file,
             end=np.array(fields.end.isoformat()),
@@ -328,7 +326,6 @@ def _write_fields(path: Path, fields: CaseFields) -> None:
             analysis=fields.analysis,
             spread=fields.spread,
         )
-    part.replace(path)
 
 
 def _read_fields(path: Path) -> CaseFields | None:

@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 
 from lab.rehearsal.content import Content
 from lab.rehearsal.evidence import AnalysisEvidence, Evidence, Sending
-from lab.rehearsal.scenario import HOUR, Delivery, Scenario
+from lab.rehearsal.scenario import Delivery, Scenario
+from model.domain.windows import HOUR
 from worker.contract.cycles import FIRST_REVISION, CycleState, Flavour, cycle_key
 
 __all__ = [

@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from appa_client._sync.client import AppaClient
-from appa_client.errors import UnavailableError
+from appa_client import AppaClient, UnavailableError
 from lab.demo.world import World
 from lab.encoders.bufr import encode_bufr
 from lab.osse.cases import CASE_NAME
 from lab.osse.network import simulate_observations
 from lab.rehearsal.evidence import Sending
-from lab.rehearsal.scenario import HOUR, Delivery, Outage, Scenario
+from lab.rehearsal.scenario import Delivery, Outage, Scenario
 from model.checkpoints.bundle import resolve
+from model.domain.windows import HOUR
 from worker.contract.clock import Clock
 
 __all__ = ["Content", "ReportSource", "Sender", "first_cycle", "world_of"]

@@ -14,8 +14,9 @@ from typing import Self
 from deploy.local import LocalStack, StackOptions, free_port
 from lab.rehearsal.content import Sender
 from lab.rehearsal.evidence import Standstill
-from lab.rehearsal.scenario import HOUR, Scenario
+from lab.rehearsal.scenario import Scenario
 from model.domain.errors import AppaError
+from model.domain.windows import HOUR
 from worker.contract.batches import BatchState
 from worker.contract.clock import Clock
 from worker.contract.cycles import CYCLE_DONE, CycleState, Flavour, cycle_key

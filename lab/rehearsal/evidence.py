@@ -23,7 +23,9 @@ from worker.contract.clock import Clock
 from worker.contract.layout import Layout
 from worker.contract.store import Stores
 from worker.observations.qc.selection import SUPEROBSERVATIONS
-from worker.results.manifest import AnalysisManifest, read_manifest
+from worker.results.catalogue import Catalogue
+from worker.results.entries import ResultFilter
+from worker.results.manifest import AnalysisManifest
 
 __all__ = [
     "AnalysisEvidence",
@@ -189,9 +191,9 @@ ErrorOf = Callable[[Path, datetime], float]
 
 
 def analyses(layout: Layout, error: ErrorOf | None) -> tuple[AnalysisEvidence, ...]:
-    """All published analyses of cycles, by valid time and revision."""
-    found = [read_manifest(layout, p.parent.name) for p in layout.analyses.glob("*/manifest.json")]
-    cycled = [m for m in found if m.flavour and m.kind == "filtering"]
+    """Return all published analyses of cycles, by valid time and revision."""
+    with Catalogue(layout) as catalogue:
+        cycled = [m for m in catalogue.manifests(ResultFilter("filtering")) if m.flavour]
     order = sorted(cycled, key=lambda m: (m.valid_time, m.revision, m.id))
     return tuple(_analysis(layout, manifest, error) for manifest in order)
 

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from lab.rehearsal.day import Day
 from lab.rehearsal.evidence import AnalysisEvidence
-from lab.rehearsal.scenario import HOUR
 from lab.rehearsal.verdict import Verdict
+from model.domain.windows import HOUR
 from worker.contract.cycles import Flavour, cycle_key
 
 __all__ = ["cost_table", "cycle_table", "draw", "findings_table", "summary_table"]

@@ -13,6 +13,7 @@ import yaml
 from numpy.random import Generator
 
 from lab.osse.network import Network
+from model.domain.windows import HOUR
 from worker.contract.cycles import Flavour
 from worker.contract.layout import Layout
 from worker.cycling.policy import CyclePolicy
@@ -22,7 +23,6 @@ __all__ = [
     "DAY_PARTS",
     "DELAYS",
     "Delivery",
-    "HOUR",
     "MINUTE",
     "Outage",
     "QUICK_NETWORK",
@@ -33,7 +33,6 @@ __all__ = [
     "delivery_plan",
 ]
 
-HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
 
 DAY_NETWORK = Network(stations=400, sondes=80, scan_lines=20, aircraft=200, scatterometer_lines=20)

@@ -5,7 +5,6 @@ Whether a series of errors rises is decided by a straight line and the confidenc
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from scipy.stats import t as student
 from lab.rehearsal.audit import Case, Finding, audit, slipped
 from lab.rehearsal.day import Day, Medians, medians
 from lab.rehearsal.evidence import Evidence
-from lab.rehearsal.scenario import HOUR, Scenario
+from lab.rehearsal.scenario import Scenario
+from model.domain.windows import HOUR
 from worker.contract.cycles import Flavour
 
 __all__ = [
@@ -199,7 +199,7 @@ def verdict_json(day: Day, verdict: Verdict) -> dict[str, Any]:
         },
         "warm_cycle_seconds": None if timing is None else vars(timing),
         "speed": day.clock.speed,
-        "longest_lag_hours": day.longest_lag / timedelta(hours=1),
+        "longest_lag_hours": day.longest_lag / HOUR,
         "kills": [t.isoformat() for t in day.evidence.kills],
         "slipped": list(verdict.slipped),
         "seconds": day.seconds,

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from rich.table import Table
 from model.assimilate import assimilate
 from model.diagnostics.equivalents import model_equivalents, observation_set
 from model.domain.errors import InvalidInput
-from model.domain.windows import WindowPlan
+from model.domain.windows import HOUR, WindowPlan
 from model.execution import OnStep, no_progress
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
@@ -27,7 +27,6 @@ from worker.pipeline.departures import monitored_set
 
 __all__ = ["WithheldSkill", "verify_withheld", "withheld_table"]
 
-HOUR = timedelta(hours=1)
 LAYERS = ((0, 15_000), (15_000, 40_000), (40_000, 75_000), (75_000, 110_000))
 """Pressure layers of the table, Pa."""
 
@@ -76,7 +75,7 @@ def verify_withheld(
     table = _checked(table, model, share)
     observations, table = observation_set(table, model, plan.times)
     withheld = pc.fill_null(pc.equal(table["rejected_by"].cast(pa.string()), "withheld"), False)
-    seen = monitored_set(table, model, plan.times)
+    seen, _ = monitored_set(table, model, plan.times)
     seen = seen.select(withheld.to_numpy()[seen.rows])
     analysis = assimilate(model, observations, plan, members, seed, on_step=on_step)
     hofx = model_equivalents(analysis.latents, model, seen).mean(0)

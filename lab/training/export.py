@@ -23,8 +23,9 @@ from model.autoencoder import AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
 from model.card import BaseCard, BlanketCard, Card, GridCard, ScheduleCard
 from model.checkpoints.assemble import assemble
-from model.checkpoints.bundle import code_version, save_checkpoint
+from model.checkpoints.bundle import save_checkpoint
 from model.domain.errors import CheckpointError
+from model.domain.files import code_version
 from model.domain.variables import channels
 from model.latent_model import LatentModel
 from model.operators.composite import reconstruction_residual

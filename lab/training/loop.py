@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.domain.errors import ConfigurationError
+from model.domain.files import open_atomic
 
 __all__ = [
     "Optimisation",
@@ -156,12 +157,8 @@ class TrainingRun:
         """Replace the checkpoint atomically; `step` is the next one to run."""
         if self.rank != 0:
             return
-        temporary = self.folder / "last.pt.tmp"
-        with temporary.open("wb") as file:
+        with open_atomic(self.folder / "last.pt") as file:
             torch.save({"step": step, "parts": [p.state_dict() for p in parts]}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / "last.pt")
         self._saved = time.monotonic()
 
     def due(self, minutes: float) -> bool:

@@ -3,7 +3,6 @@
 Arrays are checked on the way in: hashes, safetensors, strict loading of state dicts.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from model.backbone import Backbone
 from model.card import Card
 from model.denoiser import BlanketDenoiser, Precision
 from model.domain.errors import CheckpointError
+from model.domain.files import file_digest
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel, LatentNormalisation, StateNormalisation
 
@@ -24,14 +24,13 @@ __all__ = ["assemble", "check_sha256", "load_pickled", "load_strictly", "load_te
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal.
+    """Return the SHA-256 of a file of a checkpoint, in hexadecimal.
 
     Raises:
         CheckpointError: If it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except OSError as error:
         raise CheckpointError(
             f"Expected the file {path} of a checkpoint; it cannot be read ({error.strerror}).",

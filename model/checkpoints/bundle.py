@@ -6,7 +6,6 @@ A bundle appears whole or not at all. The authors' run folders load as they are.
 import os
 import shutil
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
@@ -21,10 +20,11 @@ from model.checkpoints.assemble import assemble, check_sha256, load_strictly, lo
 from model.checkpoints.released import load_released
 from model.denoiser import Precision
 from model.domain.errors import AppaError, CheckpointError
+from model.domain.files import code_version, sync_file
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
 
-__all__ = ["WEIGHTS", "code_version", "load_checkpoint", "resolve", "save_checkpoint"]
+__all__ = ["WEIGHTS", "load_checkpoint", "resolve", "save_checkpoint"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Bundles that come with the package, one folder each."""
@@ -139,14 +139,6 @@ def _statistics(card: Card, tensors: dict[str, Tensor], path: Path) -> dict[str,
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def code_version() -> str:
-    """Return the version of the installed package; `unknown` where there is none."""
-    try:
-        return version("appa-service")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def save_checkpoint(model: LatentModel, folder: Path, *, stored: Storage = "float32") -> Card:
     """Write a model as a bundle.
 
@@ -225,7 +217,6 @@ def _weights(module: nn.Module, stored: Storage) -> dict[str, Tensor]:
 def _write(folder: Path, role: str, tensors: dict[str, Tensor], stored: Storage) -> FileCard:
     path = folder / f"{role}.safetensors"
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    sync_file(path)
     kept = stored if role in ("autoencoder", "backbone") else "float32"
     return FileCard(path=path.name, sha256=sha256(path), stored=kept)

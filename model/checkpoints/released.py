@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import torch
 import xarray as xr
-import yaml
 from torch import Tensor
 
 from model.autoencoder import Autoencoder, AutoencoderConfig
@@ -30,6 +29,7 @@ from model.card import BlanketCard, Card, GridCard, ScheduleCard
 from model.checkpoints.assemble import assemble, load_pickled, load_strictly, sha256
 from model.denoiser import Precision
 from model.domain.errors import AppaError, CheckpointError
+from model.domain.files import read_yaml
 from model.domain.variables import ATMOSPHERIC, LEVELS_ERA5_13, SURFACE, channel_names
 from model.latent_model import LatentModel
 
@@ -245,7 +245,7 @@ def find_released(root: Path, **chosen: Path | None) -> ReleasedRun:
         if "stats.pth" in names:
             found["latent_statistics"].append(folder / "stats.pth")
         if "config.yaml" in names:
-            sections = _yaml(folder / "config.yaml")
+            sections = read_yaml(folder / "config.yaml", CheckpointError)
             part = "denoiser" if "backbone" in sections else "autoencoder"
             if part == "denoiser" or "ae" in sections:
                 found[part].append(folder)
@@ -293,9 +293,9 @@ def load_released(
     ae_tensors, vit_tensors = load_pickled(ae_file), load_pickled(vit_file)
     config = ReleasedConfig(
         run.autoencoder / "config.yaml",
-        _yaml(run.autoencoder / "config.yaml"),
+        read_yaml(run.autoencoder / "config.yaml", CheckpointError),
         run.denoiser / "config.yaml",
-        _yaml(run.denoiser / "config.yaml"),
+        read_yaml(run.denoiser / "config.yaml", CheckpointError),
         ignore,
     )
     ae_config = config.autoencoder(ae_tensors)
@@ -331,18 +331,6 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
             below.clear()
         below.sort()
         yield path, names
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise CheckpointError(f"Expected YAML in {path}; {error}.", file=str(path)) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(
-            f"Expected a mapping in {path}; got {type(values).__name__}.", file=str(path)
-        )
-    return values
 
 
 def _weights_file(folder: Path, weights: str) -> Path:

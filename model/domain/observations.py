@@ -58,7 +58,14 @@ _FLAGS = (
     QCFlag("withheld", 32, "kept back for verification"),
     QCFlag("decode", 33, "decoder could not trust the value"),
 )
-QC_FLAGS: Registry[QCFlag] = Registry("quality-control outcome", **{f.name: f for f in _FLAGS})
+QC_FLAGS: Registry[QCFlag] = Registry(
+    "quality-control outcome",
+    "appa.qc_outcomes",
+    QCFlag,
+    ("number",),
+    **{f.name: f for f in _FLAGS},
+)
+"""Numbers from 128 to 254 are for extensions."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,9 @@ _REPORTS = (
     ReportType("gridded", "fields used as observations"),
     ReportType("other", "derived tables that name no network"),
 )
-REPORT_TYPES: Registry[ReportType] = Registry("report type", **{r.name: r for r in _REPORTS})
+REPORT_TYPES: Registry[ReportType] = Registry(
+    "report type", "appa.report_types", ReportType, **{r.name: r for r in _REPORTS}
+)
 
 VERTICAL_KINDS = ("surface", "pressure", "height", "layer", "column", "channel")
 """How `vertical` is read: `surface` (null), `pressure` in Pa, `height` in m above mean sea level,

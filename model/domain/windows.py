@@ -10,12 +10,16 @@ from datetime import UTC, datetime, timedelta
 
 from model.domain.errors import InvalidInput
 
-__all__ = ["AssimilationWindow", "WindowPlan", "hourly"]
+__all__ = ["HOUR", "AssimilationWindow", "WindowPlan", "hourly"]
 
 
 def _check_utc(name: str, time: datetime) -> None:
     if time.tzinfo is None or time.utcoffset() != timedelta(0):
         raise InvalidInput(f"Expected {name} as a time in UTC; got {time.isoformat()}.")
+
+
+HOUR = timedelta(hours=1)
+"""From one state of a trajectory to the next."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class WindowPlan:
         used = [t for t, o in zip(self.times, self.observed, strict=True) if o]
         if not used:
             return None
-        return AssimilationWindow(used[0] - timedelta(hours=1), used[-1])
+        return AssimilationWindow(used[0] - HOUR, used[-1])
 
     @classmethod
     def filtering(

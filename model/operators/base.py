@@ -291,6 +291,7 @@ class Built:
     reason: str = "domain"
 
 
+@runtime_checkable
 class OperatorFamily(Protocol):
     """One way to get from states to observations.
 

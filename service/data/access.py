@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.domain.errors import AppaError
 from service.auth import authenticate
+from service.errors import NotInstalled
 from service.gateway import Gateway
 from service.keys import Scope as KeyScope
 from service.problems import appa_problem, broker_problem
@@ -80,16 +81,23 @@ class DataAccess:
     def _build(self) -> ASGIApp:
         with self._building:
             if self._application is None:
-                modules = [
-                    importlib.import_module(f"service.data.{name}")
-                    for name in ("library", "application")
-                ]
-                library = modules[0].DatasetLibrary(self.gateway.analyses, self.gateway.layout)
-                application: ASGIApp = modules[1].build_application(
-                    library, self.gateway.settings.edr_max_values
+                try:
+                    library, application = (
+                        importlib.import_module(f"service.data.{name}")
+                        for name in ("library", "application")
+                    )
+                except ModuleNotFoundError as error:
+                    raise NotInstalled(
+                        f"Expected the extra 'data' on this gateway; the module '{error.name}' is "
+                        "missing. Install it with: pip install 'appa-service[data]'",
+                        extra="data",
+                    ) from error
+                datasets = library.DatasetLibrary(self.gateway.analyses, self.gateway.layout)
+                built: ASGIApp = application.build_application(
+                    datasets, self.gateway.settings.edr_max_values
                 )
-                _start_sweeping(library)
-                self._application = application
+                _start_sweeping(datasets)
+                self._application = built
             return self._application
 
 

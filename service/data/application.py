@@ -15,11 +15,10 @@ from xpublish.plugins.included.dataset_info import DatasetInfoPlugin
 from xpublish.rest import Rest
 from xpublish_zarr import ZarrPlugin
 
+from model.domain.files import code_version
 from service.data.edr import Edr
 from service.data.library import BoundedAnswers, DatasetLibrary
-from service.data.opendap import OpenDap
 from service.problems import add_problem_handlers, problem_response
-from service.settings import VERSION
 
 log = structlog.get_logger()
 
@@ -71,7 +70,7 @@ class DerivedCache:
 
 
 class DataRest(Rest):
-    """xpublish with data sets directly below its root: `/<id>/zarr`, `/<id>/opendap`, …"""
+    """xpublish with data sets directly below its root: `/<id>/zarr`, `/<id>/edr`"""
 
     derived = DerivedCache()
 
@@ -112,13 +111,12 @@ def build_application(library: DatasetLibrary, most_values: int) -> FastAPI:
         PublishedAnalyses(library=library),
         DatasetInfoPlugin(),
         ZarrPlugin(),
-        OpenDap(),
         Edr(library=library),
     )
     about = {
         "title": "Appa data sets",
-        "version": VERSION,
-        "description": "Published analyses by zarr, OPeNDAP and OGC EDR. See docs/data-access.md.",
+        "version": code_version(),
+        "description": "Published analyses by zarr and OGC EDR. See docs/data-access.md.",
         "redoc_url": None,
     }
     rest = DataRest(plugins={plugin.name: plugin for plugin in plugins}, app_kws=about)

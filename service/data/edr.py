@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import cf_xarray  # noqa: F401  # registers the `.cf` accessor that the plugin uses
 import numpy as np
 import shapely
 import xarray as xr

@@ -24,10 +24,11 @@ from xpublish.utils.api import DATASET_ID_ATTR_KEY
 from zarr.storage import ZipStore
 
 from model.domain.errors import StorageError
-from service.analysis_index import AnalysisFilter, AnalysisIndex
 from service.errors import NotFound, RequestError
+from worker.contract.kinds import KINDS
 from worker.contract.layout import Layout
-from worker.results.manifest import AnalysisManifest, ManifestFile
+from worker.results.catalogue import Catalogue
+from worker.results.entries import ResultFilter
 
 __all__ = ["AnswerTooLarge", "BoundedAnswers", "check_answer", "check_points"]
 
@@ -202,7 +203,7 @@ def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int]) -> None:
         f"Expected at most {most} values in one answer; {count} are asked for: "
         f"{len(dataset.data_vars)} variables over {extent}. Name the variables wanted with "
         "'parameter-name', a level with 'z', a time with 'datetime', a member with 'realization', "
-        "or take a smaller box or area. Whole fields are better read by zarr or OPeNDAP, or "
+        "or take a smaller box or area. Whole fields are better read by zarr, or "
         "downloaded as a file.",
         **context,
         variables=len(dataset.data_vars),
@@ -211,25 +212,12 @@ def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int]) -> None:
 
 log = structlog.get_logger()
 
-LATEST: dict[str, AnalysisFilter] = {
-    "latest-filtering": AnalysisFilter("filtering"),
-    "latest-early": AnalysisFilter("filtering", "early"),
-    "latest-final": AnalysisFilter("filtering", "final"),
-    "latest-forecast": AnalysisFilter("forecast"),
-    "latest-reanalysis": AnalysisFilter("reanalysis"),
+LATEST: dict[str, ResultFilter] = {
+    f"latest-{flavour or kind.name}": ResultFilter(kind.name, flavour, with_dataset=True)
+    for kind in KINDS.values()
+    for flavour in ((None, "early", "final") if kind.cycled else (None,))
 }
-"""Names that move on to the newest analysis of their kind."""
-
-_SUFFIXES = (".nc", ".zarr.zip")
-
-
-def data_file(manifest: AnalysisManifest) -> ManifestFile | None:
-    """The file that is served as a data set: NetCDF where there is one, else zarr."""
-    for suffix in _SUFFIXES:
-        for file in manifest.files:
-            if file.role == "data" and file.name.endswith(suffix):
-                return file
-    return None
+"""Names that move on to the newest analysis of their kind, and of the cycles by flavour."""
 
 
 @dataclass
@@ -250,7 +238,7 @@ class DatasetLibrary:
 
     def __init__(
         self,
-        analyses: AnalysisIndex,
+        analyses: Catalogue,
         layout: Layout,
         *,
         capacity: int = 16,
@@ -264,13 +252,13 @@ class DatasetLibrary:
         self._held: OrderedDict[str, _Held] = OrderedDict()
 
     def names(self) -> list[str]:
-        """All ids, newest first, after the names that move."""
-        found = [m for m in self._matching(AnalysisFilter()) if data_file(m)]
-        moving = [name for name, wanted in LATEST.items() if any(map(wanted.accepts, found))]
-        return moving + [m.id for m in found]
+        """Return all ids, newest first, after those names in `LATEST` that stand for one."""
+        entries = self._analyses.entries(ResultFilter(with_dataset=True))
+        moving = [name for name, wanted in LATEST.items() if self._analyses.latest(wanted)]
+        return moving + [entry.id for entry in entries]
 
     def resolve(self, name: str) -> str:
-        """The analysis id that `name` stands for now.
+        """Return the analysis id that `name` stands for now.
 
         Raises:
             NotFound: If no analysis of that kind is published.
@@ -278,13 +266,13 @@ class DatasetLibrary:
         wanted = LATEST.get(name)
         if wanted is None:
             return name
-        for manifest in self._matching(wanted):
-            if data_file(manifest):
-                return manifest.id
-        raise NotFound(f"Expected a published analysis for '{name}'; there is none yet.")
+        manifest = self._analyses.latest(wanted)
+        if manifest is None:
+            raise NotFound(f"Expected a published analysis for '{name}'; there is none yet.")
+        return manifest.id
 
     def get(self, name: str) -> OpenDataset:
-        """The data set of an analysis.
+        """Return the open data set of an analysis.
 
         Raises:
             NotFound: If there is no such analysis, or it has no NetCDF or zarr file.
@@ -292,7 +280,7 @@ class DatasetLibrary:
         """
         analysis_id = self.resolve(name)
         manifest = self._analyses.get(analysis_id)
-        file = data_file(manifest)
+        file = manifest.dataset_file
         if file is None:
             raise NotFound(
                 f"Expected an analysis with a NetCDF or zarr file; '{analysis_id}' has "
@@ -312,7 +300,7 @@ class DatasetLibrary:
             return held.dataset
 
     def sweep(self) -> int:
-        """Closes what is deleted or idle, so that deleted files free their space; returns how many."""
+        """Close what is deleted or idle, so that deleted files free their space; return how many."""
         with self._lock:
             now = time.monotonic()
             done = [
@@ -325,7 +313,7 @@ class DatasetLibrary:
             return len(done)
 
     def close(self) -> None:
-        """Closes all."""
+        """Close all data sets that are held open."""
         with self._lock:
             for name in list(self._held):
                 self._close(name)
@@ -335,6 +323,3 @@ class DatasetLibrary:
             self._held.pop(name).dataset.close()
         except (OSError, RuntimeError) as error:
             log.warning("dataset_not_closed", analysis_id=name, error=str(error))
-
-    def _matching(self, wanted: AnalysisFilter) -> list[AnalysisManifest]:
-        return self._analyses.select(wanted, None, 1_000_000).items

@@ -4,9 +4,10 @@ import tempfile
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 
+from model.domain.files import code_version
 from model.domain.observations import QC_FLAGS, REPORT_TYPES
 from model.domain.variables import VARIABLES
 from service.auth import AnyCaller, GatewayDep
@@ -16,26 +17,26 @@ from service.jobs import can_run_models
 from service.metrics import CONTENT_TYPE, set_cycle_metrics
 from service.openapi import problems
 from service.schemas import CapabilitiesView, Check, Live, Readiness, UploadFormat
-from service.settings import VERSION
-from service.uploads import CONTAINERS, free_bytes
 from worker.contract.batches import BatchState
-from worker.contract.disk import disk_state
+from worker.contract.disk import disk_state, free_bytes
 from worker.contract.jobs import JobState
+from worker.contract.kinds import KINDS
 from worker.contract.queues import GPU_QUEUE, INGEST_QUEUE, QUEUES, WorkerReport, merge
 from worker.contract.redis_server import redis_health
 from worker.contract.store import RetentionFigures
+from worker.observations.formats import FORMATS
 
 router = APIRouter(tags=["system"])
 
 
 @router.get("/v1/capabilities", responses=problems())
 def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
-    """Models, formats and networks of the workers that run, and the vocabulary."""
+    """Return models, formats and networks of the running workers, and the vocabulary."""
     reports = gateway.stores.workers.alive()
     can = merge([r for r in reports if r.ready])
     settings = gateway.settings
     return CapabilitiesView(
-        version=VERSION,
+        version=code_version(),
         models=can.models,
         formats=can.formats,
         decoders=can.decoders,
@@ -43,10 +44,10 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
         variables={v.id: v.units for v in VARIABLES.values()},
         qc_outcomes={f.name: f.meaning for f in QC_FLAGS.values()},
         uploads=[
-            UploadFormat(name=c.name, meaning=c.meaning, media_type=c.media_type)
-            for c in CONTAINERS.values()
+            UploadFormat(name=f.name, meaning=f.description, media_type=f.media_type)
+            for f in FORMATS.values()
         ],
-        job_kinds=["filtering", "forecast", "reanalysis"],
+        job_kinds=list(KINDS),
         limits={
             "max_upload_bytes": settings.max_upload_bytes,
             "query_max_rows": settings.query_max_rows,
@@ -60,8 +61,8 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
 
 @router.get("/health/live", responses=problems())
 async def live() -> Live:
-    """The process answers; it asks nothing else of the world."""
-    return Live(version=VERSION)
+    """Respond without checking Redis, storage or workers."""
+    return Live(version=code_version())
 
 
 @router.get("/health/ready", responses=problems("not_ready"))
@@ -69,10 +70,10 @@ def ready(
     gateway: GatewayDep,
     part: Annotated[
         Literal["all", "gateway"],
-        Query(description="`gateway`: uploads can be taken; `all`: jobs can be done too."),
+        Query(description="`gateway`: uploads can be received; `all`: jobs can be run too."),
     ] = "all",
 ) -> Readiness:
-    """Redis, storage, workers by queue and the loaded model; 503 names what is missing."""
+    """Check Redis, storage, the workers of each queue and the model; 503 names what is missing."""
     health = redis_health(gateway.stores.redis)
     reports = gateway.stores.workers.alive() if health.reachable else []
     checks = {
@@ -87,7 +88,7 @@ def ready(
     checks["disk"] = _disk(gateway)
     is_ready = all(checks[name].ok for name in needed)
     warnings = list(health.warnings) if health.reachable else []
-    # What is published can still be read, so a balancer must not turn this gateway off.
+    # Results can still be read, so a load balancer must not take this gateway out.
     warnings += [] if checks["disk"].ok else [checks["disk"].detail]
     answer = Readiness(ready=is_ready, checks=checks, models=models, warnings=warnings)
     if not is_ready:
@@ -134,7 +135,7 @@ def _workers(queue: str, reports: list[WorkerReport]) -> Check:
     },
 )
 def metrics(gateway: GatewayDep) -> Response:
-    """Counters of this gateway and states of the system, for Prometheus."""
+    """Return the metrics of this gateway and of the system, for Prometheus."""
     counters, stores = gateway.metrics, gateway.stores
     try:
         reports = stores.workers.alive()
@@ -159,16 +160,16 @@ def metrics(gateway: GatewayDep) -> Response:
 
 
 class ProblemDescription(BaseModel):
-    """A kind of problem."""
+    """A kind of problem that the gateway reports."""
 
-    code: str
-    status: int
-    title: str
+    code: str = Field(description="Stable identifier.")
+    status: int = Field(description="HTTP status.")
+    title: str = Field(description="A short summary, always the same.")
 
 
 @router.get("/problems", responses=problems())
 async def list_problems() -> list[ProblemDescription]:
-    """All codes that clients may see."""
+    """Return every kind of problem with its status and title."""
     return [
         ProblemDescription(code=code, status=kind.status, title=kind.title)
         for code, kind in PROBLEMS.items()
@@ -177,9 +178,9 @@ async def list_problems() -> list[ProblemDescription]:
 
 @router.get("/problems/{code}", responses=problems("not_found"))
 async def read_problem(
-    code: Annotated[str, Path(description="From a problem document.")],
+    code: Annotated[str, Path(description="`code` of a problem document.")],
 ) -> ProblemDescription:
-    """One code."""
+    """Return the status and title of one kind of problem."""
     if code not in PROBLEMS:
         raise NotFound(f"Expected one of {', '.join(PROBLEMS)}; got '{code}'.")
     return ProblemDescription(code=code, status=PROBLEMS[code].status, title=PROBLEMS[code].title)

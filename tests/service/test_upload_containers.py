@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.uploads import sniff
+from model.domain.errors import DecodeError
+from worker.observations.formats import recognise
 
 
 def parquet() -> bytes:
@@ -43,8 +44,29 @@ def archive() -> bytes:
         (archive(), None),
         (b'{"kind": "filtering"}', None),
         (b"\x00" * 64, None),
+        # a mark at the first byte counts whatever follows, later ones need an edition
+        (b"BUFR\xff\xff\xff\xff", "bufr"),
+        (b"\x00BUFR\xff\xff\xff\xff", None),
+        (b"\x00GRIB\xff\xff\xff\x03", None),
+        (b"\x00GRIB\x00\x00\x00\x02BUFR\x00\x00\x00\x04", "grib"),
+        # text that speaks of BUFR is text
+        (b"BUFR_id,time,lat,lon\n", "csv"),
+        # pictures, programs and pages are refused whatever they contain
+        (b"\x7fELF\x00BUFR\x00\x00\x00\x04", None),
+        (b"GIF89a\x00GRIB\x00\x00\x00\x02", None),
+        (b"<!DOCTYPE html><title>time, lat</title>", None),
+        (b"7z\xbc\xaf\x27\x1c", None),
+        # text is UTF-8 without control bytes, and a header is the first line
+        (b"time,lat,lon,name\n2025-01-01,1,2,Z\xfcrich and more", None),
+        (b"time,lat,lon\n\x00", None),
+        (b"\ntime,lat,lon\n", None),
+        (b'\xef\xbb\xbf \n{"type": "Feature", "geometry": null}', "geojson"),
+        (b'{"Features": "time, lat"}', None),
     ],
 )
-def test_sniff(head: bytes, name: str | None) -> None:
-    container = sniff(head)
-    assert (container.name if container else None) == name
+def test_formats_are_recognised_by_first_bytes(head: bytes, name: str | None) -> None:
+    try:
+        found = recognise(head).name
+    except DecodeError:
+        found = None
+    assert found == name

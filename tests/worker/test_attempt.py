@@ -1,9 +1,11 @@
 """Outcomes of one attempt: every kind of error becomes the right state of the record."""
 
 import errno
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
+from celery.exceptions import Reject, Retry
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from model.domain.errors import CheckpointError, InvalidInput, StorageError
@@ -24,11 +26,20 @@ class Outbox:
     def send_task(self, name, args, **options):
         self.sent.append((name, args, options))
 
+    def retry(self, **options):
+        """As `celery.Task.retry`: sends the message again, and returns what the task raises."""
+        self.sent.append(("retry", (), options))
+        return Retry()
+
 
 @pytest.fixture
 def runtime(shared_broker, prefix, tmp_path):
     settings = WorkerSettings(
-        redis_url=shared_broker.url, redis_prefix=prefix, data_dir=tmp_path, attempts=2
+        redis_url=shared_broker.url,
+        redis_prefix=prefix,
+        data_dir=tmp_path,
+        attempts=2,
+        retry_backoff_seconds=0,
     )
     opened = open_runtime(settings, ["gpu"], "worker-1", Outbox())
     yield opened
@@ -42,12 +53,18 @@ def job(runtime):
     return runtime.stores.jobs.create(JobRecord(id=job_id, analysis_id="an-1", spec=spec))[0]
 
 
+def attempted(runtime, job, body) -> JobRecord:
+    """The record after one attempt, as Celery would run it."""
+    with suppress(Retry, Reject):
+        attempt(runtime.sender, runtime, runtime.stores.jobs, job.id, body)
+    return runtime.stores.jobs.get(job.id)
+
+
 def run(runtime, job, error) -> JobRecord:
     def body(record, lease):
         raise error
 
-    attempt(runtime, runtime.stores.jobs, job.id, body)
-    return runtime.stores.jobs.get(job.id)
+    return attempted(runtime, job, body)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +105,7 @@ def test_a_cancel_that_meets_an_error_ends_cancelled(runtime, job):
         runtime.stores.jobs.cancel(record.id)
         raise StorageError("torn file")
 
-    attempt(runtime, runtime.stores.jobs, job.id, body)
-    assert runtime.stores.jobs.get(job.id).state is JobState.CANCELLED
+    assert attempted(runtime, job, body).state is JobState.CANCELLED
 
 
 def test_a_cancel_raised_in_a_step_ends_cancelled(runtime, job):
@@ -97,8 +113,7 @@ def test_a_cancel_raised_in_a_step_ends_cancelled(runtime, job):
         runtime.stores.jobs.cancel(record.id)
         lease.check()
 
-    attempt(runtime, runtime.stores.jobs, job.id, body)
-    assert runtime.stores.jobs.get(job.id).state is JobState.CANCELLED
+    assert attempted(runtime, job, body).state is JobState.CANCELLED
 
 
 def test_an_error_after_success_changes_nothing(runtime, job):
@@ -106,8 +121,7 @@ def test_an_error_after_success_changes_nothing(runtime, job):
         runtime.stores.jobs.succeed(record.id, record.token, Progress())
         raise ValueError("too late")
 
-    attempt(runtime, runtime.stores.jobs, job.id, body)
-    assert runtime.stores.jobs.get(job.id).state is JobState.SUCCEEDED
+    assert attempted(runtime, job, body).state is JobState.SUCCEEDED
 
 
 def test_a_message_of_another_version_fails_the_record_and_says_so(runtime, job):

@@ -8,7 +8,7 @@ from tests.faults.steps import sender, wait_phase, wait_state
 from tests.worker.processes import wait_for
 from worker.contract.jobs import JobRecord, JobState, Phase
 from worker.contract.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
-from worker.contract.queues import GPU_QUEUE, PRIORITIES, RUN_ASSIMILATION, queue_keys, submit
+from worker.contract.queues import GPU_QUEUE, PRIORITIES, RUN_ASSIMILATION, submit
 from worker.contract.records import new_id
 from worker.scheduler import Reaper
 
@@ -50,13 +50,15 @@ def test_an_analysis_does_not_wait_for_forecasts_and_reanalyses(stores, processe
 
 
 @pytest.mark.parametrize("spec", [ANALYSIS, FORECAST, PAST])
-def test_a_waiting_message_is_found_whatever_its_priority(stores, processes, spec):
-    with sender(processes) as app:
-        reaper = Reaper(stores, app, attempts=1, grace_seconds=0, resend_seconds=0)
+def test_a_lost_message_is_sent_again_with_its_priority(stores, processes, spec):
+    with sender(processes) as app, app.connection_for_write() as connection:
+        broker = connection.default_channel
+        reaper = Reaper(stores, app, lost_workers=1, grace_seconds=0, resend_seconds=0)
         queue(stores, app, spec)
-        keys = queue_keys(stores.keys.prefix, GPU_QUEUE)
-        assert sum(stores.redis.llen(key) for key in keys) == 1
+        assert broker.queue_declare(GPU_QUEUE).message_count == 1
         assert reaper.sweep() == 0
-        stores.redis.delete(*keys)  # lost with the broker
+        broker.queue_purge(GPU_QUEUE)  # lost with the broker
         wait_for(lambda: reaper.sweep() == 1)
-        assert stores.redis.llen(keys[PRIORITIES.index(spec.priority)]) == 1
+        message = broker.basic_get(GPU_QUEUE, no_ack=True)
+        assert message.properties["priority"] == spec.priority
+        assert broker.basic_get(GPU_QUEUE, no_ack=True) is None

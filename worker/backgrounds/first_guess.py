@@ -6,7 +6,7 @@ is zero, and the checks against it allow for the errors of the observations alon
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.domain.errors import AppaError, InvalidInput
-from model.domain.windows import WindowPlan
+from model.domain.windows import HOUR, WindowPlan
 from worker.backgrounds.restarts import Restart
 from worker.backgrounds.uploaded import states_table
 from worker.contract.kinds import SpecBase
@@ -25,7 +25,6 @@ from worker.sandbox import Limits, run_limited
 
 __all__ = ["FirstGuess", "consecutive", "read_first_guess"]
 
-HOUR = timedelta(hours=1)
 FIELD = "background_batch"
 Period = tuple[datetime, datetime]
 

@@ -5,13 +5,13 @@ season and hour of day, so that a sample without observations is a draw from the
 that moment, and the members' spread is its variability.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Protocol
 
 import torch
 
 from model.domain.errors import InvalidInput
-from model.domain.windows import WindowPlan
+from model.domain.windows import HOUR, WindowPlan
 from worker.backgrounds.restarts import Restart
 from worker.contract.kinds import SpecBase
 from worker.solver import Background, Solver, pairs_info
@@ -58,9 +58,6 @@ def climatology(plan: WindowPlan, solver: Solver) -> Background:
     mirrored = solver.settings.antithetic
     info = {"source": "climatology", "members": len(latents)} | pairs_info(mirrored)
     return Background(plan.times, latents, "climatology", info, ("cold_start",), mirrored)
-
-
-HOUR = timedelta(hours=1)
 
 
 def covers(earlier: EarlierStates, plan: WindowPlan) -> bool:

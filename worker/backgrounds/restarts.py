@@ -2,13 +2,12 @@
 
 Latents are exact and small; reading a published NetCDF file back would lose what was rounded.
 
-A marker file names valid time, revision and result; the manifest and the restart file are read
-only when a marker fits. A deleted result leaves a dangling marker, which is skipped.
+The catalogue says which results have a restart file; the file is read only when its times fit.
 """
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,14 +18,15 @@ from torch import Tensor
 
 from model.domain.errors import StorageError
 from worker.contract.layout import Layout
-from worker.results.manifest import AnalysisManifest, read_manifest
+from worker.results.catalogue import Catalogue
+from worker.results.entries import ResultFilter
+from worker.results.manifest import AnalysisManifest
 
 __all__ = [
     "PublishedStates",
     "RESTART_NAME",
     "Restart",
     "find_restart",
-    "mark_restart",
     "read_restart",
     "write_restart",
 ]
@@ -50,7 +50,7 @@ class Restart:
 
 
 def write_restart(restart: Restart, path: Path) -> None:
-    """Writes the file."""
+    """Write the latent states, their times and the hash of their model to `path`."""
     about = {
         "times": json.dumps([time.isoformat() for time in restart.times]),
         "model": restart.model,
@@ -59,7 +59,7 @@ def write_restart(restart: Restart, path: Path) -> None:
 
 
 def read_restart(path: Path) -> Restart:
-    """Reads the file.
+    """Return the content of a restart file.
 
     Raises:
         StorageError: If it is absent or not a restart file.
@@ -71,9 +71,6 @@ def read_restart(path: Path) -> Restart:
             return Restart(times, file.get_tensor("latents").to(torch.float32), about["model"])
     except (OSError, KeyError, ValueError) as error:
         raise StorageError(f"Expected a restart file at {path.name}; {error}.") from error
-
-
-_STAMP = "%Y%m%dT%H"
 
 
 @dataclass(frozen=True)
@@ -92,11 +89,11 @@ class PublishedStates:
 
     @property
     def mirrored(self) -> bool:
-        """Whether members 0 and 1, 2 and 3 … have opposite perturbations."""
+        """Return whether members 0 and 1, 2 and 3 … have opposite perturbations."""
         return self.manifest.mirrored
 
     def describe(self) -> dict[str, Any]:
-        """The result."""
+        """Return what the manifest of the next result says about this background."""
         return {
             "source": self.source,
             "analysis_id": self.manifest.id,
@@ -107,23 +104,13 @@ class PublishedStates:
 
     @property
     def restart_sha256(self) -> str:
-        """Hash of the file with the latent states."""
+        """Return the SHA-256 of the file with the latent states."""
         found = (file.sha256 for file in self.manifest.files if file.name == RESTART_NAME)
         return next(found, "")
 
     def hours_to(self, time: datetime) -> int:
-        """States up to and including `time`."""
+        """Return the number of states up to and including `time`."""
         return sum(t <= time for t in self.restart.times)
-
-
-def mark_restart(layout: Layout, manifest: AnalysisManifest) -> None:
-    """Makes a published result with a restart file known."""
-    if not manifest.times or not any(file.name == RESTART_NAME for file in manifest.files):
-        return
-    layout.restarts.mkdir(exist_ok=True)
-    last = max(manifest.times)
-    name = f"{last:{_STAMP}}__{manifest.revision:04d}__{manifest.id}"
-    (layout.restarts / name).touch()
 
 
 def find_restart(
@@ -135,7 +122,7 @@ def find_restart(
     analysis_id: str | None = None,
     cycled: bool = False,
 ) -> PublishedStates | None:
-    """The newest result up to `at`, its highest revision, that `model` can continue.
+    """Return the newest result up to `at`, its highest revision, that `model` can continue.
 
     Arguments:
         layout: The data folder.
@@ -143,39 +130,29 @@ def find_restart(
         at: Last valid time accepted (UTC).
         max_age: Oldest valid time accepted, before `at`.
         analysis_id: Only this result.
-        cycled: Prefer any result of the cycles to any other: an experiment of someone's own must
-            not get into the chain of analyses while that has a link of its own.
+        cycled: Prefer any result of the cycles to any other, so that an experiment gets into the
+            chain of analyses only where the cycles have no result of their own.
     """
-    names = [
-        name
-        for time, _, name in sorted(_markers(layout), reverse=True)
-        if at - max_age <= time <= at and analysis_id in (None, name)
-    ]
-    if cycled:
-        names.sort(key=lambda name: not _is_cycled(layout, name))
-    for name in names:
-        try:
-            found = PublishedStates(
-                read_manifest(layout, name), read_restart(layout.analysis_file(name, RESTART_NAME))
-            )
-        except StorageError:
-            continue
-        if found.restart.model == model:
-            return found
+    ids = None if analysis_id is None else (analysis_id,)
+    wanted = ResultFilter(ids=ids, last_from=at - max_age, last_to=at, with_restart=True)
+    with Catalogue(layout) as catalogue:
+        found = catalogue.entries(wanted)
+        found.sort(key=lambda entry: (entry.last_time, entry.revision, entry.id), reverse=True)
+        if cycled:
+            found.sort(key=lambda entry: not entry.flavour)
+        for entry in found:
+            states = _read_states(layout, catalogue, entry.id)
+            if states is not None and states.restart.model == model:
+                return states
     return None
 
 
-def _is_cycled(layout: Layout, name: str) -> bool:
+def _read_states(layout: Layout, catalogue: Catalogue, name: str) -> PublishedStates | None:
+    """Return a result that can be continued; None if it was deleted or damaged."""
+    manifest = catalogue.find(name)
+    if manifest is None:
+        return None
     try:
-        return bool(read_manifest(layout, name).flavour)
+        return PublishedStates(manifest, read_restart(layout.analysis_file(name, RESTART_NAME)))
     except StorageError:
-        return False
-
-
-def _markers(layout: Layout) -> list[tuple[datetime, int, str]]:
-    found = []
-    for path in layout.restarts.glob("*__*__*"):
-        stamp, revision, name = path.name.split("__", 2)
-        time = datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC)
-        found.append((time, int(revision), name))
-    return found
+        return None

@@ -143,7 +143,7 @@ def regrid_field(field: GribField, grid: Grid) -> NDArray[np.float64]:
 
 
 def _from_rows(
-    field: GribField, rows: NDArray, columns: NDArray, grid: Grid
+    field: GribField, rows: NDArray[np.float64], columns: NDArray[np.float64], grid: Grid
 ) -> NDArray[np.float64]:
     """From a rectilinear grid, whatever its scanning order."""
     values = np.full((len(rows), len(columns)), np.nan)
@@ -156,7 +156,7 @@ def _from_rows(
     return interpolate_rectilinear(values, rows, columns, lat, lon)
 
 
-def _global(rows: NDArray, columns: NDArray) -> bool:
+def _global(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> bool:
     step = 360.0 / len(columns)
     around = np.allclose(np.diff(columns), step, atol=0.01 * step)
     spacing = float(np.diff(rows).max())

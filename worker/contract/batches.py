@@ -82,12 +82,22 @@ class BatchRecord(Record):
         description="How to read it: `report_type`, `errors`, and options of its decoder.",
     )
     attempts: int = Field(default=0, ge=0, description="How often a worker has started it.")
+    lost: int = Field(default=0, ge=0, description="How often the worker of an attempt died.")
+    retry_at: datetime | None = Field(
+        default=None,
+        description="No new attempt before this (UTC), after the fault in `error`; null otherwise.",
+    )
     token: int = Field(default=0, ge=0, description="Fencing token of the newest attempt.")
     worker: str | None = Field(default=None, description="Worker of the newest attempt.")
     summary: IngestSummary | None = Field(default=None, description="What came out, once ingested.")
     error: Problem | None = Field(default=None, description="Why it was rejected or failed.")
     api_key: str = Field(default="", description="Id of the API key that sent it; empty when none.")
     request_id: str = Field(default="", description="Request that sent it, for the logs.")
+
+    @property
+    def priority(self) -> int:
+        """Priority of the message about the batch: the highest, uploads are short."""
+        return 0
 
     @property
     def identity(self) -> str:
@@ -165,6 +175,16 @@ class BatchStore(RecordStore[BatchRecord]):
         """Ingest broke for good."""
         self.move(record_id, BatchState.FAILED, token=token, terminal=True, error=problem)
 
-    def requeue(self, record_id: str, token: int, problem: Problem) -> None:
-        """Back to waiting after a retryable error."""
-        self.move(record_id, BatchState.RECEIVED, token=token, terminal=False, error=problem)
+    def requeue(
+        self, record_id: str, token: int, problem: Problem, retry_at: datetime | None = None
+    ) -> None:
+        """Put the upload back to waiting after an error that may pass.
+
+        Arguments:
+            record_id: The batch.
+            token: Of the attempt that failed.
+            problem: The reason, kept in the record.
+            retry_at: No new attempt before this (UTC); at once when absent.
+        """
+        values = {"error": problem, "retry_at": retry_at}
+        self.move(record_id, BatchState.RECEIVED, token=token, terminal=False, **values)

@@ -24,9 +24,10 @@ __all__ = [
     "DiskLow",
     "DiskSettings",
     "DiskState",
-    "FULL",
     "disk_errors",
     "disk_state",
+    "free_bytes",
+    "is_disk_full",
     "require_space",
 ]
 
@@ -138,8 +139,22 @@ def _size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Error numbers that mean: no room for more."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, says that a disk, quota or file limit is reached."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__
+    return False
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that may still be written to the file system of `folder`."""
+    return shutil.disk_usage(folder).free
+
 
 _PROBE = bytes(1 << 20)
 
@@ -149,14 +164,14 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """Inside, an error for want of space in `folder` becomes an `OSError` that says so.
 
     Raises:
-        OSError: With one of the numbers in `FULL`.
+        OSError: For which `is_disk_full` holds.
     """
     try:
         yield
     except AppaError:
         raise
     except Exception as error:
-        if not (isinstance(error, OSError) and error.errno in FULL):
+        if not (isinstance(error, OSError) and is_disk_full(error)):
             _raise_if_full(folder, error)
         raise
 
@@ -169,7 +184,7 @@ def _raise_if_full(folder: Path, cause: Exception) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        if error.errno in FULL:
+        if is_disk_full(error):
             raise error from cause
     finally:
         probe.unlink(missing_ok=True)

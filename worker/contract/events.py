@@ -7,7 +7,7 @@ subject. Listeners of the gateway follow the stream; webhooks are served from it
 import hashlib
 import json
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 from pydantic import Field
 from redis import Redis
@@ -15,7 +15,7 @@ from redis import Redis
 from worker.contract.records import Record, utc_now
 from worker.contract.redis_server import Keyspace
 
-__all__ = ["EventLog", "EventType", "FEED", "LENGTH", "LoggedEvent"]
+__all__ = ["EventLog", "EventType", "FEED", "LENGTH", "LoggedEvent", "STREAM_START", "StreamId"]
 
 FEED: Final = ("feed", "all")
 """Noun and id of the stream, for `EventFeed.follow`."""
@@ -34,6 +34,27 @@ redis.call('PUBLISH', ARGV[5], cjson.encode(
   {noun = ARGV[6], id = ARGV[7], event = event, type = ARGV[3], data = ARGV[4]}))
 return event
 """
+
+
+class StreamId(NamedTuple):
+    """Id of an entry in a Redis stream, `<milliseconds>-<sequence>`; sorts by age."""
+
+    milliseconds: int
+    sequence: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the id that Redis writes as `text`; an absent sequence number is zero.
+
+        Raises:
+            ValueError: If a part is not a whole number.
+        """
+        milliseconds, _, sequence = text.partition("-")
+        return cls(int(milliseconds), int(sequence or 0))
+
+
+STREAM_START: Final = "0-0"
+"""Comes before the id of every entry of a stream."""
 
 
 class EventType(StrEnum):
@@ -105,7 +126,7 @@ class EventLog:
     def newest(self) -> str:
         """Id in the stream of the last event; `0-0` when there is none."""
         last: Any = self.redis.xrevrange(self.stream, count=1)
-        return str(last[0][0]) if last else "0-0"
+        return str(last[0][0]) if last else STREAM_START
 
     def reaches_back_to(self, stream_id: str) -> bool:
         """Whether all events after `stream_id` are still kept."""
@@ -114,7 +135,7 @@ class EventLog:
         about: Any = self.redis.xinfo_stream(self.stream)
         if about.get("entries-added", 0) <= about["length"] or not about["first-entry"]:
             return True
-        return _numbers(stream_id) >= _numbers(str(about["first-entry"][0]))
+        return StreamId.parse(stream_id) >= StreamId.parse(str(about["first-entry"][0]))
 
     def after(self, stream_id: str, limit: int = 100) -> list[tuple[str, LoggedEvent]]:
         """Events after `stream_id` with their ids in the stream, oldest first."""
@@ -123,8 +144,3 @@ class EventLog:
             (str(place), LoggedEvent.model_validate(json.loads(fields["data"])))
             for place, fields in entries
         ]
-
-
-def _numbers(stream_id: str) -> tuple[int, int]:
-    first, _, second = stream_id.partition("-")
-    return int(first), int(second or 0)

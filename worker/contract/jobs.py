@@ -84,6 +84,11 @@ class JobRecord(Record):
     )
     progress: Progress = Field(default_factory=lambda: Progress(), description="Last progress.")
     attempts: int = Field(default=0, ge=0, description="How often a worker has started it.")
+    lost: int = Field(default=0, ge=0, description="How often the worker of an attempt died.")
+    retry_at: datetime | None = Field(
+        default=None,
+        description="No new attempt before this (UTC), after the fault in `error`; null otherwise.",
+    )
     token: int = Field(default=0, ge=0, description="Fencing token of the newest attempt.")
     publishing: bool = Field(
         default=False, description="Set when its result is being made visible."
@@ -107,8 +112,13 @@ class JobRecord(Record):
 
     @property
     def kind(self) -> str:
-        """`filtering`, `forecast` or `reanalysis`."""
+        """The kind of job, a name of `worker.contract.kinds.KINDS`."""
         return self.spec.kind
+
+    @property
+    def priority(self) -> int:
+        """Priority of the message about the job, one of `queues.PRIORITIES`; lower goes first."""
+        return self.spec.priority
 
     @property
     def done(self) -> bool:
@@ -202,7 +212,21 @@ class JobStore(RecordStore[JobRecord]):
         """The worker has stopped."""
         self.move(record_id, JobState.CANCELLED, token=token, terminal=True)
 
-    def requeue(self, record_id: str, token: int, problem: Problem) -> None:
-        """Back to the queue after a retryable error."""
-        values = {"error": problem, "publishing": False, "progress": Progress()}
+    def requeue(
+        self, record_id: str, token: int, problem: Problem, retry_at: datetime | None = None
+    ) -> None:
+        """Put the job back to waiting after an error that may pass.
+
+        Arguments:
+            record_id: The job.
+            token: Of the attempt that failed.
+            problem: The reason, kept in the record and shown as its progress.
+            retry_at: No new attempt before this (UTC); at once when absent.
+        """
+        values = {
+            "error": problem,
+            "retry_at": retry_at,
+            "publishing": False,
+            "progress": Progress(message=f"waiting: {problem.message}"),
+        }
         self.move(record_id, JobState.QUEUED, token=token, terminal=False, **values)

@@ -3,14 +3,33 @@
 * Filtering: the analysis of one hour from the observations of the window that ends there.
 * Forecast: the states that follow an analysis, without observations.
 * Reanalysis: all states of a past period from all its observations, early and late ones.
+
+All that differs between kinds is in their specification and in one `JobKind` each, listed in
+`KINDS`: file names, titles, the queue, retention, the catalogue, the API and its examples read it
+from there.
 """
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal, Self
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
+from model.domain.errors import ConfigurationError
 from model.domain.observations import REPORT_TYPES
+from model.domain.registry import Registry
 from model.domain.windows import WindowPlan
 
 __all__ = [
@@ -18,8 +37,10 @@ __all__ = [
     "FilteringSpec",
     "ForecastSpec",
     "FullHour",
-    "JOB_SPEC",
+    "JobKind",
     "JobSpec",
+    "KINDS",
+    "KindName",
     "ObservationSelection",
     "ReanalysisSpec",
     "SpecBase",
@@ -86,9 +107,12 @@ class ObservationSelection(BaseModel):
 
 
 class SpecBase(BaseModel):
-    """Fields of every kind of job."""
+    """Fields of every kind of job; a kind adds `kind`, a literal of its name, and its times."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    if TYPE_CHECKING:  # each kind declares it as a literal, which tells them apart
+        kind: str
 
     model: str | None = Field(
         default=None,
@@ -173,8 +197,8 @@ class SpecBase(BaseModel):
 
     @property
     def priority(self) -> int:
-        """Place in the queue, one of `worker.jobs.queues.PRIORITIES`: lower ones go first."""
-        return 0
+        """Place in the queue, one of `worker.contract.queues.PRIORITIES`: lower ones go first."""
+        return KINDS[self.kind].priority
 
     @property
     def starts_warm(self) -> bool:
@@ -277,11 +301,6 @@ class ForecastSpec(SpecBase):
         return self.valid_time
 
     @property
-    def priority(self) -> int:
-        """After the analyses, which the next hour needs."""
-        return 3
-
-    @property
     def first_guess_until(self) -> datetime:
         """The analysis at the start itself."""
         return self.valid_time
@@ -335,11 +354,6 @@ class ReanalysisSpec(SpecBase):
         """The time the result is filed under."""
         return self.start
 
-    @property
-    def priority(self) -> int:
-        """After all that someone waits for: the past has time."""
-        return 6
-
     def plan(self, blanket: int, past: int = 0) -> WindowPlan:
         """The states of the period and its margins, at least one blanket long; see `SpecBase`."""
         wanted = self._hours(self.start, self.end) + 1
@@ -350,5 +364,148 @@ class ReanalysisSpec(SpecBase):
         return WindowPlan.reanalysis(first, length, written=written)
 
 
-JobSpec = Annotated[FilteringSpec | ForecastSpec | ReanalysisSpec, Field(discriminator="kind")]
-JOB_SPEC: TypeAdapter[FilteringSpec | ForecastSpec | ReanalysisSpec] = TypeAdapter(JobSpec)
+@dataclass(frozen=True)
+class JobKind:
+    """A kind of job and its results: all that readers of kinds need to know about it.
+
+    Attributes:
+        name: In specifications, the API and the catalogue.
+        spec: Its specification, with `kind` a literal of the name; its `plan` says which states
+            are computed, observed, tied and written.
+        tag: Stands for it in file names: 2 to 8 lower-case letters, unlike those of other kinds.
+        noun: What a result is called, such as "analysis".
+        plural: The same for several.
+        description: Of its collection in the catalogue.
+        summary: What the example asks for.
+        example: A specification, shown in the API documentation.
+        priority: Place in the queue, one of `worker.contract.queues.PRIORITIES`.
+        forecast: Whether its states follow the reference time and have not seen observations.
+        instant: Whether a result stands for its reference time, however many states are in it.
+        cycled: Whether the cycles make it every hour. Its results then come as `early` and
+            `final`, and each of these has a retention rule of its own.
+        keep_days: Days that results outside the cycles are kept; None for ever. Installations
+            change it in `retention.yaml`.
+        keep_newest: So many of the newest are kept whatever their age.
+    """
+
+    name: str
+    spec: type[SpecBase]
+    tag: str
+    noun: str
+    plural: str
+    description: str
+    summary: str
+    example: Mapping[str, Any] = field(hash=False)
+    priority: int = 0
+    forecast: bool = False
+    instant: bool = False
+    cycled: bool = False
+    keep_days: float | None = None
+    keep_newest: int = 0
+
+    def __post_init__(self) -> None:
+        given = self.spec.model_fields.get("kind")
+        if given is None or given.default != self.name:
+            raise ConfigurationError(
+                f"Expected {self.spec.__name__} to have a field 'kind' with the default "
+                f"'{self.name}'.",
+                kind=self.name,
+            )
+        if not re.fullmatch("[a-z]{2,8}", self.tag) or self.tag in _OTHER_TAGS:
+            raise ConfigurationError(
+                f"Expected a tag of 2 to 8 lower-case letters other than "
+                f"{', '.join(_OTHER_TAGS)} for job kind '{self.name}'; got '{self.tag}'.",
+                kind=self.name,
+            )
+
+    def retention_class(self, flavour: str) -> str:
+        """Return the retention rule that a result of this kind and flavour falls under."""
+        return (flavour or "manual") if self.cycled else self.name
+
+
+_OTHER_TAGS = ("obsfb", "ql")
+"""Tags of the feedback and of quick-looks, which every kind may have."""
+
+KINDS: Registry[JobKind] = Registry(
+    "job kind",
+    "appa.job_kinds",
+    JobKind,
+    ("tag",),
+    filtering=JobKind(
+        name="filtering",
+        spec=FilteringSpec,
+        tag="an",
+        noun="analysis",
+        plural="analyses",
+        description="Ensemble analyses of one hour each, from the observations of the window that "
+        "ends there.",
+        summary="The analysis of 06 UTC from the observations of the last six hours",
+        example={
+            "kind": "filtering",
+            "valid_time": "2025-01-01T06:00:00Z",
+            "window_hours": 6,
+            "members": 8,
+            "observations": {"networks": ["synop", "temp"], "cut_off": "2025-01-01T07:00:00Z"},
+        },
+        instant=True,
+        cycled=True,
+        keep_days=30,
+        keep_newest=24,
+    ),
+    forecast=JobKind(
+        name="forecast",
+        spec=ForecastSpec,
+        tag="fc",
+        noun="forecast",
+        plural="forecasts",
+        description="Ensemble forecasts from analyses, hour by hour.",
+        summary="24 hours from the newest analysis of 06 UTC",
+        example={"kind": "forecast", "valid_time": "2025-01-01T06:00:00Z", "lead_hours": 24},
+        priority=3,  # after the analyses, which the next hour needs
+        forecast=True,
+        keep_days=14,
+        keep_newest=8,
+    ),
+    reanalysis=JobKind(
+        name="reanalysis",
+        spec=ReanalysisSpec,
+        tag="ra",
+        noun="reanalysis",
+        plural="reanalyses",
+        description="Ensembles of a past period, hour by hour, from all of its observations.",
+        summary="A past day from all its observations",
+        example={
+            "kind": "reanalysis",
+            "start": "2025-01-01T00:00:00Z",
+            "end": "2025-01-01T23:00:00Z",
+            "members": 4,
+            "outputs": ["netcdf"],
+        },
+        priority=6,  # after everything that someone waits for
+    ),
+)
+
+
+class _OneOfKinds:
+    """Validate as the specification that `kind` names: a union of those of all kinds.
+
+    The union is made when a model or a route uses it, not when this module is imported, so that
+    an extension may import this module.
+    """
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        specs: Any = reduce(or_, (kind.spec for kind in KINDS.values()))
+        return handler.generate_schema(Annotated[specs, Field(discriminator="kind")])
+
+
+class _KindNames:
+    """Validate as the name of a kind."""
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(list(KINDS))
+
+
+JobSpec = Annotated[SpecBase, _OneOfKinds()]
+"""The specification of a job of any kind, told apart by `kind`."""
+KindName = Annotated[str, _KindNames()]
+"""The name of a kind of job."""

@@ -1,22 +1,15 @@
-"""Build every path and file name in the data folder, and replace small files atomically.
+"""Build every path and file name in the data folder; no other module does."""
 
-This is the only place that builds paths and file names.
-"""
-
-import os
 import re
-import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 from model.domain.errors import InvalidInput
 
-__all__ = ["Layout", "analysis_file_name", "replace_text"]
+__all__ = ["Layout", "analysis_file_name"]
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-ProductKind = Literal["an", "fc", "ra", "obsfb", "ql"]
 
 
 def _safe(name: str) -> str:
@@ -29,7 +22,7 @@ def _safe(name: str) -> str:
 
 
 def analysis_file_name(
-    product: ProductKind,
+    product: str,
     time: datetime,
     *,
     revision: int = 1,
@@ -40,7 +33,7 @@ def analysis_file_name(
     """`appa_an_20250101T06Z_early_v1.nc`, `appa_fc_20250101T06Z_f024_v1.nc`.
 
     Arguments:
-        product: `an` analysis, `fc` forecast, `ra` reanalysis, `obsfb` feedback, `ql` quick-look.
+        product: The tag of a job kind (`an`, `fc`, `ra`), `obsfb` feedback, `ql` quick-look.
         time: Valid time of an analysis, reference time of a forecast (UTC).
         revision: Rises when later data change the analysis of the same valid time.
         flavour: `early`, `final`, or empty for a job outside the cycles.
@@ -75,9 +68,9 @@ class Layout:
         return self.root / "analyses"
 
     @property
-    def restarts(self) -> Path:
-        """Markers of the results that can be continued."""
-        return self.root / "restarts"
+    def catalogue_file(self) -> Path:
+        """`catalogue.sqlite`: the index of the published results, made from their manifests."""
+        return self.root / "catalogue.sqlite"
 
     @property
     def verification(self) -> Path:
@@ -190,20 +183,3 @@ class Layout:
         ):
             folder.mkdir(parents=True, exist_ok=True)
         return self
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes `text` to disk and gives it the name `path`, in place of what was there.
-
-    Raises:
-        OSError: If it cannot be written; what was there stays.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("x") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,13 +1,13 @@
 """Name the queues and tasks, send messages, and list the workers that take them.
 
 Any `celery.Celery` object is a `TaskSender`; the gateway builds its own from `celery_settings`,
-so that both ends agree on the broker without one importing the other. Workers register with
-their capabilities; a registration expires without heartbeats.
+so that both ends agree on the broker without one importing the other. What is queued is what the
+records of jobs and batches say; nobody reads the lists in which kombu keeps messages. Workers
+register with their capabilities; a registration expires without heartbeats.
 """
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -28,13 +28,12 @@ __all__ = [
     "PRODUCTS_QUEUE",
     "QUEUES",
     "RUN_ASSIMILATION",
+    "TASK_ROUTES",
     "TaskSender",
     "WorkerDirectory",
     "WorkerReport",
     "celery_settings",
-    "code_version",
     "merge",
-    "queue_keys",
     "submit",
 ]
 
@@ -46,39 +45,38 @@ QUEUES = (INGEST_QUEUE, GPU_QUEUE, PRODUCTS_QUEUE)
 INGEST_BATCH = "appa.ingest_batch"
 RUN_ASSIMILATION = "appa.run_assimilation"
 ANNOUNCE_RESULT = "appa.announce_result"
-_QUEUE_OF_TASK = {
-    INGEST_BATCH: INGEST_QUEUE,
-    RUN_ASSIMILATION: GPU_QUEUE,
-    ANNOUNCE_RESULT: PRODUCTS_QUEUE,
+TASK_ROUTES = {
+    INGEST_BATCH: {"queue": INGEST_QUEUE},
+    RUN_ASSIMILATION: {"queue": GPU_QUEUE},
+    ANNOUNCE_RESULT: {"queue": PRODUCTS_QUEUE},
 }
+"""Celery's `task_routes`: which queue a task is sent to, whoever sends it."""
 
 MESSAGE_VERSION = 1
 """Second argument of every task; a worker refuses versions it does not know."""
 
-
 PRIORITIES = (0, 3, 6, 9)
 """Within a queue a worker takes all messages of one number before those of the next. 0 is the
 first: an hourly analysis does not wait for the windows of a reanalysis (`SpecBase.priority`)."""
-
-_SEPARATOR = "\x06\x16"
 
 
 class TaskSender(Protocol):
     """What `submit` needs of a Celery application."""
 
     def send_task(self, name: str, args: tuple[Any, ...], **options: Any) -> Any:
-        """Sends a task by its name."""
+        """Send a task by its name."""
         ...
 
 
 def celery_settings(url: str, prefix: str, visibility_timeout: int) -> dict[str, Any]:
-    """Configuration that the sender and the worker of a message must share.
+    """Return the configuration that the sender and the worker of a message must share.
 
     Arguments:
         url: Redis URL of the broker (`redis://` or `unix://`).
         prefix: Put before every broker key.
         visibility_timeout: Seconds after which an unacknowledged message is delivered again;
-            must be above the longest job.
+            must exceed the longest job and the longest pause before a retry, because a message
+            stays unacknowledged meanwhile.
     """
     if url.startswith("unix://"):  # kombu's spelling of redis-py's scheme
         url = "redis+socket://" + url.removeprefix("unix://")
@@ -89,38 +87,37 @@ def celery_settings(url: str, prefix: str, visibility_timeout: int) -> dict[str,
             "global_keyprefix": f"{prefix}:broker:",
             "socket_keepalive": True,
             "priority_steps": list(PRIORITIES),
-            "sep": _SEPARATOR,
         },
         "broker_connection_retry_on_startup": True,
         "task_serializer": "json",
         "accept_content": ["json"],
         "task_ignore_result": True,
+        "task_queues": {
+            queue: {"exchange": queue, "exchange_type": "direct", "routing_key": queue}
+            for queue in QUEUES
+        },
+        "task_create_missing_queues": False,
         "task_default_queue": INGEST_QUEUE,
+        "task_routes": TASK_ROUTES,
+        "task_send_sent_event": True,
         "enable_utc": True,
     }
 
 
-def queue_keys(prefix: str, queue: str) -> list[str]:
-    """Redis lists that hold the messages of a queue, by priority."""
-    names = [f"{queue}{_SEPARATOR}{number}" if number else queue for number in PRIORITIES]
-    return [f"{prefix}:broker:{name}" for name in names]
-
-
 def submit(sender: TaskSender, task: str, record_id: str, priority: int = 0) -> None:
-    """Sends `task` for the record `record_id` to the queue of that task.
+    """Send `task` for the record `record_id`; `TASK_ROUTES` says to which queue.
 
     Arguments:
         sender: A Celery application.
-        task: Its name.
-        record_id: What it is about.
-        priority: One of `PRIORITIES`; lower ones are taken first.
+        task: Name of the task.
+        record_id: Job, batch or result that the message names.
+        priority: One of `PRIORITIES`; lower numbers are taken first.
     """
-    queue = _QUEUE_OF_TASK[task]
-    sender.send_task(task, (record_id, MESSAGE_VERSION), queue=queue, priority=priority)
+    sender.send_task(task, (record_id, MESSAGE_VERSION), priority=priority)
 
 
 class ModelInfo(Record):
-    """A checkpoint that a worker has loaded."""
+    """A checkpoint that a worker has loaded, with its grid, levels and limits."""
 
     name: str = Field(description="Name to use in a job.")
     description: str = Field(default="", description="One line.")
@@ -148,13 +145,14 @@ class Capabilities(Record):
 
 
 class WorkerReport(Record):
-    """What one worker process tells about itself."""
+    """What one worker process reports about itself."""
 
     name: str = Field(description="Unique: host, queue, process.")
     queues: list[str] = Field(description="Queues it takes work from.")
     ready: bool = Field(
-        default=False, description="Whether it can take work: model loaded and warm."
+        default=False, description="Whether it takes work: model loaded, not drained."
     )
+    draining: bool = Field(default=False, description="Whether it was asked to take no more work.")
     device: str = Field(default="", description="`cpu`, `cuda:0` and its name.")
     pid: int = Field(default=0, description="Process.")
     host: str = Field(default="", description="Machine.")
@@ -167,7 +165,7 @@ class WorkerReport(Record):
 
 
 def merge(reports: Sequence[WorkerReport]) -> Capabilities:
-    """The union of what the workers in `reports` can do."""
+    """Return the union of what the workers in `reports` can do."""
     models: dict[str, ModelInfo] = {}
     formats: dict[str, str] = {}
     decoders: dict[str, str] = {}
@@ -184,14 +182,14 @@ def merge(reports: Sequence[WorkerReport]) -> Capabilities:
 
 
 class WorkerDirectory:
-    """The workers that have been heard of lately."""
+    """Registrations of worker processes, each with a time at which it expires."""
 
     def __init__(self, redis: Redis, keys: Keyspace) -> None:
         self.redis = redis
         self.keys = keys
 
     def register(self, report: WorkerReport, lifetime: timedelta) -> None:
-        """Stores what a worker reports; forgotten after `lifetime` unless it reports again."""
+        """Store what a worker reports; it expires after `lifetime` unless renewed."""
         end = (utc_now() + lifetime).timestamp()
         pipe = self.redis.pipeline()
         pipe.hset(self.keys.worker_reports, report.name, report.model_dump_json())
@@ -199,14 +197,14 @@ class WorkerDirectory:
         pipe.execute()
 
     def leave(self, name: str) -> None:
-        """A worker stops in good order."""
+        """Remove the registration of a worker that stops in good order."""
         pipe = self.redis.pipeline()
         pipe.hdel(self.keys.worker_reports, name)
         pipe.zrem(self.keys.workers, name)
         pipe.execute()
 
     def alive(self) -> list[WorkerReport]:
-        """All workers heard of lately, by name; those long gone are swept out."""
+        """Return the workers whose registration has not expired, by name; sweep out the rest."""
         now = utc_now().timestamp()
         gone: Any = self.redis.zrangebyscore(self.keys.workers, "-inf", now)
         for name in gone:
@@ -217,17 +215,9 @@ class WorkerDirectory:
         return sorted(reports, key=lambda report: report.name)
 
     def ready(self, queue: str) -> list[WorkerReport]:
-        """Workers that take work from `queue` now."""
+        """Return the workers that take work from `queue` now."""
         return [report for report in self.alive() if report.ready and queue in report.queues]
 
     def capabilities(self) -> Capabilities:
-        """What the running workers can do."""
+        """Return the union of what the ready workers can do."""
         return merge([report for report in self.alive() if report.ready])
-
-
-def code_version() -> str:
-    """Version of this code, kept in the provenance of every result."""
-    try:
-        return version("appa-service")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0+unknown"

@@ -15,6 +15,7 @@ from redis import Redis
 
 from model.domain.errors import AppaError, InvalidInput
 from worker.contract import scripts
+from worker.contract.events import STREAM_START
 from worker.contract.records import Record, utc_now
 from worker.contract.redis_server import Keyspace
 
@@ -141,7 +142,7 @@ class RecordStore(Generic[R]):
         rank = self._call(self.redis.zrank(self._index("state", self.waiting), record_id))
         return None if rank is None else int(rank)
 
-    def events(self, record_id: str, after: str = "0-0") -> list[tuple[str, str, Any]]:
+    def events(self, record_id: str, after: str = STREAM_START) -> list[tuple[str, str, Any]]:
         """What happened after event `after`: (event id, type, data)."""
         key = self.keys.events(self.noun, record_id)
         entries = self._call(self.redis.xrange(key, min=f"({after}"))
@@ -156,7 +157,7 @@ class RecordStore(Generic[R]):
             MoveRefused: If it does not wait (done, cancelled, or held by another worker).
             NoSuchRecord: If there is none.
         """
-        fields = {"worker": worker, "started": utc_now().isoformat()}
+        fields = {"worker": worker, "started": utc_now().isoformat(), "retry_at": None}
         self._run(
             scripts.CLAIM,
             record_id,
@@ -205,12 +206,12 @@ class RecordStore(Generic[R]):
             int(terminal),
         )
 
-    def reap(self, record_id: str, attempts: int, problem: Record) -> str:
-        """Takes a record from a worker whose lease ran out: back to waiting, or to its end.
+    def reap(self, record_id: str, lost_workers: int, problem: Record) -> str:
+        """Take a record from a worker whose lease ran out: back to waiting, or to its end.
 
         Arguments:
             record_id: A record that seems abandoned.
-            attempts: After so many the record fails.
+            lost_workers: The record fails once so many workers were lost over it.
             problem: The reason, kept in the record.
 
         Returns:
@@ -225,7 +226,7 @@ class RecordStore(Generic[R]):
                 self.working,
                 self.waiting,
                 "failed",
-                attempts,
+                lost_workers,
                 json.dumps(_to_fields({"error": error})),
                 json.dumps(_to_fields({"error": error, **end})),
                 json.dumps(_to_fields(end)),

@@ -160,7 +160,7 @@ return {'refused', from}
 REAP = (
     _PRELUDE
     + """
--- ARGV: 5 working, 6 waiting, 7 failed, 8 attempts allowed, 9 fields of a waiting record,
+-- ARGV: 5 working, 6 waiting, 7 failed, 8 lost workers allowed, 9 fields of a waiting record,
 --       10 fields of a failed one, 11 fields of a cancelled one, 12-14 their event data
 if redis.call('EXISTS', lease) == 1 then return {'held', ''} end
 local from = redis.call('HGET', record, 'state')
@@ -172,7 +172,7 @@ if from == 'cancelling' then
   return {'ok', 'cancelled'}
 end
 if from ~= ARGV[5] then return {'refused', from} end
-if tonumber(redis.call('HGET', record, 'attempts')) < tonumber(ARGV[8]) then
+if redis.call('HINCRBY', record, 'lost', 1) < tonumber(ARGV[8]) then
   set_fields(ARGV[9])
   redis.call('HINCRBY', record, 'token', 1)
   move(from, ARGV[6], false, ARGV[12])

@@ -11,7 +11,7 @@ from typing import Any, Final
 from redis import Redis
 
 from model.domain.errors import InvalidInput
-from worker.contract.events import EventLog, LoggedEvent
+from worker.contract.events import STREAM_START, EventLog, LoggedEvent, StreamId
 from worker.contract.record_store import NoSuchRecord
 from worker.contract.redis_server import Keyspace
 from worker.contract.webhooks import Attempt, Delivery, DeliveryState, Webhook
@@ -158,7 +158,7 @@ class WebhookStore:
 
     def fan_out(self, limit: int = 500) -> int:
         """Queues a message for each new event and each webhook that wants it; safe to run twice."""
-        cursor = str(self._call(self.redis.get(self.keys.webhook_cursor)) or "0-0")
+        cursor = str(self._call(self.redis.get(self.keys.webhook_cursor)) or STREAM_START)
         fresh = self.events.after(cursor, limit)
         if not fresh:
             return 0
@@ -166,7 +166,9 @@ class WebhookStore:
         queued = 0
         for place, event in fresh:
             for webhook in webhooks:
-                if event.type in webhook.events and _order(place) > _order(webhook.since):
+                if event.type in webhook.events and StreamId.parse(place) > StreamId.parse(
+                    webhook.since
+                ):
                     queued += self._queue(webhook, event)
         self._call(self.redis.set(self.keys.webhook_cursor, fresh[-1][0]))
         return queued
@@ -263,8 +265,3 @@ class WebhookStore:
     def _call(result: Any) -> Any:
         """redis-py types every answer as possibly awaitable; ours never is."""
         return result
-
-
-def _order(stream_id: str) -> tuple[int, int]:
-    first, _, second = stream_id.partition("-")
-    return int(first), int(second or 0)

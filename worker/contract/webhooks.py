@@ -1,8 +1,8 @@
 """Define webhooks: subscriptions, deliveries, signatures, and the addresses they may be sent to.
 
-Signatures follow Standard Webhooks 1.0.0. The signed text is `<id>.<timestamp>.<body>`; the key is
-the base64 part of `whsec_…`; the header `webhook-signature` holds one or more
-`v1,<base64 of the HMAC-SHA256>`, separated by spaces.
+Signatures follow Standard Webhooks 1.0.0 and are made by its reference implementation. The signed
+text is `<id>.<timestamp>.<body>`; the key is the base64 part of `whsec_…`; the header
+`webhook-signature` holds one or more `v1,<base64 of the HMAC-SHA256>`, separated by spaces.
 See https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 
 A webhook's address is chosen by whoever registers it; without the check for public addresses it
@@ -11,21 +11,22 @@ could make the service send requests into its own network (server-side request f
 
 import base64
 import binascii
-import hashlib
 import hmac
 import ipaddress
 import secrets
 import socket
 import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from urllib.parse import urlsplit
 
 from pydantic import Field
+from standardwebhooks.webhooks import EmptyWebhookSecretError
+from standardwebhooks.webhooks import Webhook as Signer
 
 from model.domain.errors import InvalidInput
-from worker.contract.events import EventType
+from worker.contract.events import STREAM_START, EventType
 from worker.contract.records import Record, utc_now
 
 __all__ = [
@@ -63,7 +64,9 @@ class Webhook(Record):
     secret: str = Field(description="Signs the messages.")
     created: datetime = Field(default_factory=utc_now, description="UTC.")
     api_key: str = Field(default="", description="Id of the API key that made it.")
-    since: str = Field(default="0-0", description="Place in the stream of events; later ones go.")
+    since: str = Field(
+        default=STREAM_START, description="Place in the stream of events; later ones go."
+    )
     disabled: str = Field(
         default="", description="Why nothing is sent any more; empty while it is."
     )
@@ -103,29 +106,36 @@ class BadSignature(InvalidInput):
 
 
 def new_secret() -> str:
-    """A secret of 256 random bits."""
+    """Return a secret of 256 random bits in the form `whsec_<base64>`."""
     return _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
-def _key(secret: str) -> bytes:
+def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
+    """Return the signature of one message, `v1,<base64 of the HMAC-SHA256>`.
+
+    Arguments:
+        secret: Of the webhook, as `new_secret` makes it.
+        message_id: The same at every attempt to deliver the message.
+        timestamp: Unix time of the attempt.
+        body: UTF-8 text, signed as it is sent.
+
+    Raises:
+        InvalidInput: If the secret is not of that form, or the body not UTF-8.
+    """
     try:
-        return base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
-    except binascii.Error:
+        signer, text = Signer(secret), body.decode()
+    except (binascii.Error, EmptyWebhookSecretError):
         raise InvalidInput(
             f"Expected a webhook secret of the form '{_PREFIX}<base64>'; got another text.",
             field="secret",
         ) from None
-
-
-def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
-    """The signature of one message, `v1,…`."""
-    text = f"{message_id}.{timestamp}.".encode() + body
-    digest = hmac.new(_key(secret), text, hashlib.sha256).digest()
-    return "v1," + base64.b64encode(digest).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"Expected a message in UTF-8; {error}.", field="body") from None
+    return signer.sign(message_id, datetime.fromtimestamp(timestamp, UTC), text)
 
 
 def signed_headers(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers of a signed message."""
+    """Return the three headers of a signed message; see `sign`."""
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),
@@ -141,22 +151,22 @@ def verify(
     tolerance: float = 300.0,
     now: float | None = None,
 ) -> None:
-    """Returns if the message is genuine and fresh.
+    """Check that a message is genuine and fresh.
 
     Arguments:
         secret: From the creation of the webhook.
         headers: Of the request; names in any case.
-        body: Its bytes as they came, before any parsing.
-        tolerance: Seconds its time may differ from ours.
+        body: Bytes of the request as received, before any parsing.
+        tolerance: Seconds by which its time may differ from `now`.
         now: Unix time; the present when absent.
 
     Raises:
-        BadSignature: If it is not.
+        BadSignature: If headers are missing, the message is too old, or no signature matches.
     """
-    given = {name.lower(): value for name, value in headers.items()}
+    fields = {name.lower(): value for name, value in headers.items()}
     try:
-        message_id, stamp = given["webhook-id"], int(given["webhook-timestamp"])
-        signatures = given["webhook-signature"].split()
+        message_id, stamp = fields["webhook-id"], int(fields["webhook-timestamp"])
+        signatures = fields["webhook-signature"].split()
     except (KeyError, ValueError):
         raise BadSignature(
             "Expected the headers webhook-id, webhook-timestamp (seconds) and webhook-signature."
@@ -165,8 +175,8 @@ def verify(
         raise BadSignature(
             f"Expected a message sent within {tolerance:.0f} s; got the time {stamp}."
         )
-    wanted = sign(secret, message_id, stamp, body).encode()
-    if not any([hmac.compare_digest(wanted, got.encode()) for got in signatures]):
+    expected = sign(secret, message_id, stamp, body).encode()
+    if not any([hmac.compare_digest(expected, given.encode()) for given in signatures]):
         raise BadSignature("Expected a signature made with this webhook's secret; got another.")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from model.domain.windows import HOUR
 from worker.contract.cycles import CycleRecord, CycleState, Flavour, cycle_key, parse_cycle_key
 from worker.cycling.policy import CyclePolicy
 
@@ -106,7 +107,7 @@ def is_too_old(policy: CyclePolicy, now: datetime, cut_off: datetime) -> bool:
 
 def _reason_to_skip(policy: CyclePolicy, now: datetime, cycle: Cycle) -> str:
     if is_too_old(policy, now, cycle.cut_off):
-        hours = (now - cycle.cut_off) / timedelta(hours=1)
+        hours = (now - cycle.cut_off) / HOUR
         limit = policy.catch_up.max_age_hours
         return f"too old: its cut-off was {hours:.1f} h ago, catch-up goes back {limit:g} h"
     final = policy.cut_off(cycle.valid_time, Flavour.FINAL)

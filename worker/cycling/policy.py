@@ -8,18 +8,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     RootModel,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from model.domain.errors import ConfigurationError
+from model.domain.files import read_yaml_model
 from worker.contract.cycles import Flavour
 from worker.contract.kinds import FullHour
 
@@ -180,22 +178,12 @@ class CyclePolicy(BaseModel):
 
 
 def read_policy(path: Path) -> CyclePolicy | None:
-    """The policy in `cycles.yaml`; None when there is no such file.
+    """Return the policy in `cycles.yaml`, or None when there is no such file.
 
     Raises:
-        ConfigurationError: If it is not a policy; says where.
+        ConfigurationError: If the file is not a policy, naming the fields that do not fit.
     """
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"Expected a readable {path.name}; {error}.") from error
-    try:
-        return CyclePolicy.model_validate(raw)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise ConfigurationError(
-            f"Expected a policy of cycles in {path.name}; {'; '.join(lines)}. "
-            "A commented example: appa cycles init."
-        ) from None
+    hint = "Write a commented example with: appa cycles init."
+    return read_yaml_model(path, CyclePolicy, "a policy of cycles", hint=hint)

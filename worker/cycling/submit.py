@@ -5,11 +5,12 @@ scheduler dies in between, the next one finds the same job. A final analysis of 
 policy names starts a forecast.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
+from model.domain.windows import HOUR
 from worker.contract import clock
 from worker.contract.cycles import CycleRecord, CycleState, Flavour
 from worker.contract.events import EventType
@@ -39,7 +40,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def cycle_seed(policy: CyclePolicy, valid_time: datetime) -> int:
     """Another seed each hour, so that members do not repeat their noise; the same for all
     revisions of an hour, so that these differ by their observations alone."""
-    hours = (valid_time - _EPOCH) // timedelta(hours=1)
+    hours = (valid_time - _EPOCH) // HOUR
     return (policy.seed + hours) % 2**31
 
 

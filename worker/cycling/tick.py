@@ -21,7 +21,7 @@ from datetime import datetime
 
 import structlog
 
-from model.domain.errors import AppaError, ConfigurationError
+from model.domain.errors import ConfigurationError
 from worker.contract import clock
 from worker.contract.batches import BatchState, BatchStore
 from worker.contract.cycles import (
@@ -32,13 +32,16 @@ from worker.contract.cycles import (
     parse_cycle_key,
 )
 from worker.contract.disk import DiskSettings, disk_state
+from worker.contract.kinds import KINDS
 from worker.contract.layout import Layout
 from worker.contract.queues import TaskSender
 from worker.contract.store import Stores
 from worker.cycling.due import Cycle, choose, decide, first_considered, is_too_old
 from worker.cycling.policy import CyclePolicy, read_policy
 from worker.cycling.submit import settle, submit_cycle
-from worker.results.manifest import AnalysisManifest, read_manifest
+from worker.results.catalogue import Catalogue
+from worker.results.entries import ResultFilter
+from worker.results.manifest import AnalysisManifest
 from worker.runtime import Runtime
 
 __all__ = ["Cycling", "PendingUploads", "cycling_tick", "oldest_unfinished", "recover"]
@@ -102,34 +105,24 @@ log = structlog.get_logger()
 
 
 def recover(cycles: CycleStore, layout: Layout) -> int:
-    """Fills an empty store with the cycles whose analyses are there; returns how many.
+    """Fill an empty store with the cycles that have published analyses; return how many.
 
-    Does nothing to a store that knows any cycle. Safe to run twice at once: the first record under
-    a key stays.
+    A store that knows any cycle is left alone. Safe to run twice at once: the first record under a
+    key stays.
     """
     if cycles.newest() is not None:
         return 0
     newest: dict[str, AnalysisManifest] = {}
-    for path in layout.analyses.glob("*/manifest.json"):
-        manifest = _readable_manifest(layout, path.parent.name)
-        key = str(manifest.cycle.get("key", "")) if manifest else ""
-        if manifest is None or not key or manifest.kind != "filtering":
-            continue
-        if key not in newest or newest[key].revision < manifest.revision:
-            newest[key] = manifest
+    with Catalogue(layout) as catalogue:
+        for manifest in catalogue.manifests(ResultFilter()):
+            key = str(manifest.cycle.get("key", "")) if KINDS[manifest.kind].cycled else ""
+            if key and (key not in newest or newest[key].revision < manifest.revision):
+                newest[key] = manifest
     for key, manifest in newest.items():
         cycles.create(_recovered(key, manifest))
     if newest:
         log.warning("cycles recovered from published analyses", count=len(newest))
     return len(newest)
-
-
-def _readable_manifest(layout: Layout, name: str) -> AnalysisManifest | None:
-    try:
-        return read_manifest(layout, name)
-    except (AppaError, ValueError, OSError) as error:
-        log.warning("manifest passed by", analysis=name, reason=str(error)[:200])
-        return None
 
 
 def _recovered(key: str, manifest: AnalysisManifest) -> CycleRecord:

@@ -1,7 +1,12 @@
 """List the file formats of observations and recognise them by their first bytes.
 
-The name of a file counts only where its first bytes do not tell. Decoders are named by strings
-and imported when first used, so that the gateway can recognise a file without any decoder.
+Gateway and workers use the same rules: the gateway recognises an upload once, and its answer
+travels with the batch to the decoder. Decoders are named by strings and imported when first used,
+so that a file can be recognised without any decoder.
+
+The first format that recognises the bytes wins: those with a signature at the first byte, then text
+formats, last BUFR and GRIB, whose messages may follow bulletin headings or padding. Archives,
+pictures, programs and web pages are none of the latter, whatever they contain.
 """
 
 import re
@@ -9,124 +14,123 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from model.domain.errors import DecodeError
 from model.domain.registry import Registry
-from worker.observations.decoders.base import Decoder
 
 __all__ = [
     "FORMATS",
     "FileFormat",
-    "HEAD",
+    "HEAD_BYTES",
     "detect_format",
     "foreign_content",
-    "is_bufr",
-    "is_csv",
-    "is_geojson",
-    "is_grib",
-    "is_netcdf",
-    "is_odb2",
-    "is_parquet",
-    "read_head",
+    "imported",
+    "recognise",
 ]
 
-HEAD = 65_536
-"""First bytes looked at; bulletin headers and padding before a first message are far shorter."""
+HEAD_BYTES = 65_536
+"""First bytes looked at; bulletin headings and padding before a first message are far shorter."""
 
-_ARCHIVES = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\x00": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "zip",
-    b"PK\x05\x06": "zip",
-    b"7z\xbc\xaf": "7z",
-}
-_OTHERS = {
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"GIF8": "a GIF picture",
-    b"%PDF": "a PDF document",
-    b"<!DOCTYPE": "a web page",
-    b"<html": "a web page",
-    b"<?xml": "an XML document",
-}
-_BUFR_MARK = re.compile(rb"BUFR...[\x00-\x05]", re.DOTALL)
-_TEXT_CODES = re.compile(
+_FOREIGN: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x1f\x8b", "compressed_archive", "gzip data"),
+    (b"bzh", "compressed_archive", "bzip2 data"),
+    (b"\xfd7zxz\x00", "compressed_archive", "xz data"),
+    (b"\x28\xb5\x2f\xfd", "compressed_archive", "zstd data"),
+    (b"pk\x03\x04", "compressed_archive", "zip data"),
+    (b"pk\x05\x06", "compressed_archive", "zip data"),
+    (b"7z\xbc\xaf", "compressed_archive", "7z data"),
+    (b"\x89png", "wrong_format", "a PNG picture"),
+    (b"\xff\xd8\xff", "wrong_format", "a JPEG picture"),
+    (b"gif8", "wrong_format", "a GIF picture"),
+    (b"%pdf", "wrong_format", "a PDF document"),
+    (b"\x7felf", "wrong_format", "a program"),
+    (b"<!doctype", "wrong_format", "a web page"),
+    (b"<html", "wrong_format", "a web page"),
+    (b"<?xml", "wrong_format", "an XML document"),
+)
+"""Signature in lower case, reason and description of content that never holds observations."""
+
+_ALPHANUMERIC = re.compile(
     rb"CREX\+\+|\b(AAXX|BBXX|OOXX|TTAA|TTBB|TTCC|TTDD|PPBB|METAR|SPECI|ZZYY|UUAA)\b"
 )
+_MESSAGE = re.compile(rb"\A(?:BUFR|GRIB)|BUFR...[\x00-\x05]|GRIB...[\x01\x02]", re.DOTALL)
+"""A mark at the first byte, or anywhere if an edition number follows."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CONTROL = re.compile(rb"[\x00\x02\x04-\x08\x0b\x0e-\x1d\x1f]")
+"""Bytes that text does not hold; bulletins begin with 01, end with 03 and are parted by 1e."""
 
 
-def read_head(path: Path) -> bytes:
-    """The first `HEAD` bytes."""
-    with path.open("rb") as file:
-        return file.read(HEAD)
-
-
-def is_bufr(head: bytes) -> bool:
-    """A `BUFR` mark with an edition anywhere in the head: bulletins have headers before it."""
-    found = _BUFR_MARK.search(head)
-    grib = head.find(b"GRIB")
-    first = found is not None and (grib < 0 or found.start() < grib)
-    return first and not foreign_content(head)
-
-
-def is_grib(head: bytes) -> bool:
-    """A `GRIB` mark with an edition number of 1 or 2."""
-    at = head.find(b"GRIB")
-    return at >= 0 and head[at + 7 : at + 8] in (b"\x01", b"\x02")
-
-
-def is_parquet(head: bytes) -> bool:
-    """Parquet's mark."""
-    return head.startswith(b"PAR1")
-
-
-def is_odb2(head: bytes) -> bool:
-    """ODB-2's mark."""
-    return head[:5] == b"\xff\xffODA"
-
-
-def is_netcdf(head: bytes) -> bool:
-    """NetCDF 4 (HDF5) or classic NetCDF."""
-    return head.startswith((b"\x89HDF\r\n\x1a\n", b"CDF\x01", b"CDF\x02", b"CDF\x05"))
-
-
-def is_geojson(head: bytes) -> bool:
-    """A JSON object that names features."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    return text.startswith(b"{") and re.search(rb'"Feature(Collection)?"', head) is not None
-
-
-def is_csv(head: bytes) -> bool:
-    """A first line with commas and words for time, position and value."""
-    line = head.lstrip(b"\xef\xbb\xbf").split(b"\n", 1)[0].lower()
-    return b"," in line and b"lat" in line and b"time" in line
+def _foreign_signature(head: bytes) -> tuple[str, str] | None:
+    start = head[:16].lower()
+    for signature, reason, description in _FOREIGN:
+        if start.startswith(signature):
+            return reason, description
+    return None
 
 
 def foreign_content(head: bytes) -> tuple[str, str] | None:
-    """The reason code and the words for content that no decoder reads, if recognised."""
-    for magic, name in _ARCHIVES.items():
-        if head.startswith(magic):
-            return "compressed_archive", f"{name} data"
-    for magic, name in _OTHERS.items():
-        if head[: len(magic)].lower() == magic.lower():
-            return "wrong_format", name
-    if b"BUFR" not in head and b"GRIB" not in head and (found := _TEXT_CODES.search(head)):
-        return "alphanumeric", f"text code {found.group().decode()}"
+    """Return the reason code and a description of content that no decoder reads, if known."""
+    if foreign := _foreign_signature(head):
+        return foreign
+    if b"BUFR" not in head and b"GRIB" not in head and (code := _ALPHANUMERIC.search(head)):
+        return "alphanumeric", f"text code {code.group().decode()}"
     return None
+
+
+def _starts_with(*signatures: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head.startswith(signatures)
+
+
+def _text(head: bytes) -> bytes | None:
+    """Return the head without its byte order mark, or None if it is not plain UTF-8 text."""
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # else a character was cut at the end of the head
+            return None
+    if _CONTROL.search(head) or _foreign_signature(head):
+        return None
+    return head.removeprefix(_BYTE_ORDER_MARK)
+
+
+def _is_geojson(head: bytes) -> bool:
+    text = (_text(head) or b"").lstrip()
+    return text.startswith(b"{") and re.search(rb'"Feature(Collection)?"', text) is not None
+
+
+def _is_csv(head: bytes) -> bool:
+    header = (_text(head) or b"").split(b"\n", 1)[0].lower()
+    return header[:1] != b"{" and all(word in header for word in (b",", b"lat", b"time"))
+
+
+def _first_message_is(mark: bytes) -> Callable[[bytes], bool]:
+    def recognises(head: bytes) -> bool:
+        message = None if _foreign_signature(head) else _MESSAGE.search(head)
+        return message is not None and message.group().startswith(mark)
+
+    return recognises
+
+
+def imported(name: str) -> Any:
+    """Return the object called `"package.module:name"`, importing its module."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 @dataclass(frozen=True)
 class FileFormat:
-    """A format as it appears in the registry; its decoder is imported when first used.
+    """One file format of observations.
 
     Attributes:
-        name: Name in the registry and in the API.
+        name: Name in the registry, in the API and in the record of a batch.
         description: One line for the user.
         decoder: `"package.module:function"`, so that naming a format imports no heavy library.
-        recognises: Whether the first bytes (up to 64 kB) are of this format.
-        extensions: Lower-case name endings used when the first bytes do not tell.
+        recognises: Whether the first bytes (up to `HEAD_BYTES`) are of this format.
+        extensions: Name endings in lower case; they decide only where the first bytes do not.
+        suffix: Usual name ending.
+        media_type: For HTTP.
     """
 
     name: str
@@ -134,91 +138,119 @@ class FileFormat:
     decoder: str
     recognises: Callable[[bytes], bool]
     extensions: tuple[str, ...] = ()
+    suffix: str = ""
+    media_type: str = "application/octet-stream"
 
-    def load(self) -> Decoder:
-        """The decoder."""
-        module, _, function = self.decoder.partition(":")
-        return getattr(import_module(module), function)
+    def load(self) -> Callable[..., Any]:
+        """Import the decoder; see `worker.observations.decoders.base.Decoder`."""
+        decoder: Callable[..., Any] = imported(self.decoder)
+        return decoder
 
 
+_DECODERS = "worker.observations.decoders"
 _FORMATS = (
     FileFormat(
         "parquet",
         "the observation table, or an earth2studio observation frame, as Parquet",
-        "worker.observations.decoders.table:decode_parquet",
-        is_parquet,
+        f"{_DECODERS}.table:decode_parquet",
+        _starts_with(b"PAR1"),
         (".parquet", ".pq"),
+        ".parquet",
+        "application/vnd.apache.parquet",
     ),
     FileFormat(
         "odb2",
-        "ODB-2 with the usual @hdr and @body columns",
-        "worker.observations.decoders.odb:decode_odb",
-        is_odb2,
+        "ECMWF ODB-2 with the usual @hdr and @body columns",
+        f"{_DECODERS}.odb:decode_odb",
+        _starts_with(b"\xff\xffODA"),
         (".odb", ".odb2"),
+        ".odb",
+        "application/x-odb",
     ),
     FileFormat(
         "ioda-netcdf",
         "IODA-style NetCDF: MetaData, ObsValue, ObsError, PreQC",
-        "worker.observations.decoders.ioda:decode_ioda",
-        is_netcdf,
+        f"{_DECODERS}.ioda:decode_ioda",
+        _starts_with(b"\x89HDF\r\n\x1a\n", b"CDF\x01", b"CDF\x02", b"CDF\x05"),
         (".nc", ".nc4"),
+        ".nc",
+        "application/netcdf",
     ),
     FileFormat(
         "geojson",
         "GeoJSON points with one or more observed values",
-        "worker.observations.decoders.geojson:decode_geojson",
-        is_geojson,
+        f"{_DECODERS}.geojson:decode_geojson",
+        _is_geojson,
         (".geojson", ".json"),
-    ),
-    FileFormat(
-        "bufr",
-        "WMO BUFR editions 2 to 4, bulletins included",
-        "worker.observations.decoders.bufr.decode:decode_bufr",
-        is_bufr,
-        (".bufr", ".bufr4", ".bfr", ".buf", ".bin"),
-    ),
-    FileFormat(
-        "grib",
-        "GRIB 1 and 2 fields used as observations",
-        "worker.observations.decoders.grib:decode_grib",
-        is_grib,
-        (".grib", ".grib1", ".grib2", ".grb", ".grb2"),
+        ".geojson",
+        "application/geo+json",
     ),
     FileFormat(
         "csv",
-        "the observation table, or an earth2studio observation frame, as CSV",
-        "worker.observations.decoders.table:decode_csv",
-        is_csv,
+        "the observation table, or an earth2studio observation frame, as CSV with a header",
+        f"{_DECODERS}.table:decode_csv",
+        _is_csv,
         (".csv",),
+        ".csv",
+        "text/csv",
+    ),
+    FileFormat(
+        "bufr",
+        "WMO BUFR editions 2 to 4, with or without GTS bulletin headings",
+        f"{_DECODERS}.bufr.decode:decode_bufr",
+        _first_message_is(b"BUFR"),
+        (".bufr", ".bufr4", ".bfr", ".buf", ".bin"),
+        ".bufr",
+        "application/bufr",
+    ),
+    FileFormat(
+        "grib",
+        "WMO GRIB 1 and 2 fields used as observations",
+        f"{_DECODERS}.grib:decode_grib",
+        _first_message_is(b"GRIB"),
+        (".grib", ".grib1", ".grib2", ".grb", ".grb2"),
+        ".grib",
+        "application/grib",
     ),
 )
-FORMATS: Registry[FileFormat] = Registry("format", **{f.name: f for f in _FORMATS})
+FORMATS: Registry[FileFormat] = Registry(
+    "format", "appa.formats", FileFormat, **{f.name: f for f in _FORMATS}
+)
+
+
+def recognise(head: bytes) -> FileFormat:
+    """Return the format of a file that begins with `head`.
+
+    Arguments:
+        head: The first `HEAD_BYTES` of the file, or all of a shorter one.
+
+    Raises:
+        DecodeError: With `reason` in its context: `empty_file`, `compressed_archive`,
+            `wrong_format`, `alphanumeric` or `unknown_format`.
+    """
+    if not head:
+        raise DecodeError("Expected observations; got an empty file.", reason="empty_file")
+    for entry in FORMATS.values():
+        if entry.recognises(head):
+            return entry
+    unknown = "unknown_format", f"first bytes {head[:8]!r}"
+    reason, description = foreign_content(head) or unknown
+    raise DecodeError(f"Expected one of {', '.join(FORMATS)}; got {description}.", reason=reason)
 
 
 def detect_format(path: Path) -> str:
-    """Name of the format of the file, by content first and name ending second.
+    """Return the name of the format of a file, by content first and name ending second.
 
     Raises:
         DecodeError: With `reason` in its context when no decoder reads such content.
     """
-    head = read_head(path)
-    if not head:
-        raise DecodeError(
-            f"Expected observations in '{path.name}'; got an empty file.", reason="empty_file"
-        )
-    for name, entry in FORMATS.items():
-        if entry.recognises(head):
-            return name
-    if foreign := foreign_content(head):
-        reason, detail = foreign
-        raise DecodeError(
-            f"Expected one of {', '.join(FORMATS)} in '{path.name}'; got {detail}.", reason=reason
-        )
-    for name, entry in FORMATS.items():
-        if path.name.lower().endswith(entry.extensions):
-            return name
-    raise DecodeError(
-        f"Expected one of {', '.join(FORMATS)} in '{path.name}'; its first bytes "
-        f"{head[:8]!r} and its name belong to none of them.",
-        reason="unknown_format",
-    )
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    try:
+        return recognise(head).name
+    except DecodeError as error:
+        if error.context["reason"] == "unknown_format":
+            for entry in FORMATS.values():
+                if path.name.lower().endswith(entry.extensions):
+                    return entry.name
+        raise DecodeError(f"'{path.name}': {error.message}", **error.context) from None

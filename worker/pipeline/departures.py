@@ -12,21 +12,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.diagnostics.ensembles import ranks
 from model.diagnostics.equivalents import Equivalents, model_equivalents, observation_set
 from model.domain.observations import FEEDBACK_SCHEMA, OBSERVATION_SCHEMA
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
-from model.operators.observation_set import ObservationSet
+from model.operators.observation_set import ObservationSet, with_rejections
 from worker.contract.kinds import ObservationSelection
-from worker.observations.columns import codes, is_one_of, numbers, set_column
+from worker.observations.columns import codes, is_one_of, kept, numbers, set_column
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
 from worker.solver import Background
 
 __all__ = [
     "CheckedWindow",
+    "WrittenStates",
     "check_window",
     "count_outcomes",
     "effective_parameters",
@@ -50,11 +52,22 @@ def to_feedback(table: pa.Table) -> pa.Table:
     return table.select(FEEDBACK_SCHEMA.names).cast(FEEDBACK_SCHEMA)
 
 
-def monitored_set(table: pa.Table, model: LatentModel, times: Sequence[datetime]) -> ObservationSet:
-    """y, R and H of every row with a trustworthy value, whether in use or not."""
+def monitored_set(
+    table: pa.Table, model: LatentModel, times: Sequence[datetime]
+) -> tuple[ObservationSet, pa.Table]:
+    """Build y, R and H of every row with a trustworthy value, whether in use or not.
+
+    Returns:
+        The observation set, and the table in which rows in use that have no operator, lack a value
+        or lie outside the model's domain are rejected; see `observation_set`.
+    """
     useless = is_one_of(table, "rejected_by", _UNUSABLE)
-    outcome = pa.array(np.where(useless, "passive", None), pa.string())
-    return observation_set(set_column(table, "rejected_by", outcome), model, times)[0]
+    outcome = pa.array(np.full(len(table), "passive"), pa.string(), mask=~useless)
+    monitored, after = observation_set(set_column(table, "rejected_by", outcome), model, times)
+    refused = kept(table) & ~kept(after)
+    code, names = codes(after, "rejected_by")
+    rejections = {n: np.flatnonzero(refused & (code == i)) for i, n in enumerate(names)}
+    return monitored, with_rejections(table, rejections)
 
 
 def fill_background(table: pa.Table, found: Equivalents) -> pa.Table:
@@ -111,15 +124,39 @@ class CheckedWindow:
 
     Attributes:
         observations: y, R and H of the rows in use.
+        monitored: y, R and H of every row of the feedback that can be monitored.
         feedback: Every row, with O-B and outcome.
         parameters: Effective parameters of the checks.
-        background: H(x_b) of each member at every row that can be monitored; None without one.
+        background: H(x_b) of each member at the monitored rows; None without observations.
+        background_states: The background's physical states at the written times, with shape
+            (M, T, C, Y, X); None without observations, when it has not been decoded.
     """
 
     observations: ObservationSet
+    monitored: ObservationSet
     feedback: pa.Table
     parameters: dict[str, Any]
     background: Equivalents | None = None
+    background_states: NDArray[np.float32] | None = None
+
+
+class WrittenStates:
+    """Collects the physical states at the written times, as `model_equivalents` decodes them.
+
+    Arguments:
+        plan: Which times are written.
+        model: The model that decodes.
+        members: Size of the ensemble.
+    """
+
+    def __init__(self, plan: WindowPlan, model: LatentModel, members: int) -> None:
+        self.written = np.flatnonzero(plan.written)
+        shape = (members, len(self.written), *model.state_shape)
+        self.values = np.empty(shape, dtype=np.float32)
+
+    def __call__(self, member: int, trajectory: Tensor) -> None:
+        """Copy the written ones of a member's states (T, C, Y, X)."""
+        self.values[member] = trajectory[self.written].float().cpu().numpy()
 
 
 def check_window(
@@ -127,45 +164,52 @@ def check_window(
     plan: WindowPlan,
     selection: ObservationSelection,
     model: LatentModel,
-    background: Background | None,
+    background: Background,
     checks: Path | Mapping[str, Any] | None = None,
 ) -> CheckedWindow:
-    """Runs the checks that need the window, the model or the background.
+    """Run the checks that need the window, the model or the background.
+
+    H is built once, for every row that can be monitored; again only if superobservations are
+    appended. The background is decoded once, for H(x_b) and for the written states alike.
 
     Arguments:
         table: The observations as stored, checked at arrival.
         plan: Times of the states.
         selection: Cut-off and withheld share.
         model: Its grid, surface and operators.
-        background: The first guess at `plan.times`; None for a job without observations.
+        background: The first guess at `plan.times`.
         checks: This installation's parameters, a YAML file; or all parameters of an earlier run.
     """
     context = qc_context(selection, model, background, checks)
     table, _ = run_checks(to_feedback(table), "window", context)
-    _, table = observation_set(table, model, plan.times)
-    equivalents = None
-    if background is not None and len(table):
-        monitored = monitored_set(table, model, plan.times)
-        hofx = model_equivalents(background.latents, model, monitored)
+    monitored, table = monitored_set(table, model, plan.times)
+    stored = len(table)
+    equivalents = states = None
+    if stored:
+        collected = WrittenStates(plan, model, background.members)
+        hofx = model_equivalents(background.latents, model, monitored, collected)
         rows, errors = monitored.rows, monitored.obs_errors
-        equivalents = Equivalents(rows, errors, hofx, background.mirrored)
+        equivalents, states = Equivalents(rows, errors, hofx, background.mirrored), collected.values
         table = fill_background(table, equivalents)
         table, _ = run_checks(table, "background", context)
     table, _ = run_checks(table, "select", context)
-    observations, table = observation_set(table, model, plan.times)
-    return CheckedWindow(observations, table, dict(context.parameters), equivalents)
+    if len(table) > stored:
+        monitored, table = monitored_set(table, model, plan.times)
+    observations = monitored.select(kept(table)[monitored.rows])
+    parameters = dict(context.parameters)
+    return CheckedWindow(observations, monitored, table, parameters, equivalents, states)
 
 
 def qc_context(
     selection: ObservationSelection,
     model: LatentModel,
-    background: Background | None,
+    background: Background,
     checks: Path | Mapping[str, Any] | None = None,
 ) -> QCContext:
-    """Parameters and surroundings of the checks."""
-    if isinstance(checks, Mapping):  # an earlier run's, which had all that is done to them done
+    """Return parameters and surroundings of the checks; see `check_window`."""
+    if isinstance(checks, Mapping):  # of an earlier run: they are the effective ones already
         return _context(load_parameters(checks), selection, model)
-    cold = background is not None and background.source == "climatology"
+    cold = background.source == "climatology"
     return _context(effective_parameters(selection, checks, cold=cold), selection, model)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.domain.observations import empty_table
-from model.domain.windows import AssimilationWindow, WindowPlan
+from model.domain.windows import HOUR, AssimilationWindow, WindowPlan
 from worker.contract.kinds import ObservationSelection
 from worker.contract.layout import Layout
 from worker.observations.columns import codes, numbers, times
@@ -24,7 +24,7 @@ def observation_window(plan: WindowPlan) -> AssimilationWindow | None:
     """(half an hour before the first observed time, the last one]; None if no time is observed."""
     if plan.window is None:
         return None
-    first = plan.window.start + timedelta(hours=1)
+    first = plan.window.start + HOUR
     return AssimilationWindow(first - REACH, plan.window.end)
 
 

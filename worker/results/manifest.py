@@ -1,13 +1,13 @@
 """Describe published results: their manifest, and the pins that keep them from retention.
 
-A manifest lists the files of a result and everything needed to reproduce it.
+A manifest lists the files of a result and everything needed to reproduce it. Manifests are the
+truth about what is published; `worker.results.catalogue` is the index over them.
 
 A pin is a small file named after the result. It is written before the result is looked up, and
 retention checks for it after moving a result away (and moves it back), so a result that was
 pinned successfully is never deleted.
 """
 
-import hashlib
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from model.domain.errors import InvalidInput, StorageError
+from model.domain.files import file_digest, write_atomic
 from worker.contract.kinds import JobSpec
-from worker.contract.layout import Layout, replace_text
+from worker.contract.layout import Layout
 from worker.contract.records import Record, utc_now
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ManifestFile",
     "NoSuchAnalysis",
     "Pin",
+    "RESTART_ROLE",
     "describe_file",
     "is_pinned",
     "pin",
@@ -43,8 +45,15 @@ _MEDIA = {
 }
 
 
+RESTART_ROLE = "restart"
+"""Role of the file with the latent states, from which a later job may start."""
+
+_DATASETS = (".nc", ".zarr.zip")
+"""File names that can be served as a data set, in order of preference."""
+
+
 class ManifestFile(Record):
-    """One file of a result."""
+    """One published file: its name, size, hash and purpose."""
 
     name: str = Field(description="File name.")
     size: int = Field(ge=0, description="Bytes.")
@@ -58,7 +67,7 @@ class AnalysisManifest(Record):
 
     id: str = Field(description="Name of the result.")
     job_id: str = Field(description="The job that made it.")
-    kind: str = Field(description="`filtering`, `forecast` or `reanalysis`.")
+    kind: str = Field(description="The kind of its job: `filtering`, `forecast`, `reanalysis` …")
     valid_time: datetime = Field(description="Analysis time; start of a forecast or reanalysis.")
     times: list[datetime] = Field(description="Valid times in the files (UTC).")
     flavour: str = Field(default="", description="`early`, `final`, or empty outside the cycles.")
@@ -98,22 +107,25 @@ class AnalysisManifest(Record):
     )
     spec: JobSpec = Field(description="What was asked.")
 
+    @property
+    def dataset_file(self) -> ManifestFile | None:
+        """Return the file that is served as a data set: NetCDF where there is one, else Zarr."""
+        data = [file for file in self.files if file.role == "data"]
+        found = (file for suffix in _DATASETS for file in data if file.name.endswith(suffix))
+        return next(found, None)
+
 
 def describe_file(path: Path, role: str = "data") -> ManifestFile:
-    """Size, hash and media type of a finished file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    media = _MEDIA.get(path.suffix, "application/octet-stream")
+    """Return name, size, SHA-256 and media type of a finished file."""
     size = path.stat().st_size
+    media = _MEDIA.get(path.suffix, "application/octet-stream")
     return ManifestFile(
-        name=path.name, size=size, sha256=digest.hexdigest(), media_type=media, role=role
+        name=path.name, size=size, sha256=file_digest(path), media_type=media, role=role
     )
 
 
 def read_manifest(layout: Layout, analysis_id: str) -> AnalysisManifest:
-    """The manifest of a published result.
+    """Return the manifest of a published result.
 
     Raises:
         StorageError: If there is no such result.
@@ -128,13 +140,13 @@ def read_manifest(layout: Layout, analysis_id: str) -> AnalysisManifest:
 
 
 class NoSuchAnalysis(InvalidInput):
-    """An id that no published result has."""
+    """An id, or the name of a file, that no published result has."""
 
     code = "not_found"
 
 
 class Pin(Record):
-    """Why a result is kept."""
+    """A mark that keeps a result from retention, and the reason."""
 
     analysis_id: str = Field(description="The result.")
     created: datetime = Field(default_factory=utc_now, description="When it was pinned (UTC).")
@@ -142,28 +154,28 @@ class Pin(Record):
     note: str = Field(default="", max_length=500, description="What for.")
 
 
-def pin(layout: Layout, wanted: Pin) -> Pin:
-    """Keeps a result; one that is pinned keeps its first pin.
+def pin(layout: Layout, new: Pin) -> Pin:
+    """Keep a result from retention, and return its pin: the first one if there are several.
 
     Raises:
         NoSuchAnalysis: If there is no such result.
     """
-    path = layout.pin(wanted.analysis_id)
+    path = layout.pin(new.analysis_id)
     layout.pins.mkdir(exist_ok=True)
-    known = _read(layout, wanted.analysis_id)
+    known = _read_pin(layout, new.analysis_id)
     if known is None:
-        replace_text(path, wanted.model_dump_json(indent=1))
-    if not layout.manifest(wanted.analysis_id).exists():
+        write_atomic(path, new.model_dump_json(indent=1))
+    if not layout.manifest(new.analysis_id).exists():
         path.unlink(missing_ok=True)
         raise NoSuchAnalysis(
-            f"Expected the id of a published analysis; got '{wanted.analysis_id}'.",
-            analysis_id=wanted.analysis_id,
+            f"Expected the id of a published analysis; got '{new.analysis_id}'.",
+            analysis_id=new.analysis_id,
         )
-    return known or wanted
+    return known or new
 
 
 def unpin(layout: Layout, analysis_id: str) -> bool:
-    """Takes the pin out; returns whether there was one."""
+    """Remove the pin of a result; return whether there was one."""
     try:
         layout.pin(analysis_id).unlink()
     except FileNotFoundError:
@@ -172,21 +184,21 @@ def unpin(layout: Layout, analysis_id: str) -> bool:
 
 
 def is_pinned(layout: Layout, analysis_id: str) -> bool:
-    """Whether a result must be kept."""
+    """Return whether retention must keep a result."""
     return layout.pin(analysis_id).exists()
 
 
 def pins(layout: Layout) -> list[Pin]:
-    """All pins, oldest first."""
+    """Return the pins of all results, oldest first."""
     if not layout.pins.is_dir():
         return []
     names = [path.name for path in layout.pins.iterdir() if not path.name.startswith(".")]
-    found = [p for name in names if (p := _read(layout, name)) is not None]
-    return sorted(found, key=lambda p: p.created)
+    found = (_read_pin(layout, name) for name in names)
+    return sorted((pin for pin in found if pin is not None), key=lambda pin: pin.created)
 
 
-def _read(layout: Layout, analysis_id: str) -> Pin | None:
-    """A pin is a pin even if its text was damaged."""
+def _read_pin(layout: Layout, analysis_id: str) -> Pin | None:
+    """Return a pin, or None; a pin whose text was damaged still holds."""
     try:
         return Pin.model_validate_json(layout.pin(analysis_id).read_bytes())
     except FileNotFoundError:

@@ -5,9 +5,9 @@ one rename. A worker that was taken for dead and comes back is stopped by the ga
 store, or, should it have passed the gate before, by the name being taken. Staging folders of
 workers that died are swept once they are old.
 
-`latest.json` in the data folder names the newest results, for those who read files: an entry for
-each kind (`filtering`), and one for each kind and flavour (`filtering/early`, `filtering/final`),
-so that a reader who wants only final analyses is not given an early one.
+`latest.json` in the data folder names the newest results, for programs that read files: an entry
+for each kind (`filtering`), and one for each kind and flavour (`filtering/early`,
+`filtering/final`), so that a reader who wants only final analyses is not given an early one.
 """
 
 import errno
@@ -23,20 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
 
-from model.domain.errors import StorageError
+from model.domain.files import sync_folder, write_atomic
 from worker.contract.jobs import JobRecord, JobStore, Phase
-from worker.contract.layout import Layout, replace_text
+from worker.contract.layout import Layout
 from worker.lease import ProgressReporter
-from worker.results.manifest import AnalysisManifest, describe_file, read_manifest
+from worker.results.catalogue import Catalogue
+from worker.results.entries import ResultFilter
+from worker.results.manifest import AnalysisManifest
 
 __all__ = [
     "publish",
-    "renew_latest",
+    "replace_manifest",
     "staging_folder",
     "sweep_leftovers",
-    "sync_folder",
     "update_latest",
     "write_manifest",
 ]
@@ -46,9 +46,9 @@ log = structlog.get_logger()
 
 @contextmanager
 def staging_folder(job: JobRecord, layout: Layout) -> Iterator[Path]:
-    """An empty folder for the files of this attempt, removed unless it was published.
+    """Provide an empty folder for the files of this attempt; removed unless it was published.
 
-    Leftovers of earlier attempts, which died, are removed, too.
+    Leftovers of earlier attempts, which died, are removed as well.
     """
     for left in layout.tmp.glob(f"{job.analysis_id}.*"):
         if left.name != layout.staging(job.analysis_id, job.token).name:
@@ -63,29 +63,32 @@ def staging_folder(job: JobRecord, layout: Layout) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, manifest: AnalysisManifest) -> None:
-    """Writes `manifest.json` after checking that the files it names are as it says.
+    """Make the files of a result durable, then write its `manifest.json`.
+
+    Sizes are compared with the manifest; the hashes in it are not computed again.
 
     Raises:
-        OSError: If a file cannot be read or the disk is full.
+        OSError: If a file is missing or has another size, or the disk is full.
     """
     for file in manifest.files:
         with (folder / file.name).open("rb+") as stream:
             os.fsync(stream.fileno())
-        found = describe_file(folder / file.name, file.role)
-        if found.sha256 != file.sha256:
+            size = os.fstat(stream.fileno()).st_size
+        if size != file.size:
             raise OSError(errno.EIO, f"file changed after it was written: {file.name}")
-    path = folder / "manifest.json"
-    with path.open("w") as stream:
-        stream.write(manifest.model_dump_json(indent=2))
-        stream.flush()
-        os.fsync(stream.fileno())
-    sync_folder(folder)
+    write_atomic(folder / "manifest.json", manifest.model_dump_json(indent=2))
+
+
+def replace_manifest(layout: Layout, manifest: AnalysisManifest) -> None:
+    """Replace the manifest of a published result atomically."""
+    write_atomic(layout.manifest(manifest.id), manifest.model_dump_json(indent=2))
+    os.utime(layout.analyses)  # catalogues look at manifests again when the folder was touched
 
 
 def publish(
     job: JobRecord, store: JobStore, layout: Layout, staging: Path, progress: ProgressReporter
 ) -> None:
-    """Gives the finished folder its public name.
+    """Rename the finished folder to its public name.
 
     Raises:
         LeaseLost: If a newer attempt holds the job.
@@ -99,27 +102,18 @@ def publish(
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        # an earlier attempt published and died before it could say so
+        # an earlier attempt published and died before it could report success
         log.info("already published", id=job.id, analysis=job.analysis_id)
         with suppress(OSError):
             shutil.rmtree(staging)
     sync_folder(layout.analyses)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 _STAGING = re.compile(r"an-.*\.\d+")
 
 
 def sweep_leftovers(layout: Layout, older_than: float = 86_400.0) -> int:
-    """Removes staging folders untouched for `older_than` seconds; returns how many.
+    """Remove staging folders untouched for `older_than` seconds; return how many.
 
     The time must be longer than any job, for a folder belongs to a job while it runs.
     """
@@ -139,57 +133,33 @@ def _touched(folder: Path) -> float:
     return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
 
 
-def update_latest(layout: Layout, manifest: AnalysisManifest) -> bool:
-    """Replaces the entries of the result's kind and flavour that are older; whether one was.
+def update_latest(layout: Layout) -> bool:
+    """Write the newest results to `latest.json`; return whether that changed anything.
 
-    Newer is a later valid time, then a higher revision, then a later end of the job. An entry
-    whose result was deleted counts as none.
+    Newer is a later valid time, then a higher revision, then a later end of the job.
     """
     path = layout.latest_file
-    with _locked(layout) as entries:
-        entry = _entry(manifest)
-        names = _names(manifest)
-        older = [name for name in names if _age(layout, entries.get(name)) < _age(None, entry)]
-        if not older:
+    with (layout.root / ".latest.lock").open("w") as lock, Catalogue(layout) as catalogue:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        text = json.dumps(_latest_entries(catalogue), indent=1)
+        if path.exists() and path.read_text() == text:
             return False
-        _write(path, entries | dict.fromkeys(older, entry))
+        write_atomic(path, text)
         return True
 
 
-def renew_latest(layout: Layout) -> None:
-    """Puts the newest result that is left in place of entries whose result was deleted."""
-    with _locked(layout) as entries:
-        gone = {name for name, e in entries.items() if not layout.manifest(e["id"]).exists()}
-        if not gone:
-            return
-        left = {name: entry for name, entry in entries.items() if name not in gone}
-        for path in layout.analyses.glob("*/manifest.json"):
-            try:
-                manifest = read_manifest(layout, path.parent.name)
-            except (OSError, ValidationError, StorageError):
-                continue
-            for name in gone.intersection(_names(manifest)):
-                entry = _entry(manifest)
-                if _age(None, left.get(name)) < _age(None, entry):
-                    left[name] = entry
-        _write(layout.latest_file, left)
+def _latest_entries(catalogue: Catalogue) -> dict[str, Any]:
+    """Return the newest result by kind, and by kind and flavour."""
+    found: dict[str, Any] = {}
+    for kind, flavour in catalogue.kinds():
+        name = f"{kind}/{flavour}" if flavour else kind
+        wanted = ResultFilter(kind, flavour or None)
+        if (manifest := catalogue.latest(wanted)) is not None:
+            found[name] = _describe(manifest)
+    return found
 
 
-@contextmanager
-def _locked(layout: Layout) -> Iterator[dict[str, Any]]:
-    """The entries, while nobody else changes them."""
-    with (layout.root / ".latest.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        path = layout.latest_file
-        yield json.loads(path.read_text()) if path.exists() else {}
-
-
-def _names(manifest: AnalysisManifest) -> list[str]:
-    flavoured = [f"{manifest.kind}/{manifest.flavour}"] if manifest.flavour else []
-    return [manifest.kind, *flavoured]
-
-
-def _entry(manifest: AnalysisManifest) -> dict[str, Any]:
+def _describe(manifest: AnalysisManifest) -> dict[str, Any]:
     return {
         "id": manifest.id,
         "valid_time": manifest.valid_time.isoformat(),
@@ -198,14 +168,3 @@ def _entry(manifest: AnalysisManifest) -> dict[str, Any]:
         "flavour": manifest.flavour,
         "files": {file.name: {"sha256": file.sha256, "size": file.size} for file in manifest.files},
     }
-
-
-def _write(path: Path, entries: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(entries, indent=1))
-
-
-def _age(layout: Layout | None, entry: dict[str, Any] | None) -> tuple[str, int, str]:
-    """Sorts entries by age; with a layout, one whose result is gone is the oldest."""
-    if entry is None or (layout is not None and not layout.manifest(entry["id"]).exists()):
-        return "", 0, ""
-    return str(entry["valid_time"]), int(entry["revision"]), str(entry["created"])

@@ -8,7 +8,6 @@ from celery import Task, shared_task
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from worker.backgrounds.restarts import mark_restart
 from worker.contract.jobs import JobRecord
 from worker.contract.queues import ANNOUNCE_RESULT, RUN_ASSIMILATION, WorkerReport, submit
 from worker.lease import Lease, ProgressReporter
@@ -23,7 +22,7 @@ __all__ = ["describe_models", "run_assimilation_task"]
 
 
 def describe_models(models: LoadedModels, report: WorkerReport) -> None:
-    """The models, the device and the output formats of a model worker."""
+    """Add the models, the device and the output formats of a model worker to its report."""
     name = str(models.device)
     if models.device.type == "cuda":
         name += f" ({torch.cuda.get_device_name(models.device)})"
@@ -39,7 +38,7 @@ log = structlog.get_logger()
 
 @shared_task(name=RUN_ASSIMILATION, bind=True)
 def run_assimilation_task(self: "Task[Any, Any]", job_id: str, version: int) -> None:
-    """Runs one job on this process's device."""
+    """Run one job on the device of this process."""
     runtime: Runtime = self.app.runtime
     store = runtime.stores.jobs
     if not known_version(store, job_id, version):
@@ -51,17 +50,16 @@ def run_assimilation_task(self: "Task[Any, Any]", job_id: str, version: int) -> 
             store, lease, runtime.check_stopping, times.progress_seconds, times.job_limit_seconds
         )
         with staging_folder(job, runtime.layout) as folder:
-            manifest = assimilate_window(job, runtime.layout, runtime.models, progress, folder)
+            assimilate_window(job, runtime.layout, runtime.models, progress, folder)
             publish(job, store, runtime.layout, folder, progress)
-        mark_restart(runtime.layout, manifest)
         store.succeed(job.id, job.token, progress.done())
         announce(runtime, job.analysis_id)
 
-    attempt(runtime, store, job_id, body)
+    attempt(self, runtime, store, job_id, body)
 
 
 def announce(runtime: Runtime, analysis_id: str) -> None:
-    """Sends word of a result; a result that nobody was told of is a result all the same."""
+    """Send the message that announces a result; the scheduler announces what was missed."""
     try:
         submit(runtime.sender, ANNOUNCE_RESULT, analysis_id)
     except (OperationalError, RedisError, OSError) as error:

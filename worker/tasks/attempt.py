@@ -1,35 +1,50 @@
 """Attempt the work on a record once: claim it, hold a lease, do the work, write the outcome down.
 
 This is the one place where errors are caught broadly: no error kills a worker, every error becomes
-the state of a job.
+the state of a record. An error that may pass (`retryable`: storage, broker, memory, a stopping
+worker) puts the record back to waiting, with the reason and the time of the next attempt in it,
+and Celery sends the message again: `Task.retry` after a pause that doubles with each attempt, with
+jitter, or `Reject` at once when this worker stops.
 """
 
 from collections.abc import Callable
-from typing import Any
+from datetime import timedelta
+from typing import Any, Protocol
 
 import structlog
+from celery.exceptions import Reject, SoftTimeLimitExceeded
+from celery.utils.time import get_exponential_backoff_interval
 from redis.exceptions import RedisError
 
 from model.domain.errors import DecodeError, InvalidInput, JobCancelled, ResourceExhausted
 from worker.contract.batches import BatchRecord, BatchStore, IngestSummary
-from worker.contract.disk import FULL
+from worker.contract.disk import is_disk_full
 from worker.contract.jobs import JobRecord, JobState, JobStore
-from worker.contract.queues import INGEST_BATCH, MESSAGE_VERSION, RUN_ASSIMILATION, submit
+from worker.contract.queues import MESSAGE_VERSION
 from worker.contract.record_store import LeaseLost, MoveRefused, NoSuchRecord
-from worker.contract.records import Problem
+from worker.contract.records import Problem, utc_now
 from worker.lease import Lease
 from worker.runtime import Runtime, WorkerStopping
 
-__all__ = ["attempt", "known_version", "priority_of", "problem_of"]
+__all__ = ["Retrying", "attempt", "known_version", "problem_of"]
 
 log = structlog.get_logger()
 
 Body = Callable[[Any, Lease], None]
+_CLOCKS_DIFFER = timedelta(seconds=1)
+
+
+class Retrying(Protocol):
+    """What `attempt` needs of a bound Celery task."""
+
+    def retry(self, **options: Any) -> BaseException:
+        """Send the message again; `celery.Task.retry`."""
+        ...
 
 
 def problem_of(error: Exception) -> Problem:
-    """The problem kept in the record of a job that met `error`."""
-    if isinstance(error, OSError) and error.errno in FULL:
+    """Return the problem to keep in the record of a job or batch that met `error`."""
+    if isinstance(error, OSError) and is_disk_full(error):
         return Problem(
             code="disk_full",
             message=f"The data folder is full ({error}); free space and submit the job again.",
@@ -39,16 +54,17 @@ def problem_of(error: Exception) -> Problem:
         return Problem(code=ResourceExhausted.code, message=message, retryable=True)
     if isinstance(error, RedisError):
         return Problem(code="broker_error", message=str(error), retryable=True)
+    if isinstance(error, SoftTimeLimitExceeded):
+        return Problem(
+            code="ingest_too_long",
+            message="Expected the upload to be ingested within APPA_INGEST_LIMIT_SECONDS; it took "
+            "longer. Send it in smaller files or raise the limit.",
+        )
     return Problem.of(error)
 
 
-def priority_of(record: JobRecord | BatchRecord | None) -> int:
-    """Priority of the message about a record."""
-    return record.spec.priority if isinstance(record, JobRecord) else 0
-
-
 def known_version(store: JobStore | BatchStore, record_id: str, version: int) -> bool:
-    """Whether this code understands a message of `version`; else the record fails and says so."""
+    """Return whether this code understands a message of `version`; fail the record otherwise."""
     if version == MESSAGE_VERSION:
         return True
     message = f"Expected a message of version {MESSAGE_VERSION}; got {version}. Update the worker."
@@ -60,15 +76,26 @@ def known_version(store: JobStore | BatchStore, record_id: str, version: int) ->
     return False
 
 
-def attempt(runtime: Runtime, store: JobStore | BatchStore, record_id: str, body: Body) -> None:
-    """Claims a record, runs `body` under a lease and writes the outcome.
+def attempt(
+    task: Retrying, runtime: Runtime, store: JobStore | BatchStore, record_id: str, body: Body
+) -> None:
+    """Claim a record, run `body` under a lease and write the outcome down.
 
     Arguments:
+        task: The bound Celery task that received the message.
         runtime: Of this process.
         store: Jobs or batches.
-        record_id: From the message; a copy of a message finds nothing to do.
-        body: The work; finishes the record itself when it succeeds.
+        record_id: From the message; a duplicate of a message finds nothing to do.
+        body: The work; it finishes the record itself when it succeeds.
+
+    Raises:
+        celery.exceptions.Retry: After an error that may pass; the next message is sent.
+        celery.exceptions.Reject: When this worker stops; the message returns to its queue.
     """
+    waiting = store.find(record_id)
+    if waiting and waiting.retry_at and waiting.retry_at > utc_now() + _CLOCKS_DIFFER:
+        log.info("too early", id=record_id, retry_at=waiting.retry_at.isoformat())
+        return
     try:
         record = store.claim(record_id, runtime.report.name, runtime.settings.lease)
     except (MoveRefused, NoSuchRecord) as error:
@@ -78,13 +105,14 @@ def attempt(runtime: Runtime, store: JobStore | BatchStore, record_id: str, body
     lease = Lease(store, record_id, record.token, runtime.settings.lease)
     try:
         with runtime.busy_with(record_id), lease:
-            _run(runtime, store, record, lease, body)
+            _run(task, runtime, store, record, lease, body)
     except RedisError as error:
         # Nothing can be written down now; the reaper finds the record when the server is back.
         log.error("outcome not stored", id=record_id, error=str(error))
 
 
 def _run(
+    task: Retrying,
     runtime: Runtime,
     store: JobStore | BatchStore,
     record: JobRecord | BatchRecord,
@@ -102,7 +130,7 @@ def _run(
             store.confirm_cancel(record.id, record.token)
     except Exception as error:
         try:
-            _settle(runtime, store, record, error)
+            _settle(task, runtime, store, record, error)
         except LeaseLost as lost:
             log.warning("stopped", id=record.id, reason=lost.message)
         except MoveRefused as refused:
@@ -121,24 +149,25 @@ def _after_refusal(
 
 
 def _settle(
+    task: Retrying,
     runtime: Runtime,
     store: JobStore | BatchStore,
     record: JobRecord | BatchRecord,
     error: Exception,
 ) -> None:
-    """Writes a failed attempt down: tried again, rejected or failed."""
+    """Write a failed attempt down: to be retried, rejected or failed."""
     problem = problem_of(error)
-    again = isinstance(error, WorkerStopping) or record.attempts < runtime.settings.attempts
     expected = isinstance(error, InvalidInput)
     log.warning(
         "attempt failed", id=record.id, code=problem.code, reason=problem.message,
         exc_info=None if expected or problem.code != "internal_error" else error,
     )  # fmt: skip
-    if problem.retryable and again:
+    if isinstance(error, WorkerStopping):
         store.requeue(record.id, record.token, problem)
-        task = RUN_ASSIMILATION if isinstance(store, JobStore) else INGEST_BATCH
-        submit(runtime.sender, task, record.id, priority_of(record))
-    elif isinstance(store, BatchStore) and isinstance(error, DecodeError | InvalidInput):
+        raise Reject(problem.message, requeue=True)
+    if problem.retryable and record.attempts < runtime.settings.attempts:
+        raise _retry(task, runtime, store, record, problem)
+    if isinstance(store, BatchStore) and isinstance(error, DecodeError | InvalidInput):
         report = error.context.get("decode_report", {})
         context = {k: v for k, v in problem.context.items() if k != "decode_report"}
         store.reject(
@@ -149,3 +178,30 @@ def _settle(
         )
     else:
         store.fail(record.id, record.token, problem)
+
+
+def _retry(
+    task: Retrying,
+    runtime: Runtime,
+    store: JobStore | BatchStore,
+    record: JobRecord | BatchRecord,
+    problem: Problem,
+) -> BaseException:
+    """Put the record back to waiting and send its message for later; return what Celery raises.
+
+    The pause is drawn between 0 and a bound that doubles with each attempt, so that jobs that
+    failed together do not come back together.
+    """
+    settings = runtime.settings
+    pause = get_exponential_backoff_interval(
+        settings.retry_backoff_seconds,
+        record.attempts - 1,
+        settings.retry_backoff_max_seconds,
+        full_jitter=True,
+    )
+    retry_at = utc_now() + timedelta(seconds=pause)
+    store.requeue(record.id, record.token, problem, retry_at)
+    log.info("retried later", id=record.id, seconds=pause, retry_at=retry_at.isoformat())
+    return task.retry(
+        countdown=pause, priority=record.priority, max_retries=settings.attempts, throw=False
+    )

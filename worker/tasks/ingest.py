@@ -17,7 +17,7 @@ __all__ = ["describe_ingest", "ingest_batch_task"]
 
 
 def describe_ingest(report: WorkerReport) -> None:
-    """The decoders of an ingest worker and the networks they know."""
+    """Add the decoders of an ingest worker and the networks they know to its report."""
     report.device = "cpu"
     report.capabilities.decoders = {name: entry.description for name, entry in FORMATS.items()}
     report.capabilities.networks = list(REPORT_TYPES)
@@ -25,7 +25,7 @@ def describe_ingest(report: WorkerReport) -> None:
 
 @shared_task(name=INGEST_BATCH, bind=True)
 def ingest_batch_task(self: "Task[Any, Any]", batch_id: str, version: int) -> None:
-    """Takes one upload into the observation store."""
+    """Ingest one upload into the observation store; Celery's time limits apply."""
     runtime: Runtime = self.app.runtime
     store = runtime.stores.batches
     if not known_version(store, batch_id, version):
@@ -34,4 +34,4 @@ def ingest_batch_task(self: "Task[Any, Any]", batch_id: str, version: int) -> No
     def body(batch: BatchRecord, lease: Lease) -> None:
         store.finish(batch.id, batch.token, ingest_batch(batch, runtime.layout, lease.check))
 
-    attempt(runtime, store, batch_id, body)
+    attempt(self, runtime, store, batch_id, body)

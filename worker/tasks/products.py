@@ -3,9 +3,8 @@
 The events of a result are emitted when it is published, and again if that was missed.
 """
 
-import os
 import time
-from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -16,6 +15,9 @@ from model.domain.errors import StorageError
 from worker.contract.events import EventLog, EventType
 from worker.contract.layout import Layout
 from worker.contract.queues import ANNOUNCE_RESULT, MESSAGE_VERSION
+from worker.contract.records import utc_now
+from worker.results.catalogue import Catalogue
+from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest, read_manifest
 from worker.results.publication import update_latest
 from worker.results.verification.series import OUTSIDE_FLAG, append_to_series
@@ -25,19 +27,19 @@ __all__ = ["MissedResults", "announce", "announce_result_task", "tell_published"
 
 
 def announce(layout: Layout, events: EventLog, manifest: AnalysisManifest) -> None:
-    """Does all that follows from a published result; safe to run twice.
+    """Update `latest.json` and the verification series, and emit the events; safe to run twice.
 
     Raises:
         OSError: If `latest.json` cannot be written.
-        StorageError: If the series of verification cannot be.
+        StorageError: If the verification series cannot be extended.
     """
-    update_latest(layout, manifest)
+    update_latest(layout)
     append_to_series(layout, manifest)
     tell_published(events, manifest)
 
 
 def tell_published(events: EventLog, manifest: AnalysisManifest) -> bool:
-    """Tells of a published result, and of a cycle outside its limits; returns whether it was news."""
+    """Emit the events of a published result, once; return whether they were new."""
     about = describe(manifest)
     news = events.emit(EventType.ANALYSIS_PUBLISHED, manifest.id, about)
     if OUTSIDE_FLAG in manifest.flags:
@@ -47,7 +49,7 @@ def tell_published(events: EventLog, manifest: AnalysisManifest) -> bool:
 
 
 def describe(manifest: AnalysisManifest) -> dict[str, Any]:
-    """What is told of a result: enough to decide whether to fetch it, and what."""
+    """Return the data of a result's event: enough to decide whether to fetch it, and what."""
     values = manifest.model_dump(mode="json")
     names = ("kind", "flavour", "revision", "valid_time", "created", "members", "flags", "job_id")
     return {
@@ -60,12 +62,12 @@ def describe(manifest: AnalysisManifest) -> dict[str, Any]:
 
 
 class MissedResults:
-    """Finds results that nobody told of, because a process died in between.
+    """Announces results that were published but not announced because a process died in between.
 
     Arguments:
         layout: The data folder.
-        events: What was told.
-        every: Seconds between two looks.
+        events: The events emitted so far.
+        every: Seconds between two scans.
         back: Results older than so many seconds are left alone.
     """
 
@@ -80,11 +82,12 @@ class MissedResults:
         self.events = events
         self.every = every
         self.back = back
+        self._catalogue = Catalogue(layout)
         self._looked = float("-inf")
         self._seen: set[str] = set()
 
     def tick(self) -> int:
-        """Looks once in a while; returns how many were missed."""
+        """Scan if the last scan is old enough; return how many results were announced."""
         if time.monotonic() - self._looked < self.every:
             return 0
         self._looked = time.monotonic()
@@ -93,22 +96,23 @@ class MissedResults:
             if name in self._seen:
                 continue
             if not self.events.told(EventType.ANALYSIS_PUBLISHED, name):
+                manifest = self._catalogue.find(name)
+                if manifest is None:  # deleted this moment
+                    continue
                 try:
-                    announce(self.layout, self.events, read_manifest(self.layout, name))
-                except (StorageError, ValueError):
+                    announce(self.layout, self.events, manifest)
+                except StorageError:
                     continue
                 missed += 1
             self._seen.add(name)
         return missed
 
     def _recent(self) -> list[str]:
-        """Results of the last day that are old enough to have been told of."""
-        now, found = time.time(), []
-        for entry in os.scandir(self.layout.analyses):
-            with suppress(FileNotFoundError):  # deleted this moment
-                age = now - entry.stat().st_mtime
-                if self.every / 2 < age < self.back:
-                    found.append(entry.name)
+        """Return results of the last day whose announcement is overdue."""
+        now = utc_now()
+        first, last = now - timedelta(seconds=self.back), now - timedelta(seconds=self.every / 2)
+        entries = self._catalogue.entries(ResultFilter(created_from=first, created_to=last))
+        found = [entry.id for entry in entries]
         self._seen &= set(found)
         return found
 
@@ -116,15 +120,20 @@ class MissedResults:
 log = structlog.get_logger()
 
 
-@shared_task(name=ANNOUNCE_RESULT, bind=True)
+@shared_task(
+    name=ANNOUNCE_RESULT,
+    bind=True,
+    autoretry_for=(OSError, StorageError, RedisError),
+    retry_backoff=5,
+    retry_backoff_max=300,
+    retry_jitter=True,
+    max_retries=5,
+)
 def announce_result_task(self: "Task[Any, Any]", analysis_id: str, version: int) -> None:
-    """Tells the world outside about a new result; safe to run twice."""
+    """Announce a new result; Celery retries with back-off, and the scheduler finds what is left."""
     runtime: Runtime = self.app.runtime
     if version != MESSAGE_VERSION:
         log.error("message refused", id=analysis_id, version=version)
         return
-    try:
-        manifest = read_manifest(runtime.layout, analysis_id)
-        announce(runtime.layout, runtime.stores.events, manifest)
-    except (OSError, StorageError, RedisError) as error:  # the scheduler finds what was missed
-        log.warning("not announced", id=analysis_id, reason=str(error))
+    manifest = read_manifest(runtime.layout, analysis_id)
+    announce(runtime.layout, runtime.stores.events, manifest)

@@ -1,42 +1,27 @@
-"""Talk to a gateway from asyncio: upload, submit, watch, fetch, open as xarray.
+"""Talk to a gateway: upload observations, submit jobs, follow them, download analyses.
 
-This is the written client; `appa_client/_sync/client.py` is generated from it (unasync).
-Requests are repeated while a connection or the gateway is lost for a moment; that is safe, as
-every write carries its own identity.
+Requests are retried while the connection or the gateway is lost for a moment; that is safe,
+because every write carries its own Idempotency-Key.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from httpx_sse import ServerSentEvent, aconnect_sse
 from pydantic import BaseModel
 
 from appa_client import _requests as calls
-from appa_client._requests import (
-    ATTEMPTS,
-    DEFAULT_EVENTS,
-    EVENT_TIMEOUT,
-    EVENTS_PATH,
-    TIMEOUT,
-    WEBHOOKS_PATH,
-    Call,
-    client_options,
-    create_webhook,
-    cycle_path,
-    ended_batch,
-    ended_job,
-    list_deliveries,
-    lost,
-    rerun_cycle,
-)
-from appa_client.errors import GatewayError, UnavailableError, raise_for_problem
-from appa_client.events import EventParser, FeedEvent, JobEvent, Subscription
+from appa_client._requests import FAILURES, Call, Retry
+from appa_client.errors import raise_for_problem
+from appa_client.events import CreatedWebhook, Delivery, EventType, FeedEvent, JobEvent, Webhook
 from appa_client.files import (
+    BLOCK,
     Download,
     OnBytes,
     Source,
@@ -46,218 +31,109 @@ from appa_client.files import (
     netcdf_name,
     open_dataset,
 )
-from service.cycle_explanation import CycleExplanation
-from service.schemas import CreatedWebhook, WebhookView
-from worker.contract.batches import BatchRecord
-from worker.contract.cycles import CycleRecord, Flavour
-from worker.contract.jobs import JobRecord
-from worker.contract.webhooks import Delivery
-from worker.results.manifest import AnalysisManifest, ManifestFile
-from worker.results.verification.series import SeriesRow
+from appa_client.records import (
+    Analysis,
+    AnalysisFile,
+    Batch,
+    Cycle,
+    CycleExplanation,
+    Flavour,
+    Job,
+    SeriesRow,
+)
 
-__all__ = [
-    "AsyncAppaClient",
-    "AsyncCycleMethods",
-    "AsyncFeedMethods",
-    "AsyncGatewayConnection",
-    "AsyncVerificationMethods",
-    "AsyncWebhookMethods",
-]
+__all__ = ["AsyncAppaClient"]
 
 
-async def as_async(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """The same blocks for asyncio; a block is read quickly enough not to need a thread."""
-    for block in blocks:
-        yield block
+async def _raise_for_problem(response: httpx.Response) -> None:
+    if response.is_error:
+        await response.aread()  # a streamed response has not read its body yet
+        raise_for_problem(response)
 
 
-class AsyncGatewayConnection:
-    """One gateway and how it is talked to: repeats, problem documents, closing."""
+class AsyncAppaClient:
+    """A connection to one gateway.
+
+    Every method raises `GatewayError` when the gateway refuses the request, and
+    `UnavailableError`, a kind of it, when it cannot be reached.
+
+    Arguments:
+        url: Address of the gateway.
+        key: API key, if the gateway requires one.
+        timeout: Seconds to wait for a response.
+        attempts: Number of times a request is sent before a lost connection is an error.
+    """
 
     def __init__(
         self,
         url: str = "http://127.0.0.1:8000",
         key: str | None = None,
         *,
-        timeout: float = TIMEOUT,
-        attempts: int = ATTEMPTS,
+        timeout: float = calls.TIMEOUT,
+        attempts: int = calls.ATTEMPTS,
     ) -> None:
-        self._http = httpx.AsyncClient(**client_options(url, key, timeout))
+        self._http = httpx.AsyncClient(**calls.client_options(url, key, timeout))
         self._attempts = attempts
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections; leaving the context of the client does the same."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.close()
+
+    # -- requests
 
     async def _get(self, path: str) -> Any:
         return await self._json(Call("GET", path))
 
-    async def _json(self, call: Call, content: Callable[[], Iterator[bytes]] | None = None) -> Any:
-        answer = await self._call(call, content)
-        return answer.json()
+    async def _json(self, call: Call, body: UploadBody | None = None) -> Any:
+        response = await self._send(call, body)
+        return response.json()
 
-    async def _call(
-        self, call: Call, content: Callable[[], Iterator[bytes]] | None = None
-    ) -> httpx.Response:
-        for attempt in range(1, self._attempts + 1):
+    async def _send(self, call: Call, body: UploadBody | None = None) -> httpx.Response:
+        retry = Retry(self._attempts)
+        while True:
             try:
-                return raise_for_problem(
-                    await self._http.request(
-                        call.method,
-                        call.path,
-                        params=dict(call.params),
-                        headers=dict(call.headers),
-                        json=call.json,
-                        content=as_async(content()) if content else None,
-                    )
+                response = await self._http.request(
+                    call.method,
+                    call.path,
+                    params=dict(call.params),
+                    headers=dict(call.headers),
+                    json=call.json,
+                    content=body.async_blocks() if body else None,
                 )
-            except httpx.TransportError as problem:
-                error: GatewayError = lost(problem)
-            except GatewayError as problem:
-                error = problem
-            pause = calls.retry_pause(attempt, error.status or None, error.retry_after)
-            if pause is None or attempt == self._attempts:
-                raise error
+                return raise_for_problem(response)
+            except FAILURES as failure:
+                pause = retry.pause(failure)
             await asyncio.sleep(pause)
-        raise AssertionError("at least one attempt is made")
 
-
-class AsyncCycleMethods(AsyncGatewayConnection):
-    """Cycles, for `AsyncAppaClient`; see `CycleMethods`."""
-
-    async def cycles(self, **filters: Any) -> list[CycleRecord]:
-        """Newest cycles: `state`, `flavour`, `valid_from`, `valid_to`, `limit`."""
-        page = await self._json(calls.list_cycles(**filters))
-        return [CycleRecord.model_validate(item) for item in page["items"]]
-
-    async def cycle(self, cycle: str | datetime, flavour: str = Flavour.FINAL) -> CycleRecord:
-        """How far a cycle is."""
-        return CycleRecord.model_validate(await self._get(cycle_path(cycle, flavour)))
-
-    async def explain_cycle(
-        self, cycle: str | datetime, flavour: str = Flavour.FINAL
-    ) -> CycleExplanation:
-        """What its analysis used, what was late, what was rejected and why, what changed."""
-        return CycleExplanation.model_validate(
-            await self._get(cycle_path(cycle, flavour, "/explain"))
-        )
-
-    async def rerun_cycle(
-        self,
-        cycle: str | datetime,
-        cut_off: datetime | str | None = None,
-        *,
-        idempotency_key: str | None = None,
-    ) -> CycleRecord:
-        """Makes a final analysis again, by default with all that has arrived.
-
-        Asked once more with the same `idempotency_key`, it is not made a second time.
-        """
-        call = rerun_cycle(cycle, cut_off, idempotency_key)
-        return CycleRecord.model_validate(await self._json(call))
-
-
-class AsyncFeedMethods(AsyncGatewayConnection):
-    """Events of the installation, for `AsyncAppaClient`; see `FeedMethods`."""
-
-    async def events(
-        self, after: str | None = None, *, types: Sequence[str] = ()
-    ) -> AsyncIterator[FeedEvent]:
-        """New analyses and failed cycles, as they come."""
-        following = Subscription(after, types, self._attempts)
+    async def _follow(
+        self, path: str, after: str | None = None, types: Sequence[str] = ()
+    ) -> AsyncGenerator[ServerSentEvent, None]:
+        """Yield the events of a stream after `after`; reconnect until the response is 204."""
+        retry = Retry(self._attempts)
+        options: dict[str, Any] = {"params": {"type": list(types)}, "timeout": calls.EVENT_TIMEOUT}
         while True:
+            options["headers"] = {"Last-Event-ID": after} if after else {}
             try:
-                async for event in self._listen(following):
-                    yield following.heard(event)
-                error: GatewayError = lost(None)
-            except httpx.TransportError as problem:
-                error = lost(problem)
-            except UnavailableError as problem:
-                error = problem
-            await asyncio.sleep(following.pause(error))
-
-    async def _listen(self, following: Subscription) -> AsyncIterator[JobEvent]:
-        async with self._http.stream("GET", EVENTS_PATH, **following.request()) as answer:
-            if answer.status_code >= 400:
-                await answer.aread()
-            raise_for_problem(answer)
-            parser = EventParser()
-            async for line in answer.aiter_lines():
-                if event := parser.feed(line):
-                    yield event
-
-
-class AsyncVerificationMethods(AsyncGatewayConnection):
-    """Verification, for `AsyncAppaClient`; see `VerificationMethods`."""
-
-    async def verification(self, **filters: Any) -> list[SeriesRow]:
-        """Numbers of the series, oldest first, all pages of them."""
-        rows: list[SeriesRow] = []
-        cursor = None
-        while True:
-            page = await self._json(calls.list_verification(cursor=cursor, **filters))
-            rows += [SeriesRow.model_validate(item) for item in page["items"]]
-            if (cursor := page["next_cursor"]) is None:
-                return rows
-
-
-class AsyncWebhookMethods(AsyncGatewayConnection):
-    """Webhooks, for `AsyncAppaClient`; see `WebhookMethods`."""
-
-    async def webhooks(self) -> list[WebhookView]:
-        """All subscriptions, oldest first."""
-        return [WebhookView.model_validate(item) for item in await self._get(WEBHOOKS_PATH)]
-
-    async def webhook(self, webhook_id: str) -> WebhookView:
-        """One subscription."""
-        return WebhookView.model_validate(await self._get(f"{WEBHOOKS_PATH}/{webhook_id}"))
-
-    async def create_webhook(
-        self,
-        url: str,
-        events: Sequence[str] = DEFAULT_EVENTS,
-        *,
-        description: str = "",
-        idempotency_key: str | None = None,
-    ) -> CreatedWebhook:
-        """Subscribes an address to events from now on. Keep the secret of the answer."""
-        call = create_webhook(url, events, description, idempotency_key)
-        return CreatedWebhook.model_validate(await self._json(call))
-
-    async def delete_webhook(self, webhook_id: str) -> WebhookView:
-        """Ends a subscription; what was not sent yet never is."""
-        return WebhookView.model_validate(
-            await self._json(Call("DELETE", f"{WEBHOOKS_PATH}/{webhook_id}"))
-        )
-
-    async def deliveries(self, webhook_id: str, limit: int = 50) -> list[Delivery]:
-        """The newest messages of a webhook, each with its attempts."""
-        found = await self._json(list_deliveries(webhook_id, limit))
-        return [Delivery.model_validate(d) for d in found]
-
-
-class AsyncAppaClient(
-    AsyncCycleMethods, AsyncFeedMethods, AsyncVerificationMethods, AsyncWebhookMethods
-):
-    """A gateway, seen from asyncio.
-
-    Arguments:
-        url: Of the gateway.
-        key: API key, if it asks for one.
-        timeout: Seconds to wait for an answer.
-        attempts: How often a request is sent before a lost connection is an error.
-    """
+                async with aconnect_sse(self._http, "GET", path, **options) as source:
+                    if source.response.status_code == 204:
+                        return
+                    await _raise_for_problem(source.response)
+                    async for event in source.aiter_sse():
+                        if event.data:  # blank after a keep-alive comment
+                            retry.reset()
+                            after = event.id or after
+                            yield event
+            except FAILURES as failure:
+                pause = retry.pause(failure)
+            else:
+                pause = retry.pause(None)  # the stream ended early: a gateway that stops
+            await asyncio.sleep(pause)
 
     # -- observations
 
@@ -271,37 +147,42 @@ class AsyncAppaClient(
         decoder: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         on_bytes: OnBytes | None = None,
-    ) -> BatchRecord:
-        """Sends a file of observations; returns when it is stored whole, before it is decoded.
+    ) -> Batch:
+        """Upload a file of observations; return when it is stored, before it is decoded.
 
         Arguments:
-            source: A path, bytes, or an open binary file.
-            file_name: For people; the path's own name when absent.
-            report_type: Network of all reports, for forms that name none.
+            source: A path, the content, or an open binary file.
+            file_name: A name for people; by default that of the path.
+            report_type: Network of all reports, for formats that name none.
             errors: Observation errors of this upload.
             decoder: Options of the decoder.
             idempotency_key: The same key gives the same batch.
-            on_bytes: Told about progress.
+            on_bytes: Called after every block.
         """
         body = UploadBody(source, on_bytes)
         call = calls.upload(
+            body.size,
             file_name=file_name or body.name,
             report_type=report_type,
             errors=errors,
             decoder=decoder,
             idempotency_key=idempotency_key,
-        ).with_headers(**{"Content-Length": str(body.size)})
-        return BatchRecord.model_validate(await self._json(call, body.blocks))
+        )
+        return Batch.model_validate(await self._json(call, body))
 
-    async def batch(self, batch_id: str) -> BatchRecord:
-        """The state of an upload."""
-        return BatchRecord.model_validate(await self._get(f"/v1/observations/{batch_id}"))
+    async def batch(self, batch_id: str) -> Batch:
+        """Return an upload in its present state."""
+        return Batch.model_validate(await self._get(f"/v1/observations/{batch_id}"))
 
-    async def wait_batch(self, batch_id: str, timeout: float | None = None) -> BatchRecord:
-        """The upload, once its observations are in the store or were rejected."""
+    async def wait_batch(self, batch_id: str, timeout: float | None = None) -> Batch:
+        """Return an upload once its observations are stored or were rejected.
+
+        Raises:
+            TimeoutError: If that takes longer than `timeout` seconds.
+        """
         end = None if timeout is None else time.monotonic() + timeout
         pause = 0.05
-        while not ended_batch(batch := await self.batch(batch_id)):
+        while not (batch := await self.batch(batch_id)).done:
             if end is not None and time.monotonic() > end:
                 raise TimeoutError(f"Batch '{batch_id}' is still {batch.state} after {timeout} s.")
             await asyncio.sleep(pause)
@@ -309,73 +190,58 @@ class AsyncAppaClient(
         return batch
 
     async def observations(self, format: str = "parquet", **filters: Any) -> bytes:
-        """Stored observations that match, as Parquet, GeoJSON or CSV; see `docs/api.md`."""
-        answer = await self._call(calls.query_observations(format, **filters))
-        return answer.content
+        """Return stored observations as Parquet, GeoJSON or CSV.
+
+        Arguments:
+            format: `parquet`, `geojson` or `csv`.
+            filters: `start` and `end` are required; see `GET /v1/observations` for the others.
+        """
+        response = await self._send(calls.query_observations(format, **filters))
+        return response.content
 
     # -- jobs
 
     async def submit(
         self, spec: BaseModel | Mapping[str, Any], *, idempotency_key: str | None = None
-    ) -> JobRecord:
-        """Queues a job: a mapping or one of the specifications of `worker.jobs.kinds`."""
-        return JobRecord.model_validate(await self._json(calls.submit(spec, idempotency_key)))
+    ) -> Job:
+        """Queue a job.
 
-    async def job(self, job_id: str) -> JobRecord:
-        """The state of a job."""
-        return JobRecord.model_validate(await self._get(f"/v1/jobs/{job_id}"))
+        Arguments:
+            spec: What to compute, such as `{"kind": "filtering", "valid_time": …}`.
+            idempotency_key: The same key gives the same job.
+        """
+        return Job.model_validate(await self._json(calls.submit(spec, idempotency_key)))
+
+    async def job(self, job_id: str) -> Job:
+        """Return a job in its present state."""
+        return Job.model_validate(await self._get(f"/v1/jobs/{job_id}"))
 
     async def jobs(
         self, *, state: str | None = None, kind: str | None = None, limit: int = 50
-    ) -> list[JobRecord]:
-        """The newest jobs."""
+    ) -> list[Job]:
+        """Return the newest jobs, newest first."""
         page = await self._json(calls.list_jobs(state, kind, limit))
-        return [JobRecord.model_validate(item) for item in page["items"]]
+        return [Job.model_validate(item) for item in page["items"]]
 
-    async def cancel(self, job_id: str) -> JobRecord:
-        """Asks for the end of a job."""
-        return JobRecord.model_validate(await self._json(Call("DELETE", f"/v1/jobs/{job_id}")))
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job; one that runs is `cancelling` until its worker has stopped."""
+        return Job.model_validate(await self._json(Call("DELETE", f"/v1/jobs/{job_id}")))
 
     async def watch(self, job_id: str) -> AsyncIterator[JobEvent]:
-        """What happens to a job, until it is done; taken up again after lost connections."""
+        """Yield the events of a job until it is done, resuming after lost connections."""
         last: str | None = None
-        failures = 0
-        while True:
-            try:
-                async for event in self._events(job_id, last):
-                    failures, last = 0, event.id or last
-                    yield event
-                    if event.type == "done":
-                        return
-                error: GatewayError = lost(None)  # the stream ended early: a gateway that stops
-            except httpx.TransportError as problem:
-                error = lost(problem)
-            except UnavailableError as problem:
-                error = problem
-            failures += 1
-            if failures >= self._attempts:
-                raise error
-            await asyncio.sleep(calls.retry_pause(failures, None, None) or 0)
+        async with aclosing(self._follow(f"/v1/jobs/{job_id}/events")) as events:
+            async for sent in events:
+                event = JobEvent.of(sent)
+                last = event.id
+                yield event
+                if event.type == "done":
+                    return
+        # Its last event was seen, and the connection lost before `done`.
+        yield JobEvent("done", await self._get(f"/v1/jobs/{job_id}"), last)
 
-    async def _events(self, job_id: str, last: str | None) -> AsyncIterator[JobEvent]:
-        headers = {"Last-Event-ID": last} if last else {}
-        path = f"/v1/jobs/{job_id}/events"
-        async with self._http.stream("GET", path, headers=headers, timeout=EVENT_TIMEOUT) as answer:
-            if answer.status_code == 204:
-                yield JobEvent("done", await self._get(f"/v1/jobs/{job_id}"), last)
-                return
-            if answer.status_code >= 400:
-                await answer.aread()
-            raise_for_problem(answer)
-            parser = EventParser()
-            async for line in answer.aiter_lines():
-                if event := parser.feed(line):
-                    yield event
-
-    async def wait(
-        self, job_id: str, on_event: Callable[[JobEvent], None] | None = None
-    ) -> JobRecord:
-        """The job, once it has succeeded.
+    async def wait(self, job_id: str, on_event: Callable[[JobEvent], None] | None = None) -> Job:
+        """Return a job once it has succeeded.
 
         Raises:
             JobFailedError: If it failed or was cancelled, with the reason.
@@ -383,18 +249,22 @@ class AsyncAppaClient(
         async for event in self.watch(job_id):
             if on_event:
                 on_event(event)
-        return ended_job(await self.job(job_id))
+        return calls.require_success(await self.job(job_id))
 
     # -- analyses
 
-    async def analyses(self, **filters: Any) -> list[AnalysisManifest]:
-        """Published analyses: `kind`, `flavour`, `valid_from`, `valid_to`, `latest`, `limit`."""
-        page = await self._json(calls.list_analyses(**filters))
-        return [AnalysisManifest.model_validate(item) for item in page["items"]]
+    async def analyses(self, **filters: Any) -> list[Analysis]:
+        """Return published analyses, latest valid time first.
 
-    async def analysis(self, analysis_id: str) -> AnalysisManifest:
-        """The manifest of an analysis."""
-        return AnalysisManifest.model_validate(await self._get(f"/v1/analyses/{analysis_id}"))
+        Arguments:
+            filters: `kind`, `flavour`, `valid_from`, `valid_to`, `latest`, `limit`.
+        """
+        page = await self._json(calls.list_analyses(**filters))
+        return [Analysis.model_validate(item) for item in page["items"]]
+
+    async def analysis(self, analysis_id: str) -> Analysis:
+        """Return an analysis: its files, window, counts, scores and provenance."""
+        return Analysis.model_validate(await self._get(f"/v1/analyses/{analysis_id}"))
 
     async def fetch(
         self,
@@ -405,60 +275,172 @@ class AsyncAppaClient(
         roles: list[str] | None = None,
         on_bytes: OnBytes | None = None,
     ) -> list[Path]:
-        """Downloads files of an analysis: resumed where a download stopped, checked by SHA-256.
+        """Download files of an analysis, resuming partial ones, and check their SHA-256.
 
         Arguments:
             analysis_id: From a job or a list.
-            folder: Made if it is not there.
+            folder: Target folder; created if it does not exist.
             names: Only these files.
-            roles: Only files of these roles (`data`, `feedback`, `quicklook`).
-            on_bytes: Told about progress.
+            roles: Only files with these roles (`data`, `feedback`, `quicklook`).
+            on_bytes: Called after every block.
         """
-        wanted = choose_files(await self.analysis(analysis_id), names, roles)
-        return [await self._fetch(analysis_id, f, Path(folder), on_bytes) for f in wanted]
+        files = choose_files(await self.analysis(analysis_id), names, roles)
+        return [await self._download(analysis_id, f, Path(folder), on_bytes) for f in files]
 
     async def open(self, analysis_id: str, folder: str | Path | None = None, **options: Any) -> Any:
-        """The analysis as an `xarray.Dataset`, fetched into `folder` (default: a cache)."""
-        manifest = await self.analysis(analysis_id)
+        """Open an analysis as an `xarray.Dataset`.
+
+        Arguments:
+            analysis_id: From a job or a list.
+            folder: Where the file is downloaded to; by default a cache in the home folder.
+            options: Passed on to `xarray.open_dataset`.
+        """
+        analysis = await self.analysis(analysis_id)
         target = folder or cache_folder(analysis_id)
-        paths = await self.fetch(analysis_id, target, names=[netcdf_name(manifest)])
+        paths = await self.fetch(analysis_id, target, names=[netcdf_name(analysis)])
         return open_dataset(paths[0], options)
 
-    async def _fetch(
-        self, analysis_id: str, entry: ManifestFile, folder: Path, on_bytes: OnBytes | None
+    async def _download(
+        self, analysis_id: str, entry: AnalysisFile, folder: Path, on_bytes: OnBytes | None
     ) -> Path:
         download = Download(entry, folder, on_bytes)
-        for attempt in range(1, self._attempts + 1):
-            if download.done:
-                break
-            path = f"/v1/analyses/{analysis_id}/{entry.name}"
+        retry = Retry(self._attempts)
+        path = f"/v1/analyses/{analysis_id}/{entry.name}"
+        while not download.done:
             try:
-                async with self._http.stream("GET", path, headers=download.headers()) as answer:
-                    if answer.status_code >= 400:
-                        await answer.aread()
-                    raise_for_problem(answer)
-                    download.begin(answer)
-                    async for block in answer.aiter_bytes(1 << 20):
+                async with self._http.stream("GET", path, headers=download.headers()) as response:
+                    await _raise_for_problem(response)
+                    download.begin(response)
+                    async for block in response.aiter_bytes(BLOCK):
                         download.write(block)
-                return download.finish()
-            except httpx.TransportError as error:
+            except FAILURES as failure:
                 download.pause()
-                if attempt == self._attempts:
-                    raise lost(error) from error
-                await asyncio.sleep(calls.retry_pause(attempt, None, None) or 0)
+                await asyncio.sleep(retry.pause(failure))
+            else:
+                return download.finish()
         return download.target
+
+    # -- events of the installation
+
+    async def events(
+        self, after: str | None = None, *, types: Sequence[str] = ()
+    ) -> AsyncIterator[FeedEvent]:
+        """Yield events as they happen, without end, resuming after lost connections.
+
+        Arguments:
+            after: `FeedEvent.id` of the last event seen; by default the events begin now.
+            types: Only these types; all when empty.
+        """
+        async with aclosing(self._follow("/v1/events", after, types)) as events:
+            async for event in events:
+                yield FeedEvent.of(event)
+
+    # -- cycles
+
+    async def cycles(self, **filters: Any) -> list[Cycle]:
+        """Return cycles, latest valid time first.
+
+        Arguments:
+            filters: `state`, `flavour`, `valid_from`, `valid_to`, `limit`.
+        """
+        page = await self._json(calls.list_cycles(**filters))
+        return [Cycle.model_validate(item) for item in page["items"]]
+
+    async def cycle(self, cycle: str | datetime, flavour: str = Flavour.FINAL) -> Cycle:
+        """Return a cycle, given by its key or by its valid time and flavour."""
+        return Cycle.model_validate(await self._get(calls.cycle_path(cycle, flavour)))
+
+    async def explain_cycle(
+        self, cycle: str | datetime, flavour: str = Flavour.FINAL
+    ) -> CycleExplanation:
+        """Return what an analysis used, what was late, what was rejected and why, what changed."""
+        path = calls.cycle_path(cycle, flavour, "/explain")
+        return CycleExplanation.model_validate(await self._get(path))
+
+    async def rerun_cycle(
+        self,
+        cycle: str | datetime,
+        cut_off: datetime | str | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> Cycle:
+        """Compute a final analysis again, as its next revision.
+
+        Arguments:
+            cycle: Its key or valid time.
+            cut_off: Last arrival accepted; by default all that has arrived.
+            idempotency_key: A repeated request with the same key starts no second rerun.
+        """
+        answer = await self._json(calls.rerun_cycle(cycle, cut_off, idempotency_key))
+        return Cycle.model_validate(answer)
+
+    # -- verification
+
+    async def verification(self, **filters: Any) -> list[SeriesRow]:
+        """Return the verification series, oldest valid time first, from all pages.
+
+        Arguments:
+            filters: `statistic`, `network`, `variable`, `layer` (one or a list), `flavour`,
+                `valid_from`, `valid_to`, `revisions`.
+        """
+        rows: list[SeriesRow] = []
+        cursor = None
+        while True:
+            page = await self._json(calls.list_verification(cursor=cursor, **filters))
+            rows += [SeriesRow.model_validate(item) for item in page["items"]]
+            if (cursor := page["next_cursor"]) is None:
+                return rows
+
+    # -- webhooks
+
+    async def webhooks(self) -> list[Webhook]:
+        """Return all webhooks without their secrets, oldest first."""
+        return [Webhook.model_validate(item) for item in await self._get("/v1/webhooks")]
+
+    async def webhook(self, webhook_id: str) -> Webhook:
+        """Return one webhook, without its secret."""
+        return Webhook.model_validate(await self._get(f"/v1/webhooks/{webhook_id}"))
+
+    async def create_webhook(
+        self,
+        url: str,
+        events: Sequence[str] = (EventType.ANALYSIS_PUBLISHED,),
+        *,
+        description: str = "",
+        idempotency_key: str | None = None,
+    ) -> CreatedWebhook:
+        """Subscribe an address to events from now on; keep the secret of the answer.
+
+        Arguments:
+            url: Address that events are posted to.
+            events: Types of event to deliver.
+            description: A note for people.
+            idempotency_key: The same key gives the same webhook.
+        """
+        call = calls.create_webhook(url, events, description, idempotency_key)
+        return CreatedWebhook.model_validate(await self._json(call))
+
+    async def delete_webhook(self, webhook_id: str) -> Webhook:
+        """Delete a webhook; messages that are still queued are discarded."""
+        path = f"/v1/webhooks/{webhook_id}"
+        return Webhook.model_validate(await self._json(Call("DELETE", path)))
+
+    async def deliveries(self, webhook_id: str, limit: int = 50) -> list[Delivery]:
+        """Return the newest messages of a webhook, each with its attempts."""
+        messages = await self._json(calls.list_deliveries(webhook_id, limit))
+        return [Delivery.model_validate(message) for message in messages]
 
     # -- the system
 
     async def capabilities(self) -> dict[str, Any]:
-        """Models, formats and networks of the workers that run."""
-        found: dict[str, Any] = await self._get("/v1/capabilities")
-        return found
+        """Return models, formats and networks of the running workers, and the vocabulary."""
+        capabilities: dict[str, Any] = await self._get("/v1/capabilities")
+        return capabilities
 
     async def ready(self) -> bool:
-        """Whether jobs can be done now."""
+        """Return whether the gateway can be reached and jobs can be run now."""
         try:
-            answer = await self._http.get("/health/ready")
-            return answer.status_code == 200
+            response = await self._http.get("/health/ready")
         except httpx.TransportError:
             return False
+        return response.status_code == 200

@@ -1,1 +1,1 @@
-"""_sync."""
+"""The client without asyncio, generated from `appa_client._async`."""

@@ -21,12 +21,6 @@ import xarray as xr
 from gateway_process import GatewayProcess
 from zarr.storage import ZipStore
 
-# pydap's WebOb imports a module that Python 3.13 drops; pydap says that it takes DAP 2.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:PyDAP was unable"),
-]
-
 
 @pytest.fixture(scope="module")
 def files(gateway: GatewayProcess, tmp_path_factory) -> dict[str, Path]:
@@ -73,37 +67,6 @@ def test_open_zarr_of_a_zipped_store(gateway, files) -> None:
     found = xr.open_zarr(f"{gateway.url}/v1/data/an-zip/zarr")
     wanted = xr.open_zarr(ZipStore(files["an-zip"], mode="r"))
     xr.testing.assert_identical(found.load().drop_attrs(), wanted.load().drop_attrs())
-
-
-@pytest.mark.parametrize("engine", ["netcdf4", "pydap"])
-@pytest.mark.parametrize("name", ["an-data", "fc-data"])
-def test_open_opendap(gateway, files, name: str, engine: str) -> None:
-    url = f"{gateway.url}/v1/data/{name}/opendap"
-    wanted = opened(files[name])
-    with xr.open_dataset(url, engine=engine, decode_timedelta=False) as found:
-        for variable, values in wanted.variables.items():
-            np.testing.assert_array_equal(found[variable].values, values.values, str(variable))
-        assert set(wanted.coords) <= set(found.coords)
-        assert found["t"].attrs["units"] == "K"
-        assert found.attrs["title"] == wanted.attrs["title"]
-
-
-@pytest.mark.parametrize("engine", ["netcdf4", "pydap"])
-def test_opendap_reads_the_part_that_is_asked_for(gateway, files, engine: str) -> None:
-    part = {"realization": slice(0, 3, 2), "latitude": slice(1, 12, 3), "longitude": 5}
-    url = f"{gateway.url}/v1/data/fc-data/opendap"
-    with xr.open_dataset(url, engine=engine, decode_timedelta=False) as found:
-        got = found["t"].isel(part).values
-    np.testing.assert_array_equal(got, opened(files["fc-data"])["t"].isel(part).values)
-    # One variable of those whose names begin alike, every second row of it: 7 x 24 values and
-    # the head of the answer.
-    answer = httpx.get(f"{url}.dods?t_mean.t_mean[0][0][0:2:12][0:23]")
-    head, _, values = answer.content.partition(b"\nData:\n")
-    assert b"Float32 t_mean[time = 1][air_pressure = 1][latitude = 7][longitude = 24]" in head
-    assert head.count(b"Float32") == 1
-    assert len(values) == 8 + 4 * 7 * 24
-    found = np.frombuffer(values[8:], ">f4").reshape(7, 24)
-    np.testing.assert_array_equal(found, opened(files["fc-data"])["t_mean"][0, 0, ::2])
 
 
 @pytest.mark.parametrize(
@@ -198,14 +161,9 @@ def test_byte_ranges(gateway, files) -> None:
     ("path", "status", "code"),
     [
         ("none/zarr/zarr.json", 404, "not_found"),
-        ("none/opendap.dds", 404, "not_found"),
         ("latest-reanalysis/info", 404, "not_found"),
         ("an-data/zarr/bogus/zarr.json", 404, "not_found"),
         ("an-data/zarr/t/c/9/9/9/9/9", 404, "not_found"),
-        ("an-data/opendap.dods?bogus", 422, "invalid_input"),
-        ("an-data/opendap.dods?t[0:99]", 422, "invalid_input"),
-        ("an-data/opendap.dods?t[5:1]", 422, "invalid_input"),
-        ("an-data/opendap.dods?t&time>3", 422, "invalid_input"),
         ("an-data/edr/position?coords=banana", 422, "invalid_input"),
         ("an-data/edr/position?coords=POINT(0 0)&datetime=soon", 422, "invalid_input"),
         ("an-data/edr/position?coords=POINT(0 0)&bogus=1", 422, "invalid_input"),
@@ -242,9 +200,9 @@ def test_many_readers_at_once_get_their_own_values(gateway, files) -> None:
             query = {"coords": "POINT(0 0)", "parameter-name": variable, "f": ("nc", "csv")[i % 2]}
             return httpx.get(f"{url}/edr/position", params=query, timeout=60).status_code == 200
         if i % 3 == 1:
-            body = httpx.get(f"{url}/opendap.dods?{variable}.{variable}", timeout=60).content
-            data = body.partition(b"\nData:\n")[2][8:]
-            return np.array_equal(np.frombuffer(data, ">f4"), values.ravel())
+            link = f"{gateway.url}/v1/analyses/{name}/{files[name].name}"
+            with fsspec.open(link) as stream, h5netcdf.File(stream, "r") as file:
+                return np.array_equal(file[variable][...], values)
         found = xr.open_zarr(f"{url}/zarr", decode_timedelta=False)[variable]
         return np.array_equal(found.values, values)
 
@@ -261,10 +219,10 @@ def test_a_deleted_analysis_is_gone_and_its_file_closed(gateway, tmp_path) -> No
         gateway.layout, "an-gone", tmp_path, valid=published.NOON - timedelta(2)
     )
     url = f"{gateway.url}/v1/data/an-gone"
-    assert httpx.get(f"{url}/opendap.dods?time").status_code == 200
+    assert httpx.get(f"{url}/zarr/time/c/0").status_code == 200
     removed = gateway.layout.tmp / "deleted-an-gone"
     path.parent.rename(removed)
-    assert httpx.get(f"{url}/opendap.dods?time").json()["code"] == "not_found"
+    assert httpx.get(f"{url}/zarr/time/c/0").json()["code"] == "not_found"
     assert httpx.get(f"{url}/zarr/zarr.json").json()["code"] == "not_found"
     descriptors = Path(f"/proc/{gateway.process.pid}/fd")
 

@@ -1,8 +1,5 @@
 """Data sets behind API keys: each client in the way it can present one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import fsspec
@@ -37,31 +34,9 @@ def test_each_client_presents_its_key(locked) -> None:
         )
         np.testing.assert_array_equal(opened["t"].values, wanted)
     # The user name does not matter; the key is the password.
-    with_password = url.replace("http://", f"http://appa:{key}@")
-    with xr.open_dataset(f"{with_password}/opendap", engine="netcdf4") as opened:
-        np.testing.assert_array_equal(opened["t"].values, wanted)
     position = {"coords": "POINT(0 0)", "parameter-name": "t"}
     answer = httpx.get(f"{url}/edr/position", params=position, auth=("anyone", key))
     np.testing.assert_array_equal(answer.json()["ranges"]["t"]["values"], wanted[..., 6, 0].ravel())
-
-
-def test_netcdf_reads_the_key_from_netrc(locked, tmp_path: Path) -> None:
-    gateway, key, path = locked
-    netrc = tmp_path / ".netrc"
-    netrc.write_text(f"machine 127.0.0.1 login appa password {key}\n")
-    netrc.chmod(0o600)
-    (tmp_path / ".ncrc").write_text(f"HTTP.NETRC={netrc}\n")
-    url = f"{gateway.url}/v1/data/an-locked/opendap"
-    program = f"import netCDF4; print(netCDF4.Dataset({url!r})['t2m_mean'][0, 0, 0])"
-    done = subprocess.run(  # netCDF reads its settings once in a process
-        [sys.executable, "-c", program],
-        env={**os.environ, "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    with netCDF4.Dataset(path) as file:
-        assert float(done.stdout) == float(file["t2m_mean"][0, 0, 0])
 
 
 def test_byte_ranges_with_a_key(locked) -> None:

@@ -10,7 +10,6 @@ from worker.backgrounds.restarts import (
     RESTART_NAME,
     Restart,
     find_restart,
-    mark_restart,
     write_restart,
 )
 from worker.contract.kinds import FilteringSpec
@@ -45,7 +44,6 @@ def publish(layout, name: str, time: datetime, *, revision=1, model="m", flavour
         spec=FilteringSpec(valid_time=time),
     )
     layout.manifest(name).write_text(manifest.model_dump_json())
-    mark_restart(layout, manifest)
 
 
 def found(layout, at: datetime, hours: float = 12, **values) -> str | None:

@@ -1,4 +1,4 @@
-"""Counts and values of real files against pdbufr, which reads them by its own way through eccodes.
+"""Counts and values of real files and of our own against pdbufr, which decodes through eccodes.
 
 pdbufr's flat form gives each report as one line of ranked elements; the expected rows are derived
 here from those elements, by the rule of each network, with conversions written out.
@@ -11,6 +11,7 @@ import pandas as pd
 import pdbufr
 import pyarrow.compute as pc
 import pytest
+from encoded_reports import write_file
 
 from worker.observations.decoders.decode import decode_file
 
@@ -32,7 +33,21 @@ SURFACE_FILES = (
     "surface_land/bufr2geojson__A_ISIA21EIDB202100_C_EDZW_20220320210902_11839953.bin",
     "surface_land/dballe__synop-groundtemp.bufr",
     "surface_sea/e-soh__SurfaceSee_subset_12.buf",
+    *(f"encoded/{network}" for network in ("synop", "ship", "buoy", "drifter")),
 )
+
+
+@pytest.fixture
+def bufr_file(request, tmp_path):
+    """Return the path of a real file by its name, or of one of ours (`encoded/NETWORK`)."""
+
+    def find(name: str):
+        folder, _, network = name.partition("/")
+        if folder == "encoded":
+            return write_file(tmp_path, network)
+        return request.getfixturevalue("realdata_dir") / "bufr" / name
+
+    return find
 
 
 def flat(path) -> pd.DataFrame:
@@ -75,8 +90,8 @@ def components(speed: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np
 
 
 @pytest.mark.parametrize("name", SURFACE_FILES)
-def test_surface_reports(realdata_dir, name):
-    path = realdata_dir / "bufr" / name
+def test_surface_reports(bufr_file, name):
+    path = bufr_file(name)
     frame = flat(path)
     frame = frame[usable(frame)]
     total = 0
@@ -95,8 +110,8 @@ def test_surface_reports(realdata_dir, name):
 
 
 @pytest.mark.parametrize("name", SURFACE_FILES)
-def test_surface_wind(realdata_dir, name):
-    path = realdata_dir / "bufr" / name
+def test_surface_wind(bufr_file, name):
+    path = bufr_file(name)
     frame = flat(path)
     frame = frame[usable(frame)]
     speed = column(frame, "#1#windSpeed", "#1#windSpeedAt10M")
@@ -116,6 +131,7 @@ SONDE_FILES = (
     "upperair_sonde_wind/pdbufr__temp_hires.bufr",
     "upperair_sonde_wind/e-soh__VerticalSoundings_Radiosonde.buf",
     "upperair_sonde_wind/dballe__temp-gts1.bufr",
+    "encoded/temp",
 )
 
 
@@ -127,8 +143,8 @@ def hierarchical(path, *elements: str) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("name", SONDE_FILES)
-def test_sonde_temperatures(realdata_dir, name):
-    path = realdata_dir / "bufr" / name
+def test_sonde_temperatures(bufr_file, name):
+    path = bufr_file(name)
     frame = hierarchical(path, "pressure", "airTemperature").dropna()
     found = ours(path, "temperature")
     assert found.num_rows == len(frame) > 0
@@ -137,8 +153,8 @@ def test_sonde_temperatures(realdata_dir, name):
 
 
 @pytest.mark.parametrize("name", SONDE_FILES)
-def test_sonde_winds(realdata_dir, name):
-    path = realdata_dir / "bufr" / name
+def test_sonde_winds(bufr_file, name):
+    path = bufr_file(name)
     frame = hierarchical(path, "pressure", "windDirection", "windSpeed").dropna()
     u, _ = components(frame["windSpeed"].to_numpy(), frame["windDirection"].to_numpy())
     found = ours(path, "u_component_of_wind")
@@ -159,12 +175,13 @@ AIRCRAFT_FILES = (
     "aircraft/pybufrkit__b004_145.bufr",
     "aircraft/pdbufr__aircraft_mrar_compressed.bufr",
     "aircraft/wreport__mode-s.bufr",
+    "encoded/aircraft",
 )
 
 
 @pytest.mark.parametrize("name", AIRCRAFT_FILES)
-def test_aircraft(realdata_dir, name):
-    path = realdata_dir / "bufr" / name
+def test_aircraft(bufr_file, name):
+    path = bufr_file(name)
     frame = flat(path)
     frame = frame[usable(frame)]
     same(ours(path, "temperature")["obs_value"], column(frame, "#1#airTemperature"))
@@ -181,10 +198,10 @@ def test_aircraft(realdata_dir, name):
 @pytest.mark.parametrize(
     "name",
     ["sat_winds_amv/pybufrkit__go15_87.bufr", "sat_winds_amv/wreport__issue43.bufr",
-     "sat_winds_amv/pybufrkit__modw_87.bufr"],
+     "sat_winds_amv/pybufrkit__modw_87.bufr", "encoded/amv"],
 )  # fmt: skip
-def test_satellite_winds(realdata_dir, name):
-    path = realdata_dir / "bufr" / name
+def test_satellite_winds(bufr_file, name):
+    path = bufr_file(name)
     frame = flat(path)
     u, _ = components(column(frame, "#1#windSpeed"), column(frame, "#1#windDirection"))
     found = ours(path, "u_component_of_wind")

@@ -36,7 +36,7 @@ import pathlib, resource, signal, sys
 from tests.worker.outputs.feedback_tables import make_feedback
 from tests.worker.outputs.products import make_product
 from model.domain.errors import StorageError
-from worker.outputs.registry import OUTPUTS
+from worker.results.outputs.formats import OUTPUTS
 
 product = make_product(members=2, levels=(500, 850), feedback=make_feedback(400, 40))
 writer = OUTPUTS[sys.argv[1]].load()

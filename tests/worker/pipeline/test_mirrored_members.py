@@ -13,7 +13,6 @@ from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from tests.model.checkpoint_parts import tiny_model
 from tests.model.osse.small_world import small_model
 from tests.worker.tables import RECEIVED, make_table
-from worker.backgrounds.restarts import mark_restart
 from worker.contract.jobs import JobRecord
 from worker.contract.kinds import FilteringSpec, ForecastSpec
 from worker.contract.layout import Layout
@@ -57,9 +56,7 @@ class Place:
         folder.mkdir()
         assimilate_window(job, self.layout, self.models, Quiet(), folder)
         folder.rename(self.layout.analysis(name))
-        manifest = read_manifest(self.layout, name)
-        mark_restart(self.layout, manifest)
-        return manifest
+        return read_manifest(self.layout, name)
 
     def fields(self, name: str) -> xr.Dataset:
         (path,) = (p for p in self.layout.analysis(name).glob("*.nc") if "obsfb" not in p.name)

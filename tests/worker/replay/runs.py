@@ -9,7 +9,6 @@ import numpy as np
 from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.tables import RECEIVED, make_table
-from worker.backgrounds.restarts import mark_restart
 from worker.contract.jobs import JobRecord
 from worker.contract.kinds import FilteringSpec, ForecastSpec, ObservationSelection
 from worker.contract.layout import Layout
@@ -56,7 +55,6 @@ class Installation:
         progress = QuietProgress(lambda step, steps: None)
         manifest = assimilate_window(job, self.layout, self.models, progress, staging)
         staging.rename(self.layout.analysis(name))
-        mark_restart(self.layout, manifest)
         return manifest
 
 

@@ -25,7 +25,7 @@ def publish(
     hour: int = 0,
     now: datetime | None = None,
 ) -> AnalysisManifest:
-    """A result finished `age_days` ago, of the `hour` after `BASE`, with its restart marker."""
+    """A result finished `age_days` ago, of the `hour` after `BASE`."""
     time = BASE + timedelta(hours=hour)
     created = (now or utc_now()) - timedelta(days=age_days)
     folder = layout.tmp / f"stage-{name}"
@@ -50,9 +50,7 @@ def publish(
     )
     write_manifest(folder, manifest)
     folder.rename(layout.analysis(name))
-    layout.restarts.mkdir(exist_ok=True)
-    (layout.restarts / f"{time:%Y%m%dT%H}__0001__{name}").touch()
-    update_latest(layout, manifest)
+    update_latest(layout)
     return manifest
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from service.analysis_index import AnalysisFilter, AnalysisIndex
 from tests.worker.retention import results
 from worker.contract.layout import Layout
+from worker.results.catalogue import Catalogue
+from worker.results.entries import ResultFilter
 from worker.results.manifest import Pin, pin, read_manifest
 from worker.results.retention.plan import Item, RetentionPlan
 from worker.results.retention.run import remove, remove_all, sweep_removed
@@ -25,8 +26,8 @@ def item(what: str, name: str) -> Item:
 def test_a_result_vanishes_everywhere_at_once(layout: Layout) -> None:
     for hour in (0, 1, 2):
         results.publish(layout, f"an-{hour}", age_days=1, hour=hour, flavour="final")
-    index = AnalysisIndex(layout)
-    assert index.latest(AnalysisFilter()).id == "an-2"
+    index = Catalogue(layout)
+    assert index.latest(ResultFilter()).id == "an-2"
     with (layout.analysis_file("an-2", "a.nc")).open("rb") as reader:
         assert reader.read(10) == results.DATA[:10]
         told = []
@@ -34,10 +35,10 @@ def test_a_result_vanishes_everywhere_at_once(layout: Layout) -> None:
         assert reader.read() == results.DATA[10:]
     assert [i.name for i in gone] == [i.name for i in told] == ["an-2"]
     assert index.find("an-2") is None
-    assert [m.id for m in index.select(AnalysisFilter(), None, 10).items] == ["an-1", "an-0"]
+    assert [m.id for m in index.select(ResultFilter(), None, 10).items] == ["an-1", "an-0"]
     latest = json.loads(layout.latest_file.read_text())
     assert latest["filtering"]["id"] == latest["filtering/final"]["id"] == "an-1"
-    assert sorted(p.name[-4:] for p in layout.restarts.iterdir()) == ["an-0", "an-1"]
+    assert sorted(e.id for e in index.entries(ResultFilter(with_restart=True))) == ["an-0", "an-1"]
     assert list(layout.tmp.iterdir()) == []
 
 
@@ -57,14 +58,14 @@ def test_a_pin_that_comes_late_still_holds(layout: Layout) -> None:
 
 def test_a_restart_file_goes_and_the_manifest_says_so(layout: Layout) -> None:
     results.publish(layout, "an-0", age_days=1)
-    index = AnalysisIndex(layout)
+    index = Catalogue(layout)
     assert len(index.get("an-0").files) == 2
     assert remove(layout, item("restart", "an-0"))
     for manifest in (read_manifest(layout, "an-0"), index.get("an-0")):
         assert [file.name for file in manifest.files] == ["a.nc"]
         assert manifest.flags == ["restart_removed"]
     assert sorted(p.name for p in layout.analysis("an-0").iterdir()) == ["a.nc", "manifest.json"]
-    assert list(layout.restarts.iterdir()) == []
+    assert index.entries(ResultFilter(with_restart=True)) == []
 
 
 def test_the_rest_and_what_is_gone_already(layout: Layout) -> None:

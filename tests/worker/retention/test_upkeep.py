@@ -20,7 +20,7 @@ from worker.contract.layout import Layout
 from worker.contract.records import utc_now
 from worker.contract.store import RetentionFigures, Stores
 from worker.observations.store.store import ObservationStore
-from worker.results.retention.plan import needed
+from worker.results.retention.plan import find_in_use
 from worker.results.retention.run import RetentionRunner, run_retention
 
 
@@ -56,12 +56,12 @@ def test_unfinished_jobs_and_uploads_are_asked_for(layout: Layout, stores: Store
     job = results.waiting(FilteringSpec(valid_time=results.BASE, background_batch="batch-0"))
     stores.jobs.create(job)
     stores.batches.create(BatchRecord(id="batch-1", sha256="ab", size=1, container="csv"))
-    found = needed(stores)
+    found = find_in_use(stores)
     assert [j.id for j in found.jobs] == [job.id]
     assert found.batches == {"batch-0", "batch-1"}
     assert found.observed_from == results.BASE - timedelta(hours=240)
     stores.jobs.cancel(job.id)
-    assert needed(stores).jobs == ()
+    assert find_in_use(stores).jobs == ()
 
 
 def test_a_run_removes_counts_and_spares_what_jobs_need(layout: Layout, stores: Stores) -> None:

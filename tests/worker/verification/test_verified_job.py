@@ -12,7 +12,6 @@ from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from model.domain.observations import station_draw
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.tables import RECEIVED, make_table
-from worker.backgrounds.restarts import mark_restart
 from worker.contract.jobs import JobRecord
 from worker.contract.kinds import FilteringSpec, ForecastSpec
 from worker.contract.layout import Layout
@@ -129,7 +128,6 @@ def test_departures_in_the_feedback_give_the_withheld_error(layout, models):
 
 def test_values_that_the_background_had_seen_are_no_innovations(layout, models):
     first = run(layout, models, "an-first")
-    mark_restart(layout, first)
     mean = float(models.models[0].model.state_normalisation.mean[0])
     later = np.datetime64(NOON.replace(tzinfo=None), "ns") + np.timedelta64(50, "m")
     table = make_table(STATIONS, batch_id="b2", time=later, obs_value=np.full(STATIONS, mean + 0.5))
@@ -186,14 +184,13 @@ def test_a_faulty_policy_does_not_cost_the_analysis(layout, models):
 
 
 def test_no_observations_and_forecasts(layout, models):
-    analysis = run(layout, models)
+    run(layout, models)
     later = FilteringSpec(valid_time=NOON + timedelta(hours=9), members=3, steps=3)
     empty = run(layout, models, "an-empty", spec=later, flavour="early")
     assert "zero_observations" in empty.flags
     assert empty.scores["used"] == {} and empty.scores["withheld"] == []
     assert empty.scores["states"]
     assert append_to_series(layout, empty)
-    mark_restart(layout, analysis)
     ahead = ForecastSpec(valid_time=NOON, lead_hours=2, members=3, steps=3)
     forecast = run(layout, models, "fc-1", spec=ahead)
     assert forecast.scores == {}

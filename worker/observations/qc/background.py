@@ -3,6 +3,9 @@
 Surface values are reduced to the height of the model's surface where the difference allows it.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -42,7 +45,7 @@ __all__ = [
 
 
 def reduce_temperature(
-    temperature: NDArray, rise: NDArray, lapse_rate: float
+    temperature: NDArray[Any], rise: NDArray[Any], lapse_rate: float
 ) -> NDArray[np.float64]:
     """Temperature in K after rising by `rise` metres: T - gamma dz."""
     return temperature - lapse_rate * rise
@@ -144,7 +147,7 @@ def background_check(table: pa.Table, context: QCContext) -> BoolArray:
     absolute = np.array([float(e["absolute"]) for e in limits] or [np.inf])[variable]
     total = np.hypot(np.nan_to_num(numbers(table, "obs_error"), nan=np.inf), spread(table))
     with np.errstate(invalid="ignore"):
-        return np.abs(d) > np.minimum(sigmas * total, absolute)
+        return np.asarray(np.abs(d) > np.minimum(sigmas * total, absolute))
 
 
 def spread(table: pa.Table) -> np.ndarray:
@@ -208,7 +211,7 @@ def buddy(table: pa.Table, context: QCContext) -> BoolArray:
     return bad
 
 
-def _lonely(sub: pa.Table, d: np.ndarray, p: dict) -> BoolArray:
+def _lonely(sub: pa.Table, d: np.ndarray, p: Mapping[str, Any]) -> BoolArray:
     where = unit_vectors(numbers(sub, "lat"), numbers(sub, "lon")) * (EARTH_RADIUS / 1e3)
     points = np.column_stack(
         [

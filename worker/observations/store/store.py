@@ -7,8 +7,6 @@ both. Files appear whole or not at all.
 
 import hashlib
 import io
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.domain.errors import InvalidInput, StorageError
+from model.domain.files import write_atomic
 from model.domain.observations import validate_table
 from model.domain.windows import AssimilationWindow
 from worker.observations.columns import times
@@ -64,7 +63,8 @@ def put(files: StoreFiles, relative: str, content: bytes, *, exclusive: bool = F
     protocol = files.filesystem.protocol
     try:
         if "file" in ((protocol,) if isinstance(protocol, str) else protocol):
-            _put_local(Path(path), content, exclusive=exclusive)
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(Path(path), content, exclusive=exclusive)
             return
         if exclusive and files.filesystem.exists(path):
             raise FileExistsError(path)
@@ -78,32 +78,6 @@ def put(files: StoreFiles, relative: str, content: bytes, *, exclusive: bool = F
         raise StorageError(
             f"Cannot write '{relative}' of the observation store: {error}."
         ) from error
-
-
-def _put_local(path: Path, content: bytes, *, exclusive: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if exclusive:
-            os.link(temporary, path)  # fails if the name is taken
-            temporary.unlink()
-        else:
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 MAX_HOURS = 20_000

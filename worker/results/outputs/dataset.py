@@ -5,7 +5,7 @@ under its short name; `<name>_mean` and `<name>_spread` are the ensemble mean an
 deviation. See https://cfconventions.org/Data/cf-conventions/cf-conventions-1.11/
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from model.domain.ensembles import AntitheticPairs
 from model.domain.grids import Grid
 from model.domain.variables import Variable
+from model.domain.windows import HOUR
 from worker.results.outputs.bitround import METHOD, round_field
 from worker.results.outputs.product import (
     Field,
@@ -27,11 +28,11 @@ from worker.results.outputs.product import (
 __all__ = ["FILL", "coordinates", "round_dataset", "seconds", "to_dataset"]
 
 EPOCH = "seconds since 1970-01-01 00:00:00"
-PRECIPITATION_PERIOD = timedelta(hours=1)
+PRECIPITATION_PERIOD = HOUR
 
 
 def seconds(time: datetime) -> np.datetime64:
-    """The time as xarray keeps it: UTC without a zone."""
+    """Return a time as xarray represents it: UTC without a zone."""
     return np.datetime64(time.replace(tzinfo=None), "ns")
 
 
@@ -52,12 +53,12 @@ def _moment(time: datetime, long_name: str, **attributes: Any) -> xr.Variable:
 
 
 def _numbers(dims: Any, values: NDArray[Any] | float, **attributes: Any) -> xr.Variable:
-    """A coordinate without a fill value: nothing in it may be missing."""
+    """Return a coordinate without a fill value, since no value of it may be missing."""
     return xr.Variable(dims, values, attributes, encoding={"_FillValue": None, "coordinates": None})
 
 
 def _cells(grid: Grid) -> dict[str, xr.Variable]:
-    """Latitude, longitude and the edges of their cells.
+    """Return latitude, longitude and the bounds of their cells.
 
     The rows' shares of the sphere give the edges: on a Gaussian grid the quadrature weights, on a
     regular one the bands between mid-latitudes with caps at the poles.
@@ -97,12 +98,12 @@ def _times(product: Product) -> dict[str, xr.Variable]:
             ("time", "bnds"), np.stack([before, values], axis=-1), encoding=_time_encoding()
         ),
     }
-    if product.job.kind == "forecast":
+    if product.kind.forecast:
         start = product.reference_time
         found["forecast_reference_time"] = _moment(
             start, "start of the forecast", standard_name="forecast_reference_time"
         )
-        hours = np.array([(time - start) / timedelta(hours=1) for time in product.times])
+        hours = np.array([(time - start) / HOUR for time in product.times])
         found["forecast_period"] = _numbers(
             "time", hours, standard_name="forecast_period", long_name="lead time", units="h"
         )
@@ -141,7 +142,7 @@ def _heights(product: Product) -> dict[str, xr.Variable]:
 
 
 def coordinates(product: Product) -> dict[str, xr.Variable]:
-    """Every coordinate of the result, the scalar ones included."""
+    """Return every coordinate of the result, including scalar ones."""
     found = {
         "realization": _numbers(
             "realization",
@@ -201,17 +202,17 @@ def _attributes(variable: Variable) -> dict[str, Any]:
 
 
 def _encoding(product: Product, variable: Variable) -> dict[str, Any]:
-    """Which scalar coordinates belong to the variable, and its fill value."""
+    """Return the scalar coordinates of a variable and its fill value."""
     names = []
     if variable.height is not None:
         names.append(f"height_{variable.height:.0f}m")
-    if product.job.kind == "forecast":
+    if product.kind.forecast:
         names += ["forecast_reference_time", "forecast_period"]
     return {"coordinates": " ".join(names) or None, "_FillValue": FILL}
 
 
 def _spread_attributes(variable: Variable, pairs: AntitheticPairs) -> dict[str, Any]:
-    """What the sum of squares about the mean was divided by, and why if it is not M - 1."""
+    """State the divisor of the sum of squares about the mean, and why if it is not M - 1."""
     found: dict[str, Any] = {"ensemble_divisor": np.float64(pairs.divisor)}
     if pairs.antithetic:
         found["comment"] = (
@@ -224,7 +225,7 @@ def _spread_attributes(variable: Variable, pairs: AntitheticPairs) -> dict[str, 
 
 
 def _variables(product: Product, field: Field) -> dict[str, xr.Variable]:
-    """Members, mean and spread of one quantity, as far as they are asked for."""
+    """Return members, mean and spread of one quantity, as the specification requests."""
     variable, wanted = field.variable, product.job.spec.fields
     level = () if variable.kind == "surface" else ("air_pressure",)
     dims = ("time", *level, "latitude", "longitude")
@@ -269,7 +270,7 @@ def _seeds(product: Product) -> dict[str, xr.Variable]:
 
 
 def to_dataset(product: Product) -> xr.Dataset:
-    """The product in CF form, at full float32 precision; humidity and precipitation at least 0.
+    """Convert a product to CF form in full float32 precision, with nonnegative humidity and rain.
 
     Raises:
         InvalidInput: If the channels are not those of a state.
@@ -307,7 +308,7 @@ def _round(values: Float, scale: Float | None, leveled: bool) -> tuple[Float, di
 
 
 def round_dataset(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with its fields bit-rounded level by level, and how much recorded with each."""
+    """Round the bits of all fields level by level, and record with each how many were kept."""
     rounded: dict[str, xr.Variable] = {}
     mirrored = dataset.attrs.get("mirrored_members") == "true"
     pairs = AntitheticPairs.of(range(dataset.sizes["realization"]), mirrored)

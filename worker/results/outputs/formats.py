@@ -1,10 +1,8 @@
-"""Register the output formats, one line each, and write their files so that no half file is seen.
+"""Register the output formats and write their files so that no half-written file is seen.
 
 A writer takes a `Product` and the folder to write into, and returns the files with their roles.
 """
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,8 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from model.domain.errors import StorageError
+from model.domain.files import replaced_file, sync_file
 from model.domain.registry import Registry
-from worker.contract.layout import ProductKind, analysis_file_name
+from worker.contract.disk import free_bytes
+from worker.contract.layout import analysis_file_name
 from worker.results.outputs.product import Product, Written
 
 __all__ = ["OUTPUTS", "OutputFormat", "Writer", "product_file", "put_file"]
@@ -23,7 +23,7 @@ Writer = Callable[[Product, Path], Written]
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """A format as it appears in the registry; its writer is imported when first used.
+    """One output format; its writer is imported when first used.
 
     Attributes:
         name: In the registry and the API.
@@ -36,14 +36,14 @@ class OutputFormat:
     writer: str
 
     def load(self) -> Writer:
-        """The writer."""
+        """Import the writer."""
         module, _, function = self.writer.partition(":")
         found: Writer = getattr(import_module(module), function)
         return found
 
     @property
     def present(self) -> bool:
-        """Whether the module of the writer is part of this installation."""
+        """Return whether the module of the writer is part of this installation."""
         return find_spec(self.writer.partition(":")[0]) is not None
 
 
@@ -56,32 +56,30 @@ _FORMATS = (
         "observations with O-B, O-A, outcome: Parquet, IODA",
         "worker.results.outputs.feedback:write",
     ),
-    OutputFormat("odb", "the feedback as ODB-2", "worker.results.outputs.odb:write"),
+    OutputFormat("odb", "the feedback as ODB-2", "worker.results.outputs.feedback:write_odb"),
     OutputFormat(
         "quicklook", "a picture of the result", "worker.results.outputs.quicklook:write_product"
     ),
 )
 OUTPUTS: Registry[OutputFormat] = Registry(
-    "output format", **{f.name: f for f in _FORMATS if f.present}
+    "output format",
+    "appa.outputs",
+    OutputFormat,
+    **{f.name: f for f in _FORMATS if f.present},
 )
 
 
-_KINDS: dict[str, ProductKind] = {"filtering": "an", "forecast": "fc", "reanalysis": "ra"}
-
-
-def product_file(
-    product: Product, folder: Path, extension: str, kind: ProductKind | None = None
-) -> Path:
-    """Where a file of the product goes.
+def product_file(product: Product, folder: Path, extension: str, tag: str | None = None) -> Path:
+    """Return the path of a file of the product.
 
     Arguments:
         product: What is written.
         folder: Of the result.
         extension: Without the dot.
-        kind: Part of the name; by default that of the job's kind.
+        tag: Part of the name; by default the tag of the job's kind.
     """
     name = analysis_file_name(
-        kind or _KINDS[product.job.kind],
+        tag or product.kind.tag,
         product.reference_time,
         revision=product.job.revision,
         flavour=product.job.flavour,
@@ -93,7 +91,7 @@ def product_file(
 def put_file(
     path: Path, write: Callable[[Path], None], check: Callable[[Path], None] | None = None
 ) -> Path:
-    """Writes under a temporary name, makes it durable, reads it back, then gives it its name.
+    """Write under a temporary name, sync to disk, read back, then rename to the final name.
 
     Arguments:
         path: The final name; one that exists is replaced.
@@ -107,20 +105,16 @@ def put_file(
         StorageError: If the file could not be written by its library.
         OSError: If the disk is full.
     """
-    partial = path.with_name(f".part-{path.name}")
     try:
-        write(partial)
-        with partial.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        if check is not None:
-            check(partial)
-        partial.replace(path)
+        with replaced_file(path) as partial:
+            write(partial)
+            sync_file(partial)
+            if check is not None:
+                check(partial)
     except RuntimeError as error:  # netCDF's word for any failed write, a full disk included
-        free = shutil.disk_usage(path.parent).free
+        free = free_bytes(path.parent)
         raise StorageError(
             f"Expected to write {path.name}; the library says '{error}'. {free} bytes are free.",
             file=path.name,
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path

@@ -6,7 +6,7 @@ is the sum of the hour before the valid time: in an analysis its reference time 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from model.domain.ensembles import AntitheticPairs
 from model.domain.errors import StorageError
 from model.domain.grids import Grid
-from worker.observations.lexicons.grib import GRIB2_CODES
+from model.domain.windows import HOUR
+from worker.observations.lexicons import GRIB2_CODES
 from worker.results.outputs.formats import product_file, put_file
 from worker.results.outputs.product import Field, Product, Written, fields, mean_and_spread
 
@@ -39,7 +40,7 @@ _DERIVED = {"mean": 0, "spread": 4}  # table 4.7: unweighted mean, spread of all
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """One field and the keys that describe it.
+    """One horizontal field and the GRIB keys that describe it.
 
     Attributes:
         keys: In the order in which they are set.
@@ -66,11 +67,11 @@ def _grid_keys(grid: Grid) -> dict[str, Any]:
 
 
 def _time_keys(product: Product, time: datetime, accumulated: bool) -> dict[str, Any]:
-    forecast = product.job.kind == "forecast"
+    forecast = product.kind.forecast
     start = product.reference_time if forecast else time
     if accumulated and not forecast:
-        start -= timedelta(hours=1)
-    step = round((time - start) / timedelta(hours=1))
+        start -= HOUR
+    step = round((time - start) / HOUR)
     return {
         "significanceOfReferenceTime": 1 if forecast else 0,
         "dataDate": int(f"{start:%Y%m%d}"),
@@ -81,7 +82,7 @@ def _time_keys(product: Product, time: datetime, accumulated: bool) -> dict[str,
 
 
 def _constant_keys(product: Product) -> dict[str, Any]:
-    forecast = product.job.kind == "forecast"
+    forecast = product.kind.forecast
     return {
         "tablesVersion": TABLES,
         "centre": UNKNOWN_CENTRE,
@@ -98,7 +99,7 @@ def _field_keys(product: Product, field: Field, level: int | None, what: str) ->
         "discipline": discipline,
         "parameterCategory": category,
         "parameterNumber": number,
-        "typeOfGeneratingProcess": 4 if product.job.kind == "forecast" else 0,
+        "typeOfGeneratingProcess": 4 if product.kind.forecast else 0,
         "typeOfLevel": kind,
         "level": level if height is None else height,
         "numberOfForecastsInEnsemble": product.members,
@@ -111,7 +112,7 @@ def _field_keys(product: Product, field: Field, level: int | None, what: str) ->
 
 
 def messages(product: Product, what: str) -> Iterator[Message]:
-    """The messages of a file.
+    """Yield the messages of one file, in the order in which they are written.
 
     Arguments:
         product: The result.
@@ -195,7 +196,7 @@ def _check(product: Product, what: str, path: Path) -> None:
 
 
 def write_product(product: Product, folder: Path) -> Written:
-    """Up to three files, so that each opens as one hypercube for each kind of level."""
+    """Write up to three files, each of which opens as one hypercube per kind of level."""
     wanted = {"members": ("members",), "mean": ("mean", "spread")}.get(
         product.job.spec.fields, ("members", "mean", "spread")
     )

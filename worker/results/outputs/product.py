@@ -21,6 +21,7 @@ from model.domain.grids import Grid
 from model.domain.variables import VARIABLES, Channel, Variable
 from model.domain.windows import AssimilationWindow
 from worker.contract.jobs import JobRecord
+from worker.contract.kinds import KINDS, JobKind
 from worker.contract.records import utc_now
 
 __all__ = ["Field", "Product", "fields", "global_attributes", "mean_and_spread", "title"]
@@ -30,7 +31,7 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A finished job, before it is written.
+    """A finished job whose files are not yet written.
 
     Attributes:
         job: The job and what was asked.
@@ -72,32 +73,37 @@ class Product:
 
     @property
     def reference_time(self) -> datetime:
-        """Analysis time, start of the forecast, first time of a reanalysis."""
+        """Return the analysis time, the start of a forecast or the first time of a reanalysis."""
         return self.job.spec.reference_time
 
     @property
+    def kind(self) -> JobKind:
+        """Return the kind of the job: its file tag, title, and whether it is a forecast."""
+        return KINDS[self.job.kind]
+
+    @property
     def simulated(self) -> bool:
-        """Whether this is the weather of a simulation."""
+        """Return whether the model was trained on the weather of a simulation."""
         return "simulated" in self.flags
 
     @property
     def members(self) -> int:
-        """M, the size of the ensemble."""
+        """Return M, the size of the ensemble."""
         return int(self.states.shape[0])
 
     @property
     def pairs(self) -> AntitheticPairs:
-        """How the members depend on each other."""
+        """Return how the members depend on each other."""
         return AntitheticPairs.of(range(self.members), self.mirrored)
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """The quantities of the states, in the order of the channels."""
+        """Return the quantities of the states, in the order of the channels."""
         return tuple(VARIABLES[name] for name in dict.fromkeys(c.variable for c in self.channels))
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Pressure levels in hPa, top down; none when all is at the surface."""
+        """Return the pressure levels in hPa from the top down; empty without upper-air channels."""
         return tuple(dict.fromkeys(c.level for c in self.channels if c.level is not None))
 
 
@@ -107,7 +113,7 @@ Written = list[tuple[Path, str]]
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """One quantity of all members and times.
+    """The values of one quantity for all members and times.
 
     Attributes:
         variable: What it is.
@@ -122,7 +128,7 @@ class Field:
 
 
 def fields(product: Product) -> Iterator[Field]:
-    """The quantities of the product in the order of its channels."""
+    """Yield the quantities of the product in the order of its channels."""
     for variable in product.variables:
         values = _select(product, variable)
         if not variable.nonnegative:
@@ -147,7 +153,7 @@ def _select(product: Product, variable: Variable) -> Float:
 
 
 def mean_and_spread(values: Float, pairs: AntitheticPairs) -> tuple[Float, Float | None]:
-    """Ensemble mean, and standard deviation (None for one member).
+    """Return the ensemble mean and standard deviation (None for one member).
 
     Arguments:
         values: With shape (M, *).
@@ -159,7 +165,6 @@ def mean_and_spread(values: Float, pairs: AntitheticPairs) -> tuple[Float, Float
 
 
 CONVENTIONS = "CF-1.11"
-FORECAST_TYPES = {"filtering": "analysis", "forecast": "forecast", "reanalysis": "reanalysis"}
 _MANIFEST_ONLY = ("seeds", "batches")
 """Seeds are a variable of the file; the list of uploads may be long."""
 SIMULATED = (
@@ -169,15 +174,15 @@ SIMULATED = (
 
 
 def title(product: Product) -> str:
-    """`Ensemble analysis of 2025-01-01 06 UTC`, with a word in front when it is simulated."""
-    kind = FORECAST_TYPES[product.job.kind]
-    what = f"nsemble {kind} {'from' if kind == 'forecast' else 'of'}"
+    """Return a title such as `Ensemble analysis of 2025-01-01 06 UTC`; simulations say so."""
+    kind = product.kind
+    what = f"nsemble {kind.noun} {'from' if kind.forecast else 'of'}"
     start = f"{product.reference_time:%Y-%m-%d %H} UTC"
     return f"{'Simulated e' if product.simulated else 'E'}{what} {start}"
 
 
 def _plain(value: Any) -> str | int | float:
-    """Numbers and text as they are; the rest as JSON."""
+    """Return numbers and text unchanged and anything else as JSON."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int | float):
@@ -196,7 +201,7 @@ def _observations(product: Product) -> dict[str, Any]:
 
 
 def global_attributes(product: Product) -> dict[str, Any]:
-    """Attributes of the file, in the order in which they are written."""
+    """Return the global attributes of a file, in the order in which they are written."""
     created = utc_now().replace(microsecond=0).isoformat().replace("+00:00", "Z")
     background = product.background_info
     provenance = {
@@ -213,7 +218,7 @@ def global_attributes(product: Product) -> dict[str, Any]:
         "history": f"{created} written by appa-service {provenance.get('code_version', '')}".strip(),
         "references": "https://arxiv.org/abs/2504.18720",
         **({"comment": "; ".join(comment)} if comment else {}),
-        "forecast_type": FORECAST_TYPES[product.job.kind],
+        "forecast_type": product.kind.noun,
         "job_id": product.job.id,
         "analysis_id": product.job.analysis_id,
         **({"flavour": product.job.flavour} if product.job.flavour else {}),

@@ -12,32 +12,32 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-import structlog
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model.domain.errors import AppaError, ConfigurationError
+from model.domain.files import read_yaml_model
 from worker.contract import clock
 from worker.contract.batches import BatchState
 from worker.contract.jobs import JobRecord, JobState
+from worker.contract.kinds import KINDS, JobKind
 from worker.contract.layout import Layout
 from worker.contract.store import Stores
-from worker.results.manifest import AnalysisManifest, is_pinned, read_manifest
+from worker.results.catalogue import Catalogue
+from worker.results.entries import Entry
+from worker.results.manifest import is_pinned
 
 __all__ = [
     "AnalysisRules",
     "CompactionRule",
     "Item",
-    "Needed",
-    "RESTART_ROLE",
+    "InUse",
     "RetentionPlan",
     "RetentionPolicy",
     "Rule",
     "category",
+    "find_in_use",
     "make_plan",
-    "needed",
     "read_policy",
 ]
 
@@ -47,25 +47,47 @@ class _Part(BaseModel):
 
 
 class Rule(_Part):
-    """How long things of one sort are kept."""
+    """How long results, uploads or files of one category are kept."""
 
     days: float | None = Field(default=None, ge=0, description="Null: for ever.")
     keep: int = Field(default=0, ge=0, description="The newest so many stay whatever their age.")
 
 
-class AnalysisRules(_Part):
-    """Published results by category."""
+class AnalysisRules(BaseModel):
+    """Published results by category: those of the cycles by flavour, the others by kind of job.
+
+    A kind that no rule names is kept as long as its `JobKind` says.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Rule] = Field(init=False)
 
     early: Rule = Field(default=Rule(days=7, keep=48), description="Early analyses of the cycles.")
     final: Rule = Field(default=Rule(days=90, keep=48), description="Final analyses of the cycles.")
-    forecast: Rule = Field(default=Rule(days=14, keep=8), description="Forecasts.")
-    reanalysis: Rule = Field(default=Rule(), description="Reanalyses.")
-    manual: Rule = Field(default=Rule(days=30, keep=24), description="Analyses outside the cycles.")
+    manual: Rule = Field(
+        default_factory=lambda: next(_rule(k) for k in KINDS.values() if k.cycled),
+        description="Analyses outside the cycles.",
+    )
+
+    @model_validator(mode="after")
+    def _of_known_kinds(self) -> Self:
+        known = {name: kind for name, kind in KINDS.items() if not kind.cycled}
+        if unknown := sorted(set(self.__pydantic_extra__) - set(known)):
+            names = ", ".join((*type(self).model_fields, *known))
+            raise ValueError(f"Expected rules for some of {names}; got {', '.join(unknown)}.")
+        for name, kind in known.items():
+            self.__pydantic_extra__.setdefault(name, _rule(kind))
+        return self
 
     def rule(self, name: str) -> Rule:
-        """The rule of a category."""
-        found: Rule = getattr(self, name)
-        return found
+        """Return the rule of a category of results."""
+        rule: Rule = getattr(self, name)
+        return rule
+
+
+def _rule(kind: JobKind) -> Rule:
+    """The rule of an installation that says nothing about a kind."""
+    return Rule(days=kind.keep_days, keep=kind.keep_newest)
 
 
 class CompactionRule(_Part):
@@ -78,7 +100,7 @@ class CompactionRule(_Part):
 
 
 class RetentionPolicy(_Part):
-    """All rules of an installation."""
+    """What an installation keeps for how long: the content of `retention.yaml`."""
 
     analyses: AnalysisRules = Field(default=AnalysisRules())
     restarts: Rule = Field(
@@ -99,28 +121,21 @@ class RetentionPolicy(_Part):
     compaction: CompactionRule | None = Field(default=CompactionRule(), description="Null: never.")
 
 
-def category(manifest: AnalysisManifest) -> str:
-    """The rule a result falls under."""
-    if manifest.kind != "filtering":
-        return manifest.kind
-    return manifest.flavour or "manual"
+def category(entry: Entry) -> str:
+    """Return the name of the rule that a result falls under."""
+    return KINDS[entry.kind].retention_class(entry.flavour)
 
 
 def read_policy(path: Path) -> RetentionPolicy:
-    """The policy of an installation.
+    """Return the retention policy of an installation, the default one when there is no file.
 
     Raises:
-        ConfigurationError: If the file is no policy; nothing is deleted then.
+        ConfigurationError: If the file is not a policy; nothing is deleted then.
     """
-    try:
-        content = yaml.safe_load(path.read_text()) if path.exists() else None
-        return RetentionPolicy.model_validate(content or {})
-    except (yaml.YAMLError, ValidationError, OSError) as error:
-        raise ConfigurationError(
-            f"Expected retention rules in {path.name}; {error}. Nothing is deleted until it is "
-            "mended.",
-            file=str(path),
-        ) from error
+    if not path.exists():
+        return RetentionPolicy()
+    hint = "Nothing is deleted until it is corrected."
+    return read_yaml_model(path, RetentionPolicy, "retention rules", hint=hint)
 
 
 _UNFINISHED_JOBS = (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING)
@@ -130,8 +145,8 @@ _WINDOW = timedelta(hours=240)
 
 
 @dataclass(frozen=True)
-class Needed:
-    """What unfinished jobs and uploads need.
+class InUse:
+    """Unfinished jobs and uploads, whose inputs must stay.
 
     Attributes:
         jobs: Unfinished jobs.
@@ -141,28 +156,28 @@ class Needed:
     jobs: tuple[JobRecord, ...] = ()
     batches: frozenset[str] = field(default_factory=frozenset)
 
-    def result(self, manifest: AnalysisManifest) -> bool:
-        """Whether a job may take its background from this result."""
-        return any(_may_continue(job, manifest) for job in self.jobs)
+    def needs_result(self, entry: Entry) -> bool:
+        """Return whether a job may take its background from this result."""
+        return any(_may_continue(job, entry) for job in self.jobs)
 
     @property
     def observed_from(self) -> datetime | None:
-        """Earliest time whose observations a job may read; None without jobs."""
+        """Return the earliest time whose observations a job may read; None without jobs."""
         starts = [job.spec.reference_time - _WINDOW for job in self.jobs]
         return min(starts, default=None)
 
 
-def _may_continue(job: JobRecord, manifest: AnalysisManifest) -> bool:
-    """Any result that ends in the time allowed: which one is chosen when the job starts."""
+def _may_continue(job: JobRecord, entry: Entry) -> bool:
+    """Return whether a result ends in the time allowed; a job chooses only when it starts."""
     spec = job.spec
     if spec.continues is not None:
-        return spec.continues == manifest.id
-    last = max(manifest.times, default=manifest.valid_time)
-    return spec.first_guess_until - spec.first_guess_age <= last <= spec.first_guess_until
+        return spec.continues == entry.id
+    first = spec.first_guess_until - spec.first_guess_age
+    return first <= entry.last_time <= spec.first_guess_until
 
 
-def needed(stores: Stores) -> Needed:
-    """Asks the job store.
+def find_in_use(stores: Stores) -> InUse:
+    """Return what the job store says is unfinished.
 
     Raises:
         RedisError: If it does not answer; nothing may be deleted then.
@@ -176,20 +191,17 @@ def needed(stores: Stores) -> Needed:
     named = [batch for job in jobs for batch in job.spec.observations.batches or ()]
     named += [job.spec.background_batch for job in jobs if job.spec.background_batch]
     waiting = [b for state in _UNFINISHED_BATCHES for b in stores.batches.ids(state)]
-    return Needed(tuple(jobs), frozenset((*named, *waiting)))
+    return InUse(tuple(jobs), frozenset((*named, *waiting)))
 
-
-log = structlog.get_logger()
 
 What = Literal["analysis", "restart", "upload", "observations", "log"]
-RESTART_ROLE = "restart"
 _DAY = timedelta(days=1)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to remove.
+    """A result, upload, day of observations or file to remove.
 
     Attributes:
         what: Sort of thing.
@@ -208,28 +220,28 @@ class Item:
 
 @dataclass(frozen=True)
 class RetentionPlan:
-    """What goes, oldest first, and how many old things stay, by reason."""
+    """What is to be removed, oldest first, and how many old items stay, by reason."""
 
     items: tuple[Item, ...]
     kept: dict[str, int]
 
     @property
     def size(self) -> int:
-        """Bytes that would be freed."""
+        """Return the number of bytes that would be freed."""
         return sum(item.size for item in self.items)
 
 
 class _Planner:
     def __init__(
-        self, layout: Layout, policy: RetentionPolicy, needed: Needed, now: datetime, shorten: float
+        self, layout: Layout, policy: RetentionPolicy, in_use: InUse, now: datetime, shorten: float
     ) -> None:
-        self.layout, self.policy, self.needed = layout, policy, needed
+        self.layout, self.policy, self.in_use = layout, policy, in_use
         self.now, self.shorten = now, shorten
         self.items: list[Item] = []
         self.kept: Counter[str] = Counter()
 
     def old(self, found: Iterable[tuple[T, datetime]], rule: Rule) -> list[tuple[T, float]]:
-        """Things older than a rule allows, with their age in days, but for its newest."""
+        """Return what is older than a rule allows and not among its newest, with ages in days."""
         if rule.days is None:
             return []
         newest_first = sorted(found, key=lambda pair: pair[1], reverse=True)
@@ -246,46 +258,44 @@ class _Planner:
             Item(what, name, size, round(age, 3), f"{sort}: older than {limit:g} days")
         )
 
-    def analyses(self, manifests: Sequence[AnalysisManifest]) -> None:
-        """Whole results; of those that stay, old restart files."""
+    def analyses(self, entries: Sequence[Entry]) -> None:
+        """Add whole results, and the old restart files of those that stay."""
         going: set[str] = set()
-        for sort in sorted({category(m) for m in manifests}):
+        for sort in sorted({category(e) for e in entries}):
             rule = self.policy.analyses.rule(sort)
-            members = [m for m in manifests if category(m) == sort]
-            for manifest, age in self.old(_by_time(members), rule):
-                if self._stays(manifest):
+            members = [e for e in entries if category(e) == sort]
+            for entry, age in self.old(_by_time(members), rule):
+                if self._stays(entry):
                     continue
-                going.add(manifest.id)
-                size = _size(self.layout.analysis(manifest.id))
-                self.add("analysis", manifest.id, size, age, rule, sort)
-        staying = [m for m in manifests if m.id not in going and _restart_size(m) is not None]
-        for manifest, age in self.old(_by_time(staying), self.policy.restarts):
-            if not self._stays(manifest):
-                size = _restart_size(manifest) or 0
-                self.add("restart", manifest.id, size, age, self.policy.restarts, "restarts")
+                going.add(entry.id)
+                size = _size(self.layout.analysis(entry.id))
+                self.add("analysis", entry.id, size, age, rule, sort)
+        staying = [e for e in entries if e.id not in going and e.restart_bytes is not None]
+        for entry, age in self.old(_by_time(staying), self.policy.restarts):
+            if not self._stays(entry):
+                size = entry.restart_bytes or 0
+                self.add("restart", entry.id, size, age, self.policy.restarts, "restarts")
 
-    def _stays(self, manifest: AnalysisManifest) -> bool:
-        reasons = {
-            "pinned": lambda: is_pinned(self.layout, manifest.id),
-            "needed by a job": lambda: self.needed.result(manifest),
-        }
-        for reason, holds in reasons.items():
-            if holds():
-                self.kept[reason] += 1
-                return True
-        return False
+    def _stays(self, entry: Entry) -> bool:
+        if is_pinned(self.layout, entry.id):
+            self.kept["pinned"] += 1
+        elif self.in_use.needs_result(entry):
+            self.kept["needed by a job"] += 1
+        else:
+            return False
+        return True
 
     def uploads(self) -> None:
-        """Uploads as they came in, once their rows are in the store."""
+        """Add old uploads whose rows are in the observation store."""
         found = [(folder, since) for folder, since in _touched(self.layout.raw)]
         for folder, age in self.old(found, self.policy.uploads):
-            if folder.name in self.needed.batches:
+            if folder.name in self.in_use.batches:
                 self.kept["needed by a job"] += 1
                 continue
             self.add("upload", folder.name, _size(folder), age, self.policy.uploads, "uploads")
 
     def observations(self) -> None:
-        """Whole days of the store; a day's age counts from its end."""
+        """Add whole days of the observation store; a day's age counts from its end."""
         found = []
         for folder in self.layout.observations.glob("date=*"):
             try:
@@ -293,7 +303,7 @@ class _Planner:
             except ValueError:
                 continue
             found.append(((folder, day), day + _DAY))
-        first = self.needed.observed_from
+        first = self.in_use.observed_from
         for (folder, day), age in self.old(found, self.policy.observations):
             if first is not None and day + _DAY > first:
                 self.kept["needed by a job"] += 1
@@ -302,7 +312,7 @@ class _Planner:
             self.add("observations", name, _size(folder), age, rule, "observations")
 
     def logs(self) -> None:
-        """Log files that were not written for long."""
+        """Add old log files that nobody writes any more."""
         found = [(path, since) for path, since in _touched(self.layout.logs) if path.is_file()]
         for path, age in self.old(found, self.policy.logs):
             self.add("log", path.name, path.stat().st_size, age, self.policy.logs, "logs")
@@ -311,24 +321,25 @@ class _Planner:
 def make_plan(
     layout: Layout,
     policy: RetentionPolicy,
-    needed: Needed,
+    in_use: InUse,
     *,
     now: datetime | None = None,
     low: bool = False,
 ) -> RetentionPlan:
-    """What the policy lets go now.
+    """Return what the policy lets go now.
 
     Arguments:
         layout: The data folder.
         policy: Its rules.
-        needed: What unfinished work needs.
+        in_use: Unfinished work, whose inputs stay.
         now: Operational present; asked from the clock when absent.
         low: Whether the disk is below its watermark.
     """
     planner = _Planner(
-        layout, policy, needed, now or clock.now(), policy.shorten_when_low if low else 1.0
+        layout, policy, in_use, now or clock.now(), policy.shorten_when_low if low else 1.0
     )
-    planner.analyses(_manifests(layout))
+    with Catalogue(layout) as catalogue:
+        planner.analyses(catalogue.entries())
     planner.uploads()
     planner.observations()
     planner.logs()
@@ -336,27 +347,12 @@ def make_plan(
     return RetentionPlan(tuple(items), {k: n for k, n in planner.kept.items() if n})
 
 
-def _manifests(layout: Layout) -> list[AnalysisManifest]:
-    found = []
-    for path in layout.analyses.glob("*/manifest.json"):
-        try:
-            found.append(read_manifest(layout, path.parent.name))
-        except (AppaError, ValueError, OSError) as error:
-            log.warning("manifest passed by", analysis=path.parent.name, reason=str(error)[:200])
-    return found
-
-
-def _by_time(manifests: Iterable[AnalysisManifest]) -> list[tuple[AnalysisManifest, datetime]]:
-    return [(m, clock.operational(m.created)) for m in manifests]
-
-
-def _restart_size(manifest: AnalysisManifest) -> int | None:
-    sizes = [file.size for file in manifest.files if file.role == RESTART_ROLE]
-    return sum(sizes) if sizes else None
+def _by_time(entries: Iterable[Entry]) -> list[tuple[Entry, datetime]]:
+    return [(entry, clock.operational(entry.created)) for entry in entries]
 
 
 def _touched(folder: Path) -> list[tuple[Path, datetime]]:
-    """What lies in `folder`, and when it (or what lies in it) was last written."""
+    """Return the content of `folder`, with the times (UTC) at which it was last written."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         parts = [path, *path.iterdir()] if path.is_dir() else [path]

@@ -1,8 +1,8 @@
 """Run retention and compaction now and then, by one scheduler at a time.
 
-One rename takes a thing out of everybody's sight, then its bytes are deleted. A result is its
-folder: index, catalogue and data sets are read from the folders, so all of them lose it with that
-rename. Readers with open files go on reading. Whatever a killed run left under `tmp/deleted-…`
+One rename takes a result or an upload out of everybody's sight, then its bytes are deleted. A
+result is its folder: the catalogue and all that is made of it follow the folders, so that they lose
+it with that rename. Readers with open files go on reading. Whatever a killed run left under `tmp/deleted-…`
 is deleted at the next one.
 
 Deleting and merging take time, so they run in a thread of their own. A key in Redis, which
@@ -10,7 +10,6 @@ expires, says whose turn it is and when the next one comes, so that any number o
 harmless. A run that dies is repeated later.
 """
 
-import os
 import shutil
 import threading
 import time
@@ -25,20 +24,20 @@ from redis import Redis
 from redis.exceptions import LockError, RedisError
 
 from model.domain.errors import AppaError
+from model.domain.files import sync_folder
 from worker.contract import clock
 from worker.contract.disk import DiskSettings, disk_state
-from worker.contract.layout import Layout, replace_text
+from worker.contract.layout import Layout
 from worker.contract.store import RetentionFigures, Stores
 from worker.observations.store.store import ObservationStore
-from worker.results.manifest import is_pinned, read_manifest
-from worker.results.publication import renew_latest, sync_folder
+from worker.results.manifest import RESTART_ROLE, is_pinned, read_manifest
+from worker.results.publication import replace_manifest, update_latest
 from worker.results.retention.plan import (
-    RESTART_ROLE,
     CompactionRule,
     Item,
     RetentionPlan,
+    find_in_use,
     make_plan,
-    needed,
     read_policy,
 )
 
@@ -49,14 +48,14 @@ _REMOVED = "deleted-"
 
 
 def remove_all(
-    layout: Layout, plan: RetentionPlan, told: Callable[[Item], None] = lambda item: None
+    layout: Layout, plan: RetentionPlan, on_removed: Callable[[Item], None] = lambda item: None
 ) -> list[Item]:
-    """Removes what is planned; what fails is logged and tried again at the next run.
+    """Remove what is planned; what fails is logged and tried again at the next run.
 
     Arguments:
         layout: The data folder.
         plan: What goes.
-        told: Hears of each thing after it went.
+        on_removed: Called with each item after it was removed.
 
     Returns:
         What was removed.
@@ -67,17 +66,17 @@ def remove_all(
         try:
             if remove(layout, item):
                 gone.append(item)
-                told(item)
+                on_removed(item)
                 log.info("removed", what=item.what, name=item.name, bytes=item.size)
         except (OSError, AppaError) as error:
             log.warning("not removed", what=item.what, name=item.name, error=str(error))
     if any(item.what == "analysis" for item in gone):
-        renew_latest(layout)
+        update_latest(layout)
     return gone
 
 
 def remove(layout: Layout, item: Item) -> bool:
-    """Removes one thing; returns whether it was there and may go."""
+    """Remove one item; return whether it was there and not pinned."""
     if item.what == "analysis":
         return _remove_analysis(layout, item.name)
     if item.what == "restart":
@@ -90,7 +89,7 @@ def remove(layout: Layout, item: Item) -> bool:
 
 
 def sweep_removed(layout: Layout) -> int:
-    """Finishes what a killed run began; returns how many folders."""
+    """Delete what a killed run had moved away; return the number of folders."""
     left = list(layout.tmp.glob(f"{_REMOVED}*"))
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
@@ -108,13 +107,12 @@ def _remove_analysis(layout: Layout, analysis_id: str) -> bool:
         hidden.rename(folder)
         sync_folder(layout.analyses)
         return False
-    _forget_restart(layout, analysis_id)
     shutil.rmtree(hidden, ignore_errors=True)
     return True
 
 
 def _remove_restart(layout: Layout, analysis_id: str) -> bool:
-    """The manifest without the file first, then the marker, then the file."""
+    """Take the file out of the manifest, then delete it."""
     if is_pinned(layout, analysis_id):
         return False
     manifest = read_manifest(layout, analysis_id)
@@ -123,17 +121,10 @@ def _remove_restart(layout: Layout, analysis_id: str) -> bool:
     changed = manifest.model_copy(
         update={"files": rest, "flags": [*manifest.flags, "restart_removed"]}
     )
-    replace_text(layout.manifest(analysis_id), changed.model_dump_json(indent=2))
-    os.utime(layout.analyses)  # gateways look at a manifest again when the folder was touched
-    _forget_restart(layout, analysis_id)
+    replace_manifest(layout, changed)
     for file in files:
         layout.analysis_file(analysis_id, file.name).unlink(missing_ok=True)
     return bool(files)
-
-
-def _forget_restart(layout: Layout, analysis_id: str) -> None:
-    for marker in layout.restarts.glob(f"*__*__{analysis_id}"):
-        marker.unlink(missing_ok=True)
 
 
 def _hide(layout: Layout, folder: Path) -> Path | None:
@@ -161,7 +152,7 @@ _LOW_SECONDS = 30.0
 
 
 def run_retention(layout: Layout, stores: Stores, disk: DiskSettings) -> list[Item]:
-    """Removes what the policy lets go now; returns what was removed.
+    """Remove what the policy lets go now; return what was removed.
 
     Raises:
         ConfigurationError: If `retention.yaml` is no policy.
@@ -170,7 +161,7 @@ def run_retention(layout: Layout, stores: Stores, disk: DiskSettings) -> list[It
     policy = read_policy(layout.retention_file)
     low = disk_state(layout, disk).low
     figures = RetentionFigures(stores.redis, stores.keys)
-    plan = make_plan(layout, policy, needed(stores), low=low)
+    plan = make_plan(layout, policy, find_in_use(stores), low=low)
     gone = remove_all(layout, plan, lambda item: figures.add(item.what, item.size))
     figures.ran(time.time())
     if gone:
@@ -184,7 +175,7 @@ def run_retention(layout: Layout, stores: Stores, disk: DiskSettings) -> list[It
 
 @dataclass
 class RetentionRunner:
-    """Asked at every turn of the scheduler; `tick` never waits.
+    """Starts retention and compaction when they are due; `tick` never waits.
 
     Attributes:
         stores: All records.
@@ -198,14 +189,14 @@ class RetentionRunner:
     _threads: dict[str, threading.Thread] = field(default_factory=dict, init=False)
 
     def tick(self) -> int:
-        """Starts what is due; returns how many tasks."""
+        """Start what is due; return the number of tasks started."""
         policy = read_policy(self.layout.retention_file)
         low = disk_state(self.layout, self.disk).low
         if low:  # at once, whenever it ran last
-            started = self._start("retention", "retention-low", _LOW_SECONDS, self._retain)
+            started = int(self._start("retention", "retention-low", _LOW_SECONDS, self._retain))
         else:
             seconds = 60.0 * policy.every_minutes
-            started = self._start("retention", "retention", seconds, self._retain)
+            started = int(self._start("retention", "retention", seconds, self._retain))
         rule = policy.compaction
         if rule is not None and not low:  # merging needs room first
             seconds = 60.0 * rule.every_minutes
@@ -214,12 +205,12 @@ class RetentionRunner:
         return started
 
     def join(self, timeout: float) -> None:
-        """Waits for what runs."""
+        """Wait until running tasks have ended."""
         for thread in self._threads.values():
             thread.join(timeout)
 
     def _start(self, task: str, turn: str, pause: float, work: Callable[[], None]) -> bool:
-        """Starts a task unless it runs, here or elsewhere, or its turn comes later."""
+        """Start a task unless it runs, here or elsewhere, or its turn comes later."""
         running = self._threads.get(task)
         if running is not None and running.is_alive():
             return False
@@ -247,7 +238,7 @@ class RetentionRunner:
 
 
 def _alone(redis: Redis, name: str, work: Callable[[], None]) -> None:
-    """Does the work unless another scheduler is still at it."""
+    """Do the work unless another scheduler is still at it."""
     try:
         with redis.lock(name, timeout=_LOCK_SECONDS, blocking=False):
             work()

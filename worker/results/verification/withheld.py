@@ -56,7 +56,7 @@ class EnsembleScore:
 
 @dataclass(frozen=True)
 class WithheldScore:
-    """One network, variable and layer; `layer` is `all` for the layers together.
+    """The scores of one network, variable and layer (`all` for the layers together).
 
     Attributes:
         network: Report type.
@@ -84,7 +84,7 @@ def score_withheld(
     rng: np.random.Generator,
     among: BoolArray | None = None,
 ) -> list[WithheldScore]:
-    """Scores of the rows that were kept back and passed all other checks before.
+    """Score the rows that were withheld and had passed all other checks.
 
     Arguments:
         feedback: A table of `FEEDBACK_SCHEMA`.
@@ -121,17 +121,20 @@ def score_withheld(
 
 
 def _groups(frame: pd.DataFrame) -> list[tuple[tuple[str, str, str], NDArray[np.int64]]]:
-    """(network, variable, layer) with the places of its rows, each layer and all of them."""
+    """Return the indices of the rows of each network, variable and layer, and of all layers."""
     keys = ["report_type", "variable"]
     layers = frame.groupby([*keys, "layer"], observed=True).indices
     whole = frame.groupby(keys, observed=True).indices
-    lines = {tuple(map(str, name)): index for name, index in layers.items()}
-    lines |= {(*map(str, name), ALL_LAYERS): index for name, index in whole.items()}
+    lines: dict[tuple[str, str, str], NDArray[np.int64]] = {}
+    for (network, variable, layer), index in layers.items():
+        lines[str(network), str(variable), str(layer)] = index
+    for (network, variable), index in whole.items():
+        lines[str(network), str(variable), ALL_LAYERS] = index
     return sorted(lines.items(), key=lambda item: item[0])
 
 
 class _Values:
-    """What is known of each value, ready to be averaged over groups."""
+    """Scores of single values, which are averaged over groups of rows."""
 
     def __init__(self, found: Equivalents, values: Float, rng: np.random.Generator) -> None:
         self.found = found
@@ -143,7 +146,7 @@ class _Values:
         self.variance = self.pairs.variance(found.hofx)
 
     def score(self, rows: NDArray[np.int64]) -> EnsembleScore | None:
-        """The score of those of `rows` that there are."""
+        """Return the score of those of `rows` that have equivalents; None without any."""
         index = np.searchsorted(self.found.rows, np.intersect1d(rows, self.found.rows))
         if not len(index):
             return None

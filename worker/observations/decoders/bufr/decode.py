@@ -38,7 +38,7 @@ from worker.observations.decoders.bufr.upper_air import (
     decode_profiler,
     decode_temp,
 )
-from worker.observations.formats import HEAD, foreign_content
+from worker.observations.formats import HEAD_BYTES, foreign_content
 
 __all__ = ["BUFR_FAMILIES", "ReportFamily", "decode_bufr", "decode_bytes", "family_of"]
 
@@ -71,6 +71,8 @@ _PRESSURE = frozenset({7_004, 7_009})
 
 BUFR_FAMILIES: Registry[ReportFamily] = Registry(
     "BUFR report family",
+    "appa.bufr_families",
+    ReportFamily,
     gnss=ReportFamily("ground-based GNSS", {0, 1, 8}, ({13_016}, {15_031, 15_079}), decode_gnss),
     synop=ReportFamily("land stations", {0}, (_SURFACE, {4_003}), decode_synop),
     ship=ReportFamily("ships", {1}, ({1_011}, _SEA), decode_ship),
@@ -134,7 +136,7 @@ def decode_bytes(data: bytes | mmap.mmap, context: DecodeContext, file_name: str
     for frame in _chosen(scan(data, file_name), context):
         walk.take(frame, data)
     if not walk.report.messages and "byte_range" not in context.options:
-        reason, detail = foreign_content(data[:HEAD]) or ("no_messages", "no BUFR mark")
+        reason, detail = foreign_content(data[:HEAD_BYTES]) or ("no_messages", "no BUFR mark")
         raise DecodeError(f"Expected BUFR messages; got {detail}.", reason=reason)
     return walk.finish()
 
@@ -161,7 +163,7 @@ class _Walk:
         self.report = DecodeReport(format="bufr", size=size, bytes_between=size)
         self.unpacker = Unpacker(context.limits)
         self.collector = Collector()
-        self.groups: dict[tuple, _Group] = {}
+        self.groups: dict[tuple[object, ...], _Group] = {}
         self.held = 0
         self.ordinal = 0
         self.mark = context.options.get("mark", lambda offset: None)

@@ -1,0 +1,449 @@
+"""Define what a gateway answers: jobs, uploads, analyses, cycles, verification.
+
+Fields that a newer gateway adds are accepted and kept: they are attributes of the record, and are
+in `model_dump()`. All times carry the zone UTC.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = [
+    "Analysis",
+    "AnalysisFile",
+    "Batch",
+    "BatchState",
+    "Cycle",
+    "CycleChange",
+    "CycleExplanation",
+    "CycleState",
+    "Flavour",
+    "IngestSummary",
+    "Job",
+    "JobSpec",
+    "JobState",
+    "LateNetwork",
+    "ObservationSelection",
+    "OutcomeCount",
+    "Problem",
+    "Progress",
+    "SeriesRow",
+    "cycle_key",
+]
+
+
+class Answer(BaseModel):
+    """Base of all answers: immutable, and open to fields that this version does not know."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Problem(Answer):
+    """Why a job or an upload did not succeed.
+
+    Attributes:
+        message: What was expected, what came, and what to do.
+        retryable: Whether the same request may succeed when it is sent again.
+        context: Values for programs, such as `field`, `expected` and `got`.
+    """
+
+    code: str
+    message: str
+    retryable: bool = False
+    context: dict[str, Any] = {}
+
+
+class JobState(StrEnum):
+    """State of a job; the last three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class Progress(Answer):
+    """Latest progress of a job.
+
+    Attributes:
+        phase: `waiting`, `loading`, `gathering`, `background`, `sampling`, `writing`, …
+        step: Diffusion steps completed.
+        steps: Diffusion steps in total; 0 while unknown.
+        eta_seconds: Estimated seconds until the end.
+        queue_position: Number of jobs ahead; None once the job runs.
+        message: A sentence for people.
+    """
+
+    phase: str = "waiting"
+    step: int = 0
+    steps: int = 0
+    eta_seconds: float | None = None
+    queue_position: int | None = None
+    message: str = ""
+
+
+class ObservationSelection(Answer):
+    """Which stored observations a job uses; None stands for all.
+
+    Attributes:
+        networks: Report types, such as `synop`.
+        batches: Ids of uploads.
+        cut_off: Last arrival accepted.
+        withhold: Share of the stations withheld for verification.
+        withhold_stations: Further stations withheld for verification.
+    """
+
+    networks: list[str] | None = None
+    batches: list[str] | None = None
+    cut_off: datetime | None = None
+    withhold: float | None = None
+    withhold_stations: list[str] = []
+
+
+class JobSpec(Answer):
+    """What a job computes. Fields of its kind, such as `valid_time`, are attributes as well.
+
+    Attributes:
+        kind: `filtering`, `forecast`, `reanalysis`, …
+        model: Checkpoint; None for the worker's own.
+        members: Ensemble members.
+        steps: Diffusion steps; None for the checkpoint's default.
+        seed: The same job with the same seed gives the same members.
+        observations: Which observations are used.
+        outputs: Output formats.
+    """
+
+    kind: str
+    model: str | None = None
+    members: int
+    steps: int | None = None
+    seed: int
+    observations: ObservationSelection
+    outputs: list[str]
+
+
+class Job(Answer):
+    """A job: what was requested, its state, and where its result is published.
+
+    Attributes:
+        spec: What was requested.
+        created: When it was submitted.
+        started: When its newest attempt started.
+        finished: When it reached a final state.
+        attempts: Number of times a worker has started it.
+        error: Why it failed or was retried.
+        analysis_id: Id under which the result is published.
+        request_id: Request that submitted it, to quote to the operator.
+        flavour: `early` or `final`; empty outside the cycles.
+        revision: Revision of the result for its valid time.
+    """
+
+    id: str
+    spec: JobSpec
+    state: JobState
+    created: datetime
+    started: datetime | None = None
+    finished: datetime | None = None
+    progress: Progress = Progress()
+    attempts: int = 0
+    error: Problem | None = None
+    analysis_id: str
+    request_id: str = ""
+    flavour: str = ""
+    revision: int = 1
+
+    @property
+    def kind(self) -> str:
+        """Kind of the job: `filtering`, `forecast`, `reanalysis`, …"""
+        return self.spec.kind
+
+    @property
+    def done(self) -> bool:
+        """Whether the state is final, so that waiting any longer changes nothing."""
+        return self.state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class BatchState(StrEnum):
+    """State of an upload. `rejected`: nothing in it could be read; `failed`: the service failed."""
+
+    RECEIVED = "received"
+    INGESTING = "ingesting"
+    INGESTED = "ingested"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+class IngestSummary(Answer):
+    """Counts of an ingested upload: messages (or rows) found, and observed values stored.
+
+    Attributes:
+        used: Stored values that passed quality control at arrival.
+        by_report_type: Stored values by network.
+        by_rejection: Stored values by rejecting check.
+        decode_report: Report of the decoder.
+    """
+
+    messages: int = 0
+    undecoded: int = 0
+    observations: int = 0
+    used: int = 0
+    by_variable: dict[str, int] = {}
+    by_report_type: dict[str, int] = {}
+    by_rejection: dict[str, int] = {}
+    decode_report: dict[str, Any] = {}
+
+
+class Batch(Answer):
+    """An upload of observations.
+
+    Attributes:
+        created: When it arrived; `started` and `finished` are those of its ingest.
+        size: Number of bytes received.
+        container: Format, detected from the content: `bufr`, `grib`, `csv`, …
+        file_name: Name given by the sender.
+        options: How it is decoded: `report_type`, `errors` and options of the decoder.
+        summary: Counts, once ingested.
+        error: Why it was rejected or failed.
+        request_id: Request that sent it, to quote to the operator.
+    """
+
+    id: str
+    state: BatchState
+    created: datetime
+    started: datetime | None = None
+    finished: datetime | None = None
+    sha256: str
+    size: int
+    container: str
+    file_name: str = ""
+    options: dict[str, Any] = {}
+    summary: IngestSummary | None = None
+    error: Problem | None = None
+    request_id: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether the state is final, so that waiting any longer changes nothing."""
+        return self.state in (BatchState.INGESTED, BatchState.REJECTED, BatchState.FAILED)
+
+
+class AnalysisFile(Answer):
+    """A file of an analysis; `role` is `data`, `feedback`, `quicklook`, …"""
+
+    name: str
+    size: int
+    sha256: str
+    media_type: str
+    role: str = "data"
+
+
+class Analysis(Answer):
+    """A published result.
+
+    Attributes:
+        job_id: Job that computed it.
+        valid_time: Time of the analysis; start of a forecast or reanalysis.
+        times: Valid times in the files.
+        flavour: `early` or `final`; empty outside the cycles.
+        revision: Revision for this valid time.
+        created: When it was computed.
+        window_start: Start of the observation window, exclusive.
+        window_end: End of the observation window, inclusive.
+        cut_off: Last arrival accepted.
+        observations: Observed values by outcome: `used`, or the rejecting check.
+        background: First guess, its source and age.
+        flags: `zero_observations`, `cold_start`, …
+        scores: Departure statistics and chi-square.
+        provenance: Checkpoint, code version, seeds and settings.
+        spec: What was requested.
+    """
+
+    id: str
+    job_id: str
+    kind: str
+    valid_time: datetime
+    times: list[datetime]
+    flavour: str = ""
+    revision: int = 1
+    created: datetime
+    files: list[AnalysisFile]
+    members: int
+    window_start: datetime | None = None
+    window_end: datetime | None = None
+    cut_off: datetime | None = None
+    observations: dict[str, int] = {}
+    background: dict[str, Any] = {}
+    flags: list[str] = []
+    scores: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+    spec: JobSpec
+
+
+class Flavour(StrEnum):
+    """The early analysis of a valid time, or the final one with late observations."""
+
+    EARLY = "early"
+    FINAL = "final"
+
+
+def cycle_key(valid_time: datetime, flavour: str) -> str:
+    """Return the key of a cycle, such as `20031001T06Z_early`.
+
+    Raises:
+        ValueError: If `flavour` is neither `early` nor `final`.
+    """
+    return f"{valid_time.astimezone(UTC):%Y%m%dT%H}Z_{Flavour(flavour).value}"
+
+
+class CycleState(StrEnum):
+    """State of a cycle; the last four are final unless a rerun is requested."""
+
+    WAITING = "waiting"
+    DUE = "due"
+    SUBMITTED = "submitted"
+    PUBLISHED = "published"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+
+_OPEN_CYCLES = (CycleState.WAITING, CycleState.DUE, CycleState.SUBMITTED)
+
+
+class Cycle(Answer):
+    """A cycle: one valid time and flavour.
+
+    Attributes:
+        id: Key, such as `20031001T06Z_early`.
+        cut_off: Last arrival accepted.
+        job_id: Newest job submitted for it; empty before.
+        analysis_id: Newest analysis published for it; empty before.
+        revision: 1 for early, 2 for final, more for reruns.
+        decided: When its observations were complete.
+        caught_up: Whether it became due only after the next cut-off.
+        behind_seconds: Seconds from the cut-off to the decision.
+        message: Why it was skipped, failed or retried.
+        published: When the analysis became readable.
+        forecast_job_id: Forecast started from the analysis; empty when there is none.
+        forecast_id: Id under which that forecast is published.
+    """
+
+    id: str
+    valid_time: datetime
+    flavour: Flavour
+    cut_off: datetime
+    state: CycleState
+    job_id: str = ""
+    analysis_id: str = ""
+    revision: int = 1
+    decided: datetime | None = None
+    caught_up: bool = False
+    behind_seconds: float = 0.0
+    message: str = ""
+    published: datetime | None = None
+    forecast_job_id: str = ""
+    forecast_id: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether the cycle stays as it is unless a rerun is requested."""
+        return self.state not in _OPEN_CYCLES
+
+    @property
+    def freshness_seconds(self) -> float | None:
+        """Seconds from the cut-off to the published analysis; None before."""
+        if self.published is None:
+            return None
+        return (self.published - self.cut_off).total_seconds()
+
+
+class OutcomeCount(Answer):
+    """Number of observed values of a network with one outcome of quality control."""
+
+    network: str
+    outcome: str
+    count: int
+    meaning: str = ""
+
+
+class LateNetwork(Answer):
+    """Number of values of a network that arrived after the cut-off, first and last arrival."""
+
+    network: str
+    count: int
+    first: datetime
+    last: datetime
+
+
+class CycleChange(Answer):
+    """Difference between an analysis and the previous revision of its valid time.
+
+    Attributes:
+        added: Values used only now, by network.
+        dropped: Values used before and rejected now, by network and check.
+        kept: Number of values used by both.
+    """
+
+    from_analysis: str
+    from_flavour: str
+    from_revision: int
+    from_cut_off: datetime | None = None
+    added: dict[str, int] = {}
+    dropped: list[OutcomeCount] = []
+    kept: int = 0
+
+
+class CycleExplanation(Answer):
+    """What became of the observations of a cycle.
+
+    Attributes:
+        revisions: Analyses of its valid time, oldest revision first.
+        window_start: Start of the observation window, exclusive.
+        window_end: End of the observation window, inclusive.
+        background: First guess: source, analysis, age.
+        outcomes: Values by outcome.
+        used: Values used, by network; None without a feedback file.
+        late: Values that arrived after the cut-off.
+        rejected: Values rejected by a check, other than the late ones.
+        changed: Difference from the previous revision, if there is one.
+    """
+
+    cycle: Cycle
+    revisions: list[str] = []
+    window_start: datetime | None = None
+    window_end: datetime | None = None
+    background: dict[str, str | int | float | None] = {}
+    flags: list[str] = []
+    outcomes: dict[str, int] = {}
+    used: dict[str, int] | None = None
+    late: list[LateNetwork] = []
+    rejected: list[OutcomeCount] = []
+    changed: CycleChange | None = None
+
+
+class SeriesRow(Answer):
+    """A number of the verification series.
+
+    Attributes:
+        flavour: `early` or `final`; empty outside the cycles.
+        network: Report type; `all`; or `states` for statistics of the fields themselves.
+        layer: `surface`, `400-600 hPa`, …, or `all`.
+        statistic: Name of the statistic, such as `withheld_rmse_analysis`.
+        value: In SI units of the variable, or a ratio.
+        count: Number of observed values it was computed from.
+    """
+
+    valid_time: datetime
+    flavour: str
+    revision: int
+    analysis_id: str
+    network: str
+    variable: str
+    layer: str
+    statistic: str
+    value: float
+    count: int

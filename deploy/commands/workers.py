@@ -1,0 +1,127 @@
+"""See and steer the worker processes of an installation: `appa workers`.
+
+`drain` and `stop` are for maintenance: a worker takes no more work and finishes what runs. To have
+a running job handed back to the queue at its next step instead, send the process SIGTERM.
+"""
+
+from typing import Annotated
+
+import typer
+from celery import Celery
+from redis.exceptions import RedisError
+from rich.table import Table
+
+from deploy.console import AsJson, err, out, print_json
+from worker.contract.queues import QUEUES, WorkerReport
+from worker.contract.store import open_stores
+from worker.process import message_sender, send_command, wait_until_idle
+from worker.settings import WorkerSettings
+
+__all__ = ["app"]
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+Names = Annotated[list[str] | None, typer.Argument(help="Workers, by name as in `list`.")]
+Queue = Annotated[str | None, typer.Option(help=f"All workers of a queue: {', '.join(QUEUES)}.")]
+Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait until nothing runs on them.")]
+
+
+def _reports(settings: WorkerSettings) -> list[WorkerReport]:
+    stores = open_stores(settings.redis_url, settings.redis_prefix)
+    try:
+        return stores.workers.alive()
+    except RedisError as error:
+        err.print(f"Expected Redis at {settings.redis_url}; {error}", markup=False)
+        raise typer.Exit(1) from error
+    finally:
+        stores.redis.close()
+
+
+def _chosen(settings: WorkerSettings, names: list[str] | None, queue: str | None) -> list[str]:
+    """Return the names of Celery workers that were asked for; exit when there are none."""
+    known = {r.name: r for r in _reports(settings) if set(r.queues) & set(QUEUES)}
+    chosen = [n for n in known if n in (names or ()) or (queue and queue in known[n].queues)]
+    missing = [name for name in names or () if name not in known]
+    if missing or not chosen:
+        wanted = ", ".join(missing) or (f"queue '{queue}'" if queue else "none")
+        err.print(
+            f"Expected workers of {', '.join(known) or '(none runs)'}; got {wanted}.", markup=False
+        )
+        raise typer.Exit(1)
+    return chosen
+
+
+def _command(sender: Celery, command: str, workers: list[str]) -> None:
+    """Send `command`, print the answers, and exit with 1 unless all answered."""
+    answers = send_command(sender, command, workers)
+    for name in workers:
+        out.print(f"{name}: {answers.get(name, 'no answer')}", markup=False, highlight=False)
+    if len(answers) < len(workers):
+        raise typer.Exit(1)
+
+
+def _await_idle(sender: Celery, workers: list[str], seconds: float) -> None:
+    if seconds and not wait_until_idle(sender, workers, seconds):
+        err.print(f"Still at work after {seconds:g} s; see `appa workers list`.", markup=False)
+        raise typer.Exit(1)
+
+
+def _state(report: WorkerReport) -> str:
+    if report.ready:
+        return "ready"
+    return "draining" if report.draining else "starting"
+
+
+@app.command("list")
+def list_workers(as_json: AsJson = False) -> None:
+    """List the worker processes: queues, state, device, what they work on."""
+    reports = _reports(WorkerSettings())
+    if as_json:
+        print_json([report.model_dump(mode="json") for report in reports])
+        return
+    table = Table("name", "queues", "state", "device", "busy with", "since (UTC)", "version")
+    for r in reports:
+        since = f"{r.started:%Y-%m-%d %H:%M}"
+        queues = ", ".join(r.queues)
+        table.add_row(r.name, queues, _state(r), r.device, r.busy_with or "", since, r.version)
+    out.print(table)
+
+
+@app.command()
+def drain(names: Names = None, queue: Queue = None, wait: Wait = 0.0) -> None:
+    """Let workers take no more work; what runs is finished, the process stays."""
+    settings = WorkerSettings()
+    workers = _chosen(settings, names, queue)
+    with message_sender(settings) as sender:
+        _command(sender, "drain", workers)
+        _await_idle(sender, workers, wait)
+
+
+@app.command()
+def resume(names: Names = None, queue: Queue = None) -> None:
+    """Let drained workers take work again."""
+    settings = WorkerSettings()
+    workers = _chosen(settings, names, queue)
+    with message_sender(settings) as sender:
+        _command(sender, "resume", workers)
+
+
+@app.command()
+def stop(names: Names = None, queue: Queue = None, wait: Wait = 0.0) -> None:
+    """Drain workers, then end their processes; each finishes what it runs before it ends.
+
+    A supervisor starts a process that ended again: `appa up` does, compose and systemd as set up.
+    """
+    settings = WorkerSettings()
+    workers = _chosen(settings, names, queue)
+    with message_sender(settings) as sender:
+        _command(sender, "drain", workers)
+        _await_idle(sender, workers, wait)
+        sender.control.shutdown(destination=workers)
+
+
+@app.command("celery", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def celery_command(context: typer.Context) -> None:
+    """Run a command of Celery on this installation: `inspect active`, `events`, `flower`, …"""
+    with message_sender(WorkerSettings()) as sender:
+        sender.start(argv=context.args)

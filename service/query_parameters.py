@@ -1,0 +1,145 @@
+"""Read query parameters: comma-separated lists, boxes, times and intervals, names, JSON objects.
+
+Every function raises `InvalidInput` (or its subclass `UnknownName`) with the field it is about, which
+the problem document then names.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from model.domain.errors import InvalidInput, UnknownName
+
+__all__ = [
+    "check_known",
+    "check_years",
+    "json_object",
+    "listed_names",
+    "parse_bbox",
+    "parse_box",
+    "parse_interval",
+    "parse_numbers",
+]
+
+MAX_KNOWN_SHOWN = 100
+FIRST_YEAR, LAST_YEAR = 1700, 2200
+"""The observation store counts nanoseconds since 1970 in 64 bits."""
+
+_OPEN = ("", "..")
+
+
+def check_known(field: str, name: str, known: Collection[str], what: str = "") -> None:
+    """Refuse a name that is not known.
+
+    Raises:
+        UnknownName: Naming the field and the known names.
+    """
+    if name not in known:
+        shown = sorted(known)[:MAX_KNOWN_SHOWN]
+        raise UnknownName(
+            f"Expected '{field}' to be one of {what}{', '.join(shown) or 'none'}; got '{name}'.",
+            field=field,
+            known=shown,
+        )
+
+
+def listed_names(given: str | Sequence[str] | None) -> list[str]:
+    """Return the names of a parameter that is repeated, comma-separated, or both."""
+    texts = (given,) if isinstance(given, str) else given or ()
+    parts = (part.strip() for text in texts for part in text.split(","))
+    return [part for part in parts if part]
+
+
+def parse_numbers(field: str, text: str | None) -> list[float] | None:
+    """Return comma-separated numbers; None for no text."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidInput(
+            f"Expected comma-separated numbers; got '{text[:80]}'.", field=field
+        ) from None
+
+
+def parse_box(text: str | None) -> tuple[float, float, float, float] | None:
+    """Return west, south, east and north of `west,south,east,north` in degrees; west may be east of
+    east, for a box across the date line."""
+    if text is None:
+        return None
+    try:
+        west, south, east, north = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidInput(
+            f"Expected 'west,south,east,north' in degrees; got '{text[:80]}'.", field="box"
+        ) from None
+    if not all(abs(part) <= 360.0 for part in (west, south, east, north)):  # also refuses NaN
+        raise InvalidInput(f"Expected degrees of at most 360; got '{text[:80]}'.", field="box")
+    if not -90.0 <= south <= north <= 90.0:
+        raise InvalidInput(f"Expected south <= north in [-90, 90]; got '{text[:80]}'.", field="box")
+    return west, south, east, north
+
+
+def parse_bbox(values: list[float]) -> list[float]:
+    """Return a GeoJSON bounding box of 4 or 6 numbers (with heights) after checking it."""
+    half = len(values) // 2
+    inside = len(values) in (4, 6) and all(-180 <= values[i] <= 180 for i in (0, half))
+    if not inside or not -90 <= values[1] <= values[half + 1] <= 90:
+        raise InvalidInput(
+            "Expected west, south, east, north in degrees (and heights), south not above north; "
+            f"got {values}.",
+            field="bbox",
+        )
+    return values
+
+
+def check_years(field: str, time: datetime | None) -> None:
+    """Refuse a time that the observation store cannot hold."""
+    if time is not None and not FIRST_YEAR <= time.year <= LAST_YEAR:
+        raise InvalidInput(
+            f"Expected '{field}' between {FIRST_YEAR} and {LAST_YEAR}; got {time}.", field=field
+        )
+
+
+def parse_interval(text: str | None) -> tuple[datetime | None, datetime | None]:
+    """Return start and end (UTC) of a STAC `datetime`; None for an open side."""
+    if text is None or text == "":
+        return None, None
+    parts = text.split("/")
+    if len(parts) > 2 or (len(parts) == 2 and all(part in _OPEN for part in parts)):
+        raise _bad_interval(text)
+    times = [None if part in _OPEN and len(parts) == 2 else _time(part, text) for part in parts]
+    start, end = times[0], times[-1]
+    if start is not None and end is not None and start > end:
+        raise _bad_interval(text)
+    return start, end
+
+
+def _time(part: str, text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(part.upper())
+        if "T" not in part.upper():
+            raise ValueError
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise _bad_interval(text) from None
+
+
+def _bad_interval(text: str) -> InvalidInput:
+    return InvalidInput(
+        "Expected an RFC 3339 time, or an interval '<start>/<end>' with '..' for an open side and "
+        f"the start not after the end; got '{text}'.",
+        field="datetime",
+    )
+
+
+def json_object(field: str, text: str) -> dict[str, Any]:
+    """Return the JSON object in `text`."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"Expected JSON in '{field}'; {error}.", field=field) from error
+    if not isinstance(value, dict):
+        raise InvalidInput(f"Expected a JSON object in '{field}'; got {text[:40]}.", field=field)
+    return value

@@ -1,0 +1,73 @@
+"""What the gateway may import of the workers and of the model: an allow-list."""
+
+from pathlib import Path
+
+import grimp
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+ALLOWED = (
+    "model.domain.",
+    "worker.contract.",
+    "worker.observations.export",
+    "worker.observations.formats",
+    "worker.observations.lexicons.",
+    "worker.observations.store.files",
+    "worker.observations.store.query",
+    "worker.results.catalogue",
+    "worker.results.entries",
+    "worker.results.manifest",
+    "worker.results.verification.series",
+)
+"""Modules, and packages with all that is in them (a final dot). Anything else is forbidden until it
+is listed here; what is listed must not need torch, ecCodes or xarray to be imported."""
+
+HEAVY = {"torch", "azula", "eccodes", "jax", "matplotlib"}
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("service", "worker", "model", include_external_packages=True)
+
+
+def reached(graph: grimp.ImportGraph) -> set[str]:
+    """Modules of worker and model that the gateway imports, directly or by way of others."""
+    found: set[str] = set()
+    waiting = [m for m in graph.modules if m.split(".")[0] == "service"]
+    while waiting:
+        for module in graph.find_modules_directly_imported_by(waiting.pop()):
+            if module not in found and module.split(".")[0] in ("worker", "model"):
+                found.add(module)
+                waiting.append(module)
+    return found
+
+
+def packages(graph: grimp.ImportGraph, modules: set[str]) -> set[str]:
+    return {m for m in modules if graph.find_children(m)}
+
+
+def allowed(module: str) -> bool:
+    return any(module == name or (name[-1] == "." and module.startswith(name)) for name in ALLOWED)
+
+
+def test_the_gateway_imports_only_what_is_allowed(graph) -> None:
+    modules = reached(graph)
+    forbidden = {m for m in modules - packages(graph, modules) if not allowed(m)}
+    routes = {
+        m: " <- ".join(reversed(graph.find_shortest_chain("service.app", m) or ("?", m)))
+        for m in sorted(forbidden)
+    }
+    assert not forbidden, routes
+
+
+def test_what_the_gateway_imports_is_light(graph) -> None:
+    for module in sorted(reached(graph)):
+        heavy = HEAVY & graph.find_modules_directly_imported_by(module)
+        assert not heavy, (module, heavy)
+
+
+def test_every_entry_of_the_list_is_used(graph) -> None:
+    modules = reached(graph)
+    unused = [n for n in ALLOWED if not any(m == n or m.startswith(n) for m in modules)]
+    assert not unused
