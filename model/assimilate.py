@@ -81,7 +81,7 @@ class PassInputs:
     def denoiser(
         self, denoise: Denoise, dates: Tensor, blankets: Blankets, guidance: Guidance | None
     ) -> TrajectoryDenoiser:
-        """The denoiser of a pass, of this rank's share of it where there are ranks."""
+        """Return the denoiser of a pass, of this rank's share of it where there are ranks."""
         where: dict[str, Any] = {}
         if self.ranks is not None and self.share is not None:
             whole = self.share.whole
@@ -108,7 +108,7 @@ def sample_pass(
     on_step: OnStep,
     total: int,
 ) -> Tensor:
-    """The states of one pass, with shape (M, length, c, h, w)."""
+    """Return the states of one pass, with shape (M, length, c, h, w)."""
     model, length = inputs.model, part.blankets.length
     times = [inputs.plan.times[0] + timedelta(hours=part.first + i) for i in range(length)]
     hours = [hours_since_epoch(time) for time in times]
@@ -146,7 +146,7 @@ def _prior_start(
     white: Tensor,
     guess: Tensor | None,
 ) -> Tensor:
-    """Members of the posterior under the closed-form prior, with the shape of `white`.
+    """Return members of the posterior under the closed-form prior, with the shape of `white`.
 
     An earlier trajectory (T, c, h, w) is a first guess of their mean.
     """
@@ -168,13 +168,14 @@ def _prior_start(
     start = PriorStart(prior, conditions, inputs.seed, inputs.members, solve, guess, first)
     draw = inputs.denoiser(prior, dates, part.blankets, start)
     # The schedule has alpha = 1, so the white noise arrives as it is at any time.
-    return draw(white, torch.ones((), dtype=torch.float64)).mean
+    members: Tensor = draw(white, torch.ones((), dtype=torch.float64)).mean
+    return members
 
 
 def _conditions(
     inputs: PassInputs, part: Pass, latents: Tensor, known: Tensor
 ) -> Conditions | None:
-    """What a pass is conditioned on: its observations, its known states, both or nothing."""
+    """Return what a pass is conditioned on: its observations, its known states, both or nothing."""
     seen: list[ObservationsOfStates | None] = []
     if inputs.observations is not None:
         seen = blanket_observations(inputs.observations, inputs.plan, part)
@@ -253,7 +254,7 @@ class Trajectory:
 
     @property
     def warm_start(self) -> WarmStart:
-        """For the next cycle."""
+        """What the next cycle starts from."""
         return WarmStart(self.latents, self.first_time)
 
     @property
@@ -277,7 +278,7 @@ def assimilate(
     first_member: int = 0,
     ranks: Ranks | None = None,
 ) -> Trajectory:
-    """Draws members of the posterior of a trajectory.
+    """Draw members of the posterior of a trajectory.
 
     Arguments:
         latent_model: The checkpoint.
@@ -291,7 +292,7 @@ def assimilate(
         on_step: Called with (i, n) before every diffusion step; may raise `JobCancelled`.
         warm_start: An earlier trajectory that overlaps the window: sampling starts from it, or
             where it starts from the prior, the solver does.
-        diagnostics: Told the fit to the observations of every evaluation.
+        diagnostics: Called with the noise level and fit of every evaluation.
         first_member: Number of the first member, where an ensemble is made in several jobs.
         ranks: The processes that make this trajectory together, each calling with the same
             arguments; each returns the states of its own blankets. None for this process alone.
@@ -349,7 +350,7 @@ def assimilate(
 
 
 def _blanket_by_blanket(plan: WindowPlan, size: int, settings: AssimilationSettings) -> WindowPlan:
-    """The plan of a forecast in passes of a blanket each, where sampling starts from the prior.
+    """Return the plan of a forecast in passes of a blanket each, where sampling starts from the prior.
 
     Each blanket is started by itself, so one without a tied state would know nothing of them.
     """
@@ -360,7 +361,7 @@ def _blanket_by_blanket(plan: WindowPlan, size: int, settings: AssimilationSetti
 
 
 def _tied_latents(inputs: PassInputs, background: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Latents (M, T, c, h, w) with the tied states filled in, and which those are (T,)."""
+    """Return latents (M, T, c, h, w) with the tied states filled in, and which those are (T,)."""
     model, plan = inputs.model, inputs.plan
     tied = torch.tensor(plan.tied)
     shape = (len(inputs.members), plan.length, *model.latent_shape)

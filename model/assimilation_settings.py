@@ -49,6 +49,7 @@ class GuidanceSettings(Protocol):
 
 
 Build = Callable[[Conditions, Any], Guidance]
+"""From conditions and the settings of its own kind."""
 
 GUIDANCE: Registry[Build] = Registry(
     "guidance",
@@ -87,7 +88,7 @@ class WarmStart:
     first_time: datetime
 
     def at(self, members: int, hours: list[int]) -> Tensor:
-        """A guess of the states at other hours.
+        """Return a guess of the states at other hours.
 
         Arguments:
             members: M; members repeat if there were fewer.
@@ -110,14 +111,14 @@ class WarmStart:
 
 
 def hours_since_epoch(time: datetime) -> int:
-    """Whole hours since 1970-01-01 00 UTC."""
+    """Return whole hours since 1970-01-01 00 UTC."""
     return int(time.astimezone(UTC).timestamp() // 3600)
 
 
 def warm_sampler(
     sampler: SamplerSettings, warm: WarmStartSettings, schedule: NoiseSchedule
 ) -> SamplerSettings:
-    """The sampler from the warm start's noise level on."""
+    """Return the sampler from the warm start's noise level on."""
     level = torch.tensor(warm.sigma, dtype=torch.float64)
     return replace(sampler, start=float(schedule.time(level)), steps=warm.steps)
 
@@ -158,7 +159,7 @@ class AssimilationSettings:
 
 
 def recommended_settings(latent_model: LatentModel) -> AssimilationSettings:
-    """What suits a checkpoint: linear algebra first where it has a closed-form prior."""
+    """Return what suits a checkpoint: linear algebra first where it has a closed-form prior."""
     if not isinstance(latent_model.denoise.base, ZonalGaussianPrior):
         return AssimilationSettings()
     return AssimilationSettings(

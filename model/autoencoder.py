@@ -8,6 +8,7 @@ latents bounded.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +138,7 @@ class AutoencoderConfig:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(c, h, w)."""
+        """Shape (c, h, w) of one latent state."""
         left, right, top, bottom = self.padding
         high, wide = self.shape[0] + top + bottom, self.shape[1] + left + right
         wide -= 2 * (self.halo or 0) * self.resize
@@ -157,7 +158,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.channels_last = channels_last
-        common = {
+        common: dict[str, Any] = {
             "hid_channels": config.hid_channels,
             "hid_blocks": config.hid_blocks,
             "kernel_size": config.kernel_size,
@@ -172,11 +173,11 @@ class Autoencoder(nn.Module):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(c, h, w)."""
+        """Shape (c, h, w) of one latent state."""
         return self.config.latent_shape
 
     def pad(self, x: Tensor) -> Tensor:
-        """Pads states (N, C, H, W) to a multiple of the resize factor.
+        """Pad states (N, C, H, W) to a multiple of the resize factor.
 
         Longitudes are wrapped, at least one latent cell on each side; rows of zeros are added
         beyond the poles.
@@ -186,13 +187,13 @@ class Autoencoder(nn.Module):
         return F.pad(x, (0, 0, top, bottom))
 
     def crop(self, x: Tensor) -> Tensor:
-        """Removes what `pad` added, with shape (N, C, H, W)."""
+        """Remove what `pad` added, with shape (N, C, H, W)."""
         left, _, top, _ = self.config.padding
         high, wide = self.config.shape
         return x[..., top : top + high, left : left + wide]
 
     def saturate(self, z: Tensor) -> Tensor:
-        """Bounds latents (N, c, h, w)."""
+        """Bound latents (N, c, h, w) by the saturation."""
         return self._saturate(z, self.config.saturation_bound)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -237,7 +238,7 @@ class Autoencoder(nn.Module):
         return x.reshape(*lead, *x.shape[1:])
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Encodes, adds the training noise and decodes: the reconstruction and the latents."""
+        """Encode, add the training noise and decode: the reconstruction and the latents."""
         z = self.encode(x)
         return self.decode(z, noisy=True, generator=generator), z
 

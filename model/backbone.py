@@ -7,6 +7,7 @@ each other.
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -76,7 +77,7 @@ class BackboneConfig:
         self.tokens(self.shape)
 
     def tokens(self, shape: tuple[int, int]) -> tuple[int, int, int]:
-        """Tokens along time, latitude and longitude for latents of size (h, w).
+        """Return tokens along time, latitude and longitude for latents of size (h, w).
 
         Raises:
             ConfigurationError: If the patches do not tile the blanket.
@@ -157,7 +158,7 @@ class Backbone(nn.Module):
         return self._unpatch(self.out_proj(tokens), grid)
 
     def embed(self, x: Tensor, date: Tensor) -> Tensor:
-        """Patches of states and dates, projected to tokens (B, L, C).
+        """Return patches of states and dates, projected to tokens (B, L, C).
 
         The date channels are the same at every position of a blanket, so their share of the
         projection is one vector per blanket instead of 4 K more channels in every patch.
@@ -171,31 +172,32 @@ class Backbone(nn.Module):
         return nn.functional.linear(patches, weight[:, :split]) + vector[:, None]
 
     def dates(self, date: Tensor) -> Tensor:
-        """The 4 K date channels of each blanket, with shape (B, 4 K), float32."""
+        """Return the 4 K date channels of each blanket, with shape (B, 4 K), float32."""
         return date_features(date)
 
     def positions(self, grid: tuple[int, int, int]) -> Tensor:
-        """The absolute position embedding of each token, with shape (L, C)."""
-        linear = self.positional_embedding[-1]
-        return self._constants.get(
-            ("positions", grid),
-            (linear.weight, linear.bias),
-            lambda: self.positional_embedding(self.coordinates(grid)),
-        )
+        """Return the absolute position embedding of each token, with shape (L, C)."""
+        linear = cast(nn.Linear, self.positional_embedding[-1])
+
+        def make() -> Tensor:
+            embedding: Tensor = self.positional_embedding(self.coordinates(grid))
+            return embedding
+
+        return self._constants.get(("positions", grid), (linear.weight, linear.bias), make)
 
     def coordinates(self, grid: tuple[int, int, int]) -> Tensor:
-        """Integer token coordinates along the 3 axes, with shape (L, 3)."""
+        """Return integer token coordinates along the 3 axes, with shape (L, 3)."""
         weight = self.in_proj.weight
         axes = [torch.arange(n, device=weight.device, dtype=weight.dtype) for n in grid]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
     def compile_blocks(self, **options: object) -> None:
-        """Compiles each block with `torch.compile(**options)`; the blocks share one graph."""
+        """Compile each block with `torch.compile(**options)`; the blocks share one graph."""
         for block in self.blocks:
             block.compile(**options)
 
     def _rotation(self, index: int, grid: tuple[int, int, int]) -> Rotation | None:
-        block = self.blocks[index]
+        block = cast(TransformerBlock, self.blocks[index])
         if block.theta is None:
             return None
         return self._constants.get(

@@ -5,6 +5,7 @@ step, schedule and the files with their hashes are all here, and the loader chec
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +41,7 @@ class _Strict(BaseModel):
 
 
 class GridCard(_Strict):
-    """A horizontal grid; see `model.domain.grids.Grid`."""
+    """A horizontal grid as written in a card; see `model.domain.grids.Grid`."""
 
     name: str
     kind: Literal["regular", "gaussian"]
@@ -48,7 +49,7 @@ class GridCard(_Strict):
     nlon: int
 
     def grid(self) -> Grid:
-        """The grid itself."""
+        """Return the grid that is described."""
         return Grid(self.name, self.kind, self.nlat, self.nlon)
 
 
@@ -76,7 +77,7 @@ class BaseCard(_Strict):
 
 
 class FileCard(_Strict):
-    """One file of the bundle."""
+    """One file of the bundle with its checksum and size."""
 
     path: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -135,8 +136,12 @@ class Card(_Strict):
     @field_validator("autoencoder", "backbone", mode="before")
     @classmethod
     def _known_keys(cls, value: Any, info: Any) -> Any:
-        kind = {"autoencoder": AutoencoderConfig, "backbone": BackboneConfig}[info.field_name]
-        unknown = set(value) - set(kind.__dataclass_fields__) if isinstance(value, Mapping) else ()
+        kind: type[AutoencoderConfig | BackboneConfig] = {
+            "autoencoder": AutoencoderConfig,
+            "backbone": BackboneConfig,
+        }[info.field_name]
+        names = {field.name for field in fields(kind)}
+        unknown = set(value) - names if isinstance(value, Mapping) else ()
         if unknown:
             raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
         return value
@@ -164,12 +169,12 @@ class Card(_Strict):
         return self
 
     def parsed_channels(self) -> tuple[Channel, ...]:
-        """The channels, in order."""
+        """Return the channels in the order of the states."""
         return tuple(parse_channel(c) for c in self.channels)
 
 
 def read_card(path: Path) -> Card:
-    """Reads and checks a card.
+    """Read and check a card.
 
     Raises:
         CheckpointError: If the file is absent, not YAML, or not a consistent card.
@@ -178,6 +183,6 @@ def read_card(path: Path) -> Card:
 
 
 def write_card(card: Card, path: Path) -> None:
-    """Writes a card as YAML, keys in the order of the class."""
+    """Write a card as YAML, keys in the order of the class."""
     text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     path.write_text(text, encoding="utf-8")

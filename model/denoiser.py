@@ -42,7 +42,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def reduced_precision(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
-    """A context in which products and convolutions on `device` run in `precision`.
+    """Return a context in which products and convolutions on `device` run in `precision`.
 
     `float32` leaves the surroundings as they are, so that a training loop's own autocast holds.
     """
@@ -90,7 +90,7 @@ class BaseDenoiser(Denoises, Protocol):
     """A denoiser known in closed form, on top of which the backbone learns a correction."""
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        """The scalings at noise levels `sigma` with shape (B, 1, 1, 1, 1), float64."""
+        """Return the scalings at noise levels `sigma` with shape (B, 1, 1, 1, 1), float64."""
         ...
 
 
@@ -98,12 +98,10 @@ class StandardNormalBase(nn.Module):
     """The denoiser of x ~ N(0, I): x_t / (sigma² + 1); the base of the release."""
 
     def forward(self, x_t: Tensor, sigma: Tensor, date: Tensor) -> Tensor:
-        """See `Denoises`."""
         level = _column(sigma)
         return x_t * (1 / (level.square() + 1)).to(x_t)
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        """See `BaseDenoiser`."""
         c_in = torch.rsqrt(sigma.square() + 1)
         return Scalings(c_in=c_in, c_out=sigma * c_in)
 
@@ -130,7 +128,6 @@ class BlanketDenoiser(nn.Module):
         self.precision: Precision = precision
 
     def forward(self, x_t: Tensor, sigma: Tensor, date: Tensor) -> Tensor:
-        """See `Denoises`."""
         scale = self.scalings(sigma)
         noise_time = (10 * torch.log(sigma.to(torch.float64))).to(x_t)
         estimate = self.base(x_t, sigma, date)
@@ -143,11 +140,11 @@ class BlanketDenoiser(nn.Module):
         return torch.addcmul(estimate, scale.c_out.to(x_t), correction.to(x_t.dtype))
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        """Scalings at noise levels `sigma` with shape () or (B,), in float64."""
+        """Return scalings at noise levels `sigma` with shape () or (B,), in float64."""
         return self.base.scalings(_column(sigma))
 
 
-class AzulaDenoiser(Denoiser):
+class AzulaDenoiser(Denoiser):  # type: ignore[misc]  # azula has no types
     """A blanket denoiser under azula's protocol, for azula's samplers and guidance.
 
     Arguments:
@@ -163,7 +160,7 @@ class AzulaDenoiser(Denoiser):
         self.register_buffer("date", date, persistent=False)
 
     def forward(self, x_t: Tensor, t: Tensor, **kwargs: Tensor) -> DiracPosterior:
-        """Maps blankets (B, K, c, h, w) and times () or (B,) to azula's posterior."""
+        """Map blankets (B, K, c, h, w) and times () or (B,) to azula's posterior."""
         _, sigma = self.schedule(t)
         date = self.date.expand(x_t.shape[0], -1, -1)
         return DiracPosterior(mean=self.denoise(x_t, sigma, date))
@@ -178,7 +175,7 @@ def denoiser_loss(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""The training loss, :math:`\| \hat{x}(x + \sigma \epsilon, \sigma) - x \|^2 / c_\mathrm{out}^2`.
+    r"""Return the training loss, :math:`\| \hat{x}(x + \sigma \epsilon, \sigma) - x \|^2 / c_\mathrm{out}^2`.
 
     With the base of the release the weight is :math:`1 / \sigma^2 + 1`.
 
@@ -197,9 +194,10 @@ def denoiser_loss(
         noise = torch.empty_like(x).normal_(generator=generator)
     x_t = x + _column(sigma).to(x) * noise
     weight = denoise.scalings(sigma).c_out.square().reciprocal().to(x)
-    return (weight * (denoise(x_t, sigma, date) - x).square()).mean()
+    loss: Tensor = (weight * (denoise(x_t, sigma, date) - x).square()).mean()
+    return loss
 
 
 def _column(sigma: Tensor) -> Tensor:
-    """Noise levels () or (B,) as (B, 1, 1, 1, 1) in float64, against blankets."""
+    """Return noise levels () or (B,) as (B, 1, 1, 1, 1) in float64, against blankets."""
     return sigma.to(torch.float64).reshape(-1, 1, 1, 1, 1)

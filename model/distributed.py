@@ -66,7 +66,7 @@ class Ranks:
         self.count = dist.get_world_size(group)
 
     def shares(self, whole: Blankets) -> tuple[Share, ...]:
-        """Consecutive blankets for each rank, as equal as can be."""
+        """Return consecutive blankets for each rank, as equal as can be."""
         if whole.count < self.count:
             raise ConfigurationError(
                 f"Expected at least one blanket for each of {self.count} ranks; the trajectory "
@@ -76,11 +76,11 @@ class Ranks:
         return tuple(Share(whole, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True))
 
     def share(self, whole: Blankets) -> Share:
-        """The blankets of this rank."""
+        """Return the blankets of this rank."""
         return self.shares(whole)[self.rank]
 
     def exchange(self, whole: Blankets, local: Tensor) -> Tensor:
-        """Adds what other ranks contribute to the states held here.
+        """Add what other ranks contribute to the states held here.
 
         Arguments:
             whole: All blankets.
@@ -141,7 +141,7 @@ class LocalWindow:
 
 
 def local_window(plan: WindowPlan, passes: tuple[Pass, ...], ranks: Ranks) -> LocalWindow:
-    """The states of a plan that a rank's blankets cover.
+    """Return the states of a plan that a rank's blankets cover.
 
     Raises:
         ConfigurationError: If the plan takes several passes, which follow each other, or has

@@ -21,7 +21,7 @@ OnStep = Callable[[int, int], None]
 
 
 def no_progress(step: int, steps: int) -> None:
-    """Tells nobody."""
+    """Report nothing: the default where nobody listens."""
 
 
 _SHARE = 0.5  # of the machine's memory, when no budget is given
@@ -29,7 +29,7 @@ _OVERHEAD = 2.0  # gradients and temporaries beside what reverse mode keeps
 
 
 class Batching:
-    """Splits work over rows into sub-batches.
+    """Split work over rows into sub-batches.
 
     Arguments:
         budget: Bytes that an evaluation may use; None for half of the machine's or device's.

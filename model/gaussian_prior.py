@@ -31,7 +31,7 @@ Gain = Callable[[Tensor], Tensor]
 
 
 def mean_features(date: Tensor) -> Tensor:
-    """Regressors of the mean: 1, two harmonics of the year, two of the day.
+    """Return regressors of the mean: 1, two harmonics of the year, two of the day.
 
     Arguments:
         date: Year, month, day and hour (UTC), int64 with shape (*, 4).
@@ -48,7 +48,7 @@ def mean_features(date: Tensor) -> Tensor:
 
 
 def _cosines(size: int) -> Tensor:
-    """Orthonormal DCT-II matrix with shape (frequency, time)."""
+    """Return the orthonormal DCT-II matrix with shape (frequency, time)."""
     k, t = torch.arange(size).double()[:, None], torch.arange(size).double()
     matrix = torch.cos(math.pi * (t + 0.5) * k / size) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
@@ -64,6 +64,15 @@ class ZonalGaussianPrior(nn.Module):
         modes: r, EOFs per zonal wavenumber.
         dense: q, coefficients per wavenumber whose full covariance is kept.
     """
+
+    mean: Tensor
+    eofs: Tensor
+    dense_index: Tensor
+    dense_vectors: Tensor
+    dense_variance: Tensor
+    variance: Tensor
+    rest_variance: Tensor
+    cosines: Tensor
 
     def __init__(
         self, blanket_size: int, latent_shape: Sequence[int], modes: int, dense: int
@@ -98,12 +107,12 @@ class ZonalGaussianPrior(nn.Module):
         return torch.view_as_complex(self.dense_vectors)
 
     def climatology(self, date: Tensor) -> Tensor:
-        """Mean latents (B, K, c, h, w) at dates (B, K, 4)."""
+        """Return the mean latents (B, K, c, h, w) at dates (B, K, 4)."""
         features = mean_features(date).to(self.mean)
         return torch.einsum("bkf,fchw->bkchw", features, self.mean)
 
     def forward(self, x_t: Tensor, sigma: Tensor, date: Tensor) -> Tensor:
-        """Mean of the clean blankets given noisy ones.
+        """Return the mean of the clean blankets given noisy ones.
 
         Arguments:
             x_t: Clean blankets plus white noise, with shape (B, K, c, h, w).
@@ -118,7 +127,7 @@ class ZonalGaussianPrior(nn.Module):
         return mean + self.filter(x_t - mean, lambda v: v / (v + noise))
 
     def covariance_times(self, v: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """The covariance of x, or of x given x + sigma noise, times vectors (B, K, c, h, w)."""
+        """Return the covariance of x, or of x given x + sigma noise, times vectors (B, K, c, h, w)."""
         if sigma is None:
             return self.filter(v, lambda variance: variance)
         noise = sigma.reshape(-1, 1).square().float()
@@ -147,7 +156,11 @@ class ZonalGaussianPrior(nn.Module):
 
         levels = sigma.flatten().square()
         variance = mean(lambda v: v)
-        left = torch.stack([mean(lambda v, n=n: v * n / (v + n)) for n in levels])
+
+        def shrunk(noise: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda v: v * noise / (v + noise)
+
+        left = torch.stack([mean(shrunk(noise)) for noise in levels])
         left = left.reshape(sigma.shape)
         return Scalings(
             c_in=torch.rsqrt(variance + sigma.square()),
@@ -156,13 +169,13 @@ class ZonalGaussianPrior(nn.Module):
         )
 
     def sample(self, date: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draws blankets (B, K, c, h, w) at dates (B, K, 4)."""
+        """Draw blankets (B, K, c, h, w) at dates (B, K, 4)."""
         mean = self.climatology(date)
         white = torch.randn(mean.shape, generator=generator).to(mean)
         return mean + self.filter(white, torch.sqrt)
 
     def filter(self, x: Tensor, gain: Gain) -> Tensor:
-        """Applies U g(Λ) U*.
+        """Apply U g(Λ) U*, a function of the covariance.
 
         Arguments:
             x: Blankets, with shape (B, K, c, h, w).
@@ -193,7 +206,7 @@ class ZonalGaussianPrior(nn.Module):
 
 
 def _each(gain: Gain, variances: Tensor) -> Tensor:
-    """The gain of each wavenumber's variances (waves, n), with shape (waves, 1 or B, n)."""
+    """Return the gain of each wavenumber's variances (waves, n), with shape (waves, 1 or B, n)."""
     return torch.stack([gain(v[None]) for v in variances])
 
 
@@ -205,7 +218,7 @@ Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 def fit_zonal_gaussian(
     prior: ZonalGaussianPrior, batches: Batches, shrinkage: float = 0.05
 ) -> ZonalGaussianPrior:
-    """Fits all buffers of `prior` in three passes over sample blankets.
+    """Fit all buffers of `prior` in three passes over sample blankets.
 
     Arguments:
         batches: Training blankets.
@@ -231,10 +244,11 @@ def _fit_mean(prior: ZonalGaussianPrior, batches: Batches) -> None:
 
 
 def _spectra(prior: ZonalGaussianPrior, x: Tensor, date: Tensor) -> Tensor:
-    """Zonal spectra of anomalies with shape (waves, B, K, c h)."""
+    """Return zonal spectra of anomalies with shape (waves, B, K, c h)."""
     anomaly = x.float() - prior.climatology(date)
     spectrum = torch.fft.rfft(anomaly, norm="ortho").permute(4, 0, 1, 2, 3)
-    return spectrum.flatten(3)
+    flat: Tensor = spectrum.flatten(3)
+    return flat
 
 
 def _fit_modes(prior: ZonalGaussianPrior, batches: Batches) -> None:

@@ -63,11 +63,11 @@ class StateNormalisation(nn.Module):
         self.register_buffer("missing", missing, persistent=False)
 
     def standardise(self, states: Tensor) -> Tensor:
-        """Physical states (*, C, Y, X), NaN where undefined, to standardised ones; NaN becomes 0."""
+        """Map physical states (*, C, Y, X), NaN where undefined, to standardised ones; NaN becomes 0."""
         return torch.nan_to_num((states - self.mean) / self.std, nan=0.0)
 
     def physical(self, standardised: Tensor, *, mask: bool = False) -> Tensor:
-        """Standardised states (*, C, Y, X) to SI units.
+        """Map standardised states (*, C, Y, X) to SI units.
 
         Arguments:
             standardised: The states.
@@ -106,11 +106,11 @@ class LatentNormalisation(nn.Module):
         self.register_buffer("std", (std.square() + noise**2).sqrt()[:, None, None].detach())
 
     def standardise(self, latents: Tensor) -> Tensor:
-        """Latents (*, c, h, w) to standardised ones."""
+        """Map latents (*, c, h, w) to standardised ones."""
         return (latents - self.mean) / self.std
 
     def restore(self, standardised: Tensor) -> Tensor:
-        """Standardised latents (*, c, h, w) to those of the autoencoder."""
+        """Map standardised latents (*, c, h, w) to those of the autoencoder."""
         return standardised * self.std + self.mean
 
 
@@ -179,12 +179,12 @@ class LatentModel(nn.Module):
 
     @property
     def channels(self) -> tuple[Channel, ...]:
-        """C channels, in order."""
+        """The C channels of a state, in order."""
         return self._channels
 
     @property
     def blanket_size(self) -> int:
-        """K, states denoised together."""
+        """The number of states denoised together, K."""
         return self.card.blanket.size
 
     @property
@@ -194,28 +194,28 @@ class LatentModel(nn.Module):
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """(C, Y, X)."""
+        """Shape (C, Y, X) of one physical state."""
         return len(self._channels), *self._grid.shape
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(c, h, w)."""
+        """Shape (c, h, w) of one latent state."""
         return self.card.latent_shape
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The noise schedule of training."""
+        """The noise schedule that the denoiser was trained with."""
         chosen = self.card.schedule
         return SCHEDULES[chosen.name](chosen.sigma_min, chosen.sigma_max)
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device that holds the parameters."""
         return next(self.autoencoder.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the parameters."""
+        """The floating-point type of the parameters."""
         return next(self.autoencoder.parameters()).dtype
 
     @property
@@ -236,7 +236,7 @@ class LatentModel(nn.Module):
         )
 
     def domain(self, length: int) -> ModelDomain:
-        """What observation operators of a trajectory of `length` hourly states are built from."""
+        """Return what observation operators of a trajectory of `length` hourly states are built from."""
         return ModelDomain(self.grid, self.channels, length, self.statics)
 
     def encode(self, states: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ class LatentModel(nn.Module):
         return self.state_normalisation.physical(self.decode_standardised(latents), mask=mask)
 
     def decode_standardised(self, latents: Tensor) -> Tensor:
-        """Standardised latents (*, c, h, w) to standardised states (*, C, Y, X)."""
+        """Map standardised latents (*, c, h, w) to standardised states (*, C, Y, X)."""
         restored = self.latent_normalisation.restore(latents)
         with reduced_precision(self.device, self.precision):
             states = self.autoencoder.decode(restored)
@@ -320,7 +320,7 @@ class LatentModel(nn.Module):
 
 @torch.no_grad()
 def climatological_states(model: LatentModel, times: Sequence[datetime]) -> Tensor:
-    """Mean states (T, C, Y, X): seasonal where the checkpoint knows the season."""
+    """Return the mean states (T, C, Y, X): seasonal where the checkpoint knows the season."""
     prior = model.denoise.base
     if isinstance(prior, ZonalGaussianPrior):
         return model.decode(prior.climatology(date_rows(times)[None])[0], mask=False)

@@ -37,7 +37,7 @@ __all__ = [
 
 
 def neighbours(latents: Tensor, reach: int) -> Tensor:
-    """Each column with those around it, periodic in longitude, zeros beyond the poles.
+    """Return each column with those around it, periodic in longitude, zeros beyond the poles.
 
     Arguments:
         latents: With shape (n, c, h, w).
@@ -53,7 +53,7 @@ def neighbours(latents: Tensor, reach: int) -> Tensor:
 
 
 def neighbours_at(latents: Tensor, reach: int, places: Tensor) -> Tensor:
-    """Rows of `neighbours`, without making the others.
+    """Return rows of `neighbours`, without making the others.
 
     Arguments:
         latents: With shape (B, T, c, h, w).
@@ -73,13 +73,13 @@ def neighbours_at(latents: Tensor, reach: int, places: Tensor) -> Tensor:
 
 
 def _padded(latents: Tensor, reach: int) -> Tensor:
-    """Latents (n, c, h, w) with channels last and `reach` more rows and columns on each side."""
+    """Return latents (n, c, h, w) with channels last and `reach` more rows and columns on each side."""
     padded = nn.functional.pad(latents, (reach, reach, 0, 0), mode="circular")
     return nn.functional.pad(padded, (0, 0, reach, reach)).permute(0, 2, 3, 1)
 
 
 def neighbours_transposed(values: Tensor, reach: int) -> Tensor:
-    """The adjoint of `neighbours`: from (n, h, w, (2 reach + 1)² c) to (n, c, h, w)."""
+    """Return the adjoint of `neighbours`: from (n, h, w, (2 reach + 1)² c) to (n, c, h, w)."""
     if not reach:
         return values.permute(0, 3, 1, 2)
     n, h, w, size = values.shape
@@ -105,6 +105,9 @@ class LinearDecoder(nn.Module):
         reach: Neighbouring columns on each side that a patch depends on.
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(
         self, latent_channels: int, state_channels: int, patch: tuple[int, int], reach: int = 0
     ) -> None:
@@ -116,7 +119,7 @@ class LinearDecoder(nn.Module):
         self.register_buffer("bias", torch.zeros(size))
 
     def forward(self, latents: Tensor) -> Tensor:
-        """See the class."""
+        """Map standardised latents (*, c, h, w) to standardised states (*, C, Y, X)."""
         lead = latents.shape[:-3]
         columns = neighbours(latents.flatten(0, -4), self.reach)
         patches = nn.functional.linear(columns, self.weight.to(columns), self.bias.to(columns))
@@ -129,7 +132,7 @@ class LinearDecoder(nn.Module):
 def fit_linear_decoder(
     decoder: LinearDecoder, pairs: Iterable[tuple[Tensor, Tensor]], ridge: float = 1e-4
 ) -> LinearDecoder:
-    """Least squares from latents (N, c, h, w) to decoded states (N, C, Y, X)."""
+    """Fit a linear decoder by least squares from latents (N, c, h, w) to decoded states (N, C, Y, X)."""
     p, q = decoder.patch
     size, c = decoder.weight.shape
     gram = torch.zeros(c + 1, c + 1, dtype=torch.float64)
@@ -154,14 +157,16 @@ Int = NDArray[np.int64]
 class ReadsColumns(Protocol):
     """An operator that reads few of the state values, such as a `CompositeOperator`."""
 
-    state_shape: tuple[int, int, int, int]
+    @property
+    def state_shape(self) -> tuple[int, int, int, int]:
+        """Shape (T, C, Y, X) of the states."""
 
     @property
     def columns(self) -> Int:
         """Flat indices in (T, C, Y, X) of the values that are read, ascending."""
 
     def observe(self, values: Tensor) -> Tensor:
-        """From those values (*, U) to model equivalents (*, N)."""
+        """Map those values (*, U) to model equivalents (*, N)."""
 
 
 class TangentDecoder:
@@ -184,12 +189,12 @@ class TangentDecoder:
         return self._fit()
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """Latents (*, c, h, w) to states (*, C, Y, X) in SI units."""
+        """Map latents (*, c, h, w) to states (*, C, Y, X) in SI units."""
         states: Tensor = self._decoder(latents)
         return states * self._std[:, None, None] + self._mean[:, None, None]
 
     def at(self, latents: Tensor, operator: ReadsColumns) -> Tensor:
-        """The state values that `operator` reads.
+        """Return the state values that `operator` reads.
 
         Arguments:
             latents: Windows, with shape (B, T, c, h, w).
@@ -201,11 +206,11 @@ class TangentDecoder:
         if operator not in self._parts:
             self._parts[operator] = self._columns(operator, latents)
         part = self._parts[operator]
-        values: Tensor = _Decode.apply(latents, part, None)
+        values: Tensor = _Decode.apply(latents, part, None)  # type: ignore[no-untyped-call]
         return values + part.offset
 
     def _columns(self, operator: ReadsColumns, like: Tensor) -> "_Columns":
-        """The rows of the map that each patch needs; patches with the same channels together."""
+        """Return the rows of the map that each patch needs; patches with the same channels together."""
         length, channels, rows, columns = operator.state_shape
         p, q = self._decoder.patch
         flat, patches = operator.columns, (rows // p) * (columns // q)
@@ -286,7 +291,8 @@ class _Columns:
             buffer.index_copy_(1, g.source, values.index_select(1, g.position))
             columns[:, g.places] = buffer.view(count, len(g.places), -1) @ g.weight
         back = neighbours_transposed(columns.view(count * length, h, w, -1), self.reach)
-        return back.unflatten(0, (count, length))
+        latents: Tensor = back.unflatten(0, (count, length))
+        return latents
 
 
 class _Decode(torch.autograd.Function):
@@ -305,4 +311,4 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _Decode.apply(gradient, ctx.part, ctx.other), None, None
+        return _Decode.apply(gradient, ctx.part, ctx.other), None, None  # type: ignore[no-untyped-call]

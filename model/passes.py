@@ -41,12 +41,12 @@ class Pass:
         return self.first + self.blankets.length
 
     def inside(self, length: int) -> tuple[int, int]:
-        """First and last-plus-one index of the states that belong to a plan of `length`."""
+        """Return the first and last-plus-one index of the states that belong to a plan of `length`."""
         return max(self.first, 0), min(self.stop, length)
 
 
 def _cover(plan: WindowPlan, start: int, stop: int, size: int, stride: int, known: int) -> Pass:
-    """Covers [start, stop), adding states on the side that knows nothing."""
+    """Cover [start, stop), adding states on the side that knows nothing."""
     blankets = Blankets.covering(stop - start, size, stride)
     extra = blankets.length - (stop - start)
     last = stop - 1
@@ -55,7 +55,7 @@ def _cover(plan: WindowPlan, start: int, stop: int, size: int, stride: int, know
 
 
 def plan_passes(plan: WindowPlan, size: int, stride: int) -> tuple[Pass, ...]:
-    """The passes of a plan.
+    """Return the passes of a plan.
 
     Arguments:
         plan: The plan.
@@ -84,10 +84,10 @@ class WindowObservations(ObservationsOfStates, Protocol):
     """Observations of the states of a plan, such as an `ObservationSet`."""
 
     def select(self, mask: NDArray[np.bool_]) -> "WindowObservations":
-        """The observations where the mask (N,) holds."""
+        """Return the observations where the mask (N,) holds."""
 
     def for_blanket(self, start: int, stop: int) -> "WindowObservations":
-        """Those that read only states in [start, stop), on states numbered from `start`."""
+        """Return those that read only states in [start, stop), on states numbered from `start`."""
 
 
 class _OperatorOfMiddle:
@@ -106,7 +106,9 @@ class _OperatorOfMiddle:
 
     @cached_property
     def columns(self) -> NDArray[np.int64]:
-        return self._inner.columns + self._middle.start * math.prod(self.state_shape[1:])
+        shift = self._middle.start * math.prod(self.state_shape[1:])
+        columns: NDArray[np.int64] = self._inner.columns + shift
+        return columns
 
     def observe(self, values: Tensor) -> Tensor:
         return self._inner.observe(values)
@@ -148,7 +150,7 @@ class _Shifted:
 def blanket_observations(
     observations: WindowObservations, plan: WindowPlan, part: Pass
 ) -> list[ObservationsOfStates | None]:
-    """What each blanket of a pass sees.
+    """Return what each blanket of a pass sees.
 
     An observation between two states belongs to the later one, as in (start, end] windows. It is
     used where the plan says that state is observed, and once: not again in a later pass.

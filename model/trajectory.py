@@ -58,7 +58,7 @@ class Blankets:
 
     @classmethod
     def covering(cls, length: int, size: int, stride: int) -> "Blankets":
-        """The fewest blankets that cover at least `length` states."""
+        """Return the fewest blankets that cover at least `length` states."""
         if not 1 <= stride <= size:
             return cls(1, size, stride)  # refused there
         return cls(1 + max(0, -(-(length - size) // stride)), size, stride)
@@ -74,7 +74,7 @@ class Blankets:
         return tuple(n * self.stride for n in range(self.count))
 
     def part(self, first: int, stop: int) -> "Blankets":
-        """The blankets [first, stop) as a trajectory of their own."""
+        """Return the blankets [first, stop) as a trajectory of their own."""
         return Blankets(stop - first, self.size, self.stride)
 
 
@@ -105,12 +105,15 @@ MODES: Registry[Callable[[Blankets], Tensor]] = Registry(
 
 
 def fold_weights(blankets: Blankets, mode: str) -> Tensor:
-    """Weight of each state of each blanket, float64, with shape (N, K); those of a state add to 1."""
+    """Return the weight of each state of each blanket, float64, with shape (N, K).
+
+    The weights of a state add to 1.
+    """
     return MODES[mode](blankets)
 
 
 def unfold(trajectory: Tensor, size: int, stride: int) -> Tensor:
-    """The blankets of a trajectory.
+    """Return the blankets of a trajectory.
 
     Arguments:
         trajectory: With shape (M, T, *), (T - size) a multiple of `stride`.
@@ -136,7 +139,7 @@ def _add_up(blankets: Tensor, layout: Blankets) -> Tensor:
 
 
 def fold(blankets: Tensor, stride: int, mode: str = "symmetrical") -> Tensor:
-    """The trajectory composed of its blankets.
+    """Return the trajectory composed of its blankets.
 
     Arguments:
         blankets: With shape (M, N, K, *).
@@ -159,7 +162,7 @@ def _whole(total: Tensor) -> Tensor:
     return total
 
 
-class TrajectoryDenoiser(Denoiser):
+class TrajectoryDenoiser(Denoiser):  # type: ignore[misc]  # azula has no types
     r"""A trajectory's denoiser in azula's protocol, so that azula's samplers drive it.
 
     Arguments:

@@ -1,1 +1,1 @@
-"""Osse."""
+"""Simulate observations of a known truth, and score assimilation against it and baselines."""

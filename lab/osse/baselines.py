@@ -68,7 +68,7 @@ YEAR = 365.2425
 
 
 def season_features(times: NDArray[np.datetime64]) -> Tensor:
-    """1 and two harmonics of the year at times (n,), with shape (n, 5), float64."""
+    """Return 1 and two harmonics of the year at times (n,), with shape (n, 5), float64."""
     days = (times - np.datetime64("2000-01-01")) / np.timedelta64(1, "D")
     phase = torch.from_numpy(2.0 * np.pi * np.asarray(days, dtype=np.float64) / YEAR)
     columns = [torch.ones_like(phase)]
@@ -88,13 +88,14 @@ class Climatology:
     coefficients: Tensor
 
     def at(self, times: NDArray[np.datetime64]) -> Tensor:
-        """Mean states (n, C, Y, X) at times (n,)."""
+        """Return the mean states (n, C, Y, X) at times (n,)."""
         features = season_features(times).to(self.coefficients)
-        return torch.tensordot(features, self.coefficients, dims=1)
+        states: Tensor = torch.tensordot(features, self.coefficients, dims=1)
+        return states
 
 
 def fit_climatology(sample: Iterable[tuple[Tensor, NDArray[np.datetime64]]]) -> Climatology:
-    """Least squares over batches of states (n, C, Y, X) and their times (n,).
+    """Fit a climatology by least squares to batches of states (n, C, Y, X) and their times (n,).
 
     Cells that are NaN in any state stay NaN.
     """
@@ -118,13 +119,13 @@ class GaussianPrior(Protocol):
     """A Gaussian over blankets (B, K, c, h, w); see `model.gaussian_prior`."""
 
     def climatology(self, date: Tensor) -> Tensor:
-        """The mean at dates (B, K, 4)."""
+        """Return the mean at dates (B, K, 4)."""
 
     def filter(self, x: Tensor, gain: Map) -> Tensor:
-        """U g(Λ) U* x, with the eigenvectors U and the variances Λ of the covariance."""
+        """Return U g(Λ) U* x, with the eigenvectors U and the variances Λ of the covariance."""
 
     def sample(self, date: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draws at dates (B, K, 4)."""
+        """Draw blankets at dates (B, K, 4)."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def windowed_analysis(
     iterations: int = 60,
     tolerance: float = 1e-2,
 ) -> WindowedAnalysis:
-    """Posterior mean or members of a window.
+    """Return the posterior mean or members of a window.
 
     Arguments:
         prior: Over blankets of K states.
@@ -202,7 +203,7 @@ ROWS = 1024
 
 
 def gaspari_cohn(distance: Tensor) -> Tensor:
-    """Correlation at a distance in units of half the support: 1 at 0, 0 from 2 on."""
+    """Return the correlation at a distance in units of half the support: 1 at 0, 0 from 2 on."""
     r = distance.clamp(max=2.0)
     near = 1 + r**2 * (-5 / 3 + r * (5 / 8 + r * (1 / 2 - r / 4)))
     far = 4 - 5 * r + r**2 * (5 / 3 + r * (5 / 8 + r * (-1 / 2 + r / 12)))
@@ -211,7 +212,7 @@ def gaspari_cohn(distance: Tensor) -> Tensor:
 
 
 def _localisation(a: Tensor, b: Tensor, half_width: float) -> Tensor:
-    """Weights (n, m) between points (n, 3) and (m, 3); half the support in m."""
+    """Return weights (n, m) between points (n, 3) and (m, 3); half the support in m."""
     chord = (2.0 - 2.0 * (a @ b.T)).clamp(min=0.0).sqrt()
     return gaspari_cohn(chord.mul_(EARTH_RADIUS / half_width))
 
@@ -226,7 +227,7 @@ def optimal_interpolation(
     grid: Grid,
     half_width: float = 3.0e6,
 ) -> Tensor:
-    """Analysis of one state.
+    """Return the analysis of one state.
 
     Arguments:
         background: With shape (C, Y, X), physical.
@@ -269,7 +270,7 @@ def prior_anomalies(
     count: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Climatological anomalies drawn from a prior, where no climatological states are at hand.
+    """Return climatological anomalies drawn from a prior, where no climatological states are at hand.
 
     Arguments:
         prior: Over blankets of K states.
@@ -299,7 +300,7 @@ def one_hour_analysis(
     dates: Tensor,
     members: int = 400,
 ) -> Tensor:
-    """The state (C, Y, X) at `end` from observations within half an hour of it.
+    """Return the state (C, Y, X) at `end` from observations within half an hour of it.
 
     Arguments:
         model: A checkpoint with a closed-form prior, which gives the climatological covariance.
@@ -326,7 +327,7 @@ def one_hour_analysis(
 
 
 def score_persistence(scorer: StartScorer, case: ObservedCase) -> None:
-    """Climatology, and the truth of 6 hours before and, where there is one, of 24."""
+    """Score climatology, and the truth of 6 hours before and, where there is one, of 24."""
     scorer.score(Method.CLIMATOLOGY, climatological_states(case.model, [case.end])[0], case.last)
     last = case.window - 1
     if last >= 6:
@@ -339,7 +340,7 @@ def score_persistence(scorer: StartScorer, case: ObservedCase) -> None:
 
 
 def score_interpolation(scorer: StartScorer, case: ObservedCase, members: int) -> None:
-    """Optimal interpolation of the last hour; nothing where there is no closed-form prior.
+    """Score optimal interpolation of the last hour; do nothing where there is no closed-form prior.
 
     Arguments:
         scorer: Takes the scores.
@@ -360,7 +361,7 @@ def score_interpolation(scorer: StartScorer, case: ObservedCase, members: int) -
 
 @torch.no_grad()
 def score_windowed(scorer: StartScorer, case: ObservedCase) -> None:
-    """Windowed optimal interpolation over the last blanket; nothing without a closed-form prior."""
+    """Score windowed optimal interpolation; do nothing without a closed-form prior."""
     model, prior = case.model, case.model.denoise.base
     if not isinstance(prior, ZonalGaussianPrior) or prior.blanket_size > case.window:
         return

@@ -50,13 +50,13 @@ STEPS_PER_STD = 100.0
 """Quantisation: 100 steps per standard deviation leave a standardised RMSE of 0.003."""
 
 MANTISSA_BITS = 7
-"""Kept of humidity and rain, whose errors are fractions of their value (0.4 % at most)."""
+"""Mantissa bits stored of humidity and rain, whose errors are fractions of their value (0.4 % at most)."""
 
 
 def write_case(
     source: xr.Dataset, variables: Sequence[str], levels: Sequence[int], path: Path
 ) -> None:
-    """Writes all times of `source` to a zarr store in a zip file.
+    """Write all times of `source` to a zarr store in a zip file.
 
     Arguments:
         source: A WeatherBench2-layout dataset, cut to the times wanted.
@@ -140,7 +140,7 @@ class Truth:
         return first, last
 
     def __call__(self, first: datetime, count: int) -> Tensor:
-        """Physical states (count, C, Y, X) from `first` on, hourly.
+        """Return physical states (count, C, Y, X) from `first` on, hourly.
 
         Raises:
             InvalidInput: If the store does not hold all of these hours.
@@ -169,7 +169,7 @@ def open_truth(
     first: datetime | None = None,
     last: datetime | None = None,
 ) -> Truth:
-    """The truth at `url` between two times, or the case that ships with the checkpoint.
+    """Return the truth at `url` between two times, or the case that ships with the checkpoint.
 
     Raises:
         InvalidInput: If there is none, or it lies on another grid.
@@ -188,7 +188,7 @@ def open_truth(
 
 
 def analysis_times(truth: Truth, window: int, lead: int, count: int) -> list[datetime]:
-    """Up to `count` analysis times over what the truth allows, at changing hours of the day.
+    """Return up to `count` analysis times over what the truth allows, at changing hours of the day.
 
     There are fewer where their windows would overlap.
 
@@ -212,7 +212,7 @@ def analysis_times(truth: Truth, window: int, lead: int, count: int) -> list[dat
 
 
 def as_if_used(table: pa.Table) -> pa.Table:
-    """The rows that were withheld, as if they had not been."""
+    """Return the rows that were withheld, as if they had not been."""
     rejected = pc.equal(table["rejected_by"].cast(pa.string()), "withheld")
     rows = table.filter(pc.fill_null(rejected, False))
     place = rows.schema.get_field_index("rejected_by")
@@ -250,25 +250,25 @@ class ObservedCase:
 
     @property
     def middle(self) -> int:
-        """Position of the mid-window state."""
+        """Position in the window of its middle state."""
         return self.window // 2
 
     def times(self, later: int = 0) -> list[datetime]:
-        """Valid times of the window that ends `later` hours after `end`."""
+        """Return valid times of the window that ends `later` hours after `end`."""
         first = self.end - (self.window - 1 - later) * HOUR
         return [first + i * HOUR for i in range(self.window)]
 
     def known(self, later: int = 0) -> pa.Table:
-        """Observations up to `later` hours after `end`: nothing comes from the future."""
+        """Return observations up to `later` hours after `end`: nothing comes from the future."""
         latest = np.datetime64((self.end + later * HOUR).astimezone(UTC).replace(tzinfo=None))
         return self.table.filter(pa.array(self.table["time"].to_numpy() <= latest))
 
     def observations(self, later: int = 0) -> ObservationSet:
-        """What the window that ends `later` hours after `end` assimilates."""
+        """Return what the window that ends `later` hours after `end` assimilates."""
         return self._set(self.known(later), later)[0]
 
     def withheld(self) -> tuple[ObservationSet, pa.Table]:
-        """Observations of withheld stations in the window, and their rows of the table."""
+        """Return observations of withheld stations in the window, and their rows of the table."""
         found, table = self._set(as_if_used(self.known()), 0)
         return found, table.take(pa.array(found.rows))
 
@@ -286,7 +286,7 @@ def observe_case(
     seed: int,
     withhold: float,
 ) -> ObservedCase:
-    """Observes the truth of a window and of the hour after it.
+    """Observe the truth of a window and of the hour after it.
 
     Arguments:
         model: The checkpoint.

@@ -111,7 +111,7 @@ def _part(reports: SyntheticReports) -> pa.Table:
 
 
 def reports_table(parts: Sequence[SyntheticReports]) -> pa.Table:
-    """One observation table, with values of zero, in order of time."""
+    """Return one observation table, with values of zero, in order of time."""
     table = validate_table(pa.concat_tables([_part(p) for p in parts]).unify_dictionaries())
     order = pc.sort_indices(table, [("time", "ascending"), ("observation_id", "ascending")])
     return table.take(order)
@@ -123,7 +123,7 @@ def withhold_stations(
     seed: int,
     report_types: Sequence[str] = ("synop", "ship", "temp"),
 ) -> pa.Table:
-    """The table with a share of the stations rejected by `withheld`, for verification.
+    """Return the table with a share of the stations rejected by `withheld`, for verification.
 
     All rows of a station go together, so that nothing of it leaks into the analysis, and the same
     stations go whatever else is in the table.
@@ -198,7 +198,7 @@ def network_reports(
     times: Sequence[datetime],
     levels: Sequence[int],
 ) -> list[SyntheticReports]:
-    """All reports of a network for states at `times` (UTC) with `levels` (hPa, ascending)."""
+    """Return all reports of a network for states at `times` (UTC) with `levels` (hPa, ascending)."""
     return [
         *_surface_reports(network, grid, statics, times),
         *_sonde_reports(network, grid, statics, times, levels),
@@ -215,7 +215,7 @@ def _seconds(times: Sequence[datetime]) -> Float:
 def _at(
     report_type: str, places: Places, seconds: Float, kind: str, pressure: float | None
 ) -> list[SyntheticReports]:
-    """Reports of every variable of a network, at all places and times, at one level."""
+    """Return reports of every variable of a network, at all places and times, at one level."""
     count = len(places) * len(seconds)
     parts = []
     for variable, error in ERRORS[report_type].items():
@@ -263,7 +263,7 @@ def _sonde_reports(
 def _aircraft_reports(
     network: Network, times: Sequence[datetime], levels: Sequence[int]
 ) -> list[SyntheticReports]:
-    """Reports scattered in place, time and level, most of them at cruising heights."""
+    """Return reports scattered in place, time and level, most of them at cruising heights."""
     count = network.aircraft * len(times)
     if not count:
         return []
@@ -366,7 +366,7 @@ def simulate_observations(
     statics: Statics | None = None,
     network: Network | None = None,
 ) -> pa.Table:
-    """Observations of a truth with random errors.
+    """Return observations of a truth with random errors.
 
     Surface reports are on the hour, radiosondes at 00 and 12 UTC, the sounder's lines evenly in
     time from half an hour before the first state to the last state: nothing comes from the future

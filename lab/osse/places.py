@@ -50,17 +50,17 @@ class CircularOrbit:
 
     @property
     def mean_motion(self) -> float:
-        """Radians per second."""
+        """Angular velocity along the orbit, radians per second."""
         semi_major = 1e3 * (MEAN_EARTH_RADIUS / 1e3 + self.altitude)
         return float(np.sqrt(GEOCENTRIC_CONSTANT / semi_major**3))
 
     @property
     def period(self) -> float:
-        """Seconds."""
+        """Time of one revolution, seconds."""
         return 2 * np.pi / self.mean_motion
 
     def track(self, seconds: Float) -> Float:
-        """The points below the satellite.
+        """Return the points below the satellite.
 
         Arguments:
             seconds: Times since t = 0, with shape (*).
@@ -76,7 +76,7 @@ class CircularOrbit:
         return np.stack((np.rad2deg(latitude), wrapped), axis=-1)
 
     def hourly_track(self, hours: int, per_hour: int, delay: float = 0.0) -> Float:
-        """Equally spaced points of consecutive hours, with shape (hours, per_hour, 2).
+        """Return equally spaced points of consecutive hours, with shape (hours, per_hour, 2).
 
         Arguments:
             hours: Number of hours.
@@ -88,7 +88,7 @@ class CircularOrbit:
 
 
 def seen_from(track: Float, latitude: Float, longitude: Float) -> Float:
-    """Distance of points from the nearest point of a ground track.
+    """Return the distance of points from the nearest point of a ground track.
 
     A point is in the field of view of radius r when its distance is at most r.
 
@@ -102,7 +102,8 @@ def seen_from(track: Float, latitude: Float, longitude: Float) -> Float:
     """
     tree = cKDTree(unit_vectors(track[:, 0], track[:, 1]))
     chord, _ = tree.query(unit_vectors(latitude, longitude))
-    return np.rad2deg(2 * np.arcsin(np.clip(chord / 2, 0.0, 1.0)))
+    distance: Float = np.rad2deg(2 * np.arcsin(np.clip(chord / 2, 0.0, 1.0)))
+    return distance
 
 
 LAND = 0.5
@@ -140,21 +141,21 @@ def _east(lon: Float) -> Float:
 
 
 def _fibonacci(count: int, turn: float) -> tuple[Float, Float]:
-    """Points of equal share of the sphere along a golden spiral, turned by `turn` degrees."""
+    """Return points of equal share of the sphere along a golden spiral, turned by `turn` degrees."""
     k = np.arange(count) + 0.5
     lat = np.rad2deg(np.arcsin(1.0 - 2.0 * k / count))
     return lat, _east(360.0 * k * (np.sqrt(5.0) - 1.0) / 2.0 + turn)
 
 
 def _crowding(lat: Float) -> Float:
-    """How readily a land place keeps a station: most in the northern middle latitudes."""
+    """Return how readily a land place keeps a station: most in the northern middle latitudes."""
     north = np.exp(-(((lat - 45.0) / 22.0) ** 2))
     south = 0.35 * np.exp(-(((lat + 25.0) / 18.0) ** 2))
     return 0.12 + north + south
 
 
 def land_stations(count: int, grid: Grid, statics: Statics, seed: int = 0) -> Places:
-    """Stations on land, denser in the northern middle latitudes, at the model's own height.
+    """Return stations on land, denser in the northern middle latitudes, at the model's own height.
 
     Where the land-sea mask is unknown, all of the sphere counts as land.
     """
@@ -172,7 +173,7 @@ def land_stations(count: int, grid: Grid, statics: Statics, seed: int = 0) -> Pl
 
 
 def sea_stations(count: int, grid: Grid, statics: Statics, seed: int = 0) -> Places:
-    """Ships and buoys: at sea between 55 S and 65 N, at sea level."""
+    """Return ships and buoys: at sea between 55 S and 65 N, at sea level."""
     rng = np.random.default_rng(seed + 1)
     lat, lon = _fibonacci(40 * count, turn=61.0 * seed)
     open_sea = (lat > -55.0) & (lat < 65.0)
@@ -190,7 +191,7 @@ def sounder_swath(
     reach: float = 9.0,
     spots: int = 8,
 ) -> Swath:
-    """Footprints of a cross-track sounder on a circular polar orbit over a turning Earth.
+    """Return footprints of a cross-track sounder on a circular polar orbit over a turning Earth.
 
     Arguments:
         seconds: Times of the scan lines since the satellite crossed the equator northward at

@@ -6,24 +6,27 @@ total wavenumber l (`model.diagnostics.realism`), averaged over states,
 
 .. math:: d_l = \frac{\sum P_l(\text{states})}{\sum P_l(\text{reference})} - 1
 
-How much of a state the autoencoder keeps is scored by the same errors and spectra.
+How much of a state the autoencoder keeps is scored by the same errors and spectra. Ranks of withheld
+observations are counted by kind of observation and station, and pooled over starts.
 """
 
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from model.diagnostics.ensembles import RankShape, rank_shape
 from model.diagnostics.realism import power_spectrum
 from model.diagnostics.scores import rmse
 from model.domain.grids import Grid
@@ -35,14 +38,19 @@ __all__ = [
     "AutoencoderSkill",
     "CaseFields",
     "Method",
+    "NETWORKS",
     "Ranks",
     "SpectralDeviation",
     "SpectralError",
     "StartScorer",
     "StartSkill",
+    "observation_kinds",
     "peak_memory",
+    "pooled_counts",
+    "rank_shapes",
     "score_autoencoder",
     "standardised_rmse",
+    "station_ranks",
 ]
 
 Ranks = dict[str, dict[str, list[float]]]
@@ -51,6 +59,72 @@ Ranks = dict[str, dict[str, list[float]]]
 Each has as many numbers as there are independent members, and one more; a value that is ranked twice
 counts half each time.
 """
+
+
+NETWORKS = {"synop": "surface", "ship": "surface", "temp": "sondes"}
+"""Report type to the network it is counted in; others are not ranked."""
+
+
+def observation_kinds(table: pa.Table) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """Return `network variable` and station of each row; the first is empty for other networks."""
+    types, variables, stations = (
+        table[name].cast(pa.string()).to_pylist()
+        for name in ("report_type", "variable", "station_id")
+    )
+    kinds = [
+        f"{NETWORKS[t]} {v}" if t in NETWORKS else "" for t, v in zip(types, variables, strict=True)
+    ]
+    return np.array(kinds, dtype=np.str_), np.array(stations, dtype=np.str_)
+
+
+def station_ranks(
+    ranks: NDArray[np.int64],
+    members: int,
+    kinds: NDArray[np.str_],
+    stations: NDArray[np.str_],
+    weight: float,
+) -> Ranks:
+    """Count ranks from 0 to `members` (N,) by kind (N,) and station (N,), each with a weight."""
+    counted: Ranks = {}
+    for kind in np.unique(kinds[kinds != ""]):
+        chosen = kinds == kind
+        names, number = np.unique(stations[chosen], return_inverse=True)
+        counts = np.zeros((len(names), members + 1))
+        np.add.at(counts, (number, ranks[chosen]), weight)
+        counted[str(kind)] = {str(n): c.tolist() for n, c in zip(names, counts, strict=True)}
+    return counted
+
+
+def pooled_counts(starts: Iterable[Ranks], prefix: str) -> NDArray[np.float64] | None:
+    """Return counts (S, M + 1) of all kinds of observations whose name begins with `prefix`.
+
+    The kinds of one station are added up; the same station at another start counts anew. None
+    where there is none.
+    """
+    rows: list[NDArray[np.float64]] = []
+    for ranks in starts:
+        stations: dict[str, NDArray[np.float64]] = {}
+        for name, by_station in ranks.items():
+            if name.startswith(prefix):
+                for station, counts in by_station.items():
+                    values = np.asarray(counts, dtype=np.float64)
+                    stations[station] = stations.get(station, np.zeros_like(values)) + values
+        rows += stations.values()
+    return np.stack(rows) if rows else None
+
+
+def rank_shapes(starts: Iterable[Ranks]) -> tuple[RankShape, ...]:
+    """Summarise all withheld observations, each network, and each variable of each."""
+    ranks = list(starts)
+    kinds = sorted({name for start in ranks for name in start})
+    networks = sorted({name.split()[0] for name in kinds}, reverse=True)
+    shapes = []
+    prefixes = [("all", ""), *((network, f"{network} ") for network in networks)]
+    for name, prefix in [*prefixes, *((kind, kind) for kind in kinds)]:
+        counts = pooled_counts(ranks, prefix)
+        if counts is not None:
+            shapes.append(rank_shape(name, counts))
+    return tuple(shapes)
 
 
 class Method(StrEnum):
@@ -122,7 +196,7 @@ Result = TypeVar("Result")
 
 
 def standardised_rmse(model: LatentModel, states: Tensor, truth: Tensor) -> Tensor:
-    """Area-weighted RMSE over the channel's standard deviation.
+    """Return the area-weighted RMSE over the channel's standard deviation.
 
     Arguments:
         model: The checkpoint, whose statistics standardise.
@@ -137,14 +211,14 @@ def standardised_rmse(model: LatentModel, states: Tensor, truth: Tensor) -> Tens
 
 
 def peak_memory() -> float:
-    """The most memory this process has held so far, GiB."""
+    """Return the most memory this process has held so far, GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 class StartScorer:
-    """Collects errors and times of methods."""
+    """Collect errors and times of methods."""
 
     def __init__(self, model: LatentModel) -> None:
         self.model = model
@@ -153,11 +227,11 @@ class StartScorer:
         self.processor: dict[Method, float] = {}
 
     def score(self, method: Method, states: Tensor, truth: Tensor) -> None:
-        """States and truth with shape (C, Y, X)."""
+        """Note the errors of states against the truth, both with shape (C, Y, X)."""
         self.errors[method] = tuple(standardised_rmse(self.model, states, truth).tolist())
 
     def timed(self, method: Method, work: Callable[[], Result]) -> Result:
-        """Does the work and notes its wall clock, and its processor time over all cores."""
+        """Do the work and note its wall clock, and its processor time over all cores."""
         begin, used = time.perf_counter(), time.process_time()
         result = work()
         self.seconds[method] = time.perf_counter() - begin
@@ -189,7 +263,7 @@ TOLERANCE = 0.10
 
 
 class SpectralError:
-    """Sums spectra state by state.
+    """Sum spectra state by state, and compare them.
 
     Arguments:
         grid: The grid.
@@ -202,7 +276,7 @@ class SpectralError:
         self._reference: Tensor | None = None
 
     def add(self, state: Tensor, reference: Tensor) -> None:
-        """One state and what it should be, with shape (C, Y, X); NaN where undefined."""
+        """Add one state and what it should be, with shape (C, Y, X); NaN where undefined."""
         # A field with gaps has no spectrum: its channel becomes NaN.
         state = torch.where(torch.isnan(reference), torch.nan, state)
         power, wanted = (power_spectrum(x, self.grid) for x in (state, reference))
@@ -210,7 +284,7 @@ class SpectralError:
         self._reference = wanted if self._reference is None else self._reference + wanted
 
     def deviations(self) -> Tensor:
-        """d_l of wavenumbers 1 to `largest`, with shape (C, L); NaN for channels with gaps."""
+        """Return d_l of wavenumbers 1 to `largest`, with shape (C, L); NaN for channels with gaps."""
         if self._power is None or self._reference is None:
             raise ValueError("Expected at least one state to compare spectra of; got none.")
         tiny = torch.finfo(torch.float64).tiny
@@ -218,7 +292,7 @@ class SpectralError:
         return ratio[:, 1 : self.largest + 1] - 1.0
 
     def by_variable(self, channels: Sequence[Channel]) -> tuple[SpectralDeviation, ...]:
-        """The largest deviation of each variable, in the order of the channels."""
+        """Return the largest deviation of each variable, in the order of the channels."""
         deviations = self.deviations()
         rows = []
         for variable in dict.fromkeys(c.variable for c in channels):
@@ -262,7 +336,7 @@ class AutoencoderSkill(BaseModel):
 
     @property
     def mean(self) -> float:
-        """Over channels."""
+        """Standardised RMSE, mean over channels."""
         return sum(self.errors) / len(self.errors)
 
 
@@ -275,7 +349,7 @@ def score_autoencoder(
     largest: int = 20,
     on_step: OnStep = no_progress,
 ) -> AutoencoderSkill:
-    """Encodes and decodes the states of `times`.
+    """Encode and decode the states of `times`.
 
     Arguments:
         model: A checkpoint.

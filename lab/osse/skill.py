@@ -20,7 +20,6 @@ from torch import Tensor
 from lab.osse.baselines import score_interpolation, score_persistence, score_windowed
 from lab.osse.cases import ObservedCase, ReadTruth, observe_case
 from lab.osse.network import Network
-from lab.osse.ranks import observation_kinds, station_ranks
 from lab.osse.scores import (
     AutoencoderSkill,
     CaseFields,
@@ -28,7 +27,9 @@ from lab.osse.scores import (
     Ranks,
     StartScorer,
     StartSkill,
+    observation_kinds,
     peak_memory,
+    station_ranks,
 )
 from model.assimilate import Trajectory, assimilate
 from model.assimilation_settings import AssimilationSettings, WarmStart, recommended_settings
@@ -107,7 +108,7 @@ def score_start(
     on_step: OnStep = no_progress,
     on_phase: OnPhase = lambda name: None,
 ) -> ScoredStart:
-    """Observes, assimilates, forecasts and scores one window that ends at `end` (UTC)."""
+    """Observe, assimilate, forecast and score one window that ends at `end` (UTC)."""
     s = settings or SkillSettings()
     on_phase("observing")
     case = observe_case(model, truth_at, end, s.window, s.lead, s.network, s.seed, s.withhold)
@@ -150,7 +151,7 @@ def score_start(
 
 
 def _cycle(run: _Run, method: Method, later: int, warm: WarmStart | None) -> Trajectory:
-    """One hourly cycle, timed with the building of its operators, and scored at its end."""
+    """Run one hourly cycle, timed with the building of its operators, and score its end."""
     s, case = run.settings, run.case
     plan = WindowPlan.filtering(case.end + timedelta(hours=later), s.window)
     analysis = run.scorer.timed(
@@ -171,7 +172,7 @@ def _cycle(run: _Run, method: Method, later: int, warm: WarmStart | None) -> Tra
 
 
 def _ranks(run: _Run, analysis: Trajectory) -> tuple[int, Ranks]:
-    """Number of withheld observations, and their ranks among independent members."""
+    """Return the number of withheld observations, and their ranks among independent members."""
     seen, rows = run.case.withheld()
     if not len(seen):
         return 0, {}
@@ -234,7 +235,7 @@ def _fields(case: ObservedCase, analysis: Trajectory) -> CaseFields:
 
 
 class _Contents(BaseModel):
-    """What the file holds."""
+    """The figures that a results file holds."""
 
     experiment: dict[str, Any]
     autoencoder: AutoencoderSkill | None = None
@@ -242,7 +243,7 @@ class _Contents(BaseModel):
 
 
 def experiment(model: LatentModel, settings: SkillSettings, truth: str | None) -> dict[str, Any]:
-    """Everything that the figures depend on but the code: results of two of these do not mix."""
+    """Return everything that the figures depend on but the code: results of two of these do not mix."""
     values = {k: v for k, v in asdict(settings).items() if k not in ("settings", "network")}
     values |= {"network": asdict(settings.network), "truth": truth, "precision": model.precision}
     values["settings"] = repr(settings.settings or recommended_settings(model))
@@ -284,7 +285,7 @@ class ResultsFile:
 
     @property
     def autoencoder(self) -> AutoencoderSkill | None:
-        """The autoencoder's figures, if finished."""
+        """The autoencoder's figures; None if not finished."""
         return self._contents.autoencoder
 
     @property
@@ -293,15 +294,15 @@ class ResultsFile:
         return self._fields
 
     def start(self, end: datetime) -> StartSkill | None:
-        """The figures of an analysis time, if finished."""
+        """Return the figures of an analysis time, if finished."""
         return next((s for s in self._contents.starts if s.end == end), None)
 
     def add_autoencoder(self, skill: AutoencoderSkill) -> None:
-        """Adds the autoencoder's figures."""
+        """Add the autoencoder's figures and write the file."""
         self._write({"autoencoder": skill})
 
     def add_start(self, skill: StartSkill, fields: CaseFields) -> None:
-        """Adds an analysis time; the first one's maps are kept."""
+        """Add an analysis time; the first one's maps are kept."""
         if self._fields is None:
             self._fields = fields
             if self.path is not None:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from lab.osse.ranks import rank_shapes
-from lab.osse.scores import AutoencoderSkill, Method, StartSkill
+from lab.osse.scores import AutoencoderSkill, Method, StartSkill, rank_shapes
 from lab.osse.skill import SkillSettings
 from lab.osse.summary import (
     SEASONS,
@@ -55,7 +54,7 @@ class Goal:
         what: What it is about.
         goal: In words.
         found: The figure.
-        met: None where this run cannot tell.
+        met: None where this run does not decide it.
     """
 
     what: str
@@ -71,7 +70,7 @@ def judge(
     ranks: Sequence[RankShape],
     settings: SkillSettings,
 ) -> tuple[Goal, ...]:
-    """Every goal, in the order of the tables."""
+    """Return every goal, in the order of the tables."""
     return (
         *_autoencoder(autoencoder),
         *_analyses(starts),
@@ -164,9 +163,9 @@ def _ensemble(starts: Sequence[StartSkill], ranks: Sequence[RankShape]) -> tuple
 
 
 def summed_memory(starts: Sequence[StartSkill]) -> tuple[float, float]:
-    """Peak memory in GiB of a cycle, and of everything.
+    """Return the peak memory in GiB of a cycle, and of everything.
 
-    A process never forgets its peak, so the start with the lowest tells what a cycle needs.
+    A process never forgets its peak, so the start with the lowest shows what a cycle needs.
     """
     return min(s.memory["cycle"] for s in starts), max(s.memory["end"] for s in starts)
 
@@ -228,7 +227,7 @@ def make_report(
     autoencoder: AutoencoderSkill,
     starts: Sequence[StartSkill],
 ) -> SkillReport:
-    """Sums up the starts of an experiment, at least one."""
+    """Sum up the starts of an experiment, at least one."""
     forecasts = forecast_rows(starts, model.channels)
     ranks = rank_shapes(s.ranks for s in starts)
     return SkillReport(
@@ -252,7 +251,7 @@ def make_report(
 def _unseen(
     periods: Sequence[Any] | None, starts: Sequence[StartSkill], settings: SkillSettings
 ) -> bool | None:
-    """Whether every hour a start used lies in a test period; None if the card names none."""
+    """Return whether every hour a start used lies in a test period; None if the card names none."""
     if not periods:
         return None
     spans = [[_utc_seconds(datetime.fromisoformat(str(t))) for t in period] for period in periods]
@@ -271,7 +270,7 @@ def _utc_seconds(time: datetime) -> float:
 
 
 def as_json(report: SkillReport) -> dict[str, Any]:
-    """Plain values: every table, every start and every channel; NaN is None."""
+    """Return plain values: every table, every start and every channel; NaN is None."""
     values = {f.name: _plain(getattr(report, f.name)) for f in fields(report)}
     values["starts"] = [
         _plain(s.model_dump(exclude={"ranks"})) | {"season": season(s.end)} for s in report.starts

@@ -31,7 +31,7 @@ SEASONS = ("DJF", "MAM", "JJA", "SON")
 
 
 def season(time: datetime) -> str:
-    """The season of a time (UTC)."""
+    """Return the season of a time (UTC)."""
     return SEASONS[time.astimezone(UTC).month % 12 // 3]
 
 
@@ -53,7 +53,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def channel_groups(channels: Sequence[Channel]) -> dict[str, list[int]]:
-    """Name of a group to the positions of its channels; groups without a channel are left out."""
+    """Return the name of a group to the positions of its channels; groups without a channel are left out."""
     found = {
         name: [i for i, c in enumerate(channels) if c.variable in variables]
         for name, variables in GROUPS.items()
@@ -128,7 +128,7 @@ class ForecastRow:
 
 
 def _errors(starts: Sequence[StartSkill], method: Method) -> Float:
-    """With shape (starts, C)."""
+    """Return the errors of a method, with shape (starts, C)."""
     return np.array([s.errors[method] for s in starts])
 
 
@@ -137,17 +137,17 @@ def _common(starts: Sequence[StartSkill]) -> list[Method]:
 
 
 def channel_means(starts: Sequence[StartSkill]) -> dict[Method, Float]:
-    """Mean over starts of each method's error by channel, each with shape (C,)."""
+    """Return the mean over starts of each method's error by channel, each with shape (C,)."""
     return {m: _errors(starts, m).mean(axis=0) for m in _common(starts)}
 
 
 def overall(starts: Sequence[StartSkill], method: Method) -> float:
-    """Mean over channels and starts; NaN where a start lacks the method."""
+    """Return the mean over channels and starts; NaN where a start lacks the method."""
     return float(_errors(starts, method).mean()) if method in _common(starts) else math.nan
 
 
 def method_rows(starts: Sequence[StartSkill]) -> tuple[MethodRow, ...]:
-    """All methods, in the order of `Method`."""
+    """Return all methods, in the order of `Method`."""
     rows = []
     for method in _common(starts):
         errors = _errors(starts, method).mean(axis=1)
@@ -167,7 +167,7 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def group_rows(starts: Sequence[StartSkill], channels: Sequence[Channel]) -> tuple[GroupRow, ...]:
-    """What each group's analyses reach, beside the baselines."""
+    """Return what each group's analyses reach, beside the baselines."""
     means = channel_means(starts)
     ratio = np.array([s.spread_ratio for s in starts])
     shown = (Method.FILTERING, Method.WINDOWED, Method.OPTIMAL_INTERPOLATION, Method.CLIMATOLOGY)
@@ -187,7 +187,7 @@ def group_rows(starts: Sequence[StartSkill], channels: Sequence[Channel]) -> tup
 def forecast_rows(
     starts: Sequence[StartSkill], channels: Sequence[Channel]
 ) -> tuple[ForecastRow, ...]:
-    """Every season with a start and all of them, each by group and over all channels."""
+    """Return every season with a start and all of them, each by group and over all channels."""
     if Method.FORECAST not in _common(starts):
         return ()
     groups = channel_groups(channels) | {"all": list(range(len(channels)))}
@@ -202,7 +202,17 @@ def forecast_rows(
         )
         for group, chosen in groups.items():
             f, p, c = (e[chosen] for e in (forecast, persistence, climatology))
-            means = (float(e.mean()) for e in (f, p, c))
-            above = int((f < p).sum()), int((f < c).sum())
-            rows.append(ForecastRow(name, group, len(part), len(chosen), *means, *above))
+            rows.append(
+                ForecastRow(
+                    season=name,
+                    group=group,
+                    starts=len(part),
+                    channels=len(chosen),
+                    forecast=float(f.mean()),
+                    persistence=float(p.mean()),
+                    climatology=float(c.mean()),
+                    above_persistence=int((f < p).sum()),
+                    above_climatology=int((f < c).sum()),
+                )
+            )
     return tuple(rows)

@@ -1,1 +1,1 @@
-"""Parity."""
+"""Compare our components with arrays recorded from the authors' implementation."""

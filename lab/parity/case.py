@@ -55,7 +55,7 @@ class ParityCase:
 
     @property
     def label(self) -> str:
-        """`float32` or `float64`."""
+        """The precision of the run: `float32` or `float64`."""
         return str(self.dtype).removeprefix("torch.")
 
     @cached_property
@@ -71,7 +71,7 @@ class ParityCase:
         return found | {name: float(v["max_abs_diff"]) for name, v in recorded.items()}
 
     def array(self, name: str) -> Tensor:
-        """A recorded input, cast to the precision of the run; integers as they are.
+        """Return a recorded input, cast to the precision of the run; integers as they are.
 
         Raises:
             CheckpointError: If there is none of that name.
@@ -84,7 +84,7 @@ class ParityCase:
         return value.to(self.dtype) if value.is_floating_point() else value
 
     def names(self, pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
-        """The recorded outputs whose whole name matches a regular expression, in order."""
+        """Yield the recorded outputs whose whole name matches a regular expression, in order."""
         for name in sorted(self.outputs):
             match = re.fullmatch(pattern, name)
             if match is not None:
@@ -93,7 +93,7 @@ class ParityCase:
     # networks
 
     def autoencoder(self, shape: tuple[int, int] | None = None) -> Autoencoder:
-        """The recorded autoencoder, on its own grid or another."""
+        """Return the recorded autoencoder, on its own grid or another."""
         config = AutoencoderConfig(**self.config["ae"])
         if shape is not None:
             config = replace(config, shape=shape)
@@ -103,7 +103,7 @@ class ParityCase:
         return module.to(self.dtype).eval().requires_grad_(False)
 
     def backbone(self, **changes: Any) -> Backbone:
-        """The recorded backbone, with other settings where given."""
+        """Return the recorded backbone, with other settings where given."""
         config = replace(BackboneConfig(**self.config["backbone"]), **changes)
         module = Backbone(config)
         path = self.folder / "tiny_backbone.safetensors"
@@ -112,46 +112,47 @@ class ParityCase:
 
     @cached_property
     def denoise(self) -> BlanketDenoiser:
-        """The recorded denoiser."""
+        """The recorded denoiser of blankets, made once."""
         return BlanketDenoiser(self.backbone()).requires_grad_(False)
 
     @cached_property
     def decoder(self) -> Autoencoder:
-        """The recorded autoencoder, kept."""
+        """The recorded autoencoder on its own grid, made once."""
         return self.autoencoder()
 
     # layout
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(c, h, w)."""
+        """Shape (c, h, w) of one latent state."""
         h, w = self.config["backbone"]["shape"]
         return self.config["backbone"]["in_channels"], h, w
 
     def blankets(self, flat: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        """Flattened latents (B, T h w c) to (B, T, c, h, w)."""
+        """Map flattened latents (B, T h w c) to (B, T, c, h, w)."""
         c, *own = self.latent_shape
         h, w = shape or own
         return flat.reshape(flat.shape[0], -1, h, w, c).movedim(-1, 2)
 
     def flat(self, blankets: Tensor) -> Tensor:
-        """Blankets or trajectories (B, T, c, h, w) to (B, T h w c)."""
+        """Map blankets or trajectories (B, T, c, h, w) to (B, T h w c)."""
         return blankets.movedim(2, -1).flatten(1)
 
     def images(self, flat: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Flattened images (B, H W, C) to (B, C, H, W)."""
-        return flat.unflatten(1, shape).movedim(-1, 1)
+        """Map flattened images (B, H W, C) to (B, C, H, W)."""
+        states: Tensor = flat.unflatten(1, shape).movedim(-1, 1)
+        return states
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to (B, H W, C)."""
+        """Map images (B, C, H, W) to (B, H W, C)."""
         return images.movedim(1, -1).flatten(1, 2)
 
     def level(self, text: str | float) -> Tensor:
-        """A noise level, rounded to float32 as recorded, with shape ()."""
+        """Return a noise level, rounded to float32 as recorded, with shape ()."""
         return torch.tensor(float(text), dtype=torch.float32).to(self.dtype)
 
     def noisy(self, name: str, sigma: Tensor) -> Tensor:
-        """`<name>.x0` plus sigma times `<name>.eps`, as blankets or a trajectory."""
+        """Return `<name>.x0` plus sigma times `<name>.eps`, as blankets or a trajectory."""
         x_t = self.array(f"{name}.x0") + sigma * self.array(f"{name}.eps")
         return self.blankets(x_t)
 
@@ -187,7 +188,7 @@ def _sizes(whole: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def split_numbers(text: str) -> tuple[float, float]:
-    """Two numbers joined by a point, such as `0.001.1000.0`, as Python prints them."""
+    """Return two numbers joined by a point, such as `0.001.1000.0`, as Python prints them."""
     points = [i for i, c in enumerate(text) if c == "."]
     for i in points:
         left, right = text[:i], text[i + 1 :]
@@ -225,12 +226,12 @@ class Comparison:
     note: str = ""
 
     def as_dict(self) -> dict[str, str | float | None]:
-        """For JSON."""
+        """Return the fields as JSON can hold them."""
         return asdict(self)
 
 
 def compare(case: ParityCase, name: str, ours: Tensor, noise: float | None = None) -> Comparison:
-    """Compares one array.
+    """Compare one array with the recorded one.
 
     Arguments:
         case: The recording.

@@ -5,8 +5,8 @@ hours has lost digits; positions may differ by that, and points that close to th
 field of view may fall on the other side.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lab.osse.places import CircularOrbit, Float, seen_from
 from lab.parity.case import Comparison, ParityCase, compare, split_numbers
 from model.autoencoder import SATURATIONS
+from model.backbone import Backbone
 from model.denoiser import denoiser_loss
 from model.guidance.solvers import gmres
 from model.nn.convolution import ChannelNorm
@@ -44,7 +45,7 @@ Arrays = Iterator[tuple[str, Tensor]]
 
 
 def layers(case: ParityCase) -> Arrays:
-    """`layer.*`: channel norm, rotary embedding, sinusoidal encoding."""
+    """Yield `layer.*`: channel norm, rotary embedding, sinusoidal encoding."""
     yield "layer.ln.y", ChannelNorm()(case.array("layer.ln.x"))
     theta = case.array("layer.rope.theta")
     rotation = torch.cos(theta), torch.sin(theta)
@@ -55,13 +56,13 @@ def layers(case: ParityCase) -> Arrays:
 
 
 def dates(case: ParityCase) -> Arrays:
-    """`date.*`: position in the year, local hour of day."""
+    """Yield `date.*`: position in the year, local hour of day."""
     yield "date.year_progress", year_progress(case.array("date.dates"))
     yield "date.local_time", local_time(case.array("date.dates"), case.array("date.lon"))
 
 
 def schedules(case: ParityCase) -> Arrays:
-    """`sched.*`: noise level against time."""
+    """Yield `sched.*`: the noise level against diffusion time."""
     t = case.array("sched.t")
     for name, match in case.names(r"sched\.([a-z]+)\.(.+)"):
         schedule = SCHEDULES[match[1]](*split_numbers(match[2]))
@@ -69,24 +70,24 @@ def schedules(case: ParityCase) -> Arrays:
 
 
 def masks(case: ParityCase) -> Arrays:
-    """`masks.variable_<first>_<last>`: a run of channels, both ends included."""
+    """Yield `masks.variable_<first>_<last>`: a run of channels, both ends included."""
     for name, match in case.names(r"masks\.variable_(\d+)_(\d+)"):
         index = torch.arange(len(case.outputs[name]))
         yield name, ((index >= int(match[1])) & (index <= int(match[2]))).to(torch.uint8)
 
 
 def autoencoder(case: ParityCase) -> Arrays:
-    """`ae.*`: encode, decode, padding and every level."""
+    """Yield `ae.*`: encode, decode, padding and every level."""
     model = case.decoder
     _, h, w = model.latent_shape
     x = case.images(case.array("ae.x"), model.config.shape)
     z = case.images(case.array("ae.z"), (h, w))
     yield "ae.pad", model.pad(x)[:1, :2]
-    encoded, stages = _levels(model.encoder.descent, lambda: model.encode(x))
+    encoded, stages = _levels(model.encoder.levels(), lambda: model.encode(x))
     yield "ae.encode", case.pixels(encoded)
     for i, stage in enumerate(stages):
         yield f"ae.enc_stage{i}", stage[:1]
-    decoded, stages = _levels(model.decoder.ascent, lambda: model.decode(z))
+    decoded, stages = _levels(model.decoder.levels(), lambda: model.decode(z))
     yield "ae.decode", case.pixels(decoded)
     for i, stage in enumerate(stages):
         yield f"ae.dec_stage{i}", stage[:1]
@@ -94,7 +95,7 @@ def autoencoder(case: ParityCase) -> Arrays:
 
 
 def saturations(case: ParityCase) -> Arrays:
-    """`ae.saturate.*`: of four times the recorded latents."""
+    """Yield `ae.saturate.*`: of four times the recorded latents."""
     _, h, w = case.decoder.latent_shape
     z = 4 * case.images(case.array("ae.z"), (h, w))
     for name, match in case.names(r"ae\.saturate\.(\w+)"):
@@ -103,7 +104,7 @@ def saturations(case: ParityCase) -> Arrays:
 
 
 def alternative_autoencoder(case: ParityCase) -> Arrays:
-    """`ae_alt.*`: the same weights on another grid."""
+    """Yield `ae_alt.*`: the same weights on another grid."""
     high, wide = case.config["ae_alt_shape"]
     model = case.autoencoder((high, wide))
     _, h, w = model.latent_shape
@@ -115,8 +116,8 @@ def alternative_autoencoder(case: ParityCase) -> Arrays:
 
 
 def backbone(case: ParityCase) -> Arrays:
-    """`vit.*`: outputs and intermediates."""
-    model = case.denoise.backbone
+    """Yield `vit.*`: outputs and intermediates of the backbone."""
+    model = cast(Backbone, case.denoise.backbone)
     x, t, date = case.blankets(case.array("vit.x")), case.array("vit.t"), case.array("vit.date")
     grid = model.config.tokens(model.config.shape)
     y, blocks = _levels([[block] for block in model.blocks], lambda: model(x, t, date))
@@ -131,7 +132,7 @@ def backbone(case: ParityCase) -> Arrays:
 
 
 def alternative_backbone(case: ParityCase) -> Arrays:
-    """`vit_alt.y`: the same weights on another latent grid."""
+    """Yield `vit_alt.y`: the same weights on another latent grid."""
     h, w = case.config["backbone_alt_shape"]
     model = case.backbone(shape=(h, w))
     x = case.blankets(case.array("vit_alt.x"), (h, w))
@@ -139,14 +140,14 @@ def alternative_backbone(case: ParityCase) -> Arrays:
 
 
 def unnormalised_backbone(case: ParityCase) -> Arrays:
-    """`vit_noqk.y`: queries and keys not normalised."""
+    """Yield `vit_noqk.y`: queries and keys not normalised."""
     x = case.blankets(case.array("vit.x"))
     y = case.backbone(qk_norm=False)(x, case.array("vit.t"), case.array("vit.date"))
     yield "vit_noqk.y", case.flat(y)
 
 
 def denoiser(case: ParityCase) -> Arrays:
-    """`den.*`: at each recorded noise level, and two levels in one batch."""
+    """Yield `den.*`: at each recorded noise level, and two levels in one batch."""
     for i, sigma in enumerate(case.array("den.sigma")):
         x_t = case.noisy("den", sigma)
         yield f"den.out.{i}", case.flat(case.denoise(x_t, sigma, case.dates[:1]))
@@ -155,7 +156,7 @@ def denoiser(case: ParityCase) -> Arrays:
 
 
 def loss(case: ParityCase) -> Arrays:
-    """`loss.denoiser`: with the recorded draw."""
+    """Yield `loss.denoiser`: the training loss with the recorded draw."""
     x = case.blankets(case.array("vit.x"))
     noise = case.blankets(case.array("loss.denoiser.noise")[0])
     value = denoiser_loss(case.denoise, x, two_levels(case), case.dates, noise=noise)
@@ -163,15 +164,15 @@ def loss(case: ParityCase) -> Arrays:
 
 
 def two_levels(case: ParityCase) -> Tensor:
-    """The noise levels of a batch of two, which the recording's notes give (0.5 and 20)."""
+    """Return the noise levels of a batch of two, which the recording's notes give (0.5 and 20)."""
     levels = case.config.get("batch_sigma", [0.5, 20.0])
     return torch.tensor(levels, dtype=torch.float32).flatten().to(case.dtype)
 
 
 def _levels(
-    levels: nn.ModuleList | list[list[nn.Module]], call: Callable[[], Tensor]
+    levels: Sequence[Sequence[nn.Module]], call: Callable[[], Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """A call's result, and what the last module of each level gave meanwhile."""
+    """Return a call's result, and what the last module of each level gave meanwhile."""
     seen: list[Tensor] = []
     handles = [
         level[-1].register_forward_hook(lambda _, __, output: seen.append(output))
@@ -185,7 +186,7 @@ def _levels(
 
 
 def solve(case: ParityCase) -> Iterator[Comparison]:
-    """`gmres.<matrix>.it<n>`, from zero or from a recorded start, and in single precision."""
+    """Yield `gmres.<matrix>.it<n>`, from zero or from a recorded start, and in single precision."""
     for name, match in case.names(r"gmres\.(\w+)(\.f32)?\.it(\d+)(\.x0)?"):
         kind = torch.float32 if match[2] else torch.float64
         times = _product(case.double[f"gmres.{match[1]}"].to(kind))
@@ -210,7 +211,7 @@ _RADIUS = 5.0
 
 
 def tracks(case: ParityCase) -> Iterator[Comparison]:
-    """`orbit.<i>`: latitude and longitude below satellite i."""
+    """Yield `orbit.<i>`: latitude and longitude below satellite i."""
     for name, match in case.names(r"orbit\.(\d+)"):
         orbit = case.orbits[int(match[1])]
         ours, theirs = _track(orbit), case.outputs[name].double().numpy()
@@ -225,7 +226,7 @@ def tracks(case: ParityCase) -> Iterator[Comparison]:
 
 
 def fields_of_view(case: ParityCase) -> Iterator[Comparison]:
-    """`orbit.coarse.*` and `orbit.full.*`: the points that are seen each hour."""
+    """Yield `orbit.coarse.*` and `orbit.full.*`: the points that are seen each hour."""
     for name, match in case.names(r"orbit\.coarse\.(\d+)x(\d+)\.(\d+)\.(fov|dt)([\d.]+)"):
         orbit = case.orbits[int(match[3])]
         radius = float(match[5]) if match[4] == "fov" else _RADIUS
@@ -259,7 +260,7 @@ def _distances(track: Float, grid: tuple[int, int]) -> Float:
 
 
 def _slack(orbit: dict[str, Any]) -> float:
-    """Degrees by which float32 arithmetic may move a recorded satellite."""
+    """Return degrees by which float32 arithmetic may move a recorded satellite."""
     satellite = CircularOrbit(orbit["orbital_altitude"], orbit["inclination"])
     seconds = 3600 * (orbit["delay"] + orbit["observation_time"])
     phase = np.rad2deg(satellite.mean_motion * seconds)
@@ -284,7 +285,7 @@ def _seen(
 
 
 def _outcome(case: ParityCase, name: str, error: float, allowed: float, note: str) -> Comparison:
-    status = "matched" if error <= allowed else "missed"
+    status: Literal["matched", "missed"] = "matched" if error <= allowed else "missed"
     return Comparison(name, case.label, status, error, allowed, note)
 
 

@@ -6,6 +6,7 @@ Recorded observations decode, then take grid points and channels of each state.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from lab.parity.case import Comparison, ParityCase, compare
 from model.guidance.base import BlanketRows, Observed, ObservedBlankets
 from model.guidance.jacobian import MMPS, SDA, Linearisation, MMPSSettings, SDASettings
-from model.guidance.observed import DecodedObservations
+from model.guidance.observed import DecodedObservations, ObservationsOfStates
 from model.trajectory import unfold
 
 __all__ = [
@@ -47,9 +48,9 @@ class PointValues:
         return self.time, self.time
 
     def operator(self, states: Tensor) -> Tensor:
-        """From states (*, T, C, Y, X) to values (*, N)."""
-        index = (torch.from_numpy(i) for i in (self.time, self.channel, self.cell))
-        return states.flatten(-2)[(..., *index)]
+        """Map states (*, T, C, Y, X) to values (*, N)."""
+        time, channel, cell = map(torch.from_numpy, (self.time, self.channel, self.cell))
+        return states.flatten(-2)[..., time, channel, cell]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -77,21 +78,23 @@ class RecordedObservations:
         raise ValueError(f"no number of observed states gives vectors of {wanted} values")
 
     def blanket(self, n: int) -> PointValues:
-        """The observations of blanket n, with the recorded variance, as it was assembled."""
+        """Return the observations of blanket n, with the recorded variance, as it was assembled."""
         values, variance = (self.case.array(f"obs.{kind}.{n}") for kind in ("y", "cov"))
         return PointValues(values, variance.sqrt(), *self._index(n, self.observed_steps))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Standardised latents (P, c, h, w) to standardised states."""
+        """Map standardised latents (P, c, h, w) to standardised states."""
         mean, std = (self.case.array(f"obs.latent_{s}")[:, None, None] for s in ("mean", "std"))
         return self.case.decoder.decode(z * std + mean)
 
     def decoded(self, count: int) -> DecodedObservations:
-        """What guidance takes, for the first `count` blankets."""
-        return DecodedObservations([self.blanket(n) for n in range(count)], self.decode)
+        """Return what guidance takes, for the first `count` blankets."""
+        # Guidance through the whole decoder needs no more of an operator than its call.
+        seen = [cast(ObservationsOfStates, self.blanket(n)) for n in range(count)]
+        return DecodedObservations(seen, self.decode)
 
     def variance(self, n: int) -> Tensor:
-        """Variances of blanket n: of each instrument's locations, repeated over its channels.
+        """Return variances of blanket n: of each instrument's locations, repeated over its channels.
 
         The recording repeats the whole list of locations once per channel, while values run over
         channels first. This order exists here alone; it is harmless only where all locations of
@@ -152,7 +155,7 @@ class MaskedLatents:
 
 
 def observations(case: ParityCase) -> Iterator[tuple[str, Tensor]]:
-    """`obs.A_clean.<n>`: model equivalents of the clean blankets."""
+    """Yield `obs.A_clean.<n>`: model equivalents of the clean blankets."""
     recorded = RecordedObservations(case)
     clean = unfold(case.blankets(case.array("traj.x0")), recorded.size, recorded.stride)
     for n in range(recorded.count):
@@ -161,7 +164,7 @@ def observations(case: ParityCase) -> Iterator[tuple[str, Tensor]]:
 
 
 def derived_inputs(case: ParityCase) -> Iterator[Comparison]:
-    """Observed values and variances, which follow from other recorded arrays."""
+    """Yield observed values and variances, which follow from other recorded arrays."""
     recorded = RecordedObservations(case)
     used = 0
     for n in range(recorded.count):
@@ -182,7 +185,7 @@ def derived_inputs(case: ParityCase) -> Iterator[Comparison]:
 
 
 def scalar_variance(case: ParityCase) -> Tensor:
-    """The one variance of `lin.y.scalar`, which its distance from the clean values tells."""
+    """Estimate the one variance of `lin.y.scalar` from its distance to the clean values."""
     clean = case.array("den.x0")[0, case.array("lin.idx")].double()
     ratio = (case.array("lin.y.scalar").double() - clean) / case.array("lin.y_noise").double()
     # Six digits survive the float32 of the recording; the setting had fewer.
@@ -197,13 +200,13 @@ TWO = BlanketRows(torch.tensor([0, 0]), torch.tensor([0, 1]))
 
 
 def masked(case: ParityCase, kind: str) -> MaskedLatents:
-    """The recorded linear observations with `scalar` or `vector` variance."""
+    """Return the recorded linear observations with `scalar` or `vector` variance."""
     variance = scalar_variance(case) if kind == "scalar" else case.array("lin.var_vec")
     return MaskedLatents(case, case.array(f"lin.y.{kind}")[None], variance)
 
 
 def linear_mmps(case: ParityCase) -> Arrays:
-    """`mmps.lin.*`: masked latents, alone and two in a batch."""
+    """Yield `mmps.lin.*`: masked latents, alone and two in a batch."""
     for name, match in case.names(r"mmps\.lin\.(\w+)\.tw(\d)\.it(\d+)\.s(.+)"):
         sigma = case.level(match[4])
         guide = _mmps(masked(case, match[1]), int(match[3]), tweedie=match[2] == "1")
@@ -219,7 +222,7 @@ def linear_mmps(case: ParityCase) -> Arrays:
 
 
 def decoded_mmps(case: ParityCase) -> Arrays:
-    """`mmps.dec.*`: observations of the decoded states of the first blanket."""
+    """Yield `mmps.dec.*`: observations of the decoded states of the first blanket."""
     observed = RecordedObservations(case).decoded(1)
     for name, match in case.names(r"mmps\.dec\.tw(\d)\.it(\d+)\.s(.+)"):
         sigma = case.level(match[3])
@@ -229,7 +232,7 @@ def decoded_mmps(case: ParityCase) -> Arrays:
 
 
 def sda(case: ParityCase) -> Arrays:
-    """`sda.*`: masked latents, scalar variance, a constant of 0.5."""
+    """Yield `sda.*`: masked latents, scalar variance, a constant of 0.5."""
     settings = SDASettings(gamma=case.config.get("sda_gamma", 0.5), relative=False)
     for name, match in case.names(r"sda\.s(.+)"):
         sigma = case.level(match[1])
@@ -239,7 +242,7 @@ def sda(case: ParityCase) -> Arrays:
 
 
 def pieces(case: ParityCase) -> Arrays:
-    """`piece.*`: the parts of one evaluation at sigma = 1."""
+    """Yield `piece.*`: the parts of one evaluation at sigma = 1."""
     sigma, dates = case.level(1.0), case.first_dates
     seen = RecordedObservations(case).decoded(1).select(ONE, case.array("traj.x0"))
     if seen is None:

@@ -79,7 +79,7 @@ INPUTS = re.compile(
 
 
 def compare_folder(folder: Path, runs: Iterable[str] = ("float32", "float64")) -> list[Comparison]:
-    """Compares everything recorded in a folder.
+    """Compare everything recorded in a folder.
 
     Arguments:
         folder: See `model.checkpoints.parity.case`.
@@ -117,7 +117,7 @@ def _known_in_advance(case: ParityCase) -> Iterator[Comparison]:
 
 
 def _attempt(case: ParityCase, family: OutputFamily, names: list[str]) -> Iterator[Comparison]:
-    """Outcomes of the recorded arrays `names`; what breaks half-way leaves the rest missed."""
+    """Yield outcomes of the recorded arrays `names`; what breaks half-way leaves the rest missed."""
     if not names:
         return
     open_names, why = set(names), "nothing was computed for it"

@@ -32,23 +32,23 @@ __all__ = [
 Arrays = Iterator[tuple[str, Tensor]]
 
 
-class GivenLevel(Schedule):
-    """Takes the noise level itself as the time."""
+class GivenLevel(Schedule):  # type: ignore[misc]  # azula has no types
+    """Take the noise level itself as the time."""
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha = 1 and sigma = t."""
+        """Return alpha = 1 and sigma = t."""
         return torch.ones_like(t), t
 
 
 def blankets_of(case: ParityCase) -> Blankets:
-    """How the recorded trajectory is covered."""
+    """Return how the recorded trajectory is covered."""
     recorded = case.config["trajectory"]
     size, stride = recorded["blanket_size"], recorded["blanket_stride"]
     return Blankets((recorded["T"] - size) // stride + 1, size, stride)
 
 
 def trajectory_dates(case: ParityCase) -> Arrays:
-    """`traj.date`: from the start and the time step."""
+    """Yield `traj.date`: from the start and the time step."""
     recorded = case.config["trajectory"]
     first = datetime.fromisoformat(recorded["start"]) + timedelta(hours=recorded["start_hour"])
     step = timedelta(hours=recorded["dt_hours"])
@@ -57,7 +57,7 @@ def trajectory_dates(case: ParityCase) -> Arrays:
 
 
 def folds(case: ParityCase) -> Arrays:
-    """`traj.unfold*` and `traj.fold.*`: of toy states."""
+    """Yield `traj.unfold*` and `traj.fold.*`: of toy states."""
     length = case.config["trajectory"]["T"]
     toy = case.array("traj.fold_x")
     toy = toy.reshape(len(toy), length, -1)
@@ -74,7 +74,7 @@ def folds(case: ParityCase) -> Arrays:
 
 
 def trajectory_denoisers(case: ParityCase) -> Arrays:
-    """`traj.den.<mode>.*`: all blankets denoised and composed."""
+    """Yield `traj.den.<mode>.*`: all blankets denoised and composed."""
     layout, date = blankets_of(case), case.array("traj.date")
     for name, match in case.names(r"traj\.den\.(\w+)\.s(.+)"):
         sigma = case.level(match[2])
@@ -89,7 +89,7 @@ def trajectory_denoisers(case: ParityCase) -> Arrays:
 
 
 def guided(case: ParityCase) -> Arrays:
-    """`traj.mmps.*`: blankets with observation vectors of different lengths."""
+    """Yield `traj.mmps.*`: blankets with observation vectors of different lengths."""
     layout = blankets_of(case)
     guide = trajectory_guidance(case)
     for name, match in case.names(r"traj\.mmps\.s(.+)"):
@@ -101,7 +101,7 @@ def guided(case: ParityCase) -> Arrays:
 
 
 def trajectory_guidance(case: ParityCase) -> Guidance:
-    """Two iterations on the recorded observations of all blankets."""
+    """Return two iterations on the recorded observations of all blankets."""
     observed = RecordedObservations(case).decoded(blankets_of(case).count)
     return MMPS(observed, MMPSSettings(iterations=2, whiten=False, recycle=False))
 
@@ -120,13 +120,13 @@ def _fold(parts: Tensor, stride: int, mode: str) -> Tensor:
 
 
 _STEPS = 8
-"""Steps of the recorded runs where no draw tells them. Stochastic runs have as many draws as steps,
+"""Steps of the recorded runs that have no draws. Stochastic runs have as many draws as steps,
 and the deterministic ones are as long as the ancestral one."""
 
 _CORRECTIONS = 2
 
 
-class SinglePrecisionClock(Schedule):
+class SinglePrecisionClock(Schedule):  # type: ignore[misc]  # azula has no types
     """The schedule as the recording evaluates it: in float32, cancelling near t = 1."""
 
     def __init__(self, name: str, sigma_min: float, sigma_max: float) -> None:
@@ -134,7 +134,7 @@ class SinglePrecisionClock(Schedule):
         self.name, self.low, self.high = name, sigma_min, sigma_max
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma in float32."""
+        """Return alpha and sigma, computed in float32."""
         t = t.float()
         if self.name != "rectified":
             return self.exact(t)
@@ -143,13 +143,13 @@ class SinglePrecisionClock(Schedule):
 
 
 def samplers(case: ParityCase) -> Arrays:
-    """Runs of one blanket under the prior."""
+    """Yield runs of one blanket under the prior."""
     for name, settings in _recorded(case, r"samp\.(ddim|ddpm|lms|lms1|pc|rewind)"):
         yield name, _run(case, name, settings, None)
 
 
 def guided_samplers(case: ParityCase) -> Arrays:
-    """Runs of one blanket with masked observations."""
+    """Yield runs of one blanket with masked observations."""
     for name, settings in _recorded(case, r"samp\.(ddim|ddpm|lms|pc)_mmps"):
         guide = MMPS(
             masked(case, "vector"), MMPSSettings(iterations=2, whiten=False, recycle=False)
@@ -158,13 +158,13 @@ def guided_samplers(case: ParityCase) -> Arrays:
 
 
 def trajectory_sampler(case: ParityCase) -> Arrays:
-    """Runs of the whole trajectory under the prior."""
+    """Yield runs of the whole trajectory under the prior."""
     for name, settings in _recorded(case, r"samp\.traj_(ddim|ddpm|lms|pc)"):
         yield name, _run(case, name, settings, None, blankets_of(case))
 
 
 def guided_trajectory(case: ParityCase) -> Arrays:
-    """Runs of the whole trajectory with observations of the decoded states."""
+    """Yield runs of the whole trajectory with observations of the decoded states."""
     for name, settings in _recorded(case, r"samp\.traj_(ddim|ddpm|lms|pc)_mmps"):
         yield name, _run(case, name, settings, trajectory_guidance(case), blankets_of(case))
 

@@ -43,7 +43,7 @@ __all__ = [
 
 
 class Period(BaseModel):
-    """[start, end) of valid times."""
+    """A half-open interval [start, end) of valid times."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -100,12 +100,12 @@ class Splits(BaseModel):
         return self
 
     def of(self, split: str) -> tuple[Period, ...]:
-        """The periods of `train`, `validation` or `test`."""
+        """Return the periods of `train`, `validation` or `test`."""
         periods: tuple[Period, ...] = getattr(self, split)
         return periods
 
     def bounds(self, split: str) -> list[tuple[str, str]]:
-        """Start and end of each of those periods, in the form numpy reads."""
+        """Return the start and end of each of those periods, in the form numpy reads."""
         return [period.bounds for period in self.of(split)]
 
 
@@ -117,7 +117,7 @@ STATIC_NAMES = {
 
 
 class StateStore:
-    """Reads states of given channels from a store.
+    """Read states of given channels from a store.
 
     Arguments:
         url: Anything xarray opens as zarr, a zarr store in a zip file, or a NetCDF file.
@@ -181,12 +181,12 @@ class StateStore:
             )
 
     def between(self, start: str, end: str) -> range:
-        """Indices of the times in [start, end)."""
+        """Return indices of the times in [start, end)."""
         first, last = np.searchsorted(self.times, [np.datetime64(start), np.datetime64(end)])
         return range(int(first), int(last))
 
     def within(self, bounds: Sequence[tuple[str, str]]) -> list[range]:
-        """Indices of the times in each [start, end), one range for each."""
+        """Return indices of the times in each [start, end), one range for each."""
         return [self.between(start, end) for start, end in bounds]
 
     def read(self, index: slice | Sequence[int]) -> NDArray[np.float32]:
@@ -221,7 +221,7 @@ class StateStore:
         return array[..., ::-1, :] if self._flip else array
 
     def static(self) -> dict[str, NDArray[np.float32]]:
-        """Orography [m] and land-sea mask [0-1] with shape (Y, X), where the store has them."""
+        """Return orography [m] and land-sea mask [0-1] with shape (Y, X), where the store has them."""
         found = {}
         for name, (foreign, factor) in STATIC_NAMES.items():
             if foreign in self.dataset:
@@ -235,8 +235,11 @@ def _open(url: str) -> xr.Dataset:
             # netCDF4 reads classic files too; letting xarray guess imports every backend.
             return xr.open_dataset(url, engine="netcdf4", chunks=None)
         if url.endswith(".zip"):
-            return xr.open_zarr(ZipStore(url, mode="r"), chunks=None, consolidated=False)
-        return xr.open_zarr(url, chunks=None)
+            store = ZipStore(url, mode="r")
+            zipped: xr.Dataset = xr.open_zarr(store, chunks=None, consolidated=False)
+            return zipped
+        opened: xr.Dataset = xr.open_zarr(url, chunks=None)
+        return opened
     except (OSError, KeyError, ValueError) as error:
         raise InvalidInput(
             f"Expected a zarr store or NetCDF file at {url}; {error}.", file=url
@@ -252,18 +255,18 @@ class ChannelStatistics:
     std: NDArray[np.float64]
 
     def standardise(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Physical states (N, C, Y, X) to standardised ones; missing values become 0."""
+        """Standardise physical states (N, C, Y, X); missing values become 0."""
         z = (states - self.mean[:, None, None]) / self.std[:, None, None]
         return np.nan_to_num(z, nan=0.0, copy=False).astype(np.float32)
 
     def save(self, path: Path) -> None:
-        """Writes JSON."""
+        """Write the statistics as a JSON file."""
         values = {"names": self.names, "mean": self.mean.tolist(), "std": self.std.tolist()}
         path.write_text(json.dumps(values, indent=1))
 
     @classmethod
     def load(cls, path: Path) -> "ChannelStatistics":
-        """Reads what `save` wrote."""
+        """Read the statistics of a file that `save` wrote."""
         values = json.loads(path.read_text())
         return cls(tuple(values["names"]), np.array(values["mean"]), np.array(values["std"]))
 
@@ -271,7 +274,7 @@ class ChannelStatistics:
 def channel_statistics(
     store: StateStore, indices: Sequence[int], grid: Grid, count: int = 400
 ) -> ChannelStatistics:
-    """Statistics from `count` states spread evenly over `indices`.
+    """Return statistics from `count` states spread evenly over `indices`.
 
     Missing values (sea surface temperature on land) do not count.
 
@@ -322,16 +325,17 @@ class ArrayCache:
         return len(self.array)
 
     def windows(self, length: int) -> NDArray[np.int64]:
-        """First positions of all runs of `length` consecutive hourly times."""
+        """Return the first positions of all runs of `length` consecutive hourly times."""
         starts = np.arange(max(len(self.times) - length + 1, 0))
         span = self.times[starts + length - 1] - self.times[starts]
-        return starts[span == np.timedelta64(length - 1, "h")]
+        whole: NDArray[np.int64] = starts[span == np.timedelta64(length - 1, "h")]
+        return whole
 
 
 def build_cache(
     folder: Path, chunks: Callable[[], Iterator[Chunk]], count: int, item: tuple[int, ...]
 ) -> ArrayCache:
-    """Writes `count` items of shape `item` from `chunks()`; a finished cache is left as it is.
+    """Write `count` items of shape `item` from `chunks()`; a finished cache is left as it is.
 
     The index is written last, so an interrupted build is built again and never half read.
     """

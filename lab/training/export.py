@@ -3,7 +3,7 @@
 import json
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ __all__ = ["export_bundle"]
 def export_bundle(
     run: Path, output: Path, *, name: str, description: str, simulated: bool, licence: str
 ) -> Card:
-    """Writes the bundle of a denoiser run and the autoencoder it was trained on.
+    """Write the bundle of a denoiser run and the autoencoder it was trained on.
 
     Arguments:
         run: Folder of the denoiser run; without a checkpoint in it the correction is zero, and the
@@ -93,7 +93,7 @@ def export_bundle(
 
 @torch.no_grad()
 def _residual(model: LatentModel, config: DenoiserTraining, store: StateStore) -> Tensor:
-    """What the autoencoder loses of training states, by channel and row, with shape (C, Y).
+    """Return what the autoencoder loses of training states, by channel and row, with shape (C, Y).
 
     It is alike at neighbouring places and hours, so that many observations do not average it away
     as they do with independent errors; `residual_inflation` stands for that.
@@ -106,20 +106,20 @@ def _residual(model: LatentModel, config: DenoiserTraining, store: StateStore) -
 
 
 def _backbone(config: DenoiserTraining, run: Path, corrects: bool) -> tuple[Backbone, int]:
-    """The averaged weights of the run, or a zero correction where it has not begun."""
+    """Return the averaged weights of the run, or a zero correction where it has not begun."""
     checkpoint = run / "last.pt"
     backbone = Backbone(BackboneConfig(**config.backbone))
     if not checkpoint.exists():
         if not corrects:
             raise CheckpointError(f"Expected trained weights in {checkpoint}; train first.")
-        return build_denoiser(config, object()).backbone, 0  # type: ignore[arg-type]
+        return cast(Backbone, build_denoiser(config, object()).backbone), 0  # type: ignore[arg-type]
     weights, step = averaged_weights(checkpoint)
     backbone.load_state_dict(weights)
     return backbone, step
 
 
 def _autoencoder_runs(folder: Path) -> list[dict[str, Any]]:
-    """How the autoencoder was trained: first the run of both halves, then that of its decoder."""
+    """Return how the autoencoder was trained: first the run of both halves, then that of its decoder."""
     run = AutoencoderTraining(**yaml.safe_load((folder / "config.yaml").read_text()))
     this = {
         "trained": "both" if run.decoder_of is None else "decoder",
@@ -141,7 +141,7 @@ def _plain(config: AutoencoderConfig) -> dict[str, Any]:
 
 
 def _provenance(config: DenoiserTraining, step: int) -> dict[str, Any]:
-    """What a reader must know to judge or repeat the training; no paths of this machine."""
+    """Return what a reader must know to judge or repeat the training; no paths of this machine."""
     splits = config.data.splits
     return {
         "training_periods": _periods(splits.bounds("train")),

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from model.denoiser import BlanketDenoiser, denoiser_loss
 from model.domain.errors import CheckpointError
 from model.domain.files import write_atomic
 from model.domain.windows import HOUR
+from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
 from model.nn.embedding import date_rows
 
@@ -199,7 +200,8 @@ def _level(model: LatentModel, level: int) -> int:
 def _to_torch(array: Any, device: str) -> Tensor:
     """Hand a jax array to torch, without a copy where both are on the same GPU."""
     if device.startswith("cuda") and "cuda" in str(next(iter(array.devices()))).lower():
-        return torch.from_dlpack(array)
+        shared: Tensor = torch.utils.dlpack.from_dlpack(array)
+        return shared
     return torch.from_numpy(np.array(array)).to(device)
 
 
@@ -236,7 +238,7 @@ def train(
     The last `cool_down` of the time that is left lowers the rate to zero. Batches and noise are
     drawn from the step, so that a session that goes on does not repeat what was seen.
     """
-    base = model.denoise.base.float()
+    base = cast(ZonalGaussianPrior, model.denoise.base).float()
     backbone = Backbone(settings.backbone(model)).to(settings.device)
     nn.init.zeros_(backbone.out_proj.weight)
     nn.init.zeros_(backbone.out_proj.bias)

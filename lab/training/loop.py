@@ -59,44 +59,44 @@ class Optimisation(BaseModel):
     log_every: int = 50
 
     def optimiser(self, module: nn.Module) -> torch.optim.AdamW:
-        """AdamW over the parameters that learn."""
+        """Return AdamW over the parameters that learn."""
         parameters = [p for p in module.parameters() if p.requires_grad]
         return torch.optim.AdamW(
             parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
         )
 
     def rate(self, step: int) -> float:
-        """Learning rate over its peak at `step`."""
+        """Return the learning rate over its peak at `step`."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         share = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
         return self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * share))
 
     def autocast(self, device: str) -> torch.autocast:
-        """Context of the forward pass."""
+        """Return the context in which the forward pass is computed."""
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 def averaged(module: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of the weights of `module`."""
+    """Return the exponential moving average of the weights of `module`."""
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def averaged_weights(checkpoint: Path) -> tuple[dict[str, Tensor], int]:
-    """The averaged weights of a run's checkpoint, and how many steps it had done."""
+    """Return the averaged weights of a run's checkpoint, and how many steps it had done."""
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     kept = {k: v for k, v in state["parts"][1].items() if k.startswith("module.")}
     return {k.removeprefix("module."): v for k, v in kept.items()}, int(state["step"])
 
 
 def generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """Random numbers of one step of one rank, the same in every run with this seed."""
+    """Return random numbers of one step of one rank, the same in every run with this seed."""
     mixed = (seed * 1_000_003 + step) * 4_099 + rank
     return torch.Generator().manual_seed(mixed % (2**63))
 
 
 def setup_distributed() -> torch.device:
-    """Joins the group torchrun describes, if any, and names this process's device."""
+    """Join the group torchrun describes, if any, and name this process's device."""
     if "LOCAL_RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if torch.cuda.is_available():
@@ -107,7 +107,7 @@ def setup_distributed() -> torch.device:
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
+    """Return this process's rank and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
@@ -144,7 +144,7 @@ class TrainingRun:
             path.write_text(yaml.safe_dump(values, sort_keys=False))
 
     def resume(self, *parts: Any) -> int:
-        """Loads the state of `parts` if there is a checkpoint; returns the next step."""
+        """Load the state of `parts` if there is a checkpoint; return the next step."""
         path = self.folder / "last.pt"
         if not path.exists():
             return 0
@@ -162,11 +162,11 @@ class TrainingRun:
         self._saved = time.monotonic()
 
     def due(self, minutes: float) -> bool:
-        """Whether the last save is `minutes` old."""
+        """Return whether the last save is `minutes` old."""
         return time.monotonic() - self._saved > 60 * minutes
 
     def log(self, step: int, total: int, samples: int, **values: float | Tensor) -> None:
-        """Prints and records metrics with the samples per second since the last call."""
+        """Print and record metrics with the samples per second since the last call."""
         if self.rank != 0:
             return
         now = time.monotonic()

@@ -77,7 +77,7 @@ Fields = dict[str, jax.Array]
 
 
 class NatureModel:
-    """Builds jcm once and steps it a day at a time.
+    """Build jcm once and step it a day at a time.
 
     Args:
         clock_start: The model's clock at the initial state, UTC.
@@ -102,39 +102,42 @@ class NatureModel:
         self._day = jax.jit(partial(self._integrate, hours=24))
 
     def _surface_geopotential(self) -> np.ndarray:
-        """The dynamical core's own (spectrally truncated) ground, m² s⁻², (longitude, latitude)."""
+        """Return the dynamical core's own (spectrally truncated) ground, m² s⁻², (longitude, latitude)."""
         core = self.model.dycore
         modal = core._primitive.orography
         height = self.model.coords.horizontal.to_nodal(modal)
         metres = core._physics_specs.dimensionalize(height, units.meter).m
-        return np.asarray(metres) * core.constants.grav
+        ground: np.ndarray = np.asarray(metres) * core.constants.grav
+        return ground
 
     @property
     def latitude(self) -> np.ndarray:
         """Gaussian latitudes, degrees, north to south."""
-        return np.rad2deg(np.asarray(self.model.coords.horizontal.latitudes))[::-1]
+        degrees: np.ndarray = np.rad2deg(np.asarray(self.model.coords.horizontal.latitudes))[::-1]
+        return degrees
 
     @property
     def longitude(self) -> np.ndarray:
-        """Degrees east from 0."""
-        return np.rad2deg(np.asarray(self.model.coords.horizontal.longitudes))
+        """Longitudes of the grid, degrees east from 0."""
+        degrees: np.ndarray = np.rad2deg(np.asarray(self.model.coords.horizontal.longitudes))
+        return degrees
 
     def static_fields(self) -> dict[str, np.ndarray]:
-        """Ground and mask, (latitude, longitude), north to south."""
+        """Return ground and mask, (latitude, longitude), north to south."""
         return {
             "geopotential_at_surface": _north_first(np, self.surface_geopotential),
             "land_sea_mask": _north_first(np, self.land),
         }
 
     def initial(self, seed: int) -> RunState:
-        """Isothermal rest with a random surface pressure: another seed, another truth."""
+        """Return a state of isothermal rest with a random surface pressure: another seed, another truth."""
         model = self.model
         model.bootstrap_state(model.initial_state(random_seed=seed))
         state: RunState = model.run_state
         return state
 
     def day(self, state: RunState) -> tuple[RunState, Fields]:
-        """24 hours on: the new state and the fields at its 24 full hours.
+        """Advance 24 hours: return the new state and the fields at its 24 full hours.
 
         Fields are float32, (24, latitude, longitude) and (24, level, latitude, longitude).
         """
@@ -167,7 +170,7 @@ class NatureModel:
         return dynamics.replace(log_surface_pressure=add_constant(log_pressure, shift))
 
     def _fields(self, carry: RunState, forcing: ForcingData, rain: jax.Array) -> Fields:
-        """Every stored variable at one instant, rounded, (level, latitude, longitude)."""
+        """Return every stored variable at one instant, rounded, (level, latitude, longitude)."""
         grid = verify_state(self.model.dycore.to_physics_state(carry.dynamics))
         sigma = SigmaFields(
             temperature=grid.temperature,
@@ -213,7 +216,7 @@ def _surface_fields(sigma: SigmaFields) -> Fields:
 def _step(
     step: Callable[[Any, Any, DateData], tuple[Any, Any]], carry: RunState
 ) -> tuple[RunState, jax.Array]:
-    """One time step; also the water that fell in it, metres."""
+    """Take one time step; return also the water that fell in it, metres."""
     dynamics, physics = step(
         carry.dynamics, carry.physics, DateData(carry.time, carry.step, STEP_SECONDS)
     )
@@ -224,12 +227,12 @@ def _step(
 
 
 def _north_first(xp: Any, field: Any) -> Any:
-    """(..., longitude, latitude from the south) → (..., latitude from the north, longitude)."""
+    """Turn (..., longitude, latitude from the south) → (..., latitude from the north, longitude)."""
     return xp.flip(xp.swapaxes(field, -1, -2), axis=-2)
 
 
 def _round(field: jax.Array, quantum: float | None) -> jax.Array:
-    """To a multiple of a power of two (trailing zero bits compress), or to 9 mantissa bits."""
+    """Round to a multiple of a power of two (trailing zero bits compress), or to 9 mantissa bits."""
     if quantum is not None:
         return jnp.round(field / quantum) * quantum
     bits = jax.lax.bitcast_convert_type(field, jnp.uint32)
@@ -278,7 +281,7 @@ class NatureRunConfig:
         return self.output.with_name(self.output.name + ".state.npz")
 
     def identity(self) -> dict[str, object]:
-        """What a restart must share with the run it continues."""
+        """Return what a restart must share with the run it continues."""
         return {
             "start": self.start.isoformat(),
             "seed": self.seed,
@@ -287,19 +290,21 @@ class NatureRunConfig:
 
 
 def days_in(start: datetime, years: int) -> int:
-    """Days of ``years`` calendar years from ``start`` (leap days counted)."""
+    """Return days of ``years`` calendar years from ``start`` (leap days counted)."""
     return (start.replace(year=start.year + years) - start).days
 
 
 def save_state(path: Path, day: int, state: RunState) -> None:
-    """Every leaf of the model state, and the number of days done, in one atomic step."""
-    leaves = {f"leaf_{i:04d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+    """Save every leaf of the model state and the number of days done, atomically."""
+    leaves: dict[str, Any] = {
+        f"leaf_{i:04d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))
+    }
     with open_atomic(path) as file:
         np.savez(file, day=day, **leaves)
 
 
 def load_state(path: Path, template: RunState) -> tuple[int, RunState]:
-    """The saved day and state; ``template`` gives the structure."""
+    """Return the saved day and state; ``template`` gives the structure."""
     leaves, structure = jax.tree.flatten(template)
     with np.load(path) as saved:
         if len(saved.files) != len(leaves) + 1:
@@ -387,7 +392,7 @@ def _keep(
 
 
 class NatureRunProgress:
-    """Prints a line a block: date, speed, time left, and a few numbers to trust it by."""
+    """Print a line a block: date, speed, time left, and a few numbers to trust it by."""
 
     def __init__(self, start: datetime) -> None:
         self.start = start
@@ -414,7 +419,7 @@ class NatureRunProgress:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the nature run named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="zarr store to write")
     parser.add_argument("--years", type=int, default=1, help="calendar years from the start")

@@ -10,6 +10,7 @@ leaves a valid store; what lies beyond the listed time is overwritten.
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -84,9 +85,9 @@ class NatureStore:
         latitude: np.ndarray,
         longitude: np.ndarray,
         static: dict[str, np.ndarray],
-        attributes: dict[str, object],
+        attributes: dict[str, Any],
     ) -> None:
-        """Coordinates, static fields (latitude, longitude) and empty variables."""
+        """Write coordinates, static fields (latitude, longitude) and empty variables."""
         grid = (latitude.size, longitude.size)
         self.group.attrs.update({"title": TITLE, "source": SOURCE, **attributes})
         self._coordinate("latitude", latitude, "degrees_north")
@@ -113,7 +114,7 @@ class NatureStore:
 
     def _array(
         self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], names: list[str]
-    ) -> zarr.Array:
+    ) -> "zarr.Array[Any]":
         return self.group.create_array(
             name,
             shape=shape,
@@ -146,11 +147,11 @@ class NatureStore:
         first = day * HOURS
         end = first + len(block["temperature"])
         for name, values in block.items():
-            array = self.group[name]
+            array = cast("zarr.Array[Any]", self.group[name])
             if array.shape[0] < end:
                 array.resize((end, *array.shape[1:]))
             array[first:end] = values
-        time = self.group["time"]
+        time = cast("zarr.Array[Any]", self.group["time"])
         if time.shape[0] < end:
             time.resize((end,))
         time[first:end] = self.first_hour + np.arange(first, end)

@@ -85,17 +85,17 @@ class PressureFields:
 
 
 def virtual_temperature(temperature: Array, specific_humidity: Array) -> Array:
-    """Temperature of dry air of the same density and pressure, K."""
+    """Return the temperature of dry air of the same density and pressure, K."""
     return temperature * (1.0 + NATURE_RUN_VIRTUAL * specific_humidity)
 
 
 def surface_temperature(temperature: Array, sigma: Array) -> Array:
-    """Temperature at the model's ground: the lowest level's, down the standard lapse rate, K."""
+    """Return the temperature at the model's ground: the lowest level's, down the standard lapse rate, K."""
     return temperature / sigma**EXPONENT
 
 
 def _sea_level_lapse(xp: ModuleType, surface: Array, geopotential: Array) -> tuple[Array, Array]:
-    """T* and the exponent d ln T / d ln p of the reduction to sea level (Trenberth, eqs. 11–14).
+    """Return T* and the exponent d ln T / d ln p of the reduction to sea level (Trenberth, eqs. 11–14).
 
     Cold ground is warmed half way to 255 K; where the sea-level value would pass 290.5 K the
     lapse rate is cut, so that hot and high deserts do not get a deep low.
@@ -114,7 +114,7 @@ def _sea_level_lapse(xp: ModuleType, surface: Array, geopotential: Array) -> tup
 def mean_sea_level_pressure(
     xp: ModuleType, surface_pressure: Array, surface: Array, geopotential: Array
 ) -> Array:
-    """Pressure reduced to sea level, Pa.
+    """Return the pressure reduced to sea level, Pa.
 
     ``surface`` is the temperature at the ground (K), ``geopotential`` the ground's (m² s⁻²).
     """
@@ -126,7 +126,7 @@ def mean_sea_level_pressure(
 
 
 def _underground_exponent(xp: ModuleType, surface: Array, geopotential: Array) -> Array:
-    """d ln T / d ln p below the ground (Trenberth, eqs. 15–17): less under high plateaus."""
+    """Return d ln T / d ln p below the ground (Trenberth, eqs. 15–17): less under high plateaus."""
     height = geopotential / GRAVITY
     sea_level = surface + STANDARD_LAPSE_RATE * height
     capped = xp.minimum(sea_level, 298.0)
@@ -138,7 +138,7 @@ def _underground_exponent(xp: ModuleType, surface: Array, geopotential: Array) -
 
 
 def _log_mean(t1: Array, t2: Array) -> Array:
-    """Mean of a temperature whose logarithm is linear, (t1 − t2)/ln(t1/t2), by its series.
+    """Return the mean of a temperature whose logarithm is linear, (t1 − t2)/ln(t1/t2), by its series.
 
     ∫ T d ln p over a layer is this times Δ ln p. With x = (t1 − t2)/(t1 + t2) it is
     mean · x / artanh x; the terms kept are exact to 1e-7 for |x| < 0.15.
@@ -148,7 +148,7 @@ def _log_mean(t1: Array, t2: Array) -> Array:
 
 
 def _hydrostatic(xp: ModuleType, virtual: Array, ln_p: Array, bottom: Array) -> Array:
-    """Geopotential at the points of a profile whose last point is the ground, (point, ...)."""
+    """Return the geopotential at the points of a profile whose last point is the ground, (point, ...)."""
     thickness = GAS_CONSTANT_DRY * _log_mean(virtual[1:], virtual[:-1]) * (ln_p[1:] - ln_p[:-1])
     # Summed upwards: point k is the ground plus every layer under k.
     above = xp.cumsum(thickness[::-1], axis=0)[::-1]
@@ -156,7 +156,7 @@ def _hydrostatic(xp: ModuleType, virtual: Array, ln_p: Array, bottom: Array) -> 
 
 
 def _profile(xp: ModuleType, fields: SigmaFields) -> tuple[Array, Array, Array, Array]:
-    """ln p, ln T, q at the full levels and the ground, and geopotential there; (level+1, ...)."""
+    """Return ln p, ln T, q at the full levels and the ground, and geopotential there; (level+1, ...)."""
     shape = (-1,) + (1,) * fields.surface_pressure.ndim
     ln_sigma = xp.log(xp.asarray(fields.sigma)).reshape(shape)
     ln_ps = xp.log(fields.surface_pressure)
@@ -226,7 +226,7 @@ SURFACE_SIGMA = 0.99
 
 
 def temperature_2m(xp: ModuleType, temperature: Array, sigma: Array) -> Array:
-    """Screen temperature (...), K, of the profile ``temperature`` (level, ...) on ``sigma``.
+    """Return the screen temperature (...), K, of the profile ``temperature`` (level, ...) on ``sigma``.
 
     The last level but one must be SPEEDY's reference sigma (0.835), as on its 8 levels.
     """

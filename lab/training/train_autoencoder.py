@@ -24,7 +24,7 @@ import math
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class PatchPCA:
         self.mean, self.components, self.variance = mean, components, variance
 
     def residual_rmse(self, count: int) -> float:
-        """Standardised error that `count` components leave on the fitted sample."""
+        """Return the standardised error that `count` components leave on the fitted sample."""
         return float((self.variance[count:].sum() / len(self.variance)).sqrt())
 
 
@@ -108,7 +108,7 @@ def fit_patch_pca(states: Tensor, patch: tuple[int, int], weights: Tensor) -> Pa
 
 @torch.no_grad()
 def start_at_pca(autoencoder: Autoencoder, pca: PatchPCA) -> None:
-    """Sets a one-level autoencoder to the linear code: identity blocks between PCA projections.
+    """Set a one-level autoencoder to the linear code: identity blocks between PCA projections.
 
     Later residual convolutions start at zero, so that encoder and decoder are exactly linear (but
     for the saturation) at the first step.
@@ -122,25 +122,30 @@ def start_at_pca(autoencoder: Autoencoder, pca: PatchPCA) -> None:
     first, last = _ends(autoencoder.encoder)
     first.weight.mul_(1e-2)
     first.weight[:, :, middle, middle] += project
-    first.bias.copy_(-project @ pca.mean)
+    _bias(first).copy_(-project @ pca.mean)
     last.weight.mul_(1e-2)
     last.weight[:, :latent, middle, middle] += torch.eye(latent)
-    last.bias.zero_()
+    _bias(last).zero_()
     first, last = _ends(autoencoder.decoder)
     first.weight.mul_(1e-2)
     first.weight[:latent, :, middle, middle] += torch.eye(latent)
-    first.bias.zero_()
+    _bias(first).zero_()
     last.weight.mul_(1e-2)
     last.weight[:, :latent, middle, middle] += (pca.components[:latent] / scale[:latent, None]).T
-    last.bias.copy_(pca.mean)
+    _bias(last).copy_(pca.mean)
+
+
+def _bias(convolution: torch.nn.Conv2d) -> Tensor:
+    """Return the bias, which all convolutions of an autoencoder have."""
+    return cast(Tensor, convolution.bias)
 
 
 def _ends(module: torch.nn.Module) -> tuple[torch.nn.Conv2d, torch.nn.Conv2d]:
-    """First and last convolution; the last convolution of each residual block is set to zero."""
+    """Return the first and last convolution; the last convolution of each residual block is set to zero."""
     convolutions = [m for m in module.modules() if isinstance(m, torch.nn.Conv2d)]
     for second in convolutions[2:-1:2]:
         torch.nn.init.zeros_(second.weight)
-        torch.nn.init.zeros_(second.bias)
+        torch.nn.init.zeros_(_bias(second))
     return convolutions[0], convolutions[-1]
 
 
@@ -192,15 +197,18 @@ class ReconstructionLoss(nn.Module):
         self.register_buffer("relative", relative.float())
 
     def squared(self, output: Tensor, target: Tensor) -> Tensor:
-        """The first term, of states (N, C, Y, X)."""
+        """Return the first term of the loss, of states (N, C, Y, X)."""
         return ((output - target).float().square() * self.weights).mean()
 
     def spectral(self, output: Tensor, target: Tensor) -> Tensor:
-        """The second term without λ: 1 for an error as large as the state at every wavelength."""
+        """Return the second term of the loss, without λ.
+
+        It is 1 for an error as large as the state at every wavelength.
+        """
         return (self._power(output - target).mean(0) * self.relative).sum()
 
     def amplitude(self, output: Tensor, target: Tensor) -> Tensor:
-        """The third term without α."""
+        """Return the third term of the loss, without α."""
         found, wanted = self._power(output).mean(0), self._power(target).mean(0)
         # Over the mean power of all states: that of a batch may be next to nothing.
         count = (self.relative > 0).sum().clamp(min=1)
@@ -208,7 +216,7 @@ class ReconstructionLoss(nn.Module):
         return deviation.square().sum() / count
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss of reconstructed states against states, both standardised, (N, C, Y, X)."""
+        """Return the loss of reconstructed states against states, both standardised, (N, C, Y, X)."""
         loss = self.squared(output, target)
         with torch.autocast(output.device.type, enabled=False):
             if self.spectral_weight > 0:
@@ -218,7 +226,7 @@ class ReconstructionLoss(nn.Module):
         return loss
 
     def _power(self, fields: Tensor) -> Tensor:
-        """Power of fields (N, C, Y, X) at the wavenumbers compared, with shape (N, C, L)."""
+        """Return the power of fields (N, C, Y, X) at the wavenumbers compared, with shape (N, C, L)."""
         zonal = torch.fft.rfft(fields.float(), dim=-1)[..., : self.projection.shape[1]]
         coefficients = torch.einsum("lmy,ncymr->nclmr", self.projection, torch.view_as_real(zonal))
         power = coefficients.square().sum(-1)
@@ -237,12 +245,12 @@ class GridConfig(BaseModel):
     nlon: int
 
     def build(self) -> Grid:
-        """The grid itself."""
+        """Return the grid that is described."""
         return Grid(self.name, self.kind, self.nlat, self.nlon)  # type: ignore[arg-type]
 
 
 class DataConfig(BaseModel):
-    """Where states come from."""
+    """Where training states come from and where they are cached."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -255,13 +263,13 @@ class DataConfig(BaseModel):
     """Training states are taken this far apart; 5 visits every hour of the day."""
 
     def open(self) -> StateStore:
-        """The store, checked against the grid."""
+        """Return the store, checked against the grid."""
         store = StateStore(self.store, channels(self.levels))
         store.check_grid(self.grid.build())
         return store
 
     def statistics(self, store: StateStore) -> ChannelStatistics:
-        """Computed from the training period on first use, then kept beside the caches."""
+        """Compute the statistics of the training period once; keep them beside the caches."""
         path = self.cache / "statistics.json"
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
@@ -270,7 +278,7 @@ class DataConfig(BaseModel):
         return ChannelStatistics.load(path)
 
     def states(self, store: StateStore, split: str, every_hours: int) -> ArrayCache:
-        """Standardised states of a split, `every_hours` apart."""
+        """Return the standardised states of a split, `every_hours` apart."""
         statistics = self.statistics(store)
         runs = [run[::every_hours] for run in store.within(self.splits.bounds(split))]
 
@@ -287,7 +295,7 @@ class DataConfig(BaseModel):
 
 
 class AutoencoderTraining(BaseModel):
-    """Configuration of one run."""
+    """Configuration of one training run of the autoencoder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -309,12 +317,12 @@ class AutoencoderTraining(BaseModel):
 def train_autoencoder(
     config: AutoencoderTraining, folder: Path, on_step: OnStep = lambda done, total: None
 ) -> Path:
-    """Trains until `optimisation.steps`, resuming from `folder` if it holds a checkpoint.
+    """Train until `optimisation.steps`, resuming from `folder` if it holds a checkpoint.
 
     Arguments:
         config: What to train on what.
         folder: Of the run.
-        on_step: Told after each step; may raise to stop.
+        on_step: Called after each step; may raise to stop.
 
     Returns:
         Path of the last checkpoint.
@@ -366,7 +374,7 @@ def train_autoencoder(
             total, counted = torch.zeros_like(total), 0
             extra = {"spectral": spectral} if spectral > 0 else {}
             if (step + 1) % (10 * settings.log_every) == 0:
-                extra |= validate(ema.module, held_out, loss_of)
+                extra |= validate(cast(Autoencoder, ema.module), held_out, loss_of)
             run.log(step + 1, settings.steps, samples, rmse=squared.sqrt(), **extra)
         if run.due(settings.save_minutes):
             run.save(step + 1, model, ema, optimiser)
@@ -399,7 +407,7 @@ def _pca(states: ArrayCache, model: Autoencoder, grid: Grid) -> Any:
 
 
 def _loss(config: AutoencoderTraining, store: StateStore, states: ArrayCache) -> ReconstructionLoss:
-    """The loss, with the power of states spread through the training period."""
+    """Return the loss, with the power of states spread through the training period."""
     index = np.linspace(0, len(states) - 1, min(200, len(states))).astype(int)
     sample = torch.tensor(states.array[index]).float()
     first = store.read([store.within(config.data.splits.bounds("train"))[0].start])[0]
@@ -417,7 +425,7 @@ def _loss(config: AutoencoderTraining, store: StateStore, states: ArrayCache) ->
 def validate(
     model: Autoencoder, states: ArrayCache, loss_of: ReconstructionLoss
 ) -> dict[str, Tensor]:
-    """Standardised reconstruction error over a cache of states, and its relative part."""
+    """Return the standardised reconstruction error over a cache of states, and its relative part."""
     parts = []
     for first in range(0, len(states), 16):
         x = torch.tensor(states.array[first : first + 16]).float().to(loss_of.weights.device)

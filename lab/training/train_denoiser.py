@@ -58,7 +58,7 @@ __all__ = [
 
 @torch.no_grad()
 def decoder_response(autoencoder: Autoencoder, latents: Tensor, std: Tensor) -> Tensor:
-    """Root mean square change of the decoded state when one channel changes at random.
+    """Return the root mean square change of the decoded state when one channel changes at random.
 
     Arguments:
         autoencoder: Decodes latents to standardised states.
@@ -80,7 +80,7 @@ def decoder_response(autoencoder: Autoencoder, latents: Tensor, std: Tensor) -> 
 
 
 def latent_scale(std: Tensor, response: Tensor) -> Tensor:
-    """What latents are divided by, with shape (c,): their mean square over channels becomes 1.
+    """Return what latents are divided by, with shape (c,): their mean square over channels becomes 1.
 
     Arguments:
         std: Standard deviation of each channel, with shape (c,).
@@ -90,7 +90,7 @@ def latent_scale(std: Tensor, response: Tensor) -> Tensor:
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:
-    """The averaged weights of a finished autoencoder run."""
+    """Return the averaged weights of a finished autoencoder run."""
     config = AutoencoderTraining(**yaml.safe_load((folder / "config.yaml").read_text()))
     model = Autoencoder(AutoencoderConfig(**config.autoencoder))
     path = folder / "last.pt"
@@ -123,7 +123,7 @@ class Latents:
         self.dates = torch.from_numpy(np.stack([years, months, days, hours], axis=-1))
 
     def blankets(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled blankets (B, K, c, h, w) and dates (B, K, 4) at positions of `starts`."""
+        """Return scaled blankets (B, K, c, h, w) and dates (B, K, 4) at positions of `starts`."""
         first = self.starts[chosen.numpy()]
         index = first[:, None] + np.arange(self.blanket)
         x = torch.from_numpy(self.cache.array[index]).float()
@@ -141,8 +141,8 @@ def _encode(data: DataConfig, run: Path, split: str) -> ArrayCache:
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for part in (run[i : i + 96] for run in runs for i in range(0, len(run), 96)):
-            states = store.read(slice(part.start, part.stop))
-            states = torch.from_numpy(statistics.standardise(states))
+            read = store.read(slice(part.start, part.stop))
+            states = torch.from_numpy(statistics.standardise(read))
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 yield model.encode(states).float().numpy(), store.times[part.start : part.stop]
 
@@ -176,7 +176,7 @@ class PriorConfig(BaseModel):
 
 
 class DenoiserTraining(BaseModel):
-    """Configuration of one run."""
+    """Configuration of one training run of the denoiser."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -196,13 +196,13 @@ class DenoiserTraining(BaseModel):
     """Range of the rectified schedule the noise levels are drawn from."""
 
     def latents(self, split: str) -> Latents:
-        """Blankets of a split; encodes its states at first use."""
+        """Return blankets of a split; encodes its states at first use."""
         blanket = int(self.backbone["blanket_size"])
         return Latents(self.data, self.autoencoder_run, blanket, split)
 
 
 def fitted_prior(config: DenoiserTraining, latents: Latents) -> ZonalGaussianPrior | None:
-    """The closed-form base, fitted once and kept beside the latents."""
+    """Return the closed-form base, fitted once and kept beside the latents."""
     if config.prior is None:
         return None
     shape = latents.cache.array.shape[1:]
@@ -224,7 +224,7 @@ def fitted_prior(config: DenoiserTraining, latents: Latents) -> ZonalGaussianPri
 
 
 def build_denoiser(config: DenoiserTraining, prior: ZonalGaussianPrior | None) -> BlanketDenoiser:
-    """A denoiser whose correction starts at zero where there is a closed-form base."""
+    """Return a denoiser whose correction starts at zero where there is a closed-form base."""
     torch.manual_seed(config.optimisation.seed)
     backbone = Backbone(BackboneConfig(**config.backbone))
     if prior is not None:
@@ -236,12 +236,12 @@ def build_denoiser(config: DenoiserTraining, prior: ZonalGaussianPrior | None) -
 def train_denoiser(
     config: DenoiserTraining, folder: Path, on_step: OnStep = lambda done, total: None
 ) -> Path:
-    """Trains until `optimisation.steps`, resuming from `folder` if it holds a checkpoint.
+    """Train until `optimisation.steps`, resuming from `folder` if it holds a checkpoint.
 
     Arguments:
         config: What to train on what.
         folder: Of the run.
-        on_step: Told after each step; may raise to stop.
+        on_step: Called after each step; may raise to stop.
 
     Returns:
         Path of the last checkpoint.
@@ -299,7 +299,7 @@ def train_denoiser(
 def validate(
     denoiser: BlanketDenoiser, latents: Latents, schedule: RectifiedSchedule, count: int = 16
 ) -> dict[str, float]:
-    """Loss at fixed noise levels over blankets spread through the validation period."""
+    """Return loss at fixed noise levels over blankets spread through the validation period."""
     device = next(denoiser.parameters()).device
     chosen = torch.linspace(0, len(latents.starts) - 1, count).long()
     x, date = (v.to(device) for v in latents.blankets(chosen))

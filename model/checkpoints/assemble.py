@@ -55,7 +55,7 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The arrays of a safetensors file on the CPU; half-precision ones as float32.
+    """Return the arrays of a safetensors file on the CPU; half-precision ones as float32.
 
     Raises:
         CheckpointError: If the file cannot be read.
@@ -70,7 +70,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_pickled(path: Path) -> dict[str, Tensor]:
-    """The arrays of a `torch.save` file, unpickled without running code.
+    """Return the arrays of a `torch.save` file, unpickled without running code.
 
     Raises:
         CheckpointError: If it holds anything but a flat mapping of names to arrays.
@@ -92,7 +92,7 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Puts arrays in place of a module's parameters and buffers, all or none.
+    """Put arrays in place of a module's parameters and buffers, all or none.
 
     The module may be on the meta device: the arrays themselves become its parameters.
 
@@ -147,7 +147,7 @@ def assemble(
     base: ZonalGaussianPrior | None = None,
     precision: Precision = "float32",
 ) -> LatentModel:
-    """Puts a model together from its parts.
+    """Put a model together from its parts.
 
     Arguments:
         card: The description.

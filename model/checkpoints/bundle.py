@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -32,7 +33,7 @@ STATISTICS = ("state_mean", "state_std", "latent_mean", "latent_std")
 
 
 def resolve(checkpoint: str | Path) -> Path:
-    """The folder of a checkpoint.
+    """Return the folder of a checkpoint.
 
     Arguments:
         checkpoint: A folder, a card file, or the name of a bundle that comes with the package.
@@ -63,7 +64,7 @@ def load_checkpoint(
     *,
     verify: bool = True,
 ) -> LatentModel:
-    """Loads a model, ready for use: evaluation mode, no gradients for its parameters.
+    """Load a model, ready for use: evaluation mode, no gradients for its parameters.
 
     Arguments:
         checkpoint: See `resolve`; a folder without a card is read as the authors' run folders.
@@ -139,7 +140,7 @@ _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def save_checkpoint(model: LatentModel, folder: Path, *, stored: Storage = "float32") -> Card:
-    """Writes a model as a bundle.
+    """Write a model as a bundle.
 
     Arguments:
         model: The model; its card's files and version are replaced by what is written.
@@ -191,7 +192,7 @@ def _arrays(model: LatentModel, stored: Storage) -> dict[str, dict[str, Tensor]]
         },
     }
     if model.card.base is not None:
-        base = model.denoise.base.state_dict()
+        base = cast(nn.Module, model.denoise.base).state_dict()
         # Vectors of unit length keep three digits in float16, whose exponents suffice for them.
         half = stored != "float32"
         arrays["base"] = {

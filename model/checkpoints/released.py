@@ -17,7 +17,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import xarray as xr
@@ -34,6 +34,8 @@ from model.domain.variables import ATMOSPHERIC, LEVELS_ERA5_13, SURFACE, channel
 from model.latent_model import LatentModel
 
 __all__ = ["ReleasedConfig", "ReleasedRun", "find_released", "load_released"]
+
+Config = TypeVar("Config")
 
 _AE_KEYS = frozenset(AutoencoderConfig.__dataclass_fields__) - {"halo"}
 _AE_WITHOUT_EFFECT = frozenset(
@@ -64,7 +66,7 @@ class ReleasedConfig:
     ignore: Collection[str] = frozenset()
 
     def autoencoder(self, tensors: Mapping[str, Tensor]) -> AutoencoderConfig:
-        """The autoencoder's sizes; the number of state channels is taken from its weights.
+        """Return the autoencoder's sizes; the number of state channels is taken from its weights.
 
         Raises:
             CheckpointError: If a setting is unknown, missing or not carried.
@@ -85,7 +87,7 @@ class ReleasedConfig:
         return self._build(self.ae_path, AutoencoderConfig, settings)
 
     def levels(self, in_channels: int, statistics: xr.Dataset) -> tuple[int, ...]:
-        """The pressure levels in hPa: the 13 of the release or all those of the statistics.
+        """Return the pressure levels in hPa: the 13 of the release or all those of the statistics.
 
         Raises:
             CheckpointError: If neither gives the number of channels.
@@ -113,7 +115,7 @@ class ReleasedConfig:
         licence: str,
         provenance: dict[str, Any],
     ) -> Card:
-        """The card of the run, without files.
+        """Return the card of the run, without files.
 
         Raises:
             CheckpointError: If a setting is unknown, missing or not carried, or they disagree.
@@ -177,7 +179,7 @@ class ReleasedConfig:
         known: Collection[str],
         without_effect: Collection[str],
     ) -> dict[str, Any]:
-        unknown = settings.keys() - known - without_effect - set(self.ignore)
+        unknown = settings.keys() - {*known, *without_effect, *self.ignore}
         harmful = sorted(k for k in unknown if settings[k])  # None, 0 and false switch things off
         if harmful:
             raise CheckpointError(
@@ -199,7 +201,7 @@ class ReleasedConfig:
         return section
 
     @staticmethod
-    def _build(path: Path, kind: type, settings: dict[str, Any]) -> Any:
+    def _build(path: Path, kind: type[Config], settings: dict[str, Any]) -> Config:
         try:
             return kind(**settings)
         except (TypeError, AppaError) as error:
@@ -226,7 +228,7 @@ class ReleasedRun:
 
 
 def find_released(root: Path, **chosen: Path | None) -> ReleasedRun:
-    """Finds the parts of a run under `root`.
+    """Find the parts of a run under `root`.
 
     Arguments:
         root: A folder that holds the run's folders at any depth.
@@ -272,7 +274,7 @@ def load_released(
     precision: Precision = "float32",
     ignore: frozenset[str] = frozenset(),
 ) -> LatentModel:
-    """Loads a run of the authors' implementation.
+    """Load a run of the authors' implementation.
 
     Arguments:
         root: The folder that holds it, or its parts.
@@ -349,7 +351,8 @@ def _plain(name: str) -> str:
 
 def _open_statistics(path: Path) -> xr.Dataset:
     try:
-        return xr.open_zarr(path, consolidated=None, chunks=None)
+        dataset: xr.Dataset = xr.open_zarr(path, consolidated=None, chunks=None)
+        return dataset
     except (OSError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"Expected a zarr store of statistics at {path}; {error}.", file=str(path)

@@ -1,1 +1,1 @@
-"""Scores, spectra, balance, departures."""
+"""Judge states and ensembles: scores, spectra, balance, departures, model equivalents."""

@@ -182,7 +182,7 @@ def _root(square: float | None) -> float | None:
 
 
 def _covariance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
-    """Unbiased covariance of the rows that have both; None with fewer than two."""
+    """Return the unbiased covariance of the rows that have both; None with fewer than two."""
     both = np.isfinite(first) & np.isfinite(second)
     if both.sum() < 2:
         return None
@@ -200,7 +200,7 @@ def departure_histogram(
     reach: float = 5.0,
     bins: int = 40,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Histogram of departures in units of the observation error.
+    """Return the histogram of departures in units of the observation error.
 
     Arguments:
         departures: With shape (N,); NaN are left out.

@@ -47,7 +47,7 @@ Int = NDArray[np.int64]
 
 
 def _mean_distance(mean: Float, std: Float) -> Float:
-    """E|Z| of Z from N(mean, std^2)."""
+    """Return E|Z| of Z from N(mean, std^2)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(std > 0, mean / (np.sqrt(2.0) * std), np.inf)
     return np.where(
@@ -167,11 +167,12 @@ class RankShape(BaseModel):
 
 
 def _rebinning(ranks: int) -> Float:
-    """Share (ranks, BINS) of each rank's interval of [0, 1] in each bin: flat stays flat."""
+    """Return the share (ranks, BINS) of each rank's interval of [0, 1] in each bin: flat stays flat."""
     edges, bounds = np.arange(ranks + 1) / ranks, np.arange(BINS + 1) / BINS
     low = np.maximum(edges[:-1, None], bounds[None, :-1])
     high = np.minimum(edges[1:, None], bounds[None, 1:])
-    return np.clip(high - low, 0.0, None) * ranks
+    shares: Float = np.clip(high - low, 0.0, None) * ranks
+    return shares
 
 
 def rank_shape(name: str, counts: Float) -> RankShape:

@@ -50,7 +50,7 @@ __all__ = [
 
 @lru_cache(maxsize=4)
 def legendre_projection(grid: Grid) -> Tensor:
-    """Legendre functions times quadrature weights, with shape (L, M, Y), float64.
+    """Return Legendre functions times quadrature weights, with shape (L, M, Y), float64.
 
     Multiplied with the zonal Fourier coefficients of a field and summed over rows it gives the
     coefficients of total wavenumber l and zonal wavenumber m.
@@ -64,20 +64,22 @@ def legendre_projection(grid: Grid) -> Tensor:
 
 
 def _quadrature(grid: Grid) -> np.ndarray:
-    """Weights (Y,) of an integral over the sine of latitude; they add to 2."""
+    """Return weights (Y,) of an integral over the sine of latitude; they add to 2."""
     if grid.kind == "gaussian":
         return 2.0 * grid.area_weights
     count = grid.nlat - 1
     angle = np.pi * np.arange(grid.nlat) / count
     k = np.arange(1, count // 2 + 1)
     factor = np.where(2 * k == count, 1.0, 2.0) / (4.0 * k**2 - 1.0)
-    weights = 2.0 * (1.0 - (factor * np.cos(2.0 * np.outer(angle, k))).sum(axis=1)) / count
+    weights: np.ndarray = (
+        2.0 * (1.0 - (factor * np.cos(2.0 * np.outer(angle, k))).sum(axis=1)) / count
+    )
     weights[[0, -1]] /= 2.0
     return weights
 
 
 def power_spectrum(fields: Tensor, grid: Grid) -> Tensor:
-    """Power at each total wavenumber.
+    """Return the power at each total wavenumber.
 
     Arguments:
         fields: With shape (*, Y, X).
@@ -95,14 +97,14 @@ def power_spectrum(fields: Tensor, grid: Grid) -> Tensor:
 
 
 def spectral_ratio(fields: Tensor, reference: Tensor, grid: Grid) -> Tensor:
-    """Mean power of `fields` (N, *, Y, X) over that of `reference` (N, *, Y, X): (*, L)."""
+    """Return the mean power of `fields` (N, *, Y, X) over that of `reference` (N, *, Y, X): (*, L)."""
     numerator = power_spectrum(fields, grid).mean(dim=0)
     denominator = power_spectrum(reference, grid).mean(dim=0)
     return numerator / denominator.clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def geostrophic_wind(geopotential: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Geostrophic wind by centred differences; meaningless close to the equator and the poles.
+    """Return the geostrophic wind by centred differences; meaningless close to the equator and the poles.
 
     Arguments:
         geopotential: m2 s-2, with shape (*, Y, X).
@@ -141,7 +143,7 @@ def geostrophic_balance(
     grid: Grid,
     band: tuple[float, float] = (30.0, 70.0),
 ) -> GeostrophicBalance:
-    """How close the wind is to geostrophy at absolute latitudes inside `band`, in degrees.
+    """Return how close the wind is to geostrophy at absolute latitudes inside `band`, in degrees.
 
     Arguments:
         geopotential: m2 s-2, with shape (*, Y, X).
@@ -166,7 +168,7 @@ def geostrophic_balance(
 def hydrostatic_residual(
     geopotential: Tensor, temperature: Tensor, humidity: Tensor, levels: Sequence[float]
 ) -> Tensor:
-    """Virtual temperature of the thickness minus that of the profile, for each layer.
+    """Return the virtual temperature of the thickness minus that of the profile, for each layer.
 
     Arguments:
         geopotential: m2 s-2, with shape (*, L, Y, X), from the top down.
@@ -182,4 +184,5 @@ def hydrostatic_residual(
     virtual = virtual_temperature(temperature, humidity)
     mean = (virtual[..., 1:, :, :] + virtual[..., :-1, :, :]) / 2.0
     thickness = geopotential[..., :-1, :, :] - geopotential[..., 1:, :, :]
-    return thickness / (GAS_CONSTANT_DRY * depth) - mean
+    residual: Tensor = thickness / (GAS_CONSTANT_DRY * depth) - mean
+    return residual

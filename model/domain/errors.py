@@ -33,7 +33,7 @@ class AppaError(Exception):
 
     @property
     def message(self) -> str:
-        """The text for people."""
+        """The text that people read, without the code."""
         return str(self.args[0]) if self.args else self.code
 
 

@@ -55,7 +55,7 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(nlat, nlon)."""
+        """Rows and columns, (nlat, nlon)."""
         return self.nlat, self.nlon
 
     @cached_property
@@ -92,7 +92,7 @@ Int = NDArray[np.int64]
 
 
 def _meridian_legs(grid: Grid, lat: Float) -> tuple[Int, Int, Float, NDArray[np.bool_]]:
-    """Upper row, lower row, weight of the lower one, and whether it lies across the pole."""
+    """Return the upper row, lower row, weight of the lower one, and whether it lies across the pole."""
     rows = grid.latitude
     upper = np.searchsorted(-rows, -lat, side="right") - 1
     north, south = upper < 0, (upper >= grid.nlat - 1) & (lat < rows[-1])

@@ -204,7 +204,7 @@ def station_draw(station: str, salt: str) -> float:
 
 
 def empty_table(schema: pa.Schema = OBSERVATION_SCHEMA) -> pa.Table:
-    """A table with the schema and no rows."""
+    """Return a table with the schema and no rows."""
     return schema.empty_table()
 
 
@@ -221,7 +221,7 @@ def _check_names(table: pa.Table, column: str, known: set[str], what: str) -> No
 
 
 def validate_table(table: pa.Table, schema: pa.Schema = OBSERVATION_SCHEMA) -> pa.Table:
-    """The table cast to `schema`, with column order and vocabulary checked.
+    """Return the table cast to `schema`, with column order and vocabulary checked.
 
     Extra columns are an error: they would be lost silently.
 

@@ -127,7 +127,11 @@ def pressure_at_height(height: Float) -> Float:
     above = np.clip(height - TROPOPAUSE, 0.0, STRATOSPHERE - TROPOPAUSE)
     top = np.maximum(height - STRATOSPHERE, 0.0)
     ratio = 1.0 + STRATOSPHERE_WARMING * top / TROPOPAUSE_TEMPERATURE
-    pressure: Float = troposphere * np.exp(-above / SCALE_HEIGHT) * ratio**-STRATOSPHERE_EXPONENT
+    pressure: Float = (
+        troposphere
+        * np.exp(-GRAVITY * above / (ICAO_GAS_CONSTANT * TROPOPAUSE_TEMPERATURE))
+        * ratio**-STRATOSPHERE_EXPONENT
+    )
     return pressure
 
 

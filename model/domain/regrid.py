@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 def _cyclic(longitude: Array) -> bool:
-    """Whether equally spaced longitudes go all the way round."""
+    """Return whether equally spaced longitudes go all the way round."""
     step = np.diff(longitude).mean() if len(longitude) > 1 else 360.0
     return bool(abs(step * len(longitude) - 360.0) < 0.5 * abs(step))
 
@@ -77,7 +77,7 @@ def _bounds(centres: Array, low: float, high: float) -> NDArray[np.float64]:
 
 
 def _overlap(source: Array, target: Array) -> NDArray[np.float64]:
-    """Length shared by each target interval and each source interval, (targets, sources)."""
+    """Return the length shared by each target interval and each source interval, (targets, sources)."""
     low = np.maximum(target[:-1, None], source[None, :-1])
     high = np.minimum(target[1:, None], source[None, 1:])
     shared: NDArray[np.float64] = np.maximum(high - low, 0.0)

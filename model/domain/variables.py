@@ -134,7 +134,7 @@ class Channel:
 
     @property
     def name(self) -> str:
-        """`2m_temperature` or `temperature_500hPa`."""
+        """Name with level, such as `2m_temperature` or `temperature_500hPa`."""
         return self.variable if self.level is None else f"{self.variable}_{self.level}hPa"
 
 
@@ -143,7 +143,7 @@ def channels(
     surface: Iterable[str] = SURFACE,
     atmospheric: Iterable[str] = ATMOSPHERIC,
 ) -> tuple[Channel, ...]:
-    """Channel order of the release: surface variables, then each variable on all levels.
+    """Return the channel order of the release: surface variables, then each variable on all levels.
 
     Arguments:
         levels: Pressure levels in hPa, from the top of the atmosphere down.
@@ -156,12 +156,12 @@ def channels(
 
 
 def channel_names(levels: Sequence[int]) -> tuple[str, ...]:
-    """Names of `channels(levels)`."""
+    """Return the names of the channels on `levels`, in order."""
     return tuple(c.name for c in channels(levels))
 
 
 def parse_channel(name: str) -> Channel:
-    """The channel called `name`.
+    """Return the channel called `name`.
 
     Raises:
         InvalidInput: If `name` is neither a surface variable nor `<variable>_<level>hPa`.

@@ -48,12 +48,12 @@ class AssimilationWindow:
 
     @property
     def length(self) -> timedelta:
-        """End minus start."""
+        """Time from the start to the end."""
         return self.end - self.start
 
 
 def hourly(first: datetime, count: int) -> tuple[datetime, ...]:
-    """`count` consecutive full hours from `first` (UTC)."""
+    """Return `count` consecutive full hours from `first` (UTC)."""
     _check_utc("first time", first)
     return tuple(first.astimezone(UTC) + timedelta(hours=i) for i in range(count))
 
@@ -95,12 +95,12 @@ class WindowPlan:
 
     @property
     def length(self) -> int:
-        """T, the number of states."""
+        """The number of hourly states, T."""
         return len(self.times)
 
     @property
     def written_times(self) -> tuple[datetime, ...]:
-        """Valid times of the result."""
+        """Valid times of the states that are written."""
         return tuple(t for t, w in zip(self.times, self.written, strict=True) if w)
 
     @property
@@ -119,7 +119,7 @@ class WindowPlan:
     def filtering(
         cls, end: datetime, length: int, *, written: int = 1, stride: int | None = None
     ) -> "WindowPlan":
-        """Observations up to `end`; the last `written` states are the analysis."""
+        """Plan an analysis of observations up to `end`; the last `written` states are the analysis."""
         times = hourly(end - timedelta(hours=length - 1), length)
         flags = tuple(i >= length - written for i in range(length))
         return cls(times, (True,) * length, (False,) * length, flags, stride)
@@ -133,7 +133,7 @@ class WindowPlan:
         written: Sequence[bool] | None = None,
         stride: int | None = None,
     ) -> "WindowPlan":
-        """Observations over the whole window; by default every state is written."""
+        """Plan a reanalysis of observations over the whole window; by default every state is written."""
         flags = tuple(written) if written is not None else (True,) * length
         return cls(hourly(start, length), (True,) * length, (False,) * length, flags, stride)
 
@@ -147,7 +147,7 @@ class WindowPlan:
         stride: int | None = None,
         new_states_per_pass: int | None = None,
     ) -> "WindowPlan":
-        """`past` states up to and including `start` are tied; `lead_hours` states follow."""
+        """Plan a forecast: `past` states up to and including `start` are tied; `lead_hours` states follow."""
         length = past + lead_hours
         times = hourly(start - timedelta(hours=past - 1), length)
         tied = tuple(i < past for i in range(length))

@@ -1,1 +1,1 @@
-"""Guidance."""
+"""Condition the denoiser on observations: guidance methods and their linear algebra."""

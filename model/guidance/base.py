@@ -83,11 +83,11 @@ class ObservedBlankets(Protocol):
     """The observations of a trajectory, blanket by blanket."""
 
     def select(self, rows: BlanketRows, like: Tensor) -> Observed | None:
-        """The observations of these rows in the type and on the device of `like`; None if none."""
+        """Return the observations of these rows in the type and on the device of `like`; None if none."""
 
 
 class Guidance(Protocol):
-    """Denoises a batch of blankets given the observations it was made with."""
+    """Denoise a batch of blankets given the observations it was made with."""
 
     def __call__(
         self, denoise: Denoise, x_t: Tensor, sigma: Tensor, date: Tensor, rows: BlanketRows
@@ -106,7 +106,7 @@ class Guidance(Protocol):
 
 
 class Unguided:
-    """No guidance: the denoiser alone."""
+    """Apply the denoiser alone, without any observations."""
 
     @torch.no_grad()
     def __call__(
@@ -133,7 +133,7 @@ class Fit:
 
     @classmethod
     def of(cls, seen: Observed, before: Tensor, after: Tensor, iterations: int) -> "Fit":
-        """The fit of the first kind of observation present (tied states come last)."""
+        """Return the fit of the first kind of observation present (tied states come last)."""
         columns = slice(0, seen.parts[0][1])
         return cls(
             int(seen.present[:, columns].sum()),
@@ -162,13 +162,14 @@ class Fit:
 
 
 OnFit = Callable[[float, Fit], None]
+"""Called with the noise level and the fit of a sub-batch."""
 
 
 class FitReport:
-    """Collects fits by noise level, over sub-batches and evaluations.
+    """Collect fits by noise level, over sub-batches and evaluations.
 
     Arguments:
-        on_fit: Told the noise level and fit of every sub-batch.
+        on_fit: Called with the noise level and fit of every sub-batch.
     """
 
     def __init__(self, on_fit: OnFit | None = None) -> None:
@@ -176,7 +177,7 @@ class FitReport:
         self._on_fit = on_fit
 
     def add(self, sigma: float, fit: Fit) -> None:
-        """Adds the fit of one sub-batch at a noise level."""
+        """Add the fit of one sub-batch at a noise level."""
         known = self._levels.get(sigma)
         self._levels[sigma] = fit if known is None else known + fit
         if self._on_fit is not None:
@@ -207,5 +208,5 @@ class Conditions:
     report: FitReport | None = None
 
     def observations(self) -> ObservedBlankets:
-        """The conditions through the model's own decoder."""
+        """Return the conditions through the model's own decoder."""
         return self.through(self.decode)

@@ -37,7 +37,7 @@ References:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -146,9 +146,10 @@ class _Gain:
         return self.variance * v + self.point.observe_jvp(image)
 
     def increment(self, solution: LinearSolution) -> Tensor:
-        """sigma^2 J^T H^T v: v combines vectors whose adjoints are known."""
+        """Return sigma^2 J^T H^T v: v combines vectors whose adjoints are known."""
         weights = solution.coefficients.to(self.adjoints[0])
-        total = sum(weights[:, j, None, None, None, None] * a for j, a in enumerate(self.adjoints))
+        parts = (weights[:, j, None, None, None, None] * a for j, a in enumerate(self.adjoints))
+        total = cast(Tensor, sum(parts))
         return total if self.tweedie else self.sigma**2 * self.point.denoise_vjp(total)
 
 
@@ -179,7 +180,6 @@ class MMPS:
     def __call__(
         self, denoise: Denoise, x_t: Tensor, sigma: Tensor, date: Tensor, rows: BlanketRows
     ) -> Tensor:
-        """See :class:`model.guidance.base.Guidance`."""
         seen = self.observations.select(rows, x_t)
         if seen is None:
             return denoise(x_t, sigma, date)
@@ -218,10 +218,11 @@ class MMPS:
         return solution
 
     def _recycled(self, rows: BlanketRows, like: Tensor) -> Tensor | None:
-        """The solutions of these rows at the noise level before, None if there are none."""
-        known = [self._previous.get(key) for key in _keys(rows)]
-        if any(v is None for v in known):
+        """Return the solutions of these rows at the noise level before, None if there are none."""
+        keys = _keys(rows)
+        if any(key not in self._previous for key in keys):
             return None
+        known = [self._previous[key] for key in keys]
         width = like.shape[1]
         padded = [torch.nn.functional.pad(v, (0, max(0, width - len(v))))[:width] for v in known]
         return torch.stack(padded)
@@ -237,7 +238,7 @@ class MMPS:
 
         def stop(solution: LinearSolution) -> Tensor:
             solution = solution if start is None else _joined(start, solution)
-            done = size == 0
+            done: Tensor = size == 0
             if settings.fit is not None:
                 left = _post_fit(solution, variance) / variance.sqrt()
                 done = done | (left.square().sum(dim=1) <= counts * settings.fit**2)
@@ -250,7 +251,7 @@ class MMPS:
 
 
 def _post_fit(solution: LinearSolution, variance: Tensor) -> Tensor:
-    """y - H(x_hat + increment) to first order: R v + residual."""
+    """Return y - H(x_hat + increment) to first order: R v + residual."""
     return variance * solution.x + solution.residual
 
 
@@ -259,7 +260,7 @@ def _keys(rows: BlanketRows) -> list[tuple[int, int]]:
 
 
 def _best_multiple(gain: _Gain, guess: Tensor, b: Tensor) -> LinearSolution:
-    """The multiple of a guess that leaves the smallest residual, row by row."""
+    """Return the multiple of a guess that leaves the smallest residual, row by row."""
     image = gain(guess.to(b)).double()
     tiny = torch.finfo(torch.float64).tiny
     size = torch.linalg.vecdot(image, image).clamp(min=tiny)
@@ -268,7 +269,7 @@ def _best_multiple(gain: _Gain, guess: Tensor, b: Tensor) -> LinearSolution:
 
 
 def _joined(start: LinearSolution, rest: LinearSolution) -> LinearSolution:
-    """A start and what was solved for its residual."""
+    """Return a start and what was solved for its residual."""
     coefficients = torch.cat((start.coefficients, rest.coefficients), dim=1)
     return LinearSolution(start.x + rest.x, rest.residual, coefficients)
 
@@ -290,7 +291,7 @@ class SDASettings:
     method: Literal["sda"] = "sda"
 
     def widened(self, variance: Tensor, sigma: Tensor) -> Tensor:
-        """The variance (B, N) that divides the innovation."""
+        """Return the variance (B, N) that divides the innovation."""
         level = sigma**2 / (1 + sigma**2)
         if self.relative:
             return variance * (1 + self.gamma * level)
@@ -320,7 +321,6 @@ class SDA:
     def __call__(
         self, denoise: Denoise, x_t: Tensor, sigma: Tensor, date: Tensor, rows: BlanketRows
     ) -> Tensor:
-        """See :class:`model.guidance.base.Guidance`."""
         seen = self.observations.select(rows, x_t)
         if seen is None:
             return denoise(x_t, sigma, date)

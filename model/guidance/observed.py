@@ -22,7 +22,6 @@ from model.linear_decoder import ReadsColumns, TangentDecoder
 __all__ = [
     "DecodedObservations",
     "JointObservations",
-    "LatentIdentity",
     "ObservationsOfStates",
     "OperatorOfStates",
     "TiedStates",
@@ -36,7 +35,7 @@ class OperatorOfStates(ReadsColumns, Protocol):
     """
 
     def __call__(self, states: Tensor) -> Tensor:
-        """From states (*, T, C, Y, X) to model equivalents (*, N)."""
+        """Map states (*, T, C, Y, X) to model equivalents (*, N)."""
 
 
 class ObservationsOfStates(Protocol):
@@ -79,11 +78,11 @@ class _StateGroup:
     states: Tensor
 
     def select(self, x: Tensor) -> Tensor:
-        """The latents to decode, with shape (m * S, c, h, w)."""
+        """Return the latents to decode, with shape (m * S, c, h, w)."""
         return x[self.rows][:, self.states.to(x.device)].flatten(0, 1)
 
     def equivalents(self, decoded: Tensor, size: int) -> Tensor:
-        """H of the decoded states (m * S, C, Y, X), with shape (m, N)."""
+        """Return H of the decoded states (m * S, C, Y, X), with shape (m, N)."""
         states = decoded.unflatten(0, (len(self.rows), len(self.states)))
         if len(self.states) < size:
             full = states.new_zeros(len(self.rows), size, *states.shape[2:])
@@ -114,7 +113,6 @@ class DecodedObservations:
         self._first = first
 
     def select(self, rows: BlanketRows, like: Tensor) -> Observed | None:
-        """See :class:`model.guidance.base.ObservedBlankets`."""
         groups = []
         for blanket in torch.unique(rows.blanket).tolist():
             known = self._blankets[blanket - self._first]
@@ -148,7 +146,7 @@ class DecodedObservations:
         return total
 
     def _equivalents(self, groups: Sequence[_StateGroup], x: Tensor) -> Iterator[Tensor]:
-        """The model equivalents (m, N) of each group."""
+        """Yield the model equivalents (m, N) of each group."""
         if isinstance(self._decode, TangentDecoder):
             # Only the values that the operators read.
             for g in groups:
@@ -193,7 +191,6 @@ class TiedStates:
         self._first = first
 
     def select(self, rows: BlanketRows, like: Tensor) -> Observed | None:
-        """See :class:`model.guidance.base.ObservedBlankets`."""
         blankets = [b - self._first for b in rows.blanket.tolist()]
         members = (rows.member % len(self._latents)).tolist()
         tied = self._tied[blankets]
@@ -232,7 +229,6 @@ class JointObservations:
         self._kinds = tuple(kinds)
 
     def select(self, rows: BlanketRows, like: Tensor) -> Observed | None:
-        """See :class:`model.guidance.base.ObservedBlankets`."""
         seen = [s for s in (kind.select(rows, like) for kind in self._kinds) if s is not None]
         if len(seen) < 2:
             return seen[0] if seen else None
@@ -243,28 +239,3 @@ class JointObservations:
             lambda x: torch.cat([s.predict(x) for s in seen], dim=1),
             tuple(part for s in seen for part in s.parts),
         )
-
-
-class LatentIdentity:
-    """Picks whole latent states out of a latent trajectory.
-
-    Unlike the other operators it reads latents, not decoded states. It satisfies the same
-    protocol otherwise: linear, differentiable, from (*, T, ...) to (*, N).
-
-    Arguments:
-        times: Which of the T latent states are tied, ascending.
-    """
-
-    linear = True
-
-    def __init__(self, times: tuple[int, ...]) -> None:
-        self.times = times
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        """From latents (*, T, c, h, w) to the tied ones in one vector (*, N), time slowest."""
-        index = torch.tensor(self.times, dtype=torch.long, device=latents.device)
-        return latents.index_select(-4, index).flatten(-4)
-
-    def for_blanket(self, start: int, stop: int) -> "LatentIdentity":
-        """The tied states of the blanket [start, stop), numbered from `start`."""
-        return LatentIdentity(tuple(t - start for t in self.times if start <= t < stop))

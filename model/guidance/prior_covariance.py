@@ -86,7 +86,7 @@ class PriorCovarianceSettings:
 
 
 class PriorCovariance:
-    """The guidance.
+    """Guide with the covariance of a closed-form prior.
 
     Arguments:
         observations: The observations of the trajectory, through the true decoder.
@@ -114,7 +114,6 @@ class PriorCovariance:
     def __call__(
         self, denoise: Denoise, x_t: Tensor, sigma: Tensor, date: Tensor, rows: BlanketRows
     ) -> Tensor:
-        """See :class:`model.guidance.base.Guidance`."""
         x_hat = denoise(x_t, sigma, date)
         seen = self.observations.select(rows, x_t)
         tangent = self.tangent.select(rows, x_t)
@@ -159,7 +158,7 @@ def gauss_newton(
     settings: PriorCovarianceSettings,
     first: Tensor | None = None,
 ) -> Analysed:
-    """Minimises the distance from `x_hat` under the covariance plus that from the observations.
+    """Minimise the distance from `x_hat` under the covariance plus that from the observations.
 
     Arguments:
         x_hat: The centre of the prior, with shape (B, K, c, h, w).
@@ -170,7 +169,8 @@ def gauss_newton(
         first: A guess of the solution, with the shape of `x_hat`, to start from and to linearise
             at; None for `x_hat`.
     """
-    x, before, after, iterations = x_hat if first is None else first, None, None, 0
+    x, iterations = x_hat if first is None else first, 0
+    before: Tensor | None = None
     guess = None if first is None else first - x_hat
     for _ in range(settings.steps):
         innovation = torch.where(
@@ -190,13 +190,13 @@ def gauss_newton(
         )
         guess = increment
         x, after = x_hat + increment, right - point.push(increment)
-    return Analysed(x, before, after, iterations)
+    return Analysed(x, cast(Tensor, before), after, iterations)
 
 
 def build_prior_covariance(
     conditions: Conditions, settings: PriorCovarianceSettings
 ) -> PriorCovariance:
-    """The guidance of a model with a closed-form prior.
+    """Return the guidance of a model with a closed-form prior.
 
     Raises:
         ConfigurationError: If the model has none.
@@ -247,7 +247,7 @@ class PriorStartSettings:
     antithetic: bool = True
 
     def mean(self, guessed: bool) -> PriorCovarianceSettings:
-        """For the posterior mean, from a first guess or from climatology."""
+        """Return the settings for the posterior mean, from a first guess or from climatology."""
         steps = self.guessed_steps if guessed else self.steps
         return PriorCovarianceSettings(self.iterations, steps, self.tolerance)
 
@@ -258,7 +258,7 @@ class PriorStartSettings:
 
 
 class PriorStart:
-    """Maps white noise to members of the posterior; a `Guidance` that uses no denoiser.
+    """Map white noise to members of the posterior; a `Guidance` that uses no denoiser.
 
     Arguments:
         prior: The closed-form prior.
@@ -296,7 +296,7 @@ class PriorStart:
     def __call__(
         self, denoise: Denoise, x_t: Tensor, sigma: Tensor, date: Tensor, rows: BlanketRows
     ) -> Tensor:
-        """White noise (B, K, c, h, w) to members with the same shape."""
+        """Map white noise (B, K, c, h, w) to members with the same shape."""
         mean = self.prior.climatology(date).to(x_t)
         seen = self.tangent.select(rows, x_t)
         if seen is None:
@@ -311,7 +311,7 @@ class PriorStart:
         return analysed + self._deviations(analysed, x_t, rows)
 
     def _mean(self, climate: Tensor, row: BlanketRows) -> Tensor:
-        """The posterior mean of one blanket, with shape (1, K, c, h, w)."""
+        """Return the posterior mean of one blanket, with shape (1, K, c, h, w)."""
         seen = cast(Observed, self.observations.select(row, climate))
         tangent = cast(Observed, self.tangent.select(row, climate))
         first = None if self.guess is None else self.guess[row.blanket - self.first].to(climate)
@@ -319,7 +319,7 @@ class PriorStart:
         return gauss_newton(climate, seen, tangent, self.prior.filter, settings, first).x
 
     def _deviations(self, analysed: Tensor, white: Tensor, rows: BlanketRows) -> Tensor:
-        """Deviations of members from the posterior mean, with the shape of `white`."""
+        """Return deviations of members from the posterior mean, with the shape of `white`."""
         numbers = [self.members[m] for m in rows.member.tolist()]
         pairs = [noise_source(n, self.settings.antithetic) for n in numbers]
         keys = list(zip(rows.blanket.tolist(), (source for source, _ in pairs), strict=True))
@@ -344,7 +344,7 @@ class PriorStart:
         return sign * (drawn + increment)[index]
 
     def _one_by_one(self, mean: Tensor, white: Tensor, rows: BlanketRows) -> Tensor:
-        """Members that are tied to states of their own share no mean: each is solved alone."""
+        """Solve each member alone: those tied to states of their own share no mean."""
         drawn = mean + self.prior.filter(white, torch.sqrt)
         seen = cast(Observed, self.observations.select(rows, white))
         tangent = cast(Observed, self.tangent.select(rows, white))
@@ -352,7 +352,7 @@ class PriorStart:
         return gauss_newton(drawn, seen, tangent, self.prior.filter, self.settings.tied).x
 
     def _noise(self, seen: Observed, rows: BlanketRows) -> Tensor:
-        """Perturbations that depend on the seed, the member and the blanket alone."""
+        """Return perturbations that depend on the seed, the member and the blanket alone."""
         draws = []
         for member, blanket in zip(rows.member.tolist(), rows.blanket.tolist(), strict=True):
             number, sign = noise_source(self.members[member], self.settings.antithetic)
@@ -364,7 +364,7 @@ class PriorStart:
 
 
 def _alike(seen: Observed, rows: BlanketRows) -> bool:
-    """Whether all rows of a blanket have the same observed values."""
+    """Return whether all rows of a blanket have the same observed values."""
     for blanket in torch.unique(rows.blanket):
         values = seen.values[rows.blanket == blanket]
         if not torch.equal(values, values[:1].expand_as(values)):

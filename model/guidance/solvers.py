@@ -125,7 +125,7 @@ StopRule = Callable[[LinearSolution], Tensor]
 
 
 class KrylovSolver(Protocol):
-    """Solves A x = b from zero."""
+    """Solve A x = b from zero."""
 
     def __call__(
         self,
@@ -156,7 +156,7 @@ def _unit(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _keep_stopped(new: LinearSolution, old: LinearSolution, done: Tensor) -> LinearSolution:
-    """The new solution, but the old one in rows that are done."""
+    """Return the new solution, but the old one in rows that are done."""
     grown = torch.zeros_like(new.coefficients)
     grown[:, : old.coefficients.shape[1]] = old.coefficients
     done = done[:, None]
@@ -179,7 +179,7 @@ def gmres(
     stop: StopRule | None = None,
     precondition: LinearMap | None = None,
 ) -> LinearSolution:
-    """Right-preconditioned GMRES, without restart; A may be non-symmetric. See :class:`Solver`."""
+    """Solve by right-preconditioned GMRES without restart; A may be non-symmetric."""
     wide = b.double()
     first, beta = _unit(wide)
     basis = [first]
@@ -214,7 +214,7 @@ def gmres(
 def _least_squares(
     h: Tensor, beta: Tensor, basis: list[Tensor], directions: list[Tensor]
 ) -> LinearSolution:
-    """The combination of directions with the smallest residual."""
+    """Return the combination of directions with the smallest residual."""
     target = h.new_zeros(h.shape[:2])
     target[:, 0] = beta
     y = (torch.linalg.pinv(h) @ target[..., None])[..., 0]
@@ -234,7 +234,7 @@ def cg(
     stop: StopRule | None = None,
     precondition: LinearMap | None = None,
 ) -> LinearSolution:
-    """Preconditioned conjugate gradients; A must be symmetric positive. See :class:`Solver`."""
+    """Solve by preconditioned conjugate gradients; A must be symmetric positive."""
     tiny = torch.finfo(torch.float64).tiny
     solution = _zero_start(b.double())
     done = torch.zeros(b.shape[0], dtype=torch.bool, device=b.device)
@@ -286,7 +286,7 @@ def variational_increment(
     share: float = SHARE,
     first: Tensor | None = None,
 ) -> tuple[Tensor, int]:
-    """δ of the module's equation, for a batch of independent rows.
+    """Solve for δ of the module's equation, for a batch of independent rows.
 
     Arguments:
         spectral_filter: Applies functions of the covariance.

@@ -15,7 +15,7 @@ References:
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,19 +29,21 @@ class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d`, same parameters and values, with cheap second derivatives when frozen."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, C, H, W) to (N, C', H', W')."""
+        """Map (N, C, H, W) to (N, C', H', W')."""
         if self.weight.requires_grad or self.stride != (1, 1) or not plain_autograd(x):
             return super().forward(x)
         weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled(x.device.type):
             # The adjoint runs outside the autocast and needs all of one type.
             kind = torch.get_autocast_dtype(x.device.type)
-            x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
-        return _Convolution.apply(x, weight, bias, self.padding)
+            x, weight = x.to(kind), weight.to(kind)
+            bias = None if bias is None else bias.to(kind)
+        y: Tensor = _Convolution.apply(x, weight, bias, self.padding)  # type: ignore[no-untyped-call]
+        return y
 
 
 def plain_autograd(x: Tensor) -> bool:
-    """Whether gradients of `x` are recorded by eager autograd, not by a transform or compiler."""
+    """Return whether gradients of `x` are recorded by eager autograd, not by a transform or compiler."""
     return (
         torch.is_grad_enabled()
         and x.requires_grad
@@ -62,7 +64,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return _Adjoint.apply(gradient, x, weight, ctx.padding), None, None, None
+        return _Adjoint.apply(gradient, x, weight, ctx.padding), None, None, None  # type: ignore[no-untyped-call]
 
 
 class _Adjoint(torch.autograd.Function):
@@ -74,14 +76,15 @@ class _Adjoint(torch.autograd.Function):
         ctx.padding = padding
         one, zero = [1, 1], [0, 0]
         # `x` gives the shape alone: the adjoint does not depend on where it is taken.
-        return torch.ops.aten.convolution_backward(
+        adjoint: Tensor = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, one, padding, one, False, zero, 1, [True, False, False]
         )[0]
+        return adjoint
 
     @staticmethod
     def backward(ctx: Any, tangent: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        return _Convolution.apply(tangent, weight, None, ctx.padding), None, None, None
+        return _Convolution.apply(tangent, weight, None, ctx.padding), None, None, None  # type: ignore[no-untyped-call]
 
 
 class ChannelNorm(nn.Module):
@@ -107,7 +110,7 @@ class ChannelNorm(nn.Module):
         self.register_buffer("eps", torch.tensor(eps, dtype=torch.float32))
         # The layer norm takes a Python number; reading the buffer at each call would stall a GPU.
         self._eps = float(torch.tensor(eps, dtype=torch.float32, device="cpu"))
-        self.register_load_state_dict_post_hook(ChannelNorm._read_eps)
+        self.register_load_state_dict_post_hook(ChannelNorm._read_eps)  # type: ignore[no-untyped-call]
 
     def _read_eps(self, _: object) -> None:
         if not self.eps.is_meta:
@@ -129,10 +132,11 @@ class ChannelNorm(nn.Module):
         half = x.dtype in (torch.float16, torch.bfloat16)
         weight = x.new_full((count,), 1.0 if half else scale)
         if plain_autograd(x):
-            y = _Standardise.apply(x, weight, eps)
+            y = _Standardise.apply(x, weight, eps)  # type: ignore[no-untyped-call]
         else:
             y = F.layer_norm(x, (count,), weight, eps=eps)
-        return (y * scale if half else y).permute(0, 3, 1, 2)
+        image: Tensor = (y * scale if half else y).permute(0, 3, 1, 2)
+        return image
 
 
 class _Standardise(torch.autograd.Function):
@@ -151,7 +155,7 @@ class _Standardise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _StandardiseAdjoint.apply(gradient, *ctx.saved_tensors, ctx.eps), None, None
+        return _StandardiseAdjoint.apply(gradient, *ctx.saved_tensors, ctx.eps), None, None  # type: ignore[no-untyped-call]
 
 
 class _StandardiseAdjoint(torch.autograd.Function):
@@ -167,25 +171,26 @@ class _StandardiseAdjoint(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(gradient, x, mean, rstd, weight)
         ctx.eps = eps
-        return torch.ops.aten.native_layer_norm_backward(
+        adjoint: Tensor = torch.ops.aten.native_layer_norm_backward(
             gradient, x, weight.shape, mean, rstd, weight, None, [True, False, False]
         )[0]
+        return adjoint
 
     @staticmethod
     def backward(ctx: Any, tangent: Tensor) -> tuple[Tensor | None, ...]:
         gradient, x, mean, rstd, weight = ctx.saved_tensors
         first = second = None
         if ctx.needs_input_grad[0]:
-            first = _StandardiseAdjoint.apply(tangent, x, mean, rstd, weight, ctx.eps)
+            first = _StandardiseAdjoint.apply(tangent, x, mean, rstd, weight, ctx.eps)  # type: ignore[no-untyped-call]
         if ctx.needs_input_grad[1] and _asked_for(ctx, 1):
             second = _curvature(tangent, gradient, x, weight[0], ctx.eps)
         return first, second, None, None, None, None
 
 
 def _asked_for(ctx: Any, position: int) -> bool:
-    """Whether the running backward pass wants the gradient of an input, not only knows it.
+    """Return whether the running backward pass wants the gradient of an input, not only knows it.
 
-    `needs_input_grad` tells of the latter alone; the tangent-linear products of guidance ask for
+    `needs_input_grad` covers the latter alone; the tangent-linear products of guidance ask for
     gradients in the cotangent, never in x.
     """
     node = ctx.next_functions[position][0]
@@ -193,7 +198,7 @@ def _asked_for(ctx: Any, position: int) -> bool:
 
 
 def _curvature(u: Tensor, g: Tensor, x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    r"""Derivative in x of :math:`\langle u, J(x)^\top g \rangle`.
+    r"""Return the derivative in x of :math:`\langle u, J(x)^\top g \rangle`.
 
     With z the standardised x, s the inverse standard deviation and the projection
     :math:`P v = v - \bar{v} - z \, \overline{z v}`, :math:`J = w s P` where w is the scale. In x,
@@ -234,12 +239,13 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, C, H, W) to the same shape."""
-        return x + self.ffn(self.norm(x))
+        """Map (N, C, H, W) to the same shape."""
+        y: Tensor = x + self.ffn(self.norm(x))
+        return y
 
 
 class ConvEncoder(nn.Module):
-    """Images to latents, each level half the size of the one before.
+    """Map images to latents, each level half the size of the one before.
 
     Arguments:
         in_channels: Channels of the images.
@@ -278,19 +284,23 @@ class ConvEncoder(nn.Module):
                 level.append(_down(widths[i - 1], widths[i], kernel_size, stride, pixel_shuffle))
             level.extend(ResidualBlock(widths[i], kernel_size, ffn_factor) for _ in range(blocks))
             self.descent.append(level)
-        self.descent[-1].append(_conv(widths[-1], out_channels, kernel_size, identity=True))
+        level.append(_conv(widths[-1], out_channels, kernel_size, identity=True))
+
+    def levels(self) -> list[list[nn.Module]]:
+        """Return the modules of each level, from full to least resolution."""
+        return [list(cast(nn.ModuleList, level)) for level in self.descent]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images (N, C, H, W) to latents (N, c, h, w)."""
+        """Map images (N, C, H, W) to latents (N, c, h, w)."""
         x = self.patch(x)
-        for level in self.descent:
+        for level in self.levels():
             for module in level:
                 x = module(x)
         return x
 
 
 class ConvDecoder(nn.Module):
-    """Latents to images, mirroring `ConvEncoder` (same arguments, `in_channels` the latent's)."""
+    """Map latents to images, mirroring `ConvEncoder` (same arguments, `in_channels` the latent's)."""
 
     def __init__(
         self,
@@ -320,12 +330,17 @@ class ConvDecoder(nn.Module):
                 level.append(_conv(widths[i], last, kernel_size))
             self.ascent.append(level)
 
+    def levels(self) -> list[list[nn.Module]]:
+        """Return the modules of each level, from least to full resolution."""
+        return [list(cast(nn.ModuleList, level)) for level in self.ascent]
+
     def forward(self, z: Tensor) -> Tensor:
-        """Maps latents (N, c, h, w) to images (N, C, H, W)."""
-        for level in self.ascent:
+        """Map latents (N, c, h, w) to images (N, C, H, W)."""
+        for level in self.levels():
             for module in level:
                 z = module(z)
-        return self.unpatch(z)
+        image: Tensor = self.unpatch(z)
+        return image
 
 
 def _conv(
@@ -336,8 +351,12 @@ def _conv(
     identity: bool = False,
     stride: int = 1,
 ) -> Conv2d:
-    """A zero-padded convolution; where wanted it starts near the identity, by azula's rule."""
-    sizes = {"kernel_size": kernel_size, "padding": kernel_size // 2, "stride": stride}
+    """Return a zero-padded convolution; where wanted it starts near the identity, by azula's rule."""
+    sizes: dict[str, Any] = {
+        "kernel_size": kernel_size,
+        "padding": kernel_size // 2,
+        "stride": stride,
+    }
     conv = Conv2d(in_channels, out_channels, **sizes)
     if identity:
         start = ConvNd(in_channels, out_channels, identity_init=True, **sizes)

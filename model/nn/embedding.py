@@ -11,7 +11,7 @@ __all__ = ["SineEncoding", "date_features", "date_rows", "local_time", "year_pro
 
 
 class SineEncoding(nn.Module):
-    r"""Encodes numbers by sines, then cosines, of geometrically spaced frequencies.
+    r"""Encode numbers by sines, then cosines, of geometrically spaced frequencies.
 
     .. math:: e_k = \sin(x \, \omega^{-k / (D/2 - 1)}), \quad
         e_{D/2 + k} = \cos(x \, \omega^{-k / (D/2 - 1)}), \quad k = 0 \dots D/2 - 1
@@ -35,7 +35,7 @@ class SineEncoding(nn.Module):
         self.register_buffer("freqs", freqs.to(torch.get_default_device()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps numbers (*) to features (*, D)."""
+        """Map numbers (*) to features (*, D)."""
         angle = x[..., None] * self.freqs
         return torch.cat((torch.sin(angle), torch.cos(angle)), dim=-1)
 
@@ -45,7 +45,7 @@ def _leap(year: Tensor) -> Tensor:
 
 
 def year_progress(date: Tensor) -> Tensor:
-    """Sine and cosine of the position in the year.
+    """Return sine and cosine of the position in the year.
 
     Arguments:
         date: Year, month, day and hour (UTC) as integers, with shape (*, 4).
@@ -63,7 +63,7 @@ def year_progress(date: Tensor) -> Tensor:
 
 
 def local_time(date: Tensor, longitude: Tensor) -> Tensor:
-    """Sine and cosine of the local hour of day.
+    """Return sine and cosine of the local hour of day.
 
     Arguments:
         date: Year, month, day and hour (UTC) as integers, with shape (*, 4).
@@ -79,7 +79,7 @@ def local_time(date: Tensor, longitude: Tensor) -> Tensor:
 
 
 def date_features(date: Tensor) -> Tensor:
-    """Conditioning of the denoiser on the dates of a blanket.
+    """Return the conditioning of the denoiser on the dates of a blanket.
 
     Arguments:
         date: Year, month, day and hour (UTC) as integers, with shape (*, K, 4).
@@ -99,6 +99,6 @@ def _circle(fraction: Tensor) -> Tensor:
 
 
 def date_rows(times: Sequence[datetime]) -> Tensor:
-    """Year, month, day and hour (UTC) of times, int64 with shape (T, 4)."""
+    """Return year, month, day and hour (UTC) of times, int64 with shape (T, 4)."""
     utc = [t.astimezone(UTC) for t in times]
     return torch.tensor([[t.year, t.month, t.day, t.hour] for t in utc])

@@ -6,7 +6,7 @@ alone are cached while these do not change.
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class ConstantCache:
-    """Keeps derived tensors between evaluations, outside the state dict.
+    """Keep derived tensors between evaluations, outside the state dict.
 
     An entry is used again only while the tensors it came from are the same storage, of the same
     type and device, and unmodified since (an optimiser step or `load_state_dict` counts as a
@@ -35,13 +35,13 @@ class ConstantCache:
         self._entries: dict[Hashable, tuple[Any, Any, int]] = {}
 
     def get(self, key: Hashable, sources: Sequence[Tensor], make: Callable[[], T]) -> T:
-        """The tensors called `key`, computed by `make` from `sources` when not held."""
+        """Return the tensors called `key`, computed by `make` from `sources` when not held."""
         if not _constant(sources):
             return make()
         stamp = tuple((s.data_ptr(), s._version, s.dtype, s.device, s.shape) for s in sources)
         entry = self._entries.get(key)
         if entry is not None and entry[0] == stamp:
-            return entry[1]
+            return cast(T, entry[1])
         # A tensor made in inference mode could not take part in a later backward pass.
         with torch.inference_mode(False), torch.no_grad():
             value = make()
@@ -80,7 +80,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    r"""Rotates interleaved pairs of features: (x_0, x_1), (x_2, x_3), ...
+    r"""Rotate interleaved pairs of features: (x_0, x_1), (x_2, x_3), ...
 
     References:
         | Rotary Position Embedding for Vision Transformer (Heo et al., 2024)
@@ -137,7 +137,8 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.y_proj(y.transpose(1, 2).reshape(batch, length, channels))
+        mixed: Tensor = self.y_proj(y.transpose(1, 2).reshape(batch, length, channels))
+        return mixed
 
 
 class TransformerBlock(nn.Module):
@@ -186,7 +187,7 @@ class TransformerBlock(nn.Module):
             nn.SiLU(),
             nn.Linear(mod_features, 4 * channels),
         )
-        self.ada_zero[-1].weight.data.mul_(1e-2)
+        cast(nn.Linear, self.ada_zero[-1]).weight.data.mul_(1e-2)
         self.msa = SelfAttention(channels, heads, qk_norm)
         self.ffn = nn.Sequential(
             nn.Linear(channels, ffn_factor * channels),
@@ -204,7 +205,7 @@ class TransformerBlock(nn.Module):
             self.register_parameter("theta", None)
 
     def rotation(self, coordinates: Tensor) -> Rotation | None:
-        """Cosine and sine of the rotary angles of tokens at `coordinates` (L, axes)."""
+        """Return cosine and sine of the rotary angles of tokens at `coordinates` (L, axes)."""
         if self.theta is None:
             return None
         angle = coordinates.to(self.theta.dtype) @ self.theta
@@ -229,4 +230,5 @@ class TransformerBlock(nn.Module):
         y = torch.addcmul(b, 1 + a, y)
         y = self.ffn(y + self.msa(y, rotation))
         x = (x + c * y) * torch.rsqrt(1 + c * c)
-        return (x + d * skip) * torch.rsqrt(1 + d * d)
+        joined: Tensor = (x + d * skip) * torch.rsqrt(1 + d * d)
+        return joined

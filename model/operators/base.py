@@ -49,7 +49,7 @@ class Statics:
         weighting_functions: For brightness temperatures: channel number to the weights of the
             temperatures on the model's levels, from the top down; weights may sum to less than 1.
         residual: What the model cannot represent of each channel, 1 standard deviation in SI
-            units with shape (C, nlat), or None; see `model.operators.representativeness`.
+            units with shape (C, nlat), or None; see `model.operators.composite`.
         typical: A typical value of each channel with shape (C,); goes with `residual`.
     """
 
@@ -86,7 +86,7 @@ class Points:
         return len(self.hours)
 
     def at_pressure(self, pressure: Float) -> "Points":
-        """The same points with a pressure in Pa for vertical coordinate."""
+        """Return the same points with a pressure in Pa for vertical coordinate."""
         return replace(self, vertical_kind="pressure", vertical=pressure)
 
 
@@ -112,15 +112,15 @@ class ModelDomain:
 
     @property
     def state_shape(self) -> tuple[int, int, int, int]:
-        """(T, C, Y, X)."""
+        """Shape (T, C, Y, X) of the states that operators read."""
         return self.length, len(self.channels), *self.grid.shape
 
     def surface_channel(self, variable: str) -> int | None:
-        """Index of a surface variable, or None if the states lack it."""
+        """Return the index of a surface variable, or None if the states lack it."""
         return self._index.get(Channel(variable))
 
     def column(self, variable: str) -> tuple[NDArray[np.int64], Float]:
-        """Channel indices of a variable on levels, and the levels in Pa; from the top down."""
+        """Return the channel indices of a variable on levels, and the levels in Pa; from the top down."""
         found = [(c.level, i) for c, i in self._index.items() if c.variable == variable and c.level]
         found.sort()
         indices = np.array([i for _, i in found], dtype=np.int64)
@@ -165,7 +165,7 @@ class Stencil:
     @property
     def ingredients(self) -> int:
         """K, the number of ingredients of each observation."""
-        return self.channel.shape[1]
+        return int(self.channel.shape[1])
 
     @property
     def first_time(self) -> Int:
@@ -178,7 +178,7 @@ class Stencil:
         return np.where(self.time_weight[:, 1] != 0, self.time[:, 1], self.time[:, 0])
 
     def take(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> "Stencil":
-        """The observations at `index`."""
+        """Return the stencils of the observations at `index`."""
         return Stencil(
             self.time[index],
             self.time_weight[index],
@@ -189,7 +189,7 @@ class Stencil:
         )
 
     def shifted(self, hours: int) -> "Stencil":
-        """The stencil on states numbered from `hours`; indices without weight are kept valid."""
+        """Return the stencil on states numbered from `hours`; indices without weight are kept valid."""
         first, last = self.first_time - hours, self.last_time - hours
         return replace(self, time=np.stack((first, last), axis=1), time_weight=self._clean_weights)
 
@@ -202,7 +202,7 @@ class Stencil:
         return weights
 
     def expand(self, channels: int, cells: int) -> tuple[Int, Float]:
-        """Flat state indices and weights, each with shape (n * K, 2 P * 4)."""
+        """Return flat state indices and weights, each with shape (n * K, 2 P * 4)."""
         plane = self.time[:, None, None, :] * channels + self.channel[:, :, :, None]
         index = plane[..., None] * cells + self.cell[:, None, None, None, :]
         weight = (
@@ -218,7 +218,7 @@ class Stencil:
 def expand_stencils(
     stencils: Sequence[Stencil], channels: int, cells: int
 ) -> tuple[sparse.csr_array, Int]:
-    """One sparse matrix for all stencils, over the state values that any of them reads.
+    """Return one sparse matrix for all stencils, over the state values that any of them reads.
 
     Arguments:
         stencils: Their ingredients follow one another, observation by observation.
@@ -244,7 +244,7 @@ def expand_stencils(
 
 
 def _compress(index: Int) -> tuple[Int, Int]:
-    """Distinct values, ascending, and the number of each entry's value among them."""
+    """Return distinct values, ascending, and the number of each entry's value among them."""
     span = int(index.max()) + 1 if len(index) else 0
     if span > LARGEST_MAP:
         return np.unique(index, return_inverse=True)
@@ -302,14 +302,14 @@ class OperatorFamily(Protocol):
     linear: bool
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """Whether the family gives model equivalents of `variable` at that kind of height."""
+        """Return whether the family gives model equivalents of `variable` at that kind of height."""
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
-        """Stencils for points that all observe `variable`.
+        """Return stencils for points that all observe `variable`.
 
         Returns:
             None if the states lack a channel that is needed, which makes the points passive.
         """
 
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The pointwise function, from `(*, n, K)` to `(*, n)`; parameters have shape `(n,)`."""
+        """Return the pointwise function, from `(*, n, K)` to `(*, n)`; parameters have shape `(n,)`."""

@@ -42,7 +42,7 @@ Float = NDArray[np.float64]
 
 
 def column_weights(levels: Float, surface_pressure: Float) -> Float:
-    """Weights (n, L) in Pa whose sum with values on levels (L,) is the integral from 0 to p_s (n,).
+    """Return weights (n, L) in Pa whose sum with values on levels (L,) is the integral from 0 to p_s (n,).
 
     Rows sum to the surface pressure.
     """
@@ -58,16 +58,15 @@ def column_weights(levels: Float, surface_pressure: Float) -> Float:
 
 
 class ColumnFamily:
-    """Mass-weighted integral of specific humidity."""
+    """Observe total column water vapour, the mass-weighted integral of specific humidity."""
 
     linear = True
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """`total_column_water_vapour`."""
+        """Accept `total_column_water_vapour` of the column above a place."""
         return variable == "total_column_water_vapour" and vertical_kind in ("column", "surface")
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
-        """See :class:`model.operators.base.OperatorFamily`."""
         indices, levels = domain.column("specific_humidity")
         if not len(indices):
             return None
@@ -79,21 +78,19 @@ class ColumnFamily:
         return place(points, domain, np.broadcast_to(indices, weight.shape), weight)
 
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`model.operators.base.OperatorFamily`."""
         return ingredients[..., 0]
 
 
 class ThicknessFamily:
-    """Difference of two geopotentials."""
+    """Observe thickness, the difference of the geopotentials of two pressures."""
 
     linear = True
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """`geopotential_thickness` of a layer."""
+        """Accept `geopotential_thickness` of a layer between two pressures."""
         return variable == "geopotential_thickness" and vertical_kind == "layer"
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
-        """See :class:`model.operators.base.OperatorFamily`."""
         bottom = pressure_stencil(domain, "geopotential", points.vertical)
         top = pressure_stencil(domain, "geopotential", points.vertical_top)
         if bottom is None or top is None:
@@ -104,12 +101,11 @@ class ThicknessFamily:
         return place(points, domain, channel, weight, accepted=reached)
 
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`model.operators.base.OperatorFamily`."""
         return ingredients[..., 0]
 
 
 def gaussian_weighting(levels: Float, peak: float, width: float = 0.6) -> Float:
-    """Weights (L,) that sum to 1 for a weighting function that is Gaussian in ln p.
+    """Return weights (L,) that sum to 1 for a weighting function that is Gaussian in ln p.
 
     Arguments:
         levels: Pa, ascending, with shape (L,).
@@ -118,7 +114,8 @@ def gaussian_weighting(levels: Float, peak: float, width: float = 0.6) -> Float:
     """
     x = np.log(levels)
     share = np.exp(-0.5 * ((x - np.log(peak)) / width) ** 2) * np.abs(np.gradient(x))
-    return share / share.sum()
+    weights: Float = share / share.sum()
+    return weights
 
 
 class BrightnessFamily:
@@ -127,11 +124,10 @@ class BrightnessFamily:
     linear = True
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """`brightness_temperature` of a channel."""
+        """Accept `brightness_temperature` of an instrument channel."""
         return variable == "brightness_temperature" and vertical_kind == "channel"
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
-        """See :class:`model.operators.base.OperatorFamily`."""
         indices, _ = domain.column("temperature")
         functions = domain.statics.weighting_functions
         if not len(indices) or not functions:
@@ -147,5 +143,4 @@ class BrightnessFamily:
         return Built(built.stencil, built.accepted, reason="operator_failed")
 
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`model.operators.base.OperatorFamily`."""
         return ingredients[..., 0]

@@ -52,7 +52,7 @@ class SparseMatrix:
         self._cache: dict[tuple[bool, torch.dtype, torch.device], Tensor] = {}
 
     def tensor(self, transposed: bool, like: Tensor) -> Tensor:
-        """The matrix or its transpose as a compressed tensor on the device of `like`."""
+        """Return the matrix or its transpose as a compressed tensor on the device of `like`."""
         key = (transposed, like.dtype, like.device)
         if key not in self._cache:
             part = self._parts[int(transposed)]
@@ -60,8 +60,8 @@ class SparseMatrix:
         return self._cache[key]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Products, from shape (*, columns) to (*, rows)."""
-        flat: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), self, False)
+        """Multiply with the matrix, from shape (*, columns) to (*, rows)."""
+        flat: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), self, False)  # type: ignore[no-untyped-call]
         return flat.reshape(*x.shape[:-1], self.shape[0])
 
 
@@ -93,18 +93,19 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _Product.apply(gradient, ctx.matrix, not ctx.transposed), None, None
+        return _Product.apply(gradient, ctx.matrix, not ctx.transposed), None, None  # type: ignore[no-untyped-call]
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _Product.apply(tangent, ctx.matrix, ctx.transposed)
+        product: Tensor = _Product.apply(tangent, ctx.matrix, ctx.transposed)  # type: ignore[no-untyped-call]
+        return product
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[Any, ...], x: Tensor, matrix: SparseMatrix, transposed: bool
     ) -> tuple[Tensor, int]:
         x = x.movedim(in_dims[0], 0)
-        out = _Product.apply(x.flatten(0, 1), matrix, transposed)
+        out = _Product.apply(x.flatten(0, 1), matrix, transposed)  # type: ignore[no-untyped-call]
         return out.unflatten(0, x.shape[:2]), 0
 
 
@@ -128,7 +129,7 @@ class FamilyBlock:
     parameters: Mapping[str, NDArray[np.float64]]
 
     def take(self, chosen: NDArray[np.bool_], position: Int, hours: int = 0) -> "FamilyBlock":
-        """The chosen ones (n,), at new positions, on states numbered from `hours`."""
+        """Return the chosen ones (n,), at new positions, on states numbered from `hours`."""
         if chosen.all():
             stencil = self.stencil
         else:
@@ -140,7 +141,7 @@ class FamilyBlock:
 
 
 class CompositeOperator:
-    """Satisfies :class:`model.operators.base.ObservationOperator`.
+    """Apply the operators of all families with one sparse product.
 
     The sparse matrix is put together on first use. Half-precision states are observed in float32.
 
@@ -158,7 +159,7 @@ class CompositeOperator:
 
     @property
     def linear(self) -> bool:
-        """Whether all families are affine."""
+        """Whether the operators of all families are affine."""
         return all(block.family.linear for block in self.blocks)
 
     @cached_property
@@ -174,7 +175,7 @@ class CompositeOperator:
         return self._matrix[1] if self.blocks else np.empty(0, dtype=np.int64)
 
     def __call__(self, states: Tensor) -> Tensor:
-        """From physical states (*, T, C, Y, X) in SI units to model equivalents (*, N)."""
+        """Map physical states (*, T, C, Y, X) in SI units to model equivalents (*, N)."""
         if tuple(states.shape[-4:]) != self.state_shape:
             raise InvalidInput(
                 f"Expected states with shape (*, T, C, Y, X) = (*, {self.state_shape}); got "
@@ -186,7 +187,7 @@ class CompositeOperator:
         return self.observe(flat.index_select(-1, self._index("columns", self._matrix[1], flat)))
 
     def observe(self, values: Tensor) -> Tensor:
-        """From the state values at :attr:`columns` (*, U) to model equivalents (*, N)."""
+        """Map the state values at :attr:`columns` (*, U) to model equivalents (*, N)."""
         if values.dtype in (torch.float16, torch.bfloat16):
             values = values.float()
         matrix, _, order = self._matrix
@@ -216,7 +217,7 @@ class CompositeOperator:
 
 
 def reconstruction_residual(states: Tensor, reconstructed: Tensor) -> Tensor:
-    """Standard deviation of the residual of each channel and row.
+    """Return the standard deviation of the residual of each channel and row.
 
     Arguments:
         states: With shape (N, C, Y, X), spread over the seasons; NaN cells are left out.
@@ -233,7 +234,7 @@ def reconstruction_residual(states: Tensor, reconstructed: Tensor) -> Tensor:
 def representativeness_std(
     operator: CompositeOperator, typical: Tensor, residual: Tensor
 ) -> Tensor:
-    """One standard deviation for each observation, with shape (N,), float64.
+    """Return one standard deviation for each observation, with shape (N,), float64.
 
     Arguments:
         operator: H.
@@ -247,4 +248,5 @@ def representativeness_std(
     lower = typical.double()[channel]
     upper = lower + residual.double()[channel, torch.from_numpy(cell // columns)]
     below, above = operator.observe(torch.stack((lower, upper)))
-    return (above - below).abs()
+    std: Tensor = (above - below).abs()
+    return std

@@ -72,7 +72,7 @@ class Rows:
     groups: tuple[tuple[str, str], ...]
 
     def points(self, index: NDArray[np.int64], vertical_kind: str) -> Points:
-        """The points of the rows at `index`."""
+        """Return the points of the rows at `index`."""
         return Points(
             self.hours[index],
             self.lat[index],
@@ -86,11 +86,12 @@ class Rows:
 
 def _numbers(table: pa.Table, name: str) -> Float:
     column = pc.fill_null(table[name].cast(pa.float64()), np.nan)
-    return column.to_numpy()
+    values: Float = column.to_numpy()
+    return values
 
 
 def column_codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Dictionary codes (-1 for null) and the names they stand for."""
+    """Return dictionary codes (-1 for null) and the names they stand for."""
     column = table[name].combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # pyarrow keeps a chunked array when there is no chunk
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
@@ -101,7 +102,7 @@ def column_codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[st
 
 
 def read_rows(table: pa.Table, first: datetime) -> Rows:
-    """The columns of an observation table, with times counted from `first`."""
+    """Return the columns of an observation table, with times counted from `first`."""
     start = pa.scalar(first, pa.timestamp("ns", tz="UTC")).value
     nanoseconds = table["time"].cast(pa.timestamp("ns", tz="UTC")).cast(pa.int64()).to_numpy()
     variable, variables = column_codes(table, "variable")
@@ -110,16 +111,16 @@ def read_rows(table: pa.Table, first: datetime) -> Rows:
     groups = tuple((variables[p // len(kinds)], kinds[p % len(kinds)]) for p in pairs)
     names = ("lat", "lon", "elevation", "vertical", "vertical_top", "obs_value", "obs_error")
     return Rows(
-        table["rejected_by"].is_null().to_numpy(),
-        (nanoseconds - start) / 3.6e12,
-        *(_numbers(table, name) for name in names),
-        group,
-        groups,
+        used=table["rejected_by"].is_null().to_numpy(),
+        hours=(nanoseconds - start) / 3.6e12,
+        group=group,
+        groups=groups,
+        **{name: _numbers(table, name) for name in names},
     )
 
 
 def with_rejections(table: pa.Table, rejections: dict[str, NDArray[np.int64]]) -> pa.Table:
-    """The table with `rejected_by` and `qc_flag` set on rows, by name of the outcome.
+    """Return the table with `rejected_by` and `qc_flag` set on rows, by name of the outcome.
 
     Arguments:
         table: An observation table.
@@ -161,7 +162,7 @@ OPERATORS: Registry[OperatorFamily] = Registry(
 
 
 def family_of(variable: str, vertical_kind: str) -> str | None:
-    """Name of the family that observes a variable at that kind of height, None if there is none."""
+    """Return the name of the family that observes a variable at that kind of height, or None."""
     for name, family in OPERATORS.items():
         if family.accepts(variable, vertical_kind):
             return name
@@ -198,7 +199,7 @@ class ObservationSet:
 
     @cached_property
     def values(self) -> Tensor:
-        """y, with shape (N,)."""
+        """The observed values y, with shape (N,)."""
         return torch.as_tensor(self.obs_values, dtype=self.dtype, device=self.device)
 
     @cached_property
@@ -223,15 +224,15 @@ class ObservationSet:
     def to(
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> "ObservationSet":
-        """The same set with tensors of another type or on another device."""
+        """Return the same set with tensors of another type or on another device."""
         return replace(self, dtype=dtype or self.dtype, device=torch.device(device or self.device))
 
     def select(self, mask: NDArray[np.bool_] | Tensor) -> "ObservationSet":
-        """The observations where the mask (N,) holds, in the same order."""
+        """Return the observations where the mask (N,) holds, in the same order."""
         return self._take(np.asarray(mask, dtype=bool))
 
     def with_representativeness(self, std: Tensor | NDArray[np.float64]) -> "ObservationSet":
-        """The same observations with errors that include what the states cannot represent.
+        """Return the same observations with errors that include what the states cannot represent.
 
         Grid means, and still more what an autoencoder keeps of them, differ from the value at a
         point; without this error, dry places with tiny humidity errors outweigh all others.
@@ -243,7 +244,7 @@ class ObservationSet:
         return replace(self, obs_errors=np.hypot(self.obs_errors, extra))
 
     def for_blanket(self, start: int, stop: int) -> "ObservationSet":
-        """Observations that read only states in [start, stop), on states numbered from `start`.
+        """Return observations that read only states in [start, stop), on states numbered from `start`.
 
         An observation between the last state of one blanket and the first of the next, where
         blankets do not overlap, is in neither.
@@ -283,7 +284,7 @@ def build_observation_set(
     times: Sequence[datetime],
     statics: Statics | None = None,
 ) -> tuple[ObservationSet, pa.Table]:
-    """y, R and H of the rows that no check has rejected.
+    """Return y, R and H of the rows that no check has rejected.
 
     Arguments:
         table: An observation table; rows with `rejected_by` null are used.

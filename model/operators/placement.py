@@ -35,7 +35,7 @@ FULL_HOUR = 1e-6
 
 
 def linear_in_time(hours: Float, length: int) -> tuple[NDArray[np.int64], Float, NDArray[np.bool_]]:
-    """States and weights of times.
+    """Return states and weights of times.
 
     Arguments:
         hours: Hours since the first state, with shape (n,).
@@ -68,7 +68,7 @@ SINGLE_LEVEL_REACH = 0.05
 def log_pressure(
     levels: Float, pressure: Float, *, sloped: bool = False
 ) -> tuple[Int, Float, NDArray[np.bool_]]:
-    """Pairs of levels and their weights.
+    """Return pairs of levels and their weights.
 
     Arguments:
         levels: Pa, ascending, with shape (L,).
@@ -96,7 +96,7 @@ def log_pressure(
 def pressure_stencil(
     domain: ModelDomain, variable: str, pressure: Float
 ) -> tuple[Int, Float, NDArray[np.bool_]] | None:
-    """Channels and weights (n, 2) of a variable at pressures (n,) in Pa, and what is in reach.
+    """Return channels and weights (n, 2) of a variable at pressures (n,) in Pa, and what is in reach.
 
     Returns:
         None if the states lack the variable.
@@ -109,13 +109,13 @@ def pressure_stencil(
 
 
 def positioned(points: Points) -> tuple[Float, Float, NDArray[np.bool_]]:
-    """Latitude and longitude fit for computing, and which of them are possible."""
+    """Return latitude and longitude fit for computing, and which of them are possible."""
     possible = (np.abs(points.lat) <= 90.0) & np.isfinite(points.lon)
     return np.where(possible, points.lat, 0.0), np.where(possible, points.lon, 0.0), possible
 
 
 def channels_of(indices: list[int], count: int) -> tuple[Int, Float]:
-    """One channel for each ingredient, the same for all points: (n, K, 1) indices and weights."""
+    """Return one channel for each ingredient, the same for all points: (n, K, 1) indices and weights."""
     shape = (count, len(indices), 1)
     return np.broadcast_to(np.array(indices, dtype=np.int64)[:, None], shape), np.ones(shape)
 
@@ -130,7 +130,7 @@ def place(
     accepted: NDArray[np.bool_] | None = None,
     parameters: dict[str, Float] | None = None,
 ) -> Built:
-    """The whole stencil, from its channel part (n, K, P)."""
+    """Return the whole stencil, from its channel part (n, K, P)."""
     lat, lon, possible = positioned(points)
     cell, cell_weight = bilinear(domain.grid, lat, lon, vector=vector)
     time, time_weight, reached = linear_in_time(points.hours, domain.length)

@@ -37,7 +37,7 @@ LAND = 0.5
 
 
 def model_height(points: Points, domain: ModelDomain) -> Float:
-    """Height of the model's ground in m at points (n,); NaN where the orography is unknown."""
+    """Return the height of the model's ground in m at points (n,); NaN where the orography is unknown."""
     if domain.statics.orography is None:
         return np.full(len(points), np.nan)
     lat, lon, _ = positioned(points)
@@ -45,16 +45,15 @@ def model_height(points: Points, domain: ModelDomain) -> Float:
 
 
 class SurfaceFamily:
-    """Interpolates a surface channel."""
+    """Observe a surface variable by interpolating its channel."""
 
     linear = True
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """Surface variables of the state."""
+        """Accept the surface variables of the state."""
         return variable in SURFACE and vertical_kind == "surface"
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
-        """See :class:`model.operators.base.OperatorFamily`."""
         index = domain.surface_channel(variable)
         if index is None:
             return None
@@ -76,12 +75,11 @@ class SurfaceFamily:
         return built
 
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`model.operators.base.OperatorFamily`."""
         return ingredients[..., 0] + parameters["offset"]
 
 
 def _keep_sea(built: Built, land_sea_mask: Float) -> None:
-    """Takes the weight from land cells and shares it among sea cells, in place."""
+    """Take the weight from land cells and share it among sea cells, in place."""
     weights = built.stencil.cell_weight
     weights *= land_sea_mask.reshape(-1)[built.stencil.cell] < LAND
     total = weights.sum(axis=1)
@@ -94,16 +92,15 @@ COLDEST = 150.0
 
 
 class SurfacePressureFamily:
-    """Hypsometric equation from sea level to the barometer."""
+    """Observe station pressure by the hypsometric equation from sea level."""
 
     linear = False
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """`surface_pressure`."""
+        """Accept `surface_pressure` at the height of a station."""
         return variable == "surface_pressure" and vertical_kind == "surface"
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
-        """See :class:`model.operators.base.OperatorFamily`."""
         msl = domain.surface_channel("mean_sea_level_pressure")
         t2m = domain.surface_channel("2m_temperature")
         if msl is None or t2m is None:
@@ -116,7 +113,6 @@ class SurfacePressureFamily:
         return place(points, domain, channel, weight, accepted=known, parameters=parameters)
 
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`model.operators.base.OperatorFamily`."""
         warm = ingredients[..., 1] + STANDARD_LAPSE_RATE * parameters["ground"]
         warm = warm.clamp(min=COLDEST)
         pressure: Tensor = pressure_after_rise(ingredients[..., 0], warm, parameters["station"])

@@ -42,16 +42,15 @@ VECTORS = frozenset({"u_component_of_wind", "v_component_of_wind"})
 
 
 class PressureLevelFamily:
-    """Temperature, wind components, geopotential and humidity at a pressure."""
+    """Observe temperature, wind components, geopotential and humidity at a pressure."""
 
     linear = True
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """Upper-air variables of the state."""
+        """Accept upper-air variables of the state at a pressure."""
         return variable in ATMOSPHERIC and vertical_kind == "pressure"
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
-        """See :class:`model.operators.base.OperatorFamily`."""
         levels = pressure_stencil(domain, variable, points.vertical)
         if levels is None:
             return None
@@ -66,7 +65,6 @@ class PressureLevelFamily:
         )
 
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`model.operators.base.OperatorFamily`."""
         return ingredients[..., 0]
 
 
@@ -76,16 +74,15 @@ THINNEST = 1.0
 
 
 class HeightLevelFamily:
-    """Temperature, wind components and humidity at a height above mean sea level."""
+    """Observe temperature, wind components and humidity at a height above mean sea level."""
 
     linear = False
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """Upper-air variables but geopotential, at a height."""
+        """Accept upper-air variables but geopotential, at a height."""
         return variable in VARIABLES and vertical_kind == "height"
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
-        """See :class:`model.operators.base.OperatorFamily`."""
         geopotential, levels = domain.column("geopotential")
         values, value_levels = domain.column(variable)
         if len(levels) < 2 or not np.array_equal(levels, value_levels):
@@ -111,7 +108,6 @@ class HeightLevelFamily:
         return np.where(inside, 1.0, -1.0)
 
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`model.operators.base.OperatorFamily`."""
         geopotential, value = ingredients.chunk(2, dim=-1)
         height = geopotential / GRAVITY
         target = parameters["height"].expand(height.shape[:-1]).unsqueeze(-1)
@@ -129,16 +125,15 @@ WARMEST = 373.0
 
 
 class RelativeHumidityFamily:
-    """Vapour pressure over saturation vapour pressure."""
+    """Observe relative humidity, vapour pressure over that of saturation."""
 
     linear = False
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """`relative_humidity` at a pressure or height."""
+        """Accept `relative_humidity` at a pressure or height."""
         return variable == "relative_humidity" and vertical_kind in ("pressure", "height")
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
-        """See :class:`model.operators.base.OperatorFamily`."""
         if points.vertical_kind == "height":
             points = points.at_pressure(pressure_at_height(points.vertical))
         humidity = pressure_stencil(domain, "specific_humidity", points.vertical)
@@ -155,26 +150,25 @@ class RelativeHumidityFamily:
         )
 
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`model.operators.base.OperatorFamily`."""
         q, temperature = ingredients.unbind(dim=-1)
-        vapour: Tensor = vapour_pressure(q, parameters["pressure"])
         possible = temperature.clamp(min=COLDEST, max=WARMEST)
-        return vapour / saturation_vapour_pressure(possible, torch.exp)
+        saturation: Tensor = saturation_vapour_pressure(possible, torch.exp)
+        vapour: Tensor = vapour_pressure(q, parameters["pressure"])
+        return vapour / saturation
 
 
 class WindSpeedFamily:
-    """Square root of u² + v²."""
+    """Observe wind speed, the square root of u² + v²."""
 
     linear = False
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """`10m_wind_speed`, and `wind_speed` at a pressure or height."""
+        """Accept `10m_wind_speed`, and `wind_speed` at a pressure or height."""
         if variable == "10m_wind_speed":
             return vertical_kind == "surface"
         return variable == "wind_speed" and vertical_kind in ("pressure", "height")
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
-        """See :class:`model.operators.base.OperatorFamily`."""
         if variable == "10m_wind_speed":
             return self._near_surface(points, domain)
         if points.vertical_kind == "height":
@@ -197,7 +191,6 @@ class WindSpeedFamily:
         return place(points, domain, *channels_of([u, v], len(points)), vector=True)
 
     def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`model.operators.base.OperatorFamily`."""
         square = ingredients.square().sum(dim=-1)
         moving = square > 0
         return torch.where(moving, torch.where(moving, square, 1.0).sqrt(), 0.0)

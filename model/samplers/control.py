@@ -28,7 +28,7 @@ class Noise(Protocol):
     """A source of standard normal numbers."""
 
     def __call__(self, like: Tensor) -> Tensor:
-        """The next draw, with the shape, type and device of `like`."""
+        """Return the next draw, with the shape, type and device of `like`."""
 
 
 class MemberNoise:
@@ -124,7 +124,8 @@ class Controlled:
 
     def __init__(self, *args: Any, control: SamplerControl, **kwargs: Any) -> None:
         steps = len(control.times) - 1
-        super().__init__(*args, steps=steps, silent=True, dtype=control.times.dtype, **kwargs)
+        kwargs |= {"steps": steps, "silent": True, "dtype": control.times.dtype}
+        super().__init__(*args, **kwargs)
         self.control = control
 
     @property
@@ -133,7 +134,7 @@ class Controlled:
         return self.control.times
 
     def progress_bar(self, it: Any) -> Iterator[Any]:
-        """Iterates over steps, telling `on_step` before each."""
+        """Iterate over steps and call `on_step` before each."""
         items = it.unbind() if torch.is_tensor(it) else list(it)
         total = self.control.total or len(items)
         for i, item in enumerate(items):

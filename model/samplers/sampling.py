@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-class DDIM(Controlled, Sampler):
+class DDIM(Controlled, Sampler):  # type: ignore[misc]  # azula has no types
     r"""The Euler step :math:`x_s = x_t - (1 - \sigma_s / \sigma_t) (x_t - d(x_t))`, for alpha = 1.
 
     azula's `DDIMSampler` writes it as a sum of the denoised state and the shrunk noise. The
@@ -61,13 +61,14 @@ class DDIM(Controlled, Sampler):
         self.denoiser = denoiser
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, **kwargs: object) -> Tensor:
-        """From time t to s < t."""
+        """Map time t to s < t."""
         alpha_s, sigma_s = self.denoiser.schedule(s)
         alpha_t, sigma_t = self.denoiser.schedule(t)
         shrink = 1 - (sigma_s / alpha_s) / (sigma_t / alpha_t)
         x = self.denoiser(x_t, t, **kwargs).mean
         y = x_t / alpha_t
-        return alpha_s * (y - shrink * (y - x))
+        x_s: Tensor = alpha_s * (y - shrink * (y - x))
+        return x_s
 
 
 class RewindDDIM(DDIM):
@@ -91,7 +92,7 @@ class RewindDDIM(DDIM):
         self.jump = jump
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, **kwargs: object) -> Tensor:
-        """From time t to s < t, by way of cleaner ones."""
+        """Map time t to s < t, by way of cleaner ones."""
         grid = self.control.times.tolist()
         start = grid.index(float(t))
         stop = min(start + self.rewind_after, len(grid) - 1)
@@ -102,28 +103,30 @@ class RewindDDIM(DDIM):
         return self._back(x, self.control.times[stop], s)
 
     def _back(self, x: Tensor, clean: Tensor, noisy: Tensor) -> Tensor:
-        """Noise added from a clean time back to a noisier one (or the same)."""
+        """Add noise, from a clean time back to a noisier one (or the same)."""
         alpha_c, sigma_c = self.denoiser.schedule(clean)
         alpha_n, sigma_n = self.denoiser.schedule(noisy)
         scale = alpha_n / alpha_c
         added = (sigma_n**2 - (scale * sigma_c) ** 2).clamp(min=0).sqrt()
-        return scale * x + added * self.control.noise(x)
+        moved: Tensor = scale * x + added * self.control.noise(x)
+        return moved
 
 
-class DDPM(Controlled, DDPMSampler):
+class DDPM(Controlled, DDPMSampler):  # type: ignore[misc]  # azula has no types
     """azula's DDPM step, but with noise from `control.noise` instead of the global generator."""
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, **kwargs: object) -> Tensor:
-        """From time t to s < t."""
+        """Map time t to s < t."""
         alpha_s, sigma_s = self.denoiser.schedule(s)
         alpha_t, sigma_t = self.denoiser.schedule(t)
         tau = 1 - (alpha_t / alpha_s * sigma_s / sigma_t) ** 2
         x = self.denoiser(x_t, t, **kwargs).mean
         x_s = alpha_s * x + sigma_s * torch.sqrt(1 - tau) / sigma_t * (x_t - alpha_t * x)
-        return x_s + sigma_s * torch.sqrt(tau) * self.control.noise(x_t)
+        noisy: Tensor = x_s + sigma_s * torch.sqrt(tau) * self.control.noise(x_t)
+        return noisy
 
 
-class PredictorCorrector(Controlled, DDIMSampler):
+class PredictorCorrector(Controlled, DDIMSampler):  # type: ignore[misc]  # azula has no types
     r"""Each step corrects at noise level sigma_t, then predicts with DDIM.
 
     A correction is a step of Langevin dynamics,
@@ -150,7 +153,7 @@ class PredictorCorrector(Controlled, DDIMSampler):
         self.delta = delta
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, **kwargs: object) -> Tensor:
-        """From time t to s < t."""
+        """Map time t to s < t."""
         alpha, sigma = self.denoiser.schedule(t)
         for _ in range(self.corrections):
             x = self.denoiser(x_t, t, **kwargs).mean
@@ -159,7 +162,8 @@ class PredictorCorrector(Controlled, DDIMSampler):
                 + self.delta * (alpha * x - x_t)
                 + sqrt(2 * self.delta) * sigma * self.control.noise(x_t)
             )
-        return super().step(x_t, t, s, **kwargs)
+        x_s: Tensor = super().step(x_t, t, s, **kwargs)
+        return x_s
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ SAMPLERS: Registry[Build] = Registry(
 
 
 def time_grid(settings: SamplerSettings, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Diffusion times from `start` to `stop`, equally spaced, with shape (steps + 1,)."""
+    """Return diffusion times from `start` to `stop`, equally spaced, with shape (steps + 1,)."""
     return torch.linspace(settings.start, settings.stop, settings.steps + 1, dtype=dtype)
 
 
@@ -248,7 +252,7 @@ def sample(
     total: int | None = None,
     times: Tensor | None = None,
 ) -> Tensor:
-    """Runs the reverse process.
+    """Run the reverse process.
 
     Arguments:
         denoiser: The denoiser, with its schedule.
@@ -265,4 +269,5 @@ def sample(
     """
     grid = (time_grid(settings) if times is None else times).to(x_t.device)
     control = SamplerControl(grid, noise, on_step, offset, total)
-    return SAMPLERS[settings.name](denoiser, settings, control)(x_t)
+    drawn: Tensor = SAMPLERS[settings.name](denoiser, settings, control)(x_t)
+    return drawn

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-class NoiseSchedule(Schedule):
+class NoiseSchedule(Schedule):  # type: ignore[misc]  # azula has no types
     """A schedule with alpha(t) = 1 and an invertible sigma(t).
 
     Arguments:
@@ -41,15 +41,15 @@ class NoiseSchedule(Schedule):
         self.sigma_max = sigma_max
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha(t) = 1 and sigma(t), both with the shape and type of `t`."""
+        """Return alpha(t) = 1 and sigma(t), both with the shape and type of `t`."""
         return torch.ones_like(t), self.sigma(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The noise level at time `t`, with the shape and type of `t`."""
+        """Return the noise level at time `t`, with the shape and type of `t`."""
         return self._sigma(t.to(torch.float64)).to(t)
 
     def time(self, sigma: Tensor) -> Tensor:
-        """The time at which the noise level is `sigma`, with its shape and type."""
+        """Return the time at which the noise level is `sigma`, with its shape and type."""
         return self._time(sigma.to(torch.float64)).to(sigma)
 
     @abc.abstractmethod
@@ -86,7 +86,8 @@ class LogLinearSchedule(NoiseSchedule):
     """
 
     def _sigma(self, t: Tensor) -> Tensor:
-        return VESchedule(self.sigma_min, self.sigma_max).sigma(t)
+        level: Tensor = VESchedule(self.sigma_min, self.sigma_max).sigma(t)
+        return level
 
     def _time(self, sigma: Tensor) -> Tensor:
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
@@ -122,7 +123,8 @@ class LogLogitSchedule(NoiseSchedule):
 
     def _time(self, sigma: Tensor) -> Tensor:
         inner = torch.sigmoid((torch.log(sigma) - self.log_middle) / self.spread)
-        return (inner - self.eps) / (1 - 2 * self.eps)
+        time: Tensor = (inner - self.eps) / (1 - 2 * self.eps)
+        return time
 
 
 SCHEDULES: Registry[Callable[..., NoiseSchedule]] = Registry(

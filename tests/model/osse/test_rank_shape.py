@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lab.osse.ranks import rank_shapes, station_ranks
+from lab.osse.scores import rank_shapes, station_ranks
 from model.diagnostics.ensembles import rank_shape, ranks
 
 HOURS = 24
