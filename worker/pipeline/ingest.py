@@ -57,7 +57,7 @@ class IngestOptions:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What became of one upload.
+    """Counts of one upload: messages, rows, outcomes.
 
     Attributes:
         manifest: Its place in the store.
@@ -77,7 +77,7 @@ def ingest(
     options: IngestOptions | None = None,
     still_wanted: Callable[[], None] = _nothing,
 ) -> IngestReport:
-    """Decodes, gives errors, checks and publishes one upload; safe to run twice.
+    """Decode one upload, assign errors, check and publish its rows; idempotent.
 
     Arguments:
         batch_id: The upload; a batch that is in the store already is not read again.
@@ -171,7 +171,7 @@ def _described(options: IngestOptions) -> dict[str, Any]:
 def ingest_batch(
     batch: BatchRecord, layout: Layout, still_wanted: Callable[[], None]
 ) -> IngestSummary:
-    """Decodes, checks and stores the upload; safe to run twice.
+    """Decode, check and store an upload, and record the outcome; idempotent.
 
     Arguments:
         batch: The upload, with what its sender said about it.
