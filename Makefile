@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+JOBS   ?= 2
 STAMP   = $(VENV)/.installed
 
-.PHONY: help demo up client test test-slow lint types format bench lock clean
+.PHONY: help demo up client test test-slow coverage docs lint types format bench lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,7 +13,8 @@ help:
 	@echo "make up         the whole system in the foreground (appa up)"
 	@echo "make client     the synchronous client from the asynchronous one"
 	@echo "make test       all tests          make test-slow   slow science too"
-	@echo "make lint types checks             make bench       tables of speed and skill"
+	@echo "make lint types docs  checks       make bench       tables of speed and skill"
+	@echo "make coverage   what the tests reach"
 
 $(STAMP): pyproject.toml client/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -31,10 +33,16 @@ client: $(STAMP)
 	$(BIN)/python client/make_sync.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest
+
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile --cov --cov-report=term
+
+docs: $(STAMP)
+	$(BIN)/zensical build --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

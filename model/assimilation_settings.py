@@ -143,9 +143,9 @@ class AssimilationSettings:
     memory_budget: int | None = None
 
     @property
-    def mirrored(self) -> bool:
-        """Whether members come in pairs of opposite noise."""
-        return self.start == "prior" and self.prior_solve.mirrored
+    def antithetic(self) -> bool:
+        """Whether members come in antithetic pairs, of opposite noise."""
+        return self.start == "prior" and self.prior_solve.antithetic
 
 
 def recommended_settings(latent_model: LatentModel) -> AssimilationSettings:

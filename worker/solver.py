@@ -161,7 +161,7 @@ class Solver:
             seeds,
             asdict(result.settings),
             ("warm_start",) if warm else (),
-            result.settings.mirrored and (pairs or not tied.any().item()),
+            result.settings.antithetic and (pairs or not tied.any().item()),
         )
 
     def resize(self, latents: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ observation operators and the feedback file. Flag numbers follow UFO (JCSDA ufo,
 `src/ufo/filters/QCflags.h`); numbers of 30 and above are our own.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ __all__ = [
     "ReportType",
     "VERTICAL_KINDS",
     "empty_table",
+    "station_draw",
     "validate_table",
 ]
 
@@ -180,6 +182,16 @@ FEEDBACK_SCHEMA = pa.schema(
     ],
     metadata={"convention": "appa feedback table 1"},
 )
+
+
+def station_draw(station: str, salt: str) -> float:
+    """Return a number in [0, 1) that depends on a station's name and the salt alone.
+
+    Stations whose number lies below a share are withheld: the same ones in every window and for
+    whatever else reports.
+    """
+    digest = hashlib.sha256(f"{salt}/{station}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2.0**64
 
 
 def empty_table(schema: pa.Schema = OBSERVATION_SCHEMA) -> pa.Table:

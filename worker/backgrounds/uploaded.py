@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model.domain.errors import InvalidInput
 from model.domain.grids import Grid
-from model.domain.regrid import bilinear, cell_index, conservative
+from model.domain.regrid import cell_index, conservative, interpolate_rectilinear
 from model.domain.variables import Channel
 from worker.observations.decoders.base import DecodeReport, MessageLimits
 from worker.observations.decoders.grib import GribField, fields
@@ -153,7 +153,7 @@ def _from_rows(
     if len(rows) > grid.nlat and _global(rows, columns):
         return conservative(values, rows, columns, grid.latitude, grid.longitude)
     lat, lon = np.meshgrid(grid.latitude, grid.longitude, indexing="ij")
-    return bilinear(values, rows, columns, lat, lon)
+    return interpolate_rectilinear(values, rows, columns, lat, lon)
 
 
 def _global(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> bool:

@@ -24,7 +24,6 @@ __all__ = [
     "row_pressure",
     "set_column",
     "times",
-    "unit_vectors",
 ]
 
 BoolArray = NDArray[np.bool_]
@@ -124,12 +123,6 @@ def row_pressure(table: pa.Table) -> NDArray[np.float64]:
             height = np.nan_to_num(elevation[rows], nan=0.0)
             result[rows] = pressure_at_height(height)
     return result
-
-
-def unit_vectors(lat: NDArray, lon: NDArray) -> NDArray[np.float64]:
-    """Positions on the unit sphere, with shape (rows, 3), from degrees."""
-    phi, lam = np.deg2rad(lat), np.deg2rad(lon)
-    return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1)
 
 
 def reject(table: pa.Table, rows: BoolArray, flag: QCFlag) -> pa.Table:

@@ -1,10 +1,9 @@
 """Compare the observations of a window with the model: H(x), the checks that need it, the feedback.
 
-Quality control runs with the model's surface, with the background, and for the selection. States
-are decoded one member at a time: an ensemble of full-size states does not fit in memory.
+Quality control runs with the model's surface, with the background, and for the selection.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,20 +11,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.diagnostics.ensembles import ranks
+from model.diagnostics.equivalents import Equivalents, model_equivalents, observation_set
 from model.domain.observations import FEEDBACK_SCHEMA, OBSERVATION_SCHEMA
 from model.domain.windows import WindowPlan
-from model.execution import Batching
 from model.latent_model import LatentModel
-from model.operators.observation_set import ObservationSet, build_observation_set, with_rejections
+from model.operators.observation_set import ObservationSet, with_rejections
 from worker.contract.kinds import ObservationSelection
 from worker.observations.columns import codes, is_one_of, kept, numbers, set_column
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
-from worker.results.verification.withheld import Equivalents
 from worker.solver import Background
 
 __all__ = [
@@ -36,9 +34,7 @@ __all__ = [
     "effective_parameters",
     "fill_analysis",
     "fill_background",
-    "model_equivalents",
     "monitored_set",
-    "observation_set",
     "to_feedback",
 ]
 
@@ -54,13 +50,6 @@ def to_feedback(table: pa.Table) -> pa.Table:
         if field.name not in OBSERVATION_SCHEMA.names and field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(table), field.type))
     return table.select(FEEDBACK_SCHEMA.names).cast(FEEDBACK_SCHEMA)
-
-
-def observation_set(
-    table: pa.Table, model: LatentModel, times: Sequence[datetime]
-) -> tuple[ObservationSet, pa.Table]:
-    """y, R and H of the rows in use; see `model.operators.observation_set`."""
-    return build_observation_set(table, model.grid, model.channels, times, model.statics)
 
 
 def monitored_set(
@@ -81,44 +70,6 @@ def monitored_set(
     return monitored, with_rejections(table, rejections)
 
 
-def model_equivalents(
-    latents: Tensor,
-    model: LatentModel,
-    observations: ObservationSet,
-    keep: Callable[[int, Tensor], None] | None = None,
-) -> Float:
-    """H(x) of each member, with shape (M, N).
-
-    Arguments:
-        latents: Standardised latents, with shape (M, T, c, h, w).
-        model: Decodes them.
-        observations: N observations of T states.
-        keep: Called with (member, its physical states (T, C, Y, X)) while they are there.
-    """
-    hofx = np.empty((len(latents), len(observations)))
-    operator = observations.to(model.dtype, model.device).operator if len(observations) else None
-    with torch.no_grad():
-        for member, trajectory in enumerate(latents):
-            states = _decode(trajectory.to(model.device, model.dtype), model)
-            if operator is not None:
-                hofx[member] = operator(states).double().cpu().numpy()
-            if keep is not None:
-                keep(member, _masked(states, model))
-    return hofx
-
-
-def _decode(trajectory: Tensor, model: LatentModel) -> Tensor:
-    """Latents (T, c, h, w) to physical states, as many at once as the memory takes."""
-    batching = Batching(rows=len(trajectory))
-    return batching(lambda rows: model.decode(trajectory[rows], mask=False), len(trajectory))
-
-
-def _masked(states: Tensor, model: LatentModel) -> Tensor:
-    """The states with NaN where a variable is undefined."""
-    missing = model.state_normalisation.missing
-    return states if missing is None else states.masked_fill(missing, float("nan"))
-
-
 def fill_background(table: pa.Table, found: Equivalents) -> pa.Table:
     """Return the feedback table with H(x_b), O-B and spread, null where there are none."""
     return _fill(table, found, "background")
@@ -132,9 +83,8 @@ def fill_analysis(table: pa.Table, found: Equivalents, seed: int) -> pa.Table:
     each is counted.
     """
     table, rows, hofx = _fill(table, found, "analysis"), found.rows, found.hofx
-    draw = np.random.default_rng(seed).standard_normal(hofx.shape)
-    noisy = (hofx + draw * numbers(table, "obs_error")[rows])[list(found.twins.ranked)]
-    rank = (noisy < numbers(table, "obs_value")[rows]).sum(0)
+    values, errors = (numbers(table, name)[rows] for name in ("obs_value", "obs_error"))
+    rank = ranks(hofx, values, errors, np.random.default_rng(seed), found.pairs.ranked)
     column = np.full(len(table), -1, dtype=np.int16)
     column[rows] = rank
     index = table.schema.get_field_index("rank")
@@ -145,7 +95,7 @@ def fill_analysis(table: pa.Table, found: Equivalents, seed: int) -> pa.Table:
 def _fill(table: pa.Table, found: Equivalents, name: str) -> pa.Table:
     columns = {f"hofx_{name}": _scatter(table, found.rows, found.hofx.mean(0))}
     columns[f"{name}_departure"] = numbers(table, "obs_value") - columns[f"hofx_{name}"]
-    spread = found.twins.std(found.hofx)
+    spread = found.pairs.std(found.hofx)
     if spread is not None:
         columns[f"{name}_spread"] = _scatter(table, found.rows, spread)
     for column, values in columns.items():

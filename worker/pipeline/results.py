@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.diagnostics.equivalents import Equivalents, model_equivalents
 from model.domain.files import code_version
 from model.domain.variables import Channel
 from model.domain.windows import WindowPlan
@@ -31,13 +32,7 @@ from worker.contract.layout import Layout
 from worker.loaded_models import LoadedModel
 from worker.observations.columns import codes
 from worker.observations.store.files import StoreFiles
-from worker.pipeline.departures import (
-    CheckedWindow,
-    WrittenStates,
-    count_outcomes,
-    fill_analysis,
-    model_equivalents,
-)
+from worker.pipeline.departures import CheckedWindow, WrittenStates, count_outcomes, fill_analysis
 from worker.pipeline.gather import observation_window, table_digest
 from worker.results.manifest import AnalysisManifest, ManifestFile, describe_file
 from worker.results.outputs.formats import OUTPUTS
@@ -45,7 +40,6 @@ from worker.results.outputs.product import Product
 from worker.results.verification.control import verified
 from worker.results.verification.series import SERIES_NAME
 from worker.results.verification.states import pressure_tendency
-from worker.results.verification.withheld import Equivalents
 from worker.solver import Analysis, Background
 
 __all__ = [

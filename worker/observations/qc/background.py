@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from model.domain.grids import bilinear, interpolate, unit_vectors
 from model.domain.physics import (
     EARTH_RADIUS,
     GAS_CONSTANT_DRY,
@@ -15,7 +16,6 @@ from model.domain.physics import (
     STANDARD_TEMPERATURE,
     pressure_after_rise,
 )
-from model.domain.regrid import bilinear
 from worker.observations.columns import (
     BoolArray,
     codes,
@@ -26,7 +26,6 @@ from worker.observations.columns import (
     row_pressure,
     set_column,
     times,
-    unit_vectors,
 )
 from worker.observations.qc.base import QCContext
 
@@ -58,14 +57,10 @@ def height_difference(table: pa.Table, context: QCContext) -> NDArray[np.float64
     use = is_one_of(table, "report_type", p["height_by_report_types"])
     use &= is_one_of(table, "vertical_kind", ["surface"])
     rows = np.flatnonzero(use)
-    model = bilinear(
-        np.asarray(context.orography, dtype=np.float64),
-        context.grid.latitude,
-        context.grid.longitude,
-        numbers(table, "lat")[rows],
-        numbers(table, "lon")[rows],
-    )
-    rise[rows] = model - numbers(table, "elevation")[rows]
+    places = numbers(table, "lat")[rows], numbers(table, "lon")[rows]
+    orography = np.asarray(context.orography, dtype=np.float64)
+    ground = interpolate(orography, *bilinear(context.grid, *places))
+    rise[rows] = ground - numbers(table, "elevation")[rows]
     return rise
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from model.domain.grids import unit_vectors
 from model.domain.physics import EARTH_RADIUS, GAS_CONSTANT_DRY, virtual_temperature
 from worker.observations.columns import (
     BoolArray,
@@ -27,7 +28,6 @@ from worker.observations.columns import (
     kept,
     numbers,
     times,
-    unit_vectors,
 )
 from worker.observations.qc.base import QCContext
 

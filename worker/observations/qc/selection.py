@@ -10,12 +10,12 @@ the variance of a mean of equally correlated errors. After Lorenc, "A global thr
 multivariate statistical interpolation scheme" (1981), Mon. Wea. Rev. 109.
 """
 
-import hashlib
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from model.domain.grids import unit_vectors
+from model.domain.observations import station_draw
 from model.domain.regrid import cell_index
 from worker.observations.columns import (
     BoolArray,
@@ -27,7 +27,6 @@ from worker.observations.columns import (
     row_pressure,
     set_column,
     times,
-    unit_vectors,
 )
 from worker.observations.qc.base import QCContext
 
@@ -35,7 +34,6 @@ __all__ = [
     "SUPEROBSERVATIONS",
     "append_superobservations",
     "box_keys",
-    "draw",
     "merged",
     "thinning",
     "withholding",
@@ -67,12 +65,6 @@ def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) ->
     return [*(codes(sub, n)[0] for n in names), cell, level, hour]
 
 
-def draw(station: str, salt: str) -> float:
-    """A number in [0, 1) that depends on the station and the salt alone."""
-    digest = hashlib.sha256(f"{salt}/{station}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2.0**64
-
-
 def withholding(table: pa.Table, context: QCContext) -> BoolArray:
     """Rows of the stations whose draw lies below the share, the same ones in every cycle, and of
     those that were named.
@@ -81,7 +73,7 @@ def withholding(table: pa.Table, context: QCContext) -> BoolArray:
     """
     p = context.of("withholding")
     station, names = codes(table, "station_id")
-    chosen = [i for i, name in enumerate(names) if draw(name, p["salt"]) < p["share"]]
+    chosen = [i for i, name in enumerate(names) if station_draw(name, p["salt"]) < p["share"]]
     drawn = np.isin(station, chosen) & is_one_of(table, "report_type", p["report_types"])
     return drawn | is_one_of(table, "station_id", p["stations"])
 

@@ -211,10 +211,10 @@ def _encoding(product: Product, variable: Variable) -> dict[str, Any]:
     return {"coordinates": " ".join(names) or None, "_FillValue": FILL}
 
 
-def _spread_attributes(variable: Variable, twins: AntitheticPairs) -> dict[str, Any]:
+def _spread_attributes(variable: Variable, pairs: AntitheticPairs) -> dict[str, Any]:
     """What the sum of squares about the mean was divided by, and why if it is not M - 1."""
-    found: dict[str, Any] = {"ensemble_divisor": np.float64(twins.divisor)}
-    if twins.mirrored:
+    found: dict[str, Any] = {"ensemble_divisor": np.float64(pairs.divisor)}
+    if pairs.antithetic:
         found["comment"] = (
             "Members come in pairs of opposite perturbations, whose mean has no sampling error: the "
             "sum of squared deviations is divided by ensemble_divisor, not by members - 1."
@@ -236,7 +236,7 @@ def _variables(product: Product, field: Field) -> dict[str, xr.Variable]:
     if wanted != "mean":
         found[variable.short] = xr.Variable(("realization", *dims), field.values, base, encoding)
     if wanted != "members":
-        mean, spread = mean_and_spread(field.values, product.twins)
+        mean, spread = mean_and_spread(field.values, product.pairs)
         for name, values, method in (
             ("mean", mean, "mean"),
             ("spread", spread, "standard_deviation"),
@@ -248,7 +248,7 @@ def _variables(product: Product, field: Field) -> dict[str, xr.Variable]:
                 "cell_methods": f"{base['cell_methods']} realization: {method}",
             }
             if name == "spread":
-                extra |= _spread_attributes(variable, product.twins)
+                extra |= _spread_attributes(variable, product.pairs)
             found[f"{variable.short}_{name}"] = xr.Variable(
                 dims, values, {**base, **extra}, encoding
             )
@@ -311,7 +311,7 @@ def round_dataset(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with its fields bit-rounded level by level, and how much recorded with each."""
     rounded: dict[str, xr.Variable] = {}
     mirrored = dataset.attrs.get("mirrored_members") == "true"
-    twins = AntitheticPairs.of(range(dataset.sizes["realization"]), mirrored)
+    pairs = AntitheticPairs.of(range(dataset.sizes["realization"]), mirrored)
     for name, array in dataset.data_vars.items():
         if not {"latitude", "longitude"} <= set(array.dims):
             continue
@@ -319,7 +319,7 @@ def round_dataset(dataset: xr.Dataset) -> xr.Dataset:
         spread = dataset.get(f"{short}_spread")
         scale = None if spread is None or name == spread.name else spread.values
         if scale is None and "realization" in array.dims:
-            scale = mean_and_spread(array.values, twins)[1]
+            scale = mean_and_spread(array.values, pairs)[1]
         values, notes = _round(array.values, scale, "air_pressure" in array.dims)
         rounded[str(name)] = xr.Variable(
             array.dims, values, {**array.attrs, **notes}, array.encoding

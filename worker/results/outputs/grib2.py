@@ -120,7 +120,7 @@ def messages(product: Product, what: str) -> Iterator[Message]:
     """
     constant = {**_constant_keys(product), **_grid_keys(product.grid)}
     for field in fields(product):
-        values = field.values if what == "members" else _statistic(field, what, product.twins)
+        values = field.values if what == "members" else _statistic(field, what, product.pairs)
         accumulated = field.variable.id == "total_precipitation"
         scale = np.float32(WATER if accumulated else 1.0)
         surface = field.variable.kind == "surface"
@@ -135,8 +135,8 @@ def messages(product: Product, what: str) -> Iterator[Message]:
                     yield Message(keys | (member if what == "members" else {}), plane * scale)
 
 
-def _statistic(field: Field, what: str, twins: AntitheticPairs) -> NDArray[np.float32]:
-    mean, spread = mean_and_spread(field.values, twins)
+def _statistic(field: Field, what: str, pairs: AntitheticPairs) -> NDArray[np.float32]:
+    mean, spread = mean_and_spread(field.values, pairs)
     chosen = mean if what == "mean" else spread
     return field.values[:0] if chosen is None else chosen[None]
 

@@ -92,7 +92,7 @@ class Product:
         return int(self.states.shape[0])
 
     @property
-    def twins(self) -> AntitheticPairs:
+    def pairs(self) -> AntitheticPairs:
         """How the members depend on each other."""
         return AntitheticPairs.of(range(self.members), self.mirrored)
 
@@ -152,15 +152,15 @@ def _select(product: Product, variable: Variable) -> Float:
     return product.states[:, :, chosen[0] : chosen[-1] + 1]
 
 
-def mean_and_spread(values: Float, twins: AntitheticPairs) -> tuple[Float, Float | None]:
+def mean_and_spread(values: Float, pairs: AntitheticPairs) -> tuple[Float, Float | None]:
     """Ensemble mean, and standard deviation (None for one member).
 
     Arguments:
         values: With shape (M, *).
-        twins: How the members depend on each other, from which the divisor follows.
+        pairs: How the members depend on each other, from which the divisor follows.
     """
     mean = values.mean(axis=0, dtype=np.float64)
-    spread = twins.std(values)
+    spread = pairs.std(values)
     return mean.astype(np.float32), None if spread is None else spread.astype(np.float32)
 
 
@@ -194,7 +194,7 @@ def _observations(product: Product) -> dict[str, Any]:
     if product.window is None:
         return {}
     return {
-        "ranked_members": len(product.twins.ranked),
+        "ranked_members": len(product.pairs.ranked),
         "observations_used": product.counts.get("used", 0),
         "observations_by_outcome": json.dumps(product.counts, sort_keys=True),
     }

@@ -52,7 +52,7 @@ class Picture:
     def spread(self, variable: str, level: int | None = None) -> Array | None:
         """Ensemble standard deviation; None for one member."""
         members = self.members(variable, level)
-        return None if members is None else self.product.twins.std(members)
+        return None if members is None else self.product.pairs.std(members)
 
     def surface(self, axes: Axes) -> None:
         """2 m temperature in colours, mean sea level pressure in lines."""

@@ -21,6 +21,7 @@ import structlog
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.diagnostics.equivalents import Equivalents
 from model.domain.errors import AppaError
 from model.domain.files import read_yaml_model
 from worker.contract.layout import Layout
@@ -35,7 +36,6 @@ from worker.results.verification.series import (
     newest_revisions,
     read_series,
 )
-from worker.results.verification.withheld import Equivalents
 
 __all__ = [
     "ControlPolicy",

@@ -12,16 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from model.diagnostics.departures import DepartureStatistics, departure_statistics
+from model.diagnostics.equivalents import Equivalents
 from worker.observations.columns import BoolArray, codes, kept, numbers, set_column, times
 from worker.results.outputs.product import Product
 from worker.results.verification.series import ALL, SCORES_VERSION, SERIES_SCHEMA, SeriesEntry
 from worker.results.verification.states import StateScore, score_states
-from worker.results.verification.withheld import (
-    EnsembleScore,
-    Equivalents,
-    WithheldScore,
-    score_withheld,
-)
+from worker.results.verification.withheld import EnsembleScore, WithheldScore, score_withheld
 
 __all__ = [
     "Report",
@@ -214,9 +210,9 @@ def verify_product(
     withheld = score_withheld(feedback, background, analysis, rng, new)
     assumed = analysis.errors_of(numbers(feedback, "obs_error"))
     feedback = set_column(feedback, "obs_error", assumed)
-    twins = background.twins if background is not None else None
+    pairs = background.pairs if background is not None else None
     fresh = feedback.filter(pa.array(new))
-    departures = departure_statistics(fresh, twins=twins, overall=True)
+    departures = departure_statistics(fresh, pairs=pairs, overall=True)
     states = score_states(
         product.states[:, -1],
         None if product.background is None else product.background[:, -1],
