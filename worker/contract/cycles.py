@@ -69,9 +69,9 @@ ALLOWED_CYCLE_MOVES: dict[CycleState, frozenset[CycleState]] = {
     CycleState.SKIPPED: frozenset({CycleState.DUE}),
     CycleState.CANCELLED: frozenset({CycleState.DUE}),
 }
-"""`waiting`: the cut-off is ahead, or observations that came in time are still being taken in;
+"""`waiting`: the cut-off is ahead, or uploads that arrived in time are still being ingested;
 `due`: decided, waits for room; `due -> due`: why it still waits;
-`submitted -> due`: tried again after a failed job;
+`submitted -> due`: retried after a failed job;
 the moves back to `due` from an end are reruns."""
 
 CYCLE_DONE = frozenset(
@@ -124,7 +124,7 @@ class CycleRecord(Record):
         description="Whether it became due so late that the next cut-off had passed, too.",
     )
     behind_seconds: float = Field(default=0.0, description="From the cut-off to the decision.")
-    message: str = Field(default="", description="Why it was skipped, failed or tried again.")
+    message: str = Field(default="", description="Why it was skipped, failed or retried.")
     attempts: int = Field(default=0, ge=0, description="Jobs submitted for this revision.")
     published: datetime | None = Field(
         default=None, description="When the analysis could be read (UTC)."
@@ -349,7 +349,7 @@ class CycleStore(RecordStore[CycleRecord]):
         made = record.done and self._change(record, CycleState.DUE, values, (unique, asked))
         now = self.get(record.id)
         repeated = bool(unique_key) and self.asked_before(record.id, unique_key) is not None
-        if not made and not repeated:  # repeated: the same request came in meanwhile
+        if not made and not repeated:  # repeated: the same request was received meanwhile
             raise MoveRefused(
                 f"Expected an ended cycle to run again; '{record.id}' is {now.state}. Wait for "
                 "its end.",

@@ -3,8 +3,8 @@
 Every process checks for itself. Once the watermark was reached, work is accepted again only when
 a quarter more than it is free; a marker file in the data folder records that for all processes.
 
-HDF5 and ecCodes report "HDF error" or the like, whatever the reason. When they fail, a probe is
-written: if that fails for lack of space, so did they.
+HDF5 and ecCodes report the same generic error for every cause. When they fail, a probe file is
+written: if that fails for lack of space, the disk was full for them as well.
 """
 
 import errno

@@ -96,9 +96,7 @@ class JobRecord(Record):
     worker: str | None = Field(
         default=None, description="Name of the worker of the newest attempt."
     )
-    error: Problem | None = Field(
-        default=None, description="Why it failed, or why it was tried again."
-    )
+    error: Problem | None = Field(default=None, description="Why it failed, or why it was retried.")
     analysis_id: str = Field(description="Under this name its result is published.")
     api_key: str = Field(
         default="", description="Id of the API key that submitted it; empty when none."

@@ -59,7 +59,7 @@ class Layout:
 
     @property
     def observations(self) -> Path:
-        """Folder of the observation store."""
+        """Folder of the observation store: manifests of batches and Parquet files by hour."""
         return self.root / "observations"
 
     @property

@@ -118,7 +118,7 @@ class WebhookStore:
         return (webhook, True) if known == webhook.id else (self.get(str(known)), False)
 
     def all(self) -> list[Webhook]:
-        """Return all subscriptions, oldest first."""
+        """Return all subscriptions, disabled ones included, oldest first."""
         texts = self._call(self.redis.hvals(self.keys.webhooks))
         return sorted((Webhook.model_validate_json(t) for t in texts), key=lambda w: w.id)
 

@@ -93,7 +93,7 @@ class Delivery(Record):
     state: DeliveryState = Field(default=DeliveryState.PENDING, description="What became of it.")
     attempts: list[Attempt] = Field(default=[], description="Tries so far, oldest first.")
     next_attempt: datetime | None = Field(
-        default=None, description="When it is tried again (UTC); null when it is not."
+        default=None, description="When it is retried (UTC); null when it is not."
     )
     body: str = Field(description="The exact text that is sent and signed.")
 

@@ -162,8 +162,8 @@ class PolicyFile:
             try:
                 self._policy = read_policy(self.layout.cycles_file)
             except ConfigurationError as error:
-                kept = "the one before it is kept" if self._policy else "nothing is cycled"
-                log.error("policy refused", reason=error.message, so=kept)
+                effect = "the previous one stays in force" if self._policy else "nothing is cycled"
+                log.error("policy refused", reason=error.message, effect=effect)
         return self._policy
 
 
