@@ -60,10 +60,10 @@ class Lease:
         self._thread.join(timeout=5)
 
     def check(self) -> None:
-        """Check that the work may go on; call it between any two steps.
+        """Check, between any two steps of the work, that this attempt may continue.
 
         Raises:
-            JobCancelled: If the job was cancelled.
+            JobCancelled: If the job is being cancelled.
             LeaseLost: If a newer attempt holds the record.
         """
         state, token = self.store.state_and_token(self.record_id)
@@ -87,13 +87,13 @@ class Lease:
 
 
 class JobTooLong(AppaError):
-    """A job that takes longer than any job may; trying it again would take as long."""
+    """A job that takes longer than any job may; a retry would take as long."""
 
     code = "job_too_long"
 
 
 class ProgressReporter:
-    """Report to the job store how far a job is.
+    """Publishes the progress of a job to the job store.
 
     Calling it with (step, steps) is the `on_step` of the model: it raises at once when the job is
     cancelled, taken over by another worker, or the process stops.
@@ -119,29 +119,29 @@ class ProgressReporter:
         self.check_stopping = check_stopping
         self.interval = interval
         self.progress = Progress(phase=Phase.LOADING)
-        self._last_reported = float("-inf")
+        self._last_published = float("-inf")
         self._sampling_since = 0.0
         self._limit = limit_seconds
         self._started = time.monotonic()
 
     def phase(self, phase: Phase, message: str = "") -> None:
-        """Enter a phase and report it at once."""
+        """Enter a phase and publish it at once."""
         self.check()
         update = {"phase": phase, "message": message, "eta_seconds": None}
         self.progress = self.progress.model_copy(update=update)
         if phase is Phase.SAMPLING:
             self._sampling_since = time.monotonic()
-        self._report()
+        self._publish()
 
     def __call__(self, step: int, steps: int) -> None:
-        """Report diffusion step `step` (from 0) of `steps`; call it before the step."""
+        """Report that diffusion step `step` (from 0) of `steps` begins."""
         self.check()
         now = time.monotonic()
         eta = (now - self._sampling_since) / step * (steps - step) if step else None
         update = {"step": step, "steps": steps, "eta_seconds": eta}
         self.progress = self.progress.model_copy(update=update)
-        if now - self._last_reported >= self.interval or step >= steps:
-            self._report()
+        if now - self._last_published >= self.interval or step >= steps:
+            self._publish()
 
     def done(self) -> Progress:
         """Return the last progress of a job that succeeded."""
@@ -149,7 +149,7 @@ class ProgressReporter:
         return self.progress.model_copy(update=update)
 
     def check(self) -> None:
-        """Raise if the work must stop: worker stopping, time limit, cancel, or lease lost."""
+        """Raise an error when the work must stop: cancelled, taken over, too long, or shutdown."""
         self.check_stopping()
         if time.monotonic() - self._started > self._limit:
             raise JobTooLong(
@@ -161,8 +161,8 @@ class ProgressReporter:
         except RedisError:  # the server restarts; the gate before publication is what counts
             return
 
-    def _report(self) -> None:
-        self._last_reported = time.monotonic()
+    def _publish(self) -> None:
+        self._last_published = time.monotonic()
         try:
             self.store.report(self.lease.record_id, self.lease.token, self.progress)
         except RedisError:

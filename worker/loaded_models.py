@@ -32,10 +32,10 @@ _TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def warm_up(model: LatentModel) -> None:
-    """One member, one diffusion step, one observation at the equator.
+    """Run a minimal analysis: one member, one diffusion step, one observation at the equator.
 
     Raises:
-        Exception: Whatever is wrong with the model.
+        Exception: Any error of the model.
     """
     plan = WindowPlan.filtering(_TIME, model.blanket_size)
     channel = model.channels[0]
@@ -68,13 +68,13 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A loaded checkpoint.
+    """A checkpoint loaded on the device of the worker, under the name that jobs use.
 
     Attributes:
-        name: Used in jobs.
-        sha256: Of its card, which holds the hashes of all its files.
-        model: On the device, ready.
-        folder: Where it was loaded from.
+        name: Name of the checkpoint, used in jobs.
+        sha256: Digest of its card, which holds the hashes of all its files.
+        model: On the device, after a first run.
+        folder: Folder of the checkpoint.
     """
 
     name: str
@@ -84,7 +84,7 @@ class LoadedModel:
 
     @property
     def info(self) -> ModelInfo:
-        """What the gateway is told about it."""
+        """Return what the worker reports about it to the gateway."""
         card = self.model.card
         return ModelInfo(
             name=self.name,
@@ -107,7 +107,7 @@ class LoadedModels:
     device: torch.device
 
     def get(self, name: str | None) -> LoadedModel:
-        """The model called `name`, or the default one.
+        """Return the model called `name`, or the default one.
 
         Raises:
             UnknownName: Naming the models there are.
@@ -124,10 +124,10 @@ class LoadedModels:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; `auto` takes a GPU when there is one.
+    """Return the device called `name`; `auto` takes a GPU when there is one.
 
     Raises:
-        ConfigurationError: If the device is not there.
+        ConfigurationError: If this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -138,7 +138,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_models(names: Sequence[str], device_name: str) -> LoadedModels:
-    """Loads checkpoints and runs each once, so that the first job finds everything warm.
+    """Load checkpoints and run each once, so that the first job is not slower than others.
 
     Arguments:
         names: Names or folders; empty takes the bundled ones.

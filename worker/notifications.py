@@ -1,11 +1,11 @@
 """Deliver webhooks: signed, with bounded attempts and growing pauses.
 
-The scheduler asks at every turn what is due. Sending goes on in a thread of its own, many messages
-at once, so that a slow receiver keeps nothing else waiting.
+The scheduler starts what is due at every tick. Messages are sent concurrently from a thread of their
+own, so that a slow receiver delays nothing else.
 
 Each request goes to an address that somebody else chose. Names are resolved here, every address is
-checked, and the connection goes to the address that was checked: a name that changes its meaning
-in between leads nowhere. Redirects are not followed, proxies of the environment are not used, the
+checked, and the connection goes to the address that was checked, so that a name which resolves
+differently in between gains nothing. Redirects are not followed, proxies of the environment are not used, the
 answer's body is not read.
 """
 
@@ -37,14 +37,14 @@ from worker.contract.webhooks import (
 )
 from worker.settings import WorkerSettings
 
-__all__ = ["LONGEST_PAUSE", "WebhookSender", "pause_after", "post"]
+__all__ = ["MAX_PAUSE", "WebhookSender", "pause_after", "post"]
 
 
 class CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to checked addresses only.
+    """Network backend of httpcore that connects to checked addresses only.
 
     Arguments:
-        allow_private: Whether addresses of private networks will do.
+        allow_private: Whether addresses of private networks are allowed.
     """
 
     def __init__(self, *, allow_private: bool) -> None:
@@ -59,7 +59,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """A connection to the first address of `host` that answers.
+        """Return a connection to the first address of `host` that answers.
 
         Raises:
             AddressRefused: If one of its addresses is private.
@@ -81,11 +81,11 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.AsyncNetworkStream:
-        """Never: a URL names no socket."""
+        """Raise an error: webhooks have hosts, not sockets."""
         raise OSError(f"Expected a host; got the socket '{path}'.")
 
     async def sleep(self, seconds: float) -> None:
-        """Waits."""
+        """Sleep without blocking the event loop, as httpcore asks between its retries."""
         await asyncio.sleep(seconds)
 
 
@@ -98,15 +98,15 @@ async def post(
     allow_private: bool,
     tls: ssl.SSLContext,
 ) -> int:
-    """The status of the answer to a POST.
+    """Send a POST request and return the status of the answer.
 
     Arguments:
         url: With host; its certificate is checked against that name.
         headers: Besides those that HTTP needs.
         body: Sent as it is.
         seconds: For everything, from the name to the answer's first line and headers.
-        allow_private: See `CheckedBackend`.
-        tls: Whom to trust.
+        allow_private: Whether addresses of private networks are allowed.
+        tls: Certificates to trust.
 
     Raises:
         AddressRefused: If the host is not public.
@@ -128,20 +128,20 @@ async def post(
 
 log = structlog.get_logger()
 
-LONGEST_PAUSE = 6 * 3600.0
-_AT_ONCE = 64
+MAX_PAUSE = 6 * 3600.0
+_MAX_CONCURRENT = 64
 _GONE = 410
 
 
 def pause_after(attempts: int, settings: WorkerSettings) -> float | None:
-    """Seconds to wait after so many failed attempts; None when there were enough."""
+    """Return the seconds to wait after so many failed attempts; None after the last one."""
     if attempts >= settings.webhook_attempts:
         return None
-    return float(min(settings.webhook_backoff_seconds * 4.0 ** (attempts - 1), LONGEST_PAUSE))
+    return float(min(settings.webhook_backoff_seconds * 4.0 ** (attempts - 1), MAX_PAUSE))
 
 
 class WebhookSender:
-    """Delivers what the store of webhooks says is due.
+    """Delivers the messages that are due in the store of webhooks.
 
     Arguments:
         store: Subscriptions and messages.
@@ -156,10 +156,10 @@ class WebhookSender:
         self._sending: set[Future[None]] = set()
 
     def tick(self) -> int:
-        """Queues messages for new events and starts to send what is due; returns how many."""
+        """Queue deliveries of new events and start to send those that are due; return how many."""
         self.store.fan_out()
         self._sending = {future for future in self._sending if not future.done()}
-        free = _AT_ONCE - len(self._sending)
+        free = _MAX_CONCURRENT - len(self._sending)
         if free <= 0:
             return 0
         # A claim outlives the slowest attempt, so that no message is under way twice.
@@ -172,7 +172,9 @@ class WebhookSender:
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=self._loop.run_forever, name="courier", daemon=True)
+            thread = threading.Thread(
+                target=self._loop.run_forever, name="webhook-sender", daemon=True
+            )
             thread.start()
         return self._loop
 
@@ -203,14 +205,14 @@ class WebhookSender:
                 allow_private=self.settings.webhook_allow_private,
                 tls=self._tls,
             )
-            error = _complaint(status)
+            error = _refusal(status)
         except TimeoutError:
             error = f"no answer within {self.settings.webhook_timeout_seconds:g} s"
         except AppaError as refused:
             error = refused.message
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError, ValueError) as failure:
             error = f"{type(failure).__name__}: {failure}"[:300]
-        except Exception as unforeseen:  # a message must never be lost to a bug
+        except Exception as unforeseen:  # a bug must never lose a message
             log.exception("webhook attempt failed", id=webhook.id)
             error = f"{type(unforeseen).__name__}: {unforeseen}"[:300]
         took = round(1000 * (time.monotonic() - clock))
@@ -239,8 +241,8 @@ class WebhookSender:
                 return
 
 
-def _complaint(status: int) -> str:
-    """Why an answer does not count; empty if it does."""
+def _refusal(status: int) -> str:
+    """Return why a status does not count as delivered; empty if it does."""
     if 200 <= status < 300:
         return ""
     if 300 <= status < 400:

@@ -219,7 +219,7 @@ class WorkerLife:
         """Register as ready: messages are coming in from now on."""
         if self.runtime is not None:
             self.runtime.report.ready = True
-            self.runtime.tell()
+            self.runtime.register()
         log.info("ready", worker=self.name, queues=self.queues)
 
     def on_stopping(self, **_: Any) -> None:
@@ -241,7 +241,7 @@ class WorkerLife:
         if self.runtime is not None:
             self.runtime.report.ready = takes
             self.runtime.report.draining = not takes
-            self.runtime.tell()
+            self.runtime.register()
 
 
 @control_command()

@@ -49,16 +49,16 @@ class Runtime:
     models: Any = None
     stopping: threading.Event = field(default_factory=threading.Event)
     _left: threading.Event = field(default_factory=threading.Event)
-    _telling: threading.Lock = field(default_factory=threading.Lock)
+    _registering: threading.Lock = field(default_factory=threading.Lock)
 
     def check_stopping(self) -> None:
         """Raise `WorkerStopping` once the process was asked to stop."""
         if self.stopping.is_set():
-            raise WorkerStopping(f"Worker '{self.report.name}' stops; the job is tried again.")
+            raise WorkerStopping(f"Worker '{self.report.name}' stops; the job is retried.")
 
     @contextmanager
     def busy_with(self, record_id: str) -> Iterator[None]:
-        """Show in the registration what this worker works on."""
+        """Name a record in the registration while this worker works on it."""
         self.report.busy_with = record_id
         try:
             yield
@@ -66,42 +66,42 @@ class Runtime:
             self.report.busy_with = None
 
     def start_reporting(self) -> None:
-        """Register now, and renew the registration from a thread."""
-        self.tell()
+        """Register now and renew the registration from a thread."""
+        self.register()
         threading.Thread(target=self._report_on, name="worker-report", daemon=True).start()
 
-    def tell(self) -> None:
-        """Register once; a failure is logged, the next renewal tries again."""
+    def register(self) -> None:
+        """Store or renew the registration of this worker; only log a failure."""
         lifetime = timedelta(seconds=3 * self.settings.report_seconds)
-        with self._telling:  # an older report must not arrive after a newer one
+        with self._registering:  # an older report must not arrive after a newer one
             try:
                 self.stores.workers.register(self.report, lifetime)
             except RedisError as error:
                 log.warning("registration failed", error=str(error))
 
     def leave(self) -> None:
-        """Remove the registration, and stop renewing it."""
+        """Remove the registration at the end of the process."""
         self._left.set()
         try:
             self.stores.workers.leave(self.report.name)
         except RedisError as error:
-            log.warning("could not sign off", error=str(error))
+            log.warning("deregistration failed", error=str(error))
 
     def _report_on(self) -> None:
         while not self._left.wait(self.settings.report_seconds):
-            self.tell()
+            self.register()
 
 
 def open_runtime(
     settings: WorkerSettings, queues: Sequence[str], name: str, sender: Celery
 ) -> Runtime:
-    """Return the runtime of this process; no connection is made yet.
+    """Return the runtime of this process, which connects at first use.
 
     Arguments:
-        settings: Of this process.
-        queues: Queues it takes work from.
-        name: Of the worker; the children of one worker share it.
-        sender: Sends task messages.
+        settings: The settings of this process.
+        queues: Names of the queues it takes work from.
+        name: Name of the worker, shared by its child processes.
+        sender: The Celery application that sends task messages.
     """
     host = socket.gethostname()
     report = WorkerReport(

@@ -26,7 +26,7 @@ __all__ = ["Analysis", "Background", "Solver", "pairs_info"]
 
 @dataclass(frozen=True, eq=False)
 class Background:
-    """The first guess x_b.
+    """The first guess x_b of a window, as an ensemble of latent trajectories.
 
     Attributes:
         times: Consecutive full hours (UTC); T of them.
@@ -34,7 +34,7 @@ class Background:
         source: `previous_analysis`, `uploaded` or `climatology`.
         info: Where it comes from and how old it is; JSON-able.
         flags: What a reader of the result must know, such as `cold_start`.
-        mirrored: Whether members 0 and 1, 2 and 3 … have opposite perturbations.
+        antithetic: Whether members 0 and 1, 2 and 3 … have opposite perturbations.
     """
 
     times: tuple[datetime, ...]
@@ -42,22 +42,22 @@ class Background:
     source: str
     info: dict[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
-    mirrored: bool = False
+    antithetic: bool = False
 
     @property
     def members(self) -> int:
-        """M, the size of the ensemble."""
+        """Return M, the size of the ensemble."""
         return int(self.latents.shape[0])
 
 
-def pairs_info(mirrored: bool) -> dict[str, Any]:
-    """What `Background.info` says of pairs; nothing of independent members."""
-    return {"mirrored": True} if mirrored else {}
+def pairs_info(antithetic: bool) -> dict[str, Any]:
+    """Return the entry of `Background.info` about antithetic pairs; none for independent members."""
+    return {"mirrored": True} if antithetic else {}
 
 
 _PRIOR_SEED, _FORECAST_SEED = 1 << 40, 1 << 41
 _SHORT = 3
-"""A forecast of at most so many hours starts warm, from persistence."""
+"""Longest forecast, in hours, that takes a warm start from persistence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Analysis:
         seeds: The seed of each member; with the member's number it determines the noise.
         configuration: Settings of sampler and guidance; JSON-able.
         flags: `zero_observations`, `warm_start` and the like.
-        mirrored: Whether members 0 and 1, 2 and 3 … have opposite perturbations. Those of a
+        antithetic: Whether members 0 and 1, 2 and 3 … have opposite perturbations. Those of a
             forecast have, nearly, if those of its analysis have: with the checkpoint that ships,
             the means of pairs vary by 0.6 % of what those of independent members would at +12 h.
     """
@@ -78,7 +78,7 @@ class Analysis:
     seeds: tuple[int, ...]
     configuration: dict[str, Any]
     flags: tuple[str, ...] = ()
-    mirrored: bool = False
+    antithetic: bool = False
 
 
 class Solver:
@@ -106,14 +106,14 @@ class Solver:
         self.settings = replace(settings, batch_rows=1) if minimal_batches else settings
 
     def prior(self, times: Sequence[datetime]) -> Tensor:
-        """Draws of the model's prior at `times`, with shape (M, T, c, h, w)."""
+        """Return draws from the prior of the model at `times`, with shape (M, T, c, h, w)."""
         none = (False,) * len(times)
         plan = WindowPlan(tuple(times), none, none, _only_last(len(times)))
         seed = self.spec.seed + _PRIOR_SEED
         return self._run(plan, None, seed).latents
 
     def forecast(self, latents: Tensor, times: Sequence[datetime], until: datetime) -> Tensor:
-        """States after `times` up to `until`, with shape (M, hours, c, h, w).
+        """Return the states after `times` up to `until`, with shape (M, hours, c, h, w).
 
         Arguments:
             latents: Known states, with shape (M, T, c, h, w).
@@ -132,14 +132,14 @@ class Solver:
     def analysis(
         self, plan: WindowPlan, observations: ObservationSet, background: Background
     ) -> Analysis:
-        """The result of the job.
+        """Return the analysis of the job, or its forecast when states are tied.
 
         Without observations and without tied states there is nothing to condition on: the
         analysis is the background, and says so.
         """
         members, tied = self.spec.members, torch.tensor(plan.tied)
         seeds = (self.spec.seed,) * members
-        pairs = self.keeps_pairs(background.mirrored, background.members)
+        pairs = self.keeps_pairs(background.antithetic, background.members)
         if not len(observations) and not tied.any():
             return Analysis(
                 self.resize(background.latents),
@@ -165,12 +165,12 @@ class Solver:
         )
 
     def resize(self, latents: Tensor) -> Tensor:
-        """An ensemble of the job's size; members repeat if there were fewer."""
+        """Return an ensemble of the job's size; members repeat if there were fewer."""
         return latents[torch.arange(self.spec.members) % len(latents)]
 
-    def keeps_pairs(self, mirrored: bool, members: int) -> bool:
-        """Whether an ensemble of so many members is in pairs once it has the job's size."""
-        return mirrored and (self.spec.members <= members or members % 2 == 0)
+    def keeps_pairs(self, antithetic: bool, members: int) -> bool:
+        """Return whether an ensemble of so many members is in pairs once it has the job's size."""
+        return antithetic and (self.spec.members <= members or members % 2 == 0)
 
     def _run(
         self, plan: WindowPlan, observations: ObservationSet | None, seed: int, **options: Any
@@ -200,5 +200,5 @@ def _settings(model: LatentModel, spec: SpecBase) -> AssimilationSettings:
 
 
 def _only_last(count: int) -> tuple[bool, ...]:
-    """Physical states are not wanted here; one is the least a plan can have."""
+    """Return the flags of a plan that writes its last time only, the least a plan can write."""
     return (False,) * (count - 1) + (True,)

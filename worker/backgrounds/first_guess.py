@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from model.domain.errors import AppaError, InvalidInput
+from model.domain.files import file_digest
 from model.domain.windows import HOUR, WindowPlan
 from worker.backgrounds.restarts import Restart
 from worker.backgrounds.uploaded import states_table
 from worker.contract.kinds import SpecBase
 from worker.contract.layout import Layout
 from worker.loaded_models import LoadedModel
-from worker.results.manifest import describe_file
 from worker.sandbox import Limits, run_limited
 
 __all__ = ["FirstGuess", "consecutive", "read_first_guess"]
@@ -43,25 +43,25 @@ class FirstGuess:
     batch: str
     sha256: str
     source = "uploaded"
-    mirrored = False
+    antithetic = False
     flags = ("uploaded_background",)
 
     def describe(self) -> dict[str, Any]:
-        """The upload."""
+        """Return which upload this is, for the manifest of the result."""
         return {"source": self.source, "batch_id": self.batch, "batch_sha256": self.sha256}
 
     def hours_to(self, time: datetime) -> int:
-        """States up to and including `time`."""
+        """Return the number of states up to and including `time`."""
         return sum(t <= time for t in self.restart.times)
 
 
-def read_first_guess(layout: Layout, batch: str, warm: LoadedModel, spec: SpecBase) -> FirstGuess:
-    """The states of an upload that a job can start from.
+def read_first_guess(layout: Layout, batch: str, loaded: LoadedModel, spec: SpecBase) -> FirstGuess:
+    """Return the states of an upload that a job can start from, encoded.
 
     Arguments:
         layout: Where the upload is.
         batch: Its id.
-        warm: The model of the job: its channels, its grid, its encoder.
+        loaded: The model of the job: its channels, its grid, its encoder.
         spec: The job: which hours it needs, how old a first guess may be.
 
     Raises:
@@ -71,11 +71,11 @@ def read_first_guess(layout: Layout, batch: str, warm: LoadedModel, spec: SpecBa
     path = layout.raw_file(batch)
     if not path.is_file():
         raise InvalidInput(
-            f"Expected the upload '{batch}' as it came in; it is gone. Send it again and name the "
-            "new one.",
+            f"Expected the upload '{batch}' as it was received; it has been deleted. Send it again "
+            "and name the new one.",
             field=FIELD,
         )
-    model = warm.model
+    model = loaded.model
     plan = spec.plan(model.blanket_size)
     period = _period(plan, spec, model.blanket_size)
     size = 4 * round((period[1] - period[0]) / HOUR + 1) * int(np.prod(model.state_shape))
@@ -86,27 +86,27 @@ def read_first_guess(layout: Layout, batch: str, warm: LoadedModel, spec: SpecBa
         )
     except InvalidInput:
         raise
-    except AppaError as error:  # the child's own words
+    except AppaError as error:  # raised in the sandboxed process
         raise InvalidInput(error.message, **{**error.context, "field": FIELD}) from error
     hours = tuple(datetime.fromisoformat(t) for t in times)
-    kept = consecutive(hours, *_wanted(plan, spec), batch)
+    block = consecutive(hours, *_hours_needed(plan, spec), batch)
     states = table["states"].to_numpy().reshape(len(hours), *model.state_shape)
-    latents = _encoded(states[[hours.index(hour) for hour in kept]], warm)
-    digest = describe_file(path).sha256
-    return FirstGuess(Restart(kept, latents, warm.sha256), batch, digest)
+    latents = _encoded(states[[hours.index(hour) for hour in block]], loaded)
+    digest = file_digest(path)
+    return FirstGuess(Restart(block, latents, loaded.sha256), batch, digest)
 
 
 def consecutive(
     hours: Sequence[datetime], start: datetime, until: datetime, oldest: datetime, batch: str
 ) -> tuple[datetime, ...]:
-    """The consecutive hours around the newest one at or before `start`, up to `until`.
+    """Return the consecutive hours around the newest one at or before `start`, up to `until`.
 
     Arguments:
-        hours: Those there are, ascending.
+        hours: Valid times of the uploaded states, ascending.
         start: First hour that the job needs.
         until: Last hour that may be taken.
         oldest: The last hour taken must not be before this one.
-        batch: For the error.
+        batch: Id of the upload, for the error message.
 
     Raises:
         InvalidInput: If there are none, or they are too old.
@@ -128,8 +128,8 @@ def consecutive(
     return tuple(block)
 
 
-def _wanted(plan: WindowPlan, spec: SpecBase) -> tuple[datetime, datetime, datetime]:
-    """First hour needed, last hour taken, oldest last hour accepted."""
+def _hours_needed(plan: WindowPlan, spec: SpecBase) -> tuple[datetime, datetime, datetime]:
+    """Return the first hour needed, the last hour taken and the oldest last hour accepted."""
     oldest = spec.first_guess_until - spec.first_guess_age
     if any(plan.tied):
         return spec.reference_time, spec.reference_time, oldest
@@ -137,14 +137,14 @@ def _wanted(plan: WindowPlan, spec: SpecBase) -> tuple[datetime, datetime, datet
 
 
 def _period(plan: WindowPlan, spec: SpecBase, blanket: int) -> Period:
-    """Hours that can be of use: a blanket before the oldest, to the last one taken."""
-    start, until, oldest = _wanted(plan, spec)
+    """Return the hours worth reading: from a blanket before the oldest to the last one taken."""
+    start, until, oldest = _hours_needed(plan, spec)
     return min(start, oldest) - blanket * HOUR, until
 
 
 @torch.no_grad()
-def _encoded(states: NDArray[np.float32], warm: LoadedModel) -> torch.Tensor:
-    """Latents (1, T, c, h, w); one state at a time, as full-size ones are large."""
-    model = warm.model
+def _encoded(states: NDArray[np.float32], loaded: LoadedModel) -> torch.Tensor:
+    """Return latents (1, T, c, h, w), encoded one state at a time as full-size ones are large."""
+    model = loaded.model
     latents = [model.encode(torch.from_numpy(np.array(state))[None]) for state in states]
     return torch.cat(latents).float().cpu()[None]

@@ -31,55 +31,55 @@ class EarlierStates(Protocol):
 
     @property
     def restart(self) -> Restart:
-        """Their times and latents."""
+        """Return the times and latents of the states."""
 
     @property
     def source(self) -> str:
-        """What `Background.source` says."""
+        """Return the kind of source, the `source` of the background."""
 
     @property
-    def mirrored(self) -> bool:
-        """Whether members 0 and 1, 2 and 3 … have opposite perturbations."""
+    def antithetic(self) -> bool:
+        """Return whether members 0 and 1, 2 and 3 … are antithetic: opposite perturbations."""
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What a reader of the result must know."""
+        """Return the flags that the result carries because of these states."""
 
     def describe(self) -> dict[str, Any]:
-        """Which states these are, for the manifest; JSON-able."""
+        """Return which states these are, for the manifest; JSON-able."""
 
     def hours_to(self, time: datetime) -> int:
-        """States up to and including `time`."""
+        """Return the number of states up to and including `time`."""
 
 
 def climatology(plan: WindowPlan, solver: Solver) -> Background:
-    """An ensemble drawn from the prior, at the times of the plan."""
+    """Return an ensemble drawn from the prior, at the times of the plan."""
     latents = solver.prior(plan.times)
-    mirrored = solver.settings.antithetic
-    info = {"source": "climatology", "members": len(latents)} | pairs_info(mirrored)
-    return Background(plan.times, latents, "climatology", info, ("cold_start",), mirrored)
+    antithetic = solver.settings.antithetic
+    info = {"source": "climatology", "members": len(latents)} | pairs_info(antithetic)
+    return Background(plan.times, latents, "climatology", info, ("cold_start",), antithetic)
 
 
 def covers(earlier: EarlierStates, plan: WindowPlan) -> bool:
-    """Whether the states reach back to the first time of the plan, or end before it."""
+    """Return whether the states begin no later than the plan does."""
     return earlier.restart.times[0] <= plan.times[0]
 
 
 def previous_analysis(plan: WindowPlan, earlier: EarlierStates, solver: Solver) -> Background:
-    """The earlier states at the times of the plan, brought forward by the model.
+    """Return the earlier states at the times of the plan, brought forward by the model.
 
     A forecast of a few hours keeps pairs of opposite perturbations: with the checkpoint that ships,
     the means of pairs vary by 0.1 % of what those of independent members would at +1 h, and by
     0.6 % at +12 h.
     """
     restart = earlier.restart
-    mirrored = solver.keeps_pairs(earlier.mirrored, len(restart.latents))
+    antithetic = solver.keeps_pairs(earlier.antithetic, len(restart.latents))
     last = restart.times[-1]
     latents = solver.resize(restart.latents)
     times = restart.times
     if last < plan.times[-1]:
         ahead = solver.forecast(latents, times, plan.times[-1])
-        mirrored = mirrored and solver.settings.antithetic
+        antithetic = antithetic and solver.settings.antithetic
         latents = torch.cat((latents, ahead), dim=1)
         times = times + _hours_after(last, ahead.shape[1])
     first = times.index(plan.times[0])
@@ -87,14 +87,14 @@ def previous_analysis(plan: WindowPlan, earlier: EarlierStates, solver: Solver) 
         plan.times,
         latents[:, first : first + plan.length],
         earlier.source,
-        _info(earlier, plan.times[-1], len(latents)) | pairs_info(mirrored),
+        _info(earlier, plan.times[-1], len(latents)) | pairs_info(antithetic),
         earlier.flags,
-        mirrored,
+        antithetic,
     )
 
 
 def tied_states(plan: WindowPlan, earlier: EarlierStates) -> Background:
-    """The earlier states at the tied times of the plan; zeros elsewhere, which nobody reads."""
+    """Return the earlier states at the tied times of the plan; zeros elsewhere, never read."""
     restart = earlier.restart
     shape = (restart.latents.shape[0], plan.length, *restart.latents.shape[2:])
     latents = torch.zeros(shape)
@@ -102,9 +102,9 @@ def tied_states(plan: WindowPlan, earlier: EarlierStates) -> Background:
         if tied:
             latents[:, i] = restart.latents[:, restart.times.index(time)]
     info = _info(earlier, plan.times[sum(plan.tied) - 1], shape[0])
-    mirrored = earlier.mirrored
-    info |= pairs_info(mirrored)
-    return Background(plan.times, latents, earlier.source, info, earlier.flags, mirrored)
+    antithetic = earlier.antithetic
+    info |= pairs_info(antithetic)
+    return Background(plan.times, latents, earlier.source, info, earlier.flags, antithetic)
 
 
 def _info(earlier: EarlierStates, at: datetime, members: int) -> dict[str, object]:
@@ -124,7 +124,7 @@ def _hours_after(last: datetime, count: int) -> tuple[datetime, ...]:
 def load_background(
     plan: WindowPlan, spec: SpecBase, earlier: EarlierStates | None, solver: Solver
 ) -> Background:
-    """The first guess at `plan.times`.
+    """Return the first guess at `plan.times`: earlier states brought forward, or climatology.
 
     Arguments:
         plan: Times; which of them are tied.

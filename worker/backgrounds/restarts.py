@@ -88,7 +88,7 @@ class PublishedStates:
     flags: ClassVar[tuple[str, ...]] = ()
 
     @property
-    def mirrored(self) -> bool:
+    def antithetic(self) -> bool:
         """Return whether members 0 and 1, 2 and 3 … have opposite perturbations."""
         return self.manifest.mirrored
 

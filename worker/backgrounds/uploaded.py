@@ -27,7 +27,7 @@ _MAY_BE_MISSING = {"sea_surface_temperature"}
 
 @dataclass(frozen=True, eq=False)
 class UploadedStates:
-    """States read from a file.
+    """Physical states of an upload, on the grid of the model.
 
     Attributes:
         times: Valid times (UTC), ascending; T of them.
@@ -49,7 +49,7 @@ def read_states(
     limits: MessageLimits | None = None,
     within: tuple[datetime, datetime] | None = None,
 ) -> UploadedStates:
-    """The states at `times`, every channel of them.
+    """Return the states at `times` with every channel of the model.
 
     Finer fields are averaged over the model's cells, coarser ones interpolated bilinearly.
 
@@ -59,7 +59,7 @@ def read_states(
         grid: Of the model.
         times: Valid times wanted; None takes every time for which all channels are there.
         limits: Bounds of one message.
-        within: Fields valid before the first or after the last of these are passed by.
+        within: Fields valid before the first or after the last of these are skipped.
 
     Raises:
         InvalidInput: Naming the variables, levels and times that are missing.
@@ -84,7 +84,7 @@ def read_states(
 def states_table(
     path: str, channels: Sequence[Channel], grid: Grid, period: tuple[datetime, datetime]
 ) -> tuple[pa.Table, list[str]]:
-    """In the limited process: all values in order of (T, C, Y, X), and the T times."""
+    """Return all values in order of (T, C, Y, X) and the T times; runs in the sandboxed process."""
     found = read_states(path, channels, grid, within=period)
     values = pa.array(found.states.ravel())
     return pa.table({"states": values}), [time.isoformat() for time in found.times]
@@ -123,7 +123,7 @@ def _summary(names: list[str], channels: Sequence[Channel]) -> str:
 
 
 def regrid_field(field: GribField, grid: Grid) -> NDArray[np.float64]:
-    """The field on the grid, with shape (nlat, nlon).
+    """Return the field on the grid of the model, with shape (nlat, nlon).
 
     Raises:
         InvalidInput: If the field leaves part of the sphere without a value.
@@ -145,7 +145,7 @@ def regrid_field(field: GribField, grid: Grid) -> NDArray[np.float64]:
 def _from_rows(
     field: GribField, rows: NDArray[np.float64], columns: NDArray[np.float64], grid: Grid
 ) -> NDArray[np.float64]:
-    """From a rectilinear grid, whatever its scanning order."""
+    """Regrid from a rectilinear grid in any scanning order."""
     values = np.full((len(rows), len(columns)), np.nan)
     j = np.searchsorted(rows, np.round(field.lat, 6))
     i = np.searchsorted(columns, np.round(field.lon % 360.0, 6))
@@ -164,7 +164,7 @@ def _global(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> bool:
 
 
 def _from_points(field: GribField, grid: Grid) -> NDArray[np.float64]:
-    """From any other grid: the mean of the points in each cell."""
+    """Regrid from any other grid: the mean of the points in each cell, weighted by area."""
     good = np.isfinite(field.values)
     cell = cell_index(grid.latitude, grid.nlon, field.lat[good], field.lon[good])
     size = grid.nlat * grid.nlon

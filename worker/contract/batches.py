@@ -45,7 +45,7 @@ ALLOWED_BATCH_MOVES: dict[BatchState, frozenset[BatchState]] = {
     BatchState.REJECTED: frozenset(),
     BatchState.FAILED: frozenset(),
 }
-"""`rejected`: nothing in the upload could be read; `failed`: our side broke."""
+"""`rejected`: nothing in the upload could be read; `failed`: ingest met an error of its own."""
 
 
 class IngestSummary(Record):
@@ -64,7 +64,7 @@ class IngestSummary(Record):
 
 
 class BatchRecord(Record):
-    """One upload."""
+    """One upload of observations: what was received, and what ingest made of it."""
 
     id: str = Field(description="Unique, sorts by arrival.")
     state: BatchState = Field(default=BatchState.RECEIVED, description="Where it is in its life.")
@@ -96,12 +96,12 @@ class BatchRecord(Record):
 
     @property
     def priority(self) -> int:
-        """Priority of the message about the batch: the highest, uploads are short."""
+        """Return the priority of the message about the batch: always the highest."""
         return 0
 
     @property
     def identity(self) -> str:
-        """What makes two uploads the same: their bytes, and how they are to be read."""
+        """Return the key of the content: uploads of the same bytes and options share it."""
         if not self.options:
             return f"sha256:{self.sha256}"
         text = json.dumps(self.options, sort_keys=True)
@@ -115,7 +115,7 @@ class IdempotencyConflict(InvalidInput):
 
 
 class BatchStore(RecordStore[BatchRecord]):
-    """Batches in Redis."""
+    """Batches in Redis, found by id, by content and by the sender's idempotency key."""
 
     noun = "batch"
     model = BatchRecord
@@ -127,10 +127,9 @@ class BatchStore(RecordStore[BatchRecord]):
         return [state for state, moves in ALLOWED_BATCH_MOVES.items() if to in moves]
 
     def create(self, record: BatchRecord, *, idempotency_key: str = "") -> tuple[BatchRecord, bool]:
-        """Stores a new upload, or finds the one with the same content and options, or
-        the same key.
+        """Store a new upload, or return the one with the same content and options or key.
 
-        A failed batch (our side broke) does not stand in the way of sending its content again.
+        After a failure on our side the content may be sent again under the same key.
 
         Returns:
             The batch, and whether it was created now.
@@ -155,24 +154,24 @@ class BatchStore(RecordStore[BatchRecord]):
         return batch, created
 
     def find_content(self, sha256: str) -> str | None:
-        """Id of the batch with this content, or None."""
+        """Return the id of the batch with this content, or None."""
         found = self._call(self.redis.get(self.keys.unique(self.noun, f"sha256:{sha256}")))
         return None if found is None else str(found)
 
     def finish(self, record_id: str, token: int, summary: IngestSummary) -> None:
-        """The rows are in the store."""
+        """End the ingest successfully: the rows are in the observation store."""
         to = BatchState.INGESTED
         self.move(record_id, to, token=token, terminal=True, summary=summary, error=None)
 
     def reject(
         self, record_id: str, token: int, problem: Problem, summary: IngestSummary | None = None
     ) -> None:
-        """Nothing in the upload could be read."""
+        """End the ingest: nothing in the upload could be read."""
         to = BatchState.REJECTED
         self.move(record_id, to, token=token, terminal=True, error=problem, summary=summary)
 
     def fail(self, record_id: str, token: int | None, problem: Problem) -> None:
-        """Ingest broke for good."""
+        """End the ingest after an error that is not the sender's and will not be retried."""
         self.move(record_id, BatchState.FAILED, token=token, terminal=True, error=problem)
 
     def requeue(

@@ -33,7 +33,7 @@ class Clock:
     speed: float
 
     def at(self, seconds: float) -> datetime:
-        """What it shows at real time `seconds` since 1970."""
+        """Return what it shows at real time `seconds` since 1970."""
         return self.epoch + timedelta(seconds=self.speed * (seconds - self.anchor))
 
 
@@ -62,20 +62,20 @@ def _clock() -> Clock:
 
 
 def now() -> datetime:
-    """The operational present (aware, UTC)."""
+    """Return the operational present (aware, UTC)."""
     return datetime.now(UTC) if not os.environ.get(CLOCK_VARIABLE) else _clock().at(time.time())
 
 
 def operational(real: datetime) -> datetime:
-    """What the operational clock showed at the real time `real` (aware)."""
+    """Return what the operational clock showed at the real time `real` (aware)."""
     return _clock().at(real.timestamp())
 
 
 def speed() -> float:
-    """Operational seconds in a real one: 1 unless the clock is accelerated."""
+    """Return the operational seconds in a real one: 1 unless the clock is accelerated."""
     return _clock().speed
 
 
 def clock_text(epoch: datetime, anchor: float, speed: float) -> str:
-    """The value of `APPA_CLOCK` for such a clock."""
+    """Return the value of `APPA_CLOCK` that sets such a clock; see `Clock`."""
     return f"{epoch.astimezone(UTC).isoformat().replace('+00:00', 'Z')}@{anchor}x{speed}"

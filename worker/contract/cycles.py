@@ -69,9 +69,9 @@ ALLOWED_CYCLE_MOVES: dict[CycleState, frozenset[CycleState]] = {
     CycleState.SKIPPED: frozenset({CycleState.DUE}),
     CycleState.CANCELLED: frozenset({CycleState.DUE}),
 }
-"""`waiting`: the cut-off is ahead, or observations that came in time are still being taken in;
+"""`waiting`: the cut-off is ahead, or uploads that arrived in time are still being ingested;
 `due`: decided, waits for room; `due -> due`: why it still waits;
-`submitted -> due`: tried again after a failed job;
+`submitted -> due`: retried after a failed job;
 the moves back to `due` from an end are reruns."""
 
 CYCLE_DONE = frozenset(
@@ -81,12 +81,12 @@ _KEY = re.compile(r"(\d{8}T\d{2})Z_(early|final)")
 
 
 def cycle_key(valid_time: datetime, flavour: str) -> str:
-    """`20031001T06Z_early`: sorts by valid time, the early analysis first."""
+    """Return a key such as `20031001T06Z_early`; sorts by valid time, early before final."""
     return f"{valid_time.astimezone(UTC):%Y%m%dT%H}Z_{Flavour(flavour).value}"
 
 
 def parse_cycle_key(key: str) -> tuple[datetime, Flavour]:
-    """Valid time and flavour of a key.
+    """Return the valid time and flavour that a key names.
 
     Raises:
         InvalidInput: If it is none.
@@ -104,7 +104,7 @@ def parse_cycle_key(key: str) -> tuple[datetime, Flavour]:
 
 
 class CycleRecord(Record):
-    """One valid time and flavour."""
+    """One cycle: the analysis of a valid time in one flavour, from announcement to publication."""
 
     id: str = Field(description="Key, such as `20031001T06Z_early`; sorts by valid time.")
     valid_time: datetime = Field(description="Time of the analysis (UTC).")
@@ -124,7 +124,7 @@ class CycleRecord(Record):
         description="Whether it became due so late that the next cut-off had passed, too.",
     )
     behind_seconds: float = Field(default=0.0, description="From the cut-off to the decision.")
-    message: str = Field(default="", description="Why it was skipped, failed or tried again.")
+    message: str = Field(default="", description="Why it was skipped, failed or retried.")
     attempts: int = Field(default=0, ge=0, description="Jobs submitted for this revision.")
     published: datetime | None = Field(
         default=None, description="When the analysis could be read (UTC)."
@@ -137,34 +137,34 @@ class CycleRecord(Record):
 
     @property
     def key(self) -> str:
-        """The record's id."""
+        """Return the key of the cycle, which is the record's id."""
         return self.id
 
     @property
     def rerun(self) -> int:
-        """0 for the regular analysis, 1 for the first rerun after it, …"""
+        """Return 0 for the regular analysis, 1 for the first rerun after it, …"""
         return max(0, self.revision - FIRST_REVISION[self.flavour])
 
     @property
     def done(self) -> bool:
-        """Whether nothing more happens to it unless someone asks for a rerun."""
+        """Return whether the cycle has ended; only a rerun starts it again."""
         return self.state in CYCLE_DONE
 
     @property
     def freshness_seconds(self) -> float | None:
-        """From the cut-off to the published analysis."""
+        """Return the seconds from the cut-off to the published analysis; None before."""
         if self.published is None:
             return None
         return (self.published - self.cut_off).total_seconds()
 
     @property
     def unique_key(self) -> str:
-        """Under this key its job is created: the same for all schedulers, new for each retry."""
+        """Return the idempotency key of its job: the same for all schedulers, new for each retry."""
         retry = f".{self.attempts}" if self.attempts else ""
         return f"cycle:{self.id}:{self.rerun}{retry}"
 
 
-_ANEW: dict[str, Any] = {
+_FRESH_ATTEMPT: dict[str, Any] = {
     "caught_up": False,
     "behind_seconds": 0.0,
     "attempts": 0,
@@ -177,7 +177,7 @@ _ANEW: dict[str, Any] = {
 
 
 class CycleStore(RecordStore[CycleRecord]):
-    """Cycles in Redis."""
+    """Cycles in Redis, by key; safe for several schedulers at once."""
 
     noun = "cycle"
     model = CycleRecord
@@ -191,7 +191,7 @@ class CycleStore(RecordStore[CycleRecord]):
     # -- reading
 
     def states(self, since: datetime) -> dict[str, CycleState]:
-        """Key and state of every cycle valid at `since` or later, and of all that wait."""
+        """Return key and state of every cycle valid at `since` or later, and of all that wait."""
         low = f"[{cycle_key(since, Flavour.EARLY)}"
         pipe = self.redis.pipeline()
         for state in CycleState:
@@ -204,22 +204,22 @@ class CycleStore(RecordStore[CycleRecord]):
         }
 
     def in_state(self, *states: CycleState) -> list[CycleRecord]:
-        """All cycles in one of these states, by valid time."""
+        """Return all cycles in one of these states, by valid time."""
         found = self._load(sorted(key for state in states for key in self.ids(state)))
         return [record for record in found if record.state in states]  # moved on meanwhile
 
     def load(self, keys: Iterable[str]) -> list[CycleRecord]:
-        """The cycles with these keys that exist."""
+        """Return the cycles with these keys, as far as they exist."""
         return self._load(list(keys))
 
     def newest(self, *, state: CycleState | None = None) -> str | None:
-        """Key of the cycle with the latest valid time, of those in `state` if given."""
+        """Return the key of the cycle with the latest valid time, of those in `state` if given."""
         index = self._index("state", state) if state else self._index("all")
         found = self._call(self.redis.zrevrange(index, 0, 0))
         return str(found[0]) if found else None
 
     def of_hour(self, valid_time: datetime) -> dict[Flavour, CycleRecord]:
-        """The early and the final cycle of a valid time, as far as they exist."""
+        """Return the early and the final cycle of a valid time, as far as they exist."""
         found = self._load([cycle_key(valid_time, flavour) for flavour in Flavour])
         return {record.flavour: record for record in found}
 
@@ -233,7 +233,7 @@ class CycleStore(RecordStore[CycleRecord]):
         cursor: str = "",
         limit: int = 50,
     ) -> Page[CycleRecord]:
-        """Cycles, latest valid time first.
+        """Return cycles, latest valid time first.
 
         Arguments:
             state: Only those in this state.
@@ -255,11 +255,11 @@ class CycleStore(RecordStore[CycleRecord]):
     # -- changing
 
     def create(self, record: CycleRecord) -> tuple[CycleRecord, bool]:
-        """Stores a new cycle, or finds the one with its key; the second of two schedulers finds."""
+        """Store a new cycle, or return the one with its key; also whether it was created now."""
         return self._create(record, kind=record.flavour, unique=[record.id])
 
     def change(self, record: CycleRecord, to: CycleState, **values: Any) -> bool:
-        """Moves a cycle on from the state it was read in, unless it has changed since.
+        """Move a cycle on from the state it was read in, unless it has changed since.
 
         Arguments:
             record: As read.
@@ -279,7 +279,7 @@ class CycleStore(RecordStore[CycleRecord]):
         values: Mapping[str, Any],
         unique: tuple[str, str] = ("", ""),
     ) -> bool:
-        """The move; in the same step a unique key, if one is named, begins to hold a value."""
+        """Move a cycle and, in the same step, store a value under a unique key if one is named."""
         key, held = unique
         if to not in ALLOWED_CYCLE_MOVES[record.state]:
             return False
@@ -288,7 +288,7 @@ class CycleStore(RecordStore[CycleRecord]):
         ).model_dump(mode="json")
         fields = {name: plain[name] for name in (*values, "token")}
         terminal = to in CYCLE_DONE
-        told = {"valid_time": plain["valid_time"], "flavour": plain["flavour"], **fields}
+        announced = {"valid_time": plain["valid_time"], "flavour": plain["flavour"], **fields}
         try:
             self._run(
                 scripts.MOVE,
@@ -297,7 +297,7 @@ class CycleStore(RecordStore[CycleRecord]):
                 f",{record.state},",
                 record.token,
                 self._fields(fields),
-                self._event(to, **told),
+                self._event(to, **announced),
                 int(terminal),
                 held,
                 keys=[key] if key else (),
@@ -307,7 +307,7 @@ class CycleStore(RecordStore[CycleRecord]):
         return True
 
     def asked_before(self, cycle: str, unique_key: str) -> str | None:
-        """What was asked with the rerun of `cycle` under a caller's own key; None if nothing was."""
+        """Return the request that reran `cycle` under an idempotency key; None if there was none."""
         found = self._call(self.redis.get(self._rerun_key(cycle, unique_key)))
         return None if found is None else str(found)
 
@@ -324,7 +324,7 @@ class CycleStore(RecordStore[CycleRecord]):
         unique_key: str = "",
         asked: str = "",
     ) -> CycleRecord:
-        """Makes an ended cycle due again as the next revision of its valid time.
+        """Make an ended cycle due again as the next revision of its valid time.
 
         Arguments:
             record: As read; published, failed, skipped or cancelled.
@@ -332,7 +332,7 @@ class CycleStore(RecordStore[CycleRecord]):
             decided: The operational present.
             asked_by: API key that asked.
             unique_key: A caller's own key: one rerun at most is made under it.
-            asked: What `asked_before` tells of this request.
+            asked: The request, as `asked_before` returns it later.
 
         Raises:
             MoveRefused: If it is not ended, or changed meanwhile.
@@ -344,12 +344,12 @@ class CycleStore(RecordStore[CycleRecord]):
             "cut_off": cut_off,
             "decided": decided,
             "asked_by": asked_by,
-            **_ANEW,
+            **_FRESH_ATTEMPT,
         }
         made = record.done and self._change(record, CycleState.DUE, values, (unique, asked))
         now = self.get(record.id)
         repeated = bool(unique_key) and self.asked_before(record.id, unique_key) is not None
-        if not made and not repeated:  # repeated: the same request came in meanwhile
+        if not made and not repeated:  # repeated: the same request was received meanwhile
             raise MoveRefused(
                 f"Expected an ended cycle to run again; '{record.id}' is {now.state}. Wait for "
                 "its end.",

@@ -3,8 +3,8 @@
 Every process checks for itself. Once the watermark was reached, work is accepted again only when
 a quarter more than it is free; a marker file in the data folder records that for all processes.
 
-HDF5 and ecCodes report "HDF error" or the like, whatever the reason. When they fail, a probe is
-written: if that fails for lack of space, so did they.
+HDF5 and ecCodes report the same generic error for every cause. When they fail, a probe file is
+written: if that fails for lack of space, the disk was full for them as well.
 """
 
 import errno
@@ -32,19 +32,19 @@ __all__ = [
 ]
 
 _CLEAR = 1.25
-"""So much more than the watermark must be free before work is taken again."""
+"""Free space, relative to the watermark, from which on work is taken again."""
 
 
 class DiskSettings(Protocol):
-    """The watermark: what both settings ask for; zeros switch it off."""
+    """The watermark, in the settings of gateway and workers; zeros switch it off."""
 
     @property
     def disk_low_bytes(self) -> int:
-        """Free bytes."""
+        """Return the free bytes below which no new work is taken."""
 
     @property
     def disk_low_percent(self) -> float:
-        """Free share of the file system, 0 to 100."""
+        """Return the same as a share of the file system, 0 to 100."""
 
 
 class DiskLow(StorageError):
@@ -74,7 +74,7 @@ class DiskState:
 
     @property
     def message(self) -> str:
-        """One sentence for people."""
+        """Return one sentence for people, with the figures."""
         if not self.low:
             return f"{_size(self.free)} free, at least {_size(self.needed)} kept"
         return (
@@ -85,12 +85,12 @@ class DiskState:
 
     @property
     def context(self) -> dict[str, int]:
-        """Values for machines."""
+        """Return the figures in bytes, for the context of an error."""
         return {"free_bytes": self.free, "needed_bytes": self.needed, "total_bytes": self.total}
 
 
 def disk_state(layout: Layout, settings: DiskSettings) -> DiskState:
-    """Looks at the disk; keeps or removes the marker in the data folder.
+    """Return the free space, and set or clear the marker in the data folder.
 
     Raises:
         OSError: If the data folder cannot be read.
@@ -113,7 +113,7 @@ def disk_state(layout: Layout, settings: DiskSettings) -> DiskState:
 
 
 def require_space(layout: Layout, settings: DiskSettings) -> None:
-    """Refuses new work below the watermark.
+    """Raise an error when less space is free than new work needs.
 
     Raises:
         DiskLow: With the bytes that are free and needed.
@@ -143,7 +143,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that caused it, says that a disk, quota or file limit is reached."""
+    """Return whether an error, or one that caused it, reports a full disk, quota or file limit."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
@@ -161,7 +161,7 @@ _PROBE = bytes(1 << 20)
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Inside, an error for want of space in `folder` becomes an `OSError` that says so.
+    """Turn any error of the block into an `OSError` when `folder` has no space left.
 
     Raises:
         OSError: For which `is_disk_full` holds.

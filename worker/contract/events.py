@@ -58,7 +58,7 @@ STREAM_START: Final = "0-0"
 
 
 class EventType(StrEnum):
-    """What can be told."""
+    """Types of events that listeners and webhooks can subscribe to."""
 
     ANALYSIS_PUBLISHED = "analysis.published"
     CYCLE_FAILED = "cycle.failed"
@@ -68,19 +68,21 @@ class EventType(StrEnum):
 class LoggedEvent(Record):
     """One event, as listeners and webhooks get it."""
 
-    id: str = Field(description="The same each time the event is told: tells repeats apart.")
+    id: str = Field(
+        description="The same each time the event is sent, so that receivers recognise repeats."
+    )
     type: EventType = Field(description="What happened.")
-    time: str = Field(description="When it was first told (UTC, ISO 8601).")
-    data: dict[str, Any] = Field(description="About what it happened to.")
+    time: str = Field(description="When it was first emitted (UTC, ISO 8601).")
+    data: dict[str, Any] = Field(description="Facts about what it happened to.")
 
 
 def event_id(type: EventType, subject: str) -> str:
-    """Name of an event: what happened, and to what."""
+    """Return the id of an event, made of what happened and to what."""
     return "evt_" + hashlib.sha256(f"{type}/{subject}".encode()).hexdigest()[:32]
 
 
 class EventLog:
-    """The stream in Redis."""
+    """The capped stream of events in Redis, in which each event is stored once."""
 
     def __init__(self, redis: Redis, keys: Keyspace) -> None:
         self.redis = redis
@@ -88,11 +90,11 @@ class EventLog:
 
     @property
     def stream(self) -> str:
-        """Key of the stream."""
+        """Return the key of the stream in Redis."""
         return self.keys.events(*FEED)
 
     def emit(self, type: EventType | str, subject: str, data: dict[str, Any]) -> bool:
-        """Tells an event; returns False if it was told before.
+        """Emit an event unless it was emitted before; return whether it was emitted now.
 
         Arguments:
             type: What happened.
@@ -105,8 +107,8 @@ class EventLog:
             id=event_id(kind, subject), type=kind, time=utc_now().isoformat(), data=data
         )
         run = self.redis.register_script(_EMIT)
-        told: Any = run(
-            keys=[self.keys.told(event.id), self.stream],
+        emitted: Any = run(
+            keys=[self.keys.emitted(event.id), self.stream],
             args=[
                 _REMEMBERED_SECONDS,
                 LENGTH,
@@ -116,20 +118,20 @@ class EventLog:
                 *FEED,
             ],
         )
-        return bool(told)
+        return bool(emitted)
 
-    def told(self, type: EventType | str, subject: str) -> bool:
-        """Whether the event was told before."""
-        known: Any = self.redis.exists(self.keys.told(event_id(EventType(type), subject)))
+    def emitted(self, type: EventType | str, subject: str) -> bool:
+        """Return whether the event was emitted before, by any process."""
+        known: Any = self.redis.exists(self.keys.emitted(event_id(EventType(type), subject)))
         return bool(known)
 
     def newest(self) -> str:
-        """Id in the stream of the last event; `0-0` when there is none."""
+        """Return the id of the last entry in the stream; `STREAM_START` when there is none."""
         last: Any = self.redis.xrevrange(self.stream, count=1)
         return str(last[0][0]) if last else STREAM_START
 
     def reaches_back_to(self, stream_id: str) -> bool:
-        """Whether all events after `stream_id` are still kept."""
+        """Return whether all events after `stream_id` are still in the stream."""
         if not self.redis.exists(self.stream):
             return True
         about: Any = self.redis.xinfo_stream(self.stream)
@@ -138,9 +140,9 @@ class EventLog:
         return StreamId.parse(stream_id) >= StreamId.parse(str(about["first-entry"][0]))
 
     def after(self, stream_id: str, limit: int = 100) -> list[tuple[str, LoggedEvent]]:
-        """Events after `stream_id` with their ids in the stream, oldest first."""
+        """Return events after `stream_id` with their ids in the stream, oldest first."""
         entries: Any = self.redis.xrange(self.stream, min=f"({stream_id}", count=limit)
         return [
-            (str(place), LoggedEvent.model_validate(json.loads(fields["data"])))
-            for place, fields in entries
+            (str(entry), LoggedEvent.model_validate(json.loads(fields["data"])))
+            for entry, fields in entries
         ]

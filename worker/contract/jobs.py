@@ -57,7 +57,7 @@ class Phase(StrEnum):
 
 
 class Progress(Record):
-    """The last thing a job told about itself."""
+    """The last progress that a running job reported."""
 
     phase: Phase = Field(default=Phase.WAITING, description="What the job is doing.")
     step: int = Field(default=0, ge=0, description="Diffusion steps done.")
@@ -96,9 +96,7 @@ class JobRecord(Record):
     worker: str | None = Field(
         default=None, description="Name of the worker of the newest attempt."
     )
-    error: Problem | None = Field(
-        default=None, description="Why it failed, or why it was tried again."
-    )
+    error: Problem | None = Field(default=None, description="Why it failed, or why it was retried.")
     analysis_id: str = Field(description="Under this name its result is published.")
     api_key: str = Field(
         default="", description="Id of the API key that submitted it; empty when none."
@@ -117,17 +115,17 @@ class JobRecord(Record):
 
     @property
     def priority(self) -> int:
-        """Priority of the message about the job, one of `queues.PRIORITIES`; lower goes first."""
+        """Return the priority of its message, one of `queues.PRIORITIES`; lower goes first."""
         return self.spec.priority
 
     @property
     def done(self) -> bool:
-        """Whether the state can no longer change."""
+        """Return whether the state can no longer change."""
         return self.state in TERMINAL
 
 
 class JobStore(RecordStore[JobRecord]):
-    """Jobs in Redis."""
+    """Jobs in Redis, with the moves that gateway, scheduler and workers make."""
 
     noun = "job"
     model = JobRecord
@@ -139,7 +137,7 @@ class JobStore(RecordStore[JobRecord]):
         return [state for state, moves in ALLOWED_MOVES.items() if to in moves]
 
     def create(self, record: JobRecord, *, unique_key: str = "") -> tuple[JobRecord, bool]:
-        """Stores a new job.
+        """Store a new job, or return the one under the same unique key.
 
         Arguments:
             record: In state `queued`.
@@ -152,7 +150,7 @@ class JobStore(RecordStore[JobRecord]):
         return self._create(record, kind=record.kind, unique=[unique_key] if unique_key else ())
 
     def read(self, record_id: str) -> JobRecord:
-        """The job with its place in the queue filled in: what the gateway shows.
+        """Return a job with its place in the queue filled in, as the gateway shows it.
 
         Raises:
             NoSuchRecord: If there is none.
@@ -164,7 +162,7 @@ class JobStore(RecordStore[JobRecord]):
         return job
 
     def cancel(self, record_id: str) -> JobState:
-        """Asks for the end of a job: `cancelled` when it waited, else `cancelling`.
+        """Cancel a job: at once when it waits, else at its next step; return the new state.
 
         Raises:
             MoveRefused: If it is finished, or its result is being published.
@@ -182,7 +180,7 @@ class JobStore(RecordStore[JobRecord]):
         )
 
     def report(self, record_id: str, token: int, progress: Progress) -> JobState:
-        """Stores and announces progress; the state comes back, so that a cancel is seen.
+        """Store and announce progress; return the state, so that a cancel is noticed.
 
         Raises:
             LeaseLost: If a newer attempt holds the job.
@@ -191,7 +189,7 @@ class JobStore(RecordStore[JobRecord]):
         return JobState(self._run(scripts.PROGRESS, record_id, token, text))
 
     def open_gate(self, record_id: str, token: int) -> None:
-        """Passes the gate in front of publication; from here on a cancel is refused.
+        """Open the gate in front of publication; from here on a cancel is refused.
 
         Raises:
             LeaseLost: If a newer attempt holds the job.
@@ -200,16 +198,16 @@ class JobStore(RecordStore[JobRecord]):
         self._run(scripts.PUBLISH, record_id, token, JobState.RUNNING)
 
     def succeed(self, record_id: str, token: int, progress: Progress) -> None:
-        """The result is visible; the job is done."""
+        """End the job successfully: its result is visible."""
         to = JobState.SUCCEEDED
         self.move(record_id, to, token=token, terminal=True, progress=progress, error=None)
 
     def fail(self, record_id: str, token: int | None, problem: Problem) -> None:
-        """The job has failed for good."""
+        """End the job after an error that is not retried."""
         self.move(record_id, JobState.FAILED, token=token, terminal=True, error=problem)
 
     def confirm_cancel(self, record_id: str, token: int) -> None:
-        """The worker has stopped."""
+        """End a job whose cancellation its worker has followed."""
         self.move(record_id, JobState.CANCELLED, token=token, terminal=True)
 
     def requeue(

@@ -257,7 +257,7 @@ class FilteringSpec(SpecBase):
 
     @property
     def starts_warm(self) -> bool:
-        """As asked for."""
+        """Return whether the job asks for a warm start."""
         return self.warm_start
 
     def plan(self, blanket: int, past: int = 0) -> WindowPlan:
@@ -307,7 +307,7 @@ class ForecastSpec(SpecBase):
 
     @property
     def first_guess_age(self) -> timedelta:
-        """No older one will do."""
+        """Return zero: the analysis at the start, no older one."""
         return timedelta(0)
 
     @property

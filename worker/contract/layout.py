@@ -13,7 +13,7 @@ _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def _safe(name: str) -> str:
-    """`name`, refused when it could leave its folder."""
+    """Return `name`; raise InvalidInput when it could leave its folder."""
     if not _SAFE.fullmatch(name) or ".." in name:
         raise InvalidInput(
             f"Expected a name of letters, digits, '.', '_' and '-'; got {name!r}.", name=name
@@ -30,7 +30,7 @@ def analysis_file_name(
     lead_hour: int | None = None,
     extension: str = "nc",
 ) -> str:
-    """`appa_an_20250101T06Z_early_v1.nc`, `appa_fc_20250101T06Z_f024_v1.nc`.
+    """Return a name such as `appa_an_20250101T06Z_early_v1.nc` or `appa_fc_20250101T06Z_f024_v1.nc`.
 
     Arguments:
         product: The tag of a job kind (`an`, `fc`, `ra`), `obsfb` feedback, `ql` quick-look.
@@ -38,7 +38,7 @@ def analysis_file_name(
         revision: Rises when later data change the analysis of the same valid time.
         flavour: `early`, `final`, or empty for a job outside the cycles.
         lead_hour: Lead time of a single forecast step in hours.
-        extension: Without the dot.
+        extension: Suffix of the file, without the dot.
     """
     parts = ["appa", product, f"{time:%Y%m%dT%H}Z"]
     parts += [flavour] if flavour else []
@@ -54,17 +54,17 @@ class Layout:
 
     @property
     def raw(self) -> Path:
-        """Uploads as they came in."""
+        """Folder of the uploads as they were received."""
         return self.root / "raw"
 
     @property
     def observations(self) -> Path:
-        """The observation store."""
+        """Folder of the observation store: manifests of batches and Parquet files by hour."""
         return self.root / "observations"
 
     @property
     def analyses(self) -> Path:
-        """Published results, one folder each; a folder here is complete."""
+        """Folder of published results, one complete folder each."""
         return self.root / "analyses"
 
     @property
@@ -99,7 +99,7 @@ class Layout:
 
     @property
     def keys_file(self) -> Path:
-        """Hashed API keys."""
+        """`keys.json`: the API keys, as hashes."""
         return self.root / "keys.json"
 
     @property
@@ -131,24 +131,24 @@ class Layout:
 
     @property
     def pins(self) -> Path:
-        """Markers of the results that are never deleted by age."""
+        """Folder of markers of the results that are never deleted by age."""
         return self.root / "pins"
 
     def pin(self, analysis_id: str) -> Path:
-        """Marker of one pinned result."""
+        """Marker that pins one result; absent while it is not pinned."""
         return self.pins / _safe(analysis_id)
 
     @property
     def disk_low_file(self) -> Path:
-        """Exists while the disk watermark keeps new work out."""
+        """Marker that exists while less space is free than the disk watermark asks for."""
         return self.root / ".disk_low"
 
     def raw_batch(self, batch_id: str) -> Path:
-        """Folder of one upload."""
+        """Folder of one upload, with its bytes as received."""
         return self.raw / _safe(batch_id)
 
     def raw_file(self, batch_id: str, name: str = "content") -> Path:
-        """The uploaded bytes."""
+        """File with the bytes of an upload as received."""
         return self.raw_batch(batch_id) / _safe(name)
 
     def upload(self, batch_id: str) -> Path:
@@ -156,11 +156,11 @@ class Layout:
         return self.tmp / f"upload-{_safe(batch_id)}"
 
     def analysis(self, analysis_id: str) -> Path:
-        """Folder of one published result."""
+        """Folder of one published result; absent until it is complete."""
         return self.analyses / _safe(analysis_id)
 
     def analysis_file(self, analysis_id: str, name: str) -> Path:
-        """One published file."""
+        """One file of a published result."""
         return self.analysis(analysis_id) / _safe(name)
 
     def manifest(self, analysis_id: str) -> Path:
@@ -172,7 +172,7 @@ class Layout:
         return self.tmp / f"{_safe(analysis_id)}.{token}"
 
     def create(self) -> "Layout":
-        """Makes the folders."""
+        """Create the folders that do not exist; return the layout."""
         for folder in (
             self.raw,
             self.observations,

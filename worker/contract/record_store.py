@@ -72,7 +72,7 @@ class RecordStore(Generic[R]):
     # -- reading
 
     def get(self, record_id: str) -> R:
-        """The record called `record_id`.
+        """Return the record with the id `record_id`.
 
         Raises:
             NoSuchRecord: If there is none.
@@ -85,7 +85,7 @@ class RecordStore(Generic[R]):
         return record
 
     def find(self, record_id: str) -> R | None:
-        """The record called `record_id`, or None."""
+        """Return the record with the id `record_id`, or None."""
         return self._decode(self._call(self.redis.hgetall(self.keys.record(self.noun, record_id))))
 
     def _decode(self, raw: Mapping[str, str]) -> R | None:
@@ -96,27 +96,27 @@ class RecordStore(Generic[R]):
         return self.model.model_validate(values)
 
     def state_and_token(self, record_id: str) -> tuple[str, int]:
-        """State and newest token: the cheap question asked at every diffusion step."""
+        """Return state and newest token; cheap enough for every diffusion step."""
         key = self.keys.record(self.noun, record_id)
         state, token = self._call(self.redis.hmget(key, ["state", "token"]))
         return str(state or ""), int(token or 0)
 
     def ids(self, state: str) -> list[str]:
-        """Ids of all records in `state`, oldest first."""
+        """Return the ids of all records in `state`, oldest first."""
         return list(self._call(self.redis.zrange(self._index("state", state), 0, -1)))
 
     def count(self, state: str) -> int:
-        """How many records are in `state`."""
+        """Return the number of records in `state`."""
         return int(self._call(self.redis.zcard(self._index("state", state))))
 
     def active(self, api_key: str) -> int:
-        """Unfinished records of an API key."""
+        """Return the number of unfinished records of an API key."""
         return int(self._call(self.redis.zcard(self._index("active", api_key))))
 
     def page(
         self, *, state: str = "", kind: str = "", cursor: str = "", limit: int = 50
     ) -> Page[R]:
-        """Records, newest first, of a state and a kind when these are given."""
+        """Return a page of records, newest first, of a state and a kind when these are given."""
         index = [self._index("state", state)] if state else []
         index += [self._index("kind", kind)] if kind else []
         source = index[0] if index else self._index("all")
@@ -138,12 +138,12 @@ class RecordStore(Generic[R]):
         return [record for record in found if record is not None]
 
     def position(self, record_id: str) -> int | None:
-        """How many waiting records are ahead of this one; None when it does not wait."""
+        """Return the number of waiting records ahead of this one; None when it does not wait."""
         rank = self._call(self.redis.zrank(self._index("state", self.waiting), record_id))
         return None if rank is None else int(rank)
 
     def events(self, record_id: str, after: str = STREAM_START) -> list[tuple[str, str, Any]]:
-        """What happened after event `after`: (event id, type, data)."""
+        """Return the events after the entry `after`, each as (id, type, data)."""
         key = self.keys.events(self.noun, record_id)
         entries = self._call(self.redis.xrange(key, min=f"({after}"))
         return [(str(i), str(f["type"]), json.loads(f["data"])) for i, f in entries]
@@ -151,7 +151,7 @@ class RecordStore(Generic[R]):
     # -- changing
 
     def claim(self, record_id: str, worker: str, lease: timedelta) -> R:
-        """Starts an attempt: the record is this worker's, with a new token and a lease.
+        """Start an attempt: give the record to a worker, with a new token and a lease.
 
         Raises:
             MoveRefused: If it does not wait (done, cancelled, or held by another worker).
@@ -170,7 +170,7 @@ class RecordStore(Generic[R]):
         return self.get(record_id)
 
     def beat(self, record_id: str, token: int, lease: timedelta) -> str:
-        """Extends the lease; the state comes back.
+        """Extend the lease and return the state of the record.
 
         Raises:
             LeaseLost: If a newer attempt holds the record or it is finished.
@@ -184,7 +184,7 @@ class RecordStore(Generic[R]):
     def move(
         self, record_id: str, to: str, *, token: int | None, terminal: bool, **values: Any
     ) -> None:
-        """Moves the record to state `to` and sets `values`, if table and token allow.
+        """Move the record to state `to` and set `values`, if table and token allow.
 
         Raises:
             MoveRefused: If the table does not hold this move.
@@ -241,7 +241,7 @@ class RecordStore(Generic[R]):
         raise NotImplementedError
 
     def _create(self, record: R, *, kind: str, unique: Sequence[str] = ()) -> tuple[R, bool]:
-        """Stores a new record, or returns the one that holds one of its `unique` keys."""
+        """Store a new record, or return the one that holds one of its `unique` keys."""
         values = record.model_dump(mode="json")
         keys = [self.keys.unique(self.noun, key) for key in unique]
         state, owner = str(values["state"]), str(values["api_key"])
@@ -291,12 +291,12 @@ class RecordStore(Generic[R]):
 
     @staticmethod
     def _call(result: Any) -> Any:
-        """redis-py types every answer as possibly awaitable; ours never is."""
+        """Return an answer; redis-py types each as possibly awaitable, which ours never is."""
         return result
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it."""
+    """Return `value` in a form that JSON can hold."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     return value.isoformat() if hasattr(value, "isoformat") else value

@@ -15,7 +15,7 @@ __all__ = ["Problem", "new_id", "utc_now"]
 
 
 def utc_now() -> datetime:
-    """The present, in UTC."""
+    """Return the present by the real clock (aware, UTC)."""
     return datetime.now(UTC)
 
 
@@ -39,7 +39,7 @@ class Problem(Record):
 
     @classmethod
     def of(cls, error: BaseException) -> "Problem":
-        """The problem that `error` stands for; errors outside our family have a code of their own."""
+        """Return the problem of an error; errors outside our family have the code `internal_error`."""
         if isinstance(error, AppaError):
             return cls(
                 code=error.code,
@@ -52,7 +52,7 @@ class Problem(Record):
 
 
 def new_id(kind: str, now: datetime | None = None) -> str:
-    """A unique name such as `job-20250101t063000123-9f3c1a20`.
+    """Return a unique name such as `job-20250101t063000123-9f3c1a20`.
 
     Arguments:
         kind: `batch`, `job` or `an` (a published result).

@@ -54,20 +54,20 @@ class Keyspace:
 
     @property
     def worker_reports(self) -> str:
-        """Hash of what each worker reports."""
+        """Hash of the last report of each worker."""
         return f"{self.prefix}:workers:reports"
 
     def quota(self, key_id: str, window: int) -> str:
         """Requests of an API key in one window of time."""
         return f"{self.prefix}:quota:{key_id}:{window}"
 
-    def told(self, event_id: str) -> str:
-        """Mark of an event that was told."""
+    def emitted(self, event_id: str) -> str:
+        """Mark of an event that was emitted; its text dates from the first release."""
         return f"{self.prefix}:told:{event_id}"
 
     @property
     def retention(self) -> str:
-        """Hash of what retention removed."""
+        """Hash that counts what retention removed."""
         return f"{self.prefix}:retention"
 
     def once(self, task: str) -> str:
@@ -76,7 +76,7 @@ class Keyspace:
 
     @property
     def webhooks(self) -> str:
-        """Hash of subscriptions by id."""
+        """Hash of the webhook subscriptions by id."""
         return f"{self.prefix}:webhooks"
 
     @property
@@ -99,7 +99,7 @@ class Keyspace:
 
 
 def connect(url: str, *, retries: int = 5) -> Redis:
-    """A client with text answers that outlives a short restart of the server."""
+    """Return a client with text answers that retries during a short restart of the server."""
     return Redis.from_url(
         url,
         decode_responses=True,
@@ -113,12 +113,12 @@ def connect(url: str, *, retries: int = 5) -> Redis:
 
 @dataclass(frozen=True)
 class RedisHealth:
-    """What was found out about the server.
+    """Reachability, dangerous settings and memory of the server.
 
     Attributes:
         reachable: Whether it answers.
         warnings: What is set dangerously, and what to set instead.
-        used_memory: Bytes.
+        used_memory: Bytes in use.
         max_memory: Bytes, 0 for no limit.
     """
 
@@ -129,7 +129,7 @@ class RedisHealth:
 
 
 def redis_health(redis: Redis) -> RedisHealth:
-    """Checks that nothing is evicted and everything is on disk.
+    """Check that the server evicts nothing and writes everything to disk.
 
     Servers that forbid CONFIG (managed ones) are judged by INFO alone.
     """

@@ -24,7 +24,7 @@ __all__ = ["Allowance", "QuotaCounters", "Removed", "RetentionFigures", "Stores"
 
 @dataclass(frozen=True)
 class Allowance:
-    """Answer to one request.
+    """Whether one request is within the quota of its API key.
 
     Attributes:
         allowed: Whether it may go ahead.
@@ -47,7 +47,7 @@ class QuotaCounters:
     def take(
         self, key_id: str, limit: int, *, window_seconds: int = 60, now: float | None = None
     ) -> Allowance:
-        """Counts one request of `key_id` against `limit` per window.
+        """Count one request of `key_id` against `limit` per window.
 
         Arguments:
             key_id: API key, or the sender's address when there is none.
@@ -72,7 +72,7 @@ _LAST = "last_run"
 
 @dataclass(frozen=True)
 class Removed:
-    """Sums over all runs.
+    """What retention has removed so far, over all runs.
 
     Attributes:
         items: Things removed, by what they were.
@@ -93,18 +93,18 @@ class RetentionFigures:
     keys: Keyspace
 
     def add(self, what: str, size: int) -> None:
-        """Counts one thing that was removed."""
+        """Count one removed item, named by its kind, and its size in bytes."""
         pipe = self.redis.pipeline()
         pipe.hincrby(self.keys.retention, f"items:{what}", 1)
         pipe.hincrby(self.keys.retention, f"bytes:{what}", size)
         pipe.execute()
 
     def ran(self, when: float) -> None:
-        """Remembers a run."""
+        """Store the time of a finished run, in seconds since 1970."""
         self.redis.hset(self.keys.retention, _LAST, str(when))
 
     def read(self) -> Removed:
-        """The sums."""
+        """Return what was removed so far, and when retention last ran."""
         found: Any = self.redis.hgetall(self.keys.retention)
         last = found.pop(_LAST, None)
         parts = {"items": {}, "bytes": {}}  # type: dict[str, dict[str, int]]
@@ -130,7 +130,7 @@ class Stores:
 
 
 def open_stores(url: str, prefix: str = "appa") -> Stores:
-    """The stores on the Redis server at `url` (`redis://…` or `unix://…`).
+    """Return the stores on the Redis server at `url` (`redis://…` or `unix://…`).
 
     No connection is made before the first call; calls wait and try again for some seconds while
     the server restarts.

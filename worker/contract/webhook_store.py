@@ -16,17 +16,17 @@ from worker.contract.record_store import NoSuchRecord
 from worker.contract.redis_server import Keyspace
 from worker.contract.webhooks import Attempt, Delivery, DeliveryState, Webhook
 
-__all__ = ["KEPT", "MOST_WEBHOOKS", "WebhookStore"]
+__all__ = ["MAX_DELIVERIES", "MAX_WEBHOOKS", "WebhookStore"]
 
-MOST_WEBHOOKS: Final = 100
-KEPT: Final = 200
-"""Messages remembered of each webhook."""
+MAX_WEBHOOKS: Final = 100
+MAX_DELIVERIES: Final = 200
+"""Deliveries stored for each webhook; older ones are dropped."""
 
 REMEMBERED_SECONDS: Final = 86_400
-"""How long a caller's own key gives the same webhook."""
+"""How long an idempotency key gives the same webhook."""
 
 _CREATE = """
--- KEYS: webhooks, unique key or none. ARGV: 1 id, 2 webhook, 3 most, 4 seconds
+-- KEYS: webhooks, unique key or none. ARGV: 1 id, 2 webhook, 3 limit, 4 seconds
 if #KEYS == 2 then
   local known = redis.call('GET', KEYS[2])
   if known and redis.call('HEXISTS', KEYS[1], known) == 1 then return known end
@@ -38,7 +38,7 @@ return ARGV[1]
 """
 
 _QUEUE = """
--- KEYS: webhooks, deliveries, order, due. ARGV: 1 webhook, 2 event, 3 delivery, 4 now, 5 kept
+-- KEYS: webhooks, deliveries, order, due. ARGV: 1 webhook, 2 event, 3 delivery, 4 now, 5 limit
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
 if redis.call('HSETNX', KEYS[2], ARGV[2], ARGV[3]) == 0 then return 0 end
 redis.call('ZADD', KEYS[3], ARGV[4], ARGV[2])
@@ -77,7 +77,7 @@ class WebhookStore:
     Arguments:
         redis: The server.
         keys: Names of keys.
-        events: What is told.
+        events: The log that webhooks are served from.
     """
 
     def __init__(self, redis: Redis, keys: Keyspace, events: EventLog) -> None:
@@ -88,7 +88,7 @@ class WebhookStore:
     # -- subscriptions
 
     def create(self, webhook: Webhook, *, unique_key: str = "") -> tuple[Webhook, bool]:
-        """Stores a subscription to the events from now on.
+        """Store a subscription to the events from now on.
 
         Arguments:
             webhook: As asked for.
@@ -107,23 +107,23 @@ class WebhookStore:
         known = self._call(
             run(
                 keys=[self.keys.webhooks, *unique],
-                args=[webhook.id, webhook.model_dump_json(), MOST_WEBHOOKS, REMEMBERED_SECONDS],
+                args=[webhook.id, webhook.model_dump_json(), MAX_WEBHOOKS, REMEMBERED_SECONDS],
             )
         )
         if not known:
             raise InvalidInput(
-                f"Expected fewer than {MOST_WEBHOOKS} webhooks; delete one that is not used.",
+                f"Expected fewer than {MAX_WEBHOOKS} webhooks; delete one that is not used.",
                 field="url",
             )
         return (webhook, True) if known == webhook.id else (self.get(str(known)), False)
 
     def all(self) -> list[Webhook]:
-        """Every subscription, oldest first."""
-        found = self._call(self.redis.hvals(self.keys.webhooks))
-        return sorted((Webhook.model_validate_json(t) for t in found), key=lambda w: w.id)
+        """Return all subscriptions, disabled ones included, oldest first."""
+        texts = self._call(self.redis.hvals(self.keys.webhooks))
+        return sorted((Webhook.model_validate_json(t) for t in texts), key=lambda w: w.id)
 
     def get(self, webhook_id: str) -> Webhook:
-        """The subscription of that id.
+        """Return the subscription with the id `webhook_id`.
 
         Raises:
             NoSuchRecord: If there is none.
@@ -134,7 +134,7 @@ class WebhookStore:
         return Webhook.model_validate_json(text)
 
     def delete(self, webhook_id: str) -> Webhook:
-        """Ends a subscription; what is not sent yet never is.
+        """Delete a subscription and its pending deliveries.
 
         Raises:
             NoSuchRecord: If there is none.
@@ -147,7 +147,7 @@ class WebhookStore:
         return webhook
 
     def disable(self, webhook_id: str, reason: str) -> None:
-        """Sends nothing more to a subscriber who said so."""
+        """Stop deliveries to a webhook, for a reason that is stored with it."""
         webhook = self.get(webhook_id)
         self._put(webhook.model_copy(update={"disabled": reason}))
 
@@ -157,16 +157,16 @@ class WebhookStore:
     # -- messages
 
     def fan_out(self, limit: int = 500) -> int:
-        """Queues a message for each new event and each webhook that wants it; safe to run twice."""
+        """Queue a delivery of each new event to each webhook subscribed to it; idempotent."""
         cursor = str(self._call(self.redis.get(self.keys.webhook_cursor)) or STREAM_START)
         fresh = self.events.after(cursor, limit)
         if not fresh:
             return 0
         webhooks = [webhook for webhook in self.all() if not webhook.disabled]
         queued = 0
-        for place, event in fresh:
+        for entry, event in fresh:
             for webhook in webhooks:
-                if event.type in webhook.events and StreamId.parse(place) > StreamId.parse(
+                if event.type in webhook.events and StreamId.parse(entry) > StreamId.parse(
                     webhook.since
                 ):
                     queued += self._queue(webhook, event)
@@ -186,23 +186,29 @@ class WebhookStore:
             self._call(
                 run(
                     keys=[self.keys.webhooks, *names, self.keys.webhooks_due],
-                    args=[webhook.id, event.id, delivery.model_dump_json(), time.time(), KEPT],
+                    args=[
+                        webhook.id,
+                        event.id,
+                        delivery.model_dump_json(),
+                        time.time(),
+                        MAX_DELIVERIES,
+                    ],
                 )
             )
         )
 
     def waiting(self) -> int:
-        """Messages that are not delivered yet and not given up."""
+        """Return the number of pending deliveries."""
         return int(self._call(self.redis.zcard(self.keys.webhooks_due)))
 
     def claim(self, limit: int, lease_seconds: float) -> list[tuple[Webhook, Delivery]]:
-        """Messages that are due now; nobody else gets them before `lease_seconds` have passed."""
+        """Return deliveries that are due now, and lease them to the caller for `lease_seconds`."""
         now = time.time()
         run = self.redis.register_script(_CLAIM)
         members = self._call(
             run(keys=[self.keys.webhooks_due], args=[now, now + lease_seconds, limit])
         )
-        found = []
+        claimed = []
         for member in members:
             webhook_id, _, event_id = str(member).partition("|")
             webhook = self._call(self.redis.hget(self.keys.webhooks, webhook_id))
@@ -211,13 +217,13 @@ class WebhookStore:
                 self._call(self.redis.zrem(self.keys.webhooks_due, member))
                 continue
             pair = Webhook.model_validate_json(webhook), Delivery.model_validate_json(delivery)
-            found.append(pair)
-        return found
+            claimed.append(pair)
+        return claimed
 
     def settle(
         self, delivery: Delivery, attempt: Attempt, state: DeliveryState, pause: float | None
     ) -> Delivery:
-        """Writes down an attempt.
+        """Store the outcome of an attempt, and when the next one is due.
 
         Arguments:
             delivery: As claimed.
@@ -248,7 +254,7 @@ class WebhookStore:
         return delivery
 
     def deliveries(self, webhook_id: str, limit: int = 50) -> list[Delivery]:
-        """The newest messages of a webhook.
+        """Return the newest deliveries of a webhook.
 
         Raises:
             NoSuchRecord: If there is no such webhook.
@@ -258,10 +264,10 @@ class WebhookStore:
         ids = list(self._call(self.redis.zrevrange(order, 0, limit - 1)))
         if not ids:
             return []
-        found = self._call(self.redis.hmget(self.keys.deliveries(webhook_id), ids))
-        return [Delivery.model_validate_json(text) for text in found if text is not None]
+        texts = self._call(self.redis.hmget(self.keys.deliveries(webhook_id), ids))
+        return [Delivery.model_validate_json(text) for text in texts if text is not None]
 
     @staticmethod
     def _call(result: Any) -> Any:
-        """redis-py types every answer as possibly awaitable; ours never is."""
+        """Return an answer; redis-py types each as possibly awaitable, which ours never is."""
         return result

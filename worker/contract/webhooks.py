@@ -47,7 +47,7 @@ __all__ = [
 
 
 class DeliveryState(StrEnum):
-    """Where a message is."""
+    """State of a delivery: due again, accepted by the receiver, or given up."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -55,20 +55,20 @@ class DeliveryState(StrEnum):
 
 
 class Webhook(Record):
-    """One subscription, as it is kept: with its secret."""
+    """One subscription, as it is stored: with its secret."""
 
     id: str = Field(description="Unique, sorts by creation time.")
     url: str = Field(description="Where events are posted to.")
-    events: list[EventType] = Field(min_length=1, description="What is told.")
+    events: list[EventType] = Field(min_length=1, description="Types of events that are sent.")
     description: str = Field(default="", description="For people.")
     secret: str = Field(description="Signs the messages.")
     created: datetime = Field(default_factory=utc_now, description="UTC.")
     api_key: str = Field(default="", description="Id of the API key that made it.")
     since: str = Field(
-        default=STREAM_START, description="Place in the stream of events; later ones go."
+        default=STREAM_START, description="Entry in the stream of events; only later ones are sent."
     )
     disabled: str = Field(
-        default="", description="Why nothing is sent any more; empty while it is."
+        default="", description="Why deliveries have stopped; empty while they continue."
     )
 
 
@@ -77,21 +77,23 @@ class Attempt(Record):
 
     time: datetime = Field(default_factory=utc_now, description="When it began (UTC).")
     status: int | None = Field(default=None, description="HTTP status of the answer, if one came.")
-    error: str = Field(default="", description="Why it does not count as delivered.")
+    error: str = Field(
+        default="", description="Why it does not count as delivered; empty if it does."
+    )
     milliseconds: int = Field(default=0, ge=0, description="How long it took.")
 
 
 class Delivery(Record):
-    """One message to one webhook."""
+    """The message about one event to one webhook, with its attempts."""
 
     event_id: str = Field(description="Sent as `webhook-id`; the same at every attempt.")
     webhook_id: str = Field(description="The subscription.")
-    type: EventType = Field(description="What is told.")
+    type: EventType = Field(description="Types of events that are sent.")
     created: datetime = Field(default_factory=utc_now, description="When it was queued (UTC).")
     state: DeliveryState = Field(default=DeliveryState.PENDING, description="What became of it.")
     attempts: list[Attempt] = Field(default=[], description="Tries so far, oldest first.")
     next_attempt: datetime | None = Field(
-        default=None, description="When it is tried again (UTC); null when it is not."
+        default=None, description="When it is retried (UTC); null when it is not."
     )
     body: str = Field(description="The exact text that is sent and signed.")
 
@@ -187,7 +189,7 @@ class AddressRefused(InvalidInput):
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet."""
+    """Return whether an IP address belongs to the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         # Addresses that carry an IPv4 address lead to it on machines that translate them.
@@ -200,14 +202,14 @@ def is_public(address: str) -> bool:
 
 
 def public_addresses(host: str, port: int, *, allow_private: bool = False) -> list[str]:
-    """The addresses of `host`, each fit to connect to.
+    """Return the addresses of `host` after checking that each may be connected to.
 
     Raises:
         AddressRefused: If one of them is not public and that is not allowed.
         OSError: If the name has none.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
     private = [] if allow_private else [a for a in addresses if not is_public(a)]
     if private:
         raise AddressRefused(
@@ -219,10 +221,10 @@ def public_addresses(host: str, port: int, *, allow_private: bool = False) -> li
 
 
 def check_url(url: str, *, allow_private: bool = False) -> None:
-    """Returns if a webhook may have this URL; a name that cannot be resolved now may.
+    """Check that a webhook may have this URL; a name that cannot be resolved now is allowed.
 
     Raises:
-        AddressRefused: If it may not.
+        AddressRefused: If it is no http URL or leads to a private network.
     """
     try:
         parts = urlsplit(url)
@@ -241,4 +243,4 @@ def check_url(url: str, *, allow_private: bool = False) -> None:
     try:
         public_addresses(parts.hostname, port, allow_private=allow_private)
     except (OSError, UnicodeError):
-        return  # asked again before each delivery
+        return  # resolved again before each delivery

@@ -30,7 +30,7 @@ class Cycle:
 
     @property
     def key(self) -> str:
-        """Key of its record."""
+        """Return the key of the record of this cycle."""
         return cycle_key(self.valid_time, self.flavour)
 
 
@@ -50,7 +50,7 @@ class Decisions:
 
 
 def first_considered(policy: CyclePolicy, now: datetime, newest: str | None) -> datetime:
-    """The first valid time of the policy's grid that may still need a decision.
+    """Return the first valid time of the policy's grid that may still need a decision.
 
     Arguments:
         policy: Start and step of the grid, age limit.
@@ -67,7 +67,7 @@ def first_considered(policy: CyclePolicy, now: datetime, newest: str | None) -> 
 def decide(
     policy: CyclePolicy, now: datetime, known: Mapping[str, CycleState], first: datetime
 ) -> Decisions:
-    """Which cycles are to be announced, decided and skipped.
+    """Return which cycles are to be announced, decided and skipped.
 
     Arguments:
         policy: The grid of valid times, cut-offs, catching up.
@@ -90,7 +90,7 @@ def decide(
 def _undecided(
     policy: CyclePolicy, now: datetime, known: Mapping[str, CycleState], first: datetime
 ) -> list[Cycle]:
-    """Cycles of the grid without a record, and those that wait (an older policy made some)."""
+    """Return cycles of the grid without a record, and those that wait, also of older policies."""
     last = now if policy.end is None else min(now, policy.end)
     times = [first + i * policy.step for i in range(max(0, (last - first) // policy.step + 1))]
     grid = [(time, flavour) for time in times for flavour in Flavour]
@@ -101,7 +101,7 @@ def _undecided(
 
 
 def is_too_old(policy: CyclePolicy, now: datetime, cut_off: datetime) -> bool:
-    """Whether a missed cycle is no longer made."""
+    """Return whether a missed cycle is too old to be caught up."""
     return now - cut_off > timedelta(hours=policy.catch_up.max_age_hours)
 
 
@@ -119,7 +119,7 @@ def _reason_to_skip(policy: CyclePolicy, now: datetime, cycle: Cycle) -> str:
 def choose(
     policy: CyclePolicy, due: Sequence[CycleRecord], in_flight: Sequence[CycleRecord]
 ) -> list[CycleRecord]:
-    """The due cycles to submit now, in order.
+    """Return the due cycles to submit now, in order.
 
     At most `at_once` cycles are in flight. A cycle waits for the one a step before it (and a final
     one for the early one of the same time), if that is in flight or goes first: it may then start
@@ -144,7 +144,7 @@ def _in_order(policy: CyclePolicy, due: Iterable[CycleRecord]) -> list[CycleReco
 
 
 def _comes_before(other: CycleRecord, record: CycleRecord, step: timedelta) -> bool:
-    """Whether `record` may want the result of `other` as its background, or must follow it."""
+    """Return whether `other` must end first: as background of `record`, or in its order."""
     if other.valid_time == record.valid_time:
         return _RANK[other.flavour] <= _RANK[record.flavour]
     return record.valid_time - step <= other.valid_time < record.valid_time

@@ -53,12 +53,12 @@ class CutOff(RootModel[dict[str, float]]):
         return hours
 
     def of(self, hour: int) -> timedelta:
-        """Time after the valid time, for the cycles of this hour of the day."""
+        """Return the delay after the valid time, for cycles of this hour of the day."""
         return timedelta(minutes=self.root.get(str(hour), self.root.get("default", 0.0)))
 
     @property
     def longest(self) -> timedelta:
-        """The longest of all hours."""
+        """Return the longest delay of any hour of the day."""
         return timedelta(minutes=max(self.root.values()))
 
 
@@ -81,7 +81,7 @@ class CatchUp(BaseModel):
 
 
 class ForecastPolicy(BaseModel):
-    """Forecasts from the final analyses."""
+    """Forecasts that start from final analyses: at which hours, how long, of how many members."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -95,7 +95,7 @@ class ForecastPolicy(BaseModel):
 
 
 class CyclePolicy(BaseModel):
-    """How this installation cycles."""
+    """How this installation cycles: which analyses are made when, and from what."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -162,16 +162,16 @@ class CyclePolicy(BaseModel):
 
     @property
     def step(self) -> timedelta:
-        """From one cycle to the next."""
+        """Return the time from one cycle to the next."""
         return timedelta(hours=self.step_hours)
 
     @property
     def digest(self) -> str:
-        """Names this policy; kept in the manifest of every cycled analysis."""
+        """Return the digest of this policy, stored in the manifest of every cycled analysis."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     def cut_off(self, valid_time: datetime, flavour: str) -> datetime:
-        """Last arrival accepted by this analysis of `valid_time`."""
+        """Return the last arrival accepted by the analysis of `valid_time` in this flavour."""
         early = flavour == Flavour.EARLY
         minutes = self.early_cut_off_minutes if early else self.final_cut_off_minutes
         return valid_time + minutes.of(valid_time.hour)

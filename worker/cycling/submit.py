@@ -38,19 +38,21 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def cycle_seed(policy: CyclePolicy, valid_time: datetime) -> int:
-    """Another seed each hour, so that members do not repeat their noise; the same for all
-    revisions of an hour, so that these differ by their observations alone."""
+    """Return the seed of an hour: its own, so that members do not repeat their noise.
+
+    It is the same for all revisions of an hour, which differ by their observations alone.
+    """
     hours = (valid_time - _EPOCH) // HOUR
     return (policy.seed + hours) % 2**31
 
 
 def filtering_spec(policy: CyclePolicy, record: CycleRecord) -> FilteringSpec:
-    """What a cycle asks of the workers.
+    """Return the filtering job of a cycle.
 
     The background is the newest analysis before `valid_time`, its newest revision: also for a
-    final analysis or a rerun, whose early analysis of the same hour has seen these observations
-    already. From that one, O-B would be no innovation, and the checks against the background and
-    the statistics made of O-B would confirm themselves.
+    final analysis or a rerun, although the early analysis of the same hour is closer. That one has
+    assimilated these observations already: O-B would not be an innovation, and neither checks
+    against the background nor statistics of O-B would be independent.
     """
     return FilteringSpec(
         valid_time=record.valid_time,
@@ -68,7 +70,7 @@ def filtering_spec(policy: CyclePolicy, record: CycleRecord) -> FilteringSpec:
 
 
 def cycle_facts(policy: CyclePolicy, record: CycleRecord) -> dict[str, Any]:
-    """What the manifest and the files say about the cycle."""
+    """Return the facts about a cycle that the manifest and the files of its result hold."""
     return {
         "key": record.key,
         "decided": record.decided.isoformat() if record.decided else None,
@@ -89,7 +91,7 @@ def queue_job(
     record: CycleRecord,
     facts: dict[str, Any],
 ) -> JobRecord:
-    """The job under `unique_key`: created now, or before by this or another scheduler."""
+    """Return the job under `unique_key`, created and queued now or by a scheduler before."""
     job, created = stores.jobs.create(
         JobRecord(
             id=new_id("job"),
@@ -109,7 +111,7 @@ def queue_job(
 def submit_cycle(
     stores: Stores, sender: TaskSender, policy: CyclePolicy, record: CycleRecord
 ) -> bool:
-    """Queues the job of a due cycle; returns whether this scheduler made the move."""
+    """Queue the job of a due cycle; return whether this scheduler made the move."""
     spec, facts = filtering_spec(policy, record), cycle_facts(policy, record)
     job = queue_job(stores, sender, spec, record.unique_key, record, facts)
     moved = stores.cycles.change(
@@ -121,21 +123,21 @@ def submit_cycle(
 
 
 def wants_forecast(policy: CyclePolicy, record: CycleRecord) -> bool:
-    """Whether the analysis of this cycle starts a forecast; reruns do, too."""
-    wanted = policy.forecast
+    """Return whether the analysis of this cycle starts a forecast; reruns do as well."""
+    forecast = policy.forecast
     final = record.flavour is Flavour.FINAL
-    return wanted is not None and final and record.valid_time.hour in wanted.hours
+    return forecast is not None and final and record.valid_time.hour in forecast.hours
 
 
 def forecast_spec(policy: CyclePolicy, record: CycleRecord, analysis_id: str) -> ForecastSpec:
-    """The forecast from this very analysis."""
-    wanted = policy.forecast
-    assert wanted is not None  # noqa: S101  # asked for by wants_forecast
+    """Return the forecast job that starts from this analysis."""
+    forecast = policy.forecast
+    assert forecast is not None  # noqa: S101  # see wants_forecast
     return ForecastSpec(
         valid_time=record.valid_time,
-        lead_hours=wanted.lead_hours,
+        lead_hours=forecast.lead_hours,
         analysis_id=analysis_id,
-        members=wanted.members or policy.members,
+        members=forecast.members or policy.members,
         model=policy.model,
         steps=policy.steps,
         seed=cycle_seed(policy, record.valid_time),
@@ -146,7 +148,7 @@ def forecast_spec(policy: CyclePolicy, record: CycleRecord, analysis_id: str) ->
 def start_forecast(
     stores: Stores, sender: TaskSender, policy: CyclePolicy, record: CycleRecord, analysis_id: str
 ) -> JobRecord:
-    """Queues the forecast; asked again, finds the same one."""
+    """Queue the forecast of a cycle; idempotent."""
     spec = forecast_spec(policy, record, analysis_id)
     key = f"cycle:{record.key}:{record.rerun}:forecast"
     facts = cycle_facts(policy, record) | {"attempt": record.attempts}
@@ -154,7 +156,7 @@ def start_forecast(
 
 
 def settle(stores: Stores, sender: TaskSender, policy: CyclePolicy | None) -> int:
-    """Looks at every submitted cycle once; returns how many have ended or are tried again.
+    """Check every submitted cycle once; return how many have ended or are retried.
 
     A failed cycle holds up nothing: the next one takes an older background, or none.
     """
@@ -188,7 +190,7 @@ def _published(
 def _failed(stores: Stores, policy: CyclePolicy | None, record: CycleRecord, why: str) -> bool:
     retries = policy.retries if policy is not None else 0
     if record.attempts <= retries:
-        log.warning("cycle tried again", cycle=record.key, job=record.job_id, reason=why)
+        log.warning("cycle retried", cycle=record.key, job=record.job_id, reason=why)
         message = f"tried again: {why}"
         return stores.cycles.change(record, CycleState.DUE, message=message)
     return _end(stores, record, CycleState.FAILED, message=why)

@@ -51,7 +51,7 @@ SETTLE_SECONDS = 0.5
 
 
 def oldest_unfinished(batches: BatchStore) -> datetime | None:
-    """Arrival of the oldest upload that is not taken in yet; None when there is none."""
+    """Return the arrival of the oldest upload not ingested yet; None when there is none."""
     arrivals = []
     for state in (BatchState.RECEIVED, BatchState.INGESTING):
         ids = batches.ids(state)
@@ -75,7 +75,7 @@ class PendingUploads:
     def complete(
         self, cycles: Sequence[Cycle], now: datetime, grace_seconds: float
     ) -> Mapping[Cycle, str]:
-        """The cycles that need not wait any longer; with a remark where some uploads are missing.
+        """Return the cycles that need not wait longer, with a remark where uploads are missing.
 
         Arguments:
             cycles: Their cut-offs have passed.
@@ -150,7 +150,7 @@ class PolicyFile:
     _policy: CyclePolicy | None = None
 
     def read(self) -> CyclePolicy | None:
-        """The policy; None without the file."""
+        """Return the policy, read again if the file has changed; None without the file."""
         try:
             status = self.layout.cycles_file.stat()
         except FileNotFoundError:
@@ -162,8 +162,8 @@ class PolicyFile:
             try:
                 self._policy = read_policy(self.layout.cycles_file)
             except ConfigurationError as error:
-                kept = "the one before it is kept" if self._policy else "nothing is cycled"
-                log.error("policy refused", reason=error.message, so=kept)
+                effect = "the previous one stays in force" if self._policy else "nothing is cycled"
+                log.error("policy refused", reason=error.message, effect=effect)
         return self._policy
 
 
@@ -191,13 +191,13 @@ class Cycling:
         self._arrivals = PendingUploads(self.stores.batches)
 
     def tick(self, now: datetime | None = None) -> int:
-        """Settles what has ended, decides what is due, submits what there is room for.
+        """Settle what has ended, decide what is due, submit what there is room for.
 
         Arguments:
-            now: Operational present; asked from the clock when absent.
+            now: Operational present; read from the clock when absent.
 
         Returns:
-            Moves made.
+            The number of cycles that changed state.
         """
         policy = self._policy.read()
         moves = settle(self.stores, self.sender, policy)
@@ -261,7 +261,7 @@ class Cycling:
 
 
 def _hold(cycles: CycleStore, record: CycleRecord) -> bool:
-    """Says once why a due cycle is not submitted; the analysis it becomes says so, too."""
+    """Record once why a due cycle is not submitted; the manifest of its analysis repeats it."""
     if "disk_low" in record.message:
         return False
     why = "disk_low: it waited for free space"
@@ -280,6 +280,6 @@ def _record(cycle: Cycle) -> CycleRecord:
 
 
 def cycling_tick(runtime: Runtime) -> Callable[[], object]:
-    """The cycles' question for `run_scheduler`."""
+    """Return the tick of the cycles, for `run_scheduler`."""
     cycling = Cycling(runtime.stores, runtime.layout, runtime.sender, runtime.settings)
     return cycling.tick

@@ -51,7 +51,7 @@ _UNUSABLE = ("missing", "domain", "bounds", "decode", "operator_failed", "passiv
 
 
 def to_feedback(table: pa.Table) -> pa.Table:
-    """An observation table with the feedback columns, all null."""
+    """Return an observation table with the feedback columns, all null."""
     for field in FEEDBACK_SCHEMA:
         if field.name not in OBSERVATION_SCHEMA.names and field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(table), field.type))
@@ -77,12 +77,12 @@ def monitored_set(
 
 
 def fill_background(table: pa.Table, found: Equivalents) -> pa.Table:
-    """The feedback table with H(x_b), O-B and spread where they were found, null elsewhere."""
+    """Return the feedback table with H(x_b), O-B and spread, null where there are none."""
     return _fill(table, found, "background")
 
 
 def fill_analysis(table: pa.Table, found: Equivalents, seed: int) -> pa.Table:
-    """The feedback table with H(x_a), O-A, spread and rank where they were found, null elsewhere.
+    """Return the feedback table with H(x_a), O-A, spread and rank, null where there are none.
 
     The rank counts the members of H(x_a) with an observation error drawn for each that lie below
     the value: uniform from 0 to M when errors and spread are right. Of members in pairs one of
@@ -118,7 +118,7 @@ def _scatter(table: pa.Table, rows: NDArray[np.int64], values: Float) -> Float:
 
 
 def count_outcomes(table: pa.Table) -> dict[str, int]:
-    """Rows by outcome: `used` and the names of the checks that rejected any."""
+    """Return the number of rows by outcome: `used` and the checks that rejected any."""
     code, names = category_codes(table, "rejected_by")
     counts = {name: int((code == i).sum()) for i, name in enumerate(names)}
     return {"used": int((code < 0).sum())} | {n: c for n, c in counts.items() if c}
@@ -195,7 +195,10 @@ def check_window(
         collected = WrittenStates(plan, model, background.members)
         hofx = model_equivalents(background.latents, model, monitored, collected)
         rows, errors = monitored.rows, monitored.obs_errors
-        equivalents, states = Equivalents(rows, errors, hofx, background.mirrored), collected.values
+        equivalents, states = (
+            Equivalents(rows, errors, hofx, background.antithetic),
+            collected.values,
+        )
         table = fill_background(table, equivalents)
         table, _ = run_checks(table, "background", context)
     table, _ = run_checks(table, "select", context)
@@ -222,7 +225,7 @@ def qc_context(
 def effective_parameters(
     selection: ObservationSelection, checks: Path | None, *, cold: bool
 ) -> dict[str, dict[str, Any]]:
-    """The installation's parameters with what a job changes.
+    """Return the installation's parameters with what a job changes.
 
     Arguments:
         selection: What is withheld.
@@ -234,10 +237,10 @@ def effective_parameters(
         changes["withholding"] = {"share": selection.withhold}
     parameters = load_parameters(checks, changes)
     if selection.withhold_stations:
-        kept_back = parameters["withholding"]
-        if not kept_back["enabled"]:
-            kept_back.update(enabled=True, share=0.0)
-        kept_back["stations"] = [*kept_back["stations"], *selection.withhold_stations]
+        withholding = parameters["withholding"]
+        if not withholding["enabled"]:
+            withholding.update(enabled=True, share=0.0)
+        withholding["stations"] = [*withholding["stations"], *selection.withhold_stations]
     if cold:
         # Far from climatology is not wrong: only the spread counts, not the fixed limits.
         limits = parameters["background_check"]["limits"]

@@ -21,7 +21,10 @@ WINDOW_LEAD = timedelta(minutes=30)
 
 
 def observation_window(plan: WindowPlan) -> AssimilationWindow | None:
-    """Return (half an hour before the first observed time, the last one]; None if no time is observed."""
+    """Return the window of the observed times; None if no time is observed.
+
+    It begins half an hour before the first observed time and ends with the last one.
+    """
     if plan.window is None:
         return None
     first = plan.window.start + HOUR
@@ -34,7 +37,7 @@ def gather_observations(
     layout: Layout,
     batches: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Return every stored value of the window; values that arrived late are marked later.
+    """Return every stored value of the window; late ones are included and rejected later.
 
     Arguments:
         plan: Which times are observed.
@@ -57,7 +60,7 @@ def gather_observations(
 
 
 def in_order_of_arrival(table: pa.Table) -> pa.Table:
-    """Return the rows by arrival, batch and place in it, however the store has arranged its files."""
+    """Return the rows by arrival, batch and place in it, however the store arranges its files."""
     keys = (
         float_column(table, "observation_id"),
         category_codes(table, "batch_id")[0],
@@ -67,7 +70,7 @@ def in_order_of_arrival(table: pa.Table) -> pa.Table:
 
 
 def table_digest(table: pa.Table) -> str:
-    """Return the SHA-256 of the rows in order: equal observations have equal digests."""
+    """Return the SHA-256 of the rows in their order; the same for the same observations."""
     digest = hashlib.sha256()
     batch, names = category_codes(table, "batch_id")
     digest.update("\n".join(names).encode())

@@ -56,7 +56,7 @@ class IngestOptions:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """The result of one ingest.
+    """Counts of one upload: messages, rows, outcomes.
 
     Attributes:
         manifest: Its rows in the store.
@@ -76,7 +76,7 @@ def ingest(
     options: IngestOptions | None = None,
     check_lease: Callable[[], None] = _no_check,
 ) -> IngestReport:
-    """Decode one upload, assign errors, check its rows and publish them; safe to run twice.
+    """Decode one upload, assign errors, check and publish its rows; idempotent.
 
     Arguments:
         batch_id: The upload; a batch that is in the store already is not read again.
@@ -166,7 +166,7 @@ def _described(options: IngestOptions) -> dict[str, Any]:
 def ingest_batch(
     batch: BatchRecord, layout: Layout, check_lease: Callable[[], None]
 ) -> IngestSummary:
-    """Decode, check and store the upload of a batch; safe to run twice.
+    """Decode, check and store an upload, and record the outcome; idempotent.
 
     Arguments:
         batch: The upload, with what its sender said about it.

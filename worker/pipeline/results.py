@@ -33,12 +33,7 @@ from worker.contract.layout import Layout
 from worker.loaded_models import LoadedModel
 from worker.observations.columns import category_codes
 from worker.observations.store.files import StoreFiles
-from worker.pipeline.departures import (
-    CheckedWindow,
-    WrittenStates,
-    count_outcomes,
-    fill_analysis,
-)
+from worker.pipeline.departures import CheckedWindow, WrittenStates, count_outcomes, fill_analysis
 from worker.pipeline.gather import observation_window, table_digest
 from worker.results.manifest import AnalysisManifest, ManifestFile, describe_file
 from worker.results.outputs.formats import OUTPUTS
@@ -64,7 +59,7 @@ _INFINITE = {"inf": math.inf, "-inf": -math.inf}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the last bits of a result depend on besides the code: libraries, threads, processor."""
+    """Return what the last bits of a result depend on besides the code: libraries, threads, CPU."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": str(device),
@@ -79,7 +74,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def code_digest() -> str:
-    """SHA-256 over the sources of model and worker: versions alone do not tell edits apart."""
+    """Return the SHA-256 over the sources of model and worker; a version does not reveal edits."""
     return _CODE
 
 
@@ -94,19 +89,19 @@ def _digest_of_sources() -> str:
 
 
 def rows_of_batches(table: pa.Table, store: StoreFiles) -> dict[str, dict[str, Any]]:
-    """For each batch with rows in `table`: how many, and the hash of the batch's content."""
+    """Return, for each batch with rows in `table`, their number and the hash of its content."""
     code, names = category_codes(table, "batch_id")
     counts = np.bincount(code[code >= 0], minlength=len(names))
-    found = {}
+    batches = {}
     for name, rows in zip(names, counts, strict=True):
         manifest = store.manifest(name) if rows else None
         if manifest is not None:  # superobservations belong to no batch of the store
-            found[name] = {"rows": int(rows), "content_hash": manifest.content_hash}
-    return found
+            batches[name] = {"rows": int(rows), "content_hash": manifest.content_hash}
+    return batches
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: infinite numbers become words."""
+    """Return `value` in a form that JSON can hold: infinite numbers become words."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -117,7 +112,7 @@ def plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """The inverse of `plain`."""
+    """Return the value that `plain` made this of."""
     if isinstance(value, Mapping):
         return {k: from_plain(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -174,7 +169,7 @@ def make_product(
         background_info=background.info,
         provenance=_provenance(job, loaded, checked, analysis, layout, gathered),
         flags=tuple(dict.fromkeys(flags)),
-        mirrored=analysis.mirrored,
+        mirrored=analysis.antithetic,
     )
     if product.window is None:  # a forecast: nothing to compare it with yet
         return product
@@ -189,7 +184,7 @@ def _provenance(
     layout: Layout,
     gathered: datetime,
 ) -> dict[str, Any]:
-    """Everything needed to make the result again."""
+    """Return everything needed to make the result again."""
     return {
         "checkpoint": loaded.name,
         "checkpoint_sha256": loaded.sha256,
@@ -209,7 +204,7 @@ def _provenance(
 
 @dataclass(frozen=True, eq=False)
 class _Decoded:
-    """The members as states.
+    """What is computed while the members of the analysis are decoded.
 
     Attributes:
         states: At the written times, with shape (M, T, C, Y, X).
@@ -237,7 +232,7 @@ def _decode_analysis(
             tendencies.append(pressure_tendency(last, model.grid))
 
     hofx = model_equivalents(analysis.latents, model, monitored, collect)
-    equivalents = Equivalents(monitored.rows, monitored.obs_errors, hofx, analysis.mirrored)
+    equivalents = Equivalents(monitored.rows, monitored.obs_errors, hofx, analysis.antithetic)
     mean = [float(value) for value in np.mean(tendencies, axis=0)] if tendencies else []
     return _Decoded(states.values, equivalents, (mean[0], mean[1]) if mean else None)
 
@@ -257,7 +252,7 @@ def _decode_written(latents: Tensor, plan: WindowPlan, model: LatentModel) -> ND
 def write_outputs(
     product: Product, analysis: Analysis, plan: WindowPlan, loaded: LoadedModel, folder: Path
 ) -> list[ManifestFile]:
-    """Writes every format asked for, and the restart file; nothing is visible yet.
+    """Write every requested format and the restart file into a folder that is not visible yet.
 
     Raises:
         UnknownName: If a format is not known here.
@@ -280,7 +275,7 @@ def write_outputs(
 
 
 def describe_result(product: Product, files: Sequence[ManifestFile]) -> AnalysisManifest:
-    """The manifest."""
+    """Return the manifest of a result, from its product and its files."""
     job, window = product.job, product.window
     return AnalysisManifest(
         id=job.analysis_id,

@@ -95,7 +95,7 @@ class MissedResults:
         for name in self._recent():
             if name in self._seen:
                 continue
-            if not self.events.told(EventType.ANALYSIS_PUBLISHED, name):
+            if not self.events.emitted(EventType.ANALYSIS_PUBLISHED, name):
                 manifest = self._catalogue.find(name)
                 if manifest is None:  # deleted this moment
                     continue

@@ -207,7 +207,7 @@ def test_a_receiver_that_is_gone_gets_nothing_more(stores):
 
 
 def test_the_log_of_messages_is_bounded(stores, monkeypatch):
-    monkeypatch.setattr("worker.contract.webhook_store.KEPT", 5)
+    monkeypatch.setattr("worker.contract.webhook_store.MAX_DELIVERIES", 5)
     hook = subscribe(stores, "http://192.0.2.1/hook")
     for number in range(12):
         stores.events.emit(PUBLISHED, f"an-{number}", {"number": number})
