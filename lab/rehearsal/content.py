@@ -163,9 +163,11 @@ def _part(own: pa.Table, delivery: Delivery) -> NDArray[np.int64]:
     if delivery.network in ("satellite", "scatterometer"):
         start = (delivery.hour.astimezone(UTC) - HOUR).timestamp()
         seconds = own["time"].cast(pa.int64()).to_numpy() / 1e9
-        return np.clip((seconds - start) / 3600.0 * parts, 0, parts - 1).astype(np.int64)
+        place: NDArray[np.float64] = (seconds - start) / 3600.0 * parts
+        return np.clip(place, 0, parts - 1).astype(np.int64)
     digits = pc.utf8_slice_codeunits(own["station_id"].cast(pa.string()), -4)
-    return pc.cast(digits, pa.int64()).to_numpy() % parts
+    numbers: NDArray[np.int64] = pc.cast(digits, pa.int64()).to_numpy()
+    return numbers % parts
 
 
 _PAUSE = 0.2
