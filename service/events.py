@@ -27,7 +27,7 @@ EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 log = structlog.get_logger()
 
 
-def known_id(last_event_id: str | None) -> str | None:
+def parse_event_id(last_event_id: str | None) -> str | None:
     """What came with Last-Event-ID; ill-formed ones count as none."""
     return last_event_id if EVENT_ID.fullmatch(last_event_id or "") else None
 
@@ -79,7 +79,7 @@ async def _counted(
 
 
 QUEUE_SECONDS = 1.0
-MOST_PLACES = 10_000
+MAX_PLACES = 10_000
 
 
 async def follow_job(gateway: Gateway, job_id: str, last_event_id: str | None) -> Response:
@@ -95,7 +95,7 @@ async def follow_job(gateway: Gateway, job_id: str, last_event_id: str | None) -
         Unavailable: If this process has as many listeners as it may.
     """
     jobs = gateway.stores.jobs
-    seen = known_id(last_event_id)
+    seen = parse_event_id(last_event_id)
     newest = await to_thread.run_sync(_newest_event, gateway, job_id)
     job = await to_thread.run_sync(jobs.read, job_id)
     if seen is not None and job.done and StreamId.parse(seen) >= StreamId.parse(newest):
@@ -167,7 +167,7 @@ async def _place(gateway: Gateway, job_id: str) -> int | None:
     now, places = time.monotonic(), gateway.places
     asked, place = places.get(job_id, (-QUEUE_SECONDS, None))
     if now - asked >= QUEUE_SECONDS:
-        if len(places) > MOST_PLACES:
+        if len(places) > MAX_PLACES:
             places.clear()
         places[job_id] = (now, place)  # before asking: the others need not ask too
         place = await to_thread.run_sync(gateway.stores.jobs.position, job_id)
@@ -192,7 +192,7 @@ async def follow_installation(
         Unavailable: If this process has as many listeners as it may.
     """
     log = gateway.stores.events
-    after = known_id(last_event_id)
+    after = parse_event_id(last_event_id)
     if after is None:
         after = await to_thread.run_sync(log.newest)
     whole = await to_thread.run_sync(log.reaches_back_to, after)

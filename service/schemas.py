@@ -105,7 +105,7 @@ class CapabilitiesView(BaseModel):
     workers: list[WorkerReport] = Field(description="Processes heard of lately.")
 
 
-class Check(BaseModel):
+class ReadinessCheck(BaseModel):
     """One part of readiness."""
 
     ok: bool
@@ -116,7 +116,9 @@ class Readiness(BaseModel):
     """Whether the system can do its job now."""
 
     ready: bool
-    checks: dict[str, Check] = Field(description="`redis`, `storage`, and one for each queue.")
+    checks: dict[str, ReadinessCheck] = Field(
+        description="`redis`, `storage`, and one for each queue."
+    )
     models: list[str] = Field(description="Loaded checkpoints.")
     warnings: list[str] = Field(default=[], description="Settings of Redis that lose data.")
 

@@ -215,7 +215,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Sender:
+class UploadOrigin:
     """Who sends, and what is said about the upload."""
 
     api_key: str
@@ -231,7 +231,7 @@ class Disconnected(RequestError):
 
 
 async def receive_batch(
-    request: Request, gateway: Gateway, sender: Sender
+    request: Request, gateway: Gateway, sender: UploadOrigin
 ) -> tuple[BatchRecord, bool]:
     """Receives the body, stores it as a batch and tells the ingest workers.
 
@@ -270,7 +270,11 @@ async def _nonempty(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def _record(
-    batch_id: str, upload: StoredUpload, request: Request, sender: Sender, form: FilePart | None
+    batch_id: str,
+    upload: StoredUpload,
+    request: Request,
+    sender: UploadOrigin,
+    form: FilePart | None,
 ) -> BatchRecord:
     fields = form.fields if form else {}
     given = {

@@ -24,12 +24,12 @@ from lab.encoders.bufr import encode_bufr
 from lab.osse.cases import CASE_NAME
 from lab.osse.network import simulate_observations
 from lab.rehearsal.evidence import Sending
-from lab.rehearsal.scenario import Delivery, Outage, Scenario
+from lab.rehearsal.scenario import Outage, Scenario, Shipment
 from model.checkpoints.bundle import resolve
 from model.domain.windows import HOUR
 from worker.contract.clock import Clock
 
-__all__ = ["Content", "ReportSource", "Sender", "first_cycle", "world_of"]
+__all__ = ["Content", "ReportSource", "ReportSender", "first_cycle", "world_of"]
 
 SHIPPED = "appa-t31"
 DRIEST = 1e-6
@@ -85,7 +85,7 @@ class ReportSource:
         self.scenario = scenario
         self.world = world or World(scenario.world, scenario.truth)
 
-    def contents(self, plan: Iterable[Delivery]) -> dict[str, Content]:
+    def contents(self, plan: Iterable[Shipment]) -> dict[str, Content]:
         """The content of all deliveries, by name."""
         deliveries = list(plan)
         found: dict[str, Content] = {}
@@ -137,7 +137,7 @@ def _station(kind: str, station: str, hour: datetime) -> str:
     return station
 
 
-def _content(table: pa.Table, delivery: Delivery) -> Content:
+def _content(table: pa.Table, delivery: Shipment) -> Content:
     kinds = table["report_type"].cast(pa.string())
     own = table.filter(pc.equal(kinds, delivery.network))
     own = own.filter(pa.array(_part(own, delivery) == delivery.part))
@@ -157,7 +157,7 @@ def _content(table: pa.Table, delivery: Delivery) -> Content:
     )
 
 
-def _part(own: pa.Table, delivery: Delivery) -> NDArray[np.int64]:
+def _part(own: pa.Table, delivery: Shipment) -> NDArray[np.int64]:
     """The file each row goes into: by station, or by the order of a swath."""
     parts = delivery.parts
     if delivery.network in ("satellite", "scatterometer"):
@@ -174,7 +174,7 @@ _PAUSE = 0.2
 _TIMEOUT = 30.0
 
 
-class Sender(threading.Thread):
+class ReportSender(threading.Thread):
     """Sends a plan.
 
     Arguments:
@@ -188,7 +188,7 @@ class Sender(threading.Thread):
     def __init__(
         self,
         url: str,
-        plan: Sequence[Delivery],
+        plan: Sequence[Shipment],
         contents: Mapping[str, Content],
         clock: Clock,
         outage: Outage | None,
@@ -227,7 +227,7 @@ class Sender(threading.Thread):
         seconds = (moment - self._now()).total_seconds() / self.clock.speed
         return not self._stop_asked.wait(max(seconds, 0.0))
 
-    def _send(self, client: AppaClient, delivery: Delivery) -> None:
+    def _send(self, client: AppaClient, delivery: Shipment) -> None:
         doubtful: datetime | None = None
         refused = 0
         while not self._stop_asked.is_set():

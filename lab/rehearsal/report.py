@@ -10,7 +10,7 @@ from rich.table import Table
 from lab.pictures import SIMULATED, curve, date_axis, new_figure, save
 from lab.rehearsal.day import Day
 from lab.rehearsal.evidence import AnalysisEvidence
-from lab.rehearsal.verdict import Verdict
+from lab.rehearsal.verdict import DayVerdict
 from model.domain.windows import HOUR
 from worker.contract.cycles import Flavour, cycle_key
 
@@ -64,7 +64,7 @@ def _remarks(day: Day, time: datetime) -> Iterator[str]:
                 yield f"{flavour} {flag}"
 
 
-def summary_table(day: Day, verdict: Verdict) -> Table:
+def summary_table(day: Day, verdict: DayVerdict) -> Table:
     """What the day amounts to."""
     table = Table("figure", "value", title="The day")
     analyses = day.evidence.analyses
@@ -75,7 +75,9 @@ def summary_table(day: Day, verdict: Verdict) -> Table:
     sent = len(day.evidence.sendings)
     values = sum(len(day.contents[s.name].seconds) for s in day.evidence.sendings)
     table.add_row("files and values sent", f"{sent} and {values}")
-    table.add_row("files on the other side of a cut-off than planned", str(len(verdict.slipped)))
+    table.add_row(
+        "files on the other side of a cut-off than planned", str(len(verdict.late_cut_offs))
+    )
     if stop := day.evidence.standstill:
         table.add_row("nothing ran", f"{stop.killed:%H:%M} to {stop.ready:%H:%M} UTC")
     caught = sum(record.caught_up for record in day.evidence.cycles.values())
@@ -101,7 +103,7 @@ def summary_table(day: Day, verdict: Verdict) -> Table:
     return table
 
 
-def cost_table(day: Day, verdict: Verdict) -> Table | None:
+def cost_table(day: Day, verdict: DayVerdict) -> Table | None:
     """Cost of an hourly warm cycle and freshness; None if no cycle started warm."""
     timing = verdict.timing
     if timing is None:
@@ -122,7 +124,7 @@ def cost_table(day: Day, verdict: Verdict) -> Table | None:
     return table
 
 
-def findings_table(verdict: Verdict) -> Table:
+def findings_table(verdict: DayVerdict) -> Table:
     """What is not as it should be."""
     table = Table("check", "cycle", "finding", title="Findings of the audit")
     for finding in verdict.findings:
@@ -134,7 +136,7 @@ _NETWORKS = ("synop", "ship", "aircraft", "temp", "scatterometer", "satellite")
 _COLOURS = {Flavour.EARLY: "tab:orange", Flavour.FINAL: "tab:blue"}
 
 
-def draw_day(day: Day, verdict: Verdict, path: Path) -> Path:
+def draw_day(day: Day, verdict: DayVerdict, path: Path) -> Path:
     """Draw errors by valid time above arrivals; return the path of the PNG."""
     figure = new_figure(11, 7.5)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -153,7 +155,7 @@ def draw_day(day: Day, verdict: Verdict, path: Path) -> Path:
     return save(figure, path)
 
 
-def _errors(axes: Axes, day: Day, verdict: Verdict) -> None:
+def _errors(axes: Axes, day: Day, verdict: DayVerdict) -> None:
     for flavour, colour in _COLOURS.items():
         points = [
             (a.valid_time, a.error)

@@ -10,7 +10,7 @@ from model.domain.errors import InvalidInput
 from service.auth import GatewayDep, JobWriter, Reader
 from service.cycle_explanation import CycleExplanation, explain
 from service.gateway import Gateway
-from service.openapi import CYCLE, page_of, problems, shown
+from service.openapi import CYCLE, example_page, example_response, problem_responses
 from service.schemas import CyclePage
 from worker.contract import clock
 from worker.contract.batches import IdempotencyConflict
@@ -21,7 +21,7 @@ from worker.results.entries import ResultFilter
 
 router = APIRouter(prefix="/v1", tags=["cycles"])
 
-MOST_REVISIONS = 500
+MAX_REVISIONS = 500
 CycleKey = Annotated[
     str,
     Path(
@@ -41,7 +41,9 @@ class RerunRequest(BaseModel):
     )
 
 
-@router.get("/cycles", responses={**problems(), 200: shown(page_of(CYCLE))})
+@router.get(
+    "/cycles", responses={**problem_responses(), 200: example_response(example_page(CYCLE))}
+)
 def list_cycles(
     gateway: GatewayDep,
     _: Reader,
@@ -66,20 +68,22 @@ def list_cycles(
     return CyclePage(items=page.items, next_cursor=page.next_cursor, total=page.total)
 
 
-@router.get("/cycles/{key}", responses={**problems("not_found"), 200: shown(CYCLE)})
+@router.get(
+    "/cycles/{key}", responses={**problem_responses("not_found"), 200: example_response(CYCLE)}
+)
 def read_cycle(key: CycleKey, gateway: GatewayDep, _: Reader) -> CycleRecord:
     """How far a cycle is."""
     parse_cycle_key(key)
     return gateway.stores.cycles.get(key)
 
 
-@router.get("/cycles/{key}/explain", responses=problems("not_found", "storage_error"))
+@router.get("/cycles/{key}/explain", responses=problem_responses("not_found", "storage_error"))
 def explain_cycle(key: CycleKey, gateway: GatewayDep, _: Reader) -> CycleExplanation:
     """What its newest analysis used, what came late, what was rejected and why, what changed."""
     time, _flavour = parse_cycle_key(key)
     record = gateway.stores.cycles.get(key)
     wanted = ResultFilter(kind="filtering", valid_from=time, valid_to=time)
-    page = gateway.analyses.select(wanted, None, MOST_REVISIONS)
+    page = gateway.analyses.select(wanted, None, MAX_REVISIONS)
     return explain(gateway.layout, record, [m for m in page.items if m.flavour])
 
 
@@ -87,12 +91,12 @@ def explain_cycle(key: CycleKey, gateway: GatewayDep, _: Reader) -> CycleExplana
     "/cycles/{key}/rerun",
     status_code=202,
     responses={
-        **problems("not_found", "move_refused", "idempotency_conflict"),
+        **problem_responses("not_found", "move_refused", "idempotency_conflict"),
         200: {
             "description": "The same Idempotency-Key came before: the cycle as it is now.",
-            **shown(CYCLE | {"revision": 3}),
+            **example_response(CYCLE | {"revision": 3}),
         },
-        202: shown(CYCLE | {"state": "due", "revision": 3, "published": None}),
+        202: example_response(CYCLE | {"state": "due", "revision": 3, "published": None}),
     },
 )
 def rerun_cycle(
