@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.encoders.bufr import encode_bufr
-from worker.observations.decoders.base import DecodeContext, build_table, concat_tables
+from worker.observations.columns import build_table, concat_tables
+from worker.observations.decoders.base import DecodeContext
 from worker.observations.decoders.decode import decode_file, decode_limited
 
 CONTEXT = DecodeContext("benchmark", datetime(2026, 3, 1, tzinfo=UTC))

@@ -24,7 +24,8 @@ from rich.table import Table
 from deploy.local import LocalStack, StackOptions
 from worker.contract.jobs import JobRecord
 from worker.contract.records import utc_now
-from worker.observations.decoders.base import DecodeContext, build_table
+from worker.observations.columns import build_table
+from worker.observations.decoders.base import DecodeContext
 
 NOON = "2024-01-01T12:00:00Z"
 MODEL_PHASES = ("background", "sampling")

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from model.domain.windows import AssimilationWindow
-from worker.observations.decoders.base import DecodeContext, build_table
+from worker.observations.columns import build_table
+from worker.observations.decoders.base import DecodeContext
 from worker.observations.store.store import ObservationStore
 
 START = datetime(2025, 1, 1, tzinfo=UTC)

@@ -32,6 +32,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "cycles": ("deploy.commands.cycles:app", "List, watch, explain and rerun hourly analyses."),
     "reanalyse": ("deploy.commands.reanalyse:app", "A past period in windows side by side."),
     "replay": ("deploy.commands.results:replay_app", "Make an analysis again: is it identical?"),
+    "catalogue": ("deploy.commands.results:catalogue_app", "Published results: show, rebuild."),
     "retention": ("deploy.commands.results:retention_app", "What is kept for how long; pins."),
     "keys": ("deploy.commands.admin:keys_app", "Create, list and revoke API keys."),
     "webhooks": (

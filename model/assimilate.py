@@ -45,6 +45,7 @@ from model.guidance.observed import (
 )
 from model.guidance.prior_covariance import PriorStart
 from model.latent_model import LatentModel
+from model.nn.embedding import date_rows
 from model.passes import Pass, WindowObservations, blanket_observations, plan_passes
 from model.samplers.control import MemberNoise
 from model.samplers.sampling import SamplerSettings, sample
@@ -99,7 +100,7 @@ class PassInputs:
 
 
 def sample_pass(
-    job: PassInputs,
+    inputs: PassInputs,
     part: Pass,
     number: int,
     latents: Tensor,
@@ -108,35 +109,37 @@ def sample_pass(
     total: int,
 ) -> Tensor:
     """The states of one pass, with shape (M, length, c, h, w)."""
-    model, length = job.model, part.blankets.length
-    times = [job.plan.times[0] + timedelta(hours=part.first + i) for i in range(length)]
+    model, length = inputs.model, part.blankets.length
+    times = [inputs.plan.times[0] + timedelta(hours=part.first + i) for i in range(length)]
     hours = [hours_since_epoch(time) for time in times]
-    noise = MemberNoise(job.seed, job.members, hours, stream=number, mirrored=job.settings.mirrored)
-    start = latents.new_zeros(len(job.members), length, *model.latent_shape)
-    dates = torch.tensor([[t.year, t.month, t.day, t.hour] for t in times])
-    conditions = _conditions(job, part, latents, known)
+    noise = MemberNoise(
+        inputs.seed, inputs.members, hours, stream=number, antithetic=inputs.settings.antithetic
+    )
+    start = latents.new_zeros(len(inputs.members), length, *model.latent_shape)
+    dates = date_rows(times)
+    conditions = _conditions(inputs, part, latents, known)
     earlier = None
-    if job.warm_start is not None:
-        earlier = job.warm_start.at(len(job.members), hours).to(start)
-    if job.settings.start == "prior":
+    if inputs.warm_start is not None:
+        earlier = inputs.warm_start.at(len(inputs.members), hours).to(start)
+    if inputs.settings.start == "prior":
         guess = None if earlier is None else earlier.mean(dim=0)
-        start = _prior_start(job, part, dates, conditions, noise(start), guess)
+        start = _prior_start(inputs, part, dates, conditions, noise(start), guess)
     elif earlier is not None:
         start = earlier
-    level = model.schedule.sigma(torch.tensor(job.sampler.start, dtype=torch.float64))
+    level = model.schedule.sigma(torch.tensor(inputs.sampler.start, dtype=torch.float64))
     return sample(
-        job.denoiser(model.denoise, dates, part.blankets, _guidance(job, conditions)),
+        inputs.denoiser(model.denoise, dates, part.blankets, _guidance(inputs, conditions)),
         start + float(level) * noise(start),
-        job.sampler,
+        inputs.sampler,
         noise,
         on_step=on_step,
-        offset=number * job.sampler.steps,
+        offset=number * inputs.sampler.steps,
         total=total,
     )
 
 
 def _prior_start(
-    job: PassInputs,
+    inputs: PassInputs,
     part: Pass,
     dates: Tensor,
     conditions: Conditions | None,
@@ -147,7 +150,7 @@ def _prior_start(
 
     An earlier trajectory (T, c, h, w) is a first guess of their mean.
     """
-    model, prior = job.model, job.model.denoise.base
+    model, prior = inputs.model, inputs.model.denoise.base
     if not isinstance(prior, ZonalGaussianPrior):
         raise ConfigurationError(
             "Expected a checkpoint with a closed-form prior for a start from the prior; this one "
@@ -160,24 +163,26 @@ def _prior_start(
     if guess is not None:
         blankets = part.blankets
         guess = torch.stack([guess[s : s + blankets.size] for s in blankets.starts])
-    first = 0 if job.share is None else job.share.first
-    solve = job.settings.prior_solve
-    start = PriorStart(prior, conditions, job.seed, job.members, solve, guess, first)
-    draw = job.denoiser(prior, dates, part.blankets, start)
+    first = 0 if inputs.share is None else inputs.share.first
+    solve = inputs.settings.prior_solve
+    start = PriorStart(prior, conditions, inputs.seed, inputs.members, solve, guess, first)
+    draw = inputs.denoiser(prior, dates, part.blankets, start)
     # The schedule has alpha = 1, so the white noise arrives as it is at any time.
     return draw(white, torch.ones((), dtype=torch.float64)).mean
 
 
-def _conditions(job: PassInputs, part: Pass, latents: Tensor, known: Tensor) -> Conditions | None:
+def _conditions(
+    inputs: PassInputs, part: Pass, latents: Tensor, known: Tensor
+) -> Conditions | None:
     """What a pass is conditioned on: its observations, its known states, both or nothing."""
     seen: list[ObservationsOfStates | None] = []
-    if job.observations is not None:
-        seen = blanket_observations(job.observations, job.plan, part)
-    tied = _tied_states(job, part, latents, known)
+    if inputs.observations is not None:
+        seen = blanket_observations(inputs.observations, inputs.plan, part)
+    tied = _tied_states(inputs, part, latents, known)
     if tied is None and not any(s is not None for s in seen):
         return None
 
-    first = 0 if job.share is None else job.share.first
+    first = 0 if inputs.share is None else inputs.share.first
 
     def through(decode: Decode) -> ObservedBlankets:
         kinds: list[ObservedBlankets] = []
@@ -185,23 +190,25 @@ def _conditions(job: PassInputs, part: Pass, latents: Tensor, known: Tensor) -> 
             kinds.append(DecodedObservations(seen, decode, first))
         return JointObservations(kinds if tied is None else [*kinds, tied])
 
-    model = job.model
+    model = inputs.model
     return Conditions(
         through,
         lambda z: model.decode(z, mask=False),
         model.decode_tangent,
         model.prior_covariance,
-        job.report,
+        inputs.report,
     )
 
 
-def _guidance(job: PassInputs, conditions: Conditions | None) -> Guidance | None:
-    settings = job.settings.guidance
+def _guidance(inputs: PassInputs, conditions: Conditions | None) -> Guidance | None:
+    settings = inputs.settings.guidance
     return None if conditions is None else GUIDANCE[settings.method](conditions, settings)
 
 
-def _tied_states(job: PassInputs, part: Pass, latents: Tensor, known: Tensor) -> TiedStates | None:
-    first, stop = part.inside(job.plan.length)
+def _tied_states(
+    inputs: PassInputs, part: Pass, latents: Tensor, known: Tensor
+) -> TiedStates | None:
+    first, stop = part.inside(inputs.plan.length)
     if not known[first:stop].any():
         return None
     before, after = first - part.first, part.stop - stop
@@ -213,8 +220,8 @@ def _tied_states(job: PassInputs, part: Pass, latents: Tensor, known: Tensor) ->
         padded,
         part.blankets.starts,
         part.blankets.size,
-        job.settings.tie_error_std,
-        first=0 if job.share is None else job.share.first,
+        inputs.settings.tie_error_std,
+        first=0 if inputs.share is None else inputs.share.first,
     )
 
 
@@ -231,7 +238,7 @@ class Trajectory:
         first_time: Valid time of the first latent state.
         fits: (noise level, fit to the observations), from noisy to clean.
         settings: How it was made.
-        seed: Seed of the job.
+        seed: Seed of the inputs.
         members: Number of each member; with the seed it determines the member's noise.
     """
 
@@ -250,9 +257,9 @@ class Trajectory:
         return WarmStart(self.latents, self.first_time)
 
     @property
-    def twins(self) -> AntitheticPairs:
+    def pairs(self) -> AntitheticPairs:
         """How the members of an analysis depend on each other."""
-        return AntitheticPairs.of(self.members, self.settings.mirrored)
+        return AntitheticPairs.of(self.members, self.settings.antithetic)
 
 
 def assimilate(
@@ -312,7 +319,7 @@ def assimilate(
         if background is not None:
             background = background[:, local.tied_states]
         plan, passes = local.plan, (local.part,)
-    job = PassInputs(
+    inputs = PassInputs(
         model=latent_model,
         observations=observations,
         plan=plan,
@@ -326,16 +333,16 @@ def assimilate(
         ranks=ranks,
         share=None if local is None else local.share,
     )
-    latents, tied = _tied_latents(job, background)
+    latents, tied = _tied_latents(inputs, background)
     total = len(passes) * sampler.steps
     for number, part in enumerate(passes):
         known = tied | (torch.arange(plan.length) < part.known)
-        drawn = sample_pass(job, part, number, latents, known, on_step, total)
+        drawn = sample_pass(inputs, part, number, latents, known, on_step, total)
         first, stop = part.inside(plan.length)
         # Known states stay as they are: they have been conditioned on.
         new = [i for i in range(first, stop) if not known[i]]
         latents[:, new] = drawn[:, [i - part.first for i in new]]
-    result = _result(job, latents)
+    result = _result(inputs, latents)
     if local is not None and not local.writes:
         return replace(result, states=result.states[:, :0], times=())
     return result
@@ -352,20 +359,20 @@ def _blanket_by_blanket(plan: WindowPlan, size: int, settings: AssimilationSetti
     return plan
 
 
-def _tied_latents(job: PassInputs, background: Tensor | None) -> tuple[Tensor, Tensor]:
+def _tied_latents(inputs: PassInputs, background: Tensor | None) -> tuple[Tensor, Tensor]:
     """Latents (M, T, c, h, w) with the tied states filled in, and which those are (T,)."""
-    model, plan = job.model, job.plan
+    model, plan = inputs.model, inputs.plan
     tied = torch.tensor(plan.tied)
-    shape = (len(job.members), plan.length, *model.latent_shape)
+    shape = (len(inputs.members), plan.length, *model.latent_shape)
     latents = torch.zeros(shape, dtype=model.dtype, device=model.device)
     if background is None and not tied.any():
         return latents, tied
     if background is None or background.shape[:2] not in {
-        (m, int(tied.sum())) for m in (1, len(job.members))
+        (m, int(tied.sum())) for m in (1, len(inputs.members))
     }:
         got = None if background is None else tuple(background.shape)
         raise InvalidInput(
-            f"Expected a background with shape ({len(job.members)} or 1, {int(tied.sum())}, ...), "
+            f"Expected a background with shape ({len(inputs.members)} or 1, {int(tied.sum())}, ...), "
             f"one state for each tied time of the plan; got {got}."
         )
     if background.shape[2:] != model.latent_shape:
@@ -376,18 +383,18 @@ def _tied_latents(job: PassInputs, background: Tensor | None) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def _result(job: PassInputs, latents: Tensor) -> Trajectory:
-    plan, model = job.plan, job.model
+def _result(inputs: PassInputs, latents: Tensor) -> Trajectory:
+    plan, model = inputs.plan, inputs.model
     written = latents[:, torch.tensor(plan.written)].flatten(0, 1)
-    batching = Batching(rows=job.batching.rows or plan.length)
+    batching = Batching(rows=inputs.batching.rows or plan.length)
     states = batching(lambda rows: model.decode(written[rows]).float().cpu(), len(written))
     return Trajectory(
-        states=states.unflatten(0, (len(job.members), -1)),
+        states=states.unflatten(0, (len(inputs.members), -1)),
         times=plan.written_times,
         latents=latents.cpu(),
         first_time=plan.times[0],
-        fits=job.report.levels,
-        settings=replace(job.settings, sampler=job.sampler),
-        seed=job.seed,
-        members=job.members,
+        fits=inputs.report.levels,
+        settings=replace(inputs.settings, sampler=inputs.sampler),
+        seed=inputs.seed,
+        members=inputs.members,
     )

@@ -9,7 +9,7 @@ observations change is drawn again, and the cost is a fraction of a cold start. 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from model.domain.errors import InvalidInput
 from model.domain.registry import Registry
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import Conditions, Guidance
-from model.guidance.jacobian import MMPS, SDA, MMPSSettings, SDASettings
+from model.guidance.jacobian import MMPS, SDA, MMPSSettings
 from model.guidance.prior_covariance import (
     PriorCovarianceSettings,
     PriorStartSettings,
@@ -39,12 +39,21 @@ __all__ = [
     "warm_sampler",
 ]
 
-GuidanceSettings = MMPSSettings | SDASettings | PriorCovarianceSettings
 
-Build = Callable[[Conditions, GuidanceSettings], Guidance]
+class GuidanceSettings(Protocol):
+    """Settings of one guidance: a frozen dataclass whose `method` is a name of `GUIDANCE`."""
+
+    @property
+    def method(self) -> str:
+        """The guidance that these are the settings of."""
+
+
+Build = Callable[[Conditions, Any], Guidance]
 
 GUIDANCE: Registry[Build] = Registry(
     "guidance",
+    "appa.guidance",
+    Callable,
     mmps=lambda c, settings: MMPS(c.observations(), settings, c.report),
     sda=lambda c, settings: SDA(c.observations(), settings, c.report),
     prior_covariance=build_prior_covariance,
@@ -143,9 +152,9 @@ class AssimilationSettings:
     memory_budget: int | None = None
 
     @property
-    def mirrored(self) -> bool:
-        """Whether members come in pairs of opposite noise."""
-        return self.start == "prior" and self.prior_solve.mirrored
+    def antithetic(self) -> bool:
+        """Whether members come in antithetic pairs, of opposite noise."""
+        return self.start == "prior" and self.prior_solve.antithetic
 
 
 def recommended_settings(latent_model: LatentModel) -> AssimilationSettings:

@@ -229,7 +229,7 @@ class TangentDecoder:
             entry = np.searchsorted(kept, channel[mine]) * p * q + inside[mine]
             row = np.searchsorted(chosen, place[mine])
             groups.append(
-                _Group(
+                _ColumnGroup(
                     torch.from_numpy(chosen).to(like.device),
                     weight[torch.from_numpy(kept)].flatten(0, 1).to(like),
                     torch.from_numpy(mine).to(like.device),
@@ -241,7 +241,7 @@ class TangentDecoder:
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
+class _ColumnGroup:
     """Patches of which the same channels are read.
 
     Attributes:
@@ -261,7 +261,7 @@ class _Group:
 class _Columns:
     """A map from latents (B, T, c, h, w) to chosen state values (B, U), and its transpose."""
 
-    groups: tuple[_Group, ...]
+    groups: tuple[_ColumnGroup, ...]
     offset: Tensor
     size: int
     reach: int

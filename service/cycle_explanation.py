@@ -14,7 +14,7 @@ from pydantic import Field
 
 from model.domain.errors import StorageError
 from model.domain.observations import QC_FLAGS
-from worker.contract.cycles import CycleRecord
+from service.schemas import CycleView
 from worker.contract.layout import Layout
 from worker.contract.records import Record
 from worker.results.manifest import AnalysisManifest
@@ -35,7 +35,7 @@ class OutcomeCount(Record):
 
 
 class LateNetwork(Record):
-    """Values of one network that came after the cut-off."""
+    """Values of one network that arrived after the cut-off."""
 
     network: str = Field(description="Report type.")
     count: int = Field(description="Observed values.")
@@ -44,58 +44,64 @@ class LateNetwork(Record):
 
 
 class CycleChange(Record):
-    """From the revision before to this one."""
+    """Difference between an analysis and the previous revision of its valid time."""
 
-    from_analysis: str = Field(description="The analysis before.")
+    from_analysis: str = Field(description="The previous analysis.")
     from_flavour: str = Field(description="`early` or `final`.")
     from_revision: int = Field(description="Its revision.")
     from_cut_off: datetime | None = Field(default=None, description="Its cut-off (UTC).")
-    added: dict[str, int] = Field(default={}, description="Values used now only, by network.")
+    added: dict[str, int] = Field(default={}, description="Values used only now, by network.")
     dropped: list[OutcomeCount] = Field(
         default=[], description="Values used before and rejected now, by network and check."
     )
-    kept: int = Field(default=0, description="Values used by both.")
+    kept: int = Field(default=0, description="Number of values used by both.")
 
 
 class CycleExplanation(Record):
-    """Why the newest analysis of a cycle is as it is."""
+    """What became of the observations of a cycle, in its newest analysis."""
 
-    cycle: CycleRecord = Field(description="How far it is, and why.")
+    cycle: CycleView = Field(description="The cycle.")
     revisions: list[str] = Field(
         default=[], description="Analyses of this valid time, all flavours, oldest revision first."
     )
-    window_start: datetime | None = Field(default=None, description="Of the observations.")
-    window_end: datetime | None = Field(default=None, description="Of the observations.")
+    window_start: datetime | None = Field(
+        default=None, description="Start of the observation window, exclusive (UTC)."
+    )
+    window_end: datetime | None = Field(
+        default=None, description="End of the observation window, inclusive (UTC)."
+    )
     background: dict[str, str | int | float | None] = Field(
         default={}, description="First guess: source, analysis, age."
     )
-    flags: list[str] = Field(default=[], description="Of the manifest.")
+    flags: list[str] = Field(default=[], description="Flags of the analysis.")
     outcomes: dict[str, int] = Field(default={}, description="Values by outcome, all networks.")
     used: dict[str, int] | None = Field(
         default=None, description="Values used, by network; null without a feedback file."
     )
-    late: list[LateNetwork] = Field(default=[], description="What came after the cut-off.")
+    late: list[LateNetwork] = Field(
+        default=[], description="Values that arrived after the cut-off."
+    )
     rejected: list[OutcomeCount] = Field(
-        default=[], description="What was rejected and by which check, without the late ones."
+        default=[], description="Values rejected by a check, other than the late ones."
     )
     changed: CycleChange | None = Field(
-        default=None, description="Against the revision before; null when there is none."
+        default=None, description="Difference from the previous revision; null if there is none."
     )
 
 
 def explain(
-    layout: Layout, record: CycleRecord, revisions: Sequence[AnalysisManifest]
+    layout: Layout, cycle: CycleView, revisions: Sequence[AnalysisManifest]
 ) -> CycleExplanation:
-    """What the newest analysis of `record` used and did not use.
+    """Return what the newest analysis of `cycle` used and did not use.
 
     Arguments:
-        layout: Where the feedback files are.
-        record: The cycle.
+        layout: The data folder, which holds the feedback files.
+        cycle: The cycle.
         revisions: Manifests of its valid time, of both flavours, in any order.
     """
     revisions = sorted(revisions, key=lambda m: (m.revision, m.created))
-    found = CycleExplanation(cycle=record, revisions=[m.id for m in revisions])
-    own = next((m for m in revisions if m.id == record.analysis_id), None)
+    found = CycleExplanation(cycle=cycle, revisions=[m.id for m in revisions])
+    own = next((m for m in revisions if m.id == cycle.analysis_id), None)
     if own is None:
         return found
     found.window_start, found.window_end = own.window_start, own.window_end

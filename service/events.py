@@ -1,6 +1,6 @@
 """Stream events over HTTP: those of one job until it ends, and those of the whole installation.
 
-All streams share the format of event ids, resuming by Last-Event-ID, and the limit of listeners.
+All streams share the format of event ids, Last-Event-ID, and the limit of listeners.
 """
 
 import asyncio
@@ -20,6 +20,8 @@ from starlette.responses import Response
 from service.errors import Unavailable
 from service.event_feed import Event
 from service.gateway import Gateway
+from service.keys import ApiKey
+from service.schemas import JobView
 from worker.contract.events import FEED, STREAM_START, EventType, LoggedEvent, StreamId
 from worker.contract.jobs import TERMINAL, JobRecord, JobState
 
@@ -28,24 +30,24 @@ log = structlog.get_logger()
 
 
 def parse_event_id(last_event_id: str | None) -> str | None:
-    """What came with Last-Event-ID; ill-formed ones count as none."""
+    """Return the value of Last-Event-ID; None if it is absent or malformed."""
     return last_event_id if EVENT_ID.fullmatch(last_event_id or "") else None
 
 
 def sse(name: str, data: str, event_id: str | None = None) -> ServerSentEvent:
-    """One event on the wire."""
+    """Return a server-sent event; `event_id` lets listeners resume after it."""
     return ServerSentEvent(data=data, event=name, id=event_id)
 
 
 def stream(
     gateway: Gateway, events: AsyncIterator[ServerSentEvent], instead: str
 ) -> EventSourceResponse:
-    """The response that sends `events`.
+    """Return the response that streams `events`.
 
     Arguments:
         gateway: This process.
         events: What to send.
-        instead: What a client may ask for when there are too many listeners.
+        instead: Path to poll when there are too many listeners.
 
     Raises:
         Unavailable: If this process has as many listeners as it may.
@@ -82,13 +84,16 @@ QUEUE_SECONDS = 1.0
 MAX_PLACES = 10_000
 
 
-async def follow_job(gateway: Gateway, job_id: str, last_event_id: str | None) -> Response:
-    """The stream of a job's events.
+async def follow_job(
+    gateway: Gateway, job_id: str, last_event_id: str | None, caller: ApiKey
+) -> Response:
+    """Stream the events of a job until it is done.
 
     Arguments:
         gateway: This process.
         job_id: The job.
-        last_event_id: What came with Last-Event-ID; ill-formed ones count as none.
+        last_event_id: Value of Last-Event-ID; ignored if malformed.
+        caller: Who listens.
 
     Raises:
         NoSuchRecord: If there is no such job.
@@ -99,8 +104,8 @@ async def follow_job(gateway: Gateway, job_id: str, last_event_id: str | None) -
     newest = await to_thread.run_sync(_newest_event, gateway, job_id)
     job = await to_thread.run_sync(jobs.read, job_id)
     if seen is not None and job.done and StreamId.parse(seen) >= StreamId.parse(newest):
-        return Response(status_code=204)  # tells EventSource not to come back
-    events = _job_events(gateway, job, seen, newest)
+        return Response(status_code=204)  # EventSource does not reconnect
+    events = _job_events(gateway, job, seen, newest, caller)
     return stream(gateway, events, f"/v1/jobs/{job_id}")
 
 
@@ -111,16 +116,19 @@ def _newest_event(gateway: Gateway, job_id: str) -> str:
 
 
 async def _job_events(
-    gateway: Gateway, job: JobRecord, seen: str | None, newest: str
+    gateway: Gateway, job: JobRecord, seen: str | None, newest: str, caller: ApiKey
 ) -> AsyncIterator[ServerSentEvent]:
+    def whole(name: str, record: JobRecord, event_id: str) -> ServerSentEvent:
+        return sse(name, JobView.of(record, caller).model_dump_json(), event_id)
+
     if seen is None:
-        yield sse("snapshot", job.model_dump_json(), newest)
+        yield whole("snapshot", job, newest)
     if job.done:
         if seen is not None:
             missed = await to_thread.run_sync(gateway.stores.jobs.events, job.id, seen)
             for event_id, kind, data in missed:
                 yield sse(kind, json.dumps(data), event_id)
-        yield sse("done", job.model_dump_json(), newest)
+        yield whole("done", job, newest)
         return
     state: JobState = job.state
     async with aclosing(_with_pauses(gateway, job.id, seen or newest)) as events:
@@ -136,14 +144,14 @@ async def _job_events(
                 state = JobState(event.data["state"])
                 if state in TERMINAL:
                     ended = await to_thread.run_sync(gateway.stores.jobs.read, job.id)
-                    yield sse("done", ended.model_dump_json(), event.id)
+                    yield whole("done", ended, event.id)
                     return
 
 
 async def _with_pauses(
     gateway: Gateway, job_id: str, after: str
 ) -> AsyncGenerator[Event | None, None]:
-    """The job's events after `after`; None whenever nothing came for a while."""
+    """Yield the events of a job after `after`, and None whenever nothing came for a while."""
     following = cast(AsyncGenerator[Event, None], gateway.feed.follow(job_id, after=after))
     async with aclosing(following) as events:
         coming: asyncio.Future[Event] | None = None
@@ -163,13 +171,13 @@ async def _with_pauses(
 
 
 async def _place(gateway: Gateway, job_id: str) -> int | None:
-    """Place in the queue, asked at most once a second for all listeners of a job."""
+    """Return the queue position, read at most once a second for all listeners of a job."""
     now, places = time.monotonic(), gateway.places
     asked, place = places.get(job_id, (-QUEUE_SECONDS, None))
     if now - asked >= QUEUE_SECONDS:
         if len(places) > MAX_PLACES:
             places.clear()
-        places[job_id] = (now, place)  # before asking: the others need not ask too
+        places[job_id] = (now, place)  # before reading, so that the other listeners do not read too
         place = await to_thread.run_sync(gateway.stores.jobs.position, job_id)
         places[job_id] = (now, place)
     return place
@@ -179,14 +187,14 @@ FEED_NOUN, FEED_ID = FEED
 
 
 async def follow_installation(
-    gateway: Gateway, last_event_id: str | None, wanted: list[EventType] | None
+    gateway: Gateway, last_event_id: str | None, types: list[EventType] | None
 ) -> Response:
-    """The stream of events; it does not end by itself.
+    """Stream the events of the installation, without end.
 
     Arguments:
         gateway: This process.
-        last_event_id: The last event seen; without it the stream begins now.
-        wanted: Only these; None for all.
+        last_event_id: Last event seen; without it the stream begins now.
+        types: Only these types; None for all.
 
     Raises:
         Unavailable: If this process has as many listeners as it may.
@@ -195,14 +203,14 @@ async def follow_installation(
     after = parse_event_id(last_event_id)
     if after is None:
         after = await to_thread.run_sync(log.newest)
-    whole = await to_thread.run_sync(log.reaches_back_to, after)
-    return stream(gateway, _installation_events(gateway, after, wanted, whole), "/v1/analyses")
+    complete = await to_thread.run_sync(log.reaches_back_to, after)
+    return stream(gateway, _installation_events(gateway, after, types, complete), "/v1/analyses")
 
 
 async def _installation_events(
-    gateway: Gateway, after: str, wanted: list[EventType] | None, whole: bool
+    gateway: Gateway, after: str, types: list[EventType] | None, complete: bool
 ) -> AsyncIterator[ServerSentEvent]:
-    if not whole:
+    if not complete:
         yield sse("gap", '{"message": "Older events are not kept; list the analyses once."}')
     following = cast(
         AsyncGenerator[Event, None],
@@ -210,6 +218,6 @@ async def _installation_events(
     )
     async with aclosing(following) as events:
         async for event in events:
-            if wanted is None or event.type in wanted:
-                told = LoggedEvent.model_validate(event.data)
-                yield sse(event.type, told.model_dump_json(), event.id)
+            if types is None or event.type in types:
+                logged = LoggedEvent.model_validate(event.data)
+                yield sse(event.type, logged.model_dump_json(), event.id)

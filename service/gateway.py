@@ -84,3 +84,4 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
     finally:
         await gateway.feed.stop()
         gateway.stores.redis.close()
+        gateway.analyses.close()

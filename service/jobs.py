@@ -1,4 +1,4 @@
-"""Check a job specification against what running workers can do, and queue it."""
+"""Check a job specification against what running workers support, and queue it."""
 
 import structlog
 
@@ -27,10 +27,10 @@ RUNNING = "those that running workers report: "
 
 
 def ready_capabilities(gateway: Gateway) -> Capabilities:
-    """What running workers can do.
+    """Return what ready workers support.
 
     Raises:
-        Unavailable: If no model worker is ready, with what is known about why.
+        Unavailable: If no model worker is ready; says why as far as that is known.
     """
     reports = gateway.stores.workers.alive()
     ready = [r for r in reports if r.ready]
@@ -50,17 +50,18 @@ def ready_capabilities(gateway: Gateway) -> Capabilities:
 
 
 def can_run_models(report: WorkerReport) -> bool:
-    """Whether this worker can run jobs now."""
+    """Return whether this worker has loaded a model and accepts jobs."""
     return report.ready and GPU_QUEUE in report.queues and bool(report.capabilities.models)
 
 
 def check_job(gateway: Gateway, spec: SpecBase) -> None:
-    """Checks names and bounds in `spec` against what running workers report.
+    """Check names and bounds in `spec` against what running workers report.
 
     Raises:
-        UnknownName: A model, format, upload or analysis that is not known; names the known ones.
-        InvalidInput: More members than the model takes; a first guess that can be none.
-        Unavailable: No worker could run it.
+        UnknownName: If a model, format, upload or analysis is unknown; lists the known names.
+        InvalidInput: If there are more members than the model supports, or the first guess is
+            no upload of GRIB fields.
+        Unavailable: If no worker could run it.
     """
     can = ready_capabilities(gateway)
     models = {m.name: m for m in can.models}
@@ -93,8 +94,7 @@ def _check_references(gateway: Gateway, spec: SpecBase) -> None:
     if spec.background_batch is not None:
         _check_first_guess(gateway, spec.background_batch)
     if spec.continues is not None:
-        accepted = gateway.analyses.find(spec.continues)
-        if accepted is None:
+        if gateway.analyses.find(spec.continues) is None:
             raise UnknownName(
                 f"Expected the id of a published analysis; got '{spec.continues}'.",
                 field="analysis_id",
@@ -102,7 +102,7 @@ def _check_references(gateway: Gateway, spec: SpecBase) -> None:
 
 
 def _check_first_guess(gateway: Gateway, batch_id: str) -> None:
-    """Whether the upload can be one; its channels and hours are looked at when the job runs."""
+    """Check the format of an upload; its channels and hours are checked when the job runs."""
     batch = gateway.stores.batches.find(batch_id)
     if batch is None:
         raise UnknownName(
@@ -122,16 +122,16 @@ log = structlog.get_logger()
 def submit_job(
     gateway: Gateway, key: ApiKey, spec: SpecBase, idempotency_key: str, request_id: str
 ) -> tuple[JobRecord, bool]:
-    """Stores a job and sends its message; the same key of a caller gives the same job.
+    """Store a job and enqueue it; the same key of a caller gives the same job.
 
     Returns:
         The job, and whether it is new.
 
     Raises:
-        QueueQuota: The caller has too many unfinished jobs.
-        DiskLow: The disk is below its watermark.
-        IdempotencyConflict: The key came before with another specification.
-        AppaError: What `check_job` raises.
+        QueueQuota: If the caller has too many unfinished jobs.
+        DiskLow: If free space on the disk is below the watermark.
+        IdempotencyConflict: If the key was used before with another specification.
+        AppaError: As `check_job`.
     """
     check_queue_quota(gateway, key)
     require_space(gateway.layout, gateway.settings)
@@ -151,7 +151,7 @@ def submit_job(
             f"('{job.id}'); got another specification.",
             field="Idempotency-Key",
         )
-    if job.state is JobState.QUEUED:  # again for a repeated key: its message may be lost
+    if job.state is JobState.QUEUED:  # also for a repeated key: its message may be lost
         submit(gateway.sender, RUN_ASSIMILATION, job.id, job.spec.priority)
     if created:
         gateway.metrics.jobs.labels(spec.kind).inc()

@@ -1,24 +1,15 @@
-"""Answer queries of stored observations: from query parameters to Parquet, CSV or GeoJSON.
+"""Read queries of stored observations: the conditions, and the format of the answer."""
 
-Rows are written a batch at a time, so that an answer of any size needs little memory.
-"""
-
-import io
-import json
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Literal
-
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from model.domain.errors import InvalidInput
 from model.domain.observations import OBSERVATION_SCHEMA, QC_FLAGS, REPORT_TYPES
 from model.domain.variables import VARIABLES
 from service.errors import NotAcceptable
 from service.query_parameters import check_known, check_years, listed_names, parse_box
+from worker.observations.export import ROW_FORMATS, RowFormat
 from worker.observations.store.query import ObservationQuery
 
 KNOWN: dict[str, tuple[str, Collection[str]]] = {
@@ -27,7 +18,7 @@ KNOWN: dict[str, tuple[str, Collection[str]]] = {
     "rejected_by": ("rejected_by", QC_FLAGS),
     "columns": ("columns", OBSERVATION_SCHEMA.names),
 }
-"""Fields whose names are checked: what the parameter is called, and what is known."""
+"""Fields whose names are checked: the name of the parameter, and the known values."""
 
 
 def observation_query(
@@ -40,7 +31,7 @@ def observation_query(
     offset: int,
     **names: list[str] | None,
 ) -> ObservationQuery:
-    """Return the query of the store that the parameters ask for.
+    """Return the query that the parameters of a request ask for.
 
     Raises:
         InvalidInput: Naming the parameter and what is possible.
@@ -65,99 +56,23 @@ def observation_query(
     )
 
 
-ROWS = 5_000
-
-
-@dataclass(frozen=True)
-class OutputFormat:
-    """A form of the answer to a query."""
-
-    name: str
-    media_type: str
-    write: Callable[[pa.Table], Iterator[bytes]]
-
-
-def _parquet(table: pa.Table) -> Iterator[bytes]:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    sink.seek(0)
-    while block := sink.read(1 << 20):
-        yield block
-
-
-def _csv(table: pa.Table) -> Iterator[bytes]:
-    plain = pa.schema(
-        [f.with_type(pa.string()) if pa.types.is_dictionary(f.type) else f for f in table.schema]
-    )
-    table = table.cast(plain)
-    options = {"include_header": True, "quoting_header": "none"}
-    for batch in table.to_batches(ROWS) or [plain.empty_table()]:
-        sink = io.BytesIO()
-        pyarrow.csv.write_csv(batch, sink, pyarrow.csv.WriteOptions(**options))
-        options["include_header"] = False
-        yield sink.getvalue()
-
-
-def _plain(value: object) -> object:
-    return value.isoformat() if hasattr(value, "isoformat") else value
-
-
-def _feature(row: dict[str, object]) -> str:
-    point = {"type": "Point", "coordinates": [row.pop("lon", None), row.pop("lat", None)]}
-    properties = {name: _plain(value) for name, value in row.items()}
-    text = {"type": "Feature", "geometry": point, "properties": properties}
-    return json.dumps(text, allow_nan=False, separators=(",", ":"))
-
-
-def _geojson(table: pa.Table) -> Iterator[bytes]:
-    """RFC 7946; values that are not numbers are null. Times to microseconds: JSON has no type."""
-    fields = [
-        f.with_type(pa.timestamp("us", tz="UTC")) if pa.types.is_timestamp(f.type) else f
-        for f in table.schema
-    ]
-    table = table.cast(pa.schema(fields), safe=False)
-    yield b'{"type":"FeatureCollection","features":['
-    separator = ""
-    for batch in table.to_batches(ROWS):
-        features = (_feature(_finite(row)) for row in batch.to_pylist())
-        text = ",\n".join(features)
-        yield (separator + text).encode()
-        separator = ",\n" if text else separator
-    yield b"]}"
-
-
-def _finite(row: dict[str, object]) -> dict[str, object]:
-    return {k: None if isinstance(v, float) and v - v != 0.0 else v for k, v in row.items()}
-
-
-FORMATS: dict[str, OutputFormat] = {
-    f.name: f
-    for f in (
-        OutputFormat("parquet", "application/vnd.apache.parquet", _parquet),
-        OutputFormat("geojson", "application/geo+json", _geojson),
-        OutputFormat("csv", "text/csv; charset=utf-8", _csv),
-    )
-}
-"""The first one is the answer to those who accept anything."""
-
-
-def choose_format(name: str | None, accept: str) -> OutputFormat:
-    """The format asked for by name, else the best of an Accept header.
+def choose_format(name: str | None, accept: str) -> RowFormat:
+    """Return the format asked for by name, else the best one of an Accept header.
 
     Raises:
         NotAcceptable: If none of the formats is accepted.
     """
     if name is not None:
-        return FORMATS[name]
-    ranked: list[tuple[float, OutputFormat]] = []
+        return ROW_FORMATS[name]
+    ranked: list[tuple[float, RowFormat]] = []
     for part in accept.split(",") if accept.strip() else ["*/*"]:
         media, _, parameters = part.strip().partition(";")
         quality = _quality(parameters)
-        for entry in FORMATS.values():
-            if quality > 0 and _matches(media.strip().lower(), entry.media_type.split(";")[0]):
+        for entry in ROW_FORMATS.values():
+            if quality > 0 and _matches(media.strip().lower(), entry.media_type):
                 ranked.append((quality, entry))
     if not ranked:
-        offered = ", ".join(f.media_type for f in FORMATS.values())
+        offered = ", ".join(f.media_type for f in ROW_FORMATS.values())
         raise NotAcceptable(f"Expected to be asked for one of {offered}; got '{accept[:200]}'.")
     return max(ranked, key=lambda pair: pair[0])[1]
 

@@ -18,13 +18,13 @@ stable `code`. See `docs/api.md`.
 """
 
 TAGS = [
-    {"name": "observations", "description": "Uploads, and queries of the stored observations."},
-    {"name": "jobs", "description": "Filtering, forecast and reanalysis on a warm model."},
-    {"name": "cycles", "description": "Hourly analyses: due, published, explained, made again."},
+    {"name": "observations", "description": "Uploads, and queries of stored observations."},
+    {"name": "jobs", "description": "Filtering, forecast and reanalysis jobs."},
+    {"name": "cycles", "description": "Hourly analyses: their state, explanation and reruns."},
     {"name": "analyses", "description": "Published results and their files."},
     {"name": "catalogue", "description": "A STAC API over the published results."},
-    {"name": "webhooks", "description": "Who is told of events over HTTP; for operators."},
-    {"name": "system", "description": "What running workers can do, health, metrics."},
+    {"name": "webhooks", "description": "Delivery of events over HTTP; for operators."},
+    {"name": "system", "description": "Capabilities of running workers, health, metrics."},
 ]
 
 
@@ -110,7 +110,6 @@ BATCH: dict[str, Any] = {
     "file_name": "synop.bufr",
     "options": {},
     "attempts": 1,
-    "token": 1,
     "worker": "ingest.1208@host",
     "summary": {
         "messages": 120,
@@ -148,8 +147,6 @@ JOB: dict[str, Any] = {
         "message": "",
     },
     "attempts": 1,
-    "token": 1,
-    "publishing": False,
     "worker": "gpu.1210@host",
     "error": None,
     "analysis_id": "an-20250101t070012345-5b0e77d1",
@@ -209,8 +206,6 @@ CYCLE: dict[str, Any] = {
     "forecast_job_id": "",
     "forecast_id": "",
     "asked_by": "",
-    "token": 3,
-    "api_key": "",
 }
 
 

@@ -8,18 +8,17 @@ import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from email.message import Message
-from typing import Annotated, Any, Self
+from typing import Any
 
 import structlog
 from anyio import to_thread
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from starlette.requests import ClientDisconnect, Request
 
 from model.domain.errors import AppaError, InvalidInput
 from model.domain.observations import REPORT_TYPES
-from model.domain.variables import VARIABLES
 from service.errors import RequestError
 from service.gateway import Gateway
 from service.query_parameters import check_known, json_object
@@ -28,6 +27,7 @@ from worker.contract.batches import BatchRecord, BatchState
 from worker.contract.disk import require_space
 from worker.contract.queues import INGEST_BATCH, submit
 from worker.contract.records import new_id
+from worker.observations.errors import ErrorEntry, ErrorTable
 
 MAX_FIELD_BYTES = 64 * 1024
 
@@ -137,59 +137,16 @@ async def file_chunks(part: FilePart, stream: AsyncIterator[bytes]) -> AsyncIter
         raise RequestError("Expected a part with a filename, or named 'file'; got none.")
 
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+class UploadErrors(ErrorTable):
+    """Observation errors of one upload; networks and variables not named keep the deployment's."""
 
-
-class ErrorOverride(BaseModel):
-    """Another observation error for one variable of some networks."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    report_types: list[str] = Field(min_length=1, description="Networks it holds for.")
-    variable: str = Field(description="Id of the vocabulary.")
-    error: Positive | list[Positive] = Field(description="1 standard deviation, SI.")
-    pressure: list[Positive] | None = Field(default=None, description="Levels of `error` in hPa.")
-    relative: bool = Field(default=False, description="Whether `error` is a share of the value.")
-    minimum: float | None = Field(default=None, ge=0, description="Lower bound, SI.")
-    maximum: float | None = Field(default=None, gt=0, description="Upper bound, SI.")
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        for name in self.report_types:
-            check_known("report_types", name, REPORT_TYPES)
-        check_known("variable", self.variable, VARIABLES)
-        given = len(self.error) if isinstance(self.error, list) else 1
-        if given != len(self.pressure or [0]):
-            raise ValueError("expected one error, or as many as levels in 'pressure'")
-        return self
-
-
-class Representativeness(BaseModel):
-    """Inflation: sigma² = (factor · sigma)² + addend²."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    factor: Positive | None = Field(
-        default=None, description="Multiplies the error of every variable."
-    )
-    addend: dict[str, Positive] = Field(
-        default={}, description="Added in quadrature, SI, by variable."
-    )
-
-
-class ErrorOverrides(BaseModel):
-    """Observation errors of this upload; what is not named keeps the deployment's."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    representativeness: Representativeness | None = None
-    entries: list[ErrorOverride] = Field(default=[], max_length=500)
+    entries: tuple[ErrorEntry, ...] = Field(default=(), max_length=500)
 
 
 def upload_options(
     report_type: str | None, errors: str | None, decoder: str | None
 ) -> dict[str, Any]:
-    """The options kept with the batch; only those given.
+    """Return the options to keep with the batch; only those given.
 
     Raises:
         InvalidInput: Naming the option and what is possible.
@@ -200,12 +157,12 @@ def upload_options(
         options["report_type"] = report_type
     if errors:
         try:
-            overrides = ErrorOverrides.model_validate(json_object("errors", errors))
+            overrides = UploadErrors.model_validate(json_object("errors", errors))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(["errors", *map(str, first["loc"])])
             raise InvalidInput(f"{place}: {first['msg']}.", field=place) from error
-        options["errors"] = overrides.model_dump(exclude_none=True, exclude_defaults=True)
+        options["errors"] = overrides.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     if decoder:
         options["decoder"] = json_object("decoder", decoder)
     return options

@@ -17,13 +17,14 @@ from model.assimilate import assimilate
 from model.assimilation_settings import recommended_settings
 from model.card import CARD_NAME
 from model.checkpoints.bundle import WEIGHTS, load_checkpoint, resolve
+from model.diagnostics.equivalents import observation_set
 from model.domain.errors import ConfigurationError, UnknownName
 from model.domain.files import file_digest
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
-from model.operators.observation_set import build_observation_set
 from worker.contract.queues import ModelInfo
-from worker.observations.decoders.base import DecodeContext, build_table
+from worker.observations.columns import build_table
+from worker.observations.decoders.base import DecodeContext
 
 __all__ = ["LoadedModel", "LoadedModels", "choose_device", "load_models", "warm_up"]
 
@@ -43,7 +44,7 @@ def warm_up(model: LatentModel) -> None:
         1,
         report_type="synop" if channel.level is None else "temp",
         station_id="warm-up",
-        time=np.datetime64(_TIME.replace(tzinfo=None), "ns"),
+        time=np.array([_TIME.replace(tzinfo=None)], "datetime64[ns]"),
         lat=0.0,
         lon=0.0,
         vertical_kind="surface" if channel.level is None else "pressure",
@@ -52,9 +53,7 @@ def warm_up(model: LatentModel) -> None:
         obs_value=model.state_normalisation.mean.flatten()[0].item(),
         obs_error=model.state_normalisation.std.flatten()[0].item(),
     )
-    observations, _ = build_observation_set(
-        table, model.grid, model.channels, plan.times, model.statics
-    )
+    observations, _ = observation_set(table, model, plan.times)
     settings = recommended_settings(model)
     settings = replace(
         settings,

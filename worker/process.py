@@ -9,6 +9,7 @@ runs, and say so in the registration) and `resume`. Jobs run in a thread or in c
 the main process answers while they do.
 """
 
+import logging
 import os
 import socket
 import time
@@ -17,6 +18,8 @@ from typing import Any
 
 import structlog
 from celery import Celery, signals
+from celery.concurrency.thread import TaskPool
+from celery.worker import state
 from celery.worker.control import control_command
 
 from model.domain.errors import UnknownName
@@ -103,13 +106,25 @@ def create_app(settings: WorkerSettings, queues: Sequence[str]) -> Celery:
         worker_disable_rate_limits=True,
         worker_enable_prefetch_count_reduction=False,
         worker_hijack_root_logger=False,
-        worker_pool="threads" if on_device else "prefork",
+        worker_pool="worker.process:JobThread" if on_device else "prefork",
         worker_prefetch_multiplier=1,
         worker_redirect_stdouts=False,
         worker_send_task_events=True,
         worker_soft_shutdown_timeout=SOFT_SHUTDOWN_SECONDS,
     )
     return app
+
+
+class JobThread(TaskPool):
+    """Run jobs in a thread of this process; Celery's thread pool that can be told to end a job."""
+
+    def terminate_job(self, pid: int, signal: str | None = None) -> None:
+        """End the running job at its next step, and then this worker: threads cannot be killed.
+
+        Celery calls this in a cold shutdown (SIGQUIT), and for `revoke --terminate`.
+        """
+        self.app.life.on_stopping()
+        state.should_stop = 0
 
 
 def worker_arguments(queues: Sequence[str], name: str) -> list[str]:
@@ -162,6 +177,7 @@ class WorkerLife:
     def connect(self) -> None:
         """Connect to Celery's signals, and to the commands of its remote control."""
         self.app.life = self
+        logging.getLogger("celery.app.trace").setLevel(logging.ERROR)  # retries are logged by us
         signals.worker_process_init.connect(self.on_child, weak=False)
         signals.worker_ready.connect(self.on_ready, weak=False)
         signals.worker_shutting_down.connect(self.on_stopping, weak=False)
@@ -229,22 +245,22 @@ class WorkerLife:
 
 
 @control_command()
-def drain(state: Any, **_: Any) -> dict[str, str]:
+def drain(panel: Any, **_: Any) -> dict[str, str]:
     """Take no more messages; what runs is finished."""
-    life: WorkerLife = state.app.life
+    life: WorkerLife = panel.app.life
     for queue in life.queues:
-        state.consumer.cancel_task_queue(queue)
+        panel.consumer.cancel_task_queue(queue)
     life.take_work(False)
     log.info("draining", worker=life.name)
     return {"ok": f"takes no more from {', '.join(life.queues)}"}
 
 
 @control_command()
-def resume(state: Any, **_: Any) -> dict[str, str]:
+def resume(panel: Any, **_: Any) -> dict[str, str]:
     """Take messages again after `drain`."""
-    life: WorkerLife = state.app.life
+    life: WorkerLife = panel.app.life
     for queue in life.queues:
-        state.consumer.add_task_queue(queue)
+        panel.consumer.add_task_queue(queue)
     life.take_work(True)
     log.info("resumed", worker=life.name)
     return {"ok": f"takes work from {', '.join(life.queues)}"}

@@ -18,81 +18,100 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="APPA_", extra="forbid", frozen=True)
 
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="Redis or Valkey that holds jobs and queues."
+        default="redis://127.0.0.1:6379/0",
+        description="Redis or Valkey that holds jobs and queues.",
     )
-    redis_prefix: str = Field("appa", description="Put before every key of this installation.")
+    redis_prefix: str = Field(
+        default="appa", description="Put before every key of this installation."
+    )
     data_dir: Path = Field(
-        Path("appa-data"), description="Folder of uploads, observations and analyses."
+        default=Path("appa-data"), description="Folder of uploads, observations and analyses."
     )
     models: Annotated[list[str], NoDecode] = Field(
-        [], description="Checkpoints (names or folders) to load; the first is the default."
+        default=[], description="Checkpoints (names or folders) to load; the first is the default."
     )
-    device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1` or `auto`.")
-    ingest_processes: int = Field(1, ge=1, description="Processes of an ingest worker.")
+    device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:1` or `auto`.")
+    ingest_processes: int = Field(default=1, ge=1, description="Processes of an ingest worker.")
 
     visibility_timeout: int = Field(
-        86_400, gt=0, description="Seconds after which an unacknowledged message comes again."
+        default=86_400,
+        gt=0,
+        description="Seconds after which an unacknowledged message comes again.",
     )
     job_limit_seconds: int = Field(
-        4 * 3600, gt=0, description="A job that takes longer is stopped at its next step."
+        default=4 * 3600, gt=0, description="A job that takes longer is stopped at its next step."
     )
     lease_seconds: float = Field(
-        30.0, gt=0, description="A job without a heartbeat for so long counts as abandoned."
+        default=30.0, gt=0, description="A job without a heartbeat for so long counts as abandoned."
     )
     ingest_limit_seconds: int = Field(
-        3600, gt=0, description="An upload whose ingest takes longer is stopped and fails."
+        default=3600, gt=0, description="An upload whose ingest takes longer is stopped and fails."
     )
     attempts: int = Field(
-        8, ge=1, description="Starts of a job that meets faults of ours before it fails for good."
+        default=8,
+        ge=1,
+        description="Starts of a job that meets faults of ours before it fails for good.",
     )
     lost_workers: int = Field(
-        3, ge=1, description="Workers that may die over one job before it fails for good."
+        default=3, ge=1, description="Workers that may die over one job before it fails for good."
     )
     retry_backoff_seconds: int = Field(
-        30, ge=0, description="Longest pause before the first retry; it doubles with each one."
+        default=30,
+        ge=0,
+        description="Longest pause before the first retry; it doubles with each one.",
     )
     retry_backoff_max_seconds: int = Field(
-        3600, ge=0, description="Longest pause before any retry."
+        default=3600, ge=0, description="Longest pause before any retry."
     )
-    sweep_seconds: float = Field(5.0, gt=0, description="Pause between sweeps for lost jobs.")
+    sweep_seconds: float = Field(
+        default=5.0, gt=0, description="Pause between sweeps for lost jobs."
+    )
     resend_seconds: float = Field(
-        60.0,
+        default=60.0,
         gt=0,
         description="The message of a waiting job is sent again after so long, then after twice "
         "as long, and so on: it may have been lost.",
     )
     progress_seconds: float = Field(
-        1.0, ge=0, description="Progress is stored at most once in so many seconds."
+        default=1.0, ge=0, description="Progress is stored at most once in so many seconds."
     )
     report_seconds: float = Field(
-        5.0, gt=0, description="Pause between a worker's reports; forgotten after three."
+        default=5.0, gt=0, description="Pause between a worker's reports; forgotten after three."
     )
 
     disk_low_bytes: int = Field(
-        2**30, ge=0, description="With less free space no new work is taken; 0: no watermark."
+        default=2**30,
+        ge=0,
+        description="With less free space no new work is taken; 0: no watermark.",
     )
     disk_low_percent: float = Field(
-        0.0, ge=0, le=100, description="The same as a share of the file system."
+        default=0.0, ge=0, le=100, description="The same as a share of the file system."
     )
 
     webhook_allow_private: bool = Field(
-        False, description="Whether webhooks may be sent to addresses of private networks."
+        default=False, description="Whether webhooks may be sent to addresses of private networks."
     )
     webhook_timeout_seconds: float = Field(
-        10.0, gt=0, le=30, description="A receiver that has not answered by then has failed."
+        default=10.0,
+        gt=0,
+        le=30,
+        description="A receiver that has not answered by then has failed.",
     )
-    webhook_attempts: int = Field(8, ge=1, description="Tries to deliver a message of a webhook.")
+    webhook_attempts: int = Field(
+        default=8, ge=1, description="Tries to deliver a message of a webhook."
+    )
     webhook_backoff_seconds: float = Field(
-        5.0,
+        default=5.0,
         gt=0,
         description="Pause after the first failed try; each next one is four times longer.",
     )
 
     log_format: Literal["console", "json"] = Field(
-        "console", description="Log lines for people, or one JSON object a line for machines."
+        default="console",
+        description="Log lines for people, or one JSON object a line for machines.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least severe level that is logged."
+        default="INFO", description="Least severe level that is logged."
     )
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.assimilate import assimilate
+from model.assimilate import Trajectory, assimilate
 from model.assimilation_settings import AssimilationSettings, WarmStart, recommended_settings
 from model.domain.windows import HOUR, WindowPlan
 from model.latent_model import LatentModel
@@ -85,10 +85,10 @@ class Solver:
     """Runs the model for one job.
 
     Arguments:
-        model: The warm model.
+        model: The loaded model.
         spec: Members, seed, steps.
         progress: Its `on_step`.
-        careful: Take the smallest sub-batches: the attempt before ran out of memory.
+        minimal_batches: Take the smallest sub-batches: an attempt before ran out of memory.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class Solver:
         spec: SpecBase,
         progress: ProgressReporter,
         *,
-        careful: bool = False,
+        minimal_batches: bool = False,
     ) -> None:
         self.model = model
         self.spec = spec
         self.progress = progress
         settings = _settings(model, spec)
-        self.settings = replace(settings, batch_rows=1) if careful else settings
+        self.settings = replace(settings, batch_rows=1) if minimal_batches else settings
 
     def prior(self, times: Sequence[datetime]) -> Tensor:
         """Draws of the model's prior at `times`, with shape (M, T, c, h, w)."""
@@ -161,7 +161,7 @@ class Solver:
             seeds,
             asdict(result.settings),
             ("warm_start",) if warm else (),
-            result.settings.mirrored and (pairs or not tied.any().item()),
+            result.settings.antithetic and (pairs or not tied.any().item()),
         )
 
     def resize(self, latents: Tensor) -> Tensor:
@@ -172,7 +172,9 @@ class Solver:
         """Whether an ensemble of so many members is in pairs once it has the job's size."""
         return mirrored and (self.spec.members <= members or members % 2 == 0)
 
-    def _run(self, plan: WindowPlan, observations: Any, seed: int, **options: Any) -> Any:
+    def _run(
+        self, plan: WindowPlan, observations: ObservationSet | None, seed: int, **options: Any
+    ) -> Trajectory:
         return assimilate(
             self.model,
             observations,

@@ -177,14 +177,14 @@ def query_observations(format: str, **filters: Any) -> Call:
 
 
 def submit(spec: BaseModel | Mapping[str, Any], idempotency_key: str | None) -> Call:
-    """Queue a job."""
+    """Queue a job; a specification may be a mapping or a pydantic model."""
     body = spec.model_dump(mode="json") if isinstance(spec, BaseModel) else dict(spec)
     body = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in body.items()}
     return Call("POST", "/v1/jobs", headers=_key(idempotency_key), json=body)
 
 
 def list_jobs(state: str | None, kind: str | None, limit: int, cursor: str | None = None) -> Call:
-    """Read a page of jobs."""
+    """Read a page of jobs, newest first."""
     return Call("GET", "/v1/jobs", _given(state=state, kind=kind, limit=limit, cursor=cursor))
 
 
@@ -197,7 +197,7 @@ def list_analyses(
     limit: int = 50,
     cursor: str | None = None,
 ) -> Call:
-    """Read a page of analyses."""
+    """Read a page of analyses, latest valid time first."""
     params = _given(
         kind=kind,
         flavour=flavour,
@@ -223,7 +223,7 @@ def list_cycles(
     limit: int = 50,
     cursor: str | None = None,
 ) -> Call:
-    """Read a page of cycles."""
+    """Read a page of cycles, latest valid time first."""
     params = _given(
         state=state,
         flavour=flavour,
@@ -253,7 +253,7 @@ def rerun_cycle(
 def create_webhook(
     url: str, events: Sequence[str], description: str, idempotency_key: str | None
 ) -> Call:
-    """Subscribe an address to events."""
+    """Subscribe an address to events of the given types."""
     body = {"url": url, "events": [str(e) for e in events], "description": description}
     return Call("POST", "/v1/webhooks", headers=_key(idempotency_key), json=body)
 

@@ -50,7 +50,7 @@ class JobEvent:
 
     @classmethod
     def of(cls, sent: ServerSentEvent) -> Self:
-        """Parse a server-sent event."""
+        """Return the event that a job's stream sent; its data must be JSON."""
         return cls(sent.event, sent.json(), sent.id or None)
 
     @property
@@ -167,7 +167,7 @@ class FeedEvent:
 
     @classmethod
     def of(cls, sent: ServerSentEvent) -> Self:
-        """Parse a server-sent event."""
+        """Return the event that the installation's stream sent, or a gap."""
         if sent.event == "gap":
             return cls("gap", "", None)
         return cls(sent.event, sent.id, Event.model_validate_json(sent.data))

@@ -163,7 +163,7 @@ class Job(Answer):
 
     @property
     def done(self) -> bool:
-        """Whether the state is final."""
+        """Whether the state is final, so that waiting any longer changes nothing."""
         return self.state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
@@ -227,7 +227,7 @@ class Batch(Answer):
 
     @property
     def done(self) -> bool:
-        """Whether the state is final."""
+        """Whether the state is final, so that waiting any longer changes nothing."""
         return self.state in (BatchState.INGESTED, BatchState.REJECTED, BatchState.FAILED)
 
 

@@ -16,8 +16,7 @@ from worker.contract.layout import Layout
 from worker.contract.records import new_id
 from worker.observations.decoders.base import REASONS, DecodeContext, DecodeReport
 from worker.observations.decoders.decode import decode_many_limited
-from worker.observations.example_files import ALL_TEMPLATES
-from worker.observations.export import ROW_FORMATS
+from worker.observations.export import ALL_TEMPLATES, ROW_FORMATS
 from worker.observations.store.query import MAX_PAGE, ObservationQuery, query_observations
 from worker.observations.store.store import ObservationStore
 from worker.pipeline.ingest import IngestOptions, ingest
@@ -231,8 +230,8 @@ def _total(reports: dict[str, DecodeReport]) -> DecodeReport:
 
 
 def _document(reports: dict[str, DecodeReport]) -> dict[str, Any]:
-    files = [{"file": name, **report.to_dict()} for name, report in reports.items()]
-    total = _total(reports).to_dict()
+    files = [{"file": name, **report.model_dump(mode="json")} for name, report in reports.items()]
+    total = _total(reports).model_dump(mode="json")
     total.pop("quarantined")
     reasons = {code: REASONS[code] for code in total["rejected"]}
     return {"files": files, "total": total, "reasons": reasons}

@@ -1,4 +1,4 @@
-"""Look after published results: `appa retention` (what is kept for how long, pins) and `appa replay`.
+"""Look after published results: `appa catalogue`, `appa retention` (rules, pins) and `appa replay`.
 
 A replay makes a published result again and says whether it is identical.
 """
@@ -29,6 +29,8 @@ from model.domain.errors import AppaError
 from worker.contract.disk import disk_state
 from worker.contract.layout import Layout
 from worker.contract.store import open_stores
+from worker.results.catalogue import Catalogue
+from worker.results.entries import Entry, ResultFilter
 from worker.results.manifest import Pin, pin, pins, unpin
 from worker.results.retention.plan import InUse, Item, find_in_use, make_plan, read_policy
 from worker.results.retention.run import remove_all
@@ -37,7 +39,7 @@ from worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from worker.replay.comparison import ArrayComparison, Finding, Verdict
 
-__all__ = ["replay_app", "retention_app"]
+__all__ = ["catalogue_app", "replay_app", "retention_app"]
 
 retention_app = typer.Typer(
     help="What is kept for how long; pins.", no_args_is_help=True, add_completion=False
@@ -173,6 +175,61 @@ def _layout(data: Path) -> Layout:
     if not data.is_dir():
         raise AppaError(f"Expected the data folder of an installation; '{data}' is none.")
     return Layout(data.resolve()).create()
+
+
+catalogue_app = typer.Typer(
+    help="Show and rebuild the catalogue of published results.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+catalogue_app.callback()(_warnings_beside_the_answer)
+
+
+@catalogue_app.command("show")
+def show_command(
+    data: DataFolder = DEFAULT_DATA,
+    kind: Annotated[str | None, typer.Option(help="Only `filtering`, `forecast` …")] = None,
+    flavour: Annotated[str | None, typer.Option(help="Only `early` or `final`.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Show so many of the newest.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the published results, newest first, and the folders that hold none."""
+    with Catalogue(_layout(data)) as catalogue:
+        entries = catalogue.entries(ResultFilter(kind, flavour))
+        unreadable = catalogue.unreadable()
+    if as_json:
+        items = [asdict(entry) for entry in entries[:limit]]
+        print_json({"total": len(entries), "items": items, "unreadable": unreadable})
+        return
+    _show_entries(entries[:limit])
+    out.print(f"{len(entries)} in all", highlight=False)
+    _show_unreadable(unreadable)
+
+
+@catalogue_app.command("rebuild")
+def rebuild_command(data: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> None:
+    """Fill the catalogue anew from the manifests; a running system may go on."""
+    with Catalogue(_layout(data)) as catalogue:
+        count = catalogue.rebuild()
+        unreadable = catalogue.unreadable()
+    if as_json:
+        print_json({"total": count, "unreadable": unreadable})
+        return
+    out.print(f"{count} results", highlight=False)
+    _show_unreadable(unreadable)
+
+
+def _show_entries(entries: list[Entry]) -> None:
+    table = Table("result", "kind", "flavour", "valid", "revision", "finished")
+    for entry in entries:
+        valid, created = (f"{t:%Y-%m-%d %H:%M}" for t in (entry.valid_time, entry.created))
+        table.add_row(entry.id, entry.kind, entry.flavour, valid, str(entry.revision), created)
+    out.print(table)
+
+
+def _show_unreadable(unreadable: dict[str, str]) -> None:
+    for name, reason in unreadable.items():
+        err.print(f"no result in '{name}': {reason}", markup=False)
 
 
 replay_app = typer.Typer(add_completion=False)

@@ -167,7 +167,7 @@ def drifter(reports: ReportTable) -> Columns:
 SCATTEROMETER = MessageTemplate((312_061,), 12, 0, {"": (2,)})
 
 
-def scatterometer(reports: ReportTable) -> dict[str, np.ndarray | list[str] | float | str]:
+def scatterometer(reports: ReportTable) -> Columns:
     """Columns of wind cells; two solutions as instruments give them: the wind is the second."""
     u, v = reports.get("10m_u_component_of_wind"), reports.get("10m_v_component_of_wind")
     direction, speed = np.round(wind_direction(u, v), 1), np.hypot(u, v)
@@ -297,7 +297,7 @@ class Encoder:
     """How a network is encoded: its template and the function that makes the columns."""
 
     template: MessageTemplate
-    columns: Callable[[ReportTable], dict]
+    columns: Callable[[ReportTable], Columns]
 
 
 ENCODERS: Registry[Encoder] = Registry(

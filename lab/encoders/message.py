@@ -165,7 +165,7 @@ def build_message(
             eccodes.codes_set(handle, "pack", 1)
         except eccodes.CodesInternalError as error:
             raise InvalidInput(f"Expected values that fit their elements; {error}.") from error
-        return eccodes.codes_get_message(handle)
+        return bytes(eccodes.codes_get_message(handle))
     finally:
         eccodes.codes_release(handle)
 

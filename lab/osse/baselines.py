@@ -37,14 +37,15 @@ from torch import Tensor
 
 from lab.osse.cases import ObservedCase
 from lab.osse.scores import Method, StartScorer
+from model.diagnostics.equivalents import observation_set
 from model.domain.errors import ConfigurationError
-from model.domain.grids import Grid
+from model.domain.grids import Grid, unit_vectors
 from model.domain.physics import EARTH_RADIUS
 from model.gaussian_prior import ZonalGaussianPrior
-from model.guidance.solvers import variational_increment
+from model.guidance.solvers import Tangent, variational_increment
 from model.latent_model import LatentModel, climatological_states
 from model.nn.embedding import date_rows
-from model.operators.observation_set import ObservationSet, build_observation_set
+from model.operators.observation_set import ObservationSet
 
 __all__ = [
     "Climatology",
@@ -59,7 +60,6 @@ __all__ = [
     "score_persistence",
     "score_windowed",
     "season_features",
-    "unit_vectors",
     "windowed_analysis",
 ]
 
@@ -142,25 +142,6 @@ class WindowedAnalysis:
     fit: float
 
 
-def _linearise(f: Map, x: Tensor) -> tuple[Tensor, Map, Map]:
-    """f(x), and products with its Jacobian and its transpose, from one kept graph."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        y = f(x)
-        probe = torch.zeros_like(y, requires_grad=True)
-        (pulled,) = torch.autograd.grad(y, x, probe, create_graph=True)
-
-    def push(v: Tensor) -> Tensor:
-        (out,) = torch.autograd.grad(pulled, probe, v, retain_graph=True)
-        return out
-
-    def pull(w: Tensor) -> Tensor:
-        (out,) = torch.autograd.grad(y, x, w, retain_graph=True)
-        return out
-
-    return y.detach(), push, pull
-
-
 @torch.no_grad()
 def windowed_analysis(
     prior: GaussianPrior,
@@ -203,10 +184,10 @@ def windowed_analysis(
 
     x, total = mean, 0
     for _ in range(outer):
-        y, push, pull = _linearise(observe, x)
-        right = target - y + push(x - mean)
+        point = Tangent(observe, x)
+        right = target - point.y + point.push(x - mean)
         increment, steps = variational_increment(
-            prior.filter, push, pull, right, iterations=iterations, tolerance=tolerance
+            prior.filter, point.push, point.pull, right, iterations=iterations, tolerance=tolerance
         )
         x, total = mean + increment, total + steps
     left = observations.values / unit - observe(x)
@@ -218,13 +199,6 @@ Float = NDArray[np.float64]
 
 ROWS = 1024
 """Rows of the localisation that are made at a time."""
-
-
-def unit_vectors(lat: Float, lon: Float) -> Tensor:
-    """Points on the unit sphere with shape (n, 3), float32, from degrees (n,)."""
-    phi, lam = np.deg2rad(lat), np.deg2rad(lon)
-    vectors = (np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi))
-    return torch.from_numpy(np.stack(vectors, axis=-1)).float()
 
 
 def gaspari_cohn(distance: Tensor) -> Tensor:
@@ -271,7 +245,7 @@ def optimal_interpolation(
     equivalent = observations.operator(background[None])
     perturbed = torch.stack([observations.operator((background + a)[None]) for a in anomalies])
     spread = (perturbed - equivalent) / (error * (count - 1) ** 0.5)
-    places = unit_vectors(lat, lon)
+    places = torch.from_numpy(unit_vectors(lat, lon)).float()
     system = spread.T @ spread
     for rows in torch.arange(len(places)).split(ROWS):
         system[rows[0] : rows[-1] + 1] *= _localisation(places[rows], places, half_width)
@@ -280,7 +254,7 @@ def optimal_interpolation(
     factor = torch.linalg.cholesky(system)
     weights = torch.cholesky_solve(innovation[:, None], factor)[:, 0]
     latitude, longitude = np.meshgrid(grid.latitude, grid.longitude, indexing="ij")
-    cells = unit_vectors(latitude.ravel(), longitude.ravel())
+    cells = torch.from_numpy(unit_vectors(latitude.ravel(), longitude.ravel())).float()
     weighted = (spread * weights).T / (count - 1) ** 0.5
     share = torch.cat([_localisation(c, places, half_width) @ weighted for c in cells.split(ROWS)])
     share = share.T.reshape(count, 1, *grid.shape)
@@ -344,7 +318,7 @@ def one_hour_analysis(
     middle = np.datetime64(end.astimezone(UTC).replace(tzinfo=None))
     near = np.abs(table["time"].to_numpy() - middle) <= np.timedelta64(timedelta(minutes=30))
     rows = table.filter(pa.array(near))
-    seen, _ = build_observation_set(rows, model.grid, model.channels, [end], model.statics)
+    seen, _ = observation_set(rows, model, [end])
     lat, lon = (rows[name].to_numpy()[seen.rows] for name in ("lat", "lon"))
     draw = torch.Generator().manual_seed(0)
     anomalies = prior_anomalies(prior, lambda z: model.decode(z, mask=False), dates, members, draw)

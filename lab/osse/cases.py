@@ -24,11 +24,12 @@ from torch import Tensor
 from lab.osse.network import Network, simulate_observations, withhold_stations
 from lab.training.datasets import STATIC_NAMES, StateStore
 from model.checkpoints.bundle import resolve
+from model.diagnostics.equivalents import observation_set
 from model.domain.errors import InvalidInput
 from model.domain.variables import VARIABLES
 from model.domain.windows import HOUR
 from model.latent_model import LatentModel
-from model.operators.observation_set import ObservationSet, build_observation_set
+from model.operators.observation_set import ObservationSet
 
 __all__ = [
     "CASE_NAME",
@@ -38,7 +39,7 @@ __all__ = [
     "analysis_times",
     "observe_case",
     "open_truth",
-    "withheld_rows",
+    "as_if_used",
     "write_case",
 ]
 
@@ -210,7 +211,7 @@ def analysis_times(truth: Truth, window: int, lead: int, count: int) -> list[dat
     return [first + timedelta(hours=h) for h in moved]
 
 
-def withheld_rows(table: pa.Table) -> pa.Table:
+def as_if_used(table: pa.Table) -> pa.Table:
     """The rows that were withheld, as if they had not been."""
     rejected = pc.equal(table["rejected_by"].cast(pa.string()), "withheld")
     rows = table.filter(pc.fill_null(rejected, False))
@@ -268,12 +269,11 @@ class ObservedCase:
 
     def withheld(self) -> tuple[ObservationSet, pa.Table]:
         """Observations of withheld stations in the window, and their rows of the table."""
-        found, table = self._set(withheld_rows(self.known()), 0)
+        found, table = self._set(as_if_used(self.known()), 0)
         return found, table.take(pa.array(found.rows))
 
     def _set(self, table: pa.Table, later: int) -> tuple[ObservationSet, pa.Table]:
-        m = self.model
-        return build_observation_set(table, m.grid, m.channels, self.times(later), m.statics)
+        return observation_set(table, self.model, self.times(later))
 
 
 def observe_case(

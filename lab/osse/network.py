@@ -7,7 +7,6 @@ make negative are set to zero, as a retrieval would: at 30 % that happens to one
 and biases it by less than 0.1 % of its error.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lab.osse.places import Places, land_stations, sea_stations, sounder_swath
-from model.domain.grids import Grid, bilinear, sample
-from model.domain.observations import OBSERVATION_SCHEMA, validate_table
+from model.domain.grids import Grid, bilinear, interpolate
+from model.domain.observations import OBSERVATION_SCHEMA, station_draw, validate_table
 from model.domain.variables import Channel
 from model.operators.base import Statics
 from model.operators.observation_set import (
@@ -118,12 +117,6 @@ def reports_table(parts: Sequence[SyntheticReports]) -> pa.Table:
     return table.take(order)
 
 
-def _drawn(station: str, share: float, seed: int) -> bool:
-    """Whether a station is in a random share of all, by its name alone."""
-    digest = hashlib.sha256(f"{seed}/{station}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2.0**64
-
-
 def withhold_stations(
     table: pa.Table,
     share: float,
@@ -137,7 +130,7 @@ def withhold_stations(
     """
     codes, names = column_codes(table, "station_id")
     kinds, kind_names = column_codes(table, "report_type")
-    chosen = np.array([_drawn(name, share, seed) for name in names], dtype=bool)
+    chosen = np.array([station_draw(name, str(seed)) < share for name in names], dtype=bool)
     rows = chosen[codes] & np.isin(np.array(kind_names)[kinds], report_types)
     rows &= table["rejected_by"].is_null().to_numpy()
     return with_rejections(table, {"withheld": np.flatnonzero(rows)})
@@ -310,7 +303,7 @@ def _scatterometer_reports(
     swath = sounder_swath(np.arange(first, hours[-1] + 1.0, step) + 3_040.0)
     keep = np.abs(swath.lat) < 65.0
     if statics.land_sea_mask is not None:
-        mask = sample(statics.land_sea_mask, *bilinear(grid, swath.lat, swath.lon))
+        mask = interpolate(statics.land_sea_mask, *bilinear(grid, swath.lat, swath.lon))
         keep &= mask < 1e-3
     count = int(keep.sum())
     return [

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from model.domain.grids import Grid, bilinear, sample
+from model.domain.grids import Grid, bilinear, interpolate, unit_vectors
 from model.domain.physics import GEOCENTRIC_CONSTANT, MEAN_EARTH_RADIUS, SIDEREAL_DAY, SOLAR_DAY
 from model.operators.base import Statics
 
@@ -100,15 +100,9 @@ def seen_from(track: Float, latitude: Float, longitude: Float) -> Float:
     Returns:
         Great-circle distance in degrees of arc, with shape (*).
     """
-    tree = cKDTree(_unit_vectors(track[:, 0], track[:, 1]))
-    chord, _ = tree.query(_unit_vectors(latitude, longitude))
+    tree = cKDTree(unit_vectors(track[:, 0], track[:, 1]))
+    chord, _ = tree.query(unit_vectors(latitude, longitude))
     return np.rad2deg(2 * np.arcsin(np.clip(chord / 2, 0.0, 1.0)))
-
-
-def _unit_vectors(latitude: Float, longitude: Float) -> Float:
-    phi, lam = np.deg2rad(latitude), np.deg2rad(longitude)
-    flat = np.cos(phi)
-    return np.stack((flat * np.cos(lam), flat * np.sin(lam), np.sin(phi)), axis=-1)
 
 
 LAND = 0.5
@@ -168,12 +162,12 @@ def land_stations(count: int, grid: Grid, statics: Statics, seed: int = 0) -> Pl
     lat, lon = _fibonacci(40 * count, turn=137.0 * seed)
     cells = bilinear(grid, lat, lon)
     mask = statics.land_sea_mask
-    land = np.ones(len(lat), dtype=bool) if mask is None else sample(mask, *cells) >= LAND
+    land = np.ones(len(lat), dtype=bool) if mask is None else interpolate(mask, *cells) >= LAND
     share = np.where(land, _crowding(lat), 0.0)
     chosen = np.sort(rng.choice(len(lat), count, replace=False, p=share / share.sum()))
     ground = np.zeros(len(lat))
     if statics.orography is not None:
-        ground = sample(statics.orography, *cells)
+        ground = interpolate(statics.orography, *cells)
     return Places(lat[chosen], lon[chosen], ground[chosen])
 
 
@@ -183,7 +177,7 @@ def sea_stations(count: int, grid: Grid, statics: Statics, seed: int = 0) -> Pla
     lat, lon = _fibonacci(40 * count, turn=61.0 * seed)
     open_sea = (lat > -55.0) & (lat < 65.0)
     if statics.land_sea_mask is not None:
-        open_sea &= sample(statics.land_sea_mask, *bilinear(grid, lat, lon)) < 1e-3
+        open_sea &= interpolate(statics.land_sea_mask, *bilinear(grid, lat, lon)) < 1e-3
     chosen = np.sort(rng.choice(np.flatnonzero(open_sea), count, replace=False))
     return Places(lat[chosen], lon[chosen], np.zeros(count))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from lab.osse.baselines import score_interpolation, score_persistence, score_windowed
 from lab.osse.cases import ObservedCase, ReadTruth, observe_case
 from lab.osse.network import Network
-from lab.osse.ranks import equivalents, observation_kinds, ranks, station_ranks
+from lab.osse.ranks import observation_kinds, station_ranks
 from lab.osse.scores import (
     AutoencoderSkill,
     CaseFields,
@@ -32,6 +32,8 @@ from lab.osse.scores import (
 )
 from model.assimilate import Trajectory, assimilate
 from model.assimilation_settings import AssimilationSettings, WarmStart, recommended_settings
+from model.diagnostics.ensembles import ranks
+from model.diagnostics.equivalents import model_equivalents
 from model.diagnostics.scores import spread_skill
 from model.domain.errors import InvalidInput
 from model.domain.files import open_atomic, write_atomic
@@ -173,10 +175,10 @@ def _ranks(run: _Run, analysis: Trajectory) -> tuple[int, Ranks]:
     seen, rows = run.case.withheld()
     if not len(seen):
         return 0, {}
-    members = equivalents(run.case.model, analysis.latents, seen)
+    members = model_equivalents(analysis.latents, run.case.model, seen)
     rng = np.random.default_rng(run.settings.seed)
     kinds, stations = observation_kinds(rows)
-    chosen = analysis.twins.independent
+    chosen = analysis.pairs.independent
     # The errors of the set include what the model cannot represent of a place.
     found = [ranks(members[list(c)], seen.obs_values, seen.obs_errors, rng) for c in chosen]
     counted = station_ranks(
@@ -191,7 +193,7 @@ def _ranks(run: _Run, analysis: Trajectory) -> tuple[int, Ranks]:
 
 def _spread_ratio(case: ObservedCase, analysis: Trajectory) -> Tensor:
     members = torch.where(torch.isnan(case.last), torch.nan, analysis.states[:, -1])
-    return spread_skill(members, case.last, case.model.grid, analysis.twins).ratio
+    return spread_skill(members, case.last, case.model.grid, analysis.pairs).ratio
 
 
 def _score_forecast(run: _Run, analysis: Trajectory) -> None:
@@ -227,7 +229,7 @@ def _fields(case: ObservedCase, analysis: Trajectory) -> CaseFields:
         channels=tuple(names[i] for i in chosen),
         truth=case.last[chosen].numpy(),
         analysis=members.mean(0).numpy(),
-        spread=members.std(0, correction=analysis.twins.ddof).numpy(),
+        spread=members.std(0, correction=analysis.pairs.ddof).numpy(),
     )
 
 
@@ -294,11 +296,11 @@ class ResultsFile:
         """The figures of an analysis time, if finished."""
         return next((s for s in self._contents.starts if s.end == end), None)
 
-    def keep_autoencoder(self, skill: AutoencoderSkill) -> None:
+    def add_autoencoder(self, skill: AutoencoderSkill) -> None:
         """Adds the autoencoder's figures."""
         self._write({"autoencoder": skill})
 
-    def keep_start(self, skill: StartSkill, fields: CaseFields) -> None:
+    def add_start(self, skill: StartSkill, fields: CaseFields) -> None:
         """Adds an analysis time; the first one's maps are kept."""
         if self._fields is None:
             self._fields = fields

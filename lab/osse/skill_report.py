@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from lab.osse.ranks import RankShape, rank_shapes
+from lab.osse.ranks import rank_shapes
 from lab.osse.scores import AutoencoderSkill, Method, StartSkill
 from lab.osse.skill import SkillSettings
 from lab.osse.summary import (
@@ -27,6 +27,7 @@ from lab.osse.summary import (
     overall,
     season,
 )
+from model.diagnostics.ensembles import RankShape
 from model.latent_model import LatentModel
 
 __all__ = [

@@ -131,7 +131,7 @@ def _autoencoder(
     if skill is None or skill.times != times:
         display.phase("autoencoder")
         skill = score_autoencoder(model, truth, times, on_step=display.step)
-        kept.keep_autoencoder(skill)
+        kept.add_autoencoder(skill)
     display.finished(f"autoencoder, {len(times)} states: {skill.mean:.3f}")
     return skill
 
@@ -149,7 +149,7 @@ def _start(
     if skill is None:
         found = score_start(model, truth, end, settings, display.step, display.phase)
         skill = found.skill
-        kept.keep_start(skill, found.fields)
+        kept.add_start(skill, found.fields)
         how = f"{time.perf_counter() - begin:.0f} s"
     shown = [
         f"{m} {sum(skill.errors[m]) / len(skill.errors[m]):.3f}"

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from model.assimilate import assimilate
+from model.diagnostics.equivalents import model_equivalents, observation_set
 from model.domain.errors import InvalidInput
 from model.domain.windows import HOUR, WindowPlan
 from model.execution import OnStep, no_progress
@@ -22,7 +23,7 @@ from worker.observations.decoders.decode import decode_file
 from worker.observations.errors import assign_errors
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
-from worker.pipeline.departures import model_equivalents, monitored_set, observation_set
+from worker.pipeline.departures import monitored_set
 
 __all__ = ["WithheldSkill", "verify_withheld", "withheld_table"]
 
@@ -74,7 +75,7 @@ def verify_withheld(
     table = _checked(table, model, share)
     observations, table = observation_set(table, model, plan.times)
     withheld = pc.fill_null(pc.equal(table["rejected_by"].cast(pa.string()), "withheld"), False)
-    seen = monitored_set(table, model, plan.times)
+    seen, _ = monitored_set(table, model, plan.times)
     seen = seen.select(withheld.to_numpy()[seen.rows])
     analysis = assimilate(model, observations, plan, members, seed, on_step=on_step)
     hofx = model_equivalents(analysis.latents, model, seen).mean(0)

@@ -25,7 +25,7 @@ from model.domain.files import open_atomic
 
 __all__ = [
     "Optimisation",
-    "Run",
+    "TrainingRun",
     "averaged",
     "averaged_weights",
     "generator",
@@ -111,7 +111,7 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-class Run:
+class TrainingRun:
     """The folder of one training run.
 
     Arguments:

@@ -141,6 +141,10 @@ class NatureModel:
         result: tuple[RunState, Fields] = self._day(state, self.forcing)
         return result
 
+    def advance_day(self, state: RunState, forcing: ForcingData) -> tuple[RunState, Fields]:
+        """Advance 24 hours as `day` does, without compiling: for `jax.vmap` over seeds."""
+        return self._integrate(state, forcing, hours=24)
+
     def _integrate(
         self, state: RunState, forcing: ForcingData, hours: int
     ) -> tuple[RunState, Fields]:

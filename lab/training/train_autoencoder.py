@@ -43,7 +43,7 @@ from lab.training.datasets import (
 )
 from lab.training.loop import (
     Optimisation,
-    Run,
+    TrainingRun,
     averaged,
     averaged_weights,
     generator,
@@ -337,7 +337,7 @@ def train_autoencoder(
     model.to(device)
     ema = averaged(model, settings.ema_decay)
     optimiser = settings.optimiser(model)
-    run = Run(folder, config)
+    run = TrainingRun(folder, config)
     first = run.resume(model, ema, optimiser)
     wrapped = DistributedDataParallel(_Reconstruct(model)) if world > 1 else _Reconstruct(model)
 

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lab.training.datasets import ArrayCache, build_cache
 from lab.training.loop import (
     Optimisation,
-    Run,
+    TrainingRun,
     averaged,
     averaged_weights,
     generator,
@@ -254,7 +254,7 @@ def train_denoiser(
     backbone = denoiser.backbone
     ema = averaged(backbone, settings.ema_decay)
     optimiser = settings.optimiser(backbone)
-    run = Run(folder, config)
+    run = TrainingRun(folder, config)
     first = run.resume(backbone, ema, optimiser)
     if world > 1:
         denoiser.backbone = DistributedDataParallel(backbone)

@@ -89,7 +89,7 @@ class DepartureStatistics:
 
 
 def layer_names(frame: pd.DataFrame, bounds: Sequence[float] = LAYERS) -> "pd.Series[str]":
-    """Name of each row's layer.
+    """Return the name of each row's layer.
 
     Arguments:
         frame: With `vertical_kind` and `vertical`, in Pa where the kind is `pressure`.
@@ -105,15 +105,15 @@ def departure_statistics(
     feedback: pa.Table,
     bounds: Sequence[float] = LAYERS,
     *,
-    twins: AntitheticPairs | None = None,
+    pairs: AntitheticPairs | None = None,
     overall: bool = False,
 ) -> list[DepartureStatistics]:
-    """Statistics of the rows in use that have a background departure.
+    """Return statistics of the rows in use that have a background departure.
 
     Arguments:
         feedback: A table of `FEEDBACK_SCHEMA`.
         bounds: Bounds of the layers in Pa, ascending.
-        twins: Size of the background's ensemble and its pairs, for `spread_skill`; None for a mean
+        pairs: Size of the background's ensemble and its pairs, for `spread_skill`; None for a mean
             without sampling error.
         overall: Add a line for all layers of a network and variable, with the layer `all`.
 
@@ -125,10 +125,9 @@ def departure_statistics(
     frame = frame[frame["background_departure"].notna()]
     frame["layer"] = layer_names(frame, bounds)
     parts = [frame, frame.assign(layer="all")] if overall else [frame]
-    inflation = 1.0 if twins is None else twins.inflation
     keys = ["report_type", "variable", "layer"]
     found = [
-        _statistics(tuple(map(str, name)), group, inflation)
+        _statistics(tuple(map(str, name)), group, pairs)
         for part in parts
         for name, group in part.groupby(keys, observed=True, sort=True)
     ]
@@ -136,7 +135,7 @@ def departure_statistics(
 
 
 def _statistics(
-    name: tuple[str, ...], group: pd.DataFrame, inflation: float
+    name: tuple[str, ...], group: pd.DataFrame, pairs: AntitheticPairs | None
 ) -> DepartureStatistics:
     report_type, variable, layer = name
     back = group["background_departure"].to_numpy(float)
@@ -149,7 +148,10 @@ def _statistics(
     found_spread = _root(_covariance(back - analysis, back))
     predicted = None
     if rms_spread is not None:
-        predicted = float(np.sqrt(inflation * rms_spread**2 + rms_error**2))
+        square = rms_spread**2 + rms_error**2
+        if pairs is not None:
+            square = pairs.square_departure(rms_spread**2, rms_error**2)
+        predicted = float(np.sqrt(square))
     return DepartureStatistics(
         report_type,
         variable,

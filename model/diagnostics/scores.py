@@ -1,7 +1,7 @@
-"""Score states and ensembles: area-weighted RMSE, bias, fair CRPS, spread and skill, ranks.
+"""Score fields and ensembles of them: area-weighted RMSE, bias, fair CRPS, spread and skill.
 
-The definitions are those of the `scores` package (https://scores.readthedocs.io), which does the
-work; here are the area weights of our grids and the shapes of our ensembles.
+RMSE and bias are those of the `scores` package (https://scores.readthedocs.io), with the area
+weights of our grids; the statistics of ensembles are those of `model.diagnostics.ensembles`.
 """
 
 from collections.abc import Sequence
@@ -13,25 +13,24 @@ import xarray as xr
 from numpy.typing import NDArray
 from scores.continuous import additive_bias
 from scores.continuous import rmse as scores_rmse
-from scores.probability import crps_for_ensemble
-from scores.probability import rank_histogram as scores_rank_histogram
 from torch import Tensor
 
+from model.diagnostics import ensembles
 from model.domain.ensembles import AntitheticPairs
 from model.domain.grids import Grid
 
-__all__ = ["SpreadSkill", "bias", "fair_crps", "rank_histogram", "rmse", "spread_skill"]
+__all__ = ["SpreadSkill", "bias", "fair_crps", "rmse", "spread_skill"]
 
 Array = Tensor | NDArray[np.float64]
 
 MAP = ("y", "x")
 
 
-def _named(values: Array, last: Sequence[str], first: Sequence[str] = ()) -> xr.DataArray:
-    """Names the first and last axes; those between are `a0`, `a1` …"""
+def _named(values: Array, last: Sequence[str]) -> xr.DataArray:
+    """Name the last axes; those before are `a0`, `a1` …"""
     array = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
-    between = [f"a{i}" for i in range(np.ndim(array) - len(last) - len(first))]
-    return xr.DataArray(np.asarray(array, dtype=np.float64), dims=[*first, *between, *last])
+    between = [f"a{i}" for i in range(np.ndim(array) - len(last))]
+    return xr.DataArray(np.asarray(array, dtype=np.float64), dims=[*between, *last])
 
 
 def _weights(grid: Grid) -> xr.DataArray:
@@ -43,7 +42,7 @@ def _tensor(score: xr.DataArray) -> Tensor:
 
 
 def rmse(forecast: Array, truth: Array, grid: Grid) -> Tensor:
-    """Area-weighted root mean square error.
+    """Return the area-weighted root mean square error.
 
     Arguments:
         forecast: With shape (*, Y, X); NaN cells are left out.
@@ -58,35 +57,31 @@ def rmse(forecast: Array, truth: Array, grid: Grid) -> Tensor:
 
 
 def bias(forecast: Array, truth: Array, grid: Grid) -> Tensor:
-    """Area-weighted mean of forecast minus truth; shapes as for `rmse`."""
+    """Return the area-weighted mean of forecast minus truth; shapes as for `rmse`."""
     f, t = _named(forecast, MAP), _named(truth, MAP)
     return _tensor(additive_bias(f, t, reduce_dims=MAP, weights=_weights(grid)))
 
 
-def fair_crps(members: Array, truth: Array, grid: Grid) -> Tensor:
-    r"""Area-weighted fair continuous ranked probability score,
-
-    .. math:: \frac{1}{M} \sum_i |x_i - y| - \frac{1}{2 M (M - 1)} \sum_{i,j} |x_i - x_j|
-
-    (Ferro, "Fair scores for ensemble forecasts", QJRMS 140, 2014).
+def fair_crps(
+    members: Array, truth: Array, grid: Grid, pairs: AntitheticPairs | None = None
+) -> Tensor:
+    """Return the area-weighted fair CRPS; see `model.diagnostics.ensembles.fair_crps`.
 
     Arguments:
-        members: With shape (M, *, Y, X), M at least 2.
+        members: With shape (M, *, Y, X), at least two of them independent.
         truth: With shape (*, Y, X).
         grid: The grid.
+        pairs: How the members depend on each other; None for not at all.
 
     Returns:
         With shape (*), float64.
     """
-    score = crps_for_ensemble(
-        _named(members, MAP, ("member",)),
-        _named(truth, MAP),
-        "member",
-        method="fair",
-        reduce_dims=MAP,
-        weights=_weights(grid),
-    )
-    return _tensor(score)
+    x, y = (np.asarray(a, dtype=np.float64) for a in (members, truth))
+    score = ensembles.fair_crps(x, y, np.zeros_like(y), pairs)
+    if score is None:
+        raise ValueError("Expected at least two independent members.")
+    mean = (score * grid.area_weights[:, None]).sum(axis=(-2, -1)) / grid.nlon
+    return torch.from_numpy(np.asarray(mean))
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ class SpreadSkill:
         skill: Root mean square error of the ensemble mean.
         ratio: spread * sqrt((M + 1) / M) / skill; 1 for a reliable ensemble of any size
             (Fortin et al., "Why should ensemble spread match the RMSE of the ensemble mean?",
-            J. Hydrometeor. 15, 2014). Of members in pairs see `model.ensemble_spread`.
+            J. Hydrometeor. 15, 2014). Of antithetic pairs see `model.domain.ensembles`.
     """
 
     spread: Tensor
@@ -107,34 +102,19 @@ class SpreadSkill:
 
 
 def spread_skill(
-    members: Array, truth: Array, grid: Grid, twins: AntitheticPairs | None = None
+    members: Array, truth: Array, grid: Grid, pairs: AntitheticPairs | None = None
 ) -> SpreadSkill:
-    """Spread and skill; shapes as for `fair_crps`.
+    """Compare the spread of an ensemble with the error of its mean; shapes as for `fair_crps`.
 
     Arguments:
         members: The ensemble.
         truth: What it is compared with.
         grid: The grid.
-        twins: How the members depend on each other; None for not at all.
+        pairs: How the members depend on each other; None for not at all.
     """
     ensemble = torch.as_tensor(members).double()
-    twins = twins or AntitheticPairs.of(range(len(ensemble)), mirrored=False)
-    deviation = ensemble.std(dim=0, correction=twins.ddof)
+    pairs = pairs or AntitheticPairs.of(range(len(ensemble)), antithetic=False)
+    deviation = ensemble.std(dim=0, correction=pairs.ddof)
     spread = rmse(deviation, torch.zeros_like(deviation), grid)
     skill = rmse(ensemble.mean(dim=0), truth, grid)
-    return SpreadSkill(spread, skill, spread * np.sqrt(twins.inflation) / skill)
-
-
-def rank_histogram(members: Array, values: Array) -> Tensor:
-    """Share of values at each rank among the members; ties are shared out.
-
-    Arguments:
-        members: Model equivalents with an error drawn for each, with shape (M, N): without the
-            error of the observations a perfect ensemble looks too narrow.
-        values: Observations, with shape (N,).
-
-    Returns:
-        With shape (M + 1,), summing to 1.
-    """
-    ensemble = _named(members, ("n",), ("member",))
-    return _tensor(scores_rank_histogram(ensemble, _named(values, ("n",)), "member"))
+    return SpreadSkill(spread, skill, pairs.square_departure(spread.square()).sqrt() / skill)

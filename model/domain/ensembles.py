@@ -24,12 +24,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AntitheticPairs", "mirror"]
+__all__ = ["AntitheticPairs", "noise_source"]
 
 
-def mirror(member: int, mirrored: bool = True) -> tuple[int, int]:
-    """Number of the member whose noise a member shares, and the sign; itself if not mirrored."""
-    odd = member % 2 if mirrored else 0
+def noise_source(member: int, antithetic: bool = True) -> tuple[int, int]:
+    """Return the number of the member whose noise a member shares, and the sign.
+
+    The odd members of antithetic pairs have the noise of the even one before with the sign changed;
+    all others have their own.
+    """
+    odd = member % 2 if antithetic else 0
     return member - odd, 1 - 2 * odd
 
 
@@ -45,33 +49,38 @@ class AntitheticPairs:
     pairs: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, numbers: Sequence[int], mirrored: bool) -> "AntitheticPairs":
-        """Of members by their numbers."""
-        found: dict[int, list[int]] = {}
+    def of(cls, numbers: Sequence[int], antithetic: bool) -> "AntitheticPairs":
+        """Pair members by their numbers, or none of them.
+
+        Arguments:
+            numbers: Number of each member in its job.
+            antithetic: Whether the noise of odd members is that of the even ones before.
+        """
+        positions: dict[int, list[int]] = {}
         for position, number in enumerate(numbers):
-            key = mirror(number)[0] if mirrored else position
-            found.setdefault(key, []).append(position)
-        return cls(tuple(tuple(pair) for pair in found.values()))
+            key = noise_source(number)[0] if antithetic else position
+            positions.setdefault(key, []).append(position)
+        return cls(tuple(tuple(pair) for pair in positions.values()))
 
     @property
     def members(self) -> int:
-        """M, the size of the ensemble."""
+        """The size of the ensemble, M."""
         return sum(len(pair) for pair in self.pairs)
 
     @property
-    def alone(self) -> int:
-        """U, members without a twin."""
+    def unpaired(self) -> int:
+        """How many members share their noise with no other, U."""
         return sum(len(pair) == 1 for pair in self.pairs)
 
     @property
-    def mirrored(self) -> bool:
-        """Whether any member has a twin."""
-        return self.alone < self.members
+    def antithetic(self) -> bool:
+        """Whether any member shares its noise with another."""
+        return self.unpaired < self.members
 
     @property
     def ddof(self) -> float:
         """U / M, what the divisor of a variance is below M: 1 for independent members."""
-        return self.alone / self.members
+        return self.unpaired / self.members
 
     @property
     def divisor(self) -> float:
@@ -82,7 +91,7 @@ class AntitheticPairs:
     def inflation(self) -> float:
         """1 + v: expected square error of the ensemble mean over the variance of the members."""
         # In whole numbers, so that independent members have (M + 1) / M to the last bit.
-        return (self.members**2 + self.alone) / self.members**2
+        return (self.members**2 + self.unpaired) / self.members**2
 
     @property
     def independent(self) -> tuple[tuple[int, ...], ...]:
@@ -95,13 +104,25 @@ class AntitheticPairs:
         """Positions of the members that a value is ranked among, if it is ranked once."""
         return self.independent[0]
 
-    def couples(self) -> Iterator[tuple[int, int]]:
-        """Positions of every two members that are independent of each other."""
+    def independent_pairs(self) -> Iterator[tuple[int, int]]:
+        """Yield the positions of every two members that are independent of each other."""
         for one, other in combinations(self.pairs, 2):
             yield from ((i, j) for i in one for j in other)
 
+    def square_departure(self, variance: Any, error_variance: Any = 0.0) -> Any:
+        """Return the expected square of a value minus the ensemble mean, for a reliable ensemble.
+
+        Its root over the root mean square found is the ratio of spread to skill, 1 when reliable:
+        (1 + v) times the variance of the members, plus that of the value's own error.
+
+        Arguments:
+            variance: Of the members, an array, a tensor or a number.
+            error_variance: Of the value's own error, likewise.
+        """
+        return self.inflation * variance + error_variance
+
     def variance(self, members: NDArray[Any]) -> NDArray[np.float64] | None:
-        """Unbiased variance, float64; None for a single member.
+        """Return the unbiased variance, float64; None for a single member.
 
         Arguments:
             members: With shape (M, *).
@@ -111,10 +132,10 @@ class AntitheticPairs:
         """
         if self.members < 2:
             return None
-        found: NDArray[np.float64] = np.var(members, axis=0, dtype=np.float64, ddof=self.ddof)
-        return found
+        unbiased: NDArray[np.float64] = np.var(members, axis=0, dtype=np.float64, ddof=self.ddof)
+        return unbiased
 
     def std(self, members: NDArray[Any]) -> NDArray[np.float64] | None:
-        """Root of the unbiased variance; as `variance`."""
+        """Return the root of the unbiased `variance`."""
         variance = self.variance(members)
         return None if variance is None else np.sqrt(variance)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from model.domain.errors import InvalidInput
 
-__all__ = ["Grid", "bilinear", "sample"]
+__all__ = ["Grid", "bilinear", "interpolate", "unit_vectors"]
 
 GridKind = Literal["regular", "gaussian"]
 
@@ -108,7 +108,7 @@ def _meridian_legs(grid: Grid, lat: Float) -> tuple[Int, Int, Float, NDArray[np.
 
 
 def bilinear(grid: Grid, lat: Float, lon: Float, *, vector: bool = False) -> tuple[Int, Float]:
-    """Cells and weights of points.
+    """Return the cells around points of the sphere and their weights.
 
     Arguments:
         grid: Horizontal grid.
@@ -138,7 +138,13 @@ def bilinear(grid: Grid, lat: Float, lon: Float, *, vector: bool = False) -> tup
     return cells, weights
 
 
-def sample(field: Float, cells: Int, weights: Float) -> Float:
-    """Values of a field (nlat, nlon) at points, with shape (n,)."""
+def interpolate(field: Float, cells: Int, weights: Float) -> Float:
+    """Return a field (nlat, nlon) at points, with shape (n,), from what `bilinear` gave."""
     values: Float = np.einsum("nb,nb->n", field.reshape(-1)[cells], weights)
     return values
+
+
+def unit_vectors(lat: Float, lon: Float) -> Float:
+    """Return the points on the unit sphere, with shape (*, 3), of degrees with shape (*)."""
+    phi, lam = np.deg2rad(lat), np.deg2rad(lon)
+    return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1)

@@ -5,6 +5,7 @@ observation operators and the feedback file. Flag numbers follow UFO (JCSDA ufo,
 `src/ufo/filters/QCflags.h`); numbers of 30 and above are our own.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ __all__ = [
     "ReportType",
     "VERTICAL_KINDS",
     "empty_table",
+    "station_draw",
     "validate_table",
 ]
 
@@ -56,7 +58,14 @@ _FLAGS = (
     QCFlag("withheld", 32, "kept back for verification"),
     QCFlag("decode", 33, "decoder could not trust the value"),
 )
-QC_FLAGS: Registry[QCFlag] = Registry("quality-control outcome", **{f.name: f for f in _FLAGS})
+QC_FLAGS: Registry[QCFlag] = Registry(
+    "quality-control outcome",
+    "appa.qc_outcomes",
+    QCFlag,
+    ("number",),
+    **{f.name: f for f in _FLAGS},
+)
+"""Numbers from 128 to 254 are for extensions."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,9 @@ _REPORTS = (
     ReportType("gridded", "fields used as observations"),
     ReportType("other", "derived tables that name no network"),
 )
-REPORT_TYPES: Registry[ReportType] = Registry("report type", **{r.name: r for r in _REPORTS})
+REPORT_TYPES: Registry[ReportType] = Registry(
+    "report type", "appa.report_types", ReportType, **{r.name: r for r in _REPORTS}
+)
 
 VERTICAL_KINDS = ("surface", "pressure", "height", "layer", "column", "channel")
 """How `vertical` is read: `surface` (null), `pressure` in Pa, `height` in m above mean sea level,
@@ -180,6 +191,16 @@ FEEDBACK_SCHEMA = pa.schema(
     ],
     metadata={"convention": "appa feedback table 1"},
 )
+
+
+def station_draw(station: str, salt: str) -> float:
+    """Return a number in [0, 1) that depends on a station's name and the salt alone.
+
+    Stations whose number lies below a share are withheld: the same ones in every window and for
+    whatever else reports.
+    """
+    digest = hashlib.sha256(f"{salt}/{station}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2.0**64
 
 
 def empty_table(schema: pa.Schema = OBSERVATION_SCHEMA) -> pa.Table:

@@ -43,15 +43,23 @@ class Registry(Mapping[str, T], Generic[T]):
         group: Entry points that add parts, such as `appa.operators`; None for a closed registry.
         part: The class of the parts, or a runtime-checkable protocol, which extensions are held
             against; `object` for none.
+        unique: Attributes, beside the name, that no two parts may share.
         parts: The built-in parts by name.
     """
 
     def __init__(
-        self, kind: str, group: str | None = None, part: Any = object, /, **parts: T
+        self,
+        kind: str,
+        group: str | None = None,
+        part: Any = object,
+        unique: tuple[str, ...] = (),
+        /,
+        **parts: T,
     ) -> None:
         self.kind = kind
         self.group = group
         self._part = part
+        self._unique = unique
         self._parts = parts
         self._complete = group is None
         self._lock = RLock()
@@ -94,7 +102,13 @@ class Registry(Mapping[str, T], Generic[T]):
         for entry in _declared(self.group or ""):
             if entry.name in self._parts or entry.name in found:
                 raise self._error(entry, f"the name of the {self.kind} is taken")
-            found[entry.name] = self._load(entry)
+            part = self._load(entry)
+            for name, other in {**self._parts, **found}.items():
+                for attribute in self._unique:
+                    value = getattr(part, attribute)
+                    if value == getattr(other, attribute):
+                        raise self._error(entry, f"'{name}' has the same {attribute}, {value}")
+            found[entry.name] = part
         return found
 
     def _load(self, entry: EntryPoint) -> T:

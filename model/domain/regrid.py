@@ -1,11 +1,15 @@
-"""Interpolate bilinearly and average conservatively between rectilinear grids on the sphere."""
+"""Read fields on foreign rectilinear grids: interpolate, average conservatively, find cells.
+
+Foreign grids have any rows and columns and need not be global; the model's own grids, which are,
+are interpolated by `model.domain.grids`.
+"""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["bilinear", "cell_index", "conservative"]
+__all__ = ["cell_index", "conservative", "interpolate_rectilinear"]
 
 Array = NDArray[Any]
 
@@ -16,10 +20,10 @@ def _cyclic(longitude: Array) -> bool:
     return bool(abs(step * len(longitude) - 360.0) < 0.5 * abs(step))
 
 
-def bilinear(
+def interpolate_rectilinear(
     field: Array, latitude: Array, longitude: Array, lat: Array, lon: Array
 ) -> NDArray[np.float64]:
-    """The field at scattered points, linear in latitude and in longitude.
+    """Return a field at scattered points, linear in latitude and in longitude.
 
     Poleward of the outermost row the row itself is used, within one spacing of it; elsewhere
     outside the grid the result is NaN.
@@ -55,7 +59,7 @@ def bilinear(
 
 
 def cell_index(latitude: Array, nlon: int, lat: Array, lon: Array) -> NDArray[np.int64]:
-    """Row-major number of the grid cell (bounded by mid-points) that holds each point.
+    """Return the row-major number of the grid cell (bounded by mid-points) that holds each point.
 
     Arguments:
         latitude: Rows of the grid, degrees north, descending, with shape (nlat,).
@@ -87,7 +91,7 @@ def conservative(
     target_latitude: Array,
     target_longitude: Array,
 ) -> NDArray[np.float64]:
-    """First-order conservative average of a global field onto a coarser global grid.
+    """Average a global field conservatively, to first order, onto a coarser global grid.
 
     Cells are bounded by mid-points; overlaps are exact in sine of latitude and in longitude, so
     the global mean is kept. Cells without a value (NaN) are left out of the averages.

@@ -41,6 +41,8 @@ class Variable:
             related to it by an observation operator only.
         height: Height above ground in metres where the quantity is defined at one, else None.
         nonnegative: Whether values below zero are unphysical and clipped when published.
+        vertical: What an observed-only variable refers to: the surface, a pressure level or
+            height, a layer, the whole column, or a channel of an instrument.
     """
 
     id: str
@@ -50,6 +52,12 @@ class Variable:
     kind: Kind
     height: float | None = None
     nonnegative: bool = False
+    vertical: Literal["surface", "level", "layer", "column", "channel"] = "surface"
+
+    @property
+    def needs_level(self) -> bool:
+        """Whether a value means nothing without its vertical coordinate."""
+        return self.kind == "atmospheric" or self.vertical in ("level", "layer", "channel")
 
 
 _ALL = (
@@ -74,15 +82,16 @@ _ALL = (
     Variable("surface_pressure", "sp", "Pa", "surface_air_pressure", "observed"),
     Variable("2m_dewpoint_temperature", "d2m", "K", "dew_point_temperature", "observed", 2.0),
     Variable("2m_relative_humidity", "r2m", "1", "relative_humidity", "observed", 2.0, True),
-    Variable("relative_humidity", "r", "1", "relative_humidity", "observed", None, True),
+    Variable("relative_humidity", "r", "1", "relative_humidity", "observed", None, True, "level"),
     Variable("10m_wind_speed", "si10", "m s-1", "wind_speed", "observed", 10.0, True),
-    Variable("wind_speed", "ws", "m s-1", "wind_speed", "observed", None, True),
+    Variable("wind_speed", "ws", "m s-1", "wind_speed", "observed", None, True, "level"),
     Variable(
         "geopotential_thickness",
         "dz",
         "m2 s-2",
         "atmosphere_layer_thickness_expressed_as_geopotential_height_difference",
         "observed",
+        vertical="layer",
     ),
     Variable(
         "total_column_water_vapour",
@@ -92,13 +101,25 @@ _ALL = (
         "observed",
         None,
         True,
+        "column",
     ),
-    Variable("brightness_temperature", "tb", "K", "toa_brightness_temperature", "observed"),
+    Variable(
+        "brightness_temperature",
+        "tb",
+        "K",
+        "toa_brightness_temperature",
+        "observed",
+        vertical="channel",
+    ),
 )
 
-VARIABLES: Registry[Variable] = Registry("variable", **{v.id: v for v in _ALL})
+VARIABLES: Registry[Variable] = Registry(
+    "variable", "appa.variables", Variable, **{v.id: v for v in _ALL}
+)
 SURFACE: tuple[str, ...] = tuple(v.id for v in _ALL if v.kind == "surface")
 ATMOSPHERIC: tuple[str, ...] = tuple(v.id for v in _ALL if v.kind == "atmospheric")
+"""The state variables of the release; their order is that of its channels, so extensions, whose
+channels a checkpoint's card names one by one, are not among them."""
 
 LEVELS_ERA5_13: tuple[int, ...] = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
 LEVELS_T31: tuple[int, ...] = (50, 100, 200, 300, 500, 700, 850, 925)
@@ -145,13 +166,15 @@ def parse_channel(name: str) -> Channel:
     Raises:
         InvalidInput: If `name` is neither a surface variable nor `<variable>_<level>hPa`.
     """
-    if name in SURFACE:
+    kinds = {v.id: v.kind for v in VARIABLES.values()}
+    if kinds.get(name) == "surface":
         return Channel(name)
     variable, _, level = name.removesuffix("hPa").rpartition("_")
-    if name.endswith("hPa") and variable in ATMOSPHERIC and level.isdigit():
+    if name.endswith("hPa") and kinds.get(variable) == "atmospheric" and level.isdigit():
         return Channel(variable, int(level))
+    known = {kind: ", ".join(v for v, k in kinds.items() if k == kind) for kind in kinds.values()}
     raise InvalidInput(
-        f"Expected a surface variable ({', '.join(SURFACE)}) or '<variable>_<level>hPa' with one of "
-        f"{', '.join(ATMOSPHERIC)}; got '{name}'.",
+        f"Expected a surface variable ({known['surface']}) or '<variable>_<level>hPa' with one of "
+        f"{known['atmospheric']}; got '{name}'.",
         channel=name,
     )

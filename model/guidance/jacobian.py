@@ -21,14 +21,9 @@ Score-based data assimilation (SDA) is the cheap alternative,
 with one forward and one adjoint evaluation and no solve: the covariance of the denoised state
 seen by the observations is replaced by a constant :math:`\Gamma_t`.
 
-Everything follows from one forward evaluation of denoiser and operator each:
-
-* :math:`H^\top v` and :math:`J^\top w` by reverse mode on graphs that are kept;
-* :math:`H u` by reverse mode on the graph of :math:`H^\top v`, which is linear in :math:`v`
-  (the transpose of the transpose). Forward mode would evaluate the primal again for every
-  product, and is very slow through convolutions on a CPU. The graph costs nothing extra: it is
-  recorded while the first :math:`H^\top v` is computed, which is needed anyway. The layers of
-  the decoder take second derivatives at the cost of first ones (:mod:`model.nn.convolution`).
+Everything follows from one forward evaluation of denoiser and operator each: :math:`H^\top v`,
+:math:`H u` and :math:`J^\top w` by reverse mode on graphs that are kept
+(:class:`model.guidance.solvers.Tangent`).
 
 `azula.guidance.MMPSDenoiser` is the same method as MMPS without padded rows, stopping, report
 and linearisation kept between iterations, and evaluates the primal again in every iteration.
@@ -48,13 +43,13 @@ import torch
 from torch import Tensor
 
 from model.guidance.base import BlanketRows, Denoise, Fit, FitReport, Observed, ObservedBlankets
-from model.guidance.solvers import SOLVERS, LinearMap, LinearSolution, StopRule
+from model.guidance.solvers import SOLVERS, LinearMap, LinearSolution, StopRule, Tangent
 
 __all__ = ["Linearisation", "MMPS", "MMPSSettings", "Precondition", "SDA", "SDASettings"]
 
 
 class Linearisation:
-    """x_hat = denoise(x_t) and y_hat = observe(x_hat), with their derivatives there.
+    """Linearise x_hat = denoise(x_t) and y_hat = observe(x_hat) around a noisy state.
 
     Arguments:
         denoise: The denoiser of blankets.
@@ -79,35 +74,19 @@ class Linearisation:
         with torch.enable_grad():
             self._x_t = x_t.detach().requires_grad_()
             self._x_hat = denoise(self._x_t, sigma, date)
-            self._leaf = self._x_hat.detach().requires_grad_()
-            self._y_hat = observe(self._leaf)
-        self._cotangent: Tensor | None = None
-        self._adjoint: Tensor | None = None
-        self.x_hat = self._leaf.detach()
-        self.y_hat = self._y_hat.detach()
+        self._observed = Tangent(observe, self._x_hat)
+        self.x_hat, self.y_hat = self._observed.x, self._observed.y
 
     def observe_vjp(self, v: Tensor) -> Tensor:
-        """H^T v, from (B, N) to (B, K, c, h, w)."""
-        if self._cotangent is None:
-            return self._record_adjoint(v)
-        return torch.autograd.grad(self._y_hat, self._leaf, v, retain_graph=True)[0]
-
-    def _record_adjoint(self, v: Tensor) -> Tensor:
-        with torch.enable_grad():
-            self._cotangent = v.detach().clone().requires_grad_()
-            (self._adjoint,) = torch.autograd.grad(
-                self._y_hat, self._leaf, self._cotangent, create_graph=True
-            )
-        return self._adjoint.detach()
+        """Return H^T v, from (B, N) to (B, K, c, h, w)."""
+        return self._observed.pull(v)
 
     def observe_jvp(self, u: Tensor) -> Tensor:
-        """H u, from (B, K, c, h, w) to (B, N)."""
-        if self._cotangent is None:
-            self._record_adjoint(torch.zeros_like(self._y_hat))
-        return torch.autograd.grad(self._adjoint, self._cotangent, u, retain_graph=True)[0]
+        """Return H u, from (B, K, c, h, w) to (B, N)."""
+        return self._observed.push(u)
 
     def denoise_vjp(self, w: Tensor) -> Tensor:
-        """J^T w, from and to (B, K, c, h, w)."""
+        """Return J^T w, from and to (B, K, c, h, w)."""
         return torch.autograd.grad(self._x_hat, self._x_t, w, retain_graph=True)[0]
 
 

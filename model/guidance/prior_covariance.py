@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.domain.ensembles import mirror
+from model.domain.ensembles import noise_source
 from model.domain.errors import ConfigurationError
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import (
@@ -53,7 +53,7 @@ from model.guidance.base import (
     Observed,
     ObservedBlankets,
 )
-from model.guidance.solvers import Filter, variational_increment
+from model.guidance.solvers import Filter, Tangent, variational_increment
 
 __all__ = [
     "Analysed",
@@ -61,7 +61,6 @@ __all__ = [
     "PriorCovarianceSettings",
     "PriorStart",
     "PriorStartSettings",
-    "Tangent",
     "build_prior_covariance",
     "gauss_newton",
 ]
@@ -178,19 +177,19 @@ def gauss_newton(
             seen.present, (seen.values - seen.predict(x)) / seen.error_std, 0.0
         )
         before = innovation if before is None else before
-        point = Tangent(tangent, x)
-        right = innovation + point.forward(x - x_hat)
+        point = _whitened(tangent, x)
+        right = innovation + point.push(x - x_hat)
         increment, iterations = variational_increment(
             covariance,
-            point.forward,
-            point.adjoint,
+            point.push,
+            point.pull,
             right,
             iterations=settings.iterations,
             tolerance=settings.tolerance,
             first=guess,
         )
         guess = increment
-        x, after = x_hat + increment, right - point.forward(increment)
+        x, after = x_hat + increment, right - point.push(increment)
     return Analysed(x, before, after, iterations)
 
 
@@ -216,25 +215,9 @@ def build_prior_covariance(
     )
 
 
-class Tangent:
-    """Derivative of the whitened equivalents at a state, by reverse mode both ways.
-
-    The derivative of the adjoint with respect to its argument is the forward derivative, so no
-    forward mode is needed.
-    """
-
-    def __init__(self, seen: Observed, x: Tensor) -> None:
-        with torch.enable_grad():
-            self._x = x.detach().clone().requires_grad_()
-            self._y = seen.predict(self._x) / seen.error_std
-            self._v = torch.zeros_like(self._y).requires_grad_()
-            (self._adjoint,) = torch.autograd.grad(self._y, self._x, self._v, create_graph=True)
-
-    def adjoint(self, v: Tensor) -> Tensor:
-        return torch.autograd.grad(self._y, self._x, v, retain_graph=True)[0]
-
-    def forward(self, u: Tensor) -> Tensor:
-        return torch.autograd.grad(self._adjoint, self._v, u, retain_graph=True)[0]
+def _whitened(seen: Observed, x: Tensor) -> Tangent:
+    """Linearise the model equivalents at a state, in units of the observation error."""
+    return Tangent(lambda z: seen.predict(z) / seen.error_std, x)
 
 
 @dataclass(frozen=True)
@@ -250,7 +233,7 @@ class PriorStartSettings:
         member_tolerance: Of that residual: an error here is an error of the spread alone.
         tied_iterations: The largest number where each member is tied to states of its own.
         tied_tolerance: Of that residual.
-        mirrored: Whether members come in pairs of opposite noise.
+        antithetic: Whether members come in antithetic pairs, of opposite noise.
     """
 
     iterations: int = 60
@@ -261,7 +244,7 @@ class PriorStartSettings:
     member_tolerance: float = 0.03
     tied_iterations: int = 30
     tied_tolerance: float = 0.005
-    mirrored: bool = True
+    antithetic: bool = True
 
     def mean(self, guessed: bool) -> PriorCovarianceSettings:
         """For the posterior mean, from a first guess or from climatology."""
@@ -338,19 +321,19 @@ class PriorStart:
     def _deviations(self, analysed: Tensor, white: Tensor, rows: BlanketRows) -> Tensor:
         """Deviations of members from the posterior mean, with the shape of `white`."""
         numbers = [self.members[m] for m in rows.member.tolist()]
-        pairs = [mirror(n, self.settings.mirrored) for n in numbers]
-        keys = list(zip(rows.blanket.tolist(), (twin for twin, _ in pairs), strict=True))
+        pairs = [noise_source(n, self.settings.antithetic) for n in numbers]
+        keys = list(zip(rows.blanket.tolist(), (source for source, _ in pairs), strict=True))
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         chosen = torch.tensor(sorted(first.values()))
         part = BlanketRows(rows.blanket[chosen], rows.member[chosen])
         drawn = self.prior.filter(white[chosen], torch.sqrt)
         tangent = cast(Observed, self.tangent.select(part, white))
-        point = Tangent(tangent, analysed[chosen])
+        point = _whitened(tangent, analysed[chosen])
         increment, _ = variational_increment(
             self.prior.filter,
-            point.forward,
-            point.adjoint,
-            self._noise(tangent, part) - point.forward(drawn),
+            point.push,
+            point.pull,
+            self._noise(tangent, part) - point.push(drawn),
             iterations=self.settings.member_iterations,
             tolerance=self.settings.member_tolerance,
         )
@@ -372,7 +355,7 @@ class PriorStart:
         """Perturbations that depend on the seed, the member and the blanket alone."""
         draws = []
         for member, blanket in zip(rows.member.tolist(), rows.blanket.tolist(), strict=True):
-            number, sign = mirror(self.members[member], self.settings.mirrored)
+            number, sign = noise_source(self.members[member], self.settings.antithetic)
             words = [self.seed % 2**64, number % 2**64, blanket]
             key = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
             generator = torch.Generator().manual_seed(int(key) >> 1)

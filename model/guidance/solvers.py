@@ -1,4 +1,11 @@
-r"""Solve the linear systems of guidance: Krylov solvers and the variational increment.
+r"""Linearise the operators of guidance and solve its linear systems, in observation or state space.
+
+Both products with a Jacobian are taken by reverse mode: the transpose's on the graph of one
+forward evaluation, the Jacobian's own on the graph of the transpose's, which is linear in its
+argument (the transpose of the transpose). Forward mode would evaluate the primal again for every
+product, and is very slow through convolutions on a CPU. The graph costs nothing extra where a
+product with the transpose is needed anyway: it is recorded with the first one. The layers of the
+decoder take second derivatives at the cost of first ones (:mod:`model.nn.convolution`).
 
 Guidance solves :math:`(R + H \Sigma H^\top) v = d` once per blanket and member at every noise
 level. Vectors of different lengths travel in one batch, padded with zeros: with a zero right-hand
@@ -49,12 +56,52 @@ __all__ = [
     "LinearSolution",
     "SOLVERS",
     "StopRule",
+    "Tangent",
     "cg",
     "gmres",
     "variational_increment",
 ]
 
 LinearMap = Callable[[Tensor], Tensor]
+
+
+class Tangent:
+    """A map at a point: its value there, and products with its Jacobian J and the transpose.
+
+    Arguments:
+        f: From (B, *) to (B, N); differentiable twice.
+        x: The point, with shape (B, *).
+
+    Attributes:
+        x: The point, without gradient.
+        y: f(x), without gradient.
+    """
+
+    def __init__(self, f: LinearMap, x: Tensor) -> None:
+        with torch.enable_grad():
+            self._x = x.detach().requires_grad_()
+            self._y = f(self._x)
+        self.x, self.y = self._x.detach(), self._y.detach()
+        self._recorded: tuple[Tensor, Tensor] | None = None
+
+    def pull(self, w: Tensor) -> Tensor:
+        """Return the product of the transpose of J with `w` (B, N), with the shape of `x`."""
+        if self._recorded is None:
+            return self._record(w)[1].detach()
+        return torch.autograd.grad(self._y, self._x, w, retain_graph=True)[0]
+
+    def push(self, u: Tensor) -> Tensor:
+        """Return the product of J with `u`, which has the shape of `x`; with shape (B, N)."""
+        cotangent, adjoint = self._recorded or self._record(torch.zeros_like(self.y))
+        return torch.autograd.grad(adjoint, cotangent, u, retain_graph=True)[0]
+
+    def _record(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the transpose's product with `w` on a graph that is kept."""
+        with torch.enable_grad():
+            cotangent = w.detach().clone().requires_grad_()
+            (adjoint,) = torch.autograd.grad(self._y, self._x, cotangent, create_graph=True)
+        self._recorded = cotangent, adjoint
+        return self._recorded
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ __all__ = [
     "Points",
     "Statics",
     "Stencil",
-    "assemble",
+    "expand_stencils",
 ]
 
 Float = NDArray[np.float64]
@@ -215,7 +215,7 @@ class Stencil:
         return index.reshape(rows, width), weight.reshape(rows, width)
 
 
-def assemble(
+def expand_stencils(
     stencils: Sequence[Stencil], channels: int, cells: int
 ) -> tuple[sparse.csr_array, Int]:
     """One sparse matrix for all stencils, over the state values that any of them reads.
@@ -291,6 +291,7 @@ class Built:
     reason: str = "domain"
 
 
+@runtime_checkable
 class OperatorFamily(Protocol):
     """One way to get from states to observations.
 

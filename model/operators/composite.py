@@ -28,7 +28,7 @@ from scipy import sparse
 from torch import Tensor
 
 from model.domain.errors import InvalidInput
-from model.operators.base import OperatorFamily, Stencil, assemble
+from model.operators.base import OperatorFamily, Stencil, expand_stencils
 
 __all__ = [
     "CompositeOperator",
@@ -164,7 +164,7 @@ class CompositeOperator:
     @cached_property
     def _matrix(self) -> tuple[SparseMatrix, Int, Int]:
         _, channels, rows, columns = self.state_shape
-        matrix, used = assemble([b.stencil for b in self.blocks], channels, rows * columns)
+        matrix, used = expand_stencils([b.stencil for b in self.blocks], channels, rows * columns)
         order = np.concatenate([b.position for b in self.blocks])
         return SparseMatrix(matrix), used, np.argsort(order, kind="stable")
 

@@ -2,7 +2,7 @@
 
 Rows are read as arrays, each is given to the family that observes its variable, and outcomes are
 written back to the table. All families are listed here by name; a new one is one file and one
-line.
+line, here or among the entry points `appa.operators`. The first that accepts a variable observes it.
 """
 
 from collections.abc import Sequence
@@ -146,6 +146,8 @@ def with_rejections(table: pa.Table, rejections: dict[str, NDArray[np.int64]]) -
 
 OPERATORS: Registry[OperatorFamily] = Registry(
     "observation operator",
+    "appa.operators",
+    OperatorFamily,
     brightness=BrightnessFamily(),
     column=ColumnFamily(),
     height_level=HeightLevelFamily(),

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.domain.grids import bilinear, sample
+from model.domain.grids import bilinear, interpolate
 from model.domain.physics import STANDARD_LAPSE_RATE, pressure_after_rise
 from model.domain.variables import SURFACE
 from model.operators.base import Built, ModelDomain, Points
@@ -41,7 +41,7 @@ def model_height(points: Points, domain: ModelDomain) -> Float:
     if domain.statics.orography is None:
         return np.full(len(points), np.nan)
     lat, lon, _ = positioned(points)
-    return sample(domain.statics.orography, *bilinear(domain.grid, lat, lon))
+    return interpolate(domain.statics.orography, *bilinear(domain.grid, lat, lon))
 
 
 class SurfaceFamily:

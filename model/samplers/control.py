@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.domain.ensembles import mirror
+from model.domain.ensembles import noise_source
 from model.execution import OnStep, no_progress
 
 __all__ = ["Controlled", "MemberNoise", "Noise", "RecordedNoise", "SamplerControl"]
@@ -40,7 +40,7 @@ class MemberNoise:
         hours: The valid time of each of the T states, in whole hours since an epoch.
         stream: Separates noises of one job that must differ, such as those of two passes of a
             forecast.
-        mirrored: Whether each odd member has the noise of the even one before it with the sign
+        antithetic: Whether each odd member has the noise of the even one before it with the sign
             changed: what is linear in the noise then cancels in the mean of a pair.
     """
 
@@ -50,13 +50,13 @@ class MemberNoise:
         members: Sequence[int],
         hours: Sequence[int],
         stream: int = 0,
-        mirrored: bool = False,
+        antithetic: bool = False,
     ) -> None:
         self.seed = seed
         self.members = tuple(members)
         self.hours = tuple(hours)
         self.stream = stream
-        self.mirrored = mirrored
+        self.antithetic = antithetic
         self.draws = 0
 
     def _state(self, member: int, hour: int, shape: Sequence[int]) -> Tensor:
@@ -73,8 +73,8 @@ class MemberNoise:
         """
         rows = []
         for member in self.members:
-            twin, sign = mirror(member, self.mirrored)
-            drawn = [self._state(twin, hour, like.shape[2:]) for hour in self.hours]
+            source, sign = noise_source(member, self.antithetic)
+            drawn = [self._state(source, hour, like.shape[2:]) for hour in self.hours]
             rows.append(sign * torch.stack(drawn))
         self.draws += 1
         return torch.stack(rows).to(like)

@@ -218,6 +218,8 @@ def _multistep(cls: Any) -> Build:
 
 SAMPLERS: Registry[Build] = Registry(
     "sampler",
+    "appa.samplers",
+    Callable,
     ddpm=lambda denoiser, s, control: DDPM(denoiser, control=control),
     ddim=lambda denoiser, s, control: DDIM(denoiser, control=control),
     pc=lambda denoiser, s, control: PredictorCorrector(

@@ -1,6 +1,6 @@
 """List published analyses, serve their files, pin them, and read their verification.
 
-Pinned results are kept by retention whatever their age.
+Retention keeps pinned results whatever their age.
 """
 
 from typing import Annotated, Literal
@@ -19,7 +19,15 @@ from service.openapi import (
     problem_responses,
 )
 from service.query_parameters import listed_names
-from service.schemas import AnalysisList, LatestAnalysis, LatestFile, VerificationPage
+from service.schemas import (
+    MAX_ITEMS,
+    AnalysisList,
+    AnalysisView,
+    LatestAnalysis,
+    LatestFile,
+    PinView,
+    VerificationPage,
+)
 from worker.contract.kinds import KINDS, KindName, UtcTime
 from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest, Pin, pin, pins, unpin
@@ -35,7 +43,7 @@ router = APIRouter(prefix="/v1", tags=["analyses"])
 PinnedId = Annotated[
     str,
     Path(
-        description="From a job or a list.",
+        description="Id of the analysis.",
         max_length=100,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
     ),
@@ -43,7 +51,7 @@ PinnedId = Annotated[
 
 
 class PinRequest(BaseModel):
-    """What a pin says."""
+    """A note to store with a pin."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,9 +59,9 @@ class PinRequest(BaseModel):
 
 
 @router.get("/pins", responses=problem_responses())
-def list_pins(gateway: GatewayDep, _: Reader) -> list[Pin]:
-    """Return all pins, oldest first."""
-    return pins(gateway.layout)
+def list_pins(gateway: GatewayDep, key: Reader) -> list[PinView]:
+    """Return the pins of all analyses, oldest first."""
+    return [PinView.of(p, key) for p in pins(gateway.layout)]
 
 
 @router.post(
@@ -63,11 +71,12 @@ def pin_analysis(
     gateway: GatewayDep,
     key: JobWriter,
     analysis_id: PinnedId,
-    request: Annotated[PinRequest | None, Body(description="May be left out.")] = None,
-) -> Pin:
+    request: Annotated[PinRequest | None, Body(description="Optional.")] = None,
+) -> PinView:
     """Keep an analysis from retention; one that is pinned keeps its first pin."""
     note = request.note if request else ""
-    return pin(gateway.layout, Pin(analysis_id=analysis_id, by=key.id, note=note))
+    made = pin(gateway.layout, Pin(analysis_id=analysis_id, by=key.id, note=note))
+    return PinView.of(made, key)
 
 
 @router.delete(
@@ -82,7 +91,7 @@ def unpin_analysis(gateway: GatewayDep, _: JobWriter, analysis_id: PinnedId) -> 
 
 
 FLAVOURS = ("early", "final")
-AnalysisId = Annotated[str, Path(description="From a job or a list.", max_length=100)]
+AnalysisId = Annotated[str, Path(description="Id of the analysis.", max_length=100)]
 FILE_RESPONSES = {
     **problem_responses("not_found", "precondition_failed", "range_not_satisfiable"),
     200: {
@@ -93,8 +102,8 @@ FILE_RESPONSES = {
         },
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     },
-    206: {"description": "The ranges asked for."},
-    304: {"description": "The client's copy is this file."},
+    206: {"description": "The requested ranges."},
+    304: {"description": "The client's copy is up to date."},
 }
 
 
@@ -104,37 +113,38 @@ FILE_RESPONSES = {
 def list_analyses(
     gateway: GatewayDep,
     _: Reader,
-    kind: Annotated[KindName | None, Query(description="Only these.")] = None,
+    kind: Annotated[KindName | None, Query(description="Only analyses of this kind.")] = None,
     flavour: Annotated[
-        Literal["early", "final"] | None, Query(description="Only these, from the cycles.")
+        Literal["early", "final"] | None, Query(description="Only cycled analyses of this flavour.")
     ] = None,
     valid_from: Annotated[UtcTime | None, Query(description="Earliest valid time (UTC).")] = None,
     valid_to: Annotated[UtcTime | None, Query(description="Latest valid time (UTC).")] = None,
-    latest: Annotated[bool, Query(description="Only the newest one that matches.")] = False,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    latest: Annotated[bool, Query(description="Only the latest match.")] = False,
+    limit: Annotated[int, Query(ge=1, le=500, description=MAX_ITEMS)] = 50,
     cursor: Annotated[
-        str | None, Query(description="`next_cursor` of the page before.", max_length=200)
+        str | None, Query(description="`next_cursor` of the previous page.", max_length=200)
     ] = None,
 ) -> AnalysisList:
-    """Analyses, latest valid time first; of one valid time the highest revision first."""
-    wanted = ResultFilter(kind, flavour, valid_from, valid_to)
-    page = gateway.analyses.select(wanted, cursor, 1 if latest else limit)
-    following = None if latest else page.next_cursor
-    return AnalysisList(items=page.items, next_cursor=following, total=page.total)
+    """Return analyses, latest valid time first; of one valid time the highest revision first."""
+    query = ResultFilter(kind, flavour, valid_from, valid_to)
+    page = gateway.analyses.select(query, cursor, 1 if latest else limit)
+    items = [AnalysisView.of(manifest) for manifest in page.items]
+    next_cursor = None if latest else page.next_cursor
+    return AnalysisList(items=items, next_cursor=next_cursor, total=page.total)
 
 
 @router.get("/analyses/latest.json", responses=problem_responses())
 def latest_analyses(
     request: Request, response: Response, gateway: GatewayDep, _: Reader
 ) -> dict[str, LatestAnalysis]:
-    """The newest result of each kind (`filtering`) and of each kind and flavour
+    """Return the latest result of each kind (`filtering`) and of each kind and flavour
     (`filtering/final`), for scripts that always fetch the same address."""
     response.headers["Cache-Control"] = "no-cache"
     root = request.scope.get("root_path", "")
-    wanted = {kind: ResultFilter(kind) for kind in KINDS}
-    wanted |= {f"{k}/{f}": ResultFilter(k, f) for k in KINDS for f in FLAVOURS}
-    found = {name: gateway.analyses.latest(one) for name, one in wanted.items()}
-    return {name: _latest(manifest, root) for name, manifest in found.items() if manifest}
+    queries = {kind: ResultFilter(kind) for kind in KINDS}
+    queries |= {f"{k}/{f}": ResultFilter(k, f) for k in KINDS for f in FLAVOURS}
+    latest = {name: gateway.analyses.latest(query) for name, query in queries.items()}
+    return {name: _latest(manifest, root) for name, manifest in latest.items() if manifest}
 
 
 def _latest(manifest: AnalysisManifest, root: str) -> LatestAnalysis:
@@ -157,9 +167,9 @@ def _latest(manifest: AnalysisManifest, root: str) -> LatestAnalysis:
         200: example_response(ANALYSIS),
     },
 )
-def read_analysis(analysis_id: AnalysisId, gateway: GatewayDep, _: Reader) -> AnalysisManifest:
-    """The manifest: files with size and SHA-256, window, counts, scores, provenance."""
-    return gateway.analyses.get(analysis_id)
+def read_analysis(analysis_id: AnalysisId, gateway: GatewayDep, _: Reader) -> AnalysisView:
+    """Return an analysis: files with size and SHA-256, window, counts, scores, provenance."""
+    return AnalysisView.of(gateway.analyses.get(analysis_id))
 
 
 @router.get("/analyses/{analysis_id}/{file}", response_class=Response, responses=FILE_RESPONSES)
@@ -172,11 +182,11 @@ def read_analysis(analysis_id: AnalysisId, gateway: GatewayDep, _: Reader) -> An
 def read_analysis_file(
     request: Request,
     analysis_id: AnalysisId,
-    file: Annotated[str, Path(description="From the manifest.", max_length=255)],
+    file: Annotated[str, Path(description="Name of the file.", max_length=255)],
     gateway: GatewayDep,
     _: Reader,
 ) -> Response:
-    """A file, or byte ranges of it; its ETag is its SHA-256 and it never changes."""
+    """Return a file, or byte ranges of it; its ETag is its SHA-256, and it never changes."""
     entry, path = gateway.analyses.file(analysis_id, file)
     return file_response(request, path, sha256=entry.sha256, media_type=entry.media_type)
 
@@ -209,27 +219,28 @@ def read_verification(
     ] = None,
     flavour: Annotated[
         Literal["early", "final", "job"] | None,
-        Query(description="Analyses of the cycles, or of single jobs."),
+        Query(description="Analyses of the cycles, or of single jobs (`job`)."),
     ] = None,
     valid_from: Annotated[UtcTime | None, Query(description="First valid time (UTC).")] = None,
     valid_to: Annotated[UtcTime | None, Query(description="Last valid time (UTC).")] = None,
     revisions: Annotated[
-        Literal["newest", "all"], Query(description="Of each valid time and flavour.")
+        Literal["newest", "all"],
+        Query(description="Which revisions of each valid time and flavour."),
     ] = "newest",
-    limit: Annotated[int, Query(ge=1, le=20_000)] = 2_000,
+    limit: Annotated[int, Query(ge=1, le=20_000, description=MAX_ITEMS)] = 2_000,
     cursor: Annotated[
-        str | None, Query(description="`next_cursor` of the page before.", max_length=300)
+        str | None, Query(description="`next_cursor` of the previous page.", max_length=300)
     ] = None,
 ) -> VerificationPage:
-    """Scores against withheld stations, departures, chi-square, estimated errors, spectra, balance.
+    """Return statistics over time: withheld stations, departures, chi-square, spectra, balance.
 
-    Oldest valid time first. Lists may be comma-separated, or the parameter repeated. A page
-    may hold fewer rows than asked for; go on while there is a `next_cursor`.
+    Oldest valid time first. Lists are comma-separated or repeat the parameter. A page may hold
+    fewer rows than `limit`; continue while there is a `next_cursor`.
     """
-    wanted = SeriesFilter(*map(listed_names, (statistic, network, variable, layer)))
+    rows = SeriesFilter(*map(listed_names, (statistic, network, variable, layer)))
     flavours = [] if flavour is None else [SERIES_FLAVOURS[flavour]]
     entries = find_series(gateway.layout, valid_from, valid_to, flavours)
     if revisions == "newest":
         entries = newest_revisions(entries)
-    page = page_series(gateway.layout, entries, wanted, cursor, limit)
+    page = page_series(gateway.layout, entries, rows, cursor, limit)
     return VerificationPage(items=page.rows, next_cursor=page.next_cursor)

@@ -1,4 +1,4 @@
-"""Notify others of events: an event stream of the whole installation, and webhooks for operators."""
+"""Publish events: a stream of those of the whole installation, and webhooks for operators."""
 
 from typing import Annotated
 
@@ -9,11 +9,11 @@ from service.auth import AnyCaller, GatewayDep, Reader
 from service.events import follow_installation
 from service.keys import ApiKey, Scope
 from service.openapi import problem_responses
-from service.schemas import CreatedWebhook, NewWebhook, WebhookView
+from service.schemas import MAX_ITEMS, CreatedWebhook, DeliveryView, NewWebhook, WebhookView
 from worker.contract.batches import IdempotencyConflict
 from worker.contract.events import EventType
 from worker.contract.records import new_id
-from worker.contract.webhooks import Delivery, Webhook, check_url, new_secret
+from worker.contract.webhooks import Webhook, check_url, new_secret
 
 router = APIRouter(prefix="/v1", tags=["analyses"])
 
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1", tags=["analyses"])
         **problem_responses("too_many_listeners"),
         200: {
             "description": "Server-sent events `analysis.published`, `cycle.failed` and "
-            "`cycle.outside_limits`, each with the document that webhooks get; `gap` when events "
+            "`cycle.outside_limits`, each with the document that webhooks deliver; `gap` when events "
             "after `Last-Event-ID` are no longer kept.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
@@ -35,22 +35,26 @@ async def installation_events(
     gateway: GatewayDep,
     _: Reader,
     event_type: Annotated[
-        list[EventType] | None, Query(alias="type", description="Only these; all when absent.")
+        list[EventType] | None, Query(alias="type", description="Only these types; by default all.")
     ] = None,
     last_event_id: Annotated[
-        str | None, Header(description="Last event seen; later ones are sent.", max_length=60)
+        str | None, Header(description="Resume after this event.", max_length=60)
     ] = None,
 ) -> Response:
-    """New analyses and failed cycles from now on, or after `Last-Event-ID`; it does not end."""
+    """Stream events from now on, or after `Last-Event-ID`; the stream does not end."""
     return await follow_installation(gateway, last_event_id, event_type)
 
 
 webhooks_router = APIRouter(prefix="/v1", tags=["webhooks"])
-WebhookId = Annotated[str, Path(description="From its creation or the list.", max_length=100)]
+WebhookId = Annotated[str, Path(description="Id of the webhook.", max_length=100)]
 
 
 async def operator(key: AnyCaller) -> ApiKey:
-    """A caller that may say where the service sends requests."""
+    """Return the caller, who may choose where the service sends requests.
+
+    Raises:
+        Forbidden: If the key lacks the scope `admin`.
+    """
     return key.need(Scope.ADMIN)
 
 
@@ -63,7 +67,7 @@ Operator = Annotated[ApiKey, Depends(operator)]
     responses={
         **problem_responses("too_large", "idempotency_conflict"),
         200: {
-            "description": "The same Idempotency-Key came before: that webhook.",
+            "description": "The Idempotency-Key was used before: that webhook.",
             "model": CreatedWebhook,
         },
     },
@@ -73,34 +77,34 @@ def create_webhook(
     response: Response,
     gateway: GatewayDep,
     key: Operator,
-    wanted: NewWebhook,
+    body: NewWebhook,
     idempotency_key: Annotated[
-        str, Header(description="Sending it again within a day gives the same.", max_length=255)
+        str, Header(description="The same key gives the same webhook for a day.", max_length=255)
     ] = "",
 ) -> CreatedWebhook:
-    """Subscribes an address to events from now on. The answer holds the secret: keep it."""
-    check_url(wanted.url, allow_private=gateway.settings.webhook_allow_private)
+    """Subscribe an address to events from now on. Only this answer holds the secret."""
+    check_url(body.url, allow_private=gateway.settings.webhook_allow_private)
     webhook = Webhook(
         id=new_id("wh"),
-        url=wanted.url,
-        events=list(dict.fromkeys(wanted.events)),
-        description=wanted.description,
+        url=body.url,
+        events=list(dict.fromkeys(body.events)),
+        description=body.description,
         secret=new_secret(),
         api_key=key.id,
     )
     unique = f"{key.id}:{idempotency_key}" if idempotency_key else ""
     webhook, created = gateway.stores.webhooks.create(webhook, unique_key=unique)
     if not created:
-        _same_as_before(webhook, wanted, idempotency_key)
+        _require_same(webhook, body, idempotency_key)
         response.status_code = 200
     root = request.scope.get("root_path", "")
     response.headers["Location"] = f"{root}/v1/webhooks/{webhook.id}"
-    return CreatedWebhook(secret=webhook.secret, **WebhookView.of(webhook).model_dump())
+    return CreatedWebhook.of(webhook)
 
 
-def _same_as_before(known: Webhook, wanted: NewWebhook, idempotency_key: str) -> None:
-    asked = (wanted.url, set(wanted.events), wanted.description)
-    if asked != (known.url, set(known.events), known.description):
+def _require_same(known: Webhook, body: NewWebhook, idempotency_key: str) -> None:
+    requested = (body.url, set(body.events), body.description)
+    if requested != (known.url, set(known.events), known.description):
         raise IdempotencyConflict(
             f"Expected the same webhook under Idempotency-Key '{idempotency_key}' as before "
             f"('{known.id}'); got another one. Use a new key for it.",
@@ -110,19 +114,19 @@ def _same_as_before(known: Webhook, wanted: NewWebhook, idempotency_key: str) ->
 
 @webhooks_router.get("/webhooks", responses=problem_responses())
 def list_webhooks(gateway: GatewayDep, _: Operator) -> list[WebhookView]:
-    """All subscriptions, oldest first."""
+    """Return all webhooks without their secrets, oldest first."""
     return [WebhookView.of(webhook) for webhook in gateway.stores.webhooks.all()]
 
 
 @webhooks_router.get("/webhooks/{webhook_id}", responses=problem_responses("not_found"))
 def read_webhook(webhook_id: WebhookId, gateway: GatewayDep, _: Operator) -> WebhookView:
-    """One subscription."""
+    """Return one webhook, without its secret."""
     return WebhookView.of(gateway.stores.webhooks.get(webhook_id))
 
 
 @webhooks_router.delete("/webhooks/{webhook_id}", responses=problem_responses("not_found"))
 def delete_webhook(webhook_id: WebhookId, gateway: GatewayDep, _: Operator) -> WebhookView:
-    """Ends a subscription; what was not sent yet never is."""
+    """Delete a webhook; messages that are still queued are discarded."""
     return WebhookView.of(gateway.stores.webhooks.delete(webhook_id))
 
 
@@ -131,7 +135,8 @@ def list_deliveries(
     webhook_id: WebhookId,
     gateway: GatewayDep,
     _: Operator,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-) -> list[Delivery]:
-    """The newest messages, each with its attempts: status, error, duration, next attempt."""
-    return gateway.stores.webhooks.deliveries(webhook_id, limit)
+    limit: Annotated[int, Query(ge=1, le=200, description=MAX_ITEMS)] = 50,
+) -> list[DeliveryView]:
+    """Return the newest messages, each with its attempts: status, error, duration."""
+    messages = gateway.stores.webhooks.deliveries(webhook_id, limit)
+    return [DeliveryView.model_validate(message) for message in messages]

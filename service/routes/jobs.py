@@ -9,8 +9,8 @@ from service.auth import GatewayDep, JobReader, JobWriter
 from service.events import follow_job
 from service.jobs import submit_job
 from service.openapi import JOB, example_page, example_response, problem_responses
-from service.schemas import JobEvents, JobPage
-from worker.contract.jobs import JobRecord, JobState
+from service.schemas import MAX_ITEMS, JobEvents, JobPage, JobView
+from worker.contract.jobs import JobState
 from worker.contract.kinds import KINDS, JobSpec, KindName
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
@@ -18,15 +18,15 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 EXAMPLES: dict[str, Any] = {
     name: {"summary": kind.summary, "value": kind.example} for name, kind in KINDS.items()
 }
-_LOCATION = {"Location": {"description": "Where its state is.", "schema": {"type": "string"}}}
-_JOB = {"application/json": {"schema": {"$ref": "#/components/schemas/JobRecord"}, "example": JOB}}
-JobId = Annotated[str, Path(description="From the answer to the submission.", max_length=100)]
+_LOCATION = {"Location": {"description": "Path of the job.", "schema": {"type": "string"}}}
+_JOB = {"application/json": {"schema": {"$ref": "#/components/schemas/JobView"}, "example": JOB}}
+JobId = Annotated[str, Path(description="Id of the job.", max_length=100)]
 
 
 @router.post(
     "/jobs",
     status_code=202,
-    response_model=JobRecord,
+    response_model=JobView,
     responses={
         **problem_responses(
             "too_large",
@@ -37,7 +37,7 @@ JobId = Annotated[str, Path(description="From the answer to the submission.", ma
             "disk_low",
         ),
         200: {
-            "description": "The same Idempotency-Key came before: that job.",
+            "description": "The Idempotency-Key was used before: that job.",
             "headers": _LOCATION,
             "content": _JOB,
         },
@@ -51,33 +51,34 @@ def create_job(
     key: JobWriter,
     spec: Annotated[JobSpec, Body(openapi_examples=EXAMPLES)],
     idempotency_key: Annotated[
-        str, Header(description="Sending it again gives the same job.", max_length=255)
+        str, Header(description="The same key gives the same job.", max_length=255)
     ] = "",
-) -> JobRecord:
-    """Queues a job, if running workers can do it."""
+) -> JobView:
+    """Queue a job, if running workers can run it."""
     request_id = request.scope.get("appa.request_id", "")
     job, created = submit_job(gateway, key, spec, idempotency_key, request_id)
     response.status_code = 202 if created else 200
     response.headers["Location"] = f"{request.scope.get('root_path', '')}/v1/jobs/{job.id}"
-    return job
+    return JobView.of(job, key)
 
 
 @router.get("/jobs", responses={**problem_responses(), 200: example_response(example_page(JOB))})
 def list_jobs(
     gateway: GatewayDep,
-    _: JobReader,
-    state: Annotated[JobState | None, Query(description="Only in this state.")] = None,
-    kind: Annotated[KindName | None, Query(description="Only these.")] = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    key: JobReader,
+    state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    kind: Annotated[KindName | None, Query(description="Only jobs of this kind.")] = None,
+    limit: Annotated[int, Query(ge=1, le=500, description=MAX_ITEMS)] = 50,
     cursor: Annotated[
-        str | None, Query(description="`next_cursor` of the page before.", max_length=100)
+        str | None, Query(description="`next_cursor` of the previous page.", max_length=100)
     ] = None,
 ) -> JobPage:
-    """Jobs, newest first."""
+    """Return jobs in any state, newest first."""
     page = gateway.stores.jobs.page(
         state=state or "", kind=kind or "", cursor=cursor or "", limit=limit
     )
-    return JobPage(items=page.items, next_cursor=page.next_cursor, total=page.total)
+    items = [JobView.of(job, key) for job in page.items]
+    return JobPage(items=items, next_cursor=page.next_cursor, total=page.total)
 
 
 @router.get(
@@ -87,9 +88,9 @@ def list_jobs(
         200: example_response(JOB),
     },
 )
-def read_job(job_id: JobId, gateway: GatewayDep, _: JobReader) -> JobRecord:
-    """State, progress and outcome of a job."""
-    return gateway.stores.jobs.read(job_id)
+def read_job(job_id: JobId, gateway: GatewayDep, key: JobReader) -> JobView:
+    """Return state, progress and outcome of a job."""
+    return JobView.of(gateway.stores.jobs.read(job_id), key)
 
 
 @router.delete(
@@ -100,10 +101,10 @@ def read_job(job_id: JobId, gateway: GatewayDep, _: JobReader) -> JobRecord:
         202: example_response(JOB | {"state": "cancelling"}),
     },
 )
-def cancel_job(job_id: JobId, gateway: GatewayDep, _: JobWriter) -> JobRecord:
-    """Asks for the end of a job: `cancelled` if it waited, else `cancelling` until it stopped."""
+def cancel_job(job_id: JobId, gateway: GatewayDep, key: JobWriter) -> JobView:
+    """Cancel a job: `cancelled` at once if it was queued, else `cancelling` until it has stopped."""
     gateway.stores.jobs.cancel(job_id)
-    return gateway.stores.jobs.read(job_id)
+    return JobView.of(gateway.stores.jobs.read(job_id), key)
 
 
 @router.get(
@@ -116,16 +117,16 @@ def cancel_job(job_id: JobId, gateway: GatewayDep, _: JobWriter) -> JobRecord:
             + " ".join(f"`{name}`: {text}." for name, text in JobEvents.items()),
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        204: {"description": "The job has ended and `Last-Event-ID` was its last event."},
+        204: {"description": "The job is done and `Last-Event-ID` was its last event."},
     },
 )
 async def job_events(
     job_id: JobId,
     gateway: GatewayDep,
-    _: JobReader,
+    key: JobReader,
     last_event_id: Annotated[
-        str | None, Header(description="Last event seen; later ones are sent.", max_length=60)
+        str | None, Header(description="Resume after this event.", max_length=60)
     ] = None,
 ) -> Response:
-    """Follows a job to its end."""
-    return await follow_job(gateway, job_id, last_event_id)
+    """Stream the events of a job until it is done."""
+    return await follow_job(gateway, job_id, last_event_id, key)

@@ -8,14 +8,14 @@ from pydantic import BaseModel, Field
 
 from service.auth import AnyCaller, GatewayDep, ObservationWriter, Reader, UploadReader
 from service.errors import NotFound
-from service.observation_query import FORMATS, choose_format, observation_query
+from service.observation_query import choose_format, observation_query
 from service.openapi import BATCH, example_page, example_response, problem_responses
-from service.schemas import BatchPage
+from service.schemas import MAX_ITEMS, BatchPage, BatchView
 from service.upload_requests import UploadOrigin, receive_batch
-from worker.contract.batches import BatchRecord, BatchState
+from worker.contract.batches import BatchState
 from worker.contract.kinds import UtcTime
-from worker.observations.export import TEMPLATES
-from worker.observations.formats import FORMATS as FILE_FORMATS
+from worker.observations.export import ROW_FORMATS, TEMPLATES
+from worker.observations.formats import FORMATS
 from worker.observations.store.query import MAX_PAGE, query_observations
 
 router = APIRouter(prefix="/v1", tags=["observations"])
@@ -34,8 +34,8 @@ _FORM = {
 UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "The file itself; its first bytes tell the format, not the media type. "
-        + " ".join(f"`{f.name}`: {f.description}." for f in FILE_FORMATS.values()),
+        "description": "The file itself. Its first bytes decide the format, not the media type. "
+        + " ".join(f"`{f.name}`: {f.description}." for f in FORMATS.values()),
         "content": {
             "application/octet-stream": _BINARY,
             "application/bufr": _BINARY,
@@ -48,10 +48,10 @@ UPLOAD_BODY: dict[str, Any] = {
         },
     }
 }
-_LOCATION = {"Location": {"description": "Where its state is.", "schema": {"type": "string"}}}
+_LOCATION = {"Location": {"description": "Path of the upload.", "schema": {"type": "string"}}}
 _BATCH = {
     "application/json": {
-        "schema": {"$ref": "#/components/schemas/BatchRecord"},
+        "schema": {"$ref": "#/components/schemas/BatchView"},
         "example": BATCH,
     }
 }
@@ -60,7 +60,7 @@ _BATCH = {
 @router.post(
     "/observations",
     status_code=202,
-    response_model=BatchRecord,
+    response_model=BatchView,
     responses={
         **problem_responses(
             "upload_stalled",
@@ -72,7 +72,7 @@ _BATCH = {
             "disk_full",
         ),
         200: {
-            "description": "The same content came before: that batch.",
+            "description": "The same content was sent before: that batch.",
             "headers": _LOCATION,
             "content": _BATCH,
         },
@@ -90,28 +90,28 @@ async def upload_batch(
     gateway: GatewayDep,
     key: ObservationWriter,
     report_type: Annotated[
-        str | None, Query(description="Network of all reports, for forms that name none.")
+        str | None, Query(description="Network of all reports, for formats that name none.")
     ] = None,
     errors: Annotated[
         str | None,
-        Query(description="Observation errors of this upload, JSON.", max_length=65536),
+        Query(description="Observation errors of this upload (JSON).", max_length=65536),
     ] = None,
     decoder: Annotated[
-        str | None, Query(description="Options of the decoder, JSON.", max_length=65536)
+        str | None, Query(description="Options of the decoder (JSON).", max_length=65536)
     ] = None,
-    file_name: Annotated[str, Query(description="For people.", max_length=255)] = "",
+    file_name: Annotated[str, Query(description="A name for people.", max_length=255)] = "",
     idempotency_key: Annotated[
-        str, Header(description="Sending it again gives the same batch.", max_length=255)
+        str, Header(description="The same key gives the same batch.", max_length=255)
     ] = "",
-) -> BatchRecord:
-    """Receives one file of observations, streamed to disk, and queues it for ingest."""
+) -> BatchView:
+    """Receive one file of observations, stream it to disk, and queue it for ingest."""
     sender = UploadOrigin(key.id, idempotency_key, file_name, report_type, errors, decoder)
     batch, created = await receive_batch(request, gateway, sender)
     response.status_code = 202 if created else 200
     response.headers["Location"] = (
         f"{request.scope.get('root_path', '')}/v1/observations/{batch.id}"
     )
-    return batch
+    return BatchView.of(batch, key)
 
 
 @router.get(
@@ -120,14 +120,14 @@ async def upload_batch(
     responses={
         **problem_responses("not_acceptable", "storage_error"),
         200: {
-            "description": "Rows of the observation table, in the order of hour and arrival.",
+            "description": "Rows of the observation table, ordered by hour and arrival.",
             "headers": {
                 "X-Next-Offset": {
-                    "description": "Give it as `offset` for the next rows; absent on the last.",
+                    "description": "Pass it as `offset` to get the next rows; absent on the last page.",
                     "schema": {"type": "integer"},
                 }
             },
-            "content": {f.media_type.split(";")[0]: _BINARY for f in FORMATS.values()},
+            "content": {f.media_type: _BINARY for f in ROW_FORMATS.values()},
         },
     },
 )
@@ -146,23 +146,25 @@ def query_stored(
     stations: Annotated[list[str] | None, Query(description="Station ids.")] = None,
     batches: Annotated[list[str] | None, Query(description="Uploads.")] = None,
     outcome: Annotated[
-        Literal["all", "used", "rejected"], Query(description="By quality control.")
+        Literal["all", "used", "rejected"], Query(description="Outcome of quality control.")
     ] = "all",
-    rejected_by: Annotated[list[str] | None, Query(description="Rejecting checks.")] = None,
+    rejected_by: Annotated[
+        list[str] | None, Query(description="Only values rejected by these checks.")
+    ] = None,
     cut_off: Annotated[
-        UtcTime | None, Query(description="Only what had arrived by then; repeatable pages.")
+        UtcTime | None, Query(description="Only what had arrived by then; makes pages repeatable.")
     ] = None,
     columns: Annotated[list[str] | None, Query(description="Columns to return.")] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most rows.")] = 10_000,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Maximum number of rows.")] = 10_000,
     offset: Annotated[int, Query(ge=0, le=2**40, description="Rows to skip.")] = 0,
     format: Annotated[
         Literal["parquet", "geojson", "csv"] | None,
-        Query(description="Form of the answer; `Accept` decides when absent."),
+        Query(description="Format of the answer; by default `Accept` decides."),
     ] = None,
 ) -> Response:
-    """Stored observations by time, box, variable, network, station and outcome of the checks.
+    """Return stored observations by time, box, variable, network, station and outcome.
 
-    Lists may be given with commas or by repeating the parameter.
+    Lists are comma-separated or repeat the parameter.
     """
     chosen = choose_format(format, request.headers.get("accept", ""))
     query = observation_query(
@@ -194,16 +196,17 @@ def query_stored(
 )
 def list_batches(
     gateway: GatewayDep,
-    _: UploadReader,
-    state: Annotated[BatchState | None, Query(description="Only in this state.")] = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    key: UploadReader,
+    state: Annotated[BatchState | None, Query(description="Only uploads in this state.")] = None,
+    limit: Annotated[int, Query(ge=1, le=500, description=MAX_ITEMS)] = 50,
     cursor: Annotated[
-        str | None, Query(description="`next_cursor` of the page before.", max_length=100)
+        str | None, Query(description="`next_cursor` of the previous page.", max_length=100)
     ] = None,
 ) -> BatchPage:
-    """Uploads, newest first."""
+    """Return uploads in any state, newest first."""
     page = gateway.stores.batches.page(state=state or "", cursor=cursor or "", limit=limit)
-    return BatchPage(items=page.items, next_cursor=page.next_cursor, total=page.total)
+    items = [BatchView.of(batch, key) for batch in page.items]
+    return BatchPage(items=items, next_cursor=page.next_cursor, total=page.total)
 
 
 @router.get(
@@ -214,45 +217,34 @@ def list_batches(
     },
 )
 def read_batch(
-    batch_id: Annotated[str, Path(description="From the answer to the upload.")],
+    batch_id: Annotated[str, Path(description="Id of the upload.")],
     gateway: GatewayDep,
-    _: UploadReader,
-) -> BatchRecord:
-    """State of an upload, and once ingested: counts by variable, network and rejecting check."""
-    return gateway.stores.batches.get(batch_id)
-
-
-_MEDIA_TYPES = {
-    ".csv": "text/csv",
-    ".parquet": "application/vnd.apache.parquet",
-    ".geojson": "application/geo+json",
-}
+    key: UploadReader,
+) -> BatchView:
+    """Return the state of an upload; once ingested, counts by variable, network and check."""
+    return BatchView.of(gateway.stores.batches.get(batch_id), key)
 
 
 class TemplateView(BaseModel):
-    """One example file."""
+    """An example file of observations in one format."""
 
-    name: str = Field(description="The form it is in.")
-    file_name: str = Field(description="What to call it.")
-    description: str = Field(description="For people.")
-    media_type: str = Field(description="Of the file.")
+    name: str = Field(description="Name of the template.")
+    file_name: str = Field(description="Suggested file name.")
+    description: str = Field(description="What it shows.")
+    media_type: str = Field(description="Media type of the file.")
     url: str = Field(description="Path on this gateway.")
-
-
-def _media_type(file_name: str) -> str:
-    return _MEDIA_TYPES[file_name[file_name.rindex(".") :]]
 
 
 @router.get("/templates", responses=problem_responses())
 def list_templates(request: Request, _: AnyCaller) -> list[TemplateView]:
-    """The forms there is an example file of; each says the same ten observations."""
+    """Return the example files; all hold the same ten observations."""
     root = request.scope.get("root_path", "")
     return [
         TemplateView(
             name=name,
             file_name=template.file_name,
             description=template.description,
-            media_type=_media_type(template.file_name),
+            media_type=template.media_type,
             url=f"{root}/v1/templates/{name}",
         )
         for name, template in TEMPLATES.items()
@@ -265,18 +257,18 @@ def list_templates(request: Request, _: AnyCaller) -> list[TemplateView]:
     responses={
         **problem_responses("not_found"),
         200: {
-            "description": "The file; uploaded as it is, it is taken in as ten observations.",
+            "description": "The file; it can be uploaded as it is.",
             "content": {
-                media: {"schema": {"type": "string", "format": "binary"}}
-                for media in _MEDIA_TYPES.values()
+                template.media_type: {"schema": {"type": "string", "format": "binary"}}
+                for template in TEMPLATES.values()
             },
         },
     },
 )
 def read_template(
-    name: Annotated[str, Path(description="From the list.", max_length=40)], _: AnyCaller
+    name: Annotated[str, Path(description="Name of the template.", max_length=40)], _: AnyCaller
 ) -> Response:
-    """One example file."""
+    """Return an example file of observations."""
     if name not in TEMPLATES:
         raise NotFound(
             f"Expected one of {', '.join(TEMPLATES)}; got '{name}'. Examples of IODA and ODB-2 are "
@@ -287,6 +279,6 @@ def read_template(
     template = TEMPLATES[name]
     return Response(
         template.write(),
-        media_type=_media_type(template.file_name),
+        media_type=template.media_type,
         headers={"Content-Disposition": f'attachment; filename="{template.file_name}"'},
     )

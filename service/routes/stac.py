@@ -29,13 +29,16 @@ router = APIRouter(prefix="/v1/stac", tags=["catalogue"])
 Json = dict[str, Any]
 CollectionId = Annotated[str, Path(description=f"One of {', '.join(KINDS)}.", max_length=100)]
 ItemId = Annotated[str, Path(description="Id of an analysis.", max_length=100)]
-Limit = Annotated[int, Query(ge=1, le=10_000, description="Items in one page.")]
+Limit = Annotated[int, Query(ge=1, le=10_000, description="Maximum number of items in a page.")]
 Token = Annotated[
-    str | None, Query(description="From the `next` link of the page before.", max_length=300)
+    str | None, Query(description="From the `next` link of the previous page.", max_length=300)
 ]
 Times = Annotated[
     str | None,
-    Query(description="A time or an interval `<start>/<end>`; `..` is open.", max_length=100),
+    Query(
+        description="A time or an interval `<start>/<end>`; `..` leaves an end open.",
+        max_length=100,
+    ),
 ]
 Box = Annotated[
     str | None, Query(description="West,south,east,north; all items are global.", max_length=200)
@@ -43,7 +46,7 @@ Box = Annotated[
 
 
 class GeoJson(JSONResponse):
-    """GeoJSON, by its own media type."""
+    """GeoJSON with its own media type."""
 
     media_type = GEOJSON
 
@@ -55,19 +58,19 @@ ITEMS: dict[int | str, dict[str, Any]] = {
 
 @router.get("", responses=problem_responses())
 def catalogue(request: Request, _: Reader) -> Json:
-    """The landing page: what the catalogue holds and can do."""
+    """Return the landing page: links to the contents and functions of the catalogue."""
     return build_landing(Addresses.of(request))
 
 
 @router.get("/conformance", responses=problem_responses())
 def conformance(_: Reader) -> Json:
-    """The standards that the catalogue follows."""
+    """Return the conformance classes of the catalogue."""
     return {"conformsTo": CONFORMS_TO}
 
 
 @router.get("/collections", responses=problem_responses())
 def collections(request: Request, gateway: GatewayDep, _: Reader) -> Json:
-    """The collections: one for each kind of result."""
+    """Return the collections: one for each kind of result."""
     at = Addresses.of(request)
     links = [
         {"rel": "self", "href": at.collections, "type": "application/json"},
@@ -80,7 +83,7 @@ def collections(request: Request, gateway: GatewayDep, _: Reader) -> Json:
 def read_collection(
     request: Request, collection: CollectionId, gateway: GatewayDep, _: Reader
 ) -> Json:
-    """One collection: extent in time, flavours, checkpoints."""
+    """Return a collection: extent in time, flavours, checkpoints."""
     return _collection(gateway, _known(collection), Addresses.of(request))
 
 
@@ -99,7 +102,7 @@ def collection_items(
     limit: Limit = 10,
     token: Token = None,
 ) -> Json:
-    """The items of a collection, latest valid time first."""
+    """Return the items of a collection, latest valid time first."""
     at = Addresses.of(request)
     wanted = _search(
         collections=[_known(collection)],
@@ -120,7 +123,7 @@ def collection_items(
 def read_item(
     request: Request, collection: CollectionId, item: ItemId, gateway: GatewayDep, _: Reader
 ) -> Json:
-    """One analysis: times, properties, and its files with checksums."""
+    """Return an analysis as an item: times, properties, and files with checksums."""
     manifest = gateway.analyses.get(item)
     if manifest.kind != _known(collection):
         raise NotFound(f"Expected an item of '{collection}'; '{item}' is one of '{manifest.kind}'.")
@@ -135,7 +138,8 @@ def search_items(
     gateway: GatewayDep,
     _: Reader,
     collections: Annotated[
-        str | None, Query(description="Only of these, comma-separated.", max_length=500)
+        str | None,
+        Query(description="Only items of these collections, comma-separated.", max_length=500),
     ] = None,
     ids: Annotated[
         str | None, Query(description="Only these items, comma-separated.", max_length=10_000)
@@ -148,7 +152,7 @@ def search_items(
     limit: Limit = 10,
     token: Token = None,
 ) -> Json:
-    """Items of all collections, latest valid time first."""
+    """Return matching items of all collections, latest valid time first."""
     at = Addresses.of(request)
     wanted = _search(
         collections=_listed(collections),
@@ -170,7 +174,7 @@ def search_items(
     "/search", response_class=GeoJson, responses={**problem_responses("too_large"), **ITEMS}
 )
 def post_search(request: Request, gateway: GatewayDep, _: Reader, wanted: SearchBody) -> Json:
-    """The same, with the question in the body."""
+    """Return matching items, with the search in the body of the request."""
     at = Addresses.of(request)
     return item_page(gateway.analyses, wanted, at, at.search, None)
 
@@ -186,7 +190,7 @@ def _collection(gateway: GatewayDep, kind: str, at: Addresses) -> Json:
 
 
 def _search(**values: Any) -> SearchBody:
-    """A search by the parameters of a GET, held to the same rules as a posted one."""
+    """Return the search of a GET request, validated like the body of a POST request."""
     try:
         return SearchBody(**values)
     except ValidationError as error:

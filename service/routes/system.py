@@ -4,7 +4,7 @@ import tempfile
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 
 from model.domain.files import code_version
@@ -31,7 +31,7 @@ router = APIRouter(tags=["system"])
 
 @router.get("/v1/capabilities", responses=problem_responses())
 def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
-    """Models, formats and networks of the workers that run, and the vocabulary."""
+    """Return models, formats and networks of the running workers, and the vocabulary."""
     reports = gateway.stores.workers.alive()
     can = merge([r for r in reports if r.ready])
     settings = gateway.settings
@@ -61,7 +61,7 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
 
 @router.get("/health/live", responses=problem_responses())
 async def live() -> Live:
-    """The process answers; it asks nothing else of the world."""
+    """Respond without checking Redis, storage or workers."""
     return Live(version=code_version())
 
 
@@ -70,10 +70,10 @@ def ready(
     gateway: GatewayDep,
     part: Annotated[
         Literal["all", "gateway"],
-        Query(description="`gateway`: uploads can be taken; `all`: jobs can be done too."),
+        Query(description="`gateway`: uploads can be received; `all`: jobs can be run too."),
     ] = "all",
 ) -> Readiness:
-    """Redis, storage, workers by queue and the loaded model; 503 names what is missing."""
+    """Check Redis, storage, the workers of each queue and the model; 503 names what is missing."""
     health = redis_health(gateway.stores.redis)
     reports = gateway.stores.workers.alive() if health.reachable else []
     checks = {
@@ -90,7 +90,7 @@ def ready(
     checks["disk"] = _disk(gateway)
     is_ready = all(checks[name].ok for name in needed)
     warnings = list(health.warnings) if health.reachable else []
-    # What is published can still be read, so a balancer must not turn this gateway off.
+    # Results can still be read, so a load balancer must not take this gateway out.
     warnings += [] if checks["disk"].ok else [checks["disk"].detail]
     answer = Readiness(ready=is_ready, checks=checks, models=models, warnings=warnings)
     if not is_ready:
@@ -137,7 +137,7 @@ def _workers(queue: str, reports: list[WorkerReport]) -> ReadinessCheck:
     },
 )
 def metrics(gateway: GatewayDep) -> Response:
-    """Counters of this gateway and states of the system, for Prometheus."""
+    """Return the metrics of this gateway and of the system, for Prometheus."""
     counters, stores = gateway.metrics, gateway.stores
     try:
         reports = stores.workers.alive()
@@ -162,16 +162,16 @@ def metrics(gateway: GatewayDep) -> Response:
 
 
 class ProblemDescription(BaseModel):
-    """A kind of problem."""
+    """A kind of problem that the gateway reports."""
 
-    code: str
-    status: int
-    title: str
+    code: str = Field(description="Stable identifier.")
+    status: int = Field(description="HTTP status.")
+    title: str = Field(description="A short summary, always the same.")
 
 
 @router.get("/problems", responses=problem_responses())
 async def list_problems() -> list[ProblemDescription]:
-    """All codes that clients may see."""
+    """Return every kind of problem with its status and title."""
     return [
         ProblemDescription(code=code, status=kind.status, title=kind.title)
         for code, kind in PROBLEMS.items()
@@ -180,9 +180,9 @@ async def list_problems() -> list[ProblemDescription]:
 
 @router.get("/problems/{code}", responses=problem_responses("not_found"))
 async def read_problem(
-    code: Annotated[str, Path(description="From a problem document.")],
+    code: Annotated[str, Path(description="`code` of a problem document.")],
 ) -> ProblemDescription:
-    """One code."""
+    """Return the status and title of one kind of problem."""
     if code not in PROBLEMS:
         raise NotFound(f"Expected one of {', '.join(PROBLEMS)}; got '{code}'.")
     return ProblemDescription(code=code, status=PROBLEMS[code].status, title=PROBLEMS[code].title)

@@ -195,3 +195,35 @@ def test_too_large_uploads_are_told_so(client: AppaClient) -> None:
         with pytest.raises(InvalidRequestError) as caught:
             client.upload(b"BUFR" + bytes(40_000_000))
         assert caught.value.code == "too_large"
+
+
+def publish_event(stores, name: str) -> None:
+    assert stores.events.emit("analysis.published", name, {"analysis_id": name})
+
+
+def test_events_go_on_after_a_restart_of_the_gateway(start_gateway: StartGateway) -> None:
+    gateway = start_gateway()
+    stores = open_stores(gateway.redis_url, gateway.prefix)
+    publish_event(stores, "before")
+    with AppaClient(gateway.url) as client:
+        events = client.events(after="0-1", types=["analysis.published"])
+        first = next(events)
+        assert (first.type, first.event.data["analysis_id"]) == ("analysis.published", "before")
+        gateway.kill()
+        publish_event(stores, "meanwhile")
+        gateway.start()
+        second = next(events)
+        assert second.event.data["analysis_id"] == "meanwhile"
+        assert second.id > first.id
+    stores.redis.close()
+
+
+async def test_the_asyncio_twin_receives_the_same_events(start_gateway: StartGateway) -> None:
+    gateway = start_gateway()
+    stores = open_stores(gateway.redis_url, gateway.prefix)
+    publish_event(stores, "one")
+    async with AsyncAppaClient(gateway.url) as client:
+        async for received in client.events(after="0-1"):
+            assert received.event.data["analysis_id"] == "one"
+            break
+    stores.redis.close()

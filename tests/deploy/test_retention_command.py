@@ -1,4 +1,4 @@
-"""`appa retention`: the plan as a table and as JSON, pins, and a run."""
+"""`appa retention`: the plan as a table and as JSON, pins, and a run; `appa catalogue`."""
 
 import json
 from collections.abc import Iterator
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import structlog
+import typer
 from typer.testing import CliRunner
 
-from deploy.commands.results import retention_app
+from deploy.commands.results import catalogue_app, retention_app
 from model.domain.errors import AppaError
 from tests.worker.retention import results
 from worker.contract.layout import Layout
@@ -31,8 +32,8 @@ def _logs_as_they_were() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def call(*words: str) -> str:
-    done = CliRunner().invoke(retention_app, [*words])
+def call(*words: str, app: typer.Typer = retention_app) -> str:
+    done = CliRunner().invoke(app, [*words])
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -61,3 +62,19 @@ def test_without_the_job_store_nothing_is_removed(data: Path, monkeypatch) -> No
     assert isinstance(done.exception, AppaError)
     assert "--stopped" in done.exception.message
     assert len(list((data / "analyses").iterdir())) == 4
+
+
+def test_the_catalogue_is_shown_and_rebuilt(data: Path) -> None:
+    at = ("--data", str(data))
+    (data / "analyses" / "an-torn").mkdir()
+    shown = json.loads(call("show", *at, "--limit", "2", "--json", app=catalogue_app))
+    assert (shown["total"], [item["id"] for item in shown["items"]]) == (4, ["an-3", "an-2"])
+    assert shown["unreadable"] == {"an-torn": "no manifest"}
+    assert json.loads(call("show", *at, "--kind", "forecast", "--json", app=catalogue_app)) == {
+        "total": 0, "items": [], "unreadable": shown["unreadable"],
+    }  # fmt: skip
+    table = call("show", *at, app=catalogue_app)
+    assert all(f"an-{hour}" in table for hour in range(4)) and "4 in all" in table
+    (data / "catalogue.sqlite").write_bytes(b"damaged" * 1000)
+    assert "4 results" in call("rebuild", *at, app=catalogue_app)
+    assert json.loads(call("show", *at, "--json", app=catalogue_app))["total"] == 4

@@ -1,5 +1,6 @@
 """What Celery does for us, seen on real processes: retries, limits, remote control, events."""
 
+import signal
 import threading
 from datetime import timedelta
 
@@ -171,6 +172,20 @@ def test_shutdown_from_afar_finishes_the_running_job_first(stores, processes):
     assert (done.state, done.attempts) == (JobState.SUCCEEDED, 1), processes.log()
     assert stores.jobs.get(waiting.id).state is JobState.QUEUED
     assert stores.workers.alive() == []
+
+
+def test_a_worker_told_to_stop_at_once_loses_no_job(stores, processes):
+    worker = processes.stub_worker(APPA_STUB_STEPS="1000", APPA_STUB_STEP_SECONDS="0.05")
+    job = submit_job(stores, processes)
+    wait_phase(stores, job.id, Phase.SAMPLING)
+    worker.send_signal(signal.SIGQUIT)
+    worker.wait(20)  # the job would have taken 50 s
+    assert "Traceback" not in processes.log()
+    assert stores.jobs.get(job.id).state is JobState.QUEUED
+    processes.appa("worker", "scheduler")
+    processes.stub_worker()
+    wait_state(stores, job.id, JobState.SUCCEEDED)
+    assert finishes(stores, job.id) == 1
 
 
 # -- events

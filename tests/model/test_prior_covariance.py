@@ -135,7 +135,7 @@ def test_a_start_from_the_prior_draws_the_gaussian_posterior():
     generator, prior, a, y, conditions = observed(2)
     members = 6000
     settings = PriorStartSettings(
-        iterations=20, tolerance=1e-6, member_iterations=20, member_tolerance=1e-6, mirrored=False
+        iterations=20, tolerance=1e-6, member_iterations=20, member_tolerance=1e-6, antithetic=False
     )
     start = PriorStart(prior, conditions, 7, tuple(range(members)), settings)
     white = torch.randn(members, K, C, H, W, generator=generator)
@@ -160,7 +160,7 @@ def test_mirrored_members_draw_the_posterior_and_their_mean_is_its_mean():
         iterations=20, tolerance=1e-6, member_iterations=20, member_tolerance=1e-6
     )
     start = PriorStart(prior, conditions, 7, tuple(range(members)), settings)
-    noise = MemberNoise(5, range(members), range(K), mirrored=True)
+    noise = MemberNoise(5, range(members), range(K), antithetic=True)
     white = noise(torch.zeros(members, K, C, H, W))
     torch.testing.assert_close(white[1], -white[0])
     rows = BlanketRows(torch.zeros(members, dtype=torch.long), torch.arange(members))
@@ -179,7 +179,7 @@ def test_mirrored_members_draw_the_posterior_and_their_mean_is_its_mean():
 def test_an_earlier_mean_as_first_guess_leads_to_the_same_members():
     generator, prior, _, _, conditions = observed(4)
     settings = PriorStartSettings(iterations=40, tolerance=1e-6, steps=1)
-    white = MemberNoise(5, range(2), range(K), mirrored=True)(torch.zeros(2, K, C, H, W))
+    white = MemberNoise(5, range(2), range(K), antithetic=True)(torch.zeros(2, K, C, H, W))
     rows = BlanketRows(torch.full((2,), 3), torch.arange(2))
     drawn = []
     for guess in (None, torch.randn(1, K, C, H, W, generator=generator)):

@@ -73,6 +73,19 @@ def test_scopes(guarded: GatewayProcess) -> None:
         assert call(guarded, admin, "GET", path).status_code == 200
 
 
+def test_key_ids_are_shown_to_their_holders_and_to_operators(guarded: GatewayProcess) -> None:
+    sender, other = (make(guarded, Scope.OBSERVATIONS_WRITE) for _ in range(2))
+    admin = make(guarded, Scope.ADMIN)
+    batch = call(guarded, sender, "POST", "/v1/observations", content=b"BUFR" + bytes(77)).json()
+    assert not {"token", "publishing"} & set(batch)
+    own = sender.split("_")[1]
+    for key, shown in ((sender, own), (other, ""), (admin, own)):
+        one = call(guarded, key, "GET", f"/v1/observations/{batch['id']}").json()
+        assert one == batch | {"api_key": shown}
+        listed = call(guarded, key, "GET", "/v1/batches").json()["items"]
+        assert one in listed
+
+
 def test_key_in_its_own_header(guarded: GatewayProcess) -> None:
     key = make(guarded, Scope.ANALYSES_READ)
     answer = httpx.get(f"{guarded.url}/v1/jobs", headers={"X-API-Key": key})

@@ -9,7 +9,6 @@ import pytest
 from gateway_process import StartGateway
 from test_gateway_events import parse
 
-from appa_client import AppaClient, AsyncAppaClient
 from worker.contract.store import open_stores
 
 
@@ -89,29 +88,3 @@ def test_a_client_that_was_away_too_long_is_told(system) -> None:
     stores.redis.xtrim(stores.events.stream, maxlen=2, approximate=False)
     events = follow(http, 3, after=first)
     assert [e["event"] for e in events] == ["gap", "analysis.published", "analysis.published"]
-
-
-def test_the_client_goes_on_after_a_restart_of_the_gateway(start_gateway: StartGateway) -> None:
-    gateway = start_gateway()
-    stores = open_stores(gateway.redis_url, gateway.prefix)
-    publish(stores, "before")
-    with AppaClient(gateway.url) as client:
-        events = client.events(after="0-1", types=["analysis.published"])
-        first = next(events)
-        assert (first.type, first.event.data["analysis_id"]) == ("analysis.published", "before")
-        gateway.kill()
-        publish(stores, "meanwhile")
-        gateway.start()
-        second = next(events)
-        assert second.event.data["analysis_id"] == "meanwhile"
-        assert second.id > first.id
-    stores.redis.close()
-
-
-async def test_the_asyncio_client_hears_the_same(system) -> None:
-    http, stores = system
-    publish(stores, "one")
-    async with AsyncAppaClient(str(http.base_url)) as client:
-        async for told in client.events(after="0-1"):
-            assert told.event.data["analysis_id"] == "one"
-            break

@@ -12,7 +12,8 @@ import pytest
 from gateway_process import GatewayProcess
 
 from model.domain.observations import validate_table
-from worker.observations.decoders.base import DecodeContext, build_table
+from worker.observations.columns import build_table
+from worker.observations.decoders.base import DecodeContext
 from worker.observations.store.store import ObservationStore
 
 RECEIVED = datetime(2025, 3, 1, 6, 30, tzinfo=UTC)
@@ -57,7 +58,7 @@ def test_the_same_rows_in_every_form(http: httpx.Client) -> None:
     features = json.loads(geo.content)["features"]
     assert features[3]["geometry"] == {"type": "Point", "coordinates": [-146.0, -51.0]}
     assert features[3]["properties"]["obs_value"] == 273.0
-    assert features[3]["properties"]["time"] == "2025-03-01T06:00:00+00:00"
+    assert features[3]["properties"]["time"] == "2025-03-01T06:00:00.000Z"
     assert stations(http) == [f"s{i:02d}" for i in range(40)]
 
 

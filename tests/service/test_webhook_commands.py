@@ -1,4 +1,4 @@
-"""`appa webhooks` and the clients' webhook methods against a real gateway."""
+"""`appa webhooks` against a real gateway."""
 
 import json
 from datetime import UTC, datetime
@@ -8,7 +8,6 @@ import pytest
 from gateway_process import GatewayProcess
 from typer.testing import CliRunner, Result
 
-from appa_client import AppaClient, AsyncAppaClient, InvalidRequestError, NotFoundError
 from deploy.commands import admin
 from worker.contract.events import EventType
 from worker.contract.webhooks import Attempt, DeliveryState
@@ -83,34 +82,3 @@ def test_deliveries_show_every_message_and_its_last_attempt(stores) -> None:
     assert "503, Service Unavailable, 4321 ms" in table
     assert len(json.loads(run("deliveries", made["id"], "--limit", 1, "--json").stdout)) == 1
     run("remove", made["id"])
-
-
-def test_the_same_key_gives_the_same_webhook(gateway: GatewayProcess, stores) -> None:
-    """A repeat after a lost answer: one subscription, and its secret is not lost."""
-    with AppaClient(gateway.url) as appa:
-        first = appa.create_webhook(URL, idempotency_key="hook-1")
-        again = appa.create_webhook(URL, idempotency_key="hook-1")
-        assert again == first
-        assert [w.id for w in stores.webhooks.all()].count(first.id) == 1
-        with pytest.raises(InvalidRequestError) as refused:
-            appa.create_webhook(f"{URL}/2", idempotency_key="hook-1")
-        assert refused.value.code == "idempotency_conflict"
-        other = appa.create_webhook(URL)  # without a key each call is a new one
-        assert other.id != first.id
-        appa.delete_webhook(other.id)
-        appa.delete_webhook(first.id)
-        anew = appa.create_webhook(URL, idempotency_key="hook-1")
-        assert anew.id != first.id
-        assert appa.delete_webhook(anew.id).id == anew.id
-
-
-async def test_the_asyncio_client_has_the_same(gateway: GatewayProcess) -> None:
-    async with AsyncAppaClient(gateway.url) as appa:
-        made = await appa.create_webhook(URL, ["cycle.failed"], description="a")
-        shown = await appa.webhook(made.id)
-        assert shown.model_dump() == made.model_dump(exclude={"secret"})
-        assert shown in await appa.webhooks()
-        assert await appa.deliveries(made.id) == []
-        assert await appa.delete_webhook(made.id) == shown
-        with pytest.raises(NotFoundError):
-            await appa.webhook(made.id)

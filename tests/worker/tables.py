@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from model.domain.observations import validate_table
-from worker.observations.decoders.base import DecodeContext, build_table
+from worker.observations.columns import build_table
+from worker.observations.decoders.base import DecodeContext
 
 RECEIVED = datetime(2024, 1, 1, 12, 30, tzinfo=UTC)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model.domain.grids import Grid
-from model.domain.regrid import bilinear, cell_index, conservative
+from model.domain.regrid import cell_index, conservative, interpolate_rectilinear
 
 GRID = Grid("test", "regular", 37, 72)
 RNG = np.random.default_rng(0)
@@ -16,14 +16,18 @@ def test_bilinear_is_exact_for_linear_fields(descending):
     longitude = np.arange(10.0, 60.0, 2.5)
     field = 2.0 * latitude[:, None] - 0.5 * longitude[None, :]
     lat, lon = RNG.uniform(-90, 90, 50), RNG.uniform(10, 57.5, 50)
-    np.testing.assert_allclose(bilinear(field, latitude, longitude, lat, lon), 2 * lat - 0.5 * lon)
+    np.testing.assert_allclose(
+        interpolate_rectilinear(field, latitude, longitude, lat, lon), 2 * lat - 0.5 * lon
+    )
 
 
 def test_bilinear_wraps_and_leaves_the_outside_empty():
     field = np.broadcast_to(np.cos(np.deg2rad(GRID.longitude)), GRID.shape)
-    east = bilinear(field, GRID.latitude, GRID.longitude, np.array([0.0]), np.array([-2.5]))
+    east = interpolate_rectilinear(
+        field, GRID.latitude, GRID.longitude, np.array([0.0]), np.array([-2.5])
+    )
     assert east[0] == pytest.approx((np.cos(np.deg2rad(-5.0)) + 1.0) / 2)
-    part = bilinear(
+    part = interpolate_rectilinear(
         field[:, :10], GRID.latitude, GRID.longitude[:10], np.zeros(1), np.array([90.0])
     )
     assert np.isnan(part[0])

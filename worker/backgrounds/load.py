@@ -55,7 +55,7 @@ class EarlierStates(Protocol):
 def climatology(plan: WindowPlan, solver: Solver) -> Background:
     """An ensemble drawn from the prior, at the times of the plan."""
     latents = solver.prior(plan.times)
-    mirrored = solver.settings.mirrored
+    mirrored = solver.settings.antithetic
     info = {"source": "climatology", "members": len(latents)} | pairs_info(mirrored)
     return Background(plan.times, latents, "climatology", info, ("cold_start",), mirrored)
 
@@ -79,7 +79,7 @@ def previous_analysis(plan: WindowPlan, earlier: EarlierStates, solver: Solver) 
     times = restart.times
     if last < plan.times[-1]:
         ahead = solver.forecast(latents, times, plan.times[-1])
-        mirrored = mirrored and solver.settings.mirrored
+        mirrored = mirrored and solver.settings.antithetic
         latents = torch.cat((latents, ahead), dim=1)
         times = times + _hours_after(last, ahead.shape[1])
     first = times.index(plan.times[0])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model.domain.errors import InvalidInput
 from model.domain.grids import Grid
-from model.domain.regrid import bilinear, cell_index, conservative
+from model.domain.regrid import cell_index, conservative, interpolate_rectilinear
 from model.domain.variables import Channel
 from worker.observations.decoders.base import DecodeReport, MessageLimits
 from worker.observations.decoders.grib import GribField, fields
@@ -143,7 +143,7 @@ def regrid_field(field: GribField, grid: Grid) -> NDArray[np.float64]:
 
 
 def _from_rows(
-    field: GribField, rows: NDArray, columns: NDArray, grid: Grid
+    field: GribField, rows: NDArray[np.float64], columns: NDArray[np.float64], grid: Grid
 ) -> NDArray[np.float64]:
     """From a rectilinear grid, whatever its scanning order."""
     values = np.full((len(rows), len(columns)), np.nan)
@@ -153,10 +153,10 @@ def _from_rows(
     if len(rows) > grid.nlat and _global(rows, columns):
         return conservative(values, rows, columns, grid.latitude, grid.longitude)
     lat, lon = np.meshgrid(grid.latitude, grid.longitude, indexing="ij")
-    return bilinear(values, rows, columns, lat, lon)
+    return interpolate_rectilinear(values, rows, columns, lat, lon)
 
 
-def _global(rows: NDArray, columns: NDArray) -> bool:
+def _global(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> bool:
     step = 360.0 / len(columns)
     around = np.allclose(np.diff(columns), step, atol=0.01 * step)
     spacing = float(np.diff(rows).max())

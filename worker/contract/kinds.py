@@ -430,6 +430,7 @@ KINDS: Registry[JobKind] = Registry(
     "job kind",
     "appa.job_kinds",
     JobKind,
+    ("tag",),
     filtering=JobKind(
         name="filtering",
         spec=FilteringSpec,
@@ -493,9 +494,6 @@ class _OneOfKinds:
     """
 
     def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        tags = [kind.tag for kind in KINDS.values()]
-        if len(set(tags)) < len(tags):
-            raise ConfigurationError(f"Expected job kinds with different tags; got {tags}.")
         specs: Any = reduce(or_, (kind.spec for kind in KINDS.values()))
         return handler.generate_schema(Annotated[specs, Field(discriminator="kind")])
 

@@ -1,20 +1,29 @@
-"""Read and change columns of an observation table as numpy arrays, and reject rows.
+"""Build observation tables, read and change their columns as numpy arrays, and reject rows.
 
 A rejected row keeps the name and number of the first check that rejected it; no row is dropped.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from model.domain.observations import QCFlag
+from model.domain.observations import OBSERVATION_SCHEMA, QC_FLAGS, QCFlag
 from model.domain.physics import pressure_at_height
 
 __all__ = [
     "BoolArray",
+    "build_table",
+    "coded_column",
+    "concat_tables",
+    "count_values",
+    "repeated_column",
+    "wrap_longitude",
     "codes",
     "groups",
     "is_one_of",
@@ -24,18 +33,29 @@ __all__ = [
     "row_pressure",
     "set_column",
     "times",
-    "unit_vectors",
 ]
 
 BoolArray = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Column: TypeAlias = NDArray[Any] | pa.Array | Sequence[Any] | np.datetime64 | str | float | None
+"""Values of one column: one for each row, or one for all."""
+
+
+class Origin(Protocol):
+    """The upload that rows came in: its batch and its arrival (aware, UTC)."""
+
+    @property
+    def batch_id(self) -> str: ...
+    @property
+    def received_time(self) -> datetime: ...
 
 
 def numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
     """The numeric column as float64, NaN where null, with shape (rows,)."""
     column = table[name].combine_chunks()
-    if pa.types.is_integer(column.type) and column.null_count == 0:
-        return column.to_numpy(zero_copy_only=False).astype(np.float64)
-    return pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+    if not (pa.types.is_integer(column.type) and column.null_count == 0):
+        column = pc.cast(column, pa.float64())
+    return np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
@@ -71,15 +91,15 @@ def is_one_of(table: pa.Table, name: str, values: Iterable[str]) -> BoolArray:
 
 def times(table: pa.Table, name: str = "time") -> NDArray[np.int64]:
     """Nanoseconds since 1970, UTC."""
-    return pc.cast(table[name], pa.int64()).to_numpy().astype(np.int64)
+    return np.array(pc.cast(table[name], pa.int64()).to_numpy(), dtype=np.int64)
 
 
 def kept(table: pa.Table) -> BoolArray:
     """Rows that no check has rejected."""
-    return pc.is_null(table["rejected_by"]).to_numpy().astype(bool)
+    return np.array(pc.is_null(table["rejected_by"]).to_numpy(), dtype=bool)
 
 
-def set_column(table: pa.Table, name: str, values: NDArray | pa.Array) -> pa.Table:
+def set_column(table: pa.Table, name: str, values: NDArray[Any] | pa.Array) -> pa.Table:
     """The table with one column replaced, cast to the type it had; NaN becomes null."""
     field = table.schema.field(name)
     array = (
@@ -90,7 +110,7 @@ def set_column(table: pa.Table, name: str, values: NDArray | pa.Array) -> pa.Tab
     return table.set_column(table.schema.get_field_index(name), field, array.cast(field.type))
 
 
-def groups(*keys: NDArray) -> NDArray[np.int64]:
+def groups(*keys: NDArray[Any]) -> NDArray[np.int64]:
     """A number for each row; rows with equal keys share it."""
     combined = np.zeros(len(keys[0]), dtype=np.int64)
     for key in keys:
@@ -126,23 +146,116 @@ def row_pressure(table: pa.Table) -> NDArray[np.float64]:
     return result
 
 
-def unit_vectors(lat: NDArray, lon: NDArray) -> NDArray[np.float64]:
-    """Positions on the unit sphere, with shape (rows, 3), from degrees."""
-    phi, lam = np.deg2rad(lat), np.deg2rad(lon)
-    return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1)
-
-
 def reject(table: pa.Table, rows: BoolArray, flag: QCFlag) -> pa.Table:
     """The table with `rejected_by` and `qc_flag` set on `rows` that no check rejected before."""
     fresh = pa.array(np.asarray(rows, dtype=bool) & kept(table))
     if not pc.any(fresh, min_count=0).as_py():
         return table
-    names = table.schema.field("rejected_by")
     text = pc.if_else(fresh, flag.name, table["rejected_by"].cast(pa.string()))
     number = pc.if_else(fresh, pa.scalar(flag.number, pa.uint8()), table["qc_flag"])
-    table = table.set_column(
-        table.schema.get_field_index("rejected_by"), names, text.cast(names.type)
+    return set_column(set_column(table, "rejected_by", text), "qc_flag", number)
+
+
+def count_values(table: pa.Table, name: str) -> Counter[str]:
+    """Return how many rows hold each value of a string column; nulls do not count."""
+    counts: Counter[str] = Counter()
+    for entry in pc.value_counts(table[name]).to_pylist():
+        if entry["values"] is not None:
+            counts[entry["values"]] += entry["counts"]
+    return counts
+
+
+def wrap_longitude(lon: np.ndarray) -> np.ndarray:
+    """Return degrees east in [-180, 180)."""
+    wrapped = np.where((lon >= -180.0) & (lon < 180.0), lon, (lon + 180.0) % 360.0 - 180.0)
+    # The remainder of a tiny negative number rounds to 360.
+    return np.where(wrapped >= 180.0, -180.0, wrapped)
+
+
+def build_table(origin: Origin, length: int, **columns: Column) -> pa.Table:
+    """Return a table in `OBSERVATION_SCHEMA` from arrays of `length`, or single values repeated.
+
+    Absent columns are null (`platform`: empty). NaN becomes null where the column may be null.
+    `observation_id` counts from 0, `batch_id` and `received_time` come from the origin,
+    `qc_flag` from `rejected_by`. `lon` is wrapped; `time` is datetime64 in UTC.
+
+    Arguments:
+        origin: Batch and arrival, such as a `DecodeContext`.
+        length: Number of rows.
+        columns: By name of the schema.
+
+    Raises:
+        KeyError: If a name is not a column of the schema.
+    """
+    if unknown := sorted(set(columns) - set(OBSERVATION_SCHEMA.names)):
+        raise KeyError(f"Expected columns of the observation table; got {', '.join(unknown)}.")
+    columns = {
+        "observation_id": np.arange(length, dtype=np.int64),
+        "batch_id": origin.batch_id,
+        "received_time": np.datetime64(origin.received_time.replace(tzinfo=None), "ns"),
+        "platform": "",
+        **columns,
+    }
+    if columns.get("lon") is not None:
+        columns["lon"] = wrap_longitude(np.asarray(columns["lon"], dtype=np.float64))
+    columns.setdefault("qc_flag", _flag_numbers(columns.get("rejected_by"), length))
+    arrays = [_column(columns.get(field.name), field, length) for field in OBSERVATION_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=OBSERVATION_SCHEMA)
+
+
+def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return the tables one after another, with one dictionary and `observation_id` counted anew."""
+    if not tables:
+        return OBSERVATION_SCHEMA.empty_table()
+    table = pa.concat_tables(tables).unify_dictionaries()
+    return set_column(table, "observation_id", np.arange(table.num_rows, dtype=np.int64))
+
+
+def _flag_numbers(rejected_by: Column, length: int) -> NDArray[np.uint8]:
+    if rejected_by is None:
+        return np.zeros(length, dtype=np.uint8)
+    encoded = _column(rejected_by, OBSERVATION_SCHEMA.field("rejected_by"), length)
+    names = encoded.dictionary.to_pylist()
+    numbers = [QC_FLAGS[name].number if name in QC_FLAGS else 0 for name in names]
+    places = pc.fill_null(encoded.indices, len(names)).to_numpy(zero_copy_only=False)
+    flags: NDArray[np.uint8] = np.array([*numbers, 0], dtype=np.uint8)[places]
+    return flags
+
+
+def _column(value: Column, field: pa.Field, length: int) -> pa.Array:
+    kind = field.type
+    if value is None:
+        return pa.nulls(length, kind)
+    if pa.types.is_dictionary(kind):
+        if isinstance(value, str):
+            indices = pa.array(np.zeros(length, dtype=np.int32))
+            return pa.DictionaryArray.from_arrays(indices, pa.array([value], pa.string()))
+        if isinstance(value, pa.DictionaryArray):
+            return value
+        return pa.array(value, pa.string()).dictionary_encode()
+    if np.ndim(value) == 0:
+        value = np.full(length, value)
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return pa.array(value, kind, from_pandas=field.nullable)
+    if isinstance(value, np.ndarray) and value.dtype.kind == "M":
+        return pa.array(value.astype("datetime64[ns]")).cast(kind)
+    return pa.array(value, kind)
+
+
+def coded_column(codes: NDArray[np.integer], names: Sequence[str]) -> pa.DictionaryArray:
+    """Return a dictionary column of numbers into `names`, null where negative.
+
+    Names that no row has are left out.
+    """
+    used, packed = np.unique(codes, return_inverse=True)
+    nulls = int((used < 0).sum())
+    indices = pa.array((packed - nulls).astype(np.int32), mask=codes < 0)
+    return pa.DictionaryArray.from_arrays(
+        indices, pa.array([names[n] for n in used[nulls:]], pa.string())
     )
-    return table.set_column(
-        table.schema.get_field_index("qc_flag"), table.schema.field("qc_flag"), number
-    )
+
+
+def repeated_column(texts: Sequence[str], index: NDArray[np.integer]) -> pa.DictionaryArray:
+    """Return a dictionary column with the text that each index points to."""
+    encoded = pa.array(texts, pa.string()).dictionary_encode()
+    return encoded.take(pa.array(index))

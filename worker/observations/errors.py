@@ -1,4 +1,4 @@
-"""Assign observation errors from an error table.
+"""Assign observation errors from an error table, in the API schema of uploads as well.
 
 The table is `errors.yaml`, overridden by the deployment and by the upload. Rows whose network
 and variable have no entry are rejected as `passive`.
@@ -7,16 +7,26 @@ and variable have no entry are rejected as `passive`.
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from model.domain.errors import ConfigurationError
 from model.domain.files import read_yaml
 from model.domain.observations import QC_FLAGS, REPORT_TYPES
+from model.domain.registry import Registry
 from model.domain.variables import VARIABLES
 from worker.observations.columns import (
     BoolArray,
@@ -32,91 +42,98 @@ __all__ = ["ErrorEntry", "ErrorTable", "Representativeness", "assign_errors", "l
 
 DEFAULTS = Path(__file__).with_name("errors.yaml")
 
+Floats = NDArray[np.float64]
+
+
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+OneOrMore = Annotated[
+    tuple[Positive, ...],
+    BeforeValidator(
+        lambda value: (value,) if isinstance(value, int | float) else value,
+        json_schema_input_type=Positive | tuple[Positive, ...],
+    ),
+    PlainSerializer(lambda values: values[0] if len(values) == 1 else list(values)),
+]
+"""Numbers; one alone may be given, and is written, without a list."""
+
 
 class ErrorEntry(BaseModel):
-    """The error of one variable as seen by some networks.
-
-    Attributes:
-        report_types: Networks it holds for.
-        variable: Id of the vocabulary.
-        error: 1 standard deviation in SI units, or a share of the value if `relative`; one number,
-            or one per level of `pressure`.
-        pressure: Levels in hPa, from the ground upwards.
-        relative: Whether `error` is a share of the observed value.
-        minimum: Lower bound of the resulting error, SI.
-        maximum: Upper bound of the resulting error, SI.
-        source: Where the numbers come from.
-    """
+    """The error of one variable as seen by some networks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    report_types: tuple[str, ...]
-    variable: str
-    error: tuple[float, ...]
-    pressure: tuple[float, ...] | None = None
-    relative: bool = False
-    minimum: float = Field(default=0.0, ge=0.0)
-    maximum: float = Field(default=float("inf"), gt=0.0)
-    source: str = "override"
+    report_types: tuple[str, ...] = Field(min_length=1, description="Networks it applies to.")
+    variable: str = Field(description="Id of the vocabulary.")
+    error: OneOrMore = Field(
+        description="1 standard deviation, SI, or a share of the value if `relative`; one number, "
+        "or one for each level of `pressure`."
+    )
+    pressure: tuple[Positive, ...] | None = Field(default=None, description="Levels in hPa.")
+    relative: bool = Field(default=False, description="Whether `error` is a share of the value.")
+    minimum: float | None = Field(
+        default=None, ge=0.0, description="Lower bound of the resulting error, SI."
+    )
+    maximum: float | None = Field(
+        default=None, gt=0.0, description="Upper bound of the resulting error, SI."
+    )
+    source: str = Field(default="override", description="Where the numbers come from.")
 
-    @model_validator(mode="before")
+    @field_validator("report_types")
     @classmethod
-    def _one_number(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and isinstance(data.get("error"), int | float):
-            data = {**data, "error": (data["error"],)}
-        return data
+    def _known_networks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            REPORT_TYPES[name]
+        return names
+
+    @field_validator("variable")
+    @classmethod
+    def _known_variable(cls, name: str) -> str:
+        return VARIABLES[name].id
 
     @model_validator(mode="after")
     def _consistent(self) -> "ErrorEntry":
-        for name in self.report_types:
-            REPORT_TYPES[name]
-        VARIABLES[self.variable]
-        if any(not e > 0.0 for e in self.error):
-            raise ValueError("expected errors above zero")
         if len(self.error) != len(self.pressure or (0,)):
             raise ValueError("expected one error, or as many as levels in 'pressure'")
-        if self.pressure is not None and any(not p > 0.0 for p in self.pressure):
-            raise ValueError("expected pressures above zero, in hPa")
         return self
 
-    def sigma(self, pressure: NDArray, value: NDArray) -> NDArray[np.float64]:
-        """1 standard deviation, SI, with the shape of `pressure` (Pa) and `value` (SI)."""
+    def sigma(self, pressure: Floats, value: Floats) -> Floats:
+        """Return 1 standard deviation in SI, with the shape of `pressure` (Pa) and `value` (SI)."""
+        error = np.asarray(self.error, dtype=np.float64)
         if self.pressure is None:
-            sigma = np.full(len(pressure), self.error[0])
+            sigma = np.full(len(pressure), error[0])
         else:
             order = np.argsort(self.pressure)
             levels = np.log(np.asarray(self.pressure)[order] * 100.0)
             with np.errstate(invalid="ignore", divide="ignore"):
-                sigma = np.interp(np.log(pressure), levels, np.asarray(self.error)[order])
+                sigma = np.interp(np.log(pressure), levels, error[order])
         if self.relative:
             sigma = sigma * np.abs(value)
-        return np.clip(sigma, self.minimum, self.maximum)
+        highest = np.inf if self.maximum is None else self.maximum
+        bounded: Floats = np.clip(sigma, self.minimum or 0.0, highest)
+        return bounded
 
 
 class Representativeness(BaseModel):
     """Inflation for what a point feels and a grid cell does not.
 
     sigma^2 = (factor * sigma_table)^2 + addend^2.
-
-    Attributes:
-        factor: Multiplies the error of every variable.
-        addend: Added in quadrature, SI, by variable.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    factor: float = Field(default=1.0, gt=0.0)
-    addend: dict[str, float] = Field(default_factory=dict)
+    factor: Positive = Field(default=1.0, description="Multiplies the error of every variable.")
+    addend: dict[str, Positive] = Field(
+        default_factory=dict, description="Added in quadrature, SI, by variable."
+    )
 
-    @model_validator(mode="after")
-    def _known(self) -> "Representativeness":
-        for name in self.addend:
-            VARIABLES[name]
-        return self
+    @field_validator("addend")
+    @classmethod
+    def _known_variables(cls, addend: dict[str, float]) -> dict[str, float]:
+        return {VARIABLES[name].id: value for name, value in addend.items()}
 
 
 class ErrorTable(BaseModel):
-    """All entries; a later entry of the same network and variable replaces an earlier one."""
+    """Observation errors; a later entry of the same network and variable replaces an earlier one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -124,7 +141,7 @@ class ErrorTable(BaseModel):
     entries: tuple[ErrorEntry, ...] = ()
 
     def find(self, report_type: str, variable: str) -> ErrorEntry | None:
-        """The entry in force, or None."""
+        """Return the entry in force, or None."""
         return self._index.get((report_type, variable))
 
     @property
@@ -132,8 +149,16 @@ class ErrorTable(BaseModel):
         return {(r, e.variable): e for e in self.entries for r in e.report_types}
 
 
+EXTRA_ERRORS: Registry[Mapping[str, Any]] = Registry(
+    "observation error table", "appa.observation_errors", Mapping
+)
+"""Entries of extensions, laid out as in `errors.yaml`."""
+
+
 def load_errors(*overrides: Mapping[str, Any] | str | Path | None) -> ErrorTable:
-    """The table of `errors.yaml` with overrides applied in order (deployment, then upload).
+    """Return the table of `errors.yaml` and of extensions, then of the deployment and the upload.
+
+    Overrides are applied in order.
 
     Arguments:
         overrides: Mappings of the same layout, or paths of YAML files.
@@ -142,9 +167,12 @@ def load_errors(*overrides: Mapping[str, Any] | str | Path | None) -> ErrorTable
         ConfigurationError: Naming the override and its first fault.
     """
     table = _read(DEFAULTS)
+    for name, extra in EXTRA_ERRORS.items():
+        table = _merge(table, extra, f"the extension '{name}'")
     for override in overrides:
         if override:
-            table = _merge(table, _parse(override))
+            mapping = override if isinstance(override, Mapping) else read_yaml(Path(override))
+            table = _merge(table, mapping)
     return table
 
 
@@ -153,14 +181,8 @@ def _read(path: Path) -> ErrorTable:
     return _validated(read_yaml(path), str(path))
 
 
-def _parse(override: Mapping[str, Any] | str | Path) -> dict[str, Any]:
-    if isinstance(override, Mapping):
-        return dict(override)
-    return read_yaml(Path(override))
-
-
-def _merge(table: ErrorTable, override: Mapping[str, Any]) -> ErrorTable:
-    extra = _validated(override, "override")
+def _merge(table: ErrorTable, override: Mapping[str, Any], name: str = "override") -> ErrorTable:
+    extra = _validated(override, name)
     given = override.get("representativeness") or {}
     both = {**table.representativeness.model_dump(), **given}
     return ErrorTable(
@@ -181,12 +203,12 @@ def _validated(data: Any, name: str) -> ErrorTable:
 
 
 def sources(entries: Iterable[ErrorEntry]) -> list[tuple[str, str, str]]:
-    """(networks, variable, source) of each entry, for documentation."""
+    """Return (networks, variable, source) of each entry, for documentation."""
     return [(", ".join(e.report_types), e.variable, e.source) for e in entries]
 
 
 def assign_errors(table: pa.Table, errors: ErrorTable | None = None) -> pa.Table:
-    """The table with `obs_error` filled, SI units, 1 standard deviation.
+    """Return the table with `obs_error` filled, SI units, 1 standard deviation.
 
     A positive error already in the table came from the provider and is kept as it is. Rows whose
     network and variable have no entry are rejected as `passive`.
@@ -204,19 +226,19 @@ def assign_errors(table: pa.Table, errors: ErrorTable | None = None) -> pa.Table
     return reject(table, np.isnan(sigma) & kept(table), QC_FLAGS["passive"])
 
 
-def _assigned(table: pa.Table, errors: ErrorTable, wanted: BoolArray) -> NDArray[np.float64]:
+def _assigned(table: pa.Table, errors: ErrorTable, rows: BoolArray) -> Floats:
     report, report_names = codes(table, "report_type")
     variable, variable_names = codes(table, "variable")
     pressure, value = row_pressure(table), numbers(table, "obs_value")
     sigma = np.full(len(table), np.nan)
-    pair = np.where(wanted, report * len(variable_names) + variable, -1)
+    pair = np.where(rows, report * len(variable_names) + variable, -1)
     inflate = errors.representativeness
     for key in np.unique(pair[pair >= 0]):
         name = variable_names[key % len(variable_names)]
         entry = errors.find(report_names[key // len(variable_names)], name)
         if entry is None:
             continue
-        rows = pair == key
-        base = entry.sigma(pressure[rows], value[rows]) * inflate.factor
-        sigma[rows] = np.hypot(base, inflate.addend.get(name, 0.0))
+        of_pair = pair == key
+        base = entry.sigma(pressure[of_pair], value[of_pair]) * inflate.factor
+        sigma[of_pair] = np.hypot(base, inflate.addend.get(name, 0.0))
     return sigma

@@ -1,15 +1,16 @@
-"""Write observation rows as Parquet, CSV or GeoJSON, and write example files to start from.
+"""Write observation rows as Parquet, CSV or GeoJSON, and example files to start from.
 
-The examples are those of the forms a sender may write by hand; `example_files` adds the forms
-that need a library of their own (IODA NetCDF, ODB-2).
+The gateway, the command line and the example files share these writers. Rows are written a block at
+a time, so that an answer of any size needs little memory. Times are ISO 8601 in UTC with `T` and
+`Z`, in milliseconds or finer where a value needs it.
 """
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,72 +19,128 @@ import pyarrow.parquet as pq
 
 from model.domain.errors import InvalidInput
 from model.domain.registry import Registry
-from worker.observations.lexicons.earth2studio import SHORT_NAMES
+from worker.observations.formats import imported
+from worker.observations.lexicons import EARTH2STUDIO
 
-__all__ = ["EXAMPLE", "ExampleFile", "ROW_FORMATS", "RowFormat", "TEMPLATES"]
+__all__ = [
+    "ALL_TEMPLATES",
+    "EXAMPLE",
+    "ExampleFile",
+    "ROW_FORMATS",
+    "RowFormat",
+    "TEMPLATES",
+]
+
+_ROWS = 5_000
+"""Rows of a block of text."""
+_BLOCK_BYTES = 1 << 20
+
+Quoting = Literal["needed", "none"]
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """A form in which rows leave.
+    """A format in which rows are sent out.
 
     Attributes:
         media_type: For HTTP.
         extension: Of a file, without the dot.
-        encode: From a table to bytes.
+        write: Yields the bytes of a table block by block; raises `InvalidInput` at once if the
+            table lacks columns that the format needs.
     """
 
     media_type: str
     extension: str
-    encode: Callable[[pa.Table], bytes]
+    write: Callable[[pa.Table], Iterator[bytes]]
+
+    def encode(self, table: pa.Table) -> bytes:
+        """Return all bytes of a table."""
+        return b"".join(self.write(table))
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _parquet(table: pa.Table) -> Iterator[bytes]:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    sink.seek(0)
+    while block := sink.read(_BLOCK_BYTES):
+        yield block
 
 
-def _plain(table: pa.Table) -> pa.Table:
-    """Dictionaries as strings, times as ISO text with milliseconds."""
+def _with_text(table: pa.Table) -> pa.Table:
+    """Return the table with dictionaries as strings and times as ISO 8601 text."""
     columns: dict[str, Any] = {}
     for field in table.schema:
         column = table[field.name]
         if pa.types.is_dictionary(field.type):
             column = column.cast(pa.string())
         elif pa.types.is_timestamp(field.type):
-            milliseconds = column.cast(pa.timestamp("ms", tz="UTC"), safe=False)
-            column = pc.strftime(milliseconds, "%Y-%m-%dT%H:%M:%SZ")
+            column = _iso_times(column)
         columns[field.name] = column
     return pa.table(columns)
 
 
-def _csv(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pacsv.write_csv(_plain(table), sink)
-    return sink.getvalue()
+def _iso_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    units = ("ms", "us", "ns") if column.type.unit in ("us", "ns") else (column.type.unit,)
+    for unit in units:
+        try:
+            exact = column.cast(pa.timestamp(unit, tz="UTC"))
+        except pa.ArrowInvalid:  # finer than the unit
+            continue
+        return pc.strftime(exact, "%Y-%m-%dT%H:%M:%SZ")
+    raise AssertionError("nanoseconds hold every time")
 
 
-def _geojson(table: pa.Table) -> bytes:
+def _csv(table: pa.Table, quoting: Quoting = "needed") -> Iterator[bytes]:
+    """Yield the header and the rows; a value that is not a number is `nan`, a missing one empty."""
+    table = _with_text(table)
+    mark = '"' if quoting == "needed" else ""
+    yield (",".join(f"{mark}{name}{mark}" for name in table.column_names) + "\n").encode()
+    options = pacsv.WriteOptions(include_header=False, quoting_style=quoting)
+    for batch in table.to_batches(_ROWS):
+        sink = io.BytesIO()
+        pacsv.write_csv(batch, sink, options)
+        yield sink.getvalue()
+
+
+def _geojson(table: pa.Table) -> Iterator[bytes]:
+    """Yield a FeatureCollection (RFC 7946); values that are not finite numbers are null."""
     if not {"lat", "lon"} <= set(table.column_names):
         raise InvalidInput(
-            "Expected the columns lat and lon for GeoJSON; got " + ", ".join(table.column_names),
+            f"Expected the columns lat and lon for GeoJSON; got {', '.join(table.column_names)}.",
+            field="columns",
             columns=table.column_names,
         )
-    features = []
-    for row in _plain(table).to_pylist():
-        point = {"type": "Point", "coordinates": [row.pop("lon"), row.pop("lat")]}
-        properties = {name: None if value != value else value for name, value in row.items()}
-        features.append({"type": "Feature", "geometry": point, "properties": properties})
-    return json.dumps({"type": "FeatureCollection", "features": features}, allow_nan=False).encode()
+    return _feature_collection(_with_text(table))
+
+
+def _feature_collection(table: pa.Table) -> Iterator[bytes]:
+    yield b'{"type":"FeatureCollection","features":['
+    separator = ""
+    for batch in table.to_batches(_ROWS):
+        text = ",\n".join(_feature(row) for row in batch.to_pylist())
+        yield (separator + text).encode()
+        separator = ",\n" if text else separator
+    yield b"]}"
+
+
+def _feature(row: dict[str, Any]) -> str:
+    properties = {name: _finite(value) for name, value in row.items()}
+    point = {"type": "Point", "coordinates": [properties.pop("lon"), properties.pop("lat")]}
+    feature = {"type": "Feature", "geometry": point, "properties": properties}
+    return json.dumps(feature, allow_nan=False, separators=(",", ":"))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and value - value != 0.0 else value
 
 
 ROW_FORMATS: Registry[RowFormat] = Registry(
     "row format",
     parquet=RowFormat("application/vnd.apache.parquet", "parquet", _parquet),
-    csv=RowFormat("text/csv", "csv", _csv),
     geojson=RowFormat("application/geo+json", "geojson", _geojson),
+    csv=RowFormat("text/csv", "csv", _csv),
 )
+"""The first one is the default."""
 
 
 _NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
@@ -120,7 +177,7 @@ EXAMPLE: tuple[dict[str, Any], ...] = (
     _row("temp", "10393", 52.21, 14.12, "u_component_of_wind", 21.0, vertical=50000.0),
     _row("aircraft", "EU0042", 50.90, 8.10, "temperature", 220.5, vertical=25000.0),
 )
-"""What every template says; `obs_error` is left out where the service's own table shall hold."""
+"""Rows of every example; `obs_error` is absent where the service's own error table applies."""
 
 
 @dataclass(frozen=True)
@@ -128,93 +185,107 @@ class ExampleFile:
     """An example file.
 
     Attributes:
-        file_name: What to call it.
+        file_name: Suggested name.
         description: One line for the user.
-        write: Its bytes.
+        media_type: For HTTP.
+        write: Returns its bytes.
     """
 
     file_name: str
     description: str
+    media_type: str
     write: Callable[[], bytes]
 
 
-def example_table() -> pa.Table:
-    """The example rows with plain column types."""
-    schema = pa.schema(
-        [
-            ("time", pa.timestamp("ms", tz="UTC")),
-            *((name, pa.float64()) for name in ("lat", "lon", "elevation")),
-            *((name, pa.string()) for name in ("report_type", "station_id", "vertical_kind")),
-            ("vertical", pa.float64()),
-            ("variable", pa.string()),
-            ("obs_value", pa.float64()),
-            ("obs_error", pa.float64()),
-            ("units", pa.string()),
-        ]
-    )
-    return pa.Table.from_pylist(list(EXAMPLE), schema=schema)
+_EXAMPLE_SCHEMA = pa.schema(
+    [
+        ("time", pa.timestamp("s", tz="UTC")),
+        *((name, pa.float64()) for name in ("lat", "lon", "elevation")),
+        *((name, pa.string()) for name in ("report_type", "station_id", "vertical_kind")),
+        ("vertical", pa.float64()),
+        ("variable", pa.string()),
+        ("obs_value", pa.float64()),
+        ("obs_error", pa.float64()),
+        ("units", pa.string()),
+    ]
+)
+
+
+def _example_table() -> pa.Table:
+    return pa.Table.from_pylist(list(EXAMPLE), schema=_EXAMPLE_SCHEMA)
 
 
 def _example_csv() -> bytes:
-    table = example_table()
-    text = pa.compute.strftime(
-        table["time"].cast(pa.timestamp("s", tz="UTC")), "%Y-%m-%dT%H:%M:%SZ"
+    return b"".join(_csv(_example_table(), quoting="none"))
+
+
+def _earth2studio_table() -> pa.Table:
+    columns = {
+        "lat": [row["lat"] for row in EXAMPLE],
+        "lon": [row["lon"] % 360.0 for row in EXAMPLE],
+        "pres": [row["vertical"] for row in EXAMPLE],
+        "station": [row["station_id"] for row in EXAMPLE],
+        "station_elev": [row["elevation"] for row in EXAMPLE],
+        "observation": [row["obs_value"] for row in EXAMPLE],
+        "variable": [EARTH2STUDIO.written[row["variable"]] for row in EXAMPLE],
+    }
+    times = pa.array([row["time"].replace(tzinfo=None) for row in EXAMPLE], pa.timestamp("ns"))
+    texts = ("station", "variable")
+    return pa.table(
+        {"time": times}
+        | {n: pa.array(v, pa.string() if n in texts else pa.float32()) for n, v in columns.items()}
     )
-    sink = io.BytesIO()
-    sink.write((",".join(table.column_names) + "\n").encode())
-    options = pacsv.WriteOptions(include_header=False, quoting_style="none")
-    pacsv.write_csv(table.set_column(0, "time", text), sink, options)
-    return sink.getvalue()
-
-
-def _example_parquet() -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(example_table(), sink)
-    return sink.getvalue()
-
-
-def _example_geojson() -> bytes:
-    features = []
-    for row in EXAMPLE:
-        properties = {name: value for name, value in row.items() if value is not None}
-        properties["time"] = f"{row['time']:%Y-%m-%dT%H:%M:%SZ}"
-        point = [properties.pop("lon"), properties.pop("lat")]
-        geometry = {"type": "Point", "coordinates": point}
-        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
-    document = {"type": "FeatureCollection", "features": features}
-    return json.dumps(document, indent=1).encode()
-
-
-def _example_earth2studio() -> bytes:
-    table = pa.table(
-        {
-            "time": pa.array(
-                [row["time"].replace(tzinfo=None) for row in EXAMPLE], pa.timestamp("ns")
-            ),
-            "lat": pa.array([row["lat"] for row in EXAMPLE], pa.float32()),
-            "lon": pa.array([row["lon"] % 360.0 for row in EXAMPLE], pa.float32()),
-            "pres": pa.array([row["vertical"] for row in EXAMPLE], pa.float32()),
-            "station": pa.array([row["station_id"] for row in EXAMPLE], pa.string()),
-            "station_elev": pa.array([row["elevation"] for row in EXAMPLE], pa.float32()),
-            "observation": pa.array([row["obs_value"] for row in EXAMPLE], pa.float32()),
-            "variable": pa.array([SHORT_NAMES[row["variable"]] for row in EXAMPLE], pa.string()),
-        }
-    )
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()
 
 
 TEMPLATES: Registry[ExampleFile] = Registry(
     "template",
-    csv=ExampleFile("observations.csv", "the observation table as CSV", _example_csv),
+    csv=ExampleFile("observations.csv", "the observation table as CSV", "text/csv", _example_csv),
     parquet=ExampleFile(
-        "observations.parquet", "the observation table as Parquet", _example_parquet
+        "observations.parquet",
+        "the observation table as Parquet",
+        ROW_FORMATS["parquet"].media_type,
+        lambda: ROW_FORMATS["parquet"].encode(_example_table()),
     ),
-    geojson=ExampleFile("observations.geojson", "GeoJSON points", _example_geojson),
+    geojson=ExampleFile(
+        "observations.geojson",
+        "GeoJSON points",
+        ROW_FORMATS["geojson"].media_type,
+        lambda: ROW_FORMATS["geojson"].encode(_example_table()),
+    ),
     earth2studio=ExampleFile(
         "earth2studio.parquet",
         "an earth2studio observation frame as Parquet",
-        _example_earth2studio,
+        ROW_FORMATS["parquet"].media_type,
+        lambda: ROW_FORMATS["parquet"].encode(_earth2studio_table()),
     ),
 )
+"""Examples that need no library beside pyarrow."""
+
+
+def _written_by(function: str) -> Callable[[], bytes]:
+    """Return a writer that imports `function` when called; it takes rows and returns bytes."""
+
+    def write() -> bytes:
+        content: bytes = imported(function)(EXAMPLE)
+        return content
+
+    return write
+
+
+ALL_TEMPLATES: Registry[ExampleFile] = Registry(
+    "template",
+    **TEMPLATES,
+    ioda=ExampleFile(
+        "observations.nc4",
+        "IODA-style NetCDF of a surface station",
+        "application/netcdf",
+        _written_by("worker.observations.decoders.ioda:encode_example"),
+    ),
+    odb2=ExampleFile(
+        "observations.odb",
+        "ODB-2",
+        "application/x-odb",
+        _written_by("worker.observations.decoders.odb:encode_example"),
+    ),
+)
+"""All examples; the gateway offers `TEMPLATES` only, as it loads neither netCDF4 nor pyodc."""

@@ -4,9 +4,9 @@ Gateway and workers use the same rules: the gateway recognises an upload once, a
 travels with the batch to the decoder. Decoders are named by strings and imported when first used,
 so that a file can be recognised without any decoder.
 
-Order decides: archives, pictures and programs are refused first, whatever they contain; then
-formats with a signature at the first byte; then text formats; last BUFR and GRIB, whose messages
-may follow bulletin headings or padding.
+The first format that recognises the bytes wins: those with a signature at the first byte, then text
+formats, last BUFR and GRIB, whose messages may follow bulletin headings or padding. Archives,
+pictures, programs and web pages are none of the latter, whatever they contain.
 """
 
 import re
@@ -62,12 +62,18 @@ _CONTROL = re.compile(rb"[\x00\x02\x04-\x08\x0b\x0e-\x1d\x1f]")
 """Bytes that text does not hold; bulletins begin with 01, end with 03 and are parted by 1e."""
 
 
-def foreign_content(head: bytes) -> tuple[str, str] | None:
-    """Return the reason code and a description of content that no decoder reads, if known."""
+def _foreign_signature(head: bytes) -> tuple[str, str] | None:
     start = head[:16].lower()
     for signature, reason, description in _FOREIGN:
         if start.startswith(signature):
             return reason, description
+    return None
+
+
+def foreign_content(head: bytes) -> tuple[str, str] | None:
+    """Return the reason code and a description of content that no decoder reads, if known."""
+    if foreign := _foreign_signature(head):
+        return foreign
     if b"BUFR" not in head and b"GRIB" not in head and (code := _ALPHANUMERIC.search(head)):
         return "alphanumeric", f"text code {code.group().decode()}"
     return None
@@ -78,13 +84,15 @@ def _starts_with(*signatures: bytes) -> Callable[[bytes], bool]:
 
 
 def _text(head: bytes) -> bytes | None:
-    """Return the head without its byte order mark, or None if it is not UTF-8 text."""
+    """Return the head without its byte order mark, or None if it is not plain UTF-8 text."""
     try:
         head.decode()
     except UnicodeDecodeError as error:
         if error.start < len(head) - 4:  # else a character was cut at the end of the head
             return None
-    return None if _CONTROL.search(head) else head.removeprefix(_BYTE_ORDER_MARK)
+    if _CONTROL.search(head) or _foreign_signature(head):
+        return None
+    return head.removeprefix(_BYTE_ORDER_MARK)
 
 
 def _is_geojson(head: bytes) -> bool:
@@ -99,7 +107,7 @@ def _is_csv(head: bytes) -> bool:
 
 def _first_message_is(mark: bytes) -> Callable[[bytes], bool]:
     def recognises(head: bytes) -> bool:
-        message = _MESSAGE.search(head)
+        message = None if _foreign_signature(head) else _MESSAGE.search(head)
         return message is not None and message.group().startswith(mark)
 
     return recognises
@@ -120,18 +128,18 @@ class FileFormat:
         description: One line for the user.
         decoder: `"package.module:function"`, so that naming a format imports no heavy library.
         recognises: Whether the first bytes (up to `HEAD_BYTES`) are of this format.
-        suffix: Usual ending of file names.
+        extensions: Name endings in lower case; they decide only where the first bytes do not.
+        suffix: Usual name ending.
         media_type: For HTTP.
-        extensions: Other name endings, in lower case; endings decide only where bytes do not.
     """
 
     name: str
     description: str
     decoder: str
     recognises: Callable[[bytes], bool]
-    suffix: str
-    media_type: str
     extensions: tuple[str, ...] = ()
+    suffix: str = ""
+    media_type: str = "application/octet-stream"
 
     def load(self) -> Callable[..., Any]:
         """Import the decoder; see `worker.observations.decoders.base.Decoder`."""
@@ -146,42 +154,43 @@ _FORMATS = (
         "the observation table, or an earth2studio observation frame, as Parquet",
         f"{_DECODERS}.table:decode_parquet",
         _starts_with(b"PAR1"),
+        (".parquet", ".pq"),
         ".parquet",
         "application/vnd.apache.parquet",
-        (".pq",),
     ),
     FileFormat(
         "odb2",
         "ECMWF ODB-2 with the usual @hdr and @body columns",
         f"{_DECODERS}.odb:decode_odb",
         _starts_with(b"\xff\xffODA"),
+        (".odb", ".odb2"),
         ".odb",
         "application/x-odb",
-        (".odb2",),
     ),
     FileFormat(
         "ioda-netcdf",
         "IODA-style NetCDF: MetaData, ObsValue, ObsError, PreQC",
         f"{_DECODERS}.ioda:decode_ioda",
         _starts_with(b"\x89HDF\r\n\x1a\n", b"CDF\x01", b"CDF\x02", b"CDF\x05"),
+        (".nc", ".nc4"),
         ".nc",
         "application/netcdf",
-        (".nc4",),
     ),
     FileFormat(
         "geojson",
         "GeoJSON points with one or more observed values",
         f"{_DECODERS}.geojson:decode_geojson",
         _is_geojson,
+        (".geojson", ".json"),
         ".geojson",
         "application/geo+json",
-        (".json",),
     ),
     FileFormat(
         "csv",
         "the observation table, or an earth2studio observation frame, as CSV with a header",
         f"{_DECODERS}.table:decode_csv",
         _is_csv,
+        (".csv",),
         ".csv",
         "text/csv",
     ),
@@ -190,21 +199,23 @@ _FORMATS = (
         "WMO BUFR editions 2 to 4, with or without GTS bulletin headings",
         f"{_DECODERS}.bufr.decode:decode_bufr",
         _first_message_is(b"BUFR"),
+        (".bufr", ".bufr4", ".bfr", ".buf", ".bin"),
         ".bufr",
         "application/bufr",
-        (".bufr4", ".bfr", ".buf", ".bin"),
     ),
     FileFormat(
         "grib",
         "WMO GRIB 1 and 2 fields used as observations",
         f"{_DECODERS}.grib:decode_grib",
         _first_message_is(b"GRIB"),
+        (".grib", ".grib1", ".grib2", ".grb", ".grb2"),
         ".grib",
         "application/grib",
-        (".grib1", ".grib2", ".grb", ".grb2"),
     ),
 )
-FORMATS: Registry[FileFormat] = Registry("format", **{f.name: f for f in _FORMATS})
+FORMATS: Registry[FileFormat] = Registry(
+    "format", "appa.formats", FileFormat, **{f.name: f for f in _FORMATS}
+)
 
 
 def recognise(head: bytes) -> FileFormat:
@@ -219,12 +230,11 @@ def recognise(head: bytes) -> FileFormat:
     """
     if not head:
         raise DecodeError("Expected observations; got an empty file.", reason="empty_file")
-    foreign = foreign_content(head)
-    if foreign is None or foreign[0] == "alphanumeric":
-        for entry in FORMATS.values():
-            if entry.recognises(head):
-                return entry
-    reason, description = foreign or ("unknown_format", f"first bytes {head[:8]!r}")
+    for entry in FORMATS.values():
+        if entry.recognises(head):
+            return entry
+    unknown = "unknown_format", f"first bytes {head[:8]!r}"
+    reason, description = foreign_content(head) or unknown
     raise DecodeError(f"Expected one of {', '.join(FORMATS)}; got {description}.", reason=reason)
 
 
@@ -241,6 +251,6 @@ def detect_format(path: Path) -> str:
     except DecodeError as error:
         if error.context["reason"] == "unknown_format":
             for entry in FORMATS.values():
-                if path.name.lower().endswith((entry.suffix, *entry.extensions)):
+                if path.name.lower().endswith(entry.extensions):
                     return entry.name
         raise DecodeError(f"'{path.name}': {error.message}", **error.context) from None

@@ -1,7 +1,7 @@
 """Run one job, from its observations to a finished folder.
 
 Filtering, forecast and reanalysis take the same steps; how they differ is in the plan. A replay
-passes the recorded inputs of the earlier run in place of what is there now.
+differs from a first run in its inputs alone.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,12 @@ from typing import Any
 import structlog
 
 from model.domain.errors import ResourceExhausted
-from worker.backgrounds.first_guess import read_first_guess
+from worker.backgrounds.first_guess import FirstGuess, read_first_guess
 from worker.backgrounds.load import EarlierStates, load_background
 from worker.backgrounds.restarts import PublishedStates, find_restart
 from worker.contract import clock
 from worker.contract.jobs import JobRecord, Phase
+from worker.contract.kinds import SpecBase
 from worker.contract.layout import Layout
 from worker.lease import ProgressReporter
 from worker.loaded_models import LoadedModel, LoadedModels
@@ -27,25 +28,64 @@ from worker.results.manifest import AnalysisManifest
 from worker.results.publication import write_manifest
 from worker.solver import Solver
 
-__all__ = ["RecordedInputs", "assimilate_window"]
+__all__ = ["JobInputs", "assimilate_window", "first_guess_of", "present_inputs"]
 
 
 @dataclass(frozen=True)
-class RecordedInputs:
-    """Inputs of a finished job.
+class JobInputs:
+    """What a job depends on besides its specification and its model.
 
     Attributes:
-        earlier: The result it continued; None for a cold start or an uploaded first guess.
-        batches: Uploads whose rows it saw; None takes all there are now.
-        checks: Effective parameters of quality control, this job's own changes included; None
-            takes the installation's.
-        careful: Whether it took the smallest sub-batches.
+        earlier: The states it continues; None for a cold start.
+        batches: Uploads whose rows it sees; None for all in the store.
+        checks: Parameters of quality control: those of the installation, a YAML file, or the
+            effective ones of an earlier run, the job's own changes included; None for the defaults.
+        minimal_batches: Whether the solver takes the smallest sub-batches.
     """
 
-    earlier: PublishedStates | None
-    batches: tuple[str, ...] | None
-    checks: Mapping[str, Any] | None
-    careful: bool = False
+    earlier: EarlierStates | None = None
+    batches: tuple[str, ...] | None = None
+    checks: Path | Mapping[str, Any] | None = None
+    minimal_batches: bool = False
+
+
+def present_inputs(job: JobRecord, layout: Layout, loaded: LoadedModel) -> JobInputs:
+    """Return the inputs that the data folder has for a job now.
+
+    Arguments:
+        job: What was asked; after an attempt that ran out of memory the batches are minimal.
+        layout: The data folder.
+        loaded: The model of the job.
+
+    Raises:
+        InvalidInput: If the job names an upload as its first guess that is gone or lacks states.
+        DecodeError: If that upload cannot be read within the limits.
+    """
+    exhausted = job.error is not None and job.error.code == ResourceExhausted.code
+    return JobInputs(
+        earlier=first_guess_of(job.spec, layout, loaded) or _continued(job, layout, loaded),
+        checks=layout.checks_file,
+        minimal_batches=exhausted,
+    )
+
+
+def first_guess_of(spec: SpecBase, layout: Layout, loaded: LoadedModel) -> FirstGuess | None:
+    """Return the uploaded first guess that a job names; None if it names none."""
+    if spec.background_batch is None:
+        return None
+    return read_first_guess(layout, spec.background_batch, loaded, spec)
+
+
+def _continued(job: JobRecord, layout: Layout, loaded: LoadedModel) -> PublishedStates | None:
+    """Return the newest published result that the job can continue, if any."""
+    return find_restart(
+        layout,
+        loaded.sha256,
+        job.spec.first_guess_until,
+        job.spec.first_guess_age,
+        analysis_id=job.spec.continues,
+        cycled=bool(job.flavour),
+    )
 
 
 log = structlog.get_logger()
@@ -57,69 +97,44 @@ def assimilate_window(
     models: LoadedModels,
     progress: ProgressReporter,
     folder: Path,
-    recorded: RecordedInputs | None = None,
+    inputs: JobInputs | None = None,
 ) -> AnalysisManifest:
-    """Runs the job; afterwards the folder holds all files and the manifest, ready to be published.
+    """Run the job and leave all files and the manifest in `folder`, ready to be published.
 
     Arguments:
         job: What was asked.
         layout: Observation store, earlier results, place for files.
-        models: The warm models.
-        progress: Told of every phase and step; raises when the job must stop.
+        models: The loaded models.
+        progress: Called at every phase and step; raises when the job must stop.
         folder: Empty; not visible to readers.
-        recorded: What an earlier run of this job had to go on, to do the same again.
+        inputs: Those of an earlier run, to repeat it; `present_inputs` when absent.
 
     Raises:
         AppaError: With its code kept in the job.
     """
     spec = job.spec
-    warm = models.get(spec.model)
-    careful = job.error is not None and job.error.code == ResourceExhausted.code
-    if recorded is not None:
-        careful = recorded.careful
-    solver = Solver(warm.model, spec, progress, careful=careful)
+    loaded = models.get(spec.model)
+    model = loaded.model
 
     progress.phase(Phase.GATHERING)
-    earlier = _find_earlier(job, layout, warm, recorded)
-    past = earlier.hours_to(spec.reference_time) if earlier else 0
-    plan = spec.plan(warm.model.blanket_size, past)
+    inputs = inputs or present_inputs(job, layout, loaded)
+    past = inputs.earlier.hours_to(spec.reference_time) if inputs.earlier else 0
+    plan = spec.plan(model.blanket_size, past)
     gathered = clock.now()
-    batches = recorded.batches if recorded else None
-    table = gather_observations(plan, spec.observations, layout, batches)
+    table = gather_observations(plan, spec.observations, layout, inputs.batches)
 
     progress.phase(Phase.BACKGROUND)
-    background = load_background(plan, spec, earlier, solver)
-
-    checks = recorded.checks if recorded else None
-    checks = layout.checks_file if checks is None else checks
-    checked = check_window(table, plan, spec.observations, warm.model, background, checks)
+    solver = Solver(model, spec, progress, minimal_batches=inputs.minimal_batches)
+    background = load_background(plan, spec, inputs.earlier, solver)
+    checked = check_window(table, plan, spec.observations, model, background, inputs.checks)
     log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))
 
     progress.phase(Phase.SAMPLING)
     analysis = solver.analysis(plan, checked.observations, background)
 
     progress.phase(Phase.WRITING)
-    product = make_product(job, plan, warm, checked, background, analysis, layout, gathered)
-    files = write_outputs(product, analysis, plan, warm, folder)
+    product = make_product(job, plan, loaded, checked, background, analysis, layout, gathered)
+    files = write_outputs(product, analysis, plan, loaded, folder)
     manifest = describe_result(product, files)
     write_manifest(folder, manifest)
     return manifest
-
-
-def _find_earlier(
-    job: JobRecord, layout: Layout, warm: LoadedModel, recorded: RecordedInputs | None
-) -> EarlierStates | None:
-    """The first guess that the job names, or else the result that it continues, if any."""
-    spec = job.spec
-    if spec.background_batch is not None:
-        return read_first_guess(layout, spec.background_batch, warm, spec)
-    if recorded is not None:
-        return recorded.earlier
-    return find_restart(
-        layout,
-        warm.sha256,
-        spec.first_guess_until,
-        spec.first_guess_age,
-        analysis_id=spec.continues,
-        cycled=bool(job.flavour),
-    )

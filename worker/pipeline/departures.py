@@ -1,10 +1,9 @@
 """Compare the observations of a window with the model: H(x), the checks that need it, the feedback.
 
-Quality control runs with the model's surface, with the background, and for the selection. States
-are decoded one member at a time: an ensemble of full-size states does not fit in memory.
+Quality control runs with the model's surface, with the background, and for the selection.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,32 +11,30 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.diagnostics.ensembles import ranks
+from model.diagnostics.equivalents import Equivalents, model_equivalents, observation_set
 from model.domain.observations import FEEDBACK_SCHEMA, OBSERVATION_SCHEMA
 from model.domain.windows import WindowPlan
-from model.execution import Batching
 from model.latent_model import LatentModel
-from model.operators.observation_set import ObservationSet, build_observation_set
+from model.operators.observation_set import ObservationSet, with_rejections
 from worker.contract.kinds import ObservationSelection
-from worker.observations.columns import codes, is_one_of, numbers, set_column
+from worker.observations.columns import codes, is_one_of, kept, numbers, set_column
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
-from worker.results.verification.withheld import Equivalents
 from worker.solver import Background
 
 __all__ = [
     "CheckedWindow",
+    "WrittenStates",
     "check_window",
     "count_outcomes",
     "effective_parameters",
     "fill_analysis",
     "fill_background",
-    "model_equivalents",
     "monitored_set",
-    "observation_set",
     "to_feedback",
 ]
 
@@ -55,56 +52,22 @@ def to_feedback(table: pa.Table) -> pa.Table:
     return table.select(FEEDBACK_SCHEMA.names).cast(FEEDBACK_SCHEMA)
 
 
-def observation_set(
+def monitored_set(
     table: pa.Table, model: LatentModel, times: Sequence[datetime]
 ) -> tuple[ObservationSet, pa.Table]:
-    """y, R and H of the rows in use; see `model.operators.observation_set`."""
-    return build_observation_set(table, model.grid, model.channels, times, model.statics)
+    """Build y, R and H of every row with a trustworthy value, whether in use or not.
 
-
-def monitored_set(table: pa.Table, model: LatentModel, times: Sequence[datetime]) -> ObservationSet:
-    """y, R and H of every row with a trustworthy value, whether in use or not."""
-    useless = is_one_of(table, "rejected_by", _UNUSABLE)
-    outcome = pa.array(np.where(useless, "passive", None), pa.string())
-    return observation_set(set_column(table, "rejected_by", outcome), model, times)[0]
-
-
-def model_equivalents(
-    latents: Tensor,
-    model: LatentModel,
-    observations: ObservationSet,
-    keep: Callable[[int, Tensor], None] | None = None,
-) -> Float:
-    """H(x) of each member, with shape (M, N).
-
-    Arguments:
-        latents: Standardised latents, with shape (M, T, c, h, w).
-        model: Decodes them.
-        observations: N observations of T states.
-        keep: Called with (member, its physical states (T, C, Y, X)) while they are there.
+    Returns:
+        The observation set, and the table in which rows in use that have no operator, lack a value
+        or lie outside the model's domain are rejected; see `observation_set`.
     """
-    hofx = np.empty((len(latents), len(observations)))
-    operator = observations.to(model.dtype, model.device).operator if len(observations) else None
-    with torch.no_grad():
-        for member, trajectory in enumerate(latents):
-            states = _decode(trajectory.to(model.device, model.dtype), model)
-            if operator is not None:
-                hofx[member] = operator(states).double().cpu().numpy()
-            if keep is not None:
-                keep(member, _masked(states, model))
-    return hofx
-
-
-def _decode(trajectory: Tensor, model: LatentModel) -> Tensor:
-    """Latents (T, c, h, w) to physical states, as many at once as the memory takes."""
-    batching = Batching(rows=len(trajectory))
-    return batching(lambda rows: model.decode(trajectory[rows], mask=False), len(trajectory))
-
-
-def _masked(states: Tensor, model: LatentModel) -> Tensor:
-    """The states with NaN where a variable is undefined."""
-    missing = model.state_normalisation.missing
-    return states if missing is None else states.masked_fill(missing, float("nan"))
+    useless = is_one_of(table, "rejected_by", _UNUSABLE)
+    outcome = pa.array(np.full(len(table), "passive"), pa.string(), mask=~useless)
+    monitored, after = observation_set(set_column(table, "rejected_by", outcome), model, times)
+    refused = kept(table) & ~kept(after)
+    code, names = codes(after, "rejected_by")
+    rejections = {n: np.flatnonzero(refused & (code == i)) for i, n in enumerate(names)}
+    return monitored, with_rejections(table, rejections)
 
 
 def fill_background(table: pa.Table, found: Equivalents) -> pa.Table:
@@ -120,9 +83,8 @@ def fill_analysis(table: pa.Table, found: Equivalents, seed: int) -> pa.Table:
     each is counted.
     """
     table, rows, hofx = _fill(table, found, "analysis"), found.rows, found.hofx
-    draw = np.random.default_rng(seed).standard_normal(hofx.shape)
-    noisy = (hofx + draw * numbers(table, "obs_error")[rows])[list(found.twins.ranked)]
-    rank = (noisy < numbers(table, "obs_value")[rows]).sum(0)
+    values, errors = (numbers(table, name)[rows] for name in ("obs_value", "obs_error"))
+    rank = ranks(hofx, values, errors, np.random.default_rng(seed), found.pairs.ranked)
     column = np.full(len(table), -1, dtype=np.int16)
     column[rows] = rank
     index = table.schema.get_field_index("rank")
@@ -133,7 +95,7 @@ def fill_analysis(table: pa.Table, found: Equivalents, seed: int) -> pa.Table:
 def _fill(table: pa.Table, found: Equivalents, name: str) -> pa.Table:
     columns = {f"hofx_{name}": _scatter(table, found.rows, found.hofx.mean(0))}
     columns[f"{name}_departure"] = numbers(table, "obs_value") - columns[f"hofx_{name}"]
-    spread = found.twins.std(found.hofx)
+    spread = found.pairs.std(found.hofx)
     if spread is not None:
         columns[f"{name}_spread"] = _scatter(table, found.rows, spread)
     for column, values in columns.items():
@@ -162,15 +124,39 @@ class CheckedWindow:
 
     Attributes:
         observations: y, R and H of the rows in use.
+        monitored: y, R and H of every row of the feedback that can be monitored.
         feedback: Every row, with O-B and outcome.
         parameters: Effective parameters of the checks.
-        background: H(x_b) of each member at every row that can be monitored; None without one.
+        background: H(x_b) of each member at the monitored rows; None without observations.
+        background_states: The background's physical states at the written times, with shape
+            (M, T, C, Y, X); None without observations, when it has not been decoded.
     """
 
     observations: ObservationSet
+    monitored: ObservationSet
     feedback: pa.Table
     parameters: dict[str, Any]
     background: Equivalents | None = None
+    background_states: NDArray[np.float32] | None = None
+
+
+class WrittenStates:
+    """Collects the physical states at the written times, as `model_equivalents` decodes them.
+
+    Arguments:
+        plan: Which times are written.
+        model: The model that decodes.
+        members: Size of the ensemble.
+    """
+
+    def __init__(self, plan: WindowPlan, model: LatentModel, members: int) -> None:
+        self.written = np.flatnonzero(plan.written)
+        shape = (members, len(self.written), *model.state_shape)
+        self.values = np.empty(shape, dtype=np.float32)
+
+    def __call__(self, member: int, trajectory: Tensor) -> None:
+        """Copy the written ones of a member's states (T, C, Y, X)."""
+        self.values[member] = trajectory[self.written].float().cpu().numpy()
 
 
 def check_window(
@@ -178,45 +164,52 @@ def check_window(
     plan: WindowPlan,
     selection: ObservationSelection,
     model: LatentModel,
-    background: Background | None,
+    background: Background,
     checks: Path | Mapping[str, Any] | None = None,
 ) -> CheckedWindow:
-    """Runs the checks that need the window, the model or the background.
+    """Run the checks that need the window, the model or the background.
+
+    H is built once, for every row that can be monitored; again only if superobservations are
+    appended. The background is decoded once, for H(x_b) and for the written states alike.
 
     Arguments:
         table: The observations as stored, checked at arrival.
         plan: Times of the states.
         selection: Cut-off and withheld share.
         model: Its grid, surface and operators.
-        background: The first guess at `plan.times`; None for a job without observations.
+        background: The first guess at `plan.times`.
         checks: This installation's parameters, a YAML file; or all parameters of an earlier run.
     """
     context = qc_context(selection, model, background, checks)
     table, _ = run_checks(to_feedback(table), "window", context)
-    _, table = observation_set(table, model, plan.times)
-    equivalents = None
-    if background is not None and len(table):
-        monitored = monitored_set(table, model, plan.times)
-        hofx = model_equivalents(background.latents, model, monitored)
+    monitored, table = monitored_set(table, model, plan.times)
+    stored = len(table)
+    equivalents = states = None
+    if stored:
+        collected = WrittenStates(plan, model, background.members)
+        hofx = model_equivalents(background.latents, model, monitored, collected)
         rows, errors = monitored.rows, monitored.obs_errors
-        equivalents = Equivalents(rows, errors, hofx, background.mirrored)
+        equivalents, states = Equivalents(rows, errors, hofx, background.mirrored), collected.values
         table = fill_background(table, equivalents)
         table, _ = run_checks(table, "background", context)
     table, _ = run_checks(table, "select", context)
-    observations, table = observation_set(table, model, plan.times)
-    return CheckedWindow(observations, table, dict(context.parameters), equivalents)
+    if len(table) > stored:
+        monitored, table = monitored_set(table, model, plan.times)
+    observations = monitored.select(kept(table)[monitored.rows])
+    parameters = dict(context.parameters)
+    return CheckedWindow(observations, monitored, table, parameters, equivalents, states)
 
 
 def qc_context(
     selection: ObservationSelection,
     model: LatentModel,
-    background: Background | None,
+    background: Background,
     checks: Path | Mapping[str, Any] | None = None,
 ) -> QCContext:
-    """Parameters and surroundings of the checks."""
-    if isinstance(checks, Mapping):  # an earlier run's, which had all that is done to them done
+    """Return parameters and surroundings of the checks; see `check_window`."""
+    if isinstance(checks, Mapping):  # of an earlier run: they are the effective ones already
         return _context(load_parameters(checks), selection, model)
-    cold = background is not None and background.source == "climatology"
+    cold = background.source == "climatology"
     return _context(effective_parameters(selection, checks, cold=cold), selection, model)
 
 

@@ -1,6 +1,5 @@
 """Ingest an uploaded file: decode it, assign errors, check it and publish its rows."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
 from worker.contract.batches import BatchRecord, IngestSummary
 from worker.contract.layout import Layout
+from worker.observations.columns import count_values
 from worker.observations.decoders.base import DecodeContext, Decoded
 from worker.observations.decoders.decode import decode_limited
 from worker.observations.errors import assign_errors, load_errors
@@ -125,7 +124,7 @@ def _decode(batch_id: str, path: Path, received_time: datetime, options: IngestO
             f"Expected at least one observation in the upload; got none ({reasons or 'no rows'})."
             + "".join(f" {detail}" for detail in details),
             reason=next(iter(decoded.report.rejected), "no_values"),
-            decode_report=decoded.report.to_dict(),
+            decode_report=decoded.report.model_dump(mode="json"),
         )
     return decoded
 
@@ -137,19 +136,15 @@ def _summarise(table: pa.Table, decoded: Decoded, checked: QCReport) -> IngestSu
         undecoded=sum(report.rejected.values()),
         observations=table.num_rows,
         used=checked.used,
-        by_variable=_count(table["variable"]),
-        by_report_type=_count(table["report_type"]),
-        by_rejection=_count(table["rejected_by"]),
-        decode_report=report.to_dict(),
+        by_variable=_counts(table, "variable"),
+        by_report_type=_counts(table, "report_type"),
+        by_rejection=_counts(table, "rejected_by"),
+        decode_report=report.model_dump(mode="json"),
     )
 
 
-def _count(column: pa.ChunkedArray) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for entry in pc.value_counts(column).to_pylist():
-        if entry["values"] is not None:
-            counts[entry["values"]] += entry["counts"]
-    return dict(sorted(counts.items()))
+def _counts(table: pa.Table, column: str) -> dict[str, int]:
+    return dict(sorted(count_values(table, column).items()))
 
 
 def _summary_of(manifest: BatchManifest) -> IngestSummary:

@@ -16,11 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from model.diagnostics.equivalents import Equivalents, model_equivalents
 from model.domain.files import code_version
 from model.domain.variables import Channel
 from model.domain.windows import WindowPlan
+from model.latent_model import LatentModel
+from model.operators.observation_set import ObservationSet
 from worker.backgrounds.restarts import RESTART_NAME, Restart, write_restart
 from worker.contract.disk import disk_errors
 from worker.contract.jobs import JobRecord
@@ -30,10 +34,9 @@ from worker.observations.columns import codes
 from worker.observations.store.files import StoreFiles
 from worker.pipeline.departures import (
     CheckedWindow,
+    WrittenStates,
     count_outcomes,
     fill_analysis,
-    model_equivalents,
-    monitored_set,
 )
 from worker.pipeline.gather import observation_window, table_digest
 from worker.results.manifest import AnalysisManifest, ManifestFile, describe_file
@@ -42,7 +45,6 @@ from worker.results.outputs.product import Product
 from worker.results.verification.control import verified
 from worker.results.verification.series import SERIES_NAME
 from worker.results.verification.states import pressure_tendency
-from worker.results.verification.withheld import Equivalents
 from worker.solver import Analysis, Background
 
 __all__ = [
@@ -128,21 +130,33 @@ _CODE = _digest_of_sources()
 def make_product(
     job: JobRecord,
     plan: WindowPlan,
-    warm: LoadedModel,
+    loaded: LoadedModel,
     checked: CheckedWindow,
     background: Background,
     analysis: Analysis,
     layout: Layout,
     gathered: datetime,
 ) -> Product:
-    """The states at the written times, O-A, and all that is known about them, verified."""
-    decoded = _decode_analysis(plan, warm, checked.feedback, analysis)
-    found = decoded.equivalents
-    feedback = fill_analysis(checked.feedback, found, job.spec.seed)
+    """Return the states at the written times with O-A, scores and provenance.
+
+    Arguments:
+        job: What was asked.
+        plan: Times of the states, and which of them are written.
+        loaded: The model.
+        checked: The observations after all checks.
+        background: The first guess.
+        analysis: The result of the solver.
+        layout: Of the data folder, for the hashes of batches and earlier scores.
+        gathered: Operational time at which the observations were read.
+    """
+    decoded = _decode_analysis(plan, loaded.model, checked.monitored, analysis)
+    feedback = fill_analysis(checked.feedback, decoded.equivalents, job.spec.seed)
     first_guess = None
     if not any(plan.tied):
-        first_guess = _decode_written(background.latents, plan, warm)
-    simulated = ("simulated",) if warm.model.card.simulated else ()
+        first_guess = checked.background_states
+        if first_guess is None:
+            first_guess = _decode_written(background.latents, plan, loaded.model)
+    simulated = ("simulated",) if loaded.model.card.simulated else ()
     caught_up = ("caught_up",) if job.cycle.get("caught_up") else ()
     flags = (*simulated, *caught_up, *background.flags, *analysis.flags)
     product = Product(
@@ -150,24 +164,24 @@ def make_product(
         times=plan.written_times,
         states=decoded.states,
         background=first_guess,
-        grid=warm.model.grid,
-        channels=warm.model.channels,
+        grid=loaded.model.grid,
+        channels=loaded.model.channels,
         window=observation_window(plan),
         feedback=feedback,
         counts=count_outcomes(feedback),
         background_info=background.info,
-        provenance=_provenance(job, warm, checked, analysis, layout, gathered),
+        provenance=_provenance(job, loaded, checked, analysis, layout, gathered),
         flags=tuple(dict.fromkeys(flags)),
         mirrored=analysis.mirrored,
     )
     if product.window is None:  # a forecast: nothing to compare it with yet
         return product
-    return verified(product, layout, checked.background, found, decoded.tendency)
+    return verified(product, layout, checked.background, decoded.equivalents, decoded.tendency)
 
 
 def _provenance(
     job: JobRecord,
-    warm: LoadedModel,
+    loaded: LoadedModel,
     checked: CheckedWindow,
     analysis: Analysis,
     layout: Layout,
@@ -175,8 +189,8 @@ def _provenance(
 ) -> dict[str, Any]:
     """Everything needed to make the result again."""
     return {
-        "checkpoint": warm.name,
-        "checkpoint_sha256": warm.sha256,
+        "checkpoint": loaded.name,
+        "checkpoint_sha256": loaded.sha256,
         "code_version": code_version(),
         "seed": job.spec.seed,
         "seeds": list(analysis.seeds),
@@ -186,8 +200,8 @@ def _provenance(
         "gathered": gathered.isoformat(),
         "batches": rows_of_batches(checked.feedback, StoreFiles(str(layout.observations))),
         "observations_sha256": table_digest(checked.feedback),
-        "environment": environment(warm.model.device),
-        "device": str(warm.model.device),
+        "environment": environment(loaded.model.device),
+        "device": str(loaded.model.device),
     }
 
 
@@ -201,46 +215,45 @@ class _Decoded:
         tendency: Pressure tendencies of the last hour, mean over members; None of a single time.
     """
 
-    states: np.ndarray
+    states: NDArray[np.float32]
     equivalents: Equivalents
     tendency: tuple[float, float] | None
 
 
 def _decode_analysis(
-    plan: WindowPlan, warm: LoadedModel, feedback: pa.Table, analysis: Analysis
+    plan: WindowPlan, model: LatentModel, monitored: ObservationSet, analysis: Analysis
 ) -> _Decoded:
-    latents, written = analysis.latents, np.flatnonzero(plan.written)
-    states = np.empty((len(latents), len(written), *warm.model.state_shape), dtype=np.float32)
-    channels = list(warm.model.channels)
+    states = WrittenStates(plan, model, len(analysis.latents))
+    channels = list(model.channels)
     pressure = Channel("mean_sea_level_pressure")
     tendencies: list[tuple[float, float]] = []
 
-    def keep(member: int, trajectory: Tensor) -> None:
-        states[member] = trajectory[written].float().cpu().numpy()
+    def collect(member: int, trajectory: Tensor) -> None:
+        states(member, trajectory)
         if pressure in channels and len(trajectory) > 1:
             last = trajectory[-2:, channels.index(pressure)]
-            tendencies.append(pressure_tendency(last, warm.model.grid))
+            tendencies.append(pressure_tendency(last, model.grid))
 
-    monitored = monitored_set(feedback, warm.model, plan.times)
-    hofx = model_equivalents(latents, warm.model, monitored, keep)
+    hofx = model_equivalents(analysis.latents, model, monitored, collect)
     equivalents = Equivalents(monitored.rows, monitored.obs_errors, hofx, analysis.mirrored)
     mean = [float(value) for value in np.mean(tendencies, axis=0)] if tendencies else []
-    return _Decoded(states, equivalents, (mean[0], mean[1]) if mean else None)
+    return _Decoded(states.values, equivalents, (mean[0], mean[1]) if mean else None)
 
 
-def _decode_written(latents: Tensor, plan: WindowPlan, warm: LoadedModel) -> np.ndarray:
+def _decode_written(latents: Tensor, plan: WindowPlan, model: LatentModel) -> NDArray[np.float32]:
+    """Return the states at the written times, decoded one at a time as full-size ones are large."""
     written = np.flatnonzero(plan.written)
-    states = np.empty((len(latents), len(written), *warm.model.state_shape), dtype=np.float32)
+    states = np.empty((len(latents), len(written), *model.state_shape), dtype=np.float32)
     with torch.no_grad():
         for number, member in enumerate(latents):
-            for place, i in enumerate(written):  # one at a time: full-size states are large
-                latent = member[i].to(warm.model.device, warm.model.dtype)
-                states[number, place] = warm.model.decode(latent[None])[0].float().cpu().numpy()
+            for place, i in enumerate(written):
+                latent = member[i].to(model.device, model.dtype)
+                states[number, place] = model.decode(latent[None])[0].float().cpu().numpy()
     return states
 
 
 def write_outputs(
-    product: Product, analysis: Analysis, plan: WindowPlan, warm: LoadedModel, folder: Path
+    product: Product, analysis: Analysis, plan: WindowPlan, loaded: LoadedModel, folder: Path
 ) -> list[ManifestFile]:
     """Writes every format asked for, and the restart file; nothing is visible yet.
 
@@ -259,7 +272,7 @@ def write_outputs(
         written.append((path, "verification"))
     if not any(plan.tied):  # a forecast is nothing to start from
         path = folder / RESTART_NAME
-        write_restart(Restart(plan.times, analysis.latents, warm.sha256), path)
+        write_restart(Restart(plan.times, analysis.latents, loaded.sha256), path)
         written.append((path, "restart"))
     return [describe_file(path, role) for path, role in written]
 

@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Outcome(StrEnum):
-    """Whether the result could be made again."""
+    """Whether a replay gave the same result."""
 
     IDENTICAL = "identical"
     DIFFERENT = "different"
@@ -40,14 +40,14 @@ EXIT_CODES = {Outcome.IDENTICAL: 0, Outcome.DIFFERENT: 1, Outcome.IMPOSSIBLE: 2}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that went into the result, as recorded and as found.
+    """One input of the result, as recorded and as found.
 
     Attributes:
         name: `checkpoint`, `code`, `observations` …
         same: Whether both agree; None when nothing was recorded.
-        recorded: What the manifest says.
-        found: What there is, or what the replay made.
-        note: In words, where values do not say enough.
+        recorded: Value in the manifest.
+        found: Value found now, or used by the replay.
+        note: An explanation where the values do not say enough.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class ArrayComparison:
-    """One array of one file.
+    """The comparison of one array of one file.
 
     Attributes:
-        file: Its name.
-        name: Of the variable or column.
-        size: Values in it.
+        file: Name of the file.
+        name: Name of the variable or column.
+        size: Number of values.
         differing: Values whose bits differ; all of them if the shapes do.
         max_difference: Largest absolute difference of numbers; None where there is none to take.
     """
@@ -77,21 +77,21 @@ class ArrayComparison:
 
     @property
     def same(self) -> bool:
-        """Whether all bits agree."""
+        """Return whether all bits of the array agree."""
         return self.differing == 0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer.
+    """The outcome of a replay, with all that was compared.
 
     Attributes:
-        analysis_id: What was replayed.
-        outcome: In a word.
-        findings: What went in.
-        arrays: What came out.
-        missing: What a replay would need and does not have.
-        seconds: How long the run took.
+        analysis_id: The result that was replayed.
+        outcome: Identical, different, or impossible to replay.
+        findings: Comparisons of the inputs.
+        arrays: Comparisons of the files.
+        missing: Inputs that are gone, one sentence each.
+        seconds: Duration of the second run.
     """
 
     analysis_id: str
@@ -106,16 +106,16 @@ class Verdict:
         object.__setattr__(self, "exit_code", EXIT_CODES[self.outcome])
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return the verdict as JSON can hold it."""
         return asdict(self)
 
 
 class CannotReplay(AppaError):
-    """Something that the result was made of is gone.
+    """An input of the result is gone.
 
     Attributes:
-        missing: What, one sentence each.
-        findings: What is known all the same.
+        missing: The inputs that are gone, one sentence each.
+        findings: Comparisons of the inputs that are there.
     """
 
     code = "cannot_replay"
@@ -131,7 +131,7 @@ COMPARED = (".safetensors", ".nc", ".parquet")
 
 
 def compare_files(recorded: Path, found: Path) -> list[ArrayComparison]:
-    """Every array of two files of the same name."""
+    """Return the comparison of every array of two files of the same name."""
     if recorded.name == RESTART_NAME:
         read = _restart
     elif recorded.suffix == ".nc":
@@ -193,7 +193,7 @@ def _compare(
 
 
 def _bits(array: NDArray[Any]) -> NDArray[Any]:
-    """The numbers as unsigned integers of the same size: NaN equals NaN, 0 is not -0."""
+    """Return the numbers as unsigned integers of the same size: NaN equals NaN, 0 is not -0."""
     return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
 
 

@@ -26,7 +26,7 @@ from worker.observations.columns import codes
 from worker.observations.qc.selection import SUPEROBSERVATIONS
 from worker.observations.store.files import StoreFiles
 from worker.observations.store.store import ObservationStore
-from worker.pipeline.assimilation import RecordedInputs
+from worker.pipeline.assimilation import JobInputs
 from worker.pipeline.departures import effective_parameters
 from worker.pipeline.results import code_digest, from_plain, plain
 from worker.replay.comparison import COMPARED, CannotReplay, Finding
@@ -45,12 +45,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class StoredRows:
-    """The uploads that a result saw, looked up again.
+    """The uploads whose rows a result used, as the observation store has them now.
 
     Attributes:
-        batches: Their ids.
+        batches: Ids of the uploads.
         missing: Rows that are gone, one sentence for each upload.
-        finding: What is to be said of them.
+        finding: Comparison with what was recorded.
     """
 
     batches: tuple[str, ...]
@@ -59,7 +59,7 @@ class StoredRows:
 
 
 def stored_rows(manifest: AnalysisManifest, layout: Layout) -> StoredRows:
-    """Looks up the uploads of `manifest` in the observation store."""
+    """Look up the uploads of `manifest` in the observation store."""
     if manifest.window_start is None or manifest.window_end is None:
         return StoredRows((), (), Finding("uploads", True, note="no observations were asked for"))
     window = AssimilationWindow(manifest.window_start, manifest.window_end)
@@ -96,7 +96,7 @@ def stored_rows(manifest: AnalysisManifest, layout: Layout) -> StoredRows:
 def _recorded(
     manifest: AnalysisManifest, layout: Layout
 ) -> tuple[Mapping[str, Mapping[str, Any]] | None, str]:
-    """Uploads and rows as recorded, or as the feedback shows them; and how they are known."""
+    """Return uploads and rows as recorded, or as the feedback shows them, and which it was."""
     batches = manifest.provenance.get("batches")
     if batches is not None:
         return batches, ""
@@ -116,7 +116,7 @@ def _known_then(files: StoreFiles, name: str, manifest: AnalysisManifest) -> boo
 def _count(
     window: AssimilationWindow, manifest: AnalysisManifest, layout: Layout
 ) -> dict[str, int]:
-    """Rows of each upload that the job would be given now."""
+    """Return the number of rows of each upload that the job would be given now."""
     selection = manifest.spec.observations
     table = ObservationStore(str(layout.observations)).read_window(
         window,
@@ -132,12 +132,12 @@ def _count(
 
 
 def feedback_table(manifest: AnalysisManifest, layout: Layout) -> pa.Table | None:
-    """The published feedback, if the result has one and it is still there."""
+    """Return the published feedback; None if the result has none or it was deleted."""
     return feedback_in(layout.analysis(manifest.id), manifest)
 
 
 def feedback_in(folder: Path, manifest: AnalysisManifest) -> pa.Table | None:
-    """The feedback of `manifest` in `folder`, if there is one."""
+    """Return the feedback of `manifest` in `folder`, if there is one."""
     for file in manifest.files:
         path = folder / file.name
         if file.role == "feedback" and path.suffix == ".parquet" and path.exists():
@@ -146,7 +146,7 @@ def feedback_in(folder: Path, manifest: AnalysisManifest) -> pa.Table | None:
 
 
 def compare_rows(recorded: pa.Table, found: pa.Table) -> str:
-    """How two feedback tables differ in what went in: rows, values, errors, outcomes."""
+    """Describe how the inputs in two feedback tables differ: rows, values, errors, outcomes."""
     keys = ["batch_id", "observation_id"]
     columns = ["obs_value", "obs_error", "rejected_by"]
     frames = []
@@ -174,27 +174,27 @@ _REMADE = ("netcdf", "feedback")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A result and how to make it again.
+    """A published result and all that a replay needs.
 
     Attributes:
-        manifest: Of the published result.
-        job: To run.
-        inputs: To run it on.
-        checkpoint: Folder of the very same weights.
+        manifest: Manifest of the published result.
+        job: The job to run.
+        inputs: Its inputs, without an uploaded first guess.
+        checkpoint: Folder of the same weights.
         files: Published files to compare with.
-        findings: What was found out so far.
+        findings: Comparisons of the inputs.
     """
 
     manifest: AnalysisManifest
     job: JobRecord
-    inputs: RecordedInputs
+    inputs: JobInputs
     checkpoint: Path
     files: tuple[ManifestFile, ...]
     findings: tuple[Finding, ...]
 
 
 def read_recipe(layout: Layout, analysis_id: str, checkpoints: Sequence[str]) -> Recipe:
-    """Looks for everything that the result was made of.
+    """Find all inputs of a published result.
 
     Arguments:
         layout: The data folder.
@@ -202,8 +202,8 @@ def read_recipe(layout: Layout, analysis_id: str, checkpoints: Sequence[str]) ->
         checkpoints: Names or folders to look for the weights in, besides the bundled ones.
 
     Raises:
-        CannotReplay: If something is gone; all of it is named.
-        InvalidInput: If the id is no name.
+        CannotReplay: If inputs are gone; the error names all of them.
+        InvalidInput: If the id is not the name of a result.
     """
     try:
         manifest = read_manifest(layout, analysis_id)
@@ -220,23 +220,23 @@ def read_recipe(layout: Layout, analysis_id: str, checkpoints: Sequence[str]) ->
     findings += [rows.finding, _quality_control(manifest, layout)]
     if missing or checkpoint is None:
         raise CannotReplay(missing, findings)
-    inputs = _inputs(manifest, earlier, rows)
+    inputs = _inputs(manifest, layout, earlier, rows)
     return Recipe(manifest, _job(manifest), inputs, checkpoint, files, tuple(findings))
 
 
 def _published(
     manifest: AnalysisManifest, layout: Layout, missing: list[str], findings: list[Finding]
 ) -> tuple[ManifestFile, ...]:
-    """Files to compare with, each as its manifest says."""
+    """Return the files to compare with, and note which are not as the manifest says."""
     there, faults = [], []
     for file in manifest.files:
         path = layout.analysis_file(manifest.id, file.name)
-        wanted = file.name.endswith(COMPARED) and file.role in ("data", "feedback", "restart")
+        compared = file.name.endswith(COMPARED) and file.role in ("data", "feedback", "restart")
         if not path.exists():
             faults.append(f"{file.name} is gone")
         elif describe_file(path).sha256 != file.sha256:
             faults.append(f"{file.name} was changed after it was published")
-        if wanted and path.exists():
+        if compared and path.exists():
             there.append(file)
     if not there:
         missing.append("no file with numbers to compare (restart file or NetCDF)")
@@ -250,7 +250,7 @@ def _checkpoint(
     missing: list[str],
     findings: list[Finding],
 ) -> Path | None:
-    """The folder whose card has the recorded hash."""
+    """Return the folder whose card has the recorded hash."""
     wanted = str(manifest.provenance.get("checkpoint_sha256", ""))
     name = manifest.provenance.get("checkpoint", "?")
     bundled = sorted(path.parent.name for path in WEIGHTS.glob(f"*/{CARD_NAME}"))
@@ -283,7 +283,7 @@ def _code(manifest: AnalysisManifest) -> list[Finding]:
 def _background(
     manifest: AnalysisManifest, layout: Layout, missing: list[str], findings: list[Finding]
 ) -> PublishedStates | None:
-    """The result that was continued."""
+    """Return the result that was continued; None without one."""
     about = manifest.background
     name = about.get("analysis_id")
     if about.get("source") == FirstGuess.source:
@@ -309,7 +309,7 @@ def _background(
 def _first_guess(
     about: Mapping[str, Any], layout: Layout, missing: list[str], findings: list[Finding]
 ) -> None:
-    """The upload that was the first guess: the job names it, and reads it again."""
+    """Check the upload that was the first guess: the job names it, and reads it again."""
     batch, wanted = str(about["batch_id"]), str(about["batch_sha256"])
     path = layout.raw_file(batch)
     if not path.is_file():
@@ -321,7 +321,7 @@ def _first_guess(
 
 
 def _quality_control(manifest: AnalysisManifest, layout: Layout) -> Finding:
-    """Whether the installation would choose the same parameters today; the recorded ones are used."""
+    """Compare the recorded parameters, which are used, with those chosen today."""
     recorded = manifest.provenance.get("quality_control", {})
     cold = manifest.background.get("source") == "climatology"
     now: Any = plain(
@@ -338,19 +338,21 @@ def _quality_control(manifest: AnalysisManifest, layout: Layout) -> Finding:
 
 
 def _inputs(
-    manifest: AnalysisManifest, earlier: PublishedStates | None, rows: StoredRows
-) -> RecordedInputs:
+    manifest: AnalysisManifest, layout: Layout, earlier: PublishedStates | None, rows: StoredRows
+) -> JobInputs:
+    """Return the recorded inputs; an uploaded first guess is read when the model is loaded."""
     recorded = manifest.provenance
-    return RecordedInputs(
+    checks = recorded.get("quality_control")
+    return JobInputs(
         earlier=earlier,
         batches=rows.batches,
-        checks=from_plain(recorded["quality_control"]) if "quality_control" in recorded else None,
-        careful=recorded.get("configuration", {}).get("batch_rows") == 1,
+        checks=layout.checks_file if checks is None else from_plain(checks),
+        minimal_batches=recorded.get("configuration", {}).get("batch_rows") == 1,
     )
 
 
 def _job(manifest: AnalysisManifest) -> JobRecord:
-    """The job as it was, with those of its formats that are compared."""
+    """Return the job as it was, with only those outputs that are compared."""
     outputs = [name for name in manifest.spec.outputs if name in _REMADE]
     return JobRecord(
         id=manifest.job_id,

@@ -13,7 +13,7 @@ import torch
 from worker.contract.jobs import Phase
 from worker.contract.layout import Layout
 from worker.loaded_models import load_models
-from worker.pipeline.assimilation import assimilate_window
+from worker.pipeline.assimilation import assimilate_window, first_guess_of
 from worker.pipeline.results import environment, plain
 from worker.replay.comparison import (
     ArrayComparison,
@@ -33,16 +33,16 @@ _DECISIVE = ("observations", "seeds", "configuration")
 
 
 class QuietProgress:
-    """Stands in for the reporter of a worker: no job to report, no lease to lose."""
+    """Replaces the `ProgressReporter` of a worker: no job to report on, no lease to lose."""
 
     def __init__(self, on_step: Callable[[int, int], None]) -> None:
         self.on_step = on_step
 
     def phase(self, phase: Phase, message: str = "") -> None:
-        """Nobody asks."""
+        """Ignore the phase: there is no job record to write it to."""
 
     def __call__(self, step: int, steps: int) -> None:
-        """Before diffusion step `step` of `steps`."""
+        """Report that diffusion step `step` of `steps` begins."""
         self.on_step(step, steps)
 
 
@@ -55,7 +55,7 @@ def replay(
     keep: Path | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Verdict:
-    """Makes a published result again and compares; nothing in the data folder is changed.
+    """Make a published result again and compare; nothing in the data folder is changed.
 
     Arguments:
         layout: The data folder.
@@ -63,7 +63,7 @@ def replay(
         checkpoints: Names or folders to look for its weights in, besides the bundled ones.
         device: Run there instead of on a device like the one of the first run.
         keep: Folder for the files of the second run; they are dropped when absent.
-        on_step: Told about progress.
+        on_step: Called before each diffusion step with its number and their count.
     """
     try:
         recipe = read_recipe(layout, analysis_id, checkpoints)
@@ -107,7 +107,7 @@ def _run(
     device: str,
     on_step: Callable[[int, int], None],
 ) -> tuple[Finding, AnalysisManifest]:
-    """Runs the job with as many threads as before."""
+    """Run the job with as many threads as before."""
     recorded: dict[str, Any] = recipe.manifest.provenance.get("environment", {})
     before = torch.get_num_threads()
     torch.set_num_threads(recorded.get("threads") or before)
@@ -115,7 +115,10 @@ def _run(
         models = load_models([str(recipe.checkpoint)], device)
         present = environment(models.device)
         progress: Any = QuietProgress(on_step)
-        made = assimilate_window(recipe.job, layout, models, progress, folder, recipe.inputs)
+        job, inputs = recipe.job, recipe.inputs
+        uploaded = first_guess_of(job.spec, layout, models.get(job.spec.model))
+        inputs = replace(inputs, earlier=uploaded or inputs.earlier)
+        made = assimilate_window(job, layout, models, progress, folder, inputs)
     finally:
         torch.set_num_threads(before)
     changed = {k: (v, present.get(k)) for k, v in recorded.items() if present.get(k) != v}
@@ -125,7 +128,7 @@ def _run(
 
 
 def _inputs_used(manifest: AnalysisManifest, made: AnalysisManifest) -> list[Finding]:
-    """What the second run really used, against the first."""
+    """Compare what the second run used with what the first had used."""
     one, other = manifest.provenance, made.provenance
     found = []
     for name, key in (
@@ -151,7 +154,7 @@ def _inputs_used(manifest: AnalysisManifest, made: AnalysisManifest) -> list[Fin
 
 
 def _changed(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
-    """Names of the entries that differ, nested ones with dots."""
+    """Return the names of entries that differ, with dots between levels."""
     names = []
     for key in sorted({*one, *other}):
         a, b = one.get(key), other.get(key)
@@ -169,7 +172,7 @@ def _explained(
     layout: Layout,
     folder: Path,
 ) -> Finding:
-    """Other observations, row by row, where both feedback files are there."""
+    """Add to a finding how the observations differ, where both feedback files are there."""
     if finding.name != "observations" or finding.same is not False:
         return finding
     recorded, again = feedback_table(manifest, layout), feedback_in(folder, made)

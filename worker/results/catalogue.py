@@ -177,26 +177,26 @@ class Catalogue:
             f"Expected a file of '{analysis_id}'; got '{name}'. Its files: {names}."
         )
 
-    def entries(self, wanted: ResultFilter | None = None) -> list[Entry]:
+    def entries(self, matching: ResultFilter | None = None) -> list[Entry]:
         """Return all entries that fit, newest first."""
-        return self._select(wanted or ResultFilter(), None, None)[0]
+        return self._select(matching or ResultFilter(), None, None)[0]
 
-    def manifests(self, wanted: ResultFilter | None = None) -> Iterator[AnalysisManifest]:
+    def manifests(self, matching: ResultFilter | None = None) -> Iterator[AnalysisManifest]:
         """Yield the manifests of all results that fit, newest first."""
-        found = (self.find(entry.id) for entry in self.entries(wanted))
+        found = (self.find(entry.id) for entry in self.entries(matching))
         return (manifest for manifest in found if manifest is not None)
 
-    def select(self, wanted: ResultFilter, cursor: str | None, limit: int) -> ResultPage:
+    def select(self, matching: ResultFilter, cursor: str | None, limit: int) -> ResultPage:
         """Return at most `limit` results after `cursor`, newest first."""
-        rows, total = self._select(wanted, cursor, limit + 1)
+        rows, total = self._select(matching, cursor, limit + 1)
         page = rows[:limit]
         found = (self.find(entry.id) for entry in page)
         following = page[-1].position if page and len(rows) > limit else None
         return ResultPage([m for m in found if m is not None], following, total)
 
-    def latest(self, wanted: ResultFilter) -> AnalysisManifest | None:
+    def latest(self, matching: ResultFilter) -> AnalysisManifest | None:
         """Return the newest result that fits: latest valid time, then highest revision."""
-        rows, _ = self._select(wanted, None, 1)
+        rows, _ = self._select(matching, None, 1)
         return self.find(rows[0].id) if rows else None
 
     def kinds(self) -> list[tuple[str, str]]:
@@ -224,10 +224,10 @@ class Catalogue:
             return self._ask(fill)
 
     def _select(
-        self, wanted: ResultFilter, cursor: str | None, limit: int | None
+        self, matching: ResultFilter, cursor: str | None, limit: int | None
     ) -> tuple[list[Entry], int]:
         """Return entries after `cursor`, newest first, and the number of all that fit."""
-        where, values = wanted.where()
+        where, values = matching.where()
         query = f"SELECT {COLUMNS} FROM results WHERE {where}"  # noqa: S608 (no outside text)
         after = [] if cursor is None else [cursor]
         query += " AND position < ?" if after else ""
@@ -299,7 +299,8 @@ class Catalogue:
 
     def _scan(self, database: sqlite3.Connection) -> None:
         """Index what is new or rewritten, and drop what is gone."""
-        listed = _stamp(self._layout.analyses)  # of before: what comes now is seen next time
+        # Of before listing: what comes while manifests are read is seen next time.
+        now, listed = time.time_ns(), _stamp(self._layout.analyses)
         query = "SELECT id, stamp FROM results UNION ALL SELECT id, stamp FROM unreadable"
         known: dict[str, int] = dict(database.execute(query).fetchall())
         with suppress(FileNotFoundError):
@@ -310,7 +311,7 @@ class Catalogue:
         for name in known:
             _forget(database, name)
             self._parsed.pop(name, None)
-        settled = time.time_ns() - listed > _SETTLED_NS
+        settled = now - listed > _SETTLED_NS
         database.execute(
             "INSERT OR REPLACE INTO state VALUES ('listed', ?)", (listed if settled else -1,)
         )

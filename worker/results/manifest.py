@@ -53,7 +53,7 @@ _DATASETS = (".nc", ".zarr.zip")
 
 
 class ManifestFile(Record):
-    """One file of a result."""
+    """One published file: its name, size, hash and purpose."""
 
     name: str = Field(description="File name.")
     size: int = Field(ge=0, description="Bytes.")
@@ -109,7 +109,7 @@ class AnalysisManifest(Record):
 
     @property
     def dataset_file(self) -> ManifestFile | None:
-        """The file that is served as a data set: NetCDF where there is one, else Zarr."""
+        """Return the file that is served as a data set: NetCDF where there is one, else Zarr."""
         data = [file for file in self.files if file.role == "data"]
         found = (file for suffix in _DATASETS for file in data if file.name.endswith(suffix))
         return next(found, None)
@@ -154,24 +154,24 @@ class Pin(Record):
     note: str = Field(default="", max_length=500, description="What for.")
 
 
-def pin(layout: Layout, wanted: Pin) -> Pin:
+def pin(layout: Layout, new: Pin) -> Pin:
     """Keep a result from retention, and return its pin: the first one if there are several.
 
     Raises:
         NoSuchAnalysis: If there is no such result.
     """
-    path = layout.pin(wanted.analysis_id)
+    path = layout.pin(new.analysis_id)
     layout.pins.mkdir(exist_ok=True)
-    known = _read_pin(layout, wanted.analysis_id)
+    known = _read_pin(layout, new.analysis_id)
     if known is None:
-        write_atomic(path, wanted.model_dump_json(indent=1))
-    if not layout.manifest(wanted.analysis_id).exists():
+        write_atomic(path, new.model_dump_json(indent=1))
+    if not layout.manifest(new.analysis_id).exists():
         path.unlink(missing_ok=True)
         raise NoSuchAnalysis(
-            f"Expected the id of a published analysis; got '{wanted.analysis_id}'.",
-            analysis_id=wanted.analysis_id,
+            f"Expected the id of a published analysis; got '{new.analysis_id}'.",
+            analysis_id=new.analysis_id,
         )
-    return known or wanted
+    return known or new
 
 
 def unpin(layout: Layout, analysis_id: str) -> bool:
@@ -189,7 +189,7 @@ def is_pinned(layout: Layout, analysis_id: str) -> bool:
 
 
 def pins(layout: Layout) -> list[Pin]:
-    """Return all pins, oldest first."""
+    """Return the pins of all results, oldest first."""
     if not layout.pins.is_dir():
         return []
     names = [path.name for path in layout.pins.iterdir() if not path.name.startswith(".")]

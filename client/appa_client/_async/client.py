@@ -394,7 +394,7 @@ class AsyncAppaClient:
     # -- webhooks
 
     async def webhooks(self) -> list[Webhook]:
-        """Return all webhooks, oldest first."""
+        """Return all webhooks without their secrets, oldest first."""
         return [Webhook.model_validate(item) for item in await self._get("/v1/webhooks")]
 
     async def webhook(self, webhook_id: str) -> Webhook:

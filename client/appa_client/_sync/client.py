@@ -392,7 +392,7 @@ class AppaClient:
     # -- webhooks
 
     def webhooks(self) -> list[Webhook]:
-        """Return all webhooks, oldest first."""
+        """Return all webhooks without their secrets, oldest first."""
         return [Webhook.model_validate(item) for item in self._get("/v1/webhooks")]
 
     def webhook(self, webhook_id: str) -> Webhook:

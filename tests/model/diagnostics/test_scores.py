@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.diagnostics.scores import bias, fair_crps, rank_histogram, rmse, spread_skill
+from model.diagnostics.ensembles import ranks
+from model.diagnostics.scores import bias, fair_crps, rmse, spread_skill
 from model.domain.grids import Grid
 
 GRIDS = [Grid("r", "regular", 19, 36), Grid("g", "gaussian", 16, 32)]
@@ -61,9 +62,10 @@ def test_spread_matches_skill_in_a_reliable_ensemble():
 
 
 def test_ranks():
-    members = torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]])
-    assert rank_histogram(members, torch.tensor([0.0, 1.5, 5.0])).tolist() == pytest.approx(
-        [1 / 3] * 3
-    )
-    # A tie with the lower member is shared between the two ranks beside it.
-    assert rank_histogram(members[:, :1], torch.tensor([1.0])).tolist() == [0.5, 0.5, 0.0]
+    members, exact = np.array([[1.0], [2.0]]), np.zeros(3)
+    draw = np.random.default_rng(0)
+    found = ranks(members.repeat(3, axis=1), np.array([0.0, 1.5, 5.0]), exact, draw)
+    assert found.tolist() == [0, 1, 2]
+    # A tie with the lower member is shared at random between the two ranks beside it.
+    tied = ranks(members.repeat(10_000, axis=1), np.ones(10_000), np.zeros(10_000), draw)
+    assert np.bincount(tied, minlength=3) / 10_000 == pytest.approx([0.5, 0.5, 0.0], abs=0.02)

@@ -11,10 +11,9 @@ from lab.osse.baselines import (
     gaspari_cohn,
     optimal_interpolation,
     prior_anomalies,
-    unit_vectors,
     windowed_analysis,
 )
-from model.domain.grids import Grid
+from model.domain.grids import Grid, unit_vectors
 from model.domain.variables import Channel
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
 from model.operators.base import Statics
@@ -106,8 +105,8 @@ def test_optimal_interpolation_is_the_dense_formula():
     states = torch.eye(flat.shape[1]).double().view(-1, 1, 2, *GRID.shape)
     h = (seen.operator(states) - seen.operator(torch.zeros_like(states[:1]))).T
     rows, columns = np.meshgrid(GRID.latitude, GRID.longitude, indexing="ij")
-    cells = unit_vectors(rows.ravel(), columns.ravel()).double()
-    places = unit_vectors(lat, lon).double()
+    cells = torch.from_numpy(unit_vectors(rows.ravel(), columns.ravel())).float().double()
+    places = torch.from_numpy(unit_vectors(lat, lon)).float().double()
 
     def rho(a, b):
         return gaspari_cohn((a[:, None] - b).norm(dim=-1) * 6_371_229.0 / half_width)

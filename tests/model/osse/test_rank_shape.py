@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lab.osse.ranks import rank_shape, rank_shapes, ranks, station_ranks
+from lab.osse.ranks import rank_shapes, station_ranks
+from model.diagnostics.ensembles import rank_shape, ranks
 
 HOURS = 24
 

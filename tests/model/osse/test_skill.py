@@ -123,8 +123,8 @@ def test_finished_starts_are_kept_and_others_are_refused(model, truth, scored, t
     made_by = experiment(model, SETTINGS, None)
     kept = ResultsFile(path, made_by)
     assert kept.start(END) is None
-    kept.keep_autoencoder(score_autoencoder(model, truth, [END]))
-    kept.keep_start(scored.skill, scored.fields)
+    kept.add_autoencoder(score_autoencoder(model, truth, [END]))
+    kept.add_start(scored.skill, scored.fields)
     again = ResultsFile(path, made_by)
     assert again.start(END) == scored.skill
     assert again.start(END + timedelta(hours=1)) is None

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from lab.osse.ranks import rank_shape
 from lab.osse.scores import AutoencoderSkill, Method, SpectralDeviation, StartSkill
 from lab.osse.skill import SkillSettings
 from lab.osse.skill_report import judge
@@ -19,6 +18,7 @@ from lab.osse.summary import (
     overall,
     season,
 )
+from model.diagnostics.ensembles import rank_shape
 from model.domain.variables import LEVELS_T31, channels
 
 CHANNELS = channels(LEVELS_T31)

@@ -9,7 +9,7 @@ import xarray as xr
 from pydantic import ValidationError
 
 from lab.training.datasets import Splits, StateStore, channel_statistics
-from lab.training.loop import Run
+from lab.training.loop import TrainingRun
 from lab.training.train_autoencoder import AutoencoderTraining, train_autoencoder
 from lab.training.train_denoiser import DenoiserTraining, load_autoencoder, train_denoiser
 from model.diagnostics.realism import power_spectrum
@@ -190,10 +190,10 @@ def test_an_interrupted_denoiser_run_ends_where_an_uninterrupted_one_does(store,
 
 
 def test_a_run_refuses_another_configuration(store, tmp_path):
-    Run(tmp_path / "run", autoencoder_config(store, tmp_path))
-    Run(tmp_path / "run", autoencoder_config(store, tmp_path, steps=99))
+    TrainingRun(tmp_path / "run", autoencoder_config(store, tmp_path))
+    TrainingRun(tmp_path / "run", autoencoder_config(store, tmp_path, steps=99))
     with pytest.raises(ConfigurationError, match=r"optimisation\.batch"):
-        Run(tmp_path / "run", autoencoder_config(store, tmp_path, batch=5))
+        TrainingRun(tmp_path / "run", autoencoder_config(store, tmp_path, batch=5))
 
 
 def test_statistics_are_those_of_the_fields_weighted_by_area(store):

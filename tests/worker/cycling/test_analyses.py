@@ -15,6 +15,8 @@ import yaml
 
 from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from service.cycle_explanation import explain
+from service.keys import OPEN
+from service.schemas import CycleView
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import Processes, wait_for
 from tests.worker.tables import make_table
@@ -188,12 +190,13 @@ def test_explain_reads_the_real_feedback(system):
     stores, layout, first_final = system
     manifests = [read_manifest(layout, path.name) for path in layout.analyses.iterdir()]
     of_noon = [m for m in manifests if m.valid_time == NOON]
-    record = stores.cycles.get("20240101T12Z_final")
+    record = CycleView.of(stores.cycles.get("20240101T12Z_final"), OPEN)
     found = explain(layout, record, of_noon)
     assert found.late == []
     assert found.changed.from_analysis == first_final
     assert found.changed.added == {"synop": 10}
-    early = explain(layout, stores.cycles.get("20240101T12Z_early"), of_noon)
+    record = CycleView.of(stores.cycles.get("20240101T12Z_early"), OPEN)
+    early = explain(layout, record, of_noon)
     [late] = early.late
     assert (late.network, late.count) == ("synop", 20)
     assert (late.first, late.last) == (ARRIVALS["b2"], ARRIVALS["b3"])

@@ -7,7 +7,7 @@ import pyarrow as pa
 from bufr_messages import CONTEXT
 
 from lab.encoders.bufr import encode_bufr
-from worker.observations.decoders.base import build_table, concat_tables
+from worker.observations.columns import build_table, concat_tables
 
 N = 12
 HOUR = np.datetime64("2026-03-01T06:00", "ns")

@@ -7,14 +7,8 @@ import pytest
 
 from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
-from worker.observations.decoders.base import (
-    KEPT_QUARANTINED,
-    DecodeContext,
-    DecodeReport,
-    build_table,
-    concat_tables,
-    wrap_longitude,
-)
+from worker.observations.columns import build_table, concat_tables, wrap_longitude
+from worker.observations.decoders.base import KEPT_QUARANTINED, DecodeContext, DecodeReport
 from worker.observations.decoders.decode import decode_file
 from worker.observations.formats import detect_format
 
@@ -33,7 +27,9 @@ def test_reports_add_up_and_survive_json():
     first.count_rows(table("2m_temperature", [1.0, 2.0], rejected_by=[None, "preqc"]))
     second = DecodeReport(format="bufr", size=5, messages=1)
     second.reject("no_time", 0, 5)
-    merged = DecodeReport.from_dict(json.loads(json.dumps(first.to_dict()))).merge(second)
+    merged = DecodeReport.model_validate(
+        json.loads(json.dumps(first.model_dump(mode="json")))
+    ).merge(second)
     assert (merged.size, merged.messages, merged.rows) == (15, 3, 2)
     assert dict(merged.rejected) == {"no_time": 2}
     assert dict(merged.flagged) == {"preqc": 1}

@@ -9,7 +9,7 @@ from model.domain.observations import validate_table
 from tests.worker.decoders.grib_messages import message
 from worker.observations.decoders.base import DecodeContext
 from worker.observations.decoders.decode import decode_many_limited
-from worker.observations.example_files import ALL_TEMPLATES
+from worker.observations.export import ALL_TEMPLATES
 from worker.sandbox import Limits
 
 EACH = 15

@@ -4,8 +4,7 @@ import pytest
 
 from worker.observations.decoders.base import DecodeContext
 from worker.observations.decoders.decode import decode_file
-from worker.observations.example_files import ALL_TEMPLATES
-from worker.observations.export import EXAMPLE
+from worker.observations.export import ALL_TEMPLATES, EXAMPLE
 
 
 @pytest.mark.parametrize("name", list(ALL_TEMPLATES))

@@ -8,15 +8,21 @@ import pytest
 import xarray as xr
 
 from model.domain.errors import InvalidInput
-from model.domain.observations import FEEDBACK_SCHEMA, empty_table
+from model.domain.observations import (
+    FEEDBACK_SCHEMA,
+    REPORT_TYPES,
+    empty_table,
+    validate_table,
+)
 from model.domain.variables import VARIABLES
 from tests.worker.outputs.feedback_tables import make_feedback
 from tests.worker.outputs.products import make_product
+from tests.worker.tables import make_table
 from worker.observations.columns import numbers
-from worker.observations.lexicons.ioda import IODA_NAMES
-from worker.observations.lexicons.odb import VARNO
-from worker.results.outputs.feedback import checked_feedback, write
-from worker.results.outputs.odb import write as write_odb
+from worker.observations.decoders.base import DecodeContext
+from worker.observations.decoders.decode import decode_file
+from worker.observations.lexicons import IODA_NAMES, VARNO
+from worker.results.outputs.feedback import checked_feedback, write, write_odb
 
 
 @pytest.fixture
@@ -97,6 +103,61 @@ def test_odb_is_read_back_by_another_reader(product, tmp_path):
 
 def test_every_variable_has_its_names_outside():
     assert set(IODA_NAMES) == set(VARIABLES) == set(VARNO)
+
+
+def _every_variable() -> pa.Table:
+    """Three rows of each variable, at each kind of vertical coordinate that it can have."""
+    kinds = {"level": ["pressure", "height"], "layer": ["layer"], "channel": ["channel"]}
+    rows = [
+        (variable, kind)
+        for variable in VARIABLES.values()
+        for kind in (
+            kinds["level"]
+            if variable.kind == "atmospheric"
+            else kinds.get(variable.vertical, [variable.vertical])
+        )
+        for _ in range(3)
+    ]
+    count = len(rows)
+    kind = np.array([kind for _, kind in rows])
+    vertical = np.select(
+        [np.isin(kind, ["pressure", "layer"]), kind == "height", kind == "channel"],
+        [85000.0, 1234.5, 7.0],
+        np.nan,
+    )
+    table = make_table(
+        count,
+        report_type=[list(REPORT_TYPES)[i % len(REPORT_TYPES)] for i in range(count)],
+        variable=[variable.id for variable, _ in rows],
+        vertical_kind=kind.tolist(),
+        vertical=vertical,
+        vertical_top=np.where(kind == "layer", 50000.0, np.nan),
+        obs_value=np.arange(count) + 0.1,
+        obs_error=np.full(count, 0.5),
+    )
+    names = [n for n in FEEDBACK_SCHEMA.names if n not in table.column_names]
+    for name in names:
+        field = FEEDBACK_SCHEMA.field(name)
+        table = table.append_column(field, pa.nulls(count, field.type))
+    return validate_table(table, FEEDBACK_SCHEMA)
+
+
+@pytest.mark.parametrize("form", ["ioda", "odb"])
+@pytest.mark.parametrize("make", [_every_variable, make_feedback])
+def test_our_own_feedback_is_decoded_whole(tmp_path, form, make):
+    product = make_product(members=2, feedback=make())
+    [(path, _)] = write(product, tmp_path)[1:] if form == "ioda" else write_odb(product, tmp_path)
+    decoded = decode_file(path, context=DecodeContext(options={"ignore_status": True}))
+    assert decoded.report.rejected == {}
+    columns = (
+        "report_type", "station_id", "lat", "lon", "elevation", "time", "vertical_kind",
+        "vertical", "vertical_top", "variable", "obs_value", "obs_error",
+    )  # fmt: skip
+
+    def rows(table: pa.Table) -> list[tuple]:
+        return sorted((tuple(row.values()) for row in table.select(columns).to_pylist()), key=repr)
+
+    assert rows(decoded.table) == rows(product.feedback)
 
 
 def test_an_empty_window_is_written(tmp_path):

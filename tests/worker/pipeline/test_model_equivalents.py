@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
+from model.diagnostics.equivalents import Equivalents
 from tests.worker.verification.feedback_of import make_feedback
 from worker.observations.columns import numbers
 from worker.pipeline.departures import fill_analysis, fill_background
-from worker.results.verification.withheld import Equivalents
 
 
 @pytest.mark.parametrize(("mirrored", "variance"), [(False, 20 / 3), (True, 5.0)])

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from model.domain.grids import Grid
-from model.domain.observations import FEEDBACK_SCHEMA, validate_table
+from model.domain.observations import FEEDBACK_SCHEMA, station_draw, validate_table
 from model.domain.physics import pressure_after_rise
 from tests.worker.qc.clean import change, clean_day, join, sonde, stations
 from tests.worker.tables import make_table
@@ -15,7 +15,6 @@ from worker.observations.columns import numbers
 from worker.observations.qc.background import reduce_temperature
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
-from worker.observations.qc.selection import draw
 
 GRID = Grid("test", "regular", 19, 36)
 
@@ -165,12 +164,12 @@ def test_background_stage_without_background_does_nothing():
 
 def test_withholding_is_stable_and_has_its_share():
     names = [f"{i:05d}" for i in range(20000)]
-    share = np.mean([draw(name, "appa") < 0.05 for name in names])
+    share = np.mean([station_draw(name, "appa") < 0.05 for name in names])
     assert share == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 20000))
     table = stations(40)
     _, names, _ = run(table, "select", {"withholding": {"share": 0.3}})
     chosen = {s for s, n in zip(table["station_id"].to_pylist(), names, strict=True) if n}
-    assert chosen == {f"{i:05d}" for i in range(40) if draw(f"{i:05d}", "appa") < 0.3}
+    assert chosen == {f"{i:05d}" for i in range(40) if station_draw(f"{i:05d}", "appa") < 0.3}
     assert names.count("withheld") == 24 * len(chosen)
 
 

@@ -78,9 +78,9 @@ def test_small_ensembles_widen_the_prediction():
         departures={"background_departure": [1.0, -1.0], "background_spread": [2.0, 2.0]},
         obs_error=[1.0, 1.0],
     )
-    (line,) = departure_statistics(table, twins=AntitheticPairs.of(range(4), mirrored=False))
+    (line,) = departure_statistics(table, pairs=AntitheticPairs.of(range(4), antithetic=False))
     assert line.spread_skill == pytest.approx(np.sqrt(4.0 * 5 / 4 + 1))
-    (line,) = departure_statistics(table, twins=AntitheticPairs.of(range(4), mirrored=True))
+    (line,) = departure_statistics(table, pairs=AntitheticPairs.of(range(4), antithetic=True))
     assert line.spread_skill == pytest.approx(np.sqrt(4.0 + 1))  # the mean of pairs is exact
     both = departure_statistics(table, overall=True)
     assert [s.layer for s in both] == ["all", "surface"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from model.checkpoints.bundle import load_checkpoint, save_checkpoint
+from model.domain.observations import station_draw
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.tables import RECEIVED, make_table
 from worker.contract.jobs import JobRecord
@@ -17,7 +18,6 @@ from worker.contract.layout import Layout
 from worker.loaded_models import LoadedModel, LoadedModels
 from worker.observations.columns import codes
 from worker.observations.errors import assign_errors
-from worker.observations.qc.selection import draw
 from worker.observations.store.store import ObservationStore
 from worker.pipeline.assimilation import assimilate_window
 from worker.results.manifest import read_manifest
@@ -31,7 +31,7 @@ from worker.results.verification.series import (
 )
 
 STATIONS = 60
-WITHHELD = [f"{i:05d}" for i in range(STATIONS) if draw(f"{i:05d}", "appa") < 0.3]
+WITHHELD = [f"{i:05d}" for i in range(STATIONS) if station_draw(f"{i:05d}", "appa") < 0.3]
 NAMED = "00059"
 
 

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
+from model.diagnostics.equivalents import Equivalents
 from tests.worker.verification.feedback_of import make_feedback
-from worker.results.verification.withheld import Equivalents, score_withheld
+from worker.results.verification.withheld import score_withheld
 
 RNG = np.random.default_rng(0)
 
 
-def equivalents(rows, hofx, error=1.0, mirrored=False):
+def equivalents(rows, hofx, error=1.0, antithetic=False):
     rows = np.asarray(rows)
-    return Equivalents(rows, np.full(len(rows), error), np.asarray(hofx, dtype=float), mirrored)
+    return Equivalents(rows, np.full(len(rows), error), np.asarray(hofx, dtype=float), antithetic)
 
 
 def test_two_stations_by_hand():
@@ -37,7 +38,7 @@ def test_two_stations_by_hand():
 def test_two_pairs_by_hand():
     table = make_feedback(1, "withheld", obs_value=[12.0])
     # Mean 10; deviations 1, -1, 2, -2 of which two are drawn: variance 5 / 2.
-    analysis = equivalents([0], [[11.0], [9.0], [12.0], [8.0]], mirrored=True)
+    analysis = equivalents([0], [[11.0], [9.0], [12.0], [8.0]], antithetic=True)
     score = score_withheld(table, None, analysis, RNG)[0].analysis
     assert score.rmse == 2.0
     assert score.spread_skill == pytest.approx(np.sqrt(5 / 2 + 1) / 2)
@@ -54,7 +55,9 @@ def test_a_reliable_ensemble_in_pairs():
     value = mean + std * rng.standard_normal(count) + error * rng.standard_normal(count)
     table = make_feedback(count, "withheld", obs_value=value)
     rows = np.arange(count)
-    score = score_withheld(table, None, equivalents(rows, members, mirrored=True), rng)[0].analysis
+    score = score_withheld(table, None, equivalents(rows, members, antithetic=True), rng)[
+        0
+    ].analysis
     assert score.rmse == pytest.approx(np.hypot(std, error), rel=0.03)
     assert score.spread_skill == pytest.approx(1.0, abs=0.03)
     assert score.crps == pytest.approx(np.hypot(std, error) / np.sqrt(np.pi), rel=0.03)

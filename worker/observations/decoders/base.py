@@ -1,20 +1,22 @@
-"""Define what a decoder takes and returns: its context, the table of rows and the report.
+"""Define what a decoder takes and returns: its context, its report, and steps all share.
 
 Nothing is dropped silently: every message of a file ends as decoded, or as one of `REASONS`.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
 
-from model.domain.observations import OBSERVATION_SCHEMA, QC_FLAGS
+from model.domain.errors import DecodeError
+from worker.observations.columns import count_values
 
 __all__ = [
     "DecodeContext",
@@ -25,9 +27,10 @@ __all__ = [
     "MessageLimits",
     "Quarantined",
     "REASONS",
-    "build_table",
-    "concat_tables",
-    "wrap_longitude",
+    "check_rows",
+    "finish",
+    "parse_times",
+    "strip_texts",
 ]
 
 KEPT_QUARANTINED = 100
@@ -63,8 +66,7 @@ REASONS: Mapping[str, str] = {
 """Why a file, message or report yields no row, by code."""
 
 
-@dataclass(frozen=True)
-class Quarantined:
+class Quarantined(BaseModel):
     """One message set aside: where it is and why.
 
     Attributes:
@@ -75,6 +77,8 @@ class Quarantined:
         report: Number of the report (subset) when only one of a message is meant, else None.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     offset: int
     length: int
     reason: str
@@ -82,8 +86,7 @@ class Quarantined:
     report: int | None = None
 
 
-@dataclass
-class DecodeReport:
+class DecodeReport(BaseModel):
     """Counts of one file; reports of parts or of several files can be merged.
 
     Attributes:
@@ -110,12 +113,12 @@ class DecodeReport:
     decoded: int = 0
     reports: int = 0
     rows: int = 0
-    rows_by_variable: Counter[str] = field(default_factory=Counter)
-    rows_by_report_type: Counter[str] = field(default_factory=Counter)
-    flagged: Counter[str] = field(default_factory=Counter)
-    rejected: Counter[str] = field(default_factory=Counter)
-    quarantined: list[Quarantined] = field(default_factory=list)
-    notes: Counter[str] = field(default_factory=Counter)
+    rows_by_variable: Counter[str] = Field(default_factory=Counter)
+    rows_by_report_type: Counter[str] = Field(default_factory=Counter)
+    flagged: Counter[str] = Field(default_factory=Counter)
+    rejected: Counter[str] = Field(default_factory=Counter)
+    quarantined: list[Quarantined] = Field(default_factory=list)
+    notes: Counter[str] = Field(default_factory=Counter)
 
     def reject(
         self,
@@ -130,14 +133,18 @@ class DecodeReport:
             raise KeyError(f"Expected one of the reasons {', '.join(REASONS)}; got '{reason}'.")
         self.rejected[reason] += 1
         if len(self.quarantined) < KEPT_QUARANTINED:
-            self.quarantined.append(Quarantined(offset, length, reason, detail[:300], report))
+            self.quarantined.append(
+                Quarantined(
+                    offset=offset, length=length, reason=reason, detail=detail[:300], report=report
+                )
+            )
 
     def count_rows(self, table: pa.Table) -> None:
         """Adds the rows of a table to the counts."""
         self.rows += table.num_rows
-        _count(table["variable"], self.rows_by_variable)
-        _count(table["report_type"], self.rows_by_report_type)
-        _count(table["rejected_by"], self.flagged)
+        self.rows_by_variable += count_values(table, "variable")
+        self.rows_by_report_type += count_values(table, "report_type")
+        self.flagged += count_values(table, "rejected_by")
 
     def merge(self, other: "DecodeReport") -> "DecodeReport":
         """This report with the counts of another added; returns itself."""
@@ -151,38 +158,6 @@ class DecodeReport:
             getattr(self, name).update(getattr(other, name))
         self.quarantined = (self.quarantined + other.quarantined)[:KEPT_QUARANTINED]
         return self
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, read back by `from_dict`."""
-        return {
-            name: dict(value)
-            if isinstance(value, Counter)
-            else [vars(q) for q in value]
-            if isinstance(value, list)
-            else value
-            for name, value in vars(self).items()
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "DecodeReport":
-        """The report written by `to_dict`."""
-        kinds = {name: type(value) for name, value in vars(cls()).items()}
-        return cls(
-            **{
-                name: Counter(value)
-                if kinds[name] is Counter
-                else [Quarantined(**q) for q in value]
-                if kinds[name] is list
-                else value
-                for name, value in values.items()
-            }
-        )
-
-
-def _count(column: pa.ChunkedArray, into: Counter[str]) -> None:
-    for entry in pc.value_counts(column).to_pylist():
-        if entry["values"] is not None:
-            into[entry["values"]] += entry["counts"]
 
 
 @dataclass(frozen=True)
@@ -226,6 +201,40 @@ class Decoded:
     report: DecodeReport
 
 
+def check_rows(count: int, context: DecodeContext, what: str = "rows") -> None:
+    """Refuse a file of more rows than one may hold.
+
+    Raises:
+        DecodeError: With reason `too_large`.
+    """
+    if count > context.limits.values:
+        raise DecodeError(
+            f"Expected at most {context.limits.values} {what} in one file; got {count}. Split it.",
+            reason="too_large",
+        )
+
+
+def finish(table: pa.Table, report: DecodeReport) -> Decoded:
+    """Count the rows of a file; a file without rows or reasons is rejected as `no_values`."""
+    if not len(table) and not report.rejected:
+        report.reject("no_values", detail="no rows")
+    report.count_rows(table)
+    return Decoded(table, report)
+
+
+def strip_texts(values: Iterable[Any]) -> np.ndarray:
+    """Return values as strings without the blanks and NULs that formats pad them with."""
+    return np.array([str(value).strip("\x00 ") for value in values], dtype=object)
+
+
+def parse_times(texts: np.ndarray) -> np.ndarray:
+    """Return ISO 8601 texts as datetime64[ns] in UTC, NaT where a text is none; no zone is UTC."""
+    parsed = pd.to_datetime(
+        pd.Series(texts, dtype=object), errors="coerce", utc=True, format="ISO8601"
+    )
+    return np.asarray(parsed.dt.tz_localize(None).to_numpy(), dtype="datetime64[ns]")
+
+
 class Decoder(Protocol):
     """Decodes a whole file.
 
@@ -236,88 +245,3 @@ class Decoder(Protocol):
     def __call__(self, path: Path, context: DecodeContext) -> Decoded:
         """The rows and the counts of the file at `path`."""
         ...
-
-
-Column = np.ndarray | Sequence[Any] | str | float | None
-
-_FLAG_NUMBERS = {flag.name: flag.number for flag in QC_FLAGS.values()}
-
-
-def wrap_longitude(lon: np.ndarray) -> np.ndarray:
-    """Degrees east in [-180, 180)."""
-    wrapped = np.where((lon >= -180.0) & (lon < 180.0), lon, (lon + 180.0) % 360.0 - 180.0)
-    # The remainder of a tiny negative number rounds to 360.
-    return np.where(wrapped >= 180.0, -180.0, wrapped)
-
-
-def build_table(context: DecodeContext, length: int, **columns: Column) -> pa.Table:
-    """A table in `OBSERVATION_SCHEMA` from arrays of `length`, or single values repeated.
-
-    Absent columns are null (`platform`: empty). NaN becomes null where the column may be null.
-    `observation_id` counts from 0, `batch_id` and `received_time` come from the context,
-    `qc_flag` from `rejected_by`. `lon` is wrapped; `time` is datetime64 in UTC.
-
-    Arguments:
-        context: Batch and arrival.
-        length: Number of rows.
-        columns: By name of the schema.
-
-    Raises:
-        KeyError: If a name is not a column of the schema.
-    """
-    if unknown := sorted(set(columns) - set(OBSERVATION_SCHEMA.names)):
-        raise KeyError(f"Expected columns of the observation table; got {', '.join(unknown)}.")
-    columns = {
-        "observation_id": np.arange(length, dtype=np.int64),
-        "batch_id": context.batch_id,
-        "received_time": np.datetime64(context.received_time.replace(tzinfo=None), "ns"),
-        "platform": "",
-        **columns,
-    }
-    if columns.get("lon") is not None:
-        columns["lon"] = wrap_longitude(np.asarray(columns["lon"], dtype=np.float64))
-    columns.setdefault("qc_flag", _flag_numbers(columns.get("rejected_by"), length))
-    arrays = [_column(columns.get(field.name), field, length) for field in OBSERVATION_SCHEMA]
-    return pa.Table.from_arrays(arrays, schema=OBSERVATION_SCHEMA)
-
-
-def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
-    """The tables one after another, dictionaries unified and `observation_id` counted anew."""
-    if not tables:
-        return OBSERVATION_SCHEMA.empty_table()
-    table = pa.concat_tables(tables).unify_dictionaries()
-    ids = pa.array(np.arange(table.num_rows, dtype=np.int64))
-    at = table.schema.get_field_index("observation_id")
-    return table.set_column(at, table.schema.field(at), ids)
-
-
-def _flag_numbers(rejected_by: Column, length: int) -> Column:
-    if rejected_by is None:
-        return np.zeros(length, dtype=np.uint8)
-    if isinstance(rejected_by, str):
-        return np.full(length, _FLAG_NUMBERS[rejected_by], dtype=np.uint8)
-    names, inverse = np.unique(
-        np.asarray(rejected_by, dtype=object).astype(str), return_inverse=True
-    )
-    numbers = [_FLAG_NUMBERS.get(str(name), 0) for name in names]
-    return np.asarray(numbers, dtype=np.uint8)[inverse] if length else np.zeros(0, np.uint8)
-
-
-def _column(value: Column, field: pa.Field, length: int) -> pa.Array:
-    kind = field.type
-    if value is None:
-        return pa.nulls(length, kind)
-    if pa.types.is_dictionary(kind):
-        if isinstance(value, str):
-            indices = pa.array(np.zeros(length, dtype=np.int32))
-            return pa.DictionaryArray.from_arrays(indices, pa.array([value], pa.string()))
-        if isinstance(value, pa.DictionaryArray):
-            return value
-        return pa.array(value, pa.string()).dictionary_encode()
-    if np.ndim(value) == 0:
-        value = np.full(length, value)
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        return pa.array(value, kind, from_pandas=field.nullable)
-    if isinstance(value, np.ndarray) and value.dtype.kind == "M":
-        return pa.array(value.astype("datetime64[ns]")).cast(kind)
-    return pa.array(value, kind)

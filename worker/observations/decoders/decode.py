@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from model.domain.errors import DecodeError
 from model.domain.observations import empty_table
-from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, concat_tables
+from worker.observations.columns import concat_tables, set_column
+from worker.observations.decoders.base import DecodeContext, Decoded, Decoder, DecodeReport
 from worker.observations.formats import FORMATS, detect_format
 from worker.sandbox import Limits, per_file_limits, run_limited
 
@@ -45,11 +46,11 @@ def decode_file(
     report = DecodeReport(format=format or "", size=path.stat().st_size)
     try:
         report.format = format or detect_format(path)
-        decoded = FORMATS[report.format].load()(path, context)
+        decode: Decoder = FORMATS[report.format].load()
+        return decode(path, context)
     except DecodeError as error:
         report.reject(error.context.get("reason", "undecodable"), 0, report.size, error.message)
         return Decoded(empty_table(), report)
-    return decoded
 
 
 _RESTARTS = 5
@@ -102,9 +103,8 @@ def _distinct_profiles(tables: list[pa.Table]) -> list[pa.Table]:
     """The tables with profiles numbered on from table to table."""
     shifted, first = [], 0
     for table in tables:
-        at = table.schema.get_field_index("profile_id")
-        numbers = pc.cast(pc.add(table["profile_id"], first), pa.int32())
-        shifted.append(table.set_column(at, table.schema.field(at), numbers))
+        numbers = pc.add(table["profile_id"], first)
+        shifted.append(set_column(table, "profile_id", numbers))
         first = 1 + max(first - 1, pc.max(numbers).as_py() or 0)
     return shifted
 
@@ -129,7 +129,7 @@ def _one(path: Path, format: str | None, context: DecodeContext, limits: Limits 
                 table, report = run_limited(
                     _decode, str(path), format, asked, str(mark), limits=limits
                 )
-                return Decoded(table, DecodeReport.from_dict(report))
+                return Decoded(table, DecodeReport.model_validate(report))
             except DecodeError as error:
                 reason, message = error.context.get("reason", "crashed"), error.message
             (at,) = struct.unpack("<q", mark.read_bytes()[:8])
@@ -161,7 +161,7 @@ def _decode(
         "mark": lambda offset: os.pwrite(place, struct.pack("<q", offset), 0),
     }
     decoded = decode_file(path, format, replace(context, options=options))
-    return decoded.table, decoded.report.to_dict()
+    return decoded.table, decoded.report.model_dump(mode="json")
 
 
 def decode_many_limited(
@@ -209,7 +209,7 @@ def _decode_many(paths: list[str], context: DecodeContext, folder: str, limits: 
             with pa.ipc.new_file(sink, decoded.table.schema) as writer:
                 writer.write_table(decoded.table)
         part = Path(folder) / "part"
-        part.write_text(json.dumps(decoded.report.to_dict()))
+        part.write_text(json.dumps(decoded.report.model_dump(mode="json")))
         part.rename(_result_path(Path(folder), number))
 
 
@@ -219,4 +219,4 @@ def _stored(folder: Path, number: int) -> Decoded | None:
         return None
     with pa.memory_map(str(folder / f"{number}.arrow")) as source:
         table = pa.ipc.open_file(source).read_all()
-    return Decoded(table, DecodeReport.from_dict(json.loads(found.read_text())))
+    return Decoded(table, DecodeReport.model_validate(json.loads(found.read_text())))

@@ -14,7 +14,15 @@ import pyarrow.compute as pc
 from model.domain.errors import DecodeError
 from model.domain.observations import OBSERVATION_SCHEMA, QC_FLAGS, REPORT_TYPES, VERTICAL_KINDS
 from model.domain.variables import VARIABLES
-from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, build_table
+from worker.observations.columns import build_table
+from worker.observations.decoders.base import (
+    DecodeContext,
+    Decoded,
+    DecodeReport,
+    check_rows,
+    finish,
+    parse_times,
+)
 from worker.observations.units import conversion
 
 __all__ = ["RowFaults", "decode_frame"]
@@ -40,7 +48,7 @@ class RowFaults:
         """Counts the faulty rows; returns the mask of the others."""
         for row in np.flatnonzero(self.reason != ""):
             report.reject(self.reason[row], detail=self.detail[row], report=int(row))
-        return self.reason == ""
+        return np.asarray(self.reason == "")
 
 
 REQUIRED = ("time", "lat", "lon", "variable", "obs_value")
@@ -48,7 +56,6 @@ OVERWRITTEN = ("batch_id", "observation_id", "received_time", "message_offset", 
 _TEXTS = ("report_type", "station_id", "platform", "vertical_kind", "rejected_by", "units")
 _NUMBERS = ("elevation", "vertical", "vertical_top", "obs_error", "profile_id", "update_sequence")
 ACCEPTED = (*OBSERVATION_SCHEMA.names, "units")
-SHORT_NAMES = {v.short: v.id for v in VARIABLES.values()}
 
 
 def decode_frame(
@@ -69,7 +76,7 @@ def decode_frame(
     length = len(columns["time"])
     report.messages += 1
     report.reports += length
-    _check_size(length, context)
+    check_rows(length, context)
     faults = RowFaults(length)
     values: dict[str, Any] = {
         "time": _times(columns["time"], faults),
@@ -90,11 +97,8 @@ def decode_frame(
     _complete(values, length, context, faults)
     good = faults.report(report)
     table = build_table(context, int(good.sum()), **{n: v[good] for n, v in values.items()})
-    if not len(table) and not report.rejected:
-        report.reject("no_values", detail="no rows")
     report.decoded += int(len(table) > 0)
-    report.count_rows(table)
-    return Decoded(table, report)
+    return finish(table, report)
 
 
 def _renamed(columns: Mapping[str, Any], names: Any) -> dict[str, Any]:
@@ -122,14 +126,6 @@ def _check_header(columns: Mapping[str, Any], report: DecodeReport) -> None:
             report.notes[f"ignored_column_{name}"] += 1
 
 
-def _check_size(length: int, context: DecodeContext) -> None:
-    if length > context.limits.values:
-        raise DecodeError(
-            f"Expected at most {context.limits.values} rows in one file; got {length}. Split it.",
-            reason="too_large",
-        )
-
-
 def _plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):
@@ -141,7 +137,7 @@ def _text(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Strings, None where empty."""
     array = pc.utf8_trim_whitespace(_plain(column).cast(pa.string()))
     values = array.to_numpy(zero_copy_only=False)
-    return np.where(pd.isna(values) | (values == ""), None, values)
+    return np.array([value or None for value in values], dtype=object)
 
 
 def _number(
@@ -162,9 +158,8 @@ def _number(
         values = pc.cast(array, pa.float64()).to_numpy(zero_copy_only=False)
         return np.array(values, dtype=np.float64)
     text = _text(array)
-    values = (
-        pd.to_numeric(pd.Series(text, dtype=object), errors="coerce").to_numpy(np.float64).copy()
-    )
+    series = pd.to_numeric(pd.Series(text, dtype=object), errors="coerce")
+    values = np.array(series.to_numpy(np.float64))
     words = np.array([t is not None and str(t).lower() not in ("nan", "na") for t in text], bool)
     faults.add(words & np.isnan(values), name, reason, text)
     if required:
@@ -182,10 +177,7 @@ def _times(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarray:
         text = None
     elif pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
         text = _text(array)
-        zoned = pd.to_datetime(
-            pd.Series(text, dtype=object), errors="coerce", utc=True, format="ISO8601"
-        )
-        parsed = zoned.dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
+        parsed = parse_times(text)
     else:
         raise DecodeError(
             f"Expected ISO 8601 text or timestamps in column 'time'; got {array.type}.",
@@ -198,7 +190,8 @@ def _times(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarray:
 
 def _variable(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarray:
     text = _text(column)
-    lookup = {name: SHORT_NAMES.get(name, name) for name in set(text) - {None}}
+    short_names = {v.short: v.id for v in VARIABLES.values()}
+    lookup = {name: short_names.get(name, name) for name in set(text) - {None}}
     found = np.array([lookup.get(t, "") for t in text], dtype=object)
     unknown = ~np.isin(found.astype(str), list(VARIABLES)) if len(found) else np.zeros(0, bool)
     faults.add(unknown, "variable", "unsupported_variable", text)
@@ -241,7 +234,8 @@ def _complete(
     unnamed = kind == ""
     kind[unnamed & np.isnan(vertical)] = "surface"
     faults.add(unnamed & np.isfinite(vertical), "vertical_kind", "invalid_table")
-    upper = np.isin(values["variable"].astype(str), _upper_air())
+    needs_level = [v.id for v in VARIABLES.values() if v.needs_level]
+    upper = np.isin(values["variable"].astype(str), needs_level)
     faults.add(upper & (kind == "surface"), "vertical", "invalid_table", values["variable"])
     for name, known, array in (
         ("report_type", REPORT_TYPES, values["report_type"]),
@@ -260,10 +254,3 @@ def _filled(column: np.ndarray | None, length: int, default: str) -> np.ndarray:
     if column is None:
         return np.full(length, default, dtype=object)
     return np.where(pd.isna(column), default, column).astype(object)
-
-
-def _upper_air() -> list[str]:
-    """Variables that mean nothing without a level."""
-    return [v.id for v in VARIABLES.values() if v.kind == "atmospheric"] + [
-        "relative_humidity", "wind_speed", "geopotential_thickness", "brightness_temperature",
-    ]  # fmt: skip

@@ -22,15 +22,9 @@ from model.domain.errors import DecodeError
 from model.domain.grids import Grid
 from model.domain.regrid import cell_index
 from model.domain.variables import VARIABLES
-from worker.observations.decoders.base import (
-    DecodeContext,
-    Decoded,
-    DecodeReport,
-    MessageLimits,
-    build_table,
-    concat_tables,
-)
-from worker.observations.lexicons.grib import ALOFT, SURFACE, SURFACE_LEVELS
+from worker.observations.columns import build_table, concat_tables
+from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, MessageLimits
+from worker.observations.lexicons import GRIB, SURFACE_LEVELS
 from worker.observations.units import conversion
 
 __all__ = ["GribField", "decode_grib", "fields", "frames", "holds_several"]
@@ -237,8 +231,8 @@ def _field(
 
 def _variable(short: str | None, kind: str | None) -> str | None:
     if kind in ("isobaricInhPa", "isobaricInPa"):
-        return ALOFT.get(short or "")
-    return SURFACE.get(short or "") if kind in SURFACE_LEVELS else None
+        return GRIB.aloft.get(short or "")
+    return GRIB.surface.get(short or "") if kind in SURFACE_LEVELS else None
 
 
 def _unusable(handle: int, variable: str) -> str:

@@ -1,7 +1,15 @@
-"""Decode ODB-2 with the usual `@hdr` and `@body` columns, read by pyodc."""
+"""Decode ODB-2 with the usual `@hdr` and `@body` columns, read by pyodc.
 
+Feedback files of this service name variable and network of each row in columns of the table `appa`
+and are read back by these names.
+"""
+
+import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,19 +17,30 @@ import pyarrow as pa
 import pyodc
 
 from model.domain.errors import DecodeError
+from model.domain.observations import REPORT_TYPES
 from model.domain.variables import VARIABLES
-from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, build_table
-from worker.observations.lexicons.odb import (
+from worker.observations.columns import build_table
+from worker.observations.decoders.base import (
+    DecodeContext,
+    Decoded,
+    DecodeReport,
+    check_rows,
+    finish,
+    strip_texts,
+)
+from worker.observations.lexicons import (
+    CODETYPE,
+    OBSTYPE,
+    ODB,
     REPORT_TYPE_OF_CODETYPE,
     REPORT_TYPE_OF_OBSTYPE,
-    SURFACE_VARIABLES,
-    UPPER_AIR_VARIABLES,
+    VARNO,
+    VERTCO,
 )
 from worker.observations.units import conversion
 
-__all__ = ["decode_odb"]
+__all__ = ["decode_odb", "encode_example"]
 
-_PRESSURE, _HEIGHT = 1, 2
 _REJECTED = 0b1100
 """Bits of datum_status: active 1, passive 2, rejected 4, blacklisted 8."""
 
@@ -29,7 +48,7 @@ _NEEDED = ("date", "time", "lat", "lon", "varno", "obsvalue")
 
 
 def decode_odb(path: Path, context: DecodeContext) -> Decoded:
-    """Rows of the known variables; others are counted by their number.
+    """Return the rows of the known variables; count others by their number.
 
     Values are SI and times hhmmss, as ECMWF writes them. Options for other writers: `units`, such as
     `{"geopotential": "gpm", "relative_humidity": "%"}`; `clock: "hhmm"`; `report_type` for files
@@ -49,21 +68,15 @@ def decode_odb(path: Path, context: DecodeContext) -> Decoded:
     if not frames:
         raise DecodeError("Expected at least one ODB-2 frame.", reason="no_messages")
     frame = pd.concat([_short(f) for f in frames], ignore_index=True)
-    if len(frame) > context.limits.values:
-        raise DecodeError(
-            f"Expected at most {context.limits.values} rows; got {len(frame)}.", reason="too_large"
-        )
+    check_rows(len(frame), context)
     report.messages, report.reports = len(frames), len(frame)
     table = _rows(frame, context, report)
     report.bytes_decoded, report.decoded = report.size, len(frames) if len(table) else 0
-    if not len(table) and not report.rejected:
-        report.reject("no_values", detail="no rows")
-    report.count_rows(table)
-    return Decoded(table, report)
+    return finish(table, report)
 
 
 def _short(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns we need without their `@table`; the first of equal names counts."""
+    """Return the frame with names without `@table`; the first of equal names counts."""
     names = [str(name).split("@")[0] for name in frame.columns]
     frame = frame.set_axis(names, axis=1)
     frame = frame.loc[:, ~frame.columns.duplicated()]
@@ -78,7 +91,7 @@ def _short(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
-    """Float64, NaN where missing or where the column is absent."""
+    """Return a column as float64, NaN where missing or where the column is absent."""
     if name not in frame.columns:
         return np.full(len(frame), np.nan)
     values = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
@@ -86,26 +99,30 @@ def _numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
     return np.where((values == -2147483647.0) | (values == 2147483647.0), np.nan, values)
 
 
+def _integers(frame: pd.DataFrame, name: str) -> list[int]:
+    """Return a column of numbers in a code table, -1 where missing."""
+    values = _numbers(frame, name)
+    with np.errstate(invalid="ignore"):
+        codes = np.where(np.abs(values) < 1e9, values, -1.0)
+    return [int(code) for code in codes]
+
+
 def _rows(frame: pd.DataFrame, context: DecodeContext, report: DecodeReport) -> pa.Table:
-    varno = _numbers(frame, "varno")
-    value, kind = _numbers(frame, "obsvalue"), _numbers(frame, "vertco_type")
-    reference = _numbers(frame, "vertco_reference_1")
-    surface, aloft = (
-        np.isin(varno, list(SURFACE_VARIABLES)),
-        np.isin(varno, list(UPPER_AIR_VARIABLES)),
-    )
-    levelled = np.isin(kind, (_PRESSURE, _HEIGHT)) & np.isfinite(reference)
+    names, kinds = _variables(frame)
+    value, error = _numbers(frame, "obsvalue"), _errors(frame)
+    reference, top = (_numbers(frame, f"vertco_reference_{n}") for n in (1, 2))
     lat, lon = _numbers(frame, "lat"), _numbers(frame, "lon")
     if (_numbers(frame, "latlon_rad") == 1).any():
         lat, lon = np.rad2deg(lat), np.rad2deg(lon)
     clock = _numbers(frame, "time") * (100.0 if context.options.get("clock") == "hhmm" else 1.0)
     time = _times(_numbers(frame, "date"), clock)
-    good = surface | aloft
-    for number in np.unique(varno[~good]):
-        count = int((varno == number).sum())
+    good = names != ""
+    for number, count in _number_counts(_numbers(frame, "varno")[~good]):
         report.reject("unsupported_variable", detail=f"varno {number:g}: {count} rows")
+    levelled = np.isin(kinds.astype(str), list(VERTCO))
+    unlevelled = (kinds == "") | (levelled & ~np.isfinite(reference))
     for reason, wrong, what in (
-        ("invalid_table", aloft & ~levelled, "vertco_type 1 (Pa) or 2 (m) and a reference"),
+        ("invalid_table", unlevelled, "vertco_type 1 (Pa) or 2 (m) and a reference"),
         ("no_position", ~(np.isfinite(lat) & np.isfinite(lon)), "lat and lon"),
         ("no_time", np.isnat(time), "date and time"),
         ("no_values", ~np.isfinite(value), "obsvalue"),
@@ -113,30 +130,22 @@ def _rows(frame: pd.DataFrame, context: DecodeContext, report: DecodeReport) -> 
         for row in np.flatnonzero(good & wrong):
             report.reject(reason, detail=f"row {row + 1} without {what}", report=int(row))
         good &= ~wrong
-    names = np.array(
-        [
-            SURFACE_VARIABLES.get(int(n), UPPER_AIR_VARIABLES.get(int(n), "")) if n == n else ""
-            for n in varno
-        ],
-        object,
-    )
-    error = _errors(frame)
     for variable, units in dict(context.options.get("units") or {}).items():
         factors = conversion(str(units), variable) if variable in VARIABLES else None
         if factors is None:
             raise DecodeError(f"Unknown units '{units}' of '{variable}'.", reason="invalid_table")
         rows = names == variable
         value[rows], error[rows] = value[rows] * factors[0] + factors[1], error[rows] * factors[0]
-    vertical_kind = np.where(surface, "surface", np.where(kind == _HEIGHT, "height", "pressure"))
     columns = {
         "report_type": _networks(frame, context),
-        "station_id": _words(frame, "statid"),
+        "station_id": _texts(frame, "statid"),
         "time": time,
         "lat": lat,
         "lon": lon,
         "elevation": _numbers(frame, "stalt"),
-        "vertical_kind": vertical_kind.astype(object),
-        "vertical": np.where(surface, np.nan, reference),
+        "vertical_kind": kinds,
+        "vertical": np.where(levelled, reference, np.nan),
+        "vertical_top": np.where(kinds == "layer", top, np.nan),
         "variable": names,
         "obs_value": value,
         "obs_error": error,
@@ -146,8 +155,49 @@ def _rows(frame: pd.DataFrame, context: DecodeContext, report: DecodeReport) -> 
     return build_table(context, int(good.sum()), **{n: v[good] for n, v in columns.items()})
 
 
+def _number_counts(numbers: np.ndarray) -> list[tuple[float, int]]:
+    """Return each distinct number with its count; NaN counts as one number."""
+    values, counts = np.unique(numbers, return_counts=True)
+    return list(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _variables(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return variable and vertical kind of each row, shape (rows,).
+
+    The variable is empty where the number is unknown, the kind where a level is needed and none of
+    a known type is given. One number may stand for a variable at the surface and one aloft.
+    """
+    varno, vertco = _integers(frame, "varno"), _integers(frame, "vertco_type")
+    names = np.full(len(frame), "", dtype=object)
+    kinds = names.copy()
+    own = _texts(frame, "variable")
+    for row, (number, coordinate) in enumerate(zip(varno, vertco, strict=True)):
+        name = own[row] if own[row] in VARIABLES else _variable(number, coordinate)
+        names[row] = name
+        kinds[row] = _vertical_kind(name, coordinate) if name else ""
+    return names, kinds
+
+
+@cache
+def _variable(varno: int, vertco: int) -> str:
+    surface, aloft = ODB.surface.get(varno, ""), ODB.aloft.get(varno, "")
+    if surface and aloft:
+        return aloft if vertco in VERTCO.values() else surface
+    return surface or aloft
+
+
+@cache
+def _vertical_kind(variable: str, vertco: int) -> str:
+    needed = VARIABLES[variable]
+    if not needed.needs_level:
+        return "column" if needed.vertical == "column" else "surface"
+    if needed.vertical in ("layer", "channel"):
+        return needed.vertical if vertco == VERTCO[needed.vertical] else ""
+    return {VERTCO["pressure"]: "pressure", VERTCO["height"]: "height"}.get(vertco, "")
+
+
 def _times(date: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """datetime64 from yyyymmdd and hhmmss; NaT where either is no such number."""
+    """Return datetime64 from yyyymmdd and hhmmss; NaT where either is no such number."""
     known = np.isfinite(date) & np.isfinite(time)
     d = np.where(known, date, 0).astype(np.int64)
     t = np.where(known, time, 0).astype(np.int64)
@@ -174,29 +224,61 @@ def _errors(frame: pd.DataFrame) -> np.ndarray:
 
 
 def _status(frame: pd.DataFrame, context: DecodeContext) -> np.ndarray:
-    """`preqc` where the sender's assimilation rejected or blocklisted the value."""
+    """Return `preqc` where the sender's assimilation rejected or blocklisted the value."""
     status = np.nan_to_num(_numbers(frame, "datum_status"), nan=0.0).astype(np.int64)
     if context.options.get("ignore_status"):
         status = np.zeros_like(status)
-    return np.where(status & _REJECTED != 0, "preqc", None)
+    flags = np.array([None, "preqc"], dtype=object)
+    return np.asarray(flags[(status & _REJECTED != 0).astype(int)])
 
 
 def _networks(frame: pd.DataFrame, context: DecodeContext) -> np.ndarray:
+    """Return the report type of each row: by name, else by code type, else by observation type."""
     default = context.options.get("report_type", "other")
-    obstype, codetype = _numbers(frame, "obstype"), _numbers(frame, "codetype")
+    obstype, codetype = _integers(frame, "obstype"), _integers(frame, "codetype")
+    own = _texts(frame, "report_type")
     return np.array(
         [
-            REPORT_TYPE_OF_CODETYPE.get(int(c), "") or REPORT_TYPE_OF_OBSTYPE.get(int(o), default)
-            if c == c and o == o
-            else (REPORT_TYPE_OF_OBSTYPE.get(int(o), default) if o == o else default)
-            for o, c in zip(obstype, codetype, strict=True)
+            name
+            if name in REPORT_TYPES
+            else (o >= 0 and REPORT_TYPE_OF_CODETYPE.get(c))
+            or REPORT_TYPE_OF_OBSTYPE.get(o, default)
+            for name, o, c in zip(own, obstype, codetype, strict=True)
         ],
         dtype=object,
     )
 
 
-def _words(frame: pd.DataFrame, name: str) -> np.ndarray:
+def _texts(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """Return a text column, empty where missing or where the column is absent."""
     if name not in frame.columns:
         return np.full(len(frame), "", dtype=object)
-    texts = frame[name].astype(object).where(frame[name].notna(), "")
-    return np.array([str(t).strip("\x00 ") for t in texts], dtype=object)
+    return strip_texts(frame[name].astype(object).where(frame[name].notna(), ""))
+
+
+def encode_example(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return an ODB-2 file of the example rows whose variables have a number read anywhere."""
+    rows = [row for row in rows if VARNO[row["variable"]] not in ODB.ambiguous]
+    missing = float("nan")
+    frame = pd.DataFrame(
+        {
+            "date@hdr": [int(f"{row['time']:%Y%m%d}") for row in rows],
+            "time@hdr": [int(f"{row['time']:%H%M%S}") for row in rows],
+            "lat@hdr": [row["lat"] for row in rows],
+            "lon@hdr": [row["lon"] for row in rows],
+            "statid@hdr": [row["station_id"] for row in rows],
+            "stalt@hdr": [
+                missing if row["elevation"] is None else row["elevation"] for row in rows
+            ],
+            "obstype@hdr": [OBSTYPE[row["report_type"]] for row in rows],
+            "codetype@hdr": [CODETYPE[row["report_type"]] for row in rows],
+            "varno@body": [VARNO[row["variable"]] for row in rows],
+            "vertco_type@body": [VERTCO["pressure"] for _ in rows],
+            "vertco_reference_1@body": [row["vertical"] or missing for row in rows],
+            "obsvalue@body": [row["obs_value"] for row in rows],
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "example.odb"
+        pyodc.encode_odb(frame, str(path))
+        return path.read_bytes()

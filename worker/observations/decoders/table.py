@@ -15,9 +15,9 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from model.domain.errors import DecodeError
-from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
+from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, check_rows
 from worker.observations.decoders.frame import decode_frame
-from worker.observations.lexicons.earth2studio import UPPER_AIR, split_name
+from worker.observations.lexicons import EARTH2STUDIO, split_name
 
 __all__ = ["decode_csv", "decode_earth2studio", "decode_parquet", "is_earth2studio"]
 
@@ -45,7 +45,7 @@ def decode_earth2studio(
     split = {name: split_name(name) for name in set(names)}
     own["variable"] = pa.array([split[n][0] for n in names], pa.string())
     level = np.array([split[n][1] for n in names], dtype=np.float64)
-    upper = np.array([split[n][0] in UPPER_AIR.values() for n in names], dtype=bool)
+    upper = np.array([split[n][0] in EARTH2STUDIO.aloft.values() for n in names], dtype=bool)
     pressure = np.where(np.isfinite(level), level * 100.0, _numbers(columns, "pres", len(names)))
     height = _numbers(columns, "elev", len(names))
     by_pressure = upper & np.isfinite(pressure)
@@ -67,14 +67,14 @@ def decode_earth2studio(
 
 
 def _text(column: pa.ChunkedArray) -> list[Any]:
-    return column.cast(pa.string()).to_pylist()
+    return list(column.cast(pa.string()).to_pylist())
 
 
 def _numbers(columns: Mapping[str, pa.ChunkedArray], name: str, length: int) -> np.ndarray:
     if name not in columns:
         return np.full(length, np.nan)
     values = pd.to_numeric(columns[name].to_pandas(), errors="coerce")
-    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.array(values.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
 _NULLS = ["", "NaN", "nan", "NA", "null", "None"]
@@ -89,12 +89,7 @@ def decode_parquet(path: Path, context: DecodeContext) -> Decoded:
     report = DecodeReport(format="parquet", size=path.stat().st_size)
     try:
         with pq.ParquetFile(path) as file:
-            rows = file.metadata.num_rows
-            if rows > context.limits.values:
-                raise DecodeError(
-                    f"Expected at most {context.limits.values} rows in one file; got {rows}.",
-                    reason="too_large",
-                )
+            check_rows(file.metadata.num_rows, context)
             table = file.read()
             table.validate(full=True)  # torn pages may hold strings that are no UTF-8
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -3,11 +3,15 @@
 Surface values are reduced to the height of the model's surface where the difference allows it.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from model.domain.grids import bilinear, interpolate, unit_vectors
 from model.domain.physics import (
     EARTH_RADIUS,
     GAS_CONSTANT_DRY,
@@ -15,7 +19,6 @@ from model.domain.physics import (
     STANDARD_TEMPERATURE,
     pressure_after_rise,
 )
-from model.domain.regrid import bilinear
 from worker.observations.columns import (
     BoolArray,
     codes,
@@ -26,7 +29,6 @@ from worker.observations.columns import (
     row_pressure,
     set_column,
     times,
-    unit_vectors,
 )
 from worker.observations.qc.base import QCContext
 
@@ -43,7 +45,7 @@ __all__ = [
 
 
 def reduce_temperature(
-    temperature: NDArray, rise: NDArray, lapse_rate: float
+    temperature: NDArray[Any], rise: NDArray[Any], lapse_rate: float
 ) -> NDArray[np.float64]:
     """Temperature in K after rising by `rise` metres: T - gamma dz."""
     return temperature - lapse_rate * rise
@@ -58,14 +60,10 @@ def height_difference(table: pa.Table, context: QCContext) -> NDArray[np.float64
     use = is_one_of(table, "report_type", p["height_by_report_types"])
     use &= is_one_of(table, "vertical_kind", ["surface"])
     rows = np.flatnonzero(use)
-    model = bilinear(
-        np.asarray(context.orography, dtype=np.float64),
-        context.grid.latitude,
-        context.grid.longitude,
-        numbers(table, "lat")[rows],
-        numbers(table, "lon")[rows],
-    )
-    rise[rows] = model - numbers(table, "elevation")[rows]
+    places = numbers(table, "lat")[rows], numbers(table, "lon")[rows]
+    orography = np.asarray(context.orography, dtype=np.float64)
+    ground = interpolate(orography, *bilinear(context.grid, *places))
+    rise[rows] = ground - numbers(table, "elevation")[rows]
     return rise
 
 
@@ -149,7 +147,7 @@ def background_check(table: pa.Table, context: QCContext) -> BoolArray:
     absolute = np.array([float(e["absolute"]) for e in limits] or [np.inf])[variable]
     total = np.hypot(np.nan_to_num(numbers(table, "obs_error"), nan=np.inf), spread(table))
     with np.errstate(invalid="ignore"):
-        return np.abs(d) > np.minimum(sigmas * total, absolute)
+        return np.asarray(np.abs(d) > np.minimum(sigmas * total, absolute))
 
 
 def spread(table: pa.Table) -> np.ndarray:
@@ -213,7 +211,7 @@ def buddy(table: pa.Table, context: QCContext) -> BoolArray:
     return bad
 
 
-def _lonely(sub: pa.Table, d: np.ndarray, p: dict) -> BoolArray:
+def _lonely(sub: pa.Table, d: np.ndarray, p: Mapping[str, Any]) -> BoolArray:
     where = unit_vectors(numbers(sub, "lat"), numbers(sub, "lon")) * (EARTH_RADIUS / 1e3)
     points = np.column_stack(
         [

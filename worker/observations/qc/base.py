@@ -1,4 +1,4 @@
-"""Define a check, its stage, its parameters and what it knows besides the rows.
+"""Define a check: its stage, its parameters and its context besides the rows.
 
 Parameters are those of `qc.yaml`, overridden by the deployment and by the upload.
 """
@@ -19,15 +19,24 @@ from model.domain.errors import ConfigurationError
 from model.domain.files import read_yaml
 from model.domain.grids import Grid
 from model.domain.observations import QC_FLAGS
+from model.domain.registry import Registry
 from worker.observations.columns import BoolArray
 
-__all__ = ["Check", "CheckFunction", "QCContext", "Stage", "Transform", "load_parameters"]
+__all__ = [
+    "Check",
+    "CheckFunction",
+    "EXTRA_CHECKS",
+    "QCContext",
+    "Stage",
+    "Transform",
+    "load_parameters",
+]
 
 DEFAULTS = Path(__file__).with_name("qc.yaml")
 
 
 def load_parameters(*overrides: Mapping[str, Any] | str | Path | None) -> dict[str, dict[str, Any]]:
-    """The effective parameters by check, to be stored with each analysis.
+    """Return the effective parameters by check, to be stored with each analysis.
 
     Arguments:
         overrides: Mappings `{check: {parameter: value}}` or paths of YAML files, applied in order;
@@ -45,7 +54,10 @@ def load_parameters(*overrides: Mapping[str, Any] | str | Path | None) -> dict[s
 
 @lru_cache(maxsize=1)
 def _defaults() -> dict[str, dict[str, Any]]:
-    return read_yaml(DEFAULTS)
+    known: dict[str, dict[str, Any]] = dict(read_yaml(DEFAULTS))
+    for check in EXTRA_CHECKS.values():
+        known.setdefault(check.name, {"enabled": True, **check.defaults})
+    return known
 
 
 def _parse(override: Mapping[str, Any] | str | Path | None) -> Mapping[str, Any]:
@@ -75,7 +87,7 @@ def _apply(parameters: dict[str, dict[str, Any]], check: str, values: Any) -> No
 
 @dataclass(frozen=True)
 class QCContext:
-    """The surroundings of a table; checks that lack what they need do nothing.
+    """What checks may use besides the rows; a check that lacks what it needs does nothing.
 
     Attributes:
         parameters: Effective parameters by check, from `load_parameters`.
@@ -92,7 +104,7 @@ class QCContext:
     cut_off: datetime | None = None
 
     def of(self, check: str) -> Mapping[str, Any]:
-        """The parameters of one check."""
+        """Return the parameters of one check."""
         return self.parameters[check]
 
 
@@ -106,15 +118,16 @@ Transform = Callable[[pa.Table, QCContext], pa.Table]
 
 @dataclass(frozen=True)
 class Check:
-    """One check of the list in `checks.py`.
+    """One check of the list in `run.py`, or an entry point of the group `appa.qc_checks`.
 
     Attributes:
-        name: Key in `qc.yaml`.
+        name: Key of its parameters, in `qc.yaml` or `defaults`.
         outcome: What `rejected_by` says, a name of `QC_FLAGS`.
         stage: When it runs.
         reject: The rows to reject, with shape (rows,).
         prepare: Changes the rows that stay or appends rows (reduction in height,
             superobservations); `reject` judges the rows as they were before.
+        defaults: Parameters of a check that `qc.yaml` does not know; `enabled` is always one.
     """
 
     name: str
@@ -122,6 +135,11 @@ class Check:
     stage: Stage
     reject: CheckFunction
     prepare: Transform | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         QC_FLAGS[self.outcome]
+
+
+EXTRA_CHECKS: Registry[Check] = Registry("quality-control check", "appa.qc_checks", Check)
+"""Checks of extensions. They run after the built-in ones of their stage, in order of their names."""

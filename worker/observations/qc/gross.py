@@ -3,7 +3,9 @@ late arrival and duplicates.
 """
 
 import re
+from collections.abc import Mapping
 from fnmatch import translate
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +43,7 @@ def late(table: pa.Table, context: QCContext) -> BoolArray:
     if context.cut_off is None:
         return np.zeros(len(table), dtype=bool)
     limit = pa.scalar(context.cut_off, pa.timestamp("ns", tz="UTC"))
-    return pc.greater(table["received_time"], limit).to_numpy().astype(bool)
+    return np.array(pc.greater(table["received_time"], limit).to_numpy(), dtype=bool)
 
 
 def impossible(table: pa.Table, context: QCContext) -> BoolArray:
@@ -72,7 +74,7 @@ def _beyond(values: np.ndarray, limits: list[float], *, required: bool) -> BoolA
     return np.where(absent, required, outside)
 
 
-def _vertical(table: pa.Table, p: dict) -> BoolArray:
+def _vertical(table: pa.Table, p: Mapping[str, Any]) -> BoolArray:
     kind, names = codes(table, "vertical_kind")
     vertical, top = numbers(table, "vertical"), numbers(table, "vertical_top")
     pressure = [100.0 * limit for limit in p["pressure"]]
@@ -104,13 +106,14 @@ def bounds(table: pa.Table, context: QCContext) -> BoolArray:
     return bad
 
 
-def _limit(entry: dict, side: str, pressure: np.ndarray) -> np.ndarray:
+def _limit(entry: Mapping[str, Any], side: str, pressure: np.ndarray) -> np.ndarray:
     if "pressure" not in entry:
         return np.full(len(pressure), float(entry[side]))
     levels = np.log(np.asarray(entry["pressure"], dtype=float) * 100.0)
     order = np.argsort(levels)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.interp(np.log(pressure), levels[order], np.asarray(entry[side], float)[order])
+        limit = np.interp(np.log(pressure), levels[order], np.asarray(entry[side], float)[order])
+    return np.asarray(limit)
 
 
 def blocklist(table: pa.Table, context: QCContext) -> BoolArray:

@@ -12,12 +12,15 @@ residuals of equal sign. After Collins and Gandin, "Comprehensive hydrostatic qu
 the National Meteorological Center" (1990), Mon. Wea. Rev. 118.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from model.domain.grids import unit_vectors
 from model.domain.physics import EARTH_RADIUS, GAS_CONSTANT_DRY, virtual_temperature
 from worker.observations.columns import (
     BoolArray,
@@ -27,11 +30,12 @@ from worker.observations.columns import (
     kept,
     numbers,
     times,
-    unit_vectors,
 )
 from worker.observations.qc.base import QCContext
 
 __all__ = ["profile", "stuck", "track"]
+
+Floats = NDArray[np.float64]
 
 
 def track(table: pa.Table, context: QCContext) -> BoolArray:
@@ -70,7 +74,12 @@ def track(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def _wrong_fixes(
-    platform: NDArray, time: NDArray, where: NDArray, speed: NDArray, slack: NDArray, passes: int
+    platform: NDArray[Any],
+    time: NDArray[Any],
+    where: NDArray[Any],
+    speed: NDArray[Any],
+    slack: NDArray[Any],
+    passes: int,
 ) -> BoolArray:
     """Which of the fixes, sorted by platform and time, are wrong."""
     alive = np.arange(len(platform))
@@ -91,7 +100,7 @@ def _wrong_fixes(
     return wrong
 
 
-def _worst(near: BoolArray, excess: NDArray) -> BoolArray:
+def _worst(near: BoolArray, excess: NDArray[Any]) -> BoolArray:
     """Fixes to remove in this pass, from the links between consecutive fixes."""
     zero, none = np.zeros(1), np.zeros(1, dtype=bool)
     before, after = np.concatenate([zero, excess]), np.concatenate([excess, zero])
@@ -161,7 +170,7 @@ class _Levels:
     geopotential: NDArray[np.float64]
     humidity: NDArray[np.float64]
 
-    def take(self, rows: NDArray) -> "_Levels":
+    def take(self, rows: NDArray[Any]) -> "_Levels":
         return _Levels(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
@@ -206,7 +215,7 @@ def _levels(sub: pa.Table) -> tuple[_Levels, NDArray[np.int64]]:
     return levels.take(np.lexsort((-levels.pressure, levels.ascent))), number
 
 
-def _hydrostatic(all_levels: _Levels, p: dict) -> tuple[BoolArray, BoolArray]:
+def _hydrostatic(all_levels: _Levels, p: Mapping[str, Any]) -> tuple[BoolArray, BoolArray]:
     """Levels whose temperature, and whose geopotential, is wrong."""
     wrong_t = np.zeros(len(all_levels.number), dtype=bool)
     wrong_z = wrong_t.copy()
@@ -239,7 +248,7 @@ def _hydrostatic(all_levels: _Levels, p: dict) -> tuple[BoolArray, BoolArray]:
     return wrong_t, wrong_z
 
 
-def _spikes(all_levels: _Levels, p: dict) -> BoolArray:
+def _spikes(all_levels: _Levels, p: Mapping[str, Any]) -> BoolArray:
     """Temperatures far from the line in ln p through the level below and the one above."""
     wrong = np.zeros(len(all_levels.number), dtype=bool)
     rows = np.flatnonzero(np.isfinite(all_levels.temperature))

@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel, Field
 
 from model.domain.observations import QC_FLAGS
 from worker.observations.columns import codes, kept, reject
@@ -17,7 +17,7 @@ from worker.observations.qc.background import (
     reduce_to_surface,
     wind_pairs,
 )
-from worker.observations.qc.base import Check, QCContext, Stage
+from worker.observations.qc.base import EXTRA_CHECKS, Check, QCContext, Stage
 from worker.observations.qc.gross import (
     blocklist,
     bounds,
@@ -56,11 +56,10 @@ CHECKS: tuple[Check, ...] = (
     Check("superobbing", "thinned", "select", merged, prepare=append_superobservations),
     Check("thinning", "thinned", "select", thinning),
 )
-"""First come, first named: a row keeps the outcome of the first check that rejected it."""
+"""In this order: a row keeps the outcome of the first check that rejects it."""
 
 
-@dataclass
-class QCReport:
+class QCReport(BaseModel):
     """What a stage did.
 
     Attributes:
@@ -75,19 +74,9 @@ class QCReport:
     stage: Stage
     rows: int = 0
     used: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    rejected_by_variable: dict[str, Counter[str]] = field(default_factory=dict)
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        variables = {name: dict(count) for name, count in self.rejected_by_variable.items()}
-        return {
-            **vars(self),
-            "rejected": dict(self.rejected),
-            "rejected_by_variable": variables,
-            "parameters": dict(self.parameters),
-        }
+    rejected: Counter[str] = Field(default_factory=Counter)
+    rejected_by_variable: dict[str, Counter[str]] = Field(default_factory=dict)
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
 
 
 def run_checks(
@@ -104,8 +93,8 @@ def run_checks(
         context: Parameters and surroundings.
     """
     context = context or QCContext()
-    report = QCReport(stage, parameters=context.parameters)
-    for check in CHECKS:
+    report = QCReport(stage=stage, parameters=context.parameters)
+    for check in (*CHECKS, *EXTRA_CHECKS.values()):
         if check.stage != stage or not context.of(check.name)["enabled"] or not len(table):
             continue
         if check.prepare is not None:

@@ -10,12 +10,14 @@ the variance of a mean of equally correlated errors. After Lorenc, "A global thr
 multivariate statistical interpolation scheme" (1981), Mon. Wea. Rev. 109.
 """
 
-import hashlib
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from model.domain.grids import unit_vectors
+from model.domain.observations import station_draw
 from model.domain.regrid import cell_index
 from worker.observations.columns import (
     BoolArray,
@@ -27,7 +29,6 @@ from worker.observations.columns import (
     row_pressure,
     set_column,
     times,
-    unit_vectors,
 )
 from worker.observations.qc.base import QCContext
 
@@ -35,7 +36,6 @@ __all__ = [
     "SUPEROBSERVATIONS",
     "append_superobservations",
     "box_keys",
-    "draw",
     "merged",
     "thinning",
     "withholding",
@@ -45,7 +45,7 @@ _HOUR = 3.6e12
 _DEFAULT_LEVELS = (1000, 925, 850, 700, 600, 500, 400, 300, 250, 200, 150, 100, 70, 50, 30, 20, 10)
 
 
-def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) -> list[NDArray]:
+def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) -> list[NDArray[Any]]:
     """Keys that rows of one box share: network, variable, kind of level, cell, level, hour.
 
     Time boxes are centred on full hours, levels are the nearest of the model's in ln p.
@@ -67,12 +67,6 @@ def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) ->
     return [*(codes(sub, n)[0] for n in names), cell, level, hour]
 
 
-def draw(station: str, salt: str) -> float:
-    """A number in [0, 1) that depends on the station and the salt alone."""
-    digest = hashlib.sha256(f"{salt}/{station}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2.0**64
-
-
 def withholding(table: pa.Table, context: QCContext) -> BoolArray:
     """Rows of the stations whose draw lies below the share, the same ones in every cycle, and of
     those that were named.
@@ -81,7 +75,7 @@ def withholding(table: pa.Table, context: QCContext) -> BoolArray:
     """
     p = context.of("withholding")
     station, names = codes(table, "station_id")
-    chosen = [i for i, name in enumerate(names) if draw(name, p["salt"]) < p["share"]]
+    chosen = [i for i, name in enumerate(names) if station_draw(name, p["salt"]) < p["share"]]
     drawn = np.isin(station, chosen) & is_one_of(table, "report_type", p["report_types"])
     return drawn | is_one_of(table, "station_id", p["stations"])
 
@@ -93,7 +87,7 @@ _AVERAGED = ("elevation", "vertical", "vertical_top", "obs_value")
 _FEEDBACK = ("hofx_background", "hofx_analysis", "background_departure", "analysis_departure")
 
 
-def _boxes(table: pa.Table, context: QCContext) -> tuple[NDArray, NDArray]:
+def _boxes(table: pa.Table, context: QCContext) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows that share a box with enough others, and their box, numbered from 0."""
     p = context.of("superobbing")
     use = kept(table) & is_one_of(table, "report_type", p["report_types"])
@@ -125,7 +119,7 @@ def append_superobservations(table: pa.Table, context: QCContext) -> pa.Table:
     _, first = np.unique(box, return_index=True)
     merged_rows = sub.take(first)
 
-    def mean(values: NDArray) -> NDArray:
+    def mean(values: NDArray[Any]) -> NDArray[np.float64]:
         return np.bincount(box, weights=values, minlength=len(count)) / count
 
     for name in (*_AVERAGED, *(n for n in _FEEDBACK if n in sub.column_names)):
@@ -195,4 +189,4 @@ def _level_distance(pressure: np.ndarray, levels: tuple[int, ...]) -> np.ndarray
         return np.zeros(len(pressure))
     grid = np.log(np.asarray(levels, float) * 100.0)
     x = np.log(np.maximum(pressure, 1.0))
-    return np.round(np.min([np.abs(x - level) for level in grid], axis=0), 6)
+    return np.asarray(np.round(np.min([np.abs(x - level) for level in grid], axis=0), 6))

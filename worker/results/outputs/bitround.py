@@ -48,7 +48,7 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Rounded:
-    """A rounded field, the mantissa bits kept and the largest change of a value."""
+    """A rounded field, the number of mantissa bits kept and the largest change of a value."""
 
     values: Float
     bits: int
@@ -68,13 +68,13 @@ def round_bits(values: Float, bits: int) -> Float:
 
 
 def _used(values: Float) -> NDArray[np.bool_]:
-    """Exact zeros are left out: all their bits agree, which says nothing about bits worth keeping."""
+    """Leave out exact zeros: all their bits agree, which says nothing about bits worth keeping."""
     used: NDArray[np.bool_] = np.isfinite(values) & (values != 0)
     return used
 
 
 def _rows(values: Float) -> NDArray[np.int64]:
-    """Rows to look at, spread evenly over the field; all of them if those hold nothing of use."""
+    """Return rows spread evenly over the field; all of them if those hold no usable value."""
     rows = values.reshape(-1, values.shape[-1])
     count = min(len(rows), max(1, SAMPLE // rows.shape[1]))
     chosen = np.linspace(0, len(rows) - 1, count).astype(np.int64)
@@ -82,7 +82,7 @@ def _rows(values: Float) -> NDArray[np.int64]:
 
 
 def _pairs(rows: Float) -> tuple[Float, Float]:
-    """Eastward neighbours in rows around the globe, with shape (pairs,) each."""
+    """Return eastward neighbours in rows around the globe, each with shape (pairs,)."""
     right = np.roll(rows, -1, axis=-1)
     both = _used(rows) & _used(right)
     return rows[both], right[both]
@@ -93,7 +93,7 @@ def _entropy(share: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def bit_information(values: Float) -> NDArray[np.float64]:
-    """Real information in bits of each of the 32 bits, sign first, with shape (32,).
+    """Return the real information, in bits, of each of the 32 bits, sign first, with shape (32,).
 
     Exponents are compared as signed magnitudes so that one step of the exponent changes few bits.
 
@@ -112,14 +112,14 @@ def bit_information(values: Float) -> NDArray[np.float64]:
 
 
 def _share_of_ones(raw: NDArray[np.uint32]) -> NDArray[np.float64]:
-    """Of each of the 32 bits, the highest first."""
+    """Return how often each of the 32 bits is set, the highest first."""
     bits = np.unpackbits(raw.astype(">u4").view(np.uint8)).reshape(-1, 32)
     share: NDArray[np.float64] = bits.sum(axis=0, dtype=np.int64) / len(raw)
     return share
 
 
 def _biased(values: Float) -> NDArray[np.uint32]:
-    """The raw bits, with the exponent as sign and magnitude about 2^0 instead of biased."""
+    """Return the raw bits, with the exponent as sign and magnitude about 2^0 instead of biased."""
     raw = values.view(np.uint32)
     exponent = ((raw >> np.uint32(23)) & np.uint32(0xFF)).astype(np.int32) - 127
     magnitude = np.abs(exponent).astype(np.uint32) | np.where(exponent < 0, 0x80, 0).astype(
@@ -129,7 +129,7 @@ def _biased(values: Float) -> NDArray[np.uint32]:
 
 
 def _chance(count: int) -> float:
-    """Information that a random bit shows in `count` pairs in 1 of 100 cases.
+    """Return the information that a random bit shows in `count` pairs in 1 of 100 cases.
 
     From the normal approximation of the binomial: a share of 0.5 + 2.576 / (2 sqrt(n)).
     """
@@ -138,7 +138,7 @@ def _chance(count: int) -> float:
 
 
 def information_bits(values: Float) -> int:
-    """Mantissa bits that hold 99 % of the real information of a field, with shape (*, X)."""
+    """Return how many mantissa bits hold 99 % of the real information of a field (*, X)."""
     information = bit_information(values)
     if information.sum() == 0:
         return 0
@@ -147,7 +147,7 @@ def information_bits(values: Float) -> int:
 
 
 def _guard(ratio: float) -> int:
-    """Bits that keep half a unit in the last place, 2^(e - bits - 1), below the fraction.
+    """Return the bits that keep half a unit in the last place, 2^(e - bits - 1), below the fraction.
 
     Arguments:
         ratio: 2^e over the scale that the error is compared with.
@@ -156,7 +156,7 @@ def _guard(ratio: float) -> int:
 
 
 def keep_bits(values: Float, spread: Float | None = None) -> int:
-    """Mantissa bits to keep of a field on one level.
+    """Return how many mantissa bits of a field on one level to keep.
 
     Arguments:
         values: With shape (*, Y, X); NaN where undefined.
@@ -184,7 +184,7 @@ def keep_bits(values: Float, spread: Float | None = None) -> int:
 
 
 def round_field(values: Float, spread: Float | None = None) -> Rounded:
-    """The field rounded to the bits worth keeping; arguments as `keep_bits`."""
+    """Round a field to the bits worth keeping; arguments as `keep_bits`."""
     bits = keep_bits(values, spread)
     rounded = round_bits(values, bits)
     error = np.abs(rounded - values, dtype=np.float64)

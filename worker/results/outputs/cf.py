@@ -60,14 +60,14 @@ def _compare(name: str, wanted: xr.Variable, found: xr.Variable) -> None:
 
 
 def recorded(dataset: xr.Dataset, rounded: xr.Dataset) -> xr.Dataset:
-    """The exact values with the attributes of the rounded ones, to compare a file with."""
+    """Return the exact values with the attributes of the rounded ones, to compare a file with."""
     return dataset.assign(
         {n: (v.dims, v.values, rounded[n].attrs) for n, v in dataset.data_vars.items()}
     )
 
 
 def same_dataset(wanted: xr.Dataset, found: xr.Dataset) -> None:
-    """Compares dimensions, coordinates, missing values and values.
+    """Compare dimensions, coordinates, missing values and values.
 
     Arguments:
         wanted: Before rounding, with the attributes of the rounded one.
@@ -83,7 +83,7 @@ def same_dataset(wanted: xr.Dataset, found: xr.Dataset) -> None:
 
 
 def encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """One chunk for each horizontal field, shuffled and deflated; the rest as it is.
+    """Return the encoding: a chunk for each horizontal field, shuffled and deflated.
 
     Deflate rather than zstd: every NetCDF reader has it, zstd needs a plugin in many.
     """
@@ -112,7 +112,7 @@ def _write_netcdf(dataset: xr.Dataset, path: Path) -> None:
 
 
 def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
-    """Writes a dataset of `to_dataset` with bit rounding; the file appears complete or not at all.
+    """Write a dataset of `to_dataset` with bit rounding; the file appears complete or not at all.
 
     Raises:
         StorageError: If what is read back differs.
@@ -125,7 +125,7 @@ def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
 
 
 def write_netcdf_product(product: Product, folder: Path) -> Written:
-    """One file with all members and times, mean and spread."""
+    """Write one file with all members and times, mean and spread."""
     path = write_netcdf(to_dataset(product), product_file(product, folder, "nc"))
     return [(path, "data")]
 
@@ -148,7 +148,7 @@ def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
 
 
 def _order(folder: Path, path: Path) -> tuple[bool, bool, str]:
-    """Consolidated metadata, other metadata, chunks."""
+    """Sort consolidated metadata before other metadata, and these before chunks."""
     name = path.relative_to(folder).as_posix()
     return name != ".zmetadata", not path.name.startswith(".z"), name
 
@@ -174,7 +174,7 @@ def _check_zarr(wanted: xr.Dataset, path: Path) -> None:
 
 
 def write_zarr(dataset: xr.Dataset, path: Path) -> Path:
-    """Writes a dataset of `to_dataset` with bit rounding; the file appears complete or not at all.
+    """Write a dataset of `to_dataset` with bit rounding; the file appears complete or not at all.
 
     Raises:
         StorageError: If what is read back differs.
@@ -186,6 +186,6 @@ def write_zarr(dataset: xr.Dataset, path: Path) -> Path:
 
 
 def write_zarr_product(product: Product, folder: Path) -> Written:
-    """One archive with all members and times, mean and spread."""
+    """Write one archive with all members and times, mean and spread."""
     path = write_zarr(to_dataset(product), product_file(product, folder, "zarr.zip"))
     return [(path, "data")]

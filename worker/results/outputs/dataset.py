@@ -32,7 +32,7 @@ PRECIPITATION_PERIOD = HOUR
 
 
 def seconds(time: datetime) -> np.datetime64:
-    """The time as xarray keeps it: UTC without a zone."""
+    """Return a time as xarray represents it: UTC without a zone."""
     return np.datetime64(time.replace(tzinfo=None), "ns")
 
 
@@ -53,12 +53,12 @@ def _moment(time: datetime, long_name: str, **attributes: Any) -> xr.Variable:
 
 
 def _numbers(dims: Any, values: NDArray[Any] | float, **attributes: Any) -> xr.Variable:
-    """A coordinate without a fill value: nothing in it may be missing."""
+    """Return a coordinate without a fill value, since no value of it may be missing."""
     return xr.Variable(dims, values, attributes, encoding={"_FillValue": None, "coordinates": None})
 
 
 def _cells(grid: Grid) -> dict[str, xr.Variable]:
-    """Latitude, longitude and the edges of their cells.
+    """Return latitude, longitude and the bounds of their cells.
 
     The rows' shares of the sphere give the edges: on a Gaussian grid the quadrature weights, on a
     regular one the bands between mid-latitudes with caps at the poles.
@@ -142,7 +142,7 @@ def _heights(product: Product) -> dict[str, xr.Variable]:
 
 
 def coordinates(product: Product) -> dict[str, xr.Variable]:
-    """Every coordinate of the result, the scalar ones included."""
+    """Return every coordinate of the result, including scalar ones."""
     found = {
         "realization": _numbers(
             "realization",
@@ -202,7 +202,7 @@ def _attributes(variable: Variable) -> dict[str, Any]:
 
 
 def _encoding(product: Product, variable: Variable) -> dict[str, Any]:
-    """Which scalar coordinates belong to the variable, and its fill value."""
+    """Return the scalar coordinates of a variable and its fill value."""
     names = []
     if variable.height is not None:
         names.append(f"height_{variable.height:.0f}m")
@@ -211,10 +211,10 @@ def _encoding(product: Product, variable: Variable) -> dict[str, Any]:
     return {"coordinates": " ".join(names) or None, "_FillValue": FILL}
 
 
-def _spread_attributes(variable: Variable, twins: AntitheticPairs) -> dict[str, Any]:
-    """What the sum of squares about the mean was divided by, and why if it is not M - 1."""
-    found: dict[str, Any] = {"ensemble_divisor": np.float64(twins.divisor)}
-    if twins.mirrored:
+def _spread_attributes(variable: Variable, pairs: AntitheticPairs) -> dict[str, Any]:
+    """State the divisor of the sum of squares about the mean, and why if it is not M - 1."""
+    found: dict[str, Any] = {"ensemble_divisor": np.float64(pairs.divisor)}
+    if pairs.antithetic:
         found["comment"] = (
             "Members come in pairs of opposite perturbations, whose mean has no sampling error: the "
             "sum of squared deviations is divided by ensemble_divisor, not by members - 1."
@@ -225,7 +225,7 @@ def _spread_attributes(variable: Variable, twins: AntitheticPairs) -> dict[str, 
 
 
 def _variables(product: Product, field: Field) -> dict[str, xr.Variable]:
-    """Members, mean and spread of one quantity, as far as they are asked for."""
+    """Return members, mean and spread of one quantity, as the specification requests."""
     variable, wanted = field.variable, product.job.spec.fields
     level = () if variable.kind == "surface" else ("air_pressure",)
     dims = ("time", *level, "latitude", "longitude")
@@ -236,7 +236,7 @@ def _variables(product: Product, field: Field) -> dict[str, xr.Variable]:
     if wanted != "mean":
         found[variable.short] = xr.Variable(("realization", *dims), field.values, base, encoding)
     if wanted != "members":
-        mean, spread = mean_and_spread(field.values, product.twins)
+        mean, spread = mean_and_spread(field.values, product.pairs)
         for name, values, method in (
             ("mean", mean, "mean"),
             ("spread", spread, "standard_deviation"),
@@ -248,7 +248,7 @@ def _variables(product: Product, field: Field) -> dict[str, xr.Variable]:
                 "cell_methods": f"{base['cell_methods']} realization: {method}",
             }
             if name == "spread":
-                extra |= _spread_attributes(variable, product.twins)
+                extra |= _spread_attributes(variable, product.pairs)
             found[f"{variable.short}_{name}"] = xr.Variable(
                 dims, values, {**base, **extra}, encoding
             )
@@ -270,7 +270,7 @@ def _seeds(product: Product) -> dict[str, xr.Variable]:
 
 
 def to_dataset(product: Product) -> xr.Dataset:
-    """The product in CF form, at full float32 precision; humidity and precipitation at least 0.
+    """Convert a product to CF form in full float32 precision, with nonnegative humidity and rain.
 
     Raises:
         InvalidInput: If the channels are not those of a state.
@@ -308,10 +308,10 @@ def _round(values: Float, scale: Float | None, leveled: bool) -> tuple[Float, di
 
 
 def round_dataset(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with its fields bit-rounded level by level, and how much recorded with each."""
+    """Round the bits of all fields level by level, and record with each how many were kept."""
     rounded: dict[str, xr.Variable] = {}
     mirrored = dataset.attrs.get("mirrored_members") == "true"
-    twins = AntitheticPairs.of(range(dataset.sizes["realization"]), mirrored)
+    pairs = AntitheticPairs.of(range(dataset.sizes["realization"]), mirrored)
     for name, array in dataset.data_vars.items():
         if not {"latitude", "longitude"} <= set(array.dims):
             continue
@@ -319,7 +319,7 @@ def round_dataset(dataset: xr.Dataset) -> xr.Dataset:
         spread = dataset.get(f"{short}_spread")
         scale = None if spread is None or name == spread.name else spread.values
         if scale is None and "realization" in array.dims:
-            scale = mean_and_spread(array.values, twins)[1]
+            scale = mean_and_spread(array.values, pairs)[1]
         values, notes = _round(array.values, scale, "air_pressure" in array.dims)
         rounded[str(name)] = xr.Variable(
             array.dims, values, {**array.attrs, **notes}, array.encoding

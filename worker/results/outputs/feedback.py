@@ -1,10 +1,14 @@
 """Write the feedback: every decoded observation of the window with O-B, O-A, spread, rank and flag.
 
-As Parquet, the table itself, and as a NetCDF file in the manner of IODA: groups of variables over
-Location. A location is one place, time and level of one report; the variables observed there share
-it. A variable that is not observed at a location is missing there, in `EffectiveQC` as well.
-Groups: https://jointcenterforsatellitedataassimilation-jedi-docs.readthedocs-hosted.com/en/latest/
-inside/conventions/objects_and_layouts.html
+* Parquet holds the table itself.
+* NetCDF in the manner of IODA has groups of variables over Location. A location is one place, time
+  and level of one report; the variables observed there share it. A variable that is not observed at
+  a location is missing there, in `EffectiveQC` as well. Groups:
+  https://jointcenterforsatellitedataassimilation-jedi-docs.readthedocs-hosted.com/en/latest/
+  inside/conventions/objects_and_layouts.html
+* ODB-2 has the columns of ECMWF's feedback: variables by varno
+  (https://codes.ecmwf.int/odb/varno/), observations by obstype, and our own flags and names in
+  columns of the table `appa`.
 """
 
 import json
@@ -15,20 +19,31 @@ from typing import Any
 
 import netCDF4
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pyodc
 from numpy.typing import NDArray
+from pyodc.constants import DataType
 
 from model.domain.errors import InvalidInput, StorageError
 from model.domain.observations import FEEDBACK_SCHEMA, QC_FLAGS, validate_table
 from model.domain.variables import VARIABLES
 from worker.observations.columns import codes, groups, numbers, times
-from worker.observations.lexicons.ioda import IODA_NAMES
+from worker.observations.lexicons import IODA_NAMES, OBSTYPE, VARNO, VERTCO
 from worker.results.outputs.formats import product_file, put_file
 from worker.results.outputs.product import Product, Written, global_attributes
 
-__all__ = ["check_ioda", "checked_feedback", "write", "write_ioda"]
+__all__ = [
+    "check_ioda",
+    "checked_feedback",
+    "feedback_frame",
+    "ioda_name",
+    "write",
+    "write_ioda",
+    "write_odb",
+]
 
 GROUPS: Mapping[str, tuple[str, str]] = {
     "ObsValue": ("obs_value", "observed value"),
@@ -54,7 +69,7 @@ _SECOND = 1_000_000_000
 
 
 def _locations(table: pa.Table) -> NDArray[np.int64]:
-    """The location of each row, numbered from 0 by first appearance, with shape (rows,).
+    """Return the location of each row, numbered from 0 by first appearance, with shape (rows,).
 
     A second value of one variable at the same place and time (a duplicate) gets a location of
     its own.
@@ -76,7 +91,7 @@ def _locations(table: pa.Table) -> NDArray[np.int64]:
 
 
 def _put(group: Any, name: str, kind: Any, values: NDArray[Any], **attributes: Any) -> None:
-    """One variable over Location; NaN becomes the fill value."""
+    """Write one variable over Location; NaN becomes the fill value."""
     if kind is str:
         variable = group.createVariable(name, str, ("Location",))
         variable[:] = values.astype(object)
@@ -118,8 +133,13 @@ def _metadata(file: Any, table: pa.Table, first: NDArray[np.int64]) -> None:
             _put(group, name, "f8", np.where(rows, values, np.nan), units=units)
 
 
+def ioda_name(variable: str) -> str:
+    """Return the IODA name of a variable; our own id where IODA has none."""
+    return IODA_NAMES.get(variable, variable)
+
+
 def write_ioda(table: pa.Table, attributes: Mapping[str, Any], path: Path) -> None:
-    """Writes the feedback table, with global attributes of the result."""
+    """Write the feedback table, with the global attributes of the result."""
     location = _locations(table) if len(table) else np.zeros(0, dtype=np.int64)
     _, first = np.unique(location, return_index=True)
     code, names = codes(table, "variable")
@@ -142,7 +162,7 @@ def _write_variable(
     location: NDArray[np.int64],
     length: int,
 ) -> None:
-    name, units = IODA_NAMES[variable], VARIABLES[variable].units
+    name, units = ioda_name(variable), VARIABLES[variable].units
 
     def spread_out(values: NDArray[Any]) -> NDArray[np.float64]:
         full = np.full(length, np.nan)
@@ -184,7 +204,7 @@ def _group(file: Any, name: str) -> Any:
 
 
 def check_ioda(table: pa.Table, path: Path) -> None:
-    """Counts what is in the file: each observation once, and the sums of what was observed.
+    """Check that the file holds each observation once, with its value and flag.
 
     Raises:
         StorageError: If an observation is missing or a value differs.
@@ -194,9 +214,9 @@ def check_ioda(table: pa.Table, path: Path) -> None:
     with netCDF4.Dataset(path) as file:
         for i, variable in enumerate(names):
             rows = code == i
-            found = file["EffectiveQC"][IODA_NAMES[variable]][:]
+            found = file["EffectiveQC"][ioda_name(variable)][:]
             present = ~np.ma.getmaskarray(found)
-            back = np.ma.filled(file["ObsValue"][IODA_NAMES[variable]][:], np.nan)[present]
+            back = np.ma.filled(file["ObsValue"][ioda_name(variable)][:], np.nan)[present]
             same_flags = np.array_equal(np.sort(found.compressed()), np.sort(flags[rows]))
             if not same_flags or not np.array_equal(
                 np.sort(back), np.sort(values[rows]), equal_nan=True
@@ -207,7 +227,7 @@ def check_ioda(table: pa.Table, path: Path) -> None:
 
 
 def checked_feedback(table: pa.Table) -> pa.Table:
-    """The table, once it is sure that each observation is in it once and has exactly one flag.
+    """Return the table after checking that each observation is in it once, with one flag.
 
     Raises:
         InvalidInput: If an observation comes twice, or its flag is not the number of its check.
@@ -257,7 +277,7 @@ def _check_parquet(table: pa.Table, path: Path) -> None:
 
 
 def _equal_but_nan(a: pa.ChunkedArray, b: pa.ChunkedArray) -> bool:
-    """Whether two float columns agree when NaN equals NaN."""
+    """Return whether two float columns agree when NaN equals NaN."""
     if not pa.types.is_floating(a.type):
         return False
     return pc.is_null(a).equals(pc.is_null(b)) and np.array_equal(
@@ -266,7 +286,7 @@ def _equal_but_nan(a: pa.ChunkedArray, b: pa.ChunkedArray) -> bool:
 
 
 def write(product: Product, folder: Path) -> Written:
-    """Parquet and IODA-like NetCDF; nothing for a job without a window, such as a forecast."""
+    """Write Parquet and IODA-like NetCDF; nothing for a job without a window, such as a forecast."""
     if product.window is None:
         return []
     table = checked_feedback(product.feedback)
@@ -281,3 +301,97 @@ def write(product: Product, folder: Path) -> Written:
         partial(check_ioda, table),
     )
     return [(parquet, "feedback"), (ioda, "feedback")]
+
+
+ACTIVE, PASSIVE, REJECTED, BLOCKED = 1, 2, 4, 8
+
+_ODB_NUMBERS = {
+    "lat@hdr": "lat",
+    "lon@hdr": "lon",
+    "stalt@hdr": "elevation",
+    "vertco_reference_1@body": "vertical",
+    "vertco_reference_2@body": "vertical_top",
+    "obsvalue@body": "obs_value",
+    "fg_depar@body": "background_departure",
+    "an_depar@body": "analysis_departure",
+    "final_obs_error@errstat": "obs_error",
+    "fg_error@errstat": "background_spread",
+    "hofx_background@appa": "hofx_background",
+    "hofx_analysis@appa": "hofx_analysis",
+    "analysis_spread@appa": "analysis_spread",
+    "rank@appa": "rank",
+}
+_ODB_TEXTS = {
+    "statid@hdr": "station_id",
+    "report_type@appa": "report_type",
+    "variable@appa": "variable",
+    "rejected_by@appa": "rejected_by",
+    "batch_id@appa": "batch_id",
+}
+
+
+def _texts(table: pa.Table, column: str) -> NDArray[Any]:
+    code, names = codes(table, column)
+    return np.array([*names, ""], dtype=object)[code]
+
+
+def _coded(table: pa.Table, column: str, numbers_of: Mapping[str, int]) -> NDArray[np.int64]:
+    code, names = codes(table, column)
+    return np.array([*(numbers_of.get(name, 0) for name in names), 0], dtype=np.int64)[code]
+
+
+def _status(table: pa.Table) -> NDArray[np.int64]:
+    """Return datum_status: active, passive (monitored or withheld), rejected or blocklisted."""
+    found = {name: REJECTED for name in QC_FLAGS}
+    found.update(passive=PASSIVE, withheld=PASSIVE, blocklist=BLOCKED)
+    status = _coded(table, "rejected_by", found)
+    return np.where(status == 0, ACTIVE, status)
+
+
+def feedback_frame(table: pa.Table) -> pd.DataFrame:
+    """Return the feedback with the columns of ODB, one row per value."""
+    moment = pd.DatetimeIndex(times(table).astype("datetime64[ns]")).round("s")
+    columns: dict[str, Any] = {
+        "seqno@hdr": np.arange(len(table), dtype=np.int64),
+        "obstype@hdr": _coded(table, "report_type", OBSTYPE),
+        "date@hdr": (moment.year * 10000 + moment.month * 100 + moment.day).to_numpy(np.int64),
+        "time@hdr": (moment.hour * 10000 + moment.minute * 100 + moment.second).to_numpy(np.int64),
+        "varno@body": _coded(table, "variable", VARNO),
+        "vertco_type@body": _coded(table, "vertical_kind", VERTCO),
+        "datum_status@body": _status(table),
+        "qc_flag@appa": numbers(table, "qc_flag").astype(np.int64),
+        "observation_id@appa": numbers(table, "observation_id").astype(np.int64),
+    }
+    columns |= {name: numbers(table, column) for name, column in _ODB_NUMBERS.items()}
+    columns |= {name: _texts(table, column) for name, column in _ODB_TEXTS.items()}
+    return pd.DataFrame(columns)
+
+
+def _write_odb(frame: pd.DataFrame, path: Path) -> None:
+    types = {name: DataType.DOUBLE for name in _ODB_NUMBERS}
+    types |= {name: DataType.STRING for name in _ODB_TEXTS}
+    with path.open("wb") as stream:
+        pyodc.encode_odb(frame, stream, types=types)
+
+
+def _check_odb(frame: pd.DataFrame, path: Path) -> None:
+    with path.open("rb") as stream:  # given a name, pyodc leaves the file open
+        found = pyodc.read_odb(stream, single=True)
+    for name in frame.columns:
+        a, b = frame[name].to_numpy(), found[name].to_numpy()
+        same = (
+            np.array_equal(a.astype(str), b.astype(str))
+            if name in _ODB_TEXTS
+            else np.array_equal(a.astype(float), b.astype(float), equal_nan=True)
+        )
+        if not same:
+            raise StorageError(f"Expected the feedback as written; column '{name}' differs.")
+
+
+def write_odb(product: Product, folder: Path) -> Written:
+    """Write one ODB-2 file; none without observations, since ODB-2 has no empty file."""
+    if product.window is None or not len(product.feedback):
+        return []
+    frame = feedback_frame(checked_feedback(product.feedback))
+    path = product_file(product, folder, "odb", "obsfb")
+    return [(put_file(path, partial(_write_odb, frame), partial(_check_odb, frame)), "feedback")]

@@ -1,4 +1,4 @@
-"""Register the output formats, one line each, and write their files so that no half file is seen.
+"""Register the output formats and write their files so that no half-written file is seen.
 
 A writer takes a `Product` and the folder to write into, and returns the files with their roles.
 """
@@ -23,7 +23,7 @@ Writer = Callable[[Product, Path], Written]
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """A format as it appears in the registry; its writer is imported when first used.
+    """One output format; its writer is imported when first used.
 
     Attributes:
         name: In the registry and the API.
@@ -36,14 +36,14 @@ class OutputFormat:
     writer: str
 
     def load(self) -> Writer:
-        """The writer."""
+        """Import the writer."""
         module, _, function = self.writer.partition(":")
         found: Writer = getattr(import_module(module), function)
         return found
 
     @property
     def present(self) -> bool:
-        """Whether the module of the writer is part of this installation."""
+        """Return whether the module of the writer is part of this installation."""
         return find_spec(self.writer.partition(":")[0]) is not None
 
 
@@ -56,13 +56,16 @@ _FORMATS = (
         "observations with O-B, O-A, outcome: Parquet, IODA",
         "worker.results.outputs.feedback:write",
     ),
-    OutputFormat("odb", "the feedback as ODB-2", "worker.results.outputs.odb:write"),
+    OutputFormat("odb", "the feedback as ODB-2", "worker.results.outputs.feedback:write_odb"),
     OutputFormat(
         "quicklook", "a picture of the result", "worker.results.outputs.quicklook:write_product"
     ),
 )
 OUTPUTS: Registry[OutputFormat] = Registry(
-    "output format", **{f.name: f for f in _FORMATS if f.present}
+    "output format",
+    "appa.outputs",
+    OutputFormat,
+    **{f.name: f for f in _FORMATS if f.present},
 )
 
 
@@ -88,7 +91,7 @@ def product_file(product: Product, folder: Path, extension: str, tag: str | None
 def put_file(
     path: Path, write: Callable[[Path], None], check: Callable[[Path], None] | None = None
 ) -> Path:
-    """Writes under a temporary name, makes it durable, reads it back, then gives it its name.
+    """Write under a temporary name, sync to disk, read back, then rename to the final name.
 
     Arguments:
         path: The final name; one that exists is replaced.

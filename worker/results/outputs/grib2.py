@@ -19,7 +19,7 @@ from model.domain.ensembles import AntitheticPairs
 from model.domain.errors import StorageError
 from model.domain.grids import Grid
 from model.domain.windows import HOUR
-from worker.observations.lexicons.grib import GRIB2_CODES
+from worker.observations.lexicons import GRIB2_CODES
 from worker.results.outputs.formats import product_file, put_file
 from worker.results.outputs.product import Field, Product, Written, fields, mean_and_spread
 
@@ -40,7 +40,7 @@ _DERIVED = {"mean": 0, "spread": 4}  # table 4.7: unweighted mean, spread of all
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """One field and the keys that describe it.
+    """One horizontal field and the GRIB keys that describe it.
 
     Attributes:
         keys: In the order in which they are set.
@@ -112,7 +112,7 @@ def _field_keys(product: Product, field: Field, level: int | None, what: str) ->
 
 
 def messages(product: Product, what: str) -> Iterator[Message]:
-    """The messages of a file.
+    """Yield the messages of one file, in the order in which they are written.
 
     Arguments:
         product: The result.
@@ -120,7 +120,7 @@ def messages(product: Product, what: str) -> Iterator[Message]:
     """
     constant = {**_constant_keys(product), **_grid_keys(product.grid)}
     for field in fields(product):
-        values = field.values if what == "members" else _statistic(field, what, product.twins)
+        values = field.values if what == "members" else _statistic(field, what, product.pairs)
         accumulated = field.variable.id == "total_precipitation"
         scale = np.float32(WATER if accumulated else 1.0)
         surface = field.variable.kind == "surface"
@@ -135,8 +135,8 @@ def messages(product: Product, what: str) -> Iterator[Message]:
                     yield Message(keys | (member if what == "members" else {}), plane * scale)
 
 
-def _statistic(field: Field, what: str, twins: AntitheticPairs) -> NDArray[np.float32]:
-    mean, spread = mean_and_spread(field.values, twins)
+def _statistic(field: Field, what: str, pairs: AntitheticPairs) -> NDArray[np.float32]:
+    mean, spread = mean_and_spread(field.values, pairs)
     chosen = mean if what == "mean" else spread
     return field.values[:0] if chosen is None else chosen[None]
 
@@ -196,7 +196,7 @@ def _check(product: Product, what: str, path: Path) -> None:
 
 
 def write_product(product: Product, folder: Path) -> Written:
-    """Up to three files, so that each opens as one hypercube for each kind of level."""
+    """Write up to three files, each of which opens as one hypercube per kind of level."""
     wanted = {"members": ("members",), "mean": ("mean", "spread")}.get(
         product.job.spec.fields, ("members", "mean", "spread")
     )

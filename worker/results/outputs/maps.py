@@ -28,7 +28,7 @@ _LAND = ("1", "5")
 
 @cache
 def land_polygons(smallest: float = 3000.0) -> tuple[NDArray[np.float32], ...]:
-    """Outlines of land, each with shape (points, 2): degrees east and degrees north.
+    """Return outlines of land, each with shape (points, 2): degrees east and degrees north.
 
     Longitudes run on over 180 degrees where a continent does; draw with shifts of 360.
 
@@ -48,7 +48,7 @@ def land_polygons(smallest: float = 3000.0) -> tuple[NDArray[np.float32], ...]:
 
 @cache
 def coastlines() -> tuple[NDArray[np.float32], ...]:
-    """The outlines as lines: NaN where a polygon runs along a meridian it was cut at."""
+    """Return the outlines as lines: NaN where a polygon runs along a meridian it was cut at."""
     found = []
     for polygon in land_polygons():
         lon, lat = np.mod(polygon[:, 0], 180.0), polygon[:, 1]
@@ -69,7 +69,7 @@ Levels = Sequence[float] | Array
 
 
 class WorldMap:
-    """Draws fields of one grid on one pair of axes, centred on Greenwich.
+    """Draw fields of one grid on one pair of axes, centred on Greenwich.
 
     Arguments:
         axes: Where to draw.
@@ -93,18 +93,18 @@ class WorldMap:
             side.set(color=GREY, linewidth=0.6)
 
     def _closed(self, field: Array) -> Array:
-        """The field from west to east, its first column repeated at the end, poles included."""
+        """Return the field from west to east, with its first column repeated at the end."""
         turned = field[:, self.order]
         return np.concatenate([turned, turned[:, :1]], axis=1)
 
     def _rows(self) -> Array:
-        """Latitudes, the outermost moved to the poles: Gaussian rows end a little before them."""
+        """Return latitudes with the outermost moved to the poles, which Gaussian rows do not reach."""
         rows = self.latitude.copy()
         rows[0], rows[-1] = 90.0, -90.0
         return rows
 
     def shade(self, field: Array, levels: Levels, colours: Any, label: str, **options: Any) -> None:
-        """Filled contours with a colour bar."""
+        """Draw filled contours with a colour bar."""
         drawn = self.axes.contourf(
             self.longitude, self._rows(), self._closed(field), levels, cmap=colours, **options
         )
@@ -115,7 +115,7 @@ class WorldMap:
         bar.outline.set(color=GREY, linewidth=0.5)
 
     def lines(self, field: Array, levels: Levels, colour: str = INK, width: float = 0.7) -> None:
-        """Contour lines with their values, where any of the levels occurs."""
+        """Draw labelled contour lines, where any of the levels occurs."""
         inside = [x for x in levels if np.nanmin(field) < x < np.nanmax(field)]
         if not inside:
             return
@@ -130,14 +130,14 @@ class WorldMap:
         self.axes.clabel(drawn, inside[::2], fontsize=6, fmt="%g", inline_spacing=2)
 
     def coasts(self, colour: str = INK, width: float = 0.45) -> None:
-        """Outlines of land."""
+        """Draw the outlines of land over the field."""
         outlines = [line + (shift, 0) for line in coastlines() for shift in (-360.0, 0.0)]
         self.axes.add_collection(
             LineCollection(outlines, colors=colour, linewidths=width), autolim=False
         )
 
     def land(self) -> None:
-        """Land filled in a quiet colour."""
+        """Fill land in a muted colour."""
         shapes = [land + (shift, 0) for land in land_polygons() for shift in (-360.0, 0.0)]
         self.axes.add_collection(
             PolyCollection(shapes, facecolors=LAND, edgecolors="#b9b5a8", linewidths=0.4),
@@ -145,7 +145,7 @@ class WorldMap:
         )
 
     def winds(self, u: Array, v: Array, every: float = 12.0) -> None:
-        """Arrows every so many degrees, in m/s."""
+        """Draw wind arrows, in m/s, every so many degrees."""
         step = max(1, round(every / (180.0 / len(self.latitude))))
         rows = np.arange(step // 2, len(self.latitude), step)
         rows = rows[np.abs(self.latitude[rows]) < 80]
@@ -166,5 +166,5 @@ class WorldMap:
         )
 
     def points(self, lon: Array, lat: Array, colour: str, size: float, label: str) -> None:
-        """Observations."""
+        """Draw observations as dots with a legend entry."""
         self.axes.scatter(lon, lat, s=size, c=colour, linewidths=0, label=label, alpha=0.85)

@@ -31,7 +31,7 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A finished job, before it is written.
+    """A finished job whose files are not yet written.
 
     Attributes:
         job: The job and what was asked.
@@ -73,37 +73,37 @@ class Product:
 
     @property
     def reference_time(self) -> datetime:
-        """Analysis time, start of the forecast, first time of a reanalysis."""
+        """Return the analysis time, the start of a forecast or the first time of a reanalysis."""
         return self.job.spec.reference_time
 
     @property
     def kind(self) -> JobKind:
-        """The kind of the job: file tag, title, whether it is a forecast."""
+        """Return the kind of the job: its file tag, title, and whether it is a forecast."""
         return KINDS[self.job.kind]
 
     @property
     def simulated(self) -> bool:
-        """Whether this is the weather of a simulation."""
+        """Return whether the model was trained on the weather of a simulation."""
         return "simulated" in self.flags
 
     @property
     def members(self) -> int:
-        """M, the size of the ensemble."""
+        """Return M, the size of the ensemble."""
         return int(self.states.shape[0])
 
     @property
-    def twins(self) -> AntitheticPairs:
-        """How the members depend on each other."""
+    def pairs(self) -> AntitheticPairs:
+        """Return how the members depend on each other."""
         return AntitheticPairs.of(range(self.members), self.mirrored)
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """The quantities of the states, in the order of the channels."""
+        """Return the quantities of the states, in the order of the channels."""
         return tuple(VARIABLES[name] for name in dict.fromkeys(c.variable for c in self.channels))
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Pressure levels in hPa, top down; none when all is at the surface."""
+        """Return the pressure levels in hPa from the top down; empty without upper-air channels."""
         return tuple(dict.fromkeys(c.level for c in self.channels if c.level is not None))
 
 
@@ -113,7 +113,7 @@ Written = list[tuple[Path, str]]
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """One quantity of all members and times.
+    """The values of one quantity for all members and times.
 
     Attributes:
         variable: What it is.
@@ -128,7 +128,7 @@ class Field:
 
 
 def fields(product: Product) -> Iterator[Field]:
-    """The quantities of the product in the order of its channels."""
+    """Yield the quantities of the product in the order of its channels."""
     for variable in product.variables:
         values = _select(product, variable)
         if not variable.nonnegative:
@@ -152,15 +152,15 @@ def _select(product: Product, variable: Variable) -> Float:
     return product.states[:, :, chosen[0] : chosen[-1] + 1]
 
 
-def mean_and_spread(values: Float, twins: AntitheticPairs) -> tuple[Float, Float | None]:
-    """Ensemble mean, and standard deviation (None for one member).
+def mean_and_spread(values: Float, pairs: AntitheticPairs) -> tuple[Float, Float | None]:
+    """Return the ensemble mean and standard deviation (None for one member).
 
     Arguments:
         values: With shape (M, *).
-        twins: How the members depend on each other, from which the divisor follows.
+        pairs: How the members depend on each other, from which the divisor follows.
     """
     mean = values.mean(axis=0, dtype=np.float64)
-    spread = twins.std(values)
+    spread = pairs.std(values)
     return mean.astype(np.float32), None if spread is None else spread.astype(np.float32)
 
 
@@ -174,7 +174,7 @@ SIMULATED = (
 
 
 def title(product: Product) -> str:
-    """`Ensemble analysis of 2025-01-01 06 UTC`, with a word in front when it is simulated."""
+    """Return a title such as `Ensemble analysis of 2025-01-01 06 UTC`; simulations say so."""
     kind = product.kind
     what = f"nsemble {kind.noun} {'from' if kind.forecast else 'of'}"
     start = f"{product.reference_time:%Y-%m-%d %H} UTC"
@@ -182,7 +182,7 @@ def title(product: Product) -> str:
 
 
 def _plain(value: Any) -> str | int | float:
-    """Numbers and text as they are; the rest as JSON."""
+    """Return numbers and text unchanged and anything else as JSON."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int | float):
@@ -194,14 +194,14 @@ def _observations(product: Product) -> dict[str, Any]:
     if product.window is None:
         return {}
     return {
-        "ranked_members": len(product.twins.ranked),
+        "ranked_members": len(product.pairs.ranked),
         "observations_used": product.counts.get("used", 0),
         "observations_by_outcome": json.dumps(product.counts, sort_keys=True),
     }
 
 
 def global_attributes(product: Product) -> dict[str, Any]:
-    """Attributes of the file, in the order in which they are written."""
+    """Return the global attributes of a file, in the order in which they are written."""
     created = utc_now().replace(microsecond=0).isoformat().replace("+00:00", "Z")
     background = product.background_info
     provenance = {

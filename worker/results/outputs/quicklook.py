@@ -31,7 +31,7 @@ Array = NDArray[np.floating[Any]]
 
 
 class Picture:
-    """The last time of a product as maps; fields that it lacks leave their map empty."""
+    """Draw maps of the last time of a product; absent fields leave their map empty."""
 
     def __init__(self, product: Product) -> None:
         self.product = product
@@ -40,22 +40,22 @@ class Picture:
         self.level = min(levels, key=lambda level: abs(level - 500))
 
     def members(self, variable: str, level: int | None = None) -> Array | None:
-        """The ensemble at the last time, with shape (M, Y, X)."""
+        """Return the ensemble at the last time, with shape (M, Y, X); None if absent."""
         index = self.place.get(Channel(variable, level))
         return None if index is None else self.product.states[:, -1, index].astype(np.float64)
 
     def mean(self, variable: str, level: int | None = None) -> Array | None:
-        """Ensemble mean, with shape (Y, X)."""
+        """Return the ensemble mean at the last time, with shape (Y, X)."""
         members = self.members(variable, level)
         return None if members is None else members.mean(axis=0)
 
     def spread(self, variable: str, level: int | None = None) -> Array | None:
-        """Ensemble standard deviation; None for one member."""
+        """Return the ensemble standard deviation (Y, X); None for one member."""
         members = self.members(variable, level)
-        return None if members is None else self.product.twins.std(members)
+        return None if members is None else self.product.pairs.std(members)
 
     def surface(self, axes: Axes) -> None:
-        """2 m temperature in colours, mean sea level pressure in lines."""
+        """Draw 2 m temperature in colours and mean sea level pressure in lines."""
         chart = WorldMap(axes, self.product.grid, "2 m temperature, mean sea level pressure (hPa)")
         temperature, pressure = self.mean("2m_temperature"), self.mean("mean_sea_level_pressure")
         if temperature is not None:
@@ -66,7 +66,7 @@ class Picture:
         chart.coasts()
 
     def upper_air(self, axes: Axes) -> None:
-        """Height of the 500 hPa surface and the wind there."""
+        """Draw the height of the 500 hPa surface and the wind there."""
         chart = WorldMap(axes, self.product.grid, f"{self.level} hPa height and wind")
         height = self.mean("geopotential", self.level)
         if height is not None:
@@ -81,7 +81,7 @@ class Picture:
             chart.winds(u, v)
 
     def uncertainty(self, axes: Axes) -> None:
-        """Spread of 2 m temperature in colours, of mean sea level pressure in lines."""
+        """Draw the spread of 2 m temperature in colours, of mean sea level pressure in lines."""
         name = "Ensemble spread: 2 m temperature, mean sea level pressure (hPa)"
         chart = WorldMap(axes, self.product.grid, name)
         temperature = self.spread("2m_temperature")
@@ -98,7 +98,7 @@ class Picture:
         chart.coasts()
 
     def precipitation(self, axes: Axes) -> None:
-        """Precipitation of the last hour."""
+        """Draw the precipitation of the last hour."""
         chart = WorldMap(axes, self.product.grid, "Precipitation of the hour before")
         depth = self.mean("total_precipitation")
         if depth is not None:
@@ -109,7 +109,7 @@ class Picture:
         chart.coasts()
 
     def coverage(self, axes: Axes) -> None:
-        """Observations of the window by outcome."""
+        """Draw the observations of the window, coloured by outcome."""
         chart = WorldMap(axes, self.product.grid, "Observations of the window")
         chart.land()
         table = self.product.feedback
@@ -135,7 +135,7 @@ class Picture:
 
 
 def _outcomes(table: pa.Table) -> list[tuple[str, str, NDArray[np.bool_]]]:
-    """Used last, so that they lie on top."""
+    """Return label, colour and rows of each outcome; used ones last, so that they lie on top."""
     used = pc.is_null(table["rejected_by"]).to_numpy()
     code, names = codes(table, "rejected_by")
     apart = [i for i, n in enumerate(names) if n == QC_FLAGS["withheld"].name]
@@ -166,7 +166,7 @@ def _footer(product: Product) -> str:
 
 
 def _valid(product: Product) -> list[str]:
-    """The time shown, where it is not that of the title."""
+    """Return the valid time shown, if the title does not already name it."""
     lead = product.times[-1] - product.reference_time
     if not lead:
         return []
@@ -175,7 +175,7 @@ def _valid(product: Product) -> list[str]:
 
 
 def draw(product: Product) -> Figure:
-    """The picture: four maps, headed by what it is and signed with what made it."""
+    """Draw four maps with a heading and, below, members, checkpoint, background and flags."""
     figure = Figure(figsize=(15.0, 8.3), facecolor="white")
     FigureCanvasAgg(figure)
     # Fixed places, twice as wide as high: finding them would draw everything twice.
@@ -198,6 +198,6 @@ def _write(product: Product, path: Path) -> None:
 
 
 def write_product(product: Product, folder: Path) -> Written:
-    """One PNG of the last time."""
+    """Write one PNG of the last valid time."""
     path = product_file(product, folder, "png", "ql")
     return [(put_file(path, partial(_write, product)), "quicklook")]

@@ -1,1 +1,1 @@
-"""Verification."""
+"""Score results against observations, keep the scores as time series, and watch their limits."""

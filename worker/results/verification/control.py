@@ -21,6 +21,7 @@ import structlog
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.diagnostics.equivalents import Equivalents
 from model.domain.errors import AppaError
 from model.domain.files import read_yaml_model
 from worker.contract.layout import Layout
@@ -35,7 +36,6 @@ from worker.results.verification.series import (
     newest_revisions,
     read_series,
 )
-from worker.results.verification.withheld import Equivalents
 
 __all__ = [
     "ControlPolicy",
@@ -127,7 +127,7 @@ Key = tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class Outside:
-    """A number outside its limits."""
+    """One statistic of one cycle that lies outside its control limits."""
 
     network: str
     variable: str
@@ -141,12 +141,12 @@ class Outside:
 
 @dataclass(frozen=True)
 class ControlResult:
-    """Outcome for one cycle.
+    """The comparison of one cycle with its control limits.
 
     Attributes:
-        cycles: Cycles looked back on.
-        checked: Numbers that have limits.
-        outside: Those outside of them.
+        cycles: Earlier cycles that the limits were made of.
+        checked: Number of statistics that have limits.
+        outside: Statistics outside their limits.
     """
 
     cycles: int
@@ -155,7 +155,7 @@ class ControlResult:
 
     @property
     def scores(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Return the entry `control` of the scores in the manifest."""
         lines = [asdict(line) for line in self.outside]
         return {"cycles": self.cycles, "checked": self.checked, "outside": lines}
 
@@ -163,7 +163,7 @@ class ControlResult:
 def trailing_series(
     layout: Layout, flavour: str, before: datetime, policy: ControlPolicy
 ) -> pa.Table:
-    """The watched statistics of the cycles before a valid time, of each its newest revision.
+    """Return the watched statistics of earlier cycles, of each its newest revision.
 
     Arguments:
         layout: The data folder.
@@ -187,7 +187,7 @@ def trailing_series(
 def robust_limits(
     values: NDArray[np.float64], sigmas: float, least_sigma: float = 0.0
 ) -> tuple[float, float]:
-    """Lower and upper limit from values that were in order.
+    """Return lower and upper limit: median plus and minus so many robust sigmas.
 
     Arguments:
         values: With shape (cycles,).
@@ -203,11 +203,11 @@ def robust_limits(
 def check_limits(
     rows: Iterable[Row], valid_time: datetime, trailing: pa.Table, policy: ControlPolicy
 ) -> ControlResult:
-    """Compares the statistics of one cycle with those of the cycles before.
+    """Compare the statistics of one cycle with those of the cycles before.
 
     Arguments:
-        rows: Of this cycle.
-        valid_time: Of this cycle (UTC).
+        rows: Statistics of this cycle.
+        valid_time: Valid time of this cycle (UTC).
         trailing: A table of `SERIES_SCHEMA`; one revision for each valid time.
         policy: The limits.
     """
@@ -233,7 +233,7 @@ def check_limits(
 
 
 def _matching(rule: ControlRule, current: Mapping[Key, Any], known: Sequence[Key]) -> list[Key]:
-    """Keys that the rule watches; those only in the past, too, where absence says something."""
+    """Return the statistics that a rule watches, with past ones where absence counts as zero."""
     keys = {*current, *(known if rule.absent_is_zero else ())}
     return sorted(
         key
@@ -246,7 +246,7 @@ def _matching(rule: ControlRule, current: Mapping[Key, Any], known: Sequence[Key
 
 
 class _Histories:
-    """Values of the cycles before, by network, variable, layer and statistic."""
+    """Statistics of the trailing cycles, by network, variable, layer and name."""
 
     def __init__(self, frame: pd.DataFrame, times: pd.DatetimeIndex, hour: int) -> None:
         self.times, self.hour = times, hour
@@ -257,11 +257,11 @@ class _Histories:
 
     @property
     def known(self) -> list[Key]:
-        """What the cycles before had."""
+        """Return the keys of all statistics that any trailing cycle has."""
         return list(self.groups)
 
     def of(self, key: Key, rule: ControlRule, least_count: int) -> NDArray[np.float64]:
-        """The values that count for this rule."""
+        """Return the trailing values that a rule compares with, with shape (cycles,)."""
         group = self.groups.get(key)
         if rule.absent_is_zero:
             times = self.times
@@ -291,7 +291,7 @@ def verified(
     analysis: Equivalents,
     tendency: tuple[float, float] | None = None,
 ) -> Product:
-    """The product with its scores, its part of the time series and, outside limits, a flag.
+    """Return the product with its scores, its series and, outside control limits, a flag.
 
     Arguments:
         product: A job with a window of observations.
@@ -330,7 +330,7 @@ def verified(
 
 
 def _control(report: Report, entry: SeriesEntry, layout: Layout) -> ControlResult | None:
-    """The outcome for a cycle whose flavour is watched; None for others."""
+    """Return the comparison with control limits; None for a flavour that is not watched."""
     policy = read_control_policy(layout.verification_file)
     if not policy.enabled or entry.flavour not in policy.flavours:
         return None

@@ -12,16 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from model.diagnostics.departures import DepartureStatistics, departure_statistics
+from model.diagnostics.equivalents import Equivalents
 from worker.observations.columns import BoolArray, codes, kept, numbers, set_column, times
 from worker.results.outputs.product import Product
 from worker.results.verification.series import ALL, SCORES_VERSION, SERIES_SCHEMA, SeriesEntry
 from worker.results.verification.states import StateScore, score_states
-from worker.results.verification.withheld import (
-    EnsembleScore,
-    Equivalents,
-    WithheldScore,
-    score_withheld,
-)
+from worker.results.verification.withheld import EnsembleScore, WithheldScore, score_withheld
 
 __all__ = [
     "Report",
@@ -57,7 +53,7 @@ _WITHHELD = ("rmse", "bias", "crps", "spread_skill", "outliers", "flatness")
 
 @dataclass(frozen=True)
 class Row:
-    """One number of the series."""
+    """One statistic of one network, variable and layer, with the number of values behind it."""
 
     network: str
     variable: str
@@ -68,7 +64,7 @@ class Row:
 
 
 def departure_rows(lines: Iterable[DepartureStatistics]) -> Iterator[Row]:
-    """Statistics of the departures of values in use."""
+    """Yield the statistics of the departures of values in use."""
     for line in lines:
         for name in _DEPARTURES:
             value = getattr(line, name)
@@ -77,7 +73,7 @@ def departure_rows(lines: Iterable[DepartureStatistics]) -> Iterator[Row]:
 
 
 def withheld_rows(lines: Iterable[WithheldScore]) -> Iterator[Row]:
-    """Scores against withheld stations, `withheld_rmse_analysis` and so on."""
+    """Yield the scores against withheld stations, `withheld_rmse_analysis` and so on."""
     for line in lines:
         sides: tuple[tuple[str, EnsembleScore | None], ...] = (
             ("background", line.background),
@@ -92,7 +88,7 @@ def withheld_rows(lines: Iterable[WithheldScore]) -> Iterator[Row]:
 
 
 def state_rows(lines: Iterable[StateScore], members: int) -> Iterator[Row]:
-    """Spectra and balance; of energies also analysis over background."""
+    """Yield spectra and balance; of energies also the ratio of analysis to background."""
     for line in lines:
         yield Row(STATES, ALL, line.level, f"{line.quantity}_analysis", line.analysis, members)
         if line.background is None:
@@ -107,7 +103,7 @@ def state_rows(lines: Iterable[StateScore], members: int) -> Iterator[Row]:
 def count_rows(
     used: Mapping[str, int], new: Mapping[str, int], chi2: float | None
 ) -> Iterator[Row]:
-    """Values used, of all networks together and of each, and the chi-square of the new ones.
+    """Yield the values used, of all networks and of each, and the chi-square of the new ones.
 
     Arguments:
         used: Values used by network.
@@ -122,7 +118,7 @@ def count_rows(
 
 
 def series_table(entry: SeriesEntry, rows: Sequence[Row]) -> pa.Table:
-    """The rows of one result as a table of `SERIES_SCHEMA`; values that are not finite are left out."""
+    """Return the rows of one result as a table of `SERIES_SCHEMA`, without those not finite."""
     rows = [row for row in rows if np.isfinite(row.value)]
     count = len(rows)
     time: datetime = entry.valid_time
@@ -144,7 +140,7 @@ def series_table(entry: SeriesEntry, rows: Sequence[Row]) -> pa.Table:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """The verification of one job.
 
     Attributes:
         used: Values used, by network.
@@ -166,7 +162,7 @@ class Report:
 
     @property
     def rows(self) -> list[Row]:
-        """Everything for the time series."""
+        """Return all statistics, for the time series."""
         return [
             *count_rows(self.used, self.used_new, self.chi2),
             *departure_rows(self.departures),
@@ -176,7 +172,7 @@ class Report:
 
     @property
     def scores(self) -> dict[str, Any]:
-        """What the manifest keeps: the layers together, so that manifests stay small."""
+        """Return the `scores` of the manifest: without single layers, so that it stays small."""
         lines = []
         for line in self.departures:
             if line.layer == ALL:
@@ -199,7 +195,7 @@ def verify_product(
     analysis: Equivalents,
     tendency: tuple[float, float] | None = None,
 ) -> Report:
-    """Scores a finished job against its observations and by its states.
+    """Score a finished job against its observations and by its states.
 
     Arguments:
         product: The job's states and feedback.
@@ -214,9 +210,9 @@ def verify_product(
     withheld = score_withheld(feedback, background, analysis, rng, new)
     assumed = analysis.errors_of(numbers(feedback, "obs_error"))
     feedback = set_column(feedback, "obs_error", assumed)
-    twins = background.twins if background is not None else None
+    pairs = background.pairs if background is not None else None
     fresh = feedback.filter(pa.array(new))
-    departures = departure_statistics(fresh, twins=twins, overall=True)
+    departures = departure_statistics(fresh, pairs=pairs, overall=True)
     states = score_states(
         product.states[:, -1],
         None if product.background is None else product.background[:, -1],
@@ -238,7 +234,9 @@ def verify_product(
 
 
 def new_values(feedback: pa.Table, background: Mapping[str, Any]) -> BoolArray:
-    """Rows observed after the analysis that the background continues; all after a cold start.
+    """Return which rows were observed after the analysis that the background continues.
+
+    All are new after a cold start.
 
     Windows overlap: the previous analysis has seen most of the observations of this one, so that
     their O-B is no innovation; chi-square and Desroziers estimates would come out too small. With
@@ -255,14 +253,14 @@ def new_values(feedback: pa.Table, background: Mapping[str, Any]) -> BoolArray:
 
 
 def _used(feedback: pa.Table) -> dict[str, int]:
-    """Values used by network; networks present of which none was used count 0."""
+    """Return the values used by network, with 0 for networks of which none was used."""
     network, names = codes(feedback, "report_type")
     counts = np.bincount(network[kept(feedback)], minlength=len(names))
     return {name: int(count) for name, count in zip(names, counts, strict=True)}
 
 
 def _chi2(feedback: pa.Table) -> float | None:
-    """Innovations over their expected variance, mean over the values used that have one."""
+    """Return the mean of squared innovations over their expected variance, of values in use."""
     used = feedback.filter(pa.array(kept(feedback)))
     innovation = numbers(used, "background_departure")
     variance = numbers(used, "obs_error") ** 2

@@ -48,7 +48,7 @@ OUTSIDE_FLAG = "outside_control_limits"
 """Flag of an analysis some of whose statistics lie outside their control limits."""
 
 SCORES_VERSION = 1
-"""Of `scores` in manifests; rises when a field changes its meaning or goes."""
+"""Version of `scores` in manifests; raised when a field changes its meaning or is removed."""
 
 SERIES_NAME = "verification.parquet"
 """Name of the file in the folder of a result; the series has a copy of it."""
@@ -95,18 +95,18 @@ class SeriesEntry:
 
     @property
     def name(self) -> str:
-        """File name; names sort as entries do."""
+        """Return the file name; names sort as entries do."""
         flavour = self.flavour or _NO_FLAVOUR
         time = f"{self.valid_time.astimezone(UTC):{_STAMP}}"
         return f"{time}_{flavour}_v{self.revision:04d}__{self.analysis_id}.parquet"
 
     def path(self, layout: Layout) -> Path:
-        """Where its rows are."""
+        """Return the path of the file with the rows of this result."""
         return layout.verification / f"{self.valid_time.astimezone(UTC):%Y%m}" / self.name
 
     @classmethod
     def parse(cls, name: str) -> "SeriesEntry | None":
-        """The entry with this file name; None if it is none."""
+        """Return the entry with this file name; None if it is not the name of one."""
         form = _NAME.fullmatch(name)
         if form is None:
             return None
@@ -120,7 +120,7 @@ class SeriesEntry:
 
 @dataclass(frozen=True)
 class SeriesFilter:
-    """Which rows are wanted; empty means all."""
+    """Conditions on rows of the series; an empty one accepts all."""
 
     statistics: Sequence[str] = ()
     networks: Sequence[str] = ()
@@ -128,15 +128,15 @@ class SeriesFilter:
     layers: Sequence[str] = ()
 
     def apply(self, table: pa.Table) -> pa.Table:
-        """The rows of `table` that are wanted."""
-        for column, wanted in (
+        """Return the rows of `table` that fit all conditions."""
+        for column, names in (
             ("statistic", self.statistics),
             ("network", self.networks),
             ("variable", self.variables),
             ("layer", self.layers),
         ):
-            if wanted and len(table):
-                chosen = pa.array(list(wanted), pa.string())
+            if names and len(table):
+                chosen = pa.array(list(names), pa.string())
                 table = table.filter(pc.is_in(table[column], value_set=chosen))
         return table
 
@@ -147,7 +147,7 @@ def find_series(
     end: datetime | None = None,
     flavours: Sequence[str] = (),
 ) -> list[SeriesEntry]:
-    """Results in the series by valid time, flavour and revision.
+    """Return the results in the series by valid time, flavour and revision.
 
     Arguments:
         layout: The data folder.
@@ -182,15 +182,15 @@ def _folders(root: Path) -> Iterable[Path]:
 
 
 def newest_revisions(entries: Iterable[SeriesEntry]) -> list[SeriesEntry]:
-    """Of each valid time and flavour the highest revision, in the same order."""
+    """Return the highest revision of each valid time and flavour, in the same order."""
     newest: dict[tuple[datetime, str], SeriesEntry] = {}
     for entry in sorted(entries, key=lambda e: e.name):
         newest[entry.valid_time, entry.flavour] = entry
     return list(newest.values())
 
 
-def read_entry(layout: Layout, entry: SeriesEntry, wanted: SeriesFilter | None = None) -> pa.Table:
-    """The rows of one result, in the order they were written.
+def read_entry(layout: Layout, entry: SeriesEntry, rows: SeriesFilter | None = None) -> pa.Table:
+    """Return the rows of one result that `rows` accepts, in the order they were written.
 
     Raises:
         StorageError: If the file is there but cannot be read.
@@ -205,23 +205,23 @@ def read_entry(layout: Layout, entry: SeriesEntry, wanted: SeriesFilter | None =
             f"Expected a readable file of the verification series; {path.name}: {error}. "
             "Remove it to go on without this analysis."
         ) from error
-    plain = pa.schema([pa.field(f.name, _plain(f.type)) for f in SERIES_SCHEMA])
-    return (wanted or SeriesFilter()).apply(table.cast(plain)).cast(SERIES_SCHEMA)
+    plain = pa.schema([pa.field(f.name, _decoded(f.type)) for f in SERIES_SCHEMA])
+    return (rows or SeriesFilter()).apply(table.cast(plain)).cast(SERIES_SCHEMA)
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def _decoded(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def read_series(
-    layout: Layout, entries: Iterable[SeriesEntry], wanted: SeriesFilter | None = None
+    layout: Layout, entries: Iterable[SeriesEntry], rows: SeriesFilter | None = None
 ) -> pa.Table:
-    """The rows of several results, a table of `SERIES_SCHEMA`.
+    """Return the rows of several results that `rows` accepts, a table of `SERIES_SCHEMA`.
 
     Raises:
         StorageError: If a file cannot be read.
     """
-    tables = [read_entry(layout, entry, wanted) for entry in entries]
+    tables = [read_entry(layout, entry, rows) for entry in entries]
     tables = [table for table in tables if len(table)]
     if not tables:
         return SERIES_SCHEMA.empty_table()
@@ -229,13 +229,13 @@ def read_series(
 
 
 MOST_FILES = 750
-"""Files opened for one page at most; a page that ends there may hold few rows, even none."""
+"""Most files opened for one page; a page that ends there may hold few rows, even none."""
 
 _CURSOR = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,250})~(?P<rows>\d{1,9})")
 
 
 class SeriesRow(Record):
-    """One number of the verification series."""
+    """One row of the verification series, as it is sent to clients."""
 
     valid_time: datetime = Field(description="Of the analysis (UTC).")
     flavour: str = Field(description="`early`, `final`, or empty outside the cycles.")
@@ -251,11 +251,11 @@ class SeriesRow(Record):
 
 @dataclass(frozen=True)
 class SeriesPage:
-    """Some rows, by valid time.
+    """A page of rows, by valid time.
 
     Attributes:
-        rows: At most the number asked for.
-        next_cursor: Gives the next page; None after the last row.
+        rows: At most as many as were asked for.
+        next_cursor: Cursor of the next page; None after the last row.
     """
 
     rows: list[SeriesRow]
@@ -265,21 +265,21 @@ class SeriesPage:
 def page_series(
     layout: Layout,
     entries: Sequence[SeriesEntry],
-    wanted: SeriesFilter,
+    conditions: SeriesFilter,
     cursor: str | None,
     limit: int,
 ) -> SeriesPage:
-    """Rows of `entries` after `cursor`.
+    """Return a page of the rows of `entries` after `cursor`.
 
     Arguments:
         layout: The data folder.
         entries: Sorted by name, as `find_series` gives them.
-        wanted: Which rows.
+        conditions: Which rows.
         cursor: `next_cursor` of the page before.
-        limit: Most rows.
+        limit: Most rows of the page.
 
     Raises:
-        InvalidInput: If the cursor is none.
+        InvalidInput: If the cursor is not one of a page.
         StorageError: If a file cannot be read.
     """
     name, skip = _parse(cursor)
@@ -292,7 +292,7 @@ def page_series(
             return SeriesPage(rows, f"{entry.name}~0")
         opened += 1
         start = skip if entry.name == name else 0
-        found = read_entry(layout, entry, wanted).slice(start)
+        found = read_entry(layout, entry, conditions).slice(start)
         room = limit - len(rows)
         rows += [SeriesRow.model_validate(row) for row in found.slice(0, room).to_pylist()]
         if len(found) > room:
@@ -314,11 +314,11 @@ def _parse(cursor: str | None) -> tuple[str, int]:
 
 
 def append_to_series(layout: Layout, manifest: AnalysisManifest) -> bool:
-    """Puts the result's statistics into the series; safe to run twice.
+    """Copy the statistics of a result into the series; safe to run twice.
 
     Arguments:
         layout: The data folder.
-        manifest: Of a published result.
+        manifest: Manifest of a published result.
 
     Returns:
         Whether the result has statistics; a forecast has none.

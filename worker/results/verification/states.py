@@ -25,14 +25,14 @@ BANDS = {"planetary": (1, 5), "synoptic": (6, 20), "small": (21, 42)}
 _LEVELS = (250, 500, 850)
 _BALANCED = 500
 _MEMBERS = 4
-"""Members looked at: spectra of more add cost and little else."""
+"""Members used: spectra of more add cost and hardly change the mean."""
 _ROWS = 181
 """A finer regular grid is thinned to so many rows; above `BANDS` its aliases do not reach."""
 
 
 @dataclass(frozen=True)
 class StateScore:
-    """One number about analysis and background.
+    """One quantity of spectra or balance, of analysis and background.
 
     Attributes:
         quantity: `kinetic_energy_planetary` (and of the other bands, m2 s-2), `geostrophic` (wind
@@ -56,7 +56,7 @@ def score_states(
     channels: Sequence[Channel],
     grid: Grid,
 ) -> list[StateScore]:
-    """Spectra and balance of one valid time.
+    """Return spectra and balance of one valid time.
 
     Arguments:
         states: Analysis, SI units, with shape (M, C, Y, X).
@@ -96,7 +96,7 @@ def _numbers(
 
 
 class _Fields:
-    """States by variable and level."""
+    """Fields of the states, found by variable and level."""
 
     def __init__(self, states: NDArray[np.float32], channels: Sequence[Channel]) -> None:
         self.states = torch.from_numpy(np.ascontiguousarray(states))
@@ -104,7 +104,7 @@ class _Fields:
         self.levels = sorted({c.level for c in channels if c.level is not None})
 
     def at(self, variable: str, level: int, step: int = 1) -> Tensor | None:
-        """Every `step`-th row and column, with shape (M, Y, X), float64; None if not there."""
+        """Return every `step`-th row and column, (M, Y, X), float64; None without the variable."""
         place = self.place.get(Channel(variable, level))
         return None if place is None else self.states[:, place, ::step, ::step].double()
 
@@ -116,7 +116,7 @@ def _thinned(grid: Grid, step: int) -> Grid:
 
 
 def _energy(u: Tensor, v: Tensor, grid: Grid, step: int) -> dict[str, float]:
-    """Half the power of both wind components in each band that the grid resolves."""
+    """Return half the power of both wind components in each band that the grid resolves."""
     thin = _thinned(grid, step)
     parts = [power_spectrum(part[..., ::step, ::step], thin).mean(dim=0) for part in (u, v)]
     power = (parts[0] + parts[1]) / 2.0
@@ -128,7 +128,7 @@ def _energy(u: Tensor, v: Tensor, grid: Grid, step: int) -> dict[str, float]:
 
 
 def _hydrostatic(fields: _Fields, grid: Grid, step: int) -> float | None:
-    """Root mean square residual over all layers, in K; None unless all levels are there."""
+    """Return the root mean square residual over all layers in K; None if a level is missing."""
     names = ("geopotential", "temperature", "specific_humidity")
     columns = [[fields.at(name, level, step) for level in fields.levels] for name in names]
     if len(fields.levels) < 2 or any(part is None for column in columns for part in column):
@@ -141,7 +141,7 @@ def _hydrostatic(fields: _Fields, grid: Grid, step: int) -> float | None:
 
 
 def _thinning(grid: Grid) -> int | None:
-    """Every how many rows and columns a spectrum is taken; None where it would cost too much."""
+    """Return the step in rows and columns for spectra; None where they would cost too much."""
     if grid.nlat <= _ROWS:
         return 1
     if grid.kind != "regular":  # rows of a Gaussian grid cannot be left out
@@ -153,7 +153,7 @@ def _thinning(grid: Grid) -> int | None:
 
 
 def pressure_tendency(pressure: Tensor, grid: Grid) -> tuple[float, float]:
-    """Change of sea-level pressure over the last hour of one member.
+    """Return the change of sea-level pressure over the last hour of one member.
 
     Arguments:
         pressure: Pa, of at least two consecutive hours, with shape (T, Y, X).

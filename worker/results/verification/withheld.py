@@ -1,170 +1,29 @@
 """Score the ensembles of background and analysis against the stations that were withheld.
 
-A perfect ensemble of states looks too narrow beside observations, unless the error of the
-observations is part of the prediction. The prediction is therefore the ensemble of H(x) with an
-error from N(0, R) added to each member.
-
-References:
-    | Saetra, Hersbach, Bidlot and Richardson, "Effects of observation errors on the statistics for
-    | ensemble spread and reliability", Mon. Wea. Rev. 132, 2004
-    | Ferro, "Fair scores for ensemble forecasts", QJRMS 140, 2014
-    | Grimit, Gneiting, Berrocal and Johnson, "The continuous ranked probability score for circular
-    | variables", QJRMS 132, 2006 (the score of a mixture of Gaussians)
-    | Hamill, "Interpretation of rank histograms for verifying ensemble forecasts", MWR 129, 2001
+Scores and their references are in `model.diagnostics.ensembles`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.special import erf
 
 from model.diagnostics.departures import LAYERS, layer_names
-from model.domain.ensembles import AntitheticPairs
+from model.diagnostics.ensembles import fair_crps, flatness, outlier_ratio, ranks
+from model.diagnostics.equivalents import Equivalents
 from model.domain.observations import QC_FLAGS
 from worker.observations.columns import BoolArray, is_one_of, numbers
 
 __all__ = [
     "ALL_LAYERS",
     "EnsembleScore",
-    "Equivalents",
     "WithheldScore",
-    "fair_crps",
-    "flatness",
-    "outlier_ratio",
-    "ranks",
     "score_withheld",
 ]
 
 Float = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Equivalents:
-    """Model equivalents of N observations.
-
-    Attributes:
-        rows: Rows of the feedback table, ascending, with shape (N,).
-        errors: Square root of the diagonal of R in SI units, what the states cannot represent
-            included, with shape (N,).
-        hofx: H(x) of each member in SI units, with shape (M, N).
-        mirrored: Whether members 0 and 1, 2 and 3 … have opposite perturbations.
-    """
-
-    rows: NDArray[np.int64]
-    errors: Float
-    hofx: Float
-    mirrored: bool = False
-
-    @property
-    def members(self) -> int:
-        """M."""
-        return len(self.hofx)
-
-    @property
-    def twins(self) -> AntitheticPairs:
-        """How the members depend on each other."""
-        return AntitheticPairs.of(range(self.members), self.mirrored)
-
-    def at(self, rows: NDArray[np.int64]) -> "Equivalents":
-        """The equivalents at those of `rows` (ascending) that have any."""
-        both, _, place = np.intersect1d(rows, self.rows, assume_unique=True, return_indices=True)
-        return replace(self, rows=both, errors=self.errors[place], hofx=self.hofx[:, place])
-
-    def errors_of(self, table_errors: Float) -> Float:
-        """`table_errors` (rows of the table,) with the errors assumed where there are any."""
-        errors = table_errors.copy()
-        errors[self.rows] = self.errors
-        return errors
-
-
-def _mean_distance(mean: Float, std: Float) -> Float:
-    """E|Z| of Z from N(mean, std^2)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(std > 0, mean / (np.sqrt(2.0) * std), np.inf)
-    return np.where(
-        std > 0,
-        mean * erf(ratio) + std * np.sqrt(2.0 / np.pi) * np.exp(-np.minimum(ratio**2, 700.0)),
-        np.abs(mean),
-    )
-
-
-def fair_crps(
-    members: Float, values: Float, errors: Float, twins: AntitheticPairs | None = None
-) -> Float | None:
-    r"""Fair CRPS of the members with observation errors added, its mean over all such errors,
-
-    .. math:: \frac{1}{M} \sum_i A(x_i - y, \sigma^2)
-              - \frac{1}{2 M (M - 1)} \sum_{i \ne j} A(x_i - x_j, 2 \sigma^2),
-              \qquad A(\mu, \sigma^2) = E |N(\mu, \sigma^2)|
-
-    in closed form: nothing is drawn, so that few members and few stations give no extra noise.
-    Twins are further apart than two draws of the posterior: of members in pairs the second mean is
-    over those that are independent of each other.
-
-    Arguments:
-        members: H(x), with shape (M, N).
-        values: Observations, with shape (N,).
-        errors: One standard deviation of the observation errors, with shape (N,).
-        twins: How the members depend on each other; None for not at all.
-
-    Returns:
-        With shape (N,), in the units of the values; None without two independent members.
-    """
-    couples = list((twins or AntitheticPairs.of(range(len(members)), mirrored=False)).couples())
-    if not couples:
-        return None
-    distance = np.mean([_mean_distance(x - values, errors) for x in members], axis=0)
-    wide = np.sqrt(2.0) * errors
-    between = np.zeros_like(values, dtype=np.float64)
-    for i, j in couples:
-        between += _mean_distance(members[i] - members[j], wide)
-    score: NDArray[np.float64] = distance - between / (2 * len(couples))
-    return score
-
-
-def ranks(
-    members: Float, values: Float, errors: Float, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Members, with an observation error drawn for each, that lie below each value: 0 to M.
-
-    Uniform for a reliable ensemble. Ties, which exact observations of bounded quantities have, are
-    broken at random.
-
-    Arguments:
-        members: H(x), with shape (M, N).
-        values: Observations, with shape (N,).
-        errors: One standard deviation of the observation errors, with shape (N,).
-        rng: Draws the errors.
-    """
-    noisy = members + rng.standard_normal(members.shape) * errors
-    below, ties = (noisy < values).sum(axis=0), (noisy == values).sum(axis=0)
-    drawn: NDArray[np.int64] = below + rng.integers(0, ties + 1)
-    return drawn
-
-
-def outlier_ratio(counts: NDArray[np.int64]) -> float | None:
-    """Values outside the ensemble over those expected, 2 / (M + 1): 1 when reliable.
-
-    Arguments:
-        counts: Values at each rank, with shape (M + 1,).
-    """
-    total = int(counts.sum())
-    return float((counts[0] + counts[-1]) / total * len(counts) / 2.0) if total else None
-
-
-def flatness(counts: NDArray[np.int64]) -> float | None:
-    """Chi-square of the rank histogram over its degrees of freedom: about 1 when flat.
-
-    Arguments:
-        counts: Values at each rank, with shape (M + 1,).
-    """
-    if not (total := int(counts.sum())):
-        return None
-    expected = total / len(counts)
-    return float(((counts - expected) ** 2 / expected).sum() / (len(counts) - 1))
 
 
 ALL_LAYERS = "all"
@@ -197,7 +56,7 @@ class EnsembleScore:
 
 @dataclass(frozen=True)
 class WithheldScore:
-    """One network, variable and layer; `layer` is `all` for the layers together.
+    """The scores of one network, variable and layer (`all` for the layers together).
 
     Attributes:
         network: Report type.
@@ -225,7 +84,7 @@ def score_withheld(
     rng: np.random.Generator,
     among: BoolArray | None = None,
 ) -> list[WithheldScore]:
-    """Scores of the rows that were kept back and passed all other checks before.
+    """Score the rows that were withheld and had passed all other checks.
 
     Arguments:
         feedback: A table of `FEEDBACK_SCHEMA`.
@@ -262,7 +121,7 @@ def score_withheld(
 
 
 def _groups(frame: pd.DataFrame) -> list[tuple[tuple[str, str, str], NDArray[np.int64]]]:
-    """(network, variable, layer) with the places of its rows, each layer and all of them."""
+    """Return the indices of the rows of each network, variable and layer, and of all layers."""
     keys = ["report_type", "variable"]
     layers = frame.groupby([*keys, "layer"], observed=True).indices
     whole = frame.groupby(keys, observed=True).indices
@@ -275,29 +134,29 @@ def _groups(frame: pd.DataFrame) -> list[tuple[tuple[str, str, str], NDArray[np.
 
 
 class _Values:
-    """What is known of each value, ready to be averaged over groups."""
+    """Scores of single values, which are averaged over groups of rows."""
 
     def __init__(self, found: Equivalents, values: Float, rng: np.random.Generator) -> None:
         self.found = found
         self.departure = values - found.hofx.mean(axis=0)
-        self.twins = found.twins
-        self.crps = fair_crps(found.hofx, values, found.errors, self.twins)
-        ranked = found.hofx[list(self.twins.ranked)]
+        self.pairs = found.pairs
+        self.crps = fair_crps(found.hofx, values, found.errors, self.pairs)
+        ranked = found.hofx[list(self.pairs.ranked)]
         self.ranks = ranks(ranked, values, found.errors, rng)
-        self.variance = self.twins.variance(found.hofx)
+        self.variance = self.pairs.variance(found.hofx)
 
     def score(self, rows: NDArray[np.int64]) -> EnsembleScore | None:
-        """The score of those of `rows` that there are."""
+        """Return the score of those of `rows` that have equivalents; None without any."""
         index = np.searchsorted(self.found.rows, np.intersect1d(rows, self.found.rows))
         if not len(index):
             return None
         rmse = float(np.sqrt(np.mean(self.departure[index] ** 2)))
         spread_skill = None
         if self.variance is not None and rmse > 0:
-            predicted = self.variance[index] * self.twins.inflation
-            predicted += self.found.errors[index] ** 2
+            errors = self.found.errors[index]
+            predicted = self.pairs.square_departure(self.variance[index], errors**2)
             spread_skill = float(np.sqrt(predicted.mean()) / rmse)
-        counts = np.bincount(self.ranks[index], minlength=len(self.twins.ranked) + 1)
+        counts = np.bincount(self.ranks[index], minlength=len(self.pairs.ranked) + 1)
         return EnsembleScore(
             rmse,
             float(self.departure[index].mean()),

@@ -127,6 +127,11 @@ TEXT_KEYS = {
 """Names by descriptor."""
 
 
+_BAD_FLAGS = {1: (1,), 2: (2,), 6: (3, 4), 8: (1,)}
+"""Bad values of an associated field by its meaning (0 31 021): 1 one bit, 1 is suspect; 2 two bits,
+2 is highly suspect; 6 four bits (GTSPP), 3 and 4 are bad; 8 two bits, 1 is suspect."""
+
+
 def clean_text(text: str) -> str:
     """The text without padding; empty if it holds anything but printable ASCII."""
     text = text.strip(" \x00")
@@ -183,17 +188,15 @@ class Block:
     def suspect(self, positions: np.ndarray) -> np.ndarray:
         """Whether the associated field of each position calls its value bad, shape (N, K).
 
-        The meaning of the field is in 0 31 021: 1 one bit, 1 is suspect; 2 two bits, 2 is highly
-        suspect; 6 four bits (GTSPP), 3 and 4 are bad; 8 two bits, 1 is suspect.
+        The meaning of the field is in 0 31 021, see `_BAD_FLAGS`.
         """
         fields = np.where(positions >= 0, self.layout.associated[positions], -1)
         if (fields < 0).all():
             return np.zeros((len(self), len(positions)), dtype=bool)
         meaning = self.first(31_021)[:, None]
         given = self.at_each(fields)
-        return (
-            ((meaning == 1) & (given == 1))
-            | ((meaning == 2) & (given == 2))
-            | ((meaning == 6) & ((given == 3) | (given == 4)))
-            | ((meaning == 8) & (given == 1))
+        bad: np.ndarray = np.any(
+            [(meaning == code) & np.isin(given, worst) for code, worst in _BAD_FLAGS.items()],
+            axis=0,
         )
+        return bad

@@ -71,6 +71,8 @@ _PRESSURE = frozenset({7_004, 7_009})
 
 BUFR_FAMILIES: Registry[ReportFamily] = Registry(
     "BUFR report family",
+    "appa.bufr_families",
+    ReportFamily,
     gnss=ReportFamily("ground-based GNSS", {0, 1, 8}, ({13_016}, {15_031, 15_079}), decode_gnss),
     synop=ReportFamily("land stations", {0}, (_SURFACE, {4_003}), decode_synop),
     ship=ReportFamily("ships", {1}, ({1_011}, _SEA), decode_ship),
@@ -161,7 +163,7 @@ class _Walk:
         self.report = DecodeReport(format="bufr", size=size, bytes_between=size)
         self.unpacker = Unpacker(context.limits)
         self.collector = Collector()
-        self.groups: dict[tuple, _Group] = {}
+        self.groups: dict[tuple[object, ...], _Group] = {}
         self.held = 0
         self.ordinal = 0
         self.mark = context.options.get("mark", lambda offset: None)

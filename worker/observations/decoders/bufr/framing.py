@@ -6,6 +6,7 @@ message ends with `7777` (WMO Manual on Codes, volume I.2, FM 94). Editions 0 an
 length.
 """
 
+import mmap
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Frame:
     detail: str = ""
 
 
-def scan(data: bytes, file_name: str = "") -> Iterator[Frame]:
+def scan(data: bytes | mmap.mmap, file_name: str = "") -> Iterator[Frame]:
     """All candidates in order; after a bad frame the search resumes at the next `BUFR`.
 
     Arguments:
@@ -73,7 +74,7 @@ def scan(data: bytes, file_name: str = "") -> Iterator[Frame]:
         end = at + length
 
 
-def _measure(data: bytes, at: int, size: int) -> tuple[int, int, str, str]:
+def _measure(data: bytes | mmap.mmap, at: int, size: int) -> tuple[int, int, str, str]:
     """Length, edition, reason and detail of the candidate at `at`."""
     if at + 8 > size:
         return size - at, -1, "truncated", "the file ends within section 0"
@@ -145,7 +146,7 @@ class Header:
         return message[self.data_at : self.data_at + self.data_bytes]
 
     @property
-    def template(self) -> tuple:
+    def template(self) -> tuple[object, ...]:
         """Key of everything that decides the expansion."""
         return (
             self.descriptors,

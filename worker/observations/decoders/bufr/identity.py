@@ -180,4 +180,4 @@ def seconds_after(time: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """Times (N, 1) moved by seconds (N, K); a missing shift, or one of over a year, counts as 0."""
     with np.errstate(invalid="ignore"):
         shift = np.where(np.abs(seconds) < _LARGEST_SHIFT, seconds, 0.0)
-    return time + np.rint(shift).astype(np.int64).astype("timedelta64[s]")
+    return np.asarray(time + np.rint(shift).astype(np.int64).astype("timedelta64[s]"))

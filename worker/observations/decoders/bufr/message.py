@@ -49,7 +49,7 @@ class Part:
 class Unpacker:
     """Unpacks messages within limits; the templates met so far are shared in the process."""
 
-    _templates: ClassVar[dict[tuple, Template | DecodeError]] = {}
+    _templates: ClassVar[dict[tuple[object, ...], Template | DecodeError]] = {}
 
     def __init__(self, limits: MessageLimits) -> None:
         self.limits = limits
@@ -136,7 +136,7 @@ class Unpacker:
                     f"Expected at most {self.limits.values} values; got {count}.",
                     reason="too_large",
                 )
-            return eccodes.codes_get_double_array(handle, "numericValues")
+            return np.asarray(eccodes.codes_get_double_array(handle, "numericValues"))
         except eccodes.CodesInternalError as error:
             local = any(c // 1_000 % 100 >= 48 or c % 1_000 >= 192 for c in header.descriptors)
             raise DecodeError(
@@ -192,7 +192,9 @@ def _expand(message: bytes, header: Header) -> Template | DecodeError:
 def _note(message: bytes, header: Header, template: Template, part: Part) -> None:
     """Learns how the elements of a template are stored, from its second message on."""
     layout = part.layout
-    if part.numbers[0] == 0 and layout.size <= _LEARNT_SIZE and template.wants(layout):
+    if part.values is None or part.numbers[0] != 0 or layout.size > _LEARNT_SIZE:
+        return
+    if template.wants(layout):
         template.learn(layout, describe_storage(message, header, layout, part.values[0]))
 
 

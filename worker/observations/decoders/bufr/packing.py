@@ -48,7 +48,7 @@ def gather_bits(buffer: np.ndarray, places: np.ndarray, widths: np.ndarray) -> n
     # A shift by 64 is undefined; columns without bits are masked to zero anyway.
     right = np.minimum(np.uint64(64) - width - inside, np.uint64(63))
     mask = (np.uint64(1) << width) - np.uint64(1)
-    return (word >> right) & mask
+    return np.asarray((word >> right) & mask)
 
 
 def read_bits(body: bytes, at: int, width: int) -> int:
@@ -104,7 +104,7 @@ class Packing:
         value = (number.astype(np.float64) + self.references) * self.factors
         full = (np.uint64(1) << self.widths.astype(np.uint64)) - np.uint64(1)
         value[(number == full) & self.can_miss] = np.nan
-        return value
+        return np.asarray(value)
 
     def text(
         self, code: int, bodies: Sequence[bytes], owner: np.ndarray, starts: np.ndarray

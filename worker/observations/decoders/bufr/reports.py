@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from model.domain.observations import QC_FLAGS, VERTICAL_KINDS
+from model.domain.observations import VERTICAL_KINDS
 from model.domain.variables import VARIABLES
-from worker.observations.decoders.base import DecodeContext, build_table
+from worker.observations.columns import build_table, coded_column, repeated_column
+from worker.observations.decoders.base import DecodeContext
 
 __all__ = ["Collector", "Reports", "Values", "has_position"]
 
@@ -64,7 +65,6 @@ class Reports:
     drop: np.ndarray | None = field(default=None)
 
 
-_VARIABLES = tuple(VARIABLES)
 _FLAGS = ("preqc", "domain")
 _POLE = 90.0 + 1e-6
 """The South Pole station decodes to a latitude of -90.00000000000001."""
@@ -139,7 +139,7 @@ class Collector:
     ) -> None:
         value = values.value if values.value.ndim == 2 else values.value[:, None]
         keep = np.isfinite(value) & usable[:, None]
-        vertical = _matrix(values.vertical, value)
+        vertical = None if values.vertical is None else _matrix(values.vertical, value)
         if vertical is not None:
             keep &= np.isfinite(vertical) & ((vertical > 0) | (values.vertical_kind == "height"))
         at = np.nonzero(keep)
@@ -157,7 +157,7 @@ class Collector:
             if mask is not None:
                 flag = np.where(_matrix(mask, value)[at], number, flag)
         columns = {
-            "variable": np.full(count, _VARIABLES.index(values.variable)),
+            "variable": np.full(count, tuple(VARIABLES).index(values.variable)),
             "vertical_kind": np.full(count, VERTICAL_KINDS.index(values.vertical_kind)),
             "rejected_by": flag,
             "obs_value": value[at],
@@ -185,13 +185,12 @@ class Collector:
         return build_table(
             context,
             len(report),
-            station_id=_dictionary(shared.station_id, report),
-            platform=_dictionary(shared.platform, report),
-            report_type=_dictionary(shared.report_type, report),
-            variable=_coded(rows.pop("variable"), _VARIABLES),
-            vertical_kind=_coded(rows.pop("vertical_kind"), VERTICAL_KINDS),
-            rejected_by=_coded(rejected := rows.pop("rejected_by"), _FLAGS),
-            qc_flag=_flag_numbers(rejected),
+            station_id=repeated_column(shared.station_id, report),
+            platform=repeated_column(shared.platform, report),
+            report_type=repeated_column(shared.report_type, report),
+            variable=coded_column(rows.pop("variable"), tuple(VARIABLES)),
+            vertical_kind=coded_column(rows.pop("vertical_kind"), VERTICAL_KINDS),
+            rejected_by=coded_column(rows.pop("rejected_by"), _FLAGS),
             profile_id=pa.array(ordinal[report], pa.int32(), mask=~profile),
             update_sequence=np.concatenate(shared.update_sequence)[report].astype(np.int16),
             message_offset=np.concatenate(shared.offset)[report],
@@ -202,30 +201,8 @@ class Collector:
 def has_position(reports: Reports) -> np.ndarray:
     """Whether latitude and longitude are given and possible, (N,)."""
     with np.errstate(invalid="ignore"):
-        return (np.abs(reports.lat) <= _POLE) & (np.abs(reports.lon) <= 360.0)
+        return np.asarray((np.abs(reports.lat) <= _POLE) & (np.abs(reports.lon) <= 360.0))
 
 
-def _matrix(array: np.ndarray | None, like: np.ndarray) -> np.ndarray | None:
-    if array is None:
-        return None
+def _matrix(array: np.ndarray, like: np.ndarray) -> np.ndarray:
     return np.broadcast_to(array if array.ndim == 2 else array[:, None], like.shape)
-
-
-def _coded(codes: np.ndarray, names: tuple[str, ...]) -> pa.DictionaryArray:
-    """Dictionary column of numbers into `names`, null where negative; unused names left out."""
-    used, packed = np.unique(codes, return_inverse=True)
-    start = int((used < 0).sum())
-    indices = pa.array((packed - start).astype(np.int32), mask=codes < 0)
-    return pa.DictionaryArray.from_arrays(
-        indices, pa.array([names[n] for n in used[start:]], pa.string())
-    )
-
-
-def _flag_numbers(codes: np.ndarray) -> np.ndarray:
-    numbers = np.array([QC_FLAGS[name].number for name in _FLAGS] + [0], dtype=np.uint8)
-    return numbers[codes]
-
-
-def _dictionary(texts: list[str], index: np.ndarray) -> pa.DictionaryArray:
-    encoded = pa.array(texts, pa.string()).dictionary_encode()
-    return encoded.take(pa.array(index))

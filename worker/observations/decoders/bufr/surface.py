@@ -66,12 +66,12 @@ def surface_values(block: Block, at_sea: bool) -> list[Values]:
     ]
 
 
-def _one(block: Block, variable: str, at: int, **more: np.ndarray | None) -> list[Values]:
+def _one(block: Block, variable: str, at: int, elevation: np.ndarray | None = None) -> list[Values]:
     """The element at a position as it is, with its associated flag."""
     if at < 0:
         return []
     preqc = block.suspect(np.array([at]))[:, 0]
-    return [Values(variable, block.at(at), preqc=preqc, **more)]
+    return [Values(variable, block.at(at), preqc=preqc, elevation=elevation)]
 
 
 def _pressure(block: Block) -> list[Values]:
@@ -117,7 +117,7 @@ def _wind(block: Block, at_sea: bool) -> list[Values]:
         return []
     speed, direction = block.at(speed_at), block.at(direction_at)
     u, v = wind_components(speed, direction)
-    suspect = block.suspect(np.array([speed_at, direction_at])).any(axis=1)
+    suspect = np.asarray(block.suspect(np.array([speed_at, direction_at])).any(axis=1))
     domain = None
     if not at_sea and block.layout.codes[speed_at] == 11_002:
         domain = _outside(block.effective(speed_at, 7_032, 7_006), _MAST_HEIGHT)
@@ -160,7 +160,7 @@ def _sea(block: Block) -> list[Values]:
 
 def bad_location(block: Block) -> np.ndarray:
     """Where the quality of a buoy's location (0 33 023) is dubious."""
-    return block.first(33_023) == _DUBIOUS
+    return np.asarray(block.first(33_023) == _DUBIOUS)
 
 
 def decode_synop(block: Block) -> Reports:

@@ -17,6 +17,9 @@ position count: later ones are intermediate vectors, alternative heights and the
 guess. The quality indicator (QI) without forecast is preferred.
 """
 
+from collections.abc import Callable
+from typing import TypedDict
+
 import numpy as np
 
 from model.domain.physics import (
@@ -42,6 +45,18 @@ STANDARD_LEVELS = (1000, 925, 850, 700, 500, 400, 300, 250, 200, 150, 100, 70, 5
 """Pressures in hPa at which the geopotential becomes a row: between them it follows from
 temperature and humidity and would count the same information twice."""
 
+Levels = Callable[..., np.ndarray]
+"""From elements to the position of the first of them in each level, or -1, shape (K,)."""
+
+
+class Drift(TypedDict):
+    """Position and time of the levels of an ascent, each (N, K)."""
+
+    lat: np.ndarray
+    lon: np.ndarray
+    time: np.ndarray
+
+
 _DROP_TEMPLATES = {309_053}
 _DROP_SUBCATEGORY = 7
 
@@ -57,7 +72,7 @@ def decode_temp(block: Block) -> Reports:
         return layout.after_each(anchors, *codes)
 
     shift = layout.before_each(anchors, 4_086, 4_016)
-    drift = {
+    drift: Drift = {
         "lat": lat[:, None] + _carried(block.at_each(levels(5_015))),
         "lon": lon[:, None] + _carried(block.at_each(levels(6_015))),
         "time": seconds_after(time[:, None], block.at_each(shift)),
@@ -120,7 +135,7 @@ def _pressure_and_height(block: Block, anchors: np.ndarray) -> tuple[np.ndarray,
     return anchor, np.where(np.isnan(height), geopotential / GRAVITY, height)
 
 
-def _thermal(block: Block, levels: object, pressure: np.ndarray, drift: dict) -> list[Values]:
+def _thermal(block: Block, levels: Levels, pressure: np.ndarray, drift: Drift) -> list[Values]:
     at, dew_at = levels(12_101, 12_001), levels(12_103, 12_003)
     humidity = specific_humidity_from_dewpoint(block.at_each(dew_at), pressure)
     suspect, dew_suspect = block.suspect(at), block.suspect(dew_at)
@@ -135,7 +150,7 @@ def _thermal(block: Block, levels: object, pressure: np.ndarray, drift: dict) ->
 
 
 def _sonde_wind(
-    block: Block, levels: object, pressure: np.ndarray, height: np.ndarray, drift: dict
+    block: Block, levels: Levels, pressure: np.ndarray, height: np.ndarray, drift: Drift
 ) -> list[Values]:
     speed_at, direction_at = levels(11_002), levels(11_001)
     u, v = wind_components(block.at_each(speed_at), block.at_each(direction_at))
@@ -219,7 +234,7 @@ def _aircraft_pressure(block: Block) -> np.ndarray:
 
 def _flag(block: Block, *codes: int) -> np.ndarray:
     positions = np.array([block.layout.first(code) for code in codes])
-    return block.suspect(positions).any(axis=1)
+    return np.asarray(block.suspect(positions).any(axis=1))
 
 
 def _aircraft_temperature(block: Block, pressure: np.ndarray) -> list[Values]:

@@ -6,8 +6,8 @@ import xarray as xr
 from scipy.stats import chi2, norm
 from scores.probability import crps_for_ensemble
 
+from model.diagnostics.ensembles import fair_crps, flatness, outlier_ratio, ranks
 from model.domain.ensembles import AntitheticPairs
-from worker.results.verification.withheld import fair_crps, flatness, outlier_ratio, ranks
 
 COUNT = 20_000
 

@@ -1,0 +1,443 @@
+"""Train the denoiser of the embedded model in minutes of one GPU, or in hours of a processor.
+
+``python -m lab.training.gpu_session OUTPUT --minutes 9 --device cuda`` does all of it in one process:
+
+1. simulate many truths side by side (`NatureModel` mapped over seeds) and encode them at once; only
+   float16 latents stay, on the device (a year of hours is 0.5 GB);
+2. train the learned correction of the closed form on them with large batches in bfloat16, at a
+   constant rate with a linear cool-down at the end, as good as a cosine and usable at every stop
+   (arXiv 2603.25687), from an earlier session where OUTPUT holds one;
+3. compare it with the closed form by noise level on a seed it has not seen;
+4. write weights in parts of at most 16 MB, the learning curve and what was done.
+
+A session that is cut leaves its last state; the same command goes on from it. ``--latents FILE``
+reads latents from disk (`save_latents`) instead of simulating. Needs jcm for step 1; no network.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lab.training.loop import averaged
+from model.backbone import Backbone, BackboneConfig
+from model.checkpoints.bundle import load_checkpoint
+from model.denoiser import BlanketDenoiser, denoiser_loss
+from model.domain.errors import CheckpointError
+from model.domain.files import write_atomic
+from model.domain.windows import HOUR
+from model.latent_model import LatentModel
+from model.nn.embedding import date_rows
+
+__all__ = [
+    "LatentYears",
+    "Session",
+    "evaluate",
+    "load_weights",
+    "save_latents",
+    "save_weights",
+    "simulate",
+    "train",
+]
+
+PART_BYTES = 16_000_000
+LEVELS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Noise levels of the evaluation."""
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Session:
+    """Settings of one session.
+
+    Attributes:
+        minutes: Wall clock of the whole session.
+        device: Of torch; jax takes its own default device.
+        seeds: Truths simulated side by side; the first is held out.
+        days: Length of each truth.
+        spin_up_days: Simulated before, from rest, and thrown away.
+        simulate_share: Share of the minutes that simulation may take.
+        width: Features of a token.
+        depth: Blocks.
+        batch: Blankets of a step.
+        levels: Noise levels each blanket is used at.
+        learning_rate: Constant between the warm-up and the cool-down.
+        warmup: Steps of the warm-up.
+        cool_down: Share of the training time at its end during which the rate falls to zero.
+        ema_decay: Of the averaged weights.
+        sigma: Lowest and highest noise level, drawn log-uniformly.
+        compiled: Whether blocks are compiled.
+    """
+
+    minutes: float
+    device: str = "cpu"
+    seeds: int = 24
+    days: int = 365
+    spin_up_days: int = 150
+    simulate_share: float = 0.35
+    width: int = 384
+    depth: int = 6
+    batch: int = 64
+    levels: int = 2
+    learning_rate: float = 1e-3
+    warmup: int = 150
+    cool_down: float = 0.25
+    ema_decay: float = 0.995
+    sigma: tuple[float, float] = (0.03, 5.0)
+    compiled: bool = False
+
+    def backbone(self, model: LatentModel) -> BackboneConfig:
+        """Return the sizes of the network: one token per latent column, its whole blanket inside."""
+        channels, height, width = model.card.latent_shape
+        return BackboneConfig(
+            in_channels=channels,
+            blanket_size=model.blanket_size,
+            shape=(height, width),
+            mod_features=128,
+            hid_channels=self.width,
+            hid_blocks=self.depth,
+            patch_size=(model.blanket_size, 1, 1),
+            attention_heads=8,
+        )
+
+
+@dataclass(frozen=True)
+class LatentYears:
+    """Hourly latents of one or several truths.
+
+    Attributes:
+        latents: Standardised latents, float16, with shape (S, T, c, h, w).
+        dates: Year, month, day and hour (UTC) of each hour, int64 with shape (T, 4).
+        apart: Hours of `dates` in which no blanket may start (validation and test periods).
+    """
+
+    latents: Tensor
+    dates: Tensor
+    apart: tuple[range, ...] = ()
+
+    def starts(self, blanket: int) -> Tensor:
+        """Return the hours at which a blanket of training may start."""
+        count = self.latents.shape[1] - blanket + 1
+        free = torch.ones(max(count, 0), dtype=torch.bool)
+        for hours in self.apart:
+            free[max(hours.start - blanket + 1, 0) : hours.stop] = False
+        return free.nonzero().squeeze(-1)
+
+    def blankets(self, seeds: Tensor, starts: Tensor, blanket: int) -> tuple[Tensor, Tensor]:
+        """Return blankets (B, K, c, h, w), float32, and their dates (B, K, 4)."""
+        index = starts[:, None] + torch.arange(blanket)
+        x = self.latents[seeds[:, None].to(self.latents.device), index.to(self.latents.device)]
+        return x.float(), self.dates[index].to(x.device)
+
+
+def simulate(settings: Session, model: LatentModel, deadline: float, log: Log) -> LatentYears:
+    """Run truths side by side until `settings.days` or the deadline, and encode their hours.
+
+    Arguments:
+        settings: Number and length of the truths.
+        model: Whose autoencoder encodes, on the device of the session.
+        deadline: Value of `time.monotonic()` after which no further day is begun.
+        log: Receives progress.
+    """
+    # jax and jcm are needed here alone; a session that reads latents runs without them.
+    import jax
+
+    from lab.training.nature_run import NatureModel
+
+    start = datetime(2000, 1, 1, tzinfo=UTC)
+    nature = NatureModel(start - timedelta(days=settings.spin_up_days, hours=1))
+    states = [nature.initial(seed) for seed in range(settings.seeds)]
+    state = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *states)
+    day = jax.jit(jax.vmap(nature.advance_day, in_axes=(0, None)))
+    parts: list[Tensor] = []
+    for number in range(-settings.spin_up_days, settings.days):
+        if time.monotonic() > deadline and len(parts) >= 3:
+            break
+        state, fields = day(state, nature.forcing)
+        if number >= 0:
+            parts.append(_encode(model, fields, settings.device))
+        if number % 30 == 0:
+            log({"simulated_day": number, "truths": settings.seeds})
+    latents = torch.cat(parts, dim=1)
+    if not latents.isfinite().all():
+        raise FloatingPointError("A truth blew up; choose other seeds.")
+    hours = [start + i * HOUR for i in range(latents.shape[1])]
+    return LatentYears(latents, date_rows(hours))
+
+
+@torch.no_grad()
+def _encode(model: LatentModel, fields: dict[str, Any], device: str) -> Tensor:
+    """Encode a day of every truth: fields (S, 24, ...) to latents (S, 24, c, h, w), float16."""
+    arrays = {name: _to_torch(values, device) for name, values in fields.items()}
+    rows = [
+        arrays[c.variable] if c.level is None else arrays[c.variable][:, :, _level(model, c.level)]
+        for c in model.channels
+    ]
+    states = torch.stack(rows, dim=2)
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        latents = [model.encode(truth).half() for truth in states]
+    return torch.stack(latents)
+
+
+def _level(model: LatentModel, level: int) -> int:
+    return model.card.levels.index(level)
+
+
+def _to_torch(array: Any, device: str) -> Tensor:
+    """Hand a jax array to torch, without a copy where both are on the same GPU."""
+    if device.startswith("cuda") and "cuda" in str(next(iter(array.devices()))).lower():
+        return torch.from_dlpack(array)
+    return torch.from_numpy(np.array(array)).to(device)
+
+
+def save_latents(path: Path, latents: NDArray[np.float16], first_hour: datetime) -> None:
+    """Write latents (T, c, h, w) of one truth as a raw file with its description beside it.
+
+    `first_hour` carries its time zone.
+    """
+    about = {"shape": latents.shape, "first_hour": first_hour.isoformat()}
+    latents.tofile(path)
+    write_atomic(path.with_name(path.name + ".json"), json.dumps(about))
+
+
+def read_latents(path: Path) -> LatentYears:
+    """Map the file of `save_latents`; hours are read when they are drawn."""
+    about = json.loads(path.with_name(path.name + ".json").read_text())
+    array = np.memmap(path, np.float16, mode="r+", shape=tuple(about["shape"]))
+    first = datetime.fromisoformat(about["first_hour"])
+    hours = [first + i * HOUR for i in range(len(array))]
+    apart = tuple(range(*pair) for pair in about.get("apart", []))
+    return LatentYears(torch.from_numpy(array)[None], date_rows(hours), apart)
+
+
+def train(
+    settings: Session,
+    model: LatentModel,
+    data: LatentYears,
+    output: Path,
+    deadline: float,
+    log: Log,
+) -> BlanketDenoiser:
+    """Train until the deadline, going on from `output`; return the averaged denoiser.
+
+    The last `cool_down` of the time that is left lowers the rate to zero. Batches and noise are
+    drawn from the step, so that a session that goes on does not repeat what was seen.
+    """
+    base = model.denoise.base.float()
+    backbone = Backbone(settings.backbone(model)).to(settings.device)
+    nn.init.zeros_(backbone.out_proj.weight)
+    nn.init.zeros_(backbone.out_proj.bias)
+    ema = averaged(backbone, settings.ema_decay)
+    optimiser = torch.optim.AdamW(
+        backbone.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
+    )
+    step, seen = _resume(output / "state.pt", backbone, ema, optimiser)
+    if settings.compiled:
+        backbone.compile_blocks()
+    denoiser = BlanketDenoiser(backbone, base)
+    began, counted, total = time.monotonic(), 0, 0.0
+    while (now := time.monotonic()) < deadline:
+        share = (now - began) / max(deadline - began, 1e-9)
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * _rate(settings, step, share)
+        x, date, sigma, noise = _draw(settings, data, step, model.blanket_size)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            loss = denoiser_loss(denoiser, x, sigma, date, noise=noise)
+        loss.backward()
+        nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        ema.update_parameters(backbone)
+        step, seen, counted = step + 1, seen + len(x), counted + 1
+        total += float(loss.detach())
+        if counted == 50:
+            log({"step": step, "samples": seen, "loss": total / counted})
+            counted, total = 0, 0.0
+            _keep(output / "state.pt", step, seen, backbone, ema, optimiser)
+    _keep(output / "state.pt", step, seen, backbone, ema, optimiser)
+    return BlanketDenoiser(ema.module, base)
+
+
+def _rate(settings: Session, step: int, share: float) -> float:
+    """Return the learning rate over its peak after `share` of the training time."""
+    cooling = min((1 - share) / max(settings.cool_down, 1e-9), 1.0)
+    return min((step + 1) / settings.warmup, 1.0) * max(cooling, 0.0)
+
+
+def _draw(
+    settings: Session, data: LatentYears, step: int, blanket: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw blankets, dates, noise levels (stratified over the range) and noise of one step."""
+    random = torch.Generator().manual_seed(1_000_003 + step)
+    starts, count = data.starts(blanket), len(data.latents)
+    chosen = starts[torch.randint(len(starts), (settings.batch,), generator=random)]
+    first = 1 if count > 1 else 0  # the first truth of several is held out
+    seeds = torch.randint(first, count, (settings.batch,), generator=random)
+    x, date = data.blankets(seeds, chosen, blanket)
+    x = x.to(settings.device).repeat_interleave(settings.levels, 0)
+    date = date.to(settings.device).repeat_interleave(settings.levels, 0)
+    place = torch.rand(1, generator=random) + torch.arange(len(x)) / len(x)
+    low, high = map(math.log, settings.sigma)
+    sigma = torch.exp((place % 1) * (high - low) + low).to(settings.device)
+    noise = torch.randn(
+        x.shape,
+        generator=torch.Generator(settings.device).manual_seed(step),
+        device=settings.device,
+    )
+    return x, date, sigma, noise
+
+
+def _keep(path: Path, step: int, seen: int, *parts: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    torch.save({"step": step, "seen": seen, "parts": [p.state_dict() for p in parts]}, part)
+    part.replace(path)
+
+
+def _resume(path: Path, *parts: Any) -> tuple[int, int]:
+    if not path.exists():
+        return 0, 0
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    for part, values in zip(parts, state["parts"], strict=True):
+        part.load_state_dict(values)
+    return int(state["step"]), int(state["seen"])
+
+
+@torch.no_grad()
+def evaluate(
+    denoiser: BlanketDenoiser, data: LatentYears, starts: Tensor, blanket: int, seed: int = 0
+) -> dict[float, float]:
+    """Return the mean square error over that of the closed form, by noise level.
+
+    Arguments:
+        denoiser: The correction and its base.
+        data: Latents of which truth `seed` was not trained on.
+        starts: Hours at which the compared blankets start.
+        blanket: States of a blanket.
+        seed: Index of the truth.
+    """
+    device = next(denoiser.parameters()).device
+    random = torch.Generator().manual_seed(7)
+    found = {}
+    for level in LEVELS:
+        learned = closed = 0.0
+        for part in starts.split(8):
+            x, date = data.blankets(torch.full_like(part, seed), part, blanket)
+            x, date = x.to(device), date.to(device)
+            x_t = x + level * torch.randn(x.shape, generator=random).to(device)
+            sigma = torch.full((len(x),), level, device=device)
+            closed += float((denoiser.base(x_t, sigma, date) - x).square().sum())
+            with torch.autocast(device.type, torch.bfloat16):
+                estimate = denoiser(x_t, sigma, date)
+            learned += float((estimate.float() - x).square().sum())
+        found[level] = learned / closed
+    return found
+
+
+def save_weights(folder: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write weights in float16 as safetensors of at most 16 MB each, described by `session.json`."""
+    for number, part in enumerate(_parts(weights)):
+        save_file(part, folder / f"weights-{number:02d}.safetensors")
+    write_atomic(folder / "session.json", json.dumps(about, indent=1))
+
+
+def _parts(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in weights.items():
+        stored = tensor.detach().cpu().half().contiguous()
+        if part and size + stored.nbytes > PART_BYTES:
+            yield part
+            part, size = {}, 0
+        part[name] = stored
+        size += stored.nbytes
+    yield part
+
+
+def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_weights` wrote.
+
+    Raises:
+        CheckpointError: If the folder holds no session.
+    """
+    if not (folder / "session.json").exists():
+        raise CheckpointError(f"Expected a finished training session in {folder}.")
+    weights: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("weights-*.safetensors")):
+        weights |= load_file(path)
+    return weights, json.loads((folder / "session.json").read_text())
+
+
+def run(settings: Session, output: Path, checkpoint: str, latents: Path | None) -> dict[str, Any]:
+    """Do a whole session; return what `session.json` holds."""
+    began = time.monotonic()
+    end = began + 60 * settings.minutes
+    output.mkdir(parents=True, exist_ok=True)
+
+    def log(record: dict[str, Any]) -> None:
+        line = json.dumps({"seconds": round(time.monotonic() - began, 1), **record})
+        print(line, flush=True)
+        with (output / "curve.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    model = load_checkpoint(checkpoint).to(settings.device)
+    if latents is None:
+        until = began + 60 * settings.minutes * settings.simulate_share
+        data = simulate(settings, model, until, log)
+    else:
+        data = read_latents(latents)
+    reserve = min(60.0, 0.1 * 60 * settings.minutes)
+    denoiser = train(settings, model, data, output, end - reserve, log)
+    held_out = torch.linspace(0, data.latents.shape[1] - model.blanket_size, 16).long()
+    if data.apart:
+        held_out = torch.arange(data.apart[0].start, data.apart[0].stop - model.blanket_size, 48)
+    relative = evaluate(denoiser, data, held_out, model.blanket_size)
+    about = {
+        "settings": asdict(settings),
+        "backbone": asdict(settings.backbone(model)),
+        "hours": data.latents.shape[0] * data.latents.shape[1],
+        "relative_error": {str(k): round(v, 4) for k, v in relative.items()},
+    }
+    log(about)
+    save_weights(output, denoiser.backbone.state_dict(), about)
+    return about
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("output", type=Path, help="folder of the session; rerun to go on")
+    parser.add_argument("--minutes", type=float, required=True, help="wall clock of it all")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--checkpoint", default="appa-t31", help="autoencoder and closed form")
+    parser.add_argument("--latents", type=Path, help="read latents instead of simulating")
+    for name, kind in (("seeds", int), ("days", int), ("spin-up-days", int), ("width", int)):
+        parser.add_argument(f"--{name}", type=kind)
+    for name in ("depth", "batch", "levels", "warmup"):
+        parser.add_argument(f"--{name}", type=int)
+    for name in ("learning-rate", "cool-down", "simulate-share", "ema-decay"):
+        parser.add_argument(f"--{name}", type=float)
+    parser.add_argument("--compiled", action="store_true", help="compile the blocks")
+    options = vars(parser.parse_args())
+    # torch needs the memory that jax would otherwise take whole.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    torch.backends.cuda.matmul.allow_tf32 = True
+    output, checkpoint, latents = (options.pop(n) for n in ("output", "checkpoint", "latents"))
+    settings = Session(**{k: v for k, v in options.items() if v is not None})
+    run(settings, output, checkpoint, latents)
+
+
+if __name__ == "__main__":
+    main()
