@@ -10,9 +10,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ALLOWED = (
     "model.domain.",
     "worker.contract.",
+    "worker.observations.columns",
+    "worker.observations.errors",
     "worker.observations.export",
     "worker.observations.formats",
-    "worker.observations.lexicons.",
+    "worker.observations.lexicons",
     "worker.observations.store.files",
     "worker.observations.store.query",
     "worker.results.catalogue",
