@@ -44,6 +44,7 @@ class Gateway:
                     "sha256": "0" * 64,
                     "size": len(body),
                     "container": "bufr",
+                    "state": "received",
                     "created": utc_now().isoformat(),
                 }
                 answer = json.dumps(batch).encode()
