@@ -104,7 +104,7 @@ class StackLog:
                 self._console.print(text, soft_wrap=True)
 
     def close(self) -> None:
-        """Ends the file."""
+        """Close the log file; later lines are lost."""
         with self._lock:
             self._file.close()
 
@@ -156,7 +156,7 @@ class Supervisor:
         self.children: dict[str, Child] = {}
 
     def start(self, name: str) -> None:
-        """Starts the part called `name`."""
+        """Start the process called `name` and supervise it."""
         part = next(part for part in self.parts if part.name == name)
         self.children[name] = Child(part, self._spawn(part))
 
@@ -167,7 +167,7 @@ class Supervisor:
                 self.start(part.name)
 
     def pid(self, name: str) -> int:
-        """Process of a part."""
+        """Return the process id of the part called `name`."""
         return self.children[name].process.pid
 
     def tend(self) -> None:

@@ -224,7 +224,7 @@ VERIFICATION: dict[str, Any] = {
 
 
 def example_page(item: dict[str, Any]) -> dict[str, Any]:
-    """A page with one item."""
+    """Return an example of a page that holds one item."""
     return {"items": [item], "next_cursor": None, "total": 1}
 
 

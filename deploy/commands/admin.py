@@ -38,7 +38,7 @@ def _keys(data_dir: Path) -> KeyFile:
 
 
 def _shown(key: ApiKey) -> dict[str, object]:
-    """A key without its hash."""
+    """Return the fields of a key without its hash."""
     return key.model_dump(mode="json", exclude={"sha256"}) | {"scopes": sorted(key.scopes)}
 
 
@@ -69,7 +69,7 @@ def create(
 
 @keys_app.command("list")
 def list_keys(data_dir: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> None:
-    """List the keys."""
+    """List the keys with scopes, expiry and limits."""
     keys = sorted(_keys(data_dir).all().values(), key=lambda k: k.created)
     if as_json:
         print_json([_shown(k) for k in keys])
@@ -123,7 +123,7 @@ def _webhook_table(webhooks: list[Webhook]) -> Table:
 
 
 def _outcome(delivery: Delivery) -> str:
-    """How the newest attempt ended."""
+    """Return how the newest attempt of a delivery ended."""
     if not delivery.attempts:
         return ""
     last = delivery.attempts[-1]
@@ -150,7 +150,7 @@ def _delivery_table(deliveries: list[Delivery]) -> Table:
 
 @webhooks_app.command("list")
 def list_webhooks(url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False) -> None:
-    """List the webhooks, oldest first."""
+    """List the webhooks of the gateway, oldest first."""
     with gateway_client(url, key) as client:
         found = client.webhooks()
     if as_json:

@@ -67,7 +67,7 @@ def show(
     checkpoint: Annotated[str, typer.Argument(help="Folder, card or bundled name.")],
     as_json: AsJson = False,
 ) -> None:
-    """Print a checkpoint's card."""
+    """Print the card of a checkpoint: grid, channels, sizes, files, hashes."""
     from model.card import CARD_NAME, read_card
     from model.checkpoints.bundle import resolve
 

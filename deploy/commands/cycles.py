@@ -57,7 +57,7 @@ def _remark(record: Cycle) -> str:
 
 
 def cycle_table(records: list[Cycle]) -> Table:
-    """One row for each cycle."""
+    """Return a table with one row for each cycle."""
     columns = ("cycle", "state", "rev", "cut-off", "decided after", "published after", "analysis")
     table = Table(*columns, "remark")
     for record in records:

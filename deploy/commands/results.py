@@ -147,7 +147,7 @@ def unpin_command(
     data: DataFolder = DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Take the pin out."""
+    """Remove the pin; retention decides about the analysis again."""
     was_pinned = unpin(_layout(data), analysis)
     if as_json:
         print_json({"analysis_id": analysis, "was_pinned": was_pinned})
@@ -160,7 +160,7 @@ def unpin_command(
 
 @retention_app.command("pins")
 def pins_command(data: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> None:
-    """List the pins."""
+    """List pinned analyses, who pinned them and why."""
     found = pins(_layout(data))
     if as_json:
         print_json([p.model_dump(mode="json") for p in found])

@@ -102,7 +102,7 @@ class Demo:
         self.result = DemoResult()
 
     def run(self) -> DemoResult:
-        """Uploads, cycles, forecasts and compares."""
+        """Upload, analyse, forecast and cycle; return errors against the truth."""
         first = self.world.span[0] + (self.options.window - 1) * HOUR
         self._send(first, self.options.window)
         analysis_id = self._analyse(first)
@@ -246,7 +246,9 @@ def draw_demo(result: DemoResult, world: World, path: Path) -> Path:
         (axes[0, 1], truth, "simulated truth"),
     ):
         celsius, height = state[t2m] - ZERO_CELSIUS, state[z500] / GRAVITY
-        shown = world_field(place, world.grid, celsius, title, "deg C", bounds=(-60.0, 45.0), steps=21)
+        shown = world_field(
+            place, world.grid, celsius, title, "deg C", bounds=(-60.0, 45.0), steps=21
+        )
         shown.lines(height / 10, np.arange(460.0, 601.0, 8.0), "white", 0.8)
     error = (fields[z500] - truth[z500]) / GRAVITY
     limit = symmetric_limit(error, 1.0)

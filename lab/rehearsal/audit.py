@@ -131,7 +131,7 @@ class AuditFinding:
 
 @dataclass(frozen=True)
 class Case:
-    """A rehearsal to be judged."""
+    """Plan and evidence of a rehearsal, as the checks read them."""
 
     scenario: Scenario
     plan: Sequence[Shipment]

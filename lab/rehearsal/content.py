@@ -53,7 +53,7 @@ class Content:
     seconds: NDArray[np.int64]
 
     def within(self, start: datetime, end: datetime) -> int:
-        """Values in (start, end]."""
+        """Return how many values were observed in (start, end]."""
         low, high = start.timestamp(), end.timestamp()
         return int(((self.seconds > low) & (self.seconds <= high)).sum())
 
@@ -223,7 +223,7 @@ class ReportSender(threading.Thread):
         return self.clock.at(time.time())
 
     def _wait_until(self, moment: datetime) -> bool:
-        """False when asked to stop."""
+        """Wait for a moment of the operational clock; return False when asked to stop."""
         seconds = (moment - self._now()).total_seconds() / self.clock.speed
         return not self._stop_asked.wait(max(seconds, 0.0))
 

@@ -59,7 +59,7 @@ class RehearsalStack:
 
     @property
     def stores(self) -> Stores:
-        """Records of the running stack."""
+        """Return the stores of the running stack."""
         return self._running.stores
 
     @property
@@ -162,7 +162,7 @@ class Pace:
 
 @dataclass
 class Driver:
-    """One day under way."""
+    """Drive one day on a running stack: outage, kills, reruns, the end."""
 
     scenario: Scenario
     pace: Pace
@@ -179,11 +179,11 @@ class Driver:
 
     @property
     def keys(self) -> list[str]:
-        """All cycles of the day."""
+        """Return the keys of all cycles of the day."""
         return [cycle_key(time, flavour) for time in self.scenario.cycles for flavour in Flavour]
 
     def now(self) -> datetime:
-        """By the operational clock."""
+        """Return the present time of the operational clock (UTC)."""
         return self.clock.at(time.time())
 
     def follow(self) -> None:

@@ -130,7 +130,7 @@ class AnalysisEvidence:
 
     @property
     def key(self) -> str:
-        """For people."""
+        """Return the key of the cycle, valid time and flavour, as findings name it."""
         return f"{self.valid_time:%Y%m%dT%H}Z_{self.flavour}"
 
     @property

@@ -65,7 +65,7 @@ def _remarks(day: Day, time: datetime) -> Iterator[str]:
 
 
 def summary_table(day: Day, verdict: DayVerdict) -> Table:
-    """What the day amounts to."""
+    """Return a table of the totals of the day: analyses, files, errors."""
     table = Table("figure", "value", title="The day")
     analyses = day.evidence.analyses
     counts = [sum(a.flavour == flavour for a in analyses) for flavour in Flavour]

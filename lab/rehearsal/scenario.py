@@ -121,12 +121,12 @@ class Scenario:
 
     @property
     def cycles(self) -> tuple[datetime, ...]:
-        """Valid times of all cycles."""
+        """Return the valid times of all cycles, in order."""
         return tuple(self.start + i * HOUR for i in range(self.hours))
 
     @property
     def outage(self) -> Outage | None:
-        """When nothing runs."""
+        """Return the period in which nothing runs, if there is one."""
         if self.outage_hours is None:
             return None
         first, last = self.outage_hours
@@ -142,7 +142,7 @@ class Scenario:
 
     @property
     def end(self) -> datetime:
-        """The last cut-off."""
+        """Return the last cut-off of the day (UTC)."""
         return self.cut_off(self.cycles[-1], Flavour.FINAL)
 
     def speed_for(self, job_seconds: float) -> float:
@@ -234,7 +234,7 @@ DELAYS: dict[str, Callable[[Generator], float]] = {
 
 
 def delay_minutes(network: str, rng: Generator) -> float:
-    """One draw."""
+    """Draw the delay of one shipment in minutes."""
     return float(DELAYS[network](rng))
 
 

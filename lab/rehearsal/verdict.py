@@ -169,7 +169,7 @@ def judge(day: Day) -> DayVerdict:
 
 
 def verdict_json(day: Day, verdict: DayVerdict) -> dict[str, Any]:
-    """All of it for machines."""
+    """Return the verdict and its figures as a JSON document."""
     skill, timing = verdict.skill, verdict.timing
     return {
         "sound": verdict.sound,

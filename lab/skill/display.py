@@ -32,7 +32,7 @@ SHADES = " ▁▂▃▄▅▆▇█"
 
 
 def print_report(report: SkillReport, console: Console) -> None:
-    """Prints every table."""
+    """Print every table of the report."""
     console.print(_heading(report))
     for table in (
         methods_table(report),
@@ -78,7 +78,7 @@ def _starts(count: int) -> str:
 
 
 def methods_table(report: SkillReport) -> Table:
-    """All methods, the best first."""
+    """Return a table of all methods, best first."""
     table = _table(
         "Errors, mean over channels and starts",
         ("method",),
@@ -92,7 +92,7 @@ def methods_table(report: SkillReport) -> Table:
 
 
 def groups_table(report: SkillReport) -> Table:
-    """Filtering by group of channels."""
+    """Return a table of filtering errors by group of channels."""
     methods = [m for m in Method if all(m in r.errors for r in report.groups)]
     columns = ("channels", *methods, "spread / error")
     table = _table("Analyses by group of channels", ("group",), columns)
@@ -129,7 +129,7 @@ def _better(better: bool, count: int, channels: int) -> str:
 
 
 def spectra_table(report: SkillReport) -> Table:
-    """Of reconstructed states."""
+    """Return a table of the spectra of reconstructed states."""
     skill = report.autoencoder
     table = _table(
         f"Autoencoder: {skill.mean:.3f} over {len(skill.times)} states; power spectra up to total "

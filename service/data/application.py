@@ -31,7 +31,7 @@ class PublishedAnalyses(Plugin):
 
     @hookimpl
     def get_datasets(self) -> list[str]:
-        """Ids of all data sets."""
+        """Return the ids and `latest-…` names of all data sets."""
         names: list[str] = self.library.names()
         return names
 
@@ -54,7 +54,7 @@ class DerivedCache:
         self._kept: OrderedDict[str, Any] = OrderedDict()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """What was put under `key`."""
+        """Return the value put under `key`, or `default`."""
         with self._lock:
             return self._kept.get(key, default)
 
@@ -82,7 +82,7 @@ class DataRest(Rest):
 
     @property
     def cache(self) -> Any:
-        """The cache that plugins get."""
+        """Return the cache that xpublish hands to its plugins."""
         return self.derived
 
 
