@@ -4,7 +4,6 @@ import importlib
 import sys
 from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -58,16 +57,15 @@ EXTRAS: dict[str, str] = {
 OWN_PACKAGES = ("model", "worker", "service", "deploy", "appa_client")
 
 
+# Contexts and commands are Any: typer brings a click of its own, whose types are private.
 class LazyGroup(TyperGroup):
     """Imports a subcommand's module when it is called, so that `appa --help` needs no torch."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         ctx.meta["appa.arguments"] = args
         return super().resolve_command(ctx, args)
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
@@ -75,10 +73,10 @@ class LazyGroup(TyperGroup):
                 raise
             raise missing_extra(ctx.meta.get("appa.arguments", []), error) from error
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(GROUPS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in GROUPS:
             return None
         module, _, name = GROUPS[cmd_name][0].partition(":")
@@ -86,7 +84,7 @@ class LazyGroup(TyperGroup):
         command.name = cmd_name
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in GROUPS.items()])
 
@@ -123,9 +121,20 @@ def main(*args: Any, **kwargs: Any) -> None:
     """Run the `appa` command; an error of ours ends it with a sentence and exit status 2."""
     try:
         app(*args, **kwargs)
-    except AppaError as error:
-        typer.secho(f"error: {error.message}", fg="red", err=True)
+    except Exception as error:
+        message = _message(error)
+        if message is None:
+            raise
+        typer.secho(f"error: {message}", fg="red", err=True)
         sys.exit(2)
+
+
+def _message(error: Exception) -> str | None:
+    """Return the sentence of an error of ours; None for any other, which deserves a traceback."""
+    if isinstance(error, AppaError):
+        return error.message
+    client = sys.modules.get("appa_client")  # `appa --help` does not import it
+    return str(error) if client is not None and isinstance(error, client.AppaClientError) else None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Share what commands have in common: address and key of a gateway, times, errors, JSON output.
+"""Share what commands have in common: options, times, sizes, errors, JSON, progress bars.
 
 Times are read as people type them: `2003-10-01T06`, `20031001T06`, with or without a zone; UTC.
 """
@@ -7,17 +7,44 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import typer
 from pydantic import BaseModel
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 from appa_client import AppaClient, AppaClientError, GatewayError
 from model.domain.errors import AppaError
 
-__all__ = ["AsJson", "Key", "Url", "err", "gateway_client", "out", "print_json", "utc_time"]
+__all__ = [
+    "AsJson",
+    "DEFAULT_DATA",
+    "DEFAULT_URL",
+    "DataFolder",
+    "Key",
+    "Url",
+    "err",
+    "gateway_client",
+    "json_object",
+    "mebibytes",
+    "out",
+    "print_json",
+    "short_time",
+    "step_progress",
+    "transfer_progress",
+    "utc_time",
+]
 
 out = Console()
 err = Console(stderr=True)
@@ -27,7 +54,12 @@ Key = Annotated[
     str | None, typer.Option("--key", envvar="APPA_API_KEY", help="API key, if one is needed.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DataFolder = Annotated[
+    Path,
+    typer.Option("--data", "--data-dir", envvar="APPA_DATA_DIR", help="Data folder of the system."),
+]
 DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_DATA = Path("appa-data")
 
 
 @contextmanager
@@ -48,7 +80,7 @@ def gateway_client(url: str, key: str | None) -> Iterator[AppaClient]:
 
 
 def print_json(value: BaseModel | list[Any] | dict[str, Any]) -> None:
-    """One JSON document on standard output."""
+    """Write one JSON document to standard output."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     typer.echo(json.dumps(plain, default=_plain))
 
@@ -58,13 +90,65 @@ def _plain(value: Any) -> Any:
 
 
 def utc_time(text: str) -> datetime:
-    """The time, in UTC; one without a zone is read as UTC.
+    """Return the time in UTC; one without a zone is read as UTC.
 
     Raises:
-        BadParameter: If it is none.
+        BadParameter: If it is not a time.
     """
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(f"Expected a time such as 2003-10-01T06; got '{text}'.") from None
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+def short_time(time: datetime | None, form: str = "%m-%d %H:%M") -> str:
+    """Return a time in UTC for a table; nothing for None."""
+    return f"{time.astimezone(UTC):{form}}" if time else ""
+
+
+def mebibytes(count: int) -> str:
+    """Return a number of bytes as `1.5 MiB`."""
+    return f"{count / 2**20:.1f} MiB"
+
+
+def json_object(text: str | None, option: str) -> dict[str, Any]:
+    """Return the JSON object given to `option`, as text or after `@` the name of a file.
+
+    Raises:
+        BadParameter: If it is not a JSON object.
+    """
+    if not text:
+        return {}
+    try:
+        value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(f"Expected JSON or @FILE; {error}.", param_hint=option) from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter("Expected a JSON object.", param_hint=option)
+    return value
+
+
+def step_progress(*, quiet: bool = False) -> Progress:
+    """Return bars that count steps; each task has a field `text` for its state."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        console=err,
+        disable=quiet,
+    )
+
+
+def transfer_progress(*, quiet: bool = False) -> Progress:
+    """Return bars that count bytes of uploads or downloads."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=err,
+        disable=quiet,
+    )

@@ -18,7 +18,14 @@ import httpx
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from deploy.supervisor import APPA_PARTS, Part, StackLog, Supervisor, broker_command, python_command
+from deploy.supervisor import (
+    PROCESSES,
+    Process,
+    StackLog,
+    Supervisor,
+    broker_command,
+    python_command,
+)
 from model.domain.errors import ConfigurationError
 from worker.contract.layout import Layout
 from worker.contract.queues import QUEUES
@@ -92,16 +99,16 @@ class LocalStack:
             path = self._socket_folder / "broker.sock"
         return path
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[Process]:
         own = [
-            Part(name if i == 0 else f"{name}-{i + 1}", python_command(command))
-            for name, command in APPA_PARTS.items()
+            Process(name if i == 0 else f"{name}-{i + 1}", python_command(command))
+            for name, command in PROCESSES.items()
             for i in range(self.options.copies.get(name, 1))
         ]
         if self.options.redis_url:
             return own
         path = Path(self.redis_url.removeprefix("unix://"))
-        return [Part("broker", broker_command(self.layout.broker, path)), *own]
+        return [Process("broker", broker_command(self.layout.broker, path)), *own]
 
     def _environment(self) -> dict[str, str]:
         models = {"APPA_MODELS": ",".join(self.options.models)} if self.options.models else {}

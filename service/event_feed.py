@@ -64,7 +64,7 @@ class EventFeed:
         self._subscribed = asyncio.Event()
 
     async def start(self) -> None:
-        """Begins to listen."""
+        """Start the task that listens to the channel of events."""
         self._task = asyncio.create_task(self._listen())
 
     async def stop(self) -> None:

@@ -41,7 +41,7 @@ class Gateway:
 
     @property
     def upload_limits(self) -> UploadLimits:
-        """What one upload may take."""
+        """Return the limits of one upload: size, free space, idle time."""
         s = self.settings
         return UploadLimits(s.max_upload_bytes, s.min_free_bytes, s.upload_idle_seconds)
 

@@ -27,7 +27,7 @@ REFRESH_SECONDS = 1.0
 
 
 class Scope(StrEnum):
-    """What a key may do."""
+    """Permissions that a key can be given."""
 
     OBSERVATIONS_WRITE = "observations:write"
     JOBS_WRITE = "jobs:write"
@@ -97,7 +97,7 @@ class KeyFile:
         self._read_at = -REFRESH_SECONDS
 
     def all(self) -> dict[str, ApiKey]:
-        """The keys by id."""
+        """Return the keys by id, read again at most once a second."""
         now = time.monotonic()
         if now - self._read_at >= REFRESH_SECONDS:
             self._read_at = now

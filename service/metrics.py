@@ -98,7 +98,7 @@ class VerificationMetrics:
 
     @property
     def gauges(self) -> tuple[Gauge, ...]:
-        """All of them."""
+        """Return the gauges, to clear them before they are set."""
         return tuple(vars(self).values())
 
     def set(self, analyses: Catalogue) -> None:
@@ -136,7 +136,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class GatewayMetrics:
-    """Counters of one gateway process."""
+    """Counters and gauges of one gateway process, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -199,7 +199,7 @@ class GatewayMetrics:
         self.verification = VerificationMetrics(self.registry)
 
     def render(self) -> bytes:
-        """The text that Prometheus scrapes."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 

@@ -40,7 +40,7 @@ ALWAYS = (
 """Errors that any route may answer with."""
 
 
-def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+def problem_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
     """Documentation of the errors a route answers with; those of every route are included."""
     found: dict[int | str, dict[str, Any]] = {}
     for code in (*ALWAYS, *codes):
@@ -225,11 +225,11 @@ VERIFICATION: dict[str, Any] = {
 }
 
 
-def page_of(item: dict[str, Any]) -> dict[str, Any]:
-    """A page with one item."""
+def example_page(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an example of a page that holds one item."""
     return {"items": [item], "next_cursor": None, "total": 1}
 
 
-def shown(example: dict[str, Any]) -> dict[str, Any]:
+def example_response(example: dict[str, Any]) -> dict[str, Any]:
     """Content of a response entry, with the example; the schema is added by the framework."""
     return {"content": {"application/json": {"example": example}}}

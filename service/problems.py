@@ -43,7 +43,7 @@ class FieldProblem(BaseModel):
 
 
 class ProblemDocument(BaseModel):
-    """RFC 9457 problem document."""
+    """Body of every answer that is not a success (RFC 9457)."""
 
     type: str = Field(description="Address of the description of this kind of problem.")
     title: str = Field(description="What kind of problem it is; the same text each time.")
@@ -69,7 +69,7 @@ def problem_response(
     errors: list[FieldProblem] | None = None,
     context: dict[str, Any] | None = None,
 ) -> Response:
-    """The problem document of `code`."""
+    """Return the response whose body is the problem document of `code`."""
     kind = PROBLEMS.get(code, PROBLEMS["internal_error"])
     problem = ProblemDocument(
         type=f"{_root(request)}/problems/{code}",
@@ -168,7 +168,7 @@ def broker_problem(request: Request, error: Exception) -> Response:
 
 
 def storage_problem(request: Request, error: OSError) -> Response:
-    """The data folder failed."""
+    """Answer an error of the data folder: full disk or failed I/O."""
     structlog.get_logger().error("storage_error", error=str(error))
     code = "disk_full" if is_disk_full(error) else "storage_error"
     detail = f"The data folder failed: {error.strerror or error}. Nothing of the request was kept."

@@ -29,7 +29,7 @@ __all__ = [
     "BatchView",
     "CapabilitiesView",
     "AttemptView",
-    "Check",
+    "ReadinessCheck",
     "CreatedWebhook",
     "CyclePage",
     "CycleView",
@@ -298,7 +298,7 @@ class CapabilitiesView(BaseModel):
     workers: list[WorkerReport] = Field(description="Worker processes that have reported lately.")
 
 
-class Check(BaseModel):
+class ReadinessCheck(BaseModel):
     """Result of one readiness check, with what it found."""
 
     ok: bool
@@ -309,7 +309,7 @@ class Readiness(BaseModel):
     """Whether uploads can be received and jobs can be run now."""
 
     ready: bool
-    checks: dict[str, Check] = Field(
+    checks: dict[str, ReadinessCheck] = Field(
         description="`redis`, `storage`, `disk`, and one check for each queue."
     )
     models: list[str] = Field(description="Loaded checkpoints.")

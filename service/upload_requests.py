@@ -172,7 +172,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class UploadSender:
+class UploadOrigin:
     """The sender of an upload and the options that came with it."""
 
     api_key: str
@@ -188,7 +188,7 @@ class Disconnected(RequestError):
 
 
 async def receive_batch(
-    request: Request, gateway: Gateway, sender: UploadSender
+    request: Request, gateway: Gateway, sender: UploadOrigin
 ) -> tuple[BatchRecord, bool]:
     """Receive the body, store it as a batch and notify the ingest workers.
 
@@ -230,7 +230,7 @@ def _record(
     batch_id: str,
     upload: StoredUpload,
     request: Request,
-    sender: UploadSender,
+    sender: UploadOrigin,
     form: FilePart | None,
 ) -> BatchRecord:
     fields = form.fields if form else {}

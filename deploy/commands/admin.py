@@ -9,17 +9,28 @@ from rich.markup import escape
 from rich.table import Table
 
 from appa_client import Delivery, EventType, Webhook
-from deploy.console import DEFAULT_URL, AsJson, Key, Url, err, gateway_client, out, print_json
+from deploy.console import (
+    DEFAULT_DATA,
+    DEFAULT_URL,
+    AsJson,
+    DataFolder,
+    Key,
+    Url,
+    err,
+    gateway_client,
+    out,
+    print_json,
+    short_time,
+)
 from model.domain.errors import AppaError
 from service.keys import ApiKey, KeyFile, Scope
 from worker.contract.layout import Layout
 
-__all__ = ["webhooks_app"]
+__all__ = ["keys_app", "webhooks_app"]
 
-keys_app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
-
-DataDir = Annotated[Path, typer.Option(envvar="APPA_DATA_DIR", help="Data folder of the gateway.")]
-DATA_DIR = Path("appa-data")
+keys_app = typer.Typer(
+    help="API keys of a data folder.", no_args_is_help=True, add_completion=False
+)
 
 
 def _keys(data_dir: Path) -> KeyFile:
@@ -27,7 +38,7 @@ def _keys(data_dir: Path) -> KeyFile:
 
 
 def _shown(key: ApiKey) -> dict[str, object]:
-    """A key without its hash."""
+    """Return the fields of a key without its hash."""
     return key.model_dump(mode="json", exclude={"sha256"}) | {"scopes": sorted(key.scopes)}
 
 
@@ -35,7 +46,7 @@ def _shown(key: ApiKey) -> dict[str, object]:
 def create(
     name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
     scope: Annotated[list[Scope], typer.Option(help="What it may do; may be given several times.")],
-    data_dir: DataDir = DATA_DIR,
+    data_dir: DataFolder = DEFAULT_DATA,
     days: Annotated[int | None, typer.Option(min=1, help="Days until it ends.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=0, help="0: no limit.")] = None,
     queued_jobs: Annotated[int | None, typer.Option(min=0, help="0: no limit.")] = None,
@@ -57,8 +68,8 @@ def create(
 
 
 @keys_app.command("list")
-def list_keys(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
-    """List the keys."""
+def list_keys(data_dir: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> None:
+    """List the keys with scopes, expiry and limits."""
     keys = sorted(_keys(data_dir).all().values(), key=lambda k: k.created)
     if as_json:
         print_json([_shown(k) for k in keys])
@@ -75,7 +86,7 @@ def list_keys(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
 @keys_app.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(help="Id of the key, from the list.")],
-    data_dir: DataDir = DATA_DIR,
+    data_dir: DataFolder = DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:
     """Remove a key; running gateways refuse it within a second."""
@@ -90,8 +101,13 @@ def revoke(
         out.print(f"revoked {key.id} ({key.name})", markup=False)
 
 
-webhooks_app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+webhooks_app = typer.Typer(
+    help="Who is notified of events over HTTP; messages sent.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
+_TO_THE_SECOND = "%m-%d %H:%M:%S"
 WebhookId = Annotated[str, typer.Argument(help="Id of the webhook, from the list.")]
 
 
@@ -106,12 +122,8 @@ def _webhook_table(webhooks: list[Webhook]) -> Table:
     return table
 
 
-def _time(time: datetime | None) -> str:
-    return f"{time:%m-%d %H:%M:%S}" if time else ""
-
-
 def _outcome(delivery: Delivery) -> str:
-    """How the newest attempt ended."""
+    """Return how the newest attempt of a delivery ended."""
     if not delivery.attempts:
         return ""
     last = delivery.attempts[-1]
@@ -127,18 +139,18 @@ def _delivery_table(deliveries: list[Delivery]) -> Table:
         table.add_row(
             one.event_id,
             one.type,
-            _time(one.created),
+            short_time(one.created, _TO_THE_SECOND),
             f"[{colours.get(one.state, 'default')}]{one.state}[/]",
             str(len(one.attempts)),
             _outcome(one),
-            _time(one.next_attempt),
+            short_time(one.next_attempt, _TO_THE_SECOND),
         )
     return table
 
 
 @webhooks_app.command("list")
 def list_webhooks(url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False) -> None:
-    """List the webhooks, oldest first."""
+    """List the webhooks of the gateway, oldest first."""
     with gateway_client(url, key) as client:
         found = client.webhooks()
     if as_json:
@@ -154,7 +166,7 @@ def add(
     key: Key = None,
     event: Annotated[
         list[EventType] | None,
-        typer.Option(help="What to tell; may be given several times. Published analyses if not."),
+        typer.Option(help="Events to send; repeatable. Default: published analyses."),
     ] = None,
     description: Annotated[str, typer.Option(help="For people.")] = "",
     as_json: AsJson = False,
@@ -167,8 +179,8 @@ def add(
         print_json(made)
         return
     typer.echo(made.secret)
-    told = f"Webhook {made.id}. Its receiver verifies messages with this secret: it is not shown "
-    err.print(f"{told}again.", markup=False)
+    text = f"Webhook {made.id}. Its receiver verifies messages with this secret, shown only once."
+    err.print(text, markup=False)
 
 
 @webhooks_app.command()

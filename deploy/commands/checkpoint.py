@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from deploy.console import AsJson
 from model.domain.errors import AppaError
 
 if TYPE_CHECKING:
@@ -19,15 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
+app = typer.Typer(no_args_is_help=True, help="Import, show, verify and compare weights.")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Given = Annotated[Path | None, typer.Option(exists=True, help="Instead of looking for it.")]
-
-
-@app.callback()
-def _group() -> None:
-    """Import, check and compare weights."""
+SourceFile = Annotated[Path | None, typer.Option(exists=True, help="Instead of looking for it.")]
 
 
 @app.command("import")
@@ -38,10 +33,10 @@ def import_(
     licence: Annotated[str, typer.Option(help="SPDX identifier.")] = "unspecified",
     weights: Annotated[str, typer.Option(help="best or last.")] = "best",
     stored: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    autoencoder: Given = None,
-    denoiser: Given = None,
-    latent_statistics: Given = None,
-    state_statistics: Given = None,
+    autoencoder: SourceFile = None,
+    denoiser: SourceFile = None,
+    latent_statistics: SourceFile = None,
+    state_statistics: SourceFile = None,
     ignore: Annotated[
         list[str] | None, typer.Option("--ignore-key", help="A setting without effect.")
     ] = None,
@@ -72,7 +67,7 @@ def show(
     checkpoint: Annotated[str, typer.Argument(help="Folder, card or bundled name.")],
     as_json: AsJson = False,
 ) -> None:
-    """Print a checkpoint's card."""
+    """Print the card of a checkpoint: grid, channels, sizes, files, hashes."""
     from model.card import CARD_NAME, read_card
     from model.checkpoints.bundle import resolve
 

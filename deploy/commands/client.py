@@ -8,53 +8,55 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import TimeElapsedColumn as Elapsed
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from appa_client import AppaClient, Batch, BatchState, Job, JobEvent, JobState, NotFoundError
-from deploy.console import DEFAULT_URL, AsJson, Key, Url, err, gateway_client, out, print_json
+from deploy.console import (
+    DEFAULT_URL,
+    AsJson,
+    Key,
+    Url,
+    err,
+    gateway_client,
+    json_object,
+    out,
+    print_json,
+    step_progress,
+    transfer_progress,
+)
 
 __all__ = ["follow_on_terminal"]
 
 
 class JobBar:
-    """One bar."""
+    """Show the progress of one job as a bar."""
 
     def __init__(self, progress: Progress, job_id: str) -> None:
         self.progress = progress
         self.task: TaskID = progress.add_task(job_id, total=None, text="")
 
     def show(self, event: JobEvent) -> None:
-        """Moves the bar to what `event` tells."""
-        told = event.progress
+        """Move the bar to the state that `event` reports."""
+        progress = event.progress
         text = str(event.data.get("state", ""))
         if event.type == "queue":
             text = f"queued, {event.data['queue_position']} ahead"
-        elif told is not None:
-            eta = f", {told.eta_seconds:.0f} s left" if told.eta_seconds is not None else ""
-            text = f"{told.phase}{eta}" if event.type == "progress" else text
-            total = told.steps or None
-            self.progress.update(self.task, completed=told.step, total=total)
+        elif progress is not None:
+            eta = f", {progress.eta_seconds:.0f} s left" if progress.eta_seconds is not None else ""
+            text = f"{progress.phase}{eta}" if event.type == "progress" else text
+            total = progress.steps or None
+            self.progress.update(self.task, completed=progress.step, total=total)
         self.progress.update(self.task, text=text)
 
 
 def follow_on_terminal(client: AppaClient, job_id: str, *, as_json: bool) -> Job:
-    """Shows a job until it is done; ends the command with status 1 if it did not succeed."""
+    """Show a job until it is done; exit with status 1 if it did not succeed."""
     if as_json:
         for event in client.watch(job_id):
             print_json({"event": event.type, "id": event.id, "data": event.data})
     else:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TextColumn("{task.fields[text]}"), Elapsed(), console=err) as bars:
+        with step_progress() as bars:
             bar = JobBar(bars, job_id)
             for event in client.watch(job_id):
                 bar.show(event)
@@ -70,20 +72,7 @@ def follow_on_terminal(client: AppaClient, job_id: str, *, as_json: bool) -> Job
     return job
 
 
-upload_app = typer.Typer(help=__doc__, add_completion=False)
-
-
-def _object(text: str | None, option: str) -> dict[str, Any] | None:
-    """JSON given in the command line or, after `@`, in a file."""
-    if text is None:
-        return None
-    try:
-        value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(f"Expected JSON or @FILE; {error}.", param_hint=option) from error
-    if not isinstance(value, dict):
-        raise typer.BadParameter("Expected a JSON object.", param_hint=option)
-    return value
+upload_app = typer.Typer(add_completion=False)
 
 
 @upload_app.command()
@@ -108,8 +97,8 @@ def upload(
     """Send observations: BUFR, GRIB, Parquet, CSV, GeoJSON, IODA NetCDF or ODB-2."""
     options = {
         "report_type": report_type,
-        "errors": _object(errors, "--errors"),
-        "decoder": _object(decoder, "--decoder"),
+        "errors": json_object(errors, "--errors") or None,
+        "decoder": json_object(decoder, "--decoder") or None,
     }
     with gateway_client(url, key) as client:
         batches = _send(client, files, options, quiet=as_json)
@@ -126,22 +115,17 @@ def upload(
 def _send(
     client: AppaClient, files: list[Path], options: dict[str, Any], *, quiet: bool
 ) -> list[Batch]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, TransferSpeedColumn(), console=err, disable=quiet) as progress:
+    with transfer_progress(quiet=quiet) as progress:
         total = sum(f.stat().st_size for f in files)
         task = progress.add_task("uploading", total=total)
         batches = []
         for file in files:
             before = progress.tasks[task].completed
-            batches.append(
-                client.upload(
-                    file,
-                    on_bytes=lambda _, done, __, b=before: progress.update(
-                        task, completed=b + done
-                    ),
-                    **options,
-                )
-            )
+
+            def show(_: str, done: int, __: int, before: float = before) -> None:
+                progress.update(task, completed=before + done)
+
+            batches.append(client.upload(file, on_bytes=show, **options))
     return batches
 
 
@@ -165,7 +149,7 @@ def _batch_table(files: list[Path], batches: list[Batch]) -> Table:
     return table
 
 
-submit_app = typer.Typer(help=__doc__, add_completion=False)
+submit_app = typer.Typer(add_completion=False)
 
 
 def _assignments(pairs: list[str]) -> dict[str, Any]:
@@ -227,8 +211,8 @@ def submit(
     steps: Annotated[int | None, typer.Option(help="Diffusion steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same members.")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint; see /v1/capabilities.")] = None,
-    outputs: Annotated[str | None, typer.Option(help="Formats, with commas between.")] = None,
-    networks: Annotated[str | None, typer.Option(help="Networks, with commas between.")] = None,
+    outputs: Annotated[str | None, typer.Option(help="Comma-separated formats.")] = None,
+    networks: Annotated[str | None, typer.Option(help="Comma-separated networks.")] = None,
     cut_off: Annotated[str | None, typer.Option(help="Last arrival accepted (UTC).")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any other field: FIELD=VALUE (JSON).")
@@ -270,7 +254,7 @@ def submit(
                 typer.echo(str(path), err=as_json)
 
 
-watch_app = typer.Typer(help=__doc__, add_completion=False)
+watch_app = typer.Typer(add_completion=False)
 
 
 @watch_app.command()
@@ -285,7 +269,7 @@ def watch(
         follow_on_terminal(client, job_id, as_json=as_json)
 
 
-fetch_app = typer.Typer(help=__doc__, add_completion=False)
+fetch_app = typer.Typer(add_completion=False)
 
 
 def _resolve(client: AppaClient, name: str, kind: str | None) -> str:
@@ -314,11 +298,7 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Download an analysis; what was received before an interruption is not fetched again."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with (
-        gateway_client(url, key) as client,
-        Progress(*columns, TransferSpeedColumn(), console=err, disable=as_json) as progress,
-    ):
+    with gateway_client(url, key) as client, transfer_progress(quiet=as_json) as progress:
         analysis_id = _resolve(client, analysis, kind)
         tasks = {
             f.name: progress.add_task(f.name, total=f.size)

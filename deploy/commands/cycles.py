@@ -11,14 +11,17 @@ from rich.table import Table
 
 from appa_client import Cycle, CycleExplanation, CycleState, Flavour, cycle_key
 from deploy.console import (
+    DEFAULT_DATA,
     DEFAULT_URL,
     AsJson,
+    DataFolder,
     Key,
     Url,
     err,
     gateway_client,
     out,
     print_json,
+    short_time,
     utc_time,
 )
 from model.domain.files import replaced_file
@@ -34,10 +37,6 @@ _COLOURS = {
     CycleState.CANCELLED: "yellow",
     CycleState.SUBMITTED: "cyan",
 }
-
-
-def _time(time: datetime | None, form: str = "%m-%d %H:%M") -> str:
-    return f"{time.astimezone(UTC):{form}}" if time else ""
 
 
 def _duration(seconds: float | None) -> str:
@@ -58,7 +57,7 @@ def _remark(record: Cycle) -> str:
 
 
 def cycle_table(records: list[Cycle]) -> Table:
-    """One row for each cycle."""
+    """Return a table with one row for each cycle."""
     columns = ("cycle", "state", "rev", "cut-off", "decided after", "published after", "analysis")
     table = Table(*columns, "remark")
     for record in records:
@@ -67,7 +66,7 @@ def cycle_table(records: list[Cycle]) -> Table:
             record.id,
             _state(record),
             str(record.revision),
-            _time(record.cut_off),
+            short_time(record.cut_off),
             _duration(decided),
             _duration(record.freshness_seconds),
             record.analysis_id,
@@ -80,7 +79,7 @@ def change_line(record: Cycle) -> str:
     """What a watcher is told when a cycle has moved."""
     fresh = record.freshness_seconds
     what = {
-        CycleState.WAITING: f"cut-off at {_time(record.cut_off)}",
+        CycleState.WAITING: f"cut-off at {short_time(record.cut_off)}",
         CycleState.SUBMITTED: record.job_id,
         CycleState.PUBLISHED: f"{record.analysis_id}, {_duration(fresh)} after the cut-off",
     }.get(record.state, "")
@@ -93,12 +92,12 @@ def show_explanation(found: CycleExplanation, console: Console) -> None:
     """The explanation as paragraphs and tables."""
     console.print(cycle_table([found.cycle]))
     if found.cycle.analysis_id and found.cycle.analysis_id in found.revisions:
-        window = f"({_time(found.window_start)}, {_time(found.window_end)}]"
+        window = f"({short_time(found.window_start)}, {short_time(found.window_end)}]"
         background = ", ".join(
             f"{k} {v}" for k, v in found.background.items() if v not in ("", None)
         )
         console.print(
-            f"window {window}, arrivals to {_time(found.cycle.cut_off)} UTC", markup=False
+            f"window {window}, arrivals to {short_time(found.cycle.cut_off)} UTC", markup=False
         )
         console.print(f"background: {background or 'none'}", markup=False)
         console.print(f"flags: {', '.join(found.flags) or 'none'}", markup=False)
@@ -120,7 +119,7 @@ def _outcomes(found: CycleExplanation) -> Table:
     for network, count in (found.used or {}).items():
         table.add_row(network, "[green]used[/]", str(count), "")
     for late in found.late:
-        why = f"arrived {_time(late.first)} to {_time(late.last)}, after the cut-off"
+        why = f"arrived {short_time(late.first)} to {short_time(late.last)}, after the cut-off"
         table.add_row(late.network, "late", str(late.count), why)
     for entry in found.rejected:
         table.add_row(entry.network, entry.outcome, str(entry.count), entry.meaning)
@@ -139,11 +138,17 @@ def _changed(found: CycleExplanation) -> Table:
     return table
 
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="List, watch, explain and rerun the hourly analyses.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 TEMPLATE = Path(__file__).parents[1] / "cycles.yaml"
-Hour = Annotated[str, typer.Argument(help="2003-10-01T06 or a key such as 20031001T06Z_final.")]
-OfFlavour = Annotated[Flavour, typer.Option(help="Which analysis of the hour.")]
+ValidTime = Annotated[
+    str, typer.Argument(help="2003-10-01T06 or a key such as 20031001T06Z_final.")
+]
+FlavourOption = Annotated[Flavour, typer.Option(help="Which analysis of the hour.")]
 
 
 def _key(hour: str, flavour: Flavour) -> str:
@@ -208,10 +213,10 @@ def watch(
 
 @app.command()
 def explain(
-    hour: Hour,
+    hour: ValidTime,
     url: Url = DEFAULT_URL,
     key: Key = None,
-    flavour: OfFlavour = Flavour.FINAL,
+    flavour: FlavourOption = Flavour.FINAL,
     as_json: AsJson = False,
 ) -> None:
     """What the analysis of an hour used, what was late, what was rejected and why."""
@@ -225,7 +230,7 @@ def explain(
 
 @app.command()
 def rerun(
-    hour: Hour,
+    hour: ValidTime,
     url: Url = DEFAULT_URL,
     key: Key = None,
     cut_off: Annotated[
@@ -250,9 +255,7 @@ def rerun(
 
 @app.command()
 def init(
-    data: Annotated[
-        Path, typer.Option("--data", envvar="APPA_DATA_DIR", help="Data folder of the system.")
-    ] = Path("appa-data"),
+    data: DataFolder = DEFAULT_DATA,
     start: Annotated[
         str | None, typer.Option(help="First cycle (full hour, UTC); the present hour if absent.")
     ] = None,

@@ -12,8 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from appa_client import AppaClientError
-from model.domain.errors import AppaError
+from deploy.console import AsJson
 
 if TYPE_CHECKING:
     from lab.demo.run import DemoResult
@@ -35,25 +34,21 @@ def demo(
     members: Annotated[int, typer.Option(min=2)] = 6,
     cycles: Annotated[int, typer.Option(min=1, help="Hourly analyses after the first.")] = 3,
     lead: Annotated[int, typer.Option(min=6, help="Hours of forecast.")] = 24,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Observe a simulated truth, send BUFR over HTTP, assimilate, forecast, compare.
 
     Ends with 0 only if the analyses are closer to the truth than their backgrounds.
     """
     # The commands that need torch import it, not `appa --help`.
-    from lab.demo.run import DemoOptions, draw, run_demo
+    from lab.demo.run import DemoOptions, draw_demo, run_demo
     from lab.demo.world import World
 
     console = Console(stderr=as_json, highlight=False, width=100)
     began = time.monotonic()
     options = DemoOptions(model, truth, output, members, cycles, lead)
-    try:
-        result = run_demo(options, console)
-    except (AppaError, AppaClientError) as error:
-        console.print(f"error: {error.message}", style="red", markup=False)
-        raise typer.Exit(2) from error
-    picture = draw(result, World(model, truth), output / "demo.png")
+    result = run_demo(options, console)
+    picture = draw_demo(result, World(model, truth), output / "demo.png")
     if as_json:
         print(json.dumps(_as_json(result), indent=1))
     else:
@@ -150,7 +145,7 @@ def rehearse(
     ] = True,
     output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("rehearsal"),
     seed: int = 0,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Send a day of simulated reports, early, late and twice, through an outage; cycle; audit.
 
@@ -160,7 +155,13 @@ def rehearse(
     from lab.rehearsal.content import first_cycle, world_of
     from lab.rehearsal.day import run_day
     from lab.rehearsal.driver import Pace
-    from lab.rehearsal.report import cost_table, cycle_table, draw, findings_table, summary_table
+    from lab.rehearsal.report import (
+        cost_table,
+        cycle_table,
+        draw_day,
+        findings_table,
+        summary_table,
+    )
     from lab.rehearsal.scenario import day_scenario
     from lab.rehearsal.verdict import judge, verdict_json
 
@@ -183,14 +184,10 @@ def rehearse(
     pace = Pace(speed or scenario.speed_for(job_seconds), start_seconds=30.0, limit=limit)
     output.mkdir(parents=True, exist_ok=True)
     console.print(f"the operational clock runs {pace.speed:.0f} times as fast as the real one")
-    try:
-        with tempfile.TemporaryDirectory(dir=output, prefix="data-") as folder:
-            day = run_day(scenario, Path(folder), pace, lambda line: console.print(line))
-    except (AppaError, AppaClientError) as error:
-        console.print(f"error: {error.message}", style="red", markup=False)
-        raise typer.Exit(2) from error
+    with tempfile.TemporaryDirectory(dir=output, prefix="data-") as folder:
+        day = run_day(scenario, Path(folder), pace, lambda line: console.print(line))
     verdict = judge(day)
-    picture = draw(day, verdict, output / "rehearsal.png")
+    picture = draw_day(day, verdict, output / "rehearsal.png")
     if as_json:
         print(json.dumps(verdict_json(day, verdict), indent=1, default=str))
     else:

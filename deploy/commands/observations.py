@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from deploy.console import DEFAULT_DATA, AsJson, DataFolder, json_object, utc_time
 from model.domain.errors import AppaError
 from worker.contract.layout import Layout
 from worker.contract.records import new_id
@@ -21,51 +22,21 @@ from worker.observations.store.store import ObservationStore
 from worker.pipeline.ingest import IngestOptions, ingest
 from worker.sandbox import Limits
 
-__all__ = ["add_to", "app"]
+__all__ = ["app"]
 
-Data = Annotated[Path, typer.Option("--data", help="Data folder.", envvar="APPA_DATA_DIR")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-_DEFAULT_DATA = Path("appa-data")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Registers the subcommands."""
-    app.command("ingest")(ingest_files)
-    app.command("query")(query)
-    app.command("compact")(compact)
-    app.command("template")(template)
+app = typer.Typer(
+    no_args_is_help=True, help="Inspect files of observations and work with the store."
+)
 
 
 def _store(data: Path) -> ObservationStore:
     return ObservationStore(str(Layout(data).observations))
 
 
-def _time(text: str) -> datetime:
-    """ISO 8601, UTC where no zone is named."""
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"Expected a time such as 2025-01-01T06:00; got '{text}'."
-        ) from error
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-
-
-def _object(text: str | None, option: str) -> dict[str, Any]:
-    if not text:
-        return {}
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"Expected JSON in {option}; {error}.") from error
-    if not isinstance(value, dict):
-        raise typer.BadParameter(f"Expected a JSON object in {option}; got {text[:40]}.")
-    return value
-
-
+@app.command("ingest")
 def ingest_files(
     paths: Annotated[list[Path], typer.Argument(help="Files.", exists=True, dir_okay=False)],
-    data: Data = _DEFAULT_DATA,
+    data: DataFolder = DEFAULT_DATA,
     report_type: Annotated[str | None, typer.Option(help="Network of rows that name none.")] = None,
     format: Annotated[str | None, typer.Option(help="Format; recognised when absent.")] = None,
     errors: Annotated[
@@ -79,18 +50,18 @@ def ingest_files(
         str | None, typer.Option(help="Arrival (UTC); the present when absent.")
     ] = None,
     wall_seconds: Annotated[float, typer.Option(help="Time allowed for one file.")] = 300.0,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Take files into the observation store of a data folder, without a running system."""
     options = IngestOptions(
         format=format,
         report_type=report_type,
-        decoder=_object(decoder, "--decoder"),
+        decoder=json_object(decoder, "--decoder"),
         errors=(Layout(data).errors_file, errors),
         checks=(Layout(data).checks_file, checks),
         limits=Limits(wall_seconds=wall_seconds, cpu_seconds=int(wall_seconds)),
     )
-    arrival = _time(received) if received else datetime.now(UTC)
+    arrival = utc_time(received) if received else datetime.now(UTC)
     done: list[dict[str, Any]] = []
     for path in paths:
         batch = new_id("batch")
@@ -125,10 +96,11 @@ def _print_ingest(done: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
+@app.command("query")
 def query(
     start: Annotated[str, typer.Argument(help="Observed after this time (UTC).")],
     end: Annotated[str, typer.Argument(help="Observed up to this time (UTC).")],
-    data: Data = _DEFAULT_DATA,
+    data: DataFolder = DEFAULT_DATA,
     box: Annotated[str | None, typer.Option(help="west,south,east,north in degrees.")] = None,
     variable: Annotated[list[str] | None, typer.Option(help="Variable id; repeatable.")] = None,
     network: Annotated[list[str] | None, typer.Option(help="Report type; repeatable.")] = None,
@@ -139,20 +111,20 @@ def query(
     offset: Annotated[int, typer.Option(help="Rows to skip.", min=0)] = 0,
     format: Annotated[str, typer.Option(help="csv, geojson or parquet.")] = "csv",
     output: Annotated[Path | None, typer.Option(help="File; standard output if absent.")] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write stored observations; `--json` prints counts by network, variable and outcome instead."""
     try:
         question = ObservationQuery.model_validate(
             {
-                "start": _time(start),
-                "end": _time(end),
+                "start": utc_time(start),
+                "end": utc_time(end),
                 "box": None if box is None else tuple(box.split(",")),
                 "variables": tuple(variable or ()),
                 "report_types": tuple(network or ()),
                 "stations": tuple(station or ()),
                 "outcome": outcome,
-                "cut_off": None if cut_off is None else _time(cut_off),
+                "cut_off": None if cut_off is None else utc_time(cut_off),
                 "limit": limit,
                 "offset": offset,
             }
@@ -177,20 +149,21 @@ def query(
         typer.echo(f"More rows: --offset {page.next_offset}", err=True)
 
 
+@app.command("compact")
 def compact(
     start: Annotated[str, typer.Argument(help="First hour (UTC).")],
     end: Annotated[str, typer.Argument(help="Last hour (UTC).")],
-    data: Data = _DEFAULT_DATA,
+    data: DataFolder = DEFAULT_DATA,
     least_files: Annotated[int, typer.Option(help="Leave hours with fewer files.", min=2)] = 4,
     grace_minutes: Annotated[
         float, typer.Option(help="Age at which replaced files are removed.", min=0.0)
     ] = 15.0,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Merge the many small files of each hour into one; readers may go on."""
     report = _store(data).compact(
-        _time(start),
-        _time(end),
+        utc_time(start),
+        utc_time(end),
         least_files=least_files,
         grace=timedelta(minutes=grace_minutes),
     )
@@ -202,6 +175,7 @@ def compact(
     Console().print(table)
 
 
+@app.command("template")
 def template(
     format: Annotated[str, typer.Argument(help=f"One of: {', '.join(ALL_TEMPLATES)}.")],
     output: Annotated[
@@ -221,21 +195,10 @@ def template(
     typer.echo(f"{path}: {chosen.description}")
 
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
-
-
-@app.callback()
-def _group() -> None:
-    """Inspect files of observations and work with the observation store."""
-
-
-add_to(app)
-
-
 @app.command()
 def inspect(
     paths: Annotated[list[Path], typer.Argument(help="Files or folders.", exists=True)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="List the messages set aside one by one.")
     ] = False,

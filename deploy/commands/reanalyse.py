@@ -13,15 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from appa_client import AppaClient, GatewayError, Job, JobState
@@ -34,6 +26,7 @@ from deploy.console import (
     gateway_client,
     out,
     print_json,
+    step_progress,
     utc_time,
 )
 from model.domain.errors import InvalidInput
@@ -42,12 +35,12 @@ from worker.contract.kinds import ReanalysisSpec
 
 __all__ = ["OnJob", "app", "cut", "run_windows", "window_key"]
 
-MOST_ATTEMPTS = 100
+MAX_ATTEMPTS = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNSUCCESSFUL = (JobState.FAILED, JobState.CANCELLED)
 
 OnJob = Callable[[ReanalysisSpec, Job], None]
-"""Told of the job of a window whenever it was asked for."""
+"""Called with the window and its job whenever the job was read."""
 
 
 def cut(whole: ReanalysisSpec, window_hours: int) -> list[ReanalysisSpec]:
@@ -118,14 +111,14 @@ def run_windows(
 
 def _submit(client: AppaClient, spec: ReanalysisSpec) -> Job:
     """The job of a window: the one that was asked for before, unless it did not succeed."""
-    for attempt in range(1, MOST_ATTEMPTS + 1):
+    for attempt in range(1, MAX_ATTEMPTS + 1):
         job = client.submit(spec, idempotency_key=window_key(spec, attempt))
         if job.state not in _UNSUCCESSFUL:
             break
     return job
 
 
-app = typer.Typer(help=__doc__, add_completion=False)
+app = typer.Typer(add_completion=False)
 
 
 class Bars:
@@ -216,7 +209,7 @@ def reanalyse(
     model: Annotated[str | None, typer.Option(help="Checkpoint; see /v1/capabilities.")] = None,
     steps: Annotated[int | None, typer.Option(help="Diffusion steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Each window's seed is made of it.")] = None,
-    outputs: Annotated[str | None, typer.Option(help="Formats, with commas between.")] = None,
+    outputs: Annotated[str | None, typer.Option(help="Comma-separated formats.")] = None,
     background: Annotated[
         str, typer.Option(help="`climatology`: no window depends on another; or `auto`.")
     ] = "climatology",
@@ -238,11 +231,9 @@ def reanalyse(
         background=background,
     )
     windows = cut(whole, window_hours)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    more = (TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TimeRemainingColumn())
     with gateway_client(url, key) as client:
         try:
-            with Progress(*columns, *more, console=err, disable=as_json) as progress:
+            with step_progress(quiet=as_json) as progress:
                 bars = Bars(progress, windows)
                 jobs = run_windows(client, windows, at_once=at_once, on_job=bars.show)
         except KeyboardInterrupt:

@@ -16,7 +16,15 @@ from redis.exceptions import RedisError
 from rich.markup import escape
 from rich.table import Table
 
-from deploy.console import AsJson, err, out, print_json
+from deploy.console import (
+    DEFAULT_DATA,
+    AsJson,
+    DataFolder,
+    err,
+    mebibytes,
+    out,
+    print_json,
+)
 from model.domain.errors import AppaError
 from worker.contract.disk import disk_state
 from worker.contract.layout import Layout
@@ -33,14 +41,14 @@ if TYPE_CHECKING:
 
 __all__ = ["catalogue_app", "replay_app", "retention_app"]
 
-retention_app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+retention_app = typer.Typer(
+    help="What is kept for how long; pins.", no_args_is_help=True, add_completion=False
+)
 
-Data = Annotated[Path, typer.Option("--data", envvar="APPA_DATA_DIR", help="Data folder.")]
 Stopped = Annotated[
     bool,
     typer.Option(help="The system is stopped: do not ask Redis what unfinished jobs need."),
 ]
-DATA = Path("appa-data")
 
 
 def _in_use(layout: Layout, stopped: bool) -> InUse:
@@ -60,16 +68,14 @@ def _in_use(layout: Layout, stopped: bool) -> InUse:
         ) from error
 
 
-def _size(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB"
-
-
 def _show_items(items: list[Item], title: str) -> None:
     table = Table("what", "name", "age (days)", "size", "reason", title=title)
     for item in items:
-        table.add_row(item.what, item.name, f"{item.age_days:.1f}", _size(item.size), item.reason)
+        table.add_row(
+            item.what, item.name, f"{item.age_days:.1f}", mebibytes(item.size), item.reason
+        )
     out.print(table)
-    out.print(f"{len(items)} in all, {_size(sum(i.size for i in items))}", highlight=False)
+    out.print(f"{len(items)} in all, {mebibytes(sum(i.size for i in items))}", highlight=False)
 
 
 @retention_app.callback()
@@ -78,7 +84,9 @@ def _warnings_beside_the_answer() -> None:
 
 
 @retention_app.command("plan")
-def plan_command(data: Data = DATA, stopped: Stopped = False, as_json: AsJson = False) -> None:
+def plan_command(
+    data: DataFolder = DEFAULT_DATA, stopped: Stopped = False, as_json: AsJson = False
+) -> None:
     """Say what would go and why, and how many old things stay; nothing is removed."""
     layout, settings = _layout(data), WorkerSettings()
     state = disk_state(layout, settings)
@@ -102,7 +110,9 @@ def plan_command(data: Data = DATA, stopped: Stopped = False, as_json: AsJson = 
 
 
 @retention_app.command("run")
-def run_command(data: Data = DATA, stopped: Stopped = False, as_json: AsJson = False) -> None:
+def run_command(
+    data: DataFolder = DEFAULT_DATA, stopped: Stopped = False, as_json: AsJson = False
+) -> None:
     """Remove what the plan says, now; a running scheduler does so by itself."""
     layout, settings = _layout(data), WorkerSettings()
     low = disk_state(layout, settings).low
@@ -119,7 +129,7 @@ def run_command(data: Data = DATA, stopped: Stopped = False, as_json: AsJson = F
 @retention_app.command("pin")
 def pin_command(
     analysis: Annotated[str, typer.Argument(help="Id of an analysis.")],
-    data: Data = DATA,
+    data: DataFolder = DEFAULT_DATA,
     note: Annotated[str, typer.Option(help="What it is kept for.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -134,10 +144,10 @@ def pin_command(
 @retention_app.command("unpin")
 def unpin_command(
     analysis: Annotated[str, typer.Argument(help="Id of a pinned analysis.")],
-    data: Data = DATA,
+    data: DataFolder = DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Take the pin out."""
+    """Remove the pin; retention decides about the analysis again."""
     was_pinned = unpin(_layout(data), analysis)
     if as_json:
         print_json({"analysis_id": analysis, "was_pinned": was_pinned})
@@ -149,8 +159,8 @@ def unpin_command(
 
 
 @retention_app.command("pins")
-def pins_command(data: Data = DATA, as_json: AsJson = False) -> None:
-    """List the pins."""
+def pins_command(data: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> None:
+    """List pinned analyses, who pinned them and why."""
     found = pins(_layout(data))
     if as_json:
         print_json([p.model_dump(mode="json") for p in found])
@@ -177,7 +187,7 @@ catalogue_app.callback()(_warnings_beside_the_answer)
 
 @catalogue_app.command("show")
 def show_command(
-    data: Data = DATA,
+    data: DataFolder = DEFAULT_DATA,
     kind: Annotated[str | None, typer.Option(help="Only `filtering`, `forecast` …")] = None,
     flavour: Annotated[str | None, typer.Option(help="Only `early` or `final`.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Show so many of the newest.")] = 50,
@@ -197,7 +207,7 @@ def show_command(
 
 
 @catalogue_app.command("rebuild")
-def rebuild_command(data: Data = DATA, as_json: AsJson = False) -> None:
+def rebuild_command(data: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> None:
     """Fill the catalogue anew from the manifests; a running system may go on."""
     with Catalogue(_layout(data)) as catalogue:
         count = catalogue.rebuild()
@@ -222,7 +232,7 @@ def _show_unreadable(unreadable: dict[str, str]) -> None:
         err.print(f"no result in '{name}': {reason}", markup=False)
 
 
-replay_app = typer.Typer(help=__doc__, add_completion=False)
+replay_app = typer.Typer(add_completion=False)
 
 _WORDS = {True: "[green]same[/]", False: "[red]different[/]", None: "not recorded"}
 _SHOWN = 24
@@ -232,9 +242,7 @@ _SHOWN = 24
 @replay_app.command()
 def replay(
     analysis: Annotated[str, typer.Argument(help="Id of a published analysis.")],
-    data_dir: Annotated[
-        Path, typer.Option(envvar="APPA_DATA_DIR", help="Data folder that holds it.")
-    ] = Path("appa-data"),
+    data: DataFolder = DEFAULT_DATA,
     model: Annotated[
         list[str] | None,
         typer.Option(help="Checkpoints to look for its weights in; default APPA_MODELS, bundled."),
@@ -255,12 +263,12 @@ def replay(
     from worker.replay.replay import replay as run  # torch takes seconds to import
     from worker.settings import WorkerSettings
 
-    if not data_dir.is_dir():
-        err.print(f"Expected a data folder; '{data_dir}' is none. Give --data-dir.", markup=False)
+    if not data.is_dir():
+        err.print(f"Expected a data folder; '{data}' is none. Give --data.", markup=False)
         raise typer.Exit(2)
     try:
         checkpoints = model or WorkerSettings().models
-        layout = Layout(data_dir.resolve())
+        layout = Layout(data.resolve())
         with _logs_apart():
             verdict = run(layout, analysis, checkpoints=checkpoints, device=device, keep=keep)
     except AppaError as error:

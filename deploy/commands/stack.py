@@ -4,11 +4,12 @@ Each command imports what it runs, so that a gateway starts without the librarie
 """
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from deploy.console import DEFAULT_DATA, DataFolder
 
 __all__ = ["gateway_app", "up_app", "worker_app"]
 
@@ -17,9 +18,7 @@ up_app = typer.Typer(help="Run the whole system on this machine.")
 
 @up_app.command()
 def up(
-    data: Annotated[
-        Path, typer.Option(envvar="APPA_DATA_DIR", help="Folder of everything that is kept.")
-    ] = Path("appa-data"),
+    data: DataFolder = DEFAULT_DATA,
     host: Annotated[
         str, typer.Option(envvar="APPA_HOST", help="Address of the gateway.")
     ] = "127.0.0.1",

@@ -13,7 +13,7 @@ from model.domain.files import read_yaml
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
+app = typer.Typer(no_args_is_help=True, help="The nature run, the autoencoder and the denoiser.")
 
 Config = TypeVar("Config", bound=BaseModel)
 CONFIGS = Path(__file__).parents[2] / "lab" / "training" / "configs"

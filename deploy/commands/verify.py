@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from deploy.console import DEFAULT_URL, AsJson, Key, Url, gateway_client, out, p
 from model.domain.variables import VARIABLES
 from worker.results.verification.series import ALL
 
-__all__ = ["Line", "STATISTICS", "Summary", "app", "draw", "summarise", "summary_table"]
+__all__ = ["Line", "STATISTICS", "Summary", "app", "draw_series", "summarise", "summary_table"]
 
 _ROOT_MEAN_SQUARES = (
     "rms_background",
@@ -48,6 +49,13 @@ _STYLES = {
     "withheld_rmse_background": ("withheld O−B", "#edae49", "--"),
     "withheld_rmse_analysis": ("withheld O−A", "#d1495b", "--"),
 }
+
+
+class Precision(StrEnum):
+    """Number formats in which a checkpoint's networks run."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
 
 
 @dataclass
@@ -130,7 +138,7 @@ def summary_table(found: Summary) -> Table:
     return table
 
 
-def draw(rows: Sequence[SeriesRow], path: Path, panels: int = 8) -> None:
+def draw_series(rows: Sequence[SeriesRow], path: Path, panels: int = 8) -> None:
     """Departures and errors at withheld stations over the cycles, a panel for each variable.
 
     Arguments:
@@ -139,9 +147,7 @@ def draw(rows: Sequence[SeriesRow], path: Path, panels: int = 8) -> None:
         panels: The networks and variables with most values get one.
     """
     # Slow to import, and only this function needs them.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-    from matplotlib.figure import Figure
+    from lab.pictures import date_axis, new_figure, save
 
     counts: dict[tuple[str, str], int] = {}
     for row in rows:
@@ -150,18 +156,15 @@ def draw(rows: Sequence[SeriesRow], path: Path, panels: int = 8) -> None:
             counts[key] = counts.get(key, 0) + row.count
     chosen = sorted(sorted(counts, key=lambda key: -counts[key])[:panels])
     height = 1 + (len(chosen) + 1) // 2
-    figure = Figure(figsize=(12, 2.2 * height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 2.2 * height)
     axes = figure.subplots(height, 2, sharex=True, squeeze=False).ravel()
     _overview(axes[0], axes[1], rows)
     for axis, key in zip(axes[2:], chosen, strict=False):
         _panel(axis, rows, key, _STYLES)
     for axis in axes[2 + len(chosen) :]:
         axis.set_visible(False)
-    locator = AutoDateLocator(maxticks=8)
-    axes[0].xaxis.set_major_locator(locator)
-    axes[0].xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    figure.savefig(path, dpi=110)
+    date_axis(axes[0])
+    save(figure, path)
 
 
 def _overview(left: Any, right: Any, rows: Sequence[SeriesRow]) -> None:
@@ -198,12 +201,7 @@ def _panel(
         axis.legend(fontsize=7, loc="lower left", ncols=4, frameon=False)
 
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
-
-
-@app.callback()
-def _group() -> None:
-    """Skill against a simulated truth, against withheld observations, and by cycle."""
+app = typer.Typer(no_args_is_help=True, help="Skill against truth and observations.")
 
 
 @app.command("osse")
@@ -238,8 +236,8 @@ def osse(
     ] = False,
     picture: Annotated[Path | None, typer.Option(help="Draw the skill into this file.")] = None,
     seed: int = 0,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    precision: Annotated[Precision, typer.Option(help="Of the networks.")] = Precision.BFLOAT16,
+    as_json: AsJson = False,
 ) -> None:
     """Observe a simulated truth, assimilate, forecast, and score everything against it."""
     # Torch is imported by the commands that need it, not by `appa --help`.
@@ -250,8 +248,6 @@ def osse(
 
     if quick:
         starts, members, states = 1, 4, min(states, 4)
-    if precision not in ("float32", "bfloat16"):
-        raise typer.BadParameter(f"Expected float32 or bfloat16; got '{precision}'.")
     report, model, fields = verify_osse(
         Experiment(
             checkpoint,
@@ -260,7 +256,7 @@ def osse(
             utc_time(last) if last else None,
             starts,
             states,
-            precision,
+            precision.value,
             keep,
             finished,
         ),
@@ -290,7 +286,7 @@ def soundings(
     share: Annotated[float, typer.Option(min=0.01, max=0.5, help="Share withheld.")] = 0.2,
     members: Annotated[int, typer.Option(min=2)] = 8,
     seed: int = 0,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Assimilate real reports with a share of the stations withheld, and score against those."""
     from lab.skill.soundings import verify_withheld, withheld_table
@@ -347,7 +343,7 @@ def cycles(
         out.print("no verification in this period")
         raise typer.Exit(1)
     if png is not None:
-        draw(rows, png)
+        draw_series(rows, png)
     if as_json:
         print_json({"summary": asdict(found), "rows": [r.model_dump(mode="json") for r in rows]})
         return

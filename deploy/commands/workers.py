@@ -19,7 +19,11 @@ from worker.settings import WorkerSettings
 
 __all__ = ["app"]
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="See and steer the worker processes of an installation.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 Names = Annotated[list[str] | None, typer.Argument(help="Workers, by name as in `list`.")]
 Queue = Annotated[str | None, typer.Option(help=f"All workers of a queue: {', '.join(QUEUES)}.")]

@@ -1,1 +1,1 @@
-"""Demo."""
+"""Run the main job against a simulated truth and compare the results with it."""

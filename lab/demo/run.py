@@ -9,26 +9,31 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from appa_client import AppaClient, JobEvent
 from deploy.local import LocalStack, StackOptions
 from lab.demo.world import Errors, Scorer, World, channel_fields, observation_files
+from lab.pictures import (
+    SIMULATED,
+    curve,
+    hours_after,
+    new_figure,
+    save,
+    symmetric_limit,
+    world_field,
+)
 from model.checkpoints.bundle import load_checkpoint
 from model.domain.errors import AppaError
 from model.domain.physics import GRAVITY, ZERO_CELSIUS
 from model.domain.windows import HOUR
 from model.latent_model import climatological_states
-from worker.results.outputs.maps import coastlines
 
-__all__ = ["DemoOptions", "DemoResult", "draw", "run_demo"]
+__all__ = ["DemoOptions", "DemoResult", "draw_demo", "run_demo"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Demo:
         self.result = DemoResult()
 
     def run(self) -> DemoResult:
-        """Uploads, cycles, forecasts and compares."""
+        """Upload, analyse, forecast and cycle; return errors against the truth."""
         first = self.world.span[0] + (self.options.window - 1) * HOUR
         self._send(first, self.options.window)
         analysis_id = self._analyse(first)
@@ -130,9 +135,9 @@ class Demo:
         job = self.client.submit(spec)
 
         def follow(event: JobEvent) -> None:
-            told = event.progress
-            if told is not None and told.steps:
-                self.progress.update(task, completed=told.step, total=told.steps)
+            progress = event.progress
+            if progress is not None and progress.steps:
+                self.progress.update(task, completed=progress.step, total=progress.steps)
 
         done = self.client.wait(job.id, follow)
         total = self.progress.tasks[task].total or 1
@@ -228,82 +233,52 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
                 return Demo(options, client, progress).run()
 
 
-Array = NDArray[np.float32]
-
-
-def draw(result: DemoResult, world: World, path: Path) -> Path:
-    """Writes a PNG."""
-    mpl.use("Agg")
+def draw_demo(result: DemoResult, world: World, path: Path) -> Path:
+    """Draw the last analysis beside the truth, and errors by hour; return the path of the PNG."""
     time, fields = list(result.fields.items())[-1]
     truth = world.state(time).numpy()
     names = [c.name for c in world.channels]
     t2m, z500 = names.index("2m_temperature"), names.index("geopotential_500hPa")
-    figure = Figure(figsize=(13, 8.5), layout="constrained")
+    figure = new_figure(13, 8.5)
     axes = figure.subplots(2, 2)
-    height = 1 / GRAVITY
-    _map(axes[0, 0], world, fields[t2m], fields[z500] * height, f"analysis, {time:%d %b %H UTC}")
-    _map(axes[0, 1], world, truth[t2m], truth[z500] * height, "simulated truth")
-    _difference(axes[1, 0], world, (fields[z500] - truth[z500]) * height)
+    for place, state, title in (
+        (axes[0, 0], fields, f"analysis, {time:%d %b %H UTC}"),
+        (axes[0, 1], truth, "simulated truth"),
+    ):
+        celsius, height = state[t2m] - ZERO_CELSIUS, state[z500] / GRAVITY
+        shown = world_field(
+            place, world.grid, celsius, title, "deg C", bounds=(-60.0, 45.0), steps=21
+        )
+        shown.lines(height / 10, np.arange(460.0, 601.0, 8.0), "white", 0.8)
+    error = (fields[z500] - truth[z500]) / GRAVITY
+    limit = symmetric_limit(error, 1.0)
+    world_field(
+        axes[1, 0],
+        world.grid,
+        error,
+        "analysis minus truth, 500 hPa height",
+        "m",
+        colours="RdBu_r",
+        bounds=(-limit, limit),
+    )
     _curves(axes[1, 1], result)
-    figure.suptitle(
-        "2 m temperature and 500 hPa height: simulated atmosphere, not for real decisions"
-    )
-    figure.savefig(path, dpi=110)
-    return path
-
-
-def _frame(axes: Axes, world: World, title: str) -> tuple[Array, Array]:
-    lon = np.append(world.grid.longitude, 360.0)
-    for line in coastlines():
-        for shift in (0.0, 360.0):
-            axes.plot(line[:, 0] + shift, line[:, 1], color="0.2", linewidth=0.6)
-    axes.set(title=title, xlim=(0, 360), ylim=(-88, 88), xticks=[], yticks=[])
-    return lon, world.grid.latitude
-
-
-def _wrapped(field: Array) -> Array:
-    return np.concatenate((field, field[:, :1]), axis=1)
-
-
-def _map(axes: Axes, world: World, temperature: Array, height: Array, title: str) -> None:
-    lon, lat = _frame(axes, world, title)
-    filled = axes.contourf(
-        lon,
-        lat,
-        _wrapped(temperature) - ZERO_CELSIUS,
-        np.arange(-60, 46, 5),
-        cmap="turbo",
-        extend="both",
-    )
-    lines = axes.contour(
-        lon, lat, _wrapped(height) / 10, np.arange(460, 601, 8), colors="white", linewidths=0.8
-    )
-    axes.clabel(lines, fontsize=6, fmt="%d")
-    axes.figure.colorbar(filled, ax=axes, label="deg C", shrink=0.8)
-
-
-def _difference(axes: Axes, world: World, height: Array) -> None:
-    lon, lat = _frame(axes, world, "analysis minus truth, 500 hPa height")
-    limit = max(float(np.percentile(np.abs(height), 99)), 1.0)
-    levels = np.linspace(-limit, limit, 21)
-    filled = axes.contourf(lon, lat, _wrapped(height), levels, cmap="RdBu_r", extend="both")
-    axes.figure.colorbar(filled, ax=axes, label="m", shrink=0.8)
+    figure.suptitle(f"2 m temperature and 500 hPa height: {SIMULATED}")
+    return save(figure, path)
 
 
 def _curves(axes: Axes, result: DemoResult) -> None:
     start = result.analyses[0][0]
     styles = {"climatology": "0.6", "background": "tab:orange", "analysis": "tab:blue"}
     for name, colour in styles.items():
-        points = [
-            ((time - start).total_seconds() / 3600, errors[name].standardised)
-            for time, errors in result.analyses
-            if name in errors
+        errors = [
+            (hours_after(start, time), found[name].standardised)
+            for time, found in result.analyses
+            if name in found
         ]
-        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
-    styles = {"persistence": "tab:red", "forecast": "tab:green"}
-    for name, colour in styles.items():
-        points = [(lead, errors[name].standardised) for lead, errors in result.forecasts]
-        axes.plot(*zip(*points, strict=True), "s--", color=colour, label=name)
+        curve(axes, errors, "o-", colour, name)
+    for name, colour in {"persistence": "tab:red", "forecast": "tab:green"}.items():
+        leads = [(float(lead), found[name].standardised) for lead, found in result.forecasts]
+        curve(axes, leads, "s--", colour, name)
     axes.set(
         xlabel=f"hours after {start:%d %b %H UTC}",
         ylabel="mean standardised RMSE",

@@ -49,7 +49,7 @@ NETWORK = Network(stations=400, scan_lines=20, aircraft=200, scatterometer_lines
 
 @dataclass(frozen=True)
 class ObservationFile:
-    """What a centre would send."""
+    """One file of reports, as a data centre would send it."""
 
     name: str
     content: bytes

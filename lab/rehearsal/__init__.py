@@ -1,1 +1,1 @@
-"""Rehearsal."""
+"""Rehearse a simulated day of cycles on the real stack, and audit it."""

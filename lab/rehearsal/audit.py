@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from lab.rehearsal.content import Content
 from lab.rehearsal.evidence import AnalysisEvidence, Evidence, Sending
-from lab.rehearsal.scenario import Delivery, Scenario
+from lab.rehearsal.scenario import Scenario, Shipment
 from model.domain.windows import HOUR
 from worker.contract.cycles import FIRST_REVISION, CycleState, Flavour, cycle_key
 
@@ -20,8 +20,8 @@ __all__ = [
     "CHECKS",
     "Case",
     "Expectation",
-    "Finding",
-    "Told",
+    "AuditFinding",
+    "Findings",
     "alike",
     "audit",
     "backgrounds",
@@ -36,7 +36,7 @@ __all__ = [
     "revisions",
     "same_day",
     "silence",
-    "slipped",
+    "late_cut_offs",
     "storage",
 ]
 
@@ -72,7 +72,7 @@ def expectation(
     scenario: Scenario,
     valid_time: datetime,
     flavour: str,
-    plan: Sequence[Delivery],
+    plan: Sequence[Shipment],
     contents: Mapping[str, Content],
     sendings: Sequence[Sending],
 ) -> Expectation:
@@ -99,8 +99,8 @@ def expectation(
     return wanted
 
 
-def slipped(
-    scenario: Scenario, plan: Sequence[Delivery], sendings: Sequence[Sending]
+def late_cut_offs(
+    scenario: Scenario, plan: Sequence[Shipment], sendings: Sequence[Sending]
 ) -> tuple[str, ...]:
     """Deliveries that the senders did not get in on the planned side of their own cut-offs.
 
@@ -121,7 +121,7 @@ def slipped(
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """Something that is not as it should be."""
 
     check: str
@@ -131,10 +131,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """A rehearsal to be judged."""
+    """Plan and evidence of a rehearsal, as the checks read them."""
 
     scenario: Scenario
-    plan: Sequence[Delivery]
+    plan: Sequence[Shipment]
     contents: Mapping[str, Content]
     evidence: Evidence
 
@@ -156,7 +156,7 @@ class Case:
         return None if wanted.may else frozenset(names[batch] for batch in wanted.must)
 
 
-Told = Iterator[tuple[str, str]]
+Findings = Iterator[tuple[str, str]]
 """(cycle, message)"""
 
 
@@ -164,7 +164,7 @@ _HICCUP = 20.0
 """Real s that a busy machine may let a scheduler wait: more than an hour on a fast clock."""
 
 
-def complete(case: Case) -> Told:
+def complete(case: Case) -> Findings:
     """Each cycle has one early and one final analysis, and nothing else was published."""
     wanted = {(t, f.value) for t in case.scenario.cycles for f in Flavour}
     counts = Counter((a.valid_time, a.flavour) for a in case.evidence.analyses)
@@ -181,7 +181,7 @@ def complete(case: Case) -> Told:
             yield cycle_key(time, flavour), f"expected the cycle to be published; it is {state}"
 
 
-def revisions(case: Case) -> Told:
+def revisions(case: Case) -> Findings:
     """Early analyses are revision 1, final ones 2; the early one was decided first."""
     for analysis in case.evidence.analyses:
         right = FIRST_REVISION[Flavour(analysis.flavour)]
@@ -193,7 +193,7 @@ def revisions(case: Case) -> Told:
             yield final.key, "was decided before the early analysis"
 
 
-def deadlines(case: Case) -> Told:
+def deadlines(case: Case) -> Findings:
     """Cut-off and window are those of the policy."""
     for analysis in case.evidence.analyses:
         wanted = case.expected(analysis)
@@ -206,7 +206,7 @@ def deadlines(case: Case) -> Told:
                 yield analysis.key, f"expected the {name} {right}; got {got}"
 
 
-def patience(case: Case) -> Told:
+def patience(case: Case) -> Findings:
     """A cycle is decided once its cut-off has passed and all uploads that came in time are in."""
     for time in case.scenario.cycles:
         for flavour in Flavour:
@@ -230,7 +230,7 @@ def _last_taken_in(case: Case, cut_off: datetime) -> datetime:
     return max(ends, default=cut_off)
 
 
-def catching_up(case: Case) -> Told:
+def catching_up(case: Case) -> Findings:
     """Cycles whose turn came while nothing ran are made afterwards and say so; no others do."""
     stop = case.evidence.standstill
     for time in case.scenario.cycles:
@@ -266,7 +266,7 @@ def _had_reason(case: Case, cut_off: datetime) -> bool:
     return _last_taken_in(case, cut_off) > cut_off + HOUR / 2
 
 
-def backgrounds(case: Case) -> Told:
+def backgrounds(case: Case) -> Findings:
     """Each analysis says what it started from; where it can, it goes on from an earlier one."""
     published = {a.analysis_id: a for a in case.evidence.analyses}
     first = case.scenario.cycles[0]
@@ -285,7 +285,7 @@ def backgrounds(case: Case) -> Told:
                 yield analysis.key, "continues no earlier analysis of this day"
 
 
-def storage(case: Case) -> Told:
+def storage(case: Case) -> Findings:
     """Every file was sent, and is in the store with all its values."""
     sent = {s.name: s.batch_id for s in case.evidence.sendings}
     for delivery in case.plan:
@@ -303,7 +303,7 @@ def storage(case: Case) -> Told:
             )
 
 
-def observations(case: Case) -> Told:
+def observations(case: Case) -> Findings:
     """All values that had arrived by the cut-off entered, no others did."""
     names = {s.batch_id: s.name for s in reversed(case.evidence.sendings)}
     for analysis in case.evidence.analyses:
@@ -327,7 +327,7 @@ def observations(case: Case) -> Told:
                 yield analysis.key, f"{name} came after the cut-off; {use.entered} values entered"
 
 
-def counts(case: Case) -> Told:
+def counts(case: Case) -> Findings:
     """The manifest counts as many values in use as the feedback holds."""
     for analysis in case.evidence.analyses:
         if analysis.counted != analysis.used:
@@ -338,7 +338,7 @@ def counts(case: Case) -> Told:
             )
 
 
-def duplicates(case: Case) -> Told:
+def duplicates(case: Case) -> Findings:
     """What was sent twice was used once; the same bytes are the same upload."""
     sent = {s.name: s.batch_id for s in case.evidence.sendings}
     for delivery in case.plan:
@@ -359,7 +359,7 @@ def duplicates(case: Case) -> Told:
                 )
 
 
-def silence(case: Case) -> Told:
+def silence(case: Case) -> Findings:
     """An analysis without observations says so, and no other does."""
     for analysis in case.evidence.analyses:
         wanted, said = case.expected(analysis), "zero_observations" in analysis.flags
@@ -373,7 +373,7 @@ def silence(case: Case) -> Told:
             )
 
 
-CHECKS: dict[str, Callable[[Case], Told]] = {
+CHECKS: dict[str, Callable[[Case], Findings]] = {
     "complete": complete,
     "revisions": revisions,
     "deadlines": deadlines,
@@ -389,16 +389,16 @@ CHECKS: dict[str, Callable[[Case], Told]] = {
 """By name, in the order of the report."""
 
 
-def audit(case: Case) -> tuple[Finding, ...]:
+def audit(case: Case) -> tuple[AuditFinding, ...]:
     """All findings; none means that the day was as it should be."""
     return tuple(
-        Finding(name, cycle, message)
+        AuditFinding(name, cycle, message)
         for name, check in CHECKS.items()
         for cycle, message in check(case)
     )
 
 
-def same_day(one: Case, other: Case) -> tuple[Finding, ...]:
+def same_day(one: Case, other: Case) -> tuple[AuditFinding, ...]:
     """What was published in one run of a day and not in the other.
 
     Compared are valid time, flavour and revision, and the observations of each analysis for which
@@ -411,10 +411,10 @@ def same_day(one: Case, other: Case) -> tuple[Finding, ...]:
             twin = known.get((analysis.valid_time, analysis.flavour, analysis.revision))
             if twin is None:
                 message = f"revision {analysis.revision} is in the {which} only"
-                found.append(Finding("same day", analysis.key, message))
+                found.append(AuditFinding("same day", analysis.key, message))
             elif analysis.digest != twin.digest and alike(here, there, analysis):
                 message = f"made of {analysis.digest[:12]} in the {which}, not in the other"
-                found.append(Finding("same day", analysis.key, message))
+                found.append(AuditFinding("same day", analysis.key, message))
     return tuple(found)
 
 

@@ -24,12 +24,12 @@ from lab.encoders.bufr import encode_bufr
 from lab.osse.cases import CASE_NAME
 from lab.osse.network import simulate_observations
 from lab.rehearsal.evidence import Sending
-from lab.rehearsal.scenario import Delivery, Outage, Scenario
+from lab.rehearsal.scenario import Outage, Scenario, Shipment
 from model.checkpoints.bundle import resolve
 from model.domain.windows import HOUR
 from worker.contract.clock import Clock
 
-__all__ = ["Content", "ReportSource", "Sender", "first_cycle", "world_of"]
+__all__ = ["Content", "ReportSource", "ReportSender", "first_cycle", "world_of"]
 
 SHIPPED = "appa-t31"
 DRIEST = 1e-6
@@ -53,7 +53,7 @@ class Content:
     seconds: NDArray[np.int64]
 
     def within(self, start: datetime, end: datetime) -> int:
-        """Values in (start, end]."""
+        """Return how many values were observed in (start, end]."""
         low, high = start.timestamp(), end.timestamp()
         return int(((self.seconds > low) & (self.seconds <= high)).sum())
 
@@ -85,7 +85,7 @@ class ReportSource:
         self.scenario = scenario
         self.world = world or World(scenario.world, scenario.truth)
 
-    def contents(self, plan: Iterable[Delivery]) -> dict[str, Content]:
+    def contents(self, plan: Iterable[Shipment]) -> dict[str, Content]:
         """The content of all deliveries, by name."""
         deliveries = list(plan)
         found: dict[str, Content] = {}
@@ -137,7 +137,7 @@ def _station(kind: str, station: str, hour: datetime) -> str:
     return station
 
 
-def _content(table: pa.Table, delivery: Delivery) -> Content:
+def _content(table: pa.Table, delivery: Shipment) -> Content:
     kinds = table["report_type"].cast(pa.string())
     own = table.filter(pc.equal(kinds, delivery.network))
     own = own.filter(pa.array(_part(own, delivery) == delivery.part))
@@ -157,22 +157,24 @@ def _content(table: pa.Table, delivery: Delivery) -> Content:
     )
 
 
-def _part(own: pa.Table, delivery: Delivery) -> NDArray[np.int64]:
+def _part(own: pa.Table, delivery: Shipment) -> NDArray[np.int64]:
     """The file each row goes into: by station, or by the order of a swath."""
     parts = delivery.parts
     if delivery.network in ("satellite", "scatterometer"):
         start = (delivery.hour.astimezone(UTC) - HOUR).timestamp()
         seconds = own["time"].cast(pa.int64()).to_numpy() / 1e9
-        return np.clip((seconds - start) / 3600.0 * parts, 0, parts - 1).astype(np.int64)
+        place: NDArray[np.float64] = (seconds - start) / 3600.0 * parts
+        return np.clip(place, 0, parts - 1).astype(np.int64)
     digits = pc.utf8_slice_codeunits(own["station_id"].cast(pa.string()), -4)
-    return pc.cast(digits, pa.int64()).to_numpy() % parts
+    numbers: NDArray[np.int64] = pc.cast(digits, pa.int64()).to_numpy()
+    return numbers % parts
 
 
 _PAUSE = 0.2
 _TIMEOUT = 30.0
 
 
-class Sender(threading.Thread):
+class ReportSender(threading.Thread):
     """Sends a plan.
 
     Arguments:
@@ -186,7 +188,7 @@ class Sender(threading.Thread):
     def __init__(
         self,
         url: str,
-        plan: Sequence[Delivery],
+        plan: Sequence[Shipment],
         contents: Mapping[str, Content],
         clock: Clock,
         outage: Outage | None,
@@ -221,11 +223,11 @@ class Sender(threading.Thread):
         return self.clock.at(time.time())
 
     def _wait_until(self, moment: datetime) -> bool:
-        """False when asked to stop."""
+        """Wait for a moment of the operational clock; return False when asked to stop."""
         seconds = (moment - self._now()).total_seconds() / self.clock.speed
         return not self._stop_asked.wait(max(seconds, 0.0))
 
-    def _send(self, client: AppaClient, delivery: Delivery) -> None:
+    def _send(self, client: AppaClient, delivery: Shipment) -> None:
         doubtful: datetime | None = None
         refused = 0
         while not self._stop_asked.is_set():

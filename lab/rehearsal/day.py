@@ -15,10 +15,10 @@ import torch
 
 from deploy.local import StackOptions
 from lab.rehearsal import evidence as collect
-from lab.rehearsal.content import Content, ReportSource, Sender
-from lab.rehearsal.driver import Driver, Pace, RehearsalStack, Tell
+from lab.rehearsal.content import Content, ReportSender, ReportSource
+from lab.rehearsal.driver import Driver, Pace, RehearsalStack, Report
 from lab.rehearsal.evidence import Evidence
-from lab.rehearsal.scenario import Delivery, Scenario, delivery_plan
+from lab.rehearsal.scenario import Scenario, Shipment, delivery_plan
 from model.domain.errors import AppaError
 from worker.contract.clock import CLOCK_VARIABLE, Clock, clock_text
 from worker.contract.layout import Layout
@@ -158,7 +158,7 @@ class Day:
     """
 
     scenario: Scenario
-    plan: Sequence[Delivery]
+    plan: Sequence[Shipment]
     contents: Mapping[str, Content]
     evidence: Evidence
     timings: Sequence[CycleTiming]
@@ -167,7 +167,9 @@ class Day:
     seconds: float
 
 
-def run_day(scenario: Scenario, folder: Path, pace: Pace, tell: Tell = lambda line: None) -> Day:
+def run_day(
+    scenario: Scenario, folder: Path, pace: Pace, report: Report = lambda line: None
+) -> Day:
     """Runs the scenario in an empty folder.
 
     Raises:
@@ -177,7 +179,7 @@ def run_day(scenario: Scenario, folder: Path, pace: Pace, tell: Tell = lambda li
     source = ReportSource(scenario)
     plan = delivery_plan(scenario)
     contents = source.contents(plan)
-    tell(f"{len(plan)} files, {sum(len(c.seconds) for c in contents.values())} values")
+    report(f"{len(plan)} files, {sum(len(c.seconds) for c in contents.values())} values")
     began = time.monotonic()
     for attempt in range(3):
         data = folder / f"data-{attempt}"
@@ -186,11 +188,11 @@ def run_day(scenario: Scenario, folder: Path, pace: Pace, tell: Tell = lambda li
         with RehearsalStack(_options(scenario, data, clock)) as stack:
             took = stack.start(10.0 * start)
             if time.time() > clock.anchor:
-                tell(f"the start took {took:.0f} s, longer than planned: once more")
+                report(f"the start took {took:.0f} s, longer than planned: once more")
                 continue
             outage = scenario.outage
-            sender = Sender(stack.url, plan, contents, clock, outage)
-            driver = Driver(scenario, pace, clock, stack, sender, tell)
+            sender = ReportSender(stack.url, plan, contents, clock, outage)
+            driver = Driver(scenario, pace, clock, stack, sender, report)
             sender.start()
             try:
                 driver.follow()
@@ -217,7 +219,7 @@ def _options(scenario: Scenario, data: Path, clock: Clock) -> StackOptions:
 def _collect(
     driver: Driver,
     source: ReportSource,
-    plan: Sequence[Delivery],
+    plan: Sequence[Shipment],
     contents: Mapping[str, Content],
     layout: Layout,
     seconds: float,

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from deploy.local import LocalStack, StackOptions, free_port
-from lab.rehearsal.content import Sender
+from lab.rehearsal.content import ReportSender
 from lab.rehearsal.evidence import Standstill
 from lab.rehearsal.scenario import Scenario
 from model.domain.errors import AppaError
@@ -23,7 +23,7 @@ from worker.contract.cycles import CYCLE_DONE, CycleState, Flavour, cycle_key
 from worker.contract.jobs import JobState
 from worker.contract.store import Stores
 
-__all__ = ["Driver", "Pace", "RehearsalStack", "Tell"]
+__all__ = ["Driver", "Pace", "RehearsalStack", "Report"]
 
 _TEND_SECONDS = 0.1
 
@@ -59,7 +59,7 @@ class RehearsalStack:
 
     @property
     def stores(self) -> Stores:
-        """Records of the running stack."""
+        """Return the stores of the running stack."""
         return self._running.stores
 
     @property
@@ -135,7 +135,7 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 _POLL = 0.2
 _RESTART_SECONDS = 300.0
@@ -162,14 +162,14 @@ class Pace:
 
 @dataclass
 class Driver:
-    """One day under way."""
+    """Drive one day on a running stack: outage, kills, reruns, the end."""
 
     scenario: Scenario
     pace: Pace
     clock: Clock
     stack: RehearsalStack
-    sender: Sender
-    tell: Tell
+    sender: ReportSender
+    report: Report
     standstill: Standstill | None = None
     kills: list[datetime] = field(default_factory=list)
     longest_lag: timedelta = timedelta(0)
@@ -179,11 +179,11 @@ class Driver:
 
     @property
     def keys(self) -> list[str]:
-        """All cycles of the day."""
+        """Return the keys of all cycles of the day."""
         return [cycle_key(time, flavour) for time in self.scenario.cycles for flavour in Flavour]
 
     def now(self) -> datetime:
-        """By the operational clock."""
+        """Return the present time of the operational clock (UTC)."""
         return self.clock.at(time.time())
 
     def follow(self) -> None:
@@ -200,7 +200,7 @@ class Driver:
             if done == len(self.keys) and not self.sender.is_alive() and self._all_taken_in():
                 return
             if self.pace.limit is not None and time.monotonic() - began > self.pace.limit:
-                self.tell(f"time is up: {done} of {len(self.keys)} cycles have ended")
+                self.report(f"time is up: {done} of {len(self.keys)} cycles have ended")
                 return
             if time.monotonic() - self._moved > self.pace.patience:
                 raise AppaError(
@@ -221,7 +221,7 @@ class Driver:
         if fresh:
             self._ended, self._moved = set(ended), time.monotonic()
             told = ", ".join(f"{key} {ended[key]}" for key in fresh)
-            self.tell(f"{self.now():%d %b %H:%M} UTC: {told}")
+            self.report(f"{self.now():%d %b %H:%M} UTC: {told}")
         lags = [
             self.now() - r.cut_off
             for r in records
@@ -230,7 +230,7 @@ class Driver:
         lag = max(lags, default=timedelta(0))
         self.longest_lag = max(self.longest_lag, lag)
         if lag > _LAG and not self._told_lag:
-            self.tell(f"jobs lag: {len(lags)} cycles are due, the oldest for {lag / HOUR:.1f} h")
+            self.report(f"jobs lag: {len(lags)} cycles are due, the oldest for {lag / HOUR:.1f} h")
         self._told_lag = lag > _LAG
         return len(ended)
 
@@ -238,13 +238,13 @@ class Driver:
         """Kills everything, and starts it again at the end."""
         killed = self.now()
         self.stack.kill_all()
-        self.tell(f"{killed:%d %b %H:%M} UTC: everything killed")
+        self.report(f"{killed:%d %b %H:%M} UTC: everything killed")
         time.sleep(max((end - killed).total_seconds() / self.clock.speed, 0.0))
         restarted = self.now()
         self.stack.start(_RESTART_SECONDS)
         self.standstill = Standstill(killed, restarted, self.now())
         self._moved = time.monotonic()
-        self.tell(f"{self.now():%d %b %H:%M} UTC: everything runs again")
+        self.report(f"{self.now():%d %b %H:%M} UTC: everything runs again")
 
     def _kill_a_model_worker(self) -> None:
         """Once its time has come, as soon as the last of the model workers is at work."""
@@ -260,4 +260,4 @@ class Driver:
         if victim in parts:
             self.stack.kill(victim)
             self.kills.append(self.now())
-            self.tell(f"{self.now():%d %b %H:%M} UTC: {victim} killed at work")
+            self.report(f"{self.now():%d %b %H:%M} UTC: {victim} killed at work")

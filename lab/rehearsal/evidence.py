@@ -130,7 +130,7 @@ class AnalysisEvidence:
 
     @property
     def key(self) -> str:
-        """For people."""
+        """Return the key of the cycle, valid time and flavour, as findings name it."""
         return f"{self.valid_time:%Y%m%dT%H}Z_{self.flavour}"
 
     @property
@@ -178,7 +178,7 @@ class Evidence:
     kills: tuple[datetime, ...] = ()
 
 
-SPOILT = frozenset(
+CORRUPT = frozenset(
     "late preqc missing domain bounds duplicate blocklist track stuck profile decode".split()
 )
 """Outcomes of checks that look at reports alone; rows with another outcome entered the analysis'
@@ -244,7 +244,7 @@ def read_use(path: Path) -> tuple[dict[str, BatchUse], int, int, str]:
             "batch": reports["batch_id"],
             "rows": 1,
             "late": outcome == "late",
-            "entered": ~outcome.isin(SPOILT),
+            "entered": ~outcome.isin(CORRUPT),
             # what was merged is used, under another name
             "used": outcome.isna(),
             "duplicates": outcome == "duplicate",

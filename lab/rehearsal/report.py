@@ -4,19 +4,17 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.dates import DateFormatter
-from matplotlib.figure import Figure
 from rich.table import Table
 
+from lab.pictures import SIMULATED, curve, date_axis, new_figure, save
 from lab.rehearsal.day import Day
 from lab.rehearsal.evidence import AnalysisEvidence
-from lab.rehearsal.verdict import Verdict
+from lab.rehearsal.verdict import DayVerdict
 from model.domain.windows import HOUR
 from worker.contract.cycles import Flavour, cycle_key
 
-__all__ = ["cost_table", "cycle_table", "draw", "findings_table", "summary_table"]
+__all__ = ["cost_table", "cycle_table", "draw_day", "findings_table", "summary_table"]
 
 
 def cycle_table(day: Day) -> Table:
@@ -66,8 +64,8 @@ def _remarks(day: Day, time: datetime) -> Iterator[str]:
                 yield f"{flavour} {flag}"
 
 
-def summary_table(day: Day, verdict: Verdict) -> Table:
-    """What the day amounts to."""
+def summary_table(day: Day, verdict: DayVerdict) -> Table:
+    """Return a table of the totals of the day: analyses, files, errors."""
     table = Table("figure", "value", title="The day")
     analyses = day.evidence.analyses
     counts = [sum(a.flavour == flavour for a in analyses) for flavour in Flavour]
@@ -77,7 +75,9 @@ def summary_table(day: Day, verdict: Verdict) -> Table:
     sent = len(day.evidence.sendings)
     values = sum(len(day.contents[s.name].seconds) for s in day.evidence.sendings)
     table.add_row("files and values sent", f"{sent} and {values}")
-    table.add_row("files on the other side of a cut-off than planned", str(len(verdict.slipped)))
+    table.add_row(
+        "files on the other side of a cut-off than planned", str(len(verdict.late_cut_offs))
+    )
     if stop := day.evidence.standstill:
         table.add_row("nothing ran", f"{stop.killed:%H:%M} to {stop.ready:%H:%M} UTC")
     caught = sum(record.caught_up for record in day.evidence.cycles.values())
@@ -103,7 +103,7 @@ def summary_table(day: Day, verdict: Verdict) -> Table:
     return table
 
 
-def cost_table(day: Day, verdict: Verdict) -> Table | None:
+def cost_table(day: Day, verdict: DayVerdict) -> Table | None:
     """Cost of an hourly warm cycle and freshness; None if no cycle started warm."""
     timing = verdict.timing
     if timing is None:
@@ -124,7 +124,7 @@ def cost_table(day: Day, verdict: Verdict) -> Table | None:
     return table
 
 
-def findings_table(verdict: Verdict) -> Table:
+def findings_table(verdict: DayVerdict) -> Table:
     """What is not as it should be."""
     table = Table("check", "cycle", "finding", title="Findings of the audit")
     for finding in verdict.findings:
@@ -136,10 +136,9 @@ _NETWORKS = ("synop", "ship", "aircraft", "temp", "scatterometer", "satellite")
 _COLOURS = {Flavour.EARLY: "tab:orange", Flavour.FINAL: "tab:blue"}
 
 
-def draw(day: Day, verdict: Verdict, path: Path) -> Path:
-    """Writes a PNG."""
-    mpl.use("Agg")
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
+def draw_day(day: Day, verdict: DayVerdict, path: Path) -> Path:
+    """Draw errors by valid time above arrivals; return the path of the PNG."""
+    figure = new_figure(11, 7.5)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     _errors(above, day, verdict)
     _arrivals(below, day)
@@ -150,26 +149,21 @@ def draw(day: Day, verdict: Verdict, path: Path) -> Path:
             axes.axvspan(silent - HOUR, silent, color="tab:red", alpha=0.12, zorder=0)
         axes.grid(alpha=0.3)
     above.legend(ncols=2)
-    below.xaxis.set_major_formatter(DateFormatter("%H"))
-    below.set_xlabel(f"hour of {day.scenario.start:%d %b %Y} and the day after, UTC")
-    figure.suptitle(
-        "A simulated day of hourly cycles: simulated atmosphere, not for real decisions"
-    )
-    figure.savefig(path, dpi=110)
-    return path
+    date_axis(below)
+    below.set_xlabel(f"{day.scenario.start:%d %b %Y} and the day after, UTC")
+    figure.suptitle(f"A simulated day of hourly cycles: {SIMULATED}")
+    return save(figure, path)
 
 
-def _errors(axes: Axes, day: Day, verdict: Verdict) -> None:
+def _errors(axes: Axes, day: Day, verdict: DayVerdict) -> None:
     for flavour, colour in _COLOURS.items():
         points = [
             (a.valid_time, a.error)
             for a in day.evidence.analyses
             if a.flavour == flavour and a.error is not None
         ]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=f"{flavour} analysis")
-    if climate := sorted(day.evidence.climatology.items()):
-        axes.plot(*zip(*climate, strict=True), "-", color="0.5", label="climatology")
+        curve(axes, points, "o-", colour, f"{flavour} analysis")
+    curve(axes, sorted(day.evidence.climatology.items()), "-", "0.5", "climatology")
     if skill := verdict.skill:
         axes.axhline(skill.cold, color="tab:red", linestyle=":", label="first analysis, cold")
     axes.set(

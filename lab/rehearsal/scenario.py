@@ -22,7 +22,7 @@ __all__ = [
     "DAY_NETWORK",
     "DAY_PARTS",
     "DELAYS",
-    "Delivery",
+    "Shipment",
     "MINUTE",
     "Outage",
     "QUICK_NETWORK",
@@ -121,12 +121,12 @@ class Scenario:
 
     @property
     def cycles(self) -> tuple[datetime, ...]:
-        """Valid times of all cycles."""
+        """Return the valid times of all cycles, in order."""
         return tuple(self.start + i * HOUR for i in range(self.hours))
 
     @property
     def outage(self) -> Outage | None:
-        """When nothing runs."""
+        """Return the period in which nothing runs, if there is one."""
         if self.outage_hours is None:
             return None
         first, last = self.outage_hours
@@ -142,7 +142,7 @@ class Scenario:
 
     @property
     def end(self) -> datetime:
-        """The last cut-off."""
+        """Return the last cut-off of the day (UTC)."""
         return self.cut_off(self.cycles[-1], Flavour.FINAL)
 
     def speed_for(self, job_seconds: float) -> float:
@@ -234,7 +234,7 @@ DELAYS: dict[str, Callable[[Generator], float]] = {
 
 
 def delay_minutes(network: str, rng: Generator) -> float:
-    """One draw."""
+    """Draw the delay of one shipment in minutes."""
     return float(DELAYS[network](rng))
 
 
@@ -244,7 +244,7 @@ HELD_LATE, HELD_TOO_LATE = 3, 5
 
 
 @dataclass(frozen=True)
-class Delivery:
+class Shipment:
     """One file that a sender sends once.
 
     Attributes:
@@ -267,7 +267,7 @@ class Delivery:
     same_bytes: bool = False
 
 
-def delivery_plan(scenario: Scenario) -> tuple[Delivery, ...]:
+def delivery_plan(scenario: Scenario) -> tuple[Shipment, ...]:
     """All deliveries of the day, in the order of their sending."""
     found = [d for number in range(scenario.hours) for d in _of_hour(scenario, number)]
     return tuple(sorted(found, key=lambda d: (d.arrival, d.name)))
@@ -286,7 +286,7 @@ def _networks(scenario: Scenario, hour: datetime) -> list[str]:
     return [name for name, count in reporting.items() if count and name in scenario.parts]
 
 
-def _of_hour(scenario: Scenario, number: int) -> Iterator[Delivery]:
+def _of_hour(scenario: Scenario, number: int) -> Iterator[Shipment]:
     hour = scenario.start + number * HOUR
     if number == scenario.silent_hour:
         return
@@ -300,7 +300,7 @@ def _of_hour(scenario: Scenario, number: int) -> Iterator[Delivery]:
             minutes = _held_up(scenario, number, network, part, minutes, rng)
             arrival = _clear_of_cut_offs(scenario, hour + minutes * MINUTE)
             name = f"{hour:%Y%m%dT%H}-{network}-{part}"
-            delivery = Delivery(name, network, hour, part, parts, arrival)
+            delivery = Shipment(name, network, hour, part, parts, arrival)
             yield delivery
             if number == scenario.copied_hour and network == "synop" and part < 2:
                 yield _again(scenario, delivery)
@@ -324,7 +324,7 @@ def _held_up(
     return minutes
 
 
-def _again(scenario: Scenario, delivery: Delivery) -> Delivery:
+def _again(scenario: Scenario, delivery: Shipment) -> Shipment:
     """Part 0 as it was, part 1 in another file."""
     same = delivery.part == 0
     return replace(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from lab.rehearsal.audit import Case, Finding, audit, slipped
+from lab.rehearsal.audit import AuditFinding, Case, audit, late_cut_offs
 from lab.rehearsal.day import Day, Medians, medians
 from lab.rehearsal.evidence import Evidence
 from lab.rehearsal.scenario import Scenario
@@ -20,7 +20,7 @@ from worker.contract.cycles import Flavour
 __all__ = [
     "DaySkill",
     "Trend",
-    "Verdict",
+    "DayVerdict",
     "day_skill",
     "judge",
     "judge_skill",
@@ -115,9 +115,9 @@ def day_skill(scenario: Scenario, evidence: Evidence) -> DaySkill | None:
     return DaySkill(first[0], climate, trend(*early), trend(*final))
 
 
-def judge_skill(skill: DaySkill) -> tuple[Finding, ...]:
+def judge_skill(skill: DaySkill) -> tuple[AuditFinding, ...]:
     """No drift, and better than a cold start and than climatology."""
-    return tuple(Finding("skill", name, message) for name, message in _judge(skill))
+    return tuple(AuditFinding("skill", name, message) for name, message in _judge(skill))
 
 
 def _judge(skill: DaySkill) -> Iterator[tuple[str, str]]:
@@ -134,20 +134,20 @@ def _judge(skill: DaySkill) -> Iterator[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DayVerdict:
     """The judgement of one day.
 
     Attributes:
         findings: Of the audit and of skill; none if all is as it should be.
         skill: Where there is a truth to compare with.
         timing: Of the undisturbed warm cycles.
-        slipped: Files that came in on the other side of a cut-off than planned.
+        late_cut_offs: Files that came in on the other side of a cut-off than planned.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
     skill: DaySkill | None
     timing: Medians | None
-    slipped: tuple[str, ...]
+    late_cut_offs: tuple[str, ...]
 
     @property
     def sound(self) -> bool:
@@ -155,21 +155,21 @@ class Verdict:
         return not self.findings
 
 
-def judge(day: Day) -> Verdict:
+def judge(day: Day) -> DayVerdict:
     """Audits a day and looks at its errors."""
     found = audit(Case(day.scenario, day.plan, day.contents, day.evidence))
     skill = day_skill(day.scenario, day.evidence)
     warm = [a.key for a in day.evidence.analyses if "warm_start" in a.flags]
-    return Verdict(
+    return DayVerdict(
         findings=(*found, *(judge_skill(skill) if skill else ())),
         skill=skill,
         timing=medians(day.timings, warm),
-        slipped=slipped(day.scenario, day.plan, day.evidence.sendings),
+        late_cut_offs=late_cut_offs(day.scenario, day.plan, day.evidence.sendings),
     )
 
 
-def verdict_json(day: Day, verdict: Verdict) -> dict[str, Any]:
-    """All of it for machines."""
+def verdict_json(day: Day, verdict: DayVerdict) -> dict[str, Any]:
+    """Return the verdict and its figures as a JSON document."""
     skill, timing = verdict.skill, verdict.timing
     return {
         "sound": verdict.sound,
@@ -201,7 +201,7 @@ def verdict_json(day: Day, verdict: Verdict) -> dict[str, Any]:
         "speed": day.clock.speed,
         "longest_lag_hours": day.longest_lag / HOUR,
         "kills": [t.isoformat() for t in day.evidence.kills],
-        "slipped": list(verdict.slipped),
+        "slipped": list(verdict.late_cut_offs),
         "seconds": day.seconds,
     }
 

@@ -1,1 +1,1 @@
-"""Skill."""
+"""Score checkpoints against a simulated truth and against withheld soundings."""

@@ -6,10 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -17,9 +13,18 @@ from rich.table import Table
 from lab.osse.scores import CaseFields, Method
 from lab.osse.skill_report import SkillReport
 from lab.osse.summary import SEASONS
+from lab.pictures import (
+    SIMULATED,
+    curve,
+    date_axis,
+    limits,
+    new_figure,
+    save,
+    symmetric_limit,
+    world_field,
+)
 from model.domain.grids import Grid
 from model.domain.variables import VARIABLES, parse_channel
-from worker.results.outputs.maps import coastlines
 
 __all__ = ["draw_skill", "print_report"]
 
@@ -27,7 +32,7 @@ SHADES = " ▁▂▃▄▅▆▇█"
 
 
 def print_report(report: SkillReport, console: Console) -> None:
-    """Prints every table."""
+    """Print every table of the report."""
     console.print(_heading(report))
     for table in (
         methods_table(report),
@@ -73,7 +78,7 @@ def _starts(count: int) -> str:
 
 
 def methods_table(report: SkillReport) -> Table:
-    """All methods, the best first."""
+    """Return a table of all methods, best first."""
     table = _table(
         "Errors, mean over channels and starts",
         ("method",),
@@ -87,7 +92,7 @@ def methods_table(report: SkillReport) -> Table:
 
 
 def groups_table(report: SkillReport) -> Table:
-    """Filtering by group of channels."""
+    """Return a table of filtering errors by group of channels."""
     methods = [m for m in Method if all(m in r.errors for r in report.groups)]
     columns = ("channels", *methods, "spread / error")
     table = _table("Analyses by group of channels", ("group",), columns)
@@ -124,7 +129,7 @@ def _better(better: bool, count: int, channels: int) -> str:
 
 
 def spectra_table(report: SkillReport) -> Table:
-    """Of reconstructed states."""
+    """Return a table of the spectra of reconstructed states."""
     skill = report.autoencoder
     table = _table(
         f"Autoencoder: {skill.mean:.3f} over {len(skill.times)} states; power spectra up to total "
@@ -195,10 +200,9 @@ CURVES = {
 
 
 def draw_skill(report: SkillReport, grid: Grid, fields: CaseFields | None, path: Path) -> None:
-    """Writes a PNG."""
+    """Draw errors by start and season, ranks, and maps of one case; write a PNG."""
     maps = 0 if fields is None else len(fields.channels)
-    figure = Figure(figsize=(17, 4.6 + 2.7 * maps), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(17, 4.6 + 2.7 * maps)
     layout = figure.add_gridspec(1 + maps, 12, height_ratios=[1.5] + [1] * maps)
     _by_start(figure.add_subplot(layout[0, :6]), report)
     _by_season(figure.add_subplot(layout[0, 6:9]), report)
@@ -207,9 +211,9 @@ def draw_skill(report: SkillReport, grid: Grid, fields: CaseFields | None, path:
         for row in range(maps):
             axes = [figure.add_subplot(layout[1 + row, 3 * i : 3 * i + 3]) for i in range(4)]
             _case(axes, grid, fields, row)
-    warning = "; simulated atmosphere, not for real decisions" if report.simulated else ""
+    warning = f"; {SIMULATED}" if report.simulated else ""
     figure.suptitle(f"Skill of {report.checkpoint}{warning}")
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def _by_start(axes: Axes, report: SkillReport) -> None:
@@ -218,14 +222,13 @@ def _by_start(axes: Axes, report: SkillReport) -> None:
         if all(method in s.errors for s in report.starts):
             errors = [float(np.mean(s.errors[method])) for s in report.starts]
             lead = f", +{report.settings.lead} h" if marker == "s" else ""
-            axes.plot(times, errors, f"{marker}-", color=colour, label=method + lead, markersize=4)
+            curve(axes, zip(times, errors, strict=True), f"{marker}-", colour, method + lead)
     axes.axhline(0.25, color="#1f77b4", linestyle=":", linewidth=1, label="goal of filtering")
     axes.set(title="errors by start", ylabel="mean standardised RMSE", ylim=(0, None))
     # A single start leaves nothing to choose an axis by.
-    axes.set_xlim(min(times) - timedelta(days=1), max(times) + timedelta(days=1))
-    locator = AutoDateLocator(maxticks=8)
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    day = timedelta(days=1)
+    axes.set(xlim=(min(times) - day, max(times) + day))
+    date_axis(axes)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)
 
@@ -264,29 +267,13 @@ def _case(axes: list[Axes], grid: Grid, fields: CaseFields, row: int) -> None:
     name = fields.channels[row]
     units = VARIABLES[parse_channel(name).variable].units
     truth, analysis, spread = (f[row] for f in (fields.truth, fields.analysis, fields.spread))
-    both = np.stack((truth, analysis))
-    low, high = (float(np.nanpercentile(both, q)) for q in (1, 99))
+    common = limits(truth, analysis)
     error = analysis - truth
-    limit = float(np.nanpercentile(np.abs(error), 99))
+    limit = symmetric_limit(error)
     for axis, values, title, colours, bounds in (
-        (axes[0], truth, f"truth, {fields.end:%Y-%m-%d %H} UTC: {name}", "turbo", (low, high)),
-        (axes[1], analysis, "analysis", "turbo", (low, high)),
+        (axes[0], truth, f"truth, {fields.end:%Y-%m-%d %H} UTC: {name}", "turbo", common),
+        (axes[1], analysis, "analysis", "turbo", common),
         (axes[2], error, "analysis minus truth", "RdBu_r", (-limit, limit)),
         (axes[3], spread, "spread", "viridis", (0.0, limit)),
     ):
-        _draw_map(axis, grid, values, f"{title} ({units})", colours, bounds)
-
-
-def _draw_map(
-    axes: Axes, grid: Grid, values: Array, title: str, colours: str, bounds: tuple[float, float]
-) -> None:
-    lon = np.append(grid.longitude, 360.0)
-    wrapped = np.concatenate((values, values[:, :1]), axis=1)
-    drawn = axes.pcolormesh(
-        lon, grid.latitude, wrapped, cmap=colours, vmin=bounds[0], vmax=bounds[1], shading="nearest"
-    )
-    lines = [line + (shift, 0.0) for line in coastlines() for shift in (0.0, 360.0)]
-    axes.add_collection(LineCollection(lines, colors="0.2", linewidths=0.5))
-    axes.set(xlim=(0, 360), ylim=(-88, 88), xticks=[], yticks=[])
-    axes.set_title(title, fontsize=8)
-    axes.figure.colorbar(drawn, ax=axes, shrink=0.8)
+        world_field(axis, grid, values, title, units, colours=colours, bounds=bounds)

@@ -1,7 +1,6 @@
 """Run the starts of `appa verify osse` one after the other: stored as they finish, with progress."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -139,7 +138,7 @@ def _autoencoder(
 
 def _start(
     model: LatentModel,
-    truth: Callable,
+    truth: Truth,
     end: datetime,
     settings: SkillSettings,
     kept: ResultsFile,

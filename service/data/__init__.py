@@ -1,1 +1,1 @@
-"""Data."""
+"""Serve published analyses as data sets: zarr and OGC EDR, by xpublish."""

@@ -31,7 +31,7 @@ class PublishedAnalyses(Plugin):
 
     @hookimpl
     def get_datasets(self) -> list[str]:
-        """Ids of all data sets."""
+        """Return the ids and `latest-…` names of all data sets."""
         names: list[str] = self.library.names()
         return names
 
@@ -54,7 +54,7 @@ class DerivedCache:
         self._kept: OrderedDict[str, Any] = OrderedDict()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """What was put under `key`."""
+        """Return the value put under `key`, or `default`."""
         with self._lock:
             return self._kept.get(key, default)
 
@@ -82,18 +82,18 @@ class DataRest(Rest):
 
     @property
     def cache(self) -> Any:
-        """The cache that plugins get."""
+        """Return the cache that xpublish hands to its plugins."""
         return self.derived
 
 
-async def _misfit(request: Request, error: Exception) -> Response:
+async def bad_request(request: Request, error: Exception) -> Response:
     """What the plugins raise for queries that name what is not in the data set."""
     log.info("query_refused", path=request.url.path, error=repr(error)[:300])
     detail = f"The query does not fit the data set: {type(error).__name__}: {error}."
     return problem_response(request, "invalid_input", detail[:500])
 
 
-async def _unforeseen(request: Request, error: Exception) -> Response:
+async def unexpected_error(request: Request, error: Exception) -> Response:
     detail = f"The data set could not be read: {type(error).__name__}. The log has the cause."
     return problem_response(request, "internal_error", detail)
 
@@ -124,6 +124,6 @@ def build_application(library: DatasetLibrary, most_values: int) -> FastAPI:
     app.add_middleware(BoundedAnswers, most=most_values)
     add_problem_handlers(app)
     for misfit in (LookupError, TypeError, ValueError, NotImplementedError):
-        app.add_exception_handler(misfit, _misfit)
-    app.add_exception_handler(Exception, _unforeseen)
+        app.add_exception_handler(misfit, bad_request)
+    app.add_exception_handler(Exception, unexpected_error)
     return app

@@ -124,8 +124,8 @@ def _bare(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.drop_encoding()
 
 
-DEFAULT_MOST: Final = 2_000_000
-_MOST: ContextVar[int] = ContextVar("most_values", default=DEFAULT_MOST)
+DEFAULT_MAX_VALUES: Final = 2_000_000
+_MAX_VALUES: ContextVar[int] = ContextVar("most_values", default=DEFAULT_MAX_VALUES)
 
 _TABLES = frozenset({"csv", "geojson"})
 """Forms with a column for each variable: every variable is repeated over all dimensions."""
@@ -150,11 +150,11 @@ class BoundedAnswers:
         self.most = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        token = _MOST.set(self.most)
+        token = _MAX_VALUES.set(self.most)
         try:
             await self.app(scope, receive, send)
         finally:
-            _MOST.reset(token)
+            _MAX_VALUES.reset(token)
 
 
 def check_answer(dataset: xr.Dataset, form: str = "") -> None:
@@ -194,7 +194,7 @@ def check_points(dataset: xr.Dataset, points: int, horizontal: set[str]) -> None
 
 
 def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int]) -> None:
-    most = _MOST.get()
+    most = _MAX_VALUES.get()
     if count <= most:
         return
     extent = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -221,7 +221,7 @@ LATEST: dict[str, ResultFilter] = {
 
 
 @dataclass
-class _Held:
+class OpenedDataset:
     dataset: OpenDataset
     used: float
 
@@ -249,7 +249,7 @@ class DatasetLibrary:
         self._capacity = capacity
         self._idle = idle_seconds
         self._lock = threading.Lock()
-        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._held: OrderedDict[str, OpenedDataset] = OrderedDict()
 
     def names(self) -> list[str]:
         """Return all ids, newest first, after those names in `LATEST` that stand for one."""
@@ -292,7 +292,7 @@ class DatasetLibrary:
             held = self._held.get(analysis_id)
             if held is None:
                 path = self._layout.analysis_file(analysis_id, file.name)
-                held = self._held[analysis_id] = _Held(open_file(path, analysis_id), 0.0)
+                held = self._held[analysis_id] = OpenedDataset(open_file(path, analysis_id), 0.0)
             held.used = time.monotonic()
             self._held.move_to_end(analysis_id)
             while len(self._held) > self._capacity:

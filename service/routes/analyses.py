@@ -11,7 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.auth import GatewayDep, JobWriter, Reader
 from service.errors import NotFound
 from service.files import file_response
-from service.openapi import ANALYSIS, VERIFICATION, page_of, problems, shown
+from service.openapi import (
+    ANALYSIS,
+    VERIFICATION,
+    example_page,
+    example_response,
+    problem_responses,
+)
 from service.query_parameters import listed_names
 from service.schemas import (
     MAX_ITEMS,
@@ -52,13 +58,15 @@ class PinRequest(BaseModel):
     note: str = Field(default="", max_length=500, description="What it is kept for.")
 
 
-@router.get("/pins", responses=problems())
+@router.get("/pins", responses=problem_responses())
 def list_pins(gateway: GatewayDep, key: Reader) -> list[PinView]:
     """Return the pins of all analyses, oldest first."""
     return [PinView.of(p, key) for p in pins(gateway.layout)]
 
 
-@router.post("/analyses/{analysis_id}/pin", responses=problems("not_found", "storage_error"))
+@router.post(
+    "/analyses/{analysis_id}/pin", responses=problem_responses("not_found", "storage_error")
+)
 def pin_analysis(
     gateway: GatewayDep,
     key: JobWriter,
@@ -72,7 +80,9 @@ def pin_analysis(
 
 
 @router.delete(
-    "/analyses/{analysis_id}/pin", status_code=204, responses=problems("not_found", "storage_error")
+    "/analyses/{analysis_id}/pin",
+    status_code=204,
+    responses=problem_responses("not_found", "storage_error"),
 )
 def unpin_analysis(gateway: GatewayDep, _: JobWriter, analysis_id: PinnedId) -> None:
     """Remove a pin; the analysis is then kept as long as others of its kind."""
@@ -83,7 +93,7 @@ def unpin_analysis(gateway: GatewayDep, _: JobWriter, analysis_id: PinnedId) -> 
 FLAVOURS = ("early", "final")
 AnalysisId = Annotated[str, Path(description="Id of the analysis.", max_length=100)]
 FILE_RESPONSES = {
-    **problems("not_found", "precondition_failed", "range_not_satisfiable"),
+    **problem_responses("not_found", "precondition_failed", "range_not_satisfiable"),
     200: {
         "description": "The file.",
         "headers": {
@@ -97,7 +107,9 @@ FILE_RESPONSES = {
 }
 
 
-@router.get("/analyses", responses={**problems(), 200: shown(page_of(ANALYSIS))})
+@router.get(
+    "/analyses", responses={**problem_responses(), 200: example_response(example_page(ANALYSIS))}
+)
 def list_analyses(
     gateway: GatewayDep,
     _: Reader,
@@ -121,7 +133,7 @@ def list_analyses(
     return AnalysisList(items=items, next_cursor=next_cursor, total=page.total)
 
 
-@router.get("/analyses/latest.json", responses=problems())
+@router.get("/analyses/latest.json", responses=problem_responses())
 def latest_analyses(
     request: Request, response: Response, gateway: GatewayDep, _: Reader
 ) -> dict[str, LatestAnalysis]:
@@ -148,7 +160,13 @@ def _latest(manifest: AnalysisManifest, root: str) -> LatestAnalysis:
     )
 
 
-@router.get("/analyses/{analysis_id}", responses={**problems("not_found"), 200: shown(ANALYSIS)})
+@router.get(
+    "/analyses/{analysis_id}",
+    responses={
+        **problem_responses("not_found"),
+        200: example_response(ANALYSIS),
+    },
+)
 def read_analysis(analysis_id: AnalysisId, gateway: GatewayDep, _: Reader) -> AnalysisView:
     """Return an analysis: files with size and SHA-256, window, counts, scores, provenance."""
     return AnalysisView.of(gateway.analyses.get(analysis_id))
@@ -179,8 +197,8 @@ SERIES_FLAVOURS = {"early": "early", "final": "final", "job": ""}
 @router.get(
     "/verification",
     responses={
-        **problems("storage_error"),
-        200: shown({"items": [VERIFICATION], "next_cursor": None}),
+        **problem_responses("storage_error"),
+        200: example_response({"items": [VERIFICATION], "next_cursor": None}),
     },
 )
 def read_verification(

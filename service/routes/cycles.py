@@ -10,7 +10,7 @@ from model.domain.errors import InvalidInput
 from service.auth import GatewayDep, JobWriter, Reader
 from service.cycle_explanation import CycleExplanation, explain
 from service.gateway import Gateway
-from service.openapi import CYCLE, page_of, problems, shown
+from service.openapi import CYCLE, example_page, example_response, problem_responses
 from service.schemas import MAX_ITEMS, CyclePage, CycleView
 from worker.contract import clock
 from worker.contract.batches import IdempotencyConflict
@@ -41,7 +41,9 @@ class RerunRequest(BaseModel):
     )
 
 
-@router.get("/cycles", responses={**problems(), 200: shown(page_of(CYCLE))})
+@router.get(
+    "/cycles", responses={**problem_responses(), 200: example_response(example_page(CYCLE))}
+)
 def list_cycles(
     gateway: GatewayDep,
     key: Reader,
@@ -67,14 +69,16 @@ def list_cycles(
     return CyclePage(items=items, next_cursor=page.next_cursor, total=page.total)
 
 
-@router.get("/cycles/{key}", responses={**problems("not_found"), 200: shown(CYCLE)})
+@router.get(
+    "/cycles/{key}", responses={**problem_responses("not_found"), 200: example_response(CYCLE)}
+)
 def read_cycle(key: CycleKey, gateway: GatewayDep, caller: Reader) -> CycleView:
     """Return the state of a cycle."""
     parse_cycle_key(key)
     return CycleView.of(gateway.stores.cycles.get(key), caller)
 
 
-@router.get("/cycles/{key}/explain", responses=problems("not_found", "storage_error"))
+@router.get("/cycles/{key}/explain", responses=problem_responses("not_found", "storage_error"))
 def explain_cycle(key: CycleKey, gateway: GatewayDep, caller: Reader) -> CycleExplanation:
     """Return what the newest analysis used, what was late, what was rejected and why, what changed."""
     time, _flavour = parse_cycle_key(key)
@@ -88,12 +92,12 @@ def explain_cycle(key: CycleKey, gateway: GatewayDep, caller: Reader) -> CycleEx
     "/cycles/{key}/rerun",
     status_code=202,
     responses={
-        **problems("not_found", "move_refused", "idempotency_conflict"),
+        **problem_responses("not_found", "move_refused", "idempotency_conflict"),
         200: {
             "description": "The Idempotency-Key was used before: the cycle in its present state.",
-            **shown(CYCLE | {"revision": 3}),
+            **example_response(CYCLE | {"revision": 3}),
         },
-        202: shown(CYCLE | {"state": "due", "revision": 3, "published": None}),
+        202: example_response(CYCLE | {"state": "due", "revision": 3, "published": None}),
     },
 )
 def rerun_cycle(

@@ -8,7 +8,7 @@ from sse_starlette import EventSourceResponse
 from service.auth import AnyCaller, GatewayDep, Reader
 from service.events import follow_installation
 from service.keys import ApiKey, Scope
-from service.openapi import problems
+from service.openapi import problem_responses
 from service.schemas import MAX_ITEMS, CreatedWebhook, DeliveryView, NewWebhook, WebhookView
 from worker.contract.batches import IdempotencyConflict
 from worker.contract.events import EventType
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1", tags=["analyses"])
     "/events",
     response_class=EventSourceResponse,
     responses={
-        **problems("too_many_listeners"),
+        **problem_responses("too_many_listeners"),
         200: {
             "description": "Server-sent events `analysis.published`, `cycle.failed` and "
             "`cycle.outside_limits`, each with the document that webhooks deliver; `gap` when events "
@@ -65,7 +65,7 @@ Operator = Annotated[ApiKey, Depends(operator)]
     "/webhooks",
     status_code=201,
     responses={
-        **problems("too_large", "idempotency_conflict"),
+        **problem_responses("too_large", "idempotency_conflict"),
         200: {
             "description": "The Idempotency-Key was used before: that webhook.",
             "model": CreatedWebhook,
@@ -112,25 +112,25 @@ def _require_same(known: Webhook, body: NewWebhook, idempotency_key: str) -> Non
         )
 
 
-@webhooks_router.get("/webhooks", responses=problems())
+@webhooks_router.get("/webhooks", responses=problem_responses())
 def list_webhooks(gateway: GatewayDep, _: Operator) -> list[WebhookView]:
     """Return all webhooks without their secrets, oldest first."""
     return [WebhookView.of(webhook) for webhook in gateway.stores.webhooks.all()]
 
 
-@webhooks_router.get("/webhooks/{webhook_id}", responses=problems("not_found"))
+@webhooks_router.get("/webhooks/{webhook_id}", responses=problem_responses("not_found"))
 def read_webhook(webhook_id: WebhookId, gateway: GatewayDep, _: Operator) -> WebhookView:
     """Return one webhook, without its secret."""
     return WebhookView.of(gateway.stores.webhooks.get(webhook_id))
 
 
-@webhooks_router.delete("/webhooks/{webhook_id}", responses=problems("not_found"))
+@webhooks_router.delete("/webhooks/{webhook_id}", responses=problem_responses("not_found"))
 def delete_webhook(webhook_id: WebhookId, gateway: GatewayDep, _: Operator) -> WebhookView:
     """Delete a webhook; messages that are still queued are discarded."""
     return WebhookView.of(gateway.stores.webhooks.delete(webhook_id))
 
 
-@webhooks_router.get("/webhooks/{webhook_id}/deliveries", responses=problems("not_found"))
+@webhooks_router.get("/webhooks/{webhook_id}/deliveries", responses=problem_responses("not_found"))
 def list_deliveries(
     webhook_id: WebhookId,
     gateway: GatewayDep,

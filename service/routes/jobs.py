@@ -8,7 +8,7 @@ from sse_starlette import EventSourceResponse
 from service.auth import GatewayDep, JobReader, JobWriter
 from service.events import follow_job
 from service.jobs import submit_job
-from service.openapi import JOB, page_of, problems, shown
+from service.openapi import JOB, example_page, example_response, problem_responses
 from service.schemas import MAX_ITEMS, JobEvents, JobPage, JobView
 from worker.contract.jobs import JobState
 from worker.contract.kinds import KINDS, JobSpec, KindName
@@ -28,7 +28,7 @@ JobId = Annotated[str, Path(description="Id of the job.", max_length=100)]
     status_code=202,
     response_model=JobView,
     responses={
-        **problems(
+        **problem_responses(
             "too_large",
             "unknown_name",
             "idempotency_conflict",
@@ -41,7 +41,7 @@ JobId = Annotated[str, Path(description="Id of the job.", max_length=100)]
             "headers": _LOCATION,
             "content": _JOB,
         },
-        202: {"description": "Queued.", "headers": _LOCATION, **shown(JOB)},
+        202: {"description": "Queued.", "headers": _LOCATION, **example_response(JOB)},
     },
 )
 def create_job(
@@ -62,7 +62,7 @@ def create_job(
     return JobView.of(job, key)
 
 
-@router.get("/jobs", responses={**problems(), 200: shown(page_of(JOB))})
+@router.get("/jobs", responses={**problem_responses(), 200: example_response(example_page(JOB))})
 def list_jobs(
     gateway: GatewayDep,
     key: JobReader,
@@ -81,7 +81,13 @@ def list_jobs(
     return JobPage(items=items, next_cursor=page.next_cursor, total=page.total)
 
 
-@router.get("/jobs/{job_id}", responses={**problems("not_found"), 200: shown(JOB)})
+@router.get(
+    "/jobs/{job_id}",
+    responses={
+        **problem_responses("not_found"),
+        200: example_response(JOB),
+    },
+)
 def read_job(job_id: JobId, gateway: GatewayDep, key: JobReader) -> JobView:
     """Return state, progress and outcome of a job."""
     return JobView.of(gateway.stores.jobs.read(job_id), key)
@@ -90,7 +96,10 @@ def read_job(job_id: JobId, gateway: GatewayDep, key: JobReader) -> JobView:
 @router.delete(
     "/jobs/{job_id}",
     status_code=202,
-    responses={**problems("not_found", "move_refused"), 202: shown(JOB | {"state": "cancelling"})},
+    responses={
+        **problem_responses("not_found", "move_refused"),
+        202: example_response(JOB | {"state": "cancelling"}),
+    },
 )
 def cancel_job(job_id: JobId, gateway: GatewayDep, key: JobWriter) -> JobView:
     """Cancel a job: `cancelled` at once if it was queued, else `cancelling` until it has stopped."""
@@ -102,7 +111,7 @@ def cancel_job(job_id: JobId, gateway: GatewayDep, key: JobWriter) -> JobView:
     "/jobs/{job_id}/events",
     response_class=EventSourceResponse,
     responses={
-        **problems("not_found", "too_many_listeners"),
+        **problem_responses("not_found", "too_many_listeners"),
         200: {
             "description": "Server-sent events. "
             + " ".join(f"`{name}`: {text}." for name, text in JobEvents.items()),

@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field
 from service.auth import AnyCaller, GatewayDep, ObservationWriter, Reader, UploadReader
 from service.errors import NotFound
 from service.observation_query import choose_format, observation_query
-from service.openapi import BATCH, page_of, problems, shown
+from service.openapi import BATCH, example_page, example_response, problem_responses
 from service.schemas import MAX_ITEMS, BatchPage, BatchView
-from service.upload_requests import UploadSender, receive_batch
+from service.upload_requests import UploadOrigin, receive_batch
 from worker.contract.batches import BatchState
 from worker.contract.kinds import UtcTime
 from worker.observations.export import ROW_FORMATS, TEMPLATES
@@ -62,7 +62,7 @@ _BATCH = {
     status_code=202,
     response_model=BatchView,
     responses={
-        **problems(
+        **problem_responses(
             "upload_stalled",
             "too_large",
             "unsupported_content",
@@ -79,7 +79,7 @@ _BATCH = {
         202: {
             "description": "Received whole; ingest follows.",
             "headers": _LOCATION,
-            **shown(BATCH | {"state": "received", "summary": None}),
+            **example_response(BATCH | {"state": "received", "summary": None}),
         },
     },
     openapi_extra=UPLOAD_BODY,
@@ -105,7 +105,7 @@ async def upload_batch(
     ] = "",
 ) -> BatchView:
     """Receive one file of observations, stream it to disk, and queue it for ingest."""
-    sender = UploadSender(key.id, idempotency_key, file_name, report_type, errors, decoder)
+    sender = UploadOrigin(key.id, idempotency_key, file_name, report_type, errors, decoder)
     batch, created = await receive_batch(request, gateway, sender)
     response.status_code = 202 if created else 200
     response.headers["Location"] = (
@@ -118,7 +118,7 @@ async def upload_batch(
     "/observations",
     response_class=Response,
     responses={
-        **problems("not_acceptable", "storage_error"),
+        **problem_responses("not_acceptable", "storage_error"),
         200: {
             "description": "Rows of the observation table, ordered by hour and arrival.",
             "headers": {
@@ -191,7 +191,9 @@ def query_stored(
     )
 
 
-@router.get("/batches", responses={**problems(), 200: shown(page_of(BATCH))})
+@router.get(
+    "/batches", responses={**problem_responses(), 200: example_response(example_page(BATCH))}
+)
 def list_batches(
     gateway: GatewayDep,
     key: UploadReader,
@@ -207,7 +209,13 @@ def list_batches(
     return BatchPage(items=items, next_cursor=page.next_cursor, total=page.total)
 
 
-@router.get("/observations/{batch_id}", responses={**problems("not_found"), 200: shown(BATCH)})
+@router.get(
+    "/observations/{batch_id}",
+    responses={
+        **problem_responses("not_found"),
+        200: example_response(BATCH),
+    },
+)
 def read_batch(
     batch_id: Annotated[str, Path(description="Id of the upload.")],
     gateway: GatewayDep,
@@ -227,7 +235,7 @@ class TemplateView(BaseModel):
     url: str = Field(description="Path on this gateway.")
 
 
-@router.get("/templates", responses=problems())
+@router.get("/templates", responses=problem_responses())
 def list_templates(request: Request, _: AnyCaller) -> list[TemplateView]:
     """Return the example files; all hold the same ten observations."""
     root = request.scope.get("root_path", "")
@@ -247,7 +255,7 @@ def list_templates(request: Request, _: AnyCaller) -> list[TemplateView]:
     "/templates/{name}",
     response_class=Response,
     responses={
-        **problems("not_found"),
+        **problem_responses("not_found"),
         200: {
             "description": "The file; it can be uploaded as it is.",
             "content": {

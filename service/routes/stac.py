@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from model.domain.errors import InvalidInput
 from service.auth import GatewayDep, Reader
 from service.errors import NotFound
-from service.openapi import problems
+from service.openapi import problem_responses
 from service.query_parameters import listed_names, parse_numbers
 from service.stac.documents import (
     CONFORMS_TO,
@@ -56,19 +56,19 @@ ITEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("", responses=problems())
+@router.get("", responses=problem_responses())
 def catalogue(request: Request, _: Reader) -> Json:
     """Return the landing page: links to the contents and functions of the catalogue."""
     return build_landing(Addresses.of(request))
 
 
-@router.get("/conformance", responses=problems())
+@router.get("/conformance", responses=problem_responses())
 def conformance(_: Reader) -> Json:
     """Return the conformance classes of the catalogue."""
     return {"conformsTo": CONFORMS_TO}
 
 
-@router.get("/collections", responses=problems())
+@router.get("/collections", responses=problem_responses())
 def collections(request: Request, gateway: GatewayDep, _: Reader) -> Json:
     """Return the collections: one for each kind of result."""
     at = Addresses.of(request)
@@ -79,7 +79,7 @@ def collections(request: Request, gateway: GatewayDep, _: Reader) -> Json:
     return {"collections": [_collection(gateway, kind, at) for kind in KINDS], "links": links}
 
 
-@router.get("/collections/{collection}", responses=problems("not_found"))
+@router.get("/collections/{collection}", responses=problem_responses("not_found"))
 def read_collection(
     request: Request, collection: CollectionId, gateway: GatewayDep, _: Reader
 ) -> Json:
@@ -90,7 +90,7 @@ def read_collection(
 @router.get(
     "/collections/{collection}/items",
     response_class=GeoJson,
-    responses={**problems("not_found"), **ITEMS},
+    responses={**problem_responses("not_found"), **ITEMS},
 )
 def collection_items(
     request: Request,
@@ -118,7 +118,7 @@ def collection_items(
 @router.get(
     "/collections/{collection}/items/{item}",
     response_class=GeoJson,
-    responses={**problems("not_found"), **ITEMS},
+    responses={**problem_responses("not_found"), **ITEMS},
 )
 def read_item(
     request: Request, collection: CollectionId, item: ItemId, gateway: GatewayDep, _: Reader
@@ -132,7 +132,7 @@ def read_item(
     return document
 
 
-@router.get("/search", response_class=GeoJson, responses={**problems(), **ITEMS})
+@router.get("/search", response_class=GeoJson, responses={**problem_responses(), **ITEMS})
 def search_items(
     request: Request,
     gateway: GatewayDep,
@@ -170,7 +170,9 @@ def search_items(
     return item_page(gateway.analyses, wanted, at, at.search, asked)
 
 
-@router.post("/search", response_class=GeoJson, responses={**problems("too_large"), **ITEMS})
+@router.post(
+    "/search", response_class=GeoJson, responses={**problem_responses("too_large"), **ITEMS}
+)
 def post_search(request: Request, gateway: GatewayDep, _: Reader, wanted: SearchBody) -> Json:
     """Return matching items, with the search in the body of the request."""
     at = Addresses.of(request)

@@ -15,8 +15,8 @@ from service.errors import PROBLEMS, NotFound, Unavailable
 from service.gateway import Gateway
 from service.jobs import can_run_models
 from service.metrics import CONTENT_TYPE, set_cycle_metrics
-from service.openapi import problems
-from service.schemas import CapabilitiesView, Check, Live, Readiness, UploadFormat
+from service.openapi import problem_responses
+from service.schemas import CapabilitiesView, Live, Readiness, ReadinessCheck, UploadFormat
 from worker.contract.batches import BatchState
 from worker.contract.disk import disk_state, free_bytes
 from worker.contract.jobs import JobState
@@ -29,7 +29,7 @@ from worker.observations.formats import FORMATS
 router = APIRouter(tags=["system"])
 
 
-@router.get("/v1/capabilities", responses=problems())
+@router.get("/v1/capabilities", responses=problem_responses())
 def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
     """Return models, formats and networks of the running workers, and the vocabulary."""
     reports = gateway.stores.workers.alive()
@@ -59,13 +59,13 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
     )
 
 
-@router.get("/health/live", responses=problems())
+@router.get("/health/live", responses=problem_responses())
 async def live() -> Live:
     """Respond without checking Redis, storage or workers."""
     return Live(version=code_version())
 
 
-@router.get("/health/ready", responses=problems("not_ready"))
+@router.get("/health/ready", responses=problem_responses("not_ready"))
 def ready(
     gateway: GatewayDep,
     part: Annotated[
@@ -77,7 +77,9 @@ def ready(
     health = redis_health(gateway.stores.redis)
     reports = gateway.stores.workers.alive() if health.reachable else []
     checks = {
-        "redis": Check(ok=health.reachable, detail="" if health.reachable else health.warnings[0]),
+        "redis": ReadinessCheck(
+            ok=health.reachable, detail="" if health.reachable else health.warnings[0]
+        ),
         "storage": _storage(gateway),
     }
     needed = list(checks)
@@ -99,38 +101,38 @@ def ready(
     return answer
 
 
-def _storage(gateway: Gateway) -> Check:
+def _storage(gateway: Gateway) -> ReadinessCheck:
     try:
         with tempfile.TemporaryFile(dir=gateway.layout.tmp) as file:
             file.write(b"\0" * 4096)
         free = free_bytes(gateway.layout.tmp)
     except OSError as error:
-        return Check(ok=False, detail=f"the data folder cannot be written: {error}")
+        return ReadinessCheck(ok=False, detail=f"the data folder cannot be written: {error}")
     if free < gateway.settings.min_free_bytes:
-        return Check(ok=False, detail=f"only {free} bytes are free")
-    return Check(ok=True, detail=f"{free} bytes free")
+        return ReadinessCheck(ok=False, detail=f"only {free} bytes are free")
+    return ReadinessCheck(ok=True, detail=f"{free} bytes free")
 
 
-def _disk(gateway: Gateway) -> Check:
+def _disk(gateway: Gateway) -> ReadinessCheck:
     try:
         state = disk_state(gateway.layout, gateway.settings)
     except OSError as error:
-        return Check(ok=False, detail=f"the data folder cannot be read: {error}")
-    return Check(ok=not state.low, detail=state.message)
+        return ReadinessCheck(ok=False, detail=f"the data folder cannot be read: {error}")
+    return ReadinessCheck(ok=not state.low, detail=state.message)
 
 
-def _workers(queue: str, reports: list[WorkerReport]) -> Check:
+def _workers(queue: str, reports: list[WorkerReport]) -> ReadinessCheck:
     here = [r for r in reports if queue in r.queues]
     able = [r for r in here if (can_run_models(r) if queue == GPU_QUEUE else r.ready)]
     detail = f"{len(able)} ready, {len(here) - len(able)} starting"
-    return Check(ok=bool(able), detail=detail if here else "no worker reports")
+    return ReadinessCheck(ok=bool(able), detail=detail if here else "no worker reports")
 
 
 @router.get(
     "/metrics",
     response_class=Response,
     responses={
-        **problems(),
+        **problem_responses(),
         200: {"description": "Prometheus text.", "content": {"text/plain": {}}},
     },
 )
@@ -167,7 +169,7 @@ class ProblemDescription(BaseModel):
     title: str = Field(description="A short summary, always the same.")
 
 
-@router.get("/problems", responses=problems())
+@router.get("/problems", responses=problem_responses())
 async def list_problems() -> list[ProblemDescription]:
     """Return every kind of problem with its status and title."""
     return [
@@ -176,7 +178,7 @@ async def list_problems() -> list[ProblemDescription]:
     ]
 
 
-@router.get("/problems/{code}", responses=problems("not_found"))
+@router.get("/problems/{code}", responses=problem_responses("not_found"))
 async def read_problem(
     code: Annotated[str, Path(description="`code` of a problem document.")],
 ) -> ProblemDescription:

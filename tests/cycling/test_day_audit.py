@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from planted import HOUR, MINUTE, SCENARIO, make_case, with_analysis, with_cycle
 
-from lab.rehearsal.audit import alike, audit, same_day, slipped
+from lab.rehearsal.audit import alike, audit, late_cut_offs, same_day
 from lab.rehearsal.evidence import BatchUse, Sending
 
 
@@ -228,8 +228,8 @@ def test_observations_are_compared_where_the_senders_did_the_same(case):
 
 
 def test_slipped_deliveries_are_found_outside_the_outage(case):
-    assert slipped(SCENARIO, case.plan, case.evidence.sendings) == ()
+    assert late_cut_offs(SCENARIO, case.plan, case.evidence.sendings) == ()
     first = case.plan[0]
     late = SCENARIO.cut_off(first.hour, "early") + MINUTE
     sendings = (Sending(first.name, "batch", late, late), *case.evidence.sendings[1:])
-    assert slipped(SCENARIO, case.plan, sendings) == (first.name,)
+    assert late_cut_offs(SCENARIO, case.plan, sendings) == (first.name,)

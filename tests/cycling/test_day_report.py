@@ -10,7 +10,7 @@ from planted import SCENARIO, make_case
 from rich.console import Console
 
 from lab.rehearsal.day import CycleTiming, Day
-from lab.rehearsal.report import cost_table, cycle_table, draw, findings_table, summary_table
+from lab.rehearsal.report import cost_table, cycle_table, draw_day, findings_table, summary_table
 from lab.rehearsal.verdict import judge, verdict_json
 from worker.contract.clock import Clock
 
@@ -86,4 +86,4 @@ def test_a_fault_is_told(day):
 
 
 def test_a_picture_is_drawn(day, tmp_path):
-    assert draw(day, judge(day), tmp_path / "day.png").read_bytes()[1:4] == b"PNG"
+    assert draw_day(day, judge(day), tmp_path / "day.png").read_bytes()[1:4] == b"PNG"

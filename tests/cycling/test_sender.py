@@ -12,7 +12,7 @@ import pytest
 from planted import HOUR, SCENARIO
 
 from deploy.local import free_port
-from lab.rehearsal.content import Content, Sender
+from lab.rehearsal.content import Content, ReportSender
 from lab.rehearsal.scenario import delivery_plan
 from worker.contract.clock import Clock
 from worker.contract.records import utc_now
@@ -44,6 +44,7 @@ class Gateway:
                     "sha256": "0" * 64,
                     "size": len(body),
                     "container": "bufr",
+                    "state": "received",
                     "created": utc_now().isoformat(),
                 }
                 answer = json.dumps(batch).encode()
@@ -64,10 +65,10 @@ class Gateway:
         return server
 
 
-def make_sender(port: int, contents) -> Sender:
+def make_sender(port: int, contents) -> ReportSender:
     # long after all planned times: every file is due at once
     clock = Clock(SCENARIO.start + 30 * HOUR, time.time(), 1.0)
-    return Sender(f"http://127.0.0.1:{port}", PLAN, contents, clock, None)
+    return ReportSender(f"http://127.0.0.1:{port}", PLAN, contents, clock, None)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.supervisor import APPA_PARTS, BROKER_OPTIONS, broker_command
+from deploy.supervisor import BROKER_OPTIONS, PROCESSES, broker_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -24,8 +24,8 @@ def options(command: list[str]) -> dict[str, str]:
 def test_services_run_the_commands_of_the_local_stack(compose):
     services = {n: tuple(s["command"]) for n, s in compose["services"].items() if n != "redis"}
     cpu = services.pop("model-cpu")
-    assert services == APPA_PARTS
-    assert cpu == APPA_PARTS["model"]
+    assert services == PROCESSES
+    assert cpu == PROCESSES["model"]
 
 
 def test_the_broker_is_set_up_alike(compose, tmp_path):
@@ -75,5 +75,5 @@ def test_images_copy_files_that_exist_and_start_a_known_part(file):
         for source in line.split():
             assert (REPOSITORY / source).exists(), source
     command = re.findall(r"^CMD (.+)$", text, re.MULTILINE)
-    assert tuple(yaml.safe_load(command[0])) in APPA_PARTS.values()
+    assert tuple(yaml.safe_load(command[0])) in PROCESSES.values()
     assert re.search(r"^USER appa$", text, re.MULTILINE)

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.supervisor import Part, Supervisor
+from deploy.supervisor import Process, Supervisor
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -22,8 +22,8 @@ def wait_for(condition, seconds=20.0):
         time.sleep(0.02)
 
 
-def python(name: str, code: str, **values) -> Part:
-    return Part(name, (sys.executable, "-u", "-c", code), **values)
+def python(name: str, code: str, **values) -> Process:
+    return Process(name, (sys.executable, "-u", "-c", code), **values)
 
 
 FOREVER = "import time; print('up', flush=True); time.sleep(600)"
@@ -38,7 +38,7 @@ def lines():
 def supervised(lines):
     made = []
 
-    def make(*parts: Part) -> Supervisor:
+    def make(*parts: Process) -> Supervisor:
         made.append(Supervisor(parts, dict(os.environ), lambda n, text: lines.append((n, text))))
         return made[-1]
 
@@ -90,8 +90,8 @@ def test_a_killed_supervisor_leaves_no_children(tmp_path):
     script = (
         "import os, sys, time\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "from deploy.supervisor import Part, Supervisor\n"
-        f"part = Part('sleeper', (sys.executable, '-c', {FOREVER!r}))\n"
+        "from deploy.supervisor import Process, Supervisor\n"
+        f"part = Process('sleeper', (sys.executable, '-c', {FOREVER!r}))\n"
         "s = Supervisor([part], dict(os.environ), lambda n, t: print(n, t, s.pid('sleeper'), flush=True))\n"
         "s.start_all()\n"
         "time.sleep(600)\n"

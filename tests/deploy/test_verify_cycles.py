@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
-from deploy.commands.verify import draw, summarise, summary_table
+from deploy.commands.verify import draw_series, summarise, summary_table
 from worker.results.verification.series import SeriesRow
 
 START = datetime(2003, 10, 1, tzinfo=UTC)
@@ -65,6 +65,6 @@ def test_table_names_units_and_leaves_gaps_empty():
 
 def test_picture(tmp_path):
     path = tmp_path / "series.png"
-    draw(ROWS, path)
+    draw_series(ROWS, path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 10_000
