@@ -38,7 +38,7 @@ _SOCKET_PATH_LIMIT = 100  # bytes; the kernel allows 107
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
+    """Return a TCP port of `host` on which nothing listens at this moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -46,7 +46,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 @dataclass(frozen=True)
 class StackOptions:
-    """What `appa up` is told.
+    """Options of `appa up`.
 
     Attributes:
         data: Folder of everything the system keeps.
@@ -70,9 +70,9 @@ class StackOptions:
 
 
 class LocalStack:
-    """All processes of one installation on this machine.
+    """Run all processes of one installation on this machine.
 
-    Use as a context: entering starts them, leaving stops them.
+    Use it as a context manager: entering starts them, leaving stops them.
 
     Arguments:
         options: What to run.
@@ -145,7 +145,7 @@ class LocalStack:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def run(self, ready_seconds: float = 300.0) -> None:
-        """Waits until all is ready, says so, and looks after it until asked to stop."""
+        """Wait until all is ready, log it, and restart what ends until asked to stop."""
         with _signals(self.stopping):
             started = time.monotonic()
             if self.wait_ready(ready_seconds):
@@ -155,7 +155,7 @@ class LocalStack:
                 self.supervisor.tend()
 
     def wait_ready(self, seconds: float) -> bool:
-        """Waits for the gateway and a ready worker of each queue; False when time ran out."""
+        """Wait for the gateway and a ready worker of each queue; return False when time ran out."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.stopping.wait(0.1):
             self.supervisor.tend()
@@ -191,7 +191,7 @@ def _workers_ready(stores: Stores) -> bool:
 
 @contextmanager
 def _signals(stopping: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set `stopping`; outside the main thread nothing is changed."""
+    """Set `stopping` on Ctrl-C and SIGTERM; outside the main thread nothing is changed."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.set()

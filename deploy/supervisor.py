@@ -56,12 +56,15 @@ class Process:
 
 
 def python_command(command: Sequence[str]) -> tuple[str, ...]:
-    """`appa …` with this interpreter, wherever the script of that name is installed."""
+    """Return an `appa …` command run by this interpreter, wherever that script is installed."""
     return (sys.executable, "-m", "deploy.cli", *command[1:])
 
 
 def broker_command(folder: Path, socket: Path) -> tuple[str, ...]:
-    """The embedded Valkey server: on a unix socket only this user can open, files in `folder`."""
+    """Return the command of the embedded Valkey server.
+
+    It listens on a unix socket that only this user can open, and keeps its files in `folder`.
+    """
     options = [text for name, value in BROKER_OPTIONS.items() for text in (f"--{name}", value)]
     where = ["--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
     return (str(get_binary_path()), *where, "--dir", str(folder), *options, "--loglevel", "warning")
@@ -79,7 +82,7 @@ _KEPT_BYTES = 50 * 2**20
 
 
 class StackLog:
-    """Lines of all processes, each after the name of its own.
+    """Write the lines of all processes to one file, each after the name of its process.
 
     Arguments:
         path: The file; one older generation is kept once it has grown large.
@@ -94,7 +97,7 @@ class StackLog:
         self._lock = threading.Lock()
 
     def write(self, name: str, line: str) -> None:
-        """Adds one line of the process called `name`."""
+        """Add one line of the process called `name`."""
         with self._lock:
             now = datetime.now(UTC)
             if not self._file.closed:
@@ -104,7 +107,7 @@ class StackLog:
                 self._console.print(text, soft_wrap=True)
 
     def close(self) -> None:
-        """Close the log file; later lines are lost."""
+        """Close the file; later lines go to the terminal alone."""
         with self._lock:
             self._file.close()
 
@@ -114,7 +117,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY = 0.5, 30.0, 60.0
 
 
 def _die_with_parent() -> None:
-    """In the child: a supervisor that is killed takes its children along (Linux)."""
+    """Have this child receive SIGTERM when its supervisor dies (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -136,7 +139,7 @@ class Child:
 
 
 class Supervisor:
-    """Starts parts in order, keeps them running, stops them in reverse order.
+    """Start parts in order, keep them running, and stop the first one, the broker, last.
 
     Arguments:
         parts: In order of start.
@@ -161,7 +164,7 @@ class Supervisor:
         self.children[name] = Child(part, self._spawn(part))
 
     def start_all(self) -> None:
-        """Starts the parts that do not run yet."""
+        """Start the parts that do not run yet, in order."""
         for part in self.parts:
             if part.name not in self.children:
                 self.start(part.name)
@@ -171,7 +174,7 @@ class Supervisor:
         return self.children[name].process.pid
 
     def tend(self) -> None:
-        """Looks after the children once: call it a few times a second."""
+        """Restart children that ended, after a growing pause; call it a few times a second."""
         now = time.monotonic()
         for name, child in self.children.items():
             if child.restart_at is None and child.process.poll() is not None:
@@ -186,7 +189,7 @@ class Supervisor:
                 child.started, child.restart_at = now, None
 
     def stop(self) -> None:
-        """Asks our own parts to stop, all at once, then the rest; kills what does not."""
+        """Ask our own parts to stop, all at once, then the broker; kill what does not stop in time."""
         first, *others = self.parts
         self._stop([part.name for part in others])
         self._stop([first.name])

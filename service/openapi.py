@@ -110,6 +110,7 @@ BATCH: dict[str, Any] = {
     "file_name": "synop.bufr",
     "options": {},
     "attempts": 1,
+    "retry_at": None,
     "worker": "ingest.1208@host",
     "summary": {
         "messages": 120,
@@ -147,6 +148,7 @@ JOB: dict[str, Any] = {
         "message": "",
     },
     "attempts": 1,
+    "retry_at": None,
     "worker": "gpu.1210@host",
     "error": None,
     "analysis_id": "an-20250101t070012345-5b0e77d1",

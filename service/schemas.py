@@ -75,6 +75,9 @@ class JobView(View):
     finished: datetime | None = Field(description="When it reached a final state (UTC).")
     progress: Progress = Field(description="Latest progress.")
     attempts: int = Field(ge=0, description="Number of times a worker has started it.")
+    retry_at: datetime | None = Field(
+        description="When it is tried again (UTC), after the fault in `error`; else null."
+    )
     worker: str | None = Field(description="Worker of its newest attempt.")
     error: Problem | None = Field(description="Why it failed or was retried.")
     analysis_id: str = Field(description="Id under which the result is published.")
@@ -107,6 +110,9 @@ class BatchView(View):
         description="How it is decoded: `report_type`, `errors`, and options of the decoder."
     )
     attempts: int = Field(ge=0, description="Number of times a worker has started it.")
+    retry_at: datetime | None = Field(
+        description="When it is tried again (UTC), after the fault in `error`; else null."
+    )
     worker: str | None = Field(description="Worker of its newest attempt.")
     summary: IngestSummary | None = Field(description="Counts, once ingested.")
     error: Problem | None = Field(description="Why it was rejected or failed.")

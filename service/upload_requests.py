@@ -33,7 +33,7 @@ MAX_FIELD_BYTES = 64 * 1024
 
 
 def _options(value: str) -> dict[str, str]:
-    """Parameters of a header such as `form-data; name="file"; filename="a.bufr"`."""
+    """Return the parameters of a header such as `form-data; name="file"; filename="a.bufr"`."""
     message = Message()
     message["content-disposition"] = value
     pairs = message.get_params(header="content-disposition", unquote=True) or []
@@ -41,7 +41,7 @@ def _options(value: str) -> dict[str, str]:
 
 
 def boundary_of(content_type: str) -> str | None:
-    """The boundary, if `content_type` is multipart/form-data."""
+    """Return the boundary, if `content_type` is multipart/form-data."""
     message = Message()
     message["content-type"] = content_type
     if message.get_content_type() != "multipart/form-data":
@@ -79,7 +79,7 @@ class FilePart:
         )
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The pieces of the file in `chunk`."""
+        """Return the pieces of the file that a chunk of the body holds."""
         self._pieces = []
         try:
             self._parser.write(chunk)
@@ -123,7 +123,7 @@ class FilePart:
 
 
 async def file_chunks(part: FilePart, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The bytes of the file in `stream`.
+    """Yield the bytes of the file in `stream`.
 
     Raises:
         RequestError: If the body has no file part, more than one, or ends too early.
@@ -172,8 +172,8 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class UploadOrigin:
-    """Who sends, and what is said about the upload."""
+class UploadSender:
+    """The sender of an upload and the options that came with it."""
 
     api_key: str
     idempotency_key: str
@@ -184,13 +184,13 @@ class UploadOrigin:
 
 
 class Disconnected(RequestError):
-    """The client went away; nobody reads this answer."""
+    """The client closed the connection; this answer is not delivered."""
 
 
 async def receive_batch(
-    request: Request, gateway: Gateway, sender: UploadOrigin
+    request: Request, gateway: Gateway, sender: UploadSender
 ) -> tuple[BatchRecord, bool]:
-    """Receives the body, stores it as a batch and tells the ingest workers.
+    """Receive the body, store it as a batch and notify the ingest workers.
 
     The upload becomes visible only whole: received under `tmp/`, moved, then recorded. The same
     content with the same options is the same batch.
@@ -230,7 +230,7 @@ def _record(
     batch_id: str,
     upload: StoredUpload,
     request: Request,
-    sender: UploadOrigin,
+    sender: UploadSender,
     form: FilePart | None,
 ) -> BatchRecord:
     fields = form.fields if form else {}
@@ -254,7 +254,7 @@ def _record(
 def _keep(
     gateway: Gateway, part: PartFile, record: BatchRecord, idempotency_key: str
 ) -> tuple[BatchRecord, bool]:
-    """File first, record second, message last: what exists at each moment is consistent."""
+    """Store the file, then the record, then send the message, so that every moment is consistent."""
     target = gateway.layout.raw_file(record.id)
     try:
         part.publish(target)

@@ -24,7 +24,7 @@ __all__ = ["JobTooLong", "Lease", "ProgressReporter"]
 
 
 class Lease:
-    """Held as a context while a worker works on a record.
+    """Keep a record leased to this worker: a context manager around the work on it.
 
     Arguments:
         store: Jobs or batches.
@@ -60,10 +60,10 @@ class Lease:
         self._thread.join(timeout=5)
 
     def check(self) -> None:
-        """Asked between any two steps of the work.
+        """Check that the work may go on; call it between any two steps.
 
         Raises:
-            JobCancelled: If the end of the job was asked for.
+            JobCancelled: If the job was cancelled.
             LeaseLost: If a newer attempt holds the record.
         """
         state, token = self.store.state_and_token(self.record_id)
@@ -93,7 +93,7 @@ class JobTooLong(AppaError):
 
 
 class ProgressReporter:
-    """Tells the job store how far a job is.
+    """Report to the job store how far a job is.
 
     Calling it with (step, steps) is the `on_step` of the model: it raises at once when the job is
     cancelled, taken over by another worker, or the process stops.
@@ -119,37 +119,37 @@ class ProgressReporter:
         self.check_stopping = check_stopping
         self.interval = interval
         self.progress = Progress(phase=Phase.LOADING)
-        self._last_told = float("-inf")
+        self._last_reported = float("-inf")
         self._sampling_since = 0.0
         self._limit = limit_seconds
         self._started = time.monotonic()
 
     def phase(self, phase: Phase, message: str = "") -> None:
-        """Enters a phase; told at once."""
+        """Enter a phase and report it at once."""
         self.check()
         update = {"phase": phase, "message": message, "eta_seconds": None}
         self.progress = self.progress.model_copy(update=update)
         if phase is Phase.SAMPLING:
             self._sampling_since = time.monotonic()
-        self._tell()
+        self._report()
 
     def __call__(self, step: int, steps: int) -> None:
-        """Before diffusion step `step` (from 0) of `steps`."""
+        """Report diffusion step `step` (from 0) of `steps`; call it before the step."""
         self.check()
         now = time.monotonic()
         eta = (now - self._sampling_since) / step * (steps - step) if step else None
         update = {"step": step, "steps": steps, "eta_seconds": eta}
         self.progress = self.progress.model_copy(update=update)
-        if now - self._last_told >= self.interval or step >= steps:
-            self._tell()
+        if now - self._last_reported >= self.interval or step >= steps:
+            self._report()
 
     def done(self) -> Progress:
-        """The last progress of a job that succeeded."""
+        """Return the last progress of a job that succeeded."""
         update = {"phase": Phase.DONE, "step": self.progress.steps, "eta_seconds": 0.0}
         return self.progress.model_copy(update=update)
 
     def check(self) -> None:
-        """Raises when the work must stop."""
+        """Raise if the work must stop: worker stopping, time limit, cancel, or lease lost."""
         self.check_stopping()
         if time.monotonic() - self._started > self._limit:
             raise JobTooLong(
@@ -161,8 +161,8 @@ class ProgressReporter:
         except RedisError:  # the server restarts; the gate before publication is what counts
             return
 
-    def _tell(self) -> None:
-        self._last_told = time.monotonic()
+    def _report(self) -> None:
+        self._last_reported = time.monotonic()
         try:
             self.store.report(self.lease.record_id, self.lease.token, self.progress)
         except RedisError:

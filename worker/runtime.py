@@ -1,4 +1,4 @@
-"""Open what every task of a worker process needs: made once at its start and passed down."""
+"""Open what every task of a worker process needs: settings, stores, layout, registration."""
 
 import os
 import socket
@@ -52,13 +52,13 @@ class Runtime:
     _telling: threading.Lock = field(default_factory=threading.Lock)
 
     def check_stopping(self) -> None:
-        """Raises `WorkerStopping` once the process was asked to stop."""
+        """Raise `WorkerStopping` once the process was asked to stop."""
         if self.stopping.is_set():
             raise WorkerStopping(f"Worker '{self.report.name}' stops; the job is tried again.")
 
     @contextmanager
     def busy_with(self, record_id: str) -> Iterator[None]:
-        """Shows in the registration what this worker works on."""
+        """Show in the registration what this worker works on."""
         self.report.busy_with = record_id
         try:
             yield
@@ -66,12 +66,12 @@ class Runtime:
             self.report.busy_with = None
 
     def start_reporting(self) -> None:
-        """Registers now and keeps the registration alive from a thread."""
+        """Register now, and renew the registration from a thread."""
         self.tell()
         threading.Thread(target=self._report_on, name="worker-report", daemon=True).start()
 
     def tell(self) -> None:
-        """Registers once."""
+        """Register once; a failure is logged, the next renewal tries again."""
         lifetime = timedelta(seconds=3 * self.settings.report_seconds)
         with self._telling:  # an older report must not arrive after a newer one
             try:
@@ -80,7 +80,7 @@ class Runtime:
                 log.warning("registration failed", error=str(error))
 
     def leave(self) -> None:
-        """Ends the registration in good order."""
+        """Remove the registration, and stop renewing it."""
         self._left.set()
         try:
             self.stores.workers.leave(self.report.name)
@@ -95,11 +95,11 @@ class Runtime:
 def open_runtime(
     settings: WorkerSettings, queues: Sequence[str], name: str, sender: Celery
 ) -> Runtime:
-    """The runtime of this process; connects to nothing yet.
+    """Return the runtime of this process; no connection is made yet.
 
     Arguments:
         settings: Of this process.
-        queues: What it takes work from.
+        queues: Queues it takes work from.
         name: Of the worker; the children of one worker share it.
         sender: Sends task messages.
     """

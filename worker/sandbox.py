@@ -60,7 +60,7 @@ class Limits:
 
 
 def run_limited(function: Callable[..., Any], *args: Any, limits: Limits | None = None) -> Any:
-    """`function(*args)` computed in a limited child.
+    """Return `function(*args)`, computed in a limited child process.
 
     Arguments:
         function: A function at the top level of a module.
@@ -94,7 +94,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _wait(folder: Path, limits: Limits) -> int | None:
-    """Runs the child to its end; its exit code, or None if the clock ran out."""
+    """Run the child to its end; return its exit code, or None if it ran out of time."""
     with (folder / "log").open("wb") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "worker.sandbox", str(folder)],
@@ -113,7 +113,7 @@ def _wait(folder: Path, limits: Limits) -> int | None:
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    """Ends the child and whatever it started."""
+    """End the child and every process it started."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
@@ -155,7 +155,7 @@ def _failure(code: int | None, log: str, limits: Limits) -> DecodeError:
 
 
 def per_file_limits(limits: Limits) -> None:
-    """In a child that works through several files: starts the clocks anew for the next one."""
+    """Restart the clocks of a child that works through several files for the next file."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used = int(usage.ru_utime + usage.ru_stime)
     resource.setrlimit(resource.RLIMIT_CPU, (used + limits.cpu_seconds, resource.RLIM_INFINITY))
@@ -171,7 +171,7 @@ def _restrict(limits: dict[str, Any]) -> None:
 
 
 def _child(folder: Path) -> None:
-    """What the child does: read the request, restrict itself, answer."""
+    """Read the request, restrict this process, run the function and write the answer."""
     module, name, args, limits = pickle.loads((folder / "request").read_bytes())  # noqa: S301 (our own)
     function = getattr(import_module(module), name)
     _restrict(limits)

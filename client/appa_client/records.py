@@ -135,6 +135,7 @@ class Job(Answer):
         started: When its newest attempt started.
         finished: When it reached a final state.
         attempts: Number of times a worker has started it.
+        retry_at: When it is tried again, after the fault in `error`.
         error: Why it failed or was retried.
         analysis_id: Id under which the result is published.
         request_id: Request that submitted it, to quote to the operator.
@@ -150,6 +151,7 @@ class Job(Answer):
     finished: datetime | None = None
     progress: Progress = Progress()
     attempts: int = 0
+    retry_at: datetime | None = None
     error: Problem | None = None
     analysis_id: str
     request_id: str = ""

@@ -1,1 +1,1 @@
-"""Encoders."""
+"""Encode observation tables as BUFR messages for tests and rehearsals."""

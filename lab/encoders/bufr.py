@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 from lab.encoders.message import MessageTemplate, ReportTable, build_message, calendar, gather
 from model.domain.physics import GRAVITY, dewpoint_from_specific_humidity, height_of_pressure
 from model.domain.registry import Registry
+from worker.observations.decoders.bufr.identity import LAST_POSITION, NOMINAL
+from worker.observations.decoders.bufr.upper_air import AMV_METHODS, STANDARD_LEVELS
 from worker.observations.units import wind_direction
 
 __all__ = [
@@ -45,7 +47,6 @@ DRIFTER = MessageTemplate((315_009,), 1, 0, {"short": (0, 1, 1, 1), "": (0,)})
 
 _HEIGHT = "heightOfSensorAboveLocalGroundOrDeckOfMarinePlatform"
 _MEAN_WIND = 2
-_NOMINAL, _LAST_POSITION = 25, 26
 _WIGOS = re.compile(r"(\d+)-(\d+)-(\d+)-(.+)")
 
 Columns = dict[str, np.ndarray | list[str] | float | str]
@@ -78,7 +79,7 @@ def _humidity(reports: ReportTable) -> Columns:
 
 
 def synop(reports: ReportTable) -> Columns:
-    """Columns of land stations; sensors at 2 m and 10 m, rain of the past hour."""
+    """Return columns of land stations; sensors at 2 m and 10 m, rain of the past hour."""
     rain = reports.get("total_precipitation") * 1_000.0
     return {
         **_land_identity(reports),
@@ -120,7 +121,7 @@ def _land_identity(reports: ReportTable) -> Columns:
 
 
 def ship(reports: ReportTable) -> Columns:
-    """Columns of ships; a call sign has at most nine characters."""
+    """Return columns of ships; a call sign has at most nine characters."""
     return {
         "#1#shipOrMobileLandStationIdentifier": [t[:9] for t in reports.station_id],
         **_place(reports),
@@ -137,7 +138,7 @@ def _platform_number(reports: ReportTable) -> np.ndarray:
 
 
 def moored_buoy(reports: ReportTable) -> Columns:
-    """Columns of moored buoys with a WMO number of up to seven digits."""
+    """Return columns of moored buoys with a WMO number of up to seven digits."""
     return {
         "#1#marineObservingPlatformIdentifier": _platform_number(reports),
         **_place(reports),
@@ -148,7 +149,7 @@ def moored_buoy(reports: ReportTable) -> Columns:
 
 
 def drifter(reports: ReportTable) -> Columns:
-    """Columns of drifting buoys: the last position is of the nominal time."""
+    """Return columns of drifting buoys: the last position is of the nominal time."""
     nominal = calendar(reports.time, 2)
     nominal.pop("#2#second")
     common = _common(reports)
@@ -157,8 +158,8 @@ def drifter(reports: ReportTable) -> Columns:
         **_place(reports),
         **nominal,
         **common,
-        "#1#timeSignificance": float(_LAST_POSITION),
-        "#2#timeSignificance": float(_NOMINAL),
+        "#1#timeSignificance": float(LAST_POSITION),
+        "#2#timeSignificance": float(NOMINAL),
         "#3#timeSignificance": float(_MEAN_WIND),
         "#1#oceanographicWaterTemperature": reports.get("sea_surface_temperature"),
     }
@@ -168,7 +169,7 @@ SCATTEROMETER = MessageTemplate((312_061,), 12, 0, {"": (2,)})
 
 
 def scatterometer(reports: ReportTable) -> Columns:
-    """Columns of wind cells; two solutions as instruments give them: the wind is the second."""
+    """Return columns of wind cells; two solutions as instruments give them: the wind is the second."""
     u, v = reports.get("10m_u_component_of_wind"), reports.get("10m_v_component_of_wind")
     direction, speed = np.round(wind_direction(u, v), 1), np.hypot(u, v)
     satellite = [re.fullmatch(r"sat(\d+)", text) for text in reports.station_id]
@@ -192,32 +193,23 @@ AMV = MessageTemplate((310_077,), 5, 0, {"": (0, 0, 0, 0)})
 
 _BALLOON_LAUNCH = 18
 _STANDARD_LEVEL = 65_536
-_STANDARD = (1000, 925, 850, 700, 500, 400, 300, 250, 200, 150, 100, 70, 50, 30, 20, 10)
 _QI_WITHOUT_FORECAST = 5
-_METHODS = {
-    "infrared": 1,
-    "visible": 2,
-    "water-vapour-cloud": 3,
-    "combined": 4,
-    "water-vapour-clear": 5,
-    "ozone": 6,
-    "water-vapour": 7,
-}
+_METHODS = {text: number for number, text in AMV_METHODS.items()}
 
 
 def _wind(reports: ReportTable) -> tuple[np.ndarray, np.ndarray]:
-    """Direction in whole degrees and speed in m s-1."""
+    """Return the direction in whole degrees and speed in m s-1."""
     u, v = reports.get("u_component_of_wind"), reports.get("v_component_of_wind")
     return np.round(wind_direction(u, v)), np.hypot(u, v)
 
 
 def sonde_template(levels: int, subcategory: int) -> MessageTemplate:
-    """Template of an ascent with that many levels."""
+    """Return the template of an ascent with that many levels."""
     return MessageTemplate((309_052,), 2, subcategory, {"extended": (levels,), "": (0,)})
 
 
 def sonde(levels: ReportTable) -> Columns:
-    """Columns of one ascent; levels from the ground up, drift relative to the lowest."""
+    """Return columns of one ascent; levels from the ground up, drift relative to the lowest."""
     station = levels.station_id[0]
     wmo = re.fullmatch(r"\d{5}", station)
     direction, speed = _wind(levels)
@@ -235,7 +227,7 @@ def sonde(levels: ReportTable) -> Columns:
     by_level = {
         "timePeriod": (levels.time - levels.time[0]).astype(np.float64),
         "extendedVerticalSoundingSignificance": np.where(
-            np.isin(np.round(levels.vertical / 100.0), _STANDARD), _STANDARD_LEVEL, 0
+            np.isin(np.round(levels.vertical / 100.0), STANDARD_LEVELS), _STANDARD_LEVEL, 0
         ),
         "pressure": levels.vertical,
         "nonCoordinateGeopotentialHeight": np.round(levels.get("geopotential") / GRAVITY),
@@ -252,7 +244,7 @@ def sonde(levels: ReportTable) -> Columns:
 
 
 def aircraft(reports: ReportTable) -> Columns:
-    """Columns of aircraft reports; the pressure becomes a flight level in whole metres."""
+    """Return columns of aircraft reports; the pressure becomes a flight level in whole metres."""
     direction, speed = _wind(reports)
     q = reports.get("specific_humidity")
     return {
@@ -270,7 +262,7 @@ def aircraft(reports: ReportTable) -> Columns:
 
 
 def amv(reports: ReportTable) -> Columns:
-    """Columns of satellite winds of full quality; the platform names the method."""
+    """Return columns of satellite winds of full quality; the platform names the method."""
     direction, speed = _wind(reports)
     satellite = [re.fullmatch(r"sat(\d+)", text) for text in reports.station_id]
     return {
@@ -294,7 +286,7 @@ _RADIOSONDE, _DROPSONDE = 4, 7
 
 @dataclass(frozen=True)
 class Encoder:
-    """How a network is encoded: its template and the function that makes the columns."""
+    """How a network is encoded: its template and the function that returns its columns."""
 
     template: MessageTemplate
     columns: Callable[[ReportTable], Columns]
@@ -321,7 +313,7 @@ def encode_bufr(
     compressed: bool = True,
     update_sequence: int = 0,
 ) -> bytes:
-    """Messages of the rows of one network, one after another.
+    """Return messages of the rows of one network, one after another.
 
     Values are rounded as the templates prescribe (temperature 0.01 K, pressure 10 Pa, speed
     0.1 m/s, direction 1 degree). Variables that a network does not report are left out.
@@ -366,7 +358,7 @@ def _chunks(reports: ReportTable, size: int) -> Iterator[ReportTable]:
 
 
 def _ascents(reports: ReportTable) -> Iterator[ReportTable]:
-    """Levels of each ascent, by decreasing pressure."""
+    """Yield levels of each ascent, by decreasing pressure."""
     launched = np.where(reports.profile < 0, reports.time.astype(np.int64), 0)
     names, station = np.unique(reports.station_id.astype(str), return_inverse=True)
     keys = np.rec.fromarrays([reports.profile, launched, station])

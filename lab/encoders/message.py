@@ -40,17 +40,17 @@ class ReportTable:
         return len(self.time)
 
     def get(self, variable: str) -> np.ndarray:
-        """Values of a variable, NaN where absent."""
+        """Return values of a variable, NaN where absent."""
         return self.values.get(variable, np.full(len(self), np.nan))
 
     def take(self, index: np.ndarray) -> "ReportTable":
-        """Some of the reports."""
+        """Return the reports at some places, in their order."""
         own = {k: v[index] for k, v in vars(self).items() if k != "values"}
         return ReportTable(**own, values={k: v[index] for k, v in self.values.items()})
 
 
 def gather(table: pa.Table) -> ReportTable:
-    """Reports of a table, in the order of their first rows.
+    """Return reports of a table, in the order of their first rows.
 
     Rows with the same station, time, position and level are one report; of several values of a
     variable the first counts.
@@ -93,7 +93,7 @@ _MASTER_TABLES = 36
 
 @dataclass(frozen=True)
 class MessageTemplate:
-    """What a message is made of.
+    """Descriptors and counts of a message.
 
     Attributes:
         descriptors: Unexpanded descriptors.
@@ -108,7 +108,7 @@ class MessageTemplate:
 
 
 def calendar(time: np.ndarray, rank: int = 1) -> dict[str, np.ndarray]:
-    """Keys of a date group from datetime64 values, (N,)."""
+    """Return the keys of a date group from datetime64 values, (N,)."""
     time = time.astype("datetime64[s]")
     day = time.astype("datetime64[D]")
     month = time.astype("datetime64[M]")
@@ -131,7 +131,7 @@ def build_message(
     compressed: bool = True,
     update_sequence: int = 0,
 ) -> bytes:
-    """The bytes of an edition-4 message.
+    """Return the bytes of an edition-4 message.
 
     Arguments:
         template: Descriptors and counts.
@@ -227,7 +227,7 @@ def _set_each(
     subsets: int,
     occurrences: Mapping[str, int],
 ) -> None:
-    """Sets an element of uncompressed reports: there the ranks go on from report to report."""
+    """Set an element of uncompressed reports, whose ranks continue from report to report."""
     _, rank, name = key.split("#")
     for number in range(subsets):
         one = values
@@ -239,7 +239,7 @@ def _set_each(
 
 
 def _occurrences(handle: int, subsets: int) -> dict[str, int]:
-    """How often each element occurs in one report."""
+    """Return how often each element occurs in one report."""
     counts: Counter[str] = Counter()
     iterator = eccodes.codes_bufr_keys_iterator_new(handle)
     try:

@@ -14,13 +14,13 @@ names it: a part that is silently missing would change results.
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from threading import RLock
 from typing import Any, Generic, TypeVar
 
 from model.domain.errors import ConfigurationError, UnknownName
 
-__all__ = ["ExtensionError", "Registry"]
+__all__ = ["ExtensionError", "Registry", "installed_extensions"]
 
 T = TypeVar("T")
 
@@ -33,6 +33,16 @@ class ExtensionError(ConfigurationError):
 def _declared(group: str) -> tuple[EntryPoint, ...]:
     """Entry points of a group in order of their names, whatever order they were installed in."""
     return tuple(sorted(entry_points(group=group), key=lambda entry: entry.name))
+
+
+@cache
+def installed_extensions() -> dict[str, str]:
+    """Return the distributions that add parts to any registry, with their versions."""
+    return {
+        distribution.name: distribution.version
+        for distribution in distributions()
+        if any(entry.group.startswith("appa.") for entry in distribution.entry_points)
+    }
 
 
 class Registry(Mapping[str, T], Generic[T]):

@@ -11,7 +11,7 @@ from service.errors import NotFound
 from service.observation_query import choose_format, observation_query
 from service.openapi import BATCH, example_page, example_response, problem_responses
 from service.schemas import MAX_ITEMS, BatchPage, BatchView
-from service.upload_requests import UploadOrigin, receive_batch
+from service.upload_requests import UploadSender, receive_batch
 from worker.contract.batches import BatchState
 from worker.contract.kinds import UtcTime
 from worker.observations.export import ROW_FORMATS, TEMPLATES
@@ -105,7 +105,7 @@ async def upload_batch(
     ] = "",
 ) -> BatchView:
     """Receive one file of observations, stream it to disk, and queue it for ingest."""
-    sender = UploadOrigin(key.id, idempotency_key, file_name, report_type, errors, decoder)
+    sender = UploadSender(key.id, idempotency_key, file_name, report_type, errors, decoder)
     batch, created = await receive_batch(request, gateway, sender)
     response.status_code = 202 if created else 200
     response.headers["Location"] = (

@@ -202,6 +202,7 @@ def test_a_job_of_the_new_kind_is_submitted_and_run(result: AnalysisManifest) ->
     assert result.window_end == SIX + timedelta(hours=2)
     # The window of four hours begins at 05 UTC: both uploads lie in it.
     assert result.observations == {"used": 4, "gust": 1}
+    assert result.provenance["environment"]["extensions"] == {"appa-roads": "1.0"}
 
 
 def test_the_new_output_is_in_the_result(world: World, result: AnalysisManifest) -> None:

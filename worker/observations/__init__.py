@@ -1,1 +1,1 @@
-"""Observations."""
+"""Read, check, store and export observations."""

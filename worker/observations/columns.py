@@ -24,15 +24,15 @@ __all__ = [
     "count_values",
     "repeated_column",
     "wrap_longitude",
-    "codes",
+    "category_codes",
     "groups",
     "is_one_of",
-    "kept",
-    "numbers",
+    "not_rejected",
+    "float_column",
     "reject",
     "row_pressure",
     "set_column",
-    "times",
+    "time_column",
 ]
 
 BoolArray = NDArray[np.bool_]
@@ -50,16 +50,16 @@ class Origin(Protocol):
     def received_time(self) -> datetime: ...
 
 
-def numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
-    """The numeric column as float64, NaN where null, with shape (rows,)."""
+def float_column(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """Return the numeric column as float64, NaN where null, with shape (rows,)."""
     column = table[name].combine_chunks()
     if not (pa.types.is_integer(column.type) and column.null_count == 0):
         column = pc.cast(column, pa.float64())
     return np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Index into the sorted distinct values of a string column, -1 where null."""
+def category_codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the index into the sorted distinct values of a string column, -1 where null."""
     column = table[name]
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
@@ -83,24 +83,24 @@ def _places(values: list[str], names: list[str]) -> list[int]:
 
 
 def is_one_of(table: pa.Table, name: str, values: Iterable[str]) -> BoolArray:
-    """Rows whose string column holds one of `values`."""
-    code, names = codes(table, name)
+    """Return the mask of rows whose string column holds one of `values`."""
+    code, names = category_codes(table, name)
     wanted = [i for i, n in enumerate(names) if n in set(values)]
     return np.isin(code, wanted)
 
 
-def times(table: pa.Table, name: str = "time") -> NDArray[np.int64]:
-    """Nanoseconds since 1970, UTC."""
+def time_column(table: pa.Table, name: str = "time") -> NDArray[np.int64]:
+    """Return a time column as nanoseconds since 1970 in UTC, with shape (rows,)."""
     return np.array(pc.cast(table[name], pa.int64()).to_numpy(), dtype=np.int64)
 
 
-def kept(table: pa.Table) -> BoolArray:
-    """Rows that no check has rejected."""
+def not_rejected(table: pa.Table) -> BoolArray:
+    """Return the mask of rows that no check has rejected."""
     return np.array(pc.is_null(table["rejected_by"]).to_numpy(), dtype=bool)
 
 
 def set_column(table: pa.Table, name: str, values: NDArray[Any] | pa.Array) -> pa.Table:
-    """The table with one column replaced, cast to the type it had; NaN becomes null."""
+    """Return the table with one column replaced, cast to the type it had; NaN becomes null."""
     field = table.schema.field(name)
     array = (
         values
@@ -111,7 +111,7 @@ def set_column(table: pa.Table, name: str, values: NDArray[Any] | pa.Array) -> p
 
 
 def groups(*keys: NDArray[Any]) -> NDArray[np.int64]:
-    """A number for each row; rows with equal keys share it."""
+    """Return a number for each row; rows with equal keys share it."""
     combined = np.zeros(len(keys[0]), dtype=np.int64)
     for key in keys:
         _, code = np.unique(key, return_inverse=True)
@@ -121,15 +121,15 @@ def groups(*keys: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def row_pressure(table: pa.Table) -> NDArray[np.float64]:
-    """A pressure in Pa for every row, for level tables: exact where given, else standard.
+    """Return a pressure in Pa for every row, for level tables: exact where given, else standard.
 
     Heights turn into standard-atmosphere pressure, layers into their logarithmic mean, the surface
     into standard pressure at the station's elevation (sea level where unknown); columns and
     channels get 1000 hPa.
     """
-    kind, names = codes(table, "vertical_kind")
-    vertical, top = numbers(table, "vertical"), numbers(table, "vertical_top")
-    elevation = numbers(table, "elevation")
+    kind, names = category_codes(table, "vertical_kind")
+    vertical, top = float_column(table, "vertical"), float_column(table, "vertical_top")
+    elevation = float_column(table, "elevation")
     result = np.full(len(kind), 1.0e5)
     for i, name in enumerate(names):
         rows = kind == i
@@ -147,8 +147,8 @@ def row_pressure(table: pa.Table) -> NDArray[np.float64]:
 
 
 def reject(table: pa.Table, rows: BoolArray, flag: QCFlag) -> pa.Table:
-    """The table with `rejected_by` and `qc_flag` set on `rows` that no check rejected before."""
-    fresh = pa.array(np.asarray(rows, dtype=bool) & kept(table))
+    """Return the table with `rejected_by` and `qc_flag` set on `rows` that no check rejected before."""
+    fresh = pa.array(np.asarray(rows, dtype=bool) & not_rejected(table))
     if not pc.any(fresh, min_count=0).as_py():
         return table
     text = pc.if_else(fresh, flag.name, table["rejected_by"].cast(pa.string()))

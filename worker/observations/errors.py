@@ -30,9 +30,9 @@ from model.domain.registry import Registry
 from model.domain.variables import VARIABLES
 from worker.observations.columns import (
     BoolArray,
-    codes,
-    kept,
-    numbers,
+    category_codes,
+    float_column,
+    not_rejected,
     reject,
     row_pressure,
     set_column,
@@ -218,18 +218,18 @@ def assign_errors(table: pa.Table, errors: ErrorTable | None = None) -> pa.Table
         errors: The error table in force; by default `errors.yaml`.
     """
     errors = load_errors() if errors is None else errors
-    given = numbers(table, "obs_error")
+    given = float_column(table, "obs_error")
     with np.errstate(invalid="ignore"):
         missing = ~(np.isfinite(given) & (given > 0.0))
     sigma = np.where(missing, _assigned(table, errors, missing), given)
     table = set_column(table, "obs_error", sigma)
-    return reject(table, np.isnan(sigma) & kept(table), QC_FLAGS["passive"])
+    return reject(table, np.isnan(sigma) & not_rejected(table), QC_FLAGS["passive"])
 
 
 def _assigned(table: pa.Table, errors: ErrorTable, rows: BoolArray) -> Floats:
-    report, report_names = codes(table, "report_type")
-    variable, variable_names = codes(table, "variable")
-    pressure, value = row_pressure(table), numbers(table, "obs_value")
+    report, report_names = category_codes(table, "report_type")
+    variable, variable_names = category_codes(table, "variable")
+    pressure, value = row_pressure(table), float_column(table, "obs_value")
     sigma = np.full(len(table), np.nan)
     pair = np.where(rows, report * len(variable_names) + variable, -1)
     inflate = errors.representativeness

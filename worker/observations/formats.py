@@ -59,7 +59,7 @@ _MESSAGE = re.compile(rb"\A(?:BUFR|GRIB)|BUFR...[\x00-\x05]|GRIB...[\x01\x02]", 
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CONTROL = re.compile(rb"[\x00\x02\x04-\x08\x0b\x0e-\x1d\x1f]")
-"""Bytes that text does not hold; bulletins begin with 01, end with 03 and are parted by 1e."""
+"""Bytes that text does not hold; bulletins begin with 01, end with 03 and may hold 1e as separator."""
 
 
 def _foreign_signature(head: bytes) -> tuple[str, str] | None:

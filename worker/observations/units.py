@@ -22,7 +22,7 @@ __all__ = [
 
 
 def wind_components(speed: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eastward and northward wind from speed in m s-1 and the direction it comes from in degrees.
+    """Return the eastward and northward wind from speed in m s-1 and the direction it comes from in degrees.
 
     Calm (speed zero) gives zeros, whatever the direction.
     """
@@ -32,7 +32,7 @@ def wind_components(speed: np.ndarray, direction: np.ndarray) -> tuple[np.ndarra
 
 
 def wind_direction(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Direction the wind comes from in degrees, (0, 360], and 0 in calm."""
+    """Return the direction the wind comes from in degrees, (0, 360], and 0 in calm."""
     angle = np.rad2deg(np.arctan2(-u, -v)) % 360.0
     return np.where((u == 0.0) & (v == 0.0), 0.0, np.where(angle == 0.0, 360.0, angle))
 
@@ -87,7 +87,7 @@ _TO_SI: Mapping[tuple[str, str], Conversion] = {
 
 
 def conversion(units: str, variable: str) -> Conversion | None:
-    """How values in `units` become SI values of `variable`; None if they cannot.
+    """Return how values in `units` become SI values of `variable`; None if they cannot.
 
     A millimetre is water for precipitation and precipitable water only; a metre is a height for
     geopotential only. `SI` stands for the variable's own unit. Nothing is guessed from the size of

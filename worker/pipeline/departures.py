@@ -21,7 +21,13 @@ from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet, with_rejections
 from worker.contract.kinds import ObservationSelection
-from worker.observations.columns import codes, is_one_of, kept, numbers, set_column
+from worker.observations.columns import (
+    category_codes,
+    float_column,
+    is_one_of,
+    not_rejected,
+    set_column,
+)
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
 from worker.solver import Background
@@ -64,8 +70,8 @@ def monitored_set(
     useless = is_one_of(table, "rejected_by", _UNUSABLE)
     outcome = pa.array(np.full(len(table), "passive"), pa.string(), mask=~useless)
     monitored, after = observation_set(set_column(table, "rejected_by", outcome), model, times)
-    refused = kept(table) & ~kept(after)
-    code, names = codes(after, "rejected_by")
+    refused = not_rejected(table) & ~not_rejected(after)
+    code, names = category_codes(after, "rejected_by")
     rejections = {n: np.flatnonzero(refused & (code == i)) for i, n in enumerate(names)}
     return monitored, with_rejections(table, rejections)
 
@@ -83,7 +89,7 @@ def fill_analysis(table: pa.Table, found: Equivalents, seed: int) -> pa.Table:
     each is counted.
     """
     table, rows, hofx = _fill(table, found, "analysis"), found.rows, found.hofx
-    values, errors = (numbers(table, name)[rows] for name in ("obs_value", "obs_error"))
+    values, errors = (float_column(table, name)[rows] for name in ("obs_value", "obs_error"))
     rank = ranks(hofx, values, errors, np.random.default_rng(seed), found.pairs.ranked)
     column = np.full(len(table), -1, dtype=np.int16)
     column[rows] = rank
@@ -94,7 +100,7 @@ def fill_analysis(table: pa.Table, found: Equivalents, seed: int) -> pa.Table:
 
 def _fill(table: pa.Table, found: Equivalents, name: str) -> pa.Table:
     columns = {f"hofx_{name}": _scatter(table, found.rows, found.hofx.mean(0))}
-    columns[f"{name}_departure"] = numbers(table, "obs_value") - columns[f"hofx_{name}"]
+    columns[f"{name}_departure"] = float_column(table, "obs_value") - columns[f"hofx_{name}"]
     spread = found.pairs.std(found.hofx)
     if spread is not None:
         columns[f"{name}_spread"] = _scatter(table, found.rows, spread)
@@ -113,7 +119,7 @@ def _scatter(table: pa.Table, rows: NDArray[np.int64], values: Float) -> Float:
 
 def count_outcomes(table: pa.Table) -> dict[str, int]:
     """Rows by outcome: `used` and the names of the checks that rejected any."""
-    code, names = codes(table, "rejected_by")
+    code, names = category_codes(table, "rejected_by")
     counts = {name: int((code == i).sum()) for i, name in enumerate(names)}
     return {"used": int((code < 0).sum())} | {n: c for n, c in counts.items() if c}
 
@@ -195,7 +201,7 @@ def check_window(
     table, _ = run_checks(table, "select", context)
     if len(table) > stored:
         monitored, table = monitored_set(table, model, plan.times)
-    observations = monitored.select(kept(table)[monitored.rows])
+    observations = monitored.select(not_rejected(table)[monitored.rows])
     parameters = dict(context.parameters)
     return CheckedWindow(observations, monitored, table, parameters, equivalents, states)
 

@@ -11,21 +11,21 @@ from model.domain.observations import empty_table
 from model.domain.windows import HOUR, AssimilationWindow, WindowPlan
 from worker.contract.kinds import ObservationSelection
 from worker.contract.layout import Layout
-from worker.observations.columns import codes, numbers, times
+from worker.observations.columns import category_codes, float_column, time_column
 from worker.observations.store.store import ObservationStore
 
 __all__ = ["gather_observations", "observation_window", "table_digest"]
 
-REACH = timedelta(minutes=30)
+WINDOW_LEAD = timedelta(minutes=30)
 """Observations this long before the first state stand for its time."""
 
 
 def observation_window(plan: WindowPlan) -> AssimilationWindow | None:
-    """(half an hour before the first observed time, the last one]; None if no time is observed."""
+    """Return (half an hour before the first observed time, the last one]; None if no time is observed."""
     if plan.window is None:
         return None
     first = plan.window.start + HOUR
-    return AssimilationWindow(first - REACH, plan.window.end)
+    return AssimilationWindow(first - WINDOW_LEAD, plan.window.end)
 
 
 def gather_observations(
@@ -34,7 +34,7 @@ def gather_observations(
     layout: Layout,
     batches: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Every stored value of the window, those that arrived late included and marked later.
+    """Return every stored value of the window; values that arrived late are marked later.
 
     Arguments:
         plan: Which times are observed.
@@ -57,21 +57,21 @@ def gather_observations(
 
 
 def in_order_of_arrival(table: pa.Table) -> pa.Table:
-    """The rows by arrival, batch and place in it: however the store has arranged its files."""
+    """Return the rows by arrival, batch and place in it, however the store has arranged its files."""
     keys = (
-        numbers(table, "observation_id"),
-        codes(table, "batch_id")[0],
-        times(table, "received_time"),
+        float_column(table, "observation_id"),
+        category_codes(table, "batch_id")[0],
+        time_column(table, "received_time"),
     )
     return table.take(np.lexsort(keys))
 
 
 def table_digest(table: pa.Table) -> str:
-    """SHA-256 of the rows in their order: the same observations give the same digest."""
+    """Return the SHA-256 of the rows in order: equal observations have equal digests."""
     digest = hashlib.sha256()
-    batch, names = codes(table, "batch_id")
+    batch, names = category_codes(table, "batch_id")
     digest.update("\n".join(names).encode())
-    for values in (batch, numbers(table, "observation_id"), numbers(table, "obs_value")):
+    for values in (batch, float_column(table, "observation_id"), float_column(table, "obs_value")):
         digest.update(np.ascontiguousarray(values).tobytes())
-    digest.update(np.ascontiguousarray(numbers(table, "obs_error")).tobytes())
+    digest.update(np.ascontiguousarray(float_column(table, "obs_error")).tobytes())
     return digest.hexdigest()

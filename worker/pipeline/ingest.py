@@ -27,7 +27,7 @@ __all__ = ["IngestOptions", "IngestReport", "ingest", "ingest_batch"]
 Overrides = Mapping[str, Any] | str | Path | None
 
 
-def _nothing() -> None:
+def _no_check() -> None:
     pass
 
 
@@ -56,10 +56,10 @@ class IngestOptions:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What became of one upload.
+    """The result of one ingest.
 
     Attributes:
-        manifest: Its place in the store.
+        manifest: Its rows in the store.
         summary: Counts by variable, network and rejecting check, and the decoder's report.
     """
 
@@ -74,9 +74,9 @@ def ingest(
     store: ObservationStore,
     received_time: datetime,
     options: IngestOptions | None = None,
-    still_wanted: Callable[[], None] = _nothing,
+    check_lease: Callable[[], None] = _no_check,
 ) -> IngestReport:
-    """Decodes, gives errors, checks and publishes one upload; safe to run twice.
+    """Decode one upload, assign errors, check its rows and publish them; safe to run twice.
 
     Arguments:
         batch_id: The upload; a batch that is in the store already is not read again.
@@ -84,7 +84,7 @@ def ingest(
         store: Where the rows go.
         received_time: Arrival at the gateway (aware, UTC).
         options: How to read it.
-        still_wanted: Called between the steps; raises to stop, for example when a lease is lost.
+        check_lease: Called between the steps; raises to stop, for example when a lease is lost.
 
     Raises:
         DecodeError: If the file gives no row at all; the decoder's report is in its context.
@@ -96,10 +96,10 @@ def ingest(
         return IngestReport(published, _summary_of(published))
     errors, parameters = load_errors(*options.errors), load_parameters(*options.checks)
     decoded = _decode(batch_id, Path(raw_path), received_time, options)
-    still_wanted()
+    check_lease()
     table = assign_errors(validate_table(decoded.table), errors)
     table, checked = run_checks(table, "pre", QCContext(parameters=parameters))
-    still_wanted()
+    check_lease()
     summary = _summarise(table, decoded, checked)
     provenance = {
         "summary": summary.model_dump(mode="json"),
@@ -164,14 +164,14 @@ def _described(options: IngestOptions) -> dict[str, Any]:
 
 
 def ingest_batch(
-    batch: BatchRecord, layout: Layout, still_wanted: Callable[[], None]
+    batch: BatchRecord, layout: Layout, check_lease: Callable[[], None]
 ) -> IngestSummary:
-    """Decodes, checks and stores the upload; safe to run twice.
+    """Decode, check and store the upload of a batch; safe to run twice.
 
     Arguments:
         batch: The upload, with what its sender said about it.
         layout: Where its bytes and the store are.
-        still_wanted: Raises when another worker has taken over.
+        check_lease: Raises when another worker has taken over.
 
     Raises:
         DecodeError: If the upload gives no row.
@@ -191,6 +191,6 @@ def ingest_batch(
         store=ObservationStore(str(layout.observations)),
         received_time=batch.created,
         options=options,
-        still_wanted=still_wanted,
+        check_lease=check_lease,
     )
     return report.summary

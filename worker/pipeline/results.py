@@ -21,6 +21,7 @@ from torch import Tensor
 
 from model.diagnostics.equivalents import Equivalents, model_equivalents
 from model.domain.files import code_version
+from model.domain.registry import installed_extensions
 from model.domain.variables import Channel
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
@@ -30,7 +31,7 @@ from worker.contract.disk import disk_errors
 from worker.contract.jobs import JobRecord
 from worker.contract.layout import Layout
 from worker.loaded_models import LoadedModel
-from worker.observations.columns import codes
+from worker.observations.columns import category_codes
 from worker.observations.store.files import StoreFiles
 from worker.pipeline.departures import (
     CheckedWindow,
@@ -73,6 +74,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
+        **({"extensions": extensions} if (extensions := installed_extensions()) else {}),
     }
 
 
@@ -93,7 +95,7 @@ def _digest_of_sources() -> str:
 
 def rows_of_batches(table: pa.Table, store: StoreFiles) -> dict[str, dict[str, Any]]:
     """For each batch with rows in `table`: how many, and the hash of the batch's content."""
-    code, names = codes(table, "batch_id")
+    code, names = category_codes(table, "batch_id")
     counts = np.bincount(code[code >= 0], minlength=len(names))
     found = {}
     for name, rows in zip(names, counts, strict=True):

@@ -22,7 +22,7 @@ from worker.backgrounds.first_guess import FirstGuess
 from worker.backgrounds.restarts import RESTART_NAME, PublishedStates, read_restart
 from worker.contract.jobs import JobRecord
 from worker.contract.layout import Layout
-from worker.observations.columns import codes
+from worker.observations.columns import category_codes
 from worker.observations.qc.selection import SUPEROBSERVATIONS
 from worker.observations.store.files import StoreFiles
 from worker.observations.store.store import ObservationStore
@@ -124,7 +124,7 @@ def _count(
         report_types=selection.networks or (),
         batches=selection.batches or (),
     )
-    code, names = codes(table, "batch_id")
+    code, names = category_codes(table, "batch_id")
     if not len(names):
         return {}
     counts = np.bincount(code, minlength=len(names))

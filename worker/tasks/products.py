@@ -120,14 +120,18 @@ class MissedResults:
 log = structlog.get_logger()
 
 
+_MAY_PASS = (OSError, StorageError, RedisError)
+
+
 @shared_task(
     name=ANNOUNCE_RESULT,
     bind=True,
-    autoretry_for=(OSError, StorageError, RedisError),
+    autoretry_for=_MAY_PASS,
     retry_backoff=5,
     retry_backoff_max=300,
     retry_jitter=True,
     max_retries=5,
+    throws=_MAY_PASS,
 )
 def announce_result_task(self: "Task[Any, Any]", analysis_id: str, version: int) -> None:
     """Announce a new result; Celery retries with back-off, and the scheduler finds what is left."""
@@ -135,5 +139,9 @@ def announce_result_task(self: "Task[Any, Any]", analysis_id: str, version: int)
     if version != MESSAGE_VERSION:
         log.error("message refused", id=analysis_id, version=version)
         return
-    manifest = read_manifest(runtime.layout, analysis_id)
-    announce(runtime.layout, runtime.stores.events, manifest)
+    try:
+        manifest = read_manifest(runtime.layout, analysis_id)
+        announce(runtime.layout, runtime.stores.events, manifest)
+    except _MAY_PASS as error:
+        log.warning("not announced", id=analysis_id, reason=str(error))
+        raise

@@ -66,7 +66,7 @@ def crash_at(offset):
 
         from worker.observations.decoders.bufr import decode as module
 
-        real_chosen, module._chosen = module._chosen, guarded
+        real_chosen, module.selected_frames = module.selected_frames, guarded
         return REAL(path, format, context, mark)
 
     return function

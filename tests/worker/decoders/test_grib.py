@@ -7,7 +7,7 @@ import pytest
 
 from model.domain.observations import validate_table
 from tests.worker.decoders.grib_messages import LAT, LON, message
-from worker.observations.columns import numbers
+from worker.observations.columns import float_column
 from worker.observations.decoders.base import DecodeContext, MessageLimits
 from worker.observations.decoders.decode import decode_file
 
@@ -30,7 +30,7 @@ def test_values_levels_times_and_errors(tmp_path, edition):
     # The grid is coarser than the 2.5 degree cells: every point keeps its own value.
     assert len(table) == SLOPE.size
     np.testing.assert_allclose(
-        numbers(table, "obs_value"), 250.0 + numbers(table, "lat") / 10.0, atol=1e-4
+        float_column(table, "obs_value"), 250.0 + float_column(table, "lat") / 10.0, atol=1e-4
     )
     first = table.to_pylist()[0]
     assert (first["report_type"], first["vertical"], first["obs_error"]) == (
@@ -49,8 +49,8 @@ def test_fine_fields_are_averaged_over_cells(tmp_path):
     decoded = decode(tmp_path, message(field, lat=lat, lon=lon), grid=grid)
     assert len(decoded.table) == 19 * 36
     np.testing.assert_allclose(
-        numbers(decoded.table, "obs_value"),
-        280.0 + np.sin(np.deg2rad(numbers(decoded.table, "lat"))),
+        float_column(decoded.table, "obs_value"),
+        280.0 + np.sin(np.deg2rad(float_column(decoded.table, "lat"))),
         atol=2e-3,
     )
 
@@ -82,7 +82,7 @@ def test_scanning_order_does_not_matter(tmp_path):
     upside_down = message(SLOPE[::-1], lat=LAT[::-1])
     table = decode(tmp_path, upside_down).table
     np.testing.assert_allclose(
-        numbers(table, "obs_value"), 250.0 + numbers(table, "lat") / 10.0, atol=1e-4
+        float_column(table, "obs_value"), 250.0 + float_column(table, "lat") / 10.0, atol=1e-4
     )
 
 
@@ -91,7 +91,7 @@ def test_missing_points_leave_no_rows(tmp_path):
     field[:, :18] = np.nan
     table = decode(tmp_path, message(field)).table
     assert len(table) == SLOPE.size // 2
-    assert np.isfinite(numbers(table, "obs_value")).all()
+    assert np.isfinite(float_column(table, "obs_value")).all()
 
 
 def test_torn_messages_do_not_hide_the_rest(tmp_path):

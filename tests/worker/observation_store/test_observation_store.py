@@ -74,18 +74,18 @@ def test_hourly_partitions_and_manifest(tmp_path):
 
 
 def test_a_half_published_batch_is_invisible(store, monkeypatch):
-    real = publishing.put
+    real = publishing.write_file
 
     def dies_before_the_manifest(files, relative, content, **options):
         if relative.startswith("batches/"):
             raise StorageError("disk full")
         real(files, relative, content, **options)
 
-    monkeypatch.setattr(publishing, "put", dies_before_the_manifest)
+    monkeypatch.setattr(publishing, "write_file", dies_before_the_manifest)
     with pytest.raises(StorageError):
         publish(store, "b1")
     assert len(store.read_window(hours(9, 13))) == 0
-    monkeypatch.setattr(publishing, "put", real)
+    monkeypatch.setattr(publishing, "write_file", real)
     # The next attempt decodes differently: its rows, and only its rows, are seen.
     publish(store, "b1", obs_value=[1.0, 2.0, 3.0, 4.0])
     assert store.read_window(hours(9, 13))["obs_value"].to_pylist() == [1.0, 2.0, 3.0, 4.0]
@@ -182,18 +182,18 @@ def test_crash_between_file_and_compaction_manifest(store, monkeypatch):
     for i in range(3):
         publish(store, f"b{i}")
     expected = rows(store.read_window(hours(9, 13)))
-    real = compaction.put
+    real = compaction.write_file
 
     def dies(files, relative, content, **options):
         if "_compaction-" in relative:
             raise KeyboardInterrupt
         real(files, relative, content, **options)
 
-    monkeypatch.setattr(compaction, "put", dies)
+    monkeypatch.setattr(compaction, "write_file", dies)
     with pytest.raises(KeyboardInterrupt):
         compact_hour(store.files, DAY + timedelta(hours=10))
     assert rows(store.read_window(hours(9, 13))) == expected
-    monkeypatch.setattr(compaction, "put", real)
+    monkeypatch.setattr(compaction, "write_file", real)
     compact_hour(store.files, DAY + timedelta(hours=10))
     assert rows(store.read_window(hours(9, 13))) == expected
 
@@ -204,15 +204,15 @@ def test_a_compaction_that_lost_the_race_leaves_no_trace(store, monkeypatch):
     hour = DAY + timedelta(hours=10)
     for i in range(3):
         publish(store, f"b{i}")
-    real = compaction.put
+    real = compaction.write_file
 
     def overtaken(files, relative, content, **options):
         if "_compaction-" in relative:
-            monkeypatch.setattr(compaction, "put", real)
+            monkeypatch.setattr(compaction, "write_file", real)
             compact_hour(store.files, hour)
         real(files, relative, content, **options)
 
-    monkeypatch.setattr(compaction, "put", overtaken)
+    monkeypatch.setattr(compaction, "write_file", overtaken)
     expected = rows(store.read_window(hours(9, 13)))
     with pytest.raises(StorageError, match="another writer won"):
         compact_hour(store.files, hour)

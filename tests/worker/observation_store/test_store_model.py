@@ -34,9 +34,9 @@ def publish_random(store, rng, name, received):
 
 
 def dying_put(module, rng):
-    """`put` that fails before one of the next writes."""
+    """`write_file` that fails before one of the next writes."""
     left = [rng.randrange(3)]
-    real = module.put
+    real = module.write_file
 
     def put(*args, **options):
         if left[0] == 0:
@@ -58,14 +58,14 @@ def test_reads_equal_a_plain_list(tmp_path, seed, monkeypatch):
             rows += publish_random(store, rng, f"b{step}", received)
         elif action < 0.65:
             with monkeypatch.context() as patch:
-                patch.setattr(store_module, "put", dying_put(store_module, rng))
+                patch.setattr(store_module, "write_file", dying_put(store_module, rng))
                 try:
                     rows += publish_random(store, rng, f"b{step}", received)
                 except StorageError:
                     pass
         elif action < 0.75:
             with monkeypatch.context() as patch:
-                patch.setattr(store_module, "put", dying_put(store_module, rng))
+                patch.setattr(store_module, "write_file", dying_put(store_module, rng))
                 try:
                     store.compact(DAY, DAY + timedelta(hours=6), least_files=2)
                 except StorageError:

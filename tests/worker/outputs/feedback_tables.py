@@ -5,12 +5,12 @@ import pyarrow as pa
 
 from model.domain.observations import FEEDBACK_SCHEMA, QC_FLAGS, validate_table
 from tests.worker.tables import make_table
-from worker.observations.columns import numbers, set_column
+from worker.observations.columns import float_column, set_column
 
 
 def _departures(table: pa.Table, rng: np.random.Generator) -> pa.Table:
     count = len(table)
-    value = numbers(table, "obs_value")
+    value = float_column(table, "obs_value")
     background = value - rng.normal(0, 1, count)
     analysis = value - rng.normal(0, 0.5, count)
     columns = {

@@ -18,7 +18,7 @@ from model.domain.variables import VARIABLES
 from tests.worker.outputs.feedback_tables import make_feedback
 from tests.worker.outputs.products import make_product
 from tests.worker.tables import make_table
-from worker.observations.columns import numbers
+from worker.observations.columns import float_column
 from worker.observations.decoders.base import DecodeContext
 from worker.observations.decoders.decode import decode_file
 from worker.observations.lexicons import IODA_NAMES, VARNO
@@ -95,7 +95,9 @@ def test_odb_is_read_back_by_another_reader(product, tmp_path):
     assert len(frame) == 101
     t2m = frame[frame["varno@body"] == 39]
     assert t2m["datum_status@body"].value_counts().to_dict() == {1: 37, 4: 3, 2: 1}
-    np.testing.assert_array_equal(frame["obsvalue@body"], numbers(product.feedback, "obs_value"))
+    np.testing.assert_array_equal(
+        frame["obsvalue@body"], float_column(product.feedback, "obs_value")
+    )
     assert frame["date@hdr"].unique().tolist() == [20250320]
     assert frame["time@hdr"].unique().tolist() == [115000, 113107]
     assert frame["statid@hdr"].iloc[-1] == "0-20000-0-00004"
@@ -176,7 +178,7 @@ def test_a_forecast_has_no_feedback(tmp_path):
 def test_a_flag_that_is_not_the_checks_is_refused():
     table = make_feedback()
     index = table.schema.get_field_index("qc_flag")
-    flags = numbers(table, "qc_flag").astype(np.uint8)
+    flags = float_column(table, "qc_flag").astype(np.uint8)
     flags[1] = 12
     wrong = table.set_column(index, FEEDBACK_SCHEMA.field("qc_flag"), pa.array(flags))
     with pytest.raises(InvalidInput, match="flag 19 .* got 12 in row 1"):

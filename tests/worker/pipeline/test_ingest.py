@@ -111,7 +111,7 @@ def test_stopping_between_steps_publishes_nothing(tmp_path, store):
     path = tmp_path / "x.csv"
     path.write_text(CSV)
     with pytest.raises(LeaseLostError):
-        ingest("b1", path, store=store, received_time=RECEIVED, still_wanted=lost)
+        ingest("b1", path, store=store, received_time=RECEIVED, check_lease=lost)
     assert len(store.read_window(WINDOW)) == 0
 
 

@@ -6,7 +6,7 @@ from scipy.stats import chi2
 
 from model.diagnostics.equivalents import Equivalents
 from tests.worker.verification.feedback_of import make_feedback
-from worker.observations.columns import numbers
+from worker.observations.columns import float_column
 from worker.pipeline.departures import fill_analysis, fill_background
 
 
@@ -21,9 +21,9 @@ def test_spread_of_two_pairs_by_hand(mirrored, variance):
         (lambda *a: fill_analysis(*a, 0), "analysis"),
     ):
         filled = fill(table, found)
-        assert numbers(filled, f"hofx_{name}")[0] == 10.0
-        assert numbers(filled, f"{name}_departure")[0] == 2.0
-        assert numbers(filled, f"{name}_spread")[0] == pytest.approx(np.sqrt(variance))
+        assert float_column(filled, f"hofx_{name}")[0] == 10.0
+        assert float_column(filled, f"{name}_departure")[0] == 2.0
+        assert float_column(filled, f"{name}_spread")[0] == pytest.approx(np.sqrt(variance))
         assert filled[f"{name}_spread"].null_count == 1
 
 

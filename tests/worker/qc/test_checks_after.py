@@ -11,7 +11,7 @@ from model.domain.observations import FEEDBACK_SCHEMA, station_draw, validate_ta
 from model.domain.physics import pressure_after_rise
 from tests.worker.qc.clean import change, clean_day, join, sonde, stations
 from tests.worker.tables import make_table
-from worker.observations.columns import numbers
+from worker.observations.columns import float_column
 from worker.observations.qc.background import reduce_temperature
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
@@ -83,14 +83,16 @@ def test_temperature_and_pressure_move_to_the_models_surface():
     moved, names, _ = run(table, "window", grid=GRID, orography=orography)
     assert names == [None, None]
     np.testing.assert_allclose(
-        numbers(moved, "obs_value"),
+        float_column(moved, "obs_value"),
         [288.15 - 2.6, 101325.0 * (1 - 0.0065 * 400 / 288.15) ** (9.80665 / (287.0597 * 0.0065))],
     )
-    np.testing.assert_allclose(numbers(moved, "elevation"), 400.0)
-    error = numbers(moved, "obs_error")
+    np.testing.assert_allclose(float_column(moved, "elevation"), 400.0)
+    error = float_column(moved, "obs_error")
     assert error[0] == pytest.approx(np.hypot(2.5, 0.8), rel=1e-5)
     again, _, _ = run(moved, "window", grid=GRID, orography=orography)
-    np.testing.assert_array_equal(numbers(again, "obs_value"), numbers(moved, "obs_value"))
+    np.testing.assert_array_equal(
+        float_column(again, "obs_value"), float_column(moved, "obs_value")
+    )
 
 
 def test_too_far_above_the_model_is_rejected_unchanged():
@@ -98,7 +100,7 @@ def test_too_far_above_the_model_is_rejected_unchanged():
     kept, names, report = run(table, "window", grid=GRID, orography=np.zeros(GRID.shape))
     assert names == ["difference"]
     assert report.rejected == {"orography": 1}
-    assert numbers(kept, "obs_value")[0] == 285.0
+    assert float_column(kept, "obs_value")[0] == 285.0
 
 
 def test_without_orography_nothing_moves():

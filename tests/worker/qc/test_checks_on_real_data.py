@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.observations.columns import is_one_of, numbers
+from worker.observations.columns import float_column, is_one_of
 from worker.observations.decoders.decode import decode_file
 from worker.observations.errors import assign_errors
 from worker.observations.qc.run import run_checks
@@ -21,7 +21,9 @@ def test_soundings_of_one_morning(realdata_dir):
     # 1612 gpm, but 1518 and 3031 gpm are reported (3130 with two digits swapped).
     delhi = table.filter(is_one_of(table, "station_id", ["42182"]))
     height = delhi.filter(is_one_of(delhi, "variable", ["geopotential"]))
-    outcome = dict(zip(numbers(height, "vertical"), height["rejected_by"].to_pylist(), strict=True))
+    outcome = dict(
+        zip(float_column(height, "vertical"), height["rejected_by"].to_pylist(), strict=True)
+    )
     assert outcome[50000.0] == "profile"
     assert outcome[70000.0] == "profile"
     assert outcome[85000.0] is None

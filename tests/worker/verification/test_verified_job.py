@@ -16,7 +16,7 @@ from worker.contract.jobs import JobRecord
 from worker.contract.kinds import FilteringSpec, ForecastSpec
 from worker.contract.layout import Layout
 from worker.loaded_models import LoadedModel, LoadedModels
-from worker.observations.columns import codes
+from worker.observations.columns import category_codes
 from worker.observations.errors import assign_errors
 from worker.observations.store.store import ObservationStore
 from worker.pipeline.assimilation import assimilate_window
@@ -117,7 +117,7 @@ def test_departures_in_the_feedback_give_the_withheld_error(layout, models):
     manifest = run(layout, models)
     (path,) = layout.analysis(manifest.id).glob("*obsfb*.parquet")
     table = pq.read_table(path)
-    stations, names = codes(table, "station_id")
+    stations, names = category_codes(table, "station_id")
     mask = np.isin(np.array(names)[stations], [*WITHHELD, NAMED])
     departure = table["analysis_departure"].to_numpy()[mask]
     (line,) = manifest.scores["withheld"]

@@ -1,1 +1,1 @@
-"""Decoders."""
+"""Decoders of observation files; `worker.observations.formats` lists them."""

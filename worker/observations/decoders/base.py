@@ -128,7 +128,7 @@ class DecodeReport(BaseModel):
         detail: str = "",
         report: int | None = None,
     ) -> None:
-        """Counts one message (or one report of it) that gives no row."""
+        """Count one message, or one report of it, that gives no row."""
         if reason not in REASONS:
             raise KeyError(f"Expected one of the reasons {', '.join(REASONS)}; got '{reason}'.")
         self.rejected[reason] += 1
@@ -140,14 +140,14 @@ class DecodeReport(BaseModel):
             )
 
     def count_rows(self, table: pa.Table) -> None:
-        """Adds the rows of a table to the counts."""
+        """Add the rows of a table to the counts."""
         self.rows += table.num_rows
         self.rows_by_variable += count_values(table, "variable")
         self.rows_by_report_type += count_values(table, "report_type")
         self.flagged += count_values(table, "rejected_by")
 
     def merge(self, other: "DecodeReport") -> "DecodeReport":
-        """This report with the counts of another added; returns itself."""
+        """Add the counts of another report to this one and return it."""
         if self.format != other.format:
             self.format = other.format if not self.format else "mixed"
         for name in ("size", "bytes_decoded", "bytes_between"):
@@ -162,7 +162,7 @@ class DecodeReport(BaseModel):
 
 @dataclass(frozen=True)
 class MessageLimits:
-    """What one message may ask for before it is set aside as `too_large`.
+    """Bounds of one message; beyond them it is set aside as `too_large`.
 
     Attributes:
         message_bytes: Total length of a message. The largest real ones (IASI) have 1.4 MB.
@@ -178,7 +178,7 @@ class MessageLimits:
 
 @dataclass(frozen=True)
 class DecodeContext:
-    """What a decoder knows about the upload besides its bytes.
+    """Facts about the upload that a decoder needs besides its bytes.
 
     Attributes:
         batch_id: The upload.
@@ -243,5 +243,5 @@ class Decoder(Protocol):
     """
 
     def __call__(self, path: Path, context: DecodeContext) -> Decoded:
-        """The rows and the counts of the file at `path`."""
+        """Return the rows and the counts of the file at `path`."""
         ...

@@ -30,11 +30,11 @@ __all__ = ["decode_file", "decode_limited", "decode_many_limited"]
 def decode_file(
     path: str | Path, format: str | None = None, context: DecodeContext | None = None
 ) -> Decoded:
-    """Decodes one file in this process.
+    """Decode one file in this process.
 
     A file that is of no use as a whole gives an empty table and a report with the reason, so that
-    every file ends in a counted outcome. For files from outside use
-    `worker.decoders.limited.decode_limited`, which runs this function in a limited child process.
+    every file ends in a counted outcome. Use `decode_limited` for files from outside: it runs this
+    function in a limited child process.
 
     Arguments:
         path: The file.
@@ -65,7 +65,7 @@ def decode_limited(
     limits: Limits | None = None,
     processes: int = 1,
 ) -> Decoded:
-    """`decode_file` in a limited child process; never raises for what is in the file.
+    """Decode a file in a limited child process; never raise for what is in the file.
 
     If a BUFR message brings the child down, it is set aside with the reason and the file is
     decoded again without it, a few times.
@@ -82,15 +82,15 @@ def decode_limited(
     try:
         format = format or detect_format(path)
     except DecodeError as error:
-        return _refused(path, None, error.context["reason"], error.message)
+        return _rejected_file(path, None, error.context["reason"], error.message)
     if processes <= 1 or format != "bufr":
-        return _one(path, format, context, limits)
+        return _decode_in_child(path, format, context, limits)
     parts = [
         replace(context, options={**context.options, "byte_range": span})
         for span in _spans(path, processes)
     ]
     with ThreadPoolExecutor(processes) as pool:
-        found = list(pool.map(lambda part: _one(path, format, part, limits), parts))
+        found = list(pool.map(lambda part: _decode_in_child(path, format, part, limits), parts))
     report = DecodeReport(format="bufr")
     for part in found:
         report.merge(part.report)
@@ -100,7 +100,7 @@ def decode_limited(
 
 
 def _distinct_profiles(tables: list[pa.Table]) -> list[pa.Table]:
-    """The tables with profiles numbered on from table to table."""
+    """Return the tables with profiles numbered on from table to table."""
     shifted, first = [], 0
     for table in tables:
         numbers = pc.add(table["profile_id"], first)
@@ -110,13 +110,15 @@ def _distinct_profiles(tables: list[pa.Table]) -> list[pa.Table]:
 
 
 def _spans(path: Path, parts: int) -> list[tuple[int, int]]:
-    """Byte ranges of about equal size; a message belongs to the range it begins in."""
+    """Return byte ranges of about equal size; a message belongs to the range it begins in."""
     size = path.stat().st_size
     edges = [size * n // parts for n in range(parts + 1)]
     return list(zip(edges[:-1], edges[1:], strict=True))
 
 
-def _one(path: Path, format: str | None, context: DecodeContext, limits: Limits | None) -> Decoded:
+def _decode_in_child(
+    path: Path, format: str | None, context: DecodeContext, limits: Limits | None
+) -> Decoded:
     limits = _with_room(limits or Limits(), path)
     skip: dict[int, str] = {}
     with TemporaryDirectory(prefix="appa-mark-", dir=limits.temp_dir) as folder:
@@ -136,16 +138,16 @@ def _one(path: Path, format: str | None, context: DecodeContext, limits: Limits 
             if at < 0 or at in skip or reason == "timeout":
                 break
             skip[at] = reason
-    return _refused(path, format, reason, message)
+    return _rejected_file(path, format, reason, message)
 
 
 def _with_room(limits: Limits, path: Path) -> Limits:
-    """The limits with memory for a large file: its bytes are mapped and its rows are held."""
+    """Return the limits with memory for a large file: its bytes are mapped and its rows are held."""
     room = _BYTES_HELD_PER_BYTE * path.stat().st_size
     return replace(limits, address_space=limits.address_space + room)
 
 
-def _refused(path: Path, format: str | None, reason: str, message: str) -> Decoded:
+def _rejected_file(path: Path, format: str | None, reason: str, message: str) -> Decoded:
     report = DecodeReport(format=format or "", size=path.stat().st_size)
     report.reject(reason, 0, report.size, message)
     return Decoded(empty_table(), report)
@@ -154,7 +156,7 @@ def _refused(path: Path, format: str | None, reason: str, message: str) -> Decod
 def _decode(
     path: str, format: str | None, context: DecodeContext, mark: str
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """In the child: decodes, and keeps the place of the current message for the parent."""
+    """Decode in the child and record the offset of the current message for the parent."""
     place = os.open(mark, os.O_WRONLY)
     options = {
         **context.options,
@@ -169,7 +171,7 @@ def decode_many_limited(
     context: DecodeContext | None = None,
     limits: Limits | None = None,
 ) -> Iterator[tuple[Path, Decoded]]:
-    """Each file with its rows and report, several files per child; limits hold for each file."""
+    """Yield each file with its rows and report, several files per child; limits hold for each file."""
     limits = limits or Limits()
     context = context or DecodeContext()
     waiting = [Path(path).resolve() for path in paths]
@@ -186,12 +188,12 @@ def decode_many_limited(
             except DecodeError as error:
                 failure = error
             for number, path in enumerate(some):
-                decoded = _stored(Path(folder), number)
+                decoded = _stored_result(Path(folder), number)
                 if decoded is None and failure is not None:
                     # The child died on this file; a child of its own finds the message.
                     decoded = decode_limited(path, None, context, limits)
                     waiting = some[number + 1 :] + waiting
-                yield path, decoded or _refused(path, None, "crashed", "no result")
+                yield path, decoded or _rejected_file(path, None, "crashed", "no result")
                 if failure is not None and not _result_path(Path(folder), number).exists():
                     break
 
@@ -201,7 +203,7 @@ def _result_path(folder: Path, number: int) -> Path:
 
 
 def _decode_many(paths: list[str], context: DecodeContext, folder: str, limits: Limits) -> None:
-    """In the child: one result per file, so that those before a crash are kept."""
+    """Decode in the child, one result for each file, so that those before a crash are kept."""
     for number, path in enumerate(paths):
         per_file_limits(limits)
         decoded = decode_file(path, None, context)
@@ -213,7 +215,7 @@ def _decode_many(paths: list[str], context: DecodeContext, folder: str, limits: 
         part.rename(_result_path(Path(folder), number))
 
 
-def _stored(folder: Path, number: int) -> Decoded | None:
+def _stored_result(folder: Path, number: int) -> Decoded | None:
     found = _result_path(folder, number)
     if not found.exists():
         return None

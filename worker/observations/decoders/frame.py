@@ -45,7 +45,7 @@ class RowFaults:
             self.detail[row] = f"column '{column}', row {row + 1}{what}"
 
     def report(self, report: DecodeReport) -> np.ndarray:
-        """Counts the faulty rows; returns the mask of the others."""
+        """Count the faulty rows; return the mask of the others."""
         for row in np.flatnonzero(self.reason != ""):
             report.reject(self.reason[row], detail=self.detail[row], report=int(row))
         return np.asarray(self.reason == "")
@@ -61,7 +61,7 @@ ACCEPTED = (*OBSERVATION_SCHEMA.names, "units")
 def decode_frame(
     columns: Mapping[str, pa.ChunkedArray | pa.Array], context: DecodeContext, report: DecodeReport
 ) -> Decoded:
-    """Rows from columns named like the observation table's; the least is `time`, `lat`, `lon`,
+    """Return rows from columns named like the observation table's; at least `time`, `lat`, `lon`,
     `variable` and `obs_value`.
 
     Defaults: `report_type` from the context's option of that name or `other`; `vertical_kind` by
@@ -134,7 +134,7 @@ def _plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _text(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Strings, None where empty."""
+    """Return a column as strings, None where empty."""
     array = pc.utf8_trim_whitespace(_plain(column).cast(pa.string()))
     values = array.to_numpy(zero_copy_only=False)
     return np.array([value or None for value in values], dtype=object)
@@ -148,7 +148,7 @@ def _number(
     *,
     required: bool = False,
 ) -> np.ndarray:
-    """Float64, NaN where empty; text that is no number is a fault."""
+    """Return float64, NaN where empty; text that is not a number is a fault."""
     array = _plain(column)
     if not pa.types.is_string(array.type) and not pa.types.is_large_string(array.type):
         if pa.types.is_nested(array.type) or pa.types.is_temporal(array.type):
@@ -168,7 +168,7 @@ def _number(
 
 
 def _times(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarray:
-    """UTC; text is ISO 8601, taken as UTC where it names no zone."""
+    """Return datetime64[ns] in UTC; text is ISO 8601, taken as UTC where it names no zone."""
     array = _plain(column)
     if pa.types.is_timestamp(array.type):
         # A zoned column is UTC inside already.
@@ -199,7 +199,7 @@ def _variable(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarr
 
 
 def _convert(values: dict[str, Any], faults: RowFaults) -> None:
-    """Applies the column `units`, which then is done with."""
+    """Convert values by the column `units` and remove that column."""
     units = values.pop("units", None)
     if units is None:
         return
@@ -224,7 +224,7 @@ def _convert(values: dict[str, Any], faults: RowFaults) -> None:
 def _complete(
     values: dict[str, Any], length: int, context: DecodeContext, faults: RowFaults
 ) -> None:
-    """Defaults of what is absent, and names checked."""
+    """Fill in defaults of absent columns and check names."""
     default = context.options.get("report_type", "other")
     values["report_type"] = _filled(values.get("report_type"), length, default)
     values["station_id"] = _filled(values.get("station_id"), length, "")

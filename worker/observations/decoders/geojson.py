@@ -17,7 +17,7 @@ _BYTES = 256_000_000
 
 
 def decode_geojson(path: Path, context: DecodeContext) -> Decoded:
-    """Rows of a FeatureCollection or a single Feature.
+    """Return rows of a FeatureCollection or a single Feature.
 
     A feature's properties are columns of the observation table, with either `variable` and
     `obs_value` or a mapping `values` of variable to a number or to `{value, units, error}`. A third
@@ -53,7 +53,7 @@ def decode_geojson(path: Path, context: DecodeContext) -> Decoded:
 
 
 def _refuse(report: DecodeReport) -> NoReturn:
-    """A file without one usable feature is refused as a whole."""
+    """Refuse a file without one usable feature as a whole."""
     first = report.quarantined[0].detail if report.quarantined else "no features"
     raise DecodeError(
         f"Expected point features with `time` and values; got none ({first}).",
@@ -104,7 +104,7 @@ def _rows(feature: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
-    """Columns as text, so that a value of a wrong type is found by row."""
+    """Return columns as text, so that a value of a wrong type is found by row."""
     names = {name: None for row in rows for name in row}
     columns = {}
     for name in names:

@@ -31,7 +31,7 @@ __all__ = ["GribField", "decode_grib", "fields", "frames", "holds_several"]
 
 
 def frames(data: mmap.mmap, report: DecodeReport) -> Iterator[tuple[int, int]]:
-    """Offset and length of each whole message."""
+    """Yield offset and length of each whole message."""
     at, end = data.find(b"GRIB"), 0
     while at >= 0:
         length = _length(data, at)
@@ -51,7 +51,7 @@ def frames(data: mmap.mmap, report: DecodeReport) -> Iterator[tuple[int, int]]:
 
 
 def _length(data: mmap.mmap, at: int) -> int | None:
-    """Bytes of the message at `at`; 0 if the file ends before; None if it is no message."""
+    """Return the bytes of the message at `at`; 0 if the file ends before; None if it is none."""
     head = data[at : at + 16]
     if len(head) < 16:
         return 0
@@ -71,7 +71,7 @@ def _length(data: mmap.mmap, at: int) -> int | None:
 
 
 def holds_several(message: bytes) -> bool:
-    """Whether a GRIB 2 message has more than one product definition (section 4)."""
+    """Return whether a GRIB 2 message has more than one product definition (section 4)."""
     at, products = 16, 0
     while message[7] == 2 and at + 5 <= len(message) - 4:
         length = int.from_bytes(message[at : at + 4], "big")
@@ -84,7 +84,7 @@ def holds_several(message: bytes) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class GribField:
-    """One field in our words.
+    """One field with the names and units of the vocabulary.
 
     Attributes:
         variable: Id of the vocabulary.
@@ -119,7 +119,7 @@ def fields(
     report: DecodeReport,
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[GribField]:
-    """The fields of a file that we have words for; everything else is counted in the report.
+    """Yield the fields whose variables are known; count everything else in the report.
 
     Arguments:
         path: The file.
@@ -164,7 +164,7 @@ def _message(
 
 
 def _handles(message: bytes) -> Iterator[int]:
-    """One handle for each field; released when the next one is asked for."""
+    """Yield one handle for each field; it is released when the next one is requested."""
     if not holds_several(message):
         handle = eccodes.codes_new_from_message(message)
         try:
@@ -188,7 +188,7 @@ def _handles(message: bytes) -> Iterator[int]:
 
 
 def _get(handle: int, key: str, kind: type | None = None) -> Any:
-    """A key's value, None if the message has none."""
+    """Return a key's value, None if the message has none."""
     try:
         return eccodes.codes_get(handle, key, kind) if kind else eccodes.codes_get(handle, key)
     except eccodes.KeyValueNotFoundError:
@@ -236,7 +236,7 @@ def _variable(short: str | None, kind: str | None) -> str | None:
 
 
 def _unusable(handle: int, variable: str) -> str:
-    """Why a field of a known name is still not what its name says; empty if it is."""
+    """Return why a field of a known name is not what its name says; empty if it is."""
     number = _get(handle, "perturbationNumber", int)
     if number:
         return f"ensemble member {number}"
@@ -251,7 +251,7 @@ def _unusable(handle: int, variable: str) -> str:
 
 
 def _along_grid(handle: int) -> bool:
-    """Whether wind components do not point east and north."""
+    """Return whether wind components do not point east and north."""
     unrotated = ("regular_ll", "regular_gg", "reduced_ll", "reduced_gg", "healpix")
     return bool(_get(handle, "uvRelativeToGrid", int)) and (
         _get(handle, "gridType", str) not in unrotated
@@ -279,7 +279,7 @@ _DEFAULT_GRID = {"kind": "regular", "nlat": 73, "nlon": 144}
 
 
 def decode_grib(path: Path, context: DecodeContext) -> Decoded:
-    """One row for each grid cell, variable and level of every known field.
+    """Return one row for each grid cell, variable and level of every known field.
 
     Options: `grid`, a mapping with `kind`, `nlat`, `nlon`, whose cells the values are averaged over
     (a field coarser than it keeps its own points); `errors`, 1 sigma in SI by variable; `variables`
@@ -355,7 +355,7 @@ def _rows(field: GribField, grid: Grid, error: float | None, context: DecodeCont
 
 
 def cell_means(field: GribField, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean latitude, longitude and value of the points in each cell that has any.
+    """Return the mean latitude, longitude and value of the points in each cell that has any.
 
     Points count by the cosine of their latitude, as they stand for equal steps in latitude and
     longitude; in longitude the mean is taken on the circle.

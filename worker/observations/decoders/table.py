@@ -28,14 +28,14 @@ _IGNORED = (
 
 
 def is_earth2studio(names: Mapping[str, Any] | list[str]) -> bool:
-    """Whether columns are those of such a frame."""
+    """Return whether the columns are those of an earth2studio frame."""
     return {"time", "lat", "lon", "observation", "variable"} <= set(names)
 
 
 def decode_earth2studio(
     columns: Mapping[str, pa.ChunkedArray], context: DecodeContext, report: DecodeReport
 ) -> Decoded:
-    """Rows from the frame; variables outside our vocabulary are counted one by one.
+    """Return the rows of the frame; count variables outside the vocabulary one by one.
 
     Accumulated precipitation is left out: the frame does not say over which time.
     """
@@ -81,7 +81,7 @@ _NULLS = ["", "NaN", "nan", "NA", "null", "None"]
 
 
 def decode_parquet(path: Path, context: DecodeContext) -> Decoded:
-    """Rows of a Parquet file.
+    """Return rows of a Parquet file.
 
     Raises:
         DecodeError: If it is no Parquet file, too large, or lacks columns.
@@ -98,7 +98,7 @@ def decode_parquet(path: Path, context: DecodeContext) -> Decoded:
 
 
 def decode_csv(path: Path, context: DecodeContext) -> Decoded:
-    """Rows of a CSV file with a header line.
+    """Return rows of a CSV file with a header line.
 
     Raises:
         DecodeError: If lines differ in their number of columns, or columns are missing.
@@ -136,7 +136,7 @@ def decode_csv(path: Path, context: DecodeContext) -> Decoded:
 
 
 def _utf8(content: bytes, report: DecodeReport) -> bytes:
-    """The text without byte order mark; bytes that are no UTF-8 become question marks, noted."""
+    """Return the text without byte order mark; invalid UTF-8 becomes question marks, noted."""
     content = content.removeprefix(b"\xef\xbb\xbf")
     try:
         content.decode()

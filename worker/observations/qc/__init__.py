@@ -1,1 +1,1 @@
-"""Qc."""
+"""Quality control of observation tables, in stages; see `run.py`."""

@@ -21,14 +21,14 @@ from model.domain.physics import (
 )
 from worker.observations.columns import (
     BoolArray,
-    codes,
+    category_codes,
+    float_column,
     groups,
     is_one_of,
-    kept,
-    numbers,
+    not_rejected,
     row_pressure,
     set_column,
-    times,
+    time_column,
 )
 from worker.observations.qc.base import QCContext
 
@@ -47,12 +47,12 @@ __all__ = [
 def reduce_temperature(
     temperature: NDArray[Any], rise: NDArray[Any], lapse_rate: float
 ) -> NDArray[np.float64]:
-    """Temperature in K after rising by `rise` metres: T - gamma dz."""
+    """Return temperature in K after rising by `rise` metres: T - gamma dz."""
     return temperature - lapse_rate * rise
 
 
 def height_difference(table: pa.Table, context: QCContext) -> NDArray[np.float64]:
-    """Model surface minus station, m; NaN where it does not matter or is not known."""
+    """Return the model surface minus station, m; NaN where it does not matter or is not known."""
     rise = np.full(len(table), np.nan)
     if context.orography is None or context.grid is None:
         return rise
@@ -60,34 +60,34 @@ def height_difference(table: pa.Table, context: QCContext) -> NDArray[np.float64
     use = is_one_of(table, "report_type", p["height_by_report_types"])
     use &= is_one_of(table, "vertical_kind", ["surface"])
     rows = np.flatnonzero(use)
-    places = numbers(table, "lat")[rows], numbers(table, "lon")[rows]
+    places = float_column(table, "lat")[rows], float_column(table, "lon")[rows]
     orography = np.asarray(context.orography, dtype=np.float64)
     ground = interpolate(orography, *bilinear(context.grid, *places))
-    rise[rows] = ground - numbers(table, "elevation")[rows]
+    rise[rows] = ground - float_column(table, "elevation")[rows]
     return rise
 
 
 def orography(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows whose station lies too far above or below the model's surface."""
+    """Mark rows whose station lies too far above or below the model's surface."""
     rise = np.abs(height_difference(table, context))
-    variable, names = codes(table, "variable")
+    variable, names = category_codes(table, "variable")
     limits = context.of("orography")["limits"]
     limit = np.array([limits.get(n, np.inf) for n in names] or [np.inf])[variable]
     return np.nan_to_num(rise, nan=0.0) > limit
 
 
 def reduce_to_surface(table: pa.Table, context: QCContext) -> pa.Table:
-    """Two-metre temperature and surface pressure moved to the model's surface, errors widened.
+    """Move two-metre temperature and surface pressure to the model's surface and widen their errors.
 
     The elevation of the moved rows becomes the model's, so that moving them again does nothing.
     Rows beyond the limit of `orography` stay as they are and are rejected there.
     """
     p = context.of("orography")
     rise = height_difference(table, context)
-    movable = kept(table) & np.isfinite(rise) & ~orography(table, context)
+    movable = not_rejected(table) & np.isfinite(rise) & ~orography(table, context)
     if not p["reduce"] or not movable.any():
         return table
-    value, error = numbers(table, "obs_value"), numbers(table, "obs_error")
+    value, error = float_column(table, "obs_value"), float_column(table, "obs_error")
     gamma = p["lapse_rate"]
     is_t = movable & is_one_of(table, "variable", ["2m_temperature"])
     is_p = movable & is_one_of(table, "variable", ["surface_pressure"])
@@ -98,7 +98,7 @@ def reduce_to_surface(table: pa.Table, context: QCContext) -> pa.Table:
     slope = GRAVITY * moved * rise[is_p] / (GAS_CONSTANT_DRY * below[is_p] ** 2)
     error[is_p] = np.hypot(error[is_p], slope * p["layer_temperature_error"])
     value[is_p] = moved
-    elevation = numbers(table, "elevation")
+    elevation = float_column(table, "elevation")
     elevation = np.where(is_t | is_p, elevation + rise, elevation)
     for name, array in (("obs_value", value), ("obs_error", error), ("elevation", elevation)):
         table = set_column(table, name, array)
@@ -106,14 +106,18 @@ def reduce_to_surface(table: pa.Table, context: QCContext) -> pa.Table:
 
 
 def _station_temperature(table: pa.Table, lapse_rate: float) -> NDArray[np.float64]:
-    """Each row's two-metre temperature from the same report, else the standard atmosphere's."""
-    station = groups(codes(table, "report_type")[0], codes(table, "station_id")[0], times(table))
+    """Return each row's two-metre temperature from the same report, else the standard atmosphere's."""
+    station = groups(
+        category_codes(table, "report_type")[0],
+        category_codes(table, "station_id")[0],
+        time_column(table),
+    )
     known = np.full(station.max(initial=-1) + 1, np.nan)
-    value = numbers(table, "obs_value")
-    rows = kept(table) & is_one_of(table, "variable", ["2m_temperature"])
+    value = float_column(table, "obs_value")
+    rows = not_rejected(table) & is_one_of(table, "variable", ["2m_temperature"])
     known[station[rows]] = value[rows]
     standard = STANDARD_TEMPERATURE - lapse_rate * np.nan_to_num(
-        numbers(table, "elevation"), nan=0.0
+        float_column(table, "elevation"), nan=0.0
     )
     found = known[station]
     return np.where(np.isfinite(found), found, standard)
@@ -126,14 +130,14 @@ _PAIRS = {
 
 
 def departures(table: pa.Table) -> np.ndarray | None:
-    """O-B with shape (rows,), NaN where unknown; None if the table has no background."""
+    """Return O-B with shape (rows,), NaN where unknown; None if the table has no background."""
     if "hofx_background" not in table.column_names:
         return None
-    return numbers(table, "obs_value") - numbers(table, "hofx_background")
+    return float_column(table, "obs_value") - float_column(table, "hofx_background")
 
 
 def background_check(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows with |O-B| > min(k sqrt(R + s^2), absolute limit).
+    """Mark rows with |O-B| > min(k sqrt(R + s^2), absolute limit).
 
     R is the variance of the observation error, s the ensemble standard deviation of H(x_b).
     """
@@ -141,25 +145,25 @@ def background_check(table: pa.Table, context: QCContext) -> BoolArray:
     if d is None:
         return np.zeros(len(table), dtype=bool)
     p = context.of("background_check")
-    variable, names = codes(table, "variable")
+    variable, names = category_codes(table, "variable")
     limits = [p["limits"].get(n, p["default"]) for n in names]
     sigmas = np.array([float(e["sigmas"]) for e in limits] or [np.inf])[variable]
     absolute = np.array([float(e["absolute"]) for e in limits] or [np.inf])[variable]
-    total = np.hypot(np.nan_to_num(numbers(table, "obs_error"), nan=np.inf), spread(table))
+    total = np.hypot(np.nan_to_num(float_column(table, "obs_error"), nan=np.inf), spread(table))
     with np.errstate(invalid="ignore"):
         return np.asarray(np.abs(d) > np.minimum(sigmas * total, absolute))
 
 
 def spread(table: pa.Table) -> np.ndarray:
-    """Ensemble standard deviation of H(x_b), 0 where unknown."""
+    """Return the ensemble standard deviation of H(x_b), 0 where unknown."""
     if "background_spread" not in table.column_names:
         return np.zeros(len(table))
-    return np.nan_to_num(numbers(table, "background_spread"), nan=0.0)
+    return np.nan_to_num(float_column(table, "background_spread"), nan=0.0)
 
 
 def wind_pairs(table: pa.Table, context: QCContext) -> BoolArray:
-    """Components whose partner of the same report was rejected: half a wind misleads."""
-    variable, names = codes(table, "variable")
+    """Mark components whose partner of the same report was rejected: half a wind misleads."""
+    variable, names = category_codes(table, "variable")
     rejected = table["rejected_by"].is_valid().to_numpy().astype(bool)
     bad = np.zeros(len(table), dtype=bool)
     pairs = [(names.index(u), names.index(v)) for u, v in _PAIRS.items() if {u, v} <= set(names)]
@@ -178,10 +182,10 @@ def wind_pairs(table: pa.Table, context: QCContext) -> BoolArray:
             "lon",
         ]
     ).take(rows)
-    keys = [codes(sub, n)[0] for n in ("batch_id", "report_type", "station_id")]
-    place = [np.nan_to_num(numbers(sub, n), nan=-1.0) for n in ("vertical", "lat", "lon")]
-    offset = np.nan_to_num(numbers(sub, "message_offset"), nan=-1.0)
-    wind = groups(*keys, times(sub), offset, *place)
+    keys = [category_codes(sub, n)[0] for n in ("batch_id", "report_type", "station_id")]
+    place = [np.nan_to_num(float_column(sub, n), nan=-1.0) for n in ("vertical", "lat", "lon")]
+    offset = np.nan_to_num(float_column(sub, "message_offset"), nan=-1.0)
+    wind = groups(*keys, time_column(sub), offset, *place)
     height = np.isin(variable[rows], [i for u, v in pairs for i in (u, v) if names[i][0] == "1"])
     wind = groups(wind, height)
     any_rejected = np.bincount(wind, weights=rejected[rows]) > 0
@@ -193,7 +197,7 @@ _HOUR = 3.6e12
 
 
 def buddy(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows whose O-B differs from the median of its neighbours' by too many standard deviations.
+    """Mark rows whose O-B differs from the median of its neighbours' by too many standard deviations.
 
     Neighbours are other stations' values of the same variable, near in distance, ln p and time.
     The tolerance is k sqrt(R_i + median R of the neighbours + s^2).
@@ -202,8 +206,8 @@ def buddy(table: pa.Table, context: QCContext) -> BoolArray:
     d = departures(table)
     if d is None:
         return bad
-    variable, names = codes(table, "variable")
-    usable = kept(table) & np.isfinite(d)
+    variable, names = category_codes(table, "variable")
+    usable = not_rejected(table) & np.isfinite(d)
     for i in range(len(names)):
         rows = np.flatnonzero(usable & (variable == i))
         if len(rows) > context.of("buddy")["buddies"]:
@@ -212,12 +216,12 @@ def buddy(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def _lonely(sub: pa.Table, d: np.ndarray, p: Mapping[str, Any]) -> BoolArray:
-    where = unit_vectors(numbers(sub, "lat"), numbers(sub, "lon")) * (EARTH_RADIUS / 1e3)
+    where = unit_vectors(float_column(sub, "lat"), float_column(sub, "lon")) * (EARTH_RADIUS / 1e3)
     points = np.column_stack(
         [
             where / p["radius_km"],
             np.log(np.maximum(row_pressure(sub), 1.0)) / p["depth"],
-            (times(sub) - times(sub).min(initial=0)) / (_HOUR * p["hours"]),
+            (time_column(sub) - time_column(sub).min(initial=0)) / (_HOUR * p["hours"]),
         ]
     )
     if not sub["vertical"].null_count < len(sub):
@@ -226,9 +230,9 @@ def _lonely(sub: pa.Table, d: np.ndarray, p: Mapping[str, Any]) -> BoolArray:
     distance, index = cKDTree(points).query(points, k=count, distance_upper_bound=1.0)
     found = np.isfinite(distance)
     index = np.where(found, index, 0)
-    station = codes(sub, "station_id")[0]
+    station = category_codes(sub, "station_id")[0]
     found &= station[index] != station[:, None]
-    variance = np.nan_to_num(numbers(sub, "obs_error"), nan=np.inf) ** 2
+    variance = np.nan_to_num(float_column(sub, "obs_error"), nan=np.inf) ** 2
     enough = found.sum(axis=1) >= p["buddies"]
     bad = np.zeros(len(sub), dtype=bool)
     rows = np.flatnonzero(enough)

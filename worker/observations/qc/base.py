@@ -110,7 +110,7 @@ class QCContext:
 
 Stage = Literal["pre", "window", "background", "select"]
 """`pre`: after decoding, one batch. `window`: all batches of a window. `background`: with the
-background's equivalents. `select`: what is used of what is good."""
+background's equivalents. `select`: which of the good rows are used."""
 
 CheckFunction = Callable[[pa.Table, QCContext], BoolArray]
 Transform = Callable[[pa.Table, QCContext], pa.Table]

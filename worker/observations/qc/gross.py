@@ -13,52 +13,60 @@ import pyarrow.compute as pc
 
 from worker.observations.columns import (
     BoolArray,
-    codes,
+    category_codes,
+    float_column,
     groups,
     is_one_of,
-    kept,
-    numbers,
+    not_rejected,
     row_pressure,
-    times,
+    time_column,
 )
 from worker.observations.qc.base import QCContext
 
-__all__ = ["blocklist", "bounds", "duplicates", "flags", "impossible", "late", "missing"]
+__all__ = [
+    "blocklist",
+    "bounds",
+    "duplicates",
+    "provider_flags",
+    "outside_domain",
+    "late_arrival",
+    "missing_value",
+]
 
 _HOUR = 3_600_000_000_000
 
 
-def flags(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows that carry a flag number without the name of a check: the provider's own verdict."""
-    return numbers(table, "qc_flag") > 0
+def provider_flags(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows with a flag number but no check: the provider's own flags."""
+    return float_column(table, "qc_flag") > 0
 
 
-def missing(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows without a finite value."""
-    return ~np.isfinite(numbers(table, "obs_value"))
+def missing_value(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows without a finite value, such as NaN."""
+    return ~np.isfinite(float_column(table, "obs_value"))
 
 
-def late(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows that arrived after the cut-off."""
+def late_arrival(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows that arrived after the cut-off."""
     if context.cut_off is None:
         return np.zeros(len(table), dtype=bool)
     limit = pa.scalar(context.cut_off, pa.timestamp("ns", tz="UTC"))
     return np.array(pc.greater(table["received_time"], limit).to_numpy(), dtype=bool)
 
 
-def impossible(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows whose position, height or time cannot be, or lie outside the domain."""
+def outside_domain(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows whose position, height or time is impossible or outside the domain."""
     p = context.of("domain")
-    lat, lon = numbers(table, "lat"), numbers(table, "lon")
+    lat, lon = float_column(table, "lat"), float_column(table, "lon")
     bad = ~((np.abs(lat) <= 90.0) & (lon >= -180.0) & (lon < 180.0))
     if p["null_island"]:
         bad |= (lat == 0.0) & (lon == 0.0)
     if p["box"] is not None:
         bad |= _outside(lat, lon, p["box"])
-    bad |= _beyond(numbers(table, "elevation"), p["elevation"], required=False)
+    bad |= _beyond(float_column(table, "elevation"), p["elevation"], required=False)
     bad |= _vertical(table, p)
-    time = times(table)
-    bad |= time > times(table, "received_time") + p["future_hours"] * _HOUR
+    time = time_column(table)
+    bad |= time > time_column(table, "received_time") + p["future_hours"] * _HOUR
     return bad | (time < np.datetime64(p["earliest"], "ns").astype(np.int64))
 
 
@@ -75,8 +83,8 @@ def _beyond(values: np.ndarray, limits: list[float], *, required: bool) -> BoolA
 
 
 def _vertical(table: pa.Table, p: Mapping[str, Any]) -> BoolArray:
-    kind, names = codes(table, "vertical_kind")
-    vertical, top = numbers(table, "vertical"), numbers(table, "vertical_top")
+    kind, names = category_codes(table, "vertical_kind")
+    vertical, top = float_column(table, "vertical"), float_column(table, "vertical_top")
     pressure = [100.0 * limit for limit in p["pressure"]]
     bad = np.zeros(len(kind), dtype=bool)
     for i, name in enumerate(names):
@@ -91,10 +99,10 @@ def _vertical(table: pa.Table, p: Mapping[str, Any]) -> BoolArray:
 
 
 def bounds(table: pa.Table, context: QCContext) -> BoolArray:
-    """Values outside the limits of their variable, interpolated in ln p between levels."""
+    """Mark values outside the limits of their variable, interpolated in ln p between levels."""
     limits = context.of("bounds")["limits"]
-    variable, names = codes(table, "variable")
-    value, pressure = numbers(table, "obs_value"), row_pressure(table)
+    variable, names = category_codes(table, "variable")
+    value, pressure = float_column(table, "obs_value"), row_pressure(table)
     bad = np.zeros(len(table), dtype=bool)
     for i, name in enumerate(names):
         if name not in limits:
@@ -117,9 +125,9 @@ def _limit(entry: Mapping[str, Any], side: str, pressure: np.ndarray) -> np.ndar
 
 
 def blocklist(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows matched by an entry: station pattern, and optionally networks, variables and period."""
+    """Mark rows matched by an entry: station pattern, and optionally networks, variables and period."""
     bad = np.zeros(len(table), dtype=bool)
-    station, names = codes(table, "station_id")
+    station, names = category_codes(table, "station_id")
     for entry in context.of("blocklist")["entries"]:
         pattern = re.compile(translate(str(entry["station"])))
         rows = np.isin(station, [i for i, name in enumerate(names) if pattern.match(name)])
@@ -127,9 +135,9 @@ def blocklist(table: pa.Table, context: QCContext) -> BoolArray:
             if entry.get(key):
                 rows &= is_one_of(table, column, entry[key])
         if entry.get("from"):
-            rows &= times(table) >= _nanoseconds(entry["from"])
+            rows &= time_column(table) >= _nanoseconds(entry["from"])
         if entry.get("until"):
-            rows &= times(table) <= _nanoseconds(entry["until"])
+            rows &= time_column(table) <= _nanoseconds(entry["until"])
         bad |= rows
     return bad
 
@@ -140,14 +148,14 @@ def _nanoseconds(time: object) -> int:
 
 
 def duplicates(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows of the same station, time, level and variable as a preferred row.
+    """Mark rows of the same station, time, level and variable as a preferred row.
 
     Preferred is the highest correction number, then the earliest arrival, then the order in the
     file. Where a station id does not stand for a place (satellites, anonymous call signs) the
     rounded position is part of the identity. Rows already rejected neither win nor lose.
     """
     p = context.of("duplicates")
-    rows = np.flatnonzero(kept(table))
+    rows = np.flatnonzero(not_rejected(table))
     bad = np.zeros(len(table), dtype=bool)
     if not len(rows):
         return bad
@@ -155,16 +163,24 @@ def duplicates(table: pa.Table, context: QCContext) -> BoolArray:
     placed = is_one_of(sub, "report_type", p["by_position"])
     placed |= is_one_of(sub, "station_id", p["anonymous"])
     digits = p["position_digits"]
-    lat = np.where(placed, np.round(numbers(sub, "lat"), digits), 0.0)
-    lon = np.where(placed, np.round(numbers(sub, "lon"), digits), 0.0)
-    vertical = np.nan_to_num(np.round(numbers(sub, "vertical")), nan=-1.0)
-    top = np.nan_to_num(np.round(numbers(sub, "vertical_top")), nan=-1.0)
+    lat = np.where(placed, np.round(float_column(sub, "lat"), digits), 0.0)
+    lon = np.where(placed, np.round(float_column(sub, "lon"), digits), 0.0)
+    vertical = np.nan_to_num(np.round(float_column(sub, "vertical")), nan=-1.0)
+    top = np.nan_to_num(np.round(float_column(sub, "vertical_top")), nan=-1.0)
     names = ("report_type", "station_id", "variable", "vertical_kind")
-    identity = groups(*(codes(sub, n)[0] for n in names), times(sub), vertical, top, lat, lon)
-    correction = np.nan_to_num(numbers(sub, "update_sequence"), nan=0.0)
-    batch = codes(sub, "batch_id")[0]
+    identity = groups(
+        *(category_codes(sub, n)[0] for n in names), time_column(sub), vertical, top, lat, lon
+    )
+    correction = np.nan_to_num(float_column(sub, "update_sequence"), nan=0.0)
+    batch = category_codes(sub, "batch_id")[0]
     order = np.lexsort(
-        (numbers(sub, "observation_id"), batch, times(sub, "received_time"), -correction, identity)
+        (
+            float_column(sub, "observation_id"),
+            batch,
+            time_column(sub, "received_time"),
+            -correction,
+            identity,
+        )
     )
     repeated = np.zeros(len(rows), dtype=bool)
     repeated[order[1:]] = identity[order[1:]] == identity[order[:-1]]

@@ -24,12 +24,12 @@ from model.domain.grids import unit_vectors
 from model.domain.physics import EARTH_RADIUS, GAS_CONSTANT_DRY, virtual_temperature
 from worker.observations.columns import (
     BoolArray,
-    codes,
+    category_codes,
+    float_column,
     groups,
     is_one_of,
-    kept,
-    numbers,
-    times,
+    not_rejected,
+    time_column,
 )
 from worker.observations.qc.base import QCContext
 
@@ -39,24 +39,24 @@ Floats = NDArray[np.float64]
 
 
 def track(table: pa.Table, context: QCContext) -> BoolArray:
-    """All values of a fix that its platform can neither have come to nor left from in time.
+    """Mark all values of a fix that its platform cannot have reached or left in time.
 
     Links between consecutive fixes of one platform are impossible when the distance exceeds speed
     times time plus a slack for rounded positions. A fix between two impossible links goes, the
     worst first; at the end of a track the end goes; of two fixes alone neither is trusted.
     """
     p = context.of("track")
-    report, names = codes(table, "report_type")
-    station, stations = codes(table, "station_id")
+    report, names = category_codes(table, "report_type")
+    station, stations = category_codes(table, "station_id")
     speed = np.array([p["speed"].get(n, np.nan) for n in names] or [np.nan])[report]
     slack = np.array([p["slack_km"].get(n, 0.0) for n in names] or [0.0])[report] * 1e3
     anonymous = [i for i, n in enumerate(stations) if n in context.of("duplicates")["anonymous"]]
-    use = np.flatnonzero(kept(table) & np.isfinite(speed) & ~np.isin(station, anonymous))
+    use = np.flatnonzero(not_rejected(table) & np.isfinite(speed) & ~np.isin(station, anonymous))
     bad = np.zeros(len(table), dtype=bool)
     if not len(use):
         return bad
-    time = times(table)[use] * 1e-9
-    where = unit_vectors(numbers(table, "lat")[use], numbers(table, "lon")[use])
+    time = time_column(table)[use] * 1e-9
+    where = unit_vectors(float_column(table, "lat")[use], float_column(table, "lon")[use])
     platform = groups(report[use], station[use])
     fix = groups(platform, time, *where.T)
     _, first = np.unique(fix, return_index=True)
@@ -81,7 +81,7 @@ def _wrong_fixes(
     slack: NDArray[Any],
     passes: int,
 ) -> BoolArray:
-    """Which of the fixes, sorted by platform and time, are wrong."""
+    """Return which of the fixes, sorted by platform and time, are wrong."""
     alive = np.arange(len(platform))
     wrong = np.zeros(len(platform), dtype=bool)
     for _ in range(passes):
@@ -101,7 +101,7 @@ def _wrong_fixes(
 
 
 def _worst(near: BoolArray, excess: NDArray[Any]) -> BoolArray:
-    """Fixes to remove in this pass, from the links between consecutive fixes."""
+    """Return the fixes to remove in this pass, from the links between consecutive fixes."""
     zero, none = np.zeros(1), np.zeros(1, dtype=bool)
     before, after = np.concatenate([zero, excess]), np.concatenate([excess, zero])
     has_before, has_after = np.concatenate([none, near]), np.concatenate([near, none])
@@ -122,12 +122,12 @@ _HOUR = 3_600_000_000_000
 
 
 def stuck(table: pa.Table, context: QCContext) -> BoolArray:
-    """Values that stay exactly equal over enough consecutive reports and hours of one station."""
+    """Mark values that stay exactly equal over enough consecutive reports and hours of one station."""
     p = context.of("stuck")
     bad = np.zeros(len(table), dtype=bool)
-    variable, names = codes(table, "variable")
-    value, time = numbers(table, "obs_value"), times(table)
-    good = kept(table) & np.isfinite(value)
+    variable, names = category_codes(table, "variable")
+    value, time = float_column(table, "obs_value"), time_column(table)
+    good = not_rejected(table) & np.isfinite(value)
     if p["ignore_zero"]:
         good &= value != 0.0
     for name, limit in p["variables"].items():
@@ -136,7 +136,7 @@ def stuck(table: pa.Table, context: QCContext) -> BoolArray:
         rows = np.flatnonzero(good & (variable == names.index(name)))
         if len(rows):
             sub = table.select(["report_type", "station_id"]).take(rows)
-            series = groups(*(codes(sub, n)[0] for n in ("report_type", "station_id")))
+            series = groups(*(category_codes(sub, n)[0] for n in ("report_type", "station_id")))
             bad[rows] = _repeats(series, time[rows], value[rows], limit["count"], limit["hours"])
     return bad
 
@@ -175,11 +175,11 @@ class _Levels:
 
 
 def profile(table: pa.Table, context: QCContext) -> BoolArray:
-    """Temperatures and geopotentials of ascents that contradict each other or their neighbours."""
+    """Mark temperatures and geopotentials of ascents that contradict each other or their neighbours."""
     p = context.of("profile")
     bad = np.zeros(len(table), dtype=bool)
-    use = kept(table) & is_one_of(table, "vertical_kind", ["pressure"])
-    use &= np.isfinite(numbers(table, "profile_id")) & (numbers(table, "vertical") > 0.0)
+    use = not_rejected(table) & is_one_of(table, "vertical_kind", ["pressure"])
+    use &= np.isfinite(float_column(table, "profile_id")) & (float_column(table, "vertical") > 0.0)
     rows = np.flatnonzero(use)
     if not len(rows):
         return bad
@@ -194,9 +194,9 @@ def profile(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def _levels(sub: pa.Table) -> tuple[_Levels, NDArray[np.int64]]:
-    """The levels sorted upwards, and the number of each row's level."""
-    ascent = groups(codes(sub, "batch_id")[0], numbers(sub, "profile_id"))
-    pressure, value = numbers(sub, "vertical"), numbers(sub, "obs_value")
+    """Return the levels sorted upwards, and the number of each row's level."""
+    ascent = groups(category_codes(sub, "batch_id")[0], float_column(sub, "profile_id"))
+    pressure, value = float_column(sub, "vertical"), float_column(sub, "obs_value")
     number = groups(ascent, pressure)
     _, first = np.unique(number, return_index=True)
     columns = {}
@@ -216,7 +216,7 @@ def _levels(sub: pa.Table) -> tuple[_Levels, NDArray[np.int64]]:
 
 
 def _hydrostatic(all_levels: _Levels, p: Mapping[str, Any]) -> tuple[BoolArray, BoolArray]:
-    """Levels whose temperature, and whose geopotential, is wrong."""
+    """Return the levels whose temperature, and whose geopotential, is wrong."""
     wrong_t = np.zeros(len(all_levels.number), dtype=bool)
     wrong_z = wrong_t.copy()
     both = np.flatnonzero(np.isfinite(all_levels.temperature + all_levels.geopotential))
@@ -249,7 +249,7 @@ def _hydrostatic(all_levels: _Levels, p: Mapping[str, Any]) -> tuple[BoolArray, 
 
 
 def _spikes(all_levels: _Levels, p: Mapping[str, Any]) -> BoolArray:
-    """Temperatures far from the line in ln p through the level below and the one above."""
+    """Return the temperatures far from the line in ln p through the level below and the one above."""
     wrong = np.zeros(len(all_levels.number), dtype=bool)
     rows = np.flatnonzero(np.isfinite(all_levels.temperature))
     if len(rows) < 3:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from model.domain.observations import QC_FLAGS
-from worker.observations.columns import codes, kept, reject
+from worker.observations.columns import category_codes, not_rejected, reject
 from worker.observations.qc.background import (
     background_check,
     buddy,
@@ -22,20 +22,25 @@ from worker.observations.qc.gross import (
     blocklist,
     bounds,
     duplicates,
-    flags,
-    impossible,
-    late,
-    missing,
+    late_arrival,
+    missing_value,
+    outside_domain,
+    provider_flags,
 )
 from worker.observations.qc.kinematic import profile, stuck, track
-from worker.observations.qc.selection import append_superobservations, merged, thinning, withholding
+from worker.observations.qc.selection import (
+    append_superobservations,
+    in_superobservation,
+    thinning,
+    withholding,
+)
 
 __all__ = ["CHECKS", "QCReport", "run_checks"]
 
 CHECKS: tuple[Check, ...] = (
-    Check("flags", "preqc", "pre", flags),
-    Check("missing", "missing", "pre", missing),
-    Check("domain", "domain", "pre", impossible),
+    Check("flags", "preqc", "pre", provider_flags),
+    Check("missing", "missing", "pre", missing_value),
+    Check("domain", "domain", "pre", outside_domain),
     Check("bounds", "bounds", "pre", bounds),
     Check("duplicates", "duplicate", "pre", duplicates),
     Check("blocklist", "blocklist", "pre", blocklist),
@@ -43,7 +48,7 @@ CHECKS: tuple[Check, ...] = (
     Check("stuck", "stuck", "pre", stuck),
     Check("profile", "profile", "pre", profile),
     # Batches of one window meet here for the first time, so identity and tracks are checked again.
-    Check("late", "late", "window", late),
+    Check("late", "late", "window", late_arrival),
     Check("blocklist", "blocklist", "window", blocklist),
     Check("duplicates", "duplicate", "window", duplicates),
     Check("track", "track", "window", track),
@@ -53,17 +58,19 @@ CHECKS: tuple[Check, ...] = (
     Check("buddy", "buddy", "background", buddy),
     Check("wind_pairs", "difference", "background", wind_pairs),
     Check("withholding", "withheld", "select", withholding),
-    Check("superobbing", "thinned", "select", merged, prepare=append_superobservations),
+    Check(
+        "superobbing", "thinned", "select", in_superobservation, prepare=append_superobservations
+    ),
     Check("thinning", "thinned", "select", thinning),
 )
 """In this order: a row keeps the outcome of the first check that rejects it."""
 
 
 class QCReport(BaseModel):
-    """What a stage did.
+    """Counts of one stage.
 
     Attributes:
-        stage: Which one.
+        stage: The stage that ran.
         rows: Rows it saw, superobservations included.
         used: Rows that no check has rejected, now.
         rejected: Rows rejected in this stage, by check.
@@ -82,7 +89,7 @@ class QCReport(BaseModel):
 def run_checks(
     table: pa.Table, stage: Stage, context: QCContext | None = None
 ) -> tuple[pa.Table, QCReport]:
-    """The table with `rejected_by` and `qc_flag` filled by the checks of `stage`, and the counts.
+    """Run the checks of `stage`; return the table with `rejected_by` and `qc_flag`, and the counts.
 
     No row is dropped; superobservations and heights reduced to the model's surface are the only
     changes to values. A check that is not `enabled`, or lacks what it needs, does nothing.
@@ -103,10 +110,10 @@ def run_checks(
             bad = np.append(bad, np.zeros(len(table) - len(bad), dtype=bool))
         else:
             bad = check.reject(table, context)
-        fresh = bad & kept(table)
+        fresh = bad & not_rejected(table)
         _count(table, fresh, check.name, check.outcome, report)
         table = reject(table, fresh, QC_FLAGS[check.outcome])
-    report.rows, report.used = len(table), int(kept(table).sum())
+    report.rows, report.used = len(table), int(not_rejected(table).sum())
     return table, report
 
 
@@ -114,7 +121,7 @@ def _count(table: pa.Table, fresh: np.ndarray, name: str, outcome: str, report: 
     if not fresh.any():
         return
     report.rejected[name] += int(fresh.sum())
-    variable, names = codes(table, "variable")
+    variable, names = category_codes(table, "variable")
     for i, count in enumerate(np.bincount(variable[fresh], minlength=len(names))):
         if count:
             report.rejected_by_variable.setdefault(names[i], Counter())[outcome] += int(count)

@@ -1,4 +1,4 @@
-"""Select what is used of what is good: withheld stations, superobservations and thinning.
+"""Select among good observations: withheld stations, superobservations and thinning.
 
 Superobservations merge the values in one box of the model. The members keep their values and are
 rejected as `thinned`; their mean is appended as a new row of the batch `superobservations`. With
@@ -21,14 +21,14 @@ from model.domain.observations import station_draw
 from model.domain.regrid import cell_index
 from worker.observations.columns import (
     BoolArray,
-    codes,
+    category_codes,
+    float_column,
     groups,
     is_one_of,
-    kept,
-    numbers,
+    not_rejected,
     row_pressure,
     set_column,
-    times,
+    time_column,
 )
 from worker.observations.qc.base import QCContext
 
@@ -36,7 +36,7 @@ __all__ = [
     "SUPEROBSERVATIONS",
     "append_superobservations",
     "box_keys",
-    "merged",
+    "in_superobservation",
     "thinning",
     "withholding",
 ]
@@ -46,11 +46,11 @@ _DEFAULT_LEVELS = (1000, 925, 850, 700, 600, 500, 400, 300, 250, 200, 150, 100, 
 
 
 def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) -> list[NDArray[Any]]:
-    """Keys that rows of one box share: network, variable, kind of level, cell, level, hour.
+    """Return the keys that rows of one box share: network, variable, kind of level, cell, level, hour.
 
     Time boxes are centred on full hours, levels are the nearest of the model's in ln p.
     """
-    lat, lon = numbers(sub, "lat"), numbers(sub, "lon")
+    lat, lon = float_column(sub, "lat"), float_column(sub, "lon")
     if context.grid is not None:
         cell = cell_index(context.grid.latitude, context.grid.nlon, lat, lon)
     else:
@@ -61,20 +61,20 @@ def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) ->
     middle = (levels[1:] + levels[:-1]) / 2
     level = np.searchsorted(middle, np.log(np.maximum(row_pressure(sub), 1.0)))
     # At the surface, and for columns, height does not separate.
-    level = np.where(np.isnan(numbers(sub, "vertical")), -1, level)
-    hour = np.floor(times(sub) / (hours * _HOUR) + 0.5).astype(np.int64)
+    level = np.where(np.isnan(float_column(sub, "vertical")), -1, level)
+    hour = np.floor(time_column(sub) / (hours * _HOUR) + 0.5).astype(np.int64)
     names = ("report_type", "variable", "vertical_kind")
-    return [*(codes(sub, n)[0] for n in names), cell, level, hour]
+    return [*(category_codes(sub, n)[0] for n in names), cell, level, hour]
 
 
 def withholding(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows of the stations whose draw lies below the share, the same ones in every cycle, and of
+    """Mark rows of the stations whose draw lies below the share, the same ones in every cycle, and of
     those that were named.
 
     It comes after the other checks: what is kept back is as good as what is used.
     """
     p = context.of("withholding")
-    station, names = codes(table, "station_id")
+    station, names = category_codes(table, "station_id")
     chosen = [i for i, name in enumerate(names) if station_draw(name, p["salt"]) < p["share"]]
     drawn = np.isin(station, chosen) & is_one_of(table, "report_type", p["report_types"])
     return drawn | is_one_of(table, "station_id", p["stations"])
@@ -88,9 +88,9 @@ _FEEDBACK = ("hofx_background", "hofx_analysis", "background_departure", "analys
 
 
 def _boxes(table: pa.Table, context: QCContext) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows that share a box with enough others, and their box, numbered from 0."""
+    """Return the rows that share a box with enough others, and their boxes, numbered from 0."""
     p = context.of("superobbing")
-    use = kept(table) & is_one_of(table, "report_type", p["report_types"])
+    use = not_rejected(table) & is_one_of(table, "report_type", p["report_types"])
     use &= ~is_one_of(table, "batch_id", [SUPEROBSERVATIONS])
     rows = np.flatnonzero(use)
     if not len(rows):
@@ -101,8 +101,8 @@ def _boxes(table: pa.Table, context: QCContext) -> tuple[NDArray[np.int64], NDAr
     return rows[shared], box
 
 
-def merged(table: pa.Table, context: QCContext) -> BoolArray:
-    """Rows that went into a superobservation."""
+def in_superobservation(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows that went into a superobservation."""
     rows, _ = _boxes(table, context)
     bad = np.zeros(len(table), dtype=bool)
     bad[rows] = True
@@ -110,31 +110,31 @@ def merged(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def append_superobservations(table: pa.Table, context: QCContext) -> pa.Table:
-    """The table with one new row for each box."""
+    """Return the table with one new row for each box."""
     rows, box = _boxes(table, context)
     if not len(rows):
         return table
     sub = table.take(rows)
     count = np.bincount(box)
     _, first = np.unique(box, return_index=True)
-    merged_rows = sub.take(first)
+    means = sub.take(first)
 
     def mean(values: NDArray[Any]) -> NDArray[np.float64]:
         return np.bincount(box, weights=values, minlength=len(count)) / count
 
     for name in (*_AVERAGED, *(n for n in _FEEDBACK if n in sub.column_names)):
-        merged_rows = set_column(merged_rows, name, mean(numbers(sub, name)))
+        means = set_column(means, name, mean(float_column(sub, name)))
     east = np.stack(
-        [mean(axis) for axis in unit_vectors(numbers(sub, "lat"), numbers(sub, "lon")).T]
+        [mean(axis) for axis in unit_vectors(float_column(sub, "lat"), float_column(sub, "lon")).T]
     )
     lat = np.rad2deg(np.arctan2(east[2], np.hypot(east[0], east[1])))
     lon = np.rad2deg(np.arctan2(east[1], east[0]))
     rho = context.of("superobbing")["correlation"]
-    variance = mean(numbers(sub, "obs_error") ** 2) * (rho + (1.0 - rho) / count)
-    start = times(sub).min()
-    time = start + np.round(mean((times(sub) - start).astype(np.float64))).astype(np.int64)
+    variance = mean(float_column(sub, "obs_error") ** 2) * (rho + (1.0 - rho) / count)
+    start = time_column(sub).min()
+    time = start + np.round(mean((time_column(sub) - start).astype(np.float64))).astype(np.int64)
     received = np.zeros(len(count), dtype=np.int64)
-    np.maximum.at(received, box, times(sub, "received_time"))
+    np.maximum.at(received, box, time_column(sub, "received_time"))
     replaced = {
         "lat": lat,
         "lon": np.where(lon >= 180.0, -180.0, lon),
@@ -148,29 +148,29 @@ def append_superobservations(table: pa.Table, context: QCContext) -> pa.Table:
         "profile_id": pa.nulls(len(count), pa.int32()),
     }
     for name, array in replaced.items():
-        merged_rows = set_column(merged_rows, name, array)
-    return pa.concat_tables([table, merged_rows]).unify_dictionaries()
+        means = set_column(means, name, array)
+    return pa.concat_tables([table, means]).unify_dictionaries()
 
 
 def thinning(table: pa.Table, context: QCContext) -> BoolArray:
-    """All rows of a box but one: the closest in level, then in time, then by station and order.
+    """Mark all rows of a box but one: the closest in level, then in time, then by station and order.
 
     The choice does not look at the variable, so that both wind components stay together.
     """
     p = context.of("thinning")
     bad = np.zeros(len(table), dtype=bool)
-    rows = np.flatnonzero(kept(table) & is_one_of(table, "report_type", p["report_types"]))
+    rows = np.flatnonzero(not_rejected(table) & is_one_of(table, "report_type", p["report_types"]))
     if not len(rows):
         return bad
     sub = table.take(rows)
     keys = box_keys(sub, context, p["degrees"], p["hours"])
-    station = codes(sub, "station_id")[0]
+    station = category_codes(sub, "station_id")[0]
     box = groups(*keys, *([station] if p["per_station"] else []))
-    offset = np.abs(times(sub) / (p["hours"] * _HOUR) % 1.0 - 0.5)
+    offset = np.abs(time_column(sub) / (p["hours"] * _HOUR) % 1.0 - 0.5)
     order = np.lexsort(
         (
-            numbers(sub, "observation_id"),
-            codes(sub, "batch_id")[0],
+            float_column(sub, "observation_id"),
+            category_codes(sub, "batch_id")[0],
             station,
             -offset,
             _level_distance(row_pressure(sub), context.levels),
@@ -184,7 +184,7 @@ def thinning(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def _level_distance(pressure: np.ndarray, levels: tuple[int, ...]) -> np.ndarray:
-    """Distance in ln p from the nearest model level, rounded so that equal levels tie."""
+    """Return the distance in ln p from the nearest model level, rounded so that equal levels tie."""
     if not levels:
         return np.zeros(len(pressure))
     grid = np.log(np.asarray(levels, float) * 100.0)

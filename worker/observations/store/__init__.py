@@ -1,1 +1,1 @@
-"""Store."""
+"""Store of observations: hourly Parquet files on any fsspec file system."""

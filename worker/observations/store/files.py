@@ -100,17 +100,17 @@ _BATCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def hour_of(time: datetime) -> datetime:
-    """The full hour at or before `time`, UTC."""
+    """Return the full hour at or before `time`, UTC."""
     return time.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
 def partition_path(hour: datetime) -> str:
-    """`date=2025-01-01/hour=06`, relative to the root."""
+    """Return the folder of an hour, `date=2025-01-01/hour=06`, relative to the root."""
     return f"date={hour:%Y-%m-%d}/hour={hour:%H}"
 
 
 def parse_name(name: str) -> tuple[datetime, str] | None:
-    """Arrival and batch in the name of a data file; None for any other file."""
+    """Return the arrival and batch in the name of a data file; None for any other file."""
     if name.startswith((".", "_")) or not name.endswith(".parquet") or name.count("__") < 2:
         return None
     stamp, rest = name.split("__", 1)
@@ -123,7 +123,7 @@ def parse_name(name: str) -> tuple[datetime, str] | None:
 
 @dataclass(frozen=True)
 class VisibleFiles:
-    """What to read of one hour.
+    """The files to read for one hour.
 
     Attributes:
         paths: Relative to the root, in order of arrival; a compacted file comes first.
@@ -146,7 +146,7 @@ class StoreFiles:
 
     @property
     def filesystem(self) -> Any:
-        """The fsspec file system."""
+        """The fsspec file system that holds the store."""
         return _connect(self.url)[0]
 
     @property
@@ -155,11 +155,11 @@ class StoreFiles:
         return _connect(self.url)[1]
 
     def path(self, relative: str) -> str:
-        """Path within the file system."""
+        """Return a path within the file system from one relative to the root."""
         return f"{self.root}/{relative}"
 
     def batch_path(self, batch_id: str) -> str:
-        """Path of a batch's manifest, relative to the root."""
+        """Return the path of a batch's manifest, relative to the root."""
         if not _BATCH.fullmatch(batch_id):
             raise InvalidInput(
                 f"Expected a batch id of letters, digits, '.', '_' and '-'; got {batch_id!r}.",
@@ -168,16 +168,16 @@ class StoreFiles:
         return f"batches/{batch_id}.json"
 
     def manifest(self, batch_id: str) -> BatchManifest | None:
-        """What was published of a batch; None if nothing (yet)."""
+        """Return the manifest of a batch; None while it is not published."""
         text = self.read_text(self.batch_path(batch_id))
         return None if text is None else BatchManifest.model_validate_json(text)
 
     def batches(self) -> Iterator[str]:
-        """Ids of all published batches, in order."""
+        """Yield the ids of all published batches, in order."""
         yield from sorted(n[:-5] for n in self.names("batches") if n.endswith(".json"))
 
     def names(self, folder: str) -> list[str]:
-        """File names in a folder relative to the root, sorted; empty if it does not exist."""
+        """Return the file names in a folder relative to the root, sorted; empty if it does not exist."""
         filesystem = self.filesystem
         try:
             filesystem.invalidate_cache(self.path(folder))
@@ -191,7 +191,7 @@ class StoreFiles:
         return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in paths)
 
     def read_text(self, relative: str) -> str | None:
-        """Content of a small file, None if it does not exist."""
+        """Return the content of a small file, None if it does not exist."""
         try:
             with self.filesystem.open(self.path(relative), "rb") as file:
                 return str(file.read().decode())
@@ -203,7 +203,7 @@ class StoreFiles:
             ) from error
 
     def compaction(self, hour: datetime, names: list[str] | None = None) -> Compaction | None:
-        """The newest compaction of an hour."""
+        """Return the newest compaction of an hour."""
         folder = partition_path(hour)
         names = self.names(folder) if names is None else names
         found = [n for n in names if n.startswith("_compaction-") and n.endswith(".json")]
@@ -215,7 +215,7 @@ class StoreFiles:
         return Compaction.model_validate_json(text)
 
     def known_batches(self, hours: Iterable[datetime]) -> frozenset[str]:
-        """Batches published by now with rows in `hours`.
+        """Return the batches published by now with rows in `hours`.
 
         A question about several hours is answered for these alone: a batch that is published while
         the hours are listed one after the other would otherwise show in the later ones only.
@@ -234,7 +234,7 @@ class StoreFiles:
         cut_off: datetime | None = None,
         known: frozenset[str] | None = None,
     ) -> VisibleFiles:
-        """Published files of an hour that may hold rows received up to `cut_off`.
+        """Return the published files of an hour that may hold rows received up to `cut_off`.
 
         Arguments:
             hour: A full hour.
@@ -262,7 +262,7 @@ class StoreFiles:
         return VisibleFiles(tuple(paths), later)
 
     def hours(self, start: datetime, end: datetime) -> Iterator[datetime]:
-        """The hours whose partitions may hold times in (start, end]; existing ones if many."""
+        """Yield the hours whose partitions may hold times in (start, end]; existing ones if many."""
         hour, last = hour_of(start), hour_of(end)
         if last - hour > _LISTED_FROM:
             yield from self._existing(hour, last)
@@ -292,7 +292,7 @@ def _connect(url: str) -> tuple[Any, str]:
 
 
 def _published(url: str, batch_id: str) -> frozenset[str]:
-    """Paths of a published batch; empty before its publication, which is not remembered."""
+    """Return the paths of a published batch; empty, and not cached, before its publication."""
     try:
         return _published_files(url, batch_id)
     except LookupError:

@@ -37,7 +37,7 @@ _COLUMNS: Registry[pa.Field] = Registry("column", **{f.name: f for f in OBSERVAT
 
 
 class ObservationQuery(BaseModel):
-    """A question to the store; empty lists mean "all"."""
+    """A query of the store; empty lists mean "all"."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -93,7 +93,7 @@ class ObservationPage:
 
 
 def query_observations(url: str, query: ObservationQuery) -> ObservationPage:
-    """One page of rows.
+    """Return one page of the rows that a query selects.
 
     Memory is bounded by the page, not by the answer. New batches may shift later pages unless the
     query names a `cut_off`.
@@ -111,7 +111,7 @@ def query_observations(url: str, query: ObservationQuery) -> ObservationPage:
 
 
 def read_rows(url: str, query: ObservationQuery, max_rows: int | None = None) -> pa.Table:
-    """All rows of the answer as one table; `limit` and `offset` do not count.
+    """Return all rows of the answer as one table, whatever `limit` and `offset`.
 
     Raises:
         ResourceExhausted: If there are more than `max_rows`.
@@ -125,7 +125,7 @@ def read_rows(url: str, query: ObservationQuery, max_rows: int | None = None) ->
 
 
 def read_files(files: StoreFiles, paths: Sequence[str]) -> pa.Table:
-    """All rows of some files of the store, in their order."""
+    """Return all rows of some files of the store, in their order."""
     table = _dataset(files, paths).to_table()
     return table.cast(OBSERVATION_SCHEMA).unify_dictionaries()
 
@@ -207,7 +207,7 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
 
 
 def _condition(query: ObservationQuery) -> Any:
-    """The query as an expression on the columns."""
+    """Return the query as an expression on the columns."""
     kind = OBSERVATION_SCHEMA.field("time").type
     time = pc.field("time")
     condition = (time > pa.scalar(query.start, kind)) & (time <= pa.scalar(query.end, kind))

@@ -21,7 +21,7 @@ from model.domain.errors import InvalidInput, StorageError
 from model.domain.files import write_atomic
 from model.domain.observations import validate_table
 from model.domain.windows import AssimilationWindow
-from worker.observations.columns import times
+from worker.observations.columns import time_column
 from worker.observations.store.files import (
     BatchManifest,
     Compaction,
@@ -42,13 +42,15 @@ __all__ = [
     "compact_hour",
     "encode_rows",
     "publish",
-    "put",
+    "write_file",
     "sweep_hour",
 ]
 
 
-def put(files: StoreFiles, relative: str, content: bytes, *, exclusive: bool = False) -> None:
-    """Writes one file: temporary name, fsync, rename on disks; one upload on object stores.
+def write_file(
+    files: StoreFiles, relative: str, content: bytes, *, exclusive: bool = False
+) -> None:
+    """Write one file: temporary name, fsync, rename on disks; one upload on object stores.
 
     Arguments:
         files: The store.
@@ -97,7 +99,7 @@ def publish(
     received_time: datetime,
     provenance: dict[str, Any] | None = None,
 ) -> BatchManifest:
-    """The manifest of the batch, after which readers see all of it.
+    """Publish a batch and return its manifest, after which readers see all of it.
 
     Publishing the same batch again changes nothing and returns the manifest of the first time; a
     crash before the manifest leaves files that nobody reads and that the next attempt rewrites.
@@ -130,12 +132,12 @@ def publish(
         files=tuple(stored),
         provenance=provenance or {},
     )
-    put(files, files.batch_path(batch_id), manifest.model_dump_json(indent=1).encode())
+    write_file(files, files.batch_path(batch_id), manifest.model_dump_json(indent=1).encode())
     return manifest
 
 
 def encode_rows(table: pa.Table) -> bytes:
-    """The table as Parquet bytes, the same for the same rows."""
+    """Return the table as Parquet bytes, the same for the same rows."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP)
     return sink.getvalue()
@@ -151,8 +153,8 @@ def _check_identity(table: pa.Table, batch_id: str) -> None:
 
 
 def _by_hour(table: pa.Table) -> list[tuple[datetime, pa.Table]]:
-    """The rows of each hour, sorted by time; equal times keep the order of decoding."""
-    time = times(table)
+    """Return the rows of each hour, sorted by time; equal times keep the order of decoding."""
+    time = time_column(table)
     order = np.argsort(time, kind="stable")
     hours, first = np.unique(time[order] // _HOUR, return_index=True)
     if len(hours) > MAX_HOURS:
@@ -176,13 +178,13 @@ def _put_hour(
     digest = hashlib.sha256(content).hexdigest()
     stamp = f"{received_time.astimezone(UTC):%Y%m%dT%H%M%S%fZ}"
     path = f"{partition_path(hour)}/{stamp}__{batch_id}__{digest[:16]}.parquet"
-    put(files, path, content)
+    write_file(files, path, content)
     return StoredFile(path=path, rows=len(part), sha256=digest)
 
 
 @dataclass
 class CompactionReport:
-    """What a compaction did: hours rewritten, files read, written and removed, rows kept."""
+    """Counts of a compaction: hours rewritten, files read and removed, rows kept."""
 
     hours: int = 0
     files_before: int = 0
@@ -198,7 +200,7 @@ def compact(
     least_files: int = 4,
     grace: timedelta = timedelta(minutes=15),
 ) -> CompactionReport:
-    """Compacts every hour of [start, end] that has at least `least_files` files.
+    """Compact every hour of [start, end] that has at least `least_files` files.
 
     Arguments:
         files: The store. Only one compaction may run at a time; a second one stops with an error.
@@ -220,9 +222,9 @@ def compact(
 
 
 def compact_hour(files: StoreFiles, hour: datetime) -> Compaction:
-    """Merges the published files of one hour; the compaction manifest switches readers over.
+    """Merge the published files of one hour; the compaction manifest switches readers over.
 
-    A crash before the manifest leaves a file that nobody reads; the next run replaces it.
+    A crash before the manifest leaves a file that readers ignore; the next run replaces it.
 
     Raises:
         StorageError: If another compaction of the same hour won.
@@ -232,7 +234,7 @@ def compact_hour(files: StoreFiles, hour: datetime) -> Compaction:
     previous = files.compaction(hour, names)
     paths = files.visible(hour).paths
     table = read_files(files, paths)
-    table = table.take(np.argsort(times(table), kind="stable"))
+    table = table.take(np.argsort(time_column(table), kind="stable"))
     content = encode_rows(table)
     digest = hashlib.sha256(content).hexdigest()
     generation = 1 if previous is None else previous.generation + 1
@@ -246,10 +248,10 @@ def compact_hour(files: StoreFiles, hour: datetime) -> Compaction:
         replaces=tuple(sorted(still_there | {path.rsplit("/", 1)[1] for path in paths})),
         batches=tuple(sorted(table["batch_id"].unique().to_pylist())),
     )
-    put(files, compaction.file.path, content)
+    write_file(files, compaction.file.path, content)
     try:
         manifest = compaction.model_dump_json(indent=1).encode()
-        put(files, f"{folder}/_compaction-{generation:06d}.json", manifest, exclusive=True)
+        write_file(files, f"{folder}/_compaction-{generation:06d}.json", manifest, exclusive=True)
     except StorageError:
         winner = files.compaction(hour)
         if winner is None or winner.file.path != compaction.file.path:
@@ -259,7 +261,7 @@ def compact_hour(files: StoreFiles, hour: datetime) -> Compaction:
 
 
 def sweep_hour(files: StoreFiles, hour: datetime, grace: timedelta) -> int:
-    """Removes files that a compaction older than `grace` has replaced; returns how many."""
+    """Remove files that a compaction older than `grace` has replaced; return how many."""
     folder = partition_path(hour)
     names = files.names(folder)
     compaction = files.compaction(hour, names)
@@ -292,7 +294,7 @@ class ObservationStore:
 
     @property
     def files(self) -> StoreFiles:
-        """Names and manifests."""
+        """Names and manifests of the files below the root."""
         return StoreFiles(str(self.url))
 
     def publish(
@@ -302,7 +304,7 @@ class ObservationStore:
         received_time: datetime,
         provenance: dict[str, Any] | None = None,
     ) -> BatchManifest:
-        """See `worker.observation_store.publish.publish`."""
+        """Publish a batch and return its manifest, after which readers see all of it."""
         return publish(self.files, table, batch_id, received_time, provenance)
 
     def read_window(
@@ -317,7 +319,7 @@ class ObservationStore:
         used_only: bool = False,
         max_rows: int | None = None,
     ) -> pa.Table:
-        """The rows observed in (start, end], in order of hour and arrival.
+        """Return the rows observed in (start, end], in order of hour and arrival.
 
         Arguments:
             window: The time.
@@ -349,5 +351,5 @@ class ObservationStore:
         least_files: int = 4,
         grace: timedelta = timedelta(minutes=15),
     ) -> CompactionReport:
-        """See `worker.observation_store.compaction.compact`."""
+        """Compact every hour of [start, end] that has at least `least_files` files."""
         return compact(self.files, start, end, least_files=least_files, grace=grace)

@@ -30,7 +30,7 @@ from pyodc.constants import DataType
 from model.domain.errors import InvalidInput, StorageError
 from model.domain.observations import FEEDBACK_SCHEMA, QC_FLAGS, validate_table
 from model.domain.variables import VARIABLES
-from worker.observations.columns import codes, groups, numbers, times
+from worker.observations.columns import category_codes, float_column, groups, time_column
 from worker.observations.lexicons import IODA_NAMES, OBSTYPE, VARNO, VERTCO
 from worker.results.outputs.formats import product_file, put_file
 from worker.results.outputs.product import Product, Written, global_attributes
@@ -74,12 +74,12 @@ def _locations(table: pa.Table) -> NDArray[np.int64]:
     A second value of one variable at the same place and time (a duplicate) gets a location of
     its own.
     """
-    text = [codes(table, name)[0] for name in (*_TEXTS.values(), *_CODED.values())]
-    exact = [times(table), times(table, "received_time")]
+    text = [category_codes(table, name)[0] for name in (*_TEXTS.values(), *_CODED.values())]
+    exact = [time_column(table), time_column(table, "received_time")]
     columns = ("lat", "lon", "elevation", "vertical", "vertical_top")
-    place = [np.nan_to_num(numbers(table, name), nan=-9e9) for name in columns]
+    place = [np.nan_to_num(float_column(table, name), nan=-9e9) for name in columns]
     shared = groups(*text, *exact, *place)
-    variable = codes(table, "variable")[0]
+    variable = category_codes(table, "variable")[0]
     both = groups(shared, variable)
     order = np.argsort(both, kind="stable")
     starts = np.flatnonzero(np.diff(both[order], prepend=-1))
@@ -106,22 +106,22 @@ def _put(group: Any, name: str, kind: Any, values: NDArray[Any], **attributes: A
 def _metadata(file: Any, table: pa.Table, first: NDArray[np.int64]) -> None:
     group = file.createGroup("MetaData")
     for name, column in _TEXTS.items():
-        code, names = codes(table, column)
+        code, names = category_codes(table, column)
         if any(names):
             _put(group, name, str, np.array([*names, ""], dtype=object)[code[first]])
     for name, column in _CODED.items():
-        code, names = codes(table, column)
+        code, names = category_codes(table, column)
         meanings = {"flag_values": np.arange(len(names), dtype=np.int32)} if names else {}
         _put(group, name, "i4", code[first], **meanings, flag_meanings=" ".join(names))
     for name, (column, units) in _PLACES.items():
-        _put(group, name, "f8", numbers(table, column)[first], units=units)
+        _put(group, name, "f8", float_column(table, column)[first], units=units)
     units = "seconds since 1970-01-01T00:00:00Z"
     for name, column in (("dateTime", "time"), ("receiptdateTime", "received_time")):
-        whole = np.rint(times(table, column)[first] / _SECOND)
+        whole = np.rint(time_column(table, column)[first] / _SECOND)
         _put(group, name, "i8", whole, units=units, calendar="standard")
-    kind, kinds = codes(table, "vertical_kind")
-    kind, vertical = kind[first], numbers(table, "vertical")[first]
-    top = numbers(table, "vertical_top")[first]
+    kind, kinds = category_codes(table, "vertical_kind")
+    kind, vertical = kind[first], float_column(table, "vertical")[first]
+    top = float_column(table, "vertical_top")[first]
     for name, wanted, values, units in (
         ("pressure", ("pressure", "layer"), vertical, "Pa"),
         ("pressureTop", ("layer",), top, "Pa"),
@@ -142,7 +142,7 @@ def write_ioda(table: pa.Table, attributes: Mapping[str, Any], path: Path) -> No
     """Write the feedback table, with the global attributes of the result."""
     location = _locations(table) if len(table) else np.zeros(0, dtype=np.int64)
     _, first = np.unique(location, return_index=True)
-    code, names = codes(table, "variable")
+    code, names = category_codes(table, "variable")
     with netCDF4.Dataset(path, "w", format="NETCDF4") as file:
         file.setncatts({**attributes, "Conventions": "IODA-like, see docs/outputs.md"})
         file.setncatts({"_ioda_layout": "ObsGroup", "_ioda_layout_version": np.int32(3)})
@@ -170,10 +170,10 @@ def _write_variable(
         return full
 
     for group, (column, meaning) in GROUPS.items():
-        values = spread_out(numbers(table, column)[rows])
+        values = spread_out(float_column(table, column)[rows])
         _put(_group(file, group), name, "f8", values, units=units, long_name=meaning)
-    flags = numbers(table, "qc_flag")[rows]
-    error = np.where(flags == 0, numbers(table, "obs_error")[rows], np.nan)
+    flags = float_column(table, "qc_flag")[rows]
+    error = np.where(flags == 0, float_column(table, "obs_error")[rows], np.nan)
     meaning = "error the analysis used; missing where rejected"
     _put(
         _group(file, "EffectiveError"),
@@ -192,9 +192,9 @@ def _write_variable(
         flag_values=np.array(list(numbered), dtype=np.int32),
         flag_meanings=" ".join(numbered.values()),
     )
-    number = spread_out(numbers(table, "observation_id")[rows])
+    number = spread_out(float_column(table, "observation_id")[rows])
     _put(_group(file, "ObsIdentifier"), name, "i8", number, long_name="number within its upload")
-    rank = spread_out(numbers(table, "rank")[rows])
+    rank = spread_out(float_column(table, "rank")[rows])
     meaning = "ranked members below the observation, 0 to ranked_members"
     _put(_group(file, "hofxRank"), name, "i4", rank, long_name=meaning)
 
@@ -209,8 +209,8 @@ def check_ioda(table: pa.Table, path: Path) -> None:
     Raises:
         StorageError: If an observation is missing or a value differs.
     """
-    code, names = codes(table, "variable")
-    flags, values = numbers(table, "qc_flag"), numbers(table, "obs_value")
+    code, names = category_codes(table, "variable")
+    flags, values = float_column(table, "qc_flag"), float_column(table, "obs_value")
     with netCDF4.Dataset(path) as file:
         for i, variable in enumerate(names):
             rows = code == i
@@ -235,16 +235,16 @@ def checked_feedback(table: pa.Table) -> pa.Table:
     table = validate_table(table, FEEDBACK_SCHEMA)
     if not len(table):
         return table
-    identity = groups(codes(table, "batch_id")[0], numbers(table, "observation_id"))
+    identity = groups(category_codes(table, "batch_id")[0], float_column(table, "observation_id"))
     twice = len(identity) - len(np.unique(identity))
     if twice:
         raise InvalidInput(
             f"Expected every observation once in the feedback; {twice} of {len(identity)} rows "
             "repeat another."
         )
-    check, names = codes(table, "rejected_by")
+    check, names = category_codes(table, "rejected_by")
     known = np.array([*(QC_FLAGS[name].number for name in names), 0])
-    flags = numbers(table, "qc_flag").astype(int)
+    flags = float_column(table, "qc_flag").astype(int)
     wrong = np.flatnonzero(flags != known[check])
     if len(wrong):
         row = int(wrong[0])
@@ -331,12 +331,12 @@ _ODB_TEXTS = {
 
 
 def _texts(table: pa.Table, column: str) -> NDArray[Any]:
-    code, names = codes(table, column)
+    code, names = category_codes(table, column)
     return np.array([*names, ""], dtype=object)[code]
 
 
 def _coded(table: pa.Table, column: str, numbers_of: Mapping[str, int]) -> NDArray[np.int64]:
-    code, names = codes(table, column)
+    code, names = category_codes(table, column)
     return np.array([*(numbers_of.get(name, 0) for name in names), 0], dtype=np.int64)[code]
 
 
@@ -350,7 +350,7 @@ def _status(table: pa.Table) -> NDArray[np.int64]:
 
 def feedback_frame(table: pa.Table) -> pd.DataFrame:
     """Return the feedback with the columns of ODB, one row per value."""
-    moment = pd.DatetimeIndex(times(table).astype("datetime64[ns]")).round("s")
+    moment = pd.DatetimeIndex(time_column(table).astype("datetime64[ns]")).round("s")
     columns: dict[str, Any] = {
         "seqno@hdr": np.arange(len(table), dtype=np.int64),
         "obstype@hdr": _coded(table, "report_type", OBSTYPE),
@@ -359,10 +359,10 @@ def feedback_frame(table: pa.Table) -> pd.DataFrame:
         "varno@body": _coded(table, "variable", VARNO),
         "vertco_type@body": _coded(table, "vertical_kind", VERTCO),
         "datum_status@body": _status(table),
-        "qc_flag@appa": numbers(table, "qc_flag").astype(np.int64),
-        "observation_id@appa": numbers(table, "observation_id").astype(np.int64),
+        "qc_flag@appa": float_column(table, "qc_flag").astype(np.int64),
+        "observation_id@appa": float_column(table, "observation_id").astype(np.int64),
     }
-    columns |= {name: numbers(table, column) for name, column in _ODB_NUMBERS.items()}
+    columns |= {name: float_column(table, column) for name, column in _ODB_NUMBERS.items()}
     columns |= {name: _texts(table, column) for name, column in _ODB_TEXTS.items()}
     return pd.DataFrame(columns)
 

@@ -18,7 +18,7 @@ from model.domain.observations import QC_FLAGS
 from model.domain.physics import GRAVITY, ZERO_CELSIUS
 from model.domain.variables import Channel
 from model.domain.windows import HOUR
-from worker.observations.columns import codes, numbers
+from worker.observations.columns import category_codes, float_column
 from worker.results.outputs.formats import product_file, put_file
 from worker.results.outputs.maps import GREY, INK, WorldMap
 from worker.results.outputs.product import Product, Written, title
@@ -120,7 +120,7 @@ class Picture:
         for name, colour, rows in _outcomes(table):
             count = int(rows.sum())
             if count:
-                lon, lat = numbers(table, "lon")[rows], numbers(table, "lat")[rows]
+                lon, lat = float_column(table, "lon")[rows], float_column(table, "lat")[rows]
                 chart.points(lon, lat, colour, size, f"{name} {count:,}".replace(",", " "))
         axes.legend(
             loc="lower left",
@@ -137,7 +137,7 @@ class Picture:
 def _outcomes(table: pa.Table) -> list[tuple[str, str, NDArray[np.bool_]]]:
     """Return label, colour and rows of each outcome; used ones last, so that they lie on top."""
     used = pc.is_null(table["rejected_by"]).to_numpy()
-    code, names = codes(table, "rejected_by")
+    code, names = category_codes(table, "rejected_by")
     apart = [i for i, n in enumerate(names) if n == QC_FLAGS["withheld"].name]
     withheld = np.isin(code, apart)
     return [

@@ -13,7 +13,14 @@ import pyarrow as pa
 
 from model.diagnostics.departures import DepartureStatistics, departure_statistics
 from model.diagnostics.equivalents import Equivalents
-from worker.observations.columns import BoolArray, codes, kept, numbers, set_column, times
+from worker.observations.columns import (
+    BoolArray,
+    category_codes,
+    float_column,
+    not_rejected,
+    set_column,
+    time_column,
+)
 from worker.results.outputs.product import Product
 from worker.results.verification.series import ALL, SCORES_VERSION, SERIES_SCHEMA, SeriesEntry
 from worker.results.verification.states import StateScore, score_states
@@ -208,7 +215,7 @@ def verify_product(
     rng = np.random.default_rng([job.spec.seed, moment])
     new = new_values(feedback, product.background_info)
     withheld = score_withheld(feedback, background, analysis, rng, new)
-    assumed = analysis.errors_of(numbers(feedback, "obs_error"))
+    assumed = analysis.errors_of(float_column(feedback, "obs_error"))
     feedback = set_column(feedback, "obs_error", assumed)
     pairs = background.pairs if background is not None else None
     fresh = feedback.filter(pa.array(new))
@@ -249,22 +256,22 @@ def new_values(feedback: pa.Table, background: Mapping[str, Any]) -> BoolArray:
     if background.get("source") != "previous_analysis" or "valid_time" not in background:
         return np.ones(len(feedback), dtype=bool)
     last = datetime.fromisoformat(background["valid_time"])
-    return times(feedback) > int(last.timestamp()) * 1_000_000_000
+    return time_column(feedback) > int(last.timestamp()) * 1_000_000_000
 
 
 def _used(feedback: pa.Table) -> dict[str, int]:
     """Return the values used by network, with 0 for networks of which none was used."""
-    network, names = codes(feedback, "report_type")
-    counts = np.bincount(network[kept(feedback)], minlength=len(names))
+    network, names = category_codes(feedback, "report_type")
+    counts = np.bincount(network[not_rejected(feedback)], minlength=len(names))
     return {name: int(count) for name, count in zip(names, counts, strict=True)}
 
 
 def _chi2(feedback: pa.Table) -> float | None:
     """Return the mean of squared innovations over their expected variance, of values in use."""
-    used = feedback.filter(pa.array(kept(feedback)))
-    innovation = numbers(used, "background_departure")
-    variance = numbers(used, "obs_error") ** 2
-    variance += np.nan_to_num(numbers(used, "background_spread")) ** 2
+    used = feedback.filter(pa.array(not_rejected(feedback)))
+    innovation = float_column(used, "background_departure")
+    variance = float_column(used, "obs_error") ** 2
+    variance += np.nan_to_num(float_column(used, "background_spread")) ** 2
     known = np.isfinite(innovation) & (variance > 0)
     if not known.any():
         return None

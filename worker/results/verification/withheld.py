@@ -14,7 +14,7 @@ from model.diagnostics.departures import LAYERS, layer_names
 from model.diagnostics.ensembles import fair_crps, flatness, outlier_ratio, ranks
 from model.diagnostics.equivalents import Equivalents
 from model.domain.observations import QC_FLAGS
-from worker.observations.columns import BoolArray, is_one_of, numbers
+from worker.observations.columns import BoolArray, float_column, is_one_of
 
 __all__ = [
     "ALL_LAYERS",
@@ -105,7 +105,7 @@ def score_withheld(
     columns = ("report_type", "variable", "vertical_kind", "vertical")
     frame = sub.select(columns).to_pandas()
     frame["layer"] = layer_names(frame, LAYERS)
-    values = numbers(sub, "obs_value")
+    values = float_column(sub, "obs_value")
     after = _Values(analysis, values, rng)
     before = None
     if background is not None:

@@ -1,1 +1,1 @@
-"""Bufr."""
+"""Decode WMO BUFR messages by families of reports; see `decode.py`."""

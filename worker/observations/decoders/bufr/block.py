@@ -48,13 +48,13 @@ class ReportLayout:
         return len(self.all_codes)
 
     def where(self, code: int) -> np.ndarray:
-        """Positions of all occurrences of an element, ascending."""
+        """Return positions of all occurrences of an element, ascending."""
         if code not in self._where:
             self._where[code] = np.flatnonzero(self.codes == code)
         return self._where[code]
 
     def first(self, *codes: int) -> int:
-        """Position of the first occurrence of the first of the elements that occurs, or -1."""
+        """Return the position of the first occurrence of the first of the elements that occurs, or -1."""
         for code in codes:
             found = self.where(code)
             if found.size:
@@ -62,11 +62,11 @@ class ReportLayout:
         return -1
 
     def has(self, *codes: int) -> bool:
-        """Whether any of the elements occurs."""
+        """Return whether any of the elements occurs."""
         return self.first(*codes) >= 0
 
     def before(self, position: int, *codes: int) -> int:
-        """Position of the last occurrence of any of the elements before `position`, or -1.
+        """Return the position of the last occurrence of any of the elements before `position`, or -1.
 
         Coordinates and significances hold until redefined, so this is the one in effect.
         """
@@ -79,7 +79,7 @@ class ReportLayout:
         return last
 
     def after_each(self, anchors: np.ndarray, *codes: int) -> np.ndarray:
-        """Position of the first of the elements between each anchor and the next, or -1.
+        """Return the position of the first of the elements between each anchor and the next, or -1.
 
         Arguments:
             anchors: Ascending positions, shape (K,).
@@ -94,7 +94,7 @@ class ReportLayout:
         return result
 
     def before_each(self, anchors: np.ndarray, *codes: int) -> np.ndarray:
-        """Position of the last of the elements between each anchor and the one before, or -1."""
+        """Return the position of the last of the elements between each anchor and the one before, or -1."""
         result = np.full(len(anchors), -1)
         starts = np.append(-1, anchors[:-1])
         for code in reversed(codes):
@@ -133,7 +133,7 @@ _BAD_FLAGS = {1: (1,), 2: (2,), 6: (3, 4), 8: (1,)}
 
 
 def clean_text(text: str) -> str:
-    """The text without padding; empty if it holds anything but printable ASCII."""
+    """Return the text without padding; empty if it holds anything but printable ASCII."""
     text = text.strip(" \x00")
     return text if text.isprintable() and text.isascii() else ""
 
@@ -158,13 +158,13 @@ class Block:
         return len(self.values)
 
     def at(self, position: int) -> np.ndarray:
-        """Values at a position, shape (N,); NaN for position -1."""
+        """Return values at a position, shape (N,); NaN for position -1."""
         if position < 0:
             return np.full(len(self), np.nan)
         return self.values[:, position]
 
     def at_each(self, positions: np.ndarray) -> np.ndarray:
-        """Values at positions, shape (N, K); NaN where a position is -1."""
+        """Return values at positions, shape (N, K); NaN where a position is -1."""
         if not len(positions):
             return np.empty((len(self), 0))
         found = self.values[:, positions]
@@ -173,7 +173,7 @@ class Block:
         return found
 
     def first(self, *codes: int) -> np.ndarray:
-        """First occurrence of each element in order of preference, later ones where missing."""
+        """Return the first occurrence of each element in order of preference, later ones where missing."""
         result = np.full(len(self), np.nan)
         for code in codes:
             at = self.layout.first(code)
@@ -182,11 +182,11 @@ class Block:
         return result
 
     def effective(self, position: int, *codes: int) -> np.ndarray:
-        """Value of the coordinate or significance in effect at a position; NaN if none."""
+        """Return the value of the coordinate or significance in effect at a position; NaN if none."""
         return self.at(self.layout.before(position, *codes) if position >= 0 else -1)
 
     def suspect(self, positions: np.ndarray) -> np.ndarray:
-        """Whether the associated field of each position calls its value bad, shape (N, K).
+        """Return whether the associated field of each position calls its value bad, shape (N, K).
 
         The meaning of the field is in 0 31 021, see `_BAD_FLAGS`.
         """

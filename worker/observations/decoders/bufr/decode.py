@@ -22,7 +22,7 @@ from worker.observations.decoders.bufr.framing import (
     read_header,
     scan,
 )
-from worker.observations.decoders.bufr.message import Part, Unpacker
+from worker.observations.decoders.bufr.message import MessagePart, Unpacker
 from worker.observations.decoders.bufr.packing import Packing
 from worker.observations.decoders.bufr.reports import Collector, Reports, has_position
 from worker.observations.decoders.bufr.surface import (
@@ -51,7 +51,7 @@ class ReportFamily:
         description: One line for the user.
         categories: Data categories (table A) it comes in.
         needs: Groups of elements; the template must hold one of each group.
-        decode: Makes reports of a block.
+        decode: Decodes a block into reports.
     """
 
     description: str
@@ -60,7 +60,7 @@ class ReportFamily:
     decode: Callable[[Block], Reports]
 
     def accepts(self, category: int, codes: Set[int]) -> bool:
-        """Whether a message of this category with these elements belongs to the family."""
+        """Return whether a message of this category with these elements belongs to the family."""
         return category in self.categories and all(group & codes for group in self.needs)
 
 
@@ -94,7 +94,7 @@ BUFR_FAMILIES: Registry[ReportFamily] = Registry(
 
 @lru_cache(maxsize=1024)
 def family_of(category: int, codes: frozenset[int]) -> str | None:
-    """Name of the family of a message, or None."""
+    """Return the name of the family of a message, or None."""
     for name, family in BUFR_FAMILIES.items():
         if family.accepts(category, codes):
             return name
@@ -106,19 +106,19 @@ _HELD_VALUES = 1_000_000
 
 
 @dataclass
-class _Group:
+class _PartGroup:
     """Parts of one family and layout, from one or many messages."""
 
     header: Header
     family: str
-    parts: list[Part] = field(default_factory=list)
+    parts: list[MessagePart] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     updates: list[int] = field(default_factory=list)
     firsts: list[int] = field(default_factory=list)
 
 
 def decode_bufr(path: Path, context: DecodeContext) -> Decoded:
-    """All observations of a BUFR file.
+    """Return all observations of a BUFR file.
 
     Raises:
         DecodeError: If the file holds no message at all; with the reason.
@@ -131,18 +131,18 @@ def decode_bufr(path: Path, context: DecodeContext) -> Decoded:
 
 
 def decode_bytes(data: bytes | mmap.mmap, context: DecodeContext, file_name: str = "") -> Decoded:
-    """All observations of the messages in `data`."""
-    walk = _Walk(context, len(data))
-    for frame in _chosen(scan(data, file_name), context):
-        walk.take(frame, data)
-    if not walk.report.messages and "byte_range" not in context.options:
+    """Return all observations of the messages in `data`."""
+    decoder = _FileDecoder(context, len(data))
+    for frame in selected_frames(scan(data, file_name), context):
+        decoder.add_message(frame, data)
+    if not decoder.report.messages and "byte_range" not in context.options:
         reason, detail = foreign_content(data[:HEAD_BYTES]) or ("no_messages", "no BUFR mark")
         raise DecodeError(f"Expected BUFR messages; got {detail}.", reason=reason)
-    return walk.finish()
+    return decoder.finish()
 
 
-def _chosen(frames: Iterator[Frame], context: DecodeContext) -> Iterator[Frame]:
-    """Frames that begin inside the byte range asked for, and are not to be skipped."""
+def selected_frames(frames: Iterator[Frame], context: DecodeContext) -> Iterator[Frame]:
+    """Yield frames that begin inside the byte range asked for, and are not to be skipped."""
     low, high = context.options.get("byte_range", (0, float("inf")))
     skipped = context.options.get("skip", {})
     for frame in frames:
@@ -155,7 +155,7 @@ def _chosen(frames: Iterator[Frame], context: DecodeContext) -> Iterator[Frame]:
                 yield frame
 
 
-class _Walk:
+class _FileDecoder:
     """One pass over the messages of a file."""
 
     def __init__(self, context: DecodeContext, size: int) -> None:
@@ -163,13 +163,13 @@ class _Walk:
         self.report = DecodeReport(format="bufr", size=size, bytes_between=size)
         self.unpacker = Unpacker(context.limits)
         self.collector = Collector()
-        self.groups: dict[tuple[object, ...], _Group] = {}
+        self.groups: dict[tuple[object, ...], _PartGroup] = {}
         self.held = 0
         self.ordinal = 0
         self.mark = context.options.get("mark", lambda offset: None)
 
-    def take(self, frame: Frame, data: bytes | mmap.mmap) -> None:
-        """Unpacks one message into its group, or sets it aside."""
+    def add_message(self, frame: Frame, data: bytes | mmap.mmap) -> None:
+        """Unpack one message into its group, or set it aside."""
         self.report.messages += 1
         self.report.bytes_between -= frame.length
         self.mark(frame.offset)
@@ -198,7 +198,7 @@ class _Walk:
         update = correction_number(frame.indicator, header.update_sequence)
         for part in self.unpacker.unpack(message, header):
             key = (family, id(part.layout), header.category, header.subcategory)
-            group = self.groups.setdefault(key, _Group(header, family))
+            group = self.groups.setdefault(key, _PartGroup(header, family))
             group.parts.append(part)
             group.frames.append(frame)
             group.updates.append(update)
@@ -207,7 +207,7 @@ class _Walk:
         self.ordinal += header.subsets
 
     def flush(self) -> None:
-        """Decodes all groups."""
+        """Decode all groups and count the messages that gave rows."""
         with_rows: set[Frame] = set()
         for group in self.groups.values():
             rows = self._decode(group)
@@ -221,7 +221,7 @@ class _Walk:
         self.groups.clear()
         self.held = 0
 
-    def _decode(self, group: _Group) -> np.ndarray:
+    def _decode(self, group: _PartGroup) -> np.ndarray:
         block = _stack(group)
         sizes = [len(part.numbers) for part in group.parts]
         ordinal = np.concatenate(
@@ -236,9 +236,9 @@ class _Walk:
         return rows
 
     def _reject_reports(
-        self, reports: Reports, rows: np.ndarray, group: _Group, sizes: list[int]
+        self, reports: Reports, rows: np.ndarray, group: _PartGroup, sizes: list[int]
     ) -> None:
-        """Counts the reports without a row, each with its reason."""
+        """Count the reports without a row, each with its reason."""
         empty = np.flatnonzero(rows == 0)
         if not empty.size:
             return
@@ -257,15 +257,15 @@ class _Walk:
             )
 
     def finish(self) -> Decoded:
-        """The table and the report."""
+        """Decode what is left and return the table with the report."""
         self.flush()
         table = self.collector.table(self.context)
         self.report.count_rows(table)
         return Decoded(table, self.report)
 
 
-def _stack(group: _Group) -> Block:
-    """All reports of a group as one block, in the order of its parts."""
+def _stack(group: _PartGroup) -> Block:
+    """Return all reports of a group as one block, in the order of its parts."""
     parts, layout = group.parts, group.parts[0].layout
     if len(parts) == 1 and parts[0].values is not None:
         return Block(group.header, layout, parts[0].values, parts[0].texts)
@@ -287,12 +287,12 @@ def _stack(group: _Group) -> Block:
 
 def _fill(
     packing: Packing,
-    parts: list[Part],
+    parts: list[MessagePart],
     rows: np.ndarray,
     values: np.ndarray,
     texts: dict[int, list[str]],
 ) -> None:
-    """Unpacks packed parts, all at once, into the rows of a block that are theirs."""
+    """Unpack packed parts, all at once, into their rows of a block."""
     bodies = [part.body for part in parts]
     owner = np.repeat(np.arange(len(parts)), [len(part.numbers) for part in parts])
     starts = np.concatenate([part.starts for part in parts])

@@ -56,7 +56,7 @@ class Frame:
 
 
 def scan(data: bytes | mmap.mmap, file_name: str = "") -> Iterator[Frame]:
-    """All candidates in order; after a bad frame the search resumes at the next `BUFR`.
+    """Yield all candidates in order; after a bad frame the search resumes at the next `BUFR`.
 
     Arguments:
         data: Bytes or a memory map of the file.
@@ -69,13 +69,13 @@ def scan(data: bytes | mmap.mmap, file_name: str = "") -> Iterator[Frame]:
         before = data[max(end, at - _LOOK_BACK) : at]
         heading = _HEADING.search(before) if before else None
         indicator = (heading.group(4) or b"").decode() if heading else default
-        length, edition, reason, detail = _measure(data, at, size)
+        length, edition, reason, detail = _frame_length(data, at, size)
         yield Frame(at, length, edition, indicator, at - end, reason, detail)
         end = at + length
 
 
-def _measure(data: bytes | mmap.mmap, at: int, size: int) -> tuple[int, int, str, str]:
-    """Length, edition, reason and detail of the candidate at `at`."""
+def _frame_length(data: bytes | mmap.mmap, at: int, size: int) -> tuple[int, int, str, str]:
+    """Return length, edition, reason and detail of the candidate at `at`."""
     if at + 8 > size:
         return size - at, -1, "truncated", "the file ends within section 0"
     declared = int.from_bytes(data[at + 4 : at + 7], "big")
@@ -99,7 +99,7 @@ def _measure(data: bytes | mmap.mmap, at: int, size: int) -> tuple[int, int, str
 
 
 def correction_number(indicator: str, update_sequence: int) -> int:
-    """Rank of a report among its versions; the higher one replaces the lower.
+    """Return the rank of a report among its versions; the higher one replaces the lower.
 
     Corrections (`CCA`, `CCB`, …) and amendments (`AAA`, …) count by their last letter; `RRA` is a
     delayed first version. The update sequence number of section 1 counts as well.
@@ -111,7 +111,7 @@ def correction_number(indicator: str, update_sequence: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a message says of itself.
+    """Content of sections 1 and 3 of a message.
 
     Attributes:
         edition, master_table, centre, subcentre: As in section 1.
@@ -142,7 +142,7 @@ class Header:
     data_bytes: int
 
     def data(self, message: bytes) -> bytes:
-        """The packed values."""
+        """Return the packed values, the data section without its header."""
         return message[self.data_at : self.data_at + self.data_bytes]
 
     @property
@@ -181,7 +181,7 @@ def _descriptors(packed: bytes) -> tuple[int, ...]:
 
 
 def read_header(message: bytes) -> Header:
-    """Sections 1 and 3 of a framed message of edition 2, 3 or 4.
+    """Return sections 1 and 3 of a framed message of edition 2, 3 or 4.
 
     Raises:
         DecodeError: With reason `bad_frame` if section lengths contradict the total length.
@@ -218,7 +218,7 @@ def read_header(message: bytes) -> Header:
 
 @lru_cache(maxsize=1024)
 def descriptor_count(codes: tuple[int, ...]) -> int:
-    """Descriptors after fixed replications, sequences counted as one: the least there can be.
+    """Return descriptors after fixed replications, sequences counted as one: the least there can be.
 
     Nested fixed replications multiply, which makes a few bytes of section 3 expand without end;
     so this is checked before any library expands them.

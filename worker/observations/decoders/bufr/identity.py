@@ -1,4 +1,4 @@
-"""Read who reported and when: one identifier, the most stable one, and the valid time per report."""
+"""Identify who reported and when: the most stable identifier and the valid time of each report."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,21 @@ import numpy as np
 
 from worker.observations.decoders.bufr.block import Block
 
-__all__ = ["aircraft_id", "observation_time", "satellite_id", "seconds_after", "station_id"]
+__all__ = [
+    "LAST_POSITION",
+    "NOMINAL",
+    "aircraft_id",
+    "observation_time",
+    "satellite_id",
+    "seconds_after",
+    "station_id",
+]
 
 Texts = list[str]
 
 
 def station_id(block: Block) -> Texts:
-    """WIGOS id; WMO block and station; ship, platform or buoy; national id; name; or "unknown"."""
+    """Return the WIGOS id; WMO number; ship, platform or buoy; national id; name; or "unknown"."""
     return _first_given(
         block, _wigos, _wmo_number, _text(1_011), _platform, _buoy, _national, _text(1_018),
         _text(1_015), _text(1_019),
@@ -20,12 +28,12 @@ def station_id(block: Block) -> Texts:
 
 
 def aircraft_id(block: Block) -> Texts:
-    """Registration (or its anonymous form), tail number, flight number; or "unknown"."""
+    """Return the registration (or its anonymous form), tail number, flight number; or "unknown"."""
     return _first_given(block, _text(1_008), _text(1_110), _text(1_006), _text(1_011))
 
 
 def satellite_id(block: Block) -> Texts:
-    """Satellite identifier of common code table C-5: `sat004`."""
+    """Return the satellite identifier of common code table C-5: `sat004`."""
     numbers = block.first(1_007)
     return [f"sat{int(n):03d}" if n == n else "unknown" for n in numbers]
 
@@ -46,7 +54,7 @@ def _text(code: int) -> Callable[[Block], Texts]:
 
 
 def _numbers(block: Block, *codes: int) -> list[np.ndarray] | None:
-    """First occurrences of all elements, or None if the layout lacks one."""
+    """Return the first occurrences of all elements, or None if the layout lacks one."""
     if not all(block.layout.has(code) for code in codes):
         return None
     return [block.first(code) for code in codes]
@@ -79,7 +87,7 @@ def _platform(block: Block) -> Texts:
 
 
 def _buoy(block: Block) -> Texts:
-    """Buoy number 0 01 005, with the region and sub-area before it where it has three digits."""
+    """Return the buoy number 0 01 005, with the region and sub-area before it where it has three digits."""
     if (parts := _numbers(block, 1_005)) is None:
         return []
     numbers = parts[0]
@@ -104,13 +112,13 @@ def _national(block: Block) -> Texts:
     ]
 
 
-_NOMINAL, _LAST_POSITION = 25, 26
+NOMINAL, LAST_POSITION = 25, 26
 _LATEST_TWO_DIGIT = 69
 _LARGEST_SHIFT = 400 * 86_400
 
 
 def observation_time(block: Block) -> np.ndarray:
-    """Valid time of each report as datetime64[s], NaT where year, month, day or hour is missing.
+    """Return the valid time of each report as datetime64[s], NaT where year, month, day or hour is missing.
 
     A report may hold several date groups; the nominal one (significance 25) comes first, that of
     the last known position (26, drifting buoys) last. Years of two digits belong to 1970-2069.
@@ -123,8 +131,8 @@ def observation_time(block: Block) -> np.ndarray:
     meanings = [block.effective(int(year), 8_021) for year in years[:4]]
     result = np.full(len(block), np.datetime64("NaT", "s"))
     for wanted in (
-        lambda m: m == _NOMINAL,
-        lambda m: m != _LAST_POSITION,
+        lambda m: m == NOMINAL,
+        lambda m: m != LAST_POSITION,
         lambda m: np.ones(len(m), dtype=bool),
     ):
         for time, meaning in zip(times, meanings, strict=True):
@@ -133,7 +141,7 @@ def observation_time(block: Block) -> np.ndarray:
 
 
 def _group(block: Block, year_at: int) -> np.ndarray:
-    """Time of the date group that begins at a year."""
+    """Return the time of the date group that begins at a year."""
     layout = block.layout
     anchor = np.array([year_at])
     following = layout.where(4_001)
@@ -158,7 +166,7 @@ def compose_time(
     minute: np.ndarray,
     second: np.ndarray,
 ) -> np.ndarray:
-    """datetime64[s] of calendar parts; NaT where a part is missing or impossible."""
+    """Return datetime64[s] of calendar parts; NaT where a part is missing or impossible."""
     with np.errstate(invalid="ignore"):
         valid = (
             (year >= 1_900) & (year <= 2_200) & (month >= 1) & (month <= 12)
@@ -177,7 +185,7 @@ def compose_time(
 
 
 def seconds_after(time: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Times (N, 1) moved by seconds (N, K); a missing shift, or one of over a year, counts as 0."""
+    """Return times (N, 1) moved by seconds (N, K); a missing shift, or one of over a year, counts as 0."""
     with np.errstate(invalid="ignore"):
         shift = np.where(np.abs(seconds) < _LARGEST_SHIFT, seconds, 0.0)
     return np.asarray(time + np.rint(shift).astype(np.int64).astype("timedelta64[s]"))

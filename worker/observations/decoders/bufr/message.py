@@ -14,7 +14,7 @@ from worker.observations.decoders.bufr.framing import Header, descriptor_count
 from worker.observations.decoders.bufr.packing import describe_storage
 from worker.observations.decoders.bufr.template import Template, check_first_count
 
-__all__ = ["Part", "Unpacker"]
+__all__ = ["MessagePart", "Unpacker"]
 
 _MISSING = -1e99
 _KEPT_TEMPLATES = 512
@@ -25,7 +25,7 @@ _LARGE = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MessagePart:
     """Reports of one message that share a layout, unpacked or still packed.
 
     Attributes:
@@ -47,7 +47,7 @@ class Part:
 
 
 class Unpacker:
-    """Unpacks messages within limits; the templates met so far are shared in the process."""
+    """Unpack messages within limits; all instances of a process share their expanded templates."""
 
     _templates: ClassVar[dict[tuple[object, ...], Template | DecodeError]] = {}
 
@@ -55,7 +55,7 @@ class Unpacker:
         self.limits = limits
 
     def template(self, message: bytes, header: Header) -> Template:
-        """Expanded template of a message, without unpacking its data.
+        """Return the expanded template of a message, without unpacking its data.
 
         Raises:
             DecodeError: `needs_local_tables`, `too_large` or `undecodable`.
@@ -77,8 +77,8 @@ class Unpacker:
             raise found
         return found
 
-    def unpack(self, message: bytes, header: Header) -> Iterator[Part]:
-        """Values of all reports, grouped by layout.
+    def unpack(self, message: bytes, header: Header) -> Iterator[MessagePart]:
+        """Yield values of all reports, grouped by layout.
 
         Raises:
             DecodeError: With a reason.
@@ -105,8 +105,10 @@ class Unpacker:
         finally:
             eccodes.codes_release(handle)
 
-    def _packed(self, message: bytes, header: Header, template: Template) -> list[Part] | None:
-        """The reports as they are if all their layouts and packings are known, else None."""
+    def _packed(
+        self, message: bytes, header: Header, template: Template
+    ) -> list[MessagePart] | None:
+        """Return the reports still packed if all their layouts and packings are known, else None."""
         body = header.data(message)
         found: dict[int, tuple[ReportLayout, list[int], list[int]]] = {}
         at, size = 0, 0
@@ -122,7 +124,7 @@ class Unpacker:
             if at > len(body) * 8 or size > self.limits.values:
                 return None
         return [
-            Part(layout, np.array(numbers), body=body, starts=np.array(starts))
+            MessagePart(layout, np.array(numbers), body=body, starts=np.array(starts))
             for layout, numbers, starts in found.values()
         ]
 
@@ -146,7 +148,7 @@ class Unpacker:
 
     def _ragged(
         self, handle: int, template: Template, values: np.ndarray, subsets: int, wanted: Set[int]
-    ) -> Iterator[Part]:
+    ) -> Iterator[MessagePart]:
         groups: dict[int, tuple[ReportLayout, list[int], list[int]]] = {}
         start = 0
         for number in range(subsets):
@@ -171,7 +173,7 @@ class Unpacker:
                 for code in wanted
                 if (at := layout.first(code)) >= 0
             }
-            yield Part(layout, np.array(numbers), part, texts)
+            yield MessagePart(layout, np.array(numbers), part, texts)
 
 
 def _expand(message: bytes, header: Header) -> Template | DecodeError:
@@ -189,8 +191,8 @@ def _expand(message: bytes, header: Header) -> Template | DecodeError:
         eccodes.codes_release(handle)
 
 
-def _note(message: bytes, header: Header, template: Template, part: Part) -> None:
-    """Learns how the elements of a template are stored, from its second message on."""
+def _note(message: bytes, header: Header, template: Template, part: MessagePart) -> None:
+    """Learn how the elements of a template are stored, from its second message on."""
     layout = part.layout
     if part.values is None or part.numbers[0] != 0 or layout.size > _LEARNT_SIZE:
         return
@@ -200,7 +202,7 @@ def _note(message: bytes, header: Header, template: Template, part: Part) -> Non
 
 def _rectangular(
     handle: int, layout: ReportLayout, values: np.ndarray, subsets: int, wanted: Set[int]
-) -> Part:
+) -> MessagePart:
     if layout.size * subsets != len(values):
         raise _mismatch(layout.size * subsets, len(values))
     texts = {}
@@ -208,7 +210,7 @@ def _rectangular(
         # A text that is the same in all reports comes as one.
         found = _texts(handle, "#1#" + TEXT_KEYS[code]) or [""]
         texts[code] = found * subsets if len(found) == 1 else found
-    return Part(layout, np.arange(subsets), values.reshape(subsets, layout.size), texts)
+    return MessagePart(layout, np.arange(subsets), values.reshape(subsets, layout.size), texts)
 
 
 def _widths(handle: int) -> tuple[int, ...]:
@@ -219,7 +221,7 @@ def _widths(handle: int) -> tuple[int, ...]:
 
 
 def _from_pool(pool: list[str], reference: float) -> str:
-    """The text that a value of `numericValues` refers to: 1000 x (index + 1) + length."""
+    """Return the text that a value of `numericValues` refers to: 1000 x (index + 1) + length."""
     if not reference >= 1_000:
         return ""
     index = int(reference) // 1_000 - 1
@@ -234,7 +236,7 @@ def _mismatch(expected: int, got: int) -> DecodeError:
 
 
 def _texts(handle: int, key: str) -> list[str]:
-    """Texts of a key without padding; none if they cannot be read."""
+    """Return texts of a key without padding; none if they cannot be read."""
     try:
         texts = eccodes.codes_get_string_array(handle, key)
     except (eccodes.CodesInternalError, UnicodeDecodeError):

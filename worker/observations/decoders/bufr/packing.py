@@ -29,7 +29,7 @@ __all__ = ["Packing", "Storage", "describe_storage", "gather_bits", "make_packin
 
 
 def gather_bits(buffer: np.ndarray, places: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Many numbers at once.
+    """Return many unsigned numbers read from a buffer at once.
 
     Arguments:
         buffer: Bytes, with eight more at the end than any number needs, (B,).
@@ -52,7 +52,7 @@ def gather_bits(buffer: np.ndarray, places: np.ndarray, widths: np.ndarray) -> n
 
 
 def read_bits(body: bytes, at: int, width: int) -> int:
-    """One unsigned number of `width` bits at bit `at`; all ones beyond the end."""
+    """Return one unsigned number of `width` bits at bit `at`; all ones beyond the end."""
     high = -(-(at + width) // 8)
     if high > len(body):
         return (1 << width) - 1
@@ -92,7 +92,7 @@ class Packing:
     bits: int
 
     def values(self, bodies: Sequence[bytes], owner: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        """Values of reports, shape (N, E), NaN where missing.
+        """Return values of reports, shape (N, E), NaN where missing.
 
         Arguments:
             bodies: Data sections, M.
@@ -109,7 +109,7 @@ class Packing:
     def text(
         self, code: int, bodies: Sequence[bytes], owner: np.ndarray, starts: np.ndarray
     ) -> list[str]:
-        """An identifying text of each report; "" where missing."""
+        """Return an identifying text of each report; "" where missing."""
         offset, length = self.texts[code]
         buffer, first = _joined(bodies, owner, starts)
         places = first[:, None] + offset + 8 * np.arange(length)
@@ -121,7 +121,7 @@ class Packing:
 def _joined(
     bodies: Sequence[bytes], owner: np.ndarray, starts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All bytes in one array, and the first bit of each report in it."""
+    """Return all bytes in one array, and the first bit of each report in it."""
     lengths = np.array([len(body) for body in bodies])
     begin = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     buffer = np.frombuffer(b"".join(bodies) + b"\0" * 8, dtype=np.uint8)
@@ -137,7 +137,7 @@ class Storage(NamedTuple):
 
 
 def make_packing(layout: ReportLayout, storage: Storage) -> Packing:
-    """The packing of a layout whose elements are stored so."""
+    """Return the packing of a layout from how its elements are stored."""
     widths = storage.widths
     offsets = np.concatenate([[0], np.cumsum(widths)[:-1]]).astype(np.int64)
     texts = {
@@ -163,7 +163,7 @@ def make_packing(layout: ReportLayout, storage: Storage) -> Packing:
 def describe_storage(
     message: bytes, header: Header, layout: ReportLayout, expected: np.ndarray
 ) -> Storage | None:
-    """How the elements of a layout are stored, or None if it cannot be read this way.
+    """Return how the elements of a layout are stored, or None if it cannot be read this way.
 
     Arguments:
         message: A message whose first report has the layout.
@@ -185,7 +185,7 @@ def describe_storage(
 
 
 def _confirmed(packing: Packing, body: bytes, expected: np.ndarray) -> bool:
-    """Whether the packing gives the expected numbers, to the last bit."""
+    """Return whether the packing gives the expected numbers, to the last bit."""
     if packing.bits > len(body) * 8:
         return False
     only = np.zeros(1, dtype=np.int64)
@@ -195,7 +195,7 @@ def _confirmed(packing: Packing, body: bytes, expected: np.ndarray) -> bool:
 
 
 def _storage(handle: int, layout: ReportLayout) -> Storage | None:
-    """Width, scale and reference of each element of the first report."""
+    """Return width, scale and reference of each element of the first report."""
     trailer = layout.all_codes[len(layout.codes) :]
     operators = trailer[trailer >= 100_000]
     foreign = (layout.codes >= 100_000) & (layout.codes != ASSOCIATED)
@@ -214,7 +214,7 @@ def _storage(handle: int, layout: ReportLayout) -> Storage | None:
 
 
 def _elements(handle: int, most: int) -> list[list[int]]:
-    """Code, width, scale, reference and bits of the associated field of elements, as eccodes
+    """Return code, width, scale, reference and bits of the associated field of elements, as eccodes
     lists them: associated fields and their significance are no elements of their own there."""
     found: list[list[int]] = []
     names = ("code", "width", "scale", "reference")
@@ -237,7 +237,7 @@ def _elements(handle: int, most: int) -> list[list[int]]:
 
 
 def _in_order(elements: list[list[int]], codes: list[int]) -> list[tuple[int, int, int]] | None:
-    """Width, scale and reference along `codes`, or None if the elements do not follow them."""
+    """Return width, scale and reference along `codes`, or None if the elements do not follow them."""
     found: list[tuple[int, int, int]] = []
     at = 0
     for code in codes:
@@ -255,7 +255,7 @@ def _in_order(elements: list[list[int]], codes: list[int]) -> list[tuple[int, in
 
 
 def _originals(handle: int) -> dict[int, tuple[int, int, int]]:
-    """Width, scale and reference of the tables by descriptor."""
+    """Return width, scale and reference of the tables by descriptor."""
     codes = eccodes.codes_get_long_array(handle, "expandedDescriptors")
     codes = codes[codes != ASSOCIATED]
     parts = [

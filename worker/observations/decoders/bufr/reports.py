@@ -1,4 +1,4 @@
-"""Describe what a report family makes of a block, and collect it into one observation table."""
+"""Describe the reports that a family decodes, and collect them into one observation table."""
 
 from dataclasses import dataclass, field
 
@@ -41,7 +41,7 @@ class Values:
 
 @dataclass
 class Reports:
-    """What a family makes of a block of N reports.
+    """Reports that a family decodes from a block of N.
 
     Attributes:
         report_type: Network, one for all.
@@ -106,7 +106,7 @@ class Collector:
     def add(
         self, reports: Reports, ordinal: np.ndarray, offset: np.ndarray, update: np.ndarray
     ) -> np.ndarray:
-        """Adds the rows of a block.
+        """Add the rows of a block.
 
         Arguments:
             reports: Of a block of N.
@@ -122,15 +122,15 @@ class Collector:
         rows = np.zeros(number, dtype=np.int64)
         for values in reports.values:
             self._add_values(reports, values, usable, rows)
-        kept = self._reports
-        kept.station_id += reports.station_id
+        shared = self._reports
+        shared.station_id += reports.station_id
         platform = reports.platform
-        kept.platform += [platform] * number if isinstance(platform, str) else platform
-        kept.report_type += [reports.report_type] * number
-        kept.ordinal.append(ordinal)
-        kept.offset.append(offset)
-        kept.update_sequence.append(update)
-        kept.profile.append(np.full(number, reports.profile))
+        shared.platform += [platform] * number if isinstance(platform, str) else platform
+        shared.report_type += [reports.report_type] * number
+        shared.ordinal.append(ordinal)
+        shared.offset.append(offset)
+        shared.update_sequence.append(update)
+        shared.profile.append(np.full(number, reports.profile))
         self._count += number
         return rows
 
@@ -172,7 +172,7 @@ class Collector:
             self._rows[name].append(column.astype(_DTYPES[name], copy=False))
 
     def table(self, context: DecodeContext) -> pa.Table:
-        """The observation table of everything added, reports in the order of the file."""
+        """Return the observation table of everything added, reports in the order of the file."""
         if not self._rows["report"]:
             return build_table(context, 0)
         rows = {name: np.concatenate(parts) for name, parts in self._rows.items()}
@@ -199,7 +199,7 @@ class Collector:
 
 
 def has_position(reports: Reports) -> np.ndarray:
-    """Whether latitude and longitude are given and possible, (N,)."""
+    """Return whether latitude and longitude are given and possible, (N,)."""
     with np.errstate(invalid="ignore"):
         return np.asarray((np.abs(reports.lat) <= _POLE) & (np.abs(reports.lon) <= 360.0))
 

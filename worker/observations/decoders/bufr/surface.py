@@ -42,7 +42,7 @@ _DUBIOUS = 2
 
 
 def plain(block: Block, *codes: int) -> int:
-    """Position of the first occurrence that is no first-order statistic, or -1."""
+    """Return the position of the first occurrence that is no first-order statistic, or -1."""
     for code in codes:
         for at in block.layout.where(code)[:8]:
             if np.isnan(block.effective(int(at), 8_023)).all():
@@ -51,7 +51,7 @@ def plain(block: Block, *codes: int) -> int:
 
 
 def surface_values(block: Block, at_sea: bool) -> list[Values]:
-    """All surface quantities of a block of reports.
+    """Return all surface quantities of a block of reports.
 
     Arguments:
         block: The reports.
@@ -67,7 +67,7 @@ def surface_values(block: Block, at_sea: bool) -> list[Values]:
 
 
 def _one(block: Block, variable: str, at: int, elevation: np.ndarray | None = None) -> list[Values]:
-    """The element at a position as it is, with its associated flag."""
+    """Return the element at a position as it is, with its associated flag."""
     if at < 0:
         return []
     preqc = block.suspect(np.array([at]))[:, 0]
@@ -130,7 +130,7 @@ def _wind(block: Block, at_sea: bool) -> list[Values]:
 
 
 def _rain(block: Block) -> list[Values]:
-    """Precipitation of the hour before the report, from kg m-2 to m; trace (-0.1) as 0."""
+    """Return the precipitation of the hour before the report, from kg m-2 to m; trace (-0.1) as 0."""
     amount = np.full(len(block), np.nan)
     for at in block.layout.where(13_011)[:12]:
         period_at = block.layout.before(int(at), 4_024, 4_025)
@@ -159,12 +159,12 @@ def _sea(block: Block) -> list[Values]:
 
 
 def bad_location(block: Block) -> np.ndarray:
-    """Where the quality of a buoy's location (0 33 023) is dubious."""
+    """Return whether the quality of each buoy's location (0 33 023) is dubious."""
     return np.asarray(block.first(33_023) == _DUBIOUS)
 
 
 def decode_synop(block: Block) -> Reports:
-    """Surface values of fixed land stations."""
+    """Return surface values of fixed land stations."""
     return Reports(
         "synop",
         station_id(block),
@@ -177,7 +177,7 @@ def decode_synop(block: Block) -> Reports:
 
 
 def decode_ship(block: Block) -> Reports:
-    """Surface values of ships; the platform stands at sea level unless it says otherwise."""
+    """Return surface values of ships; the platform stands at sea level unless it says otherwise."""
     return Reports(
         "ship",
         station_id(block),
@@ -190,7 +190,7 @@ def decode_ship(block: Block) -> Reports:
 
 
 def decode_buoy(block: Block) -> Reports:
-    """Surface values of buoys; rows of a dubious location are flagged."""
+    """Return surface values of buoys; rows of a dubious location are flagged."""
     values = surface_values(block, at_sea=True)
     dubious = bad_location(block)
     for item in values:
@@ -208,7 +208,7 @@ def decode_buoy(block: Block) -> Reports:
 
 
 def decode_gnss(block: Block) -> Reports:
-    """Precipitable water 0 13 016, a column value in kg m-2."""
+    """Return precipitable water 0 13 016, a column value in kg m-2."""
     return Reports(
         "gnss",
         station_id(block),
@@ -226,7 +226,7 @@ inversion."""
 
 
 def decode_scatterometer(block: Block) -> Reports:
-    """Wind at 10 m of the selected solution."""
+    """Return the wind at 10 m of the selected solution."""
     u, v = wind_components(selected(block, 11_012), selected(block, 11_011))
     flags = np.nan_to_num(block.first(21_155)).astype(np.int64)
     bad = (flags & sum(1 << bit for bit in _REJECTING_BITS)) != 0
@@ -245,7 +245,7 @@ def decode_scatterometer(block: Block) -> Reports:
 
 
 def selected(block: Block, code: int) -> np.ndarray:
-    """The element of the selected solution, shape (N,); NaN where none is selected."""
+    """Return the element of the selected solution, shape (N,); NaN where none is selected."""
     index_at = block.layout.first(21_102)
     positions = block.layout.where(code)
     solutions = block.at_each(positions[positions > index_at])

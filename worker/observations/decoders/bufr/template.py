@@ -1,4 +1,4 @@
-"""Expand templates: their descriptors, the replication counts, and the layouts met so far.
+"""Expand templates into descriptors, read replication counts and keep the layouts of reports.
 
 eccodes gives all values of a message as one array (`numericValues`) and the descriptors of the
 template with sequences and fixed replications expanded (`expandedDescriptors`). The counts of the
@@ -30,7 +30,7 @@ _TRIALS = 3
 
 
 def _has_value(code: int) -> bool:
-    """Whether an expanded descriptor has a place among the values."""
+    """Return whether an expanded descriptor has a place among the values."""
     if code < 100_000 or code == ASSOCIATED:
         return True
     operator = code // 1_000
@@ -38,7 +38,7 @@ def _has_value(code: int) -> bool:
 
 
 def _without_definitions(expanded: tuple[int, ...]) -> tuple[int, ...]:
-    """The descriptors without those that only define new reference values (operator 2 03 YYY)."""
+    """Return the descriptors without those that only define new reference values (operator 2 03 YYY)."""
     if not any(203_000 < code < 203_255 for code in expanded):
         return expanded
     kept, defining = [], False
@@ -54,7 +54,7 @@ class _NotPacked(Exception):
 
 
 class Template:
-    """Expanded descriptors of a template and the layouts met so far.
+    """Expanded descriptors of a template and the layouts of its reports seen so far.
 
     Arguments:
         expanded: Descriptors with sequences and fixed replications expanded.
@@ -77,7 +77,7 @@ class Template:
         self._layouts: dict[tuple[int, ...], ReportLayout] = {}
 
     def layout(self, values: np.ndarray, limits: MessageLimits) -> ReportLayout:
-        """Layout of the report whose values begin at `values[0]`.
+        """Return the layout of the report whose values begin at `values[0]`.
 
         Raises:
             DecodeError: `too_large` beyond the limits, `undecodable` if a count is missing.
@@ -90,7 +90,7 @@ class Template:
         return self._expand(lambda slots: _count(values, len(slots) - 1, limits), limits)
 
     def packed_layout(self, body: bytes, start: int, limits: MessageLimits) -> ReportLayout | None:
-        """Layout of the report at bit `start`, with its packing; None if that is not known."""
+        """Return the layout of the report at bit `start`, with its packing; None if that is not known."""
         counts: tuple[int, ...] = ()
         while place := self._count_bits.get(counts):
             counts = (*counts, read_bits(body, start + place[0], place[1]))
@@ -107,13 +107,13 @@ class Template:
         return layout if self._pack(layout) else None
 
     def wants(self, layout: ReportLayout) -> bool:
-        """Whether the storage of the layout's elements is worth learning."""
+        """Return whether the storage of the layout's elements is worth learning."""
         self.seen += 1
         known = self._storage.widths[layout.slots] != _UNKNOWN
         return self.seen > 1 and self._failures < _TRIALS and not known.all()
 
     def learn(self, layout: ReportLayout, storage: Storage | None) -> None:
-        """Keeps how the elements of a layout are stored; None counts as a failure to find out."""
+        """Keep how the elements of a layout are stored; None counts as a failure to find out."""
         if storage is None:
             self._failures += 1
             return
@@ -130,7 +130,7 @@ class Template:
             self._storage.widths[:] = _UNKNOWN
 
     def _pack(self, layout: ReportLayout) -> bool:
-        """Gives the layout its packing if all its elements are known."""
+        """Give the layout its packing if all its elements are known."""
         storage = Storage(*(part[layout.slots] for part in self._storage))
         if (storage.widths == _UNKNOWN).any():
             return False
@@ -144,7 +144,7 @@ class Template:
         return True
 
     def _expand(self, read: Callable[[list[int]], int], limits: MessageLimits) -> ReportLayout:
-        """The layout whose counts `read` gives, when asked with the slots up to each of them."""
+        """Return the layout whose counts `read` returns when called with the slots up to each of them."""
         slots: list[int] = []
         counts: list[int] = []
         valued = [_has_value(code) for code in self.expanded]
@@ -242,7 +242,7 @@ class _Bits:
         self.at += count
 
     def read(self, count: int) -> int | None:
-        """The next number, or None beyond the end."""
+        """Return the next number, or None beyond the end."""
         low, high = self.at // 8, -(-(self.at + count) // 8)
         if high > len(self.data):
             return None
@@ -258,7 +258,7 @@ def check_first_count(
     header: Header,
     limits: MessageLimits,
 ) -> None:
-    """Sets a message aside whose first delayed replication is beyond the limits.
+    """Set a message aside whose first delayed replication is beyond the limits.
 
     Arguments:
         expanded: Expanded descriptors.
@@ -285,7 +285,7 @@ def check_first_count(
 def _to_first_count(
     bits: _Bits, expanded: tuple[int, ...], widths: tuple[int, ...], header: Header
 ) -> int | None:
-    """Moves to the first count; its place among the descriptors, or None if there is none."""
+    """Move to the first count; return its place among the descriptors, or None if there is none."""
     for at, (code, width) in enumerate(zip(expanded, widths, strict=True)):
         if code in COUNTS:
             return at

@@ -39,7 +39,15 @@ from worker.observations.decoders.bufr.identity import (
 from worker.observations.decoders.bufr.reports import Reports, Values
 from worker.observations.units import pressure_from_flight_level, wind_components
 
-__all__ = ["LOWEST_QI", "decode_aircraft", "decode_amv", "decode_profiler", "decode_temp"]
+__all__ = [
+    "AMV_METHODS",
+    "LOWEST_QI",
+    "STANDARD_LEVELS",
+    "decode_aircraft",
+    "decode_amv",
+    "decode_profiler",
+    "decode_temp",
+]
 
 STANDARD_LEVELS = (1000, 925, 850, 700, 500, 400, 300, 250, 200, 150, 100, 70, 50, 30, 20, 10)
 """Pressures in hPa at which the geopotential becomes a row: between them it follows from
@@ -62,7 +70,7 @@ _DROP_SUBCATEGORY = 7
 
 
 def decode_temp(block: Block) -> Reports:
-    """Temperature, humidity, wind and geopotential of all levels."""
+    """Return temperature, humidity, wind and geopotential of all levels."""
     layout = block.layout
     anchors = _anchors(block)
     lat, lon = block.first(5_001, 5_002), block.first(6_001, 6_002)
@@ -97,7 +105,7 @@ def decode_temp(block: Block) -> Reports:
 
 
 def _carried(displacement: np.ndarray) -> np.ndarray:
-    """Displacements (N, K) with gaps filled by the level before; 0 before the first."""
+    """Return the displacements (N, K) with gaps filled by the level before; 0 before the first."""
     last = np.maximum.accumulate(
         np.where(np.isnan(displacement), -1, np.arange(displacement.shape[1])), axis=1
     )
@@ -113,7 +121,7 @@ def _network(block: Block) -> str:
 
 
 def _anchors(block: Block) -> np.ndarray:
-    """Positions at which levels begin: pressures, or heights where no pressure is reported."""
+    """Return the positions at which levels begin: pressures, or heights where no pressure is reported."""
     for code in (7_004, 7_009, 7_007, 7_002):
         found = block.layout.where(code)
         if found.size:
@@ -122,7 +130,7 @@ def _anchors(block: Block) -> np.ndarray:
 
 
 def _pressure_and_height(block: Block, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pressure in Pa and geopotential height in m of each level, NaN where missing."""
+    """Return pressure in Pa and geopotential height in m of each level, NaN where missing."""
     if not anchors.size:
         empty = np.empty((len(block), 0))
         return empty, empty
@@ -164,7 +172,7 @@ def _sonde_wind(
 
 
 def decode_profiler(block: Block) -> Reports:
-    """Wind components by height in m above mean sea level."""
+    """Return the wind components by height in m above mean sea level."""
     elevation = block.first(7_030, 7_001)
     anchors, height = _heights(block, elevation)
     layout = block.layout
@@ -192,7 +200,7 @@ def decode_profiler(block: Block) -> Reports:
 
 
 def _heights(block: Block, elevation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions at which levels begin and their heights above mean sea level, (K,) and (N, K)."""
+    """Return the positions at which levels begin and their heights above mean sea level, (K,) and (N, K)."""
     for code in (7_007, 7_006, 7_009, 10_007, 7_003):
         anchors = block.layout.where(code)
         if not anchors.size:
@@ -208,7 +216,7 @@ _STEEP_ROLL = 1
 
 
 def decode_aircraft(block: Block) -> Reports:
-    """Temperature, wind and humidity at the aircraft's position."""
+    """Return temperature, wind and humidity at the aircraft's position."""
     pressure = _aircraft_pressure(block)
     return Reports(
         "aircraft",
@@ -256,7 +264,7 @@ def _aircraft_wind(block: Block, pressure: np.ndarray) -> list[Values]:
 
 
 def _aircraft_humidity(block: Block, pressure: np.ndarray) -> list[Values]:
-    """Specific humidity from the mixing ratio, else the dewpoint; else the relative humidity."""
+    """Return specific humidity from the mixing ratio, else the dewpoint; else the relative humidity."""
     q = specific_humidity_from_mixing_ratio(block.first(13_002))
     from_dewpoint = specific_humidity_from_dewpoint(block.first(12_103, 12_003), pressure)
     q = np.where(np.isnan(q), from_dewpoint, q)
@@ -269,7 +277,7 @@ def _aircraft_humidity(block: Block, pressure: np.ndarray) -> list[Values]:
 
 
 def _phase(block: Block) -> list[str] | str:
-    """Ascending, descending or level flight (code tables 0 08 009 and 0 08 004)."""
+    """Return ascent, descent or level flight of each report (code tables 0 08 009 and 0 08 004)."""
     detailed, simple = block.first(8_009), block.first(8_004)
     names = {3: "level", 4: "level", 5: "ascent", 6: "descent"}
     names_detailed = {0: "level", 1: "level", 2: "unsteady", 3: "level", 4: "level",
@@ -284,7 +292,7 @@ def _phase(block: Block) -> list[str] | str:
 LOWEST_QI = 60.0
 """Vectors below this quality in percent are flagged (EUMETSAT: Best practice for AMV users)."""
 
-_METHODS = {
+AMV_METHODS = {
     1: "infrared",
     2: "visible",
     3: "water-vapour-cloud",
@@ -297,7 +305,7 @@ _WITHOUT_FORECAST, _WITH_FORECAST = (5, 2), (6, 1)
 
 
 def decode_amv(block: Block) -> Reports:
-    """Wind at the assigned pressure."""
+    """Return the wind components at the assigned pressure."""
     u, v = wind_components(block.first(11_002), block.first(11_001))
     at = block.layout.first(11_003), block.layout.first(11_004)
     u = np.where(np.isnan(u), block.at(at[0]), u)
@@ -316,12 +324,12 @@ def decode_amv(block: Block) -> Reports:
             Values("u_component_of_wind", u, "pressure", pressure, preqc=poor),
             Values("v_component_of_wind", v, "pressure", pressure, preqc=poor),
         ],
-        platform=[_METHODS.get(m, "") for m in methods.tolist()],
+        platform=[AMV_METHODS.get(m, "") for m in methods.tolist()],
     )
 
 
 def quality(block: Block) -> np.ndarray:
-    """Quality indicator in percent, shape (N,); NaN where none is given."""
+    """Return the quality indicator in percent, shape (N,); NaN where none is given."""
     inside = block.layout.where(33_007)
     if inside.size:
         return _by_application(block, inside)
