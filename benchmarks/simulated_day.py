@@ -21,14 +21,21 @@ import json
 import tempfile
 from pathlib import Path
 
+from lab.rehearsal.report import draw
 from rich.console import Console
 
 from lab.rehearsal.content import first_cycle, world_of
 from lab.rehearsal.day import run_day
 from lab.rehearsal.driver import Pace
-from lab.rehearsal.report import cost_table, cycle_table, draw, findings_table, summary_table
 from lab.rehearsal.scenario import day_scenario
-from lab.rehearsal.verdict import judge, verdict_json
+from lab.rehearsal.verdict import (
+    cost_table,
+    cycle_table,
+    findings_table,
+    judge,
+    summary_table,
+    verdict_json,
+)
 
 
 def main() -> None:

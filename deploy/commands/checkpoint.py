@@ -103,7 +103,7 @@ def parity(
     as_json: AsJson = False,
 ) -> None:
     """Compare with recorded outputs of the public implementation, array by array."""
-    from lab.parity.run import compare_folder
+    from lab.parity.trajectories import compare_folder
 
     if only not in (None, "float32", "float64"):
         raise typer.BadParameter("expected float32 or float64", param_hint="--only")

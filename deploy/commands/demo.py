@@ -66,7 +66,7 @@ def demo(
 def _real_soundings(model: str, console: Console) -> None:
     """The same model on real radiosonde reports, where a folder of them lies beside the project."""
     from lab.demo.world import real_soundings
-    from lab.skill.soundings import verify_withheld, withheld_table
+    from lab.skill.experiments import verify_withheld, withheld_table
     from model.checkpoints.bundle import load_checkpoint
 
     beside = Path(__file__).resolve().parents[3] / "shared"
@@ -155,15 +155,16 @@ def rehearse(
     from lab.rehearsal.content import first_cycle, world_of
     from lab.rehearsal.day import run_day
     from lab.rehearsal.driver import Pace
-    from lab.rehearsal.report import (
+    from lab.rehearsal.scenario import day_scenario
+    from lab.rehearsal.verdict import (
         cost_table,
         cycle_table,
         draw_day,
         findings_table,
+        judge,
         summary_table,
+        verdict_json,
     )
-    from lab.rehearsal.scenario import day_scenario
-    from lab.rehearsal.verdict import judge, verdict_json
 
     console = Console(stderr=as_json, highlight=False, width=130)
     world = world_of(model, truth)

@@ -244,7 +244,7 @@ def osse(
     from lab.osse.skill import SkillSettings
     from lab.osse.skill_report import as_json as as_values
     from lab.skill.display import draw_skill, print_report
-    from lab.skill.osse import Experiment, verify_osse
+    from lab.skill.experiments import Experiment, verify_osse
 
     if quick:
         starts, members, states = 1, 4, min(states, 4)
@@ -289,7 +289,7 @@ def soundings(
     as_json: AsJson = False,
 ) -> None:
     """Assimilate real reports with a share of the stations withheld, and score against those."""
-    from lab.skill.soundings import verify_withheld, withheld_table
+    from lab.skill.experiments import verify_withheld, withheld_table
     from model.checkpoints.bundle import load_checkpoint
 
     model = load_checkpoint(checkpoint)

@@ -1,29 +1,36 @@
-"""Judge a day: findings of the audit, whether errors rise or are level, and the figures behind them.
-
-Whether a series of errors rises is decided by a straight line and the confidence of its slope.
-"""
+"""Judge a rehearsed day and report it: findings of the audit, skill, drift; table and picture."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from rich.table import Table
 from scipy.stats import t as student
 
+from lab.pictures import SIMULATED, curve, date_axis, new_figure, save
 from lab.rehearsal.audit import AuditFinding, Case, audit, late_cut_offs
 from lab.rehearsal.day import Day, Medians, medians
-from lab.rehearsal.evidence import Evidence
+from lab.rehearsal.evidence import AnalysisEvidence, Evidence
 from lab.rehearsal.scenario import Scenario
 from model.domain.windows import HOUR
-from worker.contract.cycles import Flavour
+from worker.contract.cycles import Flavour, cycle_key
 
 __all__ = [
     "DaySkill",
-    "Trend",
     "DayVerdict",
+    "Trend",
+    "cost_table",
+    "cycle_table",
     "day_skill",
+    "draw_day",
+    "findings_table",
     "judge",
     "judge_skill",
+    "summary_table",
     "trend",
     "verdict_json",
 ]
@@ -214,3 +221,179 @@ def _line(line: Trend) -> dict[str, float | bool]:
         "margin_a_day": 24 * line.margin,
         "rises": line.rises,
     }
+
+
+def cycle_table(day: Day) -> Table:
+    """A line for each valid time: what each analysis was made of, and its error."""
+    table = Table(title="Cycles: uploads and values used, standardised RMSE against the truth")
+    table.add_column("valid time")
+    for name in ("early", "final"):
+        for column in ("uploads", "used", "RMSE"):
+            table.add_column(f"{name} {column}", justify="right")
+    table.add_column("climatology", justify="right")
+    table.add_column("remarks")
+    for time in day.scenario.cycles:
+        cells = [cell for flavour in Flavour for cell in _cells(_find(day, time, flavour))]
+        climate = _figure(day.evidence.climatology.get(time))
+        table.add_row(f"{time:%d %b %H UTC}", *cells, climate, ", ".join(_remarks(day, time)))
+    return table
+
+
+def _find(day: Day, time: datetime, flavour: str) -> AnalysisEvidence | None:
+    found = (a for a in day.evidence.analyses if a.valid_time == time and a.flavour == flavour)
+    return next(found, None)
+
+
+def _cells(analysis: AnalysisEvidence | None) -> tuple[str, str, str]:
+    if analysis is None:
+        return "", "missing", ""
+    taken = sum(use.entered > 0 for use in analysis.batches.values())
+    return str(taken), str(analysis.used), _figure(analysis.error)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _remarks(day: Day, time: datetime) -> Iterator[str]:
+    if time == day.scenario.hour(day.scenario.silent_hour):
+        yield "nobody observed"
+    if time == day.scenario.hour(day.scenario.copied_hour):
+        yield "two files came twice"
+    for flavour in Flavour:
+        analysis = _find(day, time, flavour)
+        record = day.evidence.cycles.get(cycle_key(time, flavour))
+        if record is not None and record.caught_up:
+            yield f"{flavour} caught up, {record.behind_seconds / 3600:.1f} h behind"
+        for flag in ("cold_start", "zero_observations"):
+            if analysis is not None and flag in analysis.flags:
+                yield f"{flavour} {flag}"
+
+
+def summary_table(day: Day, verdict: DayVerdict) -> Table:
+    """Return a table of the totals of the day: analyses, files, errors."""
+    table = Table("figure", "value", title="The day")
+    analyses = day.evidence.analyses
+    counts = [sum(a.flavour == flavour for a in analyses) for flavour in Flavour]
+    table.add_row(
+        "early and final analyses", f"{counts[0]} and {counts[1]} of {day.scenario.hours}"
+    )
+    sent = len(day.evidence.sendings)
+    values = sum(len(day.contents[s.name].seconds) for s in day.evidence.sendings)
+    table.add_row("files and values sent", f"{sent} and {values}")
+    table.add_row(
+        "files on the other side of a cut-off than planned", str(len(verdict.late_cut_offs))
+    )
+    if stop := day.evidence.standstill:
+        table.add_row("nothing ran", f"{stop.killed:%H:%M} to {stop.ready:%H:%M} UTC")
+    caught = sum(record.caught_up for record in day.evidence.cycles.values())
+    table.add_row("cycles caught up", str(caught))
+    warm = sum("warm_start" in a.flags for a in analyses)
+    table.add_row("analyses started warm", f"{warm} of {len(analyses)}")
+    table.add_row("model workers killed at work", str(len(day.evidence.kills)))
+    table.add_row(
+        "longest wait of a due cycle", f"{day.longest_lag / timedelta(minutes=1):.0f} min"
+    )
+    if skill := verdict.skill:
+        table.add_row("first analysis, cold", f"{skill.cold:.3f}")
+        table.add_row("climatology", f"{skill.climatology:.3f}")
+        for name, line in (("early", skill.early), ("final", skill.final)):
+            table.add_row(f"mean of the {name} analyses", f"{line.mean:.3f}")
+            table.add_row(
+                f"change of the {name} error in a day",
+                f"{24 * line.slope:+.3f} ± {24 * line.error:.3f}"
+                + (" (rises)" if line.rises else " (no rise)"),
+            )
+    table.add_row("operational seconds in a real one", f"{day.clock.speed:g}")
+    table.add_row("took", f"{day.seconds / 60:.1f} min")
+    return table
+
+
+def cost_table(day: Day, verdict: DayVerdict) -> Table | None:
+    """Cost of an hourly warm cycle and freshness; None if no cycle started warm."""
+    timing = verdict.timing
+    if timing is None:
+        return None
+    s = day.scenario
+    table = Table(
+        "figure",
+        "seconds",
+        title=f"Median of {timing.count} warm cycles: {s.checkpoint}, {s.members} members, "
+        f"window of {s.window_hours} h",
+    )
+    table.add_row("cost of an hourly warm cycle", f"{timing.cost:.1f}")
+    for phase, seconds in timing.phases.items():
+        table.add_row(f"  {phase}", f"{seconds:.2f}")
+    table.add_row("freshness: cut-off to published", f"{timing.fresh:.1f}")
+    table.add_row("  longest", f"{timing.longest_fresh:.1f}")
+    table.add_row("  without waiting for earlier cycles", f"{timing.unqueued:.1f}")
+    return table
+
+
+def findings_table(verdict: DayVerdict) -> Table:
+    """What is not as it should be."""
+    table = Table("check", "cycle", "finding", title="Findings of the audit")
+    for finding in verdict.findings:
+        table.add_row(finding.check, finding.cycle, finding.message)
+    return table
+
+
+_NETWORKS = ("synop", "ship", "aircraft", "temp", "scatterometer", "satellite")
+_COLOURS = {Flavour.EARLY: "tab:orange", Flavour.FINAL: "tab:blue"}
+
+
+def draw_day(day: Day, verdict: DayVerdict, path: Path) -> Path:
+    """Draw errors by valid time above arrivals; return the path of the PNG."""
+    figure = new_figure(11, 7.5)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    _errors(above, day, verdict)
+    _arrivals(below, day)
+    for axes in (above, below):
+        if stop := day.evidence.standstill:
+            axes.axvspan(stop.killed, stop.ready, color="0.85", zorder=0, label="nothing runs")
+        if silent := day.scenario.hour(day.scenario.silent_hour):
+            axes.axvspan(silent - HOUR, silent, color="tab:red", alpha=0.12, zorder=0)
+        axes.grid(alpha=0.3)
+    above.legend(ncols=2)
+    date_axis(below)
+    below.set_xlabel(f"{day.scenario.start:%d %b %Y} and the day after, UTC")
+    figure.suptitle(f"A simulated day of hourly cycles: {SIMULATED}")
+    return save(figure, path)
+
+
+def _errors(axes: Axes, day: Day, verdict: DayVerdict) -> None:
+    for flavour, colour in _COLOURS.items():
+        points = [
+            (a.valid_time, a.error)
+            for a in day.evidence.analyses
+            if a.flavour == flavour and a.error is not None
+        ]
+        curve(axes, points, "o-", colour, f"{flavour} analysis")
+    curve(axes, sorted(day.evidence.climatology.items()), "-", "0.5", "climatology")
+    if skill := verdict.skill:
+        axes.axhline(skill.cold, color="tab:red", linestyle=":", label="first analysis, cold")
+    axes.set(
+        ylabel="mean standardised RMSE",
+        ylim=(0, None),
+        title="errors against the truth by valid time",
+    )
+
+
+def _arrivals(axes: Axes, day: Day) -> None:
+    """Hour of the observations against arrival, with both cut-offs."""
+    deliveries = {d.name: d for d in day.plan}
+    for network in _NETWORKS:
+        points = [
+            (s.acknowledged, (s.acknowledged - deliveries[s.name].hour) / timedelta(minutes=1))
+            for s in day.evidence.sendings
+            if deliveries[s.name].network == network
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), ".", label=network)
+    for flavour, minutes in (
+        (Flavour.EARLY, day.scenario.early),
+        (Flavour.FINAL, day.scenario.final),
+    ):
+        axes.axhline(minutes, color=_COLOURS[flavour], linewidth=1)
+    axes.set(ylabel="minutes after the hour", title="arrivals; lines: early and final cut-off")
+    axes.legend(ncols=6, fontsize=8)

@@ -40,9 +40,11 @@ from jcm.physics.speedy.speedy_coords import get_speedy_coords
 from jcm.physics_interface import verify_state
 from jcm.terrain import TerrainData
 
-from lab.training.nature_store import LEVELS, VARIABLES, NatureStore
-from lab.training.pressure_levels import (
+from lab.training.nature_store import (
+    LEVELS,
+    VARIABLES,
     WIND_FACTOR,
+    NatureStore,
     SigmaFields,
     mean_sea_level_pressure,
     surface_temperature,

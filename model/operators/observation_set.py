@@ -23,13 +23,15 @@ from model.domain.observations import QC_FLAGS
 from model.domain.registry import Registry
 from model.domain.variables import Channel
 from model.operators.base import Built, ModelDomain, OperatorFamily, Points, Statics
-from model.operators.column import BrightnessFamily, ColumnFamily, ThicknessFamily
 from model.operators.composite import CompositeOperator, FamilyBlock, representativeness_std
 from model.operators.surface import SurfaceFamily, SurfacePressureFamily
 from model.operators.upper_air import (
+    BrightnessFamily,
+    ColumnFamily,
     HeightLevelFamily,
     PressureLevelFamily,
     RelativeHumidityFamily,
+    ThicknessFamily,
     WindSpeedFamily,
 )
 

@@ -10,8 +10,15 @@ from planted import SCENARIO, make_case
 from rich.console import Console
 
 from lab.rehearsal.day import CycleTiming, Day
-from lab.rehearsal.report import cost_table, cycle_table, draw_day, findings_table, summary_table
-from lab.rehearsal.verdict import judge, verdict_json
+from lab.rehearsal.verdict import (
+    cost_table,
+    cycle_table,
+    draw_day,
+    findings_table,
+    judge,
+    summary_table,
+    verdict_json,
+)
 from worker.contract.clock import Clock
 
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.commands.checkpoint import app
-from lab.parity import run as parity
+from lab.parity import trajectories as parity
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "model"))
 from checkpoint_parts import write_run

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.supervisor import BROKER_OPTIONS, PROCESSES, broker_command
+from deploy.local import BROKER_OPTIONS, PROCESSES, broker_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

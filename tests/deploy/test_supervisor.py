@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.supervisor import Process, Supervisor
+from deploy.local import Process, Supervisor
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from deploy.commands.verify import app
 from lab.osse import skill
 from lab.osse.summary import SEASONS, season
-from lab.skill.osse import seasons_first
+from lab.skill.experiments import seasons_first
 from model.checkpoints.bundle import save_checkpoint
 from tests.model.osse.small_world import NETWORK, small_model, write_truth
 

@@ -8,9 +8,9 @@ import torch
 from parity_folder import write_folder
 from safetensors.torch import load_file, save_file
 
-from lab.parity import run as parity
+from lab.parity import trajectories as parity
 from lab.parity.case import split_numbers
-from lab.parity.run import FAMILIES, compare_folder
+from lab.parity.trajectories import FAMILIES, compare_folder
 from model.domain.errors import CheckpointError
 
 SLOW = ("mmps", "samp", "piece", "traj.mmps")

@@ -3,7 +3,7 @@
 import pytest
 
 from service.errors import RangeNotSatisfiable
-from service.files import MAX_RANGES, satisfiable_range
+from service.routes.analyses import MAX_RANGES, satisfiable_range
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import torch
 from model.domain.grids import Grid, bilinear
 from model.domain.physics import GAS_CONSTANT_DRY, GRAVITY, height_of_pressure, pressure_at_height
 from model.operators.base import Statics
-from model.operators.column import column_weights, gaussian_weighting
 from model.operators.observation_set import build_observation_set
 from model.operators.placement import log_pressure
+from model.operators.upper_air import column_weights, gaussian_weighting
 from tests.model.operators import worlds
 
 GRID = worlds.GRIDS["regular"]

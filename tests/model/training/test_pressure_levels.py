@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lab.training.pressure_levels import (
+from lab.training.nature_store import (
     EXPONENT,
     NATURE_RUN_VIRTUAL,
     SigmaFields,

@@ -9,7 +9,7 @@ import xarray as xr
 import xpublish_edr.plugin as upstream
 from gateway_process import StartGateway
 
-import service.data.edr  # noqa: F401  (bounds the plugin)
+import service.data.application  # noqa: F401  (bounds the plugin)
 from service.data.library import AnswerTooLarge, check_answer, check_points
 
 ROWS, COLUMNS = published.GRID.shape

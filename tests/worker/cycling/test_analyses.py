@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from model.checkpoints.bundle import load_checkpoint, save_checkpoint
-from service.cycle_explanation import explain
 from service.keys import OPEN
+from service.routes.cycles import explain
 from service.schemas import CycleView
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import Processes, wait_for

@@ -6,7 +6,7 @@ from scipy.stats import chi2
 
 from model.diagnostics.equivalents import Equivalents
 from tests.worker.verification.feedback_of import make_feedback
-from worker.results.verification.withheld import score_withheld
+from worker.results.verification.report import score_withheld
 
 RNG = np.random.default_rng(0)
 
