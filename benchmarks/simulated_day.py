@@ -21,7 +21,6 @@ import json
 import tempfile
 from pathlib import Path
 
-from lab.rehearsal.report import draw
 from rich.console import Console
 
 from lab.rehearsal.content import first_cycle, world_of
@@ -31,6 +30,7 @@ from lab.rehearsal.scenario import day_scenario
 from lab.rehearsal.verdict import (
     cost_table,
     cycle_table,
+    draw_day,
     findings_table,
     judge,
     summary_table,
@@ -67,7 +67,7 @@ def main() -> None:
         day = run_day(scenario, Path(folder), pace, console.print)
     verdict = judge(day)
     if arguments.picture:
-        draw(day, verdict, arguments.picture)
+        draw_day(day, verdict, arguments.picture)
     if arguments.json:
         print(json.dumps(verdict_json(day, verdict), default=str))
         return

@@ -1,17 +1,173 @@
-"""Submit, list, follow and cancel jobs."""
+"""Submit, list, follow and cancel jobs.
+
+A submission is checked against what the running workers can do before it is queued.
+"""
 
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse
 
-from service.auth import GatewayDep, JobReader, JobWriter
+from model.domain.errors import InvalidInput, UnknownName
+from service.auth import GatewayDep, JobReader, JobWriter, check_queue_quota
+from service.errors import Unavailable
 from service.events import follow_job
-from service.jobs import submit_job
+from service.gateway import Gateway
+from service.keys import ApiKey
 from service.openapi import JOB, example_page, example_response, problem_responses
+from service.query_parameters import check_known
 from service.schemas import MAX_ITEMS, JobEvents, JobPage, JobView
-from worker.contract.jobs import JobState
-from worker.contract.kinds import KINDS, JobSpec, KindName
+from worker.contract.batches import IdempotencyConflict
+from worker.contract.disk import require_space
+from worker.contract.jobs import JobRecord, JobState
+from worker.contract.kinds import KINDS, JobSpec, KindName, SpecBase
+from worker.contract.queues import (
+    GPU_QUEUE,
+    RUN_ASSIMILATION,
+    Capabilities,
+    WorkerReport,
+    merge,
+    submit,
+)
+from worker.contract.records import new_id
+
+MAX_BATCHES = 1000
+RUNNING = "those that running workers report: "
+
+
+def ready_capabilities(gateway: Gateway) -> Capabilities:
+    """Return what ready workers support.
+
+    Raises:
+        Unavailable: If no model worker is ready; says why as far as that is known.
+    """
+    reports = gateway.stores.workers.alive()
+    ready = [r for r in reports if r.ready]
+    if not any(can_run_models(r) for r in ready):
+        here = [r.name for r in reports if GPU_QUEUE in r.queues]
+        why = (
+            f"{', '.join(here)} still loads its model, or has none (see its log)"
+            if here
+            else "no model worker has reported; start one with `appa up` or `appa worker gpu`"
+        )
+        raise Unavailable(
+            f"Expected a ready model worker; {why}. Nothing was queued.",
+            code="no_worker",
+            retry_after=15 if here else 60,
+        )
+    return merge(ready)
+
+
+def can_run_models(report: WorkerReport) -> bool:
+    """Return whether this worker has loaded a model and accepts jobs."""
+    return report.ready and GPU_QUEUE in report.queues and bool(report.capabilities.models)
+
+
+def check_job(gateway: Gateway, spec: SpecBase) -> None:
+    """Check names and bounds in `spec` against what running workers report.
+
+    Raises:
+        UnknownName: If a model, format, upload or analysis is unknown; lists the known names.
+        InvalidInput: If there are more members than the model supports, or the first guess is
+            no upload of GRIB fields.
+        Unavailable: If no worker could run it.
+    """
+    can = ready_capabilities(gateway)
+    models = {m.name: m for m in can.models}
+    if spec.model is not None:
+        check_known("model", spec.model, models, RUNNING)
+    for output in spec.outputs:
+        check_known("outputs", output, can.formats, RUNNING)
+    chosen = models.get(spec.model) if spec.model else next(iter(models.values()), None)
+    if chosen and chosen.max_members and spec.members > chosen.max_members:
+        raise InvalidInput(
+            f"Expected at most {chosen.max_members} members with model '{chosen.name}'; got "
+            f"{spec.members}.",
+            field="members",
+        )
+    _check_references(gateway, spec)
+
+
+def _check_references(gateway: Gateway, spec: SpecBase) -> None:
+    batches = spec.observations.batches or []
+    if len(batches) > MAX_BATCHES:
+        raise InvalidInput(
+            f"Expected at most {MAX_BATCHES} uploads; got {len(batches)}.",
+            field="observations.batches",
+        )
+    for batch_id in batches:
+        if gateway.stores.batches.find(batch_id) is None:
+            raise UnknownName(
+                f"Expected the id of an upload; got '{batch_id}'.", field="observations.batches"
+            )
+    if spec.background_batch is not None:
+        _check_first_guess(gateway, spec.background_batch)
+    if spec.continues is not None:
+        if gateway.analyses.find(spec.continues) is None:
+            raise UnknownName(
+                f"Expected the id of a published analysis; got '{spec.continues}'.",
+                field="analysis_id",
+            )
+
+
+def _check_first_guess(gateway: Gateway, batch_id: str) -> None:
+    """Check the format of an upload; its channels and hours are checked when the job runs."""
+    batch = gateway.stores.batches.find(batch_id)
+    if batch is None:
+        raise UnknownName(
+            f"Expected the id of an upload; got '{batch_id}'.", field="background_batch"
+        )
+    if batch.container != "grib":
+        raise InvalidInput(
+            f"Expected an upload of GRIB fields as first guess; '{batch_id}' is "
+            f"'{batch.container}'.",
+            field="background_batch",
+        )
+
+
+log = structlog.get_logger()
+
+
+def submit_job(
+    gateway: Gateway, key: ApiKey, spec: SpecBase, idempotency_key: str, request_id: str
+) -> tuple[JobRecord, bool]:
+    """Store a job and enqueue it; the same key of a caller gives the same job.
+
+    Returns:
+        The job, and whether it is new.
+
+    Raises:
+        QueueQuota: If the caller has too many unfinished jobs.
+        DiskLow: If free space on the disk is below the watermark.
+        IdempotencyConflict: If the key was used before with another specification.
+        AppaError: As `check_job`.
+    """
+    check_queue_quota(gateway, key)
+    require_space(gateway.layout, gateway.settings)
+    check_job(gateway, spec)
+    record = JobRecord(
+        id=new_id("job"),
+        analysis_id=new_id("an"),
+        spec=spec,
+        api_key=key.id,
+        request_id=request_id,
+    )
+    unique = f"{key.id}:{idempotency_key}" if idempotency_key else ""
+    job, created = gateway.stores.jobs.create(record, unique_key=unique)
+    if job.spec != spec:
+        raise IdempotencyConflict(
+            f"Expected the same job under Idempotency-Key '{idempotency_key}' as before "
+            f"('{job.id}'); got another specification.",
+            field="Idempotency-Key",
+        )
+    if job.state is JobState.QUEUED:  # also for a repeated key: its message may be lost
+        submit(gateway.sender, RUN_ASSIMILATION, job.id, job.spec.priority)
+    if created:
+        gateway.metrics.jobs.labels(spec.kind).inc()
+        log.info("job_queued", job_id=job.id, kind=spec.kind)
+    return gateway.stores.jobs.read(job.id), created
+
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 

@@ -13,9 +13,9 @@ from model.domain.variables import VARIABLES
 from service.auth import AnyCaller, GatewayDep
 from service.errors import PROBLEMS, NotFound, Unavailable
 from service.gateway import Gateway
-from service.jobs import can_run_models
 from service.metrics import CONTENT_TYPE, set_cycle_metrics
 from service.openapi import problem_responses
+from service.routes.jobs import can_run_models
 from service.schemas import CapabilitiesView, Live, Readiness, ReadinessCheck, UploadFormat
 from worker.contract.batches import BatchState
 from worker.contract.disk import disk_state, free_bytes
