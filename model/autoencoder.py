@@ -197,8 +197,7 @@ class Autoencoder(nn.Module):
         return self._saturate(z, self.config.saturation_bound)
 
     def encode(self, x: Tensor) -> Tensor:
-        """
-        Arguments:
+        """Arguments:
             x: Standardised states without NaN, with shape (*, C, H, W).
 
         Returns:
@@ -216,8 +215,7 @@ class Autoencoder(nn.Module):
     def decode(
         self, z: Tensor, *, noisy: bool = False, generator: torch.Generator | None = None
     ) -> Tensor:
-        """
-        Arguments:
+        """Arguments:
             z: Latents, with shape (*, c, h, w).
             noisy: Whether to add the configured latent noise, as in training.
             generator: Source of that noise.

@@ -132,8 +132,7 @@ class Backbone(nn.Module):
         self._constants = ConstantCache()
 
     def forward(self, x: Tensor, t: Tensor, date: Tensor) -> Tensor:
-        """
-        Arguments:
+        """Arguments:
             x: Scaled noisy blankets, with shape (B, K, c, h, w).
             t: Noise time (10 ln sigma), with shape () or (B,).
             date: Year, month, day and hour (UTC) of each state, int64 with shape (B, K, 4).

@@ -56,8 +56,7 @@ class Denoises(Protocol):
     """Anything that estimates clean blankets from noisy ones."""
 
     def __call__(self, x_t: Tensor, sigma: Tensor, date: Tensor) -> Tensor:
-        """
-        Arguments:
+        """Arguments:
             x_t: Noisy blankets of standardised latents, with shape (B, K, c, h, w).
             sigma: Noise level, with shape () or (B,).
             date: Year, month, day and hour (UTC) of each state, int64 with shape (B, K, 4).

@@ -41,8 +41,7 @@ class Batching:
         self.rows = rows
 
     def __call__(self, work: Callable[[slice], Tensor], total: int) -> Tensor:
-        """
-        Arguments:
+        """Arguments:
             work: Computes rows `part` of the result.
             total: The number of rows.
 

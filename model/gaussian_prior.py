@@ -221,6 +221,7 @@ def fit_zonal_gaussian(
     """Fit all buffers of `prior` in three passes over sample blankets.
 
     Arguments:
+        prior: The prior to fit, in place.
         batches: Training blankets.
         shrinkage: Share of the off-diagonal covariance that is taken away, because it is
             estimated from a finite sample.

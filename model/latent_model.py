@@ -240,8 +240,7 @@ class LatentModel(nn.Module):
         return ModelDomain(self.grid, self.channels, length, self.statics)
 
     def encode(self, states: Tensor) -> Tensor:
-        """
-        Arguments:
+        """Arguments:
             states: Physical states in SI units, with shape (*, C, Y, X); NaN where undefined.
 
         Returns:
@@ -253,8 +252,7 @@ class LatentModel(nn.Module):
         return self.latent_normalisation.standardise(latents.to(self.dtype))
 
     def decode(self, latents: Tensor, *, mask: bool = True) -> Tensor:
-        """
-        Arguments:
+        """Arguments:
             latents: Standardised latents, with shape (*, c, h, w).
             mask: Whether the sea surface temperature is NaN on land; off where gradients are
                 wanted.

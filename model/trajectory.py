@@ -210,8 +210,7 @@ class TrajectoryDenoiser(Denoiser):  # type: ignore[misc]  # azula has no types
 
     @torch.no_grad()
     def forward(self, x_t: Tensor, t: Tensor, **kwargs: object) -> DiracPosterior:
-        r"""
-        Arguments:
+        r"""Arguments:
             x_t: A noisy trajectory of M members, with shape (M, T, c, h, w).
             t: The diffusion time, with shape ().
 

@@ -65,7 +65,8 @@ def parse_numbers(field: str, text: str | None) -> list[float] | None:
 
 def parse_box(text: str | None) -> tuple[float, float, float, float] | None:
     """Return west, south, east and north of `west,south,east,north` in degrees; west may be east of
-    east, for a box across the date line."""
+    east, for a box across the date line.
+    """
     if text is None:
         return None
     try:

@@ -7,6 +7,7 @@ parent's secrets and a private folder that is removed afterwards. Results come b
 JSON, never as pickles: what the child writes is not trusted.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -114,10 +115,8 @@ def _wait(folder: Path, limits: Limits) -> int | None:
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
     """End the child and every process it started."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     child.wait()
 
 

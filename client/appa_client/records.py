@@ -160,7 +160,7 @@ class Job(Answer):
 
     @property
     def kind(self) -> str:
-        """Kind of the job: `filtering`, `forecast`, `reanalysis`, …"""
+        """Kind of the job: `filtering`, `forecast`, `reanalysis` and so on."""
         return self.spec.kind
 
     @property
@@ -234,7 +234,7 @@ class Batch(Answer):
 
 
 class AnalysisFile(Answer):
-    """A file of an analysis; `role` is `data`, `feedback`, `quicklook`, …"""
+    """A file of an analysis; `role` is `data`, `feedback`, `quicklook` and so on."""
 
     name: str
     size: int

@@ -126,6 +126,6 @@ def stop(names: Names = None, queue: Queue = None, wait: Wait = 0.0) -> None:
 
 @app.command("celery", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def celery_command(context: typer.Context) -> None:
-    """Run a command of Celery on this installation: `inspect active`, `events`, `flower`, …"""
+    """Run a command of Celery on this installation: for example `inspect active`, `events` or `flower`."""
     with message_sender(WorkerSettings()) as sender:
         sender.start(argv=context.args)

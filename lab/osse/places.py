@@ -36,12 +36,12 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CircularOrbit:
-    """A satellite.
+    r"""Describe a satellite on a circular orbit.
 
     Attributes:
         altitude: Height above the mean Earth radius in km.
         inclination: Degrees; above 90 the orbit is retrograde.
-        node: :math:`\\lambda_0` in degrees east.
+        node: :math:`\lambda_0` in degrees east.
     """
 
     altitude: float

@@ -67,7 +67,8 @@ class Sending:
 @dataclass(frozen=True)
 class Standstill:
     """When nothing ran: all was killed at `killed`, processes were started again from `restarted`
-    on, and all of them were ready at `ready`."""
+    on, and all of them were ready at `ready`.
+    """
 
     killed: datetime
     restarted: datetime
@@ -179,7 +180,19 @@ class Evidence:
 
 
 CORRUPT = frozenset(
-    "late preqc missing domain bounds duplicate blocklist track stuck profile decode".split()
+    [
+        "late",
+        "preqc",
+        "missing",
+        "domain",
+        "bounds",
+        "duplicate",
+        "blocklist",
+        "track",
+        "stuck",
+        "profile",
+        "decode",
+    ]
 )
 """Outcomes of checks that look at reports alone; rows with another outcome entered the analysis'
 own checks, those against background, surface and neighbours."""

@@ -160,10 +160,9 @@ class StateStore:
             )
 
     def check_grid(self, grid: Grid) -> None:
-        """
-        Raises:
-            InvalidInput: If the store's rows or columns differ from the grid's by more than
-                a thousandth of a degree.
+        """Raises:
+        InvalidInput: If the store's rows or columns differ from the grid's by more than
+            a thousandth of a degree.
         """
         longitude = self.dataset["longitude"].values
         same = (
@@ -190,8 +189,7 @@ class StateStore:
         return [self.between(start, end) for start, end in bounds]
 
     def read(self, index: slice | Sequence[int]) -> NDArray[np.float32]:
-        """
-        Arguments:
+        """Arguments:
             index: Positions along time.
 
         Returns:

@@ -89,11 +89,10 @@ class PatchPCA:
 
 
 def fit_patch_pca(states: Tensor, patch: tuple[int, int], weights: Tensor) -> PatchPCA:
-    """
-    Arguments:
-        states: Standardised, with shape (N, C, Y, X).
-        patch: (p, q), rows and columns of a patch.
-        weights: Area share of each row, with shape (Y,).
+    """Arguments:
+    states: Standardised, with shape (N, C, Y, X).
+    patch: (p, q), rows and columns of a patch.
+    weights: Area share of each row, with shape (Y,).
     """
     p, q = patch
     x = rearrange(states, "n c (h p) (w q) -> h (n w) (c p q)", p=p, q=q).double()
@@ -155,16 +154,15 @@ states are kept, rounds away is 1e-7 of it."""
 
 
 class ReconstructionLoss(nn.Module):
-    """
-    Arguments:
-        grid: The grid.
-        states: Some standardised states, whose mean power errors are compared with, with shape
-            (N, C, Y, X).
-        defined: Where each channel has values (not the sea surface temperature on land), with
-            shape (C, Y, X). A channel with gaps has no spectrum and is not in the second term.
-        spectral_weight: λ.
-        largest: Last total wavenumber of the second and third terms; the mean (0) is not in them.
-        amplitude_weight: α. With it and λ at 0 there is the squared error alone.
+    """Arguments:
+    grid: The grid.
+    states: Some standardised states, whose mean power errors are compared with, with shape
+        (N, C, Y, X).
+    defined: Where each channel has values (not the sea surface temperature on land), with
+        shape (C, Y, X). A channel with gaps has no spectrum and is not in the second term.
+    spectral_weight: λ.
+    largest: Last total wavenumber of the second and third terms; the mean (0) is not in them.
+    amplitude_weight: α. With it and λ at 0 there is the squared error alone.
     """
 
     weights: Tensor

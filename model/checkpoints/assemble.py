@@ -39,9 +39,8 @@ def sha256(path: Path) -> str:
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """
-    Raises:
-        CheckpointError: If the file does not have that hash.
+    """Raises:
+    CheckpointError: If the file does not have that hash.
     """
     got = sha256(path)
     if got != expected:

@@ -60,7 +60,7 @@ def _mean_distance(mean: Float, std: Float) -> Float:
 def fair_crps(
     members: Float, values: Float, errors: Float, pairs: AntitheticPairs | None = None
 ) -> Float | None:
-    r"""Return the fair CRPS of members with observation errors added, averaged over such errors,
+    r"""Return the fair CRPS of members with observation errors added, averaged over such errors.
 
     .. math:: \frac{1}{M} \sum_i A(x_i - y, \sigma^2)
               - \frac{1}{2 M (M - 1)} \sum_{i \ne j} A(x_i - x_j, 2 \sigma^2),

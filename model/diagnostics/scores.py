@@ -27,7 +27,7 @@ MAP = ("y", "x")
 
 
 def _named(values: Array, last: Sequence[str]) -> xr.DataArray:
-    """Name the last axes; those before are `a0`, `a1` …"""
+    """Name the last axes; those before are `a0`, `a1` and so on."""
     array = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
     between = [f"a{i}" for i in range(np.ndim(array) - len(last))]
     return xr.DataArray(np.asarray(array, dtype=np.float64), dims=[*between, *last])

@@ -32,7 +32,8 @@ def interpolate_rectilinear(
         field: Values with shape (nlat, nlon).
         latitude: Degrees north, monotonic, with shape (nlat,).
         longitude: Degrees east, ascending, with shape (nlon,).
-        lat, lon: Points in degrees; any longitude convention.
+        lat: Degrees north of the points.
+        lon: Degrees east of the points, in any convention.
 
     Returns:
         Values with the shape of `lat`.
@@ -64,7 +65,8 @@ def cell_index(latitude: Array, nlon: int, lat: Array, lon: Array) -> NDArray[np
     Arguments:
         latitude: Rows of the grid, degrees north, descending, with shape (nlat,).
         nlon: Columns; column 0 is centred on longitude 0.
-        lat, lon: Points in degrees.
+        lat: Degrees north of the points.
+        lon: Degrees east of the points.
     """
     edges = (latitude[1:] + latitude[:-1]) / 2
     row = np.searchsorted(-edges, -np.asarray(lat))
@@ -98,8 +100,10 @@ def conservative(
 
     Arguments:
         field: Values with shape (nlat, nlon).
-        latitude, longitude: Of the field; monotonic, degrees; longitudes go all the way round.
-        target_latitude, target_longitude: Of the result, degrees.
+        latitude: Rows of the field in degrees north, monotonic.
+        longitude: Columns of the field in degrees east, monotonic, all the way round.
+        target_latitude: Rows of the result in degrees north.
+        target_longitude: Columns of the result in degrees east.
 
     Returns:
         Values with shape (targets north-south, targets east-west); NaN where no source has one.

@@ -92,8 +92,7 @@ class Guidance(Protocol):
     def __call__(
         self, denoise: Denoise, x_t: Tensor, sigma: Tensor, date: Tensor, rows: BlanketRows
     ) -> Tensor:
-        """
-        Arguments:
+        """Arguments:
             denoise: The prior's denoiser.
             x_t: Noisy blankets, with shape (B, K, c, h, w).
             sigma: The noise level, with shape ().

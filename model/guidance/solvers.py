@@ -136,8 +136,7 @@ class KrylovSolver(Protocol):
         stop: StopRule | None = None,
         precondition: LinearMap | None = None,
     ) -> LinearSolution:
-        """
-        Arguments:
+        """Arguments:
             apply: The operator A, from (B, N) to (B, N), in the type of `b`.
             b: The right-hand sides, with shape (B, N); zero where padded.
             iterations: The largest number of applications of A.

@@ -117,8 +117,7 @@ class ChannelNorm(nn.Module):
             self._eps = float(self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """
-        Arguments:
+        """Arguments:
             x: Images, with shape (N, C, H, W), best in channels-last memory format.
 
         Returns:

@@ -120,8 +120,7 @@ class SelfAttention(nn.Module):
         self.y_proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
-        """
-        Arguments:
+        """Arguments:
             x: Tokens, with shape (B, L, C).
             rotation: The rotary angles, or None for no rotation.
 
@@ -215,8 +214,7 @@ class TransformerBlock(nn.Module):
     def forward(
         self, x: Tensor, mod: Tensor, skip: Tensor, rotation: Rotation | None = None
     ) -> Tensor:
-        """
-        Arguments:
+        """Arguments:
             x: Tokens, with shape (B, L, C).
             mod: Modulation vectors, with shape (B, D) or (1, D).
             skip: Tokens before the first block, with shape (B, L, C).

@@ -263,8 +263,7 @@ class ObservationOperator(Protocol):
     """
 
     def __call__(self, states: Tensor) -> Tensor:
-        r"""
-        Arguments:
+        r"""Arguments:
             states: Physical states in SI units, with shape :math:`(*, T, C, Y, X)`; hourly,
                 latitude north to south, longitude eastward from 0.
 

@@ -67,9 +67,8 @@ class MemberNoise:
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
     def __call__(self, like: Tensor) -> Tensor:
-        """
-        Arguments:
-            like: A tensor with shape (M, T, *).
+        """Arguments:
+        like: A tensor with shape (M, T, *).
         """
         rows = []
         for member in self.members:

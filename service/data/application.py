@@ -189,7 +189,7 @@ class DerivedCache:
 
 
 class DataRest(Rest):
-    """xpublish with data sets directly below its root: `/<id>/zarr`, `/<id>/edr`"""
+    """xpublish with data sets directly below its root: `/<id>/zarr`, `/<id>/edr`."""
 
     derived = DerivedCache()
 
@@ -213,6 +213,7 @@ async def bad_request(request: Request, error: Exception) -> Response:
 
 
 async def unexpected_error(request: Request, error: Exception) -> Response:
+    """Answer an error that nobody foresaw as a problem document."""
     detail = f"The data set could not be read: {type(error).__name__}. The log has the cause."
     return problem_response(request, "internal_error", detail)
 

@@ -244,7 +244,8 @@ def latest_analyses(
     request: Request, response: Response, gateway: GatewayDep, _: Reader
 ) -> dict[str, LatestAnalysis]:
     """Return the latest result of each kind (`filtering`) and of each kind and flavour
-    (`filtering/final`), for scripts that always fetch the same address."""
+    (`filtering/final`), for scripts that always fetch the same address.
+    """
     response.headers["Cache-Control"] = "no-cache"
     root = request.scope.get("root_path", "")
     queries = {kind: ResultFilter(kind) for kind in KINDS}

@@ -103,12 +103,10 @@ def _check_references(gateway: Gateway, spec: SpecBase) -> None:
             )
     if spec.background_batch is not None:
         _check_first_guess(gateway, spec.background_batch)
-    if spec.continues is not None:
-        if gateway.analyses.find(spec.continues) is None:
-            raise UnknownName(
-                f"Expected the id of a published analysis; got '{spec.continues}'.",
-                field="analysis_id",
-            )
+    if spec.continues is not None and gateway.analyses.find(spec.continues) is None:
+        raise UnknownName(
+            f"Expected the id of a published analysis; got '{spec.continues}'.", field="analysis_id"
+        )
 
 
 def _check_first_guess(gateway: Gateway, batch_id: str) -> None:

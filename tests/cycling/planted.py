@@ -1,5 +1,6 @@
 """A day of evidence as a sound system would leave it, made without the code that is tested: faults
-are planted into it."""
+are planted into it.
+"""
 
 import hashlib
 from collections import Counter

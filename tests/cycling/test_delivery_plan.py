@@ -68,7 +68,7 @@ def test_copies_follow_their_originals():
 def test_delays_are_those_of_their_networks():
     rng = np.random.default_rng(3)
     draws = {name: np.array([delay_minutes(name, rng) for _ in range(4000)]) for name in DELAYS}
-    assert 60 <= draws["temp"].min() and draws["temp"].max() <= 100
+    assert draws["temp"].min() >= 60 and draws["temp"].max() <= 100
     assert np.median(draws["synop"]) == pytest.approx(9.0, rel=0.05)
     assert draws["synop"].min() >= 3
     assert draws["satellite"].min() >= 30

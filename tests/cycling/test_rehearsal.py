@@ -1,5 +1,6 @@
 """Cycles on the real stack under an accelerated clock: embedded server, gateway, workers, scheduler,
-real BUFR over HTTP; the model alone is tiny."""
+real BUFR over HTTP; the model alone is tiny.
+"""
 
 from collections import Counter
 from dataclasses import replace

@@ -142,7 +142,7 @@ class CycleRecord(Record):
 
     @property
     def rerun(self) -> int:
-        """Return 0 for the regular analysis, 1 for the first rerun after it, …"""
+        """Return 0 for the regular analysis, 1 for the first rerun after it and so on."""
         return max(0, self.revision - FIRST_REVISION[self.flavour])
 
     @property

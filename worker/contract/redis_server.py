@@ -35,7 +35,7 @@ class Keyspace:
         return f"{self.record(noun, record_id)}:events"
 
     def index(self, noun: str) -> str:
-        """Stem of the sorted sets of ids: `<stem>:all`, `:state:<state>`, `:kind:<kind>`, …"""
+        """Stem of the sorted sets of ids: `<stem>:all`, `:state:<state>`, `:kind:<kind>` and so on."""
         return f"{self.prefix}:index:{noun}"
 
     def unique(self, noun: str, key: str) -> str:

@@ -242,7 +242,7 @@ def test_ground_gnss(realdata_dir):
     ["pybufrkit__bssh_170.bufr", "libecbufr__ismd01_okpr.bufr", "e-soh__SYNOP_BUFR_2718.bufr"],
 )
 def test_rain_of_one_hour(realdata_dir, name):
-    """pdbufr's SYNOP reader resolves the periods by its own accessors."""
+    """Pdbufr's SYNOP reader resolves the periods by its own accessors."""
     path = realdata_dir / "bufr/surface_land" / name
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

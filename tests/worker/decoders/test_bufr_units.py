@@ -69,4 +69,4 @@ def test_impossible_dewpoints_are_missing():
 
 def test_mixing_ratio_and_knots():
     assert specific_humidity_from_mixing_ratio(np.array([0.25]))[0] == pytest.approx(0.2)
-    assert 100 * KNOT == pytest.approx(51.4444, abs=1e-4)
+    assert pytest.approx(51.4444, abs=1e-4) == 100 * KNOT

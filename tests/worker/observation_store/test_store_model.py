@@ -1,5 +1,6 @@
 """The store against a plain list: any order of arrivals, compactions, crashes and questions."""
 
+import contextlib
 import random
 import threading
 from collections import Counter
@@ -59,17 +60,13 @@ def test_reads_equal_a_plain_list(tmp_path, seed, monkeypatch):
         elif action < 0.65:
             with monkeypatch.context() as patch:
                 patch.setattr(store_module, "write_file", dying_put(store_module, rng))
-                try:
+                with contextlib.suppress(StorageError):
                     rows += publish_random(store, rng, f"b{step}", received)
-                except StorageError:
-                    pass
         elif action < 0.75:
             with monkeypatch.context() as patch:
                 patch.setattr(store_module, "write_file", dying_put(store_module, rng))
-                try:
+                with contextlib.suppress(StorageError):
                     store.compact(DAY, DAY + timedelta(hours=6), least_files=2)
-                except StorageError:
-                    pass
         else:
             grace = timedelta(0) if rng.random() < 0.5 else timedelta(hours=1)
             store.compact(DAY, DAY + timedelta(hours=6), least_files=2, grace=grace)

@@ -176,7 +176,7 @@ def test_channels_in_another_order_are_refused():
 
 def test_made_up_states_are_plausible():
     states = make_states(T31, 1, 4)
-    assert 180 < np.nanmin(states[:, :, 0]) and np.nanmax(states[:, :, 0]) < 330
+    assert np.nanmin(states[:, :, 0]) > 180 and np.nanmax(states[:, :, 0]) < 330
 
 
 def test_a_reanalysis_is_filed_under_its_first_time(tmp_path):

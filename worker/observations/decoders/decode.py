@@ -207,9 +207,11 @@ def _decode_many(paths: list[str], context: DecodeContext, folder: str, limits: 
     for number, path in enumerate(paths):
         per_file_limits(limits)
         decoded = decode_file(path, None, context)
-        with pa.OSFile(f"{folder}/{number}.arrow", "wb") as sink:
-            with pa.ipc.new_file(sink, decoded.table.schema) as writer:
-                writer.write_table(decoded.table)
+        with (
+            pa.OSFile(f"{folder}/{number}.arrow", "wb") as sink,
+            pa.ipc.new_file(sink, decoded.table.schema) as writer,
+        ):
+            writer.write_table(decoded.table)
         part = Path(folder) / "part"
         part.write_text(json.dumps(decoded.report.model_dump(mode="json")))
         part.rename(_result_path(Path(folder), number))

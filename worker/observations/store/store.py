@@ -204,7 +204,8 @@ def compact(
 
     Arguments:
         files: The store. Only one compaction may run at a time; a second one stops with an error.
-        start, end: Of the hours.
+        start: First hour.
+        end: Last hour.
         least_files: Hours with fewer files are left as they are.
         grace: Replaced files are removed when their replacement is at least this old, so that
             readers who have listed them can finish.
@@ -324,7 +325,10 @@ class ObservationStore:
         Arguments:
             window: The time.
             cut_off: Only rows that had arrived by then: any past state of the store.
-            columns, report_types, variables, batches: Restrictions; empty means all.
+            columns: Names of the columns; empty for all.
+            report_types: Only these networks; empty for all.
+            variables: Only these variables; empty for all.
+            batches: Only these uploads; empty for all.
             used_only: Leave out rows rejected at arrival.
             max_rows: Refuse larger answers.
 

@@ -271,9 +271,9 @@ def _check_parquet(table: pa.Table, path: Path) -> None:
     for name in table.column_names:
         kind = table.schema.field(name).type
         plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not found[name].cast(plain).equals(table[name].cast(plain)):
-            if not _equal_but_nan(found[name], table[name]):
-                raise StorageError(f"Expected the feedback as written; column '{name}' differs.")
+        same = found[name].cast(plain).equals(table[name].cast(plain))
+        if not same and not _equal_but_nan(found[name], table[name]):
+            raise StorageError(f"Expected the feedback as written; column '{name}' differs.")
 
 
 def _equal_but_nan(a: pa.ChunkedArray, b: pa.ChunkedArray) -> bool:

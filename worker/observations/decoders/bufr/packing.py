@@ -215,7 +215,8 @@ def _storage(handle: int, layout: ReportLayout) -> Storage | None:
 
 def _elements(handle: int, most: int) -> list[list[int]]:
     """Return code, width, scale, reference and bits of the associated field of elements, as eccodes
-    lists them: associated fields and their significance are no elements of their own there."""
+    lists them: associated fields and their significance are no elements of their own there.
+    """
     found: list[list[int]] = []
     names = ("code", "width", "scale", "reference")
     iterator = eccodes.codes_bufr_keys_iterator_new(handle)
