@@ -62,7 +62,7 @@ bench: $(STAMP)
 
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet 'torch==2.13.0' && .venv-lock/bin/python -m pip install --quiet -e ./client -e '.[dev]'
+	.venv-lock/bin/python -m pip install --quiet 'torch==2.13.0' && .venv-lock/bin/python -m pip install --quiet -e ./client -e '.[dev,lab]'
 	.venv-lock/bin/python -m pip freeze --all --exclude-editable | sed 's/+cpu//' > constraints.txt
 	rm -rf .venv-lock
 
