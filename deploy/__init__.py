@@ -1,1 +1,1 @@
-"""How the parts are put together and run: the `appa` command and the one-machine stack."""
+"""Compose the system: the `appa` command and the one-machine stack."""

@@ -257,7 +257,7 @@ def drain(panel: Any, **_: Any) -> dict[str, str]:
 
 @control_command()
 def resume(panel: Any, **_: Any) -> dict[str, str]:
-    """Take messages again after `drain`."""
+    """Consume the queues of this worker again after `drain`."""
     life: WorkerLife = panel.app.life
     for queue in life.queues:
         panel.consumer.add_task_queue(queue)

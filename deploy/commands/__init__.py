@@ -1,1 +1,1 @@
-"""One group of `appa` subcommands per file; each exposes a Typer called `app`."""
+"""Define the groups of `appa` subcommands; `deploy.cli` imports each when it is called."""

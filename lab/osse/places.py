@@ -56,7 +56,7 @@ class CircularOrbit:
 
     @property
     def period(self) -> float:
-        """Time of one revolution, seconds."""
+        """Return the time of one revolution in seconds."""
         return 2 * np.pi / self.mean_motion
 
     def track(self, seconds: Float) -> Float:

@@ -336,7 +336,7 @@ class AutoencoderSkill(BaseModel):
 
     @property
     def mean(self) -> float:
-        """Standardised RMSE, mean over channels."""
+        """Return the standardised RMSE averaged over channels."""
         return sum(self.errors) / len(self.errors)
 
 

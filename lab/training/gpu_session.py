@@ -418,7 +418,7 @@ def run(settings: Session, output: Path, checkpoint: str, latents: Path | None) 
 
 
 def main() -> None:
-    """Command line."""
+    """Run a session with the settings of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path, help="folder of the session; rerun to go on")
     parser.add_argument("--minutes", type=float, required=True, help="wall clock of it all")

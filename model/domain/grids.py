@@ -55,7 +55,7 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns, (nlat, nlon)."""
+        """Return the numbers of rows and columns, (nlat, nlon)."""
         return self.nlat, self.nlon
 
     @cached_property

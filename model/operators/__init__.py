@@ -1,1 +1,1 @@
-"""Observation operators H, one per file."""
+"""Observe states: the operators H, one module per family."""

@@ -1,1 +1,1 @@
-"""Where a background comes from."""
+"""Load the background of a job: an earlier analysis, an uploaded first guess, or climatology."""

@@ -1,1 +1,1 @@
-"""The straight walks: ingest, gather, assimilate."""
+"""Run jobs step by step: ingest an upload, gather observations, assimilate, write results."""

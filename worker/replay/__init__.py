@@ -1,1 +1,1 @@
-"""Making a published result again from its manifest, and saying whether it is the same."""
+"""Make a published result again from its manifest, and tell whether it is the same."""

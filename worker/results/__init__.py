@@ -1,1 +1,1 @@
-"""Results."""
+"""Describe, publish, index, verify and delete the results of jobs."""

@@ -1,1 +1,1 @@
-"""The Celery tasks, one module per queue, so that a worker imports only what its queue needs."""
+"""Run Celery tasks, one module per queue, so that a worker imports only what its queue needs."""

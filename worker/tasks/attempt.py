@@ -38,7 +38,7 @@ class Retrying(Protocol):
     """What `attempt` needs of a bound Celery task."""
 
     def retry(self, **options: Any) -> BaseException:
-        """Send the message again; `celery.Task.retry`."""
+        """Send the message again after `countdown` seconds, as `celery.Task.retry` does."""
         ...
 
 

@@ -36,7 +36,7 @@ class OutputFormat:
     writer: str
 
     def load(self) -> Writer:
-        """Import the writer."""
+        """Import the module of the writer and return the writer."""
         module, _, function = self.writer.partition(":")
         found: Writer = getattr(import_module(module), function)
         return found

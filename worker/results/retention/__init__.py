@@ -1,1 +1,1 @@
-"""Retention."""
+"""Decide what is kept for how long, and delete the rest."""

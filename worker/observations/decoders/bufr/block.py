@@ -44,7 +44,7 @@ class ReportLayout:
 
     @property
     def size(self) -> int:
-        """Values of a report."""
+        """Return the number of values in one report."""
         return len(self.all_codes)
 
     def where(self, code: int) -> np.ndarray:
