@@ -90,7 +90,7 @@ def test_a_killed_supervisor_leaves_no_children(tmp_path):
     script = (
         "import os, sys, time\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "from deploy.supervisor import Process, Supervisor\n"
+        "from deploy.local import Process, Supervisor\n"
         f"part = Process('sleeper', (sys.executable, '-c', {FOREVER!r}))\n"
         "s = Supervisor([part], dict(os.environ), lambda n, t: print(n, t, s.pid('sleeper'), flush=True))\n"
         "s.start_all()\n"
