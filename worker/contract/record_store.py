@@ -109,6 +109,13 @@ class RecordStore(Generic[R]):
         """Return the number of records in `state`."""
         return int(self._call(self.redis.zcard(self._index("state", state))))
 
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Return those of `ids` that have a record."""
+        if not ids:
+            return set()
+        scores = self._call(self.redis.zmscore(self._index("all"), list(ids)))
+        return {name for name, score in zip(ids, scores, strict=True) if score is not None}
+
     def active(self, api_key: str) -> int:
         """Return the number of unfinished records of an API key."""
         return int(self._call(self.redis.zcard(self._index("active", api_key))))
