@@ -148,8 +148,9 @@ class BatchStore(RecordStore[BatchRecord]):
     def create(self, record: BatchRecord, *, idempotency_key: str = "") -> tuple[BatchRecord, bool]:
         """Store a new upload, or return the one with the same content and options or key.
 
-        After a failure on our side, or a rejection by our limits of time and memory, the content
-        may be sent again under the same key.
+        A key that is new is bound to the batch, also where its content was known before. After a
+        failure on our side, or a rejection by our limits of time and memory, the content may be
+        sent again under the same key.
 
         Returns:
             The batch, and whether it was created now.
@@ -161,9 +162,15 @@ class BatchStore(RecordStore[BatchRecord]):
         key = f"key:{record.api_key}:{idempotency_key}"
         unique = [key, content] if idempotency_key else [content]
         batch, created = self._create(record, kind=record.container, unique=unique)
+        self._require_same(batch, record, idempotency_key)
         if not created and batch.may_be_sent_again:
             self.redis.delete(*(self.keys.unique(self.noun, name) for name in unique))
             batch, created = self._create(record, kind=record.container, unique=unique)
+            self._require_same(batch, record, idempotency_key)
+        return batch, created
+
+    @staticmethod
+    def _require_same(batch: BatchRecord, record: BatchRecord, idempotency_key: str) -> None:
         if batch.identity != record.identity:
             raise IdempotencyConflict(
                 f"Expected the same content under Idempotency-Key '{idempotency_key}' as before "
@@ -171,7 +178,6 @@ class BatchStore(RecordStore[BatchRecord]):
                 field="Idempotency-Key",
                 batch_id=batch.id,
             )
-        return batch, created
 
     def restore(self, record: BatchRecord) -> tuple[BatchRecord, bool]:
         """Store the record of an upload that is on disk but unknown here; see `create`.

@@ -248,7 +248,11 @@ class RecordStore(Generic[R]):
         raise NotImplementedError
 
     def _create(self, record: R, *, kind: str, unique: Sequence[str] = ()) -> tuple[R, bool]:
-        """Store a new record, or return the one that holds one of its `unique` keys."""
+        """Store a new record, or return the one that holds one of its `unique` keys.
+
+        The first key that is held decides; those named before it, still free, then stand for the
+        same record.
+        """
         values = record.model_dump(mode="json")
         keys = [self.keys.unique(self.noun, key) for key in unique]
         state, owner = str(values["state"]), str(values["api_key"])
