@@ -55,7 +55,7 @@ REAL = decode_module._decode
 
 def crash_at(offset):
     def function(path, format, context, mark):
-        skip = context.options["skip"]
+        skip = context.skip
 
         def guarded(frames, chosen):
             for frame in real_chosen(frames, chosen):
@@ -99,3 +99,13 @@ def test_a_file_that_takes_too_long_is_refused_as_a_whole(ascents, monkeypatch):
 def decode_for_ever(path, format, context, mark):
     while True:
         np.zeros(10).sum()
+
+
+@pytest.mark.parametrize("name", ["byte_range", "skip", "mark"])
+def test_a_sender_cannot_speak_for_the_service(tmp_path, name):
+    """`{"byte_range": [0, 10]}` among the options made messages vanish uncounted."""
+    path = tmp_path / "two.bufr"
+    path.write_bytes(synop(airTemperature=270.0) + synop(airTemperature=271.0))
+    decoded = decode_limited(path, context=replace(CONTEXT, options={name: [0, 10]}))
+    assert dict(decoded.report.rejected) == {"invalid_table": 1}
+    assert f"got '{name}'" in decoded.report.quarantined[0].detail
