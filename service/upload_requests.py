@@ -19,7 +19,7 @@ from python_multipart.exceptions import FormParserError
 from redis.exceptions import RedisError, ResponseError
 from starlette.requests import ClientDisconnect, Request
 
-from model.domain.errors import AppaError, InvalidInput
+from model.domain.errors import AppaError, DecodeError, InvalidInput
 from model.domain.files import write_atomic
 from model.domain.observations import REPORT_TYPES
 from service.errors import NotFound, RequestError
@@ -31,6 +31,7 @@ from worker.contract.disk import require_space
 from worker.contract.queues import INGEST_BATCH, submit
 from worker.contract.records import new_id
 from worker.observations.errors import ErrorEntry, ErrorTable
+from worker.observations.formats import FileFormat
 
 MAX_FIELD_BYTES = 64 * 1024
 
@@ -147,9 +148,18 @@ class UploadErrors(ErrorTable):
 
 
 def upload_options(
-    report_type: str | None, errors: str | None, decoder: str | None
+    report_type: str | None,
+    errors: str | None,
+    decoder: str | None,
+    format: FileFormat | None = None,
 ) -> dict[str, Any]:
     """Return the options to keep with the batch; only those given.
+
+    Arguments:
+        report_type: Network of rows that name none.
+        errors: Observation errors as JSON.
+        decoder: Options of the decoder as JSON.
+        format: What the file was recognised as; None if that is not known yet.
 
     Raises:
         InvalidInput: Naming the option and what is possible.
@@ -168,7 +178,17 @@ def upload_options(
         options["errors"] = overrides.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     if decoder:
         options["decoder"] = json_object("decoder", decoder)
+        if format is not None:
+            _check_decoder(options["decoder"], format)
     return options
+
+
+def _check_decoder(options: dict[str, Any], format: FileFormat) -> None:
+    try:
+        format.options.of(options)
+    except DecodeError as error:
+        place = f"decoder.{error.context['option']}"
+        raise InvalidInput(f"{format.name}: {error.message}", field=place) from error
 
 
 log = structlog.get_logger()
@@ -248,7 +268,7 @@ def _record(
         size=upload.size,
         container=upload.format.name,
         file_name="".join(c for c in name if c.isprintable())[:255],
-        options=upload_options(**given),
+        options=upload_options(**given, format=upload.format),
         api_key=sender.api_key,
         request_id=request.scope.get("appa.request_id", ""),
     )

@@ -191,6 +191,38 @@ def test_options_name_field_and_known_values(http: httpx.Client) -> None:
         assert problem(answer, 422, "invalid_input")["errors"][0]["field"]
 
 
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"byte_range": [0, 10]}, "decoder.byte_range"),
+        ({"skip": {"0": "crashed"}}, "decoder.skip"),
+        ({"mark": "x"}, "decoder.mark"),
+        ({"columns": {"T": "obs_value"}}, "decoder.columns"),  # an option of tables, not of BUFR
+        ({"report_type": "sinop"}, "decoder.report_type"),
+    ],
+)
+def test_options_that_the_decoder_does_not_have(http, gateway, options, field) -> None:
+    """Words between gateway and decoder are no options: with them messages vanished uncounted."""
+    before = http.get("/v1/batches").json()["total"]
+    text = json.dumps(options)
+    sent = http.post("/v1/observations", params={"decoder": text}, content=content(61))
+    form = http.post("/v1/observations", data={"decoder": text}, files={"file": content(61)})
+    for answer in (sent, form):
+        body = problem(answer, 422, "invalid_input")
+        assert body["errors"][0]["field"] == field
+        assert "bufr" in body["detail"]
+    assert http.get("/v1/batches").json()["total"] == before
+    assert leftovers(gateway) == []
+
+
+def test_options_of_a_format_are_kept(http: httpx.Client) -> None:
+    text = b"time,lat,lon,variable,T\n2025-01-01T12:00Z,52,13,t2m,275\n"
+    options = {"columns": {"T": "obs_value"}}
+    answer = http.post("/v1/observations", params={"decoder": json.dumps(options)}, content=text)
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["options"]["decoder"] == options
+
+
 def test_disconnect_leaves_nothing(gateway: GatewayProcess, http: httpx.Client) -> None:
     before = http.get("/v1/batches").json()["total"]
     with socket.create_connection(("127.0.0.1", gateway.port)) as connection:

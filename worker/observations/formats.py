@@ -18,6 +18,13 @@ from typing import Any
 
 from model.domain.errors import DecodeError
 from model.domain.registry import Registry
+from worker.observations.decoders.options import (
+    DecoderOptions,
+    GribOptions,
+    IodaOptions,
+    OdbOptions,
+    TableOptions,
+)
 
 __all__ = [
     "FORMATS",
@@ -131,6 +138,7 @@ class FileFormat:
         extensions: Name endings in lower case; they decide only where the first bytes do not.
         suffix: Usual name ending.
         media_type: For HTTP.
+        options: What a sender may choose; a subclass with the fields of this decoder.
     """
 
     name: str
@@ -140,6 +148,7 @@ class FileFormat:
     extensions: tuple[str, ...] = ()
     suffix: str = ""
     media_type: str = "application/octet-stream"
+    options: type[DecoderOptions] = DecoderOptions
 
     def load(self) -> Callable[..., Any]:
         """Import the decoder; see `worker.observations.decoders.base.Decoder`."""
@@ -157,6 +166,7 @@ _FORMATS = (
         (".parquet", ".pq"),
         ".parquet",
         "application/vnd.apache.parquet",
+        TableOptions,
     ),
     FileFormat(
         "odb2",
@@ -166,6 +176,7 @@ _FORMATS = (
         (".odb", ".odb2"),
         ".odb",
         "application/x-odb",
+        OdbOptions,
     ),
     FileFormat(
         "ioda-netcdf",
@@ -175,6 +186,7 @@ _FORMATS = (
         (".nc", ".nc4"),
         ".nc",
         "application/netcdf",
+        IodaOptions,
     ),
     FileFormat(
         "geojson",
@@ -184,6 +196,7 @@ _FORMATS = (
         (".geojson", ".json"),
         ".geojson",
         "application/geo+json",
+        TableOptions,
     ),
     FileFormat(
         "csv",
@@ -193,6 +206,7 @@ _FORMATS = (
         (".csv",),
         ".csv",
         "text/csv",
+        TableOptions,
     ),
     FileFormat(
         "bufr",
@@ -211,6 +225,7 @@ _FORMATS = (
         (".grib", ".grib1", ".grib2", ".grb", ".grb2"),
         ".grib",
         "application/grib",
+        GribOptions,
     ),
 )
 FORMATS: Registry[FileFormat] = Registry(

@@ -57,7 +57,7 @@ REAL = decode_module._decode
 
 def crash_at(offset):
     def function(path, format, context, mark):
-        skip = context.options["skip"]
+        skip = context.skip
 
         def guarded(frames, chosen):
             for frame in real_chosen(frames, chosen):
@@ -121,7 +121,7 @@ def killed(times, held):
         record = path + ".deaths"
         deaths = int(Path(record).read_text()) if os.path.exists(record) else 0
         at = Path(path).read_bytes().index(b"BUFR", 1_000)
-        if deaths < times and at not in context.options["skip"]:
+        if deaths < times and at not in context.skip:
             Path(record).write_text(str(deaths + 1))
             memory = bytearray(held)
             memory[::4096] = b"x" * len(memory[::4096])
@@ -174,3 +174,13 @@ def test_a_decoder_that_is_always_killed_rejects_nothing(reports, monkeypatch):
     with pytest.raises(Interrupted, match="SIGKILL"):
         decode_limited(path, limits=LIMITS)
     assert Path(f"{path}.deaths").read_text() == "3"
+
+
+@pytest.mark.parametrize("name", ["byte_range", "skip", "mark"])
+def test_a_sender_cannot_speak_for_the_service(tmp_path, name):
+    """`{"byte_range": [0, 10]}` among the options made messages vanish uncounted."""
+    path = tmp_path / "two.bufr"
+    path.write_bytes(synop(airTemperature=270.0) + synop(airTemperature=271.0))
+    decoded = decode_limited(path, context=replace(CONTEXT, options={name: [0, 10]}))
+    assert dict(decoded.report.rejected) == {"invalid_table": 1}
+    assert f"got '{name}'" in decoded.report.quarantined[0].detail

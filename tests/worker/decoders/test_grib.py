@@ -14,10 +14,10 @@ from worker.observations.decoders.decode import decode_file
 SLOPE = 250.0 + LAT[:, None] / 10.0 + 0.0 * LON[None, :]
 
 
-def decode(tmp_path, *messages, limits=None, **options):
+def decode(tmp_path, *messages, limits=None, fields=None, **options):
     path = tmp_path / "x.grib"
     path.write_bytes(b"".join(messages))
-    context = DecodeContext(options=options, limits=limits or MessageLimits())
+    context = DecodeContext(options=options, limits=limits or MessageLimits(), **(fields or {}))
     decoded = decode_file(path, context=context)
     validate_table(decoded.table)
     return decoded
@@ -143,8 +143,8 @@ def test_faulty_options(tmp_path, options):
 def test_a_message_that_brought_a_process_down_is_left_out(tmp_path):
     first, second = message(SLOPE), message(SLOPE, short="u")
     seen = []
-    options = {"skip": {0: "crashed"}, "mark": seen.append}
-    decoded = decode(tmp_path, first, second, **options)
+    ours = {"skip": {0: "crashed"}, "mark": seen.append}
+    decoded = decode(tmp_path, first, second, fields=ours)
     assert decoded.report.rejected == {"crashed": 1}
     assert set(decoded.report.rows_by_variable) == {"u_component_of_wind"}
     assert seen == [len(first)]

@@ -4,7 +4,7 @@ Nothing is dropped silently: every message of a file ends as decoded, or as one 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -176,6 +176,10 @@ class MessageLimits:
     replications: int = 20_000
 
 
+def _no_mark(offset: int) -> None:
+    """Record nothing."""
+
+
 @dataclass(frozen=True)
 class DecodeContext:
     """Facts about the upload that a decoder needs besides its bytes.
@@ -184,13 +188,20 @@ class DecodeContext:
         batch_id: The upload.
         received_time: Its arrival at the gateway (aware, UTC).
         limits: Bounds for one message.
-        options: Choices of one format by name (GRIB: error, thinning; CSV: column names).
+        options: What the sender chose, by name; the schema is the format's (`decoders/options.py`).
+        byte_range: First byte, and the one after the last, in which messages to decode begin;
+            None for the whole file.
+        skip: Messages that brought an earlier process down, with the reason by offset.
+        mark: Called with the offset of each message before it is opened.
     """
 
     batch_id: str = "local"
     received_time: datetime = field(default_factory=lambda: datetime.now(UTC))
     limits: MessageLimits = field(default_factory=MessageLimits)
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    byte_range: tuple[int, int] | None = None
+    skip: Mapping[int, str] = field(default_factory=dict)
+    mark: Callable[[int], None] = _no_mark
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,9 @@ def decode_file(
     report = DecodeReport(format=format or "", size=path.stat().st_size)
     try:
         report.format = format or detect_format(path)
-        decode: Decoder = FORMATS[report.format].load()
+        entry = FORMATS[report.format]
+        entry.options.of(context.options)
+        decode: Decoder = entry.load()
         return decode(path, context)
     except DecodeError as error:
         report.reject(error.context.get("reason", "undecodable"), 0, report.size, error.message)
@@ -101,10 +103,7 @@ def decode_limited(
         return _rejected_file(path, None, error.context["reason"], error.message)
     if processes <= 1 or format != "bufr":
         return _decode_in_child(path, format, context, limits)
-    parts = [
-        replace(context, options={**context.options, "byte_range": span})
-        for span in _spans(path, processes)
-    ]
+    parts = [replace(context, byte_range=span) for span in _spans(path, processes)]
     with ThreadPoolExecutor(processes) as pool:
         found = list(pool.map(lambda part: _decode_in_child(path, format, part, limits), parts))
     report = DecodeReport(format="bufr")
@@ -142,8 +141,7 @@ def _decode_in_child(
         mark = Path(folder) / "mark"
         while len(skip) < _RESTARTS:
             mark.write_bytes(struct.pack("<q", -1))
-            asked = replace(context, options={**context.options, "skip": skip})
-            arguments = (str(path), format, asked, str(mark))
+            arguments = (str(path), format, replace(context, skip=skip), str(mark))
             try:
                 with _alone if deaths else nullcontext():
                     table, report = run_limited(_decode, *arguments, limits=limits)
@@ -199,11 +197,11 @@ def _decode(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Decode in the child and record the offset of the current message for the parent."""
     place = os.open(mark, os.O_WRONLY)
-    options = {
-        **context.options,
-        "mark": lambda offset: os.pwrite(place, struct.pack("<q", offset), 0),
-    }
-    decoded = decode_file(path, format, replace(context, options=options))
+
+    def record(offset: int) -> None:
+        os.pwrite(place, struct.pack("<q", offset), 0)
+
+    decoded = decode_file(path, format, replace(context, mark=record))
     return decoded.table, decoded.report.model_dump(mode="json")
 
 

@@ -7,7 +7,7 @@ observations, fields are averaged onto the cells of a grid, with a given error.
 
 import mmap
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from model.domain.errors import DecodeError
 from model.domain.grids import Grid
 from model.domain.regrid import cell_index
 from model.domain.variables import VARIABLES
 from worker.observations.columns import build_table, concat_tables
 from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, MessageLimits
+from worker.observations.decoders.options import GribOptions
 from worker.observations.lexicons import GRIB, SURFACE_LEVELS
 from worker.observations.units import conversion
 
@@ -117,7 +117,7 @@ def fields(
     path: Path,
     limits: MessageLimits,
     report: DecodeReport,
-    options: Mapping[str, Any] | None = None,
+    context: DecodeContext | None = None,
 ) -> Iterator[GribField]:
     """Yield the fields whose variables are known; count everything else in the report.
 
@@ -125,23 +125,20 @@ def fields(
         path: The file.
         limits: Bounds of one message.
         report: Takes the counts.
-        options: `mark`, called with the offset of each message before it is opened; `skip`,
-            messages that brought an earlier process down, with the reason by offset.
+        context: Its `mark` is called before each message; messages to `skip` are counted only.
     """
-    options = options or {}
+    context = context or DecodeContext()
     if not path.stat().st_size:
         report.reject("empty_file")
         return
-    mark, skip = options.get("mark"), options.get("skip") or {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for offset, length in frames(data, report):
             report.messages += 1
-            if offset in skip or length > limits.message_bytes:
+            if offset in context.skip or length > limits.message_bytes:
                 detail = f"a message of {length} bytes"
-                report.reject(skip.get(offset, "too_large"), offset, length, detail)
+                report.reject(context.skip.get(offset, "too_large"), offset, length, detail)
                 continue
-            if mark is not None:
-                mark(offset)
+            context.mark(offset)
             before = report.rows
             yield from _message(data[offset : offset + length], offset, limits, report)
             report.bytes_decoded += length if report.rows > before else 0
@@ -274,10 +271,6 @@ def _origin(handle: int) -> str:
     return str(_get(handle, "centre", str) or "unknown")
 
 
-_DEFAULT_GRID = {"kind": "regular", "nlat": 73, "nlon": 144}
-"""2.5 degrees; coarser than most fields, so that one cell's error is not the next one's."""
-
-
 def decode_grib(path: Path, context: DecodeContext) -> Decoded:
     """Return one row for each grid cell, variable and level of every known field.
 
@@ -290,16 +283,16 @@ def decode_grib(path: Path, context: DecodeContext) -> Decoded:
         DecodeError: If options are faulty.
     """
     report = DecodeReport(format="grib", size=path.stat().st_size)
-    grid = _grid(context.options.get("grid") or _DEFAULT_GRID)
-    errors = _errors(context.options.get("errors") or {})
-    wanted = set(context.options.get("variables") or VARIABLES)
+    options = GribOptions.of(context.options)
+    grid = Grid("superobbing", options.grid.kind, options.grid.nlat, options.grid.nlon)
+    wanted = set(options.variables or VARIABLES)
     tables: list[pa.Table] = []
-    for field in fields(path, context.limits, report, context.options):
+    for field in fields(path, context.limits, report, context):
         report.reports += 1
         if field.variable not in wanted:
             report.notes["variable_not_asked_for"] += 1
             continue
-        table = _rows(field, grid, errors.get(field.variable), context)
+        table = _rows(field, grid, options.errors.get(field.variable), context)
         if not len(table):
             report.reject("no_values", field.offset, detail=field.name)
             continue
@@ -309,28 +302,6 @@ def decode_grib(path: Path, context: DecodeContext) -> Decoded:
     if not report.messages and not report.rejected:
         report.reject("no_messages", 0, report.size)
     return Decoded(concat_tables(tables), report)
-
-
-def _grid(options: Mapping[str, Any]) -> Grid:
-    try:
-        return Grid("superobbing", options["kind"], int(options["nlat"]), int(options["nlon"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DecodeError(
-            f"Expected the option 'grid' with kind, nlat and nlon; {error}.", reason="invalid_table"
-        ) from error
-
-
-def _errors(options: Any) -> dict[str, float]:
-    if not isinstance(options, Mapping):
-        raise DecodeError("Expected the option 'errors' by variable.", reason="invalid_table")
-    for name, value in options.items():
-        if name not in VARIABLES or not isinstance(value, int | float) or not value > 0:
-            raise DecodeError(
-                f"Expected the option 'errors' with one value above zero by variable; got "
-                f"{name!r}: {value!r}.",
-                reason="invalid_table",
-            )
-    return {name: float(value) for name, value in options.items()}
 
 
 def _rows(field: GribField, grid: Grid, error: float | None, context: DecodeContext) -> pa.Table:

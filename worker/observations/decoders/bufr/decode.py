@@ -135,7 +135,7 @@ def decode_bytes(data: bytes | mmap.mmap, context: DecodeContext, file_name: str
     decoder = _FileDecoder(context, len(data))
     for frame in selected_frames(scan(data, file_name), context):
         decoder.add_message(frame, data)
-    if not decoder.report.messages and "byte_range" not in context.options:
+    if not decoder.report.messages and context.byte_range is None:
         reason, detail = foreign_content(data[:HEAD_BYTES]) or ("no_messages", "no BUFR mark")
         raise DecodeError(f"Expected BUFR messages; got {detail}.", reason=reason)
     return decoder.finish()
@@ -143,13 +143,12 @@ def decode_bytes(data: bytes | mmap.mmap, context: DecodeContext, file_name: str
 
 def selected_frames(frames: Iterator[Frame], context: DecodeContext) -> Iterator[Frame]:
     """Yield frames that begin inside the byte range asked for, and are not to be skipped."""
-    low, high = context.options.get("byte_range", (0, float("inf")))
-    skipped = context.options.get("skip", {})
+    low, high = context.byte_range or (0, float("inf"))
     for frame in frames:
         if frame.offset >= high:
             return
         if frame.offset >= low:
-            if reason := skipped.get(frame.offset):
+            if reason := context.skip.get(frame.offset):
                 yield replace(frame, reason=reason, detail="ended the decoding process")
             else:
                 yield frame
@@ -166,7 +165,7 @@ class _FileDecoder:
         self.groups: dict[tuple[object, ...], _PartGroup] = {}
         self.held = 0
         self.ordinal = 0
-        self.mark = context.options.get("mark", lambda offset: None)
+        self.mark = context.mark
 
     def add_message(self, frame: Frame, data: bytes | mmap.mmap) -> None:
         """Unpack one message into its group, or set it aside."""

@@ -1,0 +1,142 @@
+"""Define the options that a sender may set for the decoder of each format; no others are taken.
+
+What the service itself tells a decoder is not among them: it travels in fields of `DecodeContext`.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+
+from model.domain.errors import DecodeError
+from model.domain.observations import REPORT_TYPES
+from model.domain.variables import VARIABLES
+from worker.observations.units import conversion
+
+__all__ = ["DecoderOptions", "GribOptions", "IodaOptions", "OdbOptions", "TableOptions"]
+
+
+def _known(kind: str, registry: Mapping[str, Any]) -> Any:
+    def check(name: str) -> str:
+        if name not in registry:
+            raise ValueError(f"unknown {kind} '{name}'; known: {', '.join(registry)}")
+        return name
+
+    return AfterValidator(check)
+
+
+VariableId = Annotated[str, _known("variable", VARIABLES)]
+ReportTypeName = Annotated[str, _known("report type", REPORT_TYPES)]
+
+
+class DecoderOptions(BaseModel):
+    """The options of every format; BUFR has no others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    report_type: ReportTypeName | None = Field(
+        default=None, description="Network of rows that name none."
+    )
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Return the options as named fields.
+
+        Raises:
+            DecodeError: For the first option that is unknown or of a wrong kind, with its `option`.
+        """
+        try:
+            return cls.model_validate(dict(options))
+        except ValidationError as error:
+            first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "decoder"
+        if first["type"] == "extra_forbidden":
+            what = f"Expected decoder options among {', '.join(cls.model_fields)}; got '{place}'."
+        else:
+            what = f"Decoder option '{place}': {first['msg']}; got {str(first['input'])[:60]!r}."
+        raise DecodeError(what, reason="invalid_table", option=place)
+
+
+class _PlainUnits(DecoderOptions):
+    """Units of coordinates that a file leaves unnamed."""
+
+    pressure_units: Literal["Pa", "hPa"] | None = Field(
+        default=None, description="Of pressures as vertical coordinate, where the file names none."
+    )
+    angle_units: Literal["degrees", "radians"] | None = Field(
+        default=None, description="Of latitude and longitude, where the file names none."
+    )
+
+
+class TableOptions(_PlainUnits):
+    """Parquet, CSV and GeoJSON."""
+
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Our name of a column, by the sender's."
+    )
+
+
+class IodaOptions(_PlainUnits):
+    """IODA-style NetCDF."""
+
+
+class OdbOptions(_PlainUnits):
+    """ODB-2 of other writers than ECMWF."""
+
+    units: dict[VariableId, str] = Field(
+        default_factory=dict, description="Units of values, by variable; SI where not named."
+    )
+    clock: Literal["hhmm", "hhmmss"] | None = Field(
+        default=None, description="Digits of the column `time`."
+    )
+    ignore_status: bool = Field(
+        default=False, description="Keep values that the sender's assimilation rejected."
+    )
+
+    @field_validator("units")
+    @classmethod
+    def _convertible(cls, units: dict[str, str]) -> dict[str, str]:
+        for variable, name in units.items():
+            if conversion(name, variable) is None:
+                raise ValueError(f"unknown units '{name}' of '{variable}'")
+        return units
+
+
+class GridOption(BaseModel):
+    """A grid whose cells the values of a field are averaged over."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    kind: Literal["regular", "gaussian"] = "regular"
+    nlat: int = Field(default=73, ge=2, le=3_601)
+    nlon: int = Field(default=144, ge=2, le=7_200)
+
+
+class GribOptions(DecoderOptions):
+    """GRIB 1 and 2.
+
+    The default grid has 2.5 degrees; coarser than most fields, so that one cell's error is not the
+    next one's.
+    """
+
+    grid: GridOption = GridOption()
+    errors: dict[VariableId, Annotated[float, Field(gt=0.0, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="1 sigma in SI, by variable; without one a field is monitored.",
+    )
+    variables: tuple[VariableId, ...] = Field(
+        default=(), description="The variables to take; all if empty."
+    )
+
+    @field_validator("variables", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """Take a JSON list as well."""
+        return tuple(value) if isinstance(value, list) else value
