@@ -25,7 +25,7 @@ from model.distributed import Ranks, Share, local_window
 from model.domain.ensembles import AntitheticPairs
 from model.domain.errors import ConfigurationError, InvalidInput
 from model.domain.windows import WindowPlan
-from model.execution import Batching, OnStep, no_progress
+from model.execution import Batching, Chunks, MemoryUse, OnStep, no_progress
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import (
     Conditions,
@@ -198,6 +198,7 @@ def _conditions(
         model.decode_tangent,
         model.prior_covariance,
         inputs.report,
+        inputs.batching.chunks,
     )
 
 
@@ -239,6 +240,7 @@ class Trajectory:
         first_time: Valid time of the first latent state.
         fits: (noise level, fit to the observations), from noisy to clean.
         settings: How it was made.
+        memory: How the work was cut to fit into memory.
         seed: Seed of the inputs.
         members: Number of each member; with the seed it determines the member's noise.
     """
@@ -249,6 +251,7 @@ class Trajectory:
     first_time: datetime
     fits: tuple[tuple[float, Fit], ...]
     settings: AssimilationSettings
+    memory: MemoryUse
     seed: int
     members: tuple[int, ...]
 
@@ -329,7 +332,11 @@ def assimilate(
         settings=settings,
         sampler=sampler,
         warm_start=warm_start,
-        batching=Batching(settings.memory_budget, settings.batch_rows),
+        batching=Batching(
+            settings.memory_budget,
+            settings.batch_rows,
+            Chunks(settings.memory_budget, settings.decode_states),
+        ),
         report=FitReport(diagnostics),
         ranks=ranks,
         share=None if local is None else local.share,
@@ -396,6 +403,7 @@ def _result(inputs: PassInputs, latents: Tensor) -> Trajectory:
         first_time=plan.times[0],
         fits=inputs.report.levels,
         settings=replace(inputs.settings, sampler=inputs.sampler),
+        memory=inputs.batching.use,
         seed=inputs.seed,
         members=inputs.members,
     )

@@ -55,8 +55,8 @@ GUIDANCE: Registry[Build] = Registry(
     "guidance",
     "appa.guidance",
     Callable,
-    mmps=lambda c, settings: MMPS(c.observations(), settings, c.report),
-    sda=lambda c, settings: SDA(c.observations(), settings, c.report),
+    mmps=lambda c, settings: MMPS(c.observations(), settings, c.report, chunks=c.chunks),
+    sda=lambda c, settings: SDA(c.observations(), settings, c.report, c.chunks),
     prior_covariance=build_prior_covariance,
 )
 """By the `method` of their settings."""
@@ -138,6 +138,8 @@ class AssimilationSettings:
         mode: How blankets are composed, one of `model.trajectory.MODES`.
         tie_error_std: One standard deviation of tied states, in latent units.
         batch_rows: The largest number of blankets evaluated at once; None to measure it.
+        decode_states: The largest number of states decoded and differentiated at once, of which
+            none is kept; None to derive it from the memory budget.
         memory_budget: Bytes that an evaluation may use; None for half of the memory.
     """
 
@@ -150,7 +152,13 @@ class AssimilationSettings:
     mode: str = "symmetrical"
     tie_error_std: float = 0.05
     batch_rows: int | None = None
+    decode_states: int | None = None
     memory_budget: int | None = None
+
+    @property
+    def smallest(self) -> "AssimilationSettings":
+        """The same, asking for the least memory at once."""
+        return replace(self, batch_rows=1, decode_states=1)
 
     @property
     def antithetic(self) -> bool:

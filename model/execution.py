@@ -1,12 +1,16 @@
-"""Run long computations: batches as large as memory allows, with progress and cancellation.
+"""Run long computations: as much at once as memory allows, with progress and cancellation.
 
 A batch of blankets is split into equal sub-batches that fit a memory budget. The memory of one
-row is measured: the bytes that reverse mode keeps for one evaluation of one row. If an
-evaluation runs out of memory all the same, the sub-batches are halved and it is retried.
+row is measured: the bytes that reverse mode keeps for one evaluation of one row. Where a single
+row is much, guidance works through its decoded states in chunks (`model.guidance.chunks`), whose
+size follows from the bytes that one state keeps. If an evaluation runs out of memory all the
+same, it is retried with smaller chunks, and when they are as small as can be, with fewer rows.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -14,7 +18,7 @@ from torch import Tensor
 
 from model.domain.errors import ResourceExhausted
 
-__all__ = ["Batching", "OnStep", "no_progress"]
+__all__ = ["Batching", "Chunks", "MemoryUse", "OnStep", "no_progress"]
 
 OnStep = Callable[[int, int], None]
 """Called with (i, n) before diffusion step i of n; may raise `JobCancelled`."""
@@ -26,6 +30,119 @@ def no_progress(step: int, steps: int) -> None:
 
 _SHARE = 0.5  # of the machine's memory, when no budget is given
 _OVERHEAD = 2.0  # gradients and temporaries beside what reverse mode keeps
+_WORKING = 0.25  # share of the budget for the temporaries of a chunk
+_TEMPORARY = 4.0  # temporaries of a chunk over what its graph keeps
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """How a computation was cut to fit into memory.
+
+    Attributes:
+        rows: Blankets evaluated at once; None if nothing limited them.
+        states: States decoded and differentiated at once; None if they were not counted.
+        kept_states: States whose derivatives were kept between iterations; None likewise.
+        retries: How often less was asked for after running out of memory.
+    """
+
+    rows: int | None
+    states: int | None
+    kept_states: int | None
+    retries: int
+
+
+class _SavedBytes:
+    """Count the bytes that reverse mode keeps; counters may be nested, and each counts all."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, int] = {}
+        self.device = torch.device("cpu")
+
+    @property
+    def total(self) -> int:
+        """Bytes of all storages seen."""
+        return sum(self._storages.values())
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor's storage once."""
+        storage = tensor.untyped_storage()
+        self._storages[storage._cdata] = storage.nbytes()
+        self.device = tensor.device
+
+
+_COUNTERS: ContextVar[tuple[_SavedBytes, ...]] = ContextVar("saved bytes", default=())
+
+
+@contextmanager
+def _counting() -> Iterator[_SavedBytes]:
+    counters = (*_COUNTERS.get(), _SavedBytes())
+
+    def pack(tensor: Tensor) -> Tensor:
+        for counter in counters:
+            counter.add(tensor)
+        return tensor
+
+    token = _COUNTERS.set(counters)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield counters[-1]
+    finally:
+        _COUNTERS.reset(token)
+
+
+class Chunks:
+    """How many states are decoded and differentiated at once, and of how many the graph is kept.
+
+    Arguments:
+        budget: Bytes that an evaluation may use; None for half of the machine's or device's.
+        states: States decoded at once; None to derive both numbers from the budget.
+        kept: States whose graph is kept between products.
+    """
+
+    def __init__(self, budget: int | None = None, states: int | None = None, kept: int = 0) -> None:
+        self.budget = budget
+        self.states = states
+        self.kept = kept
+        self._asked = 0
+
+    def fit(self, before: Callable[[], object], one: Callable[[], tuple[object, int]]) -> None:
+        """Derive both numbers from the budget, unless they are known.
+
+        Arguments:
+            before: Builds what is kept whatever the chunks, such as the denoiser's graph.
+            one: Linearises the decoding of few states; returns what is kept of it, and how many.
+        """
+        if self.states is not None:
+            before()
+            return
+        with _counting() as fixed:
+            before()
+        with _counting() as piece:
+            held, count = one()
+        del held
+        budget = self.budget or int(_SHARE * _memory(piece.device))
+        size = max(piece.total / max(count, 1), 1)
+        self.states = max(1, int(_WORKING * budget / (_TEMPORARY * size)))
+        self.kept = max(0, int(((1 - _WORKING) * budget - fixed.total) / size))
+
+    def shrink(self) -> bool:
+        """Halve both numbers; return False if there is nothing left to halve."""
+        states, kept = self.used
+        if states is None or kept is None or (states == 1 and kept == 0):
+            return False
+        self.states, self.kept = max(1, states // 2), kept // 2
+        return True
+
+    def ask(self, states: int) -> None:
+        """Note how many states an evaluation decodes: more than these cannot have been used."""
+        self._asked = max(self._asked, states)
+
+    @property
+    def used(self) -> tuple[int | None, int | None]:
+        """Both numbers as far as they made a difference; None where nothing was decoded."""
+        if self.states is None or not self._asked:
+            return None, None
+        return min(self.states, self._asked), min(self.kept, self._asked)
 
 
 class Batching:
@@ -34,11 +151,22 @@ class Batching:
     Arguments:
         budget: Bytes that an evaluation may use; None for half of the machine's or device's.
         rows: The largest number of rows of a sub-batch; None to derive it from the budget.
+        chunks: Those of the work, which shrink before the rows do; None where it has none.
     """
 
-    def __init__(self, budget: int | None = None, rows: int | None = None) -> None:
+    def __init__(
+        self, budget: int | None = None, rows: int | None = None, chunks: Chunks | None = None
+    ) -> None:
         self.budget = budget
         self.rows = rows
+        self.chunks = chunks
+        self.retries = 0
+
+    @property
+    def use(self) -> MemoryUse:
+        """What the work was cut to."""
+        states, kept = (None, None) if self.chunks is None else self.chunks.used
+        return MemoryUse(self.rows, states, kept, self.retries)
 
     def __call__(self, work: Callable[[slice], Tensor], total: int) -> Tensor:
         """Arguments:
@@ -58,12 +186,15 @@ class Batching:
             try:
                 with self._measured(stop - start):
                     done.append(work(slice(start, stop)))
+                start = stop
+                continue
             except (ResourceExhausted, MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
-                self._halve(stop - start, error)
-                continue
-            start = stop
+                self._ask_for_less(stop - start, error)
+            # Here and not above: the error holds on to what did not fit.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         return torch.cat(done)
 
     def _size(self, total: int) -> int:
@@ -72,36 +203,28 @@ class Batching:
         parts = -(-total // self.rows)
         return -(-total // parts)
 
-    def _halve(self, rows: int, error: BaseException) -> None:
+    def _ask_for_less(self, rows: int, error: BaseException) -> None:
+        self.retries += 1
+        if self.chunks is not None and self.chunks.shrink():
+            return
         if rows == 1:
             raise ResourceExhausted(
                 "Expected memory for one blanket of one member; it ran out. Use a smaller "
                 "model, bfloat16 precision, or a machine with more memory."
             ) from error
         self.rows = rows // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     @contextmanager
     def _measured(self, rows: int) -> Iterator[None]:
         if self.rows is not None:
             yield
             return
-        storages: dict[int, int] = {}
-        device = torch.device("cpu")
-
-        def pack(tensor: Tensor) -> Tensor:
-            nonlocal device
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-            device = tensor.device
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with _counting() as saved:
             yield
-        used = _OVERHEAD * sum(storages.values()) / rows
+        used = _OVERHEAD * saved.total / rows
         if used:
-            self.rows = max(1, int((self.budget or _SHARE * _memory(device)) // used))
+            budget = self.budget or _SHARE * _memory(saved.device)
+            self.rows = max(1, int(budget // used))
 
 
 def _memory(device: torch.device) -> int:

@@ -43,6 +43,7 @@ class Background:
     info: dict[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     antithetic: bool = False
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def members(self) -> int:
@@ -72,6 +73,8 @@ class Analysis:
         antithetic: Whether members 0 and 1, 2 and 3 … have opposite perturbations. Those of a
             forecast have, nearly, if those of its analysis have: with the checkpoint that ships,
             the means of pairs vary by 0.6 % of what those of independent members would at +12 h.
+        memory: Rows and states that were computed at once, and how often less was asked for after
+            running out of memory; JSON-able.
     """
 
     latents: Tensor
@@ -103,7 +106,7 @@ class Solver:
         self.spec = spec
         self.progress = progress
         settings = _settings(model, spec)
-        self.settings = replace(settings, batch_rows=1) if minimal_batches else settings
+        self.settings = settings.smallest if minimal_batches else settings
 
     def prior(self, times: Sequence[datetime]) -> Tensor:
         """Return draws from the prior of the model at `times`, with shape (M, T, c, h, w)."""
@@ -162,6 +165,7 @@ class Solver:
             asdict(result.settings),
             ("warm_start",) if warm else (),
             result.settings.antithetic and (pairs or not tied.any().item()),
+            asdict(result.memory),
         )
 
     def resize(self, latents: Tensor) -> Tensor:

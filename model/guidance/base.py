@@ -14,6 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from model.execution import Chunks
+from model.guidance.chunks import Split
+
 __all__ = [
     "BlanketRows",
     "Conditions",
@@ -70,6 +73,8 @@ class Observed:
         predict: The model equivalents (B, N) of latent blankets (B, K, c, h, w), zero where
             padded; differentiable.
         parts: Name and number of columns of each kind of observation, in order.
+        split: The same as `predict` in pieces that decode at most so many states at once, of
+            blankets of so many states; None where `predict` decodes nothing, or cheaply.
     """
 
     values: Tensor
@@ -77,6 +82,7 @@ class Observed:
     present: Tensor
     predict: Callable[[Tensor], Tensor]
     parts: tuple[tuple[str, int], ...]
+    split: Callable[[int, int], Split] | None = None
 
 
 class ObservedBlankets(Protocol):
@@ -198,6 +204,7 @@ class Conditions:
         tangent: A stand-in for the decoder that is cheap to differentiate.
         covariance: Of a closed-form prior given a noisy state; None if the model has none.
         report: Collects the fit to the observations.
+        chunks: How many states are decoded and differentiated at once; None for all.
     """
 
     through: Callable[[Decode], ObservedBlankets]
@@ -205,6 +212,7 @@ class Conditions:
     tangent: Decode
     covariance: CovarianceFilter | None = None
     report: FitReport | None = None
+    chunks: Chunks | None = None
 
     def observations(self) -> ObservedBlankets:
         """Return the conditions through the model's own decoder."""

@@ -23,7 +23,8 @@ seen by the observations is replaced by a constant :math:`\Gamma_t`.
 
 Everything follows from one forward evaluation of denoiser and operator each: :math:`H^\top v`,
 :math:`H u` and :math:`J^\top w` by reverse mode on graphs that are kept
-(:class:`model.guidance.solvers.Tangent`).
+(:class:`model.guidance.solvers.Tangent`), or kept for as many states as memory allows
+(:mod:`model.guidance.chunks`).
 
 `azula.guidance.MMPSDenoiser` is the same method as MMPS without padded rows, stopping, report
 and linearisation kept between iterations, and evaluates the primal again in every iteration.
@@ -36,13 +37,15 @@ References:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
+from model.execution import Chunks
 from model.guidance.base import BlanketRows, Denoise, Fit, FitReport, Observed, ObservedBlankets
+from model.guidance.chunks import ChunkedTangent, Split
 from model.guidance.solvers import SOLVERS, LinearMap, LinearSolution, StopRule, Tangent
 
 __all__ = ["Linearisation", "MMPS", "MMPSSettings", "Precondition", "SDA", "SDASettings"]
@@ -57,6 +60,8 @@ class Linearisation:
         x_t: Noisy blankets, with shape (B, K, c, h, w).
         sigma: The noise level, with shape ().
         date: With shape (B, K, 4).
+        split: The same as `observe` in pieces; None to take it as it is.
+        chunks: How many states are decoded at once; None to take `observe` as it is.
 
     Attributes:
         x_hat: With shape (B, K, c, h, w), without gradient.
@@ -70,12 +75,52 @@ class Linearisation:
         x_t: Tensor,
         sigma: Tensor,
         date: Tensor,
+        split: Callable[[int, int], Split] | None = None,
+        chunks: Chunks | None = None,
     ) -> None:
-        with torch.enable_grad():
-            self._x_t = x_t.detach().requires_grad_()
-            self._x_hat = denoise(self._x_t, sigma, date)
-        self._observed = Tangent(observe, self._x_hat)
+        def evaluate() -> None:
+            with torch.enable_grad():
+                self._x_t = x_t.detach().requires_grad_()
+                self._x_hat = denoise(self._x_t, sigma, date)
+
+        self._observed: Tangent | ChunkedTangent
+        if split is None or chunks is None:
+            evaluate()
+            self._observed = Tangent(observe, self._x_hat)
+        else:
+            chunks.fit(evaluate, lambda: _one_piece(split, self._x_hat.detach()))
+            parts = split(chunks.states or 1, x_t.shape[1])
+            chunks.ask(sum(piece.decoded for piece in parts.pieces))
+            self._observed = ChunkedTangent(parts, self._x_hat, chunks.kept)
         self.x_hat, self.y_hat = self._observed.x, self._observed.y
+
+    @classmethod
+    def of(
+        cls,
+        denoise: Denoise,
+        seen: Observed,
+        unit: Tensor,
+        x_t: Tensor,
+        sigma: Tensor,
+        date: Tensor,
+        chunks: Chunks | None,
+    ) -> "Linearisation":
+        """Linearise the model equivalents of observations, divided by `unit` (B, N)."""
+        split = seen.split
+
+        def scaled(limit: int, size: int) -> Split:
+            parts = cast(Callable[[int, int], Split], split)(limit, size)
+            return replace(parts, join=lambda values: parts.join(values) / unit)
+
+        return cls(
+            denoise,
+            lambda x: seen.predict(x) / unit,
+            x_t,
+            sigma,
+            date,
+            None if split is None else scaled,
+            chunks,
+        )
 
     def observe_vjp(self, v: Tensor) -> Tensor:
         """Return H^T v, from (B, N) to (B, K, c, h, w)."""
@@ -88,6 +133,17 @@ class Linearisation:
     def denoise_vjp(self, w: Tensor) -> Tensor:
         """Return J^T w, from and to (B, K, c, h, w)."""
         return torch.autograd.grad(self._x_hat, self._x_t, w, retain_graph=True)[0]
+
+
+def _one_piece(split: Callable[[int, int], Split], x: Tensor) -> tuple[object, int]:
+    """Linearise the first piece that decodes anything; return it and the states it decodes."""
+    for piece in split(1, x.shape[1]).pieces:
+        if piece.decoded:
+            part = piece.take(x)
+            tangent = Tangent(piece.read, part)
+            tangent.push(torch.zeros_like(part))
+            return tangent, piece.decoded
+    return None, 1
 
 
 @dataclass(frozen=True)
@@ -161,6 +217,7 @@ class MMPS:
         settings: How to solve.
         report: Collects the fit to the observations at each noise level.
         precondition: Gives an approximation of the inverse of the system at a noise level.
+        chunks: How many states are decoded and differentiated at once; None for all.
     """
 
     def __init__(
@@ -169,11 +226,13 @@ class MMPS:
         settings: MMPSSettings | None = None,
         report: FitReport | None = None,
         precondition: Precondition | None = None,
+        chunks: Chunks | None = None,
     ) -> None:
         self.observations = observations
         self.settings = settings or MMPSSettings()
         self.report = report
         self.precondition = precondition
+        self.chunks = chunks
         self._previous: dict[tuple[int, int], Tensor] = {}
 
     @torch.no_grad()
@@ -184,7 +243,7 @@ class MMPS:
         if seen is None:
             return denoise(x_t, sigma, date)
         unit = seen.error_std if self.settings.whiten else torch.ones_like(seen.error_std)
-        point = Linearisation(denoise, lambda x: seen.predict(x) / unit, x_t, sigma, date)
+        point = Linearisation.of(denoise, seen, unit, x_t, sigma, date, self.chunks)
         gain = _Gain(
             point, (seen.error_std / unit) ** 2, sigma.to(x_t), tweedie=self.settings.tweedie
         )
@@ -305,6 +364,7 @@ class SDA:
         observations: The observations of the trajectory.
         settings: The constant.
         report: Collects the fit to the observations at each noise level.
+        chunks: How many states are decoded and differentiated at once; None for all.
     """
 
     def __init__(
@@ -312,10 +372,12 @@ class SDA:
         observations: ObservedBlankets,
         settings: SDASettings | None = None,
         report: FitReport | None = None,
+        chunks: Chunks | None = None,
     ) -> None:
         self.observations = observations
         self.settings = settings or SDASettings()
         self.report = report
+        self.chunks = chunks
 
     @torch.no_grad()
     def __call__(
@@ -324,7 +386,8 @@ class SDA:
         seen = self.observations.select(rows, x_t)
         if seen is None:
             return denoise(x_t, sigma, date)
-        point = Linearisation(denoise, seen.predict, x_t, sigma, date)
+        one = torch.ones_like(seen.error_std)
+        point = Linearisation.of(denoise, seen, one, x_t, sigma, date, self.chunks)
         innovation = seen.values - point.y_hat
         level = sigma.to(x_t)
         weighted = innovation / self.settings.widened(seen.error_std**2, level)

@@ -7,8 +7,11 @@ A forecast knows the states up to its start: they are observations of the whole 
 a small error, so the same guidance applies, and no decoder is needed for them.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.guidance.base import BlanketRows, Decode, Observed, ObservedBlankets
+from model.guidance.chunks import Piece, Split, whole
 from model.linear_decoder import ReadsColumns, TangentDecoder
 
 __all__ = [
@@ -89,6 +93,74 @@ class _StateGroup:
             states = full.index_copy(1, self.states.to(states.device), states)
         return self.observations.operator(states)
 
+    def columns(self) -> NDArray[np.int64] | None:
+        """Return the state values that the operator reads, None if it only takes whole states."""
+        try:
+            return self.observations.operator.columns
+        except AttributeError:
+            return None
+
+    def pieces(self, decode: Decode, rows: Tensor, limit: int) -> list[Piece]:
+        """Return the decoding of these rows, at most `limit` states at once (or one of each row)."""
+        columns = self.columns()
+        if columns is None:
+            return [
+                Piece(
+                    lambda z: decode(z.flatten(0, 1)),
+                    rows,
+                    self.states,
+                    len(rows) * len(self.states),
+                )
+            ]
+        state_values = math.prod(self.observations.operator.state_shape[1:])
+        pieces = []
+        for states in self.states.split(max(1, limit // len(rows))):
+            inside = []
+            for place, state in enumerate(states.tolist()):
+                low, high = np.searchsorted(
+                    columns, (state * state_values, (state + 1) * state_values)
+                )
+                inside.append(columns[low:high] + (place - state) * state_values)
+            index = torch.from_numpy(np.concatenate(inside))
+            read = partial(_decoded_values, decode, index)
+            pieces.append(Piece(read, rows, states, len(rows) * len(states)))
+        return pieces
+
+    def joined(self, values: Sequence[Tensor], rows: Tensor, size: int) -> Tensor:
+        """Return the model equivalents of these rows (m, N) from the values of their pieces."""
+        if self.columns() is None:
+            return replace(self, rows=rows).equivalents(values[0], size)
+        return self.observations.operator.observe(torch.cat(list(values), dim=-1))
+
+
+def _decoded_values(decode: Decode, index: Tensor, latents: Tensor) -> Tensor:
+    """Return values (m, U) of the decoded states of latents (m, s, c, h, w)."""
+    flat = decode(latents.flatten(0, 1)).reshape(len(latents), -1)
+    return flat.index_select(1, index.to(flat.device))
+
+
+def _split(
+    groups: Sequence[_StateGroup], decode: Decode, like: Tensor, limit: int, size: int
+) -> Split:
+    """Return the model equivalents (B, N), shaped as `like`, of blankets of `size` states."""
+    pieces: list[Piece] = []
+    parts: list[tuple[_StateGroup, Tensor, slice]] = []
+    for g in groups:
+        for rows in g.rows.split(max(1, limit)):
+            mine = g.pieces(decode, rows, limit)
+            parts.append((g, rows, slice(len(pieces), len(pieces) + len(mine))))
+            pieces += mine
+
+    def join(values: Sequence[Tensor]) -> Tensor:
+        total = like.new_zeros(like.shape)
+        for g, rows, where in parts:
+            y = g.joined(values[where], rows, size).to(like)
+            y = torch.nn.functional.pad(y, (0, like.shape[1] - y.shape[1]))
+            total = total.index_add(0, rows, y)
+        return total
+
+    return Split(tuple(pieces), join)
+
 
 class DecodedObservations:
     """Observations of the states of a trajectory, blanket by blanket.
@@ -136,6 +208,9 @@ class DecodedObservations:
             present,
             lambda x: self._predict(groups, width, x),
             (("observations", width),),
+            None
+            if isinstance(self._decode, TangentDecoder)
+            else lambda limit, size: _split(groups, self._decode, values, limit, size),
         )
 
     def _predict(self, groups: Sequence[_StateGroup], width: int, x: Tensor) -> Tensor:
@@ -238,4 +313,19 @@ class JointObservations:
             torch.cat([s.present for s in seen], dim=1),
             lambda x: torch.cat([s.predict(x) for s in seen], dim=1),
             tuple(part for s in seen for part in s.parts),
+            None
+            if all(s.split is None for s in seen)
+            else lambda limit, size: _side_by_side(seen, limit, size),
         )
+
+
+def _side_by_side(seen: Sequence[Observed], limit: int, size: int) -> Split:
+    """Return several kinds in pieces, side by side."""
+    splits = [whole(s.predict) if s.split is None else s.split(limit, size) for s in seen]
+    ends = list(accumulate(len(s.pieces) for s in splits))
+
+    def join(values: Sequence[Tensor]) -> Tensor:
+        parts = [values[end - len(s.pieces) : end] for s, end in zip(splits, ends, strict=True)]
+        return torch.cat([s.join(p) for s, p in zip(splits, parts, strict=True)], dim=1)
+
+    return Split(tuple(piece for s in splits for piece in s.pieces), join)

@@ -48,6 +48,7 @@ import torch
 from torch import Tensor
 
 from model.domain.registry import Registry
+from model.nn.frozen import linearising
 
 __all__ = [
     "Filter",
@@ -78,7 +79,7 @@ class Tangent:
     """
 
     def __init__(self, f: LinearMap, x: Tensor) -> None:
-        with torch.enable_grad():
+        with torch.enable_grad(), linearising():
             self._x = x.detach().requires_grad_()
             self._y = f(self._x)
         self.x, self.y = self._x.detach(), self._y.detach()

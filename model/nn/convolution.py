@@ -3,10 +3,7 @@
 Residual levels alternate with space-to-depth steps. Module names follow the released state
 dicts: `descent.<level>.<module>` in the encoder, `ascent.<level>.<module>` in the decoder.
 
-Guidance needs products with the Jacobian of the decoder, taken as the adjoint of the adjoint.
-torch's double backward of a convolution then also computes the gradient of the weights, frozen
-or not, which doubles the work. A convolution with fixed weights is linear, so the adjoint of its
-adjoint is the convolution itself, and nothing else has to be computed.
+Products with the Jacobians of frozen layers are those of :mod:`model.nn.frozen`.
 
 References:
     | Deep Compression Autoencoder for Efficient High-Resolution Diffusion Models (Chen et al., 2024)
@@ -22,7 +19,24 @@ import torch.nn.functional as F
 from azula.nn.layers import ConvNd, Patchify, Unpatchify
 from torch import Tensor, nn
 
-__all__ = ["ChannelNorm", "Conv2d", "ConvDecoder", "ConvEncoder", "ResidualBlock", "plain_autograd"]
+from model.nn.frozen import (
+    FixedConvolution,
+    FrozenBlock,
+    asked_for,
+    fixed_convolution,
+    fixed_residual,
+    is_linearising,
+    plain_autograd,
+    product_type,
+)
+
+__all__ = [
+    "ChannelNorm",
+    "Conv2d",
+    "ConvDecoder",
+    "ConvEncoder",
+    "ResidualBlock",
+]
 
 
 class Conv2d(nn.Conv2d):
@@ -32,59 +46,9 @@ class Conv2d(nn.Conv2d):
         """Map (N, C, H, W) to (N, C', H', W')."""
         if self.weight.requires_grad or self.stride != (1, 1) or not plain_autograd(x):
             return super().forward(x)
-        weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled(x.device.type):
-            # The adjoint runs outside the autocast and needs all of one type.
-            kind = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(kind), weight.to(kind)
-            bias = None if bias is None else bias.to(kind)
-        y: Tensor = _Convolution.apply(x, weight, bias, self.padding)  # type: ignore[no-untyped-call]
+        fixed = FixedConvolution(self.weight, _padding(self), product_type(x))
+        y: Tensor = fixed_convolution(x, fixed, self.bias)
         return y
-
-
-def plain_autograd(x: Tensor) -> bool:
-    """Return whether gradients of `x` are recorded by eager autograd, not by a transform or compiler."""
-    return (
-        torch.is_grad_enabled()
-        and x.requires_grad
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.maybe_current_level() is None
-    )
-
-
-class _Convolution(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.padding = padding
-        return F.conv2d(x, weight, bias, padding=padding)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        return _Adjoint.apply(gradient, x, weight, ctx.padding), None, None, None  # type: ignore[no-untyped-call]
-
-
-class _Adjoint(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, int]
-    ) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.padding = padding
-        one, zero = [1, 1], [0, 0]
-        # `x` gives the shape alone: the adjoint does not depend on where it is taken.
-        adjoint: Tensor = torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, one, padding, one, False, zero, 1, [True, False, False]
-        )[0]
-        return adjoint
-
-    @staticmethod
-    def backward(ctx: Any, tangent: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        return _Convolution.apply(tangent, weight, None, ctx.padding), None, None, None  # type: ignore[no-untyped-call]
 
 
 class ChannelNorm(nn.Module):
@@ -123,19 +87,26 @@ class ChannelNorm(nn.Module):
         Returns:
             The standardised images, with the shape of `x`.
         """
+        scale, eps, factor = self.scaled_eps(x)
         count = x.shape[1]
-        ratio = (count - 1) / count
-        scale, eps = ratio**0.5, ratio * self._eps
         x = x.permute(0, 2, 3, 1)
-        # Scaled in the same pass, but a scale of half precision would be off by up to 0.4 %.
-        half = x.dtype in (torch.float16, torch.bfloat16)
-        weight = x.new_full((count,), 1.0 if half else scale)
+        weight = x.new_full((count,), scale)
         if plain_autograd(x):
             y = _Standardise.apply(x, weight, eps)  # type: ignore[no-untyped-call]
         else:
             y = F.layer_norm(x, (count,), weight, eps=eps)
-        image: Tensor = (y * scale if half else y).permute(0, 3, 1, 2)
+        image: Tensor = (y if factor == 1.0 else y * factor).permute(0, 3, 1, 2)
         return image
+
+    def scaled_eps(self, x: Tensor) -> tuple[float, float, float]:
+        """Return weight and eps of the fused norm of an image, and a factor on its result.
+
+        The scale is applied in the same pass, but one of half precision would be off by up to 0.4 %.
+        """
+        ratio = (x.shape[1] - 1) / x.shape[1]
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        scale, eps = ratio**0.5, ratio * self._eps
+        return (1.0, eps, scale) if half else (scale, eps, 1.0)
 
 
 class _Standardise(torch.autograd.Function):
@@ -181,19 +152,9 @@ class _StandardiseAdjoint(torch.autograd.Function):
         first = second = None
         if ctx.needs_input_grad[0]:
             first = _StandardiseAdjoint.apply(tangent, x, mean, rstd, weight, ctx.eps)  # type: ignore[no-untyped-call]
-        if ctx.needs_input_grad[1] and _asked_for(ctx, 1):
+        if ctx.needs_input_grad[1] and asked_for(ctx, 1):
             second = _curvature(tangent, gradient, x, weight[0], ctx.eps)
         return first, second, None, None, None, None
-
-
-def _asked_for(ctx: Any, position: int) -> bool:
-    """Return whether the running backward pass wants the gradient of an input, not only knows it.
-
-    `needs_input_grad` covers the latter alone; the tangent-linear products of guidance ask for
-    gradients in the cotangent, never in x.
-    """
-    node = ctx.next_functions[position][0]
-    return node is not None and torch._C._will_engine_execute_node(node)
 
 
 def _curvature(u: Tensor, g: Tensor, x: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -239,8 +200,24 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
+        first, second = cast(Conv2d, self.ffn[0]), cast(Conv2d, self.ffn[3])
+        frozen = not (first.weight.requires_grad or second.weight.requires_grad)
+        if is_linearising() and frozen and plain_autograd(x):
+            kind = product_type(x)
+            block = FrozenBlock(
+                FixedConvolution(first.weight, _padding(first), kind),
+                FixedConvolution(second.weight, _padding(second), kind),
+                first.bias,
+                second.bias,
+                self.norm.scaled_eps(x),
+            )
+            return fixed_residual(x, block)
         y: Tensor = x + self.ffn(self.norm(x))
         return y
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, int]:
+    return cast(tuple[int, int], layer.padding)
 
 
 class ConvEncoder(nn.Module):

@@ -193,6 +193,7 @@ def _provenance(
         "seeds": list(analysis.seeds),
         "code_sha256": code_digest(),
         "configuration": analysis.configuration,
+        "memory": analysis.memory,
         "quality_control": plain(checked.parameters),
         "gathered": gathered.isoformat(),
         "batches": rows_of_batches(checked.feedback, StoreFiles(str(layout.observations))),
