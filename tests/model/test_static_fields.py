@@ -3,6 +3,7 @@
 import eccodes
 import numpy as np
 import pytest
+import structlog
 import torch
 import xarray as xr
 from checkpoint_parts import tiny_model, write_layout
@@ -12,6 +13,7 @@ from model.checkpoints.released import load_released
 from model.checkpoints.static import read_static
 from model.domain.errors import InvalidInput
 from model.domain.grids import Grid
+from worker.loaded_models import load_models
 
 GRID = Grid("regular-9x14", "regular", 9, 14)
 G = 9.80665
@@ -165,11 +167,7 @@ def test_the_bundle_has_the_fields_and_says_what_is_inert_without(tmp_path):
         load_released(tmp_path / "tree", static=[tmp_path / "era5.nc"] * 2)
 
 
-def test_the_worker_names_inert_checks_at_start(tmp_path, capsys):
-    import structlog
-
-    from worker.loaded_models import load_models
-
+def test_the_worker_names_inert_checks_at_start(tmp_path):
     for name, static in (("bare", False), ("whole", True)):
         save_checkpoint(tiny_model(static=static), tmp_path / name)
         with structlog.testing.capture_logs() as logs:
