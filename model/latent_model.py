@@ -132,6 +132,16 @@ def _check(mean: Tensor, std: Tensor, count: int, what: str) -> None:
 _WEIGHTING = "weighting_function."
 _RESIDUAL = "reconstruction_residual"
 
+INERT_WITHOUT: Mapping[str, tuple[str, ...]] = {
+    "orography": (
+        "reduction of surface observations to the height of the model's ground",
+        "check of station heights against the model's ground",
+    ),
+    "land_sea_mask": ("sea surface temperature from sea cells only, and missing on land",),
+    _RESIDUAL: ("representativeness in the observation errors",),
+}
+"""What does nothing without an unchanging field."""
+
 
 class LatentModel(nn.Module):
     """Autoencoder, denoiser, statistics and grid of one checkpoint.
@@ -234,6 +244,12 @@ class LatentModel(nn.Module):
             residual=fields.get(_RESIDUAL),
             typical=self.state_normalisation.mean.flatten().double().cpu().numpy(),
         )
+
+    @property
+    def inert(self) -> tuple[str, ...]:
+        """What does nothing because the checkpoint lacks an unchanging field; see `INERT_WITHOUT`."""
+        absent = [words for name, words in INERT_WITHOUT.items() if name not in self.static]
+        return tuple(word for words in absent for word in words)
 
     def domain(self, length: int) -> ModelDomain:
         """Return what observation operators of a trajectory of `length` hourly states are built from."""

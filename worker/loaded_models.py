@@ -164,6 +164,13 @@ def _load(name: str, device: torch.device) -> LoadedModel:
     warm_up(model)
     card = folder / CARD_NAME
     digest = file_digest(card) if card.is_file() else ""
+    if model.inert:
+        log.warning(
+            "checks without effect",
+            name=model.card.name,
+            inert="; ".join(model.inert),
+            remedy="import the checkpoint again with --static and --states",
+        )
     log.info("model ready", name=model.card.name, device=str(device))
     return LoadedModel(model.card.name, digest, model, folder)
 

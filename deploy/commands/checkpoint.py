@@ -17,12 +17,37 @@ from model.domain.errors import AppaError
 if TYPE_CHECKING:
     from lab.parity.case import Comparison
     from model.card import Card
+    from model.checkpoints.discovery import Candidate
+    from model.latent_model import LatentModel
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Import, show, verify and compare weights.")
 
 SourceFile = Annotated[Path | None, typer.Option(exists=True, help="Instead of looking for it.")]
+AsStored = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Weights = Annotated[str | None, typer.Option(help="Of the denoiser: best (if there) or last.")]
+AutoencoderWeights = Annotated[
+    str | None, typer.Option(help="Of the autoencoder: best, model or last; the first there is.")
+]
+Ignored = Annotated[
+    list[str] | None, typer.Option("--ignore-key", help="A setting without effect.")
+]
+StaticFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        exists=True,
+        help="Orography and land-sea mask: NetCDF, GRIB or zarr of ERA5, any grid; may be repeated.",
+    ),
+]
+States = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        help="States (NetCDF or zarr, WeatherBench2 names) to measure what the autoencoder loses.",
+    ),
+]
+Samples = Annotated[int, typer.Option(min=1, help="How many of these states, evenly spaced.")]
 
 
 @app.command("import")
@@ -31,15 +56,17 @@ def import_(
     target: Annotated[Path, typer.Argument(help="Folder of the new bundle.")],
     name: Annotated[str | None, typer.Option(help="Name in the card.")] = None,
     licence: Annotated[str, typer.Option(help="SPDX identifier.")] = "unspecified",
-    weights: Annotated[str, typer.Option(help="best or last.")] = "best",
-    stored: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    weights: Weights = None,
+    autoencoder_weights: AutoencoderWeights = None,
+    stored: AsStored = "float32",
     autoencoder: SourceFile = None,
     denoiser: SourceFile = None,
     latent_statistics: SourceFile = None,
     state_statistics: SourceFile = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option("--ignore-key", help="A setting without effect.")
-    ] = None,
+    static: StaticFiles = None,
+    states: States = None,
+    samples: Samples = 24,
+    ignore: Ignored = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert run folders of the public implementation to a bundle: card and safetensors."""
@@ -47,19 +74,55 @@ def import_(
     from model.checkpoints.bundle import save_checkpoint
     from model.checkpoints.released import find_released, load_released
 
-    with _explained():
-        run = find_released(
-            source,
-            autoencoder=autoencoder,
-            denoiser=denoiser,
-            latent_statistics=latent_statistics,
-            state_statistics=state_statistics,
-        )
+    parts = {
+        "autoencoder": autoencoder,
+        "denoiser": denoiser,
+        "latent_statistics": latent_statistics,
+        "state_statistics": state_statistics,
+    }
+    with _explained(as_json):
+        run = find_released(source, **parts)
+        if not as_json:
+            _show_found(run.found)
         model = load_released(
-            run, weights=weights, name=name, licence=licence, ignore=frozenset(ignore or ())
+            run,
+            weights=weights,
+            autoencoder_weights=autoencoder_weights,
+            name=name,
+            licence=licence,
+            ignore=frozenset(ignore or ()),
+            static=static or (),
         )
+        if states is not None:
+            _measure_residual(model, states, samples)
         card = save_checkpoint(model, target, stored=_storage(stored))
-    _show(card, target, as_json)
+    _show(card, target, as_json, found=[c.as_dict() for c in run.found])
+
+
+def _show_found(found: "tuple[Candidate, ...]") -> None:
+    """List what was found, what was taken, and why the rest was not."""
+    for candidate in found:
+        word = f"left: {candidate.left}" if candidate.left else "taken"
+        typer.echo(f"{candidate.part.replace('_', ' '):<18} {candidate.path}  {word}")
+
+
+def _measure_residual(model: "LatentModel", states: Path, samples: int) -> None:
+    """Put into the model what its autoencoder loses of states, which observation errors include."""
+    import numpy as np
+    import torch
+
+    from lab.training.datasets import StateStore
+    from model.operators.composite import residual_of_pairs
+
+    store = StateStore(str(states), model.channels)
+    store.check_grid(model.grid)
+    chosen = np.unique(np.linspace(0, len(store) - 1, min(samples, len(store))).astype(int))
+    # One state at a time: at a quarter of a degree each takes 0.3 GB, and as much again decoded.
+    each = (torch.from_numpy(np.ascontiguousarray(store.read([i]))) for i in chosen)
+    with torch.no_grad():
+        pairs = ((state, model.decode(model.encode(state)).cpu()) for state in each)
+        model.static["reconstruction_residual"] = residual_of_pairs(pairs)
+    model.card.provenance["representativeness"] = {"states": len(chosen), "file": states.name}
 
 
 @app.command()
@@ -90,10 +153,17 @@ def verify(
         model = load_checkpoint(folder)
     parameters = sum(p.numel() for p in model.parameters())
     if as_json:
-        document = {"folder": str(folder), "valid": True, "parameters": parameters}
+        document = {
+            "folder": str(folder),
+            "valid": True,
+            "parameters": parameters,
+            "inert": list(model.inert),
+        }
         typer.echo(json.dumps(document))
     else:
         typer.echo(f"{folder}: valid, {parameters / 1e6:.1f} million parameters")
+        for what in model.inert:
+            typer.echo(f"without effect, for want of unchanging fields: {what}")
 
 
 @app.command()
@@ -144,9 +214,13 @@ def _line(outcome: "Comparison") -> str:
     return text.rstrip()
 
 
-def _show(card: "Card", folder: Path, as_json: bool) -> None:
+def _show(
+    card: "Card", folder: Path, as_json: bool, found: list[dict[str, Any]] | None = None
+) -> None:
     if as_json:
-        typer.echo(json.dumps(card.model_dump(mode="json") | {"folder": str(folder)}, indent=1))
+        document = card.model_dump(mode="json") | {"folder": str(folder)}
+        document |= {} if found is None else {"found": found}
+        typer.echo(json.dumps(document, indent=1))
         return
     table = Table(title=card.name, caption=card.description, show_header=False)
     rows: dict[str, Any] = {

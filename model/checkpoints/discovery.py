@@ -195,14 +195,14 @@ def weights_file(folder: Path, weights: str | None, *, option: str) -> Path:
 
     Arguments:
         folder: Of the autoencoder or the denoiser.
-        weights: `best`, `last` or `model`; None takes the first that is there of `model.pth`,
-            `model_best.pth` and `model_last.pth`.
+        weights: `best`, `last` or `model`; None takes the first that is there of `model_best.pth`,
+            `model.pth` and `model_last.pth`.
         option: Option of the command that chooses, for the error.
 
     Raises:
         CheckpointError: If there is none, or not the one that was asked for.
     """
-    names = {"model": "model.pth", "best": "model_best.pth", "last": "model_last.pth"}
+    names = {"best": "model_best.pth", "model": "model.pth", "last": "model_last.pth"}
     there = {key: folder / name for key, name in names.items() if (folder / name).is_file()}
     if not there:
         raise CheckpointError(

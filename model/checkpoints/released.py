@@ -13,7 +13,7 @@ Sizes, levels, blanket length and schedule come from these files, not from the p
 settings are translated to those of a card.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,8 +27,9 @@ from model.backbone import Backbone, BackboneConfig
 from model.card import BlanketCard, Card, GridCard, ScheduleCard
 from model.checkpoints.assemble import assemble, load_pickled, load_strictly, sha256
 from model.checkpoints.discovery import ReleasedRun, find_released, open_statistics, weights_file
+from model.checkpoints.static import read_static
 from model.denoiser import Precision
-from model.domain.errors import AppaError, CheckpointError
+from model.domain.errors import AppaError, CheckpointError, InvalidInput
 from model.domain.files import read_yaml
 from model.domain.variables import ATMOSPHERIC, LEVELS_ERA5_13, SURFACE, channel_names
 from model.latent_model import LatentModel
@@ -219,6 +220,7 @@ def load_released(
     licence: str = "unspecified",
     precision: Precision = "float32",
     ignore: frozenset[str] = frozenset(),
+    static: Sequence[Path] = (),
 ) -> LatentModel:
     """Load a run of the authors' implementation.
 
@@ -230,9 +232,11 @@ def load_released(
         licence: The weights' licence, for the card.
         precision: Of the products inside the networks.
         ignore: Settings in the configs that are known not to matter.
+        static: Files of orography and land-sea mask; see `model.checkpoints.static`.
 
     Raises:
         CheckpointError: If anything is absent or does not match.
+        InvalidInput: If a file of `static` cannot be used.
     """
     run = root if isinstance(root, ReleasedRun) else find_released(root)
     ae_file = weights_file(run.autoencoder, autoencoder_weights, option="--autoencoder-weights")
@@ -261,14 +265,39 @@ def load_released(
         )
         states = _state_statistics(store, card, run.state_statistics)
     latents = _latent_statistics(run.latent_statistics, card)
+    fields = _static_fields(static, card)
     with torch.device("meta"):
         autoencoder, backbone = Autoencoder(card.autoencoder), Backbone(card.backbone)
     load_strictly(autoencoder, ae_tensors, ae_file)
     load_strictly(backbone, vit_tensors, vit_file)
     try:
-        return assemble(card, autoencoder, backbone, {**states, **latents}, precision=precision)
+        return assemble(
+            card,
+            autoencoder,
+            backbone,
+            {**states, **latents},
+            static=fields,
+            precision=precision,
+        )
     except AppaError as error:
         raise CheckpointError(f"{run.state_statistics}: {error.message}") from error
+
+
+def _static_fields(files: Sequence[Path], card: Card) -> dict[str, Tensor]:
+    """Read unchanging fields, and note in the card's provenance where each comes from."""
+    fields: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
+    for path in files:
+        for name, field in read_static(path, card.grid.grid()).items():
+            if name in fields:
+                raise InvalidInput(
+                    f"Expected one source of {name}; {sources[name]} and {path.name} both hold it. "
+                    "Give one of them.",
+                    file=str(path),
+                )
+            fields[name], sources[name] = field, path.name
+    card.provenance["static"] = sources or "none given: see --static of `appa checkpoint import`"
+    return fields
 
 
 def _plain(run: ReleasedRun) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["cell_index", "conservative", "interpolate_rectilinear"]
+from model.domain.grids import Grid
+
+__all__ = ["cell_index", "conservative", "interpolate_rectilinear", "regrid_rows"]
 
 Array = NDArray[Any]
 
@@ -133,3 +135,41 @@ def _cyclic_overlap(source: Array, target: Array) -> NDArray[np.float64]:
         high = np.minimum((first + half_target)[:, None], (centres + half_source + turn)[None, :])
         total += np.maximum(high - low, 0.0)
     return total
+
+
+def regrid_rows(field: Array, rows: Array, columns: Array, grid: Grid) -> NDArray[np.float64]:
+    """Bring a rectilinear field to a grid: averaged where it is finer and global, else interpolated.
+
+    A field on the grid itself keeps its values: coordinates in files are rounded, and interpolating
+    over a thousandth of a degree would mix neighbours.
+
+    Arguments:
+        field: Values with shape (rows, columns).
+        rows: Degrees north, ascending.
+        columns: Degrees east in [0, 360), ascending.
+        grid: The grid of the result.
+
+    Returns:
+        Values with shape (nlat, nlon); NaN where the field has none.
+    """
+    if (
+        field.shape == grid.shape
+        and _near(rows[::-1], grid.latitude)
+        and _near(columns, grid.longitude)
+    ):
+        return np.array(field[::-1], dtype=np.float64)
+    if len(rows) > grid.nlat and _global(rows, columns):
+        return conservative(field, rows, columns, grid.latitude, grid.longitude)
+    lat, lon = np.meshgrid(grid.latitude, grid.longitude, indexing="ij")
+    return interpolate_rectilinear(field, rows, columns, lat, lon)
+
+
+def _near(a: Array, b: Array) -> bool:
+    return bool(np.allclose(a, b, rtol=0.0, atol=1e-3))
+
+
+def _global(rows: Array, columns: Array) -> bool:
+    step = 360.0 / len(columns)
+    around = np.allclose(np.diff(columns), step, atol=0.01 * step)
+    spacing = float(np.diff(rows).max())
+    return bool(around and rows[0] - spacing <= -90.0 and rows[-1] + spacing >= 90.0)

@@ -16,7 +16,7 @@ which for a direct observation is the residual of its own variable interpolated 
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -36,6 +36,7 @@ __all__ = [
     "SparseMatrix",
     "reconstruction_residual",
     "representativeness_std",
+    "residual_of_pairs",
 ]
 
 
@@ -226,8 +227,24 @@ def reconstruction_residual(states: Tensor, reconstructed: Tensor) -> Tensor:
     Returns:
         With shape (C, Y), in the channels' units.
     """
-    residual = (reconstructed - states).double()
-    return residual.square().nanmean(dim=(0, 3)).nan_to_num(0.0).sqrt().to(states)
+    return residual_of_pairs([(states, reconstructed)])
+
+
+def residual_of_pairs(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return `reconstruction_residual` of states that come in parts, held one part at a time."""
+    total: Tensor | None = None
+    count: Tensor | None = None
+    like = torch.empty(0)
+    for states, reconstructed in pairs:
+        square = (reconstructed - states).double().square()
+        valid = ~square.isnan()
+        parts = torch.where(valid, square, 0.0).sum(dim=(0, 3)), valid.sum(dim=(0, 3))
+        total = parts[0] if total is None else total + parts[0]
+        count = parts[1] if count is None else count + parts[1]
+        like = states
+    if total is None or count is None:
+        raise InvalidInput("Expected at least one state to compare with its reconstruction.")
+    return (total / count.clamp(min=1)).sqrt().to(like)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """`appa checkpoint`: what it prints, and how it exits."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from deploy.commands.checkpoint import app
 from lab.parity import trajectories as parity
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "model"))
-from checkpoint_parts import write_run
+from checkpoint_parts import write_layout, write_run
 from parity_folder import write_folder
 
 
@@ -49,6 +50,25 @@ def test_verify_accepts_a_whole_bundle_and_names_what_is_wrong(bundle):
     found = json.loads(result.stdout)
     assert found["code"] == "checkpoint_error"
     assert found["file"] == str(path)
+
+
+def test_import_lists_what_it_found_and_names_the_option_where_two_remain(tmp_path):
+    write_layout(tmp_path / "run")
+    arguments = ["import", str(tmp_path / "run"), str(tmp_path / "new"), "--json"]
+    card = json.loads(CliRunner().invoke(app, arguments).output)
+    taken = {Path(f["path"]).name for f in card["found"] if f["taken"]}
+    assert taken == {"ae", "run1", "stats.pth", "stats_era5.zarr"}
+    assert {Path(f["path"]).name: f["why"] for f in card["found"] if not f["taken"]} == {
+        "run0": "no weights (model*.pth)",
+        "masks.zarr": "no dimension 'statistic'",
+    }
+    shutil.copytree(tmp_path / "run" / "stats_era5.zarr", tmp_path / "run" / "other.zarr")
+    arguments[2] = str(tmp_path / "second")
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 1
+    assert json.loads(refused.stdout)["option"] == "--state-statistics"
+    chosen = ["--state-statistics", str(tmp_path / "run" / "other.zarr")]
+    assert CliRunner().invoke(app, [*arguments, *chosen]).exit_code == 0
 
 
 def test_importing_nothing_is_explained(tmp_path):

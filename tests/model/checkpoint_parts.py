@@ -115,6 +115,23 @@ def write_run(root, *, levels=LEVELS_ERA5_13, seed=0):
     return autoencoder, backbone, latents, statistics
 
 
+def write_layout(root, **options):
+    """The whole tree of the authors' scripts: two autoencoder folders, masks beside statistics."""
+    parts = write_run(root, **options)
+    run = root / "autoencoders" / "run0"
+    dump = run / "latents" / "dump0"
+    (dump / "ae").mkdir()
+    (dump / "ae" / "config.yaml").write_text((run / "config.yaml").read_text())
+    (run / "model_best.pth").rename(dump / "ae" / "model.pth")
+    vit = dump / "denoisers" / "run1"
+    last = torch.load(vit / "model_best.pth", weights_only=True)
+    last["in_proj.bias"] = last["in_proj.bias"] + 1
+    torch.save(last, vit / "model_last.pth")
+    masks = xr.Dataset({"mask": (("latitude", "longitude"), np.ones((9, 14)))})
+    masks.to_zarr(root / "masks.zarr", zarr_format=2, consolidated=True)
+    return parts
+
+
 def write_statistics(path, levels):
     generator = np.random.default_rng(0)
     store = xr.Dataset(coords={"statistic": ["mean", "std"], "level": list(levels)})

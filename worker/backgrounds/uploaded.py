@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model.domain.errors import InvalidInput
 from model.domain.grids import Grid
-from model.domain.regrid import cell_index, conservative, interpolate_rectilinear
+from model.domain.regrid import cell_index, regrid_rows
 from model.domain.variables import Channel
 from worker.observations.decoders.base import DecodeReport, MessageLimits
 from worker.observations.decoders.grib import GribField, fields
@@ -150,17 +150,7 @@ def _from_rows(
     j = np.searchsorted(rows, np.round(field.lat, 6))
     i = np.searchsorted(columns, np.round(field.lon % 360.0, 6))
     values[j, i] = field.values
-    if len(rows) > grid.nlat and _global(rows, columns):
-        return conservative(values, rows, columns, grid.latitude, grid.longitude)
-    lat, lon = np.meshgrid(grid.latitude, grid.longitude, indexing="ij")
-    return interpolate_rectilinear(values, rows, columns, lat, lon)
-
-
-def _global(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> bool:
-    step = 360.0 / len(columns)
-    around = np.allclose(np.diff(columns), step, atol=0.01 * step)
-    spacing = float(np.diff(rows).max())
-    return bool(around and rows[0] - spacing <= -90.0 and rows[-1] + spacing >= 90.0)
+    return regrid_rows(values, rows, columns, grid)
 
 
 def _from_points(field: GribField, grid: Grid) -> NDArray[np.float64]:
