@@ -203,6 +203,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            umask=0o077,  # what the parts write is for this user alone
             start_new_session=True,  # Ctrl-C reaches the supervisor alone
             preexec_fn=_die_with_parent,
         )

@@ -6,6 +6,7 @@ line, for people or for machines. `serve` runs the application with uvicorn.
 """
 
 import logging
+import os
 import re
 import sys
 import time
@@ -168,6 +169,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
 
 def serve(settings: GatewaySettings) -> None:
     """Serves until SIGTERM or Ctrl-C; open requests get some seconds to end."""
+    os.umask(0o077)  # uploads and keys are for this user alone
     configure_gateway_logs(settings)
     uvicorn.run(
         create_app(settings),

@@ -9,6 +9,7 @@ bodies within the application, where the answer can say why. Uploads have limits
 import asyncio
 import ipaddress
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +23,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import PROBLEM_JSON, PROBLEMS
 from service.problems import problem_response
+from service.query_parameters import is_unicode
 from service.settings import GatewaySettings
 
 __all__ = ["BodyLimit", "ConnectionLimits", "limited_protocol"]
 
 log = structlog.get_logger()
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _REASONS = {
     408: b"Request Timeout",
     431: b"Request Header Fields Too Large",
@@ -254,6 +257,18 @@ def limited_protocol(bounds: ConnectionLimits) -> type[HttpToolsProtocol]:
     return type("BoundProtocol", (LimitedProtocol,), attributes)
 
 
+def _check_text(body: bytes) -> None:
+    """Refuse JSON with half of a surrogate pair: such text cannot be stored or sent back."""
+    if not _SURROGATE.search(body):
+        return
+    try:
+        text = json.dumps(json.loads(body), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return  # no JSON, which those who read it say
+    if not is_unicode(text):
+        raise HTTPException(422, "Expected Unicode text; got half of a surrogate pair in the body.")
+
+
 class BodyLimit:
     """Refuses bodies above a limit, by Content-Length before reading and by count while reading.
 
@@ -286,12 +301,12 @@ class BodyLimit:
         await self.app(scope, self._bounded(receive), send)
 
     def _bounded(self, receive: Receive) -> Receive:
-        seen, more = 0, True
+        body, more = bytearray(), True
         deadline = asyncio.get_running_loop().time() + self.seconds
         close = {"Connection": "close"}
 
         async def receive_bounded() -> Message:
-            nonlocal seen, more
+            nonlocal more
             if not more:  # waits for the client to go away
                 return await receive()
             try:
@@ -301,10 +316,12 @@ class BodyLimit:
                 detail = f"Expected the whole body within {self.seconds:g} s; it did not come."
                 raise HTTPException(408, detail, headers=close) from None
             more = message["type"] == "http.request" and message.get("more_body", False)
-            seen += len(message.get("body", b""))
-            if seen > self.limit:
+            body.extend(message.get("body", b""))
+            if len(body) > self.limit:
                 detail = f"Expected a body of at most {self.limit} bytes."
                 raise HTTPException(413, detail, headers=close)
+            if not more:
+                _check_text(bytes(body))
             return message
 
         return receive_bounded

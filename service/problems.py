@@ -1,5 +1,6 @@
 """Turn exceptions into problem documents, the framework's errors as well as our own."""
 
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -82,12 +83,31 @@ def problem_response(
         errors=errors,
         context=context,
     )
-    return JSONResponse(
-        problem.model_dump(mode="json", exclude_none=True),
+    return ProblemResponse(
+        _plain(problem),
         status_code=kind.status,
         headers=dict(headers or {}),
         media_type=PROBLEM_JSON,
     )
+
+
+class ProblemResponse(JSONResponse):
+    """JSON in ASCII: what came is told by escapes even where it is no Unicode text."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the document, without its context where that is no JSON."""
+        try:
+            return json.dumps(content, default=str, allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            kept = {name: value for name, value in content.items() if name != "context"}
+            return json.dumps(kept, default=str).encode()
+
+
+def _plain(problem: ProblemDocument) -> dict[str, Any]:
+    try:
+        return problem.model_dump(mode="json", exclude_none=True)
+    except ValueError:  # lone surrogates
+        return problem.model_dump(exclude_none=True)
 
 
 def _root(request: Request) -> str:
@@ -127,7 +147,10 @@ def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
         expected = str(expected)
         field = field or "kind"
         known = [part.strip("' ") for part in expected.replace(" or ", ", ").split(",")]
-    got = repr(error.get("input"))
+    try:
+        got = repr(error.get("input"))
+    except RecursionError:
+        got = "a value of too many levels"
     came = f" Got {got}." if error["type"] != "missing" and len(got) < 120 else ""
     return FieldProblem(field=field or "body", message=f"{error['msg']}.{came}", known=known)
 

@@ -5,6 +5,7 @@ the problem document then names.
 """
 
 import json
+import math
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from model.domain.errors import InvalidInput, UnknownName
 __all__ = [
     "check_known",
     "check_years",
+    "is_unicode",
     "json_object",
     "listed_names",
     "parse_bbox",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 MAX_KNOWN_SHOWN = 100
+MAX_DEPTH = 16
 FIRST_YEAR, LAST_YEAR = 1700, 2200
 """The observation store counts nanoseconds since 1970 in 64 bits."""
 
@@ -136,11 +139,56 @@ def _bad_interval(text: str) -> InvalidInput:
 
 
 def json_object(field: str, text: str) -> dict[str, Any]:
-    """Return the JSON object in `text`."""
+    """Return the JSON object in `text`, if it can be kept, compared and sent back as it is."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_no_number)
+    except RecursionError:
+        raise _too_deep(field) from None
     except ValueError as error:
         raise InvalidInput(f"Expected JSON in '{field}'; {error}.", field=field) from error
     if not isinstance(value, dict):
         raise InvalidInput(f"Expected a JSON object in '{field}'; got {text[:40]}.", field=field)
+    _check_values(field, value)
     return value
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"'{text}' is no number of JSON")
+
+
+def _check_values(field: str, value: Any) -> None:
+    """Refuse depth, infinite numbers and halves of surrogate pairs, which cannot be written."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += [*item, *item.values()]
+            elif isinstance(item, list):
+                inner += item
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise InvalidInput(
+                    f"Expected finite numbers in '{field}'; got {item}.", field=field
+                )
+            elif isinstance(item, str) and not is_unicode(item):
+                raise InvalidInput(
+                    f"Expected Unicode text in '{field}'; got half of a surrogate pair in "
+                    f"{ascii(item)[:80]}.",
+                    field=field,
+                )
+        if not inner:
+            return
+        level = inner
+    raise _too_deep(field)
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether `text` can be encoded: JSON may escape halves of surrogate pairs alone."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _too_deep(field: str) -> InvalidInput:
+    return InvalidInput(
+        f"Expected at most {MAX_DEPTH} levels of lists and objects in '{field}'; got more.",
+        field=field,
+    )

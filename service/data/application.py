@@ -1,18 +1,24 @@
 """Build the application under `/v1/data`: xpublish over published analyses, with zarr and OGC EDR."""
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
 import cf_xarray  # noqa: F401  # registers the `.cf` accessor that the EDR plugin uses
 import numpy as np
+import pyproj
 import shapely
 import structlog
 import xarray as xr
 import xpublish_edr.plugin as upstream
+import xpublish_zarr.plugin as zarr_plugin
 import zarr
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, HTTPException
+from pyproj.exceptions import ProjError
+from shapely.errors import ShapelyError
 from starlette.requests import Request
 from starlette.responses import Response
 from xpublish.plugins import Dependencies, Plugin, hookimpl
@@ -24,6 +30,7 @@ from xpublish_edr.geometry.area import select_by_area
 from xpublish_edr.query import output_formats
 from xpublish_zarr import ZarrPlugin
 
+from model.domain.errors import InvalidInput
 from model.domain.files import code_version
 from service.data.library import (
     HDF5_LOCK,
@@ -34,6 +41,8 @@ from service.data.library import (
     check_points,
 )
 from service.problems import add_problem_handlers, problem_response
+
+_INDEX = re.compile(r"[0-9]{1,12}")
 
 
 def around_the_globe(dataset: xr.Dataset) -> xr.Dataset:
@@ -114,7 +123,42 @@ def _vertical_extent(dataset: xr.Dataset) -> Any:
     )
 
 
+def _chunk_indices(path: str) -> tuple[int, ...]:
+    """The library's indices of a chunk, plain digits only: a negative one would count backwards."""
+    parts = path.split("/") if path else []
+    if not all(_INDEX.fullmatch(part) for part in parts):
+        raise HTTPException(404, f"Expected a chunk such as 0/1/2; got '{path[:80]}'.")
+    return tuple(map(int, parts))
+
+
+@lru_cache(maxsize=64)
+def _reference_system(text: str) -> str:
+    """Return why `text` names no horizontal reference system; empty if it does."""
+    try:
+        found = pyproj.CRS.from_user_input(text)
+        plane = (found.is_geographic or found.is_projected) and len(found.axis_info) == 2
+        return "" if plane else f"it is a {found.type_name}"
+    except (ProjError, ValueError, TypeError) as error:
+        return str(error)
+
+
+def check_reference_system(request: Request) -> None:
+    """Refuse a `crs` that positions cannot be given in.
+
+    Raises:
+        InvalidInput: Naming `crs`.
+    """
+    text = request.query_params.get("crs")
+    if text is not None and (why := _reference_system(text[:2000])):
+        raise InvalidInput(
+            f"Expected 'crs' to name a reference system of two horizontal coordinates, such as "
+            f"EPSG:4326; got {text[:80]!r}: {why[:200]}.",
+            field="crs",
+        )
+
+
 # The plugin looks these up when it answers.
+zarr_plugin._parse_chunk_path = _chunk_indices  # type: ignore[assignment]
 upstream.output_formats = _formats
 upstream.to_cf_covjson = _bounded(to_cf_covjson, "cf_covjson")
 upstream.select_by_area = _select_by_area
@@ -239,12 +283,20 @@ def build_application(library: DatasetLibrary, most_values: int) -> FastAPI:
         "version": code_version(),
         "description": "Published analyses by zarr and OGC EDR. See docs/data-access.md.",
         "redoc_url": None,
+        "dependencies": [Depends(check_reference_system)],
     }
     rest = DataRest(plugins={plugin.name: plugin for plugin in plugins}, app_kws=about)
     app = rest.app
     app.add_middleware(BoundedAnswers, most=most_values)
     add_problem_handlers(app)
-    for misfit in (LookupError, TypeError, ValueError, NotImplementedError):
+    for misfit in (
+        LookupError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+        ProjError,
+        ShapelyError,
+    ):
         app.add_exception_handler(misfit, bad_request)
     app.add_exception_handler(Exception, unexpected_error)
     return app

@@ -1,6 +1,7 @@
 """Build every path and file name in the data folder; no other module does."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -181,14 +182,18 @@ class Layout:
         return self.tmp / f"{_safe(analysis_id)}.{token}"
 
     def create(self) -> "Layout":
-        """Create the folders that do not exist; return the layout."""
-        for folder in (
-            self.raw,
-            self.observations,
-            self.analyses,
-            self.tmp,
-            self.broker,
-            self.logs,
-        ):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Create the folders that do not exist; return the layout.
+
+        A new data folder is for its user alone. In one that exists, those folders are closed to
+        others that hold uploads, logs, and the broker's files with the secrets of webhooks.
+        """
+        if not self.root.exists():
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self.observations, self.analyses):
+            folder.mkdir(exist_ok=True)
+        for folder in (self.raw, self.tmp, self.broker, self.logs):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if folder.stat().st_mode & 0o077:
+                with suppress(PermissionError):  # another user's, who decides
+                    folder.chmod(0o700)
         return self

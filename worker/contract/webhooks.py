@@ -188,17 +188,40 @@ class AddressRefused(InvalidInput):
     code = "address_refused"
 
 
+def _networks(*texts: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(ipaddress.ip_network(text) for text in texts)
+
+
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+_UNICAST = ipaddress.ip_network("2000::/3")
+_SPECIAL = _networks(
+    "192.0.0.0/24",  # protocol assignments
+    "192.88.99.0/24",  # relays of 6to4
+    "2001::/23",  # protocol assignments
+    "2001:db8::/32",  # documentation
+    "3fff::/20",  # documentation
+)
+"""Networks in the IANA registries of special addresses that the library takes for public ones."""
+
+
 def is_public(address: str) -> bool:
-    """Return whether an IP address belongs to the public internet."""
+    """Return whether an IP address belongs to the public internet.
+
+    IPv6 addresses are public only within 2000::/3, which leaves out IPv4-compatible, site-local,
+    unique local, local translation (64:ff9b:1::/48) and discard addresses.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         # Addresses that carry an IPv4 address lead to it on machines that translate them.
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):
+        if inner is None and ip in _TRANSLATED:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
-            return inner.is_global and not inner.is_multicast
-    return ip.is_global and not ip.is_multicast
+            return is_public(str(inner))
+        if ip not in _UNICAST:
+            return False
+    special = any(ip in network for network in _SPECIAL if network.version == ip.version)
+    return ip.is_global and not ip.is_multicast and not special
 
 
 def public_addresses(host: str, port: int, *, allow_private: bool = False) -> list[str]:

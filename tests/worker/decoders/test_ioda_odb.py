@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import h5py
 import netCDF4
 import numpy as np
 import pandas as pd
@@ -48,6 +49,19 @@ def ioda(tmp_path, *args, options=None, **kwargs):
     decoded = decode_file(path, context=DecodeContext(options=options or {}))
     validate_table(decoded.table)
     return decoded
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [("ObsValue", "airTemperature"), ("MetaData", "latitude"), ("/", "PreQC")]
+)
+def test_ioda_names_that_are_not_utf8(tmp_path, group, name):
+    path = write_ioda(tmp_path / "obs.nc4", {"airTemperature": np.float32([250, 251, 252])})
+    with h5py.File(path, "a") as file:  # netCDF itself refuses to write such names
+        file[group].move(name, b"\xff" + name.encode())
+    decoded = decode_file(path, context=DecodeContext())
+    assert decoded.table.num_rows == 0
+    assert decoded.report.rejected == {"invalid_table": 1}
+    assert "UTF-8" in decoded.report.quarantined[0].detail
 
 
 def test_ioda_aloft_with_errors_and_marks(tmp_path):

@@ -89,6 +89,28 @@ def test_changed_bodies_old_messages_and_other_secrets_fail():
         ("64:ff9b::7f00:1", False),
         ("2002:7f00:1::", False),
         ("ff02::1", False),
+        ("64:ff9b::8.8.8.8", True),
+        ("64:ff9b:1::8.8.8.8", False),  # translation within a network
+        ("64:ff9b:1:ffff::7f00:1", False),
+        ("fec0::1", False),  # site-local
+        ("feff::1", False),
+        ("::127.0.0.1", False),  # IPv4-compatible
+        ("::8.8.8.8", False),
+        ("::ffff:0:127.0.0.1", False),  # IPv4-translated
+        ("::ffff:192.0.0.8", False),
+        ("192.0.0.8", False),
+        ("192.88.99.1", False),
+        ("198.18.0.1", False),
+        ("100::1", False),
+        ("100:0:0:1::1", False),
+        ("2001:2::1", False),
+        ("2001:20::1", False),
+        ("2001:db8::1", False),
+        ("3fff::1", False),
+        ("5f00::1", False),
+        ("4000::1", False),
+        ("2001:4860:4860::8888", True),
+        ("2606:4700::1111", True),
     ],
 )
 def test_public_addresses(address, public):

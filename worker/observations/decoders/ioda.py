@@ -49,12 +49,17 @@ def decode_ioda(path: Path, context: DecodeContext) -> Decoded:
     noted.
 
     Raises:
-        DecodeError: If the file is no NetCDF or lacks the groups.
+        DecodeError: If the file is no NetCDF, lacks the groups, or has names that are not UTF-8.
     """
     report = DecodeReport(format="ioda-netcdf", size=path.stat().st_size)
     try:
         with netCDF4.Dataset(path) as data:
             return _decode(data, context, report)
+    except UnicodeError as error:
+        raise DecodeError(
+            f"Expected names and texts in UTF-8; {error}. Write the file again with such names.",
+            reason="invalid_table",
+        ) from error
     except (OSError, RuntimeError) as error:
         raise DecodeError(f"Expected a NetCDF file; {error}.", reason="undecodable") from error
 
