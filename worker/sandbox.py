@@ -32,7 +32,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from model.domain.errors import AppaError, DecodeError
+from model.domain.errors import AppaError, DecodeError, StorageError
 
 __all__ = ["Interrupted", "Limits", "per_file_limits", "run_limited"]
 
@@ -63,7 +63,7 @@ _LARGE = 0.5
 
 
 class Interrupted(DecodeError):
-    """A child that was ended from outside or met a fault of this machine, not of the file.
+    """A child that was ended from outside, or kept waiting, by this machine and not by the file.
 
     The context holds `large`, whether it held so much memory that the kernel may have ended it for
     the file's sake, and `again`, whether the next child may fare better within seconds.
@@ -106,7 +106,8 @@ def run_limited(function: Callable[..., Any], *args: Any, limits: Limits | None 
     Raises:
         DecodeError: With `reason` `timeout`, `out_of_memory` or `crashed` in its context, or with
             the child's own reason if it raised a `DecodeError`.
-        Interrupted: If the child was ended from outside or met a fault of this machine.
+        Interrupted: If the child was ended from outside, or kept waiting by a busy machine.
+        StorageError: If the child met a full disk or a failing device.
         OSError: If it cannot be started, for example because the disk is full.
         AppaError: Any other error the function raised.
     """
@@ -203,7 +204,7 @@ def _tail(log: Path) -> str:
         return file.read().decode(errors="replace")
 
 
-def _interruption(end: _End, limits: Limits) -> Interrupted | None:
+def _interruption(end: _End, limits: Limits) -> AppaError | None:
     """Return the error of a child that did not end by its own doing, None for others."""
     large = end.peak_bytes >= _LARGE * min(limits.address_space, _machine_memory())
     used = f"{end.cpu_seconds:.1f} s of processor and {end.peak_bytes / 1e6:.0f} MB"
@@ -218,17 +219,16 @@ def _interruption(end: _End, limits: Limits) -> Interrupted | None:
             again=False,
         )
     if end.code == _OUR_FAULT:
-        happened = "stopped by a full disk or a failing device"
-    elif -end.code in _FROM_OUTSIDE:
-        happened = f"ended from outside ({signal.Signals(-end.code).name})"
-    else:
+        return StorageError("Expected room to decode; the disk is full or a device fails.")
+    if -end.code not in _FROM_OUTSIDE:
         return None
+    happened = f"ended from outside ({signal.Signals(-end.code).name})"
     return Interrupted(
         f"Expected decoding to run to its end; it was {happened} (used {used}). It can be tried "
         "again.",
         reason="out_of_memory" if large else "crashed",
-        large=large and end.code != _OUR_FAULT,
-        again=end.code != _OUR_FAULT,
+        large=large,
+        again=True,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from model.domain.errors import AppaError, DecodeError, InvalidInput
+from model.domain.errors import AppaError, DecodeError, InvalidInput, StorageError
 from worker.sandbox import Interrupted, Limits, run_limited
 from worker.sandbox import _End as End
 from worker.sandbox import _interruption as interruption
@@ -215,6 +215,5 @@ def test_a_child_that_worked_all_its_time_on_the_clock_took_too_long():
 
 
 def test_a_full_disk_is_not_the_files_fault():
-    with pytest.raises(Interrupted, match="full disk") as caught:
+    with pytest.raises(StorageError, match="the disk is full"):
         run_limited(meet_a_full_disk, limits=SHORT)
-    assert not caught.value.context["again"]

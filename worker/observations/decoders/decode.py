@@ -89,8 +89,9 @@ def decode_limited(
         processes: Children that share the messages of a large BUFR file.
 
     Raises:
-        Interrupted: If children were ended from outside, or met a fault of this machine, again and
-            again; the file may be decoded later.
+        Interrupted: If children were ended from outside again and again, or kept waiting by a busy
+            machine; the file may be decoded later.
+        StorageError: If a child met a full disk or a failing device.
         OSError: If no child can be started, for example because the disk is full.
     """
     path = Path(path).resolve()
@@ -173,8 +174,8 @@ def _marked(mark: Path) -> int:
 def _pause_after(error: Interrupted, deaths: Counter[int]) -> None:
     """Wait before the next child, longer each time; raise `error` when there were too many.
 
-    A machine too busy to decode in time, or without room on its disk, will not be better in
-    seconds: the caller tries again later.
+    A machine too busy to decode in time will not be better in seconds: the caller tries again
+    later.
     """
     count = deaths.total()
     if count >= _INTERRUPTIONS or max(deaths.values()) >= _DEATHS or not error.context["again"]:
