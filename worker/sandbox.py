@@ -13,10 +13,12 @@ used little of it was kept waiting by the machine. Full disks and failing device
 """
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -34,7 +36,14 @@ import pyarrow as pa
 
 from model.domain.errors import AppaError, DecodeError, StorageError
 
-__all__ = ["Interrupted", "Limits", "per_file_limits", "run_limited"]
+__all__ = [
+    "Interrupted",
+    "Limits",
+    "per_file_limits",
+    "run_limited",
+    "scratch_prefix",
+    "sweep_scratch",
+]
 
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TZ")
 _LEAN_ENVIRONMENT = {
@@ -60,6 +69,41 @@ _BUSY = 0.5
 """Share of the time on the clock that a child uses at least when the machine lets it run."""
 _LARGE = 0.5
 """Share of its memory limit from which on the death of a child may be the file's doing."""
+
+
+_PR_SET_PDEATHSIG = 1
+_SCRATCH = re.compile(r"appa-[a-z]+-(?P<process>[0-9]+)-\w+")
+
+
+def scratch_prefix(what: str) -> str:
+    """Return the beginning of the name of a temporary folder that belongs to this process."""
+    return f"appa-{what}-{os.getpid()}-"
+
+
+def sweep_scratch(folder: str | None = None) -> int:
+    """Remove the temporary folders of our processes that no longer live; return how many.
+
+    Arguments:
+        folder: Where they are; None for the system's folder of temporary files.
+    """
+    removed = 0
+    for path in Path(folder or tempfile.gettempdir()).glob("appa-*"):
+        found = _SCRATCH.fullmatch(path.name)
+        with contextlib.suppress(OSError):  # removed by another sweep
+            if found and path.stat().st_uid == os.geteuid() and not _lives(int(found["process"])):
+                shutil.rmtree(path)
+                removed += 1
+    return removed
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class Interrupted(DecodeError):
@@ -112,9 +156,9 @@ def run_limited(function: Callable[..., Any], *args: Any, limits: Limits | None 
         AppaError: Any other error the function raised.
     """
     limits = limits or Limits()
-    folder = Path(tempfile.mkdtemp(prefix="appa-limited-", dir=limits.temp_dir))
+    folder = Path(tempfile.mkdtemp(prefix=scratch_prefix("limited"), dir=limits.temp_dir))
     try:
-        request = (function.__module__, function.__qualname__, args, asdict(limits))
+        request = (function.__module__, function.__qualname__, args, asdict(limits), os.getpid())
         (folder / "request").write_bytes(pickle.dumps(request))
         return _result(folder, _wait(folder, limits), limits)
     finally:
@@ -267,6 +311,14 @@ def per_file_limits(limits: Limits) -> None:
     signal.setitimer(signal.ITIMER_REAL, limits.wall_seconds)
 
 
+def _die_with(parent: int) -> None:
+    """Have this child killed when the process that asked for the work dies (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before that
+            os._exit(_OUR_FAULT)
+
+
 def _restrict(limits: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (limits["address_space"],) * 2)
@@ -276,7 +328,9 @@ def _restrict(limits: dict[str, Any]) -> None:
 
 def _child(folder: Path) -> None:
     """Read the request, restrict this process, run the function and write the answer."""
-    module, name, args, limits = pickle.loads((folder / "request").read_bytes())  # noqa: S301 (our own)
+    request = pickle.loads((folder / "request").read_bytes())  # noqa: S301 (our own)
+    module, name, args, limits, parent = request
+    _die_with(parent)
     function = getattr(import_module(module), name)
     _restrict(limits)
     os.chdir(folder)

@@ -28,7 +28,7 @@ from model.domain.observations import empty_table
 from worker.observations.columns import concat_tables, set_column
 from worker.observations.decoders.base import DecodeContext, Decoded, Decoder, DecodeReport
 from worker.observations.formats import FORMATS, detect_format
-from worker.sandbox import Interrupted, Limits, per_file_limits, run_limited
+from worker.sandbox import Interrupted, Limits, per_file_limits, run_limited, scratch_prefix
 
 __all__ = ["decode_file", "decode_limited", "decode_many_limited"]
 
@@ -139,7 +139,7 @@ def _decode_in_child(
     limits = _with_room(limits or Limits(), path)
     skip: dict[int, str] = {}
     deaths: Counter[int] = Counter()
-    with TemporaryDirectory(prefix="appa-mark-", dir=limits.temp_dir) as folder:
+    with TemporaryDirectory(prefix=scratch_prefix("mark"), dir=limits.temp_dir) as folder:
         mark = Path(folder) / "mark"
         while len(skip) < _RESTARTS:
             mark.write_bytes(struct.pack("<q", -1))
@@ -219,7 +219,7 @@ def decode_many_limited(
     waiting = [Path(path).resolve() for path in paths]
     while waiting:
         some, waiting = waiting[:_FILES_PER_CHILD], waiting[_FILES_PER_CHILD:]
-        with TemporaryDirectory(prefix="appa-many-", dir=limits.temp_dir) as folder:
+        with TemporaryDirectory(prefix=scratch_prefix("many"), dir=limits.temp_dir) as folder:
             broad = replace(limits, wall_seconds=limits.wall_seconds * (len(some) + 1))
             broad = _with_room(broad, max(some, key=lambda path: path.stat().st_size))
             failure: DecodeError | None = None
