@@ -21,7 +21,7 @@ GROUPS: dict[str, tuple[str, str]] = {
         "deploy.commands.demo:rehearse_app",
         "A simulated day of cycles, and an audit of it.",
     ),
-    "observations": ("deploy.commands.observations:app", "Inspect, ingest, query, compact."),
+    "observations": ("deploy.commands.observations:app", "Inspect, ingest, query, compact, retry."),
     "checkpoint": ("deploy.commands.checkpoint:app", "Import, check and compare weights."),
     "train": ("deploy.commands.train:app", "Nature run, autoencoder, denoiser."),
     "verify": ("deploy.commands.verify:app", "Skill against truth and observations."),

@@ -28,6 +28,7 @@ from model.domain.errors import ConfigurationError
 from worker.contract.layout import Layout
 from worker.contract.queues import QUEUES
 from worker.contract.store import Stores, open_stores
+from worker.sandbox import scratch_prefix, sweep_scratch
 from worker.scheduler import SCHEDULER
 
 __all__ = [
@@ -282,7 +283,7 @@ class LocalStack:
     def _socket(self) -> Path:
         path = self.layout.broker / "broker.sock"
         if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:
-            self._socket_folder = Path(tempfile.mkdtemp(prefix="appa-"))
+            self._socket_folder = Path(tempfile.mkdtemp(prefix=scratch_prefix("socket")))
             path = self._socket_folder / "broker.sock"
         return path
 
@@ -324,6 +325,7 @@ class LocalStack:
     def __exit__(self, *_: object) -> None:
         self.log.write("appa", "stopping")
         self.supervisor.stop()
+        sweep_scratch()  # of parts that were killed
         self.stores.redis.close()
         self.log.write("appa", "stopped")
         self.log.close()

@@ -33,6 +33,7 @@ from worker.contract.queues import (
 )
 from worker.contract.redis_server import redis_health
 from worker.runtime import Runtime, open_runtime
+from worker.sandbox import sweep_scratch
 from worker.settings import WorkerSettings
 
 __all__ = [
@@ -194,6 +195,8 @@ class WorkerLife:
         self.runtime = runtime = open_runtime(self.settings, self.queues, self.name, self.app)
         for warning in redis_health(runtime.stores.redis).warnings:
             log.warning("redis", advice=warning)
+        if removed := sweep_scratch():
+            log.warning("leftover folders removed", count=removed)
         runtime.start_reporting()
         if GPU_QUEUE in self.queues:
             # torch is imported in the one process that uses it, never in a parent that forks

@@ -13,10 +13,12 @@ used little of it was kept waiting by the machine. Full disks and failing device
 """
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -32,9 +34,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from model.domain.errors import AppaError, DecodeError
+from model.domain.errors import AppaError, DecodeError, StorageError
 
-__all__ = ["Interrupted", "Limits", "per_file_limits", "run_limited"]
+__all__ = [
+    "Interrupted",
+    "Limits",
+    "per_file_limits",
+    "run_limited",
+    "scratch_prefix",
+    "sweep_scratch",
+]
 
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TZ")
 _LEAN_ENVIRONMENT = {
@@ -62,8 +71,43 @@ _LARGE = 0.5
 """Share of its memory limit from which on the death of a child may be the file's doing."""
 
 
+_PR_SET_PDEATHSIG = 1
+_SCRATCH = re.compile(r"appa-[a-z]+-(?P<process>[0-9]+)-\w+")
+
+
+def scratch_prefix(what: str) -> str:
+    """Return the beginning of the name of a temporary folder that belongs to this process."""
+    return f"appa-{what}-{os.getpid()}-"
+
+
+def sweep_scratch(folder: str | None = None) -> int:
+    """Remove the temporary folders of our processes that no longer live; return how many.
+
+    Arguments:
+        folder: Where they are; None for the system's folder of temporary files.
+    """
+    removed = 0
+    for path in Path(folder or tempfile.gettempdir()).glob("appa-*"):
+        found = _SCRATCH.fullmatch(path.name)
+        with contextlib.suppress(OSError):  # removed by another sweep
+            if found and path.stat().st_uid == os.geteuid() and not _lives(int(found["process"])):
+                shutil.rmtree(path)
+                removed += 1
+    return removed
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 class Interrupted(DecodeError):
-    """A child that was ended from outside or met a fault of this machine, not of the file.
+    """A child that was ended from outside, or kept waiting, by this machine and not by the file.
 
     The context holds `large`, whether it held so much memory that the kernel may have ended it for
     the file's sake, and `again`, whether the next child may fare better within seconds.
@@ -106,14 +150,15 @@ def run_limited(function: Callable[..., Any], *args: Any, limits: Limits | None 
     Raises:
         DecodeError: With `reason` `timeout`, `out_of_memory` or `crashed` in its context, or with
             the child's own reason if it raised a `DecodeError`.
-        Interrupted: If the child was ended from outside or met a fault of this machine.
+        Interrupted: If the child was ended from outside, or kept waiting by a busy machine.
+        StorageError: If the child met a full disk or a failing device.
         OSError: If it cannot be started, for example because the disk is full.
         AppaError: Any other error the function raised.
     """
     limits = limits or Limits()
-    folder = Path(tempfile.mkdtemp(prefix="appa-limited-", dir=limits.temp_dir))
+    folder = Path(tempfile.mkdtemp(prefix=scratch_prefix("limited"), dir=limits.temp_dir))
     try:
-        request = (function.__module__, function.__qualname__, args, asdict(limits))
+        request = (function.__module__, function.__qualname__, args, asdict(limits), os.getpid())
         (folder / "request").write_bytes(pickle.dumps(request))
         return _result(folder, _wait(folder, limits), limits)
     finally:
@@ -203,7 +248,7 @@ def _tail(log: Path) -> str:
         return file.read().decode(errors="replace")
 
 
-def _interruption(end: _End, limits: Limits) -> Interrupted | None:
+def _interruption(end: _End, limits: Limits) -> AppaError | None:
     """Return the error of a child that did not end by its own doing, None for others."""
     large = end.peak_bytes >= _LARGE * min(limits.address_space, _machine_memory())
     used = f"{end.cpu_seconds:.1f} s of processor and {end.peak_bytes / 1e6:.0f} MB"
@@ -218,17 +263,16 @@ def _interruption(end: _End, limits: Limits) -> Interrupted | None:
             again=False,
         )
     if end.code == _OUR_FAULT:
-        happened = "stopped by a full disk or a failing device"
-    elif -end.code in _FROM_OUTSIDE:
-        happened = f"ended from outside ({signal.Signals(-end.code).name})"
-    else:
+        return StorageError("Expected room to decode; the disk is full or a device fails.")
+    if -end.code not in _FROM_OUTSIDE:
         return None
+    happened = f"ended from outside ({signal.Signals(-end.code).name})"
     return Interrupted(
         f"Expected decoding to run to its end; it was {happened} (used {used}). It can be tried "
         "again.",
         reason="out_of_memory" if large else "crashed",
-        large=large and end.code != _OUR_FAULT,
-        again=end.code != _OUR_FAULT,
+        large=large,
+        again=True,
     )
 
 
@@ -267,6 +311,14 @@ def per_file_limits(limits: Limits) -> None:
     signal.setitimer(signal.ITIMER_REAL, limits.wall_seconds)
 
 
+def _die_with(parent: int) -> None:
+    """Have this child killed when the process that asked for the work dies (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before that
+            os._exit(_OUR_FAULT)
+
+
 def _restrict(limits: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (limits["address_space"],) * 2)
@@ -276,7 +328,9 @@ def _restrict(limits: dict[str, Any]) -> None:
 
 def _child(folder: Path) -> None:
     """Read the request, restrict this process, run the function and write the answer."""
-    module, name, args, limits = pickle.loads((folder / "request").read_bytes())  # noqa: S301 (our own)
+    request = pickle.loads((folder / "request").read_bytes())  # noqa: S301 (our own)
+    module, name, args, limits, parent = request
+    _die_with(parent)
     function = getattr(import_module(module), name)
     _restrict(limits)
     os.chdir(folder)

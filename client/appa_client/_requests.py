@@ -30,6 +30,7 @@ __all__ = [
     "list_analyses",
     "list_cycles",
     "list_deliveries",
+    "list_batches",
     "list_jobs",
     "list_verification",
     "query_observations",
@@ -169,6 +170,11 @@ def upload(
     if idempotency_key:
         headers["Idempotency-Key"] = idempotency_key
     return Call("POST", "/v1/observations", params, headers)
+
+
+def list_batches(state: str | None, limit: int) -> Call:
+    """Ask for the newest uploads."""
+    return Call("GET", "/v1/batches", _given(state=state, limit=limit))
 
 
 def query_observations(format: str, **filters: Any) -> Call:

@@ -10,7 +10,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deploy.console import DEFAULT_DATA, AsJson, DataFolder, json_object, utc_time
+from appa_client import GatewayError
+from deploy.console import (
+    DEFAULT_DATA,
+    DEFAULT_URL,
+    AsJson,
+    DataFolder,
+    Key,
+    Url,
+    gateway_client,
+    json_object,
+    utc_time,
+)
 from model.domain.errors import AppaError
 from worker.contract.layout import Layout
 from worker.contract.records import new_id
@@ -193,6 +204,33 @@ def template(
     path = output or Path(chosen.file_name)
     path.write_bytes(chosen.write())
     typer.echo(f"{path}: {chosen.description}")
+
+
+@app.command()
+def retry(
+    batches: Annotated[
+        list[str] | None, typer.Argument(help="Ids of uploads; all that failed when absent.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have a running system ingest uploads anew that failed, were rejected, or wait after a fault."""
+    done: list[dict[str, str]] = []
+    with gateway_client(url, key) as client:
+        names = batches or [batch.id for batch in client.batches(state="failed")]
+        for name in names:
+            try:
+                done.append({"batch_id": name, "state": client.retry_batch(name).state})
+            except GatewayError as error:
+                done.append({"batch_id": name, "error": str(error)})
+    if as_json:
+        typer.echo(json.dumps(done, indent=2))
+    else:
+        for entry in done:
+            typer.echo(f"{entry['batch_id']}: {entry.get('state') or entry['error']}")
+    if any("error" in entry for entry in done):
+        raise typer.Exit(1)
 
 
 @app.command()

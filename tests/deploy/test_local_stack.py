@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.checkpoints.bundle import save_checkpoint
+from tests.faults.full_disk import can_mount, fill
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import wait_for
 from tests.worker.tables import make_table
@@ -34,13 +35,15 @@ def checkpoint(tmp_path_factory):
 class Up:
     """`appa up` in a process of its own."""
 
-    def __init__(self, data: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, data: Path, *arguments: str, within: tuple[str, ...] = (), **environment: str
+    ) -> None:
         self.data = data
         self.output = data.parent / "up.log"
         command = [sys.executable, "-m", "deploy.cli", "up", "--data", str(data), "--port", "0"]
         with self.output.open("w") as stream:
             self.process = subprocess.Popen(
-                [*command, *arguments],
+                [*within, *command, *arguments],
                 cwd=REPOSITORY,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
                 stdout=stream,
@@ -71,8 +74,9 @@ class Up:
 def up(tmp_path, checkpoint):
     made = []
 
-    def start(**environment: str) -> Up:
-        made.append(Up(tmp_path / "data", "--model", str(checkpoint), **environment))
+    def start(within: tuple[str, ...] = (), **environment: str) -> Up:
+        model = ("--model", str(checkpoint))
+        made.append(Up(tmp_path / "data", *model, within=within, **environment))
         return made[-1]
 
     yield start
@@ -125,6 +129,35 @@ def test_from_upload_to_file_and_ctrl_c(up):
     assert stack.interrupt() == 0
     assert not [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert "stopped" in stack.output.read_text()
+
+
+@pytest.mark.skipif(not can_mount(), reason="file systems cannot be mounted here")
+def test_a_full_disk_ends_no_part_and_uploads_go_on_when_there_is_room(tmp_path, up):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    stack = up(
+        within=("unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size=32m none {folder}; exec "$@"', "-"),
+        APPA_DISK_LOW_BYTES="0",
+        APPA_MIN_FREE_BYTES="0",
+        APPA_RETRY_BACKOFF_SECONDS="1",
+        APPA_RETRY_BACKOFF_MAX_SECONDS="1",
+        APPA_RESEND_SECONDS="2",
+    )  # fmt: skip
+    url = stack.url
+    inside = Path(f"/proc/{stack.process.pid}/root{folder}")  # as the stack sees it
+    fill(inside / "ballast")
+    told = len(stack.output.read_text())
+    while len(stack.output.read_text()) < told + 8_000:  # more than the log's last block holds
+        answer = httpx.post(f"{url}/v1/observations", content=b"time,lat,lon\n", timeout=60)
+        assert answer.status_code in (503, 507), answer.text
+    stack.child("ingest").kill()
+    wait_for(lambda: stack.output.read_text().count("restart in") == 1)
+    assert stack.process.poll() is None
+    (inside / "ballast").unlink()
+    wait_for(lambda: _answers(f"{url}/health/ready"), 90)
+    assert upload(url)["state"] == "ingested"
+    assert "log lines were dropped: [Errno 28]" in (inside / "logs" / "appa.log").read_text()
+    assert stack.interrupt() == 0
 
 
 def test_killed_parts_come_back_and_jobs_survive_a_restart_of_all(up):

@@ -5,7 +5,9 @@ from datetime import timedelta
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from deploy.commands.observations import app
 from tests.service.gateway_process import GatewayProcess
 from tests.worker.processes import Processes, wait_for
 from worker.contract.batches import BatchState
@@ -128,10 +130,13 @@ def test_a_failed_upload_is_ingested_when_someone_asks_for_it(gateway, workers, 
     assert httpx.post(url).status_code == 409
     records.fail(sent, claimed.token, Problem(code="worker_lost", message="It died."))
     workers.appa("worker", "ingest")
-    again = httpx.post(url)
-    assert (again.status_code, again.json()["state"]) == (202, "received")
+    asked = CliRunner().invoke(app, ["retry", "--url", gateway.url])  # all that failed
+    assert (asked.exit_code, asked.output) == (0, f"{sent}: received\n")
     wait_for(lambda: state(records, sent) is BatchState.INGESTED, 60)
     assert rows(gateway, sent) == 1
     assert httpx.post(url).status_code == 409
+    refused = CliRunner().invoke(app, ["retry", sent, "--url", gateway.url])
+    assert refused.exit_code == 1
+    assert "ingested" in refused.output
     shutil.rmtree(gateway.layout.raw_batch(sent))
     assert httpx.post(url).status_code == 404

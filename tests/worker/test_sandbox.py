@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 
-from model.domain.errors import AppaError, DecodeError, InvalidInput
-from worker.sandbox import Interrupted, Limits, run_limited
+from model.domain.errors import AppaError, DecodeError, InvalidInput, StorageError
+from tests.worker.processes import wait_for
+from worker.sandbox import Interrupted, Limits, run_limited, sweep_scratch
 from worker.sandbox import _End as End
 from worker.sandbox import _interruption as interruption
 
@@ -103,6 +105,13 @@ def be_killed_holding(size):
     held = bytearray(size)
     held[::4096] = b"x" * len(held[::4096])
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tell_and_sleep(path):
+    part = Path(path).with_suffix(".part")
+    part.write_text(str(os.getpid()))
+    part.rename(path)
+    time.sleep(60)
 
 
 def meet_a_full_disk():
@@ -215,6 +224,25 @@ def test_a_child_that_worked_all_its_time_on_the_clock_took_too_long():
 
 
 def test_a_full_disk_is_not_the_files_fault():
-    with pytest.raises(Interrupted, match="full disk") as caught:
+    with pytest.raises(StorageError, match="the disk is full"):
         run_limited(meet_a_full_disk, limits=SHORT)
-    assert not caught.value.context["again"]
+
+
+def test_a_killed_parent_leaves_no_child_and_its_folder_is_swept(tmp_path):
+    program = (
+        "from worker.sandbox import Limits, run_limited\n"
+        "from tests.worker.test_sandbox import tell_and_sleep\n"
+        f"run_limited(tell_and_sleep, {str(tmp_path / 'child')!r}, "
+        f"limits=Limits(temp_dir={str(tmp_path)!r}))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    wait_for((tmp_path / "child").exists)
+    child = int((tmp_path / "child").read_text())
+    (left,) = tmp_path.glob("appa-limited-*")
+    assert sweep_scratch(str(tmp_path)) == 0  # its process lives
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not psutil.pid_exists(child))
+    assert left.exists()
+    assert sweep_scratch(str(tmp_path)) == 1
+    assert not left.exists()

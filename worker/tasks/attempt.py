@@ -84,7 +84,7 @@ def problem_of(error: Exception) -> Problem:
 
 def problem_of_upload(error: Exception) -> Problem:
     """Return the problem to keep in the record of an upload; faults of ours are retryable."""
-    if isinstance(error, OSError) and is_disk_full(error):
+    if is_disk_full(error):
         return Problem(
             code="disk_full",
             message=f"The data folder is full ({error}). The upload is kept and is ingested when "

@@ -174,6 +174,11 @@ class AsyncAppaClient:
         """Return an upload in its present state."""
         return Batch.model_validate(await self._get(f"/v1/observations/{batch_id}"))
 
+    async def batches(self, *, state: str | None = None, limit: int = 50) -> list[Batch]:
+        """Return the newest uploads, newest first."""
+        page = await self._json(calls.list_batches(state, limit))
+        return [Batch.model_validate(item) for item in page["items"]]
+
     async def retry_batch(self, batch_id: str) -> Batch:
         """Have an upload ingested anew that failed, was rejected, or waits after a fault."""
         return Batch.model_validate(

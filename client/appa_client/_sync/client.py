@@ -174,6 +174,11 @@ class AppaClient:
         """Return an upload in its present state."""
         return Batch.model_validate(self._get(f"/v1/observations/{batch_id}"))
 
+    def batches(self, *, state: str | None = None, limit: int = 50) -> list[Batch]:
+        """Return the newest uploads, newest first."""
+        page = self._json(calls.list_batches(state, limit))
+        return [Batch.model_validate(item) for item in page["items"]]
+
     def retry_batch(self, batch_id: str) -> Batch:
         """Have an upload ingested anew that failed, was rejected, or waits after a fault."""
         return Batch.model_validate(self._json(Call("POST", f"/v1/observations/{batch_id}/retry")))

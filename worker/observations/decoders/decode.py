@@ -28,7 +28,7 @@ from model.domain.observations import empty_table
 from worker.observations.columns import concat_tables, set_column
 from worker.observations.decoders.base import DecodeContext, Decoded, Decoder, DecodeReport
 from worker.observations.formats import FORMATS, detect_format
-from worker.sandbox import Interrupted, Limits, per_file_limits, run_limited
+from worker.sandbox import Interrupted, Limits, per_file_limits, run_limited, scratch_prefix
 
 __all__ = ["decode_file", "decode_limited", "decode_many_limited"]
 
@@ -91,8 +91,9 @@ def decode_limited(
         processes: Children that share the messages of a large BUFR file.
 
     Raises:
-        Interrupted: If children were ended from outside, or met a fault of this machine, again and
-            again; the file may be decoded later.
+        Interrupted: If children were ended from outside again and again, or kept waiting by a busy
+            machine; the file may be decoded later.
+        StorageError: If a child met a full disk or a failing device.
         OSError: If no child can be started, for example because the disk is full.
     """
     path = Path(path).resolve()
@@ -137,7 +138,7 @@ def _decode_in_child(
     limits = _with_room(limits or Limits(), path)
     skip: dict[int, str] = {}
     deaths: Counter[int] = Counter()
-    with TemporaryDirectory(prefix="appa-mark-", dir=limits.temp_dir) as folder:
+    with TemporaryDirectory(prefix=scratch_prefix("mark"), dir=limits.temp_dir) as folder:
         mark = Path(folder) / "mark"
         while len(skip) < _RESTARTS:
             mark.write_bytes(struct.pack("<q", -1))
@@ -171,8 +172,8 @@ def _marked(mark: Path) -> int:
 def _pause_after(error: Interrupted, deaths: Counter[int]) -> None:
     """Wait before the next child, longer each time; raise `error` when there were too many.
 
-    A machine too busy to decode in time, or without room on its disk, will not be better in
-    seconds: the caller tries again later.
+    A machine too busy to decode in time will not be better in seconds: the caller tries again
+    later.
     """
     count = deaths.total()
     if count >= _INTERRUPTIONS or max(deaths.values()) >= _DEATHS or not error.context["again"]:
@@ -216,7 +217,7 @@ def decode_many_limited(
     waiting = [Path(path).resolve() for path in paths]
     while waiting:
         some, waiting = waiting[:_FILES_PER_CHILD], waiting[_FILES_PER_CHILD:]
-        with TemporaryDirectory(prefix="appa-many-", dir=limits.temp_dir) as folder:
+        with TemporaryDirectory(prefix=scratch_prefix("many"), dir=limits.temp_dir) as folder:
             broad = replace(limits, wall_seconds=limits.wall_seconds * (len(some) + 1))
             broad = _with_room(broad, max(some, key=lambda path: path.stat().st_size))
             failure: DecodeError | None = None
