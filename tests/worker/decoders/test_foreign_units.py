@@ -98,6 +98,21 @@ def test_ioda_without_units(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("value_units", "error_units", "wanted"),
+    [("degC", "K", 1.5), ("degF", None, 1.5 * 5 / 9), ("K", "degF", 1.5 * 5 / 9)],
+)
+def test_ioda_errors_have_units_of_their_own(tmp_path, value_units, error_units, wanted):
+    path = ioda(tmp_path / "x.nc4", pressure=([850.0, 500.0, 250.0], "hPa"))
+    with netCDF4.Dataset(path, "a") as data:
+        data["ObsValue/airTemperature"].units = value_units
+        error = data.createGroup("ObsError").createVariable("airTemperature", "f4", ("Location",))
+        error[:] = 1.5
+        if error_units is not None:
+            error.units = error_units
+    assert read(path).table["obs_error"].to_pylist() == pytest.approx([wanted] * 3)
+
+
+@pytest.mark.parametrize(
     ("values", "units"),
     [
         (np.float64([0.0, 0.5, 1.1]), "hours since 2025-01-01T12:00:00Z"),

@@ -292,7 +292,9 @@ def _variable(
     if factors is None:
         return None
     scale, offset = factors
-    error = _group(data, "ObsError", name, len(place["lat"]))
+    error = _errors(data, name, ours, scale, len(place["lat"]), report)
+    if error is None:
+        return None
     marks = _group(data, "PreQC", name, len(place["lat"]))
     with np.errstate(invalid="ignore"):
         flagged = np.array([None, "preqc"], dtype=object)[(marks > _WORST_MARK).astype(int)]
@@ -303,7 +305,7 @@ def _variable(
         "vertical": vertical,
         "vertical_top": np.where(np.asarray(kind) == "layer", place["top"], np.nan),
         "obs_value": _floats(variable) * scale + offset,
-        "obs_error": error * scale,
+        "obs_error": error,
         "rejected_by": flagged,
     }
 
@@ -354,10 +356,34 @@ def _conversion(
     return factors
 
 
+def _errors(
+    data: Any, name: str, ours: str, scale: float, length: int, report: DecodeReport
+) -> np.ndarray | None:
+    """Return errors in SI, from their own units where they name any, else from those of the values.
+
+    None, and a count, if their units are unknown.
+    """
+    errors = _group(data, "ObsError", name, length)
+    if not np.isfinite(errors).any():
+        return errors
+    units = getattr(data["ObsError"][name], "units", None)
+    factors = (scale, 0.0) if units is None else conversion(str(units), ours)
+    if factors is None:
+        report.reject("invalid_table", detail=f"ObsError/{name} in unknown units '{units}'")
+        return None
+    return errors * factors[0]
+
+
 def _group(data: Any, group: str, name: str, length: int) -> np.ndarray:
-    if group in data.groups and name in data[group].variables:
-        return _floats(data[group][name])
-    return np.full(length, np.nan)
+    if group not in data.groups or name not in data[group].variables:
+        return np.full(length, np.nan)
+    if data[group][name].shape != (length,):
+        raise DecodeError(
+            f"Expected {length} values in {group}/{name}, as locations; got "
+            f"{data[group][name].shape}.",
+            reason="invalid_table",
+        )
+    return _floats(data[group][name])
 
 
 def encode_example(rows: Sequence[Mapping[str, Any]]) -> bytes:
