@@ -33,7 +33,7 @@ client: $(STAMP)
 	$(BIN)/python client/make_sync.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest

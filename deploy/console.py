@@ -4,6 +4,7 @@ Times are read as people type them: `2003-10-01T06`, `20031001T06`, with or with
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -46,8 +47,11 @@ __all__ = [
     "utc_time",
 ]
 
-out = Console()
-err = Console(stderr=True)
+_PIPED_WIDTH = 200
+"""Columns of tables that go to a file or a pipe, where there is no terminal to fit."""
+
+out = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else _PIPED_WIDTH)
 
 Url = Annotated[str, typer.Option("--url", envvar="APPA_URL", help="Address of the gateway.")]
 Key = Annotated[

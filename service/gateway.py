@@ -41,9 +41,11 @@ class Gateway:
 
     @property
     def upload_limits(self) -> UploadLimits:
-        """Return the limits of one upload: size, free space, idle time."""
+        """Return the limits of one upload: size, free space, idle time, rate."""
         s = self.settings
-        return UploadLimits(s.max_upload_bytes, s.min_free_bytes, s.upload_idle_seconds)
+        return UploadLimits(
+            s.max_upload_bytes, s.min_free_bytes, s.upload_idle_seconds, s.upload_min_rate
+        )
 
 
 def open_gateway(settings: GatewaySettings) -> Gateway:

@@ -111,6 +111,7 @@ BATCH: dict[str, Any] = {
     "options": {},
     "attempts": 1,
     "retry_at": None,
+    "message": "",
     "worker": "ingest.1208@host",
     "summary": {
         "messages": 120,

@@ -24,7 +24,7 @@ CODES_BY_STATUS = {
     404: "not_found",
     405: "method_not_allowed",
     406: "not_acceptable",
-    408: "upload_stalled",
+    408: "request_timeout",
     409: "move_refused",
     413: "too_large",
     415: "unsupported_content",

@@ -113,6 +113,7 @@ class BatchView(View):
     retry_at: datetime | None = Field(
         description="When it is tried again (UTC), after the fault in `error`; else null."
     )
+    message: str = Field(description="Why it waits, after a fault; else empty.")
     worker: str | None = Field(description="Worker of its newest attempt.")
     summary: IngestSummary | None = Field(description="Counts, once ingested.")
     error: Problem | None = Field(description="Why it was rejected or failed.")

@@ -77,7 +77,33 @@ class GatewaySettings(BaseSettings):
         default=0.0, ge=0, le=100, description="The same as a share of the file system."
     )
     upload_idle_seconds: float = Field(
-        default=60.0, gt=0, description="An upload that sends nothing for so long is dropped."
+        default=60.0,
+        gt=0,
+        description="An upload that sends nothing for so long is dropped; so is any other body that "
+        "has not arrived whole by then.",
+    )
+    upload_min_rate: float = Field(
+        default=256.0,
+        ge=0,
+        description="Bytes a second an upload must send, over the idle seconds; 0: no limit.",
+    )
+    reader_idle_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="A client that takes nothing of its answer for so long is dropped.",
+    )
+    max_header_bytes: int = Field(
+        default=128 * 1024, ge=4096, description="Most bytes of a request line and headers."
+    )
+    header_seconds: float = Field(
+        default=15.0, gt=0, description="Time for the request line and headers to arrive."
+    )
+    connections_per_address: int = Field(
+        default=512, ge=0, description="Open connections of one address; 0: no limit."
+    )
+    trusted_proxies: str = Field(
+        default="127.0.0.1,::1",
+        description="Addresses of reverse proxies, whose connections are not counted.",
     )
 
     requests_per_minute: int = Field(
@@ -118,6 +144,11 @@ class GatewaySettings(BaseSettings):
     def keys_required(self) -> bool:
         """Whether requests need an API key."""
         return not is_loopback(self.host) if self.require_keys is None else self.require_keys
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """Return the addresses in `trusted_proxies`."""
+        return tuple(part for text in self.trusted_proxies.split(",") if (part := text.strip()))
 
     @model_validator(mode="after")
     def _refuse_open_gateway(self) -> Self:

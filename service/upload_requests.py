@@ -12,14 +12,17 @@ from typing import Any
 
 import structlog
 from anyio import to_thread
+from kombu.exceptions import OperationalError
 from pydantic import Field, ValidationError
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
+from redis.exceptions import RedisError, ResponseError
 from starlette.requests import ClientDisconnect, Request
 
 from model.domain.errors import AppaError, DecodeError, InvalidInput
+from model.domain.files import write_atomic
 from model.domain.observations import REPORT_TYPES
-from service.errors import RequestError
+from service.errors import NotFound, RequestError
 from service.gateway import Gateway
 from service.query_parameters import check_known, json_object
 from service.uploads import PartFile, StoredUpload, check_length, receive_upload
@@ -275,28 +278,62 @@ def _keep(
     gateway: Gateway, part: PartFile, record: BatchRecord, idempotency_key: str
 ) -> tuple[BatchRecord, bool]:
     """Store the file, then the record, then send the message, so that every moment is consistent."""
-    target = gateway.layout.raw_file(record.id)
     try:
-        part.publish(target)
+        _publish(gateway, part, record)
     except OSError:
-        shutil.rmtree(target.parent, ignore_errors=True)
+        _forget(gateway, record.id)
         raise
     try:
         batch, created = gateway.stores.batches.create(record, idempotency_key=idempotency_key)
-    except AppaError:  # not when Redis was lost: the record may exist and need its file
+    except (AppaError, ResponseError):  # a definite refusal: nothing was recorded
         _forget(gateway, record.id)
         raise
+    # Any other error of Redis leaves open what it did: the reconciler compares disk and records.
     if created:
         gateway.metrics.upload_bytes.inc(record.size)
-    else:
+    elif batch.id != record.id:  # else the reconciler was faster
         _forget(gateway, record.id)
     if batch.state is BatchState.RECEIVED:  # again for a duplicate: its message may be lost
-        submit(gateway.sender, INGEST_BATCH, batch.id)
+        _send(gateway, batch.id)
     gateway.metrics.uploads.labels("created" if created else "known").inc()
     log.info("upload", batch_id=batch.id, created=created, size=record.size, sha256=record.sha256)
     return batch, created
 
 
+def _publish(gateway: Gateway, part: PartFile, record: BatchRecord) -> None:
+    """Put the record of an upload beside its place, then its bytes in that place."""
+    beside = gateway.layout.raw_record(record.id)
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(beside, record.model_dump_json())
+    part.publish(gateway.layout.raw_file(record.id))
+
+
+def _send(gateway: Gateway, batch_id: str) -> None:
+    """Send the message of an upload; if it cannot be sent now, the scheduler sends it."""
+    try:
+        submit(gateway.sender, INGEST_BATCH, batch_id)
+    except (OperationalError, RedisError) as error:
+        log.warning("message_not_sent", batch_id=batch_id, error=str(error))
+
+
 def _forget(gateway: Gateway, batch_id: str) -> None:
-    gateway.layout.raw_file(batch_id).unlink(missing_ok=True)
-    gateway.layout.raw_batch(batch_id).rmdir()
+    shutil.rmtree(gateway.layout.raw_batch(batch_id), ignore_errors=True)
+
+
+def retry_ingest(gateway: Gateway, batch_id: str) -> BatchRecord:
+    """Ingest an upload anew that failed, was rejected, or waits after a fault.
+
+    Raises:
+        MoveRefused: If it is being ingested or was, or was sent again as another upload.
+        NotFound: If there is no such upload, or its bytes are no longer kept.
+    """
+    batch = gateway.stores.batches.get(batch_id)
+    if not gateway.layout.raw_file(batch.id).exists():
+        raise NotFound(
+            f"Expected the bytes of upload '{batch_id}' to be kept; retention has removed them. "
+            "Send the file again."
+        )
+    batch = gateway.stores.batches.retry(batch_id)
+    _send(gateway, batch_id)
+    log.info("retry", batch_id=batch_id)
+    return batch

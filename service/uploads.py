@@ -8,6 +8,7 @@ worker. The bytes arrive under a temporary name, locked, and become visible whol
 import asyncio
 import fcntl
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,11 +99,12 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """Bounds of one upload: its size, the space it must leave, and the longest pause."""
+    """Bounds of one upload: size, space it must leave, longest pause, bytes a second."""
 
     max_bytes: int
     min_free_bytes: int
     idle_seconds: float
+    min_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -144,15 +146,42 @@ def _recognise(head: bytes) -> FileFormat:
         ) from error
 
 
-async def _next(chunks: AsyncIterator[bytes], idle_seconds: float) -> bytes | None:
-    try:
-        async with asyncio.timeout(idle_seconds):
-            return await anext(chunks, None)
-    except TimeoutError:
-        raise UploadStalled(
-            f"Expected data at least every {idle_seconds:g} s; the upload stalled and was dropped.",
-            headers={"Connection": "close"},
-        ) from None
+class Pace:
+    """Drop an upload that pauses for too long, or sends less than the rate asked for.
+
+    Only the time spent waiting for the sender counts, in stretches of the longest pause.
+    """
+
+    def __init__(self, limits: UploadLimits) -> None:
+        self._limits = limits
+        self._waited = 0.0
+        self._received = 0
+
+    async def next(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+        """Return the next of `chunks`, None after the last.
+
+        Raises:
+            UploadStalled: If it does not come in time, or too few bytes came.
+        """
+        idle, rate = self._limits.idle_seconds, self._limits.min_rate
+        start = time.monotonic()
+        try:
+            async with asyncio.timeout(idle):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise _stalled(f"Expected data at least every {idle:g} s") from None
+        self._waited += time.monotonic() - start
+        self._received += len(chunk or b"")
+        if self._waited >= idle:
+            if chunk is not None and self._received < rate * self._waited:
+                raise _stalled(f"Expected at least {rate:g} bytes a second over {idle:g} s")
+            self._waited, self._received = 0.0, 0
+        return chunk
+
+
+def _stalled(expected: str) -> UploadStalled:
+    message = f"{expected}; the upload stalled and was dropped."
+    return UploadStalled(message, headers={"Connection": "close"})
 
 
 async def receive_upload(
@@ -164,11 +193,13 @@ async def receive_upload(
         TooLarge: As soon as the count passes the limit.
         UnsupportedContent: As soon as the first bytes are of no known format.
         DiskFull: When the disk is full.
+        UploadStalled: When the sender pauses or is too slow.
     """
     block = bytearray()
     format: FileFormat | None = None
     received = 0
-    while (chunk := await _next(chunks, limits.idle_seconds)) is not None:
+    pace = Pace(limits)
+    while (chunk := await pace.next(chunks)) is not None:
         received += len(chunk)
         if received > limits.max_bytes:
             raise TooLarge(limits.max_bytes)

@@ -1,13 +1,19 @@
-"""Run a function in a fresh child process with limits.
+"""Run a function in a fresh child process with limits, and say why one ended early.
 
 Files from outside are parsed nowhere else. The child is a new interpreter
 (`python -m worker.sandbox`), not a fork: the parent may hold threads and a GPU. It has its own
 session, bounds on memory, processor and wall time, no core dump, an environment without the
 parent's secrets and a private folder that is removed afterwards. Results come back as Arrow and
 JSON, never as pickles: what the child writes is not trusted.
+
+A child that ends early is either the file's doing or ours. Its own limits show as an allocation
+that fails, SIGXCPU, SIGALRM or a crash, never as SIGKILL: that signal comes from outside (the
+kernel when the machine is out of memory, a person). A child that ran out of time on the clock but
+used little of it was kept waiting by the machine. Full disks and failing devices are ours as well.
 """
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -17,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -27,7 +34,7 @@ import pyarrow as pa
 
 from model.domain.errors import AppaError, DecodeError
 
-__all__ = ["Limits", "per_file_limits", "run_limited"]
+__all__ = ["Interrupted", "Limits", "per_file_limits", "run_limited"]
 
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TZ")
 _LEAN_ENVIRONMENT = {
@@ -39,6 +46,31 @@ _LEAN_ENVIRONMENT = {
 }
 _MEMORY_WORDS = ("MemoryError", "bad_alloc", "Cannot allocate", "out of memory", "malloc")
 _KEPT_LOG = 4_096
+_FROM_OUTSIDE = frozenset(
+    {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+)
+_OURS = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE,
+        errno.ENFILE, errno.EAGAIN,
+    }
+)  # fmt: skip
+_OUR_FAULT = 75  # EX_TEMPFAIL: the exit code of a child that met an error of `_OURS`
+_BUSY = 0.5
+"""Share of the time on the clock that a child uses at least when the machine lets it run."""
+_LARGE = 0.5
+"""Share of its memory limit from which on the death of a child may be the file's doing."""
+
+
+class Interrupted(DecodeError):
+    """A child that was ended from outside or met a fault of this machine, not of the file.
+
+    The context holds `large`, whether it held so much memory that the kernel may have ended it for
+    the file's sake, and `again`, whether the next child may fare better within seconds.
+    """
+
+    code = "decoding_interrupted"
+    retryable = True
 
 
 @dataclass(frozen=True)
@@ -74,6 +106,8 @@ def run_limited(function: Callable[..., Any], *args: Any, limits: Limits | None 
     Raises:
         DecodeError: With `reason` `timeout`, `out_of_memory` or `crashed` in its context, or with
             the child's own reason if it raised a `DecodeError`.
+        Interrupted: If the child was ended from outside or met a fault of this machine.
+        OSError: If it cannot be started, for example because the disk is full.
         AppaError: Any other error the function raised.
     """
     limits = limits or Limits()
@@ -81,8 +115,7 @@ def run_limited(function: Callable[..., Any], *args: Any, limits: Limits | None 
     try:
         request = (function.__module__, function.__qualname__, args, asdict(limits))
         (folder / "request").write_bytes(pickle.dumps(request))
-        code = _wait(folder, limits)
-        return _result(folder, code, limits)
+        return _result(folder, _wait(folder, limits), limits)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -94,8 +127,25 @@ def _environment(folder: Path) -> dict[str, str]:
     return {**kept, **_LEAN_ENVIRONMENT, **private}
 
 
-def _wait(folder: Path, limits: Limits) -> int | None:
-    """Run the child to its end; return its exit code, or None if it ran out of time."""
+@dataclass(frozen=True)
+class _End:
+    """How a child ended.
+
+    Attributes:
+        code: Exit code, or minus the signal that ended it.
+        late: Whether it ran out of time on the clock.
+        cpu_seconds: Processor time used.
+        peak_bytes: Most memory held at once.
+    """
+
+    code: int
+    late: bool
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def _wait(folder: Path, limits: Limits) -> _End:
+    """Run the child to its end, or to the end of its time."""
     with (folder / "log").open("wb") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "worker.sandbox", str(folder)],
@@ -105,24 +155,36 @@ def _wait(folder: Path, limits: Limits) -> int | None:
             env=_environment(folder),
             start_new_session=True,
         )
-        try:
-            return child.wait(limits.wall_seconds)
-        except subprocess.TimeoutExpired:
-            return None
-        finally:
-            _kill_group(child)
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        _kill_group(child)
+
+    clock = threading.Timer(limits.wall_seconds, stop)
+    clock.daemon = True
+    clock.start()
+    try:
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    finally:
+        clock.cancel()
+        _kill_group(child)
+        if child.returncode is None:
+            child.wait()
+    used = usage.ru_utime + usage.ru_stime
+    return _End(child.returncode, late.is_set(), used, 1024 * usage.ru_maxrss)
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    """End the child and every process it started."""
+    """Kill the child and every process it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
-def _result(folder: Path, code: int | None, limits: Limits) -> Any:
+def _result(folder: Path, end: _End, limits: Limits) -> Any:
     answer = folder / "result.json"
-    if code is not None and answer.exists():
+    if not end.late and answer.exists():
         found = json.loads(answer.read_text())
         if error := found.get("error"):
             kind = DecodeError if error["context"].get("reason") else AppaError
@@ -132,7 +194,7 @@ def _result(folder: Path, code: int | None, limits: Limits) -> Any:
         with pa.memory_map(str(folder / "table.arrow")) as source:
             table = pa.ipc.open_file(source).read_all()
         return (table, found["value"]) if found["pair"] else table
-    raise _failure(code, _tail(folder / "log"), limits)
+    raise _interruption(end, limits) or _failure(end, _tail(folder / "log"), limits)
 
 
 def _tail(log: Path) -> str:
@@ -141,16 +203,59 @@ def _tail(log: Path) -> str:
         return file.read().decode(errors="replace")
 
 
-def _failure(code: int | None, log: str, limits: Limits) -> DecodeError:
-    if code is None or code in (-signal.SIGXCPU, -signal.SIGALRM):
+def _interruption(end: _End, limits: Limits) -> Interrupted | None:
+    """Return the error of a child that did not end by its own doing, None for others."""
+    large = end.peak_bytes >= _LARGE * min(limits.address_space, _machine_memory())
+    used = f"{end.cpu_seconds:.1f} s of processor and {end.peak_bytes / 1e6:.0f} MB"
+    if end.late:
+        if end.cpu_seconds >= _BUSY * limits.wall_seconds:
+            return None
+        happened = f"kept waiting for {limits.wall_seconds:g} s by a busy machine"
+        return Interrupted(
+            f"Expected decoding to run; it was {happened} (used {used}). It can be tried again.",
+            reason="timeout",
+            large=False,
+            again=False,
+        )
+    if end.code == _OUR_FAULT:
+        happened = "stopped by a full disk or a failing device"
+    elif -end.code in _FROM_OUTSIDE:
+        happened = f"ended from outside ({signal.Signals(-end.code).name})"
+    else:
+        return None
+    return Interrupted(
+        f"Expected decoding to run to its end; it was {happened} (used {used}). It can be tried "
+        "again.",
+        reason="out_of_memory" if large else "crashed",
+        large=large and end.code != _OUR_FAULT,
+        again=end.code != _OUR_FAULT,
+    )
+
+
+def _machine_memory() -> int:
+    """Return the bytes of memory that processes here may hold: the machine's, or the container's."""
+    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2 and 1
+        with contextlib.suppress(OSError, ValueError):
+            held = min(held, int((Path("/sys/fs/cgroup") / name).read_text()))
+    return held
+
+
+def _failure(end: _End, log: str, limits: Limits) -> DecodeError:
+    """Return the error of a child that the file brought down."""
+    if end.late or end.code in (-signal.SIGXCPU, -signal.SIGALRM):
         allowed = f"{limits.cpu_seconds} s of processor and {limits.wall_seconds:g} s of time"
         return DecodeError(f"Expected an end within {allowed}; stopped.", reason="timeout")
-    if code == -signal.SIGKILL or any(word in log for word in _MEMORY_WORDS):
-        allowed = f"{limits.address_space / 1e9:.1f} GB"
-        return DecodeError(f"Expected to need less memory than {allowed}.", reason="out_of_memory")
-    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if any(word in log for word in _MEMORY_WORDS):
+        return _too_much_memory(limits)
+    name = signal.Signals(-end.code).name if end.code < 0 else f"exit code {end.code}"
     last = log.strip().splitlines()[-1][:200] if log.strip() else "no message"
     return DecodeError(f"The decoding process died ({name}): {last}.", reason="crashed")
+
+
+def _too_much_memory(limits: Limits) -> DecodeError:
+    allowed = f"{limits.address_space / 1e9:.1f} GB"
+    return DecodeError(f"Expected to need less memory than {allowed}.", reason="out_of_memory")
 
 
 def per_file_limits(limits: Limits) -> None:
@@ -188,7 +293,7 @@ def _child(folder: Path) -> None:
             value = value if answer["pair"] else None
         answer["value"] = value
     except MemoryError:
-        answer["error"] = _described(_failure(-signal.SIGKILL, "", Limits(**limits)))
+        answer["error"] = _described(_too_much_memory(Limits(**limits)))
     except AppaError as error:
         answer["error"] = _described(error)
     part = folder / "result.part"
@@ -206,4 +311,10 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 if __name__ == "__main__":
-    _child(Path(sys.argv[1]))
+    try:
+        _child(Path(sys.argv[1]))
+    except OSError as error:
+        if error.errno not in _OURS:
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(_OUR_FAULT)

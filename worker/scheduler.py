@@ -28,6 +28,7 @@ from worker.contract.store import Stores
 from worker.cycling.tick import cycling_tick
 from worker.notifications import WebhookSender
 from worker.process import message_sender
+from worker.reconcile import Reconciler
 from worker.results.publication import sweep_leftovers
 from worker.results.retention.run import RetentionRunner
 from worker.runtime import open_runtime
@@ -190,6 +191,13 @@ def run_scheduler(
     def tidy() -> int:
         return sweep_leftovers(runtime.layout, max(86_400.0, 2.0 * settings.job_limit_seconds))
 
+    reconciler = Reconciler(
+        runtime.layout,
+        runtime.stores,
+        runtime.sender,
+        settings.reconcile_seconds,
+        2 * settings.reconcile_seconds,
+    )
     webhooks = WebhookSender(runtime.stores.webhooks, settings)
     missed = MissedResults(runtime.layout, runtime.stores.events)
     cycling = cycling_tick(runtime)
@@ -197,7 +205,7 @@ def run_scheduler(
 
     while not stop.wait(settings.sweep_seconds):
         for tick in (
-            reaper.sweep, tidy, cycling, missed.tick, webhooks.tick, retention.tick, *ticks
+            reaper.sweep, reconciler.tick, tidy, cycling, missed.tick, webhooks.tick, retention.tick, *ticks
         ):  # fmt: skip
             _run_tick(tick)
     runtime.leave()

@@ -72,6 +72,11 @@ class WorkerSettings(BaseSettings):
         description="The message of a waiting job is sent again after so long, then after twice "
         "as long, and so on: it may have been lost.",
     )
+    reconcile_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="Pause between comparisons of the uploads on disk with the records in Redis.",
+    )
     progress_seconds: float = Field(
         default=1.0, ge=0, description="Progress is stored at most once in so many seconds."
     )

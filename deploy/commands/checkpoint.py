@@ -109,12 +109,13 @@ def parity(
         raise typer.BadParameter("expected float32 or float64", param_hint="--only")
     with _explained(as_json):
         outcomes = compare_folder(folder, [only] if only else ("float32", "float64"))
-    counts = Counter(o.status for o in outcomes)
+    counts = Counter[str](o.status for o in outcomes)
     if as_json:
         document = {
             "matched": counts["matched"],
             "missed": counts["missed"],
             "not_carried": counts["not carried"],
+            "not_compared": [o.name for o in outcomes if o.status == "not compared"],
             "inputs": counts["input"],
             "arrays": [o.as_dict() for o in outcomes],
         }
@@ -122,19 +123,24 @@ def parity(
     else:
         for outcome in outcomes:
             typer.echo(_line(outcome))
-        typer.echo(
-            f"{counts['matched']} matched, {counts['missed']} missed, "
-            f"{counts['not carried']} not carried"
-        )
-    if counts["missed"] or not counts["matched"]:
+        typer.echo(_totals(outcomes, counts))
+    if counts["missed"] or counts["not compared"] or not counts["matched"]:
         raise typer.Exit(1)
+
+
+def _totals(outcomes: "list[Comparison]", counts: Counter[str]) -> str:
+    words = [f"{counts[word]} {word}" for word in ("matched", "missed", "not carried")]
+    names = sorted({o.name for o in outcomes if o.status == "not compared"})
+    if names:
+        words.append(f"{counts['not compared']} not compared ({', '.join(names)})")
+    return ", ".join(words)
 
 
 def _line(outcome: "Comparison") -> str:
     numbers = ""
     if outcome.error is not None and outcome.tolerance is not None:
         numbers = f"error {outcome.error:.2e}  allowed {outcome.tolerance:.2e}"
-    text = f"{outcome.name:<36} {outcome.run}  {outcome.status:<11}  {numbers}  {outcome.note}"
+    text = f"{outcome.name:<36} {outcome.run}  {outcome.status:<12}  {numbers}  {outcome.note}"
     return text.rstrip()
 
 

@@ -29,7 +29,11 @@ from model.checkpoints.assemble import load_strictly, load_tensors
 from model.denoiser import BlanketDenoiser
 from model.domain.errors import CheckpointError
 
-__all__ = ["Comparison", "ParityCase", "Status", "compare"]
+__all__ = ["Comparison", "NotRecorded", "ParityCase", "Status", "compare"]
+
+
+class NotRecorded(CheckpointError):
+    """A recording lacks what a comparison needs: it cannot be made, whatever we compute."""
 
 
 class ParityCase:
@@ -51,6 +55,7 @@ class ParityCase:
         self.orbits: list[dict[str, Any]] = whole.get("orbits", self.config.get("orbits", []))
         self.single = load_tensors(folder / "golden.safetensors")
         self.double = load_tensors(folder / "golden_f64.safetensors")
+        self.assumed: dict[str, Any] = {}
         self.outputs = self.double if dtype == torch.float64 else self.single
 
     @property
@@ -70,15 +75,25 @@ class ParityCase:
         recorded = _json(path) if path.is_file() else {}
         return found | {name: float(v["max_abs_diff"]) for name, v in recorded.items()}
 
+    def stated(self, key: str, first: Any) -> Any:
+        """Return what the configuration says, or the first recording's value, noting that it was taken."""
+        if key not in self.config:
+            self.assume(key, first)
+        return self.config.get(key, first)
+
+    def assume(self, key: str, value: Any) -> None:
+        """Note a value that the configuration does not say, for the reports of misses."""
+        self.assumed[key] = value
+
     def array(self, name: str) -> Tensor:
         """Return a recorded input, cast to the precision of the run; integers as they are.
 
         Raises:
-            CheckpointError: If there is none of that name.
+            NotRecorded: If there is none of that name.
         """
         value = self.single.get(name, self.double.get(name))
         if value is None:
-            raise CheckpointError(
+            raise NotRecorded(
                 f"Expected an array '{name}' in {self.folder}; there is none.", array=name
             )
         return value.to(self.dtype) if value.is_floating_point() else value
@@ -202,7 +217,7 @@ def split_numbers(text: str) -> tuple[float, float]:
     raise CheckpointError(f"Expected two numbers joined by a point; got '{text}'.")
 
 
-Status = Literal["matched", "missed", "not carried", "input"]
+Status = Literal["matched", "missed", "not carried", "not compared", "input"]
 
 
 @dataclass(frozen=True)
@@ -212,7 +227,9 @@ class Comparison:
     Attributes:
         name: Its name.
         run: `float32` or `float64`.
-        status: Whether it was matched; `input` for what is given to the computations.
+        status: Whether it was matched; `not carried` for what this package leaves out on purpose,
+            `not compared` where the recording lacks what the comparison needs, `input` for what
+            is given to the computations.
         error: Largest absolute difference; None where nothing was compared.
         tolerance: Largest that counts as equal.
         note: Why it was missed, or what was not compared.

@@ -165,7 +165,7 @@ def loss(case: ParityCase) -> Arrays:
 
 def two_levels(case: ParityCase) -> Tensor:
     """Return the noise levels of a batch of two, which the recording's notes give (0.5 and 20)."""
-    levels = case.config.get("batch_sigma", [0.5, 20.0])
+    levels = case.stated("batch_sigma", [0.5, 20.0])
     return torch.tensor(levels, dtype=torch.float32).flatten().to(case.dtype)
 
 

@@ -213,10 +213,12 @@ def linear_mmps(case: ParityCase) -> Arrays:
         x_t = case.noisy("den", sigma)
         yield name, case.flat(guide(case.denoise, x_t, sigma, case.dates[:1], ONE))
     for name, _ in case.names(r"mmps\.lin\.b2"):
-        sigma = case.level(1.0)
+        sigma = case.level(case.stated("pair_sigma", 1.0))
         x_t = case.blankets(case.array("lin.x0_b2") + sigma * case.array("lin.eps_b2"))
         guide = _mmps(
-            MaskedLatents(case, case.array("lin.y_b2"), case.array("lin.var_vec")), 2, tweedie=True
+            MaskedLatents(case, case.array("lin.y_b2"), case.array("lin.var_vec")),
+            case.stated("guidance_iterations", 2),
+            tweedie=True,
         )
         yield name, case.flat(guide(case.denoise, x_t, sigma, case.dates, TWO))
 
@@ -233,7 +235,7 @@ def decoded_mmps(case: ParityCase) -> Arrays:
 
 def sda(case: ParityCase) -> Arrays:
     """Yield `sda.*`: masked latents, scalar variance, a constant of 0.5."""
-    settings = SDASettings(gamma=case.config.get("sda_gamma", 0.5), relative=False)
+    settings = SDASettings(gamma=case.stated("sda_gamma", 0.5), relative=False)
     for name, match in case.names(r"sda\.s(.+)"):
         sigma = case.level(match[1])
         guide = SDA(masked(case, "scalar"), settings)
@@ -242,8 +244,8 @@ def sda(case: ParityCase) -> Arrays:
 
 
 def pieces(case: ParityCase) -> Arrays:
-    """Yield `piece.*`: the parts of one evaluation at sigma = 1."""
-    sigma, dates = case.level(1.0), case.first_dates
+    """Yield `piece.*`: the parts of one evaluation at one noise level."""
+    sigma, dates = case.level(case.stated("piece_sigma", 1.0)), case.first_dates
     seen = RecordedObservations(case).decoded(1).select(ONE, case.array("traj.x0"))
     if seen is None:
         return

@@ -2,24 +2,22 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from azula.noise import Schedule
 from torch import Tensor
 
 from lab.parity import components, guidance
-from lab.parity.case import Comparison, ParityCase, compare
+from lab.parity.case import Comparison, NotRecorded, ParityCase, Status, compare
 from lab.parity.guidance import RecordedObservations, masked
+from lab.parity.runs import GRIDS, clock, grids, recorded_runs, trajectory_dates
 from model.domain.errors import ConfigurationError
 from model.guidance.base import Guidance
 from model.guidance.jacobian import MMPS, MMPSSettings
 from model.samplers.control import RecordedNoise
 from model.samplers.sampling import SamplerSettings, sample, time_grid
-from model.samplers.schedule import SCHEDULES
 from model.trajectory import Blankets, TrajectoryDenoiser, fold, unfold
 
 __all__ = [
@@ -32,7 +30,6 @@ __all__ = [
     "guided_samplers",
     "guided_trajectory",
     "samplers",
-    "trajectory_dates",
     "trajectory_denoisers",
     "trajectory_sampler",
 ]
@@ -53,15 +50,6 @@ def blankets_of(case: ParityCase) -> Blankets:
     recorded = case.config["trajectory"]
     size, stride = recorded["blanket_size"], recorded["blanket_stride"]
     return Blankets((recorded["T"] - size) // stride + 1, size, stride)
-
-
-def trajectory_dates(case: ParityCase) -> Arrays:
-    """Yield `traj.date`: from the start and the time step."""
-    recorded = case.config["trajectory"]
-    first = datetime.fromisoformat(recorded["start"]) + timedelta(hours=recorded["start_hour"])
-    step = timedelta(hours=recorded["dt_hours"])
-    times = [first + i * step for i in range(recorded["T"])]
-    yield "traj.date", torch.tensor([[[t.year, t.month, t.day, t.hour] for t in times]])
 
 
 def folds(case: ParityCase) -> Arrays:
@@ -109,9 +97,12 @@ def guided(case: ParityCase) -> Arrays:
 
 
 def trajectory_guidance(case: ParityCase) -> Guidance:
-    """Return two iterations on the recorded observations of all blankets."""
+    """Return the guidance by the recorded observations of all blankets."""
     observed = RecordedObservations(case).decoded(blankets_of(case).count)
-    return MMPS(observed, MMPSSettings(iterations=2, whiten=False, recycle=False))
+    return MMPS(
+        observed,
+        MMPSSettings(iterations=case.stated("guidance_iterations", 2), whiten=False, recycle=False),
+    )
 
 
 def _fold(parts: Tensor, stride: int, mode: str) -> Tensor:
@@ -127,71 +118,34 @@ def _fold(parts: Tensor, stride: int, mode: str) -> Tensor:
     return (total / count).to(parts)
 
 
-_STEPS = 8
-"""Steps of the recorded runs that have no draws. Stochastic runs have as many draws as steps,
-and the deterministic ones are as long as the ancestral one."""
-
-_CORRECTIONS = 2
-
-
-class SinglePrecisionClock(Schedule):  # type: ignore[misc]  # azula has no types
-    """The schedule as the recording evaluates it: in float32, cancelling near t = 1."""
-
-    def __init__(self, name: str, sigma_min: float, sigma_max: float) -> None:
-        self.exact = SCHEDULES[name](sigma_min, sigma_max)
-        self.name, self.low, self.high = name, sigma_min, sigma_max
-
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return alpha and sigma, computed in float32."""
-        t = t.float()
-        if self.name != "rectified":
-            return self.exact(t)
-        sigma = (t + (1 - t) * self.low) / (t * (1 / self.high - 1) + 1)
-        return torch.ones_like(sigma), sigma
-
-
 def samplers(case: ParityCase) -> Arrays:
     """Yield runs of one blanket under the prior."""
-    for name, settings in _recorded(case, r"samp\.(ddim|ddpm|lms|lms1|pc|rewind)"):
+    for name, settings in recorded_runs(case, r"samp\.(ddim|ddpm|lms|lms1|pc|rewind)"):
         yield name, _run(case, name, settings, None)
 
 
 def guided_samplers(case: ParityCase) -> Arrays:
     """Yield runs of one blanket with masked observations."""
-    for name, settings in _recorded(case, r"samp\.(ddim|ddpm|lms|pc)_mmps"):
+    for name, settings in recorded_runs(case, r"samp\.(ddim|ddpm|lms|pc)_mmps"):
         guide = MMPS(
-            masked(case, "vector"), MMPSSettings(iterations=2, whiten=False, recycle=False)
+            masked(case, "vector"),
+            MMPSSettings(
+                iterations=case.stated("guidance_iterations", 2), whiten=False, recycle=False
+            ),
         )
         yield name, _run(case, name, settings, guide)
 
 
 def trajectory_sampler(case: ParityCase) -> Arrays:
     """Yield runs of the whole trajectory under the prior."""
-    for name, settings in _recorded(case, r"samp\.traj_(ddim|ddpm|lms|pc)"):
+    for name, settings in recorded_runs(case, r"samp\.traj_(ddim|ddpm|lms|pc)"):
         yield name, _run(case, name, settings, None, blankets_of(case))
 
 
 def guided_trajectory(case: ParityCase) -> Arrays:
     """Yield runs of the whole trajectory with observations of the decoded states."""
-    for name, settings in _recorded(case, r"samp\.traj_(ddim|ddpm|lms|pc)_mmps"):
+    for name, settings in recorded_runs(case, r"samp\.traj_(ddim|ddpm|lms|pc)_mmps"):
         yield name, _run(case, name, settings, trajectory_guidance(case), blankets_of(case))
-
-
-def _recorded(case: ParityCase, pattern: str) -> Iterator[tuple[str, SamplerSettings]]:
-    for name, match in case.names(pattern):
-        draws = case.single.get(f"{name}.noise")
-        ancestral = case.single.get("samp.ddpm.noise")
-        steps = _STEPS if ancestral is None else len(ancestral)
-        chosen: dict[str, Any] = {"name": match[1], "steps": steps}
-        if match[1] == "pc":
-            chosen |= {"corrections": _CORRECTIONS, "delta": 0.1}
-        elif match[1].startswith("lms"):
-            chosen |= {"name": "lms", "order": int(match[1].removeprefix("lms") or 3)}
-        elif match[1] == "rewind":
-            chosen |= {"rewind_after": 2, "jump": True}
-        if draws is not None:
-            chosen["steps"] = len(draws) // (_CORRECTIONS if match[1] == "pc" else 1)
-        yield name, SamplerSettings(**chosen)
 
 
 def _run(
@@ -201,14 +155,14 @@ def _run(
     guidance: Guidance | None,
     layout: Blankets | None = None,
 ) -> Tensor:
-    recorded = case.config["schedule"]
-    clock = SinglePrecisionClock(recorded["name"], recorded["sigma_min"], recorded["sigma_max"])
-    start, dates = "traj.x1_unit", case.array("traj.date")[0]
-    if layout is None:
+    schedule = clock(case)
+    if layout is not None:
+        start, dates = "traj.x1_unit", case.array("traj.date")[0]
+    else:
         start, dates = "samp.x1_unit", case.dates[0]
         layout = Blankets(1, len(dates), len(dates))
-    denoiser = TrajectoryDenoiser(case.denoise, clock, dates, layout, guidance=guidance)
-    _, sigma = clock(torch.tensor(1.0))
+    denoiser = TrajectoryDenoiser(case.denoise, schedule, dates, layout, guidance=guidance)
+    _, sigma = schedule(torch.tensor(settings.start))
     draws = case.single.get(f"{name}.noise", torch.empty(0)).to(case.dtype)
     x = sample(
         denoiser,
@@ -260,6 +214,7 @@ FAMILIES = (
     OutputFamily(r"traj\.(un)?fold.*", folds),
     OutputFamily(r"traj\.den\..*", trajectory_denoisers),
     OutputFamily(r"traj\.mmps\..*", guided),
+    OutputFamily(GRIDS, grids),
     OutputFamily(r"samp\.traj_\w+_mmps", guided_trajectory),
     OutputFamily(r"samp\.traj_\w+", trajectory_sampler),
     OutputFamily(r"samp\.\w+_mmps", guided_samplers),
@@ -288,7 +243,7 @@ def compare_folder(folder: Path, runs: Iterable[str] = ("float32", "float64")) -
     """Compare everything recorded in a folder.
 
     Arguments:
-        folder: See `model.checkpoints.parity.case`.
+        folder: See `lab.parity.case`.
         runs: Which of the recorded runs.
 
     Returns:
@@ -327,17 +282,33 @@ def _attempt(case: ParityCase, family: OutputFamily, names: list[str]) -> Iterat
     if not names:
         return
     open_names, why = set(names), "nothing was computed for it"
-    not_carried = False
+    status: Status = "missed"
+    case.assumed.clear()
     try:
         for produced in family.produce(case):
             name = produced.name if isinstance(produced, Comparison) else produced[0]
             if name not in open_names:
                 continue
             open_names.remove(name)
-            yield produced if isinstance(produced, Comparison) else compare(case, *produced)
+            outcome = produced if isinstance(produced, Comparison) else compare(case, *produced)
+            yield _with_assumptions(case, outcome)
     except ConfigurationError as error:
-        why, not_carried = error.message, "not carried" in error.message
+        why = error.message
+        status = "not carried" if "not carried" in why else "missed"
+    except NotRecorded as error:
+        why, status = error.message, "not compared"
+    except KeyError as error:
+        why, status = f"config.json or the arrays lack {error}", "not compared"
     except Exception as error:  # a comparison reports whatever goes wrong and goes on
         why = f"{type(error).__name__}: {error}"
     for name in sorted(open_names):
-        yield Comparison(name, case.label, "not carried" if not_carried else "missed", note=why)
+        yield _with_assumptions(case, Comparison(name, case.label, status, note=why))
+
+
+def _with_assumptions(case: ParityCase, outcome: Comparison) -> Comparison:
+    """Add to the note of a miss what was taken because the configuration does not say it."""
+    if outcome.status != "missed" or not case.assumed:
+        return outcome
+    taken = ", ".join(f"{key} ({value})" for key, value in case.assumed.items())
+    note = f"{outcome.note}; " if outcome.note else ""
+    return replace(outcome, note=f"{note}config.json does not say {taken}, which were taken")

@@ -1,6 +1,6 @@
 """Read the authors' run folders, the layout of the public release.
 
-A run is spread over folders, which are looked for under one root:
+A run is spread over folders, which `model.checkpoints.discovery` looks for under one root:
 
 * the autoencoder: `config.yaml` with a section `ae`, beside `model*.pth`;
 * the denoiser: `config.yaml` with sections `backbone` and `train`, beside `model_best.pth` or
@@ -13,8 +13,7 @@ Sizes, levels, blanket length and schedule come from these files, not from the p
 settings are translated to those of a card.
 """
 
-import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +26,7 @@ from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
 from model.card import BlanketCard, Card, GridCard, ScheduleCard
 from model.checkpoints.assemble import assemble, load_pickled, load_strictly, sha256
+from model.checkpoints.discovery import ReleasedRun, find_released, open_statistics, weights_file
 from model.denoiser import Precision
 from model.domain.errors import AppaError, CheckpointError
 from model.domain.files import read_yaml
@@ -210,65 +210,11 @@ class ReleasedConfig:
             ) from error
 
 
-@dataclass(frozen=True)
-class ReleasedRun:
-    """Where the parts of a run are.
-
-    Attributes:
-        autoencoder: Folder with `config.yaml` and the autoencoder's weights.
-        denoiser: Folder with `config.yaml` and the backbone's weights.
-        latent_statistics: The latents' `stats.pth`.
-        state_statistics: The zarr store of ERA5 statistics.
-    """
-
-    autoencoder: Path
-    denoiser: Path
-    latent_statistics: Path
-    state_statistics: Path
-
-
-def find_released(root: Path, **chosen: Path | None) -> ReleasedRun:
-    """Find the parts of a run under `root`.
-
-    Arguments:
-        root: A folder that holds the run's folders at any depth.
-        chosen: Parts (attributes of `ReleasedRun`) that are given instead of looked for.
-
-    Raises:
-        CheckpointError: If a part is not there, or there are several candidates.
-    """
-    found: dict[str, list[Path]] = {name: [] for name in ReleasedRun.__dataclass_fields__}
-    for folder, names in _folders(root):
-        if folder.suffix == ".zarr":
-            found["state_statistics"].append(folder)
-            continue
-        if "stats.pth" in names:
-            found["latent_statistics"].append(folder / "stats.pth")
-        if "config.yaml" in names:
-            sections = read_yaml(folder / "config.yaml", CheckpointError)
-            part = "denoiser" if "backbone" in sections else "autoencoder"
-            if part == "denoiser" or "ae" in sections:
-                found[part].append(folder)
-    parts = {}
-    for name, candidates in found.items():
-        given = chosen.get(name)
-        if given is None and len(candidates) != 1:
-            listed = ", ".join(map(str, candidates)) or "none"
-            raise CheckpointError(
-                f"Expected one {name.replace('_', ' ')} under {root} (or a card.yaml in it); found "
-                f"{listed}. Name the one to use.",
-                file=str(root),
-                part=name,
-                found=[str(c) for c in candidates],
-            )
-        parts[name] = given if given is not None else candidates[0]
-    return ReleasedRun(**parts)
-
-
 def load_released(
     root: Path | ReleasedRun,
     *,
-    weights: str = "best",
+    weights: str | None = None,
+    autoencoder_weights: str | None = None,
     name: str | None = None,
     licence: str = "unspecified",
     precision: Precision = "float32",
@@ -278,7 +224,8 @@ def load_released(
 
     Arguments:
         root: The folder that holds it, or its parts.
-        weights: `best` or `last`: which of the saved weights to read where there are both.
+        weights: `best` or `last`: which of the denoiser's weights; best by default if there.
+        autoencoder_weights: The same for the autoencoder, which may also have `model`.
         name: Name of the card; by default that of the folder.
         licence: The weights' licence, for the card.
         precision: Of the products inside the networks.
@@ -288,8 +235,8 @@ def load_released(
         CheckpointError: If anything is absent or does not match.
     """
     run = root if isinstance(root, ReleasedRun) else find_released(root)
-    ae_file = _weights_file(run.autoencoder, weights)
-    vit_file = _weights_file(run.denoiser, weights)
+    ae_file = weights_file(run.autoencoder, autoencoder_weights, option="--autoencoder-weights")
+    vit_file = weights_file(run.denoiser, weights, option="--weights")
     ae_tensors, vit_tensors = load_pickled(ae_file), load_pickled(vit_file)
     config = ReleasedConfig(
         run.autoencoder / "config.yaml",
@@ -299,12 +246,12 @@ def load_released(
         ignore,
     )
     ae_config = config.autoencoder(ae_tensors)
-    with _open_statistics(run.state_statistics) as store:
+    with open_statistics(run.state_statistics) as store:
         levels = config.levels(ae_config.in_channels, store)
         card = config.card(
             ae_config,
             levels,
-            name=name or _plain(run.autoencoder.name),
+            name=name or _plain(run),
             licence=licence,
             provenance={
                 "layout": "run folders of the public implementation",
@@ -324,39 +271,12 @@ def load_released(
         raise CheckpointError(f"{run.state_statistics}: {error.message}") from error
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    for folder, below, names in os.walk(root):
-        path = Path(folder)
-        if path.suffix == ".zarr":
-            below.clear()
-        below.sort()
-        yield path, names
-
-
-def _weights_file(folder: Path, weights: str) -> Path:
-    names = [f"model_{weights}.pth", "model.pth", "model_best.pth", "model_last.pth"]
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(
-        f"Expected weights in {folder}: one of {', '.join(dict.fromkeys(names))}; there are none.",
-        file=str(folder),
-    )
-
-
-def _plain(name: str) -> str:
+def _plain(run: ReleasedRun) -> str:
+    # The autoencoder of a dump is called `ae`: the run's name is that of the dump.
+    dumped = run.autoencoder.name == "ae"
+    name = run.autoencoder.parent.name if dumped else run.autoencoder.name
     kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("._-")
     return kept or "imported"
-
-
-def _open_statistics(path: Path) -> xr.Dataset:
-    try:
-        dataset: xr.Dataset = xr.open_zarr(path, consolidated=None, chunks=None)
-        return dataset
-    except (OSError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"Expected a zarr store of statistics at {path}; {error}.", file=str(path)
-        ) from error
 
 
 def _state_statistics(store: xr.Dataset, card: Card, path: Path) -> dict[str, Tensor]:

@@ -41,7 +41,8 @@ class DataAccess:
         self._application: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "websocket":  # refused, as the routes of the gateway do
+            await send({"type": "websocket.close", "code": 1000, "reason": ""})
             return
         request = Request(scope, receive)
         try:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
+import cf_xarray  # noqa: F401  # registers the `.cf` accessor that the EDR plugin uses
 import numpy as np
 import shapely
 import structlog

@@ -16,7 +16,7 @@ from service.errors import NotAcceptable, NotFound
 from service.openapi import BATCH, example_page, example_response, problem_responses
 from service.query_parameters import check_known, check_years, listed_names, parse_box
 from service.schemas import MAX_ITEMS, BatchPage, BatchView
-from service.upload_requests import UploadOrigin, receive_batch
+from service.upload_requests import UploadOrigin, receive_batch, retry_ingest
 from worker.contract.batches import BatchState
 from worker.contract.kinds import UtcTime
 from worker.observations.export import ROW_FORMATS, TEMPLATES, RowFormat
@@ -308,6 +308,23 @@ def read_batch(
 ) -> BatchView:
     """Return the state of an upload; once ingested, counts by variable, network and check."""
     return BatchView.of(gateway.stores.batches.get(batch_id), key)
+
+
+@router.post(
+    "/observations/{batch_id}/retry",
+    status_code=202,
+    responses={
+        **problem_responses("not_found", "move_refused"),
+        202: example_response(BATCH | {"state": "received", "summary": None}),
+    },
+)
+def retry_batch(
+    batch_id: Annotated[str, Path(description="Id of the upload.")],
+    gateway: GatewayDep,
+    key: ObservationWriter,
+) -> BatchView:
+    """Ingest an upload anew that failed, was rejected, or waits after a fault."""
+    return BatchView.of(retry_ingest(gateway, batch_id), key)
 
 
 class TemplateView(BaseModel):

@@ -22,7 +22,7 @@ from worker.contract.disk import disk_state, free_bytes
 from worker.contract.jobs import JobState
 from worker.contract.kinds import KINDS
 from worker.contract.queues import GPU_QUEUE, INGEST_QUEUE, QUEUES, WorkerReport, merge
-from worker.contract.redis_server import redis_health
+from worker.contract.redis_server import RedisHealth, redis_health
 from worker.contract.store import RetentionFigures
 from worker.observations.formats import FORMATS
 
@@ -77,9 +77,7 @@ def ready(
     health = redis_health(gateway.stores.redis)
     reports = gateway.stores.workers.alive() if health.reachable else []
     checks = {
-        "redis": ReadinessCheck(
-            ok=health.reachable, detail="" if health.reachable else health.warnings[0]
-        ),
+        "redis": _redis(gateway, health),
         "storage": _storage(gateway),
     }
     needed = list(checks)
@@ -99,6 +97,17 @@ def ready(
         error.context = answer.model_dump(mode="json")
         raise error
     return answer
+
+
+def _redis(gateway: Gateway, health: RedisHealth) -> ReadinessCheck:
+    """Check that Redis answers and takes writes: it refuses them when its memory or disk is full."""
+    if not health.reachable:
+        return ReadinessCheck(ok=False, detail=health.warnings[0])
+    try:
+        gateway.stores.redis.set(gateway.stores.keys.once("write-check"), "1", ex=60)
+    except RedisError as error:
+        return ReadinessCheck(ok=False, detail=f"Redis refuses writes: {error}")
+    return ReadinessCheck(ok=True)
 
 
 def _storage(gateway: Gateway) -> ReadinessCheck:

@@ -1,6 +1,8 @@
 """The supervisor with real processes: order, log, restarts, a clean end, no orphans."""
 
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import psutil
 import pytest
 
 from deploy.local import Process, Supervisor
+from deploy.stack_log import StackLog
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -90,7 +93,7 @@ def test_a_killed_supervisor_leaves_no_children(tmp_path):
     script = (
         "import os, sys, time\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "from deploy.supervisor import Process, Supervisor\n"
+        "from deploy.local import Process, Supervisor\n"
         f"part = Process('sleeper', (sys.executable, '-c', {FOREVER!r}))\n"
         "s = Supervisor([part], dict(os.environ), lambda n, t: print(n, t, s.pid('sleeper'), flush=True))\n"
         "s.start_all()\n"
@@ -103,6 +106,74 @@ def test_a_killed_supervisor_leaves_no_children(tmp_path):
     parent.wait()
     parent.stdout.close()
     wait_for(lambda: not _alive(child))
+
+
+def test_a_full_disk_ends_nothing_and_the_log_says_what_it_missed(supervised, tmp_path):
+    path = tmp_path / "appa.log"
+    path.symlink_to("/dev/full")  # every write fails with ENOSPC, as on a full disk
+    log = StackLog(path, None)
+    chatty = (
+        "import time\nn = 0\nwhile True: n += 1; print('line', n, flush=True); time.sleep(0.05)"
+    )
+    supervisor = Supervisor(
+        (python("talker", chatty), python("weak", "exit(3)")), dict(os.environ), log.write
+    )
+    supervisor.start_all()
+    try:
+        end = time.monotonic() + 2.0
+        while time.monotonic() < end:
+            supervisor.tend()
+            time.sleep(0.02)
+        assert log.dropped > 10
+        path.unlink()  # room again
+        wait_for(lambda: path.exists() and path.read_text().count("talker") > 10)
+    finally:
+        supervisor.stop()
+        log.close()
+    first, *others = path.read_text().splitlines()
+    assert "log lines were dropped: [Errno 28] No space left on device" in first
+    assert all(" line " in text for text in others if "talker" in text)
+
+
+def test_a_part_that_cannot_be_started_is_tried_again(supervised, lines):
+    supervisor = supervised(python("first", FOREVER), python("weak", "print('up'); exit(3)"))
+    supervisor.start_all()
+    spawn, refused = supervisor._spawn, []
+
+    def no_memory(part):
+        if len(refused) < 2:
+            refused.append(part.name)
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return spawn(part)
+
+    supervisor._spawn = no_memory
+
+    def tended():
+        supervisor.tend()
+        return lines.count(("weak", "up")) >= 2
+
+    wait_for(tended)
+    assert refused == ["weak", "weak"]
+    told = [text for name, text in lines if name == "appa"]
+    assert told[1].startswith("weak cannot be started ([Errno 12]")
+
+
+def test_a_line_torn_by_a_full_disk_does_not_swallow_the_next(tmp_path):
+    path = tmp_path / "appa.log"
+    log = StackLog(path, None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        log.write("one", "x" * 100)  # the first 50 bytes are written
+        assert log.dropped == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.write("two", "whole")
+    log.close()
+    torn, told, whole = path.read_text().splitlines()
+    assert len(torn) == 50
+    assert "1 log lines were dropped: [Errno 27] File too large" in told
+    assert whole.endswith("two       whole")
 
 
 def _alive(pid: int) -> bool:

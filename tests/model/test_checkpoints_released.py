@@ -93,7 +93,8 @@ def test_two_denoisers_need_a_choice(run):
     first = find_released(run).denoiser
     second = first.parent / "run2"
     second.mkdir()
-    (second / "config.yaml").write_text((first / "config.yaml").read_text())
+    for name in ("config.yaml", "model_best.pth"):
+        (second / name).write_bytes((first / name).read_bytes())
     with pytest.raises(CheckpointError, match="one denoiser .*run2"):
         load_released(run)
     assert find_released(run, denoiser=first).denoiser == first

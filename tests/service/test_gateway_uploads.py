@@ -18,6 +18,8 @@ import httpx
 import pytest
 from gateway_process import GatewayProcess, StartGateway
 
+from worker.contract.records import Problem
+
 BUFR = b"BUFR"
 
 
@@ -104,6 +106,32 @@ def test_idempotency_key(http: httpx.Client) -> None:
     assert (first.status_code, again.status_code) == (202, 200)
     answer = http.post("/v1/observations", content=content(5), headers=headers)
     assert problem(answer, 422, "idempotency_conflict")["errors"][0]["field"] == "Idempotency-Key"
+
+
+def test_idempotency_key_of_known_content_is_bound(http, gateway: GatewayProcess) -> None:
+    def send(seed: int, **headers: str) -> httpx.Response:
+        return http.post("/v1/observations", content=content(seed), headers=headers)
+
+    first = send(40)
+    bound = send(40, **{"Idempotency-Key": "known-1"})
+    other = send(41, **{"Idempotency-Key": "known-1"})
+    again = send(40, **{"Idempotency-Key": "known-1"})
+    assert [r.status_code for r in (first, bound, again)] == [202, 200, 200]
+    assert first.json()["id"] == bound.json()["id"] == again.json()["id"]
+    assert problem(other, 422, "idempotency_conflict")["context"]["batch_id"] == first.json()["id"]
+    assert send(41).status_code == 202  # nothing of the refused upload was kept
+    assert leftovers(gateway) == []
+
+
+def test_a_failed_batch_keeps_its_key_from_other_content(http, stores) -> None:
+    headers = {"Idempotency-Key": "failed-1"}
+    first = http.post("/v1/observations", content=content(42), headers=headers).json()
+    stores.batches.fail(first["id"], None, Problem(code="storage_error", message="disk"))
+    known = http.post("/v1/observations", content=content(43)).json()
+    refused = http.post("/v1/observations", content=content(43), headers=headers)
+    problem(refused, 422, "idempotency_conflict")
+    assert http.post("/v1/observations", content=content(43)).json()["id"] == known["id"]
+    assert http.post("/v1/observations", content=content(42), headers=headers).status_code == 202
 
 
 def test_announced_too_large_is_refused_before_reading(gateway: GatewayProcess) -> None:

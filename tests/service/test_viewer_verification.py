@@ -1,9 +1,14 @@
 """The page of verification: its parts come from the gateway itself, and so does what it asks for."""
 
 import re
+from datetime import timedelta
+from pathlib import Path
 from urllib.parse import urljoin
 
+import acting_worker
 import httpx
+from browser import needs_browser, open_page
+from test_gateway_verification import START, put
 
 PAGE = "/web/verification.html"
 
@@ -20,15 +25,17 @@ def test_page_and_its_parts(http: httpx.Client) -> None:
             assert http.get(urljoin(PAGE, part)).status_code == 200, part
 
 
-def test_the_script_asks_for_what_there_is(http: httpx.Client) -> None:
-    script = http.get("/web/verification.js").text
-    known = http.get("/openapi.json").json()["paths"]
-    asked = set(re.findall(r"\.\./(v1/[a-z]+)\?", script))
-    assert asked == {"v1/analyses", "v1/verification"}
-    assert all(f"/{path}" in known for path in asked)
-    (body,) = re.findall(r"new URLSearchParams\(\{(.*?)\}\)", script, re.DOTALL)
-    given = set(re.findall(r"^\s*(\w+):", body, re.MULTILINE))
-    parameters = {p["name"] for p in known["/v1/verification"]["get"]["parameters"]}
-    assert (
-        {"statistic", "layer", "flavour", "valid_from", "valid_to", "limit"} == given <= parameters
+@needs_browser
+def test_the_page_draws_the_series_of_every_network(start_gateway, tmp_path: Path) -> None:
+    gateway = start_gateway()
+    for hour in range(6):
+        put(gateway.layout, hour, "final", 2, 1.0 + hour / 10)
+    acting_worker.publish(
+        gateway.layout, "an-last", {"a.nc": b"1"}, valid=START + timedelta(hours=5), flavour="final"
     )
+    page = open_page(f"{gateway.url}{PAGE}", tmp_path / "profile")
+    panels = " ".join(page.texts["panels"].split())
+    # One panel for the chi-square of all networks, one for the temperature of radiosondes.
+    assert page.counts["panels", "svg"] == 2
+    assert page.counts["panels", "polyline"] + page.counts.get(("panels", "path"), 0) >= 2
+    assert "temp" in panels and "temperature" in panels

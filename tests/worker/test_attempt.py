@@ -8,11 +8,14 @@ import pytest
 from celery.exceptions import Reject, Retry
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from model.domain.errors import CheckpointError, InvalidInput, StorageError
+from model.domain.errors import CheckpointError, DecodeError, InvalidInput, StorageError
+from worker.contract.batches import BatchRecord, BatchState, IngestSummary
 from worker.contract.jobs import JobRecord, JobState, Progress
 from worker.contract.kinds import FilteringSpec
+from worker.contract.record_store import MoveRefused
 from worker.contract.records import new_id
 from worker.runtime import WorkerStopping, open_runtime
+from worker.sandbox import Interrupted
 from worker.settings import WorkerSettings
 from worker.tasks.attempt import attempt, known_version, problem_of
 
@@ -135,3 +138,74 @@ def test_torch_running_out_of_memory_is_known_by_its_name():
     error = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")
     problem = problem_of(error)
     assert (problem.code, problem.retryable) == ("resource_exhausted", True)
+
+
+# -- uploads
+
+
+@pytest.fixture
+def batch(runtime):
+    record = BatchRecord(id=new_id("batch"), sha256="00", size=1, container="csv")
+    return runtime.stores.batches.create(record)[0]
+
+
+def ingested(runtime, batch, error) -> BatchRecord:
+    def body(record, lease):
+        raise error
+
+    with suppress(Retry, Reject):
+        attempt(runtime.sender, runtime, runtime.stores.batches, batch.id, body)
+    return runtime.stores.batches.get(batch.id)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (OSError(errno.EIO, "Input/output error"), "storage_error"),
+        (StorageError("torn file"), "storage_error"),
+        (RedisConnectionError("gone"), "broker_error"),
+    ],
+)
+def test_an_upload_is_never_given_up_for_a_fault_of_ours(runtime, batch, error, code):
+    for number in range(1, 6):  # attempts are 2 here
+        waiting = ingested(runtime, batch, error)
+        assert (waiting.state, waiting.attempts) == (BatchState.RECEIVED, number)
+        assert waiting.error.code == code
+        assert waiting.message == f"waiting: {waiting.error.message}"
+    assert len(runtime.sender.sent) == 5
+
+
+def test_an_upload_whose_decoder_is_killed_fails_in_the_end_and_is_not_rejected(runtime, batch):
+    error = Interrupted("killed", reason="crashed", large=False, again=True)
+    assert ingested(runtime, batch, error).state is BatchState.RECEIVED
+    failed = ingested(runtime, batch, error)
+    assert (failed.state, failed.error.code) == (BatchState.FAILED, "decoding_interrupted")
+    again = runtime.stores.batches.retry(batch.id)
+    assert (again.state, again.attempts, again.error, again.finished) == (
+        BatchState.RECEIVED, 0, None, None,
+    )  # fmt: skip
+
+
+def test_an_upload_that_cannot_be_decoded_is_rejected_at_once(runtime, batch):
+    rejected = ingested(runtime, batch, DecodeError("rubbish", reason="undecodable"))
+    assert (rejected.state, rejected.attempts) == (BatchState.REJECTED, 1)
+    same = rejected.model_copy(update={"id": new_id("batch")})
+    assert runtime.stores.batches.create(same) == (rejected, False)
+
+
+def test_an_upload_rejected_by_our_limits_can_be_sent_again_and_then_not_retried(runtime, batch):
+    rejected = ingested(runtime, batch, DecodeError("too slow", reason="timeout"))
+    newer = BatchRecord(id=new_id("batch"), sha256="00", size=1, container="csv")
+    assert runtime.stores.batches.create(newer) == (newer, True)
+    with pytest.raises(MoveRefused, match=f"sent again as batch '{newer.id}'"):
+        runtime.stores.batches.retry(rejected.id)
+
+
+def test_an_ingested_upload_is_not_retried(runtime, batch):
+    claimed = runtime.stores.batches.claim(batch.id, "w", runtime.settings.lease)
+    with pytest.raises(MoveRefused):
+        runtime.stores.batches.retry(batch.id)
+    runtime.stores.batches.finish(batch.id, claimed.token, IngestSummary())
+    with pytest.raises(MoveRefused):
+        runtime.stores.batches.retry(batch.id)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ import pyarrow as pa
 import pytest
 
 from model.domain.errors import AppaError, DecodeError, InvalidInput
-from worker.sandbox import Limits, run_limited
+from worker.sandbox import Interrupted, Limits, run_limited
+from worker.sandbox import _End as End
+from worker.sandbox import _interruption as interruption
 
 SHORT = Limits(cpu_seconds=2, wall_seconds=20.0)
 
@@ -91,6 +94,22 @@ def write_much():
         file.write(b"\0" * 50_000_000)
 
 
+def be_killed(number):
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def be_killed_holding(size):
+    held = bytearray(size)
+    held[::4096] = b"x" * len(held[::4096])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def meet_a_full_disk():
+    with open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"x")
+
+
 def reason(function, limits=SHORT):
     with pytest.raises(DecodeError) as caught:
         run_limited(function, limits=limits)
@@ -166,3 +185,36 @@ def test_the_parent_keeps_its_own_limits():
     before = resource.getrlimit(resource.RLIMIT_AS)
     run_limited(add, 1, 1)
     assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_child_killed_from_outside_says_nothing_about_the_file(number):
+    with pytest.raises(Interrupted, match=f"ended from outside .{number.name}.") as caught:
+        run_limited(be_killed, number, limits=SHORT)
+    assert caught.value.retryable
+    assert not caught.value.context["large"]
+
+
+def test_a_child_killed_while_it_holds_much_memory_may_have_been_the_cause():
+    limits = Limits(address_space=1_000_000_000)
+    with pytest.raises(Interrupted) as caught:
+        run_limited(be_killed_holding, 550_000_000, limits=limits)
+    assert caught.value.context["large"]
+
+
+def test_a_child_that_the_machine_kept_waiting_did_not_take_too_long():
+    with pytest.raises(Interrupted, match="kept waiting for 2 s by a busy machine"):
+        run_limited(sleep_long, limits=Limits(wall_seconds=2.0))
+
+
+def test_a_child_that_worked_all_its_time_on_the_clock_took_too_long():
+    limits = Limits(cpu_seconds=600, wall_seconds=300.0)
+    worked, waited = (End(-signal.SIGKILL, True, seconds, 0) for seconds in (290.0, 30.0))
+    assert interruption(worked, limits) is None
+    assert isinstance(interruption(waited, limits), Interrupted)
+
+
+def test_a_full_disk_is_not_the_files_fault():
+    with pytest.raises(Interrupted, match="full disk") as caught:
+        run_limited(meet_a_full_disk, limits=SHORT)
+    assert not caught.value.context["again"]

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import Field
 
 from model.domain.errors import InvalidInput
-from worker.contract import clock
-from worker.contract.record_store import RecordStore
+from worker.contract import clock, scripts
+from worker.contract.record_store import MoveRefused, RecordStore
 from worker.contract.records import Problem, Record
 
 __all__ = [
@@ -45,7 +45,12 @@ ALLOWED_BATCH_MOVES: dict[BatchState, frozenset[BatchState]] = {
     BatchState.REJECTED: frozenset(),
     BatchState.FAILED: frozenset(),
 }
-"""`rejected`: nothing in the upload could be read; `failed`: ingest met an error of its own."""
+"""`rejected`: nothing in the upload could be read; `failed`: ingest met an error of its own.
+
+These are the moves of ingest. `BatchStore.retry`, asked for by a person, begins anew."""
+
+_RETRIED = (BatchState.RECEIVED, BatchState.FAILED, BatchState.REJECTED)
+_BY_LIMITS = frozenset({"timeout", "out_of_memory"})
 
 
 class IngestSummary(Record):
@@ -100,6 +105,20 @@ class BatchRecord(Record):
         return 0
 
     @property
+    def message(self) -> str:
+        """Return why the upload waits after a fault; empty while it does not."""
+        if self.state is BatchState.RECEIVED and self.error is not None:
+            return f"waiting: {self.error.message}"
+        return ""
+
+    @property
+    def may_be_sent_again(self) -> bool:
+        """Return whether it ended by a fault of ours or by our limits, not by what is in it."""
+        if self.state is BatchState.REJECTED and self.error is not None:
+            return self.error.context.get("reason") in _BY_LIMITS
+        return self.state is BatchState.FAILED
+
+    @property
     def identity(self) -> str:
         """Return the key of the content: uploads of the same bytes and options share it."""
         if not self.options:
@@ -129,7 +148,9 @@ class BatchStore(RecordStore[BatchRecord]):
     def create(self, record: BatchRecord, *, idempotency_key: str = "") -> tuple[BatchRecord, bool]:
         """Store a new upload, or return the one with the same content and options or key.
 
-        After a failure on our side the content may be sent again under the same key.
+        A key that is new is bound to the batch, also where its content was known before. After a
+        failure on our side, or a rejection by our limits of time and memory, the content may be
+        sent again under the same key.
 
         Returns:
             The batch, and whether it was created now.
@@ -141,9 +162,15 @@ class BatchStore(RecordStore[BatchRecord]):
         key = f"key:{record.api_key}:{idempotency_key}"
         unique = [key, content] if idempotency_key else [content]
         batch, created = self._create(record, kind=record.container, unique=unique)
-        if not created and batch.state is BatchState.FAILED:
+        self._require_same(batch, record, idempotency_key)
+        if not created and batch.may_be_sent_again:
             self.redis.delete(*(self.keys.unique(self.noun, name) for name in unique))
             batch, created = self._create(record, kind=record.container, unique=unique)
+            self._require_same(batch, record, idempotency_key)
+        return batch, created
+
+    @staticmethod
+    def _require_same(batch: BatchRecord, record: BatchRecord, idempotency_key: str) -> None:
         if batch.identity != record.identity:
             raise IdempotencyConflict(
                 f"Expected the same content under Idempotency-Key '{idempotency_key}' as before "
@@ -151,7 +178,53 @@ class BatchStore(RecordStore[BatchRecord]):
                 field="Idempotency-Key",
                 batch_id=batch.id,
             )
+
+    def restore(self, record: BatchRecord) -> tuple[BatchRecord, bool]:
+        """Store the record of an upload that is on disk but unknown here; see `create`.
+
+        An upload with the same content that is known already is returned as it is, whatever became
+        of it. The record may be of an upload that has ended.
+        """
+        batch, created = self._create(record, kind=record.container, unique=[record.identity])
+        if record.finished is not None and record.api_key:
+            self._call(self.redis.zrem(self._index("active", record.api_key), record.id))
         return batch, created
+
+    def retry(self, record_id: str) -> BatchRecord:
+        """Begin the ingest of an upload anew: one that failed, was rejected, or waits for a retry.
+
+        The caller sends its message.
+
+        Raises:
+            MoveRefused: If it is being ingested or was ingested, or if its content was sent again
+                meanwhile as another upload.
+            NoSuchRecord: If there is none.
+        """
+        batch = self.get(record_id)
+        key = self.keys.unique(self.noun, batch.identity)
+        holder = self._call(self.redis.get(key))
+        if holder not in (None, record_id):
+            raise MoveRefused(
+                f"Expected batch '{record_id}' to be the newest of its content; it was sent again "
+                f"as batch '{holder}'. Retry that one.",
+                id=record_id,
+                batch_id=str(holder),
+            )
+        fields = {"attempts": 0, "lost": 0}
+        nothing = dict.fromkeys(("finished", "started", "retry_at", "summary", "error"))
+        self._run(
+            scripts.MOVE,
+            record_id,
+            BatchState.RECEIVED,
+            "," + ",".join(_RETRIED) + ",",
+            "",
+            self._fields(fields | nothing),
+            self._event(BatchState.RECEIVED),
+            0,
+            record_id,
+            keys=[key],
+        )
+        return self.get(record_id)
 
     def find_content(self, sha256: str) -> str | None:
         """Return the id of the batch with this content, or None."""

@@ -143,6 +143,11 @@ class Layout:
         """Marker that exists while less space is free than the disk watermark asks for."""
         return self.root / ".disk_low"
 
+    @property
+    def announced_file(self) -> Path:
+        """Marker that exists once results were announced: Redis must know which."""
+        return self.root / ".announced"
+
     def raw_batch(self, batch_id: str) -> Path:
         """Folder of one upload, with its bytes as received."""
         return self.raw / _safe(batch_id)
@@ -150,6 +155,10 @@ class Layout:
     def raw_file(self, batch_id: str, name: str = "content") -> Path:
         """File with the bytes of an upload as received."""
         return self.raw_batch(batch_id) / _safe(name)
+
+    def raw_record(self, batch_id: str) -> Path:
+        """What was said about an upload when it was received, should Redis forget it."""
+        return self.raw_batch(batch_id) / "batch.json"
 
     def upload(self, batch_id: str) -> Path:
         """Where an upload is received before it is complete and moved to `raw_batch`."""

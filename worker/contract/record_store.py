@@ -109,6 +109,13 @@ class RecordStore(Generic[R]):
         """Return the number of records in `state`."""
         return int(self._call(self.redis.zcard(self._index("state", state))))
 
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Return those of `ids` that have a record."""
+        if not ids:
+            return set()
+        scores = self._call(self.redis.zmscore(self._index("all"), list(ids)))
+        return {name for name, score in zip(ids, scores, strict=True) if score is not None}
+
     def active(self, api_key: str) -> int:
         """Return the number of unfinished records of an API key."""
         return int(self._call(self.redis.zcard(self._index("active", api_key))))
@@ -241,7 +248,11 @@ class RecordStore(Generic[R]):
         raise NotImplementedError
 
     def _create(self, record: R, *, kind: str, unique: Sequence[str] = ()) -> tuple[R, bool]:
-        """Store a new record, or return the one that holds one of its `unique` keys."""
+        """Store a new record, or return the one that holds one of its `unique` keys.
+
+        The first key that is held decides; those named before it, still free, then stand for the
+        same record.
+        """
         values = record.model_dump(mode="json")
         keys = [self.keys.unique(self.noun, key) for key in unique]
         state, owner = str(values["state"]), str(values["api_key"])

@@ -52,7 +52,10 @@ CREATE = (
 -- ARGV: 5 state, 6 kind, 7 owner, 8 fields, 9 event data; KEYS from 4: unique keys
 for i = 4, #KEYS do
   local known = redis.call('GET', KEYS[i])
-  if known then return {'exists', known} end
+  if known then
+    for j = 4, i - 1 do redis.call('SET', KEYS[j], known) end  -- the free ones before it
+    return {'exists', known}
+  end
 end
 for i = 4, #KEYS do redis.call('SET', KEYS[i], id) end
 set_fields(ARGV[8])

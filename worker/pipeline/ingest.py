@@ -22,7 +22,7 @@ from worker.observations.store.files import BatchManifest
 from worker.observations.store.store import ObservationStore
 from worker.sandbox import Limits
 
-__all__ = ["IngestOptions", "IngestReport", "ingest", "ingest_batch"]
+__all__ = ["IngestOptions", "IngestReport", "ingest", "ingest_batch", "summary_of"]
 
 Overrides = Mapping[str, Any] | str | Path | None
 
@@ -93,7 +93,7 @@ def ingest(
     """
     options = options or IngestOptions()
     if (published := store.files.manifest(batch_id)) is not None:
-        return IngestReport(published, _summary_of(published))
+        return IngestReport(published, summary_of(published))
     errors, parameters = load_errors(*options.errors), load_parameters(*options.checks)
     decoded = _decode(batch_id, Path(raw_path), received_time, options)
     check_lease()
@@ -147,7 +147,8 @@ def _counts(table: pa.Table, column: str) -> dict[str, int]:
     return dict(sorted(count_values(table, column).items()))
 
 
-def _summary_of(manifest: BatchManifest) -> IngestSummary:
+def summary_of(manifest: BatchManifest) -> IngestSummary:
+    """Return what came out of an upload, as its rows in the store tell it."""
     kept = manifest.provenance.get("summary")
     if kept is None:
         return IngestSummary(observations=manifest.rows)

@@ -5,8 +5,14 @@ the state of a record. An error that may pass (`retryable`: storage, broker, mem
 worker) puts the record back to waiting, with the reason and the time of the next attempt in it,
 and Celery sends the message again: `Task.retry` after a pause that doubles with each attempt, with
 jitter, or `Reject` at once when this worker stops.
+
+An upload was accepted, so a fault of ours is no reason to give it up: while the disk is full, the
+data folder fails or the broker is away it is tried again for ever. Where the upload may have a part
+in the fault (memory, a decoder that was killed), attempts are bounded and the upload fails in the
+end; a person can have it retried (`BatchStore.retry`).
 """
 
+import errno
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol
@@ -16,7 +22,13 @@ from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.time import get_exponential_backoff_interval
 from redis.exceptions import RedisError
 
-from model.domain.errors import DecodeError, InvalidInput, JobCancelled, ResourceExhausted
+from model.domain.errors import (
+    AppaError,
+    DecodeError,
+    InvalidInput,
+    JobCancelled,
+    ResourceExhausted,
+)
 from worker.contract.batches import BatchRecord, BatchStore, IngestSummary
 from worker.contract.disk import is_disk_full
 from worker.contract.jobs import JobRecord, JobState, JobStore
@@ -32,6 +44,13 @@ log = structlog.get_logger()
 
 Body = Callable[[Any, Lease], None]
 _CLOCKS_DIFFER = timedelta(seconds=1)
+_PASSING = frozenset(
+    {
+        errno.EIO, errno.ESTALE, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EAGAIN,
+        errno.ENOMEM, errno.EBUSY, errno.ETIMEDOUT,
+    }
+)  # fmt: skip
+_NEVER_THE_UPLOAD = frozenset({"disk_full", "disk_low", "storage_error", "broker_error"})
 
 
 class Retrying(Protocol):
@@ -61,6 +80,21 @@ def problem_of(error: Exception) -> Problem:
             "longer. Send it in smaller files or raise the limit.",
         )
     return Problem.of(error)
+
+
+def problem_of_upload(error: Exception) -> Problem:
+    """Return the problem to keep in the record of an upload; faults of ours are retryable."""
+    if isinstance(error, OSError) and is_disk_full(error):
+        return Problem(
+            code="disk_full",
+            message=f"The data folder is full ({error}). The upload is kept and is ingested when "
+            "there is room.",
+            retryable=True,
+        )
+    if isinstance(error, OSError) and error.errno in _PASSING:
+        message = f"The data folder or this machine failed ({error}). The upload is kept."
+        return Problem(code="storage_error", message=message, retryable=True)
+    return problem_of(error)
 
 
 def known_version(store: JobStore | BatchStore, record_id: str, version: int) -> bool:
@@ -156,7 +190,8 @@ def _settle(
     error: Exception,
 ) -> None:
     """Write a failed attempt down: to be retried, rejected or failed."""
-    problem = problem_of(error)
+    uploaded = isinstance(store, BatchStore)
+    problem = problem_of_upload(error) if uploaded else problem_of(error)
     expected = isinstance(error, InvalidInput)
     log.warning(
         "attempt failed", id=record.id, code=problem.code, reason=problem.message,
@@ -165,9 +200,11 @@ def _settle(
     if isinstance(error, WorkerStopping):
         store.requeue(record.id, record.token, problem)
         raise Reject(problem.message, requeue=True)
-    if problem.retryable and record.attempts < runtime.settings.attempts:
+    for_ever = uploaded and problem.code in _NEVER_THE_UPLOAD
+    if problem.retryable and (for_ever or record.attempts < runtime.settings.attempts):
         raise _retry(task, runtime, store, record, problem)
-    if isinstance(store, BatchStore) and isinstance(error, DecodeError | InvalidInput):
+    at_fault = isinstance(error, DecodeError | InvalidInput) and not error.retryable
+    if isinstance(store, BatchStore) and isinstance(error, AppaError) and at_fault:
         report = error.context.get("decode_report", {})
         context = {k: v for k, v in problem.context.items() if k != "decode_report"}
         store.reject(
@@ -203,5 +240,8 @@ def _retry(
     store.requeue(record.id, record.token, problem, retry_at)
     log.info("retried later", id=record.id, seconds=pause, retry_at=retry_at.isoformat())
     return task.retry(
-        countdown=pause, priority=record.priority, max_retries=settings.attempts, throw=False
+        countdown=pause,
+        priority=record.priority,
+        max_retries=max(settings.attempts, record.attempts + 1),
+        throw=False,
     )

@@ -4,7 +4,8 @@ The events of a result are emitted when it is published, and again if that was m
 """
 
 import time
-from datetime import timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
@@ -24,6 +25,10 @@ from worker.results.verification.series import OUTSIDE_FLAG, append_to_series
 from worker.runtime import Runtime
 
 __all__ = ["MissedResults", "announce", "announce_result_task", "tell_published"]
+
+log = structlog.get_logger()
+
+_EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def announce(layout: Layout, events: EventLog, manifest: AnalysisManifest) -> None:
@@ -63,6 +68,9 @@ def describe(manifest: AnalysisManifest) -> dict[str, Any]:
 
 class MissedResults:
     """Announces results that were published but not announced because a process died in between.
+
+    What was announced is known to Redis alone. When Redis has lost its data, all results look
+    unannounced; then only those published from that moment on are looked at.
 
     Arguments:
         layout: The data folder.
@@ -110,14 +118,27 @@ class MissedResults:
     def _recent(self) -> list[str]:
         """Return results of the last day whose announcement is overdue."""
         now = utc_now()
-        first, last = now - timedelta(seconds=self.back), now - timedelta(seconds=self.every / 2)
+        last = now - timedelta(seconds=self.every / 2)
+        first = max(now - timedelta(seconds=self.back), self._remembered_since(now))
         entries = self._catalogue.entries(ResultFilter(created_from=first, created_to=last))
         found = [entry.id for entry in entries]
         self._seen &= set(found)
         return found
 
-
-log = structlog.get_logger()
+    def _remembered_since(self, now: datetime) -> datetime:
+        """Return since when Redis knows what was announced; a marker tells that it once knew."""
+        redis, marker = self.events.redis, self.layout.announced_file
+        key = self.events.keys.once("announcements-since")
+        kept: Any = redis.get(key)
+        if kept is None:
+            lost = marker.exists()
+            if lost:
+                log.warning("redis lost its data", announced="results from now on")
+            redis.set(key, (now if lost else _EVER).isoformat(), nx=True)
+            kept = redis.get(key)
+        with suppress(OSError):  # no room even for a name
+            marker.touch()
+        return datetime.fromisoformat(str(kept))
 
 
 _MAY_PASS = (OSError, StorageError, RedisError)

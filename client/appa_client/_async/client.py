@@ -174,6 +174,12 @@ class AsyncAppaClient:
         """Return an upload in its present state."""
         return Batch.model_validate(await self._get(f"/v1/observations/{batch_id}"))
 
+    async def retry_batch(self, batch_id: str) -> Batch:
+        """Have an upload ingested anew that failed, was rejected, or waits after a fault."""
+        return Batch.model_validate(
+            await self._json(Call("POST", f"/v1/observations/{batch_id}/retry"))
+        )
+
     async def wait_batch(self, batch_id: str, timeout: float | None = None) -> Batch:
         """Return an upload once its observations are stored or were rejected.
 

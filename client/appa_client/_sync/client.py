@@ -174,6 +174,10 @@ class AppaClient:
         """Return an upload in its present state."""
         return Batch.model_validate(self._get(f"/v1/observations/{batch_id}"))
 
+    def retry_batch(self, batch_id: str) -> Batch:
+        """Have an upload ingested anew that failed, was rejected, or waits after a fault."""
+        return Batch.model_validate(self._json(Call("POST", f"/v1/observations/{batch_id}/retry")))
+
     def wait_batch(self, batch_id: str, timeout: float | None = None) -> Batch:
         """Return an upload once its observations are stored or were rejected.
 

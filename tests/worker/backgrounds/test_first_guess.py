@@ -155,7 +155,7 @@ def test_what_is_no_first_guess_is_said(made):
     upload(made, "b-old", range(400, 401))
     with pytest.raises(InvalidInput, match="background_max_age_hours"):
         made.run("an-old", filtering(403, background_batch="b-old", background_max_age_hours=1))
-    with pytest.raises(InvalidInput, match="is gone"):
+    with pytest.raises(InvalidInput, match="has been deleted"):
         made.run("an-gone", filtering(400, background_batch="b-none"))
     path = made.layout.raw_file("b-text")
     path.parent.mkdir()

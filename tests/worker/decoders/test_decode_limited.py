@@ -1,7 +1,9 @@
 """Files in child processes: parts of one file, many files, a message that brings a child down."""
 
 import os
+import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
@@ -10,7 +12,7 @@ from bufr_messages import CONTEXT, decode, sonde, synop, values
 
 from worker.observations.decoders import decode as decode_module
 from worker.observations.decoders.decode import decode_limited, decode_many_limited
-from worker.sandbox import Limits
+from worker.sandbox import Interrupted, Limits
 
 
 @pytest.fixture
@@ -99,6 +101,79 @@ def test_a_file_that_takes_too_long_is_refused_as_a_whole(ascents, monkeypatch):
 def decode_for_ever(path, format, context, mark):
     while True:
         np.zeros(10).sum()
+
+
+# -- children that are killed from outside
+
+
+@pytest.fixture
+def reports(tmp_path):
+    """Twelve SYNOP reports; the place of the one at byte 1000 or later."""
+    path = tmp_path / "reports.bufr"
+    path.write_bytes(b"".join(synop(airTemperature=270.0 + k) for k in range(12)))
+    return path, path.read_bytes().index(b"BUFR", 1_000)
+
+
+def killed(times, held):
+    """A decoder whose process is killed at that message, `times` times, holding `held` bytes."""
+
+    def function(path, format, context, mark):
+        record = path + ".deaths"
+        deaths = int(Path(record).read_text()) if os.path.exists(record) else 0
+        at = Path(path).read_bytes().index(b"BUFR", 1_000)
+        if deaths < times and at not in context.skip:
+            Path(record).write_text(str(deaths + 1))
+            memory = bytearray(held)
+            memory[::4096] = b"x" * len(memory[::4096])
+            os.pwrite(os.open(mark, os.O_WRONLY), at.to_bytes(8, "little"), 0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return REAL(path, format, context, mark)
+
+    return function
+
+
+def killed_twice(*arguments):
+    return killed(2, 0)(*arguments)
+
+
+def killed_always(*arguments):
+    return killed(99, 0)(*arguments)
+
+
+def killed_for_its_memory(*arguments):
+    return killed(99, 200_000_000)(*arguments)
+
+
+LIMITS = Limits(wall_seconds=60.0)
+
+
+def test_a_decoder_killed_from_outside_costs_no_message(reports, monkeypatch):
+    path, _ = reports
+    monkeypatch.setattr(decode_module, "_decode", killed_twice)
+    decoded = decode_limited(path, limits=LIMITS)
+    assert not decoded.report.rejected
+    assert len(values(decoded.table, "2m_temperature")) == 12
+
+
+def test_a_message_over_which_large_children_are_killed_again_and_again_is_set_aside(
+    reports, monkeypatch
+):
+    path, at = reports
+    monkeypatch.setattr("worker.sandbox._LARGE", 0.05)  # of 3 GB
+    monkeypatch.setattr(decode_module, "_decode", killed_for_its_memory)
+    decoded = decode_limited(path, limits=LIMITS)
+    assert dict(decoded.report.rejected) == {"out_of_memory": 1}
+    assert decoded.report.quarantined[0].offset == at
+    assert len(values(decoded.table, "2m_temperature")) == 11
+    assert Path(f"{path}.deaths").read_text() == "3"
+
+
+def test_a_decoder_that_is_always_killed_rejects_nothing(reports, monkeypatch):
+    path, _ = reports
+    monkeypatch.setattr(decode_module, "_decode", killed_always)
+    with pytest.raises(Interrupted, match="SIGKILL"):
+        decode_limited(path, limits=LIMITS)
+    assert Path(f"{path}.deaths").read_text() == "3"
 
 
 @pytest.mark.parametrize("name", ["byte_range", "skip", "mark"])

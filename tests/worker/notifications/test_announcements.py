@@ -52,6 +52,20 @@ def test_what_was_missed_is_told_once(stores, tmp_path):
     assert told(stores) == ["an-1", "an-2"]
 
 
+def test_a_redis_that_lost_everything_is_not_told_of_the_whole_day_again(stores, tmp_path):
+    layout = Layout(tmp_path).create()
+    announce(layout, stores.events, put(layout, "an-1"))
+    assert MissedResults(layout, stores.events, every=0.0).tick() == 0
+    stores.redis.delete(*stores.redis.keys(f"{stores.keys.prefix}:*"))
+    missed = MissedResults(layout, stores.events, every=0.0)
+    for _ in range(3):
+        assert missed.tick() == 0
+    assert told(stores) == []
+    put(layout, "an-2")  # published, and not announced, after the loss
+    wait_for(lambda: missed.tick() == 1)
+    assert told(stores) == ["an-2"]
+
+
 def test_old_results_are_left_alone(stores, tmp_path):
     """A folder that was there before there were events does not ring everybody up."""
     layout = Layout(tmp_path).create()

@@ -1,14 +1,20 @@
 """Decode a file of any known format, in this process or in limited child processes.
 
 Files from outside are decoded in children only: one by one, in parts, or many in a row. A
-message that brings its child down is set aside with the reason.
+message that brings its child down is set aside with the reason. A child that is ended from outside
+says nothing about the file: it is started again, alone, after a pause; only a message over which
+children that hold much memory are killed again and again is set aside for it.
 """
 
 import json
 import os
 import struct
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +28,7 @@ from model.domain.observations import empty_table
 from worker.observations.columns import concat_tables, set_column
 from worker.observations.decoders.base import DecodeContext, Decoded, Decoder, DecodeReport
 from worker.observations.formats import FORMATS, detect_format
-from worker.sandbox import Limits, per_file_limits, run_limited
+from worker.sandbox import Interrupted, Limits, per_file_limits, run_limited
 
 __all__ = ["decode_file", "decode_limited", "decode_many_limited"]
 
@@ -56,6 +62,11 @@ def decode_file(
 
 
 _RESTARTS = 5
+_DEATHS = 3
+"""Children that must be killed over the same message before the message is held to be the cause."""
+_INTERRUPTIONS = 6
+_FIRST_PAUSE = 0.5  # seconds
+_alone = threading.Lock()
 _FILES_PER_CHILD = 200
 _BYTES_HELD_PER_BYTE = 8
 
@@ -78,6 +89,11 @@ def decode_limited(
         context: Batch, arrival and limits for messages.
         limits: Limits of each child.
         processes: Children that share the messages of a large BUFR file.
+
+    Raises:
+        Interrupted: If children were ended from outside, or met a fault of this machine, again and
+            again; the file may be decoded later.
+        OSError: If no child can be started, for example because the disk is full.
     """
     path = Path(path).resolve()
     context = context or DecodeContext()
@@ -120,23 +136,48 @@ def _decode_in_child(
 ) -> Decoded:
     limits = _with_room(limits or Limits(), path)
     skip: dict[int, str] = {}
+    deaths: Counter[int] = Counter()
     with TemporaryDirectory(prefix="appa-mark-", dir=limits.temp_dir) as folder:
         mark = Path(folder) / "mark"
-        for _ in range(_RESTARTS):
+        while len(skip) < _RESTARTS:
             mark.write_bytes(struct.pack("<q", -1))
-            asked = replace(context, skip=skip)
+            arguments = (str(path), format, replace(context, skip=skip), str(mark))
             try:
-                table, report = run_limited(
-                    _decode, str(path), format, asked, str(mark), limits=limits
-                )
+                with _alone if deaths else nullcontext():
+                    table, report = run_limited(_decode, *arguments, limits=limits)
                 return Decoded(table, DecodeReport.model_validate(report))
+            except Interrupted as error:
+                at = _marked(mark)
+                deaths[at] += 1
+                reason, message = error.context["reason"], error.message
+                if deaths[at] < _DEATHS or not error.context["large"]:
+                    _pause_after(error, deaths)
+                    continue
             except DecodeError as error:
+                at = _marked(mark)
                 reason, message = error.context.get("reason", "crashed"), error.message
-            (at,) = struct.unpack("<q", mark.read_bytes()[:8])
             if at < 0 or at in skip or reason == "timeout":
                 break
             skip[at] = reason
     return _rejected_file(path, format, reason, message)
+
+
+def _marked(mark: Path) -> int:
+    """Return the offset of the message that the child was decoding, -1 if it had begun none."""
+    (at,) = struct.unpack("<q", mark.read_bytes()[:8])
+    return int(at)
+
+
+def _pause_after(error: Interrupted, deaths: Counter[int]) -> None:
+    """Wait before the next child, longer each time; raise `error` when there were too many.
+
+    A machine too busy to decode in time, or without room on its disk, will not be better in
+    seconds: the caller tries again later.
+    """
+    count = deaths.total()
+    if count >= _INTERRUPTIONS or max(deaths.values()) >= _DEATHS or not error.context["again"]:
+        raise error
+    time.sleep(_FIRST_PAUSE * 2 ** (count - 1))
 
 
 def _with_room(limits: Limits, path: Path) -> Limits:

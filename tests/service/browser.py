@@ -1,0 +1,56 @@
+"""Open a page in a real browser, let its scripts run, and read what a person would see."""
+
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
+
+
+class Page(HTMLParser):
+    """The document after its scripts have run.
+
+    Attributes:
+        texts: Text inside the element of each id.
+        counts: Number of elements of each tag inside the element of each id.
+    """
+
+    def __init__(self, document: str) -> None:
+        super().__init__()
+        self.texts: dict[str, str] = {}
+        self.counts: dict[tuple[str, str], int] = {}
+        self._open: list[tuple[str, str]] = []
+        self.feed(document)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name in self._ids():
+            self.counts[name, tag] = self.counts.get((name, tag), 0) + 1
+        if tag not in ("meta", "link", "img", "input", "br"):
+            self._open.append((tag, dict(attrs).get("id") or ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        for name in self._ids():
+            self.texts[name] = self.texts.get(name, "") + data + " "
+
+    def _ids(self) -> list[str]:
+        return [name for _, name in self._open if name]
+
+
+def open_page(url: str, profile: Path, seconds: int = 15) -> Page:
+    """Load `url` in Chromium without a window; scripts have `seconds` of their own clock."""
+    command = [
+        str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        f"--user-data-dir={profile}", f"--virtual-time-budget={1000 * seconds}", "--dump-dom", url,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return Page(done.stdout)
