@@ -32,6 +32,7 @@ __all__ = [
     "GAS_CONSTANT_VAPOUR",
     "GEOCENTRIC_CONSTANT",
     "GRAVITY",
+    "FOOT",
     "KNOT",
     "MEAN_EARTH_RADIUS",
     "SIDEREAL_DAY",
@@ -97,6 +98,8 @@ STANDARD_TEMPERATURE = 288.15
 ZERO_CELSIUS = 273.15
 """0 degrees Celsius, K."""
 
+FOOT = 0.3048
+"""International foot, in m."""
 KNOT = 1852.0 / 3600.0
 """One knot, m s-1."""
 

@@ -175,7 +175,8 @@ def wrap_longitude(lon: np.ndarray) -> np.ndarray:
 def build_table(origin: Origin, length: int, **columns: Column) -> pa.Table:
     """Return a table in `OBSERVATION_SCHEMA` from arrays of `length`, or single values repeated.
 
-    Absent columns are null (`platform`: empty). NaN becomes null where the column may be null.
+    Absent columns are null (`platform`: empty). NaN becomes null where the column may be null, and
+    so do elevations that only mark a missing one, such as 9999.
     `observation_id` counts from 0, `batch_id` and `received_time` come from the origin,
     `qc_flag` from `rejected_by`. `lon` is wrapped; `time` is datetime64 in UTC.
 
@@ -196,11 +197,31 @@ def build_table(origin: Origin, length: int, **columns: Column) -> pa.Table:
         "platform": "",
         **columns,
     }
+    if columns.get("elevation") is not None:
+        columns["elevation"] = _known_elevation(np.asarray(columns["elevation"], dtype=np.float64))
     if columns.get("lon") is not None:
         columns["lon"] = wrap_longitude(np.asarray(columns["lon"], dtype=np.float64))
     columns.setdefault("qc_flag", _flag_numbers(columns.get("rejected_by"), length))
     arrays = [_column(columns.get(field.name), field, length) for field in OBSERVATION_SCHEMA]
     return pa.Table.from_arrays(arrays, schema=OBSERVATION_SCHEMA)
+
+
+_NO_ELEVATION = np.array(
+    [
+        *(10.0**digits - step for digits in (4, 5, 6, 7) for step in (1.0, 0.1, 0.01, 0.001)),
+        *(step - 10.0**digits for digits in (3, 4, 5, 6) for step in (1.0, 0.1, 0.01, 0.001)),
+        *(32_767.0, -32_768.0, 65_535.0, 2.0**31 - 1.0, -(2.0**31)),
+    ],
+    dtype=np.float32,
+)
+"""Marks of a missing height: all nines (999 m itself is a height), and the ends of integers."""
+
+
+def _known_elevation(elevation: Floats) -> Floats:
+    """Return heights in m, NaN where the number stands for a missing one."""
+    # In single precision, as most files hold them.
+    unknown = np.isin(elevation.astype(np.float32), _NO_ELEVATION)
+    return np.where(unknown, np.nan, elevation)
 
 
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:

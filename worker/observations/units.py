@@ -9,12 +9,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from model.domain.physics import GRAVITY, KNOT, ZERO_CELSIUS, pressure_at_height
+from model.domain.physics import FOOT, GRAVITY, KNOT, ZERO_CELSIUS, pressure_at_height
 from model.domain.variables import VARIABLES
 
 __all__ = [
     "Conversion",
     "conversion",
+    "coordinate_factor",
     "pressure_from_flight_level",
     "wind_components",
     "wind_direction",
@@ -55,8 +56,9 @@ _SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "K": ("k", "kelvin"),
     "degC": ("degc", "deg c", "c", "°c", "celsius", "degrees_celsius", "degree_celsius", "deg_c"),
     "degF": ("degf", "f", "°f", "fahrenheit"),
-    "Pa": ("pa", "pascal"),
-    "hPa": ("hpa", "mb", "mbar", "millibar"),
+    "Pa": ("pa", "pascal", "pascals"),
+    "hPa": ("hpa", "mb", "mbar", "millibar", "millibars", "hectopascal", "hectopascals"),
+    "kPa": ("kpa", "kilopascal"),
     "m s-1": ("m s-1", "m/s", "m s**-1", "m.s-1", "ms-1", "m s^-1", "meter/sec"),
     "kt": ("kt", "kts", "knot", "knots"),
     "km h-1": ("km/h", "km h-1", "kph"),
@@ -64,6 +66,23 @@ _SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "gpm": ("gpm", "geopotential meter", "geopotential_meter"),
     "m": ("m", "meter", "metre", "meters", "metres"),
     "mm": ("mm",),
+    "km": ("km", "kilometer", "kilometre", "kilometers", "kilometres"),
+    "ft": ("ft", "feet", "foot"),
+    "degree": (
+        *(
+            "degree",
+            "degrees",
+            "deg",
+            "°",
+            "degree_north",
+            "degrees_north",
+            "degree_n",
+            "degrees_n",
+        ),
+        *("degreen", "degreesn", "degree_east", "degrees_east", "degree_e", "degrees_e"),
+        *("degreee", "degreese"),
+    ),
+    "rad": ("rad", "radian", "radians"),
     "kg m-2": ("kg m-2", "kg m**-2", "kg/m2", "kg m^-2"),
     "1": ("1", "kg kg-1", "kg kg**-1", "kg/kg", "dimensionless", "", "(0 - 1)", "fraction"),
     "g kg-1": ("g/kg", "g kg-1", "g kg**-1"),
@@ -74,6 +93,7 @@ _TO_SI: Mapping[tuple[str, str], Conversion] = {
     ("degC", "K"): (1.0, ZERO_CELSIUS),
     ("degF", "K"): (5.0 / 9.0, ZERO_CELSIUS - 32.0 * 5.0 / 9.0),
     ("hPa", "Pa"): (100.0, 0.0),
+    ("kPa", "Pa"): (1000.0, 0.0),
     ("kt", "m s-1"): (KNOT, 0.0),
     ("km h-1", "m s-1"): (1.0 / 3.6, 0.0),
     ("gpm", "m2 s-2"): (GRAVITY, 0.0),
@@ -102,3 +122,15 @@ def conversion(units: str, variable: str) -> Conversion | None:
     if found == wanted:
         return _SAME
     return _TO_SI.get((found, wanted))
+
+
+_COORDINATES: Mapping[str, Mapping[str, float]] = {
+    "Pa": {"Pa": 1.0, "hPa": 100.0, "kPa": 1000.0},
+    "m": {"m": 1.0, "km": 1000.0, "gpm": 1.0, "ft": FOOT},
+    "degree": {"degree": 1.0, "rad": 180.0 / np.pi},
+}
+
+
+def coordinate_factor(units: str, wanted: str) -> float | None:
+    """Return what turns a position or level in `units` into `Pa`, `m` or `degree`; None if unknown."""
+    return _COORDINATES[wanted].get(_BY_SPELLING.get(units.strip().lower(), ""))

@@ -71,13 +71,13 @@ def test_faulty_rows_are_named_and_the_others_kept(tmp_path):
     )
     assert len(decoded.table) == 2
     found = dict.fromkeys(faults(decoded))
-    assert ("no_time", "column 'time', row 2: got 'yesterday'") in found
-    assert ("no_position", "column 'lat', row 3: got 'north'") in found
-    assert ("no_position", "column 'lon', row 4") in found
-    assert ("unsupported_variable", "column 'variable', row 5: got 'wind'") in found
-    assert ("invalid_table", "column 'obs_value', row 6: got 'warm'") in found
-    assert ("invalid_table", "column 'vertical', row 7: got 'temperature'") in found
-    assert ("invalid_table", "column 'vertical_kind', row 9: got 'model'") in found
+    assert ("no_time", "column 'time', line 3: got 'yesterday'") in found
+    assert ("no_position", "column 'lat', line 4: got 'north'") in found
+    assert ("no_position", "column 'lon', line 5") in found
+    assert ("unsupported_variable", "column 'variable', line 6: got 'wind'") in found
+    assert ("invalid_table", "column 'obs_value', line 7: got 'warm'") in found
+    assert ("invalid_table", "column 'vertical', line 8: got 'temperature'") in found
+    assert ("invalid_table", "column 'vertical_kind', line 11: got 'model'") in found
     assert sum(decoded.report.rejected.values()) == 8
 
 

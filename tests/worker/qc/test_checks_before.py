@@ -109,6 +109,39 @@ def test_anonymous_ships_are_told_apart_by_place():
     assert rejected(table) == {}
 
 
+@pytest.mark.parametrize("name", ["SHIP", "RIGG", "PLAT", "ZZZZ", "/////", "00000", ""])
+def test_call_signs_that_many_platforms_share(name):
+    """Two platforms a thousand kilometres apart in one hour are no duplicate and no impossible track."""
+    hours = np.array(["2024-01-01T11:00", "2024-01-01T12:00"] * 2, dtype="datetime64[ns]")
+    shape = {"report_type": "ship", "station_id": name, "time": hours}
+    assert rejected(make_table(4, lat=[10.0, 10.0, 20.0, 20.0], **shape)) == {}
+
+
+def humid(humidity, kind="surface", vertical=None, names=("2m_dewpoint_temperature",), **columns):
+    """Temperature 285 K and the given humidity of one report."""
+    variable = ["2m_temperature" if kind == "surface" else "temperature", *names]
+    return make_table(
+        2, station_id="03772", lat=51.5, lon=-0.4, variable=variable, vertical_kind=kind,
+        vertical=vertical, obs_value=np.array([285.0, humidity]), **columns,
+    )  # fmt: skip
+
+
+def test_dewpoint_above_the_temperature_beside_it():
+    assert rejected(humid(290.0)) == {1: "bounds"}
+    assert rejected(humid(285.4)) == {}  # rounding in fog
+    assert rejected(humid(280.0)) == {}
+    assert rejected(humid(290.0, time=np.array(["2024-01-01T11", "2024-01-01T12"], "M8[ns]"))) == {}
+    # At 850 hPa and 285 K air is saturated at 10.3 g/kg (Bolton 1980).
+    aloft = {"kind": "pressure", "vertical": 85000.0, "names": ("specific_humidity",)}
+    assert rejected(humid(0.018, **aloft)) == {1: "bounds"}
+    assert rejected(humid(0.011, **aloft)) == {}
+
+
+def test_a_dewpoint_is_not_held_against_a_rejected_temperature():
+    table = humid(280.0)
+    assert rejected(change(table, "obs_value", 0, 150.0)) == {0: "bounds"}
+
+
 def test_blocklist_patterns_networks_and_periods():
     entry = {"station": "0000[12]", "variables": ["2m_temperature"], "from": "2024-01-01T06:00"}
     found = rejected(stations(), blocklist={"entries": [entry]})

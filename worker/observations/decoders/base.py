@@ -29,8 +29,10 @@ __all__ = [
     "REASONS",
     "check_rows",
     "finish",
+    "nanoseconds",
     "parse_times",
     "strip_texts",
+    "text_of",
 ]
 
 KEPT_QUARANTINED = 100
@@ -235,15 +237,38 @@ def finish(table: pa.Table, report: DecodeReport) -> Decoded:
 
 def strip_texts(values: Iterable[Any]) -> np.ndarray:
     """Return values as strings without the blanks and NULs that formats pad them with."""
-    return np.array([str(value).strip("\x00 ") for value in values], dtype=object)
+    return np.array([text_of(value).strip("\x00 ") for value in values], dtype=object)
+
+
+def text_of(value: Any) -> str:
+    """Return a value as text; a whole number has no decimals, as identifiers have none."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
 
 
 def parse_times(texts: np.ndarray) -> np.ndarray:
-    """Return ISO 8601 texts as datetime64[ns] in UTC, NaT where a text is none; no zone is UTC."""
-    parsed = pd.to_datetime(
-        pd.Series(texts, dtype=object), errors="coerce", utc=True, format="ISO8601"
-    )
-    return np.asarray(parsed.dt.tz_localize(None).to_numpy(), dtype="datetime64[ns]")
+    """Return ISO 8601 texts as datetime64[ns] in UTC, NaT where a text is none; no zone is UTC.
+
+    A date without a clock, such as `2025-01`, is no time of an observation.
+    """
+    series = pd.Series(texts, dtype=object)
+    parsed = pd.to_datetime(series, errors="coerce", utc=True, format="ISO8601")
+    clocked = series.astype(str).str.contains(r"\d[Tt ]\d", regex=True).to_numpy(bool)
+    times = nanoseconds(parsed.dt.tz_localize(None).to_numpy())
+    return np.where(clocked, times, np.datetime64("NaT", "ns"))
+
+
+_FIRST_SECOND, _LAST_SECOND = -9_214_560_000, 9_214_646_400
+"""1678-01-01 and 2262-01-01, between which nanoseconds count."""
+
+
+def nanoseconds(times: np.ndarray) -> np.ndarray:
+    """Return times of any resolution as datetime64[ns]; NaT outside 1678 to 2262."""
+    seconds = times.astype("datetime64[s]").astype(np.int64)
+    inside = ~np.isnat(times) & (seconds >= _FIRST_SECOND) & (seconds < _LAST_SECOND)
+    # In the resolution it came in: beyond these years the nanoseconds would wrap around.
+    return np.where(inside, times, np.datetime64("NaT")).astype("datetime64[ns]")
 
 
 class Decoder(Protocol):

@@ -1,8 +1,10 @@
 """Decode columns named like the observation table's, as senders of tables write them.
 
-A faulty row is set aside and named by column and row; a faulty header refuses the file.
+A faulty row is set aside and named by column and place in the file: its line (CSV), feature (GeoJSON)
+or row (Parquet), all counted from 1. A faulty header refuses the file.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,34 +23,50 @@ from worker.observations.decoders.base import (
     DecodeReport,
     check_rows,
     finish,
+    nanoseconds,
     parse_times,
 )
+from worker.observations.decoders.coordinates import degrees_factor, has_place, pascal_factor
+from worker.observations.decoders.options import TableOptions
 from worker.observations.units import conversion
 
-__all__ = ["RowFaults", "decode_frame"]
+__all__ = ["ACCEPTED", "RowFaults", "decode_frame", "number_column"]
 
 
 class RowFaults:
-    """The first fault of each row."""
+    """The first fault of each row, under the row's place in the file.
 
-    def __init__(self, length: int) -> None:
+    Arguments:
+        length: Rows.
+        unit: What places are: `row`, `line` or `feature`.
+        places: Number of each row's place, with shape (rows,); rows are counted from 1 without it.
+    """
+
+    def __init__(self, length: int, unit: str = "row", places: np.ndarray | None = None) -> None:
+        self.unit = unit
+        self.places = np.arange(1, length + 1) if places is None else places
         self.reason = np.full(length, "", dtype=object)
         self.detail = np.full(length, "", dtype=object)
 
     def add(
         self, rows: np.ndarray, column: str, reason: str, got: np.ndarray | None = None
     ) -> None:
+        """Note a fault of `rows` (a mask) that have none yet; `got` holds what came."""
         fresh = np.flatnonzero(rows & (self.reason == ""))
         self.reason[fresh] = reason
         for row in fresh[:1000]:
-            what = "" if got is None else f": got {got[row]!r}"
-            self.detail[row] = f"column '{column}', row {row + 1}{what}"
+            what = "" if got is None else f": got {_shown(got[row])}"
+            self.detail[row] = f"column '{column}', {self.unit} {self.places[row]}{what}"
 
     def report(self, report: DecodeReport) -> np.ndarray:
         """Count the faulty rows; return the mask of the others."""
         for row in np.flatnonzero(self.reason != ""):
-            report.reject(self.reason[row], detail=self.detail[row], report=int(row))
+            report.reject(self.reason[row], detail=self.detail[row], report=int(self.places[row]))
         return np.asarray(self.reason == "")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.15g}" if isinstance(value, float | np.floating) else repr(value)
 
 
 REQUIRED = ("time", "lat", "lon", "variable", "obs_value")
@@ -59,7 +77,12 @@ ACCEPTED = (*OBSERVATION_SCHEMA.names, "units")
 
 
 def decode_frame(
-    columns: Mapping[str, pa.ChunkedArray | pa.Array], context: DecodeContext, report: DecodeReport
+    columns: Mapping[str, pa.ChunkedArray | pa.Array],
+    context: DecodeContext,
+    report: DecodeReport,
+    *,
+    options: TableOptions | None = None,
+    faults: RowFaults | None = None,
 ) -> Decoded:
     """Return rows from columns named like the observation table's; at least `time`, `lat`, `lon`,
     `variable` and `obs_value`.
@@ -68,46 +91,57 @@ def decode_frame(
     the variable; units SI unless a column `units` says otherwise. Columns that only the service may
     fill (batch, arrival, numbers) are ignored and noted.
 
+    Arguments:
+        columns: By name.
+        context: The upload.
+        report: Takes the counts.
+        options: The sender's; from the context if None.
+        faults: Names places in the file, and may hold faults already; rows are numbered without it.
+
     Raises:
-        DecodeError: If columns are missing or unknown, naming them.
+        DecodeError: If columns are missing or unknown, naming them, or positions and levels make
+            sense only in other units than degrees and Pa.
     """
-    columns = _renamed(columns, context.options.get("columns") or {})
+    options = options or TableOptions.of(context.options)
+    columns = {options.columns.get(name, name): column for name, column in columns.items()}
     _check_header(columns, report)
     length = len(columns["time"])
     report.messages += 1
     report.reports += length
     check_rows(length, context)
-    faults = RowFaults(length)
-    values: dict[str, Any] = {
-        "time": _times(columns["time"], faults),
-        "lat": _number(columns["lat"], "lat", faults, "no_position", required=True),
-        "lon": _number(columns["lon"], "lon", faults, "no_position", required=True),
-        "variable": _variable(columns["variable"], faults),
-        "obs_value": _number(columns["obs_value"], "obs_value", faults),
-    }
-    for name in _NUMBERS:
-        if name in columns:
-            values[name] = _number(columns[name], name, faults)
-    for name in _TEXTS:
-        if name in columns:
-            values[name] = _text(columns[name])
-    faults.add(~np.isfinite(values["lat"]) | (np.abs(values["lat"]) > 1e3), "lat", "no_position")
-    faults.add(~np.isfinite(values["lon"]) | (np.abs(values["lon"]) > 1e3), "lon", "no_position")
+    faults = faults or RowFaults(length)
+    values = _values(columns, faults)
     _convert(values, faults)
-    _complete(values, length, context, faults)
+    _complete(values, length, options.report_type or "other", faults)
+    _settle_units(values, options, faults, report)
     good = faults.report(report)
     table = build_table(context, int(good.sum()), **{n: v[good] for n, v in values.items()})
     report.decoded += int(len(table) > 0)
     return finish(table, report)
 
 
-def _renamed(columns: Mapping[str, Any], names: Any) -> dict[str, Any]:
-    if not isinstance(names, Mapping):
-        raise DecodeError(
-            f"Expected the option 'columns' as a mapping of their names to ours; got {names!r}.",
-            reason="invalid_table",
-        )
-    return {names.get(name, name): column for name, column in columns.items()}
+def _values(columns: Mapping[str, pa.ChunkedArray | pa.Array], faults: RowFaults) -> dict[str, Any]:
+    """Return the columns as arrays; note the rows whose cells cannot be used."""
+    values: dict[str, Any] = {
+        "time": _times(columns["time"], faults),
+        "lat": number_column(columns["lat"], "lat", faults, "no_position", required=True),
+        "lon": number_column(columns["lon"], "lon", faults, "no_position", required=True),
+        "variable": _variable(columns["variable"], faults),
+        "obs_value": number_column(columns["obs_value"], "obs_value", faults),
+    }
+    for name in _NUMBERS:
+        if name in columns:
+            values[name] = number_column(columns[name], name, faults)
+            _check_range(values[name], name, faults)
+    for name in _TEXTS:
+        if name in columns:
+            values[name] = _text(columns[name], name)
+    if "station_id" in values:
+        values["station_id"] = _whole(values["station_id"])
+    for name in ("lat", "lon"):
+        there = has_place(values[name])
+        faults.add(~there, name, "no_position", values[name])
+    return values
 
 
 def _check_header(columns: Mapping[str, Any], report: DecodeReport) -> None:
@@ -116,7 +150,8 @@ def _check_header(columns: Mapping[str, Any], report: DecodeReport) -> None:
     if missing or unknown:
         raise DecodeError(
             f"Expected the columns {', '.join(REQUIRED)} and any of the observation table's; "
-            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}.",
+            f"missing: {', '.join(missing) or 'none'}; "
+            f"unknown: {', '.join(name or '(a column without a name)' for name in unknown) or 'none'}.",
             reason="invalid_table",
             missing=missing,
             unknown=unknown,
@@ -130,17 +165,25 @@ def _plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array.cast(pa.string()) if pa.types.is_string_view(array.type) else array
 
 
-def _text(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+def _text(column: pa.ChunkedArray | pa.Array, name: str) -> np.ndarray:
     """Return a column as strings, None where empty."""
-    array = pc.utf8_trim_whitespace(_plain(column).cast(pa.string()))
+    array = _plain(column)
+    try:
+        array = pc.utf8_trim_whitespace(array.cast(pa.string()))
+    except pa.ArrowException as error:
+        raise DecodeError(
+            f"Expected text in column '{name}'; got {array.type}.", reason="invalid_table"
+        ) from error
     values = array.to_numpy(zero_copy_only=False)
     return np.array([value or None for value in values], dtype=object)
 
 
-def _number(
+def number_column(
     column: pa.ChunkedArray | pa.Array,
     name: str,
     faults: RowFaults,
@@ -151,13 +194,11 @@ def _number(
     """Return float64, NaN where empty; text that is not a number is a fault."""
     array = _plain(column)
     if not pa.types.is_string(array.type) and not pa.types.is_large_string(array.type):
-        if pa.types.is_nested(array.type) or pa.types.is_temporal(array.type):
-            raise DecodeError(
-                f"Expected numbers in column '{name}'; got {array.type}.", reason="invalid_table"
-            )
-        values = pc.cast(array, pa.float64()).to_numpy(zero_copy_only=False)
-        return np.array(values, dtype=np.float64)
-    text = _text(array)
+        values = _floats(array, name)
+        if required:
+            faults.add(np.isnan(values), name, reason)
+        return values
+    text = _text(array, name)
     series = pd.to_numeric(pd.Series(text, dtype=object), errors="coerce")
     values = np.array(series.to_numpy(np.float64))
     words = np.array([t is not None and str(t).lower() not in ("nan", "na") for t in text], bool)
@@ -167,16 +208,55 @@ def _number(
     return values
 
 
+def _floats(array: pa.Array, name: str) -> np.ndarray:
+    try:
+        if pa.types.is_temporal(array.type):
+            raise pa.ArrowTypeError("times are no numbers")
+        # Not safe: integers beyond 2**53 are rounded rather than fatal.
+        values = pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    except pa.ArrowException as error:
+        raise DecodeError(
+            f"Expected numbers in column '{name}'; got {array.type}.", reason="invalid_table"
+        ) from error
+    return np.array(values, dtype=np.float64)
+
+
+def _check_range(values: np.ndarray, name: str, faults: RowFaults) -> None:
+    """Set rows aside whose number the column cannot hold: beyond its range, or a part of a whole."""
+    kind = OBSERVATION_SCHEMA.field(name).type.to_pandas_dtype()
+    if np.issubdtype(kind, np.integer):
+        low, high = np.iinfo(kind).min, np.iinfo(kind).max
+        wrong = ~((values >= low) & (values <= high) & (np.floor(values) == values))
+    else:
+        wrong = ~(np.abs(values) <= np.finfo(kind).max)
+    faults.add(wrong & ~np.isnan(values), name, "invalid_table", values)
+    values[wrong] = np.nan
+
+
+def _whole(ids: np.ndarray) -> np.ndarray:
+    """Return identifiers without the `.0` of a column that was kept as numbers."""
+    return np.array(
+        [
+            text[: text.index(".")] if text is not None and _DECIMAL_ID.match(text) else text
+            for text in ids
+        ],
+        dtype=object,
+    )
+
+
+_DECIMAL_ID = re.compile(r"\d+\.0+\Z")
+
+
 def _times(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarray:
     """Return datetime64[ns] in UTC; text is ISO 8601, taken as UTC where it names no zone."""
     array = _plain(column)
     if pa.types.is_timestamp(array.type):
         # A zoned column is UTC inside already.
         naive = array.cast(pa.timestamp(array.type.unit)).to_numpy(zero_copy_only=False)
-        parsed = naive.astype("datetime64[ns]")
+        parsed = nanoseconds(naive)
         text = None
     elif pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        text = _text(array)
+        text = _text(array, "time")
         parsed = parse_times(text)
     else:
         raise DecodeError(
@@ -189,7 +269,7 @@ def _times(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarray:
 
 
 def _variable(column: pa.ChunkedArray | pa.Array, faults: RowFaults) -> np.ndarray:
-    text = _text(column)
+    text = _text(column, "variable")
     short_names = {v.short: v.id for v in VARIABLES.values()}
     lookup = {name: short_names.get(name, name) for name in set(text) - {None}}
     found = np.array([lookup.get(t, "") for t in text], dtype=object)
@@ -221,11 +301,8 @@ def _convert(values: dict[str, Any], faults: RowFaults) -> None:
             values["obs_error"][rows] *= scale
 
 
-def _complete(
-    values: dict[str, Any], length: int, context: DecodeContext, faults: RowFaults
-) -> None:
+def _complete(values: dict[str, Any], length: int, default: str, faults: RowFaults) -> None:
     """Fill in defaults of absent columns and check names."""
-    default = context.options.get("report_type", "other")
     values["report_type"] = _filled(values.get("report_type"), length, default)
     values["station_id"] = _filled(values.get("station_id"), length, "")
     values["platform"] = _filled(values.get("platform"), length, "")
@@ -248,6 +325,28 @@ def _complete(
         named = values["rejected_by"]
         wrong = np.array([n is not None and n not in QC_FLAGS for n in named], dtype=bool)
         faults.add(wrong, "rejected_by", "invalid_table", named)
+
+
+def _settle_units(
+    values: dict[str, Any], options: TableOptions, faults: RowFaults, report: DecodeReport
+) -> None:
+    """Bring positions to degrees and pressures to Pa, by the options or as `coordinates` judges."""
+    good = faults.reason == ""
+    factor = degrees_factor(
+        np.where(good, values["lat"], np.nan),
+        np.where(good, values["lon"], np.nan),
+        options.angle_units,
+        report,
+        networks=values["report_type"],
+        stations=values["station_id"],
+    )
+    values["lat"], values["lon"] = values["lat"] * factor, values["lon"] * factor
+    by_pressure = np.isin(values["vertical_kind"].astype(str), ("pressure", "layer"))
+    level = np.where(good & by_pressure, values["vertical"], np.nan)
+    factor = pascal_factor(level, options.pressure_units, "column 'vertical'")
+    for name in ("vertical", "vertical_top"):
+        if name in values:
+            values[name] = np.where(by_pressure, values[name] * factor, values[name])
 
 
 def _filled(column: np.ndarray | None, length: int, default: str) -> np.ndarray:

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pyarrow as pa
 
 from model.domain.errors import DecodeError
-from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
-from worker.observations.decoders.frame import ACCEPTED, decode_frame
+from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, text_of
+from worker.observations.decoders.frame import ACCEPTED, RowFaults, decode_frame
 
 __all__ = ["decode_geojson"]
 
@@ -33,21 +34,24 @@ def decode_geojson(path: Path, context: DecodeContext) -> Decoded:
             reason="too_large",
         )
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"Expected GeoJSON; {error}.", reason="undecodable") from error
     features = _features(document)
     rows: list[dict[str, Any]] = []
-    for number, feature in enumerate(features):
+    places: list[int] = []
+    for number, feature in enumerate(features, 1):
         try:
             rows.extend(_rows(feature))
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            detail = f"feature {number + 1}: {type(error).__name__}: {error}"
+            detail = f"feature {number}: {type(error).__name__}: {error}"
             report.reject("invalid_table", detail=detail, report=number)
+        places.extend([number] * (len(rows) - len(places)))
     if not rows:
         report.messages = report.reports = len(features)
         _refuse(report)
-    decoded = decode_frame(_columns(rows), context, report)
+    faults = RowFaults(len(rows), "feature", np.array(places))
+    decoded = decode_frame(_columns(rows), context, report, faults=faults)
     decoded.report.bytes_decoded = report.size
     return decoded
 
@@ -74,13 +78,16 @@ def _features(document: Any) -> list[Any]:
 
 
 def _rows(feature: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    geometry = feature["geometry"]
+    geometry, properties = feature["geometry"], feature["properties"]
+    if not isinstance(geometry, dict) or not isinstance(properties, dict):
+        raise ValueError("expected a geometry and properties; got null or another type")
     if geometry["type"] != "Point":
         raise ValueError(f"expected a Point; got {geometry['type']}")
     lon, lat, *height = geometry["coordinates"]
-    shared = {"lat": float(lat), "lon": float(lon), **feature["properties"]}
+    # A coordinate that is no number is named by its column, like any other cell.
+    shared = {"lat": lat, "lon": lon, **properties}
     if height and "elevation" not in shared:
-        shared["elevation"] = float(height[0])
+        shared["elevation"] = height[0]
     values = shared.pop("values", None)
     if unknown := [name for name in shared if name not in ACCEPTED]:
         raise ValueError(f"unknown properties {', '.join(map(repr, unknown[:5]))}")
@@ -109,9 +116,24 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
     columns = {}
     for name in names:
         values = [row.get(name) for row in rows]
-        columns[name] = pa.array([None if v is None else _text(v) for v in values], pa.string())
+        texts = [None if v is None else _text(v, name) for v in values]
+        columns[name] = pa.array(texts, pa.string())
     return columns
 
 
-def _text(value: Any) -> str:
-    return repr(value) if isinstance(value, float) else str(value)
+def _text(value: Any, name: str) -> str:
+    if isinstance(value, float):
+        return text_of(value) if name in _IDENTIFIERS else repr(value)
+    # JSON can hold halves of characters, which UTF-8 cannot.
+    return str(value).encode("utf-8", "replace").decode()
+
+
+_IDENTIFIERS = ("station_id", "platform")
+
+
+def _integer(digits: str) -> int | float:
+    """Return a JSON integer; one of absurd length as a float, which no column takes."""
+    return int(digits) if len(digits) <= _DIGITS else float(digits)
+
+
+_DIGITS = 300

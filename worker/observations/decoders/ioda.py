@@ -8,12 +8,13 @@ and are read back row by row.
 
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
+import cftime
 import netCDF4
 import numpy as np
-import pandas as pd
 
 from model.domain.errors import DecodeError
 from model.domain.observations import REPORT_TYPES, VERTICAL_KINDS
@@ -28,15 +29,27 @@ from worker.observations.decoders.base import (
     parse_times,
     strip_texts,
 )
+from worker.observations.decoders.coordinates import degrees_factor, has_place, pascal_factor
+from worker.observations.decoders.options import IodaOptions
 from worker.observations.lexicons import IODA, IODA_NAMES
-from worker.observations.units import conversion
+from worker.observations.units import conversion, coordinate_factor
 
 __all__ = ["decode_ioda", "encode_example"]
 
 _AT_SURFACE = {"synop", "ship", "buoy", "drifter", "scatterometer", "gnss"}
 _MISSING = 1e30
-_UNIT_SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0, "days": 86400.0}
+_TIME_UNITS: tuple[tuple[float, tuple[str, ...]], ...] = (
+    (1e-9, ("nanoseconds", "nanosecond", "ns")),
+    (1e-6, ("microseconds", "microsecond", "us")),
+    (1e-3, ("milliseconds", "millisecond", "ms", "msec", "msecs")),
+    (1.0, ("seconds", "second", "secs", "sec", "s")),
+    (60.0, ("minutes", "minute", "mins", "min")),
+    (3600.0, ("hours", "hour", "hrs", "hr", "h")),
+    (86400.0, ("days", "day", "d")),
+)
+_UNIT_SECONDS = {name: seconds for seconds, names in _TIME_UNITS for name in names}
 _LAST_SECOND = 9.2e9
+_COARSEST_SECONDS = 30.0
 _WORST_MARK = 3
 """NCEP quality marks above this mean rejected (prepbufr table 7); IODA keeps them as PreQC."""
 
@@ -46,7 +59,7 @@ def decode_ioda(path: Path, context: DecodeContext) -> Decoded:
 
     The option `report_type` names the network; without it, rows with a pressure or height are taken
     as aloft. Units come from the attribute `units`; where it is absent IODA's own SI is assumed and
-    noted.
+    noted, but for positions and pressures that make sense only in other units.
 
     Raises:
         DecodeError: If the file is no NetCDF, lacks the groups, or has names that are not UTF-8.
@@ -73,15 +86,15 @@ def _decode(data: Any, context: DecodeContext, report: DecodeReport) -> Decoded:
             missing=absent,
         )
     meta = data["MetaData"]
-    place = _place(meta, context)
+    place = _place(meta, IodaOptions.of(context.options), report)
     length = len(place["lat"])
     check_rows(length, context, "locations")
-    usable = np.isfinite(place["lat"]) & np.isfinite(place["lon"])
+    usable = has_place(place["lat"]) & has_place(place["lon"])
     timed = ~np.isnat(place["time"])
     for row in np.flatnonzero(~usable):
-        report.reject("no_position", detail=f"location {row + 1}", report=int(row))
+        report.reject("no_position", detail=f"location {row + 1}", report=int(row) + 1)
     for row in np.flatnonzero(usable & ~timed):
-        report.reject("no_time", detail=f"location {row + 1}", report=int(row))
+        report.reject("no_time", detail=f"location {row + 1}", report=int(row) + 1)
     report.reports += length
     tables = []
     for name in data["ObsValue"].variables:
@@ -97,7 +110,12 @@ def _decode(data: Any, context: DecodeContext, report: DecodeReport) -> Decoded:
 
 
 def _floats(variable: Any) -> np.ndarray:
-    values = np.ma.filled(np.ma.asarray(variable[:]).astype(np.float64), np.nan)
+    try:
+        values = np.ma.filled(np.ma.asarray(variable[:]).astype(np.float64), np.nan)
+    except (TypeError, ValueError) as error:
+        raise DecodeError(
+            f"Expected numbers in {_path(variable)}; got {variable.dtype}.", reason="invalid_table"
+        ) from error
     with np.errstate(invalid="ignore"):
         return np.where(np.abs(values) < _MISSING, values, np.nan)
 
@@ -106,7 +124,43 @@ def _first(group: Any, *names: str) -> Any | None:
     return next((group[name] for name in names if name in group.variables), None)
 
 
-def _place(meta: Any, context: DecodeContext) -> dict[str, Any]:
+def _path(variable: Any) -> str:
+    return f"{variable.group().name}/{variable.name}"
+
+
+def _in_units(variable: Any, wanted: str, length: int) -> tuple[np.ndarray, bool]:
+    """Return numbers in the unit wanted, and whether the file names theirs."""
+    if variable.shape != (length,):
+        raise DecodeError(
+            f"Expected {length} values in {_path(variable)}, as locations; got {variable.shape}.",
+            reason="invalid_table",
+        )
+    values, units = _floats(variable), str(getattr(variable, "units", "")).strip()
+    if not units or not np.isfinite(values).any():
+        return values, bool(units)
+    factor = coordinate_factor(units, wanted)
+    if factor is None:
+        raise DecodeError(
+            f"Expected {_path(variable)} in {wanted}, or in a unit that is converted to it; got "
+            f"units '{units}'.",
+            reason="invalid_table",
+        )
+    return values * factor, True
+
+
+def _position(
+    lat: Any, lon: Any, length: int, options: IodaOptions, report: DecodeReport, **who: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return latitude and longitude in degrees."""
+    north, named = _in_units(lat, "degree", length)
+    east, named_too = _in_units(lon, "degree", length)
+    if named or named_too:
+        return north, east
+    factor = degrees_factor(north, east, options.angle_units, report, **who)
+    return north * factor, east * factor
+
+
+def _place(meta: Any, options: IodaOptions, report: DecodeReport) -> dict[str, Any]:
     """Return position, time and station of each location, with shape (locations,)."""
     lat, lon = _first(meta, "latitude", "lat"), _first(meta, "longitude", "lon")
     if lat is None or lon is None:
@@ -114,26 +168,31 @@ def _place(meta: Any, context: DecodeContext) -> dict[str, Any]:
             "Expected MetaData/latitude and MetaData/longitude.", reason="invalid_table"
         )
     length = len(lat[:])
-    empty = np.full(length, np.nan)
 
-    def numbers(*names: str) -> np.ndarray:
+    def numbers(wanted: str, *names: str) -> np.ndarray:
         found = _first(meta, *names)
-        return empty if found is None else _floats(found)
+        if found is None:
+            return np.full(length, np.nan)
+        values, named = _in_units(found, wanted, length) if wanted else (_floats(found), True)
+        if wanted != "Pa" or named:
+            return values
+        return values * pascal_factor(values, options.pressure_units, _path(found))
 
     station = _first(meta, "stationIdentification", "station_id", "satelliteIdentifier")
-    asked, networks = context.options.get("report_type", ""), _coded(meta, "reportType")
-    if asked and asked not in REPORT_TYPES:
-        raise DecodeError(f"Unknown report type '{asked}'.", reason="invalid_table")
+    asked, networks = options.report_type or "", _coded(meta, "reportType")
+    stations = _words(station, length)
+    of_each = np.full(length, asked or "other") if networks is None or asked else networks
+    north, east = _position(lat, lon, length, options, report, networks=of_each, stations=stations)
     return {
-        "lat": _floats(lat),
-        "lon": _floats(lon),
+        "lat": north,
+        "lon": east,
         "time": _times(meta, length),
-        "station_id": _words(station, length),
-        "elevation": numbers("stationElevation", "station_elevation"),
-        "pressure": numbers("pressure", "air_pressure"),
-        "top": numbers("pressureTop"),
-        "height": numbers("height", "geometric_height"),
-        "channel": numbers("sensorChannelNumber"),
+        "station_id": stations,
+        "elevation": numbers("m", "stationElevation", "station_elevation"),
+        "pressure": numbers("Pa", "pressure", "air_pressure"),
+        "top": numbers("Pa", "pressureTop"),
+        "height": numbers("m", "height", "geometric_height"),
+        "channel": numbers("", "sensorChannelNumber"),
         "vertical_kind": _coded(meta, "verticalKind", VERTICAL_KINDS),
         "network": asked,
         "report_type": asked or (networks if networks is not None else "other"),
@@ -157,35 +216,58 @@ def _coded(meta: Any, name: str, known: Collection[str] = REPORT_TYPES) -> np.nd
 
 def _times(meta: Any, length: int) -> np.ndarray:
     variable = _first(meta, "dateTime")
-    if variable is not None and variable.dtype.kind in "iu":
-        units = getattr(variable, "units", "")
-        if "since" not in units:
+    if variable is not None and variable.dtype is not str and variable.dtype.kind in "iuf":
+        if variable.shape != (length,):
             raise DecodeError(
-                "Expected units 'seconds since …' of MetaData/dateTime.", reason="invalid_table"
+                f"Expected {length} times, as locations; got {variable.shape}.",
+                reason="invalid_table",
             )
-        return _since(np.ma.asarray(variable[:]), units)
+        return _since(variable)
     variable = _first(meta, "datetime", "dateTime")
     if variable is None:
         raise DecodeError("Expected MetaData/dateTime.", reason="invalid_table")
     return parse_times(_words(variable, length))
 
 
-def _since(counts: np.ma.MaskedArray, units: str) -> np.ndarray:
-    """Return datetime64 from counts and `seconds since …`; NaT if masked or beyond 1678 to 2262."""
+def _since(variable: Any) -> np.ndarray:
+    """Return datetime64 from numbers with CF units; NaT if masked or beyond 1678 to 2262."""
+    units = str(getattr(variable, "units", ""))
     unit, _, start = units.partition(" since ")
+    calendar = str(getattr(variable, "calendar", "standard"))
     try:
         size = _UNIT_SECONDS[unit.strip().lower()]
-        epoch = pd.Timestamp(start.strip())
-    except (KeyError, ValueError) as error:
-        raise DecodeError(f"Unknown time units '{units}'.", reason="invalid_table") from error
-    epoch = epoch.tz_convert(None) if epoch.tzinfo else epoch
-    seconds = np.ma.filled(counts.astype(np.float64), np.nan) * size + epoch.timestamp()
+        epoch = cftime.num2date(
+            0, f"seconds since {start}", calendar,
+            only_use_cftime_datetimes=False, only_use_python_datetimes=True,
+        )  # fmt: skip
+    except (KeyError, ValueError, OverflowError) as error:
+        raise DecodeError(
+            f"Expected units such as 'seconds since 1970-01-01T00:00:00Z' of {_path(variable)}, and "
+            f"a calendar of real days; got units '{units}', calendar '{calendar}'.",
+            reason="invalid_table",
+        ) from error
+    counts = np.ma.asarray(variable[:])
+    _check_precision(variable, counts, size)
+    start_second = epoch.replace(tzinfo=UTC).timestamp()
+    seconds = _floats(variable) * size + start_second
     with np.errstate(invalid="ignore"):
         known = np.abs(seconds) < _LAST_SECOND
     whole = np.where(known, seconds, 0.0)
-    return np.where(known, (whole * 1e3).astype("datetime64[ms]"), np.datetime64("NaT")).astype(
-        "datetime64[ns]"
-    )
+    times = np.rint(whole * 1e3).astype("datetime64[ms]")  # tenths of an hour are no exact floats
+    return np.where(known, times, np.datetime64("NaT")).astype("datetime64[ns]")
+
+
+def _check_precision(variable: Any, counts: np.ma.MaskedArray, size: float) -> None:
+    """Refuse numbers too coarse for a time, such as 32-bit seconds since 1970."""
+    if variable.dtype.kind != "f" or not np.ma.count(counts):
+        return
+    step = float(np.spacing(np.abs(counts).max())) * size
+    if step > _COARSEST_SECONDS:
+        raise DecodeError(
+            f"Expected times to within {_COARSEST_SECONDS:g} s in {_path(variable)}; {variable.dtype} "
+            f"with units '{variable.units}' holds them to {step:g} s only.",
+            reason="invalid_table",
+        )
 
 
 def _words(variable: Any | None, length: int) -> np.ndarray:
@@ -204,7 +286,7 @@ def _variable(
     """Return the columns of one variable; None, and a count, if it is not known."""
     variable = data["ObsValue"][name]
     level = _own_level(name, place) if place["vertical_kind"] is not None else _level(name, place)
-    if level is None or len(variable.shape) != 1:
+    if level is None or variable.shape != (len(place["lat"]),):
         report.reject("unsupported_variable", detail=f"ObsValue/{name}")
         return None
     ours, kind, vertical = level
@@ -215,7 +297,9 @@ def _variable(
     if factors is None:
         return None
     scale, offset = factors
-    error = _group(data, "ObsError", name, len(place["lat"]))
+    error = _errors(data, name, ours, scale, len(place["lat"]), report)
+    if error is None:
+        return None
     marks = _group(data, "PreQC", name, len(place["lat"]))
     with np.errstate(invalid="ignore"):
         flagged = np.array([None, "preqc"], dtype=object)[(marks > _WORST_MARK).astype(int)]
@@ -226,7 +310,7 @@ def _variable(
         "vertical": vertical,
         "vertical_top": np.where(np.asarray(kind) == "layer", place["top"], np.nan),
         "obs_value": _floats(variable) * scale + offset,
-        "obs_error": error * scale,
+        "obs_error": error,
         "rejected_by": flagged,
     }
 
@@ -277,10 +361,34 @@ def _conversion(
     return factors
 
 
+def _errors(
+    data: Any, name: str, ours: str, scale: float, length: int, report: DecodeReport
+) -> np.ndarray | None:
+    """Return errors in SI, from their own units where they name any, else from those of the values.
+
+    None, and a count, if their units are unknown.
+    """
+    errors = _group(data, "ObsError", name, length)
+    if not np.isfinite(errors).any():
+        return errors
+    units = getattr(data["ObsError"][name], "units", None)
+    factors = (scale, 0.0) if units is None else conversion(str(units), ours)
+    if factors is None:
+        report.reject("invalid_table", detail=f"ObsError/{name} in unknown units '{units}'")
+        return None
+    return errors * factors[0]
+
+
 def _group(data: Any, group: str, name: str, length: int) -> np.ndarray:
-    if group in data.groups and name in data[group].variables:
-        return _floats(data[group][name])
-    return np.full(length, np.nan)
+    if group not in data.groups or name not in data[group].variables:
+        return np.full(length, np.nan)
+    if data[group][name].shape != (length,):
+        raise DecodeError(
+            f"Expected {length} values in {group}/{name}, as locations; got "
+            f"{data[group][name].shape}.",
+            reason="invalid_table",
+        )
+    return _floats(data[group][name])
 
 
 def encode_example(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -28,6 +28,8 @@ from worker.observations.decoders.base import (
     finish,
     strip_texts,
 )
+from worker.observations.decoders.coordinates import degrees_factor, has_place, pascal_factor
+from worker.observations.decoders.options import OdbOptions
 from worker.observations.lexicons import (
     CODETYPE,
     OBSTYPE,
@@ -50,12 +52,12 @@ _NEEDED = ("date", "time", "lat", "lon", "varno", "obsvalue")
 def decode_odb(path: Path, context: DecodeContext) -> Decoded:
     """Return the rows of the known variables; count others by their number.
 
-    Values are SI and times hhmmss, as ECMWF writes them. Options for other writers: `units`, such as
-    `{"geopotential": "gpm", "relative_humidity": "%"}`; `clock: "hhmm"`; `report_type` for files
-    without `obstype`; `ignore_status` keeps values that the sender's assimilation rejected.
+    Values are SI, positions in degrees unless a column `latlon_rad` says otherwise, and times
+    hhmmss, as ECMWF writes them. Options for other writers are in `OdbOptions`.
 
     Raises:
-        DecodeError: If the file is no ODB-2 or lacks columns.
+        DecodeError: If the file is no ODB-2, lacks columns, or holds times, positions or pressures
+            that make sense only in other units and no option says which.
     """
     report = DecodeReport(format="odb2", size=path.stat().st_size)
     try:
@@ -108,14 +110,26 @@ def _integers(frame: pd.DataFrame, name: str) -> list[int]:
 
 
 def _rows(frame: pd.DataFrame, context: DecodeContext, report: DecodeReport) -> pa.Table:
+    options, own = OdbOptions.of(context.options), "variable" in frame.columns
     names, kinds = _variables(frame)
     value, error = _numbers(frame, "obsvalue"), _errors(frame)
     reference, top = (_numbers(frame, f"vertco_reference_{n}") for n in (1, 2))
+    networks, stations = _networks(frame, options), _texts(frame, "statid")
     lat, lon = _numbers(frame, "lat"), _numbers(frame, "lon")
-    if (_numbers(frame, "latlon_rad") == 1).any():
-        lat, lon = np.rad2deg(lat), np.rad2deg(lon)
-    clock = _numbers(frame, "time") * (100.0 if context.options.get("clock") == "hhmm" else 1.0)
-    time = _times(_numbers(frame, "date"), clock)
+    if "latlon_rad" in frame.columns:
+        in_radians = _numbers(frame, "latlon_rad") == 1
+        lat, lon = (np.where(in_radians, np.rad2deg(angle), angle) for angle in (lat, lon))
+    elif not own:
+        factor = degrees_factor(
+            lat, lon, options.angle_units, report, networks=networks, stations=stations
+        )
+        lat, lon = lat * factor, lon * factor
+    time = _times(_numbers(frame, "date"), _clock(frame, options, own))
+    by_pressure = np.isin(kinds.astype(str), ("pressure", "layer"))
+    if not own:
+        level = np.where(by_pressure, reference, np.nan)
+        factor = pascal_factor(level, options.pressure_units, "vertco_reference_1")
+        reference, top = (np.where(by_pressure, p * factor, p) for p in (reference, top))
     good = names != ""
     for number, count in _number_counts(_numbers(frame, "varno")[~good]):
         report.reject("unsupported_variable", detail=f"varno {number:g}: {count} rows")
@@ -123,22 +137,17 @@ def _rows(frame: pd.DataFrame, context: DecodeContext, report: DecodeReport) -> 
     unlevelled = (kinds == "") | (levelled & ~np.isfinite(reference))
     for reason, wrong, what in (
         ("invalid_table", unlevelled, "vertco_type 1 (Pa) or 2 (m) and a reference"),
-        ("no_position", ~(np.isfinite(lat) & np.isfinite(lon)), "lat and lon"),
+        ("no_position", ~(has_place(lat) & has_place(lon)), "lat and lon"),
         ("no_time", np.isnat(time), "date and time"),
         ("no_values", ~np.isfinite(value), "obsvalue"),
     ):
         for row in np.flatnonzero(good & wrong):
-            report.reject(reason, detail=f"row {row + 1} without {what}", report=int(row))
+            report.reject(reason, detail=f"row {row + 1} without {what}", report=int(row) + 1)
         good &= ~wrong
-    for variable, units in dict(context.options.get("units") or {}).items():
-        factors = conversion(str(units), variable) if variable in VARIABLES else None
-        if factors is None:
-            raise DecodeError(f"Unknown units '{units}' of '{variable}'.", reason="invalid_table")
-        rows = names == variable
-        value[rows], error[rows] = value[rows] * factors[0] + factors[1], error[rows] * factors[0]
+    _convert(names, value, error, options)
     columns = {
-        "report_type": _networks(frame, context),
-        "station_id": _texts(frame, "statid"),
+        "report_type": networks,
+        "station_id": stations,
         "time": time,
         "lat": lat,
         "lon": lon,
@@ -150,9 +159,35 @@ def _rows(frame: pd.DataFrame, context: DecodeContext, report: DecodeReport) -> 
         "obs_value": value,
         "obs_error": error,
         "profile_id": _numbers(frame, "seqno") % 2**31,
-        "rejected_by": _status(frame, context),
+        "rejected_by": _status(frame, options),
     }
     return build_table(context, int(good.sum()), **{n: v[good] for n, v in columns.items()})
+
+
+def _convert(names: np.ndarray, value: np.ndarray, error: np.ndarray, options: OdbOptions) -> None:
+    """Convert values and errors in place, by the option `units`."""
+    for variable, units in options.units.items():
+        factors = conversion(units, variable)
+        if factors is not None:  # the options are checked
+            rows = names == variable
+            value[rows] = value[rows] * factors[0] + factors[1]
+            error[rows] *= factors[0]
+
+
+def _clock(frame: pd.DataFrame, options: OdbOptions, own: bool) -> np.ndarray:
+    """Return times of day as hhmmss, with shape (rows,)."""
+    clock = _numbers(frame, "time")
+    if options.clock is not None:
+        return clock * (100.0 if options.clock == "hhmm" else 1.0)
+    known = clock[np.isfinite(clock)]
+    if own or not known.any() or not ((known >= 0.0) & (known < 2400.0)).all():
+        return clock
+    raise DecodeError(
+        f"Expected the column 'time' as hhmmss; got {known.min():g} to {known.max():g}, which are "
+        "all before 00:24, or hours and minutes. Say which with the decoder option 'clock': 'hhmm' "
+        "or 'hhmmss'.",
+        reason="invalid_table",
+    )
 
 
 def _number_counts(numbers: np.ndarray) -> list[tuple[float, int]]:
@@ -223,18 +258,18 @@ def _errors(frame: pd.DataFrame) -> np.ndarray:
     return np.where(error > 0.0, error, np.nan)
 
 
-def _status(frame: pd.DataFrame, context: DecodeContext) -> np.ndarray:
+def _status(frame: pd.DataFrame, options: OdbOptions) -> np.ndarray:
     """Return `preqc` where the sender's assimilation rejected or blocklisted the value."""
     status = np.nan_to_num(_numbers(frame, "datum_status"), nan=0.0).astype(np.int64)
-    if context.options.get("ignore_status"):
+    if options.ignore_status:
         status = np.zeros_like(status)
     flags = np.array([None, "preqc"], dtype=object)
     return np.asarray(flags[(status & _REJECTED != 0).astype(int)])
 
 
-def _networks(frame: pd.DataFrame, context: DecodeContext) -> np.ndarray:
+def _networks(frame: pd.DataFrame, options: OdbOptions) -> np.ndarray:
     """Return the report type of each row: by name, else by code type, else by observation type."""
-    default = context.options.get("report_type", "other")
+    default = options.report_type or "other"
     obstype, codetype = _integers(frame, "obstype"), _integers(frame, "codetype")
     own = _texts(frame, "report_type")
     return np.array(

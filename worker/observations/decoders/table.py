@@ -4,19 +4,24 @@ In an earth2studio frame pressures are in Pa, heights in m, longitudes from 0 to
 UTC without a zone; variables follow earth2studio's lexicon.
 """
 
+import csv
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from model.domain.errors import DecodeError
 from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, check_rows
-from worker.observations.decoders.frame import decode_frame
+from worker.observations.decoders.coordinates import pressures_by_height
+from worker.observations.decoders.frame import RowFaults, decode_frame, number_column
+from worker.observations.decoders.options import TableOptions
 from worker.observations.lexicons import EARTH2STUDIO, split_name
 
 __all__ = ["decode_csv", "decode_earth2studio", "decode_parquet", "is_earth2studio"]
@@ -33,28 +38,38 @@ def is_earth2studio(names: Mapping[str, Any] | list[str]) -> bool:
 
 
 def decode_earth2studio(
-    columns: Mapping[str, pa.ChunkedArray], context: DecodeContext, report: DecodeReport
+    columns: Mapping[str, pa.ChunkedArray],
+    context: DecodeContext,
+    report: DecodeReport,
+    faults: RowFaults,
 ) -> Decoded:
     """Return the rows of the frame; count variables outside the vocabulary one by one.
 
-    Accumulated precipitation is left out: the frame does not say over which time.
+    Accumulated precipitation is left out: the frame does not say over which time. Pressures that are
+    hPa, as earth2studio once wrote them, are known by the heights beside them.
     """
+    options = TableOptions.of(context.options)
     own = {"time": columns["time"], "lat": columns["lat"], "lon": columns["lon"]}
     own["obs_value"] = columns["observation"]
-    names = [str(n) for n in _text(columns["variable"])]
+    names = [str(n) for n in columns["variable"].cast(pa.string()).to_pylist()]
     split = {name: split_name(name) for name in set(names)}
     own["variable"] = pa.array([split[n][0] for n in names], pa.string())
     level = np.array([split[n][1] for n in names], dtype=np.float64)
     upper = np.array([split[n][0] in EARTH2STUDIO.aloft.values() for n in names], dtype=bool)
-    pressure = np.where(np.isfinite(level), level * 100.0, _numbers(columns, "pres", len(names)))
-    height = _numbers(columns, "elev", len(names))
+    height, station, given = (
+        number_column(columns[name], name, faults)
+        if name in columns
+        else np.full(len(names), np.nan)
+        for name in ("elev", "station_elev", "pres")
+    )
+    given = pressures_by_height(given, height, options.pressure_units, report)
+    pressure = np.where(np.isfinite(level), level * 100.0, given)
     by_pressure = upper & np.isfinite(pressure)
     by_height = upper & ~by_pressure & np.isfinite(height)
     kind = np.where(by_pressure, "pressure", np.where(by_height, "height", "surface"))
     vertical = np.where(by_pressure, pressure, np.where(by_height, height, np.nan))
     own["vertical_kind"] = pa.array(kind, pa.string())
     own["vertical"] = pa.array(vertical, pa.float64(), from_pandas=True)
-    station = _numbers(columns, "station_elev", len(names))
     elevation = np.where(np.isfinite(station), station, np.where(upper, np.nan, height))
     own["elevation"] = pa.array(elevation, pa.float64(), from_pandas=True)
     for theirs, ours in (("station", "station_id"), ("satellite", "platform")):
@@ -63,20 +78,14 @@ def decode_earth2studio(
     for name in _IGNORED:
         if name in columns:
             report.notes[f"ignored_column_{name}"] += 1
-    return decode_frame(own, context, report)
+    settled = options.model_copy(update={"pressure_units": "Pa"})
+    return decode_frame(own, context, report, options=settled, faults=faults)
 
 
-def _text(column: pa.ChunkedArray) -> list[Any]:
-    return list(column.cast(pa.string()).to_pylist())
+_LINE_BYTES = 100_000
+"""Far more than a row has; pyarrow gives up on lines of 1 MB."""
 
-
-def _numbers(columns: Mapping[str, pa.ChunkedArray], name: str, length: int) -> np.ndarray:
-    if name not in columns:
-        return np.full(length, np.nan)
-    values = pd.to_numeric(columns[name].to_pandas(), errors="coerce")
-    return np.array(values.to_numpy(dtype=np.float64, na_value=np.nan))
-
-
+_UNNAMED = "\x00"
 _NULLS = ["", "NaN", "nan", "NA", "null", "None"]
 
 
@@ -94,31 +103,43 @@ def decode_parquet(path: Path, context: DecodeContext) -> Decoded:
             table.validate(full=True)  # torn pages may hold strings that are no UTF-8
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DecodeError(f"Expected a Parquet file; {error}.", reason="undecodable") from error
-    return _decode(table, context, report)
+    return _decode(table, context, report, RowFaults(table.num_rows))
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """The lines of a text that a parser can take one by one.
+
+    Attributes:
+        content: Those lines, the header first, each with a line end.
+        numbers: Number of each in the file, from 1, with shape (lines,).
+    """
+
+    content: bytes
+    numbers: np.ndarray
 
 
 def decode_csv(path: Path, context: DecodeContext) -> Decoded:
-    """Return rows of a CSV file with a header line.
+    """Return rows of a CSV file with a header line; a line of another form is set aside by number.
 
     Raises:
-        DecodeError: If lines differ in their number of columns, or columns are missing.
+        DecodeError: If there is one line only, or columns are missing, unknown or without a name.
     """
     report = DecodeReport(format="csv", size=path.stat().st_size)
-    uneven: list[int | None] = []
+    lines = _lines(_utf8(path.read_bytes(), report), report)
+    names = _header(lines.content)
+    uneven: list[int] = []
 
     def set_aside(row: pacsv.InvalidRow) -> str:
-        uneven.append(row.number)
+        uneven.append(row.number - 1)
+        detail = f"line {lines.numbers[row.number - 1]}: {row.actual_columns} columns"
+        report.reject("invalid_table", detail=f"{detail}; the header has {row.expected_columns}")
         return "skip"
 
-    content = _utf8(path.read_bytes(), report)
-    header = content.split(b"\n", 1)[0].decode().strip().split(",")
-    names = [name.strip().strip('"') for name in header]
-    if len(set(names)) != len(names):
-        raise DecodeError("Expected each column once in the header.", reason="invalid_table")
     try:
-        # Every column as text: a faulty cell is then found by column and row.
+        # Every column as text: a faulty cell is then found by column and line.
         table = pacsv.read_csv(
-            pa.BufferReader(content),
+            pa.BufferReader(lines.content),
             read_options=pacsv.ReadOptions(column_names=names, skip_rows=1, use_threads=False),
             parse_options=pacsv.ParseOptions(invalid_row_handler=set_aside),
             convert_options=pacsv.ConvertOptions(
@@ -129,10 +150,69 @@ def decode_csv(path: Path, context: DecodeContext) -> Decoded:
         )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DecodeError(f"Expected a CSV file; {error}.", reason="undecodable") from error
-    for number in uneven:
-        detail = f"row {number}: a different number of columns" if number else "uneven row"
-        report.reject("invalid_table", detail=detail)
-    return _decode(table, context, report)
+    numbers = np.delete(lines.numbers, [0, *uneven])
+    table = _without_unnamed(table, report)
+    return _decode(table, context, report, RowFaults(table.num_rows, "line", numbers))
+
+
+def _lines(content: bytes, report: DecodeReport) -> _Lines:
+    """Return the lines without blank ones; set those aside that would take others with them.
+
+    Those are lines with a quote that does not close and lines of extreme length. Line ends may be of
+    Windows or of the old Mac.
+    """
+    if b"\r" in content:
+        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    content = content.rstrip(b"\n") + b"\n"
+    text = np.frombuffer(content, dtype=np.uint8)
+    ends = np.flatnonzero(text == ord("\n"))
+    starts = np.append(0, ends[:-1] + 1)
+    if len(ends) < 2:
+        raise DecodeError(
+            f"Expected a header line and rows; found no line end in {report.size} bytes. curl keeps "
+            "line ends with --data-binary or -T, not with -d.",
+            reason="invalid_table",
+        )
+    quotes = np.flatnonzero(text == ord('"'))
+    odd = (np.searchsorted(quotes, ends) - np.searchsorted(quotes, starts)) % 2 == 1
+    long = ends - starts > _LINE_BYTES
+    for wrong, what in ((odd & ~long, "a quote that does not close"), (long, "too long")):
+        for row in np.flatnonzero(wrong):
+            report.reject("invalid_table", detail=f"line {row + 1}: {what}", report=int(row) + 1)
+    kept = np.flatnonzero((ends > starts) & ~odd & ~long)
+    if len(kept) < len(ends):
+        content = b"".join(content[starts[row] : ends[row] + 1] for row in kept)
+    if not len(kept) or odd[: kept[0]].any() or long[: kept[0]].any():
+        raise DecodeError("Expected a header line of names.", reason="invalid_table")
+    return _Lines(content, kept + 1)
+
+
+def _header(content: bytes) -> list[str]:
+    """Return the names in the first line, empty where a column has none."""
+    line = content.split(b"\n", 1)[0].decode()
+    names = [name.strip() for name in next(csv.reader([line]))]
+    repeated = [name for name, count in Counter(names).items() if name and count > 1]
+    if repeated:
+        raise DecodeError(
+            f"Expected each column once in the header; got {', '.join(repeated)} more than once.",
+            reason="invalid_table",
+        )
+    return [name or f"{_UNNAMED}{place}" for place, name in enumerate(names, 1)]
+
+
+def _without_unnamed(table: pa.Table, report: DecodeReport) -> pa.Table:
+    """Return the table without empty columns that have no name, as commas at the line ends make."""
+    for name in [name for name in table.column_names if name.startswith(_UNNAMED)]:
+        values = pc.drop_null(table[name])
+        if len(values):
+            place = name.removeprefix(_UNNAMED)
+            raise DecodeError(
+                f"Expected a name for column {place} in the header; it holds {values[0].as_py()!r}.",
+                reason="invalid_table",
+            )
+        table = table.drop_columns([name])
+        report.notes["ignored_empty_column"] += 1
+    return table
 
 
 def _utf8(content: bytes, report: DecodeReport) -> bytes:
@@ -146,13 +226,15 @@ def _utf8(content: bytes, report: DecodeReport) -> bytes:
     return content
 
 
-def _decode(table: pa.Table, context: DecodeContext, report: DecodeReport) -> Decoded:
+def _decode(
+    table: pa.Table, context: DecodeContext, report: DecodeReport, faults: RowFaults
+) -> Decoded:
     names = table.column_names
     columns = {name: table[name] for name in names if not name.startswith("__index_level_")}
     if is_earth2studio(names) and "obs_value" not in columns:
         report.notes["earth2studio_frame"] += 1
-        decoded = decode_earth2studio(columns, context, report)
+        decoded = decode_earth2studio(columns, context, report, faults)
     else:
-        decoded = decode_frame(columns, context, report)
+        decoded = decode_frame(columns, context, report, faults=faults)
     report.bytes_decoded = report.size
     return decoded

@@ -2,6 +2,8 @@
 
 A fix that needs an impossible speed is rejected: ships, buoys and aircraft cannot jump.
 
+Humidity is checked against the temperature beside it.
+
 Ascents are checked with the hydrostatic equation and for temperature spikes. Residual of the
 layer between levels i and i+1, from temperature and geopotential alone:
 
@@ -21,7 +23,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from model.domain.grids import unit_vectors
-from model.domain.physics import EARTH_RADIUS, GAS_CONSTANT_DRY, virtual_temperature
+from model.domain.physics import (
+    EARTH_RADIUS,
+    GAS_CONSTANT_DRY,
+    dewpoint_from_specific_humidity,
+    virtual_temperature,
+)
 from worker.observations.columns import (
     BoolArray,
     category_codes,
@@ -29,11 +36,12 @@ from worker.observations.columns import (
     groups,
     is_one_of,
     not_rejected,
+    row_pressure,
     time_column,
 )
 from worker.observations.qc.base import QCContext
 
-__all__ = ["profile", "stuck", "track"]
+__all__ = ["profile", "stuck", "supersaturation", "track"]
 
 Floats = NDArray[np.float64]
 
@@ -264,3 +272,45 @@ def _spikes(all_levels: _Levels, p: Mapping[str, Any]) -> BoolArray:
     worst = (off >= np.append(0.0, off[:-1])) & (off >= np.append(off[1:], 0.0))
     wrong[rows[1:-1]] = (off > p["spike"]) & worst
     return wrong
+
+
+_BESIDE = {"2m_dewpoint_temperature": "2m_temperature", "specific_humidity": "temperature"}
+"""Temperature in the same report and at the same level, by humidity."""
+
+
+def supersaturation(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark humidities whose dewpoint is above the temperature beside them by more than the `excess`.
+
+    Air is hardly ever beyond saturation over water; a dewpoint above the temperature is a mark of a
+    missing one, or another quantity. Without a temperature in the same report nothing is marked.
+    """
+    excess = context.of("supersaturation")["excess"]
+    variable, names = category_codes(table, "variable")
+    bad = np.zeros(len(table), dtype=bool)
+    for humidity, temperature in _BESIDE.items():
+        if humidity not in names or temperature not in names:
+            continue
+        moist, warm = (variable == names.index(name) for name in (humidity, temperature))
+        rows = np.flatnonzero((moist | warm) & not_rejected(table))
+        sub = table.take(rows)
+        value, moist, warm = float_column(sub, "obs_value"), moist[rows], warm[rows]
+        beside = _beside(sub, np.where(warm, value, np.nan))
+        dewpoint = value
+        if humidity == "specific_humidity":
+            dewpoint = dewpoint_from_specific_humidity(value, row_pressure(sub))
+        with np.errstate(invalid="ignore"):
+            bad[rows] |= moist & (dewpoint > beside + excess[humidity])
+    return bad
+
+
+def _beside(table: pa.Table, value: Floats) -> Floats:
+    """Return the largest value of each row's report and level, NaN where none is finite."""
+    where = (float_column(table, name) for name in ("lat", "lon", "vertical"))
+    report = groups(
+        *(category_codes(table, n)[0] for n in ("report_type", "station_id", "vertical_kind")),
+        time_column(table),
+        *(np.nan_to_num(column, nan=-1.0) for column in where),
+    )
+    largest = np.full(report.max(initial=-1) + 1, np.nan)
+    np.fmax.at(largest, report, value)
+    return largest[report]

@@ -27,7 +27,7 @@ from worker.observations.qc.gross import (
     outside_domain,
     provider_flags,
 )
-from worker.observations.qc.kinematic import profile, stuck, track
+from worker.observations.qc.kinematic import profile, stuck, supersaturation, track
 from worker.observations.qc.selection import (
     append_superobservations,
     in_superobservation,
@@ -47,6 +47,7 @@ CHECKS: tuple[Check, ...] = (
     Check("track", "track", "pre", track),
     Check("stuck", "stuck", "pre", stuck),
     Check("profile", "profile", "pre", profile),
+    Check("supersaturation", "bounds", "pre", supersaturation),
     # Batches of one window meet here for the first time, so identity and tracks are checked again.
     Check("late", "late", "window", late_arrival),
     Check("blocklist", "blocklist", "window", blocklist),

@@ -1,0 +1,216 @@
+"""One bad cell costs its own row, under its line or feature; marks of missing values are no values."""
+
+import json
+from datetime import UTC, datetime
+
+import netCDF4
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from model.domain.observations import validate_table
+from worker.observations.decoders.decode import decode_file
+
+HEADER = "time,lat,lon,variable,obs_value"
+GOOD = "2025-01-01T12:00Z,52,13,t2m,275"
+NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
+
+
+def csv(tmp_path, text):
+    path = tmp_path / "table.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    decoded = decode_file(path)
+    validate_table(decoded.table)
+    return decoded
+
+
+def details(decoded):
+    return [q.detail for q in decoded.report.quarantined]
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "shown"),
+    [
+        ("profile_id", "1039320250105", "1039320250105"),
+        ("profile_id", "3000000000", "3000000000"),
+        ("profile_id", "-3000000000", "-3000000000"),
+        ("profile_id", "1.5", "1.5"),
+        ("profile_id", "inf", "inf"),
+        ("update_sequence", "40000", "40000"),
+        ("update_sequence", "1.5", "1.5"),
+        ("elevation", "1e300", "1e+300"),
+        ("obs_error", "-inf", "-inf"),
+        ("elevation", "low", "'low'"),
+    ],
+)
+def test_a_number_that_its_column_cannot_hold(tmp_path, column, cell, shown):
+    decoded = csv(tmp_path, f"{HEADER},{column}\n{GOOD},1\n{GOOD},{cell}\n{GOOD},\n")
+    assert len(decoded.table) == 2
+    assert details(decoded) == [f"column '{column}', line 3: got {shown}"]
+    assert decoded.report.quarantined[0].report == 3
+    assert decoded.table[column].to_pylist() == [1, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "kept"),
+    [
+        ([2**60 + 1, 1], pa.int64(), [1]),
+        ([1.5, 1.0], pa.float64(), [1]),
+        ([True, True], pa.bool_(), [1, 1]),
+        ([40_000_000_000, 7], pa.uint64(), [7]),
+    ],
+)
+def test_numbers_of_a_parquet_column(tmp_path, values, kind, kept):
+    path = tmp_path / "x.parquet"
+    columns = {"time": ["2025-01-01T12:00Z"] * 2, "lat": [1.0] * 2, "lon": [50.0] * 2}
+    columns |= {"variable": ["t2m"] * 2, "obs_value": [280.0] * 2}
+    pq.write_table(pa.table({**columns, "profile_id": pa.array(values, kind)}), path)
+    assert decode_file(path).table["profile_id"].to_pylist() == kept
+
+
+def test_times_that_nanoseconds_cannot_hold(tmp_path):
+    """The year 9999 wrapped around to 1816."""
+    path = tmp_path / "x.parquet"
+    columns = {
+        "lat": [1.0] * 2,
+        "lon": [50.0] * 2,
+        "variable": ["t2m"] * 2,
+        "obs_value": [280.0] * 2,
+    }
+    times = pa.array([253_370_764_800, 1_735_732_800], pa.timestamp("s"))
+    pq.write_table(pa.table({"time": times, **columns}), path)
+    decoded = decode_file(path)
+    assert decoded.table["time"].to_pylist() == [NOON]
+    assert details(decoded) == ["column 'time', row 1"]
+    text = f"{HEADER}\n9999-01-01T00:00Z,52,13,t2m,275\n2025-01,52,13,t2m,275\n2025,52,13,t2m,275\n"
+    assert dict(csv(tmp_path, text).report.rejected) == {"no_time": 3}
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+    text = (
+        f"{HEADER}\n"
+        f"{GOOD}\n"
+        "\n"
+        "2025-01-01T12:00Z,52,13,4,t2m,275\n"
+        '2025-01-01T12:00Z,52,"13,4",t2m,275\n'
+        '2025-01-01T12:00Z,52,"13,t2m,275\n'
+        "2025-01-01T12:00Z,52,east,t2m,275\n"
+        f"{GOOD}\n\n"
+    )
+    for ends in ("\n", "\r\n", "\r"):
+        decoded = csv(tmp_path, text.replace("\n", ends))
+        assert len(decoded.table) == 2
+        assert sorted(details(decoded)) == [
+            "column 'lon', line 5: got '13,4'",
+            "column 'lon', line 7: got 'east'",
+            "line 4: 6 columns; the header has 5",
+            "line 6: a quote that does not close",
+        ]
+
+
+def test_lines_of_a_file_of_several_blocks(tmp_path):
+    """Beyond 1 MB pyarrow reads in blocks; a longer line ended the whole file."""
+    lines = [HEADER, *[GOOD] * 60_000]
+    lines[30_000], lines[50_000] = "1,2", GOOD.replace("52", "north")
+    lines[10] = GOOD.replace("t2m", "t" * 2_000_000)
+    decoded = csv(tmp_path, "\n".join(lines))
+    assert len(decoded.table) == 59_997
+    assert sorted(details(decoded)) == [
+        "column 'lat', line 50001: got 'north'",
+        "line 11: too long",
+        "line 30001: 2 columns; the header has 5",
+    ]
+
+
+def test_commas_at_the_line_ends_and_headers_without_a_name(tmp_path):
+    decoded = csv(tmp_path, f"{HEADER},,\n{GOOD},,\n")
+    assert len(decoded.table) == 1
+    assert decoded.report.notes["ignored_empty_column"] == 2
+    decoded = csv(tmp_path, f"{HEADER},\n{GOOD},7\n")
+    assert "name for column 6 in the header; it holds '7'" in details(decoded)[0]
+
+
+def test_a_header_that_is_none(tmp_path):
+    assert "--data-binary" in details(csv(tmp_path, HEADER + GOOD + GOOD))[0]
+    assert "got lat more than once" in details(csv(tmp_path, f"{HEADER},lat\n{GOOD},5\n"))[0]
+
+
+def test_placeholders_of_positions_and_elevations(tmp_path):
+    places = [
+        "52,-999,", "52,999.999,", "-999,13,", "99999,13,", "52,9999,", "52,-9999.9,",
+        "52,13,9999", "52,13,-999.9", "52,13,99999.0", "52,13,-9999", "52,13,32767", "52,13,999",
+    ]  # fmt: skip
+    rows = "".join(f"2025-01-01T12:00Z,{place},t2m,275\n" for place in places)
+    decoded = csv(tmp_path, f"time,lat,lon,elevation,variable,obs_value\n{rows}")
+    assert dict(decoded.report.rejected) == {"no_position": 6}
+    assert decoded.table["elevation"].to_pylist() == [None] * 5 + [999.0]
+    assert set(decoded.table["obs_value"].to_pylist()) == {275.0}
+
+
+def test_numbers_as_station_identifiers(tmp_path):
+    rows = "".join(f"{GOOD},{name}\n" for name in ("10384.0", "06030", "0-20000-0-10384", ""))
+    decoded = csv(tmp_path, f"{HEADER},station_id\n{rows}")
+    assert decoded.table["station_id"].to_pylist() == ["10384", "06030", "0-20000-0-10384", ""]
+    features = [feature({"station_id": 10384.0, "values": {"t2m": 275.0}})]
+    assert geojson(tmp_path, features).table["station_id"].to_pylist() == ["10384"]
+
+
+def feature(properties, coordinates=(13.4, 52.47, 48.0)):
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Point", "coordinates": list(coordinates)},
+        "properties": {"time": "2025-01-01T12:00:00Z", **properties},
+    }
+
+
+def geojson(tmp_path, features):
+    path = tmp_path / "x.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    decoded = decode_file(path)
+    validate_table(decoded.table)
+    return decoded
+
+
+def test_features_are_numbered_and_null_is_unknown(tmp_path):
+    two = {"values": {"t2m": 275.0, "msl": 1e5}}
+    decoded = geojson(
+        tmp_path,
+        [
+            feature(two, (13.4, 52.47, None)),
+            {"type": "Feature", "geometry": None, "properties": {}},
+            feature(two, (None, 52.47)),
+            feature({**two, "profile_id": 10**12}),
+            feature(two, (13.4, 10**400)),
+            feature({"values": {"t2m": "warm", "msl": 1e5}}, (13.4, 52.47, "NaN")),
+            feature({**two, "station_id": "\ud800"}),
+        ],
+    )
+    assert details(decoded)[1:] == [
+        *["column 'lon', feature 3"] * 2,
+        *["column 'profile_id', feature 4: got 1000000000000"] * 2,
+        *["column 'lat', feature 5: got inf"] * 2,
+        "column 'obs_value', feature 6: got 'warm'",
+    ]
+    assert details(decoded)[0].startswith("feature 2: ")
+    assert decoded.table["elevation"].to_pylist() == [None] * 3 + [48.0] * 2
+    assert decoded.table["station_id"].to_pylist()[-1] == "?"
+
+
+def test_a_text_where_netcdf_should_hold_numbers(tmp_path):
+    path = tmp_path / "x.nc4"
+    with netCDF4.Dataset(path, "w") as data:
+        data.createDimension("Location", 2)
+        meta = data.createGroup("MetaData")
+        for name in ("latitude", "longitude"):
+            meta.createVariable(name, "f4", ("Location",))[:] = np.float32([50, 51])
+        time = meta.createVariable("dateTime", "i8", ("Location",))
+        time.units, time[:] = "seconds since 1970-01-01T00:00:00Z", [1, 2]
+        height = meta.createVariable("stationElevation", str, ("Location",))
+        height[:] = np.array(["low", "high"], dtype=object)
+        data.createGroup("ObsValue").createVariable("airTemperature", "f4", ("Location",))[:] = (
+            280.0
+        )
+    decoded = decode_file(path)
+    assert dict(decoded.report.rejected) == {"invalid_table": 1}
+    assert "MetaData/stationElevation" in details(decoded)[0]
