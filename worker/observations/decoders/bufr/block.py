@@ -62,7 +62,7 @@ class Block:
     @cached_property
     def usage(self) -> Usage:
         """Which elements were read so far."""
-        return Usage(self.layout, self.values)
+        return Usage(self.layout, self.values, self.texts)
 
     def text(self, code: int) -> list[str] | None:
         """Return an identifying text of each report, or None if the layout lacks it."""

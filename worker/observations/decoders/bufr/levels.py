@@ -179,7 +179,8 @@ def by_level(
     Arguments:
         variable: An id of the vocabulary.
         value: SI, (N, K).
-        pressure, height: Pa, and m above mean sea level, (N, K); NaN where missing.
+        pressure: Pa, (N, K); NaN where missing.
+        height: Metres above mean sea level, likewise.
         preqc: Where the provider speaks against the value, (N, K).
         where: Time, lat and lon of the levels, as in `Values`.
     """
@@ -210,7 +211,8 @@ def wind(
 
     Arguments:
         levels: Of a block of N with K levels.
-        pressure, height: Pa and m, (N, K); NaN where missing.
+        pressure: Pa, (N, K); NaN where missing.
+        height: Metres above mean sea level, likewise.
         spoilt: Where the wind is to be flagged, (N, K).
         where: Time, lat and lon of the levels, as in `Values`.
     """
@@ -252,7 +254,9 @@ def humidity(
 
     Arguments:
         levels: Of a block of N with K levels.
-        temperature, pressure, height: K, Pa and m, (N, K); NaN where missing.
+        temperature: K, (N, K); NaN where missing.
+        pressure: Pa, likewise.
+        height: Metres above mean sea level, likewise.
         where: Time, lat and lon of the levels, as in `Values`.
     """
     block = levels.block
@@ -262,17 +266,11 @@ def humidity(
     mixed = specific_humidity_from_mixing_ratio(block.at_each(mixed_at))
     from_dew = specific_humidity_from_dewpoint(dewpoint, pressure)
     q = np.where(np.isnan(mixed), from_dew, mixed)
-    relative = np.where(np.isnan(q), reported, np.nan)
-    derived = np.isnan(q) & np.isnan(reported) & ~np.isfinite(pressure)
-    if (derived & np.isfinite(dewpoint)).any():
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            ratio = saturation_vapour_pressure(dewpoint) / saturation_vapour_pressure(temperature)
-        derived &= np.isfinite(ratio)
-        relative = np.where(derived, ratio, relative)
-    else:
-        derived = np.zeros_like(derived)
-    from_dew_used = (np.isnan(mixed) & np.isfinite(from_dew)) | derived
-    block.usage.leave(dew_at, ~from_dew_used)
+    without = np.isnan(q) & np.isnan(reported) & ~np.isfinite(pressure)
+    ratio = np.where(without, _saturation_ratio(dewpoint, temperature), np.nan)
+    derived = np.isfinite(ratio)
+    relative = np.where(derived, ratio, np.where(np.isnan(q), reported, np.nan))
+    block.usage.leave(dew_at, ~(np.isnan(mixed) & np.isfinite(from_dew) | derived))
     block.usage.leave(reported_at, np.isfinite(q))
     dew_flag = block.suspect(dew_at)
     q_flag = np.where(np.isnan(mixed), dew_flag, block.suspect(mixed_at))
@@ -281,3 +279,12 @@ def humidity(
         *by_level("specific_humidity", q, pressure, height, q_flag, **where),
         *by_level("relative_humidity", relative, pressure, height, relative_flag, **where),
     ]
+
+
+def _saturation_ratio(dewpoint: np.ndarray, temperature: np.ndarray) -> np.ndarray:
+    """Return the relative humidity of dewpoints and temperatures in K; NaN where either is missing."""
+    if np.isnan(dewpoint).all():
+        return np.full_like(dewpoint, np.nan)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        ratio = saturation_vapour_pressure(dewpoint) / saturation_vapour_pressure(temperature)
+    return np.where(np.isfinite(ratio), ratio, np.nan)

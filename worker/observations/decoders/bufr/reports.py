@@ -179,9 +179,7 @@ class Collector:
         for name, column in columns.items():
             self._rows[name].append(column.astype(_DTYPES[name], copy=False))
 
-    def _placed(
-        self, values: Values, given: np.ndarray, vertical: np.ndarray | None
-    ) -> np.ndarray:
+    def _placed(self, values: Values, given: np.ndarray, vertical: np.ndarray | None) -> np.ndarray:
         """Return which of the given values have time, position and level, (N, K); count the others."""
         keep = given
         tests: list[tuple[str, np.ndarray]] = []

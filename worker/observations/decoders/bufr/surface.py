@@ -187,7 +187,9 @@ def choose(
 
 def merged(sensors: list[Sensor], columns: list[np.ndarray]) -> np.ndarray:
     """Return for each report the entry of the sensor that counts, (N,); NaN or false if none does."""
-    empty = np.zeros_like(columns[0]) if columns[0].dtype == bool else np.full_like(columns[0], np.nan)
+    empty = (
+        np.zeros_like(columns[0]) if columns[0].dtype == bool else np.full_like(columns[0], np.nan)
+    )
     return np.select([sensor.chosen for sensor in sensors], columns, empty)
 
 

@@ -6,7 +6,7 @@ vanishes uncounted.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import eccodes
 import numpy as np
@@ -22,10 +22,14 @@ class Usage:
     Arguments:
         layout: Positions of the elements.
         values: Shape (N, E), NaN where missing.
+        texts: Identifying texts by descriptor, "" where missing, each of N.
     """
 
-    def __init__(self, layout: ReportLayout, values: np.ndarray) -> None:
+    def __init__(
+        self, layout: ReportLayout, values: np.ndarray, texts: Mapping[int, list[str]]
+    ) -> None:
         self._layout = layout
+        self._texts = texts
         self._values = values
         self._read = np.zeros(values.shape[1], dtype=bool)
         self._taken: dict[int, np.ndarray] = {}
@@ -61,7 +65,7 @@ class Usage:
     def not_used(self) -> Counter[int]:
         """Return how many values of each element were given and not used, by descriptor.
 
-        Texts count whether filled in or blank.
+        Texts that identify no one count whether filled in or blank.
         """
         counts = self._counts()
         if not counts.any():
@@ -79,6 +83,9 @@ class Usage:
         if unread.size:
             given = self._values[:, unread]
             counts[unread] = len(given) - np.count_nonzero(given != given, axis=0)
+        for code, texts in self._texts.items():
+            if counts[at := self._layout.first(code)]:
+                counts[at] = len(texts) - texts.count("")
         for position, taken in self._taken.items():
             if counts[position]:
                 given = self._values[:, position]
