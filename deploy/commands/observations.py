@@ -318,3 +318,10 @@ def _explain(console: Console, reports: dict[str, DecodeReport]) -> None:
                 highlight=False,
                 markup=False,
             )
+        for title, counts in (
+            ("values set aside", report.values_set_aside),
+            ("elements not used", report.not_used),
+        ):
+            for item_name, count in sorted(counts.items()):
+                line = f"{Path(name).name}: {title}: {item_name}: {count}"
+                console.print(line, highlight=False, markup=False)

@@ -18,6 +18,7 @@ def folder(tmp_path):
         "#1#year": 2026, "#1#month": 3, "#1#day": 1, "#1#hour": 6, "#1#minute": 0,
         "#1#blockNumber": 10, "#1#stationNumber": 384, "#1#latitude": 50.0, "#1#longitude": 10.0,
         "#1#airTemperature": 280.0,
+        "#1#horizontalVisibility": 9_000,
     }  # fmt: skip
     template = MessageTemplate((307_080,), 0, 2, {"": (0, 0)})
     good = build_message(template, columns, 1, np.datetime64("2026-03-01T06:00"))
@@ -36,6 +37,7 @@ def test_json_names_every_file_and_reason(folder):
     assert by_name["good.bufr"]["messages"] == by_name["good.bufr"]["decoded"] == 2
     assert by_name["cut.bufr"]["rejected"] == {"truncated": 1}
     assert by_name["picture.bufr"]["rejected"] == {"wrong_format": 1}
+    assert by_name["good.bufr"]["not_used"] == {"020001 horizontalVisibility": 2}
     assert found["total"]["rows"] == 3
     assert set(found["reasons"]) == {"truncated", "wrong_format"}
 
@@ -43,7 +45,8 @@ def test_json_names_every_file_and_reason(folder):
 def test_table_shows_counts_and_explains(folder):
     result = runner.invoke(app, ["inspect", str(folder), "--explain"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
-    for word in ("good.bufr", "2m_temperature 2", "truncated 1", "total", "a PNG picture"):
+    for word in ("good.bufr", "2m_temperature 2", "truncated 1", "total", "a PNG picture",
+                 "good.bufr: elements not used: 020001 horizontalVisibility: 2"):  # fmt: skip
         assert word in result.output
 
 

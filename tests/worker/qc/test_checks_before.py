@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.worker.qc.clean import LEVELS, aircraft, change, clean_day, join, ship, sonde, stations
@@ -168,6 +169,24 @@ def test_two_fixes_that_contradict_are_both_rejected():
 def test_aircraft_with_wrong_sign_of_longitude():
     table = aircraft()
     assert rejected(change(table, "lon", 6, 9.0)) == {6: "track"}
+
+
+def test_levels_of_a_profile_share_the_time_of_their_report():
+    # 150 km flown in the climb, all under the time of the report (BUFR 3 11 009).
+    table = make_table(
+        4, report_type="aircraft", station_id="EU0042", profile_id=np.full(4, 3),
+        time=np.datetime64("2024-01-01T06:00", "ns"), lat=50.0 + 0.45 * np.arange(4), lon=8.0,
+        variable="temperature", vertical_kind="pressure",
+        vertical=np.array([95_000.0, 80_000.0, 60_000.0, 40_000.0]),
+        obs_value=np.array([283.0, 274.0, 260.0, 243.0]),
+    )  # fmt: skip
+    assert rejected(table) == {}
+    loose = table.set_column(
+        table.schema.get_field_index("profile_id"),
+        table.schema.field("profile_id"),
+        pa.array([None] * 4, table.schema.field("profile_id").type),
+    )
+    assert set(rejected(loose).values()) == {"track"}
 
 
 def test_all_values_of_a_wrong_fix_go():

@@ -61,6 +61,7 @@ REASONS: Mapping[str, str] = {
     "undecodable": "the data section does not fit the descriptors",
     "no_time": "no valid date and time in the report",
     "no_position": "no position in the report",
+    "no_level": "neither pressure nor height at the value",
     "no_values": "decoded, but every value is missing",
     "unsupported_variable": "a variable that is not in the vocabulary",
     "invalid_table": "columns, types or names do not fit the observation table",
@@ -105,6 +106,10 @@ class DecodeReport(BaseModel):
         rejected: Messages, or single reports, that gave no row, by reason.
         quarantined: The first of them one by one.
         notes: Counts of harmless oddities that were repaired or skipped, by code.
+        not_used: Values of decoded messages that no row comes from, by element
+            ("020003 presentWeather"); each element of a message is used, set aside or counted here.
+        values_set_aside: Values of variables that gave no row, by reason and variable
+            ("no_level temperature").
     """
 
     format: str = ""
@@ -121,6 +126,8 @@ class DecodeReport(BaseModel):
     rejected: Counter[str] = Field(default_factory=Counter)
     quarantined: list[Quarantined] = Field(default_factory=list)
     notes: Counter[str] = Field(default_factory=Counter)
+    not_used: Counter[str] = Field(default_factory=Counter)
+    values_set_aside: Counter[str] = Field(default_factory=Counter)
 
     def reject(
         self,
@@ -156,7 +163,15 @@ class DecodeReport(BaseModel):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("messages", "decoded", "reports", "rows"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("rows_by_variable", "rows_by_report_type", "flagged", "rejected", "notes"):
+        for name in (
+            "rows_by_variable",
+            "rows_by_report_type",
+            "flagged",
+            "rejected",
+            "notes",
+            "not_used",
+            "values_set_aside",
+        ):
             getattr(self, name).update(getattr(other, name))
         self.quarantined = (self.quarantined + other.quarantined)[:KEPT_QUARANTINED]
         return self

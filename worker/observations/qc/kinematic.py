@@ -75,6 +75,7 @@ def track(table: pa.Table, context: QCContext) -> BoolArray:
         where[order],
         speed[use][order],
         slack[use][order],
+        float_column(table, "profile_id")[use][order],
         p["passes"],
     )
     bad[use] = np.isin(fix, fix[order[wrong]])
@@ -87,9 +88,13 @@ def _wrong_fixes(
     where: NDArray[Any],
     speed: NDArray[Any],
     slack: NDArray[Any],
+    profile: NDArray[Any],
     passes: int,
 ) -> BoolArray:
-    """Return which of the fixes, sorted by platform and time, are wrong."""
+    """Return which of the fixes, sorted by platform and time, are wrong.
+
+    Levels of one profile may share the time of its report (aircraft, 311009): no link is between them.
+    """
     alive = np.arange(len(platform))
     wrong = np.zeros(len(platform), dtype=bool)
     for _ in range(passes):
@@ -98,8 +103,10 @@ def _wrong_fixes(
         near = platform[alive[1:]] == platform[alive[:-1]]
         chord = np.linalg.norm(where[alive[1:]] - where[alive[:-1]], axis=1)
         distance = 2.0 * EARTH_RADIUS * np.arcsin(np.minimum(chord / 2.0, 1.0))
-        allowed = speed[alive[1:]] * (time[alive[1:]] - time[alive[:-1]]) + slack[alive[1:]]
-        excess = np.where(near, np.maximum(distance - allowed, 0.0), 0.0)
+        later = time[alive[1:]] - time[alive[:-1]]
+        allowed = speed[alive[1:]] * later + slack[alive[1:]]
+        linked = near & ~((later == 0.0) & (profile[alive[1:]] == profile[alive[:-1]]))
+        excess = np.where(linked, np.maximum(distance - allowed, 0.0), 0.0)
         if not excess.any():
             break
         goes = _worst(near, excess)

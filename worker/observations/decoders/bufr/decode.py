@@ -4,6 +4,7 @@ Families are listed in `BUFR_FAMILIES`; the first that accepts a message decodes
 """
 
 import mmap
+from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -38,6 +39,7 @@ from worker.observations.decoders.bufr.upper_air import (
     decode_profiler,
     decode_temp,
 )
+from worker.observations.decoders.bufr.usage import element_names
 from worker.observations.formats import HEAD_BYTES, foreign_content
 
 __all__ = ["BUFR_FAMILIES", "ReportFamily", "decode_bufr", "decode_bytes", "family_of"]
@@ -83,7 +85,7 @@ BUFR_FAMILIES: Registry[ReportFamily] = Registry(
     ),
     temp=ReportFamily("sondes and pilot balloons", {2}, (_PRESSURE, _WIND | {12_101}), decode_temp),
     aircraft=ReportFamily(
-        "aircraft", {4}, ({7_010, 7_002, 7_004, 10_070}, {12_101, 12_001, 11_002}), decode_aircraft
+        "aircraft", {4}, ({7_010, 7_002, 7_004, 7_007, 10_070}, {12_101, 12_001, 11_002}), decode_aircraft
     ),
     amv=ReportFamily("satellite winds", {5}, ({7_004}, {11_001, 11_003}), decode_amv),
     scatterometer=ReportFamily(
@@ -163,6 +165,8 @@ class _FileDecoder:
         self.unpacker = Unpacker(context.limits)
         self.collector = Collector()
         self.groups: dict[tuple[object, ...], _PartGroup] = {}
+        self.not_used: Counter[int] = Counter()
+        self.version = 0
         self.held = 0
         self.ordinal = 0
         self.mark = context.mark
@@ -231,6 +235,8 @@ class _FileDecoder:
         reports = BUFR_FAMILIES[group.family].decode(block)
         rows = self.collector.add(reports, ordinal, offset, update)
         self.report.reports += len(block)
+        self.not_used += block.usage.not_used()
+        self.version = max(self.version, block.header.master_version)
         self._reject_reports(reports, rows, group, sizes)
         return rows
 
@@ -259,6 +265,10 @@ class _FileDecoder:
         """Decode what is left and return the table with the report."""
         self.flush()
         table = self.collector.table(self.context)
+        names = element_names(self.not_used.keys(), self.version)
+        for code, count in sorted(self.not_used.items()):
+            self.report.not_used[f"{code:06d} {names.get(code, '')}".rstrip()] += count
+        self.report.values_set_aside += self.collector.set_aside
         self.report.count_rows(table)
         return Decoded(table, self.report)
 

@@ -50,7 +50,7 @@ def _first_given(block: Block, *sources: Callable[[Block], Texts]) -> Texts:
 
 
 def _text(code: int) -> Callable[[Block], Texts]:
-    return lambda block: block.texts.get(code, [])
+    return lambda block: block.text(code) or []
 
 
 def _numbers(block: Block, *codes: int) -> list[np.ndarray] | None:
@@ -62,7 +62,7 @@ def _numbers(block: Block, *codes: int) -> list[np.ndarray] | None:
 
 def _wigos(block: Block) -> Texts:
     parts = _numbers(block, 1_125, 1_126, 1_127)
-    local = block.texts.get(1_128)
+    local = block.text(1_128)
     if parts is None or not local:
         return []
     return [
@@ -103,7 +103,7 @@ def _buoy(block: Block) -> Texts:
 
 
 def _national(block: Block) -> Texts:
-    state, text = block.first(1_101), block.texts.get(1_102)
+    state, text = block.first(1_101), block.text(1_102)
     number = block.first(1_102) if text is None else None
     if number is not None:
         text = [f"{int(n)}" if n == n else "" for n in number]

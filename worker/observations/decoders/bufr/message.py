@@ -9,8 +9,9 @@ import numpy as np
 
 from model.domain.errors import DecodeError
 from worker.observations.decoders.base import MessageLimits
-from worker.observations.decoders.bufr.block import TEXT_KEYS, ReportLayout, clean_text
+from worker.observations.decoders.bufr.block import TEXT_KEYS, clean_text
 from worker.observations.decoders.bufr.framing import Header, descriptor_count
+from worker.observations.decoders.bufr.layout import ReportLayout
 from worker.observations.decoders.bufr.packing import describe_storage
 from worker.observations.decoders.bufr.template import Template, check_first_count
 

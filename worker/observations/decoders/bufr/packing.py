@@ -16,14 +16,9 @@ from typing import NamedTuple
 import eccodes
 import numpy as np
 
-from worker.observations.decoders.bufr.block import (
-    ASSOCIATED,
-    COUNTS,
-    TEXT_KEYS,
-    ReportLayout,
-    clean_text,
-)
+from worker.observations.decoders.bufr.block import TEXT_KEYS, clean_text
 from worker.observations.decoders.bufr.framing import Header
+from worker.observations.decoders.bufr.layout import ASSOCIATED, COUNTS, ReportLayout
 
 __all__ = ["Packing", "Storage", "describe_storage", "gather_bits", "make_packing", "read_bits"]
 

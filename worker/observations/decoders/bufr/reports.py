@@ -1,5 +1,7 @@
 """Describe the reports that a family decodes, and collect them into one observation table."""
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -96,12 +98,18 @@ class _PerReport:
 
 
 class Collector:
-    """Collects rows as arrays; makes one table at the end."""
+    """Collects rows as arrays; makes one table at the end.
+
+    Attributes:
+        set_aside: Values without time, position or level, by reason and variable.
+    """
 
     def __init__(self) -> None:
         self._rows: dict[str, list[np.ndarray]] = {name: [] for name in _DTYPES}
         self._reports = _PerReport()
         self._count = 0
+        self.set_aside: Counter[str] = Counter()
+        self._placed_at: dict[tuple[int, ...], np.ndarray] = {}
 
     def add(
         self, reports: Reports, ordinal: np.ndarray, offset: np.ndarray, update: np.ndarray
@@ -120,6 +128,7 @@ class Collector:
         number = len(ordinal)
         usable = ~np.isnat(reports.time) & has_position(reports)
         rows = np.zeros(number, dtype=np.int64)
+        self._placed_at.clear()
         for values in reports.values:
             self._add_values(reports, values, usable, rows)
         shared = self._reports
@@ -140,8 +149,7 @@ class Collector:
         value = values.value if values.value.ndim == 2 else values.value[:, None]
         keep = np.isfinite(value) & usable[:, None]
         vertical = None if values.vertical is None else _matrix(values.vertical, value)
-        if vertical is not None:
-            keep &= np.isfinite(vertical) & ((vertical > 0) | (values.vertical_kind == "height"))
+        keep = self._placed(values, keep, vertical)
         at = np.nonzero(keep)
         count = len(at[0])
         if not count:
@@ -170,6 +178,32 @@ class Collector:
         }
         for name, column in columns.items():
             self._rows[name].append(column.astype(_DTYPES[name], copy=False))
+
+    def _placed(self, values: Values, given: np.ndarray, vertical: np.ndarray | None) -> np.ndarray:
+        """Return which of the given values have time, position and level, (N, K); count the others."""
+        keep = given
+        tests: list[tuple[str, np.ndarray]] = []
+        if values.time is not None:
+            tests.append(("no_time", self._once(lambda time: ~np.isnat(time), values.time)))
+        if values.lat is not None and values.lon is not None:
+            tests.append(("no_position", self._once(is_position, values.lat, values.lon)))
+        if vertical is not None:
+            high = values.vertical_kind == "height" or vertical > 0
+            tests.append(("no_level", np.isfinite(vertical) & high))
+        for reason, passed in tests:
+            if passed.all():
+                continue
+            before, keep = keep, keep & _matrix(passed, given)
+            if lost := int(np.count_nonzero(before) - np.count_nonzero(keep)):
+                self.set_aside[f"{reason} {values.variable}"] += lost
+        return keep
+
+    def _once(self, test: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+        """Return the test of arrays, kept for the other variables of the same block."""
+        key = tuple(id(array) for array in arrays)
+        if key not in self._placed_at:
+            self._placed_at[key] = test(*arrays)
+        return self._placed_at[key]
 
     def table(self, context: DecodeContext) -> pa.Table:
         """Return the observation table of everything added, reports in the order of the file."""
@@ -200,8 +234,13 @@ class Collector:
 
 def has_position(reports: Reports) -> np.ndarray:
     """Return whether latitude and longitude are given and possible, (N,)."""
+    return is_position(reports.lat, reports.lon)
+
+
+def is_position(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+    """Return whether latitude and longitude in degrees are given and possible."""
     with np.errstate(invalid="ignore"):
-        return np.asarray((np.abs(reports.lat) <= _POLE) & (np.abs(reports.lon) <= 360.0))
+        return np.asarray((np.abs(lat) <= _POLE) & (np.abs(lon) <= 360.0))
 
 
 def _matrix(array: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -11,8 +11,12 @@ relatives; a cell holds several wind solutions, 0 21 102 is the number of the se
 Traps (WMO templates 307080 ff., 308009, 315008/9): 0 07 004 is the standard isobaric surface of
 0 10 009, the station pressure is 0 10 004; first-order statistics (0 08 023) repeat elements as
 standard deviations, so the first occurrence without it counts; sensor heights 0 07 032 hold for
-the group that follows; precipitation counts only with a period of one hour.
+the group that follows, and of several sensors (ground, screen, mast) the one nearest to the height
+of the variable counts; precipitation counts only with a period of one hour.
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,23 +26,49 @@ from worker.observations.decoders.bufr.reports import Reports, Values
 from worker.observations.units import wind_components
 
 __all__ = [
+    "Sensor",
     "bad_location",
+    "choose",
     "decode_buoy",
     "decode_gnss",
     "decode_scatterometer",
     "decode_ship",
     "decode_synop",
+    "merged",
     "plain",
     "surface_values",
 ]
 
 _TEMPERATURE = (12_101, 12_001, 12_004)
 _DEWPOINT = (12_103, 12_003, 12_006)
+_HUMIDITY = (13_003, 13_009)
 _SEA_TEMPERATURE = (22_049, 22_043, 22_045, 22_042)
+_HEIGHTS = (7_032, 7_006)
+_DEPTHS = (7_063, 7_062)
+_BY_DEFINITION = {12_004: 2.0, 12_006: 2.0, 11_012: 10.0}
+"""Elements whose height in m is part of their definition."""
 _DEEPEST = 10.0
-_SCREEN_HEIGHT = (0.5, 10.0)
-_MAST_HEIGHT = (5.0, 25.0)
+_SCREEN, _SCREEN_HEIGHT = 2.0, (0.5, 10.0)
+_MAST, _MAST_HEIGHT = 10.0, (5.0, 25.0)
+_UNKNOWN, _OUTSIDE = 100.0, 1_000.0
+"""Distances in m that stand for a height not given, and are added to one outside the limits."""
+_MOST_SENSORS = 32
 _DUBIOUS = 2
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """One occurrence of an element in the reports.
+
+    Attributes:
+        at: Its position.
+        chosen: Whether it is the one that counts, (N,).
+        height: Height (or depth) in effect in m, NaN where not given, (N,).
+    """
+
+    at: int
+    chosen: np.ndarray
+    height: np.ndarray
 
 
 def plain(block: Block, *codes: int) -> int:
@@ -93,69 +123,163 @@ def _outside(height: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
         return (height < limits[0]) | (height > limits[1])
 
 
+def _distance(
+    nominal: float, limits: tuple[float, float]
+) -> Callable[[np.ndarray], np.ndarray]:  # fmt: skip
+    """Return the function that ranks sensors by height: near first, then unknown, then outside."""
+
+    def rank(height: np.ndarray) -> np.ndarray:
+        distance = np.abs(height - nominal) + _OUTSIDE * _outside(height, limits)
+        return np.where(np.isnan(height), _UNKNOWN, distance)
+
+    return rank
+
+
+def _shallow(depth: np.ndarray) -> np.ndarray:
+    """Return the rank of sensors in water: shallow first, none below `_DEEPEST`."""
+    with np.errstate(invalid="ignore"):
+        return np.where(depth > _DEEPEST, np.inf, np.nan_to_num(depth))
+
+
+def choose(
+    block: Block,
+    codes: Sequence[int],
+    coordinates: tuple[int, ...],
+    rank: Callable[[np.ndarray], np.ndarray],
+) -> list[Sensor]:
+    """Return the occurrences of a quantity, and which of them counts in each report.
+
+    The given one with the lowest finite rank counts, the first of equals. First-order statistics
+    are none, nor is the same element a second time at one height (series of times, other means).
+
+    Arguments:
+        block: The reports.
+        codes: Elements in order of preference.
+        coordinates: Elements that give height or depth.
+        rank: From heights (N,) to ranks (N,).
+    """
+    found: list[tuple[int, np.ndarray, np.ndarray]] = []
+    for code in codes:
+        earlier: list[np.ndarray] = []
+        places: set[int] = set()
+        for at in block.layout.where(code)[:_MOST_SENSORS].tolist():
+            place = block.layout.before(at, *coordinates)
+            real = np.isnan(block.effective(at, 8_023))
+            if place in places or not real.any():
+                continue
+            places.add(place)
+            height = block.at(place)
+            if code in _BY_DEFINITION:
+                height = np.full(len(block), _BY_DEFINITION[code])
+            repeated = [np.isclose(height, known, equal_nan=True) for known in earlier]
+            earlier.append(height)
+            ranks = np.where(np.isnan(block.values[:, at]) | ~real, np.inf, rank(height))
+            found.append((at, np.where(np.any(repeated, axis=0), np.inf, ranks), height))
+    if not found:
+        return []
+    ranks = np.array([ranks for _, ranks, _ in found])
+    best = np.where(np.isfinite(ranks.min(axis=0)), ranks.argmin(axis=0), -1)
+    sensors = [Sensor(at, best == n, height) for n, (at, _, height) in enumerate(found)]
+    for sensor in sensors:
+        block.usage.take(sensor.at, sensor.chosen)
+    return sensors
+
+
+def merged(sensors: list[Sensor], columns: list[np.ndarray]) -> np.ndarray:
+    """Return for each report the entry of the sensor that counts, (N,); NaN or false if none does."""
+    empty = (
+        np.zeros_like(columns[0]) if columns[0].dtype == bool else np.full_like(columns[0], np.nan)
+    )
+    return np.select([sensor.chosen for sensor in sensors], columns, empty)
+
+
 def _screen(block: Block, at_sea: bool) -> list[Values]:
     found: list[Values] = []
-    for variable, codes in (
-        ("2m_temperature", _TEMPERATURE),
-        ("2m_dewpoint_temperature", _DEWPOINT),
-        ("2m_relative_humidity", (13_003,)),
+    for variable, codes, divisor in (
+        ("2m_temperature", _TEMPERATURE, 1.0),
+        ("2m_dewpoint_temperature", _DEWPOINT, 1.0),
+        ("2m_relative_humidity", _HUMIDITY, 100.0),
     ):
-        at = plain(block, *codes)
-        for values in _one(block, variable, at):
-            if variable == "2m_relative_humidity":
-                values.value = values.value / 100.0
-            if not at_sea:
-                values.domain = _outside(block.effective(at, 7_032, 7_006), _SCREEN_HEIGHT)
-            found.append(values)
+        sensors = choose(block, codes, _HEIGHTS, _distance(_SCREEN, _SCREEN_HEIGHT))
+        if not sensors:
+            continue
+        positions = np.array([sensor.at for sensor in sensors])
+        value = merged(sensors, list(block.values[:, positions].T))
+        height = merged(sensors, [sensor.height for sensor in sensors])
+        found.append(
+            Values(
+                variable,
+                value / divisor,
+                preqc=merged(sensors, list(block.suspect(positions).T)),
+                domain=None if at_sea else _outside(height, _SCREEN_HEIGHT),
+            )
+        )
     return found
 
 
 def _wind(block: Block, at_sea: bool) -> list[Values]:
-    speed_at = plain(block, 11_002, 11_012)
-    direction_at = plain(block, 11_001, 11_011)
-    if speed_at < 0:
+    sensors = choose(block, (11_002, 11_012), _HEIGHTS, _distance(_MAST, _MAST_HEIGHT))
+    if not sensors:
         return []
-    speed, direction = block.at(speed_at), block.at(direction_at)
-    u, v = wind_components(speed, direction)
-    suspect = np.asarray(block.suspect(np.array([speed_at, direction_at])).any(axis=1))
+    positions = np.array([sensor.at for sensor in sensors])
+    directions = np.array([_direction_of(block, int(at)) for at in positions])
+    for at, sensor in zip(directions.tolist(), sensors, strict=True):
+        block.usage.take(at, sensor.chosen & (block.values[:, sensor.at] >= 0.0))
+    speed = merged(sensors, list(block.values[:, positions].T))
+    given = [block.values[:, at] if at >= 0 else np.full(len(block), np.nan) for at in directions]
+    u, v = wind_components(speed, merged(sensors, given))
+    flags = block.suspect(positions) | block.suspect(directions)
+    suspect = merged(sensors, list(flags.T))
     domain = None
-    if not at_sea and block.layout.codes[speed_at] == 11_002:
-        domain = _outside(block.effective(speed_at, 7_032, 7_006), _MAST_HEIGHT)
+    if not at_sea:
+        height = merged(sensors, [sensor.height for sensor in sensors])
+        domain = _outside(height, _MAST_HEIGHT)
     return [
         Values("10m_u_component_of_wind", u, preqc=suspect, domain=domain),
         Values("10m_v_component_of_wind", v, preqc=suspect, domain=domain),
         # Direction missing or variable: the speed is still an observation.
-        Values("10m_wind_speed", np.where(np.isnan(u), speed, np.nan), preqc=suspect),
+        Values(
+            "10m_wind_speed", np.where(np.isnan(u), speed, np.nan), preqc=suspect, domain=domain
+        ),
     ]
+
+
+def _direction_of(block: Block, speed_at: int) -> int:
+    """Return the position of the wind direction that goes with a speed, or -1."""
+    layout = block.layout
+    code = 11_011 if layout.codes[speed_at] == 11_012 else 11_001
+    speeds = layout.where(int(layout.codes[speed_at]))
+    before = layout.before_each(speeds, code)
+    found = before if before[0] >= 0 else layout.after_each(speeds, code)
+    return int(found[np.searchsorted(speeds, speed_at)])
 
 
 def _rain(block: Block) -> list[Values]:
     """Return the precipitation of the hour before the report, from kg m-2 to m; trace (-0.1) as 0."""
     amount = np.full(len(block), np.nan)
-    for at in block.layout.where(13_011)[:12]:
-        period_at = block.layout.before(int(at), 4_024, 4_025)
+    for at in block.layout.where(13_011)[:12].tolist():
+        period_at = block.layout.before(at, 4_024, 4_025)
         if period_at < 0:
             continue
         hours = 1.0 if block.layout.codes[period_at] == 4_024 else 60.0
-        hourly = block.at(period_at) == -hours
-        amount = np.where(np.isnan(amount) & hourly, block.at(int(at)), amount)
+        hourly = np.isnan(amount) & (block.at(period_at) == -hours)
+        block.usage.take(at, hourly)
+        amount = np.where(hourly, block.values[:, at], amount)
     past_hour = block.layout.first(13_019)
-    amount = np.where(np.isnan(amount), block.at(past_hour), amount)
+    if past_hour >= 0:
+        block.usage.take(past_hour, np.isnan(amount))
+        amount = np.where(np.isnan(amount), block.values[:, past_hour], amount)
     return [Values("total_precipitation", np.maximum(amount, 0.0) / 1_000.0)]
 
 
 def _sea(block: Block) -> list[Values]:
-    for code in _SEA_TEMPERATURE:
-        at = plain(block, code)
-        if at < 0:
-            continue
-        depth = block.effective(at, 7_063, 7_062)
-        with np.errstate(invalid="ignore"):
-            value = np.where(depth > _DEEPEST, np.nan, block.at(at))
-        if np.isfinite(value).any():
-            preqc = block.suspect(np.array([at]))[:, 0]
-            return [Values("sea_surface_temperature", value, preqc=preqc)]
-    return []
+    sensors = choose(block, _SEA_TEMPERATURE, _DEPTHS, _shallow)
+    if not sensors:
+        return []
+    positions = np.array([sensor.at for sensor in sensors])
+    value = merged(sensors, list(block.values[:, positions].T))
+    preqc = merged(sensors, list(block.suspect(positions).T))
+    return [Values("sea_surface_temperature", value, preqc=preqc)]
 
 
 def bad_location(block: Block) -> np.ndarray:
@@ -248,9 +372,12 @@ def selected(block: Block, code: int) -> np.ndarray:
     """Return the element of the selected solution, shape (N,); NaN where none is selected."""
     index_at = block.layout.first(21_102)
     positions = block.layout.where(code)
-    solutions = block.at_each(positions[positions > index_at])
+    positions = positions[positions > index_at]
+    solutions = block.at_each(positions)
     number = np.nan_to_num(block.at(index_at)).astype(np.int64)
     valid = (number >= 1) & (number <= solutions.shape[1])
+    others = np.arange(solutions.shape[1]) != np.where(valid, number - 1, -1)[:, None]
+    block.usage.leave(positions, others)
     picked = (
         solutions[np.arange(len(block)), np.where(valid, number - 1, 0)]
         if len(solutions.T)

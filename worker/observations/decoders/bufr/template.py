@@ -18,8 +18,8 @@ import numpy as np
 
 from model.domain.errors import DecodeError
 from worker.observations.decoders.base import MessageLimits
-from worker.observations.decoders.bufr.block import ASSOCIATED, COUNTS, ReportLayout
 from worker.observations.decoders.bufr.framing import Header
+from worker.observations.decoders.bufr.layout import ASSOCIATED, COUNTS, ReportLayout
 from worker.observations.decoders.bufr.packing import Storage, make_packing, read_bits
 
 __all__ = ["Template", "check_first_count"]

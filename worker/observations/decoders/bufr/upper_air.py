@@ -2,13 +2,15 @@
 
 Sondes: 309052, 309057, 309050 ff., 309053 and older ones. A level begins at its pressure
 0 07 004; its position and time are those of the launch plus the drift (0 05 015, 0 06 015,
-0 04 086), where reported. Levels without pressure (pilot balloons) keep their height.
+0 04 086), where reported. Levels without pressure (pilot balloons, sondes without a barometer,
+309055) keep their height. Humidity comes as dewpoint, or as relative humidity (309060).
 
 Profilers and radar winds: 309020, 321021/321022 and older layouts by height. A level begins at
 its height: 0 07 007 above mean sea level or 0 07 006 above the station.
 
 Aircraft: AMDAR (311010, 311001, 311005), ACARS, Mode-S and MRAR. Flight level 0 07 010 and
 height 0 07 002 are pressure altitudes, turned into pressure by the ICAO standard atmosphere.
+Profiles (311008, 311009, 311012) have many levels, some with a position or time of their own.
 Later blocks of 311010 (icing, turbulence, other positions, winds in knots 0 11 084) repeat
 elements; only the main report counts, but a wind given in knots only is used.
 
@@ -17,17 +19,11 @@ position count: later ones are intermediate vectors, alternative heights and the
 guess. The quality indicator (QI) without forecast is preferred.
 """
 
-from collections.abc import Callable
 from typing import TypedDict
 
 import numpy as np
 
-from model.domain.physics import (
-    GRAVITY,
-    KNOT,
-    specific_humidity_from_dewpoint,
-    specific_humidity_from_mixing_ratio,
-)
+from model.domain.physics import GRAVITY
 from worker.observations.decoders.bufr.block import Block
 from worker.observations.decoders.bufr.identity import (
     aircraft_id,
@@ -35,6 +31,15 @@ from worker.observations.decoders.bufr.identity import (
     satellite_id,
     seconds_after,
     station_id,
+)
+from worker.observations.decoders.bufr.layout import ReportLayout
+from worker.observations.decoders.bufr.levels import (
+    MEASURED,
+    Levels,
+    by_level,
+    find_anchors,
+    humidity,
+    wind,
 )
 from worker.observations.decoders.bufr.reports import Reports, Values
 from worker.observations.units import pressure_from_flight_level, wind_components
@@ -53,9 +58,6 @@ STANDARD_LEVELS = (1000, 925, 850, 700, 500, 400, 300, 250, 200, 150, 100, 70, 5
 """Pressures in hPa at which the geopotential becomes a row: between them it follows from
 temperature and humidity and would count the same information twice."""
 
-Levels = Callable[..., np.ndarray]
-"""From elements to the position of the first of them in each level, or -1, shape (K,)."""
-
 
 class Drift(TypedDict):
     """Position and time of the levels of an ascent, each (N, K)."""
@@ -72,34 +74,36 @@ _DROP_SUBCATEGORY = 7
 def decode_temp(block: Block) -> Reports:
     """Return temperature, humidity, wind and geopotential of all levels."""
     layout = block.layout
-    anchors = _anchors(block)
-    lat, lon = block.first(5_001, 5_002), block.first(6_001, 6_002)
+    anchors = find_anchors(layout, (7_004, 7_009, 7_007, 7_002))
+    levels = Levels(block, anchors)
     time = observation_time(block)
-
-    def levels(*codes: int) -> np.ndarray:
-        return layout.after_each(anchors, *codes)
-
+    header = block.first(5_001, 5_002), block.first(6_001, 6_002)
+    lat, lon = levels.place(*header)
+    base = levels.times(time)
     shift = layout.before_each(anchors, 4_086, 4_016)
     drift: Drift = {
-        "lat": lat[:, None] + _carried(block.at_each(levels(5_015))),
-        "lon": lon[:, None] + _carried(block.at_each(levels(6_015))),
-        "time": seconds_after(time[:, None], block.at_each(shift)),
+        "lat": lat + _carried(levels.get(5_015)),
+        "lon": lon + _carried(levels.get(6_015)),
+        "time": seconds_after(time[:, None] if base is None else base, block.at_each(shift)),
     }
-    pressure, height = _pressure_and_height(block, anchors)
-    values = _thermal(block, levels, pressure, drift) + _sonde_wind(
-        block, levels, pressure, height, drift
-    )
+    pressure, height = _pressure_and_height(levels)
+    temperature_at = levels.where(12_101, 12_001)
+    temperature, suspect = block.at_each(temperature_at), block.suspect(temperature_at)
     standard = np.isin(np.round(pressure / 100.0, 2), STANDARD_LEVELS)
     geopotential = np.where(standard, height * GRAVITY, np.nan)
-    values.append(Values("geopotential", geopotential, "pressure", pressure, **drift))
     return Reports(
         _network(block),
         station_id(block),
         time,
-        lat,
-        lon,
+        levels.report(header[0], lat),
+        levels.report(header[1], lon),
         block.first(7_030, 7_001),
-        values,
+        [
+            *by_level("temperature", temperature, pressure, height, suspect, **drift),
+            *humidity(levels, temperature, pressure, height, **drift),
+            *wind(levels, pressure, height, **drift),
+            Values("geopotential", geopotential, "pressure", pressure, **drift),
+        ],
         profile=True,
     )
 
@@ -120,70 +124,28 @@ def _network(block: Block) -> str:
     return "temp" if block.layout.has(12_101, 12_001) else "pilot"
 
 
-def _anchors(block: Block) -> np.ndarray:
-    """Return the positions at which levels begin: pressures, or heights where no pressure is reported."""
-    for code in (7_004, 7_009, 7_007, 7_002):
-        found = block.layout.where(code)
-        if found.size:
-            return found
-    return np.empty(0, dtype=np.int64)
-
-
-def _pressure_and_height(block: Block, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pressure_and_height(levels: Levels) -> tuple[np.ndarray, np.ndarray]:
     """Return pressure in Pa and geopotential height in m of each level, NaN where missing."""
-    if not anchors.size:
-        empty = np.empty((len(block), 0))
-        return empty, empty
-    layout = block.layout
-    anchor = block.at_each(anchors)
-    if layout.codes[anchors[0]] != 7_004:
-        return np.full_like(anchor, np.nan), anchor
-    height = block.at_each(layout.after_each(anchors, 10_009))
-    geopotential = block.at_each(layout.after_each(anchors, 10_003, 10_008))
-    return anchor, np.where(np.isnan(height), geopotential / GRAVITY, height)
-
-
-def _thermal(block: Block, levels: Levels, pressure: np.ndarray, drift: Drift) -> list[Values]:
-    at, dew_at = levels(12_101, 12_001), levels(12_103, 12_003)
-    humidity = specific_humidity_from_dewpoint(block.at_each(dew_at), pressure)
-    suspect, dew_suspect = block.suspect(at), block.suspect(dew_at)
-    return [
-        Values(
-            "temperature", block.at_each(at), "pressure", pressure, preqc=suspect, **drift
-        ),
-        Values(
-            "specific_humidity", humidity, "pressure", pressure, preqc=dew_suspect, **drift
-        ),
-    ]  # fmt: skip
-
-
-def _sonde_wind(
-    block: Block, levels: Levels, pressure: np.ndarray, height: np.ndarray, drift: Drift
-) -> list[Values]:
-    speed_at, direction_at = levels(11_002), levels(11_001)
-    u, v = wind_components(block.at_each(speed_at), block.at_each(direction_at))
-    suspect = block.suspect(speed_at) | block.suspect(direction_at)
-    found = []
-    for name, component in (("u_component_of_wind", u), ("v_component_of_wind", v)):
-        found.append(Values(name, component, "pressure", pressure, preqc=suspect, **drift))
-        by_height = np.where(np.isnan(pressure), component, np.nan)
-        found.append(Values(name, by_height, "height", height, preqc=suspect, **drift))
-    return found
+    block = levels.block
+    pressure = block.at_each(levels.own(7_004))
+    height_at = levels.where(10_009)
+    height = block.either(height_at, *(levels.own(code) for code in (7_009, 7_007, 7_002, 10_007)))
+    geopotential_at = levels.where(10_003, 10_008)
+    # Between the standard levels a height beside a pressure gives no row.
+    unused = np.isfinite(pressure) & ~np.isin(np.round(pressure / 100.0, 2), STANDARD_LEVELS)
+    block.usage.leave(height_at, unused)
+    if (geopotential_at >= 0).any():
+        geopotential = block.at_each(geopotential_at)
+        block.usage.leave(geopotential_at, unused | ~np.isnan(height))
+        height = np.where(np.isnan(height), geopotential / GRAVITY, height)
+    return pressure, height
 
 
 def decode_profiler(block: Block) -> Reports:
     """Return the wind components by height in m above mean sea level."""
     elevation = block.first(7_030, 7_001)
-    anchors, height = _heights(block, elevation)
-    layout = block.layout
-    speed_at, direction_at = (layout.after_each(anchors, c) for c in (11_002, 11_001))
-    u, v = wind_components(block.at_each(speed_at), block.at_each(direction_at))
-    u_at, v_at = (layout.after_each(anchors, c) for c in (11_003, 11_004))
-    u = np.where(np.isnan(u), block.at_each(u_at), u)
-    v = np.where(np.isnan(v), block.at_each(v_at), v)
-    suspect = np.logical_or.reduce(
-        [block.suspect(at) for at in (speed_at, direction_at, u_at, v_at)]
-    )
+    levels = Levels(block, find_anchors(block.layout, tuple(_HEIGHT_SCALES)))
+    height = _heights(levels, elevation)
     return Reports(
         "profiler",
         station_id(block),
@@ -191,89 +153,83 @@ def decode_profiler(block: Block) -> Reports:
         block.first(5_001, 5_002),
         block.first(6_001, 6_002),
         elevation,
-        [
-            Values("u_component_of_wind", u, "height", height, preqc=suspect),
-            Values("v_component_of_wind", v, "height", height, preqc=suspect),
-        ],
+        wind(levels, np.full_like(height, np.nan), height),
         profile=True,
     )
 
 
-def _heights(block: Block, elevation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions at which levels begin and their heights above mean sea level, (K,) and (N, K)."""
-    for code in (7_007, 7_006, 7_009, 10_007, 7_003):
-        anchors = block.layout.where(code)
-        if not anchors.size:
+_HEIGHT_SCALES = {7_007: 1.0, 7_006: 1.0, 7_009: 1.0, 10_007: 1.0, 7_003: 1.0 / GRAVITY}
+_ABOVE_STATION = 7_006
+
+
+def _heights(levels: Levels, elevation: np.ndarray) -> np.ndarray:
+    """Return the heights of the levels above mean sea level in m, (N, K)."""
+    height = np.full((len(levels.block), len(levels.anchors)), np.nan)
+    for code, scale in _HEIGHT_SCALES.items():
+        at = levels.own(code)
+        if (at < 0).all():
             continue
-        height = block.at_each(anchors)
-        if code == 7_006:
-            height = height + elevation[:, None]
-        return anchors, height / GRAVITY if code == 7_003 else height
-    return np.empty(0, dtype=np.int64), np.empty((len(block), 0))
+        given = levels.block.at_each(at) * scale
+        if code == _ABOVE_STATION:
+            given = given + elevation[:, None]
+        levels.block.usage.leave(at, ~np.isnan(height))
+        height = np.where(np.isnan(height), given, height)
+    return height
 
 
 _STEEP_ROLL = 1
+_ALTITUDES = (7_010, 10_070, 7_002)
+"""Pressure altitudes in m, by preference."""
 
 
 def decode_aircraft(block: Block) -> Reports:
-    """Return temperature, wind and humidity at the aircraft's position."""
-    pressure = _aircraft_pressure(block)
+    """Return temperature, wind and humidity along the aircraft's path, level by level."""
+    anchors = _path_anchors(block.layout)
+    levels = Levels(block, anchors, whole=True)
+    time = observation_time(block)
+    header = block.first(5_001, 5_002), block.first(6_001, 6_002)
+    lat, lon = levels.place(*header)
+    pressure = _aircraft_pressure(levels)
+    height = block.at_each(levels.own(7_007))
+    path = {"lat": lat, "lon": lon, "time": levels.times(time)}
+    temperature_at = levels.where(12_101, 12_001)
+    temperature, suspect = block.at_each(temperature_at), block.suspect(temperature_at)
+    # Roll angles of 5 degrees and more spoil the wind (code table 0 02 064).
+    steep = levels.get(2_064) == _STEEP_ROLL
     return Reports(
         "aircraft",
         aircraft_id(block),
-        observation_time(block),
-        block.first(5_001, 5_002),
-        block.first(6_001, 6_002),
+        time,
+        levels.report(header[0], lat),
+        levels.report(header[1], lon),
         np.full(len(block), np.nan),
         [
-            *_aircraft_wind(block, pressure),
-            *_aircraft_temperature(block, pressure),
-            *_aircraft_humidity(block, pressure),
+            *wind(levels, pressure, height, steep, **path),
+            *by_level("temperature", temperature, pressure, height, suspect, **path),
+            *humidity(levels, temperature, pressure, height, **path),
         ],
         platform=_phase(block),
+        profile=len(anchors) > 1,
     )
 
 
-def _aircraft_pressure(block: Block) -> np.ndarray:
-    altitude = block.first(7_010, 10_070, 7_002)
-    pressure = block.first(7_004)
+def _path_anchors(layout: ReportLayout) -> np.ndarray:
+    """Return where levels begin: at each altitude of the kind that stands before the first observed element.
+
+    Blocks of another kind after the main report are not its levels.
+    """
+    codes = (*_ALTITUDES, 7_004, 7_007)
+    observed = [at for code in MEASURED if (at := layout.first(code)) >= 0]
+    last = {layout.before(min(observed), code): code for code in codes} if observed else {}
+    nearest = max(last, default=-1)
+    return layout.where(last[nearest]) if nearest >= 0 else find_anchors(layout, codes)
+
+
+def _aircraft_pressure(levels: Levels) -> np.ndarray:
+    """Return the pressure of each level in Pa, as given or from its flight level, (N, K)."""
+    pressure = levels.get(7_004)
+    altitude = levels.get(*_ALTITUDES)
     return np.where(np.isnan(pressure), pressure_from_flight_level(altitude), pressure)
-
-
-def _flag(block: Block, *codes: int) -> np.ndarray:
-    positions = np.array([block.layout.first(code) for code in codes])
-    return np.asarray(block.suspect(positions).any(axis=1))
-
-
-def _aircraft_temperature(block: Block, pressure: np.ndarray) -> list[Values]:
-    value = block.first(12_101, 12_001)
-    preqc = _flag(block, 12_101, 12_001)
-    return [Values("temperature", value, "pressure", pressure, preqc=preqc)]
-
-
-def _aircraft_wind(block: Block, pressure: np.ndarray) -> list[Values]:
-    speed = block.first(11_002)
-    speed = np.where(np.isnan(speed), block.first(11_084) * KNOT, speed)
-    u, v = wind_components(speed, block.first(11_001))
-    # Roll angles of 5 degrees and more spoil the wind (code table 0 02 064).
-    preqc = _flag(block, 11_001, 11_002) | (block.first(2_064) == _STEEP_ROLL)
-    return [
-        Values("u_component_of_wind", u, "pressure", pressure, preqc=preqc),
-        Values("v_component_of_wind", v, "pressure", pressure, preqc=preqc),
-    ]
-
-
-def _aircraft_humidity(block: Block, pressure: np.ndarray) -> list[Values]:
-    """Return specific humidity from the mixing ratio, else the dewpoint; else the relative humidity."""
-    q = specific_humidity_from_mixing_ratio(block.first(13_002))
-    from_dewpoint = specific_humidity_from_dewpoint(block.first(12_103, 12_003), pressure)
-    q = np.where(np.isnan(q), from_dewpoint, q)
-    relative = np.where(np.isnan(q), block.first(13_003) / 100.0, np.nan)
-    preqc = _flag(block, 13_002, 12_103)
-    return [
-        Values("specific_humidity", q, "pressure", pressure, preqc=preqc),
-        Values("relative_humidity", relative, "pressure", pressure, preqc=_flag(block, 13_003)),
-    ]
 
 
 def _phase(block: Block) -> list[str] | str:
