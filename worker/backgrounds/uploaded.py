@@ -3,6 +3,7 @@
 Runs in the sandbox; imports no torch.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,7 @@ from model.domain.errors import InvalidInput
 from model.domain.grids import Grid
 from model.domain.regrid import cell_index, regrid_rows
 from model.domain.variables import Channel
+from worker.backgrounds.sanity import check_states
 from worker.observations.decoders.base import DecodeReport, MessageLimits
 from worker.observations.decoders.grib import GribField, fields
 
@@ -62,7 +64,8 @@ def read_states(
         within: Fields valid before the first or after the last of these are skipped.
 
     Raises:
-        InvalidInput: Naming the variables, levels and times that are missing.
+        InvalidInput: Naming the variables, levels and times that are missing and what was set aside
+            in their place, or the channels whose values no atmosphere has.
     """
     path = Path(path)
     report = DecodeReport(format="grib", size=path.stat().st_size)
@@ -76,8 +79,9 @@ def read_states(
             values = regrid_field(field, grid)
             found.setdefault(field.time, {})[number] = values.astype(np.float32)
             report.decoded += 1
-    chosen = _choose(found, channels, times)
+    chosen = _choose(found, channels, times, report)
     states = np.stack([np.stack([found[t][i] for i in range(len(channels))]) for t in chosen])
+    check_states(chosen, states, channels, grid)
     return UploadedStates(chosen, states, report)
 
 
@@ -98,6 +102,7 @@ def _choose(
     found: dict[datetime, dict[int, NDArray[np.float32]]],
     channels: Sequence[Channel],
     times: Sequence[datetime] | None,
+    report: DecodeReport,
 ) -> tuple[datetime, ...]:
     complete = tuple(t for t in sorted(found) if len(found[t]) == len(channels))
     if times is None and complete:
@@ -113,9 +118,18 @@ def _choose(
     words = "; ".join(f"{t}: {_summary(names, channels)}" for t, names in missing.items())
     raise InvalidInput(
         f"Expected all {len(channels)} channels of the first guess; missing at "
-        f"{words or 'every time: all of them'}.",
+        f"{words or 'every time: all of them'}.{_set_aside(report)}",
         missing=missing,
     )
+
+
+def _set_aside(report: DecodeReport) -> str:
+    """Say why fields of known names were not taken; empty if all were."""
+    faults = Counter(q.detail.partition(": ")[2] for q in report.quarantined)
+    named = [f"{fault} ({count})" for fault, count in faults.most_common(4) if fault]
+    if not named:
+        return ""
+    return f" Set aside in the file: {', '.join(named)}. Send states: an analysis or forecast."
 
 
 def _summary(names: list[str], channels: Sequence[Channel]) -> str:

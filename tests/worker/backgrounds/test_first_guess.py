@@ -12,6 +12,7 @@ import torch
 
 from model.checkpoints.bundle import load_checkpoint
 from model.domain.errors import InvalidInput
+from model.domain.variables import Channel
 from tests.worker.decoders.grib_messages import message
 from tests.worker.replay.runs import NOON, SMALL, Installation, make_installation
 from worker.backgrounds.first_guess import consecutive
@@ -22,7 +23,7 @@ from worker.replay.replay import replay
 from worker.results.manifest import AnalysisManifest
 
 HOUR = timedelta(hours=1)
-LAT, LON = np.linspace(90.0, -90.0, 13), np.arange(0.0, 360.0, 20.0)
+LAT, LON = np.linspace(90.0, -90.0, 7), np.arange(0.0, 360.0, 20.0)
 SHORT = {"temperature": "t", "u_component_of_wind": "u", "v_component_of_wind": "v",
          "geopotential": "z", "specific_humidity": "q", "2m_temperature": "2t",
          "10m_u_component_of_wind": "10u", "10m_v_component_of_wind": "10v",
@@ -35,9 +36,21 @@ def made(tmp_path_factory) -> Installation:
     return make_installation(tmp_path_factory.mktemp("guess"))
 
 
-def level_of(number: int, hour: int) -> float:
-    """A value for each channel and hour, the same everywhere: regridding leaves it as it is."""
-    return 50.0 + 3.0 * number + hour
+def values(channel: Channel, number: int, hour: int, lat: np.ndarray) -> np.ndarray:
+    """A plausible field for each channel and hour, linear in latitude: interpolation leaves it as
+    it is. The air is near 255 K throughout, with the heights that follow from it.
+    """
+    p = channel.level or 1000
+    mean, slope = {
+        "temperature": (255.0, 2.0),
+        "geopotential": (287.05 * 255.0 * np.log(1000.0 / p), 50.0),
+        "specific_humidity": (min(0.5, p / 1000) * 0.9 / p if p >= 300 else 1e-5, 1e-6),
+        "2m_temperature": (285.0, 20.0),
+        "sea_surface_temperature": (290.0, 10.0),
+        "mean_sea_level_pressure": (101_000.0, 500.0),
+        "total_precipitation": (2e-4, 1e-5),
+    }.get(channel.variable, (0.0, 10.0))
+    return mean + slope * (1.0 + 0.01 * number + 0.001 * (hour % 100)) * lat / 90.0
 
 
 def upload(made: Installation, batch: str, hours: range, skip: str = "") -> Path:
@@ -52,7 +65,7 @@ def upload(made: Installation, batch: str, hours: range, skip: str = "") -> Path
                 time, keys = time - HOUR, {"stepRange": "0-1"}
             parts.append(
                 message(
-                    np.full((len(LAT), len(LON)), level_of(number, hour)),
+                    np.repeat(values(channel, number, hour, LAT)[:, None], len(LON), axis=1),
                     short=SHORT[channel.variable],
                     level=channel.level or 0,
                     kind="surface" if channel.level is None else "isobaricInhPa",
@@ -71,13 +84,13 @@ def upload(made: Installation, batch: str, hours: range, skip: str = "") -> Path
 def encoded(made: Installation, hours: range) -> torch.Tensor:
     """What the model's own encoder makes of those states, with shape (T, c, h, w)."""
     model = load_checkpoint(made.checkpoint)
+
+    def field(n: int, hour: int) -> torch.Tensor:
+        rows = values(model.channels[n], n, hour, model.grid.latitude)
+        return torch.tensor(np.repeat(rows[:, None], model.grid.nlon, axis=1)).float()
+
     states = torch.stack(
-        [
-            torch.stack(
-                [torch.full(model.grid.shape, level_of(n, h)) for n in range(len(model.channels))]
-            )
-            for h in hours
-        ]
+        [torch.stack([field(n, h) for n in range(len(model.channels))]) for h in hours]
     )
     with torch.no_grad():
         return model.encode(states)

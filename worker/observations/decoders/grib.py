@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import eccodes
 import numpy as np
@@ -23,6 +22,8 @@ from model.domain.regrid import cell_index
 from model.domain.variables import VARIABLES
 from worker.observations.columns import build_table, concat_tables
 from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, MessageLimits
+from worker.observations.decoders.grib_products import get as _get
+from worker.observations.decoders.grib_products import not_a_state, seconds
 from worker.observations.decoders.options import GribOptions
 from worker.observations.lexicons import GRIB, SURFACE_LEVELS
 from worker.observations.units import conversion
@@ -184,14 +185,6 @@ def _handles(message: bytes) -> Iterator[int]:
         eccodes.codes_grib_multi_support_off()
 
 
-def _get(handle: int, key: str, kind: type | None = None) -> Any:
-    """Return a key's value, None if the message has none."""
-    try:
-        return eccodes.codes_get(handle, key, kind) if kind else eccodes.codes_get(handle, key)
-    except eccodes.KeyValueNotFoundError:
-        return None
-
-
 def _field(
     handle: int, offset: int, length: int, limits: MessageLimits, report: DecodeReport
 ) -> GribField | None:
@@ -199,9 +192,13 @@ def _field(
     level, points = _get(handle, "level", float), _get(handle, "numberOfDataPoints", int) or 0
     variable = _variable(short, kind)
     described = f"{short} on {kind} {level}"
-    if variable is None or (fault := _unusable(handle, variable)):
-        detail = described if variable is None else f"{described}: {fault}"
+    if variable is None:
+        product = not_a_state(handle, accumulated=False)
+        detail = f"{described} ({product})" if product else described
         report.reject("unsupported_variable", offset, length, detail)
+        return None
+    if fault := _unusable(handle, variable):
+        report.reject("unsupported_variable", offset, length, f"{described}: {fault}")
         return None
     if points > limits.values:
         report.reject("too_large", offset, length, f"{described}: {points} points")
@@ -234,16 +231,13 @@ def _variable(short: str | None, kind: str | None) -> str | None:
 
 def _unusable(handle: int, variable: str) -> str:
     """Return why a field of a known name is not what its name says; empty if it is."""
-    number = _get(handle, "perturbationNumber", int)
-    if number:
-        return f"ensemble member {number}"
-    if variable == "total_precipitation":
-        hours = _get(handle, "lengthOfTimeRange", int) or _range(handle)
-        return "" if hours == 1 else f"accumulated over {hours} h, not 1 h"
+    accumulated = variable == "total_precipitation"
+    if product := not_a_state(handle, accumulated=accumulated):
+        return product
+    if accumulated and (length := _range(handle)) != 3600.0:
+        return f"accumulated over {length / 3600.0:g} h, not 1 h"
     if variable.endswith("component_of_wind") and _along_grid(handle):
         return "wind components along the axes of a rotated or projected grid"
-    if _get(handle, "stepType", str) not in (None, "instant"):
-        return f"step type {_get(handle, 'stepType', str)}"
     return ""
 
 
@@ -255,16 +249,20 @@ def _along_grid(handle: int) -> bool:
     )
 
 
-def _range(handle: int) -> float | None:
-    first, last = _get(handle, "startStep", int), _get(handle, "endStep", int)
-    return None if first is None or last is None else last - first
+def _range(handle: int) -> float:
+    """Return the seconds over which a field was accumulated."""
+    return (seconds(handle, "endStep") or 0.0) - (seconds(handle, "startStep") or 0.0)
 
 
 def _time(handle: int) -> tuple[datetime, float]:
+    """Return the valid time and the hours since the start of the forecast."""
     date, clock = _get(handle, "validityDate", int), _get(handle, "validityTime", int)
+    step = seconds(handle, "endStep") or 0.0
     time = datetime.strptime(f"{date:08d}", "%Y%m%d").replace(tzinfo=UTC)
-    time += timedelta(hours=clock // 100, minutes=clock % 100)
-    return time, float(_get(handle, "endStep", int) or 0)
+    # The key of the clock has no seconds.
+    second = ((_get(handle, "second", int) or 0) + step) % 60.0
+    time += timedelta(hours=clock // 100, minutes=clock % 100, seconds=second)
+    return time, step / 3600.0
 
 
 def _origin(handle: int) -> str:

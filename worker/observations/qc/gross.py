@@ -30,6 +30,7 @@ __all__ = [
     "provider_flags",
     "outside_domain",
     "late_arrival",
+    "limit_at",
     "missing_value",
 ]
 
@@ -108,13 +109,14 @@ def bounds(table: pa.Table, context: QCContext) -> BoolArray:
         if name not in limits:
             continue
         rows = variable == i
-        low, high = (_limit(limits[name], side, pressure[rows]) for side in ("low", "high"))
+        low, high = (limit_at(limits[name], side, pressure[rows]) for side in ("low", "high"))
         with np.errstate(invalid="ignore"):
             bad[rows] = (value[rows] < low) | (value[rows] > high)
     return bad
 
 
-def _limit(entry: Mapping[str, Any], side: str, pressure: np.ndarray) -> np.ndarray:
+def limit_at(entry: Mapping[str, Any], side: str, pressure: np.ndarray) -> np.ndarray:
+    """Return one side of the limits of a variable at pressures (Pa), linear in ln p."""
     if "pressure" not in entry:
         return np.full(len(pressure), float(entry[side]))
     levels = np.log(np.asarray(entry["pressure"], dtype=float) * 100.0)
