@@ -185,12 +185,14 @@ class DecodeContext:
         received_time: Its arrival at the gateway (aware, UTC).
         limits: Bounds for one message.
         options: Choices of one format by name (GRIB: error, thinning; CSV: column names).
+        file_name: As the sender called it; empty where the path has that name.
     """
 
     batch_id: str = "local"
     received_time: datetime = field(default_factory=lambda: datetime.now(UTC))
     limits: MessageLimits = field(default_factory=MessageLimits)
     options: dict[str, Any] = field(default_factory=dict)
+    file_name: str = ""
 
 
 @dataclass(frozen=True)

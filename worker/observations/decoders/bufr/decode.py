@@ -127,7 +127,7 @@ def decode_bufr(path: Path, context: DecodeContext) -> Decoded:
         if not path.stat().st_size:
             raise DecodeError("Expected BUFR messages; got an empty file.", reason="empty_file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return decode_bytes(data, context, path.name)
+            return decode_bytes(data, context, context.file_name or path.name)
 
 
 def decode_bytes(data: bytes | mmap.mmap, context: DecodeContext, file_name: str = "") -> Decoded:
