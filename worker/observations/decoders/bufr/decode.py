@@ -22,6 +22,7 @@ from worker.observations.decoders.bufr.framing import (
     read_header,
     scan,
 )
+from worker.observations.decoders.bufr.identity import station_alias
 from worker.observations.decoders.bufr.message import MessagePart, Unpacker
 from worker.observations.decoders.bufr.packing import Packing
 from worker.observations.decoders.bufr.reports import Collector, Reports, has_position
@@ -230,6 +231,7 @@ class _FileDecoder:
         offset = np.repeat([frame.offset for frame in group.frames], sizes)
         update = np.repeat(group.updates, sizes)
         reports = BUFR_FAMILIES[group.family].decode(block)
+        reports.station_alias = reports.station_alias or station_alias(block)
         rows = self.collector.add(reports, ordinal, offset, update)
         self.report.reports += len(block)
         self._reject_reports(reports, rows, group, sizes)

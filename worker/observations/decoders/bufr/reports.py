@@ -51,6 +51,7 @@ class Reports:
         values: The observed quantities.
         platform: Detail, N texts or one for all.
         profile: Whether the rows of a report belong to one profile.
+        station_alias: Another identifier of each station, N texts, "" where none; empty for none.
     """
 
     report_type: str
@@ -63,6 +64,7 @@ class Reports:
     platform: list[str] | str = ""
     profile: bool = False
     drop: np.ndarray | None = field(default=None)
+    station_alias: list[str] = field(default_factory=list)
 
 
 _FLAGS = ("preqc", "domain")
@@ -87,6 +89,7 @@ class _PerReport:
     """Columns that all rows of a report share."""
 
     station_id: list[str] = field(default_factory=list)
+    station_alias: list[str] = field(default_factory=list)
     platform: list[str] = field(default_factory=list)
     report_type: list[str] = field(default_factory=list)
     ordinal: list[np.ndarray] = field(default_factory=list)
@@ -124,6 +127,7 @@ class Collector:
             self._add_values(reports, values, usable, rows)
         shared = self._reports
         shared.station_id += reports.station_id
+        shared.station_alias += reports.station_alias or [""] * number
         platform = reports.platform
         shared.platform += [platform] * number if isinstance(platform, str) else platform
         shared.report_type += [reports.report_type] * number
@@ -186,6 +190,7 @@ class Collector:
             context,
             len(report),
             station_id=repeated_column(shared.station_id, report),
+            station_alias=repeated_column([name or None for name in shared.station_alias], report),
             platform=repeated_column(shared.platform, report),
             report_type=repeated_column(shared.report_type, report),
             variable=coded_column(rows.pop("variable"), tuple(VARIABLES)),
