@@ -68,6 +68,7 @@ class Reports:
 
 
 _FLAGS = ("preqc", "domain")
+_WITHDRAWN = ("synop", "ship", "buoy", "drifter")
 _POLE = 90.0 + 1e-6
 """The South Pole station decodes to a latitude of -90.00000000000001."""
 _DTYPES = {
@@ -125,6 +126,7 @@ class Collector:
         rows = np.zeros(number, dtype=np.int64)
         for values in reports.values:
             self._add_values(reports, values, usable, rows)
+        self._add_withdrawn(reports, usable & (update > 0) & (rows == 0), rows)
         shared = self._reports
         shared.station_id += reports.station_id
         shared.station_alias += reports.station_alias or [""] * number
@@ -171,6 +173,27 @@ class Collector:
             "lon": pick(values.lon, reports.lon),
             "elevation": pick(values.elevation, reports.elevation),
             "report": at[0] + self._count,
+        }
+        for name, column in columns.items():
+            self._rows[name].append(column.astype(_DTYPES[name], copy=False))
+
+    def _add_withdrawn(self, reports: Reports, empty: np.ndarray, rows: np.ndarray) -> None:
+        """Add one missing value for each correction that takes a surface report back as a whole."""
+        at = np.flatnonzero(empty)
+        if not len(at) or reports.report_type not in _WITHDRAWN:
+            return
+        rows[at] = 1
+        columns = {
+            "variable": np.full(len(at), tuple(VARIABLES).index("2m_temperature")),
+            "vertical_kind": np.full(len(at), VERTICAL_KINDS.index("surface")),
+            "rejected_by": np.full(len(at), -1),
+            "obs_value": np.full(len(at), np.nan),
+            "vertical": np.full(len(at), np.nan),
+            "time": reports.time[at],
+            "lat": np.clip(reports.lat[at], -90.0, 90.0),
+            "lon": reports.lon[at],
+            "elevation": reports.elevation[at],
+            "report": at + self._count,
         }
         for name, column in columns.items():
             self._rows[name].append(column.astype(_DTYPES[name], copy=False))
