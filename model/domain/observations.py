@@ -121,6 +121,12 @@ OBSERVATION_SCHEMA = pa.schema(
         _field(
             "station_id", _DICT, "who reported: WIGOS, WMO number, call sign, satellite", null=False
         ),
+        _field(
+            "station_alias",
+            _DICT,
+            "another identifier that the report gives of the station, such as its WMO number",
+            null=True,
+        ),
         _field("platform", _DICT, "instrument or platform detail, may be empty", null=True),
         _field("time", _TIME, "valid time of the value", "UTC", null=False),
         _field("received_time", _TIME, "arrival at the gateway", "UTC", null=False),
@@ -155,6 +161,12 @@ OBSERVATION_SCHEMA = pa.schema(
 FEEDBACK_SCHEMA = pa.schema(
     [
         *OBSERVATION_SCHEMA,
+        _field(
+            "canonical_station",
+            _DICT,
+            "the identifier that stands for the station whatever name it reports under",
+            null=True,
+        ),
         _field("hofx_background", pa.float64(), "ensemble mean of H(background)", "SI", null=True),
         _field("hofx_analysis", pa.float64(), "ensemble mean of H(analysis)", "SI", null=True),
         _field(
@@ -220,14 +232,21 @@ def _check_names(table: pa.Table, column: str, known: set[str], what: str) -> No
         )
 
 
+_OPTIONAL = ("station_alias", "canonical_station")
+
+
 def validate_table(table: pa.Table, schema: pa.Schema = OBSERVATION_SCHEMA) -> pa.Table:
     """Return the table cast to `schema`, with column order and vocabulary checked.
 
-    Extra columns are an error: they would be lost silently.
+    Extra columns are an error: they would be lost silently. Other names of the station may be
+    absent, as in tables of earlier versions; they become null.
 
     Raises:
         InvalidInput: Naming the columns, values and what was expected.
     """
+    for name in _OPTIONAL:
+        if name in schema.names and name not in table.column_names:
+            table = table.append_column(schema.field(name), pa.nulls(len(table), _DICT))
     missing = [n for n in schema.names if n not in table.column_names]
     extra = [n for n in table.column_names if n not in schema.names]
     if missing or extra:

@@ -5,6 +5,7 @@ A batch is found again by its content and by the sender's idempotency key.
 
 import hashlib
 import json
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -24,6 +25,12 @@ __all__ = [
     "IdempotencyConflict",
     "IngestSummary",
 ]
+
+
+_CORRECTION = re.compile(
+    r"[A-Z]{4}\d{2}[ _.+-]?[A-Z]{4}[ _.+-]?\d{6}[ _.+-]?(CC[A-Z]|AA[A-Z]|COR|AMD)(?![A-Z0-9])", re.I
+)
+"""Heading of a correction in a file name, such as `A_ISMD01EDZW021200CCA_C_EDZW_…`."""
 
 
 class BatchState(StrEnum):
@@ -120,11 +127,17 @@ class BatchRecord(Record):
 
     @property
     def identity(self) -> str:
-        """Return the key of the content: uploads of the same bytes and options share it."""
+        """Return the key of the content: uploads of the same bytes and options share it.
+
+        A bulletin that its file name calls a correction says more than its bytes: that they are
+        valid again after an earlier correction.
+        """
+        named = _CORRECTION.search(self.file_name) if self.container == "bufr" else None
+        content = f"sha256:{self.sha256}" + (f":{named.group(1).upper()}" if named else "")
         if not self.options:
-            return f"sha256:{self.sha256}"
+            return content
         text = json.dumps(self.options, sort_keys=True)
-        return f"sha256:{self.sha256}:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        return f"{content}:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 class IdempotencyConflict(InvalidInput):

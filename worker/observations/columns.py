@@ -276,7 +276,7 @@ def coded_column(codes: NDArray[np.integer], names: Sequence[str]) -> pa.Diction
     )
 
 
-def repeated_column(texts: Sequence[str], index: NDArray[np.integer]) -> pa.DictionaryArray:
-    """Return a dictionary column with the text that each index points to."""
+def repeated_column(texts: Sequence[str | None], index: NDArray[np.integer]) -> pa.DictionaryArray:
+    """Return a dictionary column with the text, or null, that each index points to."""
     encoded = pa.array(texts, pa.string()).dictionary_encode()
     return encoded.take(pa.array(index))

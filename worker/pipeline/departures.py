@@ -30,6 +30,7 @@ from worker.observations.columns import (
 )
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
+from worker.observations.stations import canonical_stations
 from worker.solver import Background
 
 __all__ = [
@@ -51,7 +52,10 @@ _UNUSABLE = ("missing", "domain", "bounds", "decode", "operator_failed", "passiv
 
 
 def to_feedback(table: pa.Table) -> pa.Table:
-    """Return an observation table with the feedback columns, all null."""
+    """Return an observation table with the canonical stations and the other feedback columns, null."""
+    if "canonical_station" not in table.column_names:
+        field = FEEDBACK_SCHEMA.field("canonical_station")
+        table = table.append_column(field, canonical_stations(table))
     for field in FEEDBACK_SCHEMA:
         if field.name not in OBSERVATION_SCHEMA.names and field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(table), field.type))

@@ -38,6 +38,7 @@ class IngestOptions:
     Attributes:
         format: Name of a format; None recognises it.
         report_type: Network of rows that name none.
+        file_name: As the sender called the file, where its path has another name.
         decoder: Options of the format's decoder.
         errors: Observation errors, deployment first, then upload.
         checks: Parameters of quality control, deployment first, then upload.
@@ -47,6 +48,7 @@ class IngestOptions:
 
     format: str | None = None
     report_type: str | None = None
+    file_name: str = ""
     decoder: Mapping[str, Any] = field(default_factory=dict)
     errors: tuple[Overrides, ...] = ()
     checks: tuple[Overrides, ...] = ()
@@ -115,7 +117,12 @@ def _decode(batch_id: str, path: Path, received_time: datetime, options: IngestO
     wanted = dict(options.decoder)
     if options.report_type is not None:
         wanted["report_type"] = options.report_type
-    context = DecodeContext(batch_id=batch_id, received_time=received_time, options=wanted)
+    context = DecodeContext(
+        batch_id=batch_id,
+        received_time=received_time,
+        file_name=options.file_name,
+        options=wanted,
+    )
     decoded = decode_limited(path, options.format, context, options.limits, options.processes)
     if decoded.table.num_rows == 0:
         reasons = ", ".join(f"{n} {reason}" for reason, n in decoded.report.rejected.items())
@@ -159,6 +166,7 @@ def _described(options: IngestOptions) -> dict[str, Any]:
     return {
         "format": options.format,
         "report_type": options.report_type,
+        "file_name": options.file_name,
         "decoder": dict(options.decoder),
         "errors": [e if isinstance(e, Mapping) else str(e) for e in options.errors if e],
     }
@@ -182,6 +190,7 @@ def ingest_batch(
     options = IngestOptions(
         format=batch.container,
         report_type=batch.options.get("report_type"),
+        file_name=batch.file_name,
         decoder=batch.options.get("decoder", {}),
         errors=(layout.errors_file, errors),
         checks=(layout.checks_file,),

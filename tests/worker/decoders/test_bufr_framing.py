@@ -35,6 +35,9 @@ def test_messages_between_bulletin_headings_and_junk():
         ("CCA", 0, 1),
         ("CCC", 0, 3),
         ("AAB", 0, 2),
+        ("COR", 0, 1),
+        ("AMD", 0, 1),
+        ("CCB", 1, 2),
         ("", 2, 2),
         ("", 255, 0),
     ],
@@ -46,6 +49,29 @@ def test_rank_of_corrections(indicator, sequence, number):
 def test_correction_named_by_the_file():
     name = "A_ISMD01LIIB210600CCB_C_EDZW_20220321061203_12271638.bin"
     assert set(decode(ONE, name).table["update_sequence"].to_pylist()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("A_ISMD01EDZW021200CCA_C_EDZW_20250102123000_2.bufr", 1),
+        ("a_ismd01edzw021200ccb_c_edzw_20250102123000_2.bufr", 2),
+        ("ISMD01_EDZW_021200_CCA.bufr", 1),
+        ("ISMD01 EDZW 021200 COR", 1),
+        ("ISMD01EDZW021200RRA", 0),
+        ("A_ISMD01EDZW021200_C_EDZW_20250102121000_1.bufr", 0),
+        ("ISMD01_EDZW_021200.BUF", 0),
+        ("W_CCA_report.bufr", 0),
+    ],
+)
+def test_headings_in_file_names(name, number):
+    assert set(decode(ONE, name).table["update_sequence"].to_pylist()) == {number}
+
+
+def test_a_file_name_adds_the_group_that_the_same_heading_inside_lacks():
+    plain = b"ISMD01 EDZW 021200\r\r\n" + ONE
+    for name, number in (("ISMD01EDZW021200CCA", 1), ("ISMD02EDZW021200CCA", 0)):
+        assert set(decode(plain, name).table["update_sequence"].to_pylist()) == {number}
 
 
 def test_a_length_that_is_too_long_costs_only_its_message():

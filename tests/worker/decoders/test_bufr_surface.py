@@ -266,3 +266,22 @@ def test_associated_flags_reach_the_value():
     table = decode(message(descriptors, 0, columns)).table
     assert row(table, "2m_temperature")["rejected_by"] == "preqc"
     assert row(table, "surface_pressure")["rejected_by"] is None
+
+
+def test_a_correction_without_values_withdraws_the_report():
+    table = decode(synop(), "ISMD01EDZW021200CCA").table
+    assert table["obs_value"].to_pylist() == [None]
+    assert table["update_sequence"].to_pylist() == [1]
+    assert table["station_id"].to_pylist() == ["10384"]
+
+
+def test_a_number_beside_a_wigos_identifier_is_its_alias():
+    columns = {
+        "#1#wigosIdentifierSeries": 0, "#1#wigosIssuerOfIdentifier": 756, "#1#wigosIssueNumber": 0,
+        "#1#wigosLocalIdentifierCharacter": "PAY", "#1#blockNumber": 6, "#1#stationNumber": 610,
+        "#1#latitude": 46.8, "#1#longitude": 6.9, "#1#airTemperature": 280.0,
+    }  # fmt: skip
+    table = decode(message((301_150, 307_080), 0, columns, counts={"": (0, 0)})).table
+    assert table["station_id"].to_pylist() == ["0-756-0-PAY"]
+    assert table["station_alias"].to_pylist() == ["06610"]
+    assert decode(synop(airTemperature=280.0)).table["station_alias"].to_pylist() == [None]

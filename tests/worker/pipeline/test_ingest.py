@@ -7,14 +7,18 @@ import pytest
 
 from model.domain.errors import ConfigurationError, DecodeError
 from model.domain.windows import AssimilationWindow
+from tests.worker.decoders.bufr_messages import synop
 from worker.contract.batches import BatchRecord
 from worker.contract.layout import Layout
+from worker.observations.qc.run import run_checks
 from worker.observations.store.store import ObservationStore
 from worker.pipeline.ingest import IngestOptions, ingest, ingest_batch
 from worker.sandbox import Limits
 
 RECEIVED = datetime(2024, 1, 1, 12, 30, tzinfo=UTC)
 WINDOW = AssimilationWindow(RECEIVED - timedelta(hours=6), RECEIVED)
+AFTERWARDS = datetime(2026, 3, 1, 7, tzinfo=UTC)
+ALL_TIMES = AssimilationWindow(datetime(2020, 1, 1, tzinfo=UTC), datetime(2030, 1, 1, tzinfo=UTC))
 LIMITS = Limits(cpu_seconds=60, wall_seconds=60.0)
 
 CSV = """time,lat,lon,variable,obs_value,station_id,units
@@ -122,6 +126,39 @@ def test_real_aircraft_reports(tmp_path, store, realdata_dir):
     assert report.summary.messages == 10
     assert report.summary.by_report_type == {"aircraft": report.summary.observations}
     assert report.summary.used > 0
+
+
+def test_a_correction_named_by_the_senders_file_wins(tmp_path):
+    layout = Layout(tmp_path).create()
+    for batch_id, name, temperature in (
+        ("b1", "A_ISMD01EDZW011200CCA_C_EDZW_20240101123000_2.bufr", 275.0),
+        ("b2", "A_ISMD01EDZW011200_C_EDZW_20240101121000_1.bufr", 282.0),
+    ):
+        layout.raw_batch(batch_id).mkdir()
+        layout.raw_file(batch_id).write_bytes(synop(airTemperature=temperature))
+        batch = BatchRecord(
+            id=batch_id,
+            sha256="0" * 64,
+            size=1,
+            container="bufr",
+            file_name=name,
+            created=AFTERWARDS,
+        )
+        ingest_batch(batch, layout, lambda: None)
+    table = ObservationStore(str(layout.observations)).read_window(ALL_TIMES)
+    checked, _ = run_checks(table, "window")
+    rows = {r["obs_value"]: (r["update_sequence"], r["rejected_by"]) for r in checked.to_pylist()}
+    assert rows == {275.0: (1, None), 282.0: (0, "duplicate")}
+
+
+def test_a_correction_of_equal_bytes_is_an_upload_of_its_own():
+    names = ["ISMD01EDZW011200", "ISMD01EDZW011200CCA", "ISMD01EDZW011200CCB", "other.bufr"]
+    keys = [
+        BatchRecord(id="b", sha256="0" * 64, size=1, container="bufr", file_name=name).identity
+        for name in names
+    ]
+    assert keys[0] == keys[3]
+    assert len(set(keys)) == 3
 
 
 def test_an_installation_and_an_upload_override_errors(tmp_path):

@@ -206,6 +206,7 @@ class DecodeContext:
         received_time: Its arrival at the gateway (aware, UTC).
         limits: Bounds for one message.
         options: What the sender chose, by name; the schema is the format's (`decoders/options.py`).
+        file_name: As the sender called it; empty where the path has that name.
         byte_range: First byte, and the one after the last, in which messages to decode begin;
             None for the whole file.
         skip: Messages that brought an earlier process down, with the reason by offset.
@@ -216,6 +217,7 @@ class DecodeContext:
     received_time: datetime = field(default_factory=lambda: datetime.now(UTC))
     limits: MessageLimits = field(default_factory=MessageLimits)
     options: Mapping[str, Any] = field(default_factory=dict)
+    file_name: str = ""
     byte_range: tuple[int, int] | None = None
     skip: Mapping[int, str] = field(default_factory=dict)
     mark: Callable[[int], None] = _no_mark

@@ -71,7 +71,15 @@ def _shown(value: Any) -> str:
 
 REQUIRED = ("time", "lat", "lon", "variable", "obs_value")
 OVERWRITTEN = ("batch_id", "observation_id", "received_time", "message_offset", "qc_flag")
-_TEXTS = ("report_type", "station_id", "platform", "vertical_kind", "rejected_by", "units")
+_TEXTS = (
+    "report_type",
+    "station_id",
+    "station_alias",
+    "platform",
+    "vertical_kind",
+    "rejected_by",
+    "units",
+)
 _NUMBERS = ("elevation", "vertical", "vertical_top", "obs_error", "profile_id", "update_sequence")
 ACCEPTED = (*OBSERVATION_SCHEMA.names, "units")
 

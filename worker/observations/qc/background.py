@@ -31,6 +31,7 @@ from worker.observations.columns import (
     time_column,
 )
 from worker.observations.qc.base import QCContext
+from worker.observations.stations import station_codes
 
 __all__ = [
     "background_check",
@@ -109,7 +110,7 @@ def _station_temperature(table: pa.Table, lapse_rate: float) -> NDArray[np.float
     """Return each row's two-metre temperature from the same report, else the standard atmosphere's."""
     station = groups(
         category_codes(table, "report_type")[0],
-        category_codes(table, "station_id")[0],
+        station_codes(table)[0],
         time_column(table),
     )
     known = np.full(station.max(initial=-1) + 1, np.nan)
@@ -230,7 +231,7 @@ def _lonely(sub: pa.Table, d: np.ndarray, p: Mapping[str, Any]) -> BoolArray:
     distance, index = cKDTree(points).query(points, k=count, distance_upper_bound=1.0)
     found = np.isfinite(distance)
     index = np.where(found, index, 0)
-    station = category_codes(sub, "station_id")[0]
+    station = station_codes(sub)[0]
     found &= station[index] != station[:, None]
     variance = np.nan_to_num(float_column(sub, "obs_error"), nan=np.inf) ** 2
     enough = found.sum(axis=1) >= p["buddies"]

@@ -1,5 +1,5 @@
-"""Check rows one by one: provider flags, missing and impossible values, gross limits, blocklist,
-late arrival and duplicates.
+"""Check rows one by one: provider flags, missing and impossible values, gross limits, blocklist and
+late arrival.
 """
 
 import re
@@ -15,18 +15,16 @@ from worker.observations.columns import (
     BoolArray,
     category_codes,
     float_column,
-    groups,
     is_one_of,
-    not_rejected,
     row_pressure,
     time_column,
 )
 from worker.observations.qc.base import QCContext
+from worker.observations.stations import identifiers, station_codes
 
 __all__ = [
     "blocklist",
     "bounds",
-    "duplicates",
     "provider_flags",
     "outside_domain",
     "late_arrival",
@@ -127,12 +125,18 @@ def limit_at(entry: Mapping[str, Any], side: str, pressure: np.ndarray) -> np.nd
 
 
 def blocklist(table: pa.Table, context: QCContext) -> BoolArray:
-    """Mark rows matched by an entry: station pattern, and optionally networks, variables and period."""
+    """Mark rows matched by an entry: station pattern, and optionally networks, variables and period.
+
+    The pattern may be that of any identifier of the station.
+    """
     bad = np.zeros(len(table), dtype=bool)
-    station, names = category_codes(table, "station_id")
+    station, names = station_codes(table)
+    reported, known = category_codes(table, "station_id")
     for entry in context.of("blocklist")["entries"]:
         pattern = re.compile(translate(str(entry["station"])))
         rows = np.isin(station, [i for i, name in enumerate(names) if pattern.match(name)])
+        hits = [i for i, name in enumerate(known) if _matches(pattern, name)]
+        rows |= np.isin(station, station[np.isin(reported, hits)])
         for key, column in (("report_types", "report_type"), ("variables", "variable")):
             if entry.get(key):
                 rows &= is_one_of(table, column, entry[key])
@@ -144,47 +148,10 @@ def blocklist(table: pa.Table, context: QCContext) -> BoolArray:
     return bad
 
 
+def _matches(pattern: re.Pattern[str], name: str) -> bool:
+    return any(pattern.match(form) for form in identifiers(name))
+
+
 def _nanoseconds(time: object) -> int:
     text = str(time).replace("+00:00", "").removesuffix("Z")
     return int(np.datetime64(text, "ns").astype(np.int64))
-
-
-def duplicates(table: pa.Table, context: QCContext) -> BoolArray:
-    """Mark rows of the same station, time, level and variable as a preferred row.
-
-    Preferred is the highest correction number, then the earliest arrival, then the order in the
-    file. Where a station id does not stand for a place (satellites, anonymous call signs) the
-    rounded position is part of the identity. Rows already rejected neither win nor lose.
-    """
-    p = context.of("duplicates")
-    rows = np.flatnonzero(not_rejected(table))
-    bad = np.zeros(len(table), dtype=bool)
-    if not len(rows):
-        return bad
-    sub = table.take(rows)
-    placed = is_one_of(sub, "report_type", p["by_position"])
-    placed |= is_one_of(sub, "station_id", p["anonymous"])
-    digits = p["position_digits"]
-    lat = np.where(placed, np.round(float_column(sub, "lat"), digits), 0.0)
-    lon = np.where(placed, np.round(float_column(sub, "lon"), digits), 0.0)
-    vertical = np.nan_to_num(np.round(float_column(sub, "vertical")), nan=-1.0)
-    top = np.nan_to_num(np.round(float_column(sub, "vertical_top")), nan=-1.0)
-    names = ("report_type", "station_id", "variable", "vertical_kind")
-    identity = groups(
-        *(category_codes(sub, n)[0] for n in names), time_column(sub), vertical, top, lat, lon
-    )
-    correction = np.nan_to_num(float_column(sub, "update_sequence"), nan=0.0)
-    batch = category_codes(sub, "batch_id")[0]
-    order = np.lexsort(
-        (
-            float_column(sub, "observation_id"),
-            batch,
-            time_column(sub, "received_time"),
-            -correction,
-            identity,
-        )
-    )
-    repeated = np.zeros(len(rows), dtype=bool)
-    repeated[order[1:]] = identity[order[1:]] == identity[order[:-1]]
-    bad[rows[repeated]] = True
-    return bad

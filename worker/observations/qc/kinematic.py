@@ -40,6 +40,7 @@ from worker.observations.columns import (
     time_column,
 )
 from worker.observations.qc.base import QCContext
+from worker.observations.stations import station_codes
 
 __all__ = ["profile", "stuck", "supersaturation", "track"]
 
@@ -55,7 +56,7 @@ def track(table: pa.Table, context: QCContext) -> BoolArray:
     """
     p = context.of("track")
     report, names = category_codes(table, "report_type")
-    station, stations = category_codes(table, "station_id")
+    station, stations = station_codes(table)
     speed = np.array([p["speed"].get(n, np.nan) for n in names] or [np.nan])[report]
     slack = np.array([p["slack_km"].get(n, 0.0) for n in names] or [0.0])[report] * 1e3
     anonymous = [i for i, n in enumerate(stations) if n in context.of("duplicates")["anonymous"]]
@@ -142,6 +143,7 @@ def stuck(table: pa.Table, context: QCContext) -> BoolArray:
     bad = np.zeros(len(table), dtype=bool)
     variable, names = category_codes(table, "variable")
     value, time = float_column(table, "obs_value"), time_column(table)
+    network, station = category_codes(table, "report_type")[0], station_codes(table)[0]
     good = not_rejected(table) & np.isfinite(value)
     if p["ignore_zero"]:
         good &= value != 0.0
@@ -150,8 +152,7 @@ def stuck(table: pa.Table, context: QCContext) -> BoolArray:
             continue
         rows = np.flatnonzero(good & (variable == names.index(name)))
         if len(rows):
-            sub = table.select(["report_type", "station_id"]).take(rows)
-            series = groups(*(category_codes(sub, n)[0] for n in ("report_type", "station_id")))
+            series = groups(network[rows], station[rows])
             bad[rows] = _repeats(series, time[rows], value[rows], limit["count"], limit["hours"])
     return bad
 

@@ -21,11 +21,17 @@ from worker.observations.qc.base import EXTRA_CHECKS, Check, QCContext, Stage
 from worker.observations.qc.gross import (
     blocklist,
     bounds,
-    duplicates,
     late_arrival,
     missing_value,
     outside_domain,
     provider_flags,
+)
+from worker.observations.qc.identity import (
+    ascents,
+    corrections,
+    duplicates,
+    one_barometer,
+    two_places,
 )
 from worker.observations.qc.kinematic import profile, stuck, supersaturation, track
 from worker.observations.qc.selection import (
@@ -42,6 +48,9 @@ CHECKS: tuple[Check, ...] = (
     Check("missing", "missing", "pre", missing_value),
     Check("domain", "domain", "pre", outside_domain),
     Check("bounds", "bounds", "pre", bounds),
+    Check("corrections", "duplicate", "pre", corrections),
+    Check("places", "track", "pre", two_places),
+    Check("ascents", "duplicate", "pre", ascents),
     Check("duplicates", "duplicate", "pre", duplicates),
     Check("blocklist", "blocklist", "pre", blocklist),
     Check("track", "track", "pre", track),
@@ -51,6 +60,9 @@ CHECKS: tuple[Check, ...] = (
     # Batches of one window meet here for the first time, so identity and tracks are checked again.
     Check("late", "late", "window", late_arrival),
     Check("blocklist", "blocklist", "window", blocklist),
+    Check("corrections", "duplicate", "window", corrections),
+    Check("places", "track", "window", two_places),
+    Check("ascents", "duplicate", "window", ascents),
     Check("duplicates", "duplicate", "window", duplicates),
     Check("track", "track", "window", track),
     Check("stuck", "stuck", "window", stuck),
@@ -58,6 +70,7 @@ CHECKS: tuple[Check, ...] = (
     Check("background_check", "background_check", "background", background_check),
     Check("buddy", "buddy", "background", buddy),
     Check("wind_pairs", "difference", "background", wind_pairs),
+    Check("barometer", "duplicate", "select", one_barometer),
     Check("withholding", "withheld", "select", withholding),
     Check(
         "superobbing", "thinned", "select", in_superobservation, prepare=append_superobservations

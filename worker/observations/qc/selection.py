@@ -31,6 +31,7 @@ from worker.observations.columns import (
     time_column,
 )
 from worker.observations.qc.base import QCContext
+from worker.observations.stations import is_station, station_codes
 
 __all__ = [
     "SUPEROBSERVATIONS",
@@ -74,10 +75,10 @@ def withholding(table: pa.Table, context: QCContext) -> BoolArray:
     It comes after the other checks: what is kept back is as good as what is used.
     """
     p = context.of("withholding")
-    station, names = category_codes(table, "station_id")
+    station, names = station_codes(table)
     chosen = [i for i, name in enumerate(names) if station_draw(name, p["salt"]) < p["share"]]
     drawn = np.isin(station, chosen) & is_one_of(table, "report_type", p["report_types"])
-    return drawn | is_one_of(table, "station_id", p["stations"])
+    return drawn | is_station(table, p["stations"])
 
 
 SUPEROBSERVATIONS = "superobservations"
@@ -144,9 +145,12 @@ def append_superobservations(table: pa.Table, context: QCContext) -> pa.Table:
         "observation_id": np.arange(len(count)),
         "batch_id": pa.array([SUPEROBSERVATIONS] * len(count)),
         "station_id": pa.array([f"superob-{n}" for n in count]),
+        "station_alias": pa.nulls(len(count), pa.string()),
         "message_offset": pa.nulls(len(count), pa.int64()),
         "profile_id": pa.nulls(len(count), pa.int32()),
     }
+    if "canonical_station" in means.column_names:
+        replaced["canonical_station"] = replaced["station_id"]
     for name, array in replaced.items():
         means = set_column(means, name, array)
     return pa.concat_tables([table, means]).unify_dictionaries()
@@ -164,7 +168,7 @@ def thinning(table: pa.Table, context: QCContext) -> BoolArray:
         return bad
     sub = table.take(rows)
     keys = box_keys(sub, context, p["degrees"], p["hours"])
-    station = category_codes(sub, "station_id")[0]
+    station = station_codes(sub)[0]
     box = groups(*keys, *([station] if p["per_station"] else []))
     offset = np.abs(time_column(sub) / (p["hours"] * _HOUR) % 1.0 - 0.5)
     order = np.lexsort(

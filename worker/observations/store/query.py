@@ -18,6 +18,7 @@ from model.domain.errors import ResourceExhausted, StorageError
 from model.domain.observations import OBSERVATION_SCHEMA, QC_FLAGS, REPORT_TYPES
 from model.domain.registry import Registry
 from model.domain.variables import VARIABLES
+from worker.observations.stations import identifiers
 from worker.observations.store.files import StoreFiles
 
 __all__ = [
@@ -48,7 +49,9 @@ class ObservationQuery(BaseModel):
     )
     report_types: tuple[str, ...] = Field(default=(), description="Networks.")
     variables: tuple[str, ...] = Field(default=(), description="Variable ids.")
-    stations: tuple[str, ...] = Field(default=(), description="Station ids.")
+    stations: tuple[str, ...] = Field(
+        default=(), description="Station ids; any that stands for the station."
+    )
     batches: tuple[str, ...] = Field(default=(), description="Batch ids.")
     outcome: Literal["all", "used", "rejected"] = Field(
         default="all", description="By quality control."
@@ -216,12 +219,14 @@ def _condition(query: ObservationQuery) -> Any:
     for column, names in (
         ("report_type", query.report_types),
         ("variable", query.variables),
-        ("station_id", query.stations),
         ("batch_id", query.batches),
         ("rejected_by", query.rejected_by),
     ):
         if names:
             condition &= _one_of(column, names)
+    if query.stations:
+        known = [form for name in query.stations for form in identifiers(name)]
+        condition &= _one_of("station_id", known) | _one_of("station_alias", known)
     if query.outcome != "all":
         used = pc.field("rejected_by").is_null()
         condition &= used if query.outcome == "used" else ~used

@@ -56,7 +56,12 @@ GROUPS: Mapping[str, tuple[str, str]] = {
     "oman": ("analysis_departure", "observation minus analysis"),
 }
 
-_TEXTS = {"stationIdentification": "station_id", "platform": "platform"}
+_TEXTS = {
+    "stationIdentification": "station_id",
+    "stationAlias": "station_alias",
+    "canonicalStation": "canonical_station",
+    "platform": "platform",
+}
 _CODED = {"reportType": "report_type", "batch": "batch_id", "verticalKind": "vertical_kind"}
 """Few distinct words: kept as numbers with their meanings, since texts do not compress."""
 _PLACES = {
@@ -323,6 +328,8 @@ _ODB_NUMBERS = {
 }
 _ODB_TEXTS = {
     "statid@hdr": "station_id",
+    "station_alias@appa": "station_alias",
+    "canonical_station@appa": "canonical_station",
     "report_type@appa": "report_type",
     "variable@appa": "variable",
     "rejected_by@appa": "rejected_by",

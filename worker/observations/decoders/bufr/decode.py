@@ -23,6 +23,7 @@ from worker.observations.decoders.bufr.framing import (
     read_header,
     scan,
 )
+from worker.observations.decoders.bufr.identity import station_alias
 from worker.observations.decoders.bufr.message import MessagePart, Unpacker
 from worker.observations.decoders.bufr.packing import Packing
 from worker.observations.decoders.bufr.reports import Collector, Reports, has_position
@@ -129,7 +130,7 @@ def decode_bufr(path: Path, context: DecodeContext) -> Decoded:
         if not path.stat().st_size:
             raise DecodeError("Expected BUFR messages; got an empty file.", reason="empty_file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return decode_bytes(data, context, path.name)
+            return decode_bytes(data, context, context.file_name or path.name)
 
 
 def decode_bytes(data: bytes | mmap.mmap, context: DecodeContext, file_name: str = "") -> Decoded:
@@ -233,6 +234,7 @@ class _FileDecoder:
         offset = np.repeat([frame.offset for frame in group.frames], sizes)
         update = np.repeat(group.updates, sizes)
         reports = BUFR_FAMILIES[group.family].decode(block)
+        reports.station_alias = reports.station_alias or station_alias(block)
         rows = self.collector.add(reports, ordinal, offset, update)
         self.report.reports += len(block)
         self.not_used += block.usage.not_used()

@@ -29,7 +29,12 @@ _SHORTEST = 8 + 17 + 9 + 4 + 4
 _LOOK_BACK = 96
 
 _HEADING = re.compile(rb"([A-Z]{4}\d{2}) ([A-Z]{4}) (\d{6})(?: ([A-Z]{3}))?[\s\x00]*\Z")
-_FILE_NAME = re.compile(r"_[A-Z]{4}\d{2}[A-Z]{4}\d{6}([A-Z]{3})_C_")
+_FILE_NAME = re.compile(
+    r"(?<![A-Z0-9])([A-Z]{4}\d{2})[ _.+-]?([A-Z]{4})[ _.+-]?(\d{6})"
+    r"(?:[ _.+-]?(CC[A-Z]|AA[A-Z]|RR[A-Z]|COR|AMD|RTD))?(?![A-Z0-9])",
+    re.IGNORECASE,
+)
+"""Heading in a file name: `A_ISMD01EDZW021200CCA_C_EDZW_…`, `ISMD01_EDZW_021200_CCA.bufr`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +65,19 @@ def scan(data: bytes | mmap.mmap, file_name: str = "") -> Iterator[Frame]:
 
     Arguments:
         data: Bytes or a memory map of the file.
-        file_name: WMO file names carry the bulletin heading when the content has none.
+        file_name: WMO file names carry the bulletin heading when the content has none, or the
+            BBB group that it lacks.
     """
     named = _FILE_NAME.search(file_name)
-    default = named.group(1) if named else ""
+    bulletin = "".join(named.group(1, 2, 3)).upper() if named else ""
+    default = (named.group(4) or "").upper() if named else ""
     size, end = len(data), 0
     while (at := data.find(b"BUFR", end)) >= 0:
         before = data[max(end, at - _LOOK_BACK) : at]
         heading = _HEADING.search(before) if before else None
-        indicator = (heading.group(4) or b"").decode() if heading else default
+        indicator = default
+        if heading and (heading.group(4) or b"".join(heading.group(1, 2, 3)) != bulletin.encode()):
+            indicator = (heading.group(4) or b"").decode()
         length, edition, reason, detail = _frame_length(data, at, size)
         yield Frame(at, length, edition, indicator, at - end, reason, detail)
         end = at + length
@@ -101,10 +110,12 @@ def _frame_length(data: bytes | mmap.mmap, at: int, size: int) -> tuple[int, int
 def correction_number(indicator: str, update_sequence: int) -> int:
     """Return the rank of a report among its versions; the higher one replaces the lower.
 
-    Corrections (`CCA`, `CCB`, …) and amendments (`AAA`, …) count by their last letter; `RRA` is a
-    delayed first version. The update sequence number of section 1 counts as well.
+    Corrections (`CCA`, `CCB`, …) and amendments (`AAA`, …) count by their last letter; the old
+    forms `COR` and `AMD` are the first; `RRA` is a delayed first version. The update sequence
+    number of section 1 counts as well.
     """
     letter = ord(indicator[2]) - ord("A") + 1 if indicator[:2] in ("CC", "AA") else 0
+    letter = 1 if indicator in ("COR", "AMD") else letter
     number = update_sequence if update_sequence < 255 else 0
     return max(letter, number)
 

@@ -13,6 +13,7 @@ __all__ = [
     "observation_time",
     "satellite_id",
     "seconds_after",
+    "station_alias",
     "station_id",
 ]
 
@@ -25,6 +26,15 @@ def station_id(block: Block) -> Texts:
         block, _wigos, _wmo_number, _text(1_011), _platform, _buoy, _national, _text(1_018),
         _text(1_015), _text(1_019),
     )  # fmt: skip
+
+
+def station_alias(block: Block) -> Texts:
+    """Return the number or call sign that a report gives besides a WIGOS id; "" where it gives none."""
+    wigos = _wigos(block)
+    if not any(wigos):
+        return [""] * len(block)
+    others = _first_given(block, _wmo_number, _text(1_011), _platform, _buoy)
+    return [b if a and b != "unknown" else "" for a, b in zip(wigos, others, strict=True)]
 
 
 def aircraft_id(block: Block) -> Texts:

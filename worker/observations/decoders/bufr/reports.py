@@ -53,6 +53,7 @@ class Reports:
         values: The observed quantities.
         platform: Detail, N texts or one for all.
         profile: Whether the rows of a report belong to one profile.
+        station_alias: Another identifier of each station, N texts, "" where none; empty for none.
     """
 
     report_type: str
@@ -65,9 +66,11 @@ class Reports:
     platform: list[str] | str = ""
     profile: bool = False
     drop: np.ndarray | None = field(default=None)
+    station_alias: list[str] = field(default_factory=list)
 
 
 _FLAGS = ("preqc", "domain")
+_WITHDRAWN = ("synop", "ship", "buoy", "drifter")
 _POLE = 90.0 + 1e-6
 """The South Pole station decodes to a latitude of -90.00000000000001."""
 _DTYPES = {
@@ -89,6 +92,7 @@ class _PerReport:
     """Columns that all rows of a report share."""
 
     station_id: list[str] = field(default_factory=list)
+    station_alias: list[str] = field(default_factory=list)
     platform: list[str] = field(default_factory=list)
     report_type: list[str] = field(default_factory=list)
     ordinal: list[np.ndarray] = field(default_factory=list)
@@ -131,8 +135,10 @@ class Collector:
         self._placed_at.clear()
         for values in reports.values:
             self._add_values(reports, values, usable, rows)
+        self._add_withdrawn(reports, usable & (update > 0) & (rows == 0), rows)
         shared = self._reports
         shared.station_id += reports.station_id
+        shared.station_alias += reports.station_alias or [""] * number
         platform = reports.platform
         shared.platform += [platform] * number if isinstance(platform, str) else platform
         shared.report_type += [reports.report_type] * number
@@ -205,6 +211,27 @@ class Collector:
             self._placed_at[key] = test(*arrays)
         return self._placed_at[key]
 
+    def _add_withdrawn(self, reports: Reports, empty: np.ndarray, rows: np.ndarray) -> None:
+        """Add one missing value for each correction that takes a surface report back as a whole."""
+        at = np.flatnonzero(empty)
+        if not len(at) or reports.report_type not in _WITHDRAWN:
+            return
+        rows[at] = 1
+        columns = {
+            "variable": np.full(len(at), tuple(VARIABLES).index("2m_temperature")),
+            "vertical_kind": np.full(len(at), VERTICAL_KINDS.index("surface")),
+            "rejected_by": np.full(len(at), -1),
+            "obs_value": np.full(len(at), np.nan),
+            "vertical": np.full(len(at), np.nan),
+            "time": reports.time[at],
+            "lat": np.clip(reports.lat[at], -90.0, 90.0),
+            "lon": reports.lon[at],
+            "elevation": reports.elevation[at],
+            "report": at + self._count,
+        }
+        for name, column in columns.items():
+            self._rows[name].append(column.astype(_DTYPES[name], copy=False))
+
     def table(self, context: DecodeContext) -> pa.Table:
         """Return the observation table of everything added, reports in the order of the file."""
         if not self._rows["report"]:
@@ -220,6 +247,7 @@ class Collector:
             context,
             len(report),
             station_id=repeated_column(shared.station_id, report),
+            station_alias=repeated_column([name or None for name in shared.station_alias], report),
             platform=repeated_column(shared.platform, report),
             report_type=repeated_column(shared.report_type, report),
             variable=coded_column(rows.pop("variable"), tuple(VARIABLES)),

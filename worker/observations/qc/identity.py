@@ -1,0 +1,351 @@
+"""Recognise what was reported more than once: corrections, repeats, ascents, one barometer.
+
+A report is what one station says about one time in one network; an ascent is a report whatever
+the times of its levels. Stations are compared by their canonical identifiers, see
+`worker.observations.stations`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from model.domain.grids import unit_vectors
+from model.domain.physics import EARTH_RADIUS
+from worker.observations.columns import (
+    BoolArray,
+    category_codes,
+    float_column,
+    groups,
+    is_one_of,
+    not_rejected,
+    time_column,
+)
+from worker.observations.qc.base import QCContext
+from worker.observations.stations import station_codes
+
+__all__ = ["ascents", "corrections", "duplicates", "one_barometer", "two_places"]
+
+Codes = NDArray[np.int64]
+
+_MINUTE = 60_000_000_000
+_SPEAKING = ("duplicate", "passive", "missing", "blocklist")
+"""Outcomes of values with which a correction still replaces what it corrects."""
+
+
+def _anonymous(table: pa.Table, context: QCContext) -> BoolArray:
+    """Return the rows whose station identifier stands for nobody."""
+    return is_one_of(table, "station_id", context.of("duplicates")["anonymous"])
+
+
+def _place(table: pa.Table, context: QCContext) -> list[NDArray[Any]]:
+    """Return the rounded position where a station identifier does not stand for a place, else 0."""
+    p = context.of("duplicates")
+    placed = is_one_of(table, "report_type", p["by_position"]) | _anonymous(table, context)
+    digits = p["position_digits"]
+    return [
+        np.where(placed, np.round(float_column(table, name), digits), 0.0)
+        for name in ("lat", "lon")
+    ]
+
+
+def _levels(table: pa.Table) -> Codes:
+    """Return a number for each row; rows of one variable and level share it."""
+    vertical, top = (
+        np.nan_to_num(np.round(float_column(table, name)), nan=-1.0)
+        for name in ("vertical", "vertical_top")
+    )
+    kinds = [category_codes(table, name)[0] for name in ("variable", "vertical_kind")]
+    return groups(*kinds, vertical, top)
+
+
+def _launches(table: pa.Table) -> tuple[Codes, NDArray[np.int64], BoolArray]:
+    """Return for each row its ascent, the time of that (ns, of its first level), and if it drifts.
+
+    Rows without a profile number belong to the ascent of their upload, station and time.
+    """
+    number, time = float_column(table, "profile_id"), time_column(table)
+    named = np.isfinite(number)
+    ascent = groups(
+        category_codes(table, "batch_id")[0],
+        category_codes(table, "report_type")[0],
+        station_codes(table)[0],
+        np.where(named, number, -1.0),
+        np.where(named, 0, time),
+    )
+    count = ascent.max(initial=-1) + 1
+    first = np.full(count, np.iinfo(np.int64).max)
+    last = np.zeros(count, dtype=np.int64)
+    np.minimum.at(first, ascent, time)
+    np.maximum.at(last, ascent, time)
+    return ascent, first[ascent], (last > first)[ascent]
+
+
+def corrections(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows of reports that a later version replaces, those it says nothing about included.
+
+    The highest correction number wins, whichever arrived first. A version of which every value
+    was found wrong, or that came after the cut-off, replaces nothing.
+    """
+    version = np.nan_to_num(float_column(table, "update_sequence"), nan=0.0)
+    bad = np.zeros(len(table), dtype=bool)
+    if not (version > 0.0).any():
+        return bad
+    networks = category_codes(table, "report_type")[0]
+    station = station_codes(table)[0]
+    ascent, launch, drifts = _launches(table)
+    profile = np.isfinite(float_column(table, "profile_id"))
+    time = np.where(profile, launch, time_column(table))
+    detail = np.where(
+        is_one_of(table, "report_type", context.of("duplicates")["by_position"]),
+        category_codes(table, "platform")[0],
+        -1,
+    )
+    report = groups(networks, station, time, profile, drifts, detail, *_place(table, context))
+    speaks = not_rejected(table) | is_one_of(table, "rejected_by", _SPEAKING)
+    newest = np.zeros(report.max() + 1)
+    np.maximum.at(newest, report[speaks], version[speaks])
+    bad = version < newest[report]
+    parts = np.flatnonzero(profile & ~drifts & (newest[report] > 0.0))
+    if len(parts):
+        bad[parts] = _replaced_parts(
+            report[parts], ascent[parts], version[parts], speaks[parts], _levels(table.take(parts))
+        )
+    return bad
+
+
+def _replaced_parts(
+    report: Codes, ascent: Codes, version: NDArray[Any], speaks: BoolArray, level: Codes
+) -> BoolArray:
+    """Return the rows of ascents in parts that a correction replaces.
+
+    Parts A to D of an alphanumeric ascent share station and time, and each comes as an ascent of
+    its own. A correction of one shares half of the levels of the shorter with it, but few (the
+    surface) with the other parts.
+    """
+    bad = np.zeros(len(report), dtype=bool)
+    for one in np.unique(report):
+        rows = np.flatnonzero(report == one)
+        parts = [rows[ascent[rows] == number] for number in np.unique(ascent[rows])]
+        for older in parts:
+            bad[older] = any(
+                version[newer[0]] > version[older[0]]
+                and speaks[newer].any()
+                and _same_part(level[older], level[newer])
+                for newer in parts
+            )
+    return bad
+
+
+def _same_part(older: Codes, newer: Codes) -> bool:
+    shared = len(np.intersect1d(older, newer))
+    return 2 * shared >= min(len(np.unique(older)), len(np.unique(newer)))
+
+
+def duplicates(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows of the same station, time, level and variable as a preferred row.
+
+    Preferred is the highest correction number, then the earliest arrival, then the order in the
+    file. Where a station id does not stand for a place (satellites, anonymous call signs) the
+    rounded position is part of the identity. Rows already rejected neither win nor lose.
+    """
+    rows = np.flatnonzero(not_rejected(table))
+    bad = np.zeros(len(table), dtype=bool)
+    if not len(rows):
+        return bad
+    sub = table.take(rows)
+    identity = groups(
+        category_codes(sub, "report_type")[0],
+        station_codes(table)[0][rows],
+        _levels(sub),
+        time_column(sub),
+        *_place(sub, context),
+    )
+    correction = np.nan_to_num(float_column(sub, "update_sequence"), nan=0.0)
+    order = np.lexsort(
+        (
+            float_column(sub, "observation_id"),
+            category_codes(sub, "batch_id")[0],
+            time_column(sub, "received_time"),
+            -correction,
+            identity,
+        )
+    )
+    repeated = np.zeros(len(rows), dtype=bool)
+    repeated[order[1:]] = identity[order[1:]] == identity[order[:-1]]
+    bad[rows[repeated]] = True
+    return bad
+
+
+def two_places(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark fixes of one call sign that contradict at least half of its others within a minute.
+
+    Two ships under one call sign, or one with a wrong position: neither is trusted.
+    """
+    p, limits = context.of("places"), context.of("track")
+    report, names = category_codes(table, "report_type")
+    reach = np.array([_reach(limits, name, p["seconds"]) for name in names] or [np.nan])[report]
+    use = np.flatnonzero(not_rejected(table) & np.isfinite(reach) & ~_anonymous(table, context))
+    bad = np.zeros(len(table), dtype=bool)
+    if not len(use):
+        return bad
+    sub = table.take(use)
+    time = time_column(sub) * 1e-9
+    where = unit_vectors(float_column(sub, "lat"), float_column(sub, "lon"))
+    platform = groups(report[use], station_codes(table)[0][use])
+    fix = groups(platform, time, *where.T)
+    _, first = np.unique(fix, return_index=True)
+    order = first[np.lexsort((time[first], platform[first]))]
+    seen, against = _contradictions(
+        platform[order], time[order], where[order], reach[use][order], p["seconds"]
+    )
+    wrong = (against > 0) & (2 * against >= seen)
+    bad[use] = np.isin(fix, fix[order[wrong]])
+    return bad
+
+
+def _reach(limits: Mapping[str, Any], network: str, seconds: float) -> float:
+    """Return the distance in m that two fixes of a network may be apart; NaN where it stands still."""
+    speed = limits["speed"].get(network, np.nan)
+    return float(speed * seconds + 1e3 * limits["slack_km"].get(network, 0.0))
+
+
+def _contradictions(
+    platform: Codes, time: NDArray[Any], where: NDArray[Any], reach: NDArray[Any], seconds: float
+) -> tuple[Codes, Codes]:
+    """Return how many fixes each has beside it in time, and how many of them it contradicts.
+
+    The fixes are sorted by platform and time.
+    """
+    seen, against = np.zeros(len(platform), int), np.zeros(len(platform), int)
+    for shift in range(1, len(platform)):
+        near = (platform[shift:] == platform[:-shift]) & (time[shift:] - time[:-shift] <= seconds)
+        if not near.any():
+            break
+        chord = np.linalg.norm(where[shift:] - where[:-shift], axis=1)
+        distance = 2.0 * EARTH_RADIUS * np.arcsin(np.minimum(chord / 2.0, 1.0))
+        apart = near & (distance > reach[shift:])
+        for total, found in ((seen, near), (against, apart)):
+            total[shift:] += found
+            total[:-shift] += found
+    return seen, against
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One form of an ascent: all its parts that came with one launch time.
+
+    Attributes:
+        network: Code of the report type.
+        station: Code of the station.
+        launch: Time of the first level, ns.
+        where: Unit vector of the launch.
+        worth: Values, twice as many where the levels carry their own times.
+        received: Arrival of the first part, ns.
+        rows: Its rows.
+    """
+
+    network: int
+    station: int
+    launch: int
+    where: NDArray[np.float64]
+    worth: int
+    received: int
+    rows: NDArray[np.int64]
+
+
+def ascents(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows of an ascent that came in a better form as well: other launch time, or no drift.
+
+    Forms of one ascent are those of one station whose launches lie near in time and place. The
+    better one has more values; own times and positions of the levels count double. Wind of a
+    pilot balloon goes where a sonde reports that of the same ascent.
+    """
+    p = context.of("ascents")
+    bad = np.zeros(len(table), dtype=bool)
+    use = not_rejected(table) & is_one_of(table, "report_type", p["report_types"])
+    use &= ~_anonymous(table, context)
+    rows = np.flatnonzero(use)
+    if not len(rows):
+        return bad
+    names = category_codes(table, "report_type")[1]
+    rank = {names.index(n): i for i, n in enumerate(p["report_types"]) if n in names}
+    variable = category_codes(table, "variable")[0]
+    for ascent in _same_ascent(_forms(table, rows, p), p):
+        best: dict[int, _Form] = {}
+        for form in sorted(ascent, key=lambda f: (rank[f.network], -f.worth, f.received)):
+            if form.network in best:
+                bad[form.rows] = True
+                continue
+            for other in best.values():
+                bad[form.rows] |= np.isin(variable[form.rows], variable[other.rows])
+            best[form.network] = form
+    return bad
+
+
+def _forms(table: pa.Table, rows: NDArray[np.int64], p: Mapping[str, Any]) -> list[_Form]:
+    """Return the forms of ascents, sorted by station and launch."""
+    sub = table.take(rows)
+    network, station = category_codes(sub, "report_type")[0], station_codes(table)[0][rows]
+    ascent, launch, drifts = _launches(sub)
+    long = np.bincount(ascent)[ascent] >= p["least"]
+    long |= np.isfinite(float_column(sub, "profile_id"))
+    form = groups(network, station, launch // _MINUTE, drifts)
+    level, received = _levels(sub), time_column(sub, "received_time")
+    where = unit_vectors(float_column(sub, "lat"), float_column(sub, "lon"))
+    order = np.argsort(np.where(long, form, -1), kind="stable")[int((~long).sum()) :]
+    found = []
+    for mine in np.split(order, np.flatnonzero(np.diff(form[order])) + 1) if len(order) else []:
+        at = mine[0]
+        worth = len(np.unique(level[mine])) * (2 if drifts[at] else 1)
+        begin = mine[np.argmin(time_column(sub)[mine])]
+        found.append(
+            _Form(int(network[at]), int(station[at]), int(launch[at]), where[begin], worth,
+                  int(received[mine].min()), rows[mine])
+        )  # fmt: skip
+    return sorted(found, key=lambda f: (f.station, f.launch))
+
+
+def _same_ascent(forms: Sequence[_Form], p: Mapping[str, Any]) -> Iterator[list[_Form]]:
+    """Yield the forms of each ascent that came in more than one."""
+    for _, of_station in groupby(forms, key=lambda form: form.station):
+        waiting = list(of_station)
+        while waiting:
+            first = waiting[0]
+            same = [form for form in waiting if _near(first, form, p)]
+            waiting = [form for form in waiting if not _near(first, form, p)]
+            if len(same) > 1:
+                yield same
+
+
+def _near(first: _Form, other: _Form, p: Mapping[str, Any]) -> bool:
+    apart = EARTH_RADIUS * float(np.linalg.norm(first.where - other.where))
+    late = (other.launch - first.launch) / _MINUTE
+    return bool(late <= p["minutes"] and apart <= 1e3 * p["kilometres"])
+
+
+def one_barometer(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark mean sea level pressures where the station pressure they derive from is in use.
+
+    Without the height of the barometer the pressure at sea level is the one kept.
+    """
+    use = not_rejected(table) & is_one_of(table, "vertical_kind", ["surface"])
+    station = is_one_of(table, "variable", ["surface_pressure"]) & use
+    reduced = is_one_of(table, "variable", ["mean_sea_level_pressure"]) & use
+    if not (station.any() and reduced.any()):
+        return np.zeros(len(table), dtype=bool)
+    report = groups(
+        category_codes(table, "report_type")[0],
+        station_codes(table)[0],
+        time_column(table),
+        *_place(table, context),
+    )
+    placed = station & np.isfinite(float_column(table, "elevation"))
+    return np.asarray(
+        (reduced & np.isin(report, report[placed]))
+        | (station & ~placed & np.isin(report, report[reduced]))
+    )

@@ -1,0 +1,104 @@
+"""Recognise one station under its different identifiers.
+
+WMO gave stations that had an identifier before 2016 a WIGOS identifier that contains it, under an
+issuer of its own (Guide to WIGOS, WMO-No. 1165, table 2.1): 20000 and 20001 for block and station
+number, 20002 for buoys, 20003 for the call signs of ships. `0-20000-0-10382` and `10382` are one
+station, so the number is the canonical identifier of both. Countries issue others, `0-276-0-X12`;
+reports that give a number beside it (`station_alias`) tell which station that is.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from worker.observations.columns import category_codes
+
+__all__ = ["canonical_station", "canonical_stations", "identifiers", "is_station", "station_codes"]
+
+_EARLIER = (
+    (re.compile(r"0-2000[01]-0-(\d{1,5})"), 5),
+    (re.compile(r"0-20002-0-(\d{5,7})"), 0),
+    (re.compile(r"0-20003-0-([A-Z0-9]{3,9})"), 0),
+)
+_WIGOS = re.compile(r"\d-\d+-\d+-.+")
+_FORMS = (
+    (re.compile(r"\d{5}"), ("0-20000-0-", "0-20001-0-", "0-20002-0-")),
+    (re.compile(r"\d{6,7}"), ("0-20002-0-",)),
+    (re.compile(r"(?=.*[A-Z])[A-Z0-9]{3,9}"), ("0-20003-0-",)),
+)
+
+
+def canonical_station(name: str) -> str:
+    """Return the identifier that a station had before WIGOS, where its WIGOS one contains it."""
+    name = name.strip()
+    for pattern, digits in _EARLIER:
+        if found := pattern.fullmatch(name):
+            return found.group(1).zfill(digits)
+    return name
+
+
+def identifiers(name: str) -> tuple[str, ...]:
+    """Return all identifiers that stand for the station `name`, the canonical one first.
+
+    Those that a country issued are known from reports only and not among them.
+    """
+    known = canonical_station(name)
+    prefixes = [p for pattern, found in _FORMS if pattern.fullmatch(known) for p in found]
+    return tuple(dict.fromkeys([known, name, *(prefix + known for prefix in prefixes)]))
+
+
+def station_codes(table: pa.Table) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the index into the sorted canonical identifiers of a table for each of its rows.
+
+    Like `category_codes` of the column `station_id`, but one station has one number whatever
+    identifier a report names it by.
+    """
+    code, names = category_codes(table, "station_id")
+    linked = _linked(table, code, names)
+    known = [canonical_station(name) for name in names]
+    known = [linked.get(name, name) for name in known]
+    distinct = sorted(set(known))
+    place = {name: i for i, name in enumerate(distinct)}
+    lookup = np.array([*(place[name] for name in known), -1], dtype=np.int64)
+    return lookup[code], distinct
+
+
+def is_station(table: pa.Table, names: Iterable[str]) -> NDArray[np.bool_]:
+    """Return the mask of the rows of stations that any of `names` stands for, shape (rows,)."""
+    code, known = station_codes(table)
+    reported, reports = category_codes(table, "station_id")
+    wanted = {canonical_station(name) for name in names}
+    named = [i for i, name in enumerate(reports) if canonical_station(name) in wanted]
+    canonical = [i for i, name in enumerate(known) if name in wanted]
+    return np.isin(code, [*canonical, *np.unique(code[np.isin(reported, named)])])
+
+
+def canonical_stations(table: pa.Table) -> pa.DictionaryArray:
+    """Return the canonical identifier of each row's station as a dictionary column."""
+    code, names = station_codes(table)
+    indices = pa.array(code.astype(np.int32), mask=code < 0)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(names, pa.string()))
+
+
+def _linked(table: pa.Table, code: NDArray[np.int64], names: Iterable[str]) -> Mapping[str, str]:
+    """Return the number that reports give beside a WIGOS identifier that a country issued.
+
+    A number beside several of them is a dummy and links none.
+    """
+    if "station_alias" not in table.column_names:
+        return {}
+    alias, aliases = category_codes(table, "station_alias")
+    if not aliases:
+        return {}
+    names = list(names)
+    rows = alias >= 0
+    partners: dict[str, set[str]] = defaultdict(set)
+    for mine, other in np.unique(np.stack([code[rows], alias[rows]]), axis=1).T:
+        name = canonical_station(names[mine])
+        if _WIGOS.fullmatch(name):
+            partners[canonical_station(aliases[other])].add(name)
+    return {found.pop(): number for number, found in partners.items() if len(found) == 1}
