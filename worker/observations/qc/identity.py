@@ -184,12 +184,15 @@ def duplicates(table: pa.Table, context: QCContext) -> BoolArray:
 def two_places(table: pa.Table, context: QCContext) -> BoolArray:
     """Mark fixes of one call sign that contradict at least half of its others within a minute.
 
-    Two ships under one call sign, or one with a wrong position: neither is trusted.
+    Two ships under one call sign, or one with a wrong position: neither is trusted. Levels of a
+    profile share the time of their report, wherever they were flown, and are left out.
     """
     p, limits = context.of("places"), context.of("track")
     report, names = category_codes(table, "report_type")
     reach = np.array([_reach(limits, name, p["seconds"]) for name in names] or [np.nan])[report]
-    use = np.flatnonzero(not_rejected(table) & np.isfinite(reach) & ~_anonymous(table, context))
+    single = np.isnan(float_column(table, "profile_id"))
+    usable = not_rejected(table) & np.isfinite(reach) & single
+    use = np.flatnonzero(usable & ~_anonymous(table, context))
     bad = np.zeros(len(table), dtype=bool)
     if not len(use):
         return bad
