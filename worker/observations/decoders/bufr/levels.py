@@ -205,9 +205,7 @@ def wind(
     spoilt: np.ndarray | None = None,
     **where: np.ndarray | None,
 ) -> list[Values]:
-    """Return the wind components of each level, from speed and direction, else as reported.
-
-    Of a pair with one half missing the other is left.
+    """Return the wind components of each level; half of a pair is left.
 
     Arguments:
         levels: Of a block of N with K levels.
@@ -222,8 +220,8 @@ def wind(
     in_knots = np.isnan(speed)
     u, v = wind_components(np.where(in_knots, knots * KNOT, speed), block.at_each(direction_at))
     incomplete = np.isnan(u)
-    for at, left in ((speed_at, incomplete), (direction_at, incomplete)):
-        block.usage.leave(at, left)
+    for at in (speed_at, direction_at):
+        block.usage.leave(at, incomplete)
     block.usage.leave(knots_at, incomplete | ~in_knots)
     flag = np.logical_or.reduce([block.suspect(at) for at in (speed_at, knots_at, direction_at)])
     u_at, v_at = levels.where(11_003), levels.where(11_004)
@@ -234,8 +232,7 @@ def wind(
         for at in (u_at, v_at):
             block.usage.leave(at, ~taken)
             flag = flag | block.suspect(at)
-    if spoilt is not None:
-        flag = flag | spoilt
+    flag = flag if spoilt is None else flag | spoilt
     return [
         *by_level("u_component_of_wind", u, pressure, height, flag, **where),
         *by_level("v_component_of_wind", v, pressure, height, flag, **where),

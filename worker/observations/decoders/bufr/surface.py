@@ -149,8 +149,7 @@ def choose(
 ) -> list[Sensor]:
     """Return the occurrences of a quantity, and which of them counts in each report.
 
-    The given one with the lowest finite rank counts, the first of equals. First-order statistics
-    are none, nor is the same element a second time at one height (series of times, other means).
+    The lowest finite rank counts, the first of equals; no statistics, no second value of a height.
 
     Arguments:
         block: The reports.
@@ -161,13 +160,11 @@ def choose(
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
     for code in codes:
         earlier: list[np.ndarray] = []
-        places: set[int] = set()
         for at in block.layout.where(code)[:_MOST_SENSORS].tolist():
             place = block.layout.before(at, *coordinates)
             real = np.isnan(block.effective(at, 8_023))
-            if place in places or not real.any():
+            if not real.any():
                 continue
-            places.add(place)
             height = block.at(place)
             if code in _BY_DEFINITION:
                 height = np.full(len(block), _BY_DEFINITION[code])
