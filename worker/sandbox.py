@@ -239,7 +239,8 @@ def _result(folder: Path, end: _End, limits: Limits) -> Any:
         with pa.memory_map(str(folder / "table.arrow")) as source:
             table = pa.ipc.open_file(source).read_all()
         return (table, found["value"]) if found["pair"] else table
-    raise _interruption(end, limits) or _failure(end, _tail(folder / "log"), limits)
+    log = _tail(folder / "log")
+    raise _interruption(end, log, limits) or _failure(end, log, limits)
 
 
 def _tail(log: Path) -> str:
@@ -248,7 +249,7 @@ def _tail(log: Path) -> str:
         return file.read().decode(errors="replace")
 
 
-def _interruption(end: _End, limits: Limits) -> AppaError | None:
+def _interruption(end: _End, log: str, limits: Limits) -> AppaError | None:
     """Return the error of a child that did not end by its own doing, None for others."""
     large = end.peak_bytes >= _LARGE * min(limits.address_space, _machine_memory())
     used = f"{end.cpu_seconds:.1f} s of processor and {end.peak_bytes / 1e6:.0f} MB"
@@ -263,7 +264,10 @@ def _interruption(end: _End, limits: Limits) -> AppaError | None:
             again=False,
         )
     if end.code == _OUR_FAULT:
-        return StorageError("Expected room to decode; the disk is full or a device fails.")
+        return StorageError(
+            "Expected the decoding process to start and have room; the disk is full, a device fails "
+            f"or the program was replaced: {_last_line(log)}."
+        )
     if -end.code not in _FROM_OUTSIDE:
         return None
     happened = f"ended from outside ({signal.Signals(-end.code).name})"
@@ -293,8 +297,12 @@ def _failure(end: _End, log: str, limits: Limits) -> DecodeError:
     if any(word in log for word in _MEMORY_WORDS):
         return _too_much_memory(limits)
     name = signal.Signals(-end.code).name if end.code < 0 else f"exit code {end.code}"
-    last = log.strip().splitlines()[-1][:200] if log.strip() else "no message"
-    return DecodeError(f"The decoding process died ({name}): {last}.", reason="crashed")
+    message = f"The decoding process died ({name}): {_last_line(log)}."
+    return DecodeError(message, reason="crashed")
+
+
+def _last_line(log: str) -> str:
+    return log.strip().splitlines()[-1][:200] if log.strip() else "no message"
 
 
 def _too_much_memory(limits: Limits) -> DecodeError:
@@ -328,10 +336,14 @@ def _restrict(limits: dict[str, Any]) -> None:
 
 def _child(folder: Path) -> None:
     """Read the request, restrict this process, run the function and write the answer."""
-    request = pickle.loads((folder / "request").read_bytes())  # noqa: S301 (our own)
-    module, name, args, limits, parent = request
-    _die_with(parent)
-    function = getattr(import_module(module), name)
+    try:
+        request = pickle.loads((folder / "request").read_bytes())  # noqa: S301 (our own)
+        module, name, args, limits, parent = request
+        _die_with(parent)
+        function = getattr(import_module(module), name)
+    except Exception as error:  # a program replaced under a running worker; no file was read yet
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(_OUR_FAULT)
     _restrict(limits)
     os.chdir(folder)
     answer: dict[str, Any] = {"table": False, "pair": False}

@@ -219,13 +219,19 @@ def test_a_child_that_the_machine_kept_waiting_did_not_take_too_long():
 def test_a_child_that_worked_all_its_time_on_the_clock_took_too_long():
     limits = Limits(cpu_seconds=600, wall_seconds=300.0)
     worked, waited = (End(-signal.SIGKILL, True, seconds, 0) for seconds in (290.0, 30.0))
-    assert interruption(worked, limits) is None
-    assert isinstance(interruption(waited, limits), Interrupted)
+    assert interruption(worked, "", limits) is None
+    assert isinstance(interruption(waited, "", limits), Interrupted)
 
 
 def test_a_full_disk_is_not_the_files_fault():
-    with pytest.raises(StorageError, match="the disk is full"):
+    with pytest.raises(StorageError, match="the disk is full.*No space left on device"):
         run_limited(meet_a_full_disk, limits=SHORT)
+
+
+def test_a_program_replaced_under_a_running_worker_is_not_the_files_fault(monkeypatch):
+    monkeypatch.setattr(add, "__qualname__", "of_an_older_version")
+    with pytest.raises(StorageError, match="replaced: AttributeError"):
+        run_limited(add, 1, 2, limits=SHORT)
 
 
 def test_a_killed_parent_leaves_no_child_and_its_folder_is_swept(tmp_path):
