@@ -92,30 +92,41 @@ def corrections(table: pa.Table, context: QCContext) -> BoolArray:
     was found wrong, or that came after the cut-off, replaces nothing.
     """
     version = np.nan_to_num(float_column(table, "update_sequence"), nan=0.0)
-    bad = np.zeros(len(table), dtype=bool)
-    if not (version > 0.0).any():
-        return bad
-    networks = category_codes(table, "report_type")[0]
     station = station_codes(table)[0]
-    ascent, launch, drifts = _launches(table)
-    profile = np.isfinite(float_column(table, "profile_id"))
-    time = np.where(profile, launch, time_column(table))
-    detail = np.where(
-        is_one_of(table, "report_type", context.of("duplicates")["by_position"]),
-        category_codes(table, "platform")[0],
-        -1,
-    )
-    report = groups(networks, station, time, profile, drifts, detail, *_place(table, context))
-    speaks = not_rejected(table) | is_one_of(table, "rejected_by", _SPEAKING)
+    bad = np.zeros(len(table), dtype=bool)
+    rows = np.flatnonzero(np.isin(station, station[version > 0.0]))
+    if not len(rows):
+        return bad
+    sub, version = table.take(rows), version[rows]
+    report, ascent, in_parts = _reports(sub, station[rows], context)
+    speaks = not_rejected(sub) | is_one_of(sub, "rejected_by", _SPEAKING)
     newest = np.zeros(report.max() + 1)
     np.maximum.at(newest, report[speaks], version[speaks])
-    bad = version < newest[report]
-    parts = np.flatnonzero(profile & ~drifts & (newest[report] > 0.0))
+    replaced = version < newest[report]
+    parts = np.flatnonzero(in_parts & (newest[report] > 0.0))
     if len(parts):
-        bad[parts] = _replaced_parts(
-            report[parts], ascent[parts], version[parts], speaks[parts], _levels(table.take(parts))
+        replaced[parts] = _replaced_parts(
+            report[parts], ascent[parts], version[parts], speaks[parts], _levels(sub.take(parts))
         )
+    bad[rows] = replaced
     return bad
+
+
+def _reports(table: pa.Table, station: Codes, context: QCContext) -> tuple[Codes, Codes, BoolArray]:
+    """Return the report and ascent of each row, and whether it is of an ascent that may have parts."""
+    ascent, launch, drifts = _launches(table)
+    profile = np.isfinite(float_column(table, "profile_id"))
+    by_position = is_one_of(table, "report_type", context.of("duplicates")["by_position"])
+    report = groups(
+        category_codes(table, "report_type")[0],
+        station,
+        np.where(profile, launch, time_column(table)),
+        profile,
+        profile & drifts,
+        np.where(by_position, category_codes(table, "platform")[0], -1),
+        *_place(table, context),
+    )
+    return report, ascent, profile & ~drifts
 
 
 def _replaced_parts(
