@@ -220,7 +220,9 @@ def kept_per_state(model: Released) -> int:
         storages.add(tensor)
     before = storages.now
     with storages:
-        tangent = Tangent(lambda x: model.decode(x).flatten(1).index_select(1, torch.arange(1000)), z)
+        tangent = Tangent(
+            lambda x: model.decode(x).flatten(1).index_select(1, torch.arange(1000)), z
+        )
         tangent.push(torch.empty_like(z))
     kept = storages.now - before
     del tangent

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from model.domain.errors import InvalidInput, UnknownName
+from worker.contract.kinds import FIRST_YEAR, LAST_YEAR
 
 __all__ = [
     "check_known",
@@ -26,8 +27,6 @@ __all__ = [
 
 MAX_KNOWN_SHOWN = 100
 MAX_DEPTH = 16
-FIRST_YEAR, LAST_YEAR = 1700, 2200
-"""The observation store counts nanoseconds since 1970 in 64 bits."""
 
 _OPEN = ("", "..")
 

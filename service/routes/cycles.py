@@ -24,7 +24,7 @@ from service.schemas import MAX_ITEMS, CyclePage, CycleView
 from worker.contract import clock
 from worker.contract.batches import IdempotencyConflict
 from worker.contract.cycles import CycleRecord, CycleState, Flavour, parse_cycle_key
-from worker.contract.kinds import UtcTime
+from worker.contract.kinds import ArrivalTime, UtcTime
 from worker.contract.layout import Layout
 from worker.contract.record_store import MoveRefused
 from worker.contract.records import Record
@@ -243,7 +243,7 @@ class RerunRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    cut_off: UtcTime | None = Field(
+    cut_off: ArrivalTime | None = Field(
         default=None, description="Last arrival accepted (UTC); null for all that has arrived."
     )
 

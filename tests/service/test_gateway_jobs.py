@@ -80,6 +80,12 @@ def test_a_first_guess_is_an_upload_of_grib(http, worker) -> None:
     [
         ({"members": 0}, "members"),
         ({"valid_time": "2025-01-01T06:30:00Z"}, "valid_time"),
+        ({"valid_time": "0001-01-01T00:00:00Z"}, "valid_time"),
+        ({"valid_time": "9999-12-31T23:00:00Z"}, "valid_time"),
+        ({"valid_time": "2025"}, "valid_time"),
+        ({"valid_time": "2025-01"}, "valid_time"),
+        ({"valid_time": 3600}, "valid_time"),
+        ({"observations": {"cut_off": "2025"}}, "observations.cut_off"),
         ({"valid_time": "yesterday"}, "valid_time"),
         ({"stepps": 3}, "stepps"),
         ({"observations": {"networks": ["sinop"]}}, "observations.networks"),

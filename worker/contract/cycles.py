@@ -16,6 +16,7 @@ from pydantic import Field
 
 from model.domain.errors import InvalidInput
 from worker.contract import scripts
+from worker.contract.kinds import FIRST_YEAR, LAST_YEAR
 from worker.contract.record_store import LeaseLost, MoveRefused, Page, RecordStore
 from worker.contract.records import Record
 
@@ -96,9 +97,13 @@ def parse_cycle_key(key: str) -> tuple[datetime, Flavour]:
         if form is None:
             raise ValueError
         time = datetime.strptime(form[1], "%Y%m%dT%H").replace(tzinfo=UTC)
+        if not FIRST_YEAR <= time.year <= LAST_YEAR:
+            raise ValueError
     except ValueError:
         raise InvalidInput(
-            f"Expected the key of a cycle such as '20031001T06Z_early'; got {key!r}.", field="key"
+            f"Expected the key of a cycle such as '20031001T06Z_early', of the years {FIRST_YEAR} to "
+            f"{LAST_YEAR}; got {key!r}.",
+            field="key",
         ) from None
     return time, Flavour(form[2])
 

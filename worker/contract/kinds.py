@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -33,7 +34,9 @@ from model.domain.registry import Registry
 from model.domain.windows import WindowPlan
 
 __all__ = [
+    "ArrivalTime",
     "BackgroundChoice",
+    "FIRST_YEAR",
     "FilteringSpec",
     "ForecastSpec",
     "FullHour",
@@ -41,6 +44,8 @@ __all__ = [
     "JobSpec",
     "KINDS",
     "KindName",
+    "LAST_YEAR",
+    "MAX_REANALYSIS_HOURS",
     "ObservationSelection",
     "ReanalysisSpec",
     "SpecBase",
@@ -48,6 +53,22 @@ __all__ = [
 ]
 
 BackgroundChoice = Literal["auto", "previous_analysis", "climatology"]
+
+
+FIRST_YEAR, LAST_YEAR = 1700, 2200
+"""Times are counted in nanoseconds since 1970 in 64 bits, which end in 1677 and 2262."""
+MAX_REANALYSIS_HOURS = 366 * 24
+"""A reanalysis is one trajectory, held as a whole: a year of states at most."""
+_DATE_AND_CLOCK = re.compile(r"\s*\d{4}-?\d\d-?\d\d[Tt_ ]\d\d")
+
+
+def _with_clock(time: Any) -> Any:
+    """Refuse numbers and dates, which pydantic would read as seconds since 1970 and as midnight."""
+    if isinstance(time, datetime) or (isinstance(time, str) and _DATE_AND_CLOCK.match(time)):
+        return time
+    raise ValueError(
+        f"Expected a date and a clock such as 2025-01-01T06:00:00Z; got {str(time)[:40]!r}."
+    )
 
 
 def _utc(time: datetime) -> datetime:
@@ -60,8 +81,17 @@ def _utc(time: datetime) -> datetime:
         raise ValueError(f"Expected a time within the calendar; got {time.isoformat()}.") from None
 
 
+def _countable(time: datetime) -> datetime:
+    # Zones move a time by less than a day.
+    if not FIRST_YEAR <= time.year <= LAST_YEAR:
+        raise ValueError(
+            f"Expected a year from {FIRST_YEAR} to {LAST_YEAR}; got {time.isoformat()}."
+        )
+    return _utc(time)
+
+
 def _full_hour(time: datetime) -> datetime:
-    time = _utc(time)
+    time = _countable(time)
     if time != time.replace(minute=0, second=0, microsecond=0):
         raise ValueError(f"Expected a full hour in UTC; got {time.isoformat()}.")
     return time
@@ -74,8 +104,10 @@ def _networks(names: list[str] | None) -> list[str] | None:
     return names
 
 
-UtcTime = Annotated[datetime, AfterValidator(_utc)]
-FullHour = Annotated[datetime, AfterValidator(_full_hour)]
+UtcTime = Annotated[datetime, BeforeValidator(_with_clock), AfterValidator(_utc)]
+ArrivalTime = Annotated[datetime, BeforeValidator(_with_clock), AfterValidator(_countable)]
+"""A time that is compared with those of the observation store."""
+FullHour = Annotated[datetime, BeforeValidator(_with_clock), AfterValidator(_full_hour)]
 
 
 class ObservationSelection(BaseModel):
@@ -89,7 +121,7 @@ class ObservationSelection(BaseModel):
     batches: list[str] | None = Field(
         default=None, description="Only observations of these uploads; null for all."
     )
-    cut_off: UtcTime | None = Field(
+    cut_off: ArrivalTime | None = Field(
         default=None, description="Last arrival accepted (UTC); later ones are flagged `late`."
     )
     withhold: float | None = Field(
@@ -346,6 +378,11 @@ class ReanalysisSpec(SpecBase):
             raise ValueError(
                 f"Expected 'end' at or after 'start' ({self.start.isoformat()}); got "
                 f"{self.end.isoformat()}."
+            )
+        if (hours := self._hours(self.start, self.end) + 1) > MAX_REANALYSIS_HOURS:
+            raise ValueError(
+                f"Expected a reanalysis of at most {MAX_REANALYSIS_HOURS} hours; got {hours}. Send "
+                "shorter ones, with margin_hours where they meet."
             )
         return self
 

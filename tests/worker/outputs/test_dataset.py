@@ -18,10 +18,10 @@ from worker.results.outputs.formats import product_file
 
 def test_dimensions_names_and_coordinates():
     ds = to_dataset(make_product(members=3, times=2))
-    assert ds["t"].dims == ("realization", "time", "air_pressure", "latitude", "longitude")
-    assert ds["t2m"].dims == ("realization", "time", "latitude", "longitude")
+    assert ds["t"].dims == ("time", "realization", "air_pressure", "latitude", "longitude")
+    assert ds["t2m"].dims == ("time", "realization", "latitude", "longitude")
     assert ds["q_mean"].dims == ("time", "air_pressure", "latitude", "longitude")
-    assert ds["t"].shape == (3, 2, 8, 48, 96)
+    assert ds["t"].shape == (2, 3, 8, 48, 96)
     np.testing.assert_array_equal(ds["air_pressure"], 100.0 * np.array(LEVELS_T31))
     assert ds["air_pressure"].attrs["positive"] == "down"
     assert ds["latitude"].values[0] > 0 > ds["latitude"].values[-1]
@@ -33,7 +33,9 @@ def test_levels_are_in_their_places():
     product = make_product()
     ds = to_dataset(product)
     place = [c.name for c in product.channels].index("geopotential_500hPa")
-    np.testing.assert_array_equal(ds["z"].sel(air_pressure=50000.0), product.states[:, :, place])
+    np.testing.assert_array_equal(
+        ds["z"].sel(air_pressure=50000.0).transpose("realization", ...), product.states[:, :, place]
+    )
 
 
 @pytest.mark.parametrize("grid", [T31, TINY])
@@ -88,7 +90,7 @@ def test_files_of_independent_members_say_so():
 
 def test_one_member_keeps_its_dimension_and_has_no_spread():
     ds = to_dataset(make_product(members=1))
-    assert ds["t2m"].dims[0] == "realization" and ds.sizes["realization"] == 1
+    assert ds["t2m"].dims[1] == "realization" and ds.sizes["realization"] == 1
     assert "t2m_mean" in ds and "t2m_spread" not in ds
 
 
@@ -120,7 +122,9 @@ def test_humidity_and_precipitation_are_never_negative_and_the_cells_are_counted
 def test_missing_sea_surface_stays_missing():
     product = make_product()
     ds = to_dataset(product)
-    np.testing.assert_array_equal(np.isnan(ds["sst"]), np.isnan(product.states[:, :, 4]))
+    np.testing.assert_array_equal(
+        np.isnan(ds["sst"].transpose("realization", ...)), np.isnan(product.states[:, :, 4])
+    )
     np.testing.assert_array_equal(np.isnan(ds["sst_mean"])[0], np.isnan(product.states[0, 0, 4]))
 
 

@@ -1,10 +1,14 @@
 """Convert states to a CF-1.11 dataset: the only place where a result gets its CF form.
 
-Dimensions are realization, time, air_pressure, latitude, longitude. Every quantity is one variable
-under its short name; `<name>_mean` and `<name>_spread` are the ensemble mean and standard
+Dimensions are time, realization, air_pressure, latitude, longitude. CF recommends others to the left
+of time, but CDO skips variables whose first dimension is not time, and only the first can be a record
+dimension of the classic model. Times are float64, which every reader takes: seconds since 1970 are
+exact in it, need 64 bits from 2038 on, and int64 is unknown to the classic model. Every quantity is
+one variable under its short name; `<name>_mean` and `<name>_spread` are the ensemble mean and standard
 deviation. See https://cfconventions.org/Data/cf-conventions/cf-conventions-1.11/
 """
 
+from collections.abc import Hashable
 from datetime import datetime
 from typing import Any
 
@@ -40,7 +44,7 @@ def _time_encoding() -> dict[str, Any]:
     return {
         "units": EPOCH,
         "calendar": "standard",
-        "dtype": "int64",
+        "dtype": "float64",
         "_FillValue": None,
         "coordinates": None,
     }
@@ -105,7 +109,7 @@ def _times(product: Product) -> dict[str, xr.Variable]:
         )
         hours = np.array([(time - start) / HOUR for time in product.times])
         found["forecast_period"] = _numbers(
-            "time", hours, standard_name="forecast_period", long_name="lead time", units="h"
+            "time", hours, standard_name="forecast_period", long_name="lead time", units="hours"
         )
     return found
 
@@ -132,8 +136,7 @@ def _heights(product: Product) -> dict[str, xr.Variable]:
             metres,
             standard_name="height",
             long_name=f"{metres:.0f} m above ground",
-            units="m",
-            positive="up",
+            units="m",  # without `positive`: CDO would take it for the axis of levels, not members
         )
         for metres in sorted(
             {v.height for v in product.variables if v.height is not None and v.kind == "surface"}
@@ -231,10 +234,13 @@ def _variables(product: Product, field: Field) -> dict[str, xr.Variable]:
     dims = ("time", *level, "latitude", "longitude")
     base, encoding = _attributes(variable), _encoding(product, variable)
     if variable.nonnegative:
-        base["clipped_cells"] = np.int64(field.clipped)
+        base["clipped_cells"] = (np.int32 if field.clipped < 2**31 else np.float64)(field.clipped)
     found: dict[str, xr.Variable] = {}
     if wanted != "mean":
-        found[variable.short] = xr.Variable(("realization", *dims), field.values, base, encoding)
+        members = np.swapaxes(field.values, 0, 1)  # (T, M, *)
+        found[variable.short] = xr.Variable(
+            ("time", "realization", *dims[1:]), members, base, encoding
+        )
     if wanted != "members":
         mean, spread = mean_and_spread(field.values, product.pairs)
         for name, values, method in (
@@ -262,7 +268,7 @@ def _seeds(product: Product) -> dict[str, xr.Variable]:
     return {
         "member_seed": xr.Variable(
             "realization",
-            np.asarray(seeds, dtype=np.int64),
+            np.asarray(seeds, dtype=np.float64),  # up to 2**41, beyond 32 bits
             {"long_name": "seed of the random numbers of the member", "units": "1"},
             {"_FillValue": None, "coordinates": None},
         )
@@ -315,13 +321,21 @@ def round_dataset(dataset: xr.Dataset) -> xr.Dataset:
     for name, array in dataset.data_vars.items():
         if not {"latitude", "longitude"} <= set(array.dims):
             continue
-        short = str(name).removesuffix("_mean")
-        spread = dataset.get(f"{short}_spread")
-        scale = None if spread is None or name == spread.name else spread.values
-        if scale is None and "realization" in array.dims:
-            scale = mean_and_spread(array.values, pairs)[1]
-        values, notes = _round(array.values, scale, "air_pressure" in array.dims)
-        rounded[str(name)] = xr.Variable(
-            array.dims, values, {**array.attrs, **notes}, array.encoding
-        )
+        rounded[str(name)] = _rounded(array, dataset.get(_spread_name(name)), pairs)
     return dataset.assign(rounded).assign_attrs(bit_rounding=METHOD)
+
+
+def _spread_name(name: Hashable) -> str:
+    return f"{str(name).removesuffix('_mean')}_spread"
+
+
+def _rounded(array: xr.DataArray, spread: xr.DataArray | None, pairs: AntitheticPairs) -> Any:
+    """Return a variable with rounded values and what was rounded."""
+    # Members first: a row of the spread stands for the same row of every member.
+    whole = array.transpose("realization", ...) if "realization" in array.dims else array
+    scale = None if spread is None or array.name == spread.name else spread.values
+    if scale is None and "realization" in array.dims:
+        scale = mean_and_spread(whole.values, pairs)[1]
+    values, notes = _round(whole.values, scale, "air_pressure" in array.dims)
+    found = xr.Variable(whole.dims, values, {**array.attrs, **notes}, array.encoding)
+    return found.transpose(*array.dims)
