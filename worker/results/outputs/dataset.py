@@ -134,9 +134,9 @@ def _heights(product: Product) -> dict[str, xr.Variable]:
         f"height_{metres:.0f}m": _numbers(
             (),
             metres,
-            standard_name="height",
             long_name=f"{metres:.0f} m above ground",
-            units="m",  # without `positive`: CDO would take it for the axis of levels, not members
+            # No standard_name and positive: CDO would take it for the vertical axis, not members.
+            units="m",
         )
         for metres in sorted(
             {v.height for v in product.variables if v.height is not None and v.kind == "surface"}
