@@ -43,7 +43,6 @@ class Background:
     info: dict[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     antithetic: bool = False
-    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def members(self) -> int:
@@ -82,6 +81,7 @@ class Analysis:
     configuration: dict[str, Any]
     flags: tuple[str, ...] = ()
     antithetic: bool = False
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 class Solver:

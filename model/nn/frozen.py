@@ -64,7 +64,7 @@ class FixedConvolution:
     def adjoint(self, gradient: Tensor, size: torch.Size, stride: tuple[int, ...]) -> Tensor:
         """Return the adjoint's product; the image it was taken at gives size and strides alone."""
         gradient, weight = gradient.to(self.kind), self.weight.to(self.kind)
-        image = torch.empty_strided(size, stride, dtype=self.kind, device=gradient.device)
+        image = gradient.new_empty_strided(size, stride)
         one, zero = [1, 1], [0, 0]
         adjoint: Tensor = torch.ops.aten.convolution_backward(
             gradient, image, weight, None, one, self.padding, one, False, zero, 1,

@@ -196,7 +196,8 @@ def test_out_of_memory_asks_for_smaller_chunks_and_then_for_fewer_rows(model):
     # 12 states of 3 rows: 12, 6, 3.
     assert (use.rows, use.states, use.kept_states, use.retries) == (3, 3, 3, 2)
     use = run(states=100, most_rows=1, chunks=Chunks(states=2, kept=1))
-    assert (use.rows, use.states, use.kept_states, use.retries) == (1, 1, 0, 2)
+    # Nothing was decoded yet: smaller chunks would not have helped.
+    assert (use.rows, use.states, use.kept_states, use.retries) == (1, 2, 1, 1)
 
 
 def test_the_budget_sets_chunks_and_what_is_kept(model):
