@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks.denoiser_flops import CONFIGS
 from model.autoencoder import Autoencoder
@@ -81,8 +81,8 @@ class Storages(TorchDispatchMode):
     """Count the bytes of living storages, and the bytes that operations read and write."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = self.moved = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = self.moved = self.operations = self.decoder = 0
         self._known: dict[int, Any] = {}
 
     def add(self, tensor: Tensor) -> None:
@@ -105,6 +105,11 @@ class Storages(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            operations = count(*args, **(kwargs or {}), out_val=made)
+            self.operations += operations
+            self.decoder += operations if "convolution" in func.name() else 0
         tensors = [t for t in torch.utils._pytree.tree_leaves(made) if isinstance(t, Tensor)]
         for tensor in tensors:
             if isinstance(tensor, FakeTensor):
@@ -136,7 +141,8 @@ class GridPoints:
         return self
 
     def observe(self, values: Tensor) -> Tensor:
-        return values.float().unflatten(-1, (-1, 4)).mean(-1)
+        means: Tensor = values.float().unflatten(-1, (-1, 4)).mean(-1)
+        return means
 
     def __call__(self, states: Tensor) -> Tensor:
         return self.observe(states.flatten(-4)[..., torch.from_numpy(self.columns)])
@@ -167,7 +173,8 @@ class Released:
         """Like `LatentModel.decode` without mask."""
         with reduced_precision(latents.device, self.precision):
             states = self.autoencoder.decode(latents)
-        return states.to(latents.dtype) * self.std + self.std
+        physical: Tensor = states.to(latents.dtype) * self.std + self.std
+        return physical
 
 
 @dataclass(frozen=True)
@@ -201,12 +208,10 @@ def evaluate(precision: Precision, hours: int, budget: int) -> Cost:
     for tensor in (*model.weights, x_t, previous):
         storages.add(tensor)
     weights = sum(t.numel() * t.element_size() for t in model.weights)
-    with FlopCounterMode(display=False) as counter, storages:
+    with storages:
         guide(model.denoise, x_t, sigma, date, rows)
-    by_operation = counter.get_flop_counts()["Global"]
-    decoder = sum(v for k, v in by_operation.items() if "convolution" in str(k))
     return Cost(
-        storages.peak, weights, counter.get_total_flops(), decoder, storages.moved, chunks,
+        storages.peak, weights, storages.operations, storages.decoder, storages.moved, chunks,
         kept_per_state(model),
     )  # fmt: skip
 
