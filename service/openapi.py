@@ -34,6 +34,8 @@ ALWAYS = (
     "forbidden",
     "invalid_input",
     "rate_limited",
+    "header_too_large",
+    "request_timeout",
     "internal_error",
     "broker_unavailable",
 )

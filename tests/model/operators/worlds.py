@@ -88,6 +88,7 @@ def table(columns: dict) -> pa.Table:
         "batch_id": ["b"] * count,
         "report_type": ["other"] * count,
         "station_id": ["s"] * count,
+        "station_alias": [None] * count,
         "platform": [None] * count,
         "time": pa.array(stamps, pa.timestamp("ns")),
         "received_time": pa.array(stamps, pa.timestamp("ns")),

@@ -66,8 +66,10 @@ def column(frame: pd.DataFrame, *names: str) -> np.ndarray:
 
 
 def ours(path, variable: str, **more):
+    """Our rows of a variable; a correction without values has a row with none, which withdraws."""
     table = decode_file(path).table
-    return table.filter(pc.equal(table["variable"], variable))
+    given = pc.is_finite(table["obs_value"])
+    return table.filter(pc.and_(pc.equal(table["variable"], variable), given))
 
 
 def usable(frame: pd.DataFrame) -> np.ndarray:
