@@ -3,12 +3,19 @@
 `create_app` builds everything, so that a test builds its own application. Around every request
 run its id, its log line, its metrics and the limit of its body; logs are structured, one event a
 line, for people or for machines. `serve` runs the application with uvicorn.
+
+Data sets are guarded by keys and a bounded number of readers. xpublish and what it brings (dask,
+shapely, pyproj) are imported at the first request, so that a gateway nobody asks for data sets
+starts quickly and stays small.
 """
 
+import asyncio
+import importlib
 import logging
 import os
 import re
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -16,23 +23,121 @@ from typing import Any
 
 import structlog
 import uvicorn
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from redis.exceptions import RedisError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model.domain.errors import AppaError
 from model.domain.files import code_version
+from service.auth import authenticate
 from service.connections import BodyLimit, ConnectionLimits, limited_protocol
-from service.data.access import PREFIX, DataAccess
-from service.gateway import open_gateway, running
+from service.errors import NotInstalled
+from service.gateway import Gateway, open_gateway, running
+from service.keys import Scope as KeyScope
 from service.metrics import GatewayMetrics
 from service.openapi import describe
-from service.problems import add_problem_handlers, problem_response
+from service.problems import add_problem_handlers, appa_problem, broker_problem, problem_response
 from service.routes import analyses, cycles, events, jobs, observations, stac, system
 from service.settings import GatewaySettings
 from worker.contract.logs import configure_logs
+
+PREFIX = "/v1/data"
+log = structlog.get_logger()
+
+_READERS = 8
+"""Requests that read at the same time: fewer than the gateway has threads."""
+
+_SWEEP_SECONDS = 5.0
+
+
+class DataAccess:
+    """ASGI application to mount below `PREFIX`."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self._slots = asyncio.Semaphore(_READERS)
+        self._building = threading.Lock()
+        self._application: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # refused, as the routes of the gateway do
+            await send({"type": "websocket.close", "code": 1000, "reason": ""})
+            return
+        request = Request(scope, receive)
+        try:
+            key = await authenticate(self.gateway, request.headers, pieces=True)
+            key.need(KeyScope.ANALYSES_READ)
+        except AppaError as error:
+            await appa_problem(request, error)(scope, receive, send)
+            return
+        except RedisError as error:
+            await broker_problem(request, error)(scope, receive, send)
+            return
+        if scope["method"] == "HEAD":  # the server leaves the body out
+            scope = {**scope, "method": "GET"}
+        await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Holds a slot until the answer is known; sending it to a slow client needs none."""
+        await self._slots.acquire()
+        held = True
+
+        async def send_on(message: Message) -> None:
+            nonlocal held
+            if held and message["type"] == "http.response.start":
+                held = False
+                self._slots.release()
+            await send(message)
+
+        try:
+            application = self._application
+            if application is None:
+                application = await to_thread.run_sync(self._build)
+            await application(scope, receive, send_on)
+        finally:
+            if held:
+                self._slots.release()
+
+    def _build(self) -> ASGIApp:
+        with self._building:
+            if self._application is None:
+                try:
+                    library, application = (
+                        importlib.import_module(f"service.data.{name}")
+                        for name in ("library", "application")
+                    )
+                except ModuleNotFoundError as error:
+                    raise NotInstalled(
+                        f"Expected the extra 'data' on this gateway; the module '{error.name}' is "
+                        "missing. Install it with: pip install 'appa-service[data]'",
+                        extra="data",
+                    ) from error
+                datasets = library.DatasetLibrary(self.gateway.analyses, self.gateway.layout)
+                built: ASGIApp = application.build_application(
+                    datasets, self.gateway.settings.edr_max_values
+                )
+                _start_sweeping(datasets)
+                self._application = built
+            return self._application
+
+
+def _start_sweeping(library: Any) -> None:
+    """Closes deleted and idle data sets for as long as the process lives."""
+    pause = threading.Event()
+
+    def sweep_on() -> None:
+        while not pause.wait(_SWEEP_SECONDS):
+            try:
+                library.sweep()
+            except OSError as error:
+                log.warning("datasets_not_swept", error=str(error))
+
+    threading.Thread(target=sweep_on, name="datasets-sweep", daemon=True).start()
 
 
 def configure_gateway_logs(settings: GatewaySettings) -> None:
@@ -48,7 +153,6 @@ def configure_gateway_logs(settings: GatewaySettings) -> None:
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 QUIET = ("/health/", "/metrics")
 SLOW_SECONDS = 2.0
-log = structlog.get_logger()
 
 
 class RequestContext:

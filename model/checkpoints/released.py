@@ -26,8 +26,13 @@ from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
 from model.card import BlanketCard, Card, GridCard, ScheduleCard
 from model.checkpoints.assemble import assemble, load_pickled, load_strictly, sha256
-from model.checkpoints.discovery import ReleasedRun, find_released, open_statistics, weights_file
-from model.checkpoints.static import read_static
+from model.checkpoints.discovery import (
+    ReleasedRun,
+    find_released,
+    open_statistics,
+    read_static,
+    weights_file,
+)
 from model.denoiser import Precision
 from model.domain.errors import AppaError, CheckpointError, InvalidInput
 from model.domain.files import read_yaml
@@ -232,7 +237,7 @@ def load_released(
         licence: The weights' licence, for the card.
         precision: Of the products inside the networks.
         ignore: Settings in the configs that are known not to matter.
-        static: Files of orography and land-sea mask; see `model.checkpoints.static`.
+        static: Files of orography and land-sea mask; see `model.checkpoints.discovery`.
 
     Raises:
         CheckpointError: If anything is absent or does not match.

@@ -1,19 +1,239 @@
-"""Publish events: a stream of those of the whole installation, and webhooks for operators."""
+"""Stream events over HTTP: those of one job until it ends, and those of the whole installation.
 
-from typing import Annotated
+All streams share the format of event ids, Last-Event-ID, and the limit of listeners.
+"""
 
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any, cast
+
+import structlog
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from sse_starlette import EventSourceResponse
+from redis.exceptions import RedisError
+from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from service.auth import AnyCaller, GatewayDep, Reader
-from service.events import follow_installation
+from service.errors import Unavailable
+from service.event_feed import Event
+from service.gateway import Gateway
 from service.keys import ApiKey, Scope
 from service.openapi import problem_responses
-from service.schemas import MAX_ITEMS, CreatedWebhook, DeliveryView, NewWebhook, WebhookView
+from service.schemas import (
+    MAX_ITEMS,
+    CreatedWebhook,
+    DeliveryView,
+    JobView,
+    NewWebhook,
+    WebhookView,
+)
 from worker.contract.batches import IdempotencyConflict
-from worker.contract.events import EventType
+from worker.contract.events import FEED, STREAM_START, EventType, LoggedEvent, StreamId
+from worker.contract.jobs import TERMINAL, JobRecord, JobState
 from worker.contract.records import new_id
 from worker.contract.webhooks import Webhook, check_url, new_secret
+
+EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
+log = structlog.get_logger()
+
+
+def parse_event_id(last_event_id: str | None) -> str | None:
+    """Return the value of Last-Event-ID; None if it is absent or malformed."""
+    return last_event_id if EVENT_ID.fullmatch(last_event_id or "") else None
+
+
+def sse(name: str, data: str, event_id: str | None = None) -> ServerSentEvent:
+    """Return a server-sent event; `event_id` lets listeners resume after it."""
+    return ServerSentEvent(data=data, event=name, id=event_id)
+
+
+def stream(
+    gateway: Gateway, events: AsyncIterator[ServerSentEvent], instead: str
+) -> EventSourceResponse:
+    """Return the response that streams `events`.
+
+    Arguments:
+        gateway: This process.
+        events: What to send.
+        instead: Path to poll when there are too many listeners.
+
+    Raises:
+        Unavailable: If this process has as many listeners as it may.
+    """
+    if gateway.listeners >= gateway.settings.max_listeners:
+        raise Unavailable(
+            f"Expected fewer than {gateway.settings.max_listeners} open event streams; poll "
+            f"GET {instead} instead.",
+            code="too_many_listeners",
+        )
+    return EventSourceResponse(
+        _counted(gateway, events),
+        ping=gateway.settings.ping_seconds,
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+async def _counted(
+    gateway: Gateway, events: AsyncIterator[ServerSentEvent]
+) -> AsyncIterator[ServerSentEvent]:
+    gateway.listeners += 1
+    gateway.metrics.listeners.inc()
+    try:
+        async for event in events:
+            yield event
+    except RedisError as error:  # the client comes back and resumes where this ended
+        log.warning("event_stream_ended", error=str(error))
+    finally:
+        gateway.listeners -= 1
+        gateway.metrics.listeners.dec()
+
+
+QUEUE_SECONDS = 1.0
+MAX_PLACES = 10_000
+
+
+async def follow_job(
+    gateway: Gateway, job_id: str, last_event_id: str | None, caller: ApiKey
+) -> Response:
+    """Stream the events of a job until it is done.
+
+    Arguments:
+        gateway: This process.
+        job_id: The job.
+        last_event_id: Value of Last-Event-ID; ignored if malformed.
+        caller: Who listens.
+
+    Raises:
+        NoSuchRecord: If there is no such job.
+        Unavailable: If this process has as many listeners as it may.
+    """
+    jobs = gateway.stores.jobs
+    seen = parse_event_id(last_event_id)
+    newest = await to_thread.run_sync(_newest_event, gateway, job_id)
+    job = await to_thread.run_sync(jobs.read, job_id)
+    if seen is not None and job.done and StreamId.parse(seen) >= StreamId.parse(newest):
+        return Response(status_code=204)  # EventSource does not reconnect
+    events = _job_events(gateway, job, seen, newest, caller)
+    return stream(gateway, events, f"/v1/jobs/{job_id}")
+
+
+def _newest_event(gateway: Gateway, job_id: str) -> str:
+    key = gateway.stores.keys.events("job", job_id)
+    last: Any = gateway.stores.redis.xrevrange(key, count=1)
+    return str(last[0][0]) if last else STREAM_START
+
+
+async def _job_events(
+    gateway: Gateway, job: JobRecord, seen: str | None, newest: str, caller: ApiKey
+) -> AsyncIterator[ServerSentEvent]:
+    def whole(name: str, record: JobRecord, event_id: str) -> ServerSentEvent:
+        return sse(name, JobView.of(record, caller).model_dump_json(), event_id)
+
+    if seen is None:
+        yield whole("snapshot", job, newest)
+    if job.done:
+        if seen is not None:
+            missed = await to_thread.run_sync(gateway.stores.jobs.events, job.id, seen)
+            for event_id, kind, data in missed:
+                yield sse(kind, json.dumps(data), event_id)
+        yield whole("done", job, newest)
+        return
+    state: JobState = job.state
+    async with aclosing(_with_pauses(gateway, job.id, seen or newest)) as events:
+        async for event in events:
+            if event is None:
+                if state is JobState.QUEUED:
+                    place = await _place(gateway, job.id)
+                    if place is not None:
+                        yield sse("queue", json.dumps({"queue_position": place}))
+                continue
+            yield sse(event.type, json.dumps(event.data), event.id)
+            if event.type == "state":
+                state = JobState(event.data["state"])
+                if state in TERMINAL:
+                    ended = await to_thread.run_sync(gateway.stores.jobs.read, job.id)
+                    yield whole("done", ended, event.id)
+                    return
+
+
+async def _with_pauses(
+    gateway: Gateway, job_id: str, after: str
+) -> AsyncGenerator[Event | None, None]:
+    """Yield the events of a job after `after`, and None whenever nothing came for a while."""
+    following = cast(AsyncGenerator[Event, None], gateway.feed.follow(job_id, after=after))
+    async with aclosing(following) as events:
+        coming: asyncio.Future[Event] | None = None
+        try:
+            while True:
+                coming = coming or asyncio.ensure_future(anext(events))
+                done, _ = await asyncio.wait({coming}, timeout=2 * QUEUE_SECONDS)
+                if not done:
+                    yield None
+                    continue
+                event, coming = coming.result(), None
+                yield event
+        finally:
+            if coming is not None:
+                coming.cancel()
+                await asyncio.wait({coming})
+
+
+async def _place(gateway: Gateway, job_id: str) -> int | None:
+    """Return the queue position, read at most once a second for all listeners of a job."""
+    now, places = time.monotonic(), gateway.places
+    asked, place = places.get(job_id, (-QUEUE_SECONDS, None))
+    if now - asked >= QUEUE_SECONDS:
+        if len(places) > MAX_PLACES:
+            places.clear()
+        places[job_id] = (now, place)  # before reading, so that the other listeners do not read too
+        place = await to_thread.run_sync(gateway.stores.jobs.position, job_id)
+        places[job_id] = (now, place)
+    return place
+
+
+FEED_NOUN, FEED_ID = FEED
+
+
+async def follow_installation(
+    gateway: Gateway, last_event_id: str | None, types: list[EventType] | None
+) -> Response:
+    """Stream the events of the installation, without end.
+
+    Arguments:
+        gateway: This process.
+        last_event_id: Last event seen; without it the stream begins now.
+        types: Only these types; None for all.
+
+    Raises:
+        Unavailable: If this process has as many listeners as it may.
+    """
+    log = gateway.stores.events
+    after = parse_event_id(last_event_id)
+    if after is None:
+        after = await to_thread.run_sync(log.newest)
+    complete = await to_thread.run_sync(log.reaches_back_to, after)
+    return stream(gateway, _installation_events(gateway, after, types, complete), "/v1/analyses")
+
+
+async def _installation_events(
+    gateway: Gateway, after: str, types: list[EventType] | None, complete: bool
+) -> AsyncIterator[ServerSentEvent]:
+    if not complete:
+        yield sse("gap", '{"message": "Older events are not kept; list the analyses once."}')
+    following = cast(
+        AsyncGenerator[Event, None],
+        gateway.feed.follow(FEED_ID, after=after, noun=FEED_NOUN, complete=True),
+    )
+    async with aclosing(following) as events:
+        async for event in events:
+            if types is None or event.type in types:
+                logged = LoggedEvent.model_validate(event.data)
+                yield sse(event.type, logged.model_dump_json(), event.id)
+
 
 router = APIRouter(prefix="/v1", tags=["analyses"])
 

@@ -12,11 +12,11 @@ from sse_starlette import EventSourceResponse
 from model.domain.errors import InvalidInput, UnknownName
 from service.auth import GatewayDep, JobReader, JobWriter, check_queue_quota
 from service.errors import Unavailable
-from service.events import follow_job
 from service.gateway import Gateway
 from service.keys import ApiKey
 from service.openapi import JOB, example_page, example_response, problem_responses
 from service.query_parameters import check_known
+from service.routes.events import follow_job
 from service.schemas import MAX_ITEMS, JobEvents, JobPage, JobView
 from worker.contract.batches import IdempotencyConflict
 from worker.contract.disk import require_space

@@ -9,8 +9,8 @@ import xarray as xr
 from checkpoint_parts import tiny_model, write_layout
 
 from model.checkpoints.bundle import load_checkpoint, save_checkpoint
+from model.checkpoints.discovery import read_static
 from model.checkpoints.released import load_released
-from model.checkpoints.static import read_static
 from model.domain.errors import InvalidInput
 from model.domain.grids import Grid
 from worker.loaded_models import load_models

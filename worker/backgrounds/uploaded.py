@@ -1,13 +1,25 @@
 """Decode a full first guess from an uploaded GRIB file: states in channel order on the model's grid.
 
 Runs in the sandbox; imports no torch.
+
+A field that is no state of the atmosphere is refused, whatever its messages say it is.
+Every channel is looked at by itself (bounds of quality control, variation, mean over the globe, both
+signs of a wind), and with its neighbours: the heights of two pressure levels and the temperature
+between them must fit, and humidity must fit the temperature. Spread, anomalies, increments, fields
+in other units or on other levels fail at least one of these; any weather passes them all.
+
+The layer between pressures p1 > p2 has the mean temperature (z2 - z1) / (R ln(p1 / p2)), the
+hypsometric equation (Holton, An Introduction to Dynamic Meteorology, 1.6.2). Saturation is Bolton's
+(1980), Monthly Weather Review 108, equation 10.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +28,198 @@ from numpy.typing import NDArray
 from model.domain.errors import InvalidInput
 from model.domain.grids import Grid
 from model.domain.regrid import cell_index, regrid_rows
-from model.domain.variables import Channel
-from worker.backgrounds.sanity import check_states
+from model.domain.variables import VARIABLES, Channel
 from worker.observations.decoders.base import DecodeReport, MessageLimits
 from worker.observations.decoders.grib import GribField, fields
+from worker.observations.qc.base import load_parameters
+from worker.observations.qc.gross import limit_at
 
-__all__ = ["UploadedStates", "read_states", "regrid_field", "states_table"]
+__all__ = [
+    "UploadedStates",
+    "check_states",
+    "implausible",
+    "read_states",
+    "regrid_field",
+    "states_table",
+]
+
+MARGIN, MARGIN_ABOVE = 0.05, 0.25
+"""Share of the range by which a model may exceed the bounds of observations, and above `TOP`, where
+models without ozone are tens of kelvins colder than any sounding: the simulated one of `appa-t31`
+has 155 K at 50 hPa over the winter pole."""
+TOP = 150.0
+"""hPa."""
+GLOBAL_MEANS: Mapping[str, tuple[float, float]] = {
+    "2m_temperature": (270.0, 305.0),
+    "mean_sea_level_pressure": (97_000.0, 105_000.0),
+    "sea_surface_temperature": (275.0, 310.0),
+    "total_precipitation": (0.0, 2e-3),
+}
+"""Widest means over the globe, SI; today's are 287 K, 1011 hPa, 291 K and 0.12 mm in an hour."""
+LEAST_WIND = 1.5
+"""m s-1, root mean square over the globe of a wind component; 4 m s-1 in the calmest level."""
+LAYER_TEMPERATURE = (150.0, 350.0)
+"""K, of a layer between two levels at any place."""
+LAYER_ERROR = 15.0
+"""K, between that and the mean temperature of the two levels, over the globe; curvature of the
+profile makes up to 3 K between the levels of any checkpoint."""
+HUMIDITY = (0.15, 1.05)
+"""Mean specific humidity over the globe, relative to that at saturation, at `HUMID` and below."""
+HUMID = 500.0
+"""hPa; higher up specific humidity is too little known."""
+GAS_CONSTANT = 287.05
+"""Of dry air, J kg-1 K-1."""
+SHOWN = 6
+"""Channels named in the message."""
+
+Field = NDArray[np.float32]
+Faults = dict[str, str]
+
+
+def check_states(
+    times: Sequence[datetime], states: NDArray[np.float32], channels: Sequence[Channel], grid: Grid
+) -> None:
+    """Refuse states that no atmosphere has.
+
+    Arguments:
+        times: T valid times.
+        states: SI, NaN where undefined, with shape (T, C, Y, X).
+        channels: C channels.
+        grid: Of the states.
+
+    Raises:
+        InvalidInput: Naming time, channels, what was expected and what came.
+    """
+    for time, state in zip(times, states, strict=True):
+        faults = implausible(state, channels, grid)
+        if not faults:
+            continue
+        named = [f"{name}: {fault}" for name, fault in list(faults.items())[:SHOWN]]
+        more = f" and {len(faults) - SHOWN} more channels" if len(faults) > SHOWN else ""
+        raise InvalidInput(
+            f"Expected the first guess at {time.isoformat()} to be a state of the atmosphere; "
+            f"got {'; '.join(named)}{more}. Send analysis or forecast fields in the units that "
+            "their GRIB parameter has.",
+            time=time.isoformat(),
+            channels=faults,
+        )
+
+
+def implausible(state: Field, channels: Sequence[Channel], grid: Grid) -> Faults:
+    """Return what is wrong with a state, by channel; empty for a plausible one.
+
+    Arguments:
+        state: SI, with shape (C, Y, X).
+        channels: C channels.
+        grid: Of the state.
+    """
+    limits = load_parameters()["bounds"]["limits"]
+    weights = np.repeat(grid.area_weights[:, None], grid.nlon, axis=1)
+    values = {
+        (c.variable, c.level): np.asarray(state[i], dtype=float) for i, c in enumerate(channels)
+    }
+    faults: Faults = {}
+    for channel in channels:
+        field = values[channel.variable, channel.level]
+        fault = _alone(channel, field, weights, limits.get(channel.variable))
+        if fault:
+            faults[channel.name] = fault
+    if not faults:  # comparing a faulty channel would blame its neighbours
+        faults |= _heights(values, weights) | _humidity(values, weights)
+    return faults
+
+
+def _mean(field: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """Return the mean over the globe of where there are values; NaN if there are none."""
+    there = np.isfinite(field)
+    total = float(weights[there].sum())
+    return float((weights[there] * field[there]).sum()) / total if total else float("nan")
+
+
+def _alone(
+    channel: Channel,
+    field: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    limits: Mapping[str, Any] | None,
+) -> str:
+    """Return what is wrong with one field by itself."""
+    there = field[np.isfinite(field)]
+    units = VARIABLES[channel.variable].units
+    if not len(there):
+        return "no value anywhere"
+    low, high = float(there.min()), float(there.max())
+    came = f"{low:.4g} to {high:.4g} {units}"
+    if limits is not None:
+        pressure = np.array([100.0 * (channel.level or 1000)])
+        least, most = (float(limit_at(limits, side, pressure)[0]) for side in ("low", "high"))
+        share = MARGIN_ABOVE if channel.level is not None and channel.level < TOP else MARGIN
+        margin = share * (most - least)
+        if low < least - margin or high > most + margin:
+            return f"{came}, expected {least:g} to {most:g}"
+    if channel.variable in GLOBAL_MEANS:
+        mean, (least, most) = _mean(field, weights), GLOBAL_MEANS[channel.variable]
+        if not least - MARGIN * (most - least) <= mean <= most:
+            return f"{mean:.4g} {units} over the globe, expected {least:g} to {most:g}"
+    if channel.variable == "total_precipitation":
+        return ""  # an hour without rain anywhere is odd, but harms nothing
+    if low == high:
+        return f"{low:.4g} {units} everywhere"
+    if "component_of_wind" not in channel.variable:
+        return ""
+    if not low < 0.0 < high:
+        return f"{came}, expected winds in both directions"
+    size = np.sqrt(_mean(field**2, weights))
+    return "" if size >= LEAST_WIND else f"{size:.2g} {units} in the mean, expected {LEAST_WIND:g}"
+
+
+Fields = Mapping[tuple[str, int | None], NDArray[np.float64]]
+
+
+def _levels(values: Fields, *variables: str) -> list[int]:
+    """Return the levels (hPa) at which all these variables are there, from below upwards."""
+    levels = {level for _, level in values if level is not None}
+    return sorted((p for p in levels if all((v, p) in values for v in variables)), reverse=True)
+
+
+def _heights(values: Fields, weights: NDArray[np.float64]) -> Faults:
+    """Compare the thickness of layers with their temperature."""
+    faults: Faults = {}
+    for below, above in pairwise(_levels(values, "geopotential", "temperature")):
+        thickness = values["geopotential", above] - values["geopotential", below]
+        layer = thickness / (GAS_CONSTANT * np.log(below / above))
+        both = 0.5 * (values["temperature", below] + values["temperature", above])
+        low, high = float(layer.min()), float(layer.max())
+        name = Channel("geopotential", above).name
+        if low < LAYER_TEMPERATURE[0] or high > LAYER_TEMPERATURE[1]:
+            faults[name] = (
+                f"{low:.4g} to {high:.4g} K by the thickness of {below} to {above} hPa, expected "
+                f"{LAYER_TEMPERATURE[0]:g} to {LAYER_TEMPERATURE[1]:g}"
+            )
+        elif abs(error := _mean(layer - both, weights)) > LAYER_ERROR:
+            faults[name] = (
+                f"the layer {below} to {above} hPa is {error:+.3g} K by its thickness, against the "
+                f"temperatures of its levels; expected within {LAYER_ERROR:g} K"
+            )
+    return faults
+
+
+def _humidity(values: Fields, weights: NDArray[np.float64]) -> Faults:
+    """Compare specific humidity with that at saturation, over the globe."""
+    faults: Faults = {}
+    for level in _levels(values, "specific_humidity", "temperature"):
+        if level < HUMID:
+            continue
+        celsius = values["temperature", level] - 273.15
+        vapour = 611.2 * np.exp(17.67 * celsius / (celsius + 243.5))  # Pa
+        saturated = _mean(0.622 * vapour / (100.0 * level), weights)
+        share = _mean(values["specific_humidity", level], weights) / saturated
+        if not HUMIDITY[0] <= share <= HUMIDITY[1]:
+            faults[Channel("specific_humidity", level).name] = (
+                f"{100 * share:.3g} % of saturation over the globe, expected "
+                f"{100 * HUMIDITY[0]:g} to {100 * HUMIDITY[1]:g} %"
+            )
+    return faults
+
 
 _MAY_BE_MISSING = {"sea_surface_temperature"}
 """Variables with no value over part of the sphere."""

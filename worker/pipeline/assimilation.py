@@ -12,8 +12,7 @@ from typing import Any
 import structlog
 
 from model.domain.errors import ResourceExhausted
-from worker.backgrounds.first_guess import FirstGuess, read_first_guess
-from worker.backgrounds.load import EarlierStates, load_background
+from worker.backgrounds.load import EarlierStates, FirstGuess, load_background, read_first_guess
 from worker.backgrounds.restarts import PublishedStates, find_restart
 from worker.contract import clock
 from worker.contract.jobs import JobRecord, Phase

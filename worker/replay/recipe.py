@@ -18,7 +18,7 @@ from model.checkpoints.bundle import WEIGHTS, resolve
 from model.domain.errors import CheckpointError, StorageError
 from model.domain.files import code_version, file_digest
 from model.domain.windows import AssimilationWindow
-from worker.backgrounds.first_guess import FirstGuess
+from worker.backgrounds.load import FirstGuess
 from worker.backgrounds.restarts import RESTART_NAME, PublishedStates, read_restart
 from worker.contract.jobs import JobRecord
 from worker.contract.layout import Layout

@@ -15,7 +15,7 @@ from model.domain.errors import InvalidInput
 from model.domain.variables import Channel
 from tests.worker.decoders.grib_messages import message
 from tests.worker.replay.runs import NOON, SMALL, Installation, make_installation
-from worker.backgrounds.first_guess import consecutive
+from worker.backgrounds.load import consecutive
 from worker.backgrounds.restarts import RESTART_NAME, read_restart
 from worker.contract.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
 from worker.replay.comparison import Outcome

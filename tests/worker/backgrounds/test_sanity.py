@@ -10,8 +10,7 @@ from model.domain.grids import Grid
 from model.domain.variables import channels
 from tests.worker.backgrounds import test_uploaded as uploads
 from tests.worker.decoders.grib_messages import message
-from worker.backgrounds.sanity import check_states, implausible
-from worker.backgrounds.uploaded import read_states
+from worker.backgrounds.uploaded import check_states, implausible, read_states
 
 GRID = Grid("small", "gaussian", 16, 32)
 CHANNELS = channels((100, 300, 500, 850, 1000))
