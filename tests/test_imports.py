@@ -16,6 +16,7 @@ ALLOWED = (
     "worker.observations.export",
     "worker.observations.formats",
     "worker.observations.lexicons",
+    "worker.observations.stations",
     "worker.observations.store.files",
     "worker.observations.store.query",
     "worker.observations.units",

@@ -218,7 +218,21 @@ def _wait(folder: Path, limits: Limits) -> _End:
         if child.returncode is None:
             child.wait()
     used = usage.ru_utime + usage.ru_stime
-    return _End(child.returncode, late.is_set(), used, 1024 * usage.ru_maxrss)
+    return _End(child.returncode, late.is_set(), used, _peak_bytes(usage))
+
+
+def _peak_bytes(usage: resource.struct_rusage) -> int:
+    """Return the most memory a child held, 0 where this process held more.
+
+    The figure of a child begins with that of its parent, whose memory it shares until it runs its
+    own program: only what exceeds it says something about the child.
+    """
+    return 1024 * usage.ru_maxrss if usage.ru_maxrss > _own_peak() else 0
+
+
+def _own_peak() -> int:
+    """Return the most memory that this process held, in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:

@@ -135,8 +135,9 @@ light = ("worker.contract", "worker.results", "worker.results.catalogue", "worke
          "worker.results.verification", "worker.results.verification.series",
          "worker.observations", "worker.observations.export", "worker.observations.formats",
          "worker.observations.store", "worker.observations.errors", "worker.observations.columns",
-         "worker.observations.store.query", "worker.observations.store.files",
-         "worker.observations.lexicons")
+         "worker.observations.stations", "worker.observations.store.query", "worker.observations.store.files",
+         "worker.observations.lexicons", "worker.observations.units",
+         "worker.observations.decoders", "worker.observations.decoders.options")
 bad += [m for m in sys.modules
         if m.startswith("worker.") and m not in light and not m.startswith("worker.contract.")]
 bad += [m for m in sys.modules if m.startswith("model.") and not m.startswith("model.domain")]

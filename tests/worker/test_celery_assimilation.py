@@ -74,8 +74,8 @@ def test_the_file_holds_what_the_model_returned(system, checkpoint, noon):
         states = model.decode(restart.latents[:, -1]).numpy()
     data = next(file.name for file in result.files if file.name.endswith(".nc"))
     with netCDF4.Dataset(folder / data) as dataset:
-        stored = dataset["t2m"][:, 0].filled(np.nan)
-        temperature = dataset["t"][:, 0].filled(np.nan)
+        stored = dataset["t2m"][0].filled(np.nan)
+        temperature = dataset["t"][0].filled(np.nan)
     levels = len(model.card.levels)
     for got, wanted in ((stored, states[:, 0]), (temperature, states[:, 6 : 6 + levels])):
         assert got.shape == wanted.shape

@@ -191,8 +191,10 @@ class Catalogue:
         rows, total = self._select(matching, cursor, limit + 1)
         page = rows[:limit]
         found = (self.find(entry.id) for entry in page)
+        items = [manifest for manifest in found if manifest is not None]
         following = page[-1].position if page and len(rows) > limit else None
-        return ResultPage([m for m in found if m is not None], following, total)
+        # A result that was removed or replaced in between is left out, and out of the number.
+        return ResultPage(items, following, total - (len(page) - len(items)))
 
     def latest(self, matching: ResultFilter) -> AnalysisManifest | None:
         """Return the newest result that fits: latest valid time, then highest revision."""

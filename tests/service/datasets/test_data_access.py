@@ -86,7 +86,7 @@ def test_edr_position(gateway, files, point, latitude: float, longitude: float) 
     )
     ranges = answer.json()["ranges"]
     cell = opened(files["an-data"]).sel(latitude=latitude, longitude=longitude)
-    assert ranges["t"]["axisNames"] == ["realization", "t", "z", "y", "x"]
+    assert ranges["t"]["axisNames"] == ["t", "realization", "z", "y", "x"]
     np.testing.assert_array_equal(ranges["t"]["values"], cell["t"].values.ravel())
     np.testing.assert_array_equal(ranges["t2m_mean"]["values"], cell["t2m_mean"].values.ravel())
 

@@ -69,7 +69,7 @@ class Place:
 
 def over_mean_square(ds: xr.Dataset) -> float:
     """Published variance over the mean square deviation of the members, averaged over cells."""
-    members = ds["t2m"].values.astype(np.float64)
+    members = ds["t2m"].transpose("realization", ...).values.astype(np.float64)
     square = ((members - members.mean(0)) ** 2).mean(0).mean()
     return float((ds["t2m_spread"].values.astype(np.float64) ** 2).mean() / square)
 

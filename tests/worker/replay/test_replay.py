@@ -151,7 +151,7 @@ def test_a_file_changed_after_publication_is_found_with_its_difference(installat
     (path,) = [p for p in folder.glob("*.nc") if "_an_" in p.name]
     path.chmod(0o644)
     with netCDF4.Dataset(path, "a") as dataset:
-        dataset["t2m"][1, 0, 2, 3] += np.float32(4.0)
+        dataset["t2m"][0, 1, 2, 3] += np.float32(4.0)
     verdict = again(installation, "an-cold")
     assert verdict.exit_code == 1
     note = finding(verdict, "published files").note
