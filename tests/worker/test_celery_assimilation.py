@@ -42,7 +42,9 @@ def noon(checkpoint):
 def system(shared_broker, checkpoint, tmp_path_factory):
     """(stores, processes) with one model worker and observations near the model's mean."""
     data = tmp_path_factory.mktemp("data")
-    processes = Processes(shared_broker.url, "test-model", data, {"APPA_LEASE_SECONDS": "5"})
+    processes = Processes(
+        shared_broker.url, "test-model", data, {"APPA_LEASE_SECONDS": "5", "APPA_ATTEMPTS": "2"}
+    )
     stores = open_stores(shared_broker.url, "test-model")
     mean = float(load_checkpoint(checkpoint).state_normalisation.mean[0])
     table = assign_errors(make_table(30, obs_value=np.full(30, mean)))

@@ -35,9 +35,9 @@ def path(request, tmp_path_factory):
     return path
 
 
-def test_the_classic_model_with_unlimited_time_and_no_int64(path):
+def test_what_the_classic_model_has_with_unlimited_time_and_no_int64(path):
     with netCDF4.Dataset(path) as file:
-        assert file.data_model == "NETCDF4_CLASSIC"
+        assert file.data_model == "NETCDF4"
         assert [n for n, d in file.dimensions.items() if d.isunlimited()] == ["time"]
         assert file["t2m"].dimensions == ("time", "realization", "latitude", "longitude")
         assert file["time"].dtype == file["time_bnds"].dtype == np.float64

@@ -1,7 +1,7 @@
 """Write the CF dataset as NetCDF-4 or Zarr, compressed after bit rounding, and read it back.
 
-NetCDF files keep to the classic model (one unlimited dimension, no 64-bit integers, no strings) in
-HDF5: compressed, and read by whatever was written for netCDF-3 and linked with netCDF-4. Time is
+NetCDF files have one unlimited dimension and no 64-bit integers, which older readers do not know, in
+the format NETCDF4: the library crashes when the disk fills while it writes NETCDF4_CLASSIC. Time is
 the unlimited dimension, along which ncrcat and ncra join and average files.
 
 A Zarr store is one zip archive: a file with a hash, still read chunk by chunk. It has format 2,
@@ -116,13 +116,23 @@ def _check_netcdf(wanted: xr.Dataset, path: Path) -> None:
 
 
 def _write_netcdf(dataset: xr.Dataset, path: Path) -> None:
-    dataset.to_netcdf(
+    _without_int64(dataset).to_netcdf(
         path,
         engine="netcdf4",
-        format="NETCDF4_CLASSIC",
+        format="NETCDF4",
         encoding=encoding(dataset),
         unlimited_dims=["time"],
     )
+
+
+def _without_int64(dataset: xr.Dataset) -> xr.Dataset:
+    """Return the dataset with 32-bit integers in variables and attributes."""
+    whole = {n: v.astype("int32") for n, v in dataset.variables.items() if v.dtype == "int64"}
+    narrow = dataset.assign(whole)
+    for holder in (narrow, *narrow.variables.values()):
+        whole_numbers = {k: v for k, v in holder.attrs.items() if isinstance(v, int | np.integer)}
+        holder.attrs.update({k: np.int32(v) for k, v in whole_numbers.items()})
+    return narrow
 
 
 def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
