@@ -160,7 +160,8 @@ class NatureModel:
             carry, rain = jax.lax.scan(lambda c, _: _step(step, c), carry, None, length=HOUR_STEPS)
             return carry, self._fields(carry, forcing, jnp.sum(rain, axis=0))
 
-        return jax.lax.scan(hour, state, None, length=hours)
+        advanced: tuple[RunState, Fields] = jax.lax.scan(hour, state, None, length=hours)
+        return advanced
 
     def _fix_mass(self, dynamics: Any) -> Any:
         """Scale surface pressure by one factor so that the atmosphere keeps the Earth's mass."""

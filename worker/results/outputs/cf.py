@@ -129,7 +129,8 @@ def _without_int64(dataset: xr.Dataset) -> xr.Dataset:
     """Return the dataset with 32-bit integers in variables and attributes."""
     whole = {n: v.astype("int32") for n, v in dataset.variables.items() if v.dtype == "int64"}
     narrow = dataset.assign(whole)
-    for holder in (narrow, *narrow.variables.values()):
+    holders: list[Any] = [narrow, *narrow.variables.values()]
+    for holder in holders:
         whole_numbers = {k: v for k, v in holder.attrs.items() if isinstance(v, int | np.integer)}
         holder.attrs.update({k: np.int32(v) for k, v in whole_numbers.items()})
     return narrow
