@@ -36,7 +36,7 @@ from model.backbone import Backbone, BackboneConfig
 from model.checkpoints.bundle import load_checkpoint
 from model.denoiser import BlanketDenoiser, denoiser_loss
 from model.domain.errors import CheckpointError
-from model.domain.files import write_atomic
+from model.domain.files import open_atomic, write_atomic
 from model.domain.windows import HOUR
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
@@ -303,9 +303,8 @@ def _draw(
 
 
 def _keep(path: Path, step: int, seen: int, *parts: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    torch.save({"step": step, "seen": seen, "parts": [p.state_dict() for p in parts]}, part)
-    part.replace(path)
+    with open_atomic(path) as file:
+        torch.save({"step": step, "seen": seen, "parts": [p.state_dict() for p in parts]}, file)
 
 
 def _resume(path: Path, *parts: Any) -> tuple[int, int]:
