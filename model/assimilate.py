@@ -194,7 +194,7 @@ def _conditions(
     model = inputs.model
     return Conditions(
         through,
-        lambda z: model.decode(z, mask=False),
+        model.decode_partly,
         model.decode_tangent,
         model.prior_covariance,
         inputs.report,

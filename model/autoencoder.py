@@ -230,10 +230,24 @@ class Autoencoder(nn.Module):
         if noisy and self.config.noise_level > 0:
             noise = torch.empty_like(flat).normal_(generator=generator)
             flat = flat + self.config.noise_level * noise
-        if self.config.halo:
-            flat = F.pad(flat, (self.config.halo, self.config.halo, 0, 0), mode="circular")
-        x = self.crop(self.decoder(self._layout(flat)))
+        x = self.crop(self.decoder(self._wrapped(flat)))
         return x.reshape(*lead, *x.shape[1:])
+
+    def decode_levels(self, z: Tensor, count: int) -> Tensor:
+        """Return what the first levels of the decoder make of latents (N, c, h, w).
+
+        With shape (N, C, H, W) of the padded image that the next level begins with.
+        """
+        x = self._wrapped(z)
+        for level in self.decoder.levels()[:count]:
+            for module in level:
+                x = module(x)
+        return x
+
+    def _wrapped(self, z: Tensor) -> Tensor:
+        if self.config.halo:
+            z = F.pad(z, (self.config.halo, self.config.halo, 0, 0), mode="circular")
+        return self._layout(z)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Encode, add the training noise and decode: the reconstruction and the latents."""

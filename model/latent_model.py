@@ -25,6 +25,7 @@ from model.linear_decoder import LinearDecoder, TangentDecoder, fit_linear_decod
 from model.nn.embedding import date_rows
 from model.operators.base import ModelDomain, Statics
 from model.samplers.schedule import SCHEDULES, NoiseSchedule
+from model.tiled_decoder import DecodedPoints, PartialDecoder
 
 __all__ = ["LatentModel", "LatentNormalisation", "StateNormalisation", "climatological_states"]
 
@@ -284,6 +285,22 @@ class LatentModel(nn.Module):
         with reduced_precision(self.device, self.precision):
             states = self.autoencoder.decode(restored)
         return states.to(latents.dtype)
+
+    @cached_property
+    def decode_partly(self) -> PartialDecoder:
+        """Like `decode` without mask, and of the values that an operator reads alone."""
+        return PartialDecoder(
+            self.autoencoder, lambda z: self.decode(z, mask=False), self._decoded_points
+        )
+
+    def _decoded_points(self, points: DecodedPoints, latents: Tensor) -> Tensor:
+        restored = self.latent_normalisation.restore(latents)
+        with reduced_precision(self.device, self.precision):
+            values = points(restored)
+        channel = torch.from_numpy(points.channel).to(values.device)
+        of_states = self.state_normalisation
+        std, mean = of_states.std.flatten()[channel], of_states.mean.flatten()[channel]
+        return values.to(latents.dtype) * std + mean
 
     @property
     def prior_covariance(self) -> CovarianceFilter | None:

@@ -34,12 +34,14 @@ class Piece:
         rows: Which m rows of a batch it reads, None for all.
         states: Which s states of a blanket it reads, None for all.
         decoded: How many states it decodes: m s, or 0 where no decoder is needed.
+        share: Of the work of decoding these whole.
     """
 
     read: Callable[[Tensor], Tensor]
     rows: Tensor | None
     states: Tensor | None
     decoded: int
+    share: float = 1.0
 
     def take(self, x: Tensor) -> Tensor:
         """Return the latents it reads of (B, K, c, h, w)."""

@@ -136,14 +136,15 @@ class Linearisation:
 
 
 def _one_piece(split: Callable[[int, int], Split], x: Tensor) -> tuple[object, int]:
-    """Linearise the first piece that decodes anything; return it and the states it decodes."""
-    for piece in split(1, x.shape[1]).pieces:
-        if piece.decoded:
-            part = piece.take(x)
-            tangent = Tangent(piece.read, part)
-            tangent.push(torch.zeros_like(part))
-            return tangent, piece.decoded
-    return None, 1
+    """Linearise the piece that decodes most of its states; return it and how many these are."""
+    pieces = [piece for piece in split(1, x.shape[1]).pieces if piece.decoded]
+    if not pieces:
+        return None, 1
+    piece = max(pieces, key=lambda piece: piece.share)
+    part = piece.take(x)
+    tangent = Tangent(piece.read, part)
+    tangent.push(torch.zeros_like(part))
+    return tangent, piece.decoded
 
 
 @dataclass(frozen=True)

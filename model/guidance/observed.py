@@ -8,7 +8,7 @@ a small error, so the same guidance applies, and no decoder is needed for them.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -22,6 +22,7 @@ from torch import Tensor
 from model.guidance.base import BlanketRows, Decode, Observed, ObservedBlankets
 from model.guidance.chunks import Piece, Split, whole
 from model.linear_decoder import ReadsColumns, TangentDecoder
+from model.tiled_decoder import PartialDecoder
 
 __all__ = [
     "DecodedObservations",
@@ -121,10 +122,19 @@ class _StateGroup:
                     columns, (state * state_values, (state + 1) * state_values)
                 )
                 inside.append(columns[low:high] + (place - state) * state_values)
-            index = torch.from_numpy(np.concatenate(inside))
-            read = partial(_decoded_values, decode, index)
-            pieces.append(Piece(read, rows, states, len(rows) * len(states)))
+            index = np.concatenate(inside)
+            read, share = self._reader(decode, tuple(states.tolist()), index)
+            pieces.append(Piece(read, rows, states, len(rows) * len(states), share))
         return pieces
+
+    def _reader(
+        self, decode: Decode, states: tuple[int, ...], index: NDArray[np.int64]
+    ) -> tuple[Callable[[Tensor], Tensor], float]:
+        """Return the map to the values at `index` of these states, and its share of the work."""
+        if not isinstance(decode, PartialDecoder):
+            return partial(_decoded_values, decode, torch.from_numpy(index)), 1.0
+        points = decode.points(self.observations.operator, states, index)
+        return partial(decode.read, points), points.share
 
     def joined(self, values: Sequence[Tensor], rows: Tensor, size: int) -> Tensor:
         """Return the model equivalents of these rows (m, N) from the values of their pieces."""

@@ -171,7 +171,7 @@ class FrozenBlock:
         """Return the Jacobian's product with `u`."""
         hidden, mean, rstd = kept or self.hidden(x)
         a = self.first.forward(self.standardised_adjoint(u, x, mean, rstd))
-        return u + self.second.forward(torch.ops.aten.silu_backward(a, hidden))
+        return self.inside(u) + self.second.forward(torch.ops.aten.silu_backward(a, hidden))
 
     def adjoint(self, g: Tensor, x: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
         """Return the transposed Jacobian's product with `g`."""
@@ -180,7 +180,19 @@ class FrozenBlock:
         a = torch.ops.aten.silu_backward(a, hidden)
         del hidden
         a = self.first.adjoint(a, x.shape, x.stride())
-        return g + self.standardised_adjoint(a, x, mean, rstd)
+        return self.outside(g) + self.standardised_adjoint(a, x, mean, rstd)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Return the part of an input that the output covers."""
+        return x
+
+    def outside(self, g: Tensor) -> Tensor:
+        """Return the adjoint of `inside`."""
+        return g
+
+    def keeps_hidden(self, x: Tensor) -> bool:
+        """Return whether the graph keeps the hidden image rather than computing it again."""
+        return x.shape[-2] * x.shape[-1] <= LARGE_IMAGE
 
     def _norm(self, x: Tensor) -> tuple[Tensor, float, float]:
         scale, eps, factor = self.norm
@@ -191,10 +203,9 @@ class _Residual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: FrozenBlock) -> Tensor:
         hidden, mean, rstd = layers.hidden(x)
-        keep = x.shape[-2] * x.shape[-1] <= LARGE_IMAGE
         ctx.layers = layers
-        ctx.save_for_backward(x, *((hidden, mean, rstd) if keep else ()))
-        return x + layers.second.forward(F.silu(hidden), layers.second_bias)
+        ctx.save_for_backward(x, *((hidden, mean, rstd) if layers.keeps_hidden(x) else ()))
+        return layers.inside(x) + layers.second.forward(F.silu(hidden), layers.second_bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

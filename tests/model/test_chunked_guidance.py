@@ -54,6 +54,19 @@ class Pairs:
         return self.observe(states.flatten(-4)[..., torch.from_numpy(self.columns)])
 
 
+class Corner(Pairs):
+    """The same in one corner of the grid."""
+
+    def __init__(self, shape, seed):
+        super().__init__(shape, 12, seed)
+        time, channel, _, _ = np.unravel_index(self.columns, shape)
+        draw = np.random.default_rng(seed)
+        y, x = draw.integers(0, 2, (2, len(time)))
+        entries = np.ravel_multi_index((time, channel, y, x), shape)[self._where.numpy()]
+        self.columns, where = np.unique(entries, return_inverse=True)
+        self._where = torch.from_numpy(where.reshape(entries.shape))
+
+
 class WholeStates:
     """The same without columns: an operator of whole states alone."""
 
@@ -104,6 +117,23 @@ def test_chunks_change_nothing(model, guidance, states, kept, tied):
     chunked = guidance(given, chunks=Chunks(states=states, kept=kept))
     assert (expected - model.denoise(x_t, SIGMA, date)).abs().max() > 1e-3
     ours = chunked(model.denoise, x_t, SIGMA, date, rows)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("states", "kept"), CHUNKS)
+@pytest.mark.parametrize("guidance", [MMPS, SDA])
+def test_decoding_only_what_is_observed_changes_nothing(model, guidance, states, kept):
+    x_t, date, rows, _ = case(model)
+    seen = [Corner((4, *model.state_shape), seed) for seed in (1, 2)]
+    partly = model.decode_partly
+    given = DecodedObservations(seen, partly)
+    pieces = given.select(rows, x_t).split(1, 4).pieces
+    assert all(piece.share < 1 for piece in pieces)
+    through = DecodedObservations(seen, lambda z: model.decode(z, mask=False))
+    expected = guidance(through)(model.denoise, x_t, SIGMA, date, rows)
+    ours = guidance(given, chunks=Chunks(states=states, kept=kept))
+    assert (expected - model.denoise(x_t, SIGMA, date)).abs().max() > 1e-3
+    ours = ours(model.denoise, x_t, SIGMA, date, rows)
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
 
 

@@ -1,0 +1,287 @@
+"""Decode only the points that observations read, with the values that the whole would have.
+
+The decoder is convolutional: a point depends on the latents within its receptive field alone.
+The coarse levels of the decoder are evaluated whole, and from the first level on of which a part
+suffices, tiles of it (:mod:`model.nn.tiles`). Longitudes are wrapped in the latents, so a patch at
+the date line reads the columns that the whole decoding reads there; the rows beyond the poles are
+the zeros of the convolutions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.autoencoder import Autoencoder
+from model.linear_decoder import ReadsColumns
+from model.nn.convolution import Conv2d, ResidualBlock
+from model.nn.frozen import fixed_convolution, fixed_residual, product_type
+from model.nn.tiles import (
+    Cover,
+    Int,
+    Mask,
+    TiledBlock,
+    TiledConvolution,
+    coarsened,
+    cut,
+    reached,
+    select,
+)
+
+__all__ = ["DecodedPoints", "PartialDecoder", "needed_tiles"]
+
+SIDE = 4
+"""Points of a tile at most: the smaller, the less is computed that nobody needs."""
+WORTH = 0.9
+"""Levels of which a larger share is needed are evaluated whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class TiledLevel:
+    """What is evaluated of one level of the decoder.
+
+    Attributes:
+        modules: Residual blocks, then a convolution or an upsampling by one.
+        covers: Before and after each of their convolutions.
+        entry: Where the first cover stands among the tiles handed in, with shape (n,).
+        handed: Number of these, of all states.
+    """
+
+    modules: tuple[nn.Module, ...]
+    covers: tuple[Cover, ...]
+    entry: Int
+    handed: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """The positions of a level's tiles on a device: around each target and source, and kept."""
+
+    entry: Tensor
+    around: tuple[tuple[Tensor, Tensor], ...]
+    kept: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, level: TiledLevel, device: torch.device) -> "_Tables":
+        def there(positions: Int) -> Tensor:
+            return torch.from_numpy(positions.astype(np.int32)).to(device)
+
+        covers = level.covers
+        return cls(
+            there(level.entry),
+            tuple(
+                (there(target.around(source)), there(source.around(target)))
+                for source, target in zip(covers, covers[1:], strict=False)
+            ),
+            tuple(
+                there(source.positions(target.numbers))
+                for source, target in zip(covers, covers[2:], strict=False)
+            ),
+        )
+
+
+def needed_tiles(autoencoder: Autoencoder, read: Sequence[Mask]) -> tuple[list[TiledLevel], float]:
+    """Return the levels that are evaluated in tiles, coarse to fine, and their share of the work.
+
+    Arguments:
+        autoencoder: The decoder is its.
+        read: Points wanted of the padded image of each state, each with shape (H, W).
+
+    Returns:
+        No levels, and a share of 1, where the whole had better be decoded.
+    """
+    config, decoder = autoencoder.config, autoencoder.decoder
+    frozen = not any(p.requires_grad for p in decoder.parameters())
+    if not (frozen and config.pixel_shuffle and config.kernel_size // 2 <= tile_side(autoencoder)):
+        return [], 1.0
+    points = [coarsened(mask, config.patch_size) for mask in read]
+    found: list[TiledLevel] = []
+    total = done = 0.0
+    for number, modules in reversed(list(enumerate(decoder.levels()))):
+        layers = [layer for module in modules for layer in _convolutions(module)]
+        cells = float(config.stride) ** (2 * number)
+        work = np.array([layer.weight.numel() * cells for layer in layers])
+        shares = np.ones(len(layers))
+        if len(found) == len(decoder.levels()) - 1 - number and number > 0:
+            level = _level(autoencoder, modules, points)
+            if level is not None:
+                shares = np.array([len(cover) / level.handed for cover in level.covers[1:]])
+                found.append(level)
+                reach = len(layers) * (config.kernel_size // 2)
+                points = [coarsened(reached(p, reach), (config.stride,) * 2) for p in points]
+        total, done = total + work.sum(), done + float(work @ shares)
+    return _handing_on(found[::-1], config.stride), done / total
+
+
+def tile_side(autoencoder: Autoencoder) -> int:
+    """Return the points of a tile: a power of the stride, so that levels are cut alike."""
+    stride = autoencoder.config.stride
+    return int(stride ** max(int(np.log(SIDE) / np.log(stride) + 1e-9), 1))
+
+
+def _level(
+    autoencoder: Autoencoder, modules: list[nn.Module], points: Sequence[Mask]
+) -> TiledLevel | None:
+    """Return the tiles needed to give these points of a level; None if the whole is as good."""
+    side, reach = tile_side(autoencoder), autoencoder.config.kernel_size // 2
+    if any(size % side for size in points[0].shape):
+        return None
+    count = sum(len(_convolutions(module)) for module in modules)
+    covers = [Cover.of(points, side)]
+    for _ in range(count):
+        points = [reached(p, reach) for p in points]
+        covers.append(Cover.of(points, side))
+    first = covers[-1]
+    whole = first.rows * first.columns * len(points)
+    if len(first) > WORTH * whole:
+        return None
+    return TiledLevel(tuple(modules), tuple(covers[::-1]), first.numbers, whole)
+
+
+def _convolutions(module: nn.Module) -> list[Conv2d]:
+    return [m for m in module.modules() if isinstance(m, Conv2d)]
+
+
+def _handing_on(levels: list[TiledLevel], stride: int) -> list[TiledLevel]:
+    """Return levels that are handed the quartered tiles of the one before."""
+    found = levels[:1]
+    for before, level in zip(levels, levels[1:], strict=False):
+        numbers = before.covers[-1].quarters(stride)
+        order = np.argsort(numbers)
+        entry = order[np.searchsorted(numbers, level.entry, sorter=order)]
+        found.append(replace(level, entry=entry, handed=len(numbers)))
+    return found
+
+
+def _evaluate(level: TiledLevel, tables: _Tables, tiles: Tensor) -> Tensor:
+    """Return the last tiles of a level from those handed in, members (m * n, C, t, t) alike."""
+    x, k = select(tiles, level.handed, tables.entry), 0
+    for module in level.modules:
+        around = tables.around[k:]
+        first, *rest = _convolutions(module)
+        if isinstance(module, ResidualBlock):
+            kind = product_type(x)
+            block = TiledBlock(
+                _tiled(first, kind, around[0]),
+                _tiled(rest[0], kind, around[1]),
+                first.bias,
+                rest[0].bias,
+                module.norm.scaled_eps(x),
+                tables.kept[k],
+                len(level.covers[k]),
+            )
+            x, k = fixed_residual(x, block), k + 2
+            continue
+        x = fixed_convolution(x, _tiled(first, product_type(x), around[0]), first.bias)
+        x, k = (module[1](x) if isinstance(module, nn.Sequential) else x), k + 1
+    return x
+
+
+def _tiled(layer: Conv2d, kind: torch.dtype, around: tuple[Tensor, Tensor]) -> TiledConvolution:
+    padding = cast(tuple[int, int], layer.padding)
+    return TiledConvolution(layer.weight, padding, kind, *around)
+
+
+class DecodedPoints:
+    """The values of some points of some states, as a map from latents.
+
+    Arguments:
+        autoencoder: The decoder is its.
+        points: Flat indices in (s, C, Y, X) of the values.
+        states: s.
+
+    Attributes:
+        channel: Channel of each value, with shape (u,).
+        share: Of the work of decoding the states whole.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, points: Int, states: int) -> None:
+        self._autoencoder = autoencoder
+        self._states = states
+        config = autoencoder.config
+        left, right, top, bottom = config.padding
+        high, wide = config.shape
+        plane, cell = np.divmod(points, high * wide)
+        state, self.channel = np.divmod(plane, config.in_channels)
+        y, x = cell // wide + top, cell % wide + left
+        read = np.zeros((states, high + top + bottom, wide + left + right), dtype=bool)
+        read[state, y, x] = True
+        self._levels, self.share = needed_tiles(autoencoder, list(read))
+        self._index = self._places(state, y, x) if self._levels else points
+        self._tables: dict[torch.device, tuple[_Tables, ...]] = {}
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Map latents (m, s, c, h, w) of the autoencoder to standardised values (m, u)."""
+        latents_of_all = latents.flatten(0, 1)
+        index = torch.from_numpy(self._index).to(latents.device)
+        if not self._levels:
+            states = self._autoencoder.decode(latents_of_all)
+            return states.reshape(len(latents), -1).index_select(1, index)
+        side = tile_side(self._autoencoder)
+        whole = len(self._autoencoder.decoder.levels()) - len(self._levels)
+        tiles = self._autoencoder.decode_levels(latents_of_all, whole)
+        for level, tables in zip(self._levels, self._on(latents.device), strict=True):
+            tiles = _evaluate(level, tables, cut(tiles, side))
+        tiles = cast(Tensor, self._autoencoder.decoder.unpatch(tiles))
+        return tiles.permute(0, 2, 3, 1).reshape(len(latents), -1).index_select(1, index)
+
+    def _places(self, state: Int, y: Int, x: Int) -> Int:
+        """Return where the values stand in (n, rows, columns, C) of the last tiles."""
+        config, cover = self._autoencoder.config, self._levels[-1].covers[-1]
+        high, wide = (tile_side(self._autoencoder) * p for p in config.patch_size)
+        number = (state * cover.rows + y // high) * cover.columns + x // wide
+        inside = (cover.positions(number) * high + y % high) * wide + x % wide
+        places: Int = inside * config.in_channels + self.channel
+        return places
+
+    def _on(self, device: torch.device) -> tuple[_Tables, ...]:
+        if device not in self._tables:
+            self._tables[device] = tuple(_Tables.of(level, device) for level in self._levels)
+        return self._tables[device]
+
+
+class PartialDecoder:
+    """A decoder that can also decode the values alone that an operator reads.
+
+    Arguments:
+        autoencoder: Its decoder.
+        whole: From standardised latents (P, c, h, w) to physical states (P, C, Y, X).
+        values: From standardised latents (m, s, c, h, w) and the points to physical values (m, u).
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        whole: Callable[[Tensor], Tensor],
+        values: Callable[[DecodedPoints, Tensor], Tensor],
+    ) -> None:
+        self._autoencoder = autoencoder
+        self._whole = whole
+        self._values = values
+        self._known: WeakKeyDictionary[ReadsColumns, dict[tuple[int, ...], DecodedPoints]]
+        self._known = WeakKeyDictionary()
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Map standardised latents (P, c, h, w) to physical states (P, C, Y, X)."""
+        return self._whole(latents)
+
+    def points(self, operator: ReadsColumns, states: tuple[int, ...], index: Int) -> DecodedPoints:
+        """Return the points of a few states that an operator reads.
+
+        Arguments:
+            operator: What is found for it is kept as long as it lives.
+            states: Numbers of the states in the operator's window.
+            index: Flat indices of the values in (s, C, Y, X) of these states.
+        """
+        known = self._known.setdefault(operator, {})
+        if states not in known:
+            known[states] = DecodedPoints(self._autoencoder, index, len(states))
+        return known[states]
+
+    def read(self, points: DecodedPoints, latents: Tensor) -> Tensor:
+        """Return physical values (m, u) of the decoded states of latents (m, s, c, h, w)."""
+        return self._values(points, latents)
