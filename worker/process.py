@@ -33,7 +33,7 @@ from worker.contract.queues import (
 )
 from worker.contract.redis_server import redis_health
 from worker.runtime import Runtime, open_runtime
-from worker.sandbox import sweep_scratch
+from worker.sandbox import sweep_scratch, warm_up
 from worker.settings import WorkerSettings
 
 __all__ = [
@@ -217,6 +217,8 @@ class WorkerLife:
             return
         configure_logs(self.settings)
         self.app.runtime = open_runtime(self.settings, self.queues, self.name, self.app)
+        if INGEST_QUEUE in self.queues:
+            warm_up()
 
     def on_ready(self, **_: Any) -> None:
         """Register as ready: messages are coming in from now on."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -269,6 +268,8 @@ def parse_times(texts: np.ndarray) -> np.ndarray:
 
     A date without a clock, such as `2025-01`, is no time of an observation.
     """
+    import pandas as pd  # noqa: PLC0415 (memory that decoding BUFR does without)
+
     series = pd.Series(texts, dtype=object)
     parsed = pd.to_datetime(series, errors="coerce", utc=True, format="ISO8601")
     clocked = series.astype(str).str.contains(r"\d[Tt ]\d", regex=True).to_numpy(bool)

@@ -10,7 +10,7 @@ import numpy as np
 from model.domain.errors import DecodeError
 from worker.observations.decoders.base import MessageLimits
 from worker.observations.decoders.bufr.block import TEXT_KEYS, clean_text
-from worker.observations.decoders.bufr.framing import Header, descriptor_count
+from worker.observations.decoders.bufr.framing import Header, descriptor_count, is_local
 from worker.observations.decoders.bufr.layout import ReportLayout
 from worker.observations.decoders.bufr.packing import describe_storage
 from worker.observations.decoders.bufr.template import Template, check_first_count
@@ -141,7 +141,7 @@ class Unpacker:
                 )
             return np.asarray(eccodes.codes_get_double_array(handle, "numericValues"))
         except eccodes.CodesInternalError as error:
-            local = any(c // 1_000 % 100 >= 48 or c % 1_000 >= 192 for c in header.descriptors)
+            local = any(map(is_local, header.descriptors))
             raise DecodeError(
                 f"Expected data that fit the descriptors; {error}.",
                 reason="needs_local_tables" if local else "undecodable",
