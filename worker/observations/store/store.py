@@ -7,8 +7,12 @@ both. Files appear whole or not at all.
 
 import hashlib
 import io
+import json
+import secrets
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,8 +25,10 @@ from model.domain.errors import InvalidInput, StorageError
 from model.domain.files import write_atomic
 from model.domain.observations import validate_table
 from model.domain.windows import AssimilationWindow
-from worker.observations.columns import time_column
+from worker.observations.columns import count_values, time_column
+from worker.observations.store.commits import commit_hour, hour_of_batch, log_of
 from worker.observations.store.files import (
+    SHARED,
     BatchManifest,
     Compaction,
     StoredFile,
@@ -30,18 +36,21 @@ from worker.observations.store.files import (
     hour_of,
     parse_name,
     partition_path,
+    shared_path,
 )
 from worker.observations.store.query import ObservationQuery, read_files, read_rows
 
 __all__ = [
     "CompactionReport",
     "MAX_HOURS",
+    "NewBatch",
     "ObservationStore",
     "ROW_GROUP",
     "compact",
     "compact_hour",
     "encode_rows",
     "publish",
+    "publish_many",
     "write_file",
     "sweep_hour",
 ]
@@ -80,6 +89,23 @@ def write_file(
         raise StorageError(
             f"Cannot write '{relative}' of the observation store: {error}."
         ) from error
+
+
+@dataclass(frozen=True)
+class NewBatch:
+    """Rows to publish.
+
+    Attributes:
+        table: Its rows; `batch_id` and `received_time` of every row must be the ones given.
+        batch_id: The upload.
+        received_time: Its arrival (aware, UTC).
+        provenance: How the rows were made; JSON-able.
+    """
+
+    table: pa.Table
+    batch_id: str
+    received_time: datetime
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 MAX_HOURS = 20_000
@@ -136,6 +162,119 @@ def publish(
     return manifest
 
 
+def publish_many(files: StoreFiles, batches: Sequence[NewBatch]) -> list[BatchManifest]:
+    """Publish batches with one file an hour for all of them, and one commit; return their manifests.
+
+    Each batch is published as a whole and once, as by `publish`: those that another attempt
+    published meanwhile are left as they are. Batches whose ids name no hour, and those of a store
+    without locks, are published one by one.
+
+    Raises:
+        InvalidInput: If rows do not belong to their batch, or spread over too many hours.
+        StorageError: If writing fails; trying again is safe.
+    """
+    together: dict[datetime, list[NewBatch]] = {}
+    for batch in batches:
+        hour = hour_of_batch(batch.batch_id)
+        if hour is not None and files.local:
+            together.setdefault(hour, []).append(batch)
+    found: dict[str, BatchManifest] = {}
+    for hour, some in together.items():
+        found.update(_commit(files, hour, some))
+    for batch in batches:
+        if batch.batch_id not in found:
+            about = (batch.batch_id, batch.received_time, batch.provenance)
+            found[batch.batch_id] = publish(files, batch.table, *about)
+    return [found[batch.batch_id] for batch in batches]
+
+
+def _commit(
+    files: StoreFiles, hour: datetime, batches: Sequence[NewBatch]
+) -> dict[str, BatchManifest]:
+    """Publish batches whose ids name the same hour; return all of their manifests."""
+    found: dict[str, BatchManifest] = {}
+    waiting = {batch.batch_id: batch for batch in batches}
+    while True:
+        for name in list(waiting):
+            if (manifest := files.manifest(name)) is not None:
+                found[name] = manifest
+                del waiting[name]
+        if not waiting:
+            return found
+        commit = f"commit-{hour:%Y%m%dt%H}-{secrets.token_hex(8)}"
+        hours, made = _put_batches(files, commit, list(waiting.values()))
+        contents = {
+            name: _with_shared(files, manifest.model_dump(mode="json"))
+            for name, manifest in made.items()
+        }
+        if not log_of(files.root, hour).append(commit, hours, contents):
+            return found | made
+        _remove(files, sorted({f.path for manifest in made.values() for f in manifest.files}))
+
+
+def _put_batches(
+    files: StoreFiles, commit: str, batches: Sequence[NewBatch]
+) -> tuple[list[datetime], dict[str, BatchManifest]]:
+    """Write the rows of batches, one file an hour, not published yet; return hours and manifests."""
+    tables = [validate_table(batch.table) for batch in batches]
+    for batch, table in zip(batches, tables, strict=True):
+        _check_identity(table, batch.batch_id)
+    merged = pa.concat_tables(tables).unify_dictionaries()
+    arrival = min(batch.received_time for batch in batches)
+    hours = _by_hour(merged)
+    stored = [_put_hour(files, part, hour, commit, arrival) for hour, part in hours]
+    counts = [count_values(part, "batch_id") for _, part in hours]
+    created = datetime.now(UTC)
+    return [hour for hour, _ in hours], {
+        batch.batch_id: BatchManifest(
+            batch_id=batch.batch_id,
+            received_time=batch.received_time,
+            created=created,
+            content_hash=_rows_digest(table),
+            rows=len(table),
+            files=tuple(
+                StoredFile(path=file.path, rows=count[batch.batch_id], sha256=file.sha256)
+                for file, count in zip(stored, counts, strict=True)
+                if count[batch.batch_id]
+            ),
+            provenance=batch.provenance,
+        )
+        for batch, table in zip(batches, tables, strict=True)
+    }
+
+
+def _rows_digest(table: pa.Table) -> str:
+    """Return the SHA-256 of rows, whatever file holds them."""
+    sink = pa.BufferOutputStream()
+    plain = pa.Table.from_batches(table.combine_chunks().to_batches(), table.schema)
+    with pa.ipc.new_stream(sink, plain.schema) as writer:
+        writer.write_table(plain)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+_SHARED_LENGTH = 512
+_shared_before: set[tuple[str, str]] = set()
+
+
+def _with_shared(files: StoreFiles, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest whose long values that all batches share are named by their digest."""
+    provenance = dict(manifest["provenance"])
+    for key in _SHARED_KEYS & provenance.keys():
+        text = json.dumps(provenance[key], sort_keys=True)
+        if len(text) < _SHARED_LENGTH:
+            continue
+        digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+        if (files.url, digest) not in _shared_before:
+            if files.read_text(shared_path(digest)) != text:
+                write_file(files, shared_path(digest), text.encode())
+            _shared_before.add((files.url, digest))
+        provenance[key] = {SHARED: digest}
+    return {**manifest, "provenance": provenance}
+
+
+_SHARED_KEYS = frozenset({"quality_control", "representativeness"})
+
+
 def encode_rows(table: pa.Table) -> bytes:
     """Return the table as Parquet bytes, the same for the same rows."""
     sink = io.BytesIO()
@@ -154,9 +293,9 @@ def _check_identity(table: pa.Table, batch_id: str) -> None:
 
 def _by_hour(table: pa.Table) -> list[tuple[datetime, pa.Table]]:
     """Return the rows of each hour, sorted by time; equal times keep the order of decoding."""
-    time = time_column(table)
-    order = np.argsort(time, kind="stable")
-    hours, first = np.unique(time[order] // _HOUR, return_index=True)
+    observed = time_column(table)
+    order = np.argsort(observed, kind="stable")
+    hours, first = np.unique(observed[order] // _HOUR, return_index=True)
     if len(hours) > MAX_HOURS:
         raise InvalidInput(
             f"Expected at most {MAX_HOURS} different hours in one batch; got {len(hours)}. "
@@ -172,12 +311,12 @@ def _by_hour(table: pa.Table) -> list[tuple[datetime, pa.Table]]:
 
 
 def _put_hour(
-    files: StoreFiles, part: pa.Table, hour: datetime, batch_id: str, received_time: datetime
+    files: StoreFiles, part: pa.Table, hour: datetime, owner: str, received_time: datetime
 ) -> StoredFile:
     content = encode_rows(part)
     digest = hashlib.sha256(content).hexdigest()
     stamp = f"{received_time.astimezone(UTC):%Y%m%dT%H%M%S%fZ}"
-    path = f"{partition_path(hour)}/{stamp}__{batch_id}__{digest[:16]}.parquet"
+    path = f"{partition_path(hour)}/{stamp}__{owner}__{digest[:16]}.parquet"
     write_file(files, path, content)
     return StoredFile(path=path, rows=len(part), sha256=digest)
 
@@ -212,7 +351,7 @@ def compact(
     """
     report = CompactionReport()
     for hour in files.hours(hour_of(start), end):
-        report.files_removed += sweep_hour(files, hour, grace)
+        report.files_removed += sweep_hour(files, hour, grace) + sweep_unpublished(files, hour)
         if len(files.visible(hour).paths) >= least_files:
             compaction = compact_hour(files, hour)
             report.hours += 1
@@ -279,6 +418,27 @@ def sweep_hour(files: StoreFiles, hour: datetime, grace: timedelta) -> int:
     return len(replaced)
 
 
+_ORPHANED = timedelta(days=1)
+
+
+def sweep_unpublished(files: StoreFiles, hour: datetime) -> int:
+    """Remove files of commits that never came about, a day after they were written."""
+    if not files.local:
+        return 0
+    folder, removed = partition_path(hour), 0
+    for name in files.names(folder):
+        parsed = parse_name(name)
+        if parsed is None or commit_hour(parsed[1]) is None:
+            continue
+        path = Path(files.path(f"{folder}/{name}"))
+        with suppress(FileNotFoundError):
+            old = time.time() - path.stat().st_mtime > _ORPHANED.total_seconds()
+            if old and files.owned(folder, name, parsed[1]) is None:
+                path.unlink()
+                removed += 1
+    return removed
+
+
 def _remove(files: StoreFiles, paths: list[str]) -> None:
     for path in paths:
         try:
@@ -306,7 +466,12 @@ class ObservationStore:
         provenance: dict[str, Any] | None = None,
     ) -> BatchManifest:
         """Publish a batch and return its manifest, after which readers see all of it."""
-        return publish(self.files, table, batch_id, received_time, provenance)
+        batch = NewBatch(table, batch_id, received_time, provenance or {})
+        return self.publish_many([batch])[0]
+
+    def publish_many(self, batches: Sequence[NewBatch]) -> list[BatchManifest]:
+        """Publish batches in one commit and return their manifests."""
+        return publish_many(self.files, batches)
 
     def read_window(
         self,

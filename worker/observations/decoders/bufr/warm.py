@@ -97,9 +97,9 @@ def small_message(template: CommonTemplate, version: int) -> bytes:
             key = f"input{width}DelayedDescriptorReplicationFactor"
             eccodes.codes_set_array(handle, key, list(counts))
         eccodes.codes_set_array(handle, "unexpandedDescriptors", list(template.descriptors))
-        for key, value in _VALUES.items():
+        for key, number in _VALUES.items():
             with suppress(eccodes.KeyValueNotFoundError):
-                eccodes.codes_set(handle, key, value)
+                eccodes.codes_set(handle, key, number)
         eccodes.codes_set(handle, "pack", 1)
         return bytes(eccodes.codes_get_message(handle))
     finally:
