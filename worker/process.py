@@ -27,6 +27,7 @@ from worker.contract.logs import configure_logs
 from worker.contract.queues import (
     GPU_QUEUE,
     INGEST_BATCH,
+    INGEST_LARGE_QUEUE,
     INGEST_QUEUE,
     PRODUCTS_QUEUE,
     celery_settings,
@@ -50,6 +51,7 @@ log = structlog.get_logger()
 
 TASK_MODULES = {
     INGEST_QUEUE: "worker.tasks.ingest",
+    INGEST_LARGE_QUEUE: "worker.tasks.ingest",
     PRODUCTS_QUEUE: "worker.tasks.products",
     GPU_QUEUE: "worker.tasks.assimilation",
 }
@@ -88,7 +90,7 @@ def create_app(settings: WorkerSettings, queues: Sequence[str]) -> Celery:
             f"Expected queues of {', '.join(TASK_MODULES)}; got {', '.join(unknown) or 'none'}."
         )
     on_device = GPU_QUEUE in queues
-    app = Celery("appa", include=[TASK_MODULES[queue] for queue in queues])
+    app = Celery("appa", include=sorted({TASK_MODULES[queue] for queue in queues}))
     app.conf.update(
         celery_settings(settings.redis_url, settings.redis_prefix, settings.visibility_timeout),
         broker_connection_max_retries=None,
@@ -217,7 +219,7 @@ class WorkerLife:
             return
         configure_logs(self.settings)
         self.app.runtime = open_runtime(self.settings, self.queues, self.name, self.app)
-        if INGEST_QUEUE in self.queues:
+        if not {INGEST_QUEUE, INGEST_LARGE_QUEUE}.isdisjoint(self.queues):
             warm_up()
 
     def on_ready(self, **_: Any) -> None:

@@ -29,11 +29,11 @@ from redis.exceptions import RedisError
 
 from model.domain.errors import AppaError
 from model.domain.files import file_digest
-from worker.contract.batches import BatchRecord, BatchState, BatchStore
-from worker.contract.jobs import JobStore
+from worker.contract.batches import BatchRecord, BatchState, BatchStore, Lane
+from worker.contract.jobs import JobRecord, JobStore
 from worker.contract.layout import Layout
 from worker.contract.logs import configure_logs
-from worker.contract.queues import INGEST_BATCH, RUN_ASSIMILATION, TaskSender, submit
+from worker.contract.queues import INGEST_BATCH, RUN_ASSIMILATION, TaskSender, submit, submit_batch
 from worker.contract.records import Problem, utc_now
 from worker.contract.redis_server import redis_health
 from worker.contract.store import Stores
@@ -120,7 +120,8 @@ class Reconciler:
             return 0
         log.warning("upload restored", id=batch_id, state=record.state)
         if record.state is BatchState.RECEIVED:
-            submit(self.sender, INGEST_BATCH, batch_id)
+            large = record.lane is Lane.LARGE
+            submit_batch(self.sender, self.stores.workers, batch_id, large=large)
         return 1
 
     def _record(self, batch_id: str) -> BatchRecord:
@@ -246,7 +247,7 @@ class Reaper:
             return 0
         log.warning("took over", id=record_id, from_worker=worker, now=state)
         if state == store.waiting:
-            submit(self.sender, task, record_id, record.priority if record else 0)
+            self._submit(record_id, record, task)
         return 1
 
     def _resend_waiting(self, store: JobStore | BatchStore, task: str) -> int:
@@ -273,8 +274,15 @@ class Reaper:
             return 0
         log.info("sent again", id=record_id, next_in_seconds=wait.pause)
         wait.due, wait.pause = now + wait.pause, 2 * wait.pause
-        submit(self.sender, task, record_id, record.priority)
+        self._submit(record_id, record, task)
         return 1
+
+    def _submit(self, record_id: str, record: JobRecord | BatchRecord | None, task: str) -> None:
+        if isinstance(record, BatchRecord):
+            large = record.lane is Lane.LARGE or record.lost > 0
+            submit_batch(self.sender, self.stores.workers, record_id, large=large)
+        else:
+            submit(self.sender, task, record_id, record.priority if record else 0)
 
 
 def _is(store: JobStore | BatchStore, record_id: str) -> bool:

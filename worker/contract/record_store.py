@@ -19,7 +19,7 @@ from worker.contract.events import STREAM_START
 from worker.contract.records import Record, utc_now
 from worker.contract.redis_server import Keyspace
 
-__all__ = ["LeaseLost", "MoveRefused", "NoSuchRecord", "Page", "RecordStore"]
+__all__ = ["LeaseLost", "MoveRefused", "NoSuchRecord", "Page", "RecordStore", "milliseconds"]
 
 R = TypeVar("R", bound=Record)
 _BARE = frozenset({"id", "state", "api_key"})
@@ -170,7 +170,7 @@ class RecordStore(Generic[R]):
             record_id,
             self.waiting,
             self.working,
-            _ms(lease),
+            milliseconds(lease),
             json.dumps(_to_fields(fields)),
             self._event(self.working, worker=worker),
         )
@@ -184,7 +184,7 @@ class RecordStore(Generic[R]):
         """
         states = _commas(self.leased)
         try:
-            return self._run(scripts.BEAT, record_id, token, _ms(lease), states)
+            return self._run(scripts.BEAT, record_id, token, milliseconds(lease), states)
         except MoveRefused as error:
             raise LeaseLost(error.message, id=record_id) from error
 
@@ -247,11 +247,13 @@ class RecordStore(Generic[R]):
     def _sources(self, to: str) -> list[str]:
         raise NotImplementedError
 
-    def _create(self, record: R, *, kind: str, unique: Sequence[str] = ()) -> tuple[R, bool]:
+    def _create(
+        self, record: R, *, kind: str, unique: Sequence[str] = (), lane: str = ""
+    ) -> tuple[R, bool]:
         """Store a new record, or return the one that holds one of its `unique` keys.
 
         The first key that is held decides; those named before it, still free, then stand for the
-        same record.
+        same record. A record in a lane waits there for its owner's turn.
         """
         values = record.model_dump(mode="json")
         keys = [self.keys.unique(self.noun, key) for key in unique]
@@ -265,6 +267,7 @@ class RecordStore(Generic[R]):
             owner,
             fields,
             self._event(state),
+            lane,
             keys=keys,
         )
         return (record, True) if known == values["id"] else (self.get(known), False)
@@ -313,7 +316,8 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if hasattr(value, "isoformat") else value
 
 
-def _ms(duration: timedelta) -> int:
+def milliseconds(duration: timedelta) -> int:
+    """Return a duration in whole milliseconds."""
     return int(duration / timedelta(milliseconds=1))
 
 
