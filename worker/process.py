@@ -61,6 +61,9 @@ TASK_MODULES = {
 HARD_LIMIT_GRACE = 30
 """Seconds between Celery's soft time limit, which a task can answer, and the end of its process."""
 
+_NICE = 5
+"""Large files give way to small bulletins, whose workers run beside theirs."""
+
 SOFT_SHUTDOWN_SECONDS = 5.0
 """Time in which a worker that is told to stop at once (SIGQUIT) may still give its job back."""
 
@@ -199,6 +202,8 @@ class WorkerLife:
             log.warning("redis", advice=warning)
         if removed := sweep_scratch():
             log.warning("leftover folders removed", count=removed)
+        if set(self.queues) == {INGEST_LARGE_QUEUE}:
+            os.nice(_NICE)
         runtime.start_reporting()
         if GPU_QUEUE in self.queues:
             # torch is imported in the one process that uses it, never in a parent that forks
