@@ -37,6 +37,7 @@ from worker.zygote import CANNOT_START, Ended, ServerDied, shared_server
 __all__ = [
     "Interrupted",
     "Limits",
+    "memory_share",
     "per_file_limits",
     "carry_out",
     "run_limited",
@@ -267,6 +268,18 @@ def _machine_memory() -> int:
         with contextlib.suppress(OSError, ValueError):
             held = min(held, int((Path("/sys/fs/cgroup") / name).read_text()))
     return held
+
+
+_SHARE = 0.5
+_LEAST_SHARE = 1_000_000_000
+
+
+def memory_share() -> int:
+    """Return the bytes of memory that one child may be given: half of the machine's, at least 1 GB.
+
+    The others are for what runs beside it: a second child, the model, the broker.
+    """
+    return max(_LEAST_SHARE, int(_SHARE * _machine_memory()))
 
 
 def _failure(end: Ended, log: str, limits: Limits) -> DecodeError:

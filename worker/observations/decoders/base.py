@@ -22,6 +22,7 @@ __all__ = [
     "DecodeReport",
     "Decoded",
     "Decoder",
+    "FileBudget",
     "KEPT_QUARANTINED",
     "MessageLimits",
     "Quarantined",
@@ -190,6 +191,40 @@ class MessageLimits:
     message_bytes: int = 8_000_000
     values: int = 8_000_000
     replications: int = 20_000
+
+
+class FileBudget:
+    """Counts the values of a file against what a file of its size may hold.
+
+    Few bytes may stand for millions of values (constant fields, repeated rows), which take
+    minutes to decode. Real files hold less than a value in two bits; small ones get a flat sum.
+
+    Arguments:
+        size: Of the file in bytes.
+    """
+
+    FLAT = 20_000_000
+    PER_BYTE = 8
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.most = self.FLAT + self.PER_BYTE * size
+        self.taken = 0
+
+    def take(self, values: int = 0) -> None:
+        """Count values that are about to be decoded.
+
+        Raises:
+            DecodeError: With reason `too_large`, once they are more than the budget.
+        """
+        self.taken += values
+        if self.taken > self.most:
+            raise DecodeError(
+                f"Expected at most {self.most} values in a file of {self.size} bytes; got more. "
+                "Send it in parts.",
+                reason="too_large",
+                limit=self.most,
+            )
 
 
 def _no_mark(offset: int) -> None:

@@ -28,7 +28,14 @@ from model.domain.observations import empty_table
 from worker.observations.columns import concat_tables, set_column
 from worker.observations.decoders.base import DecodeContext, Decoded, Decoder, DecodeReport
 from worker.observations.formats import FORMATS, detect_format
-from worker.sandbox import Interrupted, Limits, per_file_limits, run_limited, scratch_prefix
+from worker.sandbox import (
+    Interrupted,
+    Limits,
+    memory_share,
+    per_file_limits,
+    run_limited,
+    scratch_prefix,
+)
 
 __all__ = [
     "FileToDecode",
@@ -188,9 +195,12 @@ def _pause_after(error: Interrupted, deaths: Counter[int]) -> None:
 
 
 def _with_room(limits: Limits, path: Path) -> Limits:
-    """Return the limits with memory for a large file: its bytes are mapped and its rows are held."""
-    room = _BYTES_HELD_PER_BYTE * path.stat().st_size
-    return replace(limits, address_space=limits.address_space + room)
+    """Return the limits with memory for a large file: its bytes are mapped and its rows are held.
+
+    It gets no more than its share of the machine, whatever its size.
+    """
+    room = limits.address_space + _BYTES_HELD_PER_BYTE * path.stat().st_size
+    return replace(limits, address_space=min(room, memory_share()))
 
 
 def _rejected_file(path: Path, format: str | None, reason: str, message: str) -> Decoded:
