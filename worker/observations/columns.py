@@ -3,10 +3,11 @@
 A rejected row keeps the name and number of the first check that rejected it; no row is dropped.
 """
 
+import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -50,16 +51,66 @@ class Origin(Protocol):
     def received_time(self) -> datetime: ...
 
 
+_REMEMBERED_ROWS = 4_096
+
+
+class _Remembered(threading.local):
+    """What was read of the table that this thread last asked about."""
+
+    def __init__(self) -> None:
+        self.table: pa.Table | None = None
+        self.values: dict[tuple[str, str], Any] = {}
+
+
+_remembered = _Remembered()
+Value = TypeVar("Value")
+
+
+def _once(table: pa.Table, how: str, name: str, read: Callable[[pa.Table, str], Value]) -> Value:
+    """Return `read(table, name)`, read once of a small table.
+
+    A dozen checks ask for the same columns of a bulletin of a few rows: reading them is most of
+    what they cost.
+    """
+    if len(table) > _REMEMBERED_ROWS:
+        return read(table, name)
+    if _remembered.table is not table:
+        _remembered.table, _remembered.values = table, {}
+    key = (how, name)
+    if key not in _remembered.values:
+        _remembered.values[key] = read(table, name)
+    found: Value = _remembered.values[key]
+    return found
+
+
 def float_column(table: pa.Table, name: str) -> NDArray[np.float64]:
     """Return the numeric column as float64, NaN where null, with shape (rows,)."""
+    return _once(table, "float", name, _read_floats).copy()
+
+
+def category_codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the index into the sorted distinct values of a string column, -1 where null."""
+    codes, names = _once(table, "category", name, _read_categories)
+    return codes.copy(), list(names)
+
+
+def time_column(table: pa.Table, name: str = "time") -> NDArray[np.int64]:
+    """Return a time column as nanoseconds since 1970 in UTC, with shape (rows,)."""
+    return _once(table, "time", name, _read_times).copy()
+
+
+def _read_times(table: pa.Table, name: str) -> NDArray[np.int64]:
+    return np.array(pc.cast(table[name], pa.int64()).to_numpy(), dtype=np.int64)
+
+
+def _read_floats(table: pa.Table, name: str) -> NDArray[np.float64]:
     column = table[name].combine_chunks()
     if not (pa.types.is_integer(column.type) and column.null_count == 0):
         column = pc.cast(column, pa.float64())
     return np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def category_codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the index into the sorted distinct values of a string column, -1 where null."""
+def _read_categories(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
     column = table[name]
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
@@ -87,11 +138,6 @@ def is_one_of(table: pa.Table, name: str, values: Iterable[str]) -> BoolArray:
     code, names = category_codes(table, name)
     wanted = [i for i, n in enumerate(names) if n in set(values)]
     return np.isin(code, wanted)
-
-
-def time_column(table: pa.Table, name: str = "time") -> NDArray[np.int64]:
-    """Return a time column as nanoseconds since 1970 in UTC, with shape (rows,)."""
-    return np.array(pc.cast(table[name], pa.int64()).to_numpy(), dtype=np.int64)
 
 
 def not_rejected(table: pa.Table) -> BoolArray:

@@ -1,5 +1,7 @@
 """Ingest an uploaded file: decode it, assign errors, check it and publish its rows."""
 
+import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -15,7 +17,7 @@ from worker.contract.layout import Layout
 from worker.observations.columns import count_values
 from worker.observations.decoders.base import DecodeContext, Decoded
 from worker.observations.decoders.decode import FileToDecode, decode_in_one_child, decode_limited
-from worker.observations.errors import assign_errors, load_errors
+from worker.observations.errors import ErrorTable, assign_errors, load_errors
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import QCReport, run_checks
 from worker.observations.store.files import BatchManifest
@@ -24,6 +26,7 @@ from worker.sandbox import Limits
 
 __all__ = [
     "Arrived",
+    "Effective",
     "IngestOptions",
     "IngestReport",
     "decode_small",
@@ -106,28 +109,56 @@ def ingest(
     options = options or IngestOptions()
     if (published := store.files.manifest(batch_id)) is not None:
         return IngestReport(published, summary_of(published))
-    load_errors(*options.errors), load_parameters(*options.checks)  # before the work of decoding
+    effective = Effective()
+    effective.of(options)  # before the work of decoding
     context = _context(batch_id, received_time, options)
     decoded = decode_limited(
         Path(raw_path), options.format, context, options.limits, options.processes
     )
     check_lease()
-    rows, summary = prepare(decoded, context, options)
+    rows, summary = prepare(decoded, context, options, effective)
     check_lease()
     return IngestReport(store.publish_many([rows])[0], summary)
 
 
+@dataclass
+class Effective:
+    """Error tables and parameters in force, read once for uploads with the same overrides."""
+
+    _read: dict[str, tuple[ErrorTable, dict[str, dict[str, Any]]]] = field(default_factory=dict)
+
+    def of(self, options: IngestOptions) -> tuple[ErrorTable, dict[str, dict[str, Any]]]:
+        """Return the observation errors and the parameters of the checks.
+
+        Raises:
+            ConfigurationError: If overrides are faulty.
+        """
+        key = json.dumps([options.errors, options.checks], default=str, sort_keys=True)
+        if key not in self._read:
+            self._read[key] = load_errors(*options.errors), load_parameters(*options.checks)
+        return self._read[key]
+
+
 def prepare(
-    decoded: Decoded, context: DecodeContext, options: IngestOptions
+    decoded: Decoded,
+    context: DecodeContext,
+    options: IngestOptions,
+    effective: Effective | None = None,
 ) -> tuple[NewBatch, IngestSummary]:
     """Assign errors to the rows of one upload and check them; return them ready to publish.
+
+    Arguments:
+        decoded: Its rows.
+        context: With which they were decoded.
+        options: How it was read.
+        effective: What was read for uploads before it.
 
     Raises:
         DecodeError: If there is no row; the decoder's report is in its context.
         ConfigurationError: If overrides are faulty.
     """
     _require_rows(decoded)
-    errors, parameters = load_errors(*options.errors), load_parameters(*options.checks)
+    errors, parameters = (effective or Effective()).of(options)
     table = assign_errors(validate_table(decoded.table), errors)
     table, checked = run_checks(table, "pre", QCContext(parameters=parameters))
     summary = _summarise(table, decoded, checked)
@@ -241,6 +272,10 @@ SMALL_LIMITS = Limits(address_space=1_500_000_000, cpu_seconds=5, wall_seconds=2
 """Bounds of the decoding of one small upload; one that needs more is decoded alone."""
 
 
+SENDER_SECONDS = 10.0
+"""Time on the clock that the small uploads of one sender get together; the rest is decoded alone."""
+
+
 @dataclass(frozen=True)
 class Arrived:
     """A small upload that was decoded, or why it was not.
@@ -262,7 +297,8 @@ def decode_small(batches: Sequence[BatchRecord], layout: Layout) -> Iterator[Arr
     """Decode small uploads, those of one sender in one child; yield each with what came out.
 
     A child is forked for each sender and thrown away after a fault. The upload that it met the
-    fault at is not tried again here, so that it holds up nobody; the others are.
+    fault at is not tried again here, so that it holds up nobody; the others are, while the sender
+    has time left. Who sent least comes first.
 
     Raises:
         StorageError: If a child met a full disk or a failing device.
@@ -273,14 +309,16 @@ def decode_small(batches: Sequence[BatchRecord], layout: Layout) -> Iterator[Arr
         options = options_of(batch, layout)
         context = _context(batch.id, batch.created, options)
         senders.setdefault(batch.api_key, []).append(Arrived(batch, options, context, None))
-    for waiting in senders.values():
-        while waiting:
+    for waiting in sorted(senders.values(), key=len):
+        end = time.monotonic() + SENDER_SECONDS
+        while waiting and (left := end - time.monotonic()) > 0:
             files = [
                 FileToDecode(layout.raw_file(one.batch.id), one.options.format, one.context)
                 for one in waiting
             ]
-            found = decode_in_one_child(files, SMALL_LIMITS)
+            found = decode_in_one_child(files, SMALL_LIMITS, left)
             for one, decoded in zip(waiting, found, strict=False):
                 yield replace(one, decoded=decoded)
             yield from waiting[len(found) : len(found) + 1]
             waiting = waiting[len(found) + 1 :]
+        yield from waiting

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import structlog
 from celery import Task, shared_task
+from celery.exceptions import SoftTimeLimitExceeded
 
 from model.domain.errors import InvalidInput
 from model.domain.observations import REPORT_TYPES
@@ -21,7 +22,14 @@ from worker.contract.record_store import LeaseLost
 from worker.lease import Lease, SharedLease
 from worker.observations.formats import FORMATS
 from worker.observations.store.store import NewBatch, ObservationStore
-from worker.pipeline.ingest import Arrived, decode_small, ingest_batch, prepare, summary_of
+from worker.pipeline.ingest import (
+    Arrived,
+    Effective,
+    decode_small,
+    ingest_batch,
+    prepare,
+    summary_of,
+)
 from worker.runtime import Runtime
 from worker.tasks.attempt import DecodedAlone, attempt, attempt_together, known_version
 
@@ -112,9 +120,14 @@ def _together(
         else:
             fresh.append(batch)
     ready: dict[str, NewBatch] = {}
+    effective = Effective()
     try:
         for arrived in decode_small(fresh, runtime.layout):
-            _prepare(arrived, ready, found)
+            _prepare(arrived, effective, ready, found)
+    except SoftTimeLimitExceeded:
+        for batch in fresh:
+            if batch.id not in found and batch.id not in ready:
+                found[batch.id] = _decoded_alone()
     except Exception as error:  # of ours: those that it kept from being decoded come again
         found.update({b.id: error for b in fresh if b.id not in found and b.id not in ready})
     held = lease.held()
@@ -125,16 +138,27 @@ def _together(
     return found
 
 
-def _prepare(arrived: Arrived, ready: dict[str, NewBatch], found: dict[str, Outcome]) -> None:
+def _decoded_alone() -> DecodedAlone:
+    return DecodedAlone(
+        "Expected a small upload to be decoded like others; its decoding process ended early. It "
+        "is decoded alone."
+    )
+
+
+def _prepare(
+    arrived: Arrived,
+    effective: Effective,
+    ready: dict[str, NewBatch],
+    found: dict[str, Outcome],
+) -> None:
     name = arrived.batch.id
     if arrived.decoded is None:
-        found[name] = DecodedAlone(
-            "Expected a small upload to be decoded like others; its decoding process ended early. "
-            "It is decoded alone."
-        )
+        found[name] = _decoded_alone()
         return
     try:
-        ready[name], found[name] = prepare(arrived.decoded, arrived.context, arrived.options)
+        ready[name], found[name] = prepare(
+            arrived.decoded, arrived.context, arrived.options, effective
+        )
     except Exception as error:
         ready.pop(name, None)
         found[name] = error

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from worker.contract.batches import BatchRecord, BatchState, Lane
 from worker.contract.records import Problem, new_id
 from worker.observations.decoders import decode as decode_module
 from worker.observations.store.store import ObservationStore
+from worker.pipeline import ingest as pipeline
 from worker.runtime import WorkerStopping, open_runtime
 from worker.settings import WorkerSettings
 from worker.tasks import ingest as tasks
@@ -125,6 +127,29 @@ def decode_and_die(files, results, limits):
         if FATAL in Path(file[0]).read_bytes():
             os.abort()
         _decode_each([file], results, limits)
+
+
+def decode_without_end(files, results, limits):
+    """In the child: the files of one sender take for ever."""
+    from worker.observations.decoders.decode import _decode_each
+
+    for file in files:
+        while FATAL in Path(file[0]).read_bytes():
+            pass
+        _decode_each([file], results, limits)
+
+
+def test_a_sender_of_slow_files_delays_itself_only(runtime, monkeypatch):
+    slow = [upload(runtime, FATAL + synop(airTemperature=250.0 + n), "slow") for n in range(9)]
+    quick = [upload(runtime, synop(airTemperature=280.0 + n), f"k{n}") for n in range(2)]
+    monkeypatch.setattr(decode_module, "_decode_each", decode_without_end)
+    monkeypatch.setattr(pipeline, "SENDER_SECONDS", 2.0)
+    began = time.monotonic()
+    ingest_waiting(runtime)
+    assert time.monotonic() - began < 8.0  # not nine times five seconds
+    assert states(runtime, quick) == [BatchState.INGESTED] * 2
+    assert states(runtime, slow) == [BatchState.RECEIVED] * 9
+    assert sorted(runtime.sender.sent) == sorted(batch.id for batch in slow)
 
 
 def test_a_fault_of_ours_brings_all_back_each_by_its_own_message(runtime, monkeypatch):

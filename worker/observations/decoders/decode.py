@@ -250,12 +250,19 @@ def decode_many_limited(
 
 
 def decode_in_one_child(
-    files: Sequence[FileToDecode], limits: Limits | None = None
+    files: Sequence[FileToDecode],
+    limits: Limits | None = None,
+    together_seconds: float | None = None,
 ) -> list[Decoded]:
     """Decode files one after the other in one child; return what came out before it ended early.
 
     The child is thrown away after a fault: the file after the last one returned is the one it met
-    it at. Limits of time hold for each file.
+    it at.
+
+    Arguments:
+        files: What to decode.
+        limits: Those of time hold for each file.
+        together_seconds: Time on the clock for all of them; None for as long as each may take.
 
     Raises:
         StorageError: If the child met a full disk or a failing device.
@@ -265,7 +272,8 @@ def decode_in_one_child(
     with TemporaryDirectory(prefix=scratch_prefix("many"), dir=limits.temp_dir) as folder:
         results = Path(folder) / "results"
         results.touch()
-        broad = replace(limits, wall_seconds=limits.wall_seconds * (len(files) + 1))
+        seconds = together_seconds or limits.wall_seconds * (len(files) + 1)
+        broad = replace(limits, wall_seconds=seconds)
         broad = _with_room(broad, max((file.path for file in files), key=_size))
         plain = [(str(file.path), file.format, file.context) for file in files]
         with suppress(DecodeError):

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from model.domain.errors import InvalidInput, StorageError
 from model.domain.files import write_atomic
-from model.domain.observations import validate_table
+from model.domain.observations import OBSERVATION_SCHEMA, validate_table
 from model.domain.windows import AssimilationWindow
 from worker.observations.columns import count_values, time_column
 from worker.observations.store.commits import commit_hour, hour_of_batch, log_of
@@ -216,10 +216,13 @@ def _put_batches(
     files: StoreFiles, commit: str, batches: Sequence[NewBatch]
 ) -> tuple[list[datetime], dict[str, BatchManifest]]:
     """Write the rows of batches, one file an hour, not published yet; return hours and manifests."""
-    tables = [validate_table(batch.table) for batch in batches]
+    tables = [
+        batch.table if batch.table.schema == OBSERVATION_SCHEMA else validate_table(batch.table)
+        for batch in batches
+    ]
     for batch, table in zip(batches, tables, strict=True):
         _check_identity(table, batch.batch_id)
-    merged = pa.concat_tables(tables).unify_dictionaries()
+    merged = validate_table(pa.concat_tables(tables))
     arrival = min(batch.received_time for batch in batches)
     hours = _by_hour(merged)
     stored = [_put_hour(files, part, hour, commit, arrival) for hour, part in hours]
