@@ -54,6 +54,8 @@ __all__ = ["Reaper", "Reconciler", "SCHEDULER", "run_scheduler"]
 log = structlog.get_logger()
 
 _CHUNK = 1_000
+_ALWAYS_COMPARED = 10_000
+_WHOLE_SECONDS = 3_600.0
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Reconciler:
     grace_seconds: float = 120.0
     turn_seconds: float = 10.0
     _due: float = float("-inf")
+    _whole_due: float = float("-inf")
     _unusable: set[str] = field(default_factory=set)
 
     def tick(self) -> int:
@@ -93,13 +96,22 @@ class Reconciler:
         return made
 
     def _unknown(self) -> Iterator[str]:
-        """Yield the uploads on disk without a record, newest first."""
-        folders = (path.name for path in self.layout.raw.iterdir() if path.is_dir())
+        """Yield the uploads on disk without a record, newest first.
+
+        Older ones are compared once an hour, and whenever one is found that is not known: of
+        millions that were compared before, few can have lost their record alone.
+        """
+        whole = time.monotonic() >= self._whole_due
+        with os.scandir(self.layout.raw) as entries:
+            folders = [entry.name for entry in entries if entry.is_dir()]
         names = sorted((name for name in folders if name not in self._unusable), reverse=True)
         for first in range(0, len(names), _CHUNK):
             some = names[first : first + _CHUNK]
-            known = self.stores.batches.known(some)
-            yield from (name for name in some if name not in known)
+            missing = set(some) - self.stores.batches.known(some)
+            yield from (name for name in some if name in missing)
+            if not (whole or missing) and first + _CHUNK >= _ALWAYS_COMPARED:
+                return
+        self._whole_due = time.monotonic() + _WHOLE_SECONDS
 
     def _restore(self, batch_id: str) -> int:
         content = self.layout.raw_file(batch_id)

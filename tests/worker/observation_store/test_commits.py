@@ -64,6 +64,9 @@ def test_batches_share_files_and_each_has_its_manifest(store, tmp_path):
         assert made.provenance["quality_control"] == LONG
     assert len({m.content_hash for m in manifests}) == 5
     assert list(store.files.batches()) == [b.batch_id for b in batches]
+    asked = [batches[3].batch_id, "superobservations", batches[1].batch_id, "batch-of nobody"]
+    hashes = store.files.content_hashes(asked)
+    assert hashes == {asked[0]: manifests[3].content_hash, asked[2]: manifests[1].content_hash}
     alone = ObservationStore(str(tmp_path / "other")).publish_many(batches[:1])
     assert alone[0].content_hash == manifests[0].content_hash
 

@@ -19,7 +19,7 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -108,11 +108,14 @@ class CommitLog:
 
     def content(self, commit: Commit) -> list[dict[str, Any]]:
         """Return the manifests of a commit's batches as JSON values."""
+        return list(self.contents([commit]))
+
+    def contents(self, commits: Iterable[Commit]) -> Iterator[dict[str, Any]]:
+        """Yield the manifests of the batches of some commits, the file opened once."""
         with self.path.open("rb") as file:
-            file.seek(commit.start)
-            line = file.read(commit.length)
-        found: list[dict[str, Any]] = json.loads(line.split(b"\t", 4)[4])
-        return found
+            for commit in sorted(commits, key=lambda commit: commit.start):
+                file.seek(commit.start)
+                yield from json.loads(file.read(commit.length).split(b"\t", 4)[4])
 
     def append(
         self, name: str, hours: Sequence[datetime], manifests: Mapping[str, Mapping[str, Any]]

@@ -23,7 +23,7 @@ import fsspec
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from model.domain.errors import InvalidInput, StorageError
-from worker.observations.store.commits import CommitLog, commit_hour, hour_of_batch, log_of
+from worker.observations.store.commits import Commit, CommitLog, commit_hour, hour_of_batch, log_of
 
 __all__ = [
     "BatchManifest",
@@ -185,6 +185,22 @@ class StoreFiles:
         text = self.read_text(self.batch_path(batch_id))
         return None if text is None else BatchManifest.model_validate_json(text)
 
+    def content_hashes(self, batch_ids: Iterable[str]) -> dict[str, str]:
+        """Return the hash of the rows of each batch that is published, in the order asked for."""
+        names, found = list(batch_ids), dict[str, str]()
+        commits: dict[int, tuple[CommitLog, dict[str, Commit]]] = {}
+        for name in names:
+            log = self.log_of_batch(name)
+            commit = None if log is None else log.of_batch(name)
+            if log is not None and commit is not None:
+                commits.setdefault(id(log), (log, {}))[1][commit.name] = commit
+            elif _BATCH.fullmatch(name) and (manifest := self.manifest(name)) is not None:
+                found[name] = manifest.content_hash
+        for log, some in commits.values():
+            for content in log.contents(some.values()):
+                found[content["batch_id"]] = content["content_hash"]
+        return {name: found[name] for name in names if name in found}
+
     def batches(self) -> Iterator[str]:
         """Yield the ids of all published batches, in order."""
         alone = {n[:-5] for n in self.names("batches") if n.endswith(".json")}
@@ -224,8 +240,7 @@ class StoreFiles:
         return {**manifest, "provenance": provenance}
 
     def _shared(self, digest: str) -> Any:
-        text = self.read_text(shared_path(digest))
-        return None if text is None else json.loads(text)
+        return json.loads(_read_shared(self.url, digest))
 
     def owned(self, folder: str, name: str, owner: str) -> tuple[str, ...] | None:
         """Return the batches with rows in a data file; None while it is not published.
@@ -367,6 +382,17 @@ def shared_path(digest: str) -> str:
 @lru_cache(maxsize=16)
 def _parse_compaction(text: str) -> Compaction:
     return Compaction.model_validate_json(text)
+
+
+@lru_cache(maxsize=64)
+def _read_shared(url: str, digest: str) -> str:
+    text = StoreFiles(url).read_text(shared_path(digest))
+    if text is None:
+        raise StorageError(
+            f"Expected '{shared_path(digest)}' in the observation store, which manifests name; it "
+            "is gone. Restore it from a backup."
+        )
+    return text
 
 
 def _replaced(compaction: Compaction | None) -> frozenset[str]:
