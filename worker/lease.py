@@ -101,6 +101,7 @@ class SharedLease:
     def __init__(
         self, store: RecordStore[Any], tokens: Mapping[str, int], lifetime: timedelta
     ) -> None:
+        self.store = store
         self.leases = [Lease(store, record, token, lifetime) for record, token in tokens.items()]
         self._pause = lifetime.total_seconds() / 4
         self._stop = threading.Event()
@@ -126,12 +127,13 @@ class SharedLease:
 
     def held(self) -> set[str]:
         """Return the records that no newer attempt holds."""
-        held = set()
-        for lease in self.leases:
-            state, token = lease.store.state_and_token(lease.record_id)
-            if token == lease.token and state in lease.store.leased:
-                held.add(lease.record_id)
-        return held
+        found = self.store.states_and_tokens([lease.record_id for lease in self.leases])
+        return {
+            lease.record_id
+            for lease in self.leases
+            for state, token in [found[lease.record_id]]
+            if token == lease.token and state in self.store.leased
+        }
 
     def check(self, record_id: str) -> None:
         """Check, between any two steps of the work on one record, that it may continue.

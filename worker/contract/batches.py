@@ -6,6 +6,7 @@ A batch is found again by its content and by the sender's idempotency key.
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -347,6 +348,14 @@ class BatchStore(RecordStore[BatchRecord]):
         """End the ingest successfully: the rows are in the observation store."""
         to = BatchState.INGESTED
         self.move(record_id, to, token=token, terminal=True, summary=summary, error=None)
+
+    def finish_all(
+        self, batches: Sequence[BatchRecord], summaries: Mapping[str, IngestSummary]
+    ) -> dict[str, Exception]:
+        """End the ingest of several batches successfully; return why some were not ended by it."""
+        values = {batch.id: {"summary": summaries[batch.id], "error": None} for batch in batches}
+        tokens = {batch.id: batch.token for batch in batches}
+        return self.move_all(BatchState.INGESTED, tokens, terminal=True, values=values)
 
     def reject(
         self, record_id: str, token: int, problem: Problem, summary: IngestSummary | None = None

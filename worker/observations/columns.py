@@ -52,14 +52,22 @@ class Origin(Protocol):
 
 
 _REMEMBERED_ROWS = 4_096
+_REMEMBERED_TABLES = 3
 
 
 class _Remembered(threading.local):
-    """What was read of the table that this thread last asked about."""
+    """What was read of the tables that this thread last asked about: whole ones and parts."""
 
     def __init__(self) -> None:
-        self.table: pa.Table | None = None
-        self.values: dict[tuple[str, str], Any] = {}
+        self.tables: list[tuple[pa.Table, dict[tuple[str, str], Any]]] = []
+
+    def of(self, table: pa.Table) -> dict[tuple[str, str], Any]:
+        """Return what was read of a table."""
+        for known, values in self.tables:
+            if known is table:
+                return values
+        self.tables = [(table, {}), *self.tables[: _REMEMBERED_TABLES - 1]]
+        return self.tables[0][1]
 
 
 _remembered = _Remembered()
@@ -74,12 +82,10 @@ def _once(table: pa.Table, how: str, name: str, read: Callable[[pa.Table, str], 
     """
     if len(table) > _REMEMBERED_ROWS:
         return read(table, name)
-    if _remembered.table is not table:
-        _remembered.table, _remembered.values = table, {}
-    key = (how, name)
-    if key not in _remembered.values:
-        _remembered.values[key] = read(table, name)
-    found: Value = _remembered.values[key]
+    values, key = _remembered.of(table), (how, name)
+    if key not in values:
+        values[key] = read(table, name)
+    found: Value = values[key]
     return found
 
 
@@ -157,13 +163,25 @@ def set_column(table: pa.Table, name: str, values: NDArray[Any] | pa.Array) -> p
 
 
 def groups(*keys: NDArray[Any]) -> NDArray[np.int64]:
-    """Return a number for each row; rows with equal keys share it."""
-    combined = np.zeros(len(keys[0]), dtype=np.int64)
-    for key in keys:
-        _, code = np.unique(key, return_inverse=True)
-        # Renumber at each step, so that the product never overflows.
-        _, combined = np.unique(combined * (code.max(initial=0) + 1) + code, return_inverse=True)
-    return combined
+    """Return a number for each row; rows with equal keys share it; NaN equals NaN.
+
+    Numbers rise with the keys, the first one first.
+    """
+    length = len(keys[0])
+    if not length:
+        return np.zeros(0, dtype=np.int64)
+    plain = [np.unique(k, return_inverse=True)[1] if k.dtype.kind == "O" else k for k in keys]
+    order = np.lexsort(plain[::-1])
+    fresh = np.zeros(length, dtype=bool)
+    for key in plain:
+        along = key[order]
+        differs = along[1:] != along[:-1]
+        if along.dtype.kind in "fM":
+            differs &= (along[1:] == along[1:]) | (along[:-1] == along[:-1])
+        fresh[1:] |= differs
+    found = np.empty(length, dtype=np.int64)
+    found[order] = np.cumsum(fresh)
+    return found
 
 
 def row_pressure(table: pa.Table) -> NDArray[np.float64]:

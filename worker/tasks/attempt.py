@@ -182,8 +182,13 @@ def attempt_together(
                 outcomes = body(records, lease)
             except Exception as error:
                 outcomes = {record.id: error for record in records}
+            done = {i: o for i, o in outcomes.items() if not isinstance(o, Exception)}
+            refused = store.finish_all([r for r in records if r.id in done], done)
             for record in records:
-                _end(task, runtime, store, record, outcomes[record.id])
+                outcome = refused.get(record.id) or outcomes[record.id]
+                if isinstance(outcome, Exception):
+                    _end(task, runtime, store, record, outcome)
+            log.info("finished", ids=[name for name in done if name not in refused])
     except RedisError as error:
         # Nothing can be written down now; the reaper finds the records when the server is back.
         log.error("outcomes not stored", ids=list(tokens), error=str(error))
@@ -194,18 +199,16 @@ def _end(
     runtime: Runtime,
     store: BatchStore,
     record: BatchRecord,
-    outcome: IngestSummary | Exception,
+    error: Exception,
 ) -> None:
-    """Write the outcome of one of several batches down; its next message is its own."""
+    """Write the error of one of several batches down; its next message is its own."""
 
     def body(batch: BatchRecord, _: Any) -> None:
-        if isinstance(outcome, DecodedAlone):
-            store.requeue(batch.id, batch.token, Problem.of(outcome))
+        if isinstance(error, DecodedAlone):
+            store.requeue(batch.id, batch.token, Problem.of(error))
             submit_batch(runtime.sender, runtime.stores.workers, batch.id, large=True)
             return
-        if isinstance(outcome, Exception):
-            raise outcome
-        store.finish(batch.id, batch.token, outcome)
+        raise error
 
     try:
         _run(_OwnMessage(task, record.id), runtime, store, record, None, body)
