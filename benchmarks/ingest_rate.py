@@ -41,8 +41,9 @@ from worker.contract.records import new_id
 from worker.contract.store import Stores, open_stores
 from worker.observations.columns import build_table, concat_tables
 from worker.observations.decoders.base import DecodeContext
+from worker.observations.store.group_commit import NewBatch, publish_many
 from worker.observations.store.merging import SmallFileMerger
-from worker.observations.store.store import NewBatch, ObservationStore
+from worker.observations.store.store import ObservationStore
 
 REPORTS = 3
 HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
@@ -239,7 +240,7 @@ def fill_hour(store: ObservationStore, uploads: int) -> None:
             rows = bulletin_rows(number, DecodeContext(batch_id=name, received_time=arrival))
             about = {"summary": {"observations": len(rows), "decode_report": {"rows": len(rows)}}}
             some.append(NewBatch(rows, name, arrival, about))
-        store.publish_many(some)
+        publish_many(store.files, some)
         made += len(some)
     merger = SmallFileMerger(store.files, turn_seconds=600)
     merger.turn()
@@ -247,7 +248,7 @@ def fill_hour(store: ObservationStore, uploads: int) -> None:
         arrival = HOUR + timedelta(minutes=59, seconds=number)
         name = new_id("batch", arrival)
         rows = bulletin_rows(number, DecodeContext(batch_id=name, received_time=arrival))
-        store.publish_many([NewBatch(rows, name, arrival, {})])
+        publish_many(store.files, [NewBatch(rows, name, arrival, {})])
 
 
 def measure_hour(folder: Path, uploads: int) -> dict[str, object]:

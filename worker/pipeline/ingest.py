@@ -21,7 +21,8 @@ from worker.observations.errors import ErrorTable, assign_errors, load_errors
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import QCReport, run_checks
 from worker.observations.store.files import BatchManifest
-from worker.observations.store.store import NewBatch, ObservationStore
+from worker.observations.store.group_commit import NewBatch, publish_many
+from worker.observations.store.store import ObservationStore
 from worker.sandbox import Limits
 
 __all__ = [
@@ -118,7 +119,7 @@ def ingest(
     check_lease()
     rows, summary = prepare(decoded, context, options, effective)
     check_lease()
-    return IngestReport(store.publish_many([rows])[0], summary)
+    return IngestReport(publish_many(store.files, [rows])[0], summary)
 
 
 @dataclass

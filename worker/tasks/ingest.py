@@ -21,7 +21,8 @@ from worker.contract.queues import INGEST_BATCH, WorkerReport, submit_batch
 from worker.contract.record_store import LeaseLost
 from worker.lease import Lease, SharedLease
 from worker.observations.formats import FORMATS
-from worker.observations.store.store import NewBatch, ObservationStore
+from worker.observations.store.group_commit import NewBatch, publish_many
+from worker.observations.store.store import ObservationStore
 from worker.pipeline.ingest import (
     Arrived,
     Effective,
@@ -171,7 +172,7 @@ def _publish(
     if not ready:
         return
     try:
-        store.publish_many(list(ready.values()))
+        publish_many(store.files, list(ready.values()))
     except InvalidInput as refused:
         if len(ready) == 1:
             found.update(dict.fromkeys(ready, refused))

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
@@ -13,8 +14,9 @@ from tests.worker.tables import make_table
 from worker.contract.records import new_id
 from worker.observations.store import store as publishing
 from worker.observations.store.commits import CommitLog, log_of
+from worker.observations.store.group_commit import NewBatch, publish_many
 from worker.observations.store.merging import SmallFileMerger
-from worker.observations.store.store import NewBatch, ObservationStore, sweep_unpublished
+from worker.observations.store.store import ObservationStore, sweep_unpublished
 
 NOW = datetime.now(UTC).replace(minute=10, second=0, microsecond=0)
 HOUR = NOW.replace(minute=0)
@@ -54,7 +56,7 @@ def wanted(batches):
 
 def test_batches_share_files_and_each_has_its_manifest(store, tmp_path):
     batches = [batch(n) for n in range(5)]
-    manifests = store.publish_many(batches)
+    manifests = publish_many(store.files, batches)
     assert found(store) == wanted(batches)
     assert len(list((tmp_path / "obs").glob("date=*/hour=*/*.parquet"))) == 2
     assert [m.batch_id for m in manifests] == [b.batch_id for b in batches]
@@ -67,7 +69,7 @@ def test_batches_share_files_and_each_has_its_manifest(store, tmp_path):
     asked = [batches[3].batch_id, "superobservations", batches[1].batch_id, "batch-of nobody"]
     hashes = store.files.content_hashes(asked)
     assert hashes == {asked[0]: manifests[3].content_hash, asked[2]: manifests[1].content_hash}
-    alone = ObservationStore(str(tmp_path / "other")).publish_many(batches[:1])
+    alone = publish_many(ObservationStore(str(tmp_path / "other")).files, batches[:1])
     assert alone[0].content_hash == manifests[0].content_hash
 
 
@@ -80,34 +82,36 @@ def test_before_its_line_nothing_of_a_commit_is_there_and_after_it_all(store, mo
 
         patch.setattr(CommitLog, "_write", full)
         with pytest.raises(StorageError, match="No space left"):
-            store.publish_many(batches)
+            publish_many(store.files, batches)
     assert found(store) == [] and not list(store.files.batches())
-    store.publish_many(batches)
+    publish_many(store.files, batches)
     assert found(store) == wanted(batches)
 
 
 def test_a_torn_line_is_never_read_and_cut_off_by_the_next_writer(store):
     first, second, third = (batch(n) for n in range(3))
-    store.publish_many([first])
+    publish_many(store.files, [first])
     log = log_of(store.files.root, HOUR)
     whole = log.path.read_bytes()
-    store.publish_many([second])
+    publish_many(store.files, [second])
     line = log.path.read_bytes()[len(whole) :]
     for torn in (line[:-1], line[:40], b"\0" * 100, line[:30] + b"\0" * 10 + b"\n"):
         log.path.write_bytes(whole + torn)
         log._forget(0)
         assert found(store) == wanted([first])
         assert store.files.manifest(second.batch_id) is None
-    store.publish_many([third])
+    publish_many(store.files, [third])
     assert found(store) == wanted([first, third])
-    store.publish_many([second])
+    publish_many(store.files, [second])
     assert found(store) == wanted([first, second, third])
 
 
 def test_a_batch_of_two_attempts_is_published_once(store):
     batches = [batch(n) for n in range(6)]
     with ThreadPoolExecutor(3) as pool:
-        made = list(pool.map(store.publish_many, [batches[:4], batches[2:], batches]))
+        made = list(
+            pool.map(partial(publish_many, store.files), [batches[:4], batches[2:], batches])
+        )
     assert found(store) == wanted(batches)
     assert {m.batch_id: m for m in made[0]} | {m.batch_id: m for m in made[1]} == {
         m.batch_id: m for m in made[2]
@@ -116,7 +120,9 @@ def test_a_batch_of_two_attempts_is_published_once(store):
 
 def publish_elsewhere(url, numbers, now):
     for number in numbers:
-        ObservationStore(url).publish_many([batch(number, now=now), batch(number + 1, now=now)])
+        publish_many(
+            ObservationStore(url).files, [batch(number, now=now), batch(number + 1, now=now)]
+        )
 
 
 def test_writers_in_several_processes_and_a_merger_lose_and_double_nothing(store, tmp_path):
@@ -137,8 +143,8 @@ def test_writers_in_several_processes_and_a_merger_lose_and_double_nothing(store
 
 def test_any_past_state_is_reproducible_from_shared_and_merged_files(store):
     batches = [batch(n) for n in range(6)]
-    store.publish_many(batches[:3])
-    store.publish_many(batches[3:])
+    publish_many(store.files, batches[:3])
+    publish_many(store.files, batches[3:])
     merger = SmallFileMerger(store.files, most_files=2, grace=timedelta(0))
     for _ in range(3):
         for count in range(1, 7):
@@ -153,7 +159,7 @@ def test_an_hour_keeps_few_files_however_many_batches_come(store, tmp_path):
     batches = [batch(n) for n in range(60)]
     most = 0
     for one in batches:
-        store.publish_many([one])
+        publish_many(store.files, [one])
         merger.turn()
         most = max(most, len(store.files.visible(HOUR).paths))
     assert most <= 9
@@ -170,7 +176,7 @@ def test_an_hour_keeps_few_files_however_many_batches_come(store, tmp_path):
 def test_reading_an_hour_opens_no_manifest_of_a_batch(store, monkeypatch):
     batches = [batch(n) for n in range(40)]
     for one in batches:
-        store.publish_many([one])
+        publish_many(store.files, [one])
     SmallFileMerger(store.files, most_files=8).turn()
     read: list[str] = []
     real = type(store.files).read_text
@@ -185,8 +191,8 @@ def test_files_of_a_commit_that_never_came_about_are_removed_a_day_later(store, 
     with monkeypatch.context() as patch:
         patch.setattr(CommitLog, "append", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            store.publish_many([batch(0)])
-    store.publish_many([batch(1)])
+            publish_many(store.files, [batch(0)])
+    publish_many(store.files, [batch(1)])
     assert sweep_unpublished(store.files, HOUR) == 0
     monkeypatch.setattr(publishing.time, "time", lambda: datetime.now().timestamp() + 90_000)
     assert sweep_unpublished(store.files, HOUR) == 1

@@ -159,7 +159,7 @@ def test_a_fault_of_ours_brings_all_back_each_by_its_own_message(runtime, monkey
         def full(*_):
             raise StorageError("Cannot write: No space left on device.")
 
-        patch.setattr(ObservationStore, "publish_many", full)
+        patch.setattr(tasks, "publish_many", full)
         ingest_waiting(runtime)
     assert states(runtime, batches) == [BatchState.RECEIVED] * 3
     assert sorted(runtime.sender.sent) == sorted(batch.id for batch in batches)

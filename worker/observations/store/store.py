@@ -7,12 +7,10 @@ both. Files appear whole or not at all.
 
 import hashlib
 import io
-import json
-import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,11 @@ import pyarrow.parquet as pq
 
 from model.domain.errors import InvalidInput, StorageError
 from model.domain.files import write_atomic
-from model.domain.observations import OBSERVATION_SCHEMA, validate_table
+from model.domain.observations import validate_table
 from model.domain.windows import AssimilationWindow
-from worker.observations.columns import count_values, time_column
-from worker.observations.store.commits import commit_hour, hour_of_batch, log_of
+from worker.observations.columns import time_column
+from worker.observations.store.commits import commit_hour
 from worker.observations.store.files import (
-    SHARED,
     BatchManifest,
     Compaction,
     StoredFile,
@@ -36,21 +33,22 @@ from worker.observations.store.files import (
     hour_of,
     parse_name,
     partition_path,
-    shared_path,
 )
 from worker.observations.store.query import ObservationQuery, read_files, read_rows
 
 __all__ = [
     "CompactionReport",
     "MAX_HOURS",
-    "NewBatch",
     "ObservationStore",
     "ROW_GROUP",
     "compact",
     "compact_hour",
+    "by_hour",
+    "check_identity",
     "encode_rows",
     "publish",
-    "publish_many",
+    "put_hour",
+    "remove_files",
     "write_file",
     "sweep_hour",
 ]
@@ -91,23 +89,6 @@ def write_file(
         ) from error
 
 
-@dataclass(frozen=True)
-class NewBatch:
-    """Rows to publish.
-
-    Attributes:
-        table: Its rows; `batch_id` and `received_time` of every row must be the ones given.
-        batch_id: The upload.
-        received_time: Its arrival (aware, UTC).
-        provenance: How the rows were made; JSON-able.
-    """
-
-    table: pa.Table
-    batch_id: str
-    received_time: datetime
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-
 MAX_HOURS = 20_000
 """Most hours one batch may spread over: each becomes a file."""
 
@@ -144,10 +125,8 @@ def publish(
     if (existing := files.manifest(batch_id)) is not None:
         return existing
     table = validate_table(table)
-    _check_identity(table, batch_id)
-    stored = [
-        _put_hour(files, part, hour, batch_id, received_time) for hour, part in _by_hour(table)
-    ]
+    check_identity(table, batch_id)
+    stored = [put_hour(files, part, hour, batch_id, received_time) for hour, part in by_hour(table)]
     digest = hashlib.sha256("".join(f.sha256 for f in stored).encode()).hexdigest()
     manifest = BatchManifest(
         batch_id=batch_id,
@@ -162,122 +141,6 @@ def publish(
     return manifest
 
 
-def publish_many(files: StoreFiles, batches: Sequence[NewBatch]) -> list[BatchManifest]:
-    """Publish batches with one file an hour for all of them, and one commit; return their manifests.
-
-    Each batch is published as a whole and once, as by `publish`: those that another attempt
-    published meanwhile are left as they are. Batches whose ids name no hour, and those of a store
-    without locks, are published one by one.
-
-    Raises:
-        InvalidInput: If rows do not belong to their batch, or spread over too many hours.
-        StorageError: If writing fails; trying again is safe.
-    """
-    together: dict[datetime, list[NewBatch]] = {}
-    for batch in batches:
-        hour = hour_of_batch(batch.batch_id)
-        if hour is not None and files.local:
-            together.setdefault(hour, []).append(batch)
-    found: dict[str, BatchManifest] = {}
-    for hour, some in together.items():
-        found.update(_commit(files, hour, some))
-    for batch in batches:
-        if batch.batch_id not in found:
-            about = (batch.batch_id, batch.received_time, batch.provenance)
-            found[batch.batch_id] = publish(files, batch.table, *about)
-    return [found[batch.batch_id] for batch in batches]
-
-
-def _commit(
-    files: StoreFiles, hour: datetime, batches: Sequence[NewBatch]
-) -> dict[str, BatchManifest]:
-    """Publish batches whose ids name the same hour; return all of their manifests."""
-    found: dict[str, BatchManifest] = {}
-    waiting = {batch.batch_id: batch for batch in batches}
-    while True:
-        for name in list(waiting):
-            if (manifest := files.manifest(name)) is not None:
-                found[name] = manifest
-                del waiting[name]
-        if not waiting:
-            return found
-        commit = f"commit-{hour:%Y%m%dt%H}-{secrets.token_hex(8)}"
-        hours, made = _put_batches(files, commit, list(waiting.values()))
-        contents = {
-            name: _with_shared(files, manifest.model_dump(mode="json"))
-            for name, manifest in made.items()
-        }
-        if not log_of(files.root, hour).append(commit, hours, contents):
-            return found | made
-        _remove(files, sorted({f.path for manifest in made.values() for f in manifest.files}))
-
-
-def _put_batches(
-    files: StoreFiles, commit: str, batches: Sequence[NewBatch]
-) -> tuple[list[datetime], dict[str, BatchManifest]]:
-    """Write the rows of batches, one file an hour, not published yet; return hours and manifests."""
-    tables = [
-        batch.table if batch.table.schema == OBSERVATION_SCHEMA else validate_table(batch.table)
-        for batch in batches
-    ]
-    for batch, table in zip(batches, tables, strict=True):
-        _check_identity(table, batch.batch_id)
-    merged = validate_table(pa.concat_tables(tables))
-    arrival = min(batch.received_time for batch in batches)
-    hours = _by_hour(merged)
-    stored = [_put_hour(files, part, hour, commit, arrival) for hour, part in hours]
-    counts = [count_values(part, "batch_id") for _, part in hours]
-    created = datetime.now(UTC)
-    return [hour for hour, _ in hours], {
-        batch.batch_id: BatchManifest(
-            batch_id=batch.batch_id,
-            received_time=batch.received_time,
-            created=created,
-            content_hash=_rows_digest(table),
-            rows=len(table),
-            files=tuple(
-                StoredFile(path=file.path, rows=count[batch.batch_id], sha256=file.sha256)
-                for file, count in zip(stored, counts, strict=True)
-                if count[batch.batch_id]
-            ),
-            provenance=batch.provenance,
-        )
-        for batch, table in zip(batches, tables, strict=True)
-    }
-
-
-def _rows_digest(table: pa.Table) -> str:
-    """Return the SHA-256 of rows, whatever file holds them."""
-    sink = pa.BufferOutputStream()
-    plain = pa.Table.from_batches(table.combine_chunks().to_batches(), table.schema)
-    with pa.ipc.new_stream(sink, plain.schema) as writer:
-        writer.write_table(plain)
-    return hashlib.sha256(sink.getvalue()).hexdigest()
-
-
-_SHARED_LENGTH = 512
-_shared_before: set[tuple[str, str]] = set()
-
-
-def _with_shared(files: StoreFiles, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest whose long values that all batches share are named by their digest."""
-    provenance = dict(manifest["provenance"])
-    for key in _SHARED_KEYS & provenance.keys():
-        text = json.dumps(provenance[key], sort_keys=True)
-        if len(text) < _SHARED_LENGTH:
-            continue
-        digest = hashlib.sha256(text.encode()).hexdigest()[:32]
-        if (files.url, digest) not in _shared_before:
-            if files.read_text(shared_path(digest)) != text:
-                write_file(files, shared_path(digest), text.encode())
-            _shared_before.add((files.url, digest))
-        provenance[key] = {SHARED: digest}
-    return {**manifest, "provenance": provenance}
-
-
-_SHARED_KEYS = frozenset({"quality_control", "representativeness"})
-
-
 def encode_rows(table: pa.Table) -> bytes:
     """Return the table as Parquet bytes, the same for the same rows."""
     sink = io.BytesIO()
@@ -285,7 +148,8 @@ def encode_rows(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _check_identity(table: pa.Table, batch_id: str) -> None:
+def check_identity(table: pa.Table, batch_id: str) -> None:
+    """Raise InvalidInput if rows are not of the batch."""
     found = table["batch_id"].unique().to_pylist()
     if found not in ([], [batch_id]):
         raise InvalidInput(
@@ -294,7 +158,7 @@ def _check_identity(table: pa.Table, batch_id: str) -> None:
         )
 
 
-def _by_hour(table: pa.Table) -> list[tuple[datetime, pa.Table]]:
+def by_hour(table: pa.Table) -> list[tuple[datetime, pa.Table]]:
     """Return the rows of each hour, sorted by time; equal times keep the order of decoding."""
     observed = time_column(table)
     order = np.argsort(observed, kind="stable")
@@ -313,9 +177,10 @@ def _by_hour(table: pa.Table) -> list[tuple[datetime, pa.Table]]:
     ]
 
 
-def _put_hour(
+def put_hour(
     files: StoreFiles, part: pa.Table, hour: datetime, owner: str, received_time: datetime
 ) -> StoredFile:
+    """Write the rows of one hour and owner as a file, not published yet."""
     content = encode_rows(part)
     digest = hashlib.sha256(content).hexdigest()
     stamp = f"{received_time.astimezone(UTC):%Y%m%dT%H%M%S%fZ}"
@@ -398,7 +263,7 @@ def compact_hour(files: StoreFiles, hour: datetime) -> Compaction:
     except StorageError:
         winner = files.compaction(hour)
         if winner is None or winner.file.path != compaction.file.path:
-            _remove(files, [compaction.file.path])
+            remove_files(files, [compaction.file.path])
         raise
     return compaction
 
@@ -416,8 +281,8 @@ def sweep_hour(files: StoreFiles, hour: datetime, grace: timedelta) -> int:
         for name in names
         if name.startswith("_compaction-") and name < f"_compaction-{compaction.generation:06d}"
     ]
-    _remove(files, replaced)
-    _remove(files, older)
+    remove_files(files, replaced)
+    remove_files(files, older)
     return len(replaced)
 
 
@@ -442,7 +307,8 @@ def sweep_unpublished(files: StoreFiles, hour: datetime) -> int:
     return removed
 
 
-def _remove(files: StoreFiles, paths: list[str]) -> None:
+def remove_files(files: StoreFiles, paths: list[str]) -> None:
+    """Remove files that are still there."""
     for path in paths:
         try:
             files.filesystem.rm_file(files.path(path))
@@ -469,12 +335,7 @@ class ObservationStore:
         provenance: dict[str, Any] | None = None,
     ) -> BatchManifest:
         """Publish a batch and return its manifest, after which readers see all of it."""
-        batch = NewBatch(table, batch_id, received_time, provenance or {})
-        return self.publish_many([batch])[0]
-
-    def publish_many(self, batches: Sequence[NewBatch]) -> list[BatchManifest]:
-        """Publish batches in one commit and return their manifests."""
-        return publish_many(self.files, batches)
+        return publish(self.files, table, batch_id, received_time, provenance)
 
     def read_window(
         self,
