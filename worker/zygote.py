@@ -371,7 +371,10 @@ def _main(descriptor: int, parent: int) -> None:
     with _without_pandas():
         for name in _PRELOADED:
             import_module(name)
-        import_module(_WARMED).warm_up()
+        try:
+            import_module(_WARMED).warm_up()
+        except Exception:  # of an extension, say: children that need what is faulty tell of it
+            sys.excepthook(*sys.exc_info())
     gc.collect()
     gc.freeze()  # children would copy the pages of every object that a collection looks at
     _Server(control, import_module("worker.sandbox").carry_out).serve()

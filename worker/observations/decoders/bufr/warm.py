@@ -71,25 +71,29 @@ def warm_up(
     for version in versions:
         for template in templates:
             try:
-                message = small_message(template, version)
-                for _ in range(3):  # opened, learnt from, read by what was learnt
-                    decode_bytes(message, _CONTEXT).report.model_dump(mode="json")
+                for subsets in (1, 2):
+                    message = small_message(template, version, subsets)
+                    for _ in range(3):  # opened, learnt from, read by what was learnt
+                        decode_bytes(message, _CONTEXT).report.model_dump(mode="json")
             except (eccodes.CodesInternalError, DecodeError):
                 continue
             known += 1
     return known
 
 
-def small_message(template: CommonTemplate, version: int) -> bytes:
-    """Return a message of one report with a time, a place, and a temperature if it can hold one."""
+def small_message(template: CommonTemplate, version: int, subsets: int = 1) -> bytes:
+    """Return a message of reports with a time, a place, and a temperature if they can hold one.
+
+    Several reports are compressed.
+    """
     handle = eccodes.codes_bufr_new_from_samples("BUFR4")
     try:
         header = {
             "masterTablesVersionNumber": version,
             "localTablesVersionNumber": 0,
             "dataCategory": template.category,
-            "numberOfSubsets": 1,
-            "compressedData": 0,
+            "numberOfSubsets": subsets,
+            "compressedData": int(subsets > 1),
         }
         for key, value in header.items():
             eccodes.codes_set(handle, key, value)
