@@ -4,7 +4,8 @@ A fresh interpreter needs a second to import what decoding takes; a fork of one 
 needs milliseconds. The server (`python -m worker.zygote`) is started by the process that wants
 children, at its first request, and ends with it. It has one thread, no connection but the socket
 to its owner, an environment without secrets, and never opens a file from outside: each request
-goes to a child of its own (`worker.sandbox` says with which limits). It watches the clock, kills
+goes to a child of its own (`worker.sandbox` says with which limits), one that was forked before and has
+rehearsed if there is one. It watches the clock, kills
 what has run out of time, and every process of the child's session once the child has ended.
 
 Each request comes with a socket for the answer. A request whose socket is closed is given up and
@@ -27,6 +28,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -228,12 +230,35 @@ class _Child:
             os.killpg(self.pid, signal.SIGKILL)
 
 
+@dataclass(frozen=True)
+class _Spare:
+    """A child in reserve: its process, and where it is told the folder of its request."""
+
+    pid: int
+    channel: socket.socket
+
+
+def _close_all_but(kept: int) -> None:
+    """Close all descriptors but the standard ones and `kept`."""
+    end = max((int(name) for name in os.listdir("/dev/fd")), default=1_023) + 1
+    if kept >= 3:
+        os.closerange(3, kept)
+    os.closerange(max(kept + 1, 3), end)
+
+
 class _Server:
     """Fork a child for each request that comes over `control`, until that is closed."""
 
-    def __init__(self, control: socket.socket, carry_out: Callable[[Path], None]) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        carry_out: Callable[[Path], None],
+        rehearse: Callable[[], object],
+    ) -> None:
         self.control = control
         self.carry_out = carry_out
+        self.rehearse = rehearse
+        self.spare: _Spare | None = None
         self.children: dict[int, _Child] = {}
         self.selector = selectors.DefaultSelector()
         self.woken, waker = os.pipe()
@@ -249,6 +274,7 @@ class _Server:
     def serve(self) -> None:
         """Serve until the owner closes the socket or is gone; then kill all children."""
         while self.open:
+            self._keep_spare()
             for key, _ in self.selector.select(self._pause()):
                 key.data()
             self._reap()
@@ -272,17 +298,54 @@ class _Server:
         reply = socket.socket(fileno=descriptors[0])
         asked = json.loads(data)
         try:
-            pid = os.fork()
+            pid = self._use_spare(asked["folder"]) or self._fork(asked["folder"])
         except OSError as error:
             self._answer(reply, {"errno": error.errno})
             return
-        if pid == 0:
-            self._be_child(Path(asked["folder"]))
         child = _Child(pid, reply, time.monotonic() + asked["wall_seconds"])
         self.children[pid] = child
         self.selector.register(reply, selectors.EVENT_READ, child.kill)
 
-    def _be_child(self, folder: Path) -> None:
+    def _fork(self, folder: str) -> int:
+        pid = os.fork()
+        if pid == 0:
+            self._be_child(lambda: folder)
+        return pid
+
+    def _keep_spare(self) -> None:
+        """Fork a child in reserve while nothing else runs."""
+        if self.spare is not None or self.children:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                pid = os.fork()
+            except OSError:  # at the next request
+                ours.close()
+                return
+            if pid == 0:
+                self._be_child(lambda: self._told_folder(theirs), kept=theirs.fileno())
+        self.spare = _Spare(pid, ours)
+
+    def _told_folder(self, channel: socket.socket) -> str:
+        """Rehearse, so that the pages that decoding writes to are this child's own; then wait."""
+        self.rehearse()
+        return channel.recv(_MESSAGE).decode()
+
+    def _use_spare(self, folder: str) -> int | None:
+        """Give the request to the child in reserve; None if there is none."""
+        spare, self.spare = self.spare, None
+        if spare is None:
+            return None
+        with spare.channel:
+            try:
+                spare.channel.send(folder.encode())
+            except (BrokenPipeError, ConnectionResetError):  # somebody killed it
+                os.waitpid(spare.pid, 0)
+                return None
+        return spare.pid
+
+    def _be_child(self, folder_of: Callable[[], str], kept: int = -1) -> None:
         """Turn this newly forked process into one with nothing of the server; never return."""
         code = 1
         try:
@@ -290,8 +353,14 @@ class _Server:
             os.setsid()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self._own_streams(folder)
-            self.carry_out(folder)
+            _close_all_but(kept)
+            folder = folder_of()
+            if not folder:  # the server ends, and so does its reserve
+                os._exit(0)
+            if kept >= 0:
+                os.close(kept)
+            self._own_streams(Path(folder))
+            self.carry_out(Path(folder))
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
@@ -311,9 +380,12 @@ class _Server:
             os._exit(CANNOT_START)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX") if log > 1_000 else 1_024)
+        os.close(log)
 
     def _reap(self) -> None:
+        if self.spare is not None and os.waitpid(self.spare.pid, os.WNOHANG)[0]:
+            self.spare.channel.close()  # somebody killed it
+            self.spare = None
         for child in list(self.children.values()):
             ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
@@ -364,6 +436,14 @@ def _without_pandas() -> Iterator[None]:
         del sys.modules["pandas"]
 
 
+def _tell_faults(prepare: Callable[[], object]) -> None:
+    """Call `prepare`; a fault, of an extension, say, is told by children that need what is faulty."""
+    try:
+        prepare()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+
+
 def _main(descriptor: int, parent: int) -> None:
     die_with_parent(parent)
     control = socket.socket(fileno=descriptor)
@@ -371,13 +451,12 @@ def _main(descriptor: int, parent: int) -> None:
     with _without_pandas():
         for name in _PRELOADED:
             import_module(name)
-        try:
-            import_module(_WARMED).warm_up()
-        except Exception:  # of an extension, say: children that need what is faulty tell of it
-            sys.excepthook(*sys.exc_info())
+        warm = import_module(_WARMED)
+        _tell_faults(warm.warm_up)
     gc.collect()
     gc.freeze()  # children would copy the pages of every object that a collection looks at
-    _Server(control, import_module("worker.sandbox").carry_out).serve()
+    carry_out = import_module("worker.sandbox").carry_out
+    _Server(control, carry_out, partial(_tell_faults, warm.rehearse)).serve()
 
 
 if __name__ == "__main__":

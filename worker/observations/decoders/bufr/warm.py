@@ -16,7 +16,7 @@ from model.domain.errors import DecodeError
 from worker.observations.decoders.base import DecodeContext
 from worker.observations.decoders.bufr.decode import decode_bytes
 
-__all__ = ["COMMON", "VERSIONS", "CommonTemplate", "small_message", "warm_up"]
+__all__ = ["COMMON", "VERSIONS", "CommonTemplate", "rehearse", "small_message", "warm_up"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,12 @@ def warm_up(
                 continue
             known += 1
     return known
+
+
+def rehearse() -> None:
+    """Decode a small message, as a new process does it for the first time."""
+    message = small_message(COMMON[0], VERSIONS[0])
+    decode_bytes(message, _CONTEXT).report.model_dump(mode="json")
 
 
 def small_message(template: CommonTemplate, version: int, subsets: int = 1) -> bytes:
