@@ -136,7 +136,6 @@ light = ("worker.contract", "worker.results", "worker.results.catalogue", "worke
          "worker.observations", "worker.observations.export", "worker.observations.formats",
          "worker.observations.store", "worker.observations.errors", "worker.observations.columns",
          "worker.observations.stations", "worker.observations.store.query", "worker.observations.store.files",
-         "worker.observations.store.commits",
          "worker.observations.lexicons", "worker.observations.units",
          "worker.observations.decoders", "worker.observations.decoders.options")
 bad += [m for m in sys.modules
