@@ -45,6 +45,7 @@ __all__ = [
 PROCESSES: dict[str, tuple[str, ...]] = {
     "gateway": ("appa", "gateway"),
     "ingest": ("appa", "worker", "ingest", "products"),
+    "ingest-large": ("appa", "worker", "ingest-large"),
     "model": ("appa", "worker", "gpu"),
     "scheduler": ("appa", "worker", "scheduler"),
 }

@@ -26,9 +26,9 @@ from service.errors import NotFound, RequestError
 from service.gateway import Gateway
 from service.query_parameters import check_known, json_object
 from service.uploads import PartFile, StoredUpload, check_length, receive_upload
-from worker.contract.batches import BatchRecord, BatchState
+from worker.contract.batches import CALL_LIFETIME, BatchRecord, BatchState, Lane
 from worker.contract.disk import require_space
-from worker.contract.queues import INGEST_BATCH, submit
+from worker.contract.queues import submit_batch
 from worker.contract.records import new_id
 from worker.observations.errors import ErrorEntry, ErrorTable
 from worker.observations.formats import FileFormat
@@ -294,7 +294,7 @@ def _keep(
     elif batch.id != record.id:  # else the reconciler was faster
         _forget(gateway, record.id)
     if batch.state is BatchState.RECEIVED:  # again for a duplicate: its message may be lost
-        _send(gateway, batch.id)
+        _send(gateway, batch, together=created)
     gateway.metrics.uploads.labels("created" if created else "known").inc()
     log.info("upload", batch_id=batch.id, created=created, size=record.size, sha256=record.sha256)
     return batch, created
@@ -308,12 +308,21 @@ def _publish(gateway: Gateway, part: PartFile, record: BatchRecord) -> None:
     part.publish(gateway.layout.raw_file(record.id))
 
 
-def _send(gateway: Gateway, batch_id: str) -> None:
-    """Send the message of an upload; if it cannot be sent now, the scheduler sends it."""
+def _send(gateway: Gateway, batch: BatchRecord, *, together: bool) -> None:
+    """Send the message of an upload; if it cannot be sent now, the scheduler sends it.
+
+    Arguments:
+        gateway: Of this process.
+        batch: The upload.
+        together: Whether a message about another small upload brings this one as well.
+    """
+    batches, small = gateway.stores.batches, batch.lane is Lane.SMALL
     try:
-        submit(gateway.sender, INGEST_BATCH, batch_id)
+        if together and small and not batches.call(Lane.SMALL, CALL_LIFETIME):
+            return
+        submit_batch(gateway.sender, gateway.stores.workers, batch.id, large=not small)
     except (OperationalError, RedisError) as error:
-        log.warning("message_not_sent", batch_id=batch_id, error=str(error))
+        log.warning("message_not_sent", batch_id=batch.id, error=str(error))
 
 
 def _forget(gateway: Gateway, batch_id: str) -> None:
@@ -334,6 +343,6 @@ def retry_ingest(gateway: Gateway, batch_id: str) -> BatchRecord:
             "Send the file again."
         )
     batch = gateway.stores.batches.retry(batch_id)
-    _send(gateway, batch_id)
+    _send(gateway, batch, together=False)
     log.info("retry", batch_id=batch_id)
     return batch

@@ -20,6 +20,7 @@ ALLOWED = (
     "worker.observations.formats",
     "worker.observations.lexicons",
     "worker.observations.stations",
+    "worker.observations.store.commits",
     "worker.observations.store.files",
     "worker.observations.store.query",
     "worker.observations.units",

@@ -92,12 +92,10 @@ def rows_of_batches(table: pa.Table, store: StoreFiles) -> dict[str, dict[str, A
     """Return, for each batch with rows in `table`, their number and the hash of its content."""
     code, names = category_codes(table, "batch_id")
     counts = np.bincount(code[code >= 0], minlength=len(names))
-    batches = {}
-    for name, rows in zip(names, counts, strict=True):
-        manifest = store.manifest(name) if rows else None
-        if manifest is not None:  # superobservations belong to no batch of the store
-            batches[name] = {"rows": int(rows), "content_hash": manifest.content_hash}
-    return batches
+    rows = {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+    # Superobservations belong to no batch of the store.
+    hashes = store.content_hashes(rows)
+    return {name: {"rows": rows[name], "content_hash": hashes[name]} for name in hashes}
 
 
 def plain(value: Any) -> Any:

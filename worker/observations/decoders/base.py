@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +22,7 @@ __all__ = [
     "DecodeReport",
     "Decoded",
     "Decoder",
+    "FileBudget",
     "KEPT_QUARANTINED",
     "MessageLimits",
     "Quarantined",
@@ -193,6 +193,40 @@ class MessageLimits:
     replications: int = 20_000
 
 
+class FileBudget:
+    """Counts the values of a file against what a file of its size may hold.
+
+    Few bytes may stand for millions of values (constant fields, repeated rows), which take
+    minutes to decode. Real files hold less than a value in two bits; small ones get a flat sum.
+
+    Arguments:
+        size: Of the file in bytes.
+    """
+
+    FLAT = 20_000_000
+    PER_BYTE = 8
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.most = self.FLAT + self.PER_BYTE * size
+        self.taken = 0
+
+    def take(self, values: int = 0) -> None:
+        """Count values that are about to be decoded.
+
+        Raises:
+            DecodeError: With reason `too_large`, once they are more than the budget.
+        """
+        self.taken += values
+        if self.taken > self.most:
+            raise DecodeError(
+                f"Expected at most {self.most} values in a file of {self.size} bytes; got more. "
+                "Send it in parts.",
+                reason="too_large",
+                limit=self.most,
+            )
+
+
 def _no_mark(offset: int) -> None:
     """Record nothing."""
 
@@ -269,6 +303,8 @@ def parse_times(texts: np.ndarray) -> np.ndarray:
 
     A date without a clock, such as `2025-01`, is no time of an observation.
     """
+    import pandas as pd  # noqa: PLC0415 (memory that decoding BUFR does without)
+
     series = pd.Series(texts, dtype=object)
     parsed = pd.to_datetime(series, errors="coerce", utc=True, format="ISO8601")
     clocked = series.astype(str).str.contains(r"\d[Tt ]\d", regex=True).to_numpy(bool)

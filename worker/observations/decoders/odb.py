@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -63,7 +63,9 @@ def decode_odb(path: Path, context: DecodeContext) -> Decoded:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pandas warns about fragmented frames inside pyodc
-            frames = list(pyodc.read_odb(file))
+            frames = _frames(file, context)
+    except DecodeError:
+        raise
     except Exception as error:
         # pyodc raises bare AssertionError, struct.error, KeyError and more on torn files.
         raise DecodeError(f"Expected ODB-2; {error!r}.", reason="undecodable") from error
@@ -75,6 +77,16 @@ def decode_odb(path: Path, context: DecodeContext) -> Decoded:
     table = _rows(frame, context, report)
     report.bytes_decoded, report.decoded = report.size, len(frames) if len(table) else 0
     return finish(table, report)
+
+
+def _frames(file: IO[bytes], context: DecodeContext) -> list[pd.DataFrame]:
+    """Return the frames of a file, refused as soon as they have too many rows."""
+    frames, rows = [], 0
+    for frame in pyodc.read_odb(file):
+        rows += len(frame)
+        check_rows(rows, context)
+        frames.append(frame)
+    return frames
 
 
 def _short(frame: pd.DataFrame) -> pd.DataFrame:

@@ -125,6 +125,8 @@ def run_checks(
         else:
             bad = check.reject(table, context)
         fresh = bad & not_rejected(table)
+        if not fresh.any():
+            continue
         _count(table, fresh, check.name, check.outcome, report)
         table = reject(table, fresh, QC_FLAGS[check.outcome])
     report.rows, report.used = len(table), int(not_rejected(table).sum())

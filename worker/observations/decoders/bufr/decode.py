@@ -14,7 +14,7 @@ import numpy as np
 
 from model.domain.errors import DecodeError
 from model.domain.registry import Registry
-from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
+from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, FileBudget
 from worker.observations.decoders.bufr.block import TEXT_KEYS, Block
 from worker.observations.decoders.bufr.framing import (
     Frame,
@@ -169,6 +169,7 @@ class _FileDecoder:
         self.not_used: Counter[int] = Counter()
         self.version = 0
         self.held = 0
+        self.budget = FileBudget(size)
         self.ordinal = 0
         self.mark = context.mark
 
@@ -190,6 +191,7 @@ class _FileDecoder:
             self.flush()
 
     def _unpack(self, frame: Frame, message: bytes) -> None:
+        self.budget.take()
         header = read_header(message)
         template = self.unpacker.template(message, header)
         family = family_of(header.category, template.codes)
@@ -201,6 +203,7 @@ class _FileDecoder:
             )
         update = correction_number(frame.indicator, header.update_sequence)
         for part in self.unpacker.unpack(message, header):
+            self.budget.take(part.layout.size * len(part.numbers))
             key = (family, id(part.layout), header.category, header.subcategory)
             group = self.groups.setdefault(key, _PartGroup(header, family))
             group.parts.append(part)

@@ -34,6 +34,7 @@ class ReportLayout:
         counts: The delayed replications that make it.
         slots: Place of each element in the expanded descriptors of the template, like all_codes.
         packing: How its values are stored, once learnt (`packing.Packing`), else None.
+        compressed: The same for compressed messages (`compressed.CompressedPacking`).
     """
 
     def __init__(self, all_codes: np.ndarray, slots: np.ndarray | None = None) -> None:
@@ -43,6 +44,7 @@ class ReportLayout:
         self.slots = np.arange(len(all_codes)) if slots is None else slots
         self.counts: tuple[int, ...] = ()
         self.packing: Any = None
+        self.compressed: Any = None
         self._where: dict[int, np.ndarray] = {}
 
     @property
