@@ -19,6 +19,7 @@ from typing import Any
 from model.domain.errors import DecodeError
 from model.domain.registry import Registry
 from worker.observations.decoders.options import (
+    BufrOptions,
     DecoderOptions,
     GribOptions,
     IodaOptions,
@@ -210,12 +211,14 @@ _FORMATS = (
     ),
     FileFormat(
         "bufr",
-        "WMO BUFR editions 2 to 4, with or without GTS bulletin headings",
+        "WMO BUFR editions 2 to 4, with or without GTS bulletin headings, and NCEP dumps and PrepBUFR "
+        "with their embedded tables",
         f"{_DECODERS}.bufr.decode:decode_bufr",
         _first_message_is(b"BUFR"),
         (".bufr", ".bufr4", ".bfr", ".buf", ".bin"),
         ".bufr",
         "application/bufr",
+        BufrOptions,
     ),
     FileFormat(
         "grib",

@@ -20,7 +20,14 @@ from model.domain.observations import REPORT_TYPES
 from model.domain.variables import VARIABLES
 from worker.observations.units import conversion
 
-__all__ = ["DecoderOptions", "GribOptions", "IodaOptions", "OdbOptions", "TableOptions"]
+__all__ = [
+    "BufrOptions",
+    "DecoderOptions",
+    "GribOptions",
+    "IodaOptions",
+    "OdbOptions",
+    "TableOptions",
+]
 
 
 def _known(kind: str, registry: Mapping[str, Any]) -> Any:
@@ -37,7 +44,7 @@ ReportTypeName = Annotated[str, _known("report type", REPORT_TYPES)]
 
 
 class DecoderOptions(BaseModel):
-    """The options of every format; BUFR has no others."""
+    """The options of every format."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -72,6 +79,19 @@ class _PlainUnits(DecoderOptions):
     )
     angle_units: Literal["degrees", "radians"] | None = Field(
         default=None, description="Of latitude and longitude, where the file names none."
+    )
+
+
+class BufrOptions(DecoderOptions):
+    """BUFR; both fields concern PrepBUFR files of NCEP only."""
+
+    event: Literal["used", "original"] = Field(
+        default="used",
+        description="Which value of a stack of events: the one that the sender's analysis was given, "
+        "or the one first reported.",
+    )
+    file_errors: bool = Field(
+        default=False, description="Take the observation errors of the file instead of the table's."
     )
 
 

@@ -5,7 +5,7 @@ Families are listed in `BUFR_FAMILIES`; the first that accepts a message decodes
 
 import mmap
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,8 @@ from model.domain.errors import DecodeError
 from model.domain.registry import Registry
 from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
 from worker.observations.decoders.bufr.block import TEXT_KEYS, Block
+from worker.observations.decoders.bufr.dump import DumpUnpacker, PrepCollection
+from worker.observations.decoders.bufr.embedded import EmbeddedTables, holds_tables, is_empty
 from worker.observations.decoders.bufr.framing import (
     Frame,
     Header,
@@ -26,6 +28,8 @@ from worker.observations.decoders.bufr.framing import (
 from worker.observations.decoders.bufr.identity import station_alias
 from worker.observations.decoders.bufr.message import MessagePart, Unpacker
 from worker.observations.decoders.bufr.packing import Packing
+from worker.observations.decoders.bufr.prepbufr import is_prepbufr, read_prepbufr
+from worker.observations.decoders.bufr.ragged import names_of
 from worker.observations.decoders.bufr.reports import Collector, Reports, has_position
 from worker.observations.decoders.bufr.surface import (
     decode_buoy,
@@ -41,6 +45,7 @@ from worker.observations.decoders.bufr.upper_air import (
     decode_temp,
 )
 from worker.observations.decoders.bufr.usage import element_names
+from worker.observations.decoders.options import BufrOptions
 from worker.observations.formats import HEAD_BYTES, foreign_content
 
 __all__ = ["BUFR_FAMILIES", "ReportFamily", "decode_bufr", "decode_bytes", "family_of"]
@@ -104,6 +109,10 @@ def family_of(category: int, codes: frozenset[int]) -> str | None:
     return None
 
 
+_TABLE_DESCRIPTORS = (103_000, 31_001, 1)
+"""How the tables of NCEP begin."""
+_SECTIONS = 64
+"""First bytes of a message, in which its category and the number of its reports stand."""
 _HELD_VALUES = 1_000_000
 """Values kept in groups before they are decoded; bounds the memory of a large file."""
 
@@ -136,9 +145,9 @@ def decode_bufr(path: Path, context: DecodeContext) -> Decoded:
 def decode_bytes(data: bytes | mmap.mmap, context: DecodeContext, file_name: str = "") -> Decoded:
     """Return all observations of the messages in `data`."""
     decoder = _FileDecoder(context, len(data))
-    for frame in selected_frames(scan(data, file_name), context):
+    for frame in selected_frames(decoder.without_tables(scan(data, file_name), data), context):
         decoder.add_message(frame, data)
-    if not decoder.report.messages and context.byte_range is None:
+    if not decoder.report.messages and not decoder.report.notes and context.byte_range is None:
         reason, detail = foreign_content(data[:HEAD_BYTES]) or ("no_messages", "no BUFR mark")
         raise DecodeError(f"Expected BUFR messages; got {detail}.", reason=reason)
     return decoder.finish()
@@ -171,6 +180,44 @@ class _FileDecoder:
         self.held = 0
         self.ordinal = 0
         self.mark = context.mark
+        self.options = BufrOptions.of(context.options)
+        self.tables = EmbeddedTables()
+        self.dumps = DumpUnpacker(context.limits)
+        self.prepbufr: dict[tuple[int, ...], PrepCollection] = {}
+
+    def without_tables(self, frames: Iterator[Frame], data: bytes | mmap.mmap) -> Iterator[Frame]:
+        """Yield frames of reports; read those that define the tables of the others.
+
+        They count as no message, and hold for all parts of a file.
+        """
+        low, high = self.context.byte_range or (0, float("inf"))
+        for frame in frames:
+            head = data[frame.offset : frame.offset + _SECTIONS]
+            special = not frame.reason and (holds_tables(head) or (self.tables and is_empty(head)))
+            if not special:
+                self.tables.complete = True
+                yield frame
+            elif kind := self._read_tables(data[frame.offset : frame.offset + frame.length]):
+                if low <= frame.offset < high:
+                    self.report.bytes_between -= frame.length
+                    self.report.notes[kind] += 1
+            else:
+                yield frame
+
+    def _read_tables(self, message: bytes) -> str:
+        """Take a message without reports; return what it is, "" if it is none of those of NCEP."""
+        if is_empty(message):
+            return "empty_messages" if self.tables else ""
+        try:
+            header = read_header(message)
+            if header.descriptors[:3] != _TABLE_DESCRIPTORS:
+                return ""
+            if self.tables.complete:
+                self.flush()
+            self.tables.add(message, header)
+        except DecodeError:
+            return ""
+        return "table_messages"
 
     def add_message(self, frame: Frame, data: bytes | mmap.mmap) -> None:
         """Unpack one message into its group, or set it aside."""
@@ -191,6 +238,9 @@ class _FileDecoder:
 
     def _unpack(self, frame: Frame, message: bytes) -> None:
         header = read_header(message)
+        if self.tables.knows(header):
+            self._unpack_by_tables(frame, message, header)
+            return
         template = self.unpacker.template(message, header)
         family = family_of(header.category, template.codes)
         if family is None:
@@ -199,8 +249,34 @@ class _FileDecoder:
                 f"{header.category} with {', '.join(f'{c:06d}' for c in header.descriptors[:6])}.",
                 reason="unsupported_template",
             )
+        self._group(frame, header, family, self.unpacker.unpack(message, header))
+
+    def _unpack_by_tables(self, frame: Frame, message: bytes, header: Header) -> None:
+        """Unpack a message by the tables of the file."""
+        nodes = self.tables.tree(header.descriptors)
+        if is_prepbufr(names_of(nodes)) and not header.compressed:
+            known = self.prepbufr.get(header.descriptors)
+            collection = known or PrepCollection(self.tables, header)
+            collection.add(message, header, frame, self.ordinal)
+            self.prepbufr[header.descriptors] = collection
+            self.ordinal += header.subsets
+            self.held += header.data_bytes
+            return
+        family = family_of(header.category, self.dumps.template(nodes, header.category).codes)
+        if family is None:
+            raise DecodeError(
+                f"Expected reports of one of {', '.join(BUFR_FAMILIES)}; got messages "
+                f"'{self.tables.kind(header)}' of category {header.category}.",
+                reason="unsupported_template",
+            )
+        self._group(frame, header, family, self.dumps.unpack(message, header, nodes))
+
+    def _group(
+        self, frame: Frame, header: Header, family: str, parts: Iterable[MessagePart]
+    ) -> None:
+        """Put the parts of a message to others of their layout."""
         update = correction_number(frame.indicator, header.update_sequence)
-        for part in self.unpacker.unpack(message, header):
+        for part in parts:
             key = (family, id(part.layout), header.category, header.subcategory)
             group = self.groups.setdefault(key, _PartGroup(header, family))
             group.parts.append(part)
@@ -220,6 +296,9 @@ class _FileDecoder:
                 if rows[start : start + len(part.numbers)].any():
                     with_rows.add(frame)
                 start += len(part.numbers)
+        for collection in self.prepbufr.values():
+            with_rows |= self._decode_prepbufr(collection)
+        self.prepbufr.clear()
         self.report.decoded += len(with_rows)
         self.report.bytes_decoded += sum(frame.length for frame in with_rows)
         self.groups.clear()
@@ -241,6 +320,38 @@ class _FileDecoder:
         self.version = max(self.version, block.header.master_version)
         self._reject_reports(reports, rows, group, sizes)
         return rows
+
+    def _decode_prepbufr(self, collection: PrepCollection) -> set[Frame]:
+        """Decode PrepBUFR reports; return the frames that gave rows."""
+        found = read_prepbufr(
+            collection.packed,
+            original=self.options.event == "original",
+            errors=self.options.file_errors,
+            most=self.context.limits.replications,
+        )
+        frames, ordinals = collection.frames, np.array(collection.ordinals)
+        offsets = np.array([frame.offset for frame in frames])
+        with_rows = set()
+        self.report.reports += len(frames)
+        self.report.notes.update(+found.notes)
+        for reports, places in found.networks:
+            update = np.zeros(len(places), dtype=np.int64)
+            rows = self.collector.add(reports, ordinals[places], offsets[places], update)
+            for place, count in zip(places.tolist(), rows.tolist(), strict=True):
+                frame = frames[place]
+                if count:
+                    with_rows.add(frame)
+                else:
+                    number = collection.numbers[place]
+                    kind = f"{collection.packed.kind} {reports.report_type}"
+                    self.report.reject("no_values", frame.offset, frame.length, kind, number)
+        for place, why in found.refused:
+            reason = "unsupported_template" if why else "undecodable"
+            frame, number = frames[place], collection.numbers[place]
+            self.report.reject(reason, frame.offset, frame.length, why, number)
+        for name, count in found.not_used.items():
+            self.report.not_used[f"{collection.packed.kind} {name}"] += count
+        return with_rows
 
     def _reject_reports(
         self, reports: Reports, rows: np.ndarray, group: _PartGroup, sizes: list[int]

@@ -85,7 +85,7 @@ class Unpacker:
             DecodeError: With a reason.
         """
         template = self.template(message, header)
-        if not header.compressed and (packed := self._packed(message, header, template)):
+        if not header.compressed and (packed := self.packed(message, header, template)):
             yield from packed
             return
         handle = eccodes.codes_new_from_message(message)
@@ -106,7 +106,7 @@ class Unpacker:
         finally:
             eccodes.codes_release(handle)
 
-    def _packed(
+    def packed(
         self, message: bytes, header: Header, template: Template
     ) -> list[MessagePart] | None:
         """Return the reports still packed if all their layouts and packings are known, else None."""

@@ -20,7 +20,15 @@ from worker.observations.decoders.bufr.block import TEXT_KEYS, clean_text
 from worker.observations.decoders.bufr.framing import Header
 from worker.observations.decoders.bufr.layout import ASSOCIATED, COUNTS, ReportLayout
 
-__all__ = ["Packing", "Storage", "describe_storage", "gather_bits", "make_packing", "read_bits"]
+__all__ = [
+    "Packing",
+    "Storage",
+    "TEXT_SCALE",
+    "describe_storage",
+    "gather_bits",
+    "make_packing",
+    "read_bits",
+]
 
 
 def gather_bits(buffer: np.ndarray, places: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -61,7 +69,7 @@ _DESCRIBED = frozenset({222_000, 236_000, 237_000})
 """Operators without data of their own whose elements keep their original widths."""
 _SIGNIFICANCE, _SIGNIFICANCE_WIDTH = 31_021, 6
 _NEVER_MISSING = (*COUNTS, 31_031, ASSOCIATED)
-_TEXT = 127
+TEXT_SCALE = 127
 """Stands for the scale of a text."""
 
 
@@ -140,7 +148,7 @@ def make_packing(layout: ReportLayout, storage: Storage) -> Packing:
         for code in TEXT_KEYS
         if (at := layout.first(code)) >= 0
     }
-    text = storage.scales == _TEXT
+    text = storage.scales == TEXT_SCALE
     numeric = np.where(text | (widths > _WIDEST), 0, widths).astype(np.int64)
     always = np.isin(layout.all_codes, _NEVER_MISSING)
     factors = [1.0 / 10.0**scale if scale > 0 else 10.0**-scale for scale in range(-60, 61)]
@@ -223,7 +231,7 @@ def _elements(handle: int, most: int) -> list[list[int]]:
             if "->" not in key:
                 entry = [eccodes.codes_get_long(handle, f"{key}->{n}") for n in names] + [0]
                 if eccodes.codes_get_string(handle, f"{key}->units") == "CCITT IA5":
-                    entry[2] = _TEXT
+                    entry[2] = TEXT_SCALE
                 found.append(entry)
             elif key.endswith("->associatedField") and found:
                 found[-1][4] = eccodes.codes_get_long(handle, f"{key}->width")
