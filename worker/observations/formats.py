@@ -5,8 +5,8 @@ travels with the batch to the decoder. Decoders are named by strings and importe
 so that a file can be recognised without any decoder.
 
 The first format that recognises the bytes wins: those with a signature at the first byte, then text
-formats, last BUFR and GRIB, whose messages may follow bulletin headings or padding. Archives,
-pictures, programs and web pages are none of the latter, whatever they contain.
+formats, last BUFR and GRIB, whose messages may follow bulletin headings or padding. Compressed
+files, archives, pictures, programs and web pages are none of the latter, whatever they contain.
 """
 
 import re
@@ -19,6 +19,7 @@ from typing import Any
 from model.domain.errors import DecodeError
 from model.domain.registry import Registry
 from worker.observations.decoders.options import (
+    ArchiveOptions,
     BufrOptions,
     DecoderOptions,
     GribOptions,
@@ -28,6 +29,7 @@ from worker.observations.decoders.options import (
 )
 
 __all__ = [
+    "ARCHIVE",
     "FORMATS",
     "FileFormat",
     "HEAD_BYTES",
@@ -113,6 +115,15 @@ def _is_csv(head: bytes) -> bool:
     return header[:1] != b"{" and all(word in header for word in (b",", b"lat", b"time"))
 
 
+_ARCHIVES = (
+    b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"PK\x05\x06",
+)  # fmt: skip
+
+
+def _is_archive(head: bytes) -> bool:
+    return head.startswith(_ARCHIVES) or head[257:262] == b"ustar"
+
+
 def _first_message_is(mark: bytes) -> Callable[[bytes], bool]:
     def recognises(head: bytes) -> bool:
         message = None if _foreign_signature(head) else _MESSAGE.search(head)
@@ -157,8 +168,19 @@ class FileFormat:
         return decoder
 
 
+ARCHIVE = "archive"
 _DECODERS = "worker.observations.decoders"
 _FORMATS = (
+    FileFormat(
+        ARCHIVE,
+        "gzip, bzip2, xz, zstd, tar or zip of files of the other formats, also one in another",
+        f"{_DECODERS}.archive:decode_archive",
+        _is_archive,
+        (".gz", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".zip"),
+        "",
+        "application/octet-stream",
+        ArchiveOptions,
+    ),
     FileFormat(
         "parquet",
         "the observation table, or an earth2studio observation frame, as Parquet",

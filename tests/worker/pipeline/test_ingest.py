@@ -88,7 +88,7 @@ def test_overrides_of_errors_and_checks(tmp_path, store):
         (b"", "x.csv", "empty_file"),
         (b"PAR1" + b"\0" * 100, "x.parquet", "undecodable"),
         (b"time,lat\n1,2\n", "x.csv", "invalid_table"),
-        (b"\x1f\x8b" + b"\0" * 50, "x.bufr", "compressed_archive"),
+        (b"\x1f\x8b" + b"\0" * 50, "x.bufr", "undecodable"),
         (b"BUFR\0\0\1\4" + b"\xff" * 300, "x.bufr", None),
     ],
 )

@@ -44,7 +44,7 @@ REASONS: Mapping[str, str] = {
     "unknown_format": "neither the first bytes nor the name belong to a known format",
     "wrong_format": "the content is not what the name or the sender says",
     "alphanumeric": "alphanumeric code (CREX, SYNOP, TEMP, METAR text): send the BUFR version",
-    "compressed_archive": "a compressed file or archive inside the upload: send it unpacked",
+    "compressed_archive": "an archive of a kind that is not read, or in too many layers: unpack it",
     "no_messages": "no message found",
     # frames
     "bad_frame": "length, sections or end mark of the message contradict each other",
@@ -110,6 +110,7 @@ class DecodeReport(BaseModel):
             ("020003 presentWeather"); each element of a message is used, set aside or counted here.
         values_set_aside: Values of variables that gave no row, by reason and variable
             ("no_level temperature").
+        members: Rows of each file of an archive, by name; the first thousand.
     """
 
     format: str = ""
@@ -128,6 +129,7 @@ class DecodeReport(BaseModel):
     notes: Counter[str] = Field(default_factory=Counter)
     not_used: Counter[str] = Field(default_factory=Counter)
     values_set_aside: Counter[str] = Field(default_factory=Counter)
+    members: Counter[str] = Field(default_factory=Counter)
 
     def reject(
         self,
@@ -171,6 +173,7 @@ class DecodeReport(BaseModel):
             "notes",
             "not_used",
             "values_set_aside",
+            "members",
         ):
             getattr(self, name).update(getattr(other, name))
         self.quarantined = (self.quarantined + other.quarantined)[:KEPT_QUARANTINED]

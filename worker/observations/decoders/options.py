@@ -160,3 +160,23 @@ class GribOptions(DecoderOptions):
     def _listed(cls, value: Any) -> Any:
         """Take a JSON list as well."""
         return tuple(value) if isinstance(value, list) else value
+
+
+class ArchiveOptions(DecoderOptions):
+    """Compressed files and archives: the options of the files inside, by format."""
+
+    bufr: BufrOptions = BufrOptions()
+    grib: GribOptions = GribOptions()
+    csv: TableOptions = TableOptions()
+    parquet: TableOptions = TableOptions()
+    geojson: TableOptions = TableOptions()
+    ioda: IodaOptions = IodaOptions()
+    odb: OdbOptions = OdbOptions()
+
+    def of_format(self, name: str) -> dict[str, Any]:
+        """Return the options of a file inside, as its sender would give them alone."""
+        field = {"ioda-netcdf": "ioda", "odb2": "odb"}.get(name, name)
+        own: dict[str, Any] = {"report_type": self.report_type} if self.report_type else {}
+        if isinstance(inner := getattr(self, field, None), DecoderOptions):
+            own |= inner.model_dump(exclude_unset=True)
+        return own
