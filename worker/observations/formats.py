@@ -26,6 +26,7 @@ from worker.observations.decoders.options import (
     IodaOptions,
     OdbOptions,
     TableOptions,
+    TextOptions,
 )
 
 __all__ = [
@@ -61,9 +62,8 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
 )
 """Signature in lower case, reason and description of content that never holds observations."""
 
-_ALPHANUMERIC = re.compile(
-    rb"CREX\+\+|\b(AAXX|BBXX|OOXX|TTAA|TTBB|TTCC|TTDD|PPBB|METAR|SPECI|ZZYY|UUAA)\b"
-)
+_ALPHANUMERIC = re.compile(rb"CREX\+\+|\b(ZZYY|JJVV|KKXX|NNXX|TAF|NIL=|CODAR|RRXX|XXAA)\b")
+_TEXT_CODES = re.compile(rb"\b(AAXX|BBXX|OOXX|[TUPQ]{2}(AA|BB|CC|DD)|METAR|SPECI)\b")
 _MESSAGE = re.compile(rb"\A(?:BUFR|GRIB)|BUFR...[\x00-\x05]|GRIB...[\x01\x02]", re.DOTALL)
 """A mark at the first byte, or anywhere if an edition number follows."""
 
@@ -122,6 +122,12 @@ _ARCHIVES = (
 
 def _is_archive(head: bytes) -> bool:
     return head.startswith(_ARCHIVES) or head[257:262] == b"ustar"
+
+
+def _is_text(head: bytes) -> bool:
+    """Return whether a file holds bulletins of a code that is read, and no message before them."""
+    text = _text(head)
+    return text is not None and not _MESSAGE.search(head) and _TEXT_CODES.search(text) is not None
 
 
 def _first_message_is(mark: bytes) -> Callable[[bytes], bool]:
@@ -230,6 +236,16 @@ _FORMATS = (
         ".csv",
         "text/csv",
         TableOptions,
+    ),
+    FileFormat(
+        "text",
+        "SYNOP, SHIP, TEMP, PILOT and METAR bulletins in text",
+        f"{_DECODERS}.text.decode:decode_text",
+        _is_text,
+        (),
+        ".txt",
+        "text/plain",
+        TextOptions,
     ),
     FileFormat(
         "bufr",

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import DecodeError
 from worker.observations.columns import count_values
+from worker.observations.station_list import default_list
 
 __all__ = [
     "DecodeContext",
@@ -43,7 +44,7 @@ REASONS: Mapping[str, str] = {
     "empty_file": "the file holds no bytes",
     "unknown_format": "neither the first bytes nor the name belong to a known format",
     "wrong_format": "the content is not what the name or the sender says",
-    "alphanumeric": "alphanumeric code (CREX, SYNOP, TEMP, METAR text): send the BUFR version",
+    "alphanumeric": "alphanumeric code of a kind that is not read: send the BUFR version",
     "compressed_archive": "an archive of a kind that is not read, or in too many layers: unpack it",
     "no_messages": "no message found",
     # frames
@@ -210,6 +211,7 @@ class DecodeContext:
         limits: Bounds for one message.
         options: What the sender chose, by name; the schema is the format's (`decoders/options.py`).
         file_name: As the sender called it; empty where the path has that name.
+        stations: Path of the list of stations of the installation, empty for none.
         byte_range: First byte, and the one after the last, in which messages to decode begin;
             None for the whole file.
         skip: Messages that brought an earlier process down, with the reason by offset.
@@ -221,6 +223,7 @@ class DecodeContext:
     limits: MessageLimits = field(default_factory=MessageLimits)
     options: Mapping[str, Any] = field(default_factory=dict)
     file_name: str = ""
+    stations: str = field(default_factory=default_list)
     byte_range: tuple[int, int] | None = None
     skip: Mapping[int, str] = field(default_factory=dict)
     mark: Callable[[int], None] = _no_mark

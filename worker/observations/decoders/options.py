@@ -4,6 +4,7 @@ What the service itself tells a decoder is not among them: it travels in fields 
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -162,6 +163,30 @@ class GribOptions(DecoderOptions):
         return tuple(value) if isinstance(value, list) else value
 
 
+class StationPlace(BaseModel):
+    """Where a station is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    lat: float = Field(ge=-90.0, le=90.0, description="Degrees north.")
+    lon: float = Field(ge=-180.0, le=360.0, description="Degrees east.")
+    elevation: float | None = Field(default=None, description="Metres above mean sea level.")
+    barometer: float | None = Field(default=None, description="Height of the barometer, likewise.")
+
+
+class TextOptions(DecoderOptions):
+    """Alphanumeric bulletins."""
+
+    reference_time: datetime | None = Field(
+        default=None,
+        strict=False,
+        description="A time shortly after the reports, which give day and hour alone.",
+    )
+    stations: dict[str, StationPlace] = Field(
+        default_factory=dict, description="Places of stations, before those of the installation."
+    )
+
+
 class ArchiveOptions(DecoderOptions):
     """Compressed files and archives: the options of the files inside, by format."""
 
@@ -172,6 +197,7 @@ class ArchiveOptions(DecoderOptions):
     geojson: TableOptions = TableOptions()
     ioda: IodaOptions = IodaOptions()
     odb: OdbOptions = OdbOptions()
+    text: TextOptions = TextOptions()
 
     def of_format(self, name: str) -> dict[str, Any]:
         """Return the options of a file inside, as its sender would give them alone."""
