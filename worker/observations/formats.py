@@ -62,6 +62,7 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
 )
 """Signature in lower case, reason and description of content that never holds observations."""
 
+_CREX = b"CREX++"
 _ALPHANUMERIC = re.compile(rb"CREX\+\+|\b(ZZYY|JJVV|KKXX|NNXX|TAF|NIL=|CODAR|RRXX|XXAA)\b")
 _TEXT_CODES = re.compile(rb"\b(AAXX|BBXX|OOXX|[TUPQ]{2}(AA|BB|CC|DD)|METAR|SPECI)\b")
 _MESSAGE = re.compile(rb"\A(?:BUFR|GRIB)|BUFR...[\x00-\x05]|GRIB...[\x01\x02]", re.DOTALL)
@@ -236,6 +237,15 @@ _FORMATS = (
         ".csv",
         "text/csv",
         TableOptions,
+    ),
+    FileFormat(
+        "crex",
+        "WMO CREX, BUFR in characters",
+        f"{_DECODERS}.crex:decode_crex",
+        lambda head: _CREX in (_text(head) or b""),
+        (".crex",),
+        ".crex",
+        "text/plain",
     ),
     FileFormat(
         "text",

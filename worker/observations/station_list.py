@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from model.domain.errors import ConfigurationError
 from model.domain.physics import FOOT
@@ -88,10 +88,10 @@ def _number(row: Mapping[str, str | None], *columns: str) -> float:
 
 
 @lru_cache(maxsize=1)
-def _airports() -> Mapping[str, Mapping[str, float]]:
+def _airports() -> Mapping[str, Mapping[str, Any]]:
     import airportsdata  # noqa: PLC0415 (a table of 28 000 airports, needed for METAR alone)
 
-    found: Mapping[str, Mapping[str, float]] = airportsdata.load("ICAO")
+    found: dict[str, Any] = airportsdata.load("ICAO")
     return found
 
 

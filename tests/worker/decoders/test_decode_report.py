@@ -98,7 +98,6 @@ def test_recognition_by_content_then_name(tmp_path, head, name, expected):
         (b"", "empty_file"),
         (b"7z\xbc\xaf", "compressed_archive"),
         (b"\x89PNG\r\n\x1a\n", "wrong_format"),
-        (b"CREX++\n", "alphanumeric"),
         (b"SOVX83 KWNB\nJJVV 01061\n", "alphanumeric"),
         (b"no idea", "unknown_format"),
     ],

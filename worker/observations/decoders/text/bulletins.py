@@ -64,7 +64,8 @@ def reports(text: str, file_name: str = "") -> Iterator[Report]:
 
 
 def _of_bulletin(text: str, start: int, end: int, indicator: str) -> Iterator[Report]:
-    code, common = "", ()
+    code = ""
+    common: tuple[str, ...] = ()
     for piece in re.finditer(r"[^=]+=?", text[start:end]):
         body = _END.sub(" ", piece.group().rstrip("="))
         found = _CODE.search(body)
