@@ -24,7 +24,7 @@ from model.domain.errors import DecodeError
 from model.domain.physics import ZERO_CELSIUS
 from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
 from worker.observations.decoders.bufr.block import Block, clean_text
-from worker.observations.decoders.bufr.decode import BUFR_FAMILIES, family_of
+from worker.observations.decoders.bufr.decode import BUFR_FAMILIES, family_of, unsupported
 from worker.observations.decoders.bufr.framing import Header, correction_number
 from worker.observations.decoders.bufr.identity import station_alias
 from worker.observations.decoders.bufr.reports import Collector
@@ -98,13 +98,10 @@ def decode_crex(path: Path, context: DecodeContext) -> Decoded:
 
 def _collect(block: Block, collector: Collector, ordinal: int, offset: int, update: int) -> int:
     """Add the rows of a report; return their number."""
-    family = family_of(block.header.category, frozenset(block.layout.all_codes.tolist()))
+    codes = frozenset(block.layout.all_codes.tolist())
+    family = family_of(block.header.category, codes)
     if family is None:
-        raise DecodeError(
-            f"Expected a report of one of {', '.join(BUFR_FAMILIES)}; got category "
-            f"{block.header.category}.",
-            reason="unsupported_template",
-        )
+        raise unsupported(block.header, codes)
     reports = BUFR_FAMILIES[family].decode(block)
     reports.station_alias = reports.station_alias or station_alias(block)
     places = (np.array([value]) for value in (ordinal, offset, update))

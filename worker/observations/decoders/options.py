@@ -117,6 +117,9 @@ class OdbOptions(_PlainUnits):
     clock: Literal["hhmm", "hhmmss"] | None = Field(
         default=None, description="Digits of the column `time`."
     )
+    vertco: Literal["pressure", "height"] | None = Field(
+        default=None, description="What `vertco_reference_1` is, in files without `vertco_type`."
+    )
     ignore_status: bool = Field(
         default=False, description="Keep values that the sender's assimilation rejected."
     )

@@ -44,11 +44,18 @@ from worker.observations.decoders.bufr.upper_air import (
     decode_profiler,
     decode_temp,
 )
-from worker.observations.decoders.bufr.usage import element_names
+from worker.observations.decoders.bufr.usage import element_names, what_it_holds
 from worker.observations.decoders.options import BufrOptions
 from worker.observations.formats import HEAD_BYTES, foreign_content
 
-__all__ = ["BUFR_FAMILIES", "ReportFamily", "decode_bufr", "decode_bytes", "family_of"]
+__all__ = [
+    "BUFR_FAMILIES",
+    "ReportFamily",
+    "decode_bufr",
+    "decode_bytes",
+    "family_of",
+    "unsupported",
+]
 
 
 @dataclass(frozen=True)
@@ -60,12 +67,14 @@ class ReportFamily:
         categories: Data categories (table A) it comes in.
         needs: Groups of elements; the template must hold one of each group.
         decode: Decodes a block into reports.
+        empty: What a report without a value of ours usually is.
     """
 
     description: str
     categories: Set[int]
     needs: tuple[Set[int], ...]
     decode: Callable[[Block], Reports]
+    empty: str = ""
 
     def accepts(self, category: int, codes: Set[int]) -> bool:
         """Return whether a message of this category with these elements belongs to the family."""
@@ -76,15 +85,22 @@ _SURFACE = frozenset({10_004, 10_051, 12_101, 12_001, 12_004, 11_002, 11_012, 13
 _SEA = _SURFACE | {22_042, 22_043, 22_045, 22_049}
 _WIND = frozenset({11_001, 11_002, 11_003})
 _PRESSURE = frozenset({7_004, 7_009})
+_NOTHING = "none of pressure, temperature, humidity, wind, hourly rain and sea temperature"
 
 BUFR_FAMILIES: Registry[ReportFamily] = Registry(
     "BUFR report family",
     "appa.bufr_families",
     ReportFamily,
-    gnss=ReportFamily("ground-based GNSS", {0, 1, 8}, ({13_016}, {15_031, 15_079}), decode_gnss),
-    synop=ReportFamily("land stations", {0}, (_SURFACE, {4_003}), decode_synop),
-    ship=ReportFamily("ships", {1}, ({1_011}, _SEA), decode_ship),
-    buoy=ReportFamily("buoys", {1, 31}, ({1_005, 1_087, 1_003, 1_125}, _SEA), decode_buoy),
+    gnss=ReportFamily(
+        "ground-based GNSS", {0, 1, 8}, ({13_016}, {15_031, 15_079}), decode_gnss,
+        "delays without precipitable water",
+    ),
+    synop=ReportFamily("land stations", {0}, (_SURFACE, {4_003}), decode_synop, _NOTHING),
+    ship=ReportFamily("ships", {1}, ({1_011}, _SEA), decode_ship, _NOTHING),
+    buoy=ReportFamily(
+        "buoys", {1, 31}, ({1_005, 1_087, 1_003, 1_125}, _SEA), decode_buoy,
+        f"{_NOTHING}: waves or position alone",
+    ),
     profiler=ReportFamily(
         "wind profilers", {2, 6}, ({7_006, 7_007, 7_003, 10_007}, {2_003, 25_032, 2_101}, {11_006},
         {11_001, 11_003}), decode_profiler,
@@ -93,9 +109,12 @@ BUFR_FAMILIES: Registry[ReportFamily] = Registry(
     aircraft=ReportFamily(
         "aircraft", {4}, ({7_010, 7_002, 7_004, 7_007, 10_070}, {12_101, 12_001, 11_002}), decode_aircraft
     ),
-    amv=ReportFamily("satellite winds", {5}, ({7_004}, {11_001, 11_003}), decode_amv),
+    amv=ReportFamily(
+        "satellite winds", {5}, ({7_004}, {11_001, 11_003}), decode_amv, "no wind at a pressure"
+    ),
     scatterometer=ReportFamily(
-        "scatterometer winds", {12}, ({21_102}, {11_012}, {11_011}), decode_scatterometer
+        "scatterometer winds", {12}, ({21_102}, {11_012}, {11_011}), decode_scatterometer,
+        "no wind was selected in the cell (0 21 102): backscatter alone, or masked over land and ice",
     ),
 )  # fmt: skip
 
@@ -107,6 +126,17 @@ def family_of(category: int, codes: frozenset[int]) -> str | None:
         if family.accepts(category, codes):
             return name
     return None
+
+
+def unsupported(header: Header, codes: Set[int], kind: str = "") -> DecodeError:
+    """Return the error of a message of no family, which says what it holds instead."""
+    first = ", ".join(f"{code:06d}" for code in header.descriptors[:6])
+    content = what_it_holds(codes) or "other content"
+    return DecodeError(
+        f"Expected reports of one of {', '.join(BUFR_FAMILIES)}; got {content} "
+        f"({kind or f'descriptors {first}'} of category {header.category}).",
+        reason="unsupported_template",
+    )
 
 
 _TABLE_DESCRIPTORS = (103_000, 31_001, 1)
@@ -244,11 +274,7 @@ class _FileDecoder:
         template = self.unpacker.template(message, header)
         family = family_of(header.category, template.codes)
         if family is None:
-            raise DecodeError(
-                f"Expected a message of one of {', '.join(BUFR_FAMILIES)}; got category "
-                f"{header.category} with {', '.join(f'{c:06d}' for c in header.descriptors[:6])}.",
-                reason="unsupported_template",
-            )
+            raise unsupported(header, template.codes)
         self._group(frame, header, family, self.unpacker.unpack(message, header))
 
     def _unpack_by_tables(self, frame: Frame, message: bytes, header: Header) -> None:
@@ -262,14 +288,11 @@ class _FileDecoder:
             self.ordinal += header.subsets
             self.held += header.data_bytes
             return
-        family = family_of(header.category, self.dumps.template(nodes, header.category).codes)
+        template = self.dumps.template_of(nodes, header.category)
+        family = family_of(header.category, template.codes)
         if family is None:
-            raise DecodeError(
-                f"Expected reports of one of {', '.join(BUFR_FAMILIES)}; got messages "
-                f"'{self.tables.kind(header)}' of category {header.category}.",
-                reason="unsupported_template",
-            )
-        self._group(frame, header, family, self.dumps.unpack(message, header, nodes))
+            raise unsupported(header, template.codes, f"NCEP's '{self.tables.kind(header)}'")
+        self._group(frame, header, family, self.dumps.unpack_by(message, header, nodes))
 
     def _group(
         self, frame: Frame, header: Header, family: str, parts: Iterable[MessagePart]
@@ -370,9 +393,10 @@ class _FileDecoder:
             elif no_position[index]:
                 reason = "no_position"
             frame = group.frames[owner[index]]
-            self.report.reject(
-                reason, frame.offset, frame.length, group.family, int(numbers[index])
-            )
+            detail = group.family
+            if reason == "no_values" and (words := BUFR_FAMILIES[group.family].empty):
+                detail = f"{detail}: {words}"
+            self.report.reject(reason, frame.offset, frame.length, detail, int(numbers[index]))
 
     def finish(self) -> Decoded:
         """Decode what is left and return the table with the report."""

@@ -42,18 +42,18 @@ _WHOLE = 65_530
 """Bytes from which on a report tells no length."""
 
 
-class DumpUnpacker:
+class DumpUnpacker(Unpacker):
     """Unpack messages by embedded tables, within limits."""
 
     def __init__(self, limits: MessageLimits) -> None:
-        self.limits = limits
-        self._templates: dict[int, tuple[tuple[Node, ...], Template, Storage]] = {}
+        super().__init__(limits)
+        self._trees: dict[int, tuple[tuple[Node, ...], Template, Storage]] = {}
 
-    def template(self, nodes: tuple[Node, ...], category: int) -> Template:
+    def template_of(self, nodes: tuple[Node, ...], category: int) -> Template:
         """Return the template of nodes, with the storage of all its elements known."""
         return self._known(nodes, category)[1]
 
-    def unpack(
+    def unpack_by(
         self, message: bytes, header: Header, nodes: tuple[Node, ...]
     ) -> Sequence[MessagePart]:
         """Return the reports of a message, grouped by layout.
@@ -64,7 +64,7 @@ class DumpUnpacker:
         _, template, storage = self._known(nodes, header.category)
         if header.compressed:
             return [_Compressed(header, template, storage, self.limits).part(message)]
-        parts = Unpacker(self.limits).packed(message, header, template)
+        parts = self._packed(message, header, template)
         if parts is None:
             raise DecodeError(
                 "Expected data that fit the tables in the file.", reason="undecodable"
@@ -75,10 +75,10 @@ class DumpUnpacker:
         self, nodes: tuple[Node, ...], category: int
     ) -> tuple[tuple[Node, ...], Template, Storage]:
         key = id(nodes)
-        if key not in self._templates:
+        if key not in self._trees:
             codes, storage = flat(nodes, _renumbering(nodes, category))
-            self._templates[key] = nodes, Template(codes, storage), storage
-        return self._templates[key]
+            self._trees[key] = nodes, Template(codes, storage), storage
+        return self._trees[key]
 
 
 def _renumbering(nodes: tuple[Node, ...], category: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ from worker.observations.decoders.bufr.framing import Header, descriptor_count
 from worker.observations.decoders.bufr.layout import ReportLayout
 from worker.observations.decoders.bufr.packing import describe_storage
 from worker.observations.decoders.bufr.template import Template, check_first_count
+from worker.observations.decoders.bufr.usage import is_local
 
 __all__ = ["MessagePart", "Unpacker"]
 
@@ -85,7 +86,7 @@ class Unpacker:
             DecodeError: With a reason.
         """
         template = self.template(message, header)
-        if not header.compressed and (packed := self.packed(message, header, template)):
+        if not header.compressed and (packed := self._packed(message, header, template)):
             yield from packed
             return
         handle = eccodes.codes_new_from_message(message)
@@ -106,7 +107,7 @@ class Unpacker:
         finally:
             eccodes.codes_release(handle)
 
-    def packed(
+    def _packed(
         self, message: bytes, header: Header, template: Template
     ) -> list[MessagePart] | None:
         """Return the reports still packed if all their layouts and packings are known, else None."""
@@ -141,7 +142,7 @@ class Unpacker:
                 )
             return np.asarray(eccodes.codes_get_double_array(handle, "numericValues"))
         except eccodes.CodesInternalError as error:
-            local = any(c // 1_000 % 100 >= 48 or c % 1_000 >= 192 for c in header.descriptors)
+            local = any(is_local(code) for code in header.descriptors)
             raise DecodeError(
                 f"Expected data that fit the descriptors; {error}.",
                 reason="needs_local_tables" if local else "undecodable",
@@ -183,9 +184,12 @@ def _expand(message: bytes, header: Header) -> Template | DecodeError:
         expanded = eccodes.codes_get_long_array(handle, "expandedDescriptors")
         return Template(tuple(int(code) for code in expanded))
     except (eccodes.CodesInternalError, UnicodeDecodeError) as error:
+        local = dict.fromkeys(code for code in header.descriptors if is_local(code))
+        named = [f"{code:06d}" for code in local]
+        what = f"local descriptors {', '.join(named[:8])}" if named else f"unknown ones ({error})"
         return DecodeError(
-            f"Expected descriptors of WMO tables; got version {header.master_version}, local "
-            f"version {header.local_version} of centre {header.centre}: {error}.",
+            f"Expected descriptors of WMO tables (version {header.master_version}); got {what} of "
+            f"centre {header.centre}, local version {header.local_version}, and no tables in the file.",
             reason="needs_local_tables",
         )
     finally:
