@@ -11,6 +11,7 @@ from ncep_files import PREPBUFR, SONDE_DUMP, SURFACE_DUMP, fortran_records
 from model.domain.observations import validate_table
 from model.domain.physics import GRAVITY
 from worker.observations.decoders.base import DecodeContext
+from worker.observations.decoders.bufr import decode as bufr_decode
 from worker.observations.decoders.bufr.decode import decode_bytes
 from worker.observations.decoders.bufr.dump import PrepCollection
 from worker.observations.decoders.bufr.embedded import EmbeddedTables
@@ -352,6 +353,45 @@ def test_a_dump_of_sondes():
         "temperature": 2, "specific_humidity": 2, "geopotential": 2,
         "u_component_of_wind": 2, "v_component_of_wind": 2,
     }  # fmt: skip
+
+
+def test_reports_side_by_side_give_what_they_give_one_by_one(monkeypatch):
+    """Sondes of a dump that all differ in layout; the slow way unpacks each by a layout of its own."""
+    draw = random.Random(11)
+
+    def some(part):
+        return [part] * draw.randrange(2)
+
+    def ascent(number):
+        return {
+            **DUMPED, "RPID": f"S{number}", "WMOB": 10, "WMOS": number, "UARLV": [
+                {
+                    "PRLC": 100_000 - 1_000 * k,
+                    "UATMP": some({"TMDB": 280.0 - k, "TMDP": draw.choice([270.0, None])}),
+                    "UAWND": some({"WDIR": draw.randrange(360), "WSPD": 7.5}),
+                    "UAGP": some({"GP10": 80 * k}),
+                }
+                for k in range(draw.randrange(0, 60))
+            ],
+        }  # fmt: skip
+
+    reports = [ascent(n) for n in range(40)]
+    blob = SONDE_DUMP.definitions(WHEN) + b"".join(
+        SONDE_DUMP.message("NC002001", reports[n : n + 7], WHEN, 2) for n in range(0, 40, 7)
+    )
+    fast = decode(blob)
+    monkeypatch.setattr(bufr_decode, "is_ragged", lambda nodes: False)
+    slow = decode(blob)
+    assert fast.report.rows_by_variable == slow.report.rows_by_variable
+    assert fast.report.rejected == slow.report.rejected
+    assert fast.report.not_used == slow.report.not_used
+    assert fast.table.num_rows > 1_000
+
+    def sorted_rows(decoded):
+        names = ["station_id", "variable", "vertical", "obs_value", "profile_id", "message_offset"]
+        return sorted(decoded.table.select(names).to_pylist(), key=str)
+
+    assert sorted_rows(fast) == sorted_rows(slow)
 
 
 def test_new_tables_replace_the_old_ones():

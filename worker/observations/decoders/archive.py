@@ -29,6 +29,7 @@ from worker.observations.decoders.base import DecodeContext, Decoded, DecodeRepo
 from worker.observations.decoders.decode import decode_file, distinct_profiles
 from worker.observations.decoders.options import ArchiveOptions
 from worker.observations.formats import ARCHIVE, HEAD_BYTES, detect_format
+from worker.sandbox import scratch_prefix
 
 __all__ = ["MOST_BYTES", "MOST_FILES", "decode_archive"]
 
@@ -97,7 +98,7 @@ def decode_archive(path: Path, context: DecodeContext) -> Decoded:
     budget = _Budget(min(MOST_BYTES, max(LEAST_BYTES, MOST_RATIO * size)))
     report = DecodeReport(format=ARCHIVE, size=size)
     tables: list[pa.Table] = []
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(prefix=scratch_prefix("archive")) as folder:
         name = context.file_name or path.name
         try:
             for label, member in _files(path, name, Path(folder), budget, report, 1):

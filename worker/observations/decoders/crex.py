@@ -24,7 +24,7 @@ from model.domain.errors import DecodeError
 from model.domain.physics import ZERO_CELSIUS
 from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
 from worker.observations.decoders.bufr.block import Block, clean_text
-from worker.observations.decoders.bufr.decode import BUFR_FAMILIES, family_of, unsupported
+from worker.observations.decoders.bufr.families import BUFR_FAMILIES, family_of, unsupported
 from worker.observations.decoders.bufr.framing import Header, correction_number
 from worker.observations.decoders.bufr.identity import station_alias
 from worker.observations.decoders.bufr.reports import Collector

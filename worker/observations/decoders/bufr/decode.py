@@ -1,23 +1,24 @@
-"""Decode a BUFR file: find messages, unpack them, group them by layout, decode them by family.
-
-Families are listed in `BUFR_FAMILIES`; the first that accepts a message decodes it.
-"""
+"""Decode a BUFR file: find messages, unpack them, group them by layout, decode them by family."""
 
 import mmap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from model.domain.errors import DecodeError
-from model.domain.registry import Registry
 from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
 from worker.observations.decoders.bufr.block import TEXT_KEYS, Block
-from worker.observations.decoders.bufr.dump import DumpUnpacker, PrepCollection
+from worker.observations.decoders.bufr.dump import DumpUnpacker, PrepCollection, is_ragged
 from worker.observations.decoders.bufr.embedded import EmbeddedTables, holds_tables, is_empty
+from worker.observations.decoders.bufr.families import (
+    BUFR_FAMILIES,
+    ReportFamily,
+    family_of,
+    unsupported,
+)
 from worker.observations.decoders.bufr.framing import (
     Frame,
     Header,
@@ -31,20 +32,7 @@ from worker.observations.decoders.bufr.packing import Packing
 from worker.observations.decoders.bufr.prepbufr import is_prepbufr, read_prepbufr
 from worker.observations.decoders.bufr.ragged import names_of
 from worker.observations.decoders.bufr.reports import Collector, Reports, has_position
-from worker.observations.decoders.bufr.surface import (
-    decode_buoy,
-    decode_gnss,
-    decode_scatterometer,
-    decode_ship,
-    decode_synop,
-)
-from worker.observations.decoders.bufr.upper_air import (
-    decode_aircraft,
-    decode_amv,
-    decode_profiler,
-    decode_temp,
-)
-from worker.observations.decoders.bufr.usage import element_names, what_it_holds
+from worker.observations.decoders.bufr.usage import element_names
 from worker.observations.decoders.options import BufrOptions
 from worker.observations.formats import HEAD_BYTES, foreign_content
 
@@ -58,89 +46,10 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class ReportFamily:
-    """A family of reports.
-
-    Attributes:
-        description: One line for the user.
-        categories: Data categories (table A) it comes in.
-        needs: Groups of elements; the template must hold one of each group.
-        decode: Decodes a block into reports.
-        empty: What a report without a value of ours usually is.
-    """
-
-    description: str
-    categories: Set[int]
-    needs: tuple[Set[int], ...]
-    decode: Callable[[Block], Reports]
-    empty: str = ""
-
-    def accepts(self, category: int, codes: Set[int]) -> bool:
-        """Return whether a message of this category with these elements belongs to the family."""
-        return category in self.categories and all(group & codes for group in self.needs)
-
-
-_SURFACE = frozenset({10_004, 10_051, 12_101, 12_001, 12_004, 11_002, 11_012, 13_011})
-_SEA = _SURFACE | {22_042, 22_043, 22_045, 22_049}
-_WIND = frozenset({11_001, 11_002, 11_003})
-_PRESSURE = frozenset({7_004, 7_009})
-_NOTHING = "none of pressure, temperature, humidity, wind, hourly rain and sea temperature"
-
-BUFR_FAMILIES: Registry[ReportFamily] = Registry(
-    "BUFR report family",
-    "appa.bufr_families",
-    ReportFamily,
-    gnss=ReportFamily(
-        "ground-based GNSS", {0, 1, 8}, ({13_016}, {15_031, 15_079}), decode_gnss,
-        "delays without precipitable water",
-    ),
-    synop=ReportFamily("land stations", {0}, (_SURFACE, {4_003}), decode_synop, _NOTHING),
-    ship=ReportFamily("ships", {1}, ({1_011}, _SEA), decode_ship, _NOTHING),
-    buoy=ReportFamily(
-        "buoys", {1, 31}, ({1_005, 1_087, 1_003, 1_125}, _SEA), decode_buoy,
-        f"{_NOTHING}: waves or position alone",
-    ),
-    profiler=ReportFamily(
-        "wind profilers", {2, 6}, ({7_006, 7_007, 7_003, 10_007}, {2_003, 25_032, 2_101}, {11_006},
-        {11_001, 11_003}), decode_profiler,
-    ),
-    temp=ReportFamily("sondes and pilot balloons", {2}, (_PRESSURE, _WIND | {12_101}), decode_temp),
-    aircraft=ReportFamily(
-        "aircraft", {4}, ({7_010, 7_002, 7_004, 7_007, 10_070}, {12_101, 12_001, 11_002}), decode_aircraft
-    ),
-    amv=ReportFamily(
-        "satellite winds", {5}, ({7_004}, {11_001, 11_003}), decode_amv, "no wind at a pressure"
-    ),
-    scatterometer=ReportFamily(
-        "scatterometer winds", {12}, ({21_102}, {11_012}, {11_011}), decode_scatterometer,
-        "no wind was selected in the cell (0 21 102): backscatter alone, or masked over land and ice",
-    ),
-)  # fmt: skip
-
-
-@lru_cache(maxsize=1024)
-def family_of(category: int, codes: frozenset[int]) -> str | None:
-    """Return the name of the family of a message, or None."""
-    for name, family in BUFR_FAMILIES.items():
-        if family.accepts(category, codes):
-            return name
-    return None
-
-
-def unsupported(header: Header, codes: Set[int], kind: str = "") -> DecodeError:
-    """Return the error of a message of no family, which says what it holds instead."""
-    first = ", ".join(f"{code:06d}" for code in header.descriptors[:6])
-    content = what_it_holds(codes) or "other content"
-    return DecodeError(
-        f"Expected reports of one of {', '.join(BUFR_FAMILIES)}; got {content} "
-        f"({kind or f'descriptors {first}'} of category {header.category}).",
-        reason="unsupported_template",
-    )
-
-
 _TABLE_DESCRIPTORS = (103_000, 31_001, 1)
 """How the tables of NCEP begin."""
+_FILLING = (63_000, 63_255)
+"""Length and padding of reports in NCEP files."""
 _SECTIONS = 64
 """First bytes of a message, in which its category and the number of its reports stand."""
 _HELD_VALUES = 1_000_000
@@ -213,7 +122,7 @@ class _FileDecoder:
         self.options = BufrOptions.of(context.options)
         self.tables = EmbeddedTables()
         self.dumps = DumpUnpacker(context.limits)
-        self.prepbufr: dict[tuple[int, ...], PrepCollection] = {}
+        self.waiting: dict[tuple[str, tuple[int, ...]], PrepCollection] = {}
 
     def without_tables(self, frames: Iterator[Frame], data: bytes | mmap.mmap) -> Iterator[Frame]:
         """Yield frames of reports; read those that define the tables of the others.
@@ -281,18 +190,25 @@ class _FileDecoder:
         """Unpack a message by the tables of the file."""
         nodes = self.tables.tree(header.descriptors)
         if is_prepbufr(names_of(nodes)) and not header.compressed:
-            known = self.prepbufr.get(header.descriptors)
-            collection = known or PrepCollection(self.tables, header)
-            collection.add(message, header, frame, self.ordinal)
-            self.prepbufr[header.descriptors] = collection
-            self.ordinal += header.subsets
-            self.held += header.data_bytes
+            self._wait("", frame, message, header)
             return
         template = self.dumps.template_of(nodes, header.category)
         family = family_of(header.category, template.codes)
         if family is None:
             raise unsupported(header, template.codes, f"NCEP's '{self.tables.kind(header)}'")
-        self._group(frame, header, family, self.dumps.unpack_by(message, header, nodes))
+        if is_ragged(nodes) and not header.compressed:
+            self._wait(family, frame, message, header)
+        else:
+            self._group(frame, header, family, self.dumps.unpack_by(message, header, nodes))
+
+    def _wait(self, family: str, frame: Frame, message: bytes, header: Header) -> None:
+        """Keep a message until all of its template are read side by side; no family is PrepBUFR."""
+        key = family, header.descriptors
+        collection = self.waiting.get(key) or PrepCollection(self.tables, header)
+        collection.add(message, header, frame, self.ordinal)
+        self.waiting[key] = collection
+        self.ordinal += header.subsets
+        self.held += header.data_bytes
 
     def _group(
         self, frame: Frame, header: Header, family: str, parts: Iterable[MessagePart]
@@ -312,6 +228,12 @@ class _FileDecoder:
     def flush(self) -> None:
         """Decode all groups and count the messages that gave rows."""
         with_rows: set[Frame] = set()
+        for (family, _), collection in self.waiting.items():
+            if family:
+                self._group_padded(family, collection)
+            else:
+                with_rows |= self._decode_prepbufr(collection)
+        self.waiting.clear()
         for group in self.groups.values():
             rows = self._decode(group)
             start = 0
@@ -319,13 +241,29 @@ class _FileDecoder:
                 if rows[start : start + len(part.numbers)].any():
                     with_rows.add(frame)
                 start += len(part.numbers)
-        for collection in self.prepbufr.values():
-            with_rows |= self._decode_prepbufr(collection)
-        self.prepbufr.clear()
         self.report.decoded += len(with_rows)
         self.report.bytes_decoded += sum(frame.length for frame in with_rows)
         self.groups.clear()
         self.held = 0
+
+    def _group_padded(self, family: str, collection: PrepCollection) -> None:
+        """Put the reports of a dump, brought to few layouts, into groups; reject the broken ones."""
+        left = set(range(len(collection.frames)))
+        for number, padded in enumerate(collection.padded(self.context.limits.replications)):
+            places = padded.reports.tolist()
+            left -= set(places)
+            if places:
+                self.groups[family, id(collection), number] = _PartGroup(
+                    collection.header,
+                    family,
+                    collection.part_of(padded),
+                    [collection.frames[place] for place in places],
+                    [collection.updates[place] for place in places],
+                    [collection.ordinals[p] - collection.numbers[p] for p in places],
+                )
+        for place in sorted(left):
+            frame, number = collection.frames[place], collection.numbers[place]
+            self.report.reject("undecodable", frame.offset, frame.length, family, number)
 
     def _decode(self, group: _PartGroup) -> np.ndarray:
         block = _stack(group)
@@ -404,6 +342,8 @@ class _FileDecoder:
         table = self.collector.table(self.context)
         names = element_names(self.not_used.keys(), self.version)
         for code, count in sorted(self.not_used.items()):
+            if code in _FILLING:
+                continue
             self.report.not_used[f"{code:06d} {names.get(code, '')}".rstrip()] += count
         self.report.values_set_aside += self.collector.set_aside
         self.report.count_rows(table)

@@ -5,17 +5,17 @@ of reports decode them; identifiers and a few others have local numbers and are 
 mnemonics. Messages that are compressed are read element by element.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from model.domain.errors import DecodeError
 from worker.observations.decoders.base import MessageLimits
 from worker.observations.decoders.bufr.block import TEXT_KEYS, clean_text
-from worker.observations.decoders.bufr.embedded import EmbeddedTables, Node, flat
-from worker.observations.decoders.bufr.framing import Frame, Header
+from worker.observations.decoders.bufr.embedded import Element, EmbeddedTables, Loop, Node, flat
+from worker.observations.decoders.bufr.framing import Frame, Header, correction_number
 from worker.observations.decoders.bufr.identity import compose_time
-from worker.observations.decoders.bufr.layout import COUNTS
+from worker.observations.decoders.bufr.layout import COUNTS, ReportLayout
 from worker.observations.decoders.bufr.message import MessagePart, Unpacker
 from worker.observations.decoders.bufr.packing import (
     TEXT_SCALE,
@@ -25,9 +25,10 @@ from worker.observations.decoders.bufr.packing import (
     read_bits,
 )
 from worker.observations.decoders.bufr.prepbufr import Packed
+from worker.observations.decoders.bufr.ragged import Padded, read_padded
 from worker.observations.decoders.bufr.template import Template
 
-__all__ = ["DumpUnpacker", "PrepCollection", "message_time"]
+__all__ = ["DumpUnpacker", "PrepCollection", "is_ragged", "message_time"]
 
 _STATION, _CALL_SIGN = 1_018, 1_011
 _RENUMBERED = {"SHPC8": _CALL_SIGN, "ACRN": 1_008, "ACID": 1_006, "RSML": _CALL_SIGN}
@@ -202,21 +203,24 @@ def message_time(message: bytes) -> np.datetime64:
 
 
 class PrepCollection:
-    """PrepBUFR messages of one template, waiting to be decoded together.
+    """Messages of one template, waiting to be decoded together.
 
     Attributes:
+        header: Of the first message.
         packed: Their reports.
         frames: Frame of each report.
         numbers: Number of each report in its message.
         updates: Correction number of each report.
-        first: Place of the first report in the file.
+        ordinals: Place of each report in the file.
     """
 
     def __init__(self, tables: EmbeddedTables, header: Header) -> None:
         nodes = tables.tree(header.descriptors)
+        self.header = header
         self.packed = Packed(tables.kind(header), nodes, tables.code_of("VIRTMP", 8))
         self.frames: list[Frame] = []
         self.numbers: list[int] = []
+        self.updates: list[int] = []
         self.ordinals: list[int] = []
 
     def add(self, message: bytes, header: Header, frame: Frame, ordinal: int) -> None:
@@ -235,7 +239,35 @@ class PrepCollection:
         packed.cycles += [message_time(message)] * header.subsets
         self.frames += [frame] * header.subsets
         self.numbers += range(header.subsets)
+        update = correction_number(frame.indicator, header.update_sequence)
+        self.updates += [update] * header.subsets
         self.ordinals += range(ordinal, ordinal + header.subsets)
+
+    def padded(self, most: int) -> Iterator[Padded]:
+        """Yield the reports of a dump, those of similar length in one layout."""
+        packed = self.packed
+        renumbered = _renumbering(packed.nodes, self.header.category)
+        return read_padded(packed.nodes, *packed.joined(), most, renumbered)
+
+    def part_of(self, padded: Padded) -> list[MessagePart]:
+        """Return each of the reports as a part of its message."""
+        layout = ReportLayout(padded.codes)
+        return [
+            MessagePart(
+                layout,
+                np.array([self.numbers[report]]),
+                padded.values[n : n + 1],
+                {code: texts[n : n + 1] for code, texts in padded.texts.items()},
+            )
+            for n, report in enumerate(padded.reports.tolist())
+        ]
+
+
+def is_ragged(nodes: Sequence[Node]) -> bool:
+    """Return whether reports of a template differ in layout, and say their length."""
+    first = nodes[0] if nodes else None
+    sized = isinstance(first, Element) and first.name == "BYTCNT"
+    return sized and any(isinstance(node, Loop) and node.kind for node in nodes)
 
 
 def _report_bounds(body: bytes, reports: int) -> tuple[list[int], list[int]]:

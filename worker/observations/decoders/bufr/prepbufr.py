@@ -82,12 +82,15 @@ class Packed:
     section: list[int] = field(default_factory=list)
     cycles: list[np.datetime64] = field(default_factory=list)
 
-    def read(self, most: int) -> RaggedReports:
-        """Return the values of all reports."""
+    def joined(self) -> tuple[bytes, np.ndarray, np.ndarray]:
+        """Return all sections in one, with the first bits and the ends of the reports in it."""
         begin = np.concatenate([[0], np.cumsum([len(body) for body in self.bodies])])[:-1] * 8
         first = begin[np.array(self.section)]
-        starts, ends = first + np.array(self.starts), first + np.array(self.ends)
-        return read_reports(self.nodes, b"".join(self.bodies), starts, ends, most)
+        return b"".join(self.bodies), first + np.array(self.starts), first + np.array(self.ends)
+
+    def read(self, most: int) -> RaggedReports:
+        """Return the values of all reports."""
+        return read_reports(self.nodes, *self.joined(), most)
 
     def part(self, reports: slice) -> "Packed":
         """Return some of the reports."""

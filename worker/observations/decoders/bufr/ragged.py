@@ -6,15 +6,16 @@ taken in all of them before the next, with a bit position for each. The work gro
 of levels of the longest report, not with the number of reports.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from worker.observations.decoders.bufr.block import TEXT_KEYS
 from worker.observations.decoders.bufr.embedded import STACK, Element, Loop, Node
 from worker.observations.decoders.bufr.packing import gather_bits
 
-__all__ = ["Column", "RaggedReports", "names_of", "read_reports"]
+__all__ = ["Column", "Padded", "RaggedReports", "names_of", "read_padded", "read_reports"]
 
 _ONCE = 360_004
 _WIDEST = 56
@@ -249,3 +250,121 @@ def _texts(buffer: np.ndarray, bit: np.ndarray, length: int) -> list[str]:
         text = row.tobytes().decode("latin-1").strip(" \0")
         found.append(text if text.isascii() and text.isprintable() else "")
     return found
+
+
+_FILLING = ("BYTCNT", "BITPAD")
+_CELLS = 2_000_000
+_USUAL_BITS = 10
+"""Bits of an element, about; so many elements are expected in a report of some length."""
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Reports brought to one layout: parts that a report lacks are missing values.
+
+    Attributes:
+        reports: Their numbers, (N,).
+        codes: Descriptor of each column, (E,).
+        values: NaN where missing and of parts that are not there, 0 of texts, (N, E).
+        texts: First text of each descriptor, each of N, "" where missing.
+    """
+
+    reports: np.ndarray
+    codes: np.ndarray
+    values: np.ndarray
+    texts: dict[int, list[str]]
+
+
+class _PaddingReader(_Reader):
+    """Walks like `_Reader` and writes what it reads into columns, one for each place in the template."""
+
+    def __init__(
+        self, buffer: np.ndarray, ends: np.ndarray, most: int, renumbered: Mapping[str, int]
+    ) -> None:
+        super().__init__(buffer, ends, most)
+        self.renumbered = renumbered
+        self.codes: list[int] = []
+        self.columns: list[np.ndarray] = []
+        self.texts: dict[int, list[str]] = {}
+
+    def walk(self, steps: Sequence[_Step], place: _Place, in_levels: bool) -> np.ndarray:
+        """Return the bits after the steps, (n,)."""
+        for step in steps:
+            if isinstance(step, _Run):
+                self._append(step, place)
+                place.bit = place.bit + step.bits
+            else:
+                place.bit = self._repeat(step, place, in_levels)
+        return place.bit
+
+    def _append(self, run: _Run, place: _Place) -> None:
+        # A report that runs beyond its end is broken; its bits are read as if they were there.
+        inside = np.minimum(place.bit, len(self.buffer) * 8 - 64 - run.bits)
+        for element, offset in zip(run.elements, run.offsets.tolist(), strict=True):
+            if element.name in _FILLING:
+                continue
+            code = self.renumbered.get(element.name, element.code)
+            column = np.full(len(self.ends), np.nan)
+            if element.text:
+                column[place.report] = 0.0  # there, without a meaning as a number
+                self._text(code, element, place.report, inside + offset)
+            elif 0 < element.width <= _WIDEST:
+                column[place.report] = _values(self.buffer, inside + offset, element)
+            self.codes.append(code)
+            self.columns.append(column)
+
+    def _text(self, code: int, element: Element, report: np.ndarray, bit: np.ndarray) -> None:
+        if code not in TEXT_KEYS or code in self.texts:
+            return
+        texts = [""] * len(self.ends)
+        found = _texts(self.buffer, bit, element.width // 8)
+        for where, text in zip(report.tolist(), found, strict=True):
+            texts[where] = text
+        self.texts[code] = texts
+
+
+def read_padded(
+    nodes: Sequence[Node],
+    body: bytes,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    most: int,
+    renumbered: Mapping[str, int],
+) -> Iterator[Padded]:
+    """Yield reports of one template, those of similar length together, without the broken ones.
+
+    Arguments:
+        nodes: The template.
+        body: The packed reports.
+        starts: First bit of each report, (N,).
+        ends: The bit after each report, (N,).
+        most: Largest count of a replication.
+        renumbered: Descriptors by mnemonic, instead of those in the table.
+    """
+    steps = _compiled(nodes)
+    longest = max((step.bits for step in _runs(steps)), default=0)
+    buffer = np.frombuffer(body + b"\0" * (16 + longest // 8), dtype=np.uint8)
+    order = np.argsort(ends - starts, kind="stable")
+    while len(order):
+        size = np.arange(1, len(order) + 1) * (ends - starts)[order] / _USUAL_BITS
+        some = order[: max(1, int(np.searchsorted(size, _CELLS)))]
+        order = order[len(some) :]
+        reader = _PaddingReader(buffer, ends[some], most, renumbered)
+        zero = np.zeros(len(some), dtype=np.int64)
+        place = _Place(np.arange(len(some)), starts[some].astype(np.int64), zero, zero)
+        last = reader.walk(steps, place, in_levels=False)
+        sound = ~(reader.broken | (last > ends[some]))
+        texts = {
+            code: [text for text, good in zip(found, sound, strict=True) if good]
+            for code, found in reader.texts.items()
+        }
+        values = np.stack(reader.columns, axis=1)[sound]
+        yield Padded(some[sound], np.array(reader.codes, dtype=np.int32), values, texts)
+
+
+def _runs(steps: Sequence[_Step]) -> Iterator[_Run]:
+    for step in steps:
+        if isinstance(step, _Run):
+            yield step
+        else:
+            yield from _runs(step.steps)
