@@ -4,7 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.domain.errors import ConfigurationError
@@ -32,6 +32,10 @@ class WorkerSettings(BaseSettings):
     )
     device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:1` or `auto`.")
     ingest_processes: int = Field(default=1, ge=1, description="Processes of an ingest worker.")
+    stations: FilePath | None = Field(
+        default=None,
+        description="List of stations, CSV: where those are that text bulletins name by number.",
+    )
 
     visibility_timeout: int = Field(
         default=86_400,

@@ -205,6 +205,33 @@ def test_networks_of_surface_reports(kind, report_type, dump, network):
     assert flagged == ["2m_dewpoint_temperature"]
 
 
+@pytest.mark.parametrize(
+    ("report_type", "network", "place"),
+    [
+        (220, "temp", ("pressure", 70_000.0)),
+        (221, "pilot", ("height", 3_050.0)),
+        (223, "profiler", ("height", 3_050.0)),
+        (231, "aircraft", ("pressure", 70_000.0)),
+    ],
+)
+def test_where_winds_are_placed(report_type, network, place):
+    """Heights of pilot balloons and profilers are measured, pressures of the others."""
+    winds = {"W__EVENT": [{"UOB": 4.0, "VOB": 1.0, "WQM": 2, "WPC": PREPRO}]}
+    height = events("Z", (3_050, 2, PREPRO))
+    report = head(report_type, PRSLEVEL=[level(700.0, W___INFO=winds, Z___INFO=height)])
+    report["PRSLEVEL"].append(level(850.0, W___INFO=winds))
+    decoded = decode(file_of(PREPBUFR, "ADPUPA", [report], 102))
+    found = {
+        (r["vertical_kind"], r["vertical"])
+        for r in rows(decoded, "variable", "vertical_kind", "vertical")
+        if r["variable"] == "u_component_of_wind"
+    }
+    assert found == {place, ("pressure", 85_000.0)}
+    assert set(decoded.table["report_type"].to_pylist()) == {network}
+    # Only a sonde weighs the air: elsewhere the height is no observation of the geopotential.
+    assert ("geopotential" in decoded.report.rows_by_variable) == (network == "temp")
+
+
 def test_satellite_winds_and_precipitable_water():
     vector = head(
         245, SAID=259, PRSLEVEL=level(

@@ -35,6 +35,10 @@ __all__ = ["LAST_USED_MARK", "Packed", "PrepReports", "is_prepbufr", "read_prepb
 LAST_USED_MARK = 3
 """0 keep, 1 good, 2 not checked, 3 suspect; from 4 on not used (table 7)."""
 _SURFACE = ("synop", "ship", "buoy", "drifter", "scatterometer")
+_BY_HEIGHT = ("profiler", "pilot")
+"""Networks that measure heights; their pressures are of a standard atmosphere."""
+_WEIGHED = ("temp", "dropsonde")
+"""Networks that measure pressure and temperature, and so the heights of pressures."""
 _MARINE_KINDS = ("SFCSHP", "SALDRN")
 _LAND_OR_SEA = (183, 284)
 _VIRTUAL_STEP = 8
@@ -274,8 +278,8 @@ def _networks(
         if not surface:
             for item in items:
                 item.lat, item.lon, item.time = (part[rows] for part in drift)
-                if network == "profiler":
-                    _by_height(item, table.value("ZOB")[rows])
+            if network in _BY_HEIGHT:
+                items = _by_height(items, table.value("ZOB")[rows])
         _count_marks(items, result.notes)
         ids = [names[n] or _satellite(satellites[n]) for n in rows.tolist()]
         result.networks.append((_reports(network, ids, time, table, items, rows), rows))
@@ -381,7 +385,8 @@ def _belongs(item: Values, network: str) -> bool:
         return item.variable.startswith("10m_")
     if network == "gnss" or item.vertical_kind == "column":
         return network == "gnss" and item.vertical_kind == "column"
-    return True
+    # Elsewhere the height follows from the pressure, or the pressure from the height.
+    return item.variable != "geopotential" or network in _WEIGHED
 
 
 def _add_errors(table: _Table, items: list[Values]) -> None:
@@ -403,10 +408,15 @@ def _add_errors(table: _Table, items: list[Values]) -> None:
         item.error = error if item.value.ndim == 2 else error[:, 0]
 
 
-def _by_height(item: Values, height: np.ndarray) -> None:
-    """Place values at their measured heights where they have one."""
-    if np.isfinite(height).any():
-        item.vertical_kind, item.vertical = "height", height
+def _by_height(items: list[Values], height: np.ndarray) -> list[Values]:
+    """Return the values at their measured heights, and at their pressures where there is none."""
+    measured = np.isfinite(height)
+    found = []
+    for item in items:
+        at_height = np.where(measured, item.value, np.nan)
+        found.append(replace(item, value=at_height, vertical_kind="height", vertical=height))
+        found.append(replace(item, value=np.where(measured, np.nan, item.value)))
+    return found
 
 
 def _picked(item: Values, rows: np.ndarray) -> Values:
