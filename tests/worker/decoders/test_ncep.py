@@ -367,6 +367,29 @@ def test_a_dump_of_ships(compressed):
     assert sum(row["variable"] == "2m_dewpoint_temperature" for row in found) == 6
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_quality_marks_of_a_dump(compressed):
+    """13 failed and 14 was purged; 2 was not checked. A mark belongs to the values after it."""
+    reports = [{**DUMPED, "QMAT": 14, "QMDD": 2}, {**DUMPED, "QMAT": None, "QMDD": 13}]
+    write = SURFACE_DUMP.compressed if compressed else SURFACE_DUMP.message
+    decoded = decode(SURFACE_DUMP.definitions(WHEN) + write("NC001001", reports, WHEN, 1))
+    flagged = [r["variable"] for r in rows(decoded) if r["rejected_by"] == "preqc"]
+    assert sorted(flagged) == ["2m_dewpoint_temperature", "2m_temperature"]
+    assert decoded.report.flagged == {"preqc": 2}
+
+
+def test_marks_of_the_levels_of_a_sonde():
+    levels = [
+        {"PRLC": 100_000, "UATMP": {"TMDB": 280.0, "TMDP": 277.0, "QMAT": 2, "QMDD": 2}},
+        {"PRLC": 85_000, "UATMP": {"TMDB": 270.0, "TMDP": 267.0, "QMAT": 13, "QMDD": 2}},
+        {"PRLC": 70_000, "UAWND": {"WDIR": 180, "WSPD": 20.0}},
+    ]
+    report = {**DUMPED, "WMOB": 10, "WMOS": 393, "UARLV": levels}
+    decoded = decode(file_of(SONDE_DUMP, "NC002001", [report], 2))
+    flagged = [(r["variable"], r["vertical"]) for r in rows(decoded) if r["rejected_by"]]
+    assert flagged == [("temperature", 85_000.0)]
+
+
 def test_a_dump_of_sondes():
     report = {
         **DUMPED, "RPID": "10393", "WMOB": 10, "WMOS": 393, "UARLV": [

@@ -33,6 +33,15 @@ __all__ = ["DumpUnpacker", "PrepCollection", "is_ragged", "message_time"]
 _STATION, _CALL_SIGN = 1_018, 1_011
 _RENUMBERED = {"SHPC8": _CALL_SIGN, "ACRN": 1_008, "ACID": 1_006, "RSML": _CALL_SIGN}
 """Identifiers with local numbers, by mnemonic."""
+_MARKED = {
+    "QMPR": (7_004, 10_004, 10_051),
+    "QMAT": (12_101, 12_001),
+    "QMDD": (12_103, 12_003, 13_003),
+    "QMWN": (11_001, 11_002),
+    "QMGP": (10_008, 10_003, 10_009),
+    "QMST": (22_042, 22_043, 22_049),
+}
+"""Elements that follow a quality mark (Office Note 29), by its mnemonic."""
 _IDENTIFIER = "RPID"
 _MOVING = (1, 4)
 """Categories in which the identifier of a report is a call sign."""
@@ -64,8 +73,12 @@ class DumpUnpacker(Unpacker):
         """
         _, template, storage = self._known(nodes, header.category)
         if header.compressed:
-            return [_Compressed(header, template, storage, self.limits).part(message)]
+            part = _Compressed(header, template, storage, self.limits).part(message)
+            part.layout.marks = _marks(nodes)
+            return [part]
         parts = self._packed(message, header, template)
+        for part in parts or ():
+            part.layout.marks = _marks(nodes)
         if parts is None:
             raise DecodeError(
                 "Expected data that fit the tables in the file.", reason="undecodable"
@@ -87,6 +100,17 @@ def _renumbering(nodes: tuple[Node, ...], category: int) -> dict[str, int]:
     codes = set(flat(nodes)[0])
     moving = category in _MOVING and _BUOY_NUMBER not in codes
     return {**_RENUMBERED, _IDENTIFIER: _CALL_SIGN if moving else _STATION}
+
+
+def _marks(nodes: Sequence[Node]) -> dict[int, tuple[int, ...]]:
+    """Return the elements that follow a quality mark, by the descriptor of the mark."""
+    found: dict[int, tuple[int, ...]] = {}
+    for node in nodes:
+        if isinstance(node, Loop):
+            found |= _marks(node.body)
+        elif node.name in _MARKED:
+            found[node.code] = _MARKED[node.name]
+    return found
 
 
 class _Compressed:
@@ -252,6 +276,7 @@ class PrepCollection:
     def part_of(self, padded: Padded) -> list[MessagePart]:
         """Return each of the reports as a part of its message."""
         layout = ReportLayout(padded.codes)
+        layout.marks = _marks(self.packed.nodes)
         return [
             MessagePart(
                 layout,

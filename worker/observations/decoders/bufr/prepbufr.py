@@ -24,16 +24,15 @@ from model.domain.physics import (
     dewpoint_from_specific_humidity,
     specific_humidity_from_dewpoint,
 )
+from worker.observations.decoders.bufr.block import LAST_USED_MARK
 from worker.observations.decoders.bufr.embedded import Node
 from worker.observations.decoders.bufr.ragged import RaggedReports, read_reports
 from worker.observations.decoders.bufr.reports import Reports, Values
 from worker.observations.decoders.bufr.upper_air import STANDARD_LEVELS
 from worker.observations.lexicons import PREPBUFR_ERRORS, PREPBUFR_MARINE, PREPBUFR_TYPES
 
-__all__ = ["LAST_USED_MARK", "Packed", "PrepReports", "is_prepbufr", "read_prepbufr"]
+__all__ = ["Packed", "PrepReports", "is_prepbufr", "read_prepbufr"]
 
-LAST_USED_MARK = 3
-"""0 keep, 1 good, 2 not checked, 3 suspect; from 4 on not used (table 7)."""
 _SURFACE = ("synop", "ship", "buoy", "drifter", "scatterometer")
 _BY_HEIGHT = ("profiler", "pilot")
 """Networks that measure heights; their pressures are of a standard atmosphere."""
