@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import random
 import struct
 import tarfile
 import zipfile
@@ -155,6 +156,20 @@ def test_what_is_cut_off_has_a_reason(tmp_path, ending):
     report = decode_file(path).report
     assert report.rejected, report
     assert set(report.rejected) <= {"undecodable", "unknown_format", "invalid_table"}
+
+
+@pytest.mark.parametrize("ending", PACKED)
+def test_bytes_set_at_random_end_in_rows_or_a_reason(tmp_path, ending):
+    draw = random.Random(5)
+    whole = PACKED[ending](CSV * 20)
+    path = tmp_path / f"x.{ending}"
+    for _ in range(25):
+        broken = bytearray(whole)
+        for _ in range(4):
+            broken[draw.randrange(len(broken))] = draw.randrange(256)
+        path.write_bytes(bytes(broken))
+        report = decode_file(path).report
+        assert report.rows or report.rejected
 
 
 def test_an_encrypted_zip_says_so(tmp_path):

@@ -88,6 +88,7 @@ def test_check_digits(tmp_path):
         (SYNOP.replace("B10004", "C01010 B10004"), "unsupported_template"),
         (SYNOP.replace("A000", "A255"), "unsupported_template"),
         ("CREX++\nT000103++\n++\n7777\n", "bad_frame"),
+        ("CREX++\nT000103 A000 D01031 B12004++\n++\n7777\n", "no_values"),
     ],
 )
 def test_what_cannot_be_read_has_a_reason(tmp_path, text, reason):

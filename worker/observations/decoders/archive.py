@@ -12,8 +12,10 @@ upload, number of files, and depth.
 import bz2
 import gzip
 import lzma
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -55,6 +57,8 @@ _UNREADABLE = (
     lzma.LZMAError,
     tarfile.TarError,
     zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
 )
 """What the libraries raise for files that are damaged, cut off or encrypted."""
 
@@ -164,6 +168,12 @@ def _files(
     """Yield name and place of each file that is no archive; a place holds until the next file."""
     with path.open("rb") as file:
         kind = _kind(file.read(HEAD_BYTES))
+    if not kind:
+        raise DecodeError(
+            f"Expected gzip, bzip2, xz, zstd, tar or zip data; '{_label(name)}' begins with none of "
+            "their marks.",
+            reason="wrong_format",
+        )
     if depth > DEEPEST:
         raise DecodeError(f"{name}: more than {DEEPEST} layers", reason="compressed_archive")
     members = {"tar": _tar, "zip": _zip}.get(kind, _single)

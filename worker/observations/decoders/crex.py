@@ -69,7 +69,7 @@ def decode_crex(path: Path, context: DecodeContext) -> Decoded:
         try:
             if found.group(2) != "7777":
                 raise DecodeError("Expected 7777 at the end of the message.", reason="truncated")
-            rows = 0
+            rows, before = 0, report.reports
             for number, block in enumerate(_blocks(found.group(1), context)):
                 report.reports += 1
                 gave = _collect(block, collector, ordinal, offset, update)
@@ -78,6 +78,8 @@ def decode_crex(path: Path, context: DecodeContext) -> Decoded:
                 rows += gave
                 if not gave:
                     report.reject("no_values", offset, length, "", number)
+            if report.reports == before:
+                raise DecodeError("Expected reports after the descriptors.", reason="no_values")
         except DecodeError as error:
             reason = error.context.get("reason", "undecodable")
             report.reject(reason, offset, length, error.message)
