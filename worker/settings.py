@@ -1,32 +1,20 @@
 """Read the settings of worker processes from `APPA_*` environment variables."""
 
 from datetime import timedelta
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, FilePath, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
 from model.domain.errors import ConfigurationError
+from worker.contract.settings import InstallationSettings
 
 __all__ = ["WorkerSettings"]
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(InstallationSettings):
     """Everything a worker process needs to know."""
 
-    model_config = SettingsConfigDict(env_prefix="APPA_", extra="forbid", frozen=True)
-
-    redis_url: str = Field(
-        default="redis://127.0.0.1:6379/0",
-        description="Redis or Valkey that holds jobs and queues.",
-    )
-    redis_prefix: str = Field(
-        default="appa", description="Put before every key of this installation."
-    )
-    data_dir: Path = Field(
-        default=Path("appa-data"), description="Folder of uploads, observations and analyses."
-    )
     models: Annotated[list[str], NoDecode] = Field(
         default=[], description="Checkpoints (names or folders) to load; the first is the default."
     )
@@ -41,9 +29,6 @@ class WorkerSettings(BaseSettings):
         default=86_400,
         gt=0,
         description="Seconds after which an unacknowledged message comes again.",
-    )
-    job_limit_seconds: int = Field(
-        default=4 * 3600, gt=0, description="A job that takes longer is stopped at its next step."
     )
     lease_seconds: float = Field(
         default=30.0, gt=0, description="A job without a heartbeat for so long counts as abandoned."
@@ -88,18 +73,6 @@ class WorkerSettings(BaseSettings):
         default=5.0, gt=0, description="Pause between a worker's reports; forgotten after three."
     )
 
-    disk_low_bytes: int = Field(
-        default=2**30,
-        ge=0,
-        description="With less free space no new work is taken; 0: no watermark.",
-    )
-    disk_low_percent: float = Field(
-        default=0.0, ge=0, le=100, description="The same as a share of the file system."
-    )
-
-    webhook_allow_private: bool = Field(
-        default=False, description="Whether webhooks may be sent to addresses of private networks."
-    )
     webhook_timeout_seconds: float = Field(
         default=10.0,
         gt=0,
@@ -113,14 +86,6 @@ class WorkerSettings(BaseSettings):
         default=5.0,
         gt=0,
         description="Pause after the first failed try; each next one is four times longer.",
-    )
-
-    log_format: Literal["console", "json"] = Field(
-        default="console",
-        description="Log lines for people, or one JSON object a line for machines.",
-    )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="Least severe level that is logged."
     )
 
     @property
