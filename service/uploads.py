@@ -140,7 +140,7 @@ def _recognise(head: bytes) -> FileFormat:
         return recognise(head)
     except DecodeError as error:
         raise UnsupportedContent(
-            f"{error.message} Compressed files and archives must be unpacked first.",
+            error.message,
             headers={"Connection": "close"},
             known=list(FORMATS),
         ) from error

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from model.domain.errors import ConfigurationError
@@ -20,6 +20,10 @@ class WorkerSettings(InstallationSettings):
     )
     device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:1` or `auto`.")
     ingest_processes: int = Field(default=1, ge=1, description="Processes of an ingest worker.")
+    stations: FilePath | None = Field(
+        default=None,
+        description="List of stations, CSV: where those are that text bulletins name by number.",
+    )
 
     visibility_timeout: int = Field(
         default=86_400,

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import DecodeError
 from worker.observations.columns import count_values
+from worker.observations.station_list import default_list
 
 __all__ = [
     "DecodeContext",
@@ -43,8 +44,8 @@ REASONS: Mapping[str, str] = {
     "empty_file": "the file holds no bytes",
     "unknown_format": "neither the first bytes nor the name belong to a known format",
     "wrong_format": "the content is not what the name or the sender says",
-    "alphanumeric": "alphanumeric code (CREX, SYNOP, TEMP, METAR text): send the BUFR version",
-    "compressed_archive": "a compressed file or archive inside the upload: send it unpacked",
+    "alphanumeric": "alphanumeric code of a kind that is not read: send the BUFR version",
+    "compressed_archive": "an archive of a kind that is not read, or in too many layers: unpack it",
     "no_messages": "no message found",
     # frames
     "bad_frame": "length, sections or end mark of the message contradict each other",
@@ -110,6 +111,7 @@ class DecodeReport(BaseModel):
             ("020003 presentWeather"); each element of a message is used, set aside or counted here.
         values_set_aside: Values of variables that gave no row, by reason and variable
             ("no_level temperature").
+        members: Rows of each file of an archive, by name; the first thousand.
     """
 
     format: str = ""
@@ -128,6 +130,7 @@ class DecodeReport(BaseModel):
     notes: Counter[str] = Field(default_factory=Counter)
     not_used: Counter[str] = Field(default_factory=Counter)
     values_set_aside: Counter[str] = Field(default_factory=Counter)
+    members: Counter[str] = Field(default_factory=Counter)
 
     def reject(
         self,
@@ -171,6 +174,7 @@ class DecodeReport(BaseModel):
             "notes",
             "not_used",
             "values_set_aside",
+            "members",
         ):
             getattr(self, name).update(getattr(other, name))
         self.quarantined = (self.quarantined + other.quarantined)[:KEPT_QUARANTINED]
@@ -241,6 +245,7 @@ class DecodeContext:
         limits: Bounds for one message.
         options: What the sender chose, by name; the schema is the format's (`decoders/options.py`).
         file_name: As the sender called it; empty where the path has that name.
+        stations: Path of the list of stations of the installation, empty for none.
         byte_range: First byte, and the one after the last, in which messages to decode begin;
             None for the whole file.
         skip: Messages that brought an earlier process down, with the reason by offset.
@@ -252,6 +257,7 @@ class DecodeContext:
     limits: MessageLimits = field(default_factory=MessageLimits)
     options: Mapping[str, Any] = field(default_factory=dict)
     file_name: str = ""
+    stations: str = field(default_factory=default_list)
     byte_range: tuple[int, int] | None = None
     skip: Mapping[int, str] = field(default_factory=dict)
     mark: Callable[[int], None] = _no_mark

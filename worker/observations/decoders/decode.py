@@ -27,7 +27,7 @@ from model.domain.errors import DecodeError
 from model.domain.observations import empty_table
 from worker.observations.columns import concat_tables, set_column
 from worker.observations.decoders.base import DecodeContext, Decoded, Decoder, DecodeReport
-from worker.observations.formats import FORMATS, detect_format
+from worker.observations.formats import ARCHIVE, FORMATS, detect_format
 from worker.sandbox import (
     Interrupted,
     Limits,
@@ -43,6 +43,7 @@ __all__ = [
     "decode_in_one_child",
     "decode_limited",
     "decode_many_limited",
+    "distinct_profiles",
 ]
 
 
@@ -82,6 +83,8 @@ _FIRST_PAUSE = 0.5  # seconds
 _alone = threading.Lock()
 _FILES_PER_CHILD = 200
 _BYTES_HELD_PER_BYTE = 8
+_EXPANSION = 4
+"""Bytes that come out of an archive for each, in the usual case; one file is unpacked at a time."""
 
 
 def decode_limited(
@@ -125,10 +128,10 @@ def decode_limited(
         report.merge(part.report)
     report.size = path.stat().st_size
     report.bytes_between += report.size - sum(part.report.size for part in found)
-    return Decoded(concat_tables(_distinct_profiles([part.table for part in found])), report)
+    return Decoded(concat_tables(distinct_profiles([part.table for part in found])), report)
 
 
-def _distinct_profiles(tables: list[pa.Table]) -> list[pa.Table]:
+def distinct_profiles(tables: list[pa.Table]) -> list[pa.Table]:
     """Return the tables with profiles numbered on from table to table."""
     shifted, first = [], 0
     for table in tables:
@@ -148,7 +151,7 @@ def _spans(path: Path, parts: int) -> list[tuple[int, int]]:
 def _decode_in_child(
     path: Path, format: str | None, context: DecodeContext, limits: Limits | None
 ) -> Decoded:
-    limits = _with_room(limits or Limits(), path)
+    limits = _with_room(limits or Limits(), path, _EXPANSION if format == ARCHIVE else 1)
     skip: dict[int, str] = {}
     deaths: Counter[int] = Counter()
     with TemporaryDirectory(prefix=scratch_prefix("mark"), dir=limits.temp_dir) as folder:
@@ -194,13 +197,13 @@ def _pause_after(error: Interrupted, deaths: Counter[int]) -> None:
     time.sleep(_FIRST_PAUSE * 2 ** (count - 1))
 
 
-def _with_room(limits: Limits, path: Path) -> Limits:
+def _with_room(limits: Limits, path: Path, expansion: int = 1) -> Limits:
     """Return the limits with memory for a large file: its bytes are mapped and its rows are held.
 
     It gets no more than its share of the machine, whatever its size.
     """
-    room = limits.address_space + _BYTES_HELD_PER_BYTE * path.stat().st_size
-    return replace(limits, address_space=min(room, memory_share()))
+    held = _BYTES_HELD_PER_BYTE * expansion * path.stat().st_size
+    return replace(limits, address_space=min(limits.address_space + held, memory_share()))
 
 
 def _rejected_file(path: Path, format: str | None, reason: str, message: str) -> Decoded:

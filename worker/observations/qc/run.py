@@ -31,6 +31,7 @@ from worker.observations.qc.identity import (
     corrections,
     duplicates,
     one_barometer,
+    one_hygrometer,
     two_places,
 )
 from worker.observations.qc.kinematic import profile, stuck, supersaturation, track
@@ -71,6 +72,7 @@ CHECKS: tuple[Check, ...] = (
     Check("buddy", "buddy", "background", buddy),
     Check("wind_pairs", "difference", "background", wind_pairs),
     Check("barometer", "duplicate", "select", one_barometer),
+    Check("hygrometer", "duplicate", "select", one_hygrometer),
     Check("withholding", "withheld", "select", withholding),
     Check(
         "superobbing", "thinned", "select", in_superobservation, prepare=append_superobservations

@@ -200,9 +200,12 @@ def _expand(message: bytes, header: Header) -> Template | DecodeError:
         expanded = eccodes.codes_get_long_array(handle, "expandedDescriptors")
         return Template(tuple(int(code) for code in expanded))
     except (eccodes.CodesInternalError, UnicodeDecodeError) as error:
+        local = dict.fromkeys(code for code in header.descriptors if is_local(code))
+        named = [f"{code:06d}" for code in local]
+        what = f"local descriptors {', '.join(named[:8])}" if named else f"unknown ones ({error})"
         return DecodeError(
-            f"Expected descriptors of WMO tables; got version {header.master_version}, local "
-            f"version {header.local_version} of centre {header.centre}: {error}.",
+            f"Expected descriptors of WMO tables (version {header.master_version}); got {what} of "
+            f"centre {header.centre}, local version {header.local_version}, and no tables in the file.",
             reason="needs_local_tables",
         )
     finally:

@@ -59,6 +59,7 @@ class Template:
 
     Arguments:
         expanded: Descriptors with sequences and fixed replications expanded.
+        storage: How each of them is stored, where that is known from the start.
 
     Attributes:
         raw: The same, definitions of reference values included.
@@ -66,15 +67,15 @@ class Template:
         seen, seen_compressed: Parts unpacked by eccodes so far.
     """
 
-    def __init__(self, expanded: tuple[int, ...]) -> None:
+    def __init__(self, expanded: tuple[int, ...], storage: Storage | None = None) -> None:
         self.raw = expanded
         self.expanded = expanded = _without_definitions(expanded)
         self.codes = frozenset(c for c in expanded if c < 100_000)
-        self.seen = 0
+        self.seen = 0 if storage is None else 1
         self.seen_compressed = 0
         self._compressed_failures = 0
         self._failures = 0 if self.raw == expanded else _TRIALS
-        self._storage = Storage(*(np.full(len(expanded), _UNKNOWN) for _ in range(3)))
+        self._storage = storage or Storage(*(np.full(len(expanded), _UNKNOWN) for _ in range(3)))
         self._next_count: dict[tuple[int, ...], int] = {}
         self._count_bits: dict[tuple[int, ...], tuple[int, int]] = {}
         self._layouts: dict[tuple[int, ...], ReportLayout] = {}
@@ -91,6 +92,10 @@ class Template:
         if counts in self._layouts:
             return self._layouts[counts]
         return self._expand(lambda slots: _count(values, len(slots) - 1, limits), limits)
+
+    def walk(self, read: Callable[[list[int]], int], limits: MessageLimits) -> ReportLayout:
+        """Return the layout whose counts `read` returns when called with the slots up to each of them."""
+        return self._expand(read, limits)
 
     def packed_layout(self, body: bytes, start: int, limits: MessageLimits) -> ReportLayout | None:
         """Return the layout of the report at bit `start`, with its packing; None if that is not known."""
