@@ -7,6 +7,7 @@ to the same intake as uploads; while ingest is behind or the disk nearly full it
 """
 
 import asyncio
+import sqlite3
 import time
 from collections import deque
 from contextlib import suppress
@@ -153,11 +154,24 @@ class Feed:
                 invalid += 1
                 about = {"source": self.source.name, "topic": message.topic}
                 log.warning("notification refused", **about, reason=error.message[:300])
-        if self.backlog.take(self.source, good, invalid):
+        if self._take(good, invalid):
             self._fresh.set()
         for message in messages:
             self.subscription.confirm(message)
         await asyncio.sleep(0)
+
+    def _take(self, received: list[Received], invalid: int) -> int:
+        """Store notifications together; one that cannot be stored must not hold up the others."""
+        try:
+            return self.backlog.take(self.source, received, invalid)
+        except sqlite3.Error:  # the disk: nothing is confirmed, all of them come again
+            raise
+        except Exception:
+            if len(received) > 1:
+                self._take([], invalid)
+                return sum(self._take([one], 0) for one in received)
+            log.exception("notification refused", source=self.source.name)
+            return self.backlog.take(self.source, [], invalid + len(received))
 
     # -- to the store
 

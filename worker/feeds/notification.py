@@ -15,11 +15,19 @@ import json
 import posixpath
 import zlib
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from model.domain.errors import DecodeError, InvalidInput
 
@@ -134,15 +142,25 @@ class Link(_Part):
     length: int | None = Field(default=None, ge=0)
 
 
+def _as_text(value: object) -> object:
+    """Refuse numbers, which would be taken for seconds since 1970."""
+    if isinstance(value, int | float):
+        raise ValueError("expected a date and time as text, such as 2026-03-01T06:00:00Z")
+    return value
+
+
+_Time = Annotated[AwareDatetime, BeforeValidator(_as_text)]
+
+
 class Properties(_Part):
     """What was published."""
 
-    pubtime: AwareDatetime
+    pubtime: _Time
     data_id: str = Field(min_length=1, max_length=1024)
     metadata_id: str | None = None
-    datetime: AwareDatetime | None = None
-    start_datetime: AwareDatetime | None = None
-    end_datetime: AwareDatetime | None = None
+    datetime: _Time | None = None
+    start_datetime: _Time | None = None
+    end_datetime: _Time | None = None
     integrity: Integrity | None = None
     content: Content | None = None
 
@@ -212,7 +230,11 @@ def _plain(value: object) -> str:
 
 
 def _is_http(href: str) -> bool:
-    return href.lower().startswith(("http://", "https://"))
+    try:
+        parts = urlsplit(href)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets or ports that are none
+        return False
 
 
 def parse(payload: bytes) -> Notification:

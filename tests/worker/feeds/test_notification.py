@@ -9,11 +9,15 @@ import warnings
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_
+from hypothesis import strategies as st
 
 from model.domain.errors import DecodeError, InvalidInput
 from tests.worker.feeds.wis2 import notification
 from worker.contract.kinds import FilteringSpec
 from worker.feeds.announcements import notification_of
+from worker.feeds.backlog import Backlog, Received
 from worker.feeds.notification import Content, Integrity, IntegrityError, parse
 from worker.feeds.sources import Source, parse_broker, valid_filter
 from worker.results.manifest import AnalysisManifest, ManifestFile
@@ -28,6 +32,16 @@ with warnings.catch_warnings():
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 DATA = b"BUFR and so on 7777"
 METHODS = ["sha256", "sha384", "sha512", "sha3-256", "sha3-384", "sha3-512"]
+
+
+SOURCE = Source(name="gb", broker="mqtt://h", topics=["cache/#"])
+
+
+@pytest.fixture(scope="module")
+def backlog(tmp_path_factory):
+    opened = Backlog(tmp_path_factory.mktemp("backlog") / "backlog.sqlite")
+    yield opened
+    opened.close()
 
 
 def manifest(**changes) -> AnalysisManifest:
@@ -166,12 +180,16 @@ def test_what_a_message_says():
         (changed("properties.data_id", drop=True), "properties.data_id"),
         (changed("properties.pubtime", "yesterday"), "properties.pubtime"),
         (changed("properties.pubtime", "2026-03-01T06:00:00"), "properties.pubtime"),
+        (changed("properties.pubtime", 1772344800), "properties.pubtime"),
         (changed("properties.integrity.method", "md5"), "properties.integrity.method"),
         (changed("properties.content", {"encoding": "base64", "size": 5000, "value": ""}),
          "properties.content.size"),
         (changed("links", []), "links"),
         (changed("links.0.rel", "license"), "message"),
         (changed("links.0.href", "ftp://cache.example.org/a"), "message"),
+        (changed("links.0.href", "http://[::1/a"), "message"),
+        (changed("links.0.href", "http:///a"), "message"),
+        (changed("links.0.href", "http://h:99999/a"), "message"),
         (changed("links.0.length", -1), "links.0.length"),
     ],
 )  # fmt: skip
@@ -239,3 +257,30 @@ def test_hosts_and_secrets_of_a_source():
     allowed = {"cache.example.org", "Cache.Example.org.", "a.b.example.com"}
     refused = {"example.com", "cache.example.org.evil.net", "evilexample.com", "127.0.0.1"}
     assert {host for host in allowed | refused if source.allows(host)} == allowed
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40)
+    | st.sampled_from(["http://[", "https://h/%ff", "9999-12-31T23:59:59-14:00", "gzip", "update"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+PLACES = [
+    "id", "type", "conformsTo", "geometry", "properties", "links", "links.0", "links.0.href",
+    "links.0.rel", "links.0.length", "properties.pubtime", "properties.data_id",
+    "properties.datetime", "properties.integrity", "properties.integrity.value",
+    "properties.content",
+]  # fmt: skip
+
+
+@given(st.sampled_from(PLACES), ODD)
+@settings_(max_examples=300, deadline=None)
+def test_whatever_is_sent_is_stored_or_refused(backlog, path, value):
+    """One message that ends the feed would come again for ever."""
+    payload = json.dumps(changed(path, value)).encode()
+    try:
+        received = Received(parse(payload), 1e9)
+    except InvalidInput:
+        return
+    backlog.take(SOURCE, [received])
+    assert backlog.due(SOURCE.name, 10, [], 2e9)
