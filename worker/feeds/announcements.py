@@ -1,22 +1,24 @@
 """Announce published results to other centres, as WIS2 notification messages on a broker.
 
-Each result that is published is announced once: its notification is made from the event of the
-publication, kept in the backlog under the event's id until the broker has confirmed it, and never
-made again. Lost connections and restarts of the broker do not repeat it (QoS 2). Only where this
-process is killed in the moment between the confirmation and its note, the same message, with the
-same id, is sent again; subscribers of WIS2 drop what they know by its id.
+Each result that is published is announced once. Its notification is made from the event of the
+publication, and kept in the backlog under the name of the result until the broker has confirmed it.
+Lost connections do not repeat it (QoS 2). The announcer also subscribes to its own topic: if it was
+killed before it noted a confirmation, what the broker has kept for it meanwhile tells which messages were
+delivered. A broker that does not grant this gets a doubtful message again, with the same id, by which
+subscribers of WIS2 drop what they know.
 """
 
 import asyncio
 import threading
 import time
+from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 from uuid import NAMESPACE_URL, uuid5
 
 import structlog
-from paho.mqtt.client import Client, ConnectFlags
+from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
 from paho.mqtt.properties import Properties as MqttProperties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -24,7 +26,7 @@ from model.domain.errors import StorageError
 from worker.contract.events import EventLog, EventType, LoggedEvent
 from worker.contract.layout import Layout
 from worker.contract.records import utc_now
-from worker.feeds.backlog import Backlog
+from worker.feeds.backlog import Announcement, Backlog
 from worker.feeds.notification import CORE, Integrity, Link, Notification, Properties
 from worker.feeds.subscription import connect, mqtt_client
 from worker.results.catalogue import Catalogue
@@ -41,6 +43,9 @@ _CHANNEL = "origin/a/wis2/"
 _SECONDS = 0.5
 _REFUSED_SECONDS = 60.0
 _LEAVE_SECONDS = 3.0
+_ECHO_SECONDS = 5.0
+"""Time in which a broker sends what it has kept for the session of the announcer."""
+
 _QOS = 2
 _IN_FLIGHT = 20
 _WORLD = [[[-180, -90], [180, -90], [180, 90], [-180, 90], [-180, -90]]]
@@ -109,11 +114,15 @@ class Announcer:
             protocol=settings.wis2_protocol,
         )
         self._client.on_connect = self._connected
+        self._client.on_subscribe = self._subscribed
+        self._client.on_message = self._echoed
         self._client.on_publish = self._answered
         self._qos = _QOS
         self._pending: dict[int, str] = {}
+        self._answers: deque[tuple[int, str]] = deque()
         self._not_before = float("-inf")
-        self._one_at_a_time = threading.Lock()
+        self._subscribed_at: float | None = None
+        self._turning = threading.Lock()
 
     async def run(self) -> None:
         """Announce until cancelled."""
@@ -126,15 +135,19 @@ class Announcer:
             await asyncio.to_thread(self._leave)
 
     def _turn(self) -> None:
-        with self._one_at_a_time:
+        with self._turning:
             self.collect()
+            self._settle()
             self.send()
 
     def _leave(self) -> None:
         """Wait a moment for the confirmations of what is under way, then leave the broker."""
         end = time.monotonic() + _LEAVE_SECONDS
-        while self._pending and self._client.is_connected() and time.monotonic() < end:
-            time.sleep(0.02)
+        with self._turning:  # the last turn may not have ended
+            self._settle()
+            while self._pending and self._client.is_connected() and time.monotonic() < end:
+                time.sleep(0.02)
+                self._settle()
         self._client.disconnect()
         self._client.loop_stop()
 
@@ -183,15 +196,22 @@ class Announcer:
         """
         under_way = set(self._pending.values())
         sent = 0
-        for name, topic, message in self.backlog.unsent(_IN_FLIGHT):
-            if name in under_way or len(self._pending) >= _IN_FLIGHT:
+        for one in self.backlog.unsent(_IN_FLIGHT):
+            if one.event in under_way or len(self._pending) >= _IN_FLIGHT:
                 continue
-            if not self._client.is_connected() or time.monotonic() < self._not_before:
+            if not self._may_send(one):
                 break
-            info = self._client.publish(topic, message, qos=self._qos)
-            self._pending[info.mid] = name
+            self.backlog.begin(one.event)
+            info = self._client.publish(one.topic, one.message, qos=self._qos)
+            self._pending[info.mid] = one.event
             sent += 1
         return sent
+
+    def _may_send(self, one: Announcement) -> bool:
+        now = time.monotonic()
+        if not self._client.is_connected() or self._subscribed_at is None or now < self._not_before:
+            return False
+        return not one.begun or now > self._subscribed_at + _ECHO_SECONDS
 
     def _connected(
         self,
@@ -206,6 +226,26 @@ class Announcer:
             log.warning("announcements refused by the broker", reason=str(reason))
             return
         self._qos = min(_QOS, getattr(properties, "MaximumQoS", _QOS))
+        client.subscribe(self.settings.wis2_topic, qos=1)
+
+    def _subscribed(
+        self,
+        client: Client,
+        userdata: object,
+        mid: int,
+        reasons: list[ReasonCode],
+        properties: MqttProperties | None,
+    ) -> None:
+        """Begin to send; what may have been sent before is given time to come back."""
+        if self._subscribed_at is None:
+            refused = any(reason.is_failure for reason in reasons)
+            self._subscribed_at = time.monotonic() - (_ECHO_SECONDS if refused else 0.0)
+
+    def _echoed(self, client: Client, userdata: object, message: MQTTMessage) -> None:
+        """Note that a message was delivered (in the thread of the network)."""
+        text = bytes(message.payload).decode(errors="replace")
+        if name := self.backlog.echoed(text):
+            log.info("announced", analysis_id=name, known_by="delivery")
 
     def _answered(
         self,
@@ -215,14 +255,19 @@ class Announcer:
         reason: ReasonCode,
         properties: MqttProperties | None,
     ) -> None:
-        """Note at once what the broker has confirmed (in the thread of the network)."""
-        with self._one_at_a_time:
+        """Keep an answer for the next turn: the client holds a lock of its own meanwhile."""
+        self._answers.append((mid, str(reason) if reason.is_failure else ""))
+
+    def _settle(self) -> None:
+        """Note what the broker has confirmed."""
+        while self._answers:
+            mid, failure = self._answers.popleft()
             name = self._pending.pop(mid, None)
             if name is None:
-                return
-            if reason.is_failure:
-                log.warning("announcement refused", analysis_id=name, reason=str(reason))
+                continue
+            if failure:
+                log.warning("announcement refused", analysis_id=name, reason=failure)
                 self._not_before = time.monotonic() + _REFUSED_SECONDS
-                return
+                continue
             self.backlog.sent(name)
             log.info("announced", analysis_id=name)

@@ -13,6 +13,7 @@ import fcntl
 import json
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from worker.contract.feeds import SourceStatus
 from worker.feeds.notification import Content, Integrity, Link, Notification
 from worker.feeds.sources import Source
 
-__all__ = ["Backlog", "Item", "Received", "feeds_run", "only_one"]
+__all__ = ["Announcement", "Backlog", "Item", "Received", "feeds_run", "only_one"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS items(
@@ -39,7 +40,8 @@ CREATE INDEX IF NOT EXISTS ended ON items(ended) WHERE ended IS NOT NULL;
 CREATE TABLE IF NOT EXISTS counters(
   source TEXT, name TEXT, value REAL NOT NULL, PRIMARY KEY(source, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS announcements(
-  event TEXT PRIMARY KEY, topic TEXT NOT NULL, message TEXT NOT NULL, created REAL NOT NULL, sent REAL);
+  event TEXT PRIMARY KEY, topic TEXT NOT NULL, message TEXT NOT NULL, created REAL NOT NULL,
+  begun REAL, sent REAL);
 CREATE TABLE IF NOT EXISTS marks(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
@@ -82,10 +84,27 @@ class Item:
     received: float
 
 
-class Backlog:
-    """The items, counters and announcements of one installation.
+@dataclass(frozen=True)
+class Announcement:
+    """A message about a result that the broker has not confirmed.
 
-    Its methods are quick and may be called from any one thread at a time.
+    Attributes:
+        event: What is announced.
+        topic: Where.
+        message: The text.
+        begun: Whether it may have been sent.
+    """
+
+    event: str
+    topic: str
+    message: str
+    begun: bool
+
+
+class Backlog:
+    """The items, counters and announcements of one installation; its methods are quick.
+
+    Announcements may be noted from another thread than the rest.
 
     Arguments:
         path: The SQLite file; made if absent.
@@ -98,6 +117,7 @@ class Backlog:
         self._db.execute("PRAGMA synchronous=FULL")  # what is confirmed must survive a power cut
         self._db.executescript(_SCHEMA)
         self._lines: dict[str, str] = {}
+        self._changing = threading.Lock()  # the transactions of one thread hold up the other
 
     def close(self) -> None:
         """Close the file."""
@@ -326,23 +346,42 @@ class Backlog:
         with self._transaction():
             for event, topic, message in messages:
                 added += self._db.execute(
-                    "INSERT OR IGNORE INTO announcements VALUES (?,?,?,?,NULL)",
+                    "INSERT OR IGNORE INTO announcements VALUES (?,?,?,?,NULL,NULL)",
                     (event, topic, message, time.time()),
                 ).rowcount
             self._db.execute("INSERT OR REPLACE INTO marks VALUES (?,?)", (name, value))
         return added
 
-    def unsent(self, limit: int = 100) -> list[tuple[str, str, str]]:
-        """Return queued announcements (event, topic, message) in their order."""
+    def unsent(self, limit: int = 100) -> list[Announcement]:
+        """Return queued announcements in their order."""
         query = (
-            "SELECT event, topic, message FROM announcements WHERE sent IS NULL"
-            " ORDER BY created, rowid LIMIT ?"
+            "SELECT event, topic, message, begun IS NOT NULL FROM announcements"
+            " WHERE sent IS NULL ORDER BY created, rowid LIMIT ?"
         )
-        return [(str(a), str(b), str(c)) for a, b, c in self._db.execute(query, (limit,))]
+        rows = self._db.execute(query, (limit,)).fetchall()
+        return [Announcement(a, b, c, bool(d)) for a, b, c, d in rows]
+
+    def begin(self, event: str) -> None:
+        """Note that an announcement is about to be sent."""
+        query = "UPDATE announcements SET begun = ? WHERE event = ?"
+        with self._transaction():
+            self._db.execute(query, (time.time(), event))
 
     def sent(self, event: str) -> None:
         """Note that the broker has confirmed an announcement."""
-        self._db.execute("UPDATE announcements SET sent = ? WHERE event = ?", (time.time(), event))
+        query = "UPDATE announcements SET sent = ? WHERE event = ?"
+        with self._transaction():
+            self._db.execute(query, (time.time(), event))
+
+    def echoed(self, message: str) -> str | None:
+        """Note that an announcement was delivered; return its event if that was not known."""
+        query = (
+            "UPDATE announcements SET sent = ?"
+            " WHERE message = ? AND begun IS NOT NULL AND sent IS NULL RETURNING event"
+        )
+        with self._transaction():
+            row = self._db.execute(query, (time.time(), message)).fetchone()
+        return None if row is None else str(row[0])
 
     # -- plumbing
 
@@ -358,13 +397,14 @@ class Backlog:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        with self._changing:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
 
 
 @contextmanager

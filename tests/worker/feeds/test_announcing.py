@@ -17,6 +17,16 @@ from worker.tasks.products import tell_published
 TOPIC = "origin/a/wis2/io-appa/data/core/weather/prediction/analysis"
 
 
+def announcing(mosquitto, **more: str) -> dict[str, str]:
+    return {
+        "APPA_WIS2_BROKER": mosquitto.url,
+        "APPA_WIS2_TOPIC": TOPIC,
+        "APPA_WIS2_URL": "https://appa.example.org",
+        "APPA_WIS2_METADATA_ID": "urn:wmo:md:io-appa:analyses",
+        **more,
+    }
+
+
 @pytest.fixture
 def publish(installation):
     """Publish a result: its folder, then its event."""
@@ -40,17 +50,9 @@ def listener(mosquitto):
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_each_result_is_announced_once(installation, mosquitto, listener, publish, protocol):
-    settings = {
-        "APPA_WIS2_BROKER": mosquitto.url,
-        "APPA_WIS2_TOPIC": TOPIC,
-        "APPA_WIS2_URL": "https://appa.example.org",
-        "APPA_WIS2_METADATA_ID": "urn:wmo:md:io-appa:analyses",
-        "APPA_WIS2_PROTOCOL": protocol,
-    }
+    settings = announcing(mosquitto, APPA_WIS2_PROTOCOL=protocol)
     publish("an-before")  # older than the first start: not announced
     process = installation.start(**settings)
-    wait_for(lambda: "ready" in installation.processes.log())
-    wait_for(lambda: (installation.layout.backlog_file).exists())
     wait_for(lambda: _started(installation))
     publish("an-1")
     wait_for(lambda: len(listener.messages) == 1)
@@ -75,9 +77,34 @@ def test_each_result_is_announced_once(installation, mosquitto, listener, publis
     assert len({m["id"] for m in listener.messages}) == 4
 
 
-def _started(installation) -> bool:
+def test_kills_repeat_nothing(installation, mosquitto, listener, publish):
+    """Kills hit the moment between delivery and note about once in four times."""
+    process = installation.start(**announcing(mosquitto))
+    wait_for(lambda: _started(installation))
+    for turn in range(2):
+        for number in range(40):
+            publish(f"an-{turn}-{number}")
+        wait_for(lambda least=40 * turn + 10: len(listener.messages) > least)
+        installation.processes.kill(process)
+        process = installation.start(**announcing(mosquitto))
+    wait_for(lambda: len({m["id"] for m in listener.messages}) == 80)
+    wait_for(lambda: _unsent(installation) == 0)
+    assert len(listener.messages) == 80
+
+
+def _unsent(installation) -> int:
     with closing(sqlite3.connect(installation.layout.backlog_file)) as db:
-        return bool(db.execute("SELECT 1 FROM marks WHERE name = 'announced'").fetchall())
+        query = "SELECT count(*) FROM announcements WHERE sent IS NULL"
+        return db.execute(query).fetchone()[0]
+
+
+def _started(installation) -> bool:
+    """Whether the feeds know from where on results are announced."""
+    try:
+        with closing(sqlite3.connect(installation.layout.backlog_file)) as db:
+            return bool(db.execute("SELECT 1 FROM marks WHERE name = 'announced'").fetchall())
+    except sqlite3.OperationalError:  # not made yet
+        return False
 
 
 def test_announcing_needs_more_than_a_broker():
