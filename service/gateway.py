@@ -43,7 +43,7 @@ class Gateway:
     @property
     def intake(self) -> Intake:
         """Return where accepted uploads go."""
-        return Intake(self.layout, self.stores.batches, self.sender)
+        return Intake(self.layout, self.stores, self.sender)
 
     @property
     def upload_limits(self) -> UploadLimits:

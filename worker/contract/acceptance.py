@@ -20,9 +20,10 @@ from redis.exceptions import RedisError, ResponseError
 
 from model.domain.errors import AppaError
 from model.domain.files import move_into_place, sync_folder, write_atomic
-from worker.contract.batches import BatchRecord, BatchState, BatchStore
+from worker.contract.batches import BatchRecord, BatchState
 from worker.contract.layout import Layout
 from worker.contract.queues import INGEST_BATCH, TaskSender, submit
+from worker.contract.store import Stores
 
 __all__ = ["Intake", "PartFile", "sweep"]
 
@@ -105,12 +106,12 @@ class Intake:
 
     Attributes:
         layout: The data folder.
-        batches: The records of uploads.
+        stores: The records of uploads.
         sender: Sends the message to the ingest workers.
     """
 
     layout: Layout
-    batches: BatchStore
+    stores: Stores
     sender: TaskSender
 
     def accept(
@@ -137,7 +138,7 @@ class Intake:
             self._forget(record.id)
             raise
         try:
-            batch, created = self.batches.create(record, idempotency_key=idempotency_key)
+            batch, created = self.stores.batches.create(record, idempotency_key=idempotency_key)
         except (AppaError, ResponseError):  # a definite refusal: nothing was recorded
             self._forget(record.id)
             raise

@@ -208,7 +208,7 @@ class Feed:
         room, reason = 0, ""
         try:
             await asyncio.to_thread(require_space, self.intake.layout, self.settings)
-            count = await asyncio.to_thread(self.intake.batches.count, BatchState.RECEIVED)
+            count = await asyncio.to_thread(self.intake.stores.batches.count, BatchState.RECEIVED)
             room = max(0, self.settings.sources_max_waiting - count)
             reason = "" if room else f"{count} uploads wait for ingest"
         except (AppaError, RedisError, OSError) as error:

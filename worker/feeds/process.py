@@ -65,7 +65,7 @@ class FeedProcess:
         self.runtime = runtime
         self.file = SourceFile(runtime.layout.sources_file)
         self.backlog = Backlog(runtime.layout.backlog_file)
-        self.intake = Intake(runtime.layout, runtime.stores.batches, runtime.sender)
+        self.intake = Intake(runtime.layout, runtime.stores, runtime.sender)
         self._feeds: dict[str, tuple[Feed, asyncio.Task[None]]] = {}
         self._seen: object = None
         self._sources: dict[str, Source] = {}
