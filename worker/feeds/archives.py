@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 import stamina
 from fsspec.core import url_to_fs
@@ -39,7 +39,6 @@ T = TypeVar("T")
 _BLOCK = 4 << 20
 _TRIES = 5
 _ANONYMOUS: Mapping[str, dict[str, Any]] = {"s3": {"anon": True}, "gs": {"token": "anon"}}
-_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
 
 @dataclass(frozen=True)
@@ -218,10 +217,9 @@ class Pull:
         try:
             self._fs, self._base = url_to_fs(self.root, **options)
         except ImportError as error:
-            package = _PACKAGES.get(scheme, "fsspec")
             raise ConfigurationError(
-                f"Reading {scheme}:// needs the package '{package}'; install it with: "
-                f"pip install {package}"
+                f"Reading {scheme}:// needs the extra 'archives'; install it with: "
+                "pip install 'appa-service[archives]'"
             ) from error
         except ValueError as error:
             raise ConfigurationError(f"Expected a root that fsspec reads; {error}.") from error
@@ -295,23 +293,30 @@ class Pull:
         return sorted(_tried(listed, f"list '{self.root}'").items())
 
     def _described(self, path: str, about: Mapping[str, Any]) -> RemoteFile:
+        if about.get("size") is None:  # listings of web servers do not say
+            about = _tried(lambda: self._fs.info(path), f"read '{path}'")
         version = str(about.get("ETag") or about.get("etag") or about.get("mtime") or "")
         relative = path.removeprefix(self._base).lstrip("/")
         return RemoteFile(path, relative, int(about.get("size") or 0), version)
 
+    def _place(self, file: RemoteFile) -> Path:
+        """Return where a file lies while it is under way."""
+        folder = hashlib.sha256(file.key.encode()).hexdigest()[:24]
+        return self.layout.pulls / folder / PurePosixPath(file.path).name
+
     def _download(self, file: RemoteFile, on_file: OnFile) -> Path:
         """Return the file on this disk; what is here of it already is not read again."""
-        folder = self.layout.pulls / hashlib.sha256(file.key.encode()).hexdigest()[:24]
-        folder.mkdir(parents=True, exist_ok=True)
-        local = folder / PurePosixPath(file.path).name
+        local = self._place(file)
+        local.parent.mkdir(parents=True, exist_ok=True)
 
         def fetch() -> None:
             with local.open("ab") as target, self._fs.open(file.path, "rb") as remote:
-                if here := target.tell():
-                    remote.seek(here)
-                while block := remote.read(_BLOCK):
-                    target.write(block)
-                    on_file(file, target.tell())
+                try:
+                    _copy(remote, target, lambda here: on_file(file, here))
+                except ValueError:  # a web server without byte ranges
+                    with self._fs.open(file.path, "rb", block_size=0) as stream:
+                        target.truncate(0)
+                        _copy(stream, target, lambda here: on_file(file, here))
 
         _tried(fetch, f"read '{file.path}'")
         size = local.stat().st_size
@@ -322,6 +327,15 @@ class Pull:
                 "meanwhile: pull again."
             )
         return local
+
+
+def _copy(remote: IO[bytes], target: IO[bytes], on_bytes: Callable[[int], None]) -> None:
+    """Append to `target` what it lacks of `remote`."""
+    if here := target.tell():
+        remote.seek(here)
+    while block := remote.read(_BLOCK):
+        target.write(block)
+        on_bytes(target.tell())
 
 
 def _tried(call: Callable[[], T], what: str) -> T:

@@ -1,6 +1,9 @@
 """Pulls from trees laid out as the public archives: which files, resumed where, told how."""
 
+import threading
 from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +211,38 @@ def test_what_cannot_be_pulled(tmp_path):
         pull(tmp_path, "gdas").files(END, START)
     with pytest.raises(ConfigurationError, match="reads"):
         pull(tmp_path, "gdas", root="nonsense://x")
-    with pytest.raises(ConfigurationError, match=r"pip install (gcsfs|s3fs)"):
+    with pytest.raises(ConfigurationError, match=r"appa-service\[archives\]"):
         pull(tmp_path, "nnja", root=ARCHIVES["nnja"].root)
     assert pull(tmp_path, "gdas").files(START, END) == []
+
+
+@pytest.fixture
+def website(tmp_path):
+    """The tree over HTTP, with listings of its folders and without byte ranges."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = partial(Quiet, directory=str(tmp_path / "tree"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_web_server_is_an_archive_too(tmp_path, website):
+    name = "gdas.20240101/06/atmos/gdas.t06z.adpsfc.tm00.bufr_d"
+    data = write(tmp_path / "tree", name, "gdas.20240101/06/atmos/gdas.t06z.pgrb2.f000")[name]
+    one = pull(tmp_path, "gdas", root=website)
+    files = one.files(START, END)
+    assert [(f.relative, f.size) for f in files] == [(name, len(data))]
+    receiver = Receiver()
+    part = one._place(files[0])  # what an earlier pull left behind
+    part.parent.mkdir(parents=True)
+    part.write_bytes(data[:50])
+    outcomes = list(one.run(files, receiver, lambda *_: None))
+    assert [o.state for o in outcomes] == ["ingested"]
+    assert receiver.sent == [(Path(name).name, data)]
