@@ -15,7 +15,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -125,13 +125,15 @@ class Backlog:
 
     # -- notifications
 
-    def take(self, source: Source, received: Iterable[Received], invalid: int = 0) -> int:
+    def take(
+        self, source: Source, received: Iterable[Received], refused: Mapping[str, int] = {}
+    ) -> int:
         """Store notifications in one transaction and return how many items are to be fetched anew.
 
         Arguments:
             source: Where they came from.
             received: Valid notifications.
-            invalid: How many more came that were not valid.
+            refused: How many more came that are not stored, by reason.
         """
         fresh = 0
         with self._transaction():
@@ -142,9 +144,9 @@ class Backlog:
                 if outcome != "fresh":
                     self._count(source.name, outcome)
                 self._set(source.name, "last_received", one.time)
-            if invalid:
-                self._count(source.name, "received", invalid)
-                self._count(source.name, "refused:invalid_message", invalid)
+            for reason, count in refused.items():
+                self._count(source.name, "received", count)
+                self._count(source.name, f"refused:{reason}", count)
         return fresh
 
     def _take(self, source: Source, received: Received) -> str:

@@ -9,7 +9,8 @@ to the same intake as uploads; while ingest is behind or the disk nearly full it
 import asyncio
 import sqlite3
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -85,6 +86,7 @@ class Feed:
         self.subscription = Subscription(source, self._delivered)
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Delivered] = deque()
+        self._overflow = 0
         self._arrived = asyncio.Event()
         self._fresh = asyncio.Event()
         self._busy: dict[str, asyncio.Task[None]] = {}
@@ -127,6 +129,9 @@ class Feed:
 
     def _delivered(self, message: Delivered) -> None:
         """Take a message over from the thread of the network."""
+        if not message.qos and len(self._inbox) >= self.source.max_backlog:
+            self._overflow += 1  # published without guarantee, so that nothing holds it back
+            return
         self._inbox.append(message)
         with suppress(RuntimeError):  # the loop has ended: the broker sends it again
             self._loop.call_soon_threadsafe(self._arrived.set)
@@ -138,6 +143,7 @@ class Feed:
             while self._inbox:
                 room = self.source.max_backlog - self.backlog.waiting(self.source.name)
                 if room <= 0:
+                    self._take([], self._dropped())
                     await asyncio.sleep(_IDLE_SECONDS)
                     continue
                 some = [self._inbox.popleft() for _ in range(min(room, len(self._inbox), 500))]
@@ -146,32 +152,37 @@ class Feed:
     async def _store(self, messages: list[Delivered]) -> None:
         """Store notifications, then confirm them; those that are none are counted and confirmed."""
         now = time.time()
-        good, invalid = [], 0
+        good, refused = [], self._dropped()
         for message in messages:
             try:
                 good.append(Received(parse(message.payload), now))
             except InvalidInput as error:
-                invalid += 1
+                refused["invalid_message"] += 1
                 about = {"source": self.source.name, "topic": message.topic}
                 log.warning("notification refused", **about, reason=error.message[:300])
-        if self._take(good, invalid):
+        if self._take(good, refused):
             self._fresh.set()
         for message in messages:
             self.subscription.confirm(message)
         await asyncio.sleep(0)
 
-    def _take(self, received: list[Received], invalid: int) -> int:
+    def _dropped(self) -> Counter[str]:
+        """Return how many notifications were dropped since the last call."""
+        count, self._overflow = self._overflow, 0
+        return Counter({"overflow": count} if count else {})
+
+    def _take(self, received: list[Received], refused: Mapping[str, int]) -> int:
         """Store notifications together; one that cannot be stored must not hold up the others."""
         try:
-            return self.backlog.take(self.source, received, invalid)
+            return self.backlog.take(self.source, received, refused)
         except sqlite3.Error:  # the disk: nothing is confirmed, all of them come again
             raise
         except Exception:
             if len(received) > 1:
-                self._take([], invalid)
-                return sum(self._take([one], 0) for one in received)
+                self._take([], refused)
+                return sum(self._take([one], {}) for one in received)
             log.exception("notification refused", source=self.source.name)
-            return self.backlog.take(self.source, [], invalid + len(received))
+            return self.backlog.take(self.source, [], {"invalid_message": len(received), **refused})
 
     # -- to the store
 

@@ -248,6 +248,23 @@ def test_a_full_backlog_holds_the_broker_back(installation, cache, publisher):
     assert cache.most_together == 1
 
 
+def test_what_is_published_without_guarantee_is_dropped_by_count(installation, cache, publisher):
+    installation.add(max_backlog=5, fetches=1)
+    installation.start(APPA_SOURCES_MAX_WAITING="1")
+    connected(installation)
+    data = [bulletin(250 + i) for i in range(31)]
+    messages = [
+        notification(one, cache.put(f"q{i}", one), f"io-appa/q{i}") for i, one in enumerate(data)
+    ]
+    publisher.publish(messages[0])
+    wait_for(lambda: installation.status().detail.startswith("paused"))
+    for message in messages[1:]:
+        publisher.publish(message, qos=0)
+    wait_for(lambda: installation.status().refused.get("overflow", 0) >= 20)
+    assert installation.status().refused["overflow"] <= 25
+    assert installation.status().backlog == 5
+
+
 def test_sources_come_and_go_while_the_process_runs(installation, cache, publisher, mosquitto):
     installation.start()
     installation.add("one", topics=["cache/a/wis2/one/#"])

@@ -103,9 +103,9 @@ class Publisher:
         self._client.connect("127.0.0.1", broker.port)
         self._client.loop_start()
 
-    def publish(self, message: dict | bytes, topic: str = TOPIC) -> None:
+    def publish(self, message: dict | bytes, topic: str = TOPIC, qos: int = 1) -> None:
         payload = message if isinstance(message, bytes) else json.dumps(message)
-        self._client.publish(topic, payload, qos=1).wait_for_publish(10)
+        self._client.publish(topic, payload, qos=qos).wait_for_publish(10)
 
     def retained(self, message: dict, topic: str = TOPIC) -> None:
         """Publish a message that every later subscriber gets at once."""
