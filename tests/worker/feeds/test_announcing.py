@@ -7,8 +7,7 @@ from contextlib import closing
 import pytest
 
 from model.domain.errors import ConfigurationError
-from tests.worker.feeds.test_notification import manifest
-from tests.worker.feeds.wis2 import Listener
+from tests.worker.feeds.wis2 import Listener, manifest
 from tests.worker.processes import wait_for
 from worker.contract.events import EventType
 from worker.settings import WorkerSettings

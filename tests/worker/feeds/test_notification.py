@@ -6,7 +6,6 @@ import hashlib
 import json
 import uuid
 import warnings
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -14,13 +13,11 @@ from hypothesis import settings as settings_
 from hypothesis import strategies as st
 
 from model.domain.errors import DecodeError, InvalidInput
-from tests.worker.feeds.wis2 import notification
-from worker.contract.kinds import FilteringSpec
+from tests.worker.feeds.wis2 import DATA, NOON, manifest, notification
 from worker.feeds.announcements import notification_of
 from worker.feeds.backlog import Backlog, Received
 from worker.feeds.notification import Content, Integrity, IntegrityError, parse
 from worker.feeds.sources import Source, parse_broker, valid_filter
-from worker.results.manifest import AnalysisManifest, ManifestFile
 from worker.settings import WorkerSettings
 
 with warnings.catch_warnings():
@@ -29,8 +26,6 @@ with warnings.catch_warnings():
     from pywis_pubsub.publish import create_message, generate_checksum
     from pywis_pubsub.verification import data_verified
 
-NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
-DATA = b"BUFR and so on 7777"
 METHODS = ["sha256", "sha384", "sha512", "sha3-256", "sha3-384", "sha3-512"]
 
 
@@ -42,32 +37,6 @@ def backlog(tmp_path_factory):
     opened = Backlog(tmp_path_factory.mktemp("backlog") / "backlog.sqlite")
     yield opened
     opened.close()
-
-
-def manifest(**changes) -> AnalysisManifest:
-    digest = hashlib.sha256(DATA).hexdigest()
-    files = [
-        ManifestFile(
-            name="ql.png", size=1, sha256=digest, media_type="image/png", role="quicklook"
-        ),
-        ManifestFile(
-            name="appa_an_20250101T12Z_v1.nc",
-            size=len(DATA),
-            sha256=digest,
-            media_type="application/netcdf",
-        ),
-    ]
-    values = {
-        "id": "an-1",
-        "job_id": "job-1",
-        "kind": "filtering",
-        "valid_time": NOON,
-        "times": [NOON],
-        "files": files,
-        "members": 4,
-        "spec": FilteringSpec(valid_time=NOON),
-    }
-    return AnalysisManifest(**(values | changes))
 
 
 def settings() -> WorkerSettings:

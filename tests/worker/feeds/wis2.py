@@ -22,8 +22,40 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from deploy.local import free_port
 from tests.worker.decoders.bufr_messages import synop
+from worker.contract.kinds import FilteringSpec
+from worker.results.manifest import AnalysisManifest, ManifestFile
 
 TOPIC = "cache/a/wis2/io-appa/data/core/weather/surface-based-observations/synop"
+
+
+NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
+DATA = b"BUFR and so on 7777"
+
+
+def manifest(**changes) -> AnalysisManifest:
+    digest = hashlib.sha256(DATA).hexdigest()
+    files = [
+        ManifestFile(
+            name="ql.png", size=1, sha256=digest, media_type="image/png", role="quicklook"
+        ),
+        ManifestFile(
+            name="appa_an_20250101T12Z_v1.nc",
+            size=len(DATA),
+            sha256=digest,
+            media_type="application/netcdf",
+        ),
+    ]
+    values = {
+        "id": "an-1",
+        "job_id": "job-1",
+        "kind": "filtering",
+        "valid_time": NOON,
+        "times": [NOON],
+        "files": files,
+        "members": 4,
+        "spec": FilteringSpec(valid_time=NOON),
+    }
+    return AnalysisManifest(**(values | changes))
 
 
 def bulletin(number: int) -> bytes:
