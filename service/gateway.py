@@ -13,7 +13,8 @@ from service.event_feed import EventFeed
 from service.keys import KeyFile
 from service.metrics import GatewayMetrics
 from service.settings import GatewaySettings
-from service.uploads import UploadLimits, sweep
+from service.uploads import UploadLimits
+from worker.contract.acceptance import Intake, sweep
 from worker.contract.layout import Layout
 from worker.contract.queues import TaskSender, celery_settings
 from worker.contract.redis_server import redis_health
@@ -38,6 +39,11 @@ class Gateway:
     listeners: int = 0
     places: dict[str, tuple[float, int | None]] = field(default_factory=dict)
     """Places in the queue and when they were asked for, shared by all listeners of a job."""
+
+    @property
+    def intake(self) -> Intake:
+        """Return where accepted uploads go."""
+        return Intake(self.layout, self.stores, self.sender)
 
     @property
     def upload_limits(self) -> UploadLimits:

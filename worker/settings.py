@@ -1,7 +1,7 @@
 """Read the settings of worker processes from `APPA_*` environment variables."""
 
 from datetime import timedelta
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import NoDecode
@@ -88,6 +88,35 @@ class WorkerSettings(InstallationSettings):
         description="Pause after the first failed try; each next one is four times longer.",
     )
 
+    sources_max_waiting: int = Field(
+        default=2_000,
+        ge=1,
+        description="While so many uploads wait for ingest, sources fetch nothing more.",
+    )
+    wis2_broker: str = Field(
+        default="",
+        repr=False,
+        description="Published results are announced on this MQTT broker, such as "
+        "`mqtts://user:password@broker.example.org`; nothing is announced when empty.",
+    )
+    wis2_topic: str = Field(
+        default="",
+        description="Topic of the announcements, such as "
+        "`origin/a/wis2/CENTRE/data/core/weather/prediction/analysis`.",
+    )
+    wis2_url: str = Field(
+        default="", description="Address of the gateway as others reach it; links begin with it."
+    )
+    wis2_metadata_id: str = Field(
+        default="", description="Discovery metadata record of the results, `urn:wmo:md:…`."
+    )
+    wis2_client_id: str = Field(
+        default="appa", description="Names the session with that broker; unique there."
+    )
+    wis2_protocol: Literal["5", "3.1.1"] = Field(
+        default="5", description="Version of MQTT that broker speaks."
+    )
+
     @property
     def lease(self) -> timedelta:
         """How long a lease lives without heartbeats."""
@@ -100,6 +129,16 @@ class WorkerSettings(InstallationSettings):
         if isinstance(value, str):
             return [name.strip() for name in value.split(",") if name.strip()]
         return value
+
+    @model_validator(mode="after")
+    def _announcements_complete(self) -> Self:
+        needed = ("wis2_topic", "wis2_url", "wis2_metadata_id")
+        missing = [f"APPA_{name.upper()}" for name in needed if not getattr(self, name)]
+        if self.wis2_broker and missing:
+            raise ConfigurationError(
+                f"Expected {', '.join(missing)} beside APPA_WIS2_BROKER; got none."
+            )
+        return self
 
     @model_validator(mode="after")
     def _times_in_order(self) -> Self:

@@ -77,7 +77,7 @@ SMALL_BYTES = 256 * 1024
 CALL_LIFETIME = timedelta(seconds=5)
 """How long the message that has small uploads taken may be on its way before another is sent."""
 
-_EXPANDING = frozenset({"grib", "ioda", "odb", "parquet"})
+_EXPANDING = frozenset({"archive", "grib", "ioda", "odb", "parquet"})
 """Formats in which few bytes may stand for millions of values."""
 
 

@@ -176,8 +176,20 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not special
 
 
-def public_addresses(host: str, port: int, *, allow_private: bool = False) -> list[str]:
+def public_addresses(
+    host: str,
+    port: int,
+    *,
+    allow_private: bool = False,
+    advice: str = "Set APPA_WEBHOOK_ALLOW_PRIVATE=true to allow this network.",
+) -> list[str]:
     """Return the addresses of `host` after checking that each may be connected to.
+
+    Arguments:
+        host: Name or address.
+        port: TCP port.
+        allow_private: Whether addresses of private networks are allowed.
+        advice: What to do about a refusal, the last sentence of the error.
 
     Raises:
         AddressRefused: If one of them is not public and that is not allowed.
@@ -188,8 +200,7 @@ def public_addresses(host: str, port: int, *, allow_private: bool = False) -> li
     private = [] if allow_private else [a for a in addresses if not is_public(a)]
     if private:
         raise AddressRefused(
-            f"Expected a host on the public internet; '{host}' is {', '.join(private)}. Set "
-            "APPA_WEBHOOK_ALLOW_PRIVATE=true to allow this network.",
+            f"Expected a host on the public internet; '{host}' is {', '.join(private)}. {advice}",
             field="url",
         )
     return addresses
