@@ -38,7 +38,7 @@ from service.keys import Scope as KeyScope
 from service.metrics import GatewayMetrics
 from service.openapi import describe
 from service.problems import add_problem_handlers, appa_problem, broker_problem, problem_response
-from service.routes import analyses, cycles, events, fields, jobs, observations, stac, system
+from service.routes import analyses, cycles, events, fields, jobs, observations, ogc, stac, system
 from service.settings import GatewaySettings
 from worker.contract.logs import configure_logs
 
@@ -189,6 +189,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     analyses.router,
     fields.router,
     stac.router,
+    ogc.router,
     cycles.router,
     events.router,
     events.webhooks_router,

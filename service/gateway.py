@@ -6,7 +6,7 @@ gateway nobody asks for them starts quickly and stays small.
 
 import importlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +50,7 @@ class DataSets:
         self._building = threading.RLock()
         self._library: Any = None
         self._fields: Any = None
+        self._descriptions: Any = None
         self.readers = CapacityLimiter(READERS)
 
     def module(self, name: str) -> Any:
@@ -84,6 +85,19 @@ class DataSets:
             if self._fields is None:
                 self._fields = self.module("fields").FieldReader(self.library, self._analyses)
             return self._fields
+
+    @property
+    def descriptions(self) -> Any:
+        """Return what describes collections, a `service.data.edr_documents.Descriptions`."""
+        with self._building:
+            if self._descriptions is None:
+                module = self.module("edr_documents")
+                self._descriptions = module.Descriptions(self.library)
+            return self._descriptions
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function that reads data sets in a thread, as many at once as may read."""
+        return await to_thread.run_sync(function, *arguments, limiter=self.readers)
 
 
 def _start_sweeping(library: Any) -> None:

@@ -127,7 +127,7 @@ def _bare(dataset: xr.Dataset) -> xr.Dataset:
 DEFAULT_MAX_VALUES: Final = 2_000_000
 _MAX_VALUES: ContextVar[int] = ContextVar("most_values", default=DEFAULT_MAX_VALUES)
 
-_TABLES = frozenset({"csv", "geojson"})
+_TABLES = frozenset({"csv", "geojson", "GeoJSON"})
 """Forms with a column for each variable: every variable is repeated over all dimensions."""
 
 
@@ -151,12 +151,13 @@ class BoundedAnswers:
             _MAX_VALUES.reset(token)
 
 
-def check_answer(dataset: xr.Dataset, form: str = "") -> None:
+def check_answer(dataset: xr.Dataset, form: str = "", most: int | None = None) -> None:
     """Refuses an answer with too many values.
 
     Arguments:
         dataset: What would be sent, lazily.
         form: Format of the answer.
+        most: Values; None for what `BoundedAnswers` says.
 
     Raises:
         AnswerTooLarge: Naming what is asked, the limit and how to ask for less.
@@ -165,7 +166,7 @@ def check_answer(dataset: xr.Dataset, form: str = "") -> None:
         count = math.prod(dataset.sizes.values()) * len(dataset.data_vars)
     else:
         count = sum(variable.size for variable in dataset.data_vars.values())
-    _check(count, dataset, {str(name): size for name, size in dataset.sizes.items()})
+    _check(count, dataset, {str(name): size for name, size in dataset.sizes.items()}, most)
 
 
 def check_points(dataset: xr.Dataset, points: int, horizontal: set[str]) -> None:
@@ -187,8 +188,8 @@ def check_points(dataset: xr.Dataset, points: int, horizontal: set[str]) -> None
     _check(points * sum(columns), dataset, sizes | {"points": points})
 
 
-def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int]) -> None:
-    most = _MAX_VALUES.get()
+def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int], most: int | None = None) -> None:
+    most = _MAX_VALUES.get() if most is None else most
     if count <= most:
         return
     extent = ", ".join(f"{name} {size}" for name, size in sizes.items())

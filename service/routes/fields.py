@@ -5,7 +5,6 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Response
 
 from model.domain.errors import InvalidInput
@@ -188,7 +187,7 @@ async def read_field(
     f: Annotated[Literal["binary", "json"], Query(description="Form of the answer.")] = "binary",
 ) -> Response:
     """Return a horizontal field of a result with all that a map needs to draw it."""
-    body = await _in_thread(gateway, _answer, gateway, request, view, f)
+    body = await gateway.data_sets.run(_answer, gateway, request, view, f)
     caching = FOR_EVER if wanted.fixed else "no-cache"
     media = BINARY if f == "binary" else "application/json"
     return Response(body, media_type=media, headers={"Cache-Control": caching})
@@ -212,7 +211,7 @@ def _answer(gateway: Gateway, request: FieldRequest, view: View, form: str) -> b
 @router.get("/catalogue", responses=problem_responses(*_DATA_PROBLEMS))
 async def read_field_catalogue(gateway: GatewayDep, wanted: WantedDep) -> FieldCatalogue:
     """Return the fields, levels, times and statistics of one result."""
-    found: FieldCatalogue = await _in_thread(gateway, _catalogue, gateway, wanted.result)
+    found: FieldCatalogue = await gateway.data_sets.run(_catalogue, gateway, wanted.result)
     return found
 
 
@@ -224,7 +223,7 @@ def _catalogue(gateway: Gateway, result: str) -> Any:
 async def read_colours(gateway: GatewayDep, _: Reader, response: Response) -> dict[str, list[str]]:
     """Return the colour maps that fields suggest: 256 colours each, from low to high."""
     response.headers["Cache-Control"] = "private, max-age=86400"
-    module = await _in_thread(gateway, gateway.data_sets.module, "fields")
+    module = await gateway.data_sets.run(gateway.data_sets.module, "fields")
     found: dict[str, list[str]] = module.colour_maps()
     return found
 
@@ -278,8 +277,3 @@ def _shown(entry: Entry, time: datetime) -> ShownResult:
 
 def _ordered(results: list[ShownResult]) -> list[ShownResult]:
     return sorted(results, key=lambda r: (r.lead_hours, -r.revision, -r.created.timestamp()))
-
-
-async def _in_thread(gateway: Gateway, function: Any, *arguments: Any) -> Any:
-    """Run a function that reads data sets in a thread, as many at once as may read."""
-    return await to_thread.run_sync(function, *arguments, limiter=gateway.data_sets.readers)
