@@ -87,6 +87,11 @@ class DataSets:
             return self._fields
 
     @property
+    def maps(self) -> Any:
+        """Return what draws maps, a `service.data.wms.WebMaps`."""
+        return self.module("wms").WebMaps(self.fields, self._analyses)
+
+    @property
     def descriptions(self) -> Any:
         """Return what describes collections, a `service.data.edr_documents.Descriptions`."""
         with self._building:

@@ -66,6 +66,12 @@ def landing_page(base: str) -> Json:
             _link(f"{base}/docs", "service-doc", "text/html", "Documentation of the API"),
             _link(f"{root}/conformance", "conformance", JSON, "Conformance classes"),
             _link(f"{root}/collections", "data", JSON, "Collections"),
+            _link(
+                f"{root}/wms?service=WMS&request=GetCapabilities",
+                "alternate",
+                "text/xml",
+                "Maps by WMS 1.3.0",
+            ),
         ],
     }
 

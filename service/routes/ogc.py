@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+from xml.sax.saxutils import escape, quoteattr
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from model.domain.errors import InvalidInput
+from model.domain.errors import AppaError, InvalidInput
 from service.auth import GatewayDep, Reader
+from service.errors import PROBLEMS
 from service.gateway import Gateway
 from service.maps.collections import ANSWER_FORMATS, find_collection, named_collections
 from service.openapi import problem_responses
@@ -225,3 +227,28 @@ def _compute(gateway: Gateway, name: str, selected: Selection, query: dict[str, 
     found = edr.answer(gateway.data_sets.library, collection, asked, most, selected.form)
     body: bytes = formats.write(found, selected.form)
     return body
+
+
+@router.get("/wms", include_in_schema=False)
+async def web_map_service(request: Request, gateway: GatewayDep, _: Reader) -> Response:
+    """Answer requests of WMS 1.3.0, which describes itself; errors are its exception reports."""
+    query = {name.lower(): value for name, value in request.query_params.items()}
+    try:
+        body, media = await gateway.data_sets.run(
+            _web_map, gateway, query, f"{_base(request)}/ogc/wms"
+        )
+    except AppaError as error:
+        kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
+        report = (
+            '<?xml version="1.0" encoding="UTF-8"?>'
+            '<ServiceExceptionReport version="1.3.0" xmlns="http://www.opengis.net/ogc">'
+            f"<ServiceException code={quoteattr(error.code)}>{escape(error.message)}"
+            "</ServiceException></ServiceExceptionReport>"
+        )
+        return Response(report, kind.status, media_type="text/xml")
+    return Response(body, media_type=media)
+
+
+def _web_map(gateway: Gateway, query: dict[str, str], address: str) -> tuple[bytes, str]:
+    found: tuple[bytes, str] = gateway.data_sets.maps.answer(query, address)
+    return found
