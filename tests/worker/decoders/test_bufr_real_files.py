@@ -3,8 +3,7 @@
 import pyarrow.compute as pc
 import pytest
 
-from model.domain.observations import validate_table
-from worker.observations.decoders.base import REASONS
+from tests.worker.decoders.accounting import assert_accounted
 from worker.observations.decoders.decode import decode_many_limited
 from worker.sandbox import Limits
 
@@ -19,12 +18,7 @@ def outcomes(realdata_dir):
 def test_every_file_gives_rows_or_a_reason(outcomes):
     assert len(outcomes) > 200
     for path, decoded in outcomes.items():
-        report = decoded.report
-        assert report.rows or report.rejected, path.name
-        assert set(report.rejected) <= set(REASONS), path.name
-        assert report.rows == decoded.table.num_rows == sum(report.rows_by_variable.values())
-        assert report.decoded <= report.messages
-        validate_table(decoded.table)
+        assert_accounted(decoded, path.name)
 
 
 def test_no_message_is_lost(outcomes):
