@@ -9,6 +9,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from model.domain.observations import QC_FLAGS
+from worker.observations.bias import BIAS_CHECK, correct
 from worker.observations.columns import category_codes, not_rejected, reject
 from worker.observations.qc.background import (
     background_check,
@@ -44,6 +45,19 @@ from worker.observations.qc.selection import (
 
 __all__ = ["CHECKS", "QCReport", "run_checks"]
 
+
+def _none(table: pa.Table, context: QCContext) -> np.ndarray:
+    """Reject no row, in a check that only changes values."""
+    return np.zeros(len(table), dtype=bool)
+
+
+def _corrected(table: pa.Table, context: QCContext) -> pa.Table:
+    """Take off the known biases of sensors."""
+    if context.biases is None or "obs_bias" not in table.column_names:
+        return table
+    return correct(table, context.biases, context.of(BIAS_CHECK))
+
+
 CHECKS: tuple[Check, ...] = (
     Check("flags", "preqc", "pre", provider_flags),
     Check("missing", "missing", "pre", missing_value),
@@ -67,6 +81,7 @@ CHECKS: tuple[Check, ...] = (
     Check("duplicates", "duplicate", "window", duplicates),
     Check("track", "track", "window", track),
     Check("stuck", "stuck", "window", stuck),
+    Check(BIAS_CHECK, "passive", "window", _none, prepare=_corrected),
     Check("orography", "difference", "window", orography, prepare=reduce_to_surface),
     Check("background_check", "background_check", "background", background_check),
     Check("buddy", "buddy", "background", buddy),
