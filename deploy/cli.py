@@ -22,6 +22,7 @@ GROUPS: dict[str, tuple[str, str]] = {
         "A simulated day of cycles, and an audit of it.",
     ),
     "observations": ("deploy.commands.observations:app", "Inspect, ingest, query, compact, retry."),
+    "sources": ("deploy.commands.sources:app", "WIS2 feeds and archives: add, list, test, pull."),
     "checkpoint": ("deploy.commands.checkpoint:app", "Import, check and compare weights."),
     "train": ("deploy.commands.train:app", "Nature run, autoencoder, denoiser."),
     "verify": ("deploy.commands.verify:app", "Skill against truth and observations."),
@@ -48,7 +49,7 @@ GROUPS: dict[str, tuple[str, str]] = {
 EXTRAS: dict[str, str] = {
     **dict.fromkeys(("up", "demo", "rehearse"), "local"),
     **dict.fromkeys(("verify", "checkpoint", "replay", "worker gpu"), "model"),
-    **dict.fromkeys(("observations", "worker"), "ingest"),
+    **dict.fromkeys(("observations", "sources", "worker"), "ingest"),
     "train": "lab",
     "gateway": "data",
 }

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,10 +45,15 @@ __all__ = [
 PROCESSES: dict[str, tuple[str, ...]] = {
     "gateway": ("appa", "gateway"),
     "ingest": ("appa", "worker", "ingest", "products"),
+    "ingest-large": ("appa", "worker", "ingest-large"),
     "model": ("appa", "worker", "gpu"),
     "scheduler": ("appa", "worker", "scheduler"),
+    "sources": ("appa", "worker", "sources"),
 }
 """Our own processes by name, as one types them; `docker-compose.yml` says the same."""
+
+OPTIONAL: frozenset[str] = frozenset({"sources"})
+"""Of these, the ones that run only where there is something for them to do."""
 
 BROKER_OPTIONS: dict[str, str] = {
     "appendonly": "yes",
@@ -140,10 +145,10 @@ class Supervisor:
         part = next(part for part in self.parts if part.name == name)
         self.children[name] = Child(part, self._spawn(part))
 
-    def start_all(self) -> None:
-        """Start the parts that do not run yet, in order."""
+    def start_all(self, but: Collection[str] = ()) -> None:
+        """Start the parts that do not run yet, in order, except those named in `but`."""
         for part in self.parts:
-            if part.name not in self.children:
+            if part.name not in self.children and part.name not in but:
                 self.start(part.name)
 
     def pid(self, name: str) -> int:
@@ -319,7 +324,8 @@ class LocalStack:
         if not self.options.redis_url:
             self.supervisor.start("broker")
         self.stores = open_stores(self.redis_url, os.environ.get("APPA_REDIS_PREFIX", "appa"))
-        self.supervisor.start_all()
+        self.supervisor.start_all(but=OPTIONAL)
+        self._start_optional()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -341,7 +347,16 @@ class LocalStack:
                 took = time.monotonic() - started
                 self.log.write("appa", f"ready in {took:.1f} s: {self.url}  (API: {self.url}/docs)")
             while not self.stopping.wait(0.2):
+                self._start_optional()
                 self.supervisor.tend()
+
+    def _start_optional(self) -> None:
+        """Start the feeds once there is a source, or results are to be announced."""
+        if "sources" in self.supervisor.children:
+            return
+        announces = bool(self.supervisor.environment.get("APPA_WIS2_BROKER"))
+        if announces or self.layout.sources_file.exists():
+            self.supervisor.start("sources")
 
     def wait_ready(self, seconds: float) -> bool:
         """Wait for the gateway and a ready worker of each queue; return False when time ran out."""

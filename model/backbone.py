@@ -40,6 +40,8 @@ class BackboneConfig:
         rope: Whether positions rotate queries and keys.
         ffn_factor: Width of the MLPs over `hid_channels`.
         dropout: Dropout rate inside the MLPs.
+        noise_per_state: Whether the states of a blanket may carry different noise; the blocks are
+            then modulated by a mixture of the embeddings of all levels.
     """
 
     in_channels: int
@@ -56,6 +58,7 @@ class BackboneConfig:
     rope: bool = True
     ffn_factor: int = 4
     dropout: float = 0.0
+    noise_per_state: bool = False
 
     def __post_init__(self) -> None:
         for name in ("shape", "patch_size"):
@@ -129,12 +132,17 @@ class Backbone(nn.Module):
             for _ in range(config.hid_blocks)
         )
         self.diffusion_time_encoder = SineEncoding(config.mod_features)
+        if config.noise_per_state:
+            self.noise_mixture = nn.Linear(
+                config.blanket_size * config.mod_features, config.mod_features
+            )
         self._constants = ConstantCache()
 
     def forward(self, x: Tensor, t: Tensor, date: Tensor) -> Tensor:
         """Arguments:
             x: Scaled noisy blankets, with shape (B, K, c, h, w).
-            t: Noise time (10 ln sigma), with shape () or (B,).
+            t: Noise time (10 ln sigma), with shape () or (B,), or (B, K) under
+                `noise_per_state`.
             date: Year, month, day and hour (UTC) of each state, int64 with shape (B, K, 4).
 
         Returns:
@@ -143,11 +151,11 @@ class Backbone(nn.Module):
         Raises:
             InvalidInput: If the shapes do not fit the configuration or each other.
         """
-        self._check(x, date)
+        self._check(x, t, date)
         grid = self.config.tokens((x.shape[-2], x.shape[-1]))
         skip = self.embed(x, date)
         tokens = skip + self.positions(grid).to(skip.dtype)
-        mod = self.diffusion_time_encoder(t.reshape(-1).to(x.dtype))
+        mod = self.modulation(t.to(x.dtype))
         for i, block in enumerate(self.blocks):
             rotation = self._rotation(i, grid)
             if self.checkpointing and torch.is_grad_enabled():
@@ -169,6 +177,15 @@ class Backbone(nn.Module):
         dated = weight[:, split:].unflatten(-1, (-1, k * h * w)).sum(dim=-1)
         vector = nn.functional.linear(self.dates(date).to(x.dtype), dated, self.in_proj.bias)
         return nn.functional.linear(patches, weight[:, :split]) + vector[:, None]
+
+    def modulation(self, t: Tensor) -> Tensor:
+        """Return what noise times (), (B,) or (B, K) modulate the blocks with, (B or 1, D)."""
+        if not self.config.noise_per_state:
+            encoded: Tensor = self.diffusion_time_encoder(t.reshape(-1))
+            return encoded
+        each = t if t.ndim == 2 else t.reshape(-1, 1).expand(-1, self.config.blanket_size)
+        mixed: Tensor = self.noise_mixture(self.diffusion_time_encoder(each).flatten(1))
+        return mixed
 
     def dates(self, date: Tensor) -> Tensor:
         """Return the 4 K date channels of each blanket, with shape (B, 4 K), float32."""
@@ -219,7 +236,12 @@ class Backbone(nn.Module):
             w=w,
         )
 
-    def _check(self, x: Tensor, date: Tensor) -> None:
+    def _check(self, x: Tensor, t: Tensor, date: Tensor) -> None:
+        if t.ndim == 2 and not self.config.noise_per_state:
+            raise InvalidInput(
+                "Expected one noise level per blanket; got one per state, which this network was "
+                "not trained for (noise_per_state)."
+            )
         size, channels = self.config.blanket_size, self.config.in_channels
         if x.ndim != 5 or x.shape[1:3] != (size, channels):
             raise InvalidInput(

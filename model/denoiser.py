@@ -58,7 +58,8 @@ class Denoises(Protocol):
     def __call__(self, x_t: Tensor, sigma: Tensor, date: Tensor) -> Tensor:
         """Arguments:
             x_t: Noisy blankets of standardised latents, with shape (B, K, c, h, w).
-            sigma: Noise level, with shape () or (B,).
+            sigma: Noise level, with shape () or (B,), or of each state, with shape (B, K), where
+                the denoiser was made for it.
             date: Year, month, day and hour (UTC) of each state, int64 with shape (B, K, 4).
 
         Returns:
@@ -89,7 +90,7 @@ class BaseDenoiser(Denoises, Protocol):
     """A denoiser known in closed form, on top of which the backbone learns a correction."""
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        """Return the scalings at noise levels `sigma` with shape (B, 1, 1, 1, 1), float64."""
+        """Return the scalings at noise levels `sigma` with shape (B, 1 or K, 1, 1, 1), float64."""
         ...
 
 
@@ -139,7 +140,7 @@ class BlanketDenoiser(nn.Module):
         return torch.addcmul(estimate, scale.c_out.to(x_t), correction.to(x_t.dtype))
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        """Return scalings at noise levels `sigma` with shape () or (B,), in float64."""
+        """Return scalings at noise levels `sigma` with shape (), (B,) or (B, K), in float64."""
         return self.base.scalings(_column(sigma))
 
 
@@ -181,7 +182,7 @@ def denoiser_loss(
     Arguments:
         denoise: The denoiser.
         x: Clean blankets, with shape (B, K, c, h, w).
-        sigma: Noise levels, with shape () or (B,).
+        sigma: Noise levels, with shape (), (B,) or (B, K).
         date: Dates, with shape (B, K, 4).
         noise: Standard normal draws with the shape of `x`; drawn from `generator` if None.
         generator: Source of the noise.
@@ -198,5 +199,6 @@ def denoiser_loss(
 
 
 def _column(sigma: Tensor) -> Tensor:
-    """Return noise levels () or (B,) as (B, 1, 1, 1, 1) in float64, against blankets."""
-    return sigma.to(torch.float64).reshape(-1, 1, 1, 1, 1)
+    """Return noise levels () or (B,) as (B, 1, 1, 1, 1), (B, K) as (B, K, 1, 1, 1), in float64."""
+    states = sigma.shape[1] if sigma.ndim == 2 else 1
+    return sigma.to(torch.float64).reshape(-1, states, 1, 1, 1)

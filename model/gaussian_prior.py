@@ -17,12 +17,15 @@ azula's `GaussianDenoiser` is the dense form of the same idea; it lacks the zona
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from model.denoiser import Scalings
 from model.nn.embedding import date_features
+from model.nn.transformer import ConstantCache
+from model.unequal_noise import Conditioned, factorise
 
 __all__ = ["ZonalGaussianPrior", "fit_zonal_gaussian", "mean_features"]
 
@@ -93,6 +96,7 @@ class ZonalGaussianPrior(nn.Module):
         for name, value in buffers.items():
             self.register_buffer(name, value)
         self.register_buffer("cosines", _cosines(blanket_size).float(), persistent=False)
+        self._profiles = ConstantCache()
 
     # Complex arrays are kept as pairs of reals, so that they can be stored in half precision.
 
@@ -116,15 +120,35 @@ class ZonalGaussianPrior(nn.Module):
 
         Arguments:
             x_t: Clean blankets plus white noise, with shape (B, K, c, h, w).
-            sigma: Standard deviation of that noise, with shape () or (B,).
+            sigma: Standard deviation of that noise, with shape () or (B,), or (B, K) where
+                states carry different noise.
             date: Year, month, day, hour, with shape (B, K, 4).
 
         Returns:
             Blankets with the shape of `x_t`.
         """
+        if sigma.ndim == 2:
+            out = torch.empty_like(x_t)
+            for given, rows in self._by_profile(sigma):
+                out[rows] = given(x_t[rows], date[rows])
+            return out
         mean = self.climatology(date).to(x_t.dtype)
         noise = sigma.reshape(-1, 1).square().float()
         return mean + self.filter(x_t - mean, lambda v: v / (v + noise))
+
+    def given(self, sigma: Tensor) -> Conditioned:
+        """Return the prior given blankets with a noise level per state (K,)."""
+        sources = (self.eofs, self.variance, self.dense_variance, self.rest_variance)
+        key = tuple(sigma.double().tolist())
+        return Conditioned(
+            self, sigma, self._profiles.get(key, sources, lambda: factorise(self, sigma))
+        )
+
+    def _by_profile(self, sigma: Tensor) -> Iterator[tuple[Conditioned, Tensor]]:
+        """Yield each profile of noise levels (B, K) with the rows that have it."""
+        profiles, which = torch.unique(sigma, dim=0, return_inverse=True)
+        for number, profile in enumerate(profiles):
+            yield self.given(profile), (which == number).nonzero().squeeze(-1)
 
     def covariance_times(self, v: Tensor, sigma: Tensor | None = None) -> Tensor:
         """Return the covariance of x, or of x given x + sigma noise, times vectors (B, K, c, h, w)."""
@@ -139,7 +163,9 @@ class ZonalGaussianPrior(nn.Module):
         return self.filter(x, lambda variance: gain(variance * noise / (variance + noise)))
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        """See `model.denoiser.BaseDenoiser`; noise levels with shape (B, 1, 1, 1, 1), float64."""
+        """See `model.denoiser.BaseDenoiser`; noise levels (B, 1 or K, 1, 1, 1), float64."""
+        if sigma.shape[1] > 1:
+            return self._unequal_scalings(sigma)
         waves, size, modes = self.modes.shape
         known = self.variance.scatter(1, self.dense_index, self.dense_variance).double()
         # The spectrum of a real field has each wavenumber twice but the first and the last.
@@ -167,6 +193,14 @@ class ZonalGaussianPrior(nn.Module):
             c_out=left.sqrt(),
             c_estimate=torch.rsqrt((variance - left).clamp(min=1e-12)),
         )
+
+    def _unequal_scalings(self, sigma: Tensor) -> Scalings:
+        c_in, c_out, c_estimate = (torch.empty_like(sigma) for _ in range(3))
+        for given, rows in self._by_profile(sigma.flatten(1)):
+            scale = given.scalings()
+            c_in[rows], c_out[rows] = scale.c_in, scale.c_out
+            c_estimate[rows] = cast(Tensor, scale.c_estimate)
+        return Scalings(c_in, c_out, c_estimate)
 
     def sample(self, date: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw blankets (B, K, c, h, w) at dates (B, K, 4)."""

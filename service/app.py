@@ -4,13 +4,10 @@
 run its id, its log line, its metrics and the limit of its body; logs are structured, one event a
 line, for people or for machines. `serve` runs the application with uvicorn.
 
-Data sets are guarded by keys and a bounded number of readers. xpublish and what it brings (dask,
-shapely, pyproj) are imported at the first request, so that a gateway nobody asks for data sets
-starts quickly and stays small.
+Data sets are guarded by keys and a bounded number of readers.
 """
 
 import asyncio
-import importlib
 import logging
 import os
 import re
@@ -36,23 +33,17 @@ from model.domain.errors import AppaError
 from model.domain.files import code_version
 from service.auth import authenticate
 from service.connections import BodyLimit, ConnectionLimits, limited_protocol
-from service.errors import NotInstalled
-from service.gateway import Gateway, open_gateway, running
+from service.gateway import READERS, Gateway, open_gateway, running
 from service.keys import Scope as KeyScope
 from service.metrics import GatewayMetrics
 from service.openapi import describe
 from service.problems import add_problem_handlers, appa_problem, broker_problem, problem_response
-from service.routes import analyses, cycles, events, jobs, observations, stac, system
+from service.routes import analyses, cycles, events, fields, jobs, observations, ogc, stac, system
 from service.settings import GatewaySettings
 from worker.contract.logs import configure_logs
 
 PREFIX = "/v1/data"
 log = structlog.get_logger()
-
-_READERS = 8
-"""Requests that read at the same time: fewer than the gateway has threads."""
-
-_SWEEP_SECONDS = 5.0
 
 
 class DataAccess:
@@ -60,7 +51,7 @@ class DataAccess:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self._slots = asyncio.Semaphore(_READERS)
+        self._slots = asyncio.Semaphore(READERS)
         self._building = threading.Lock()
         self._application: ASGIApp | None = None
 
@@ -106,38 +97,11 @@ class DataAccess:
     def _build(self) -> ASGIApp:
         with self._building:
             if self._application is None:
-                try:
-                    library, application = (
-                        importlib.import_module(f"service.data.{name}")
-                        for name in ("library", "application")
-                    )
-                except ModuleNotFoundError as error:
-                    raise NotInstalled(
-                        f"Expected the extra 'data' on this gateway; the module '{error.name}' is "
-                        "missing. Install it with: pip install 'appa-service[data]'",
-                        extra="data",
-                    ) from error
-                datasets = library.DatasetLibrary(self.gateway.analyses, self.gateway.layout)
-                built: ASGIApp = application.build_application(
-                    datasets, self.gateway.settings.edr_max_values
-                )
-                _start_sweeping(datasets)
+                data_sets, most = self.gateway.data_sets, self.gateway.settings.edr_max_values
+                application = data_sets.module("application")
+                built: ASGIApp = application.build_application(data_sets.library, most)
                 self._application = built
             return self._application
-
-
-def _start_sweeping(library: Any) -> None:
-    """Closes deleted and idle data sets for as long as the process lives."""
-    pause = threading.Event()
-
-    def sweep_on() -> None:
-        while not pause.wait(_SWEEP_SECONDS):
-            try:
-                library.sweep()
-            except OSError as error:
-                log.warning("datasets_not_swept", error=str(error))
-
-    threading.Thread(target=sweep_on, name="datasets-sweep", daemon=True).start()
 
 
 def configure_gateway_logs(settings: GatewaySettings) -> None:
@@ -223,7 +187,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     observations.router,
     jobs.router,
     analyses.router,
+    fields.router,
     stac.router,
+    ogc.router,
     cycles.router,
     events.router,
     events.webhooks_router,

@@ -22,6 +22,9 @@ from service.keys import OPEN, ApiKey, Scope
 READ_FACTOR = 20
 """Reading a data set or a file piece by piece takes many small requests, counted apart."""
 
+_IN_PIECES = ("/v1/fields", "/ogc")
+"""Routes of maps, which ask for a field or a tile at each step of their reader."""
+
 
 def presented_key(headers: Headers) -> str | None:
     """The key in the headers of a request, if there is one."""
@@ -112,8 +115,11 @@ async def get_caller(
     """
     # Read by `authenticate`; declared as parameters for the OpenAPI document.
     del bearer, header
-    pieces = "range" in request.headers and "/v1/analyses/" in request.url.path
-    return await authenticate(gateway, request.headers, pieces=pieces)
+    path = request.url.path
+    pieces = "range" in request.headers and "/v1/analyses/" in path
+    return await authenticate(
+        gateway, request.headers, pieces=pieces or any(part in path for part in _IN_PIECES)
+    )
 
 
 AnyCaller = Annotated[ApiKey, Depends(get_caller)]

@@ -133,6 +133,12 @@ class TooLarge(RequestError):
         super().__init__(message, headers={"Connection": "close"}, limit=limit, got=got)
 
 
+class AnswerTooLarge(RequestError):
+    """More values are asked for than one answer may have (413, as OGC EDR has it)."""
+
+    code = "answer_too_large"
+
+
 class UnsupportedContent(RequestError):
     """Content whose first bytes belong to no accepted format."""
 

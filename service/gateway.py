@@ -1,19 +1,28 @@
-"""Hold what the routes of one gateway process share: stores, files, keys, events, counters."""
+"""Hold what the routes of one gateway process share: stores, files, keys, events, counters.
 
-from collections.abc import AsyncIterator
+Data sets and what reads them (xarray, dask, xpublish) are imported at the first request, so that a
+gateway nobody asks for them starts quickly and stays small.
+"""
+
+import importlib
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from celery import Celery
 from fastapi import FastAPI
 
+from service.errors import NotInstalled
 from service.event_feed import EventFeed
 from service.keys import KeyFile
 from service.metrics import GatewayMetrics
 from service.settings import GatewaySettings
-from service.uploads import UploadLimits, sweep
+from service.uploads import UploadLimits
+from worker.contract.acceptance import Intake, sweep
 from worker.contract.layout import Layout
 from worker.contract.queues import TaskSender, celery_settings
 from worker.contract.redis_server import redis_health
@@ -21,6 +30,93 @@ from worker.contract.store import Stores, open_stores
 from worker.results.catalogue import Catalogue
 
 log = structlog.get_logger()
+
+READERS = 8
+"""Requests that read data sets at the same time: fewer than the gateway has threads."""
+
+_SWEEP_SECONDS = 5.0
+
+
+class DataSets:
+    """The open data sets of one gateway, and the modules that serve them, loaded at first use.
+
+    Arguments:
+        analyses: What is published.
+        layout: The data folder.
+    """
+
+    def __init__(self, analyses: Catalogue, layout: Layout) -> None:
+        self._analyses = analyses
+        self._layout = layout
+        self._building = threading.RLock()
+        self._library: Any = None
+        self._fields: Any = None
+        self._descriptions: Any = None
+        self.readers = CapacityLimiter(READERS)
+
+    def module(self, name: str) -> Any:
+        """Return the module `service.data.<name>`.
+
+        Raises:
+            NotInstalled: If the extra `data` is missing.
+        """
+        try:
+            with self._building:
+                return importlib.import_module(f"service.data.{name}")
+        except ModuleNotFoundError as error:
+            raise NotInstalled(
+                f"Expected the extra 'data' on this gateway; the module '{error.name}' is "
+                "missing. Install it with: pip install 'appa-service[data]'",
+                extra="data",
+            ) from error
+
+    @property
+    def library(self) -> Any:
+        """Return the open data sets; deleted and idle ones are closed while the process lives."""
+        with self._building:
+            if self._library is None:
+                self._library = self.module("library").DatasetLibrary(self._analyses, self._layout)
+                _start_sweeping(self._library)
+            return self._library
+
+    @property
+    def fields(self) -> Any:
+        """Return the reader of fields, a `service.data.fields.FieldReader`."""
+        with self._building:
+            if self._fields is None:
+                self._fields = self.module("fields").FieldReader(self.library, self._analyses)
+            return self._fields
+
+    @property
+    def maps(self) -> Any:
+        """Return what draws maps, a `service.data.wms.WebMaps`."""
+        return self.module("wms").WebMaps(self.fields, self._analyses)
+
+    @property
+    def descriptions(self) -> Any:
+        """Return what describes collections, a `service.data.edr_documents.Descriptions`."""
+        with self._building:
+            if self._descriptions is None:
+                module = self.module("edr_documents")
+                self._descriptions = module.Descriptions(self.library)
+            return self._descriptions
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function that reads data sets in a thread, as many at once as may read."""
+        return await to_thread.run_sync(function, *arguments, limiter=self.readers)
+
+
+def _start_sweeping(library: Any) -> None:
+    pause = threading.Event()
+
+    def sweep_on() -> None:
+        while not pause.wait(_SWEEP_SECONDS):
+            try:
+                library.sweep()
+            except OSError as error:
+                log.warning("datasets_not_swept", error=str(error))
+
+    threading.Thread(target=sweep_on, name="datasets-sweep", daemon=True).start()
 
 
 @dataclass
@@ -35,9 +131,15 @@ class Gateway:
     keys: KeyFile
     analyses: Catalogue
     metrics: GatewayMetrics
+    data_sets: DataSets
     listeners: int = 0
     places: dict[str, tuple[float, int | None]] = field(default_factory=dict)
     """Places in the queue and when they were asked for, shared by all listeners of a job."""
+
+    @property
+    def intake(self) -> Intake:
+        """Return where accepted uploads go."""
+        return Intake(self.layout, self.stores, self.sender)
 
     @property
     def upload_limits(self) -> UploadLimits:
@@ -56,6 +158,7 @@ def open_gateway(settings: GatewaySettings) -> Gateway:
     sender.conf.update(
         celery_settings(settings.redis_url, settings.redis_prefix, settings.job_limit_seconds + 600)
     )
+    analyses = Catalogue(layout)
     return Gateway(
         settings=settings,
         layout=layout,
@@ -63,8 +166,9 @@ def open_gateway(settings: GatewaySettings) -> Gateway:
         feed=EventFeed(settings.redis_url, stores.keys),
         sender=sender,
         keys=KeyFile(layout.keys_file),
-        analyses=Catalogue(layout),
+        analyses=analyses,
         metrics=GatewayMetrics(),
+        data_sets=DataSets(analyses, layout),
     )
 
 

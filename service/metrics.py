@@ -4,7 +4,7 @@ Besides counters of requests: the cycles (age of the newest analyses, open ones)
 retention, and the quality of the newest cycled analyses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from worker.contract import clock
 from worker.contract.cycles import CycleState, CycleStore, Flavour
 from worker.contract.disk import DiskSettings, disk_state
+from worker.contract.feeds import SourceStatus
 from worker.contract.layout import Layout
 from worker.contract.store import RetentionFigures
 from worker.results.catalogue import Catalogue
@@ -132,6 +133,56 @@ class VerificationMetrics:
                 self.spread_skill.labels(*labels).set(line["spread_skill"])
 
 
+class SourceMetrics:
+    """Gauges of the sources of observations, from what their process reports."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+            return Gauge(name, meaning, ("source", *labels), registry=registry)
+
+        self.connected = gauge("appa_source_connected", "1 while the broker delivers.")
+        self.backlog = gauge("appa_source_backlog", "Announced data that wait to be fetched.")
+        self.lag = gauge("appa_source_lag_seconds", "How long the oldest of these has waited.")
+        self.latency = gauge(
+            "appa_source_latency_seconds", "From publication to acceptance, of the newest data."
+        )
+        self.newest = gauge(
+            "appa_source_last_received_seconds",
+            "When the newest notification came, in seconds since 1970.",
+        )
+        self.notifications = gauge("appa_source_received", "Notifications received so far.")
+        self.duplicates = gauge("appa_source_duplicates", "Of these, announcements of known data.")
+        self.accepted = gauge("appa_source_accepted", "Data handed over to ingest so far.")
+        self.known = gauge("appa_source_known", "Data whose bytes had been received before.")
+        self.failures = gauge("appa_source_fetch_failures", "Fetches that were tried again.")
+        self.size = gauge("appa_source_accepted_bytes", "Bytes handed over so far.")
+        self.refused = gauge("appa_source_refused", "Data given up so far, by reason.", "reason")
+
+    def set(self, statuses: Sequence[SourceStatus]) -> None:
+        """Fills the gauges anew; a source that was removed leaves none behind."""
+        for gauge in vars(self).values():
+            gauge.clear()
+        for s in statuses:
+            values = {
+                self.connected: s.connected,
+                self.backlog: s.backlog,
+                self.lag: s.lag_seconds,
+                self.latency: s.latency_seconds,
+                self.newest: s.last_received.timestamp() if s.last_received else None,
+                self.notifications: s.received,
+                self.duplicates: s.duplicates,
+                self.accepted: s.accepted,
+                self.known: s.known,
+                self.failures: s.failures,
+                self.size: s.size,
+            }
+            for gauge, value in values.items():
+                if value is not None:
+                    gauge.labels(s.name).set(value)
+            for reason, count in s.refused.items():
+                self.refused.labels(s.name, reason).set(count)
+
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -195,6 +246,7 @@ class GatewayMetrics:
             "Messages of webhooks that are not delivered yet, those to be tried again included.",
             registry=self.registry,
         )
+        self.sources = SourceMetrics(self.registry)
         self.disk = DiskMetrics(self.registry)
         self.verification = VerificationMetrics(self.registry)
 

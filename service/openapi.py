@@ -22,6 +22,8 @@ TAGS = [
     {"name": "jobs", "description": "Filtering, forecast and reanalysis jobs."},
     {"name": "cycles", "description": "Hourly analyses: their state, explanation and reruns."},
     {"name": "analyses", "description": "Published results and their files."},
+    {"name": "fields", "description": "Horizontal fields of results, for maps."},
+    {"name": "ogc", "description": "OGC API - EDR and WMS over the published results."},
     {"name": "catalogue", "description": "A STAC API over the published results."},
     {"name": "webhooks", "description": "Delivery of events over HTTP; for operators."},
     {"name": "system", "description": "Capabilities of running workers, health, metrics."},

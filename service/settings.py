@@ -2,13 +2,12 @@
 
 import ipaddress
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.domain.errors import ConfigurationError
+from worker.contract.settings import InstallationSettings
 
 MIB = 2**20
 
@@ -28,27 +27,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class GatewaySettings(BaseSettings):
+class GatewaySettings(InstallationSettings):
     """Everything a gateway process needs to know; unknown names are refused."""
-
-    model_config = SettingsConfigDict(env_prefix="APPA_", extra="forbid", frozen=True)
 
     host: str = Field(
         default="127.0.0.1", description="Address to listen on; others need API keys."
     )
     port: int = Field(
         default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one."
-    )
-    redis_url: str = Field(
-        default="redis://127.0.0.1:6379/0",
-        description="Redis or Valkey that holds jobs and queues.",
-    )
-    redis_prefix: str = Field(default="appa", description="Put before every key in Redis.")
-    job_limit_seconds: int = Field(
-        default=4 * 3600, gt=0, description="No job takes longer; the same as that of the workers."
-    )
-    data_dir: Path = Field(
-        default=Path("appa-data"), description="Folder of uploads, observations and analyses."
     )
     require_keys: bool | None = Field(
         default=None, description="Whether requests need an API key; unset: only off on loopback."
@@ -67,14 +53,6 @@ class GatewaySettings(BaseSettings):
         default=64 * MIB,
         ge=0,
         description="Free space kept on the disk; uploads that would use it: 507.",
-    )
-    disk_low_bytes: int = Field(
-        default=1024 * MIB,
-        ge=0,
-        description="With less free space jobs and uploads are refused; 0: no watermark.",
-    )
-    disk_low_percent: float = Field(
-        default=0.0, ge=0, le=100, description="The same as a share of the file system."
     )
     upload_idle_seconds: float = Field(
         default=60.0,
@@ -125,19 +103,6 @@ class GatewaySettings(BaseSettings):
     )
     ping_seconds: float = Field(
         default=15.0, gt=0, description="Seconds between keep-alive comments on event streams."
-    )
-
-    webhook_allow_private: bool = Field(
-        default=False,
-        description="Whether webhooks may have addresses of private networks; as for the workers.",
-    )
-
-    log_format: Literal["console", "json"] = Field(
-        default="console",
-        description="Log lines for people, or one JSON object a line for machines.",
-    )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="Least severe level that is logged."
     )
 
     @property

@@ -4,7 +4,6 @@ The body is the file itself or one part of multipart/form-data, read piece by pi
 the sender (report type, observation errors, decoder) are checked before anything is stored.
 """
 
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from email.message import Message
@@ -12,23 +11,20 @@ from typing import Any
 
 import structlog
 from anyio import to_thread
-from kombu.exceptions import OperationalError
 from pydantic import Field, ValidationError
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
-from redis.exceptions import RedisError, ResponseError
 from starlette.requests import ClientDisconnect, Request
 
-from model.domain.errors import AppaError, DecodeError, InvalidInput
-from model.domain.files import write_atomic
+from model.domain.errors import DecodeError, InvalidInput
 from model.domain.observations import REPORT_TYPES
 from service.errors import NotFound, RequestError
 from service.gateway import Gateway
 from service.query_parameters import check_known, json_object
-from service.uploads import PartFile, StoredUpload, check_length, receive_upload
-from worker.contract.batches import BatchRecord, BatchState
+from service.uploads import StoredUpload, check_length, receive_upload
+from worker.contract.acceptance import PartFile
+from worker.contract.batches import BatchRecord
 from worker.contract.disk import require_space
-from worker.contract.queues import INGEST_BATCH, submit
 from worker.contract.records import new_id
 from worker.observations.errors import ErrorEntry, ErrorTable
 from worker.observations.formats import FileFormat
@@ -277,47 +273,13 @@ def _record(
 def _keep(
     gateway: Gateway, part: PartFile, record: BatchRecord, idempotency_key: str
 ) -> tuple[BatchRecord, bool]:
-    """Store the file, then the record, then send the message, so that every moment is consistent."""
-    try:
-        _publish(gateway, part, record)
-    except OSError:
-        _forget(gateway, record.id)
-        raise
-    try:
-        batch, created = gateway.stores.batches.create(record, idempotency_key=idempotency_key)
-    except (AppaError, ResponseError):  # a definite refusal: nothing was recorded
-        _forget(gateway, record.id)
-        raise
-    # Any other error of Redis leaves open what it did: the reconciler compares disk and records.
+    """Accept the upload, count it and log it."""
+    batch, created = gateway.intake.accept(part, record, idempotency_key=idempotency_key)
     if created:
         gateway.metrics.upload_bytes.inc(record.size)
-    elif batch.id != record.id:  # else the reconciler was faster
-        _forget(gateway, record.id)
-    if batch.state is BatchState.RECEIVED:  # again for a duplicate: its message may be lost
-        _send(gateway, batch.id)
     gateway.metrics.uploads.labels("created" if created else "known").inc()
     log.info("upload", batch_id=batch.id, created=created, size=record.size, sha256=record.sha256)
     return batch, created
-
-
-def _publish(gateway: Gateway, part: PartFile, record: BatchRecord) -> None:
-    """Put the record of an upload beside its place, then its bytes in that place."""
-    beside = gateway.layout.raw_record(record.id)
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(beside, record.model_dump_json())
-    part.publish(gateway.layout.raw_file(record.id))
-
-
-def _send(gateway: Gateway, batch_id: str) -> None:
-    """Send the message of an upload; if it cannot be sent now, the scheduler sends it."""
-    try:
-        submit(gateway.sender, INGEST_BATCH, batch_id)
-    except (OperationalError, RedisError) as error:
-        log.warning("message_not_sent", batch_id=batch_id, error=str(error))
-
-
-def _forget(gateway: Gateway, batch_id: str) -> None:
-    shutil.rmtree(gateway.layout.raw_batch(batch_id), ignore_errors=True)
 
 
 def retry_ingest(gateway: Gateway, batch_id: str) -> BatchRecord:
@@ -334,6 +296,6 @@ def retry_ingest(gateway: Gateway, batch_id: str) -> BatchRecord:
             "Send the file again."
         )
     batch = gateway.stores.batches.retry(batch_id)
-    _send(gateway, batch_id)
+    gateway.intake.send(batch, together=False)
     log.info("retry", batch_id=batch_id)
     return batch

@@ -6,93 +6,18 @@ worker. The bytes arrive under a temporary name, locked, and become visible whol
 """
 
 import asyncio
-import fcntl
-import hashlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from anyio import to_thread
 
 from model.domain.errors import DecodeError
-from model.domain.files import move_into_place, sync_folder
 from service.errors import DiskFull, TooLarge, UnsupportedContent, UploadStalled
+from worker.contract.acceptance import PartFile
 from worker.contract.disk import free_bytes, is_disk_full
 from worker.observations.formats import FORMATS, HEAD_BYTES, FileFormat, recognise
-
-
-class PartFile:
-    """An upload being received, under a temporary name.
-
-    The file is locked while its process lives, so that another start of the gateway can tell
-    uploads that are under way from those a killed process left behind (`sweep`).
-
-    Arguments:
-        path: Where the bytes are received; on the file system they will stay on.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self._hash = hashlib.sha256()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "xb", buffering=0)  # lives as long as the upload
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def write(self, data: bytes | bytearray) -> None:
-        """Append `data` and include it in the hash."""
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
-        self._hash.update(data)
-        self.size += len(data)
-
-    @property
-    def sha256(self) -> str:
-        """Return the hash of the bytes written so far, in hexadecimal."""
-        return self._hash.hexdigest()
-
-    def publish(self, target: Path) -> None:
-        """Make the bytes durable, then visible as `target` in one step."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        move_into_place(self.path, target)
-        sync_folder(target.parent.parent)
-        self._file.close()
-
-    def discard(self) -> None:
-        """Remove the part file and close it."""
-        self.path.unlink(missing_ok=True)
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self._file.closed:
-            self.discard()
-
-
-def sweep(folder: Path, pattern: str = "upload-*") -> int:
-    """Remove the parts that no living process is writing; return how many."""
-    removed = 0
-    for path in folder.glob(pattern):
-        try:
-            with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
-                removed += 1
-        except OSError:  # being written, or gone
-            continue
-    return removed
-
 
 BLOCK_BYTES = 1 << 20
 
@@ -140,7 +65,7 @@ def _recognise(head: bytes) -> FileFormat:
         return recognise(head)
     except DecodeError as error:
         raise UnsupportedContent(
-            f"{error.message} Compressed files and archives must be unpacked first.",
+            error.message,
             headers={"Connection": "close"},
             known=list(FORMATS),
         ) from error

@@ -1,5 +1,8 @@
 """What the gateway may import of the workers and of the model: an allow-list."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import grimp
@@ -17,6 +20,7 @@ ALLOWED = (
     "worker.observations.formats",
     "worker.observations.lexicons",
     "worker.observations.stations",
+    "worker.observations.store.commits",
     "worker.observations.store.files",
     "worker.observations.store.query",
     "worker.observations.units",
@@ -29,6 +33,8 @@ ALLOWED = (
 is listed here; what is listed must not need torch, ecCodes or xarray to be imported."""
 
 HEAVY = {"torch", "azula", "eccodes", "jax", "matplotlib"}
+AT_START = HEAVY | {"xarray", "netCDF4"}
+"""Not even loaded when the gateway starts; a data set that is asked for may load the latter two."""
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +82,20 @@ def test_every_entry_of_the_list_is_used(graph) -> None:
     modules = reached(graph)
     unused = [n for n in ALLOWED if not any(m == n or m.startswith(n) for m in modules)]
     assert not unused
+
+
+def test_what_a_gateway_loads_is_allowed_and_light() -> None:
+    program = "import json, sys, service.app; print(json.dumps(list(sys.modules)))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        check=True,
+        cwd=REPOSITORY,
+        timeout=120,
+    )
+    loaded = json.loads(ran.stdout)
+    assert not [m for m in loaded if m.split(".")[0] in AT_START or m.startswith("celery.worker")]
+    ours = [m for m in loaded if m.startswith(("worker.", "model."))]
+    # Packages above an allowed module are loaded with it, and hold no code of their own.
+    above = {".".join(n.split(".")[:i]) for n in ALLOWED for i in range(1, n.count(".") + 1)}
+    assert [m for m in ours if not allowed(m) and m not in above] == []

@@ -9,7 +9,7 @@ cancel is noticed.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -20,7 +20,7 @@ from model.domain.errors import AppaError, JobCancelled
 from worker.contract.jobs import JobState, JobStore, Phase, Progress
 from worker.contract.record_store import LeaseLost, NoSuchRecord, RecordStore
 
-__all__ = ["JobTooLong", "Lease", "ProgressReporter"]
+__all__ = ["JobTooLong", "Lease", "ProgressReporter", "SharedLease"]
 
 
 class Lease:
@@ -76,14 +76,78 @@ class Lease:
 
     def _beat_on(self) -> None:
         pause = self.lifetime.total_seconds() / 4
-        while not self._stop.wait(pause):
-            try:
-                self.store.beat(self.record_id, self.token, self.lifetime)
-            except (LeaseLost, NoSuchRecord):
-                self.lost.set()
-                return
-            except RedisError:  # the server restarts: the token still counts, try again
-                continue
+        while not self._stop.wait(pause) and not self.lost.is_set():
+            self.beat()
+
+    def beat(self) -> None:
+        """Extend the lease, or note that it is lost."""
+        try:
+            self.store.beat(self.record_id, self.token, self.lifetime)
+        except (LeaseLost, NoSuchRecord):
+            self.lost.set()
+        except RedisError:  # the server restarts: the token still counts, try again
+            return
+
+
+class SharedLease:
+    """Keep several batches leased to this worker by one thread: a context manager.
+
+    Arguments:
+        store: The batches.
+        tokens: Of the claims, by record.
+        lifetime: Without heartbeats the leases end after this.
+    """
+
+    def __init__(
+        self, store: RecordStore[Any], tokens: Mapping[str, int], lifetime: timedelta
+    ) -> None:
+        self.store = store
+        self.leases = [Lease(store, record, token, lifetime) for record, token in tokens.items()]
+        self._pause = lifetime.total_seconds() / 4
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "SharedLease":
+        # Most groups end before the first heartbeat is due.
+        self._thread = threading.Timer(self._pause, self._beat_on)
+        self._thread.daemon = True
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        if isinstance(self._thread, threading.Timer):
+            self._thread.cancel()
+            self._thread.join(timeout=5)
+
+    def held(self) -> set[str]:
+        """Return the records that no newer attempt holds."""
+        found = self.store.states_and_tokens([lease.record_id for lease in self.leases])
+        return {
+            lease.record_id
+            for lease in self.leases
+            for state, token in [found[lease.record_id]]
+            if token == lease.token and state in self.store.leased
+        }
+
+    def check(self, record_id: str) -> None:
+        """Check, between any two steps of the work on one record, that it may continue.
+
+        Raises:
+            LeaseLost: If a newer attempt holds the record.
+        """
+        next(lease for lease in self.leases if lease.record_id == record_id).check()
+
+    def _beat_on(self) -> None:
+        while not self._stop.is_set():
+            for lease in self.leases:
+                lease.beat()
+            self._stop.wait(self._pause)
 
 
 class JobTooLong(AppaError):

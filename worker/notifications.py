@@ -37,7 +37,7 @@ from worker.contract.webhooks import (
 )
 from worker.settings import WorkerSettings
 
-__all__ = ["MAX_PAUSE", "WebhookSender", "pause_after", "post"]
+__all__ = ["CheckedBackend", "MAX_PAUSE", "WebhookSender", "pause_after", "post"]
 
 
 class CheckedBackend(httpcore.AsyncNetworkBackend):
@@ -45,10 +45,12 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
 
     Arguments:
         allow_private: Whether addresses of private networks are allowed.
+        advice: What to do about a refusal; see `public_addresses`.
     """
 
-    def __init__(self, *, allow_private: bool) -> None:
+    def __init__(self, *, allow_private: bool, advice: str | None = None) -> None:
         self.allow_private = allow_private
+        self._advice = {} if advice is None else {"advice": advice}
         self._inner = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -66,7 +68,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
             OSError: If it has none.
         """
         found = await asyncio.to_thread(
-            public_addresses, host, port, allow_private=self.allow_private
+            public_addresses, host, port, allow_private=self.allow_private, **self._advice
         )
         failure: Exception | None = None
         for address in found:
@@ -81,7 +83,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.AsyncNetworkStream:
-        """Raise an error: webhooks have hosts, not sockets."""
+        """Raise an error: URLs have hosts, not sockets."""
         raise OSError(f"Expected a host; got the socket '{path}'.")
 
     async def sleep(self, seconds: float) -> None:

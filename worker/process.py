@@ -27,13 +27,14 @@ from worker.contract.logs import configure_logs
 from worker.contract.queues import (
     GPU_QUEUE,
     INGEST_BATCH,
+    INGEST_LARGE_QUEUE,
     INGEST_QUEUE,
     PRODUCTS_QUEUE,
     celery_settings,
 )
 from worker.contract.redis_server import redis_health
 from worker.runtime import Runtime, open_runtime
-from worker.sandbox import sweep_scratch
+from worker.sandbox import sweep_scratch, warm_up
 from worker.settings import WorkerSettings
 
 __all__ = [
@@ -50,6 +51,7 @@ log = structlog.get_logger()
 
 TASK_MODULES = {
     INGEST_QUEUE: "worker.tasks.ingest",
+    INGEST_LARGE_QUEUE: "worker.tasks.ingest",
     PRODUCTS_QUEUE: "worker.tasks.products",
     GPU_QUEUE: "worker.tasks.assimilation",
 }
@@ -58,6 +60,9 @@ TASK_MODULES = {
 
 HARD_LIMIT_GRACE = 30
 """Seconds between Celery's soft time limit, which a task can answer, and the end of its process."""
+
+_NICE = 5
+"""Large files give way to small bulletins, whose workers run beside theirs."""
 
 SOFT_SHUTDOWN_SECONDS = 5.0
 """Time in which a worker that is told to stop at once (SIGQUIT) may still give its job back."""
@@ -88,7 +93,7 @@ def create_app(settings: WorkerSettings, queues: Sequence[str]) -> Celery:
             f"Expected queues of {', '.join(TASK_MODULES)}; got {', '.join(unknown) or 'none'}."
         )
     on_device = GPU_QUEUE in queues
-    app = Celery("appa", include=[TASK_MODULES[queue] for queue in queues])
+    app = Celery("appa", include=sorted({TASK_MODULES[queue] for queue in queues}))
     app.conf.update(
         celery_settings(settings.redis_url, settings.redis_prefix, settings.visibility_timeout),
         broker_connection_max_retries=None,
@@ -197,6 +202,8 @@ class WorkerLife:
             log.warning("redis", advice=warning)
         if removed := sweep_scratch():
             log.warning("leftover folders removed", count=removed)
+        if set(self.queues) == {INGEST_LARGE_QUEUE}:
+            os.nice(_NICE)
         runtime.start_reporting()
         if GPU_QUEUE in self.queues:
             # torch is imported in the one process that uses it, never in a parent that forks
@@ -217,6 +224,8 @@ class WorkerLife:
             return
         configure_logs(self.settings)
         self.app.runtime = open_runtime(self.settings, self.queues, self.name, self.app)
+        if not {INGEST_QUEUE, INGEST_LARGE_QUEUE}.isdisjoint(self.queues):
+            warm_up()
 
     def on_ready(self, **_: Any) -> None:
         """Register as ready: messages are coming in from now on."""

@@ -1,7 +1,7 @@
-"""Run a function in a fresh child process with limits, and say why one ended early.
+"""Run a function in a limited child process, and say why one ended early.
 
-Files from outside are parsed nowhere else. The child is a new interpreter
-(`python -m worker.sandbox`), not a fork: the parent may hold threads and a GPU. It has its own
+Files from outside are parsed nowhere else. The child is forked by a small process that serves this
+one (`worker.zygote`), not by this one, which may hold threads, secrets and a GPU. It has its own
 session, bounds on memory, processor and wall time, no core dump, an environment without the
 parent's secrets and a private folder that is removed afterwards. Results come back as Arrow and
 JSON, never as pickles: what the child writes is not trusted.
@@ -13,7 +13,6 @@ used little of it was kept waiting by the machine. Full disks and failing device
 """
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -22,10 +21,8 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -35,14 +32,18 @@ from typing import Any
 import pyarrow as pa
 
 from model.domain.errors import AppaError, DecodeError, StorageError
+from worker.zygote import CANNOT_START, Ended, ServerDied, shared_server
 
 __all__ = [
     "Interrupted",
     "Limits",
+    "memory_share",
     "per_file_limits",
+    "carry_out",
     "run_limited",
     "scratch_prefix",
     "sweep_scratch",
+    "warm_up",
 ]
 
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TZ")
@@ -52,6 +53,8 @@ _LEAN_ENVIRONMENT = {
     # Arrow's own pools reserve address space far beyond what they use.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "ARROW_IO_THREADS": "1",
+    # A process with a second thread, be it one that only tidies memory, is not safe to fork.
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
 _MEMORY_WORDS = ("MemoryError", "bad_alloc", "Cannot allocate", "out of memory", "malloc")
 _KEPT_LOG = 4_096
@@ -64,14 +67,14 @@ _OURS = frozenset(
         errno.ENFILE, errno.EAGAIN,
     }
 )  # fmt: skip
-_OUR_FAULT = 75  # EX_TEMPFAIL: the exit code of a child that met an error of `_OURS`
+_OUR_FAULT = CANNOT_START
+"""Exit code of a child that met an error of `_OURS`."""
 _BUSY = 0.5
 """Share of the time on the clock that a child uses at least when the machine lets it run."""
 _LARGE = 0.5
 """Share of its memory limit from which on the death of a child may be the file's doing."""
 
 
-_PR_SET_PDEATHSIG = 1
 _SCRATCH = re.compile(r"appa-[a-z]+-(?P<process>[0-9]+)-\w+")
 
 
@@ -158,90 +161,54 @@ def run_limited(function: Callable[..., Any], *args: Any, limits: Limits | None 
     limits = limits or Limits()
     folder = Path(tempfile.mkdtemp(prefix=scratch_prefix("limited"), dir=limits.temp_dir))
     try:
-        request = (function.__module__, function.__qualname__, args, asdict(limits), os.getpid())
+        paths = [path or os.getcwd() for path in sys.path]
+        request = (function.__module__, function.__qualname__, args, asdict(limits), paths)
         (folder / "request").write_bytes(pickle.dumps(request))
         return _result(folder, _wait(folder, limits), limits)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k in _KEPT_ENVIRONMENT or k[:8] == "ECCODES_"}
-    paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
-    private = {"PYTHONPATH": paths, "TMPDIR": str(folder), "HOME": str(folder)}
-    return {**kept, **_LEAN_ENVIRONMENT, **private}
+    return {**kept, **_LEAN_ENVIRONMENT, "PYTHONPATH": _program_path()}
 
 
-@dataclass(frozen=True)
-class _End:
-    """How a child ended.
-
-    Attributes:
-        code: Exit code, or minus the signal that ended it.
-        late: Whether it ran out of time on the clock.
-        cpu_seconds: Processor time used.
-        peak_bytes: Most memory held at once.
-    """
-
-    code: int
-    late: bool
-    cpu_seconds: float
-    peak_bytes: int
+def _program_path() -> str:
+    """Return where the modules of this program are: the first call's answer, whoever adds to it."""
+    global _known_path
+    _known_path = _known_path or os.pathsep.join(p or os.getcwd() for p in sys.path)
+    return _known_path
 
 
-def _wait(folder: Path, limits: Limits) -> _End:
+_known_path = ""
+
+
+def _wait(folder: Path, limits: Limits) -> Ended:
     """Run the child to its end, or to the end of its time."""
-    with (folder / "log").open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "worker.sandbox", str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=_environment(folder),
-            start_new_session=True,
-        )
-    late = threading.Event()
-
-    def stop() -> None:
-        late.set()
-        _kill_group(child)
-
-    clock = threading.Timer(limits.wall_seconds, stop)
-    clock.daemon = True
-    clock.start()
     try:
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    finally:
-        clock.cancel()
-        _kill_group(child)
-        if child.returncode is None:
-            child.wait()
-    used = usage.ru_utime + usage.ru_stime
-    return _End(child.returncode, late.is_set(), used, _peak_bytes(usage))
+        return shared_server(_environment()).run(folder, limits.wall_seconds)
+    except ServerDied as died:
+        if not died.started:
+            raise StorageError(
+                "Expected the process that forks decoding processes to start; it ended at once. "
+                "The program was replaced or is incomplete: restart the worker."
+            ) from died
+        raise Interrupted(
+            "Expected decoding to run to its end; the process that forks decoding processes was "
+            "ended from outside. It can be tried again.",
+            reason="crashed",
+            large=False,
+            again=True,
+        ) from died
 
 
-def _peak_bytes(usage: resource.struct_rusage) -> int:
-    """Return the most memory a child held, 0 where this process held more.
-
-    The figure of a child begins with that of its parent, whose memory it shares until it runs its
-    own program: only what exceeds it says something about the child.
-    """
-    return 1024 * usage.ru_maxrss if usage.ru_maxrss > _own_peak() else 0
+def warm_up() -> None:
+    """Start the process that forks children, so that the first one need not wait for it."""
+    shared_server(_environment())
 
 
-def _own_peak() -> int:
-    """Return the most memory that this process held, in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill the child and every process it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-
-
-def _result(folder: Path, end: _End, limits: Limits) -> Any:
+def _result(folder: Path, end: Ended, limits: Limits) -> Any:
     answer = folder / "result.json"
     if not end.late and answer.exists():
         found = json.loads(answer.read_text())
@@ -263,7 +230,7 @@ def _tail(log: Path) -> str:
         return file.read().decode(errors="replace")
 
 
-def _interruption(end: _End, log: str, limits: Limits) -> AppaError | None:
+def _interruption(end: Ended, log: str, limits: Limits) -> AppaError | None:
     """Return the error of a child that did not end by its own doing, None for others."""
     large = end.peak_bytes >= _LARGE * min(limits.address_space, _machine_memory())
     used = f"{end.cpu_seconds:.1f} s of processor and {end.peak_bytes / 1e6:.0f} MB"
@@ -303,7 +270,19 @@ def _machine_memory() -> int:
     return held
 
 
-def _failure(end: _End, log: str, limits: Limits) -> DecodeError:
+_SHARE = 0.5
+_LEAST_SHARE = 1_000_000_000
+
+
+def memory_share() -> int:
+    """Return the bytes of memory that one child may be given: half of the machine's, at least 1 GB.
+
+    The others are for what runs beside it: a second child, the model, the broker.
+    """
+    return max(_LEAST_SHARE, int(_SHARE * _machine_memory()))
+
+
+def _failure(end: Ended, log: str, limits: Limits) -> DecodeError:
     """Return the error of a child that the file brought down."""
     if end.late or end.code in (-signal.SIGXCPU, -signal.SIGALRM):
         allowed = f"{limits.cpu_seconds} s of processor and {limits.wall_seconds:g} s of time"
@@ -333,14 +312,6 @@ def per_file_limits(limits: Limits) -> None:
     signal.setitimer(signal.ITIMER_REAL, limits.wall_seconds)
 
 
-def _die_with(parent: int) -> None:
-    """Have this child killed when the process that asked for the work dies (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before that
-            os._exit(_OUR_FAULT)
-
-
 def _restrict(limits: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (limits["address_space"],) * 2)
@@ -348,12 +319,23 @@ def _restrict(limits: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_seconds"], resource.RLIM_INFINITY))
 
 
+def carry_out(folder: Path) -> None:
+    """Carry out the request in `folder` in this process, a newly forked child."""
+    try:
+        _child(folder)
+    except OSError as error:
+        if error.errno not in _OURS:
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(_OUR_FAULT)
+
+
 def _child(folder: Path) -> None:
     """Read the request, restrict this process, run the function and write the answer."""
     try:
-        request = pickle.loads((folder / "request").read_bytes())  # noqa: S301 (our own)
-        module, name, args, limits, parent = request
-        _die_with(parent)
+        module, name, args, limits, paths = pickle.loads((folder / "request").read_bytes())  # noqa: S301 (our own)
+        sys.path[:] = paths
+        os.environ.update(TMPDIR=str(folder), HOME=str(folder))
         function = getattr(import_module(module), name)
     except Exception as error:  # a program replaced under a running worker; no file was read yet
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -388,13 +370,3 @@ def _described(error: AppaError) -> dict[str, Any]:
 def _write(path: Path, table: pa.Table) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-
-
-if __name__ == "__main__":
-    try:
-        _child(Path(sys.argv[1]))
-    except OSError as error:
-        if error.errno not in _OURS:
-            raise
-        print(error, file=sys.stderr)
-        sys.exit(_OUR_FAULT)

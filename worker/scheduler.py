@@ -29,11 +29,11 @@ from redis.exceptions import RedisError
 
 from model.domain.errors import AppaError
 from model.domain.files import file_digest
-from worker.contract.batches import BatchRecord, BatchState, BatchStore
-from worker.contract.jobs import JobStore
+from worker.contract.batches import BatchRecord, BatchState, BatchStore, Lane
+from worker.contract.jobs import JobRecord, JobStore
 from worker.contract.layout import Layout
 from worker.contract.logs import configure_logs
-from worker.contract.queues import INGEST_BATCH, RUN_ASSIMILATION, TaskSender, submit
+from worker.contract.queues import INGEST_BATCH, RUN_ASSIMILATION, TaskSender, submit, submit_batch
 from worker.contract.records import Problem, utc_now
 from worker.contract.redis_server import redis_health
 from worker.contract.store import Stores
@@ -54,6 +54,8 @@ __all__ = ["Reaper", "Reconciler", "SCHEDULER", "run_scheduler"]
 log = structlog.get_logger()
 
 _CHUNK = 1_000
+_ALWAYS_COMPARED = 10_000
+_WHOLE_SECONDS = 3_600.0
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Reconciler:
     grace_seconds: float = 120.0
     turn_seconds: float = 10.0
     _due: float = float("-inf")
+    _whole_due: float = float("-inf")
     _unusable: set[str] = field(default_factory=set)
 
     def tick(self) -> int:
@@ -93,13 +96,22 @@ class Reconciler:
         return made
 
     def _unknown(self) -> Iterator[str]:
-        """Yield the uploads on disk without a record, newest first."""
-        folders = (path.name for path in self.layout.raw.iterdir() if path.is_dir())
+        """Yield the uploads on disk without a record, newest first.
+
+        Older ones are compared once an hour, and whenever one is found that is not known: of
+        millions that were compared before, few can have lost their record alone.
+        """
+        whole = time.monotonic() >= self._whole_due
+        with os.scandir(self.layout.raw) as entries:
+            folders = [entry.name for entry in entries if entry.is_dir()]
         names = sorted((name for name in folders if name not in self._unusable), reverse=True)
         for first in range(0, len(names), _CHUNK):
             some = names[first : first + _CHUNK]
-            known = self.stores.batches.known(some)
-            yield from (name for name in some if name not in known)
+            missing = set(some) - self.stores.batches.known(some)
+            yield from (name for name in some if name in missing)
+            if not (whole or missing) and first + _CHUNK >= _ALWAYS_COMPARED:
+                return
+        self._whole_due = time.monotonic() + _WHOLE_SECONDS
 
     def _restore(self, batch_id: str) -> int:
         content = self.layout.raw_file(batch_id)
@@ -120,7 +132,8 @@ class Reconciler:
             return 0
         log.warning("upload restored", id=batch_id, state=record.state)
         if record.state is BatchState.RECEIVED:
-            submit(self.sender, INGEST_BATCH, batch_id)
+            large = record.lane is Lane.LARGE
+            submit_batch(self.sender, self.stores.workers, batch_id, large=large)
         return 1
 
     def _record(self, batch_id: str) -> BatchRecord:
@@ -246,7 +259,7 @@ class Reaper:
             return 0
         log.warning("took over", id=record_id, from_worker=worker, now=state)
         if state == store.waiting:
-            submit(self.sender, task, record_id, record.priority if record else 0)
+            self._submit(record_id, record, task)
         return 1
 
     def _resend_waiting(self, store: JobStore | BatchStore, task: str) -> int:
@@ -273,8 +286,15 @@ class Reaper:
             return 0
         log.info("sent again", id=record_id, next_in_seconds=wait.pause)
         wait.due, wait.pause = now + wait.pause, 2 * wait.pause
-        submit(self.sender, task, record_id, record.priority)
+        self._submit(record_id, record, task)
         return 1
+
+    def _submit(self, record_id: str, record: JobRecord | BatchRecord | None, task: str) -> None:
+        if isinstance(record, BatchRecord):
+            large = record.lane is Lane.LARGE or record.lost > 0
+            submit_batch(self.sender, self.stores.workers, record_id, large=large)
+        else:
+            submit(self.sender, task, record_id, record.priority if record else 0)
 
 
 def _is(store: JobStore | BatchStore, record_id: str) -> bool:

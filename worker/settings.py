@@ -1,45 +1,34 @@
 """Read the settings of worker processes from `APPA_*` environment variables."""
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, FilePath, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from model.domain.errors import ConfigurationError
+from worker.contract.settings import InstallationSettings
 
 __all__ = ["WorkerSettings"]
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(InstallationSettings):
     """Everything a worker process needs to know."""
 
-    model_config = SettingsConfigDict(env_prefix="APPA_", extra="forbid", frozen=True)
-
-    redis_url: str = Field(
-        default="redis://127.0.0.1:6379/0",
-        description="Redis or Valkey that holds jobs and queues.",
-    )
-    redis_prefix: str = Field(
-        default="appa", description="Put before every key of this installation."
-    )
-    data_dir: Path = Field(
-        default=Path("appa-data"), description="Folder of uploads, observations and analyses."
-    )
     models: Annotated[list[str], NoDecode] = Field(
         default=[], description="Checkpoints (names or folders) to load; the first is the default."
     )
     device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:1` or `auto`.")
     ingest_processes: int = Field(default=1, ge=1, description="Processes of an ingest worker.")
+    stations: FilePath | None = Field(
+        default=None,
+        description="List of stations, CSV: where those are that text bulletins name by number.",
+    )
 
     visibility_timeout: int = Field(
         default=86_400,
         gt=0,
         description="Seconds after which an unacknowledged message comes again.",
-    )
-    job_limit_seconds: int = Field(
-        default=4 * 3600, gt=0, description="A job that takes longer is stopped at its next step."
     )
     lease_seconds: float = Field(
         default=30.0, gt=0, description="A job without a heartbeat for so long counts as abandoned."
@@ -84,18 +73,6 @@ class WorkerSettings(BaseSettings):
         default=5.0, gt=0, description="Pause between a worker's reports; forgotten after three."
     )
 
-    disk_low_bytes: int = Field(
-        default=2**30,
-        ge=0,
-        description="With less free space no new work is taken; 0: no watermark.",
-    )
-    disk_low_percent: float = Field(
-        default=0.0, ge=0, le=100, description="The same as a share of the file system."
-    )
-
-    webhook_allow_private: bool = Field(
-        default=False, description="Whether webhooks may be sent to addresses of private networks."
-    )
     webhook_timeout_seconds: float = Field(
         default=10.0,
         gt=0,
@@ -111,12 +88,33 @@ class WorkerSettings(BaseSettings):
         description="Pause after the first failed try; each next one is four times longer.",
     )
 
-    log_format: Literal["console", "json"] = Field(
-        default="console",
-        description="Log lines for people, or one JSON object a line for machines.",
+    sources_max_waiting: int = Field(
+        default=2_000,
+        ge=1,
+        description="While so many uploads wait for ingest, sources fetch nothing more.",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="Least severe level that is logged."
+    wis2_broker: str = Field(
+        default="",
+        repr=False,
+        description="Published results are announced on this MQTT broker, such as "
+        "`mqtts://user:password@broker.example.org`; nothing is announced when empty.",
+    )
+    wis2_topic: str = Field(
+        default="",
+        description="Topic of the announcements, such as "
+        "`origin/a/wis2/CENTRE/data/core/weather/prediction/analysis`.",
+    )
+    wis2_url: str = Field(
+        default="", description="Address of the gateway as others reach it; links begin with it."
+    )
+    wis2_metadata_id: str = Field(
+        default="", description="Discovery metadata record of the results, `urn:wmo:md:…`."
+    )
+    wis2_client_id: str = Field(
+        default="appa", description="Names the session with that broker; unique there."
+    )
+    wis2_protocol: Literal["5", "3.1.1"] = Field(
+        default="5", description="Version of MQTT that broker speaks."
     )
 
     @property
@@ -131,6 +129,16 @@ class WorkerSettings(BaseSettings):
         if isinstance(value, str):
             return [name.strip() for name in value.split(",") if name.strip()]
         return value
+
+    @model_validator(mode="after")
+    def _announcements_complete(self) -> Self:
+        needed = ("wis2_topic", "wis2_url", "wis2_metadata_id")
+        missing = [f"APPA_{name.upper()}" for name in needed if not getattr(self, name)]
+        if self.wis2_broker and missing:
+            raise ConfigurationError(
+                f"Expected {', '.join(missing)} beside APPA_WIS2_BROKER; got none."
+            )
+        return self
 
     @model_validator(mode="after")
     def _times_in_order(self) -> Self:

@@ -49,6 +49,7 @@ from appa_client.records import (
     JobState,
     Progress,
     SeriesRow,
+    SourceStatus,
     cycle_key,
 )
 
@@ -82,6 +83,7 @@ __all__ = [
     "Progress",
     "RateLimitedError",
     "SeriesRow",
+    "SourceStatus",
     "UnavailableError",
     "Webhook",
     "cycle_key",

@@ -30,6 +30,7 @@ __all__ = [
     "Problem",
     "Progress",
     "SeriesRow",
+    "SourceStatus",
     "cycle_key",
 ]
 
@@ -197,6 +198,52 @@ class IngestSummary(Answer):
     by_report_type: dict[str, int] = {}
     by_rejection: dict[str, int] = {}
     decode_report: dict[str, Any] = {}
+
+
+class SourceStatus(Answer):
+    """A source that fills the store by itself: a subscription to the notifications of WIS2.
+
+    Attributes:
+        name: Unique in the installation.
+        broker: Address of the broker.
+        topics: Topic filters.
+        connected: Whether the broker delivers now.
+        detail: Why it is not connected, or why it waits; empty otherwise.
+        since: Connected or offline since then.
+        backlog: Announced data that wait to be fetched.
+        lag_seconds: How long the oldest of these has waited.
+        latency_seconds: From publication to acceptance, of the newest data accepted.
+        received: Notifications so far.
+        duplicates: Of these, announcements of data that were known.
+        accepted: Data handed over to ingest.
+        known: Data whose bytes had been received before, from anybody.
+        failures: Fetches that failed and were tried again.
+        refused: Data given up, by reason.
+        size: Bytes accepted.
+        last_received: Time of the newest notification.
+        last_accepted: When data were accepted last.
+        reported: When the process of the feeds last reported.
+    """
+
+    name: str
+    broker: str
+    topics: list[str]
+    connected: bool
+    detail: str
+    since: datetime | None
+    backlog: int
+    lag_seconds: float
+    latency_seconds: float | None
+    received: int
+    duplicates: int
+    accepted: int
+    known: int
+    failures: int
+    refused: dict[str, int]
+    size: int
+    last_received: datetime | None
+    last_accepted: datetime | None
+    reported: datetime
 
 
 class Batch(Answer):

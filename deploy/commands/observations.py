@@ -319,6 +319,8 @@ def _explain(console: Console, reports: dict[str, DecodeReport]) -> None:
                 markup=False,
             )
         for title, counts in (
+            ("rows of a file inside", report.members),
+            ("notes", report.notes),
             ("values set aside", report.values_set_aside),
             ("elements not used", report.not_used),
         ):

@@ -73,7 +73,8 @@ def worker(
     queues: Annotated[
         list[str],
         typer.Argument(
-            help="Queues to take work from: `ingest`, `products`, `gpu`; or `scheduler` alone."
+            help="Queues to take work from: `ingest`, `products`, `gpu`; or `scheduler` or "
+            "`sources` alone."
         ),
     ],
 ) -> None:
@@ -82,6 +83,10 @@ def worker(
         from worker.scheduler import run_scheduler
 
         run_scheduler()
+    elif queues == ["sources"]:
+        from worker.feeds.process import run_feeds
+
+        run_feeds()
     else:
         from worker.process import run_worker
 

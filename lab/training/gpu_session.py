@@ -4,10 +4,11 @@
 
 1. simulate many truths side by side (`NatureModel` mapped over seeds) and encode them at once; only
    float16 latents stay, on the device (a year of hours is 0.5 GB);
-2. train the learned correction of the closed form on them with large batches in bfloat16, at a
-   constant rate with a linear cool-down at the end, as good as a cosine and usable at every stop
-   (arXiv 2603.25687), from an earlier session where OUTPUT holds one;
-3. compare it with the closed form by noise level on a seed it has not seen;
+2. train the learned correction of the closed form on them with large batches in bfloat16, at one
+   noise level for a blanket and at a level per state (`noise_profiles`), with a constant rate and a
+   linear cool-down at the end, as good as a cosine and usable at every stop (arXiv 2603.25687),
+   from an earlier session where OUTPUT holds one;
+3. compare it with the closed form by noise level and as a forecast, on hours it has not seen;
 4. write weights in parts of at most 16 MB, the learning curve and what was done.
 
 A session that is cut leaves its last state; the same command goes on from it. ``--latents FILE``
@@ -27,14 +28,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lab.training.denoiser_batches import Batches, forecast_profile
+from lab.training.latent_years import LatentYears, read_latents
 from lab.training.loop import averaged
 from model.backbone import Backbone, BackboneConfig
 from model.checkpoints.bundle import load_checkpoint
-from model.denoiser import BlanketDenoiser, denoiser_loss
+from model.denoiser import BlanketDenoiser
 from model.domain.errors import CheckpointError
 from model.domain.files import open_atomic, write_atomic
 from model.domain.windows import HOUR
@@ -43,17 +45,17 @@ from model.latent_model import LatentModel
 from model.nn.embedding import date_rows
 
 __all__ = [
-    "LatentYears",
     "Session",
     "evaluate",
+    "evaluate_forecast",
     "load_weights",
-    "save_latents",
     "save_weights",
     "simulate",
     "train",
 ]
 
 PART_BYTES = 16_000_000
+KEEP_SECONDS = 60
 LEVELS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Noise levels of the evaluation."""
 
@@ -80,7 +82,9 @@ class Session:
         cool_down: Share of the training time at its end during which the rate falls to zero.
         ema_decay: Of the averaged weights.
         sigma: Lowest and highest noise level, drawn log-uniformly.
+        unequal: Share of a batch whose states carry different noise.
         compiled: Whether blocks are compiled.
+        steps: At most, in this session; None for as many as the minutes allow.
     """
 
     minutes: float
@@ -98,7 +102,9 @@ class Session:
     cool_down: float = 0.25
     ema_decay: float = 0.995
     sigma: tuple[float, float] = (0.03, 5.0)
+    unequal: float = 0.5
     compiled: bool = False
+    steps: int | None = None
 
     def backbone(self, model: LatentModel) -> BackboneConfig:
         """Return the sizes of the network: one token per latent column, its whole blanket inside."""
@@ -112,36 +118,8 @@ class Session:
             hid_blocks=self.depth,
             patch_size=(model.blanket_size, 1, 1),
             attention_heads=8,
+            noise_per_state=self.unequal > 0,
         )
-
-
-@dataclass(frozen=True)
-class LatentYears:
-    """Hourly latents of one or several truths.
-
-    Attributes:
-        latents: Standardised latents, float16, with shape (S, T, c, h, w).
-        dates: Year, month, day and hour (UTC) of each hour, int64 with shape (T, 4).
-        apart: Hours of `dates` in which no blanket may start (validation and test periods).
-    """
-
-    latents: Tensor
-    dates: Tensor
-    apart: tuple[range, ...] = ()
-
-    def starts(self, blanket: int) -> Tensor:
-        """Return the hours at which a blanket of training may start."""
-        count = self.latents.shape[1] - blanket + 1
-        free = torch.ones(max(count, 0), dtype=torch.bool)
-        for hours in self.apart:
-            free[max(hours.start - blanket + 1, 0) : hours.stop] = False
-        return free.nonzero().squeeze(-1)
-
-    def blankets(self, seeds: Tensor, starts: Tensor, blanket: int) -> tuple[Tensor, Tensor]:
-        """Return blankets (B, K, c, h, w), float32, and their dates (B, K, 4)."""
-        index = starts[:, None] + torch.arange(blanket)
-        x = self.latents[seeds[:, None].to(self.latents.device), index.to(self.latents.device)]
-        return x.float(), self.dates[index].to(x.device)
 
 
 def simulate(settings: Session, model: LatentModel, deadline: float, log: Log) -> LatentYears:
@@ -205,26 +183,6 @@ def _to_torch(array: Any, device: str) -> Tensor:
     return torch.from_numpy(np.array(array)).to(device)
 
 
-def save_latents(path: Path, latents: NDArray[np.float16], first_hour: datetime) -> None:
-    """Write latents (T, c, h, w) of one truth as a raw file with its description beside it.
-
-    `first_hour` carries its time zone.
-    """
-    about = {"shape": latents.shape, "first_hour": first_hour.isoformat()}
-    latents.tofile(path)
-    write_atomic(path.with_name(path.name + ".json"), json.dumps(about))
-
-
-def read_latents(path: Path) -> LatentYears:
-    """Map the file of `save_latents`; hours are read when they are drawn."""
-    about = json.loads(path.with_name(path.name + ".json").read_text())
-    array = np.memmap(path, np.float16, mode="r+", shape=tuple(about["shape"]))
-    first = datetime.fromisoformat(about["first_hour"])
-    hours = [first + i * HOUR for i in range(len(array))]
-    apart = tuple(range(*pair) for pair in about.get("apart", []))
-    return LatentYears(torch.from_numpy(array)[None], date_rows(hours), apart)
-
-
 def train(
     settings: Session,
     model: LatentModel,
@@ -249,57 +207,46 @@ def train(
     step, seen = _resume(output / "state.pt", backbone, ema, optimiser)
     if settings.compiled:
         backbone.compile_blocks()
-    denoiser = BlanketDenoiser(backbone, base)
-    began, counted, total = time.monotonic(), 0, 0.0
-    while (now := time.monotonic()) < deadline:
+    batches = Batches(
+        data,
+        base,
+        blankets=settings.batch,
+        levels=settings.levels,
+        sigma=settings.sigma,
+        unequal=settings.unequal,
+        device=settings.device,
+    )
+    began, kept, counted, total = time.monotonic(), time.monotonic(), 0, 0.0
+    last = math.inf if settings.steps is None else step + settings.steps
+    while (now := time.monotonic()) < deadline and step < last:
         share = (now - began) / max(deadline - began, 1e-9)
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * _rate(settings, step, share)
-        x, date, sigma, noise = _draw(settings, data, step, model.blanket_size)
-        with torch.autocast(x.device.type, torch.bfloat16):
-            loss = denoiser_loss(denoiser, x, sigma, date, noise=noise)
+        batch = batches.draw(step)
+        with torch.autocast(batch.x.device.type, torch.bfloat16):
+            correction = backbone(batch.seen, batch.noise_time, batch.date)
+        loss = (correction.float() - batch.target).square().mean()
         loss.backward()
         nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         ema.update_parameters(backbone)
-        step, seen, counted = step + 1, seen + len(x), counted + 1
+        step, seen, counted = step + 1, seen + len(batch.x), counted + 1
         total += float(loss.detach())
         if counted == 50:
-            log({"step": step, "samples": seen, "loss": total / counted})
+            log({"step": step, "samples": seen, "loss": round(total / counted, 4)})
             counted, total = 0, 0.0
+        if now - kept > KEEP_SECONDS:
             _keep(output / "state.pt", step, seen, backbone, ema, optimiser)
+            kept = now
     _keep(output / "state.pt", step, seen, backbone, ema, optimiser)
-    return BlanketDenoiser(ema.module, base)
+    return BlanketDenoiser(ema.module, base, "bfloat16")
 
 
 def _rate(settings: Session, step: int, share: float) -> float:
     """Return the learning rate over its peak after `share` of the training time."""
     cooling = min((1 - share) / max(settings.cool_down, 1e-9), 1.0)
     return min((step + 1) / settings.warmup, 1.0) * max(cooling, 0.0)
-
-
-def _draw(
-    settings: Session, data: LatentYears, step: int, blanket: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw blankets, dates, noise levels (stratified over the range) and noise of one step."""
-    random = torch.Generator().manual_seed(1_000_003 + step)
-    starts, count = data.starts(blanket), len(data.latents)
-    chosen = starts[torch.randint(len(starts), (settings.batch,), generator=random)]
-    first = 1 if count > 1 else 0  # the first truth of several is held out
-    seeds = torch.randint(first, count, (settings.batch,), generator=random)
-    x, date = data.blankets(seeds, chosen, blanket)
-    x = x.to(settings.device).repeat_interleave(settings.levels, 0)
-    date = date.to(settings.device).repeat_interleave(settings.levels, 0)
-    place = torch.rand(1, generator=random) + torch.arange(len(x)) / len(x)
-    low, high = map(math.log, settings.sigma)
-    sigma = torch.exp((place % 1) * (high - low) + low).to(settings.device)
-    noise = torch.randn(
-        x.shape,
-        generator=torch.Generator(settings.device).manual_seed(step),
-        device=settings.device,
-    )
-    return x, date, sigma, noise
 
 
 def _keep(path: Path, step: int, seen: int, *parts: Any) -> None:
@@ -340,11 +287,46 @@ def evaluate(
             x_t = x + level * torch.randn(x.shape, generator=random).to(device)
             sigma = torch.full((len(x),), level, device=device)
             closed += float((denoiser.base(x_t, sigma, date) - x).square().sum())
-            with torch.autocast(device.type, torch.bfloat16):
-                estimate = denoiser(x_t, sigma, date)
-            learned += float((estimate.float() - x).square().sum())
+            learned += float((denoiser(x_t, sigma, date) - x).square().sum())
         found[level] = learned / closed
     return found
+
+
+@torch.no_grad()
+def evaluate_forecast(
+    denoiser: BlanketDenoiser,
+    data: LatentYears,
+    starts: Tensor,
+    known: int = 12,
+    sigma: float = 0.1,
+    seed: int = 0,
+) -> dict[int, tuple[float, float]]:
+    """Return root mean square errors of the unknown states by lead time: (learned, closed form).
+
+    Arguments:
+        denoiser: The correction, made for a level per state, and its base.
+        data: Latents of which truth `seed` was not trained on.
+        starts: Hours at which the compared blankets start.
+        known: States known up to `sigma`; what follows is unknown.
+        sigma: Noise level of the known states.
+        seed: Index of the truth.
+    """
+    base = cast(ZonalGaussianPrior, denoiser.base)
+    device = base.variance.device
+    random = torch.Generator().manual_seed(8)
+    profile = forecast_profile(base.blanket_size, known, sigma).to(device)
+    sums = torch.zeros(2, base.blanket_size)
+    for part in starts.split(8):
+        x, date = data.blankets(torch.full_like(part, seed), part, base.blanket_size)
+        x, date = x.to(device), date.to(device)
+        noise = torch.randn(x.shape, generator=random).to(device)
+        x_t = x + profile.reshape(1, -1, 1, 1, 1) * noise
+        levels = profile.expand(len(x), -1)
+        estimates = denoiser(x_t, levels, date), base(x_t, levels, date)
+        for row, estimate in zip(sums, estimates, strict=True):
+            row += (estimate - x).square().mean((2, 3, 4)).sum(0).cpu()
+    errors = (sums / len(starts)).sqrt()[:, known:]
+    return {lead + 1: (float(a), float(b)) for lead, (a, b) in enumerate(errors.T)}
 
 
 def save_weights(folder: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -405,11 +387,16 @@ def run(settings: Session, output: Path, checkpoint: str, latents: Path | None) 
     if data.apart:
         held_out = torch.arange(data.apart[0].start, data.apart[0].stop - model.blanket_size, 48)
     relative = evaluate(denoiser, data, held_out, model.blanket_size)
+    forecast = {}
+    if settings.unequal:
+        found = evaluate_forecast(denoiser, data, held_out, known=model.blanket_size // 2)
+        forecast = {lead: [round(e, 4) for e in pair] for lead, pair in found.items()}
     about = {
         "settings": asdict(settings),
         "backbone": asdict(settings.backbone(model)),
         "hours": data.latents.shape[0] * data.latents.shape[1],
         "relative_error": {str(k): round(v, 4) for k, v in relative.items()},
+        "forecast_error": forecast,
     }
     log(about)
     save_weights(output, denoiser.backbone.state_dict(), about)
@@ -426,9 +413,9 @@ def main() -> None:
     parser.add_argument("--latents", type=Path, help="read latents instead of simulating")
     for name, kind in (("seeds", int), ("days", int), ("spin-up-days", int), ("width", int)):
         parser.add_argument(f"--{name}", type=kind)
-    for name in ("depth", "batch", "levels", "warmup"):
+    for name in ("depth", "batch", "levels", "warmup", "steps"):
         parser.add_argument(f"--{name}", type=int)
-    for name in ("learning-rate", "cool-down", "simulate-share", "ema-decay"):
+    for name in ("learning-rate", "cool-down", "simulate-share", "ema-decay", "unequal"):
         parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--compiled", action="store_true", help="compile the blocks")
     options = vars(parser.parse_args())

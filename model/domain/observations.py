@@ -167,6 +167,13 @@ FEEDBACK_SCHEMA = pa.schema(
             "the identifier that stands for the station whatever name it reports under",
             null=True,
         ),
+        _field(
+            "obs_bias",
+            pa.float64(),
+            "bias of the sensor that was taken off `obs_value`; null where none is corrected",
+            "SI",
+            null=True,
+        ),
         _field("hofx_background", pa.float64(), "ensemble mean of H(background)", "SI", null=True),
         _field("hofx_analysis", pa.float64(), "ensemble mean of H(analysis)", "SI", null=True),
         _field(

@@ -35,6 +35,7 @@ __all__ = [
     "FOOT",
     "KNOT",
     "MEAN_EARTH_RADIUS",
+    "SATURATION_AT_FREEZING",
     "SIDEREAL_DAY",
     "SOLAR_DAY",
     "STANDARD_LAPSE_RATE",
@@ -43,6 +44,7 @@ __all__ = [
     "VIRTUAL",
     "ZERO_CELSIUS",
     "dewpoint_from_specific_humidity",
+    "dewpoint_of_log_ratio",
     "height_of_pressure",
     "pressure_after_rise",
     "pressure_at_height",
@@ -97,6 +99,9 @@ STANDARD_TEMPERATURE = 288.15
 
 ZERO_CELSIUS = 273.15
 """0 degrees Celsius, K."""
+
+SATURATION_AT_FREEZING = 611.2
+"""Saturation vapour pressure over water at 0 degrees Celsius, Pa (Bolton 1980)."""
 
 FOOT = 0.3048
 """International foot, in m."""
@@ -184,7 +189,9 @@ def saturation_vapour_pressure(temperature: Any, exp: Callable[[Any], Any] = np.
         temperature: K.
         exp: The exponential of the array's own library: `torch.exp` for tensors.
     """
-    return 611.2 * exp(17.67 * (temperature - ZERO_CELSIUS) / (temperature - 29.65))
+    return SATURATION_AT_FREEZING * exp(
+        17.67 * (temperature - ZERO_CELSIUS) / (temperature - 29.65)
+    )
 
 
 def vapour_pressure(humidity: Any, pressure: Any) -> Any:
@@ -207,8 +214,16 @@ def dewpoint_from_specific_humidity(humidity: Float, pressure: Float) -> Float:
     """Return the inverse of `specific_humidity_from_dewpoint`; NaN for dry air."""
     with np.errstate(invalid="ignore", divide="ignore"):
         e = np.where(humidity > 0.0, vapour_pressure(humidity, pressure), np.nan)
-        ratio = np.log(e / 611.2)
-    return np.asarray((17.67 * ZERO_CELSIUS - 29.65 * ratio) / (17.67 - ratio))
+        ratio = np.log(e / SATURATION_AT_FREEZING)
+    return np.asarray(dewpoint_of_log_ratio(ratio))
+
+
+def dewpoint_of_log_ratio(ratio: Any) -> Any:
+    """Return the dewpoint in K of logarithms of vapour pressure over that of saturation at 0 degrees C.
+
+    The inverse of `saturation_vapour_pressure`, for arrays and tensors.
+    """
+    return (17.67 * ZERO_CELSIUS - 29.65 * ratio) / (17.67 - ratio)
 
 
 def specific_humidity_from_mixing_ratio(ratio: Float) -> Float:

@@ -24,7 +24,12 @@ from model.domain.registry import Registry
 from model.domain.variables import Channel
 from model.operators.base import Built, ModelDomain, OperatorFamily, Points, Statics
 from model.operators.composite import CompositeOperator, FamilyBlock, representativeness_std
-from model.operators.surface import SurfaceFamily, SurfacePressureFamily
+from model.operators.surface import (
+    SurfaceDewpointFamily,
+    SurfaceFamily,
+    SurfaceHumidityFamily,
+    SurfacePressureFamily,
+)
 from model.operators.upper_air import (
     BrightnessFamily,
     ColumnFamily,
@@ -157,6 +162,8 @@ OPERATORS: Registry[OperatorFamily] = Registry(
     pressure_level=PressureLevelFamily(),
     relative_humidity=RelativeHumidityFamily(),
     surface=SurfaceFamily(),
+    surface_dewpoint=SurfaceDewpointFamily(),
+    surface_humidity=SurfaceHumidityFamily(),
     surface_pressure=SurfacePressureFamily(),
     thickness=ThicknessFamily(),
     wind_speed=WindSpeedFamily(),

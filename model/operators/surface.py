@@ -14,21 +14,44 @@ r"""Observe surface variables at a point, and station pressure.
   height of the model's ground :math:`z_m` (:math:`z_o` where unknown). It is the reduction to sea
   level of WMO-No. 8 and of the IFS (FULL-POS, "PPPMER"), read the other way, without their
   corrections for very warm and very cold ground.
+* Humidity at 2 m, as dewpoint or relative humidity over water: the air at a station holds the
+  specific humidity of the model's column at the station's pressure, linear in ln p between levels
+  and constant below the lowest (the surface layer is taken as well mixed). The pressure is that of
+  the standard atmosphere at the station's height, so a station above the model's ground reads
+  the drier air up there; 20 hPa of weather change the vapour pressure by 2 %. The temperature
+  that relative humidity refers to is that at 2 m, carried to the station's height as above; of
+  states without it, that of the column.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from model.domain.grids import bilinear, interpolate
-from model.domain.physics import STANDARD_LAPSE_RATE, pressure_after_rise
+from model.domain.physics import (
+    SATURATION_AT_FREEZING,
+    STANDARD_LAPSE_RATE,
+    dewpoint_of_log_ratio,
+    height_of_pressure,
+    pressure_after_rise,
+    pressure_at_height,
+    saturation_vapour_pressure,
+    vapour_pressure,
+)
 from model.domain.variables import SURFACE
 from model.operators.base import Built, ModelDomain, Points
-from model.operators.placement import channels_of, place, positioned
+from model.operators.placement import channels_of, place, positioned, pressure_stencil
 
-__all__ = ["SurfaceFamily", "SurfacePressureFamily", "model_height"]
+__all__ = [
+    "SurfaceDewpointFamily",
+    "SurfaceFamily",
+    "SurfaceHumidityFamily",
+    "SurfacePressureFamily",
+    "model_height",
+]
 
 Float = NDArray[np.float64]
 
@@ -117,3 +140,118 @@ class SurfacePressureFamily:
         warm = warm.clamp(min=COLDEST)
         pressure: Tensor = pressure_after_rise(ingredients[..., 0], warm, parameters["station"])
         return pressure
+
+
+Int = NDArray[np.int64]
+WARMEST = 373.0
+"""K; with `COLDEST` keeps the saturation pressure finite for wild states."""
+LARGEST_HUMIDITY = 0.5
+DRIEST = 1.0
+"""Pa of vapour, a dewpoint of -62 degrees C; below it the logarithm is continued by its tangent."""
+
+
+def _station_pressure(points: Points, domain: ModelDomain) -> Float:
+    """Return the standard pressure in Pa at the stations (n,), at the ground where height is unknown."""
+    ground = model_height(points, domain)
+    height = np.where(np.isfinite(points.elevation), points.elevation, ground)
+    return pressure_at_height(np.nan_to_num(height, nan=0.0))
+
+
+def _near_ground(
+    domain: ModelDomain, variable: str, pressure: Float
+) -> tuple[Int, Float, Float] | None:
+    """Return channels and weights (n, 2) of a variable at pressures (n,) in Pa, and the pressures read.
+
+    Below the lowest level its value holds down to the ground.
+    """
+    _, levels = domain.column(variable)
+    if not len(levels):
+        return None
+    read = np.minimum(pressure, levels[-1])
+    found = pressure_stencil(domain, variable, read)
+    return None if found is None else (found[0], found[1], read)
+
+
+def _vapour(humidity: Tensor, pressure: Tensor) -> Tensor:
+    """Return the vapour pressure in Pa, finite for wild states."""
+    possible = humidity.clamp(min=-LARGEST_HUMIDITY, max=LARGEST_HUMIDITY)
+    vapour: Tensor = vapour_pressure(possible, pressure)
+    return vapour
+
+
+class SurfaceHumidityFamily:
+    """Observe relative humidity at 2 m, vapour pressure over that of saturation."""
+
+    linear = False
+
+    def accepts(self, variable: str, vertical_kind: str) -> bool:
+        """Accept `2m_relative_humidity`."""
+        return variable == "2m_relative_humidity" and vertical_kind == "surface"
+
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+        pressure = _station_pressure(points, domain)
+        humidity = _near_ground(domain, "specific_humidity", pressure)
+        temperature = self._temperature(points, domain, pressure)
+        if humidity is None or temperature is None:
+            return None
+        channel, weight, offset = temperature
+        return place(
+            points,
+            domain,
+            np.stack((humidity[0], channel), axis=1),
+            np.stack((humidity[1], weight), axis=1),
+            parameters={"pressure": pressure, "offset": offset},
+        )
+
+    @staticmethod
+    def _temperature(
+        points: Points, domain: ModelDomain, pressure: Float
+    ) -> tuple[Int, Float, Float] | None:
+        """Return channels and weights (n, 2), and what carries the temperature to the station in K."""
+        index = domain.surface_channel("2m_temperature")
+        if index is None:
+            found = _near_ground(domain, "temperature", pressure)
+            if found is None:
+                return None
+            climb = height_of_pressure(pressure) - height_of_pressure(found[2])
+            return found[0], found[1], -STANDARD_LAPSE_RATE * climb
+        climb = points.elevation - model_height(points, domain)
+        offset = np.nan_to_num(-STANDARD_LAPSE_RATE * climb, nan=0.0)
+        channel = np.full((len(points), 2), index, dtype=np.int64)
+        return channel, np.tile([1.0, 0.0], (len(points), 1)), offset
+
+    def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        humidity, temperature = ingredients.unbind(dim=-1)
+        air = (temperature + parameters["offset"]).clamp(min=COLDEST, max=WARMEST)
+        saturation: Tensor = saturation_vapour_pressure(air, torch.exp)
+        return _vapour(humidity, parameters["pressure"]) / saturation
+
+
+class SurfaceDewpointFamily:
+    """Observe the dewpoint at 2 m, at which the vapour of the column would saturate."""
+
+    linear = False
+
+    def accepts(self, variable: str, vertical_kind: str) -> bool:
+        """Accept `2m_dewpoint_temperature`."""
+        return variable == "2m_dewpoint_temperature" and vertical_kind == "surface"
+
+    def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
+        pressure = _station_pressure(points, domain)
+        humidity = _near_ground(domain, "specific_humidity", pressure)
+        if humidity is None:
+            return None
+        return place(
+            points,
+            domain,
+            humidity[0][:, None],
+            humidity[1][:, None],
+            parameters={"pressure": pressure},
+        )
+
+    def combine(self, ingredients: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        vapour = _vapour(ingredients[..., 0], parameters["pressure"])
+        moist = vapour.clamp(min=DRIEST)
+        ratio = (moist / SATURATION_AT_FREEZING).log() + (vapour - moist) / DRIEST
+        dewpoint: Tensor = dewpoint_of_log_ratio(ratio)
+        return dewpoint

@@ -24,7 +24,7 @@ from xpublish.utils.api import DATASET_ID_ATTR_KEY
 from zarr.storage import ZipStore
 
 from model.domain.errors import StorageError
-from service.errors import NotFound, RequestError
+from service.errors import AnswerTooLarge, NotFound
 from worker.contract.kinds import KINDS
 from worker.contract.layout import Layout
 from worker.results.catalogue import Catalogue
@@ -127,14 +127,8 @@ def _bare(dataset: xr.Dataset) -> xr.Dataset:
 DEFAULT_MAX_VALUES: Final = 2_000_000
 _MAX_VALUES: ContextVar[int] = ContextVar("most_values", default=DEFAULT_MAX_VALUES)
 
-_TABLES = frozenset({"csv", "geojson"})
+_TABLES = frozenset({"csv", "geojson", "GeoJSON"})
 """Forms with a column for each variable: every variable is repeated over all dimensions."""
-
-
-class AnswerTooLarge(RequestError):
-    """More values are asked for than one answer may have (413, as OGC EDR has it)."""
-
-    code = "answer_too_large"
 
 
 class BoundedAnswers:
@@ -157,12 +151,13 @@ class BoundedAnswers:
             _MAX_VALUES.reset(token)
 
 
-def check_answer(dataset: xr.Dataset, form: str = "") -> None:
+def check_answer(dataset: xr.Dataset, form: str = "", most: int | None = None) -> None:
     """Refuses an answer with too many values.
 
     Arguments:
         dataset: What would be sent, lazily.
         form: Format of the answer.
+        most: Values; None for what `BoundedAnswers` says.
 
     Raises:
         AnswerTooLarge: Naming what is asked, the limit and how to ask for less.
@@ -171,7 +166,7 @@ def check_answer(dataset: xr.Dataset, form: str = "") -> None:
         count = math.prod(dataset.sizes.values()) * len(dataset.data_vars)
     else:
         count = sum(variable.size for variable in dataset.data_vars.values())
-    _check(count, dataset, {str(name): size for name, size in dataset.sizes.items()})
+    _check(count, dataset, {str(name): size for name, size in dataset.sizes.items()}, most)
 
 
 def check_points(dataset: xr.Dataset, points: int, horizontal: set[str]) -> None:
@@ -193,8 +188,8 @@ def check_points(dataset: xr.Dataset, points: int, horizontal: set[str]) -> None
     _check(points * sum(columns), dataset, sizes | {"points": points})
 
 
-def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int]) -> None:
-    most = _MAX_VALUES.get()
+def _check(count: int, dataset: xr.Dataset, sizes: dict[str, int], most: int | None = None) -> None:
+    most = _MAX_VALUES.get() if most is None else most
     if count <= most:
         return
     extent = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -249,7 +244,7 @@ class DatasetLibrary:
         self._capacity = capacity
         self._idle = idle_seconds
         self._lock = threading.Lock()
-        self._held: OrderedDict[str, OpenedDataset] = OrderedDict()
+        self._held: OrderedDict[tuple[str, str], OpenedDataset] = OrderedDict()
 
     def names(self) -> list[str]:
         """Return all ids, newest first, after those names in `LATEST` that stand for one."""
@@ -271,16 +266,22 @@ class DatasetLibrary:
             raise NotFound(f"Expected a published analysis for '{name}'; there is none yet.")
         return manifest.id
 
-    def get(self, name: str) -> OpenDataset:
+    def get(self, name: str, role: str = "data") -> OpenDataset:
         """Return the open data set of an analysis.
 
+        Arguments:
+            name: Its id, or a name of `LATEST`.
+            role: Of the file: the data of the analysis, or another file of its manifest.
+
         Raises:
-            NotFound: If there is no such analysis, or it has no NetCDF or zarr file.
+            NotFound: If there is no such analysis, or it has no NetCDF or zarr file of that role.
             StorageError: If its file cannot be read.
         """
         analysis_id = self.resolve(name)
         manifest = self._analyses.get(analysis_id)
         file = manifest.dataset_file
+        if role != "data":
+            file = next((f for f in manifest.files if f.role == role), None)
         if file is None:
             raise NotFound(
                 f"Expected an analysis with a NetCDF or zarr file; '{analysis_id}' has "
@@ -288,13 +289,14 @@ class DatasetLibrary:
                 "`netcdf` when submitting the job.",
                 analysis_id=analysis_id,
             )
+        place = (analysis_id, file.name)
         with self._lock:
-            held = self._held.get(analysis_id)
+            held = self._held.get(place)
             if held is None:
                 path = self._layout.analysis_file(analysis_id, file.name)
-                held = self._held[analysis_id] = OpenedDataset(open_file(path, analysis_id), 0.0)
+                held = self._held[place] = OpenedDataset(open_file(path, analysis_id), 0.0)
             held.used = time.monotonic()
-            self._held.move_to_end(analysis_id)
+            self._held.move_to_end(place)
             while len(self._held) > self._capacity:
                 self._close(next(iter(self._held)))
             return held.dataset
@@ -304,22 +306,22 @@ class DatasetLibrary:
         with self._lock:
             now = time.monotonic()
             done = [
-                name
-                for name, held in self._held.items()
-                if now - held.used > self._idle or not self._layout.manifest(name).exists()
+                place
+                for place, held in self._held.items()
+                if now - held.used > self._idle or not self._layout.manifest(place[0]).exists()
             ]
-            for name in done:
-                self._close(name)
+            for place in done:
+                self._close(place)
             return len(done)
 
     def close(self) -> None:
         """Close all data sets that are held open."""
         with self._lock:
-            for name in list(self._held):
-                self._close(name)
+            for place in list(self._held):
+                self._close(place)
 
-    def _close(self, name: str) -> None:
+    def _close(self, place: tuple[str, str]) -> None:
         try:
-            self._held.pop(name).dataset.close()
+            self._held.pop(place).dataset.close()
         except (OSError, RuntimeError) as error:
-            log.warning("dataset_not_closed", analysis_id=name, error=str(error))
+            log.warning("dataset_not_closed", analysis_id=place[0], error=str(error))

@@ -18,6 +18,7 @@ from service.query_parameters import check_known, check_years, listed_names, par
 from service.schemas import MAX_ITEMS, BatchPage, BatchView
 from service.upload_requests import UploadOrigin, receive_batch, retry_ingest
 from worker.contract.batches import BatchState
+from worker.contract.feeds import SourceStatus
 from worker.contract.kinds import UtcTime
 from worker.observations.export import ROW_FORMATS, TEMPLATES, RowFormat
 from worker.observations.formats import FORMATS
@@ -384,3 +385,9 @@ def read_template(
         media_type=template.media_type,
         headers={"Content-Disposition": f'attachment; filename="{template.file_name}"'},
     )
+
+
+@router.get("/sources", responses=problem_responses())
+def list_sources(gateway: GatewayDep, _: Reader) -> list[SourceStatus]:
+    """Return the sources that fill the store by themselves: connection, backlog, lag, counts."""
+    return gateway.stores.sources.read()

@@ -160,7 +160,9 @@ def metrics(gateway: GatewayDep) -> Response:
             counters.records.labels("batch", batch_state.value).set(count)
         set_cycle_metrics(counters, stores.cycles)
         counters.webhook_messages.set(stores.webhooks.waiting())
+        counters.sources.set(stores.sources.read())
     except RedisError:
+        counters.sources.set([])
         counters.workers.clear()
         counters.records.clear()
         counters.cycles.clear()

@@ -33,6 +33,7 @@ PUBLISHED = {
     records.Problem: ["Problem"],
     records.Progress: ["Progress"],
     records.SeriesRow: ["SeriesRow"],
+    records.SourceStatus: ["SourceStatus"],
     events.Attempt: ["AttemptView"],
     events.CreatedWebhook: ["CreatedWebhook"],
     events.Delivery: ["DeliveryView"],

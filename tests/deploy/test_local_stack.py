@@ -15,12 +15,15 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from deploy.local import free_port
 from model.checkpoints.bundle import save_checkpoint
 from tests.faults.full_disk import can_mount, fill
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import wait_for
 from tests.worker.tables import make_table
+from worker.contract.layout import Layout
 from worker.contract.store import open_stores
+from worker.feeds.sources import SourceFile
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -189,6 +192,12 @@ def test_one_data_folder_has_one_stack_and_other_servers_may_be_used(up, own_bro
     assert not [p for p in stack.children() if "valkey-server" in p.name()]
     stores = open_stores(own_broker.url)
     wait_for(lambda: len(stores.workers.alive()) >= 3)
+    assert len(httpx.get(f"{url}/v1/sources").json()) == 0
+    file = SourceFile(Layout(stack.data).sources_file)
+    file.add(name="away", broker=f"mqtt://127.0.0.1:{free_port()}", topics=["cache/#"])
+    wait_for(lambda: httpx.get(f"{url}/v1/sources").json())  # the process of the feeds was started
+    assert httpx.get(f"{url}/v1/sources").json()[0]["connected"] is False
+    assert stack.child("worker", "sources").is_running()
     second = up(APPA_REDIS_URL=own_broker.url)
     assert second.process.wait(30) == 2
     assert "in use" in second.output.read_text()

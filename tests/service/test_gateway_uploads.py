@@ -154,7 +154,7 @@ def test_counted_too_large(http: httpx.Client, gateway: GatewayProcess) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"nothing we know", b"\x89PNG\r\n\x1a\n" + bytes(100_000), b"\x1f\x8b\x08" + bytes(99)],
+    [b"", b"nothing we know", b"\x89PNG\r\n\x1a\n" + bytes(100_000), b"7z\xbc\xaf" + bytes(99)],
 )
 def test_wrong_magic(http: httpx.Client, gateway: GatewayProcess, data: bytes) -> None:
     body = problem(
@@ -164,17 +164,15 @@ def test_wrong_magic(http: httpx.Client, gateway: GatewayProcess, data: bytes) -
     assert leftovers(gateway) == []
 
 
-def test_a_bomb_is_stored_or_refused_but_never_opened(http, gateway) -> None:
+def test_a_bomb_is_stored_but_never_opened(http, gateway) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("zeros", bytes(50_000_000))
     bomb = packed.getvalue()
-    answer = http.post("/v1/observations?file_name=bomb.bufr", content=bomb)
-    problem(answer, 415, "unsupported_content")
-    disguised = BUFR + bomb
-    batch = http.post("/v1/observations?file_name=bomb.bufr", content=disguised).json()
-    assert batch["size"] == len(disguised)
-    assert gateway.layout.raw_file(batch["id"]).read_bytes() == disguised
+    for sent in (bomb, BUFR + bomb):
+        batch = http.post("/v1/observations?file_name=bomb.bufr", content=sent).json()
+        assert batch["size"] == len(sent)
+        assert gateway.layout.raw_file(batch["id"]).read_bytes() == sent
 
 
 def test_options_name_field_and_known_values(http: httpx.Client) -> None:

@@ -40,8 +40,8 @@ def archive() -> bytes:
         ("time,lat,lon,name\n2025-01-01,1,2,Zürich".encode()[:-4], "csv"),
         (b"hello, world", None),
         (b"\x89PNG\r\n\x1a\n....BUFR", None),
-        (b"\x1f\x8b\x08\x00BUFR", None),
-        (archive(), None),
+        (b"\x1f\x8b\x08\x00BUFR", "archive"),
+        (archive(), "archive"),
         (b'{"kind": "filtering"}', None),
         (b"\x00" * 64, None),
         # a mark at the first byte counts whatever follows, later ones need an edition

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -15,9 +16,17 @@ import pytest
 
 from model.domain.errors import AppaError, DecodeError, InvalidInput, StorageError
 from tests.worker.processes import wait_for
-from worker.sandbox import Interrupted, Limits, run_limited, sweep_scratch
-from worker.sandbox import _End as End
+from worker import zygote
+from worker.sandbox import (
+    Interrupted,
+    Limits,
+    _environment,
+    run_limited,
+    sweep_scratch,
+    warm_up,
+)
 from worker.sandbox import _interruption as interruption
+from worker.zygote import Ended as End
 
 SHORT = Limits(cpu_seconds=2, wall_seconds=20.0)
 
@@ -65,6 +74,16 @@ def refuse_otherwise():
 
 def fail_unexpectedly():
     raise RuntimeError("a bug")
+
+
+def parent_of_child():
+    return os.getppid()
+
+
+def open_files():
+    targets = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    found = [os.readlink(path) for path in targets if os.path.exists(path)]
+    return [path for path in found if not path.endswith("/log") and "/proc/" not in path]
 
 
 def environment():
@@ -259,3 +278,62 @@ def test_a_killed_parent_leaves_no_child_and_its_folder_is_swept(tmp_path):
     assert left.exists()
     assert sweep_scratch(str(tmp_path)) == 1
     assert not left.exists()
+
+
+# -- the process that forks the children
+
+
+def test_children_are_forked_by_one_small_process(tmp_path):
+    warm_up()
+    server = psutil.Process(zygote.shared_server(_environment()).pid)
+    assert run_limited(parent_of_child) == server.pid
+    assert run_limited(parent_of_child) == server.pid
+    assert server.num_threads() == 1
+    assert not server.net_connections("inet")
+    assert "APPA_SECRET_KEY" not in server.environ()
+
+
+def test_a_server_that_was_killed_is_started_again():
+    first = run_limited(parent_of_child)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(first))
+    assert run_limited(parent_of_child) not in (first, os.getpid())
+
+
+def test_a_child_whose_server_is_killed_ends_and_says_nothing_about_the_file(tmp_path):
+    path = tmp_path / "child"
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(run_limited, tell_and_sleep, str(path), limits=SHORT)
+        wait_for(path.exists)
+        child = int(path.read_text())
+        os.kill(psutil.Process(child).ppid(), signal.SIGKILL)
+        with pytest.raises(Interrupted, match="ended from outside"):
+            running.result()
+    wait_for(lambda: not psutil.pid_exists(child))
+
+
+def test_children_run_side_by_side_and_see_nothing_of_each_other():
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run_limited, [open_files] * 8))
+    assert all(files == ["/dev/null"] for files in found)
+
+
+def test_a_process_forked_from_ours_has_a_server_of_its_own():
+    mine = run_limited(parent_of_child)
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        os.write(write, str(run_limited(parent_of_child)).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert int(os.read(read, 100)) != mine
+    assert run_limited(parent_of_child) == mine
+
+
+def test_the_peak_of_a_child_is_its_own():
+    """A parent that has held a gigabyte says nothing about a child that holds little."""
+    held = bytearray(1_000_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    del held
+    with pytest.raises(Interrupted) as caught:
+        run_limited(be_killed, signal.SIGKILL, limits=Limits(address_space=1_000_000_000))
+    assert not caught.value.context["large"]

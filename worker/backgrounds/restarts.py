@@ -6,7 +6,7 @@ The catalogue says which results have a restart file; the file is read only when
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.domain.errors import StorageError
 from worker.contract.layout import Layout
+from worker.observations.bias import BiasState
 from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest
@@ -42,11 +43,13 @@ class Restart:
         times: Consecutive full hours (UTC); T of them.
         latents: Standardised latents, with shape (M, T, c, h, w).
         model: SHA-256 of the checkpoint's card; latents mean nothing to another model.
+        biases: Of sensors, as known after the job.
     """
 
     times: tuple[datetime, ...]
     latents: Tensor
     model: str
+    biases: BiasState = field(default_factory=BiasState)
 
 
 def write_restart(restart: Restart, path: Path) -> None:
@@ -54,6 +57,7 @@ def write_restart(restart: Restart, path: Path) -> None:
     about = {
         "times": json.dumps([time.isoformat() for time in restart.times]),
         "model": restart.model,
+        "biases": restart.biases.model_dump_json(),
     }
     save_file({"latents": restart.latents.contiguous().cpu()}, path, about)
 
@@ -68,7 +72,9 @@ def read_restart(path: Path) -> Restart:
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
             times = tuple(datetime.fromisoformat(t) for t in json.loads(about["times"]))
-            return Restart(times, file.get_tensor("latents").to(torch.float32), about["model"])
+            biases = BiasState.model_validate_json(about.get("biases", "{}"))
+            latents = file.get_tensor("latents").to(torch.float32)
+            return Restart(times, latents, about["model"], biases)
     except (OSError, KeyError, ValueError) as error:
         raise StorageError(f"Expected a restart file at {path.name}; {error}.") from error
 

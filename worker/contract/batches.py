@@ -6,7 +6,8 @@ A batch is found again by its content and by the sender's idempotency key.
 import hashlib
 import json
 import re
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -14,16 +15,19 @@ from pydantic import Field
 
 from model.domain.errors import InvalidInput
 from worker.contract import clock, scripts
-from worker.contract.record_store import MoveRefused, RecordStore
-from worker.contract.records import Problem, Record
+from worker.contract.record_store import MoveRefused, RecordStore, milliseconds
+from worker.contract.records import Problem, Record, utc_now
 
 __all__ = [
     "ALLOWED_BATCH_MOVES",
     "BatchRecord",
     "BatchState",
     "BatchStore",
+    "CALL_LIFETIME",
     "IdempotencyConflict",
     "IngestSummary",
+    "Lane",
+    "SMALL_BYTES",
 ]
 
 
@@ -58,6 +62,28 @@ These are the moves of ingest. `BatchStore.retry`, asked for by a person, begins
 
 _RETRIED = (BatchState.RECEIVED, BatchState.FAILED, BatchState.REJECTED)
 _BY_LIMITS = frozenset({"timeout", "out_of_memory"})
+
+
+class Lane(StrEnum):
+    """Where an upload waits: small bulletins never wait behind a large file."""
+
+    SMALL = "small"
+    LARGE = "large"
+
+
+SMALL_BYTES = 256 * 1024
+"""Uploads of so many bytes are small."""
+
+CALL_LIFETIME = timedelta(seconds=5)
+"""How long the message that has small uploads taken may be on its way before another is sent."""
+
+_EXPANDING = frozenset({"archive", "grib", "ioda", "odb", "parquet"})
+"""Formats in which few bytes may stand for millions of values."""
+
+
+def lane_of(size: int, container: str) -> Lane:
+    """Return where an upload of so many bytes and this format waits."""
+    return Lane.SMALL if size <= SMALL_BYTES and container not in _EXPANDING else Lane.LARGE
 
 
 class IngestSummary(Record):
@@ -110,6 +136,11 @@ class BatchRecord(Record):
     def priority(self) -> int:
         """Return the priority of the message about the batch: always the highest."""
         return 0
+
+    @property
+    def lane(self) -> Lane:
+        """Return where it waits when it comes in."""
+        return lane_of(self.size, self.container)
 
     @property
     def message(self) -> str:
@@ -174,11 +205,15 @@ class BatchStore(RecordStore[BatchRecord]):
         content = record.identity
         key = f"key:{record.api_key}:{idempotency_key}"
         unique = [key, content] if idempotency_key else [content]
-        batch, created = self._create(record, kind=record.container, unique=unique)
+        batch, created = self._create(
+            record, kind=record.container, unique=unique, lane=record.lane
+        )
         self._require_same(batch, record, idempotency_key)
         if not created and batch.may_be_sent_again:
             self.redis.delete(*(self.keys.unique(self.noun, name) for name in unique))
-            batch, created = self._create(record, kind=record.container, unique=unique)
+            batch, created = self._create(
+                record, kind=record.container, unique=unique, lane=record.lane
+            )
             self._require_same(batch, record, idempotency_key)
         return batch, created
 
@@ -202,6 +237,71 @@ class BatchStore(RecordStore[BatchRecord]):
         if record.finished is not None and record.api_key:
             self._call(self.redis.zrem(self._index("active", record.api_key), record.id))
         return batch, created
+
+    def call(self, lane: Lane, lifetime: timedelta) -> bool:
+        """Return whether a message is needed to have the uploads of a lane taken.
+
+        None is needed while another one is on its way, which `take` answers. A message that was
+        lost is no longer waited for after `lifetime`.
+        """
+        name = self._index("called", lane)
+        return bool(self._call(self.redis.set(name, "1", nx=True, px=milliseconds(lifetime))))
+
+    def take(
+        self, lane: Lane, worker: str, lease: timedelta, *, most: int = 1, most_bytes: int = 0
+    ) -> tuple[list[BatchRecord], bool]:
+        """Claim waiting uploads of a lane, the oldest of each API key in turn.
+
+        Uploads that were begun before wait in no lane: their own messages bring them.
+
+        Arguments:
+            lane: Which ones.
+            worker: Who claims them.
+            lease: How long each claim lives without heartbeats.
+            most: Number of uploads.
+            most_bytes: Of all together, if there are several.
+
+        Returns:
+            The uploads, as `claim` returns each, and whether others wait in the lane.
+        """
+        fields = {"worker": worker, "started": utc_now().isoformat(), "retry_at": None}
+        run = self.redis.register_script(scripts.TAKE)
+        nobody = [f(self.noun, "") for f in (self.keys.record, self.keys.lease, self.keys.events)]
+        _, taken, left = self._call(
+            run(
+                keys=nobody,
+                args=[
+                    self.keys.index(self.noun),
+                    "",
+                    self.keys.channel,
+                    self.noun,
+                    lane,
+                    most,
+                    most_bytes,
+                    self.waiting,
+                    self.working,
+                    milliseconds(lease),
+                    self._fields(fields),
+                    self._event(self.working, worker=worker),
+                    self.keys.record(self.noun, ""),
+                ],
+            )
+        )
+        records = [self._decode(dict(zip(row[::2], row[1::2], strict=True))) for row in taken]
+        return [record for record in records if record is not None], bool(left)
+
+    def place(self, record_id: str) -> tuple[Lane | None, bool]:
+        """Return the lane of an upload, and whether it waits alone; (None, False) if there is none.
+
+        Alone waits what was begun before, or was made by a release without lanes.
+        """
+        key = self.keys.record(self.noun, record_id)
+        names = ["state", "lane", "size", "container"]
+        state, waits_in, size, container = self._call(self.redis.hmget(key, names))
+        if state is None:
+            return None, False
+        alone = state == self.waiting and waits_in is None
+        return lane_of(int(size), json.loads(container)), alone
 
     def retry(self, record_id: str) -> BatchRecord:
         """Begin the ingest of an upload anew: one that failed, was rejected, or waits for a retry.
@@ -248,6 +348,14 @@ class BatchStore(RecordStore[BatchRecord]):
         """End the ingest successfully: the rows are in the observation store."""
         to = BatchState.INGESTED
         self.move(record_id, to, token=token, terminal=True, summary=summary, error=None)
+
+    def finish_all(
+        self, batches: Sequence[BatchRecord], summaries: Mapping[str, IngestSummary]
+    ) -> dict[str, Exception]:
+        """End the ingest of several batches successfully; return why some were not ended by it."""
+        values = {batch.id: {"summary": summaries[batch.id], "error": None} for batch in batches}
+        tokens = {batch.id: batch.token for batch in batches}
+        return self.move_all(BatchState.INGESTED, tokens, terminal=True, values=values)
 
     def reject(
         self, record_id: str, token: int, problem: Problem, summary: IngestSummary | None = None

@@ -104,6 +104,21 @@ class Layout:
         return self.root / "keys.json"
 
     @property
+    def sources_file(self) -> Path:
+        """`sources.json`: the sources of observations of the feeds; absent while there are none."""
+        return self.root / "sources.json"
+
+    @property
+    def backlog_file(self) -> Path:
+        """`backlog.sqlite`: what the feeds have been told of, and what became of it."""
+        return self.root / "backlog.sqlite"
+
+    @property
+    def pulls(self) -> Path:
+        """Folder of what was pulled from archives: files under way, and lists of those finished."""
+        return self.root / "pulls"
+
+    @property
     def errors_file(self) -> Path | None:
         """`errors.yaml`: this installation's observation errors, if there are any."""
         path = self.root / "errors.yaml"

@@ -7,29 +7,19 @@ libraries from `WARNING` on.
 
 import logging
 import sys
-from typing import Protocol, TextIO
+from typing import TextIO
 
 import structlog
 from structlog.typing import Processor
 
-__all__ = ["LogSettings", "configure_logs"]
+from worker.contract.settings import InstallationSettings
+
+__all__ = ["configure_logs"]
 
 _OWN_PACKAGES = ("model", "worker", "service", "deploy", "lab")
 
 
-class LogSettings(Protocol):
-    """The settings that decide on log lines; those of gateway and workers have them."""
-
-    @property
-    def log_format(self) -> str:
-        """Return `console` for people or `json` for machines."""
-
-    @property
-    def log_level(self) -> str:
-        """Return the least severe level that is logged."""
-
-
-def configure_logs(settings: LogSettings, stream: TextIO | None = None) -> None:
+def configure_logs(settings: InstallationSettings, stream: TextIO | None = None) -> None:
     """Send the log records of this process to one stream in one form.
 
     Arguments:

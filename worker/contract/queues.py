@@ -21,6 +21,7 @@ __all__ = [
     "Capabilities",
     "GPU_QUEUE",
     "INGEST_BATCH",
+    "INGEST_LARGE_QUEUE",
     "INGEST_QUEUE",
     "MESSAGE_VERSION",
     "ModelInfo",
@@ -35,12 +36,14 @@ __all__ = [
     "celery_settings",
     "merge",
     "submit",
+    "submit_batch",
 ]
 
 INGEST_QUEUE = "ingest"
+INGEST_LARGE_QUEUE = "ingest-large"
 GPU_QUEUE = "gpu"
 PRODUCTS_QUEUE = "products"
-QUEUES = (INGEST_QUEUE, GPU_QUEUE, PRODUCTS_QUEUE)
+QUEUES = (INGEST_QUEUE, INGEST_LARGE_QUEUE, GPU_QUEUE, PRODUCTS_QUEUE)
 
 INGEST_BATCH = "appa.ingest_batch"
 RUN_ASSIMILATION = "appa.run_assimilation"
@@ -114,6 +117,22 @@ def submit(sender: TaskSender, task: str, record_id: str, priority: int = 0) -> 
         priority: One of `PRIORITIES`; lower numbers are taken first.
     """
     sender.send_task(task, (record_id, MESSAGE_VERSION), priority=priority)
+
+
+def submit_batch(
+    sender: TaskSender, workers: "WorkerDirectory", record_id: str, *, large: bool
+) -> None:
+    """Send the message of an upload to the queue of its size.
+
+    Arguments:
+        sender: A Celery application.
+        workers: Who takes work: while nobody takes large uploads, the others do.
+        record_id: The upload.
+        large: Whether it must not hold up small ones.
+    """
+    elsewhere = large and workers.ready(INGEST_LARGE_QUEUE)
+    options = {"queue": INGEST_LARGE_QUEUE} if elsewhere else {}
+    sender.send_task(INGEST_BATCH, (record_id, MESSAGE_VERSION), priority=0, **options)
 
 
 class ModelInfo(Record):

@@ -19,7 +19,7 @@ from worker.contract.events import STREAM_START
 from worker.contract.records import Record, utc_now
 from worker.contract.redis_server import Keyspace
 
-__all__ = ["LeaseLost", "MoveRefused", "NoSuchRecord", "Page", "RecordStore"]
+__all__ = ["LeaseLost", "MoveRefused", "NoSuchRecord", "Page", "RecordStore", "milliseconds"]
 
 R = TypeVar("R", bound=Record)
 _BARE = frozenset({"id", "state", "api_key"})
@@ -101,6 +101,14 @@ class RecordStore(Generic[R]):
         state, token = self._call(self.redis.hmget(key, ["state", "token"]))
         return str(state or ""), int(token or 0)
 
+    def states_and_tokens(self, ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Return state and newest token of several records, in one exchange with the server."""
+        pipe = self.redis.pipeline(transaction=False)
+        for record_id in ids:
+            pipe.hmget(self.keys.record(self.noun, record_id), ["state", "token"])
+        answers = self._call(pipe.execute()) if ids else []
+        return {i: (str(s or ""), int(t or 0)) for i, (s, t) in zip(ids, answers, strict=True)}
+
     def ids(self, state: str) -> list[str]:
         """Return the ids of all records in `state`, oldest first."""
         return list(self._call(self.redis.zrange(self._index("state", state), 0, -1)))
@@ -170,7 +178,7 @@ class RecordStore(Generic[R]):
             record_id,
             self.waiting,
             self.working,
-            _ms(lease),
+            milliseconds(lease),
             json.dumps(_to_fields(fields)),
             self._event(self.working, worker=worker),
         )
@@ -184,7 +192,7 @@ class RecordStore(Generic[R]):
         """
         states = _commas(self.leased)
         try:
-            return self._run(scripts.BEAT, record_id, token, _ms(lease), states)
+            return self._run(scripts.BEAT, record_id, token, milliseconds(lease), states)
         except MoveRefused as error:
             raise LeaseLost(error.message, id=record_id) from error
 
@@ -197,14 +205,48 @@ class RecordStore(Generic[R]):
             MoveRefused: If the table does not hold this move.
             LeaseLost: If `token` is no longer the newest.
         """
+        self._run(scripts.MOVE, record_id, *self._move(to, token, terminal, values))
+
+    def move_all(
+        self, to: str, tokens: Mapping[str, int], *, terminal: bool, values: Mapping[str, Any]
+    ) -> dict[str, Exception]:
+        """Move records to state `to`, each by itself, in one exchange with the server.
+
+        Arguments:
+            to: The new state.
+            tokens: By record.
+            terminal: Whether they have ended.
+            values: What to set, by record.
+
+        Returns:
+            Why a record was not moved, as `move` raises it, by record.
+        """
+        pipe = self.redis.pipeline(transaction=False)
+        run = self.redis.register_script(scripts.MOVE)
+        for record_id, token in tokens.items():
+            keys, args = self._call_of(
+                record_id, self._move(to, token, terminal, dict(values[record_id]))
+            )
+            run(keys=keys, args=args, client=pipe)
+        refused: dict[str, Exception] = {}
+        answers = self._call(pipe.execute()) if tokens else []
+        for record_id, answer in zip(tokens, answers, strict=True):
+            try:
+                self._value(record_id, answer)
+            except (LeaseLost, MoveRefused, NoSuchRecord) as error:
+                refused[record_id] = error
+        return refused
+
+    def _move(
+        self, to: str, token: int | None, terminal: bool, values: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        """Return the arguments of the script that moves a record."""
         if terminal:
             values["finished"] = utc_now()
         fields = _to_fields({k: _plain(v) for k, v in values.items()})
         problem = values.get("error")
         extra = {"error": _plain(problem)} if problem is not None else {}
-        self._run(
-            scripts.MOVE,
-            record_id,
+        return (
             to,
             _commas(self._sources(to)),
             "" if token is None else token,
@@ -247,11 +289,13 @@ class RecordStore(Generic[R]):
     def _sources(self, to: str) -> list[str]:
         raise NotImplementedError
 
-    def _create(self, record: R, *, kind: str, unique: Sequence[str] = ()) -> tuple[R, bool]:
+    def _create(
+        self, record: R, *, kind: str, unique: Sequence[str] = (), lane: str = ""
+    ) -> tuple[R, bool]:
         """Store a new record, or return the one that holds one of its `unique` keys.
 
         The first key that is held decides; those named before it, still free, then stand for the
-        same record.
+        same record. A record in a lane waits there for its owner's turn.
         """
         values = record.model_dump(mode="json")
         keys = [self.keys.unique(self.noun, key) for key in unique]
@@ -265,6 +309,7 @@ class RecordStore(Generic[R]):
             owner,
             fields,
             self._event(state),
+            lane,
             keys=keys,
         )
         return (record, True) if known == values["id"] else (self.get(known), False)
@@ -272,11 +317,19 @@ class RecordStore(Generic[R]):
     # -- plumbing
 
     def _run(self, script: str, record_id: str, *args: Any, keys: Sequence[str] = ()) -> str:
+        names, arguments = self._call_of(record_id, args)
+        run = self.redis.register_script(script)
+        return self._value(record_id, self._call(run(keys=[*names, *keys], args=arguments)))
+
+    def _call_of(self, record_id: str, args: Sequence[Any]) -> tuple[list[str], list[Any]]:
+        """Return the keys and arguments of a script about one record."""
         noun, names = self.noun, self.keys
         own = [f(noun, record_id) for f in (names.record, names.lease, names.events)]
-        head = [names.index(noun), record_id, names.channel, noun]
-        run = self.redis.register_script(script)
-        status, value = self._call(run(keys=[*own, *keys], args=[*head, *args]))
+        return own, [names.index(noun), record_id, names.channel, noun, *args]
+
+    def _value(self, record_id: str, answer: Any) -> str:
+        """Return the value in a script's answer; raise what it stands for if it is a refusal."""
+        noun, (status, value) = self.noun, answer
         if status == "missing":
             raise NoSuchRecord(f"Expected the id of a {noun}; got '{record_id}'.", id=record_id)
         if status == "stale":
@@ -313,7 +366,8 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if hasattr(value, "isoformat") else value
 
 
-def _ms(duration: timedelta) -> int:
+def milliseconds(duration: timedelta) -> int:
+    """Return a duration in whole milliseconds."""
     return int(duration / timedelta(milliseconds=1))
 
 

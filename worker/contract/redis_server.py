@@ -70,6 +70,11 @@ class Keyspace:
         """Hash that counts what retention removed."""
         return f"{self.prefix}:retention"
 
+    @property
+    def sources(self) -> str:
+        """Hash of the states of the sources of observations by name."""
+        return f"{self.prefix}:sources"
+
     def once(self, task: str) -> str:
         """Key that lets one scheduler at a time do a task of upkeep, and not too often."""
         return f"{self.prefix}:once:{task}"

@@ -8,7 +8,7 @@ All scripts share KEYS = record, lease, events stream and the first arguments
 ARGV = index stem, id, channel, noun.
 """
 
-__all__ = ["BEAT", "CANCEL", "CLAIM", "CREATE", "MOVE", "PROGRESS", "PUBLISH", "REAP"]
+__all__ = ["BEAT", "CANCEL", "CLAIM", "CREATE", "MOVE", "PROGRESS", "PUBLISH", "REAP", "TAKE"]
 
 _PRELUDE = """
 local record, lease, stream = KEYS[1], KEYS[2], KEYS[3]
@@ -29,7 +29,18 @@ local function set_fields(fields)
   if #flat > 0 then redis.call('HSET', record, unpack(flat)) end
 end
 
+local function leave_lane()
+  local lane = redis.call('HGET', record, 'lane')
+  if not lane then return end
+  local owner = redis.call('HGET', record, 'api_key') or ''
+  local waiting = stem .. ':lane:' .. lane .. ':' .. owner
+  redis.call('HDEL', record, 'lane')
+  redis.call('ZREM', waiting, id)
+  if redis.call('EXISTS', waiting) == 0 then redis.call('ZREM', stem .. ':lane:' .. lane, owner) end
+end
+
 local function move(from, to, terminal, data)
+  leave_lane()
   redis.call('HSET', record, 'state', to)
   redis.call('ZREM', stem .. ':state:' .. from, id)
   redis.call('ZADD', stem .. ':state:' .. to, 0, id)
@@ -49,7 +60,7 @@ end
 CREATE = (
     _PRELUDE
     + """
--- ARGV: 5 state, 6 kind, 7 owner, 8 fields, 9 event data; KEYS from 4: unique keys
+-- ARGV: 5 state, 6 kind, 7 owner, 8 fields, 9 event data, 10 lane or ''; KEYS from 4: unique keys
 for i = 4, #KEYS do
   local known = redis.call('GET', KEYS[i])
   if known then
@@ -63,8 +74,51 @@ redis.call('ZADD', stem .. ':all', 0, id)
 redis.call('ZADD', stem .. ':state:' .. ARGV[5], 0, id)
 redis.call('ZADD', stem .. ':kind:' .. ARGV[6], 0, id)
 if ARGV[7] ~= '' then redis.call('ZADD', stem .. ':active:' .. ARGV[7], 0, id) end
+if ARGV[10] ~= '' then
+  local lane = stem .. ':lane:' .. ARGV[10]
+  redis.call('HSET', record, 'lane', ARGV[10])
+  redis.call('ZADD', lane .. ':' .. ARGV[7], 0, id)
+  -- One that joins is served after those that wait: its last turn is the newest.
+  redis.call('ZADD', lane, 'NX', redis.call('GET', stem .. ':turn:' .. ARGV[10]) or 0, ARGV[7])
+end
 announce('state', ARGV[9])
 return {'ok', id}
+"""
+)
+
+TAKE = (
+    _PRELUDE
+    + """
+-- ARGV: 5 lane, 6 most records, 7 most bytes, 8 waiting state, 9 working state, 10 lease ms,
+-- 11 fields, 12 event data, 13 stem of records. Claims the oldest of each owner in turn.
+local lane, turn = stem .. ':lane:' .. ARGV[5], stem .. ':turn:' .. ARGV[5]
+redis.call('DEL', stem .. ':called:' .. ARGV[5])
+local taken, bytes = {}, 0
+while #taken < tonumber(ARGV[6]) do
+  local owner = redis.call('ZRANGE', lane, 0, 0)[1]
+  if not owner then break end
+  id = redis.call('ZRANGE', lane .. ':' .. owner, 0, 0)[1]
+  if not id then
+    redis.call('ZREM', lane, owner)
+  else
+    record = ARGV[13] .. id
+    lease, stream = record .. ':lease', record .. ':events'
+    bytes = bytes + tonumber(redis.call('HGET', record, 'size') or 0)
+    if #taken > 0 and bytes > tonumber(ARGV[7]) then break end
+    redis.call('ZADD', lane, 'XX', redis.call('INCR', turn), owner)
+    if redis.call('HGET', record, 'state') == ARGV[8] then
+      local token = redis.call('HINCRBY', record, 'token', 1)
+      redis.call('HINCRBY', record, 'attempts', 1)
+      set_fields(ARGV[11])
+      redis.call('SET', lease, token, 'PX', ARGV[10])
+      move(ARGV[8], ARGV[9], false, ARGV[12])
+      taken[#taken + 1] = redis.call('HGETALL', record)
+    else
+      redis.call('ZREM', lane .. ':' .. owner, id)
+    end
+  end
+end
+return {'ok', taken, redis.call('EXISTS', lane)}
 """
 )
 

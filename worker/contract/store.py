@@ -14,6 +14,7 @@ from redis import Redis
 from worker.contract.batches import BatchStore
 from worker.contract.cycles import CycleStore
 from worker.contract.events import EventLog
+from worker.contract.feeds import StatusBoard
 from worker.contract.jobs import JobStore
 from worker.contract.queues import WorkerDirectory
 from worker.contract.redis_server import Keyspace, connect
@@ -127,6 +128,7 @@ class Stores:
     cycles: CycleStore
     events: EventLog
     webhooks: WebhookStore
+    sources: StatusBoard
 
 
 def open_stores(url: str, prefix: str = "appa") -> Stores:
@@ -148,4 +150,5 @@ def open_stores(url: str, prefix: str = "appa") -> Stores:
         CycleStore(redis, keys),
         events,
         WebhookStore(redis, keys, events),
+        StatusBoard(redis, keys),
     )

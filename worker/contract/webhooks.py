@@ -11,12 +11,9 @@ could make the service send requests into its own network (server-side request f
 
 import base64
 import binascii
-import hmac
 import ipaddress
 import secrets
 import socket
-import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from urllib.parse import urlsplit
@@ -32,7 +29,6 @@ from worker.contract.records import Record, utc_now
 __all__ = [
     "AddressRefused",
     "Attempt",
-    "BadSignature",
     "Delivery",
     "DeliveryState",
     "Webhook",
@@ -42,7 +38,6 @@ __all__ = [
     "public_addresses",
     "sign",
     "signed_headers",
-    "verify",
 ]
 
 
@@ -101,12 +96,6 @@ class Delivery(Record):
 _PREFIX = "whsec_"
 
 
-class BadSignature(InvalidInput):
-    """A message that did not come from the holder of the secret, or is too old."""
-
-    code = "bad_signature"
-
-
 def new_secret() -> str:
     """Return a secret of 256 random bits in the form `whsec_<base64>`."""
     return _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
@@ -143,43 +132,6 @@ def signed_headers(secret: str, message_id: str, timestamp: int, body: bytes) ->
         "webhook-timestamp": str(timestamp),
         "webhook-signature": sign(secret, message_id, timestamp, body),
     }
-
-
-def verify(
-    secret: str,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    tolerance: float = 300.0,
-    now: float | None = None,
-) -> None:
-    """Check that a message is genuine and fresh.
-
-    Arguments:
-        secret: From the creation of the webhook.
-        headers: Of the request; names in any case.
-        body: Bytes of the request as received, before any parsing.
-        tolerance: Seconds by which its time may differ from `now`.
-        now: Unix time; the present when absent.
-
-    Raises:
-        BadSignature: If headers are missing, the message is too old, or no signature matches.
-    """
-    fields = {name.lower(): value for name, value in headers.items()}
-    try:
-        message_id, stamp = fields["webhook-id"], int(fields["webhook-timestamp"])
-        signatures = fields["webhook-signature"].split()
-    except (KeyError, ValueError):
-        raise BadSignature(
-            "Expected the headers webhook-id, webhook-timestamp (seconds) and webhook-signature."
-        ) from None
-    if abs((time.time() if now is None else now) - stamp) > tolerance:
-        raise BadSignature(
-            f"Expected a message sent within {tolerance:.0f} s; got the time {stamp}."
-        )
-    expected = sign(secret, message_id, stamp, body).encode()
-    if not any([hmac.compare_digest(expected, given.encode()) for given in signatures]):
-        raise BadSignature("Expected a signature made with this webhook's secret; got another.")
 
 
 class AddressRefused(InvalidInput):
@@ -224,8 +176,20 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not special
 
 
-def public_addresses(host: str, port: int, *, allow_private: bool = False) -> list[str]:
+def public_addresses(
+    host: str,
+    port: int,
+    *,
+    allow_private: bool = False,
+    advice: str = "Set APPA_WEBHOOK_ALLOW_PRIVATE=true to allow this network.",
+) -> list[str]:
     """Return the addresses of `host` after checking that each may be connected to.
+
+    Arguments:
+        host: Name or address.
+        port: TCP port.
+        allow_private: Whether addresses of private networks are allowed.
+        advice: What to do about a refusal, the last sentence of the error.
 
     Raises:
         AddressRefused: If one of them is not public and that is not allowed.
@@ -236,8 +200,7 @@ def public_addresses(host: str, port: int, *, allow_private: bool = False) -> li
     private = [] if allow_private else [a for a in addresses if not is_public(a)]
     if private:
         raise AddressRefused(
-            f"Expected a host on the public internet; '{host}' is {', '.join(private)}. Set "
-            "APPA_WEBHOOK_ALLOW_PRIVATE=true to allow this network.",
+            f"Expected a host on the public internet; '{host}' is {', '.join(private)}. {advice}",
             field="url",
         )
     return addresses

@@ -3,10 +3,11 @@
 A rejected row keeps the name and number of the first check that rejected it; no row is dropped.
 """
 
+import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -50,16 +51,72 @@ class Origin(Protocol):
     def received_time(self) -> datetime: ...
 
 
+_REMEMBERED_ROWS = 4_096
+_REMEMBERED_TABLES = 3
+
+
+class _Remembered(threading.local):
+    """What was read of the tables that this thread last asked about: whole ones and parts."""
+
+    def __init__(self) -> None:
+        self.tables: list[tuple[pa.Table, dict[tuple[str, str], Any]]] = []
+
+    def of(self, table: pa.Table) -> dict[tuple[str, str], Any]:
+        """Return what was read of a table."""
+        for known, values in self.tables:
+            if known is table:
+                return values
+        self.tables = [(table, {}), *self.tables[: _REMEMBERED_TABLES - 1]]
+        return self.tables[0][1]
+
+
+_remembered = _Remembered()
+Value = TypeVar("Value")
+
+
+def _once(table: pa.Table, how: str, name: str, read: Callable[[pa.Table, str], Value]) -> Value:
+    """Return `read(table, name)`, read once of a small table.
+
+    A dozen checks ask for the same columns of a bulletin of a few rows: reading them is most of
+    what they cost.
+    """
+    if len(table) > _REMEMBERED_ROWS:
+        return read(table, name)
+    values, key = _remembered.of(table), (how, name)
+    if key not in values:
+        values[key] = read(table, name)
+    found: Value = values[key]
+    return found
+
+
 def float_column(table: pa.Table, name: str) -> NDArray[np.float64]:
     """Return the numeric column as float64, NaN where null, with shape (rows,)."""
+    return _once(table, "float", name, _read_floats).copy()
+
+
+def category_codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the index into the sorted distinct values of a string column, -1 where null."""
+    codes, names = _once(table, "category", name, _read_categories)
+    return codes.copy(), list(names)
+
+
+def time_column(table: pa.Table, name: str = "time") -> NDArray[np.int64]:
+    """Return a time column as nanoseconds since 1970 in UTC, with shape (rows,)."""
+    return _once(table, "time", name, _read_times).copy()
+
+
+def _read_times(table: pa.Table, name: str) -> NDArray[np.int64]:
+    return np.array(pc.cast(table[name], pa.int64()).to_numpy(), dtype=np.int64)
+
+
+def _read_floats(table: pa.Table, name: str) -> NDArray[np.float64]:
     column = table[name].combine_chunks()
     if not (pa.types.is_integer(column.type) and column.null_count == 0):
         column = pc.cast(column, pa.float64())
     return np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def category_codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the index into the sorted distinct values of a string column, -1 where null."""
+def _read_categories(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
     column = table[name]
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
@@ -89,11 +146,6 @@ def is_one_of(table: pa.Table, name: str, values: Iterable[str]) -> BoolArray:
     return np.isin(code, wanted)
 
 
-def time_column(table: pa.Table, name: str = "time") -> NDArray[np.int64]:
-    """Return a time column as nanoseconds since 1970 in UTC, with shape (rows,)."""
-    return np.array(pc.cast(table[name], pa.int64()).to_numpy(), dtype=np.int64)
-
-
 def not_rejected(table: pa.Table) -> BoolArray:
     """Return the mask of rows that no check has rejected."""
     return np.array(pc.is_null(table["rejected_by"]).to_numpy(), dtype=bool)
@@ -111,13 +163,25 @@ def set_column(table: pa.Table, name: str, values: NDArray[Any] | pa.Array) -> p
 
 
 def groups(*keys: NDArray[Any]) -> NDArray[np.int64]:
-    """Return a number for each row; rows with equal keys share it."""
-    combined = np.zeros(len(keys[0]), dtype=np.int64)
-    for key in keys:
-        _, code = np.unique(key, return_inverse=True)
-        # Renumber at each step, so that the product never overflows.
-        _, combined = np.unique(combined * (code.max(initial=0) + 1) + code, return_inverse=True)
-    return combined
+    """Return a number for each row; rows with equal keys share it; NaN equals NaN.
+
+    Numbers rise with the keys, the first one first.
+    """
+    length = len(keys[0])
+    if not length:
+        return np.zeros(0, dtype=np.int64)
+    plain = [np.unique(k, return_inverse=True)[1] if k.dtype.kind == "O" else k for k in keys]
+    order = np.lexsort(plain[::-1])
+    fresh = np.zeros(length, dtype=bool)
+    for key in plain:
+        along = key[order]
+        differs = along[1:] != along[:-1]
+        if along.dtype.kind in "fM":
+            differs &= (along[1:] == along[1:]) | (along[:-1] == along[:-1])
+        fresh[1:] |= differs
+    found = np.empty(length, dtype=np.int64)
+    found[order] = np.cumsum(fresh)
+    return found
 
 
 def row_pressure(table: pa.Table) -> NDArray[np.float64]:

@@ -5,8 +5,8 @@ travels with the batch to the decoder. Decoders are named by strings and importe
 so that a file can be recognised without any decoder.
 
 The first format that recognises the bytes wins: those with a signature at the first byte, then text
-formats, last BUFR and GRIB, whose messages may follow bulletin headings or padding. Archives,
-pictures, programs and web pages are none of the latter, whatever they contain.
+formats, last BUFR and GRIB, whose messages may follow bulletin headings or padding. Compressed
+files, archives, pictures, programs and web pages are none of the latter, whatever they contain.
 """
 
 import re
@@ -19,14 +19,18 @@ from typing import Any
 from model.domain.errors import DecodeError
 from model.domain.registry import Registry
 from worker.observations.decoders.options import (
+    ArchiveOptions,
+    BufrOptions,
     DecoderOptions,
     GribOptions,
     IodaOptions,
     OdbOptions,
     TableOptions,
+    TextOptions,
 )
 
 __all__ = [
+    "ARCHIVE",
     "FORMATS",
     "FileFormat",
     "HEAD_BYTES",
@@ -58,9 +62,9 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
 )
 """Signature in lower case, reason and description of content that never holds observations."""
 
-_ALPHANUMERIC = re.compile(
-    rb"CREX\+\+|\b(AAXX|BBXX|OOXX|TTAA|TTBB|TTCC|TTDD|PPBB|METAR|SPECI|ZZYY|UUAA)\b"
-)
+_CREX = b"CREX++"
+_ALPHANUMERIC = re.compile(rb"CREX\+\+|\b(ZZYY|JJVV|KKXX|NNXX|TAF|NIL=|CODAR|RRXX|XXAA)\b")
+_TEXT_CODES = re.compile(rb"\b(AAXX|BBXX|OOXX|[TUPQ]{2}(AA|BB|CC|DD)|METAR|SPECI)\b")
 _MESSAGE = re.compile(rb"\A(?:BUFR|GRIB)|BUFR...[\x00-\x05]|GRIB...[\x01\x02]", re.DOTALL)
 """A mark at the first byte, or anywhere if an edition number follows."""
 
@@ -112,6 +116,21 @@ def _is_csv(head: bytes) -> bool:
     return header[:1] != b"{" and all(word in header for word in (b",", b"lat", b"time"))
 
 
+_ARCHIVES = (
+    b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"PK\x05\x06",
+)  # fmt: skip
+
+
+def _is_archive(head: bytes) -> bool:
+    return head.startswith(_ARCHIVES) or head[257:262] == b"ustar"
+
+
+def _is_text(head: bytes) -> bool:
+    """Return whether a file holds bulletins of a code that is read, and no message before them."""
+    text = _text(head)
+    return text is not None and not _MESSAGE.search(head) and _TEXT_CODES.search(text) is not None
+
+
 def _first_message_is(mark: bytes) -> Callable[[bytes], bool]:
     def recognises(head: bytes) -> bool:
         message = None if _foreign_signature(head) else _MESSAGE.search(head)
@@ -156,8 +175,19 @@ class FileFormat:
         return decoder
 
 
+ARCHIVE = "archive"
 _DECODERS = "worker.observations.decoders"
 _FORMATS = (
+    FileFormat(
+        ARCHIVE,
+        "gzip, bzip2, xz, zstd, tar or zip of files of the other formats, also one in another",
+        f"{_DECODERS}.archive:decode_archive",
+        _is_archive,
+        (".gz", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".zip"),
+        "",
+        "application/octet-stream",
+        ArchiveOptions,
+    ),
     FileFormat(
         "parquet",
         "the observation table, or an earth2studio observation frame, as Parquet",
@@ -209,13 +239,34 @@ _FORMATS = (
         TableOptions,
     ),
     FileFormat(
+        "crex",
+        "WMO CREX, BUFR in characters",
+        f"{_DECODERS}.crex:decode_crex",
+        lambda head: _CREX in (_text(head) or b""),
+        (".crex",),
+        ".crex",
+        "text/plain",
+    ),
+    FileFormat(
+        "text",
+        "SYNOP, SHIP, TEMP, PILOT and METAR bulletins in text",
+        f"{_DECODERS}.text.decode:decode_text",
+        _is_text,
+        (),
+        ".txt",
+        "text/plain",
+        TextOptions,
+    ),
+    FileFormat(
         "bufr",
-        "WMO BUFR editions 2 to 4, with or without GTS bulletin headings",
+        "WMO BUFR editions 2 to 4, with or without GTS bulletin headings, and NCEP dumps and PrepBUFR "
+        "with their embedded tables",
         f"{_DECODERS}.bufr.decode:decode_bufr",
         _first_message_is(b"BUFR"),
         (".bufr", ".bufr4", ".bfr", ".buf", ".bin"),
         ".bufr",
         "application/bufr",
+        BufrOptions,
     ),
     FileFormat(
         "grib",

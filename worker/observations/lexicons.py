@@ -1,4 +1,4 @@
-"""Map names of foreign vocabularies to variable ids and back: IODA, ODB, GRIB and earth2studio.
+"""Map names of foreign vocabularies to ours and back: IODA, ODB, GRIB, earth2studio and PrepBUFR.
 
 One table for each vocabulary lists the foreign names of every variable, and both directions derive
 from it: a new variable is one entry in `model/domain/variables.py` and one line in each table here.
@@ -24,6 +24,9 @@ __all__ = [
     "Lexicon",
     "OBSTYPE",
     "ODB",
+    "PREPBUFR_ERRORS",
+    "PREPBUFR_MARINE",
+    "PREPBUFR_TYPES",
     "REPORT_TYPE_OF_CODETYPE",
     "REPORT_TYPE_OF_OBSTYPE",
     "SURFACE_LEVELS",
@@ -252,3 +255,45 @@ def split_name(name: str) -> tuple[str, float]:
     if parts and parts[1] in EARTH2STUDIO.aloft:
         return EARTH2STUDIO.aloft[parts[1]], float(parts[2])
     return f"earth2studio:{name}", np.nan
+
+
+# -- PrepBUFR: report types of NCEP, "PREPBUFR processing", tables 2 and 4, and dump report types
+
+_AIRCRAFT = (130, 131, 133, 134, 135, 230, 231, 233, 234, 235)
+PREPBUFR_TYPES: Mapping[int, str] = {
+    **dict.fromkeys((120, 220), "temp"),
+    **dict.fromkeys((221,), "pilot"),
+    **dict.fromkeys((132, 182, 232), "dropsonde"),
+    **dict.fromkeys((223, 224, 227, 228, 229), "profiler"),
+    **dict.fromkeys(_AIRCRAFT, "aircraft"),
+    **dict.fromkeys(range(240, 261), "amv"),
+    **dict.fromkeys((180, 194, 280, 294), "ship"),
+    **dict.fromkeys((282,), "buoy"),
+    **dict.fromkeys((181, 187, 188, 192, 193, 195, 281, 287, 288, 292, 293, 295), "synop"),
+    **dict.fromkeys((183, 284), "synop"),
+    **dict.fromkeys((285, 286, 289, 290, 291, 296), "scatterometer"),
+    153: "gnss",
+}
+"""Network by report type: 1xx mass, 2xx wind; 183 and 284 are land or sea, by kind of message.
+
+Not among them, since they are no measurements of their own: bogus and synthetic data (110 to 112,
+191, 210), satellite retrievals (150 to 175 but 153), RASS virtual temperatures (126) and SSM/I
+speeds with a direction of the model (283).
+"""
+PREPBUFR_MARINE: Mapping[int, str] = {
+    522: "ship", 523: "ship", 531: "buoy", 532: "buoy", 534: "buoy", 561: "buoy", 562: "drifter",
+}  # fmt: skip
+"""Network of marine reports by type of the dump (T29): ships, coastal platforms, buoys."""
+PREPBUFR_ERRORS: Mapping[str, str] = {
+    "surface_pressure": "POE",
+    "temperature": "TOE",
+    "2m_temperature": "TOE",
+    "specific_humidity": "QOE",
+    "u_component_of_wind": "WOE",
+    "v_component_of_wind": "WOE",
+    "10m_u_component_of_wind": "WOE",
+    "10m_v_component_of_wind": "WOE",
+    "sea_surface_temperature": "SSTOE",
+    "total_column_water_vapour": "PWE",
+}
+"""Mnemonic of the observation error, by variable; that of humidity is of relative humidity."""

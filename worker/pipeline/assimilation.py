@@ -125,7 +125,8 @@ def assimilate_window(
     progress.phase(Phase.BACKGROUND)
     solver = Solver(model, spec, progress, minimal_batches=inputs.minimal_batches)
     background = load_background(plan, spec, inputs.earlier, solver)
-    checked = check_window(table, plan, spec.observations, model, background, inputs.checks)
+    biases = inputs.earlier.restart.biases if inputs.earlier else None
+    checked = check_window(table, plan, spec.observations, model, background, inputs.checks, biases)
     log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))
 
     progress.phase(Phase.SAMPLING)
@@ -133,7 +134,7 @@ def assimilate_window(
 
     progress.phase(Phase.WRITING)
     product = make_product(job, plan, loaded, checked, background, analysis, layout, gathered)
-    files = write_outputs(product, analysis, plan, loaded, folder)
+    files = write_outputs(product, analysis, plan, loaded, folder, checked.biases)
     manifest = describe_result(product, files)
     write_manifest(folder, manifest)
     return manifest

@@ -4,7 +4,7 @@ Quality control runs with the model's surface, with the background, and for the 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet, with_rejections
 from worker.contract.kinds import ObservationSelection
+from worker.observations.bias import BIAS_CHECK, BiasState, update
 from worker.observations.columns import (
     category_codes,
     float_column,
@@ -138,6 +139,7 @@ class CheckedWindow:
         feedback: Every row, with O-B and outcome.
         parameters: Effective parameters of the checks.
         background: H(x_b) of each member at the monitored rows; None without observations.
+        biases: Of sensors, after the departures of this window.
         background_states: The background's physical states at the written times, with shape
             (M, T, C, Y, X); None without observations, when it has not been decoded.
     """
@@ -147,6 +149,7 @@ class CheckedWindow:
     feedback: pa.Table
     parameters: dict[str, Any]
     background: Equivalents | None = None
+    biases: BiasState = field(default_factory=BiasState)
     background_states: NDArray[np.float32] | None = None
 
 
@@ -176,6 +179,7 @@ def check_window(
     model: LatentModel,
     background: Background,
     checks: Path | Mapping[str, Any] | None = None,
+    biases: BiasState | None = None,
 ) -> CheckedWindow:
     """Run the checks that need the window, the model or the background.
 
@@ -189,8 +193,10 @@ def check_window(
         model: Its grid, surface and operators.
         background: The first guess at `plan.times`.
         checks: This installation's parameters, a YAML file; or all parameters of an earlier run.
+        biases: Of sensors, as the continued analysis knew them.
     """
-    context = qc_context(selection, model, background, checks)
+    known = biases or BiasState()
+    context = qc_context(selection, model, background, checks, known)
     table, _ = run_checks(to_feedback(table), "window", context)
     monitored, table = monitored_set(table, model, plan.times)
     stored = len(table)
@@ -210,7 +216,9 @@ def check_window(
         monitored, table = monitored_set(table, model, plan.times)
     observations = monitored.select(not_rejected(table)[monitored.rows])
     parameters = dict(context.parameters)
-    return CheckedWindow(observations, monitored, table, parameters, equivalents, states)
+    if background.source != "climatology":  # whose own biases are no sensor's
+        known = update(known, table, context.of(BIAS_CHECK), plan.times[-1])
+    return CheckedWindow(observations, monitored, table, parameters, equivalents, known, states)
 
 
 def qc_context(
@@ -218,12 +226,22 @@ def qc_context(
     model: LatentModel,
     background: Background,
     checks: Path | Mapping[str, Any] | None = None,
+    biases: BiasState | None = None,
 ) -> QCContext:
     """Return parameters and surroundings of the checks; see `check_window`."""
     if isinstance(checks, Mapping):  # of an earlier run: they are the effective ones already
-        return _context(load_parameters(checks), selection, model)
-    cold = background.source == "climatology"
-    return _context(effective_parameters(selection, checks, cold=cold), selection, model)
+        parameters = load_parameters(checks)
+    else:
+        cold = background.source == "climatology"
+        parameters = effective_parameters(selection, checks, cold=cold)
+    return QCContext(
+        parameters=parameters,
+        grid=model.grid,
+        levels=model.card.levels,
+        orography=model.statics.orography,
+        cut_off=selection.cut_off,
+        biases=biases,
+    )
 
 
 def effective_parameters(
@@ -251,15 +269,3 @@ def effective_parameters(
         for entry in (*limits.values(), parameters["background_check"]["default"]):
             entry["absolute"] = float("inf")
     return parameters
-
-
-def _context(
-    parameters: dict[str, dict[str, Any]], selection: ObservationSelection, model: LatentModel
-) -> QCContext:
-    return QCContext(
-        parameters=parameters,
-        grid=model.grid,
-        levels=model.card.levels,
-        orography=model.statics.orography,
-        cut_off=selection.cut_off,
-    )

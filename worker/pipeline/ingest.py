@@ -1,7 +1,9 @@
 """Ingest an uploaded file: decode it, assign errors, check it and publish its rows."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,27 @@ from worker.contract.batches import BatchRecord, IngestSummary
 from worker.contract.layout import Layout
 from worker.observations.columns import count_values
 from worker.observations.decoders.base import DecodeContext, Decoded
-from worker.observations.decoders.decode import decode_limited
-from worker.observations.errors import assign_errors, load_errors
+from worker.observations.decoders.decode import FileToDecode, decode_in_one_child, decode_limited
+from worker.observations.errors import ErrorTable, assign_errors, load_errors
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import QCReport, run_checks
 from worker.observations.store.files import BatchManifest
+from worker.observations.store.group_commit import NewBatch, publish_many
 from worker.observations.store.store import ObservationStore
 from worker.sandbox import Limits
 
-__all__ = ["IngestOptions", "IngestReport", "ingest", "ingest_batch", "summary_of"]
+__all__ = [
+    "Arrived",
+    "Effective",
+    "IngestOptions",
+    "IngestReport",
+    "decode_small",
+    "ingest",
+    "ingest_batch",
+    "options_of",
+    "prepare",
+    "summary_of",
+]
 
 Overrides = Mapping[str, Any] | str | Path | None
 
@@ -96,12 +110,58 @@ def ingest(
     options = options or IngestOptions()
     if (published := store.files.manifest(batch_id)) is not None:
         return IngestReport(published, summary_of(published))
-    errors, parameters = load_errors(*options.errors), load_parameters(*options.checks)
-    decoded = _decode(batch_id, Path(raw_path), received_time, options)
+    effective = Effective()
+    effective.of(options)  # before the work of decoding
+    context = _context(batch_id, received_time, options)
+    decoded = decode_limited(
+        Path(raw_path), options.format, context, options.limits, options.processes
+    )
     check_lease()
+    rows, summary = prepare(decoded, context, options, effective)
+    check_lease()
+    return IngestReport(publish_many(store.files, [rows])[0], summary)
+
+
+@dataclass
+class Effective:
+    """Error tables and parameters in force, read once for uploads with the same overrides."""
+
+    _read: dict[str, tuple[ErrorTable, dict[str, dict[str, Any]]]] = field(default_factory=dict)
+
+    def of(self, options: IngestOptions) -> tuple[ErrorTable, dict[str, dict[str, Any]]]:
+        """Return the observation errors and the parameters of the checks.
+
+        Raises:
+            ConfigurationError: If overrides are faulty.
+        """
+        key = json.dumps([options.errors, options.checks], default=str, sort_keys=True)
+        if key not in self._read:
+            self._read[key] = load_errors(*options.errors), load_parameters(*options.checks)
+        return self._read[key]
+
+
+def prepare(
+    decoded: Decoded,
+    context: DecodeContext,
+    options: IngestOptions,
+    effective: Effective | None = None,
+) -> tuple[NewBatch, IngestSummary]:
+    """Assign errors to the rows of one upload and check them; return them ready to publish.
+
+    Arguments:
+        decoded: Its rows.
+        context: With which they were decoded.
+        options: How it was read.
+        effective: What was read for uploads before it.
+
+    Raises:
+        DecodeError: If there is no row; the decoder's report is in its context.
+        ConfigurationError: If overrides are faulty.
+    """
+    _require_rows(decoded)
+    errors, parameters = (effective or Effective()).of(options)
     table = assign_errors(validate_table(decoded.table), errors)
     table, checked = run_checks(table, "pre", QCContext(parameters=parameters))
-    check_lease()
     summary = _summarise(table, decoded, checked)
     provenance = {
         "summary": summary.model_dump(mode="json"),
@@ -109,21 +169,22 @@ def ingest(
         "representativeness": errors.representativeness.model_dump(),
         "quality_control": parameters,
     }
-    manifest = store.publish(table, batch_id, received_time, provenance)
-    return IngestReport(manifest, summary)
+    return NewBatch(table, context.batch_id, context.received_time, provenance), summary
 
 
-def _decode(batch_id: str, path: Path, received_time: datetime, options: IngestOptions) -> Decoded:
+def _context(batch_id: str, received_time: datetime, options: IngestOptions) -> DecodeContext:
     wanted = dict(options.decoder)
     if options.report_type is not None:
         wanted["report_type"] = options.report_type
-    context = DecodeContext(
+    return DecodeContext(
         batch_id=batch_id,
         received_time=received_time,
         file_name=options.file_name,
         options=wanted,
     )
-    decoded = decode_limited(path, options.format, context, options.limits, options.processes)
+
+
+def _require_rows(decoded: Decoded) -> None:
     if decoded.table.num_rows == 0:
         reasons = ", ".join(f"{n} {reason}" for reason, n in decoded.report.rejected.items())
         details = [q.detail for q in decoded.report.quarantined[:1] if q.detail]
@@ -133,7 +194,6 @@ def _decode(batch_id: str, path: Path, received_time: datetime, options: IngestO
             reason=next(iter(decoded.report.rejected), "no_values"),
             decode_report=decoded.report.model_dump(mode="json"),
         )
-    return decoded
 
 
 def _summarise(table: pa.Table, decoded: Decoded, checked: QCReport) -> IngestSummary:
@@ -186,21 +246,80 @@ def ingest_batch(
         DecodeError: If the upload gives no row.
         StorageError: If the store cannot be written.
     """
-    errors = batch.options.get("errors")
-    options = IngestOptions(
-        format=batch.container,
-        report_type=batch.options.get("report_type"),
-        file_name=batch.file_name,
-        decoder=batch.options.get("decoder", {}),
-        errors=(layout.errors_file, errors),
-        checks=(layout.checks_file,),
-    )
     report = ingest(
         batch.id,
         layout.raw_file(batch.id),
         store=ObservationStore(str(layout.observations)),
         received_time=batch.created,
-        options=options,
+        options=options_of(batch, layout),
         check_lease=check_lease,
     )
     return report.summary
+
+
+def options_of(batch: BatchRecord, layout: Layout) -> IngestOptions:
+    """Return how an upload is read, by its sender and by this installation."""
+    return IngestOptions(
+        format=batch.container,
+        report_type=batch.options.get("report_type"),
+        file_name=batch.file_name,
+        decoder=batch.options.get("decoder", {}),
+        errors=(layout.errors_file, batch.options.get("errors")),
+        checks=(layout.checks_file,),
+    )
+
+
+SMALL_LIMITS = Limits(address_space=1_500_000_000, cpu_seconds=5, wall_seconds=20.0)
+"""Bounds of the decoding of one small upload; one that needs more is decoded alone."""
+
+
+SENDER_SECONDS = 10.0
+"""Time on the clock that the small uploads of one sender get together; the rest is decoded alone."""
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A small upload that was decoded, or why it was not.
+
+    Attributes:
+        batch: The upload.
+        options: How it was read.
+        context: With which it was decoded.
+        decoded: What came out; None if it brought its child down.
+    """
+
+    batch: BatchRecord
+    options: IngestOptions
+    context: DecodeContext
+    decoded: Decoded | None
+
+
+def decode_small(batches: Sequence[BatchRecord], layout: Layout) -> Iterator[Arrived]:
+    """Decode small uploads, those of one sender in one child; yield each with what came out.
+
+    A child is forked for each sender and thrown away after a fault. The upload that it met the
+    fault at is not tried again here, so that it holds up nobody; the others are, while the sender
+    has time left. Who sent least comes first.
+
+    Raises:
+        StorageError: If a child met a full disk or a failing device.
+        OSError: If no child can be started.
+    """
+    senders: dict[str, list[Arrived]] = {}
+    for batch in batches:
+        options = options_of(batch, layout)
+        context = _context(batch.id, batch.created, options)
+        senders.setdefault(batch.api_key, []).append(Arrived(batch, options, context, None))
+    for waiting in sorted(senders.values(), key=len):
+        end = time.monotonic() + SENDER_SECONDS
+        while waiting and (left := end - time.monotonic()) > 0:
+            files = [
+                FileToDecode(layout.raw_file(one.batch.id), one.options.format, one.context)
+                for one in waiting
+            ]
+            found = decode_in_one_child(files, SMALL_LIMITS, left)
+            for one, decoded in zip(waiting, found, strict=False):
+                yield replace(one, decoded=decoded)
+            yield from waiting[len(found) : len(found) + 1]
+            waiting = waiting[len(found) + 1 :]
+        yield from waiting

@@ -31,6 +31,7 @@ from worker.contract.disk import disk_errors
 from worker.contract.jobs import JobRecord
 from worker.contract.layout import Layout
 from worker.loaded_models import LoadedModel
+from worker.observations.bias import BiasState
 from worker.observations.columns import category_codes
 from worker.observations.store.files import StoreFiles
 from worker.pipeline.departures import CheckedWindow, WrittenStates, count_outcomes, fill_analysis
@@ -92,12 +93,10 @@ def rows_of_batches(table: pa.Table, store: StoreFiles) -> dict[str, dict[str, A
     """Return, for each batch with rows in `table`, their number and the hash of its content."""
     code, names = category_codes(table, "batch_id")
     counts = np.bincount(code[code >= 0], minlength=len(names))
-    batches = {}
-    for name, rows in zip(names, counts, strict=True):
-        manifest = store.manifest(name) if rows else None
-        if manifest is not None:  # superobservations belong to no batch of the store
-            batches[name] = {"rows": int(rows), "content_hash": manifest.content_hash}
-    return batches
+    rows = {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+    # Superobservations belong to no batch of the store.
+    hashes = store.content_hashes(rows)
+    return {name: {"rows": rows[name], "content_hash": hashes[name]} for name in hashes}
 
 
 def plain(value: Any) -> Any:
@@ -195,6 +194,7 @@ def _provenance(
         "configuration": analysis.configuration,
         "memory": analysis.memory,
         "quality_control": plain(checked.parameters),
+        "biases": checked.biases.summary(),
         "gathered": gathered.isoformat(),
         "batches": rows_of_batches(checked.feedback, StoreFiles(str(layout.observations))),
         "observations_sha256": table_digest(checked.feedback),
@@ -251,7 +251,12 @@ def _decode_written(latents: Tensor, plan: WindowPlan, model: LatentModel) -> ND
 
 
 def write_outputs(
-    product: Product, analysis: Analysis, plan: WindowPlan, loaded: LoadedModel, folder: Path
+    product: Product,
+    analysis: Analysis,
+    plan: WindowPlan,
+    loaded: LoadedModel,
+    folder: Path,
+    biases: BiasState,
 ) -> list[ManifestFile]:
     """Write every requested format and the restart file into a folder that is not visible yet.
 
@@ -270,7 +275,7 @@ def write_outputs(
         written.append((path, "verification"))
     if not any(plan.tied):  # a forecast is nothing to start from
         path = folder / RESTART_NAME
-        write_restart(Restart(plan.times, analysis.latents, loaded.sha256), path)
+        write_restart(Restart(plan.times, analysis.latents, loaded.sha256, biases), path)
         written.append((path, "restart"))
     return [describe_file(path, role) for path, role in written]
 

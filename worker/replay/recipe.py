@@ -69,13 +69,13 @@ def stored_rows(manifest: AnalysisManifest, layout: Layout) -> StoredRows:
     if recorded is None:
         recorded = {name: {} for name in counts if _known_then(files, name, manifest)}
     missing, changed = [], []
+    hashes = files.content_hashes(recorded)
     for name, about in recorded.items():
         there, wanted = counts.get(name, 0), about.get("rows")
         if wanted is not None and there < wanted:
             missing.append(f"{wanted - there} of {wanted} observations of the upload '{name}'")
-        stored = files.manifest(name)
-        known = about.get("content_hash")
-        if stored is not None and known is not None and stored.content_hash != known:
+        stored, known = hashes.get(name), about.get("content_hash")
+        if stored is not None and known is not None and stored != known:
             changed.append(name)
     since = sorted(set(counts) - set(recorded))
     notes = [how] if how else []

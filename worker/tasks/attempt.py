@@ -13,12 +13,13 @@ end; a person can have it retried (`BatchStore.retry`).
 """
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
 import structlog
-from celery.exceptions import Reject, SoftTimeLimitExceeded
+from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.time import get_exponential_backoff_interval
 from redis.exceptions import RedisError
 
@@ -29,20 +30,22 @@ from model.domain.errors import (
     JobCancelled,
     ResourceExhausted,
 )
-from worker.contract.batches import BatchRecord, BatchStore, IngestSummary
+from worker.contract.batches import BatchRecord, BatchStore, IngestSummary, Lane
 from worker.contract.disk import is_disk_full
 from worker.contract.jobs import JobRecord, JobState, JobStore
-from worker.contract.queues import MESSAGE_VERSION
+from worker.contract.queues import MESSAGE_VERSION, submit_batch
 from worker.contract.record_store import LeaseLost, MoveRefused, NoSuchRecord
 from worker.contract.records import Problem, utc_now
-from worker.lease import Lease
+from worker.lease import Lease, SharedLease
 from worker.runtime import Runtime, WorkerStopping
 
-__all__ = ["Retrying", "attempt", "known_version", "problem_of"]
+__all__ = ["DecodedAlone", "Retrying", "attempt", "attempt_together", "known_version", "problem_of"]
 
 log = structlog.get_logger()
 
-Body = Callable[[Any, Lease], None]
+Body = Callable[[Any, Any], None]
+"""The work on a record, given the record and its lease."""
+
 _CLOCKS_DIFFER = timedelta(seconds=1)
 _PASSING = frozenset(
     {
@@ -51,6 +54,13 @@ _PASSING = frozenset(
     }
 )  # fmt: skip
 _NEVER_THE_UPLOAD = frozenset({"disk_full", "disk_low", "storage_error", "broker_error"})
+
+
+class DecodedAlone(AppaError):
+    """A small upload whose decoding ended early beside others: it is decoded alone, at once."""
+
+    code = "decoded_alone"
+    retryable = True
 
 
 class Retrying(Protocol):
@@ -145,12 +155,88 @@ def attempt(
         log.error("outcome not stored", id=record_id, error=str(error))
 
 
+def attempt_together(
+    task: Retrying,
+    runtime: Runtime,
+    store: BatchStore,
+    records: Sequence[BatchRecord],
+    body: Callable[[Sequence[BatchRecord], SharedLease], Mapping[str, IngestSummary | Exception]],
+) -> None:
+    """Run `body` for claimed batches together and write the outcome of each down, each by itself.
+
+    Arguments:
+        task: The bound Celery task that received the message which led to them.
+        runtime: Of this process.
+        store: The batches.
+        records: As they were claimed.
+        body: The work; returns what came out of each, or the error it met.
+    """
+    tokens = {record.id: record.token for record in records}
+    log.info("started", ids=list(tokens))
+    try:
+        with (
+            runtime.busy_with(records[0].id),
+            SharedLease(store, tokens, runtime.settings.lease) as lease,
+        ):
+            try:
+                outcomes = body(records, lease)
+            except Exception as error:
+                outcomes = {record.id: error for record in records}
+            done = {i: o for i, o in outcomes.items() if not isinstance(o, Exception)}
+            refused = store.finish_all([r for r in records if r.id in done], done)
+            for record in records:
+                outcome = refused.get(record.id) or outcomes[record.id]
+                if isinstance(outcome, Exception):
+                    _end(task, runtime, store, record, outcome)
+            log.info("finished", ids=[name for name in done if name not in refused])
+    except RedisError as error:
+        # Nothing can be written down now; the reaper finds the records when the server is back.
+        log.error("outcomes not stored", ids=list(tokens), error=str(error))
+
+
+def _end(
+    task: Retrying,
+    runtime: Runtime,
+    store: BatchStore,
+    record: BatchRecord,
+    error: Exception,
+) -> None:
+    """Write the error of one of several batches down; its next message is its own."""
+
+    def body(batch: BatchRecord, _: Any) -> None:
+        if isinstance(error, DecodedAlone):
+            store.requeue(batch.id, batch.token, Problem.of(error))
+            submit_batch(runtime.sender, runtime.stores.workers, batch.id, large=True)
+            return
+        raise error
+
+    try:
+        _run(_OwnMessage(task, record.id), runtime, store, record, None, body)
+    except Retry:
+        return  # sent already; the task itself goes on
+    except Reject:
+        large = record.lane is Lane.LARGE
+        submit_batch(runtime.sender, runtime.stores.workers, record.id, large=large)
+
+
+@dataclass(frozen=True)
+class _OwnMessage:
+    """Sends a message about another record than the one in the task's own message."""
+
+    task: Retrying
+    record_id: str
+
+    def retry(self, **options: Any) -> BaseException:
+        """Send the message after `countdown` seconds."""
+        return self.task.retry(args=(self.record_id, MESSAGE_VERSION), **options)
+
+
 def _run(
     task: Retrying,
     runtime: Runtime,
     store: JobStore | BatchStore,
     record: JobRecord | BatchRecord,
-    lease: Lease,
+    lease: Lease | None,
     body: Body,
 ) -> None:
     try:

@@ -1,19 +1,48 @@
-"""Run the tasks of the queue `ingest`, and report what such a worker can do. Imports no torch."""
+"""Run the tasks of the ingest queues, and report what such a worker can do. Imports no torch.
 
-from typing import Any
+A message about a small upload has all small uploads taken that wait, up to a number: they are
+decoded in turn, each sender's in a child of their own, and written in one commit, and each record
+ends by itself. A message about a large one takes one large upload, the oldest of the sender whose
+turn it is. An upload that was begun before, and whose attempt failed, is ingested alone.
+"""
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import structlog
 from celery import Task, shared_task
+from celery.exceptions import SoftTimeLimitExceeded
 
+from model.domain.errors import InvalidInput
 from model.domain.observations import REPORT_TYPES
-from worker.contract.batches import BatchRecord
-from worker.contract.queues import INGEST_BATCH, WorkerReport
-from worker.lease import Lease
+from worker.contract.batches import CALL_LIFETIME, BatchRecord, IngestSummary, Lane
+from worker.contract.queues import INGEST_BATCH, WorkerReport, submit_batch
+from worker.contract.record_store import LeaseLost
+from worker.lease import Lease, SharedLease
 from worker.observations.formats import FORMATS
-from worker.pipeline.ingest import ingest_batch
+from worker.observations.store.group_commit import NewBatch, publish_many
+from worker.observations.store.store import ObservationStore
+from worker.pipeline.ingest import (
+    Arrived,
+    Effective,
+    decode_small,
+    ingest_batch,
+    prepare,
+    summary_of,
+)
 from worker.runtime import Runtime
-from worker.tasks.attempt import attempt, known_version
+from worker.tasks.attempt import DecodedAlone, attempt, attempt_together, known_version
 
-__all__ = ["describe_ingest", "ingest_batch_task"]
+__all__ = ["MOST_TOGETHER", "describe_ingest", "ingest_batch_task"]
+
+MOST_TOGETHER = 64
+"""Small uploads of one task: what one commit holds, and what a lost worker has to begin anew."""
+
+log = structlog.get_logger()
+
+Outcome: TypeAlias = IngestSummary | Exception
+_MOST_BYTES = 8 * 1024 * 1024
 
 
 def describe_ingest(report: WorkerReport) -> None:
@@ -25,13 +54,130 @@ def describe_ingest(report: WorkerReport) -> None:
 
 @shared_task(name=INGEST_BATCH, bind=True)
 def ingest_batch_task(self: "Task[Any, Any]", batch_id: str, version: int) -> None:
-    """Ingest one upload into the observation store; Celery's time limits apply."""
+    """Ingest uploads into the observation store; Celery's time limits apply."""
     runtime: Runtime = self.app.runtime
     store = runtime.stores.batches
     if not known_version(store, batch_id, version):
         return
+    lane, alone = store.place(batch_id)
+    if lane is None:
+        log.info("nothing to do", id=batch_id)
+    elif alone:
+        attempt(self, runtime, store, batch_id, _alone(runtime))
+    elif lane is Lane.SMALL:
+        _take_small(self, runtime, batch_id)
+    else:
+        taken, _ = store.take(lane, runtime.report.name, runtime.settings.lease)
+        if taken:
+            attempt_together(self, runtime, store, taken, partial(_one_by_one, runtime))
 
+
+def _take_small(task: "Task[Any, Any]", runtime: Runtime, batch_id: str) -> None:
+    store = runtime.stores.batches
+    taken, more = store.take(
+        Lane.SMALL,
+        runtime.report.name,
+        runtime.settings.lease,
+        most=MOST_TOGETHER,
+        most_bytes=_MOST_BYTES,
+    )
+    if more and store.call(Lane.SMALL, CALL_LIFETIME):  # for another process, or for later
+        submit_batch(runtime.sender, runtime.stores.workers, batch_id, large=False)
+    if taken:
+        attempt_together(task, runtime, store, taken, partial(_together, runtime))
+
+
+def _alone(runtime: Runtime) -> Callable[[BatchRecord, Lease], None]:
     def body(batch: BatchRecord, lease: Lease) -> None:
-        store.finish(batch.id, batch.token, ingest_batch(batch, runtime.layout, lease.check))
+        summary = ingest_batch(batch, runtime.layout, lease.check)
+        runtime.stores.batches.finish(batch.id, batch.token, summary)
 
-    attempt(self, runtime, store, batch_id, body)
+    return body
+
+
+def _one_by_one(
+    runtime: Runtime, batches: Sequence[BatchRecord], lease: SharedLease
+) -> dict[str, Outcome]:
+    """Ingest large uploads one after the other."""
+    found: dict[str, Outcome] = {}
+    for batch in batches:
+        try:
+            found[batch.id] = ingest_batch(batch, runtime.layout, partial(lease.check, batch.id))
+        except Exception as error:
+            found[batch.id] = error
+    return found
+
+
+def _together(
+    runtime: Runtime, batches: Sequence[BatchRecord], lease: SharedLease
+) -> dict[str, Outcome]:
+    """Ingest small uploads with one commit; return what came out of each, or its error."""
+    store = ObservationStore(str(runtime.layout.observations))
+    found: dict[str, Outcome] = {}
+    fresh: list[BatchRecord] = []
+    for batch in batches:
+        if published := store.files.manifest(batch.id):
+            found[batch.id] = summary_of(published)
+        else:
+            fresh.append(batch)
+    ready: dict[str, NewBatch] = {}
+    effective = Effective()
+    try:
+        for arrived in decode_small(fresh, runtime.layout):
+            _prepare(arrived, effective, ready, found)
+    except SoftTimeLimitExceeded:
+        for batch in fresh:
+            if batch.id not in found and batch.id not in ready:
+                found[batch.id] = _decoded_alone()
+    except Exception as error:  # of ours: those that it kept from being decoded come again
+        found.update({b.id: error for b in fresh if b.id not in found and b.id not in ready})
+    held = lease.held()
+    for name in ready.keys() - held:
+        del ready[name]
+        found[name] = LeaseLost(f"Another attempt holds batch '{name}'.", id=name)
+    _publish(store, ready, found)
+    return found
+
+
+def _decoded_alone() -> DecodedAlone:
+    return DecodedAlone(
+        "Expected a small upload to be decoded like others; its decoding process ended early. It "
+        "is decoded alone."
+    )
+
+
+def _prepare(
+    arrived: Arrived,
+    effective: Effective,
+    ready: dict[str, NewBatch],
+    found: dict[str, Outcome],
+) -> None:
+    name = arrived.batch.id
+    if arrived.decoded is None:
+        found[name] = _decoded_alone()
+        return
+    try:
+        ready[name], found[name] = prepare(
+            arrived.decoded, arrived.context, arrived.options, effective
+        )
+    except Exception as error:
+        ready.pop(name, None)
+        found[name] = error
+
+
+def _publish(
+    store: ObservationStore, ready: Mapping[str, NewBatch], found: dict[str, Outcome]
+) -> None:
+    """Publish all that is ready; where one is refused, each by itself."""
+    if not ready:
+        return
+    try:
+        publish_many(store.files, list(ready.values()))
+    except InvalidInput as refused:
+        if len(ready) == 1:
+            found.update(dict.fromkeys(ready, refused))
+            return
+        for name, rows in ready.items():
+            _publish(store, {name: rows}, found)
+    except Exception as error:
+        found.update(dict.fromkeys(ready, error))

@@ -40,6 +40,7 @@ from appa_client.records import (
     Flavour,
     Job,
     SeriesRow,
+    SourceStatus,
 )
 
 __all__ = ["AsyncAppaClient"]
@@ -199,6 +200,10 @@ class AsyncAppaClient:
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, 2.0)
         return batch
+
+    async def sources(self) -> list[SourceStatus]:
+        """Return the sources that fill the store by themselves, by name."""
+        return [SourceStatus.model_validate(item) for item in await self._get("/v1/sources")]
 
     async def observations(self, format: str = "parquet", **filters: Any) -> bytes:
         """Return stored observations as Parquet, GeoJSON or CSV.

@@ -40,6 +40,7 @@ from appa_client.records import (
     Flavour,
     Job,
     SeriesRow,
+    SourceStatus,
 )
 
 __all__ = ["AppaClient"]
@@ -197,6 +198,10 @@ class AppaClient:
             time.sleep(pause)
             pause = min(1.5 * pause, 2.0)
         return batch
+
+    def sources(self) -> list[SourceStatus]:
+        """Return the sources that fill the store by themselves, by name."""
+        return [SourceStatus.model_validate(item) for item in self._get("/v1/sources")]
 
     def observations(self, format: str = "parquet", **filters: Any) -> bytes:
         """Return stored observations as Parquet, GeoJSON or CSV.

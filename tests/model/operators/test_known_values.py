@@ -265,3 +265,70 @@ def test_odd_number_of_columns_crosses_the_pole_between_two():
     cells, weights = bilinear(grid, np.array([90.0]), np.array([0.0]))
     assert sorted(cells[0, 2:].tolist()) == [2, 3]
     np.testing.assert_allclose(weights[0], [0.5, 0, 0.25, 0.25])
+
+
+def humid_states(temperature, levels):
+    """Return states of one temperature at 2 m and a specific humidity by level in hPa."""
+    states = blank()
+    states[:, worlds.index("2m_temperature")] = temperature
+    for channel, c in enumerate(worlds.CHANNELS):
+        if c.variable == "specific_humidity":
+            states[:, channel] = levels(c.level)
+    return states
+
+
+@pytest.mark.parametrize(("elevation", "pressure"), [(0.0, 101_325.0), (1_500.0, 84_559.7)])
+def test_humidity_at_a_station_is_that_of_the_column_at_its_pressure(elevation, pressure):
+    """By hand: e = q p / (0.622 + 0.378 q), e_s and dewpoint by Bolton; T carried with 6.5 K/km."""
+    states = humid_states(293.15, lambda level: 0.008)
+    ground = Statics(orography=np.zeros(GRID.shape))
+    e = 0.008 * pressure / (0.62198 + 0.37802 * 0.008)
+    air = 293.15 - 273.15 - 0.0065 * elevation
+    saturated = 611.2 * np.exp(17.67 * air / (air + 243.5))
+    log = np.log(e / 611.2)
+    out, _ = observe(one("2m_relative_humidity", "surface", elevation=elevation), states, ground)
+    assert out.item() == pytest.approx(e / saturated, rel=2e-4)
+    out, _ = observe(one("2m_dewpoint_temperature", "surface", elevation=elevation), states, ground)
+    assert out.item() == pytest.approx(273.15 + 243.5 * log / (17.67 - log), abs=0.005)
+
+
+def test_a_station_on_a_mountain_reads_the_humidity_up_there():
+    """q falls with ln p: at 850 hPa it is what the levels beside it give."""
+    states = humid_states(280.0, lambda level: 0.01 * (level / 1000.0) ** 3)
+    height = float(height_of_pressure(np.array(85_000.0)))
+    low, _ = observe(one("2m_dewpoint_temperature", "surface", elevation=0.0), states)
+    high, _ = observe(one("2m_dewpoint_temperature", "surface", elevation=height), states)
+    assert high.item() < low.item() - 5.0
+
+
+def test_dewpoint_of_wild_states_is_finite_with_a_finite_slope():
+    for q in (-1.6453, -0.3, -1e-3, 0.0, 1e-9, 0.9):
+        states = humid_states(280.0, lambda level, q=q: q).requires_grad_()
+        for variable in ("2m_dewpoint_temperature", "2m_relative_humidity"):
+            out, _ = observe(one(variable, "surface", elevation=100.0), states)
+            (slope,) = torch.autograd.grad(out.sum(), states)
+            assert out.isfinite().all() and slope.isfinite().all(), (variable, q)
+
+
+def test_states_without_humidity_leave_it_passive():
+    without = [c for c in worlds.CHANNELS if c.variable != "specific_humidity"]
+    for variable in ("2m_dewpoint_temperature", "2m_relative_humidity"):
+        chosen, after = build_observation_set(
+            worlds.table(one(variable, "surface", elevation=0.0)), GRID, without, worlds.TIMES
+        )
+        assert len(chosen) == 0
+        assert after["rejected_by"].to_pylist() == ["passive"]
+
+
+def test_without_temperature_at_2_m_that_of_the_column_is_carried_down():
+    channels = [c for c in worlds.CHANNELS if c.variable != "2m_temperature"]
+    lowest = max(c.level for c in channels if c.variable == "temperature")
+    states = torch.zeros(worlds.LENGTH, len(channels), *GRID.shape, dtype=torch.float64)
+    for number, c in enumerate(channels):
+        states[:, number] = {"specific_humidity": 0.006, "temperature": 283.0}.get(c.variable, 0.0)
+    table = worlds.table(one("2m_relative_humidity", "surface", elevation=0.0))
+    chosen, _ = build_observation_set(table, GRID, channels, worlds.TIMES)
+    air = 283.0 + 0.0065 * float(height_of_pressure(np.array(100.0 * lowest)))
+    e = 0.006 * 101_325.0 / (0.62198 + 0.37802 * 0.006)
+    saturated = 611.2 * np.exp(17.67 * (air - 273.15) / (air - 29.65))
+    assert chosen.operator(states).item() == pytest.approx(e / saturated, rel=2e-4)

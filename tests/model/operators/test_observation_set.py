@@ -54,7 +54,7 @@ def test_every_row_is_accounted_for():
     chosen, after = build(
         {
             "variable": ["temperature"] * 4 + ["2m_dewpoint_temperature", "temperature"],
-            "vertical_kind": ["pressure"] * 4 + ["surface", "pressure"],
+            "vertical_kind": ["pressure"] * 4 + ["column", "pressure"],
             "vertical": [50_000.0, 50_000.0, 100.0, 50_000.0, None, 50_000.0],
             "obs_value": [1.0, np.nan, 1.0, 1.0, 1.0, 1.0],
             "hours": [0, 0, 0, 99, 0, 0],
@@ -72,7 +72,7 @@ def test_every_row_is_accounted_for():
 
 def test_no_observations():
     states = worlds.random_states(GRID, 2).requires_grad_()
-    for table in (empty_table(), worlds.table({"variable": ["2m_relative_humidity"]})):
+    for table in (empty_table(), worlds.table({"variable": ["brightness_temperature"]})):
         chosen, after = build_observation_set(table, GRID, worlds.CHANNELS, worlds.TIMES)
         assert len(chosen) == len(chosen.values) == 0
         out = chosen.operator(states)

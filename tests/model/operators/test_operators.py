@@ -17,6 +17,8 @@ OBSERVED = {
     "pressure_level": [(variable, "pressure") for variable in ATMOSPHERIC],
     "relative_humidity": [("relative_humidity", "pressure"), ("relative_humidity", "height")],
     "surface": [(variable, "surface") for variable in SURFACE],
+    "surface_dewpoint": [("2m_dewpoint_temperature", "surface")],
+    "surface_humidity": [("2m_relative_humidity", "surface")],
     "surface_pressure": [("surface_pressure", "surface")],
     "thickness": [("geopotential_thickness", "layer")],
     "wind_speed": [

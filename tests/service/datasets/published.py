@@ -1,5 +1,7 @@
 """Analyses written by the real output writers and published the way a worker does."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from model.domain.windows import AssimilationWindow
 from worker.contract.jobs import JobRecord
 from worker.contract.kinds import FilteringSpec, ForecastSpec
 from worker.contract.layout import Layout
+from worker.results.manifest import AnalysisManifest, describe_file
+from worker.results.outputs.background import write_product as write_background
 from worker.results.outputs.cf import write_netcdf_product as write_netcdf
 from worker.results.outputs.cf import write_zarr_product as write_zarr
 from worker.results.outputs.product import Product
@@ -78,3 +82,45 @@ def publish(
         flavour=flavour,
     )
     return target / path.name
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A result to publish with everything that its manifest says."""
+
+    seed: int = 0
+    kind: str = "filtering"
+    valid: datetime = NOON
+    flavour: str = ""
+    fields: str = "members_and_mean"
+    flags: Sequence[str] = ()
+    checkpoint: str = ""
+
+
+def publish_result(layout: Layout, analysis_id: str, folder: Path, wanted: Wanted) -> Path:
+    """The data file of a published result that has its background, times, flags and checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = product(wanted.kind, wanted.valid, wanted.seed)
+    spec = made.job.spec.model_copy(update={"fields": wanted.fields})
+    made = replace(made, job=made.job.model_copy(update={"spec": spec}))
+    [(path, _)] = write_netcdf(made, folder)
+    written = [(path, "data")]
+    if wanted.flags:
+        first_guess = product(wanted.kind, wanted.valid, wanted.seed + 1000).states
+        written += write_background(replace(made, background=first_guess), folder)
+    manifest = AnalysisManifest(
+        id=analysis_id,
+        job_id="job-x",
+        kind=wanted.kind,
+        valid_time=wanted.valid,
+        times=list(made.times),
+        files=[describe_file(p, role) for p, role in written],
+        members=made.members,
+        flavour=wanted.flavour,
+        flags=list(wanted.flags),
+        provenance={"checkpoint": wanted.checkpoint} if wanted.checkpoint else {},
+        spec=spec,
+    )
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    folder.rename(layout.analysis(analysis_id))
+    return layout.analysis(analysis_id) / path.name

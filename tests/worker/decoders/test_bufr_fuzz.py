@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.domain.errors import DecodeError
-from model.domain.observations import validate_table
+from tests.worker.decoders.accounting import assert_accounted
 from worker.observations.decoders.base import REASONS
 from worker.observations.decoders.bufr.framing import scan
 
@@ -26,11 +26,9 @@ def counted(data: bytes) -> None:
     except DecodeError as error:
         assert error.context["reason"] in REASONS
         return
-    report = decoded.report
-    assert report.rows or report.rejected
-    assert set(report.rejected) <= set(REASONS)
-    assert report.bytes_between + sum(f.length for f in scan(data)) == len(data)
-    validate_table(decoded.table)
+    assert_accounted(decoded)
+    framed = sum(f.length for f in scan(data))
+    assert decoded.report.bytes_between + framed == len(data)
 
 
 @QUICK

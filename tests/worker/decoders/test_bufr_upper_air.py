@@ -168,7 +168,9 @@ def test_the_selected_solution_counts(index, u, v):
 
 def test_no_selection_no_wind():
     for index in (np.nan, 0, 4):
-        assert dict(scatterometer(index).report.rejected) == {"no_values": 1}
+        report = scatterometer(index).report
+        assert dict(report.rejected) == {"no_values": 1}
+        assert "no wind was selected in the cell" in report.quarantined[0].detail
 
 
 def test_cells_over_land_are_flagged():

@@ -11,6 +11,7 @@ import pytest
 from bufr_messages import CONTEXT, decode, sonde, synop, values
 
 from worker.observations.decoders import decode as decode_module
+from worker.observations.decoders.base import FileBudget
 from worker.observations.decoders.decode import decode_limited, decode_many_limited
 from worker.sandbox import Interrupted, Limits
 
@@ -160,7 +161,6 @@ def test_a_message_over_which_large_children_are_killed_again_and_again_is_set_a
 ):
     path, at = reports
     monkeypatch.setattr("worker.sandbox._LARGE", 0.05)  # of 3 GB
-    monkeypatch.setattr("worker.sandbox._own_peak", lambda: 0)  # whatever this process held
     monkeypatch.setattr(decode_module, "_decode", killed_for_its_memory)
     decoded = decode_limited(path, limits=LIMITS)
     assert dict(decoded.report.rejected) == {"out_of_memory": 1}
@@ -185,3 +185,26 @@ def test_a_sender_cannot_speak_for_the_service(tmp_path, name):
     decoded = decode_limited(path, context=replace(CONTEXT, options={name: [0, 10]}))
     assert dict(decoded.report.rejected) == {"invalid_table": 1}
     assert f"got '{name}'" in decoded.report.quarantined[0].detail
+
+
+# -- budgets
+
+
+def test_memory_grows_with_the_file_up_to_the_share_of_the_machine(tmp_path, monkeypatch):
+    path = tmp_path / "huge.bufr"
+    with path.open("wb") as file:
+        file.truncate(4 * 2**30)
+    monkeypatch.setattr("worker.sandbox._machine_memory", lambda: 16 * 10**9)
+    assert decode_module._with_room(Limits(), path).address_space == 8 * 10**9
+    monkeypatch.setattr("worker.sandbox._machine_memory", lambda: 10**9)
+    assert decode_module._with_room(Limits(), path).address_space == 10**9
+
+
+def test_messages_beyond_the_values_of_a_file_are_set_aside_and_the_budget_is_told(monkeypatch):
+    whole = b"".join(synop(airTemperature=270.0 + k) for k in range(10))
+    monkeypatch.setattr(FileBudget, "FLAT", 600)
+    monkeypatch.setattr(FileBudget, "PER_BYTE", 0)
+    report = decode(whole).report
+    assert 0 < report.rejected["too_large"] < 10
+    assert report.decoded + report.rejected["too_large"] == 10
+    assert "at most 600 values in a file of" in report.quarantined[0].detail

@@ -96,11 +96,9 @@ def test_recognition_by_content_then_name(tmp_path, head, name, expected):
     ("content", "reason"),
     [
         (b"", "empty_file"),
-        (b"\x1f\x8b\x08", "compressed_archive"),
-        (b"PK\x03\x04", "compressed_archive"),
+        (b"7z\xbc\xaf", "compressed_archive"),
         (b"\x89PNG\r\n\x1a\n", "wrong_format"),
-        (b"CREX++\n", "alphanumeric"),
-        (b"SMDL01 EDZW\nAAXX 01061\n", "alphanumeric"),
+        (b"SOVX83 KWNB\nJJVV 01061\n", "alphanumeric"),
         (b"no idea", "unknown_format"),
     ],
 )

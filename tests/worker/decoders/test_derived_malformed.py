@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from model.domain.observations import validate_table
+from tests.worker.decoders.accounting import assert_accounted
 from tests.worker.decoders.grib_messages import message
 from worker.observations.decoders.base import DecodeContext
 from worker.observations.decoders.decode import decode_many_limited
@@ -50,7 +50,6 @@ def test_every_file_is_accounted_for(corpus):
     done = list(decode_many_limited(corpus, DecodeContext(), limits))
     assert [path for path, _ in done] == corpus
     for path, decoded in done:
-        validate_table(decoded.table)
-        assert len(decoded.table) or decoded.report.rejected, path.name
+        assert_accounted(decoded, path.name)
     crashed = sum(d.report.rejected.get("crashed", 0) for _, d in done)
     assert crashed <= len(corpus) // 20  # libraries may die of it, and only their child does

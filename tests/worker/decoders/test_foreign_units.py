@@ -143,7 +143,7 @@ def test_ioda_times_that_say_too_little(tmp_path, values, units, named):
     assert named in detail(read(ioda(tmp_path / "x.nc4", dateTime=(values, units))))
 
 
-def odb(path, **columns):
+def odb(path, without=(), **columns):
     frame = {
         "date@hdr": 20250101,
         "time@hdr": [120000, 93000],
@@ -158,6 +158,7 @@ def odb(path, **columns):
         "obsvalue@body": [275.0, 250.0],
         **columns,
     }
+    frame = {name: column for name, column in frame.items() if name not in without}
     pyodc.encode_odb(pd.DataFrame({n: np.broadcast_to(v, 2) for n, v in frame.items()}), str(path))
     return path
 
@@ -183,6 +184,15 @@ def test_odb_radians_and_pressures(tmp_path):
     path = odb(tmp_path / "z.odb", **{"vertco_reference_1@body": [850.0, 500.0]})
     assert "pressure_units" in detail(read(path))
     assert read(path, pressure_units="hPa").table["vertical"].to_pylist() == [85000.0, 50000.0]
+
+
+def test_odb_levels_without_their_kind(tmp_path):
+    """As the Met Office writes profilers: a reference, and no column that says of what."""
+    path = odb(tmp_path / "x.odb", without=("vertco_type@body",))
+    assert "'vertco': 'pressure' or 'height'" in detail(read(path))
+    table = read(path, vertco="pressure").table
+    assert table["vertical"].to_pylist() == [85000.0, 50000.0]
+    assert set(table["vertical_kind"].to_pylist()) == {"pressure"}
 
 
 def test_odb_placeholders_and_numeric_identifiers(tmp_path):

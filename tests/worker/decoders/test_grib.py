@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from model.domain.observations import validate_table
+from tests.worker.decoders.accounting import assert_accounted
 from tests.worker.decoders.grib_messages import LAT, LON, message
 from worker.observations.columns import float_column
-from worker.observations.decoders.base import DecodeContext, MessageLimits
+from worker.observations.decoders.base import DecodeContext, FileBudget, MessageLimits
 from worker.observations.decoders.decode import decode_file
 
 SLOPE = 250.0 + LAT[:, None] / 10.0 + 0.0 * LON[None, :]
@@ -165,4 +166,16 @@ def test_both_winds_of_a_shared_message(realdata_dir):
 def test_every_real_grib1_file_ends_in_rows_or_a_reason(realdata_dir):
     for path in sorted((realdata_dir / "grib/grib1").iterdir())[::3]:
         decoded = decode_file(path)
-        assert len(decoded.table) or decoded.report.rejected, path.name
+        assert_accounted(decoded, path.name)
+
+
+def test_a_file_of_more_points_than_its_bytes_can_mean_is_refused(tmp_path, monkeypatch):
+    """Constant fields take no bytes for their values."""
+    constant = message(np.full(SLOPE.shape, 250.0))
+    monkeypatch.setattr(FileBudget, "FLAT", 5 * SLOPE.size)
+    monkeypatch.setattr(FileBudget, "PER_BYTE", 0)
+    assert decode(tmp_path, *[constant] * 5).report.decoded == 5
+    decoded = decode(tmp_path, *[constant] * 6)
+    assert len(decoded.table) == 0
+    assert dict(decoded.report.rejected) == {"too_large": 1}
+    assert f"at most {5 * SLOPE.size} values" in decoded.report.quarantined[0].detail

@@ -7,13 +7,11 @@ from standardwebhooks.webhooks import Webhook
 
 from worker.contract.webhooks import (
     AddressRefused,
-    BadSignature,
     check_url,
     is_public,
     new_secret,
     sign,
     signed_headers,
-    verify,
 )
 
 BODY = '{"type": "analysis.published", "data": {"name": "Zürich"}}'.encode()
@@ -26,44 +24,14 @@ def test_the_reference_signs_alike():
     assert sign(secret, "evt_1", NOW, BODY) == Webhook(secret).sign("evt_1", moment, BODY.decode())
 
 
-def test_genuine_messages_pass_in_any_spelling_of_the_headers():
-    secret, old = new_secret(), new_secret()
-    headers = signed_headers(secret, "evt_1", NOW, BODY)
-    verify(secret, headers, BODY, now=NOW + 299)
-    verify(secret, {k.title(): v for k, v in headers.items()}, BODY, now=NOW)
-    both = f"{sign(old, 'evt_1', NOW, BODY)} {headers['webhook-signature']}"  # a change of secret
-    verify(secret, headers | {"webhook-signature": both}, BODY, now=NOW)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"webhook-id": "evt_2"},
-        {"webhook-timestamp": str(NOW + 1)},
-        {"webhook-timestamp": "noon"},
-        {"webhook-signature": "v1,AAAA"},
-        {"webhook-signature": ""},
-    ],
-)
-def test_changed_headers_fail(change):
-    secret = new_secret()
-    headers = signed_headers(secret, "evt_1", NOW, BODY) | change
-    with pytest.raises(BadSignature):
-        verify(secret, headers, BODY, now=NOW)
-
-
-def test_changed_bodies_old_messages_and_other_secrets_fail():
+def test_headers_name_the_message_its_time_and_signature():
     secret = new_secret()
     headers = signed_headers(secret, "evt_1", NOW, BODY)
-    for arguments in (
-        (secret, headers, BODY + b" "),
-        (new_secret(), headers, BODY),
-        (secret, {}, BODY),
-    ):
-        with pytest.raises(BadSignature):
-            verify(*arguments, now=NOW)
-    with pytest.raises(BadSignature, match="within 300 s"):
-        verify(secret, headers, BODY, now=NOW + 301)
+    assert headers == {
+        "webhook-id": "evt_1",
+        "webhook-timestamp": str(NOW),
+        "webhook-signature": sign(secret, "evt_1", NOW, BODY),
+    }
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ def _departures(table: pa.Table, rng: np.random.Generator) -> pa.Table:
     background = value - rng.normal(0, 1, count)
     analysis = value - rng.normal(0, 0.5, count)
     columns = {
+        "obs_bias": np.full(count, None),
         "hofx_background": background,
         "hofx_analysis": analysis,
         "background_departure": value - background,

@@ -103,6 +103,29 @@ def test_odb_is_read_back_by_another_reader(product, tmp_path):
     assert frame["statid@hdr"].iloc[-1] == "0-20000-0-00004"
 
 
+def test_outside_files_hold_values_with_their_bias_and_name_it(tmp_path):
+    table = make_feedback(stations=4, sondes=1)
+    bias = np.zeros(len(table))
+    bias[-1] = 0.75
+    column = pa.array(bias, pa.float64(), mask=bias == 0)
+    i = table.schema.get_field_index("obs_bias")
+    product = make_product(members=2, feedback=table.set_column(i, table.schema.field(i), column))
+    measured = float_column(table, "obs_value") + bias
+    [(path, _)] = write_odb(product, tmp_path)
+    with path.open("rb") as stream:
+        frame = pyodc.read_odb(stream, single=True)
+    np.testing.assert_array_equal(frame["obsvalue@body"], measured)
+    assert frame["biascorr@body"].iloc[-1] == 0.75
+    departure = measured[-1] - 0.75 - frame["hofx_background@appa"].iloc[-1]
+    assert frame["fg_depar@body"].iloc[-1] == pytest.approx(departure)
+    path = write(product, tmp_path)[1][0]
+    with xr.open_datatree(path, engine="netcdf4") as tree:
+        values = tree["ObsValue"]["windEastward"].values
+        biases = tree["ObsBias"]["windEastward"].values
+    assert biases[np.isfinite(biases)].tolist() == [0.75]
+    assert values[np.isfinite(biases)] == [pytest.approx(measured[-1])]
+
+
 def test_every_variable_has_its_names_outside():
     assert set(IODA_NAMES) == set(VARIABLES) == set(VARNO)
 

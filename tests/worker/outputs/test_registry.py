@@ -13,7 +13,9 @@ from worker.results.outputs.formats import OUTPUTS
 
 
 def test_the_formats_of_a_job_are_known():
-    assert set(OUTPUTS) == {"netcdf", "zarr", "grib2", "feedback", "odb", "quicklook"}
+    assert set(OUTPUTS) == {
+        "netcdf", "zarr", "grib2", "background", "feedback", "odb", "quicklook",
+    }  # fmt: skip
     for spec in (FilteringSpec, ForecastSpec, ReanalysisSpec):
         assert set(spec.model_fields["outputs"].default) <= set(OUTPUTS)
     assert all(len(form.description) < 60 for form in OUTPUTS.values())
@@ -26,7 +28,8 @@ def test_every_format_writes_files_with_a_role_and_a_media_type(tmp_path, name):
     assert written and {path for path, _ in written} == set(tmp_path.iterdir())
     for path, role in written:
         described = describe_file(path, role)
-        assert described.size > 0 and described.role in ("data", "feedback", "quicklook")
+        assert described.size > 0
+        assert described.role in ("data", "background", "feedback", "quicklook")
         binary = "application/octet-stream"
         assert described.media_type != binary or path.suffix == ".odb"
 
@@ -49,7 +52,7 @@ except (OSError, StorageError) as error:
 """
 
 
-@pytest.mark.parametrize("name", ["netcdf", "zarr", "grib2", "feedback", "quicklook"])
+@pytest.mark.parametrize("name", ["netcdf", "zarr", "grib2", "background", "feedback", "quicklook"])
 def test_a_file_that_cannot_be_finished_is_not_there(tmp_path, name):
     """A limit on file sizes stands for the full disk: writes fail half way in the same places."""
     command = [sys.executable, "-c", _LIMITED, name, str(tmp_path)]

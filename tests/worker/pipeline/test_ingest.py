@@ -1,6 +1,8 @@
 """From a file to rows in the store."""
 
+import io
 import json
+import tarfile
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -62,6 +64,29 @@ def test_rows_errors_outcomes_and_counts(tmp_path, store):
     assert report.manifest.provenance["quality_control"]["bounds"]["enabled"]
 
 
+def test_an_archive_of_several_forms(tmp_path, store):
+    """Text, tables and BUFR in one compressed archive, through the limited process into the store."""
+    metar = b"SADL31 EDZW 011220 CCA\nMETAR EDDF 011220Z 24015KT 9999 M01/M03 Q1013=\n"
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, data in (("a.csv", CSV.encode()), ("b/metar.txt", metar), ("c.bufr", synop())):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    report = run(tmp_path, store, packed.getvalue(), "many.tgz", report_type="synop")
+    decoded = report.summary.decode_report
+    assert decoded["format"] == "archive"
+    assert decoded["members"]["a.csv"] == 6 and decoded["members"]["b/metar.txt"] == 5
+    # An empty SYNOP gives no row, and says so under its name.
+    assert any(q["detail"].startswith("c.bufr: synop") for q in decoded["quarantined"])
+    rows = store.read_window(WINDOW).to_pylist()
+    found = {r["variable"]: r for r in rows if r["station_id"] == "EDDF"}
+    assert found["2m_dewpoint_temperature"]["obs_value"] == pytest.approx(270.15)
+    assert found["2m_dewpoint_temperature"]["obs_error"] == 3.0
+    assert {r["rejected_by"] for r in found.values()} == {None}
+    assert {r["update_sequence"] for r in found.values()} == {1}
+
+
 def test_running_twice_gives_the_same(tmp_path, store):
     first = run(tmp_path, store, CSV)
     again = run(tmp_path, store, CSV)
@@ -88,7 +113,7 @@ def test_overrides_of_errors_and_checks(tmp_path, store):
         (b"", "x.csv", "empty_file"),
         (b"PAR1" + b"\0" * 100, "x.parquet", "undecodable"),
         (b"time,lat\n1,2\n", "x.csv", "invalid_table"),
-        (b"\x1f\x8b" + b"\0" * 50, "x.bufr", "compressed_archive"),
+        (b"\x1f\x8b" + b"\0" * 50, "x.bufr", "undecodable"),
         (b"BUFR\0\0\1\4" + b"\xff" * 300, "x.bufr", None),
     ],
 )

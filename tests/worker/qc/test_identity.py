@@ -254,3 +254,15 @@ def test_station_pressure_and_the_one_derived_from_it_are_one_measurement():
     assert outcomes(unplaced, stage="select", **free) == ["duplicate", None]
     refused = report(PRESSURES, elevation=220.0, rejected_by=["difference", None])
     assert outcomes(refused, stage="select", **free) == ["difference", None]
+
+
+HUMIDITIES = {"2m_dewpoint_temperature": 278.0, "2m_relative_humidity": 0.7}
+
+
+def test_dewpoint_and_relative_humidity_of_a_report_are_one_measurement():
+    free = {"withholding": {"share": 0.0}}
+    assert outcomes(report(HUMIDITIES), stage="select", **free) == [None, "duplicate"]
+    refused = report(HUMIDITIES, rejected_by=["bounds", None])
+    assert outcomes(refused, stage="select", **free) == ["bounds", None]
+    apart = report(HUMIDITIES, time=np.array([NOON, NOON + 60 * MINUTE]))
+    assert outcomes(apart, stage="select", **free) == [None, None]

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import DecodeError
 from worker.observations.columns import count_values
+from worker.observations.station_list import default_list
 
 __all__ = [
     "DecodeContext",
     "DecodeReport",
     "Decoded",
     "Decoder",
+    "FileBudget",
     "KEPT_QUARANTINED",
     "MessageLimits",
     "Quarantined",
@@ -43,8 +44,8 @@ REASONS: Mapping[str, str] = {
     "empty_file": "the file holds no bytes",
     "unknown_format": "neither the first bytes nor the name belong to a known format",
     "wrong_format": "the content is not what the name or the sender says",
-    "alphanumeric": "alphanumeric code (CREX, SYNOP, TEMP, METAR text): send the BUFR version",
-    "compressed_archive": "a compressed file or archive inside the upload: send it unpacked",
+    "alphanumeric": "alphanumeric code of a kind that is not read: send the BUFR version",
+    "compressed_archive": "an archive of a kind that is not read, or in too many layers: unpack it",
     "no_messages": "no message found",
     # frames
     "bad_frame": "length, sections or end mark of the message contradict each other",
@@ -110,6 +111,7 @@ class DecodeReport(BaseModel):
             ("020003 presentWeather"); each element of a message is used, set aside or counted here.
         values_set_aside: Values of variables that gave no row, by reason and variable
             ("no_level temperature").
+        members: Rows of each file of an archive, by name; the first thousand.
     """
 
     format: str = ""
@@ -128,6 +130,7 @@ class DecodeReport(BaseModel):
     notes: Counter[str] = Field(default_factory=Counter)
     not_used: Counter[str] = Field(default_factory=Counter)
     values_set_aside: Counter[str] = Field(default_factory=Counter)
+    members: Counter[str] = Field(default_factory=Counter)
 
     def reject(
         self,
@@ -171,6 +174,7 @@ class DecodeReport(BaseModel):
             "notes",
             "not_used",
             "values_set_aside",
+            "members",
         ):
             getattr(self, name).update(getattr(other, name))
         self.quarantined = (self.quarantined + other.quarantined)[:KEPT_QUARANTINED]
@@ -193,6 +197,40 @@ class MessageLimits:
     replications: int = 20_000
 
 
+class FileBudget:
+    """Counts the values of a file against what a file of its size may hold.
+
+    Few bytes may stand for millions of values (constant fields, repeated rows), which take
+    minutes to decode. Real files hold less than a value in two bits; small ones get a flat sum.
+
+    Arguments:
+        size: Of the file in bytes.
+    """
+
+    FLAT = 20_000_000
+    PER_BYTE = 8
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.most = self.FLAT + self.PER_BYTE * size
+        self.taken = 0
+
+    def take(self, values: int = 0) -> None:
+        """Count values that are about to be decoded.
+
+        Raises:
+            DecodeError: With reason `too_large`, once they are more than the budget.
+        """
+        self.taken += values
+        if self.taken > self.most:
+            raise DecodeError(
+                f"Expected at most {self.most} values in a file of {self.size} bytes; got more. "
+                "Send it in parts.",
+                reason="too_large",
+                limit=self.most,
+            )
+
+
 def _no_mark(offset: int) -> None:
     """Record nothing."""
 
@@ -207,6 +245,7 @@ class DecodeContext:
         limits: Bounds for one message.
         options: What the sender chose, by name; the schema is the format's (`decoders/options.py`).
         file_name: As the sender called it; empty where the path has that name.
+        stations: Path of the list of stations of the installation, empty for none.
         byte_range: First byte, and the one after the last, in which messages to decode begin;
             None for the whole file.
         skip: Messages that brought an earlier process down, with the reason by offset.
@@ -218,6 +257,7 @@ class DecodeContext:
     limits: MessageLimits = field(default_factory=MessageLimits)
     options: Mapping[str, Any] = field(default_factory=dict)
     file_name: str = ""
+    stations: str = field(default_factory=default_list)
     byte_range: tuple[int, int] | None = None
     skip: Mapping[int, str] = field(default_factory=dict)
     mark: Callable[[int], None] = _no_mark
@@ -269,6 +309,8 @@ def parse_times(texts: np.ndarray) -> np.ndarray:
 
     A date without a clock, such as `2025-01`, is no time of an observation.
     """
+    import pandas as pd  # noqa: PLC0415 (memory that decoding BUFR does without)
+
     series = pd.Series(texts, dtype=object)
     parsed = pd.to_datetime(series, errors="coerce", utc=True, format="ISO8601")
     clocked = series.astype(str).str.contains(r"\d[Tt ]\d", regex=True).to_numpy(bool)

@@ -14,8 +14,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,10 +27,24 @@ from model.domain.errors import DecodeError
 from model.domain.observations import empty_table
 from worker.observations.columns import concat_tables, set_column
 from worker.observations.decoders.base import DecodeContext, Decoded, Decoder, DecodeReport
-from worker.observations.formats import FORMATS, detect_format
-from worker.sandbox import Interrupted, Limits, per_file_limits, run_limited, scratch_prefix
+from worker.observations.formats import ARCHIVE, FORMATS, detect_format
+from worker.sandbox import (
+    Interrupted,
+    Limits,
+    memory_share,
+    per_file_limits,
+    run_limited,
+    scratch_prefix,
+)
 
-__all__ = ["decode_file", "decode_limited", "decode_many_limited"]
+__all__ = [
+    "FileToDecode",
+    "decode_file",
+    "decode_in_one_child",
+    "decode_limited",
+    "decode_many_limited",
+    "distinct_profiles",
+]
 
 
 def decode_file(
@@ -69,6 +83,8 @@ _FIRST_PAUSE = 0.5  # seconds
 _alone = threading.Lock()
 _FILES_PER_CHILD = 200
 _BYTES_HELD_PER_BYTE = 8
+_EXPANSION = 4
+"""Bytes that come out of an archive for each, in the usual case; one file is unpacked at a time."""
 
 
 def decode_limited(
@@ -112,10 +128,10 @@ def decode_limited(
         report.merge(part.report)
     report.size = path.stat().st_size
     report.bytes_between += report.size - sum(part.report.size for part in found)
-    return Decoded(concat_tables(_distinct_profiles([part.table for part in found])), report)
+    return Decoded(concat_tables(distinct_profiles([part.table for part in found])), report)
 
 
-def _distinct_profiles(tables: list[pa.Table]) -> list[pa.Table]:
+def distinct_profiles(tables: list[pa.Table]) -> list[pa.Table]:
     """Return the tables with profiles numbered on from table to table."""
     shifted, first = [], 0
     for table in tables:
@@ -135,7 +151,7 @@ def _spans(path: Path, parts: int) -> list[tuple[int, int]]:
 def _decode_in_child(
     path: Path, format: str | None, context: DecodeContext, limits: Limits | None
 ) -> Decoded:
-    limits = _with_room(limits or Limits(), path)
+    limits = _with_room(limits or Limits(), path, _EXPANSION if format == ARCHIVE else 1)
     skip: dict[int, str] = {}
     deaths: Counter[int] = Counter()
     with TemporaryDirectory(prefix=scratch_prefix("mark"), dir=limits.temp_dir) as folder:
@@ -181,10 +197,13 @@ def _pause_after(error: Interrupted, deaths: Counter[int]) -> None:
     time.sleep(_FIRST_PAUSE * 2 ** (count - 1))
 
 
-def _with_room(limits: Limits, path: Path) -> Limits:
-    """Return the limits with memory for a large file: its bytes are mapped and its rows are held."""
-    room = _BYTES_HELD_PER_BYTE * path.stat().st_size
-    return replace(limits, address_space=limits.address_space + room)
+def _with_room(limits: Limits, path: Path, expansion: int = 1) -> Limits:
+    """Return the limits with memory for a large file: its bytes are mapped and its rows are held.
+
+    It gets no more than its share of the machine, whatever its size.
+    """
+    held = _BYTES_HELD_PER_BYTE * expansion * path.stat().st_size
+    return replace(limits, address_space=min(limits.address_space + held, memory_share()))
 
 
 def _rejected_file(path: Path, format: str | None, reason: str, message: str) -> Decoded:
@@ -206,61 +225,100 @@ def _decode(
     return decoded.table, decoded.report.model_dump(mode="json")
 
 
+@dataclass(frozen=True)
+class FileToDecode:
+    """A file, its format (None recognises it) and its context."""
+
+    path: Path
+    format: str | None
+    context: DecodeContext
+
+
 def decode_many_limited(
     paths: Sequence[str | Path],
     context: DecodeContext | None = None,
     limits: Limits | None = None,
 ) -> Iterator[tuple[Path, Decoded]]:
     """Yield each file with its rows and report, several files per child; limits hold for each file."""
-    limits = limits or Limits()
     context = context or DecodeContext()
-    waiting = [Path(path).resolve() for path in paths]
-    while waiting:
-        some, waiting = waiting[:_FILES_PER_CHILD], waiting[_FILES_PER_CHILD:]
-        with TemporaryDirectory(prefix=scratch_prefix("many"), dir=limits.temp_dir) as folder:
-            broad = replace(limits, wall_seconds=limits.wall_seconds * (len(some) + 1))
-            broad = _with_room(broad, max(some, key=lambda path: path.stat().st_size))
-            failure: DecodeError | None = None
-            try:
-                run_limited(
-                    _decode_many, [str(p) for p in some], context, folder, limits, limits=broad
-                )
-            except DecodeError as error:
-                failure = error
-            for number, path in enumerate(some):
-                decoded = _stored_result(Path(folder), number)
-                if decoded is None and failure is not None:
-                    # The child died on this file; a child of its own finds the message.
-                    decoded = decode_limited(path, None, context, limits)
-                    waiting = some[number + 1 :] + waiting
-                yield path, decoded or _rejected_file(path, None, "crashed", "no result")
-                if failure is not None and not _result_path(Path(folder), number).exists():
-                    break
+    files = [FileToDecode(Path(path).resolve(), None, context) for path in paths]
+    while files:
+        some, files = files[:_FILES_PER_CHILD], files[_FILES_PER_CHILD:]
+        found = decode_in_one_child(some, limits)
+        yield from zip((file.path for file in some), found, strict=False)
+        if rest := some[len(found) :]:
+            # The child died on this file; a child of its own finds the message.
+            yield rest[0].path, decode_limited(rest[0].path, None, context, limits)
+            files = rest[1:] + files
 
 
-def _result_path(folder: Path, number: int) -> Path:
-    return folder / f"{number}.json"
+def decode_in_one_child(
+    files: Sequence[FileToDecode],
+    limits: Limits | None = None,
+    together_seconds: float | None = None,
+) -> list[Decoded]:
+    """Decode files one after the other in one child; return what came out before it ended early.
+
+    The child is thrown away after a fault: the file after the last one returned is the one it met
+    it at.
+
+    Arguments:
+        files: What to decode.
+        limits: Those of time hold for each file.
+        together_seconds: Time on the clock for all of them; None for as long as each may take.
+
+    Raises:
+        StorageError: If the child met a full disk or a failing device.
+        OSError: If no child can be started, for example because the disk is full.
+    """
+    limits = limits or Limits()
+    with TemporaryDirectory(prefix=scratch_prefix("many"), dir=limits.temp_dir) as folder:
+        results = Path(folder) / "results"
+        results.touch()
+        seconds = together_seconds or limits.wall_seconds * (len(files) + 1)
+        broad = replace(limits, wall_seconds=seconds)
+        broad = _with_room(broad, max((file.path for file in files), key=_size))
+        plain = [(str(file.path), file.format, file.context) for file in files]
+        with suppress(DecodeError):
+            run_limited(_decode_each, plain, str(results), limits, limits=broad)
+        return list(_complete_results(results))
 
 
-def _decode_many(paths: list[str], context: DecodeContext, folder: str, limits: Limits) -> None:
-    """Decode in the child, one result for each file, so that those before a crash are kept."""
-    for number, path in enumerate(paths):
-        per_file_limits(limits)
-        decoded = decode_file(path, None, context)
-        with (
-            pa.OSFile(f"{folder}/{number}.arrow", "wb") as sink,
-            pa.ipc.new_file(sink, decoded.table.schema) as writer,
-        ):
-            writer.write_table(decoded.table)
-        part = Path(folder) / "part"
-        part.write_text(json.dumps(decoded.report.model_dump(mode="json")))
-        part.rename(_result_path(Path(folder), number))
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
-def _stored_result(folder: Path, number: int) -> Decoded | None:
-    found = _result_path(folder, number)
-    if not found.exists():
-        return None
-    with pa.memory_map(str(folder / f"{number}.arrow")) as source:
-        table = pa.ipc.open_file(source).read_all()
-    return Decoded(table, DecodeReport.model_validate(json.loads(found.read_text())))
+_FRAME = struct.Struct("<QQ")
+
+
+def _decode_each(
+    files: Sequence[tuple[str, str | None, DecodeContext]], results: str, limits: Limits
+) -> None:
+    """Decode in the child and append each result at once, so that those before a crash are kept."""
+    with open(results, "ab", buffering=0) as sink:
+        for path, format, context in files:
+            per_file_limits(limits)
+            decoded = decode_file(path, format, context)
+            report = json.dumps(decoded.report.model_dump(mode="json")).encode()
+            rows = pa.BufferOutputStream()
+            with pa.ipc.new_stream(rows, decoded.table.schema) as writer:
+                writer.write_table(decoded.table)
+            content = rows.getvalue()
+            whole = memoryview(_FRAME.pack(len(report), len(content)) + report + bytes(content))
+            while whole:
+                whole = whole[sink.write(whole) :]
+
+
+def _complete_results(results: Path) -> Iterator[Decoded]:
+    """Yield the results in the file that a child wrote, up to one that it could not finish."""
+    data = results.read_bytes()
+    at = 0
+    while at + _FRAME.size <= len(data):
+        report, rows = _FRAME.unpack_from(data, at)
+        at += _FRAME.size
+        if at + report + rows > len(data):
+            return
+        about = DecodeReport.model_validate(json.loads(data[at : at + report]))
+        content = pa.py_buffer(data).slice(at + report, rows)
+        yield Decoded(pa.ipc.open_stream(content).read_all(), about)
+        at += report + rows

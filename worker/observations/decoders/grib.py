@@ -17,11 +17,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from model.domain.errors import DecodeError
 from model.domain.grids import Grid
 from model.domain.regrid import cell_index
 from model.domain.variables import VARIABLES
 from worker.observations.columns import build_table, concat_tables
-from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, MessageLimits
+from worker.observations.decoders.base import (
+    DecodeContext,
+    Decoded,
+    DecodeReport,
+    FileBudget,
+    MessageLimits,
+)
 from worker.observations.decoders.grib_products import get as _get
 from worker.observations.decoders.grib_products import not_a_state, seconds
 from worker.observations.decoders.options import GribOptions
@@ -127,8 +134,12 @@ def fields(
         limits: Bounds of one message.
         report: Takes the counts.
         context: Its `mark` is called before each message; messages to `skip` are counted only.
+
+    Raises:
+        DecodeError: Once the fields have more points than a file of this size may.
     """
     context = context or DecodeContext()
+    budget = FileBudget(path.stat().st_size)
     if not path.stat().st_size:
         report.reject("empty_file")
         return
@@ -141,17 +152,19 @@ def fields(
                 continue
             context.mark(offset)
             before = report.rows
-            yield from _message(data[offset : offset + length], offset, limits, report)
+            yield from _message(data[offset : offset + length], offset, limits, report, budget)
             report.bytes_decoded += length if report.rows > before else 0
 
 
 def _message(
-    message: bytes, offset: int, limits: MessageLimits, report: DecodeReport
+    message: bytes, offset: int, limits: MessageLimits, report: DecodeReport, budget: FileBudget
 ) -> Iterator[GribField]:
     try:
         for handle in _handles(message):
             try:
-                field = _field(handle, offset, len(message), limits, report)
+                field = _field(handle, offset, len(message), limits, report, budget)
+            except DecodeError:  # the budget of the file, which is refused as a whole
+                raise
             except (eccodes.CodesInternalError, ValueError) as error:
                 report.reject("undecodable", offset, len(message), str(error))
                 field = None
@@ -186,7 +199,12 @@ def _handles(message: bytes) -> Iterator[int]:
 
 
 def _field(
-    handle: int, offset: int, length: int, limits: MessageLimits, report: DecodeReport
+    handle: int,
+    offset: int,
+    length: int,
+    limits: MessageLimits,
+    report: DecodeReport,
+    budget: FileBudget,
 ) -> GribField | None:
     short, kind = _get(handle, "shortName", str), _get(handle, "typeOfLevel", str)
     level, points = _get(handle, "level", float), _get(handle, "numberOfDataPoints", int) or 0
@@ -203,6 +221,7 @@ def _field(
     if points > limits.values:
         report.reject("too_large", offset, length, f"{described}: {points} points")
         return None
+    budget.take(points)
     units = "gpm" if short == "gh" else str(_get(handle, "units", str))
     factors = conversion(units, variable)
     if factors is None:

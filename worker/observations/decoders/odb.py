@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -63,7 +63,9 @@ def decode_odb(path: Path, context: DecodeContext) -> Decoded:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pandas warns about fragmented frames inside pyodc
-            frames = list(pyodc.read_odb(file))
+            frames = _frames(file, context)
+    except DecodeError:
+        raise
     except Exception as error:
         # pyodc raises bare AssertionError, struct.error, KeyError and more on torn files.
         raise DecodeError(f"Expected ODB-2; {error!r}.", reason="undecodable") from error
@@ -75,6 +77,16 @@ def decode_odb(path: Path, context: DecodeContext) -> Decoded:
     table = _rows(frame, context, report)
     report.bytes_decoded, report.decoded = report.size, len(frames) if len(table) else 0
     return finish(table, report)
+
+
+def _frames(file: IO[bytes], context: DecodeContext) -> list[pd.DataFrame]:
+    """Return the frames of a file, refused as soon as they have too many rows."""
+    frames, rows = [], 0
+    for frame in pyodc.read_odb(file):
+        rows += len(frame)
+        check_rows(rows, context)
+        frames.append(frame)
+    return frames
 
 
 def _short(frame: pd.DataFrame) -> pd.DataFrame:
@@ -111,7 +123,7 @@ def _integers(frame: pd.DataFrame, name: str) -> list[int]:
 
 def _rows(frame: pd.DataFrame, context: DecodeContext, report: DecodeReport) -> pa.Table:
     options, own = OdbOptions.of(context.options), "variable" in frame.columns
-    names, kinds = _variables(frame)
+    names, kinds = _variables(frame, options)
     value, error = _numbers(frame, "obsvalue"), _errors(frame)
     reference, top = (_numbers(frame, f"vertco_reference_{n}") for n in (1, 2))
     networks, stations = _networks(frame, options), _texts(frame, "statid")
@@ -196,13 +208,34 @@ def _number_counts(numbers: np.ndarray) -> list[tuple[float, int]]:
     return list(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def _variables(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _coordinates(frame: pd.DataFrame, options: OdbOptions) -> list[int]:
+    """Return the type of the vertical coordinate of each row, -1 where missing.
+
+    Raises:
+        DecodeError: If the file gives levels without saying what they are, and no option does.
+    """
+    if "vertco_type" in frame.columns or "vertco_reference_1" not in frame.columns:
+        return _integers(frame, "vertco_type")
+    given = np.isfinite(_numbers(frame, "vertco_reference_1"))
+    if options.vertco is None:
+        aloft = [number in ODB.aloft for number in _integers(frame, "varno")]
+        if not (given & np.array(aloft)).any():
+            return [-1] * len(frame)
+        raise DecodeError(
+            "Expected the column vertco_type, which says what vertco_reference_1 is; the file has "
+            "none. Say it with the decoder option 'vertco': 'pressure' or 'height'.",
+            reason="invalid_table",
+        )
+    return [VERTCO[options.vertco] if level else -1 for level in given.tolist()]
+
+
+def _variables(frame: pd.DataFrame, options: OdbOptions) -> tuple[np.ndarray, np.ndarray]:
     """Return variable and vertical kind of each row, shape (rows,).
 
     The variable is empty where the number is unknown, the kind where a level is needed and none of
     a known type is given. One number may stand for a variable at the surface and one aloft.
     """
-    varno, vertco = _integers(frame, "varno"), _integers(frame, "vertco_type")
+    varno, vertco = _integers(frame, "varno"), _coordinates(frame, options)
     names = np.full(len(frame), "", dtype=object)
     kinds = names.copy()
     own = _texts(frame, "variable")

@@ -4,6 +4,7 @@ What the service itself tells a decoder is not among them: it travels in fields 
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -20,7 +21,14 @@ from model.domain.observations import REPORT_TYPES
 from model.domain.variables import VARIABLES
 from worker.observations.units import conversion
 
-__all__ = ["DecoderOptions", "GribOptions", "IodaOptions", "OdbOptions", "TableOptions"]
+__all__ = [
+    "BufrOptions",
+    "DecoderOptions",
+    "GribOptions",
+    "IodaOptions",
+    "OdbOptions",
+    "TableOptions",
+]
 
 
 def _known(kind: str, registry: Mapping[str, Any]) -> Any:
@@ -37,7 +45,7 @@ ReportTypeName = Annotated[str, _known("report type", REPORT_TYPES)]
 
 
 class DecoderOptions(BaseModel):
-    """The options of every format; BUFR has no others."""
+    """The options of every format."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -75,6 +83,19 @@ class _PlainUnits(DecoderOptions):
     )
 
 
+class BufrOptions(DecoderOptions):
+    """BUFR; both fields concern PrepBUFR files of NCEP only."""
+
+    event: Literal["used", "original"] = Field(
+        default="used",
+        description="Which value of a stack of events: the one that the sender's analysis was given, "
+        "or the one first reported.",
+    )
+    file_errors: bool = Field(
+        default=False, description="Take the observation errors of the file instead of the table's."
+    )
+
+
 class TableOptions(_PlainUnits):
     """Parquet, CSV and GeoJSON."""
 
@@ -95,6 +116,9 @@ class OdbOptions(_PlainUnits):
     )
     clock: Literal["hhmm", "hhmmss"] | None = Field(
         default=None, description="Digits of the column `time`."
+    )
+    vertco: Literal["pressure", "height"] | None = Field(
+        default=None, description="What `vertco_reference_1` is, in files without `vertco_type`."
     )
     ignore_status: bool = Field(
         default=False, description="Keep values that the sender's assimilation rejected."
@@ -140,3 +164,48 @@ class GribOptions(DecoderOptions):
     def _listed(cls, value: Any) -> Any:
         """Take a JSON list as well."""
         return tuple(value) if isinstance(value, list) else value
+
+
+class StationPlace(BaseModel):
+    """Where a station is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    lat: float = Field(ge=-90.0, le=90.0, description="Degrees north.")
+    lon: float = Field(ge=-180.0, le=360.0, description="Degrees east.")
+    elevation: float | None = Field(default=None, description="Metres above mean sea level.")
+    barometer: float | None = Field(default=None, description="Height of the barometer, likewise.")
+
+
+class TextOptions(DecoderOptions):
+    """Alphanumeric bulletins."""
+
+    reference_time: datetime | None = Field(
+        default=None,
+        strict=False,
+        description="A time shortly after the reports, which give day and hour alone.",
+    )
+    stations: dict[str, StationPlace] = Field(
+        default_factory=dict, description="Places of stations, before those of the installation."
+    )
+
+
+class ArchiveOptions(DecoderOptions):
+    """Compressed files and archives: the options of the files inside, by format."""
+
+    bufr: BufrOptions = BufrOptions()
+    grib: GribOptions = GribOptions()
+    csv: TableOptions = TableOptions()
+    parquet: TableOptions = TableOptions()
+    geojson: TableOptions = TableOptions()
+    ioda: IodaOptions = IodaOptions()
+    odb: OdbOptions = OdbOptions()
+    text: TextOptions = TextOptions()
+
+    def of_format(self, name: str) -> dict[str, Any]:
+        """Return the options of a file inside, as its sender would give them alone."""
+        field = {"ioda-netcdf": "ioda", "odb2": "odb"}.get(name, name)
+        own: dict[str, Any] = {"report_type": self.report_type} if self.report_type else {}
+        if isinstance(inner := getattr(self, field, None), DecoderOptions):
+            own |= inner.model_dump(exclude_unset=True)
+        return own

@@ -20,6 +20,7 @@ from model.domain.files import read_yaml
 from model.domain.grids import Grid
 from model.domain.observations import QC_FLAGS
 from model.domain.registry import Registry
+from worker.observations.bias import BiasState
 from worker.observations.columns import BoolArray
 
 __all__ = [
@@ -95,6 +96,7 @@ class QCContext:
         levels: The model's levels in hPa.
         orography: Height of the model's surface in m on `grid`, with shape (nlat, nlon).
         cut_off: Last arrival accepted (UTC).
+        biases: Known biases of sensors.
     """
 
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=load_parameters)
@@ -102,6 +104,7 @@ class QCContext:
     levels: tuple[int, ...] = ()
     orography: NDArray[np.floating] | None = None
     cut_off: datetime | None = None
+    biases: BiasState | None = None
 
     def of(self, check: str) -> Mapping[str, Any]:
         """Return the parameters of one check."""

@@ -28,7 +28,7 @@ from worker.observations.columns import (
 from worker.observations.qc.base import QCContext
 from worker.observations.stations import station_codes
 
-__all__ = ["ascents", "corrections", "duplicates", "one_barometer", "two_places"]
+__all__ = ["ascents", "corrections", "duplicates", "one_barometer", "one_hygrometer", "two_places"]
 
 Codes = NDArray[np.int64]
 
@@ -342,6 +342,27 @@ def _near(first: _Form, other: _Form, p: Mapping[str, Any]) -> bool:
     return bool(late <= p["minutes"] and apart <= 1e3 * p["kilometres"])
 
 
+def one_hygrometer(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark relative humidities at 2 m where the dewpoint of the same report is in use."""
+    use = not_rejected(table) & is_one_of(table, "vertical_kind", ["surface"])
+    dewpoint = is_one_of(table, "variable", ["2m_dewpoint_temperature"]) & use
+    relative = is_one_of(table, "variable", ["2m_relative_humidity"]) & use
+    if not (dewpoint.any() and relative.any()):
+        return np.zeros(len(table), dtype=bool)
+    report = _same_report(table, context)
+    return np.asarray(relative & np.isin(report, report[dewpoint]))
+
+
+def _same_report(table: pa.Table, context: QCContext) -> NDArray[np.int64]:
+    """Return a number for each row; rows of one report of a station share it."""
+    return groups(
+        category_codes(table, "report_type")[0],
+        station_codes(table)[0],
+        time_column(table),
+        *_place(table, context),
+    )
+
+
 def one_barometer(table: pa.Table, context: QCContext) -> BoolArray:
     """Mark mean sea level pressures where the station pressure they derive from is in use.
 
@@ -352,12 +373,7 @@ def one_barometer(table: pa.Table, context: QCContext) -> BoolArray:
     reduced = is_one_of(table, "variable", ["mean_sea_level_pressure"]) & use
     if not (station.any() and reduced.any()):
         return np.zeros(len(table), dtype=bool)
-    report = groups(
-        category_codes(table, "report_type")[0],
-        station_codes(table)[0],
-        time_column(table),
-        *_place(table, context),
-    )
+    report = _same_report(table, context)
     placed = station & np.isfinite(float_column(table, "elevation"))
     return np.asarray(
         (reduced & np.isin(report, report[placed]))

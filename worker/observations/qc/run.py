@@ -9,6 +9,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from model.domain.observations import QC_FLAGS
+from worker.observations.bias import BIAS_CHECK, correct
 from worker.observations.columns import category_codes, not_rejected, reject
 from worker.observations.qc.background import (
     background_check,
@@ -31,6 +32,7 @@ from worker.observations.qc.identity import (
     corrections,
     duplicates,
     one_barometer,
+    one_hygrometer,
     two_places,
 )
 from worker.observations.qc.kinematic import profile, stuck, supersaturation, track
@@ -42,6 +44,19 @@ from worker.observations.qc.selection import (
 )
 
 __all__ = ["CHECKS", "QCReport", "run_checks"]
+
+
+def _none(table: pa.Table, context: QCContext) -> np.ndarray:
+    """Reject no row, in a check that only changes values."""
+    return np.zeros(len(table), dtype=bool)
+
+
+def _corrected(table: pa.Table, context: QCContext) -> pa.Table:
+    """Take off the known biases of sensors."""
+    if context.biases is None or "obs_bias" not in table.column_names:
+        return table
+    return correct(table, context.biases, context.of(BIAS_CHECK))
+
 
 CHECKS: tuple[Check, ...] = (
     Check("flags", "preqc", "pre", provider_flags),
@@ -66,11 +81,13 @@ CHECKS: tuple[Check, ...] = (
     Check("duplicates", "duplicate", "window", duplicates),
     Check("track", "track", "window", track),
     Check("stuck", "stuck", "window", stuck),
+    Check(BIAS_CHECK, "passive", "window", _none, prepare=_corrected),
     Check("orography", "difference", "window", orography, prepare=reduce_to_surface),
     Check("background_check", "background_check", "background", background_check),
     Check("buddy", "buddy", "background", buddy),
     Check("wind_pairs", "difference", "background", wind_pairs),
     Check("barometer", "duplicate", "select", one_barometer),
+    Check("hygrometer", "duplicate", "select", one_hygrometer),
     Check("withholding", "withheld", "select", withholding),
     Check(
         "superobbing", "thinned", "select", in_superobservation, prepare=append_superobservations
@@ -125,6 +142,8 @@ def run_checks(
         else:
             bad = check.reject(table, context)
         fresh = bad & not_rejected(table)
+        if not fresh.any():
+            continue
         _count(table, fresh, check.name, check.outcome, report)
         table = reject(table, fresh, QC_FLAGS[check.outcome])
     report.rows, report.used = len(table), int(not_rejected(table).sum())

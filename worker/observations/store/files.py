@@ -1,11 +1,14 @@
 """Name the files of the observation store and read which of them are published.
 
-    <root>/date=2025-01-01/hour=06/<arrival>__<batch>__<hash>.parquet   rows of one batch and hour
+    <root>/date=2025-01-01/hour=06/<arrival>__<owner>__<hash>.parquet   rows of one hour
     <root>/date=2025-01-01/hour=06/_compaction-000001.json              one file replaces many
-    <root>/batches/<batch>.json                                         the manifest, written last
+    <root>/commits/date=2025-01-01/hour=06.log                          manifests, a line each commit
+    <root>/batches/<batch>.json                                         manifest of a batch alone
 
-Files are never changed. A file counts only if its batch's manifest, or the newest compaction of
-its hour, names it; so readers never see half a batch, nor a row twice.
+The owner of a file is a commit of one or more batches (`worker.observations.store.commits`), or a
+batch that was published alone. Data files are never changed. A file counts only if its commit or
+its batch's manifest is there, or if the newest compaction of its hour names it; so readers never
+see half a batch, nor a row twice.
 """
 
 import json
@@ -20,9 +23,11 @@ import fsspec
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from model.domain.errors import InvalidInput, StorageError
+from worker.observations.store.commits import Commit, CommitLog, commit_hour, hour_of_batch, log_of
 
 __all__ = [
     "BatchManifest",
+    "SHARED",
     "Compaction",
     "StoreFiles",
     "StoredFile",
@@ -30,6 +35,7 @@ __all__ = [
     "hour_of",
     "parse_name",
     "partition_path",
+    "shared_path",
 ]
 
 
@@ -93,6 +99,10 @@ class Compaction(BaseModel):
     batches: tuple[str, ...]
 
 
+SHARED = "shared"
+"""Key of a provenance value that stands in a file of its own, named by its digest."""
+
+_ALWAYS = datetime(1, 1, 1, tzinfo=UTC)
 _LISTED_FROM = timedelta(hours=72)
 """Longer times are looked up by the folders that exist."""
 
@@ -169,12 +179,82 @@ class StoreFiles:
 
     def manifest(self, batch_id: str) -> BatchManifest | None:
         """Return the manifest of a batch; None while it is not published."""
+        if (log := self.log_of_batch(batch_id)) and (commit := log.of_batch(batch_id)):
+            found = next(m for m in log.content(commit) if m["batch_id"] == batch_id)
+            return BatchManifest.model_validate(self._resolved(found))
         text = self.read_text(self.batch_path(batch_id))
         return None if text is None else BatchManifest.model_validate_json(text)
 
+    def content_hashes(self, batch_ids: Iterable[str]) -> dict[str, str]:
+        """Return the hash of the rows of each batch that is published, in the order asked for."""
+        names, found = list(batch_ids), dict[str, str]()
+        commits: dict[int, tuple[CommitLog, dict[str, Commit]]] = {}
+        for name in names:
+            log = self.log_of_batch(name)
+            commit = None if log is None else log.of_batch(name)
+            if log is not None and commit is not None:
+                commits.setdefault(id(log), (log, {}))[1][commit.name] = commit
+            elif _BATCH.fullmatch(name) and (manifest := self.manifest(name)) is not None:
+                found[name] = manifest.content_hash
+        for log, some in commits.values():
+            for content in log.contents(some.values()):
+                found[content["batch_id"]] = content["content_hash"]
+        return {name: found[name] for name in names if name in found}
+
     def batches(self) -> Iterator[str]:
         """Yield the ids of all published batches, in order."""
-        yield from sorted(n[:-5] for n in self.names("batches") if n.endswith(".json"))
+        alone = {n[:-5] for n in self.names("batches") if n.endswith(".json")}
+        yield from sorted(alone.union(*(c.batches for log in self.logs() for c in log.commits())))
+
+    # -- commits
+
+    @property
+    def local(self) -> bool:
+        """Whether the store is a folder of this machine's file system, which has locks."""
+        protocol = self.filesystem.protocol
+        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    def log_of_batch(self, batch_id: str) -> CommitLog | None:
+        """Return the log that may hold a batch; None if batches like it are published alone."""
+        hour = hour_of_batch(batch_id)
+        return log_of(self.root, hour) if hour is not None and self.local else None
+
+    def logs(self, since: datetime = _ALWAYS) -> Iterator[CommitLog]:
+        """Yield the logs of the hours from `since` on, in order."""
+        if not self.local:
+            return
+        for day in self.names("commits"):
+            for name in self.names(f"commits/{day}"):
+                hour = datetime.strptime(f"{day} {name}", "date=%Y-%m-%d hour=%H.log")
+                if (hour := hour.replace(tzinfo=UTC)) >= since:
+                    yield log_of(self.root, hour)
+
+    def _resolved(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Return a manifest with the values that it shares with others in their places."""
+        provenance = {
+            key: self._shared(value[SHARED])
+            if isinstance(value, dict) and SHARED in value
+            else value
+            for key, value in manifest["provenance"].items()
+        }
+        return {**manifest, "provenance": provenance}
+
+    def _shared(self, digest: str) -> Any:
+        return json.loads(_read_shared(self.url, digest))
+
+    def owned(self, folder: str, name: str, owner: str) -> tuple[str, ...] | None:
+        """Return the batches with rows in a data file; None while it is not published.
+
+        Arguments:
+            folder: Of the hour, relative to the root.
+            name: Of the file.
+            owner: The batch or commit in its name.
+        """
+        hour = commit_hour(owner)
+        if hour is None:
+            return (owner,) if f"{folder}/{name}" in _published(self.url, owner) else None
+        commit = log_of(self.root, hour).find(owner) if self.local else None
+        return None if commit is None else commit.batches
 
     def names(self, folder: str) -> list[str]:
         """Return the file names in a folder relative to the root, sorted; empty if it does not exist."""
@@ -212,7 +292,7 @@ class StoreFiles:
         text = self.read_text(f"{folder}/{found[-1]}")
         if text is None:
             raise FileNotFoundError(found[-1])  # a newer one took its place; readers list again
-        return Compaction.model_validate_json(text)
+        return _parse_compaction(text)
 
     def known_batches(self, hours: Iterable[datetime]) -> frozenset[str]:
         """Return the batches published by now with rows in `hours`.
@@ -224,9 +304,12 @@ class StoreFiles:
         for hour in hours:
             names = self.names(partition_path(hour))
             compaction = self.compaction(hour, names)
+            replaced = _replaced(compaction)
             known.update(() if compaction is None else compaction.batches)
-            known.update(parsed[1] for name in names if (parsed := parse_name(name)))
-        return frozenset(batch for batch in known if _published(self.url, batch))
+            for name in names:
+                if name not in replaced and (parsed := parse_name(name)):
+                    known.update(self.owned(partition_path(hour), name, parsed[1]) or ())
+        return frozenset(known)
 
     def visible(
         self,
@@ -244,18 +327,17 @@ class StoreFiles:
         folder = partition_path(hour)
         names = self.names(folder)
         compaction = self.compaction(hour, names)
-        replaced = set() if compaction is None else set(compaction.replaces)
+        replaced = _replaced(compaction)
         paths = [] if compaction is None else [compaction.file.path]
         for name in names:
             parsed = parse_name(name)
-            if parsed is None or name in replaced or f"{folder}/{name}" in paths:
+            if parsed is None or name in replaced:
                 continue
-            arrival, batch = parsed
+            arrival, owner = parsed
             if cut_off is not None and arrival > cut_off:
                 continue
-            if known is not None and batch not in known:
-                continue
-            if f"{folder}/{name}" in _published(self.url, batch):
+            batches = self.owned(folder, name, owner)
+            if batches is not None and (known is None or known.issuperset(batches)):
                 paths.append(f"{folder}/{name}")
         merged = () if compaction is None else compaction.batches
         later = () if known is None else tuple(b for b in merged if b not in known)
@@ -265,13 +347,14 @@ class StoreFiles:
         """Yield the hours whose partitions may hold times in (start, end]; existing ones if many."""
         hour, last = hour_of(start), hour_of(end)
         if last - hour > _LISTED_FROM:
-            yield from self._existing(hour, last)
+            yield from self.existing(hour, last)
             return
         while hour <= last:
             yield hour
             hour += timedelta(hours=1)
 
-    def _existing(self, first: datetime, last: datetime) -> Iterator[datetime]:
+    def existing(self, first: datetime, last: datetime) -> Iterator[datetime]:
+        """Yield the hours from `first` to `last` that have a folder, in order."""
         for day in self.names(""):
             date = day.removeprefix("date=")
             if day == date or not f"{first:%Y-%m-%d}" <= date <= f"{last:%Y-%m-%d}":
@@ -289,6 +372,34 @@ def _connect(url: str) -> tuple[Any, str]:
     except (ValueError, ImportError) as error:
         raise StorageError(f"Expected a folder or an fsspec URL; got '{url}': {error}.") from error
     return filesystem, str(root).rstrip("/")
+
+
+def shared_path(digest: str) -> str:
+    """Return the path of a value that manifests share, relative to the root."""
+    return f"shared/{digest}.json"
+
+
+@lru_cache(maxsize=16)
+def _parse_compaction(text: str) -> Compaction:
+    return Compaction.model_validate_json(text)
+
+
+@lru_cache(maxsize=64)
+def _read_shared(url: str, digest: str) -> str:
+    text = StoreFiles(url).read_text(shared_path(digest))
+    if text is None:
+        raise StorageError(
+            f"Expected '{shared_path(digest)}' in the observation store, which manifests name; it "
+            "is gone. Restore it from a backup."
+        )
+    return text
+
+
+def _replaced(compaction: Compaction | None) -> frozenset[str]:
+    if compaction is None:
+        return frozenset()
+    # Its own file stands in the same folder.
+    return frozenset((*compaction.replaces, compaction.file.path.rsplit("/", 1)[1]))
 
 
 def _published(url: str, batch_id: str) -> frozenset[str]:

@@ -7,7 +7,9 @@ both. Files appear whole or not at all.
 
 import hashlib
 import io
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +24,7 @@ from model.domain.files import write_atomic
 from model.domain.observations import validate_table
 from model.domain.windows import AssimilationWindow
 from worker.observations.columns import time_column
+from worker.observations.store.commits import commit_hour
 from worker.observations.store.files import (
     BatchManifest,
     Compaction,
@@ -40,8 +43,12 @@ __all__ = [
     "ROW_GROUP",
     "compact",
     "compact_hour",
+    "by_hour",
+    "check_identity",
     "encode_rows",
     "publish",
+    "put_hour",
+    "remove_files",
     "write_file",
     "sweep_hour",
 ]
@@ -118,10 +125,8 @@ def publish(
     if (existing := files.manifest(batch_id)) is not None:
         return existing
     table = validate_table(table)
-    _check_identity(table, batch_id)
-    stored = [
-        _put_hour(files, part, hour, batch_id, received_time) for hour, part in _by_hour(table)
-    ]
+    check_identity(table, batch_id)
+    stored = [put_hour(files, part, hour, batch_id, received_time) for hour, part in by_hour(table)]
     digest = hashlib.sha256("".join(f.sha256 for f in stored).encode()).hexdigest()
     manifest = BatchManifest(
         batch_id=batch_id,
@@ -143,7 +148,8 @@ def encode_rows(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _check_identity(table: pa.Table, batch_id: str) -> None:
+def check_identity(table: pa.Table, batch_id: str) -> None:
+    """Raise InvalidInput if rows are not of the batch."""
     found = table["batch_id"].unique().to_pylist()
     if found not in ([], [batch_id]):
         raise InvalidInput(
@@ -152,11 +158,11 @@ def _check_identity(table: pa.Table, batch_id: str) -> None:
         )
 
 
-def _by_hour(table: pa.Table) -> list[tuple[datetime, pa.Table]]:
+def by_hour(table: pa.Table) -> list[tuple[datetime, pa.Table]]:
     """Return the rows of each hour, sorted by time; equal times keep the order of decoding."""
-    time = time_column(table)
-    order = np.argsort(time, kind="stable")
-    hours, first = np.unique(time[order] // _HOUR, return_index=True)
+    observed = time_column(table)
+    order = np.argsort(observed, kind="stable")
+    hours, first = np.unique(observed[order] // _HOUR, return_index=True)
     if len(hours) > MAX_HOURS:
         raise InvalidInput(
             f"Expected at most {MAX_HOURS} different hours in one batch; got {len(hours)}. "
@@ -171,13 +177,14 @@ def _by_hour(table: pa.Table) -> list[tuple[datetime, pa.Table]]:
     ]
 
 
-def _put_hour(
-    files: StoreFiles, part: pa.Table, hour: datetime, batch_id: str, received_time: datetime
+def put_hour(
+    files: StoreFiles, part: pa.Table, hour: datetime, owner: str, received_time: datetime
 ) -> StoredFile:
+    """Write the rows of one hour and owner as a file, not published yet."""
     content = encode_rows(part)
     digest = hashlib.sha256(content).hexdigest()
     stamp = f"{received_time.astimezone(UTC):%Y%m%dT%H%M%S%fZ}"
-    path = f"{partition_path(hour)}/{stamp}__{batch_id}__{digest[:16]}.parquet"
+    path = f"{partition_path(hour)}/{stamp}__{owner}__{digest[:16]}.parquet"
     write_file(files, path, content)
     return StoredFile(path=path, rows=len(part), sha256=digest)
 
@@ -212,7 +219,7 @@ def compact(
     """
     report = CompactionReport()
     for hour in files.hours(hour_of(start), end):
-        report.files_removed += sweep_hour(files, hour, grace)
+        report.files_removed += sweep_hour(files, hour, grace) + sweep_unpublished(files, hour)
         if len(files.visible(hour).paths) >= least_files:
             compaction = compact_hour(files, hour)
             report.hours += 1
@@ -256,7 +263,7 @@ def compact_hour(files: StoreFiles, hour: datetime) -> Compaction:
     except StorageError:
         winner = files.compaction(hour)
         if winner is None or winner.file.path != compaction.file.path:
-            _remove(files, [compaction.file.path])
+            remove_files(files, [compaction.file.path])
         raise
     return compaction
 
@@ -274,12 +281,34 @@ def sweep_hour(files: StoreFiles, hour: datetime, grace: timedelta) -> int:
         for name in names
         if name.startswith("_compaction-") and name < f"_compaction-{compaction.generation:06d}"
     ]
-    _remove(files, replaced)
-    _remove(files, older)
+    remove_files(files, replaced)
+    remove_files(files, older)
     return len(replaced)
 
 
-def _remove(files: StoreFiles, paths: list[str]) -> None:
+_ORPHANED = timedelta(days=1)
+
+
+def sweep_unpublished(files: StoreFiles, hour: datetime) -> int:
+    """Remove files of commits that never came about, a day after they were written."""
+    if not files.local:
+        return 0
+    folder, removed = partition_path(hour), 0
+    for name in files.names(folder):
+        parsed = parse_name(name)
+        if parsed is None or commit_hour(parsed[1]) is None:
+            continue
+        path = Path(files.path(f"{folder}/{name}"))
+        with suppress(FileNotFoundError):
+            old = time.time() - path.stat().st_mtime > _ORPHANED.total_seconds()
+            if old and files.owned(folder, name, parsed[1]) is None:
+                path.unlink()
+                removed += 1
+    return removed
+
+
+def remove_files(files: StoreFiles, paths: list[str]) -> None:
+    """Remove files that are still there."""
     for path in paths:
         try:
             files.filesystem.rm_file(files.path(path))

@@ -30,7 +30,13 @@ from pyodc.constants import DataType
 from model.domain.errors import InvalidInput, StorageError
 from model.domain.observations import FEEDBACK_SCHEMA, QC_FLAGS, validate_table
 from model.domain.variables import VARIABLES
-from worker.observations.columns import category_codes, float_column, groups, time_column
+from worker.observations.columns import (
+    category_codes,
+    float_column,
+    groups,
+    set_column,
+    time_column,
+)
 from worker.observations.lexicons import IODA_NAMES, OBSTYPE, VARNO, VERTCO
 from worker.results.outputs.formats import product_file, put_file
 from worker.results.outputs.product import Product, Written, global_attributes
@@ -46,7 +52,8 @@ __all__ = [
 ]
 
 GROUPS: Mapping[str, tuple[str, str]] = {
-    "ObsValue": ("obs_value", "observed value"),
+    "ObsValue": ("obs_value", "value as reported or reduced, the bias not taken off"),
+    "ObsBias": ("obs_bias", "bias of the sensor, taken off before departures are computed"),
     "ObsError": ("obs_error", "standard deviation of the observation error"),
     "hofx": ("hofx_background", "ensemble mean of the model equivalents of the background"),
     "hofxAnalysis": ("hofx_analysis", "ensemble mean of the model equivalents of the analysis"),
@@ -143,8 +150,15 @@ def ioda_name(variable: str) -> str:
     return IODA_NAMES.get(variable, variable)
 
 
+def _with_bias(table: pa.Table) -> pa.Table:
+    """Return the table with the biases of sensors added to the values again, as IODA and ODB have them."""
+    bias = np.nan_to_num(float_column(table, "obs_bias"), nan=0.0)
+    return set_column(table, "obs_value", float_column(table, "obs_value") + bias)
+
+
 def write_ioda(table: pa.Table, attributes: Mapping[str, Any], path: Path) -> None:
     """Write the feedback table, with the global attributes of the result."""
+    table = _with_bias(table)
     location = _locations(table) if len(table) else np.zeros(0, dtype=np.int64)
     _, first = np.unique(location, return_index=True)
     code, names = category_codes(table, "variable")
@@ -214,6 +228,7 @@ def check_ioda(table: pa.Table, path: Path) -> None:
     Raises:
         StorageError: If an observation is missing or a value differs.
     """
+    table = _with_bias(table)
     code, names = category_codes(table, "variable")
     flags, values = float_column(table, "qc_flag"), float_column(table, "obs_value")
     with netCDF4.Dataset(path) as file:
@@ -317,6 +332,7 @@ _ODB_NUMBERS = {
     "vertco_reference_1@body": "vertical",
     "vertco_reference_2@body": "vertical_top",
     "obsvalue@body": "obs_value",
+    "biascorr@body": "obs_bias",
     "fg_depar@body": "background_departure",
     "an_depar@body": "analysis_departure",
     "final_obs_error@errstat": "obs_error",
@@ -357,6 +373,7 @@ def _status(table: pa.Table) -> NDArray[np.int64]:
 
 def feedback_frame(table: pa.Table) -> pd.DataFrame:
     """Return the feedback with the columns of ODB, one row per value."""
+    table = _with_bias(table)
     moment = pd.DatetimeIndex(time_column(table).astype("datetime64[ns]")).round("s")
     columns: dict[str, Any] = {
         "seqno@hdr": np.arange(len(table), dtype=np.int64),

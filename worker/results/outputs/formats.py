@@ -50,6 +50,11 @@ class OutputFormat:
 _FORMATS = (
     OutputFormat("netcdf", "NetCDF-4, CF-1.11", "worker.results.outputs.cf:write_netcdf_product"),
     OutputFormat("zarr", "Zarr, one zip archive", "worker.results.outputs.cf:write_zarr_product"),
+    OutputFormat(
+        "background",
+        "mean and spread of the background, NetCDF, for increments",
+        "worker.results.outputs.background:write_product",
+    ),
     OutputFormat("grib2", "GRIB edition 2", "worker.results.outputs.grib2:write_product"),
     OutputFormat(
         "feedback",

@@ -96,6 +96,9 @@ class CompactionRule(_Part):
     after_hours: float = Field(default=6.0, ge=0, description="Hours younger than this wait.")
     look_back_hours: float = Field(default=168.0, gt=0, description="Older hours are left alone.")
     least_files: int = Field(default=4, ge=2, description="Hours with fewer files are left alone.")
+    new_files: int = Field(
+        default=24, ge=2, description="Hours of any age that gained so many files are merged now."
+    )
     every_minutes: float = Field(default=60.0, gt=0, description="Pause between runs.")
 
 

@@ -29,6 +29,7 @@ from worker.contract import clock
 from worker.contract.disk import DiskSettings, disk_state
 from worker.contract.layout import Layout
 from worker.contract.store import RetentionFigures, Stores
+from worker.observations.store.merging import SmallFileMerger
 from worker.observations.store.store import ObservationStore
 from worker.results.manifest import RESTART_ROLE, is_pinned, read_manifest
 from worker.results.publication import replace_manifest, update_latest
@@ -147,6 +148,7 @@ def _take_out(layout: Layout, folder: Path) -> bool:
 _LOCK_SECONDS = 900.0
 """A scheduler that dies in the middle holds others up for so long at most."""
 
+_MERGE_SECONDS = 5.0
 _LOW_SECONDS = 30.0
 """Pause between runs while the disk is low."""
 
@@ -187,6 +189,7 @@ class RetentionRunner:
     layout: Layout
     disk: DiskSettings
     _threads: dict[str, threading.Thread] = field(default_factory=dict, init=False)
+    _merger: SmallFileMerger | None = field(default=None, init=False)
 
     def tick(self) -> int:
         """Start what is due; return the number of tasks started."""
@@ -202,6 +205,8 @@ class RetentionRunner:
             seconds = 60.0 * rule.every_minutes
             merge = partial(self._compact, rule)
             started += self._start("compaction", "compaction", seconds, merge)
+            soon = partial(self._merge_small, rule)
+            started += self._start("compaction", "merging", _MERGE_SECONDS, soon)
         return started
 
     def join(self, timeout: float) -> None:
@@ -235,6 +240,15 @@ class RetentionRunner:
         report = store.compact(start, end, least_files=rule.least_files)
         if report.hours:
             log.info("compacted", **vars(report))
+
+    def _merge_small(self, rule: CompactionRule) -> None:
+        merger = self._merger
+        if merger is None or merger.most_files != rule.new_files:
+            files = ObservationStore(str(self.layout.observations)).files
+            merger = self._merger = SmallFileMerger(files, most_files=rule.new_files)
+        report = merger.turn()
+        if report.hours:
+            log.debug("merged", **vars(report))
 
 
 def _alone(redis: Redis, name: str, work: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from worker.observations.decoders.bufr.framing import Header
 from worker.observations.decoders.bufr.layout import ReportLayout
 from worker.observations.decoders.bufr.usage import Usage
 
-__all__ = ["Block", "TEXT_KEYS", "clean_text"]
+__all__ = ["Block", "LAST_USED_MARK", "TEXT_KEYS", "clean_text"]
 
 TEXT_KEYS = {
     1_006: "aircraftFlightNumber",
@@ -32,6 +32,10 @@ TEXT_KEYS = {
 _BAD_FLAGS = {1: (1,), 2: (2,), 6: (3, 4), 8: (1,)}
 """Bad values of an associated field by its meaning (0 31 021): 1 one bit, 1 is suspect; 2 two bits,
 2 is highly suspect; 6 four bits (GTSPP), 3 and 4 are bad; 8 two bits, 1 is suspect."""
+
+
+LAST_USED_MARK = 3
+"""Quality marks of NCEP: 0 keep, 1 good, 2 not checked, 3 suspect; from 4 on not used."""
 
 
 def clean_text(text: str) -> str:
@@ -128,8 +132,10 @@ class Block:
     def suspect(self, positions: np.ndarray) -> np.ndarray:
         """Return whether the associated field of each position calls its value bad, shape (N, K).
 
-        The meaning of the field is in 0 31 021, see `_BAD_FLAGS`.
+        The meaning of the field is in 0 31 021, see `_BAD_FLAGS`. Marks of NCEP files count alike.
         """
+        if self.layout.marks:
+            return self._marked_bad(positions)
         if not self.layout.associated.size:
             return np.zeros((len(self), len(positions)), dtype=bool)
         fields = np.where(positions >= 0, self.layout.associated[positions], -1)
@@ -142,3 +148,9 @@ class Block:
             axis=0,
         )
         return bad
+
+    def _marked_bad(self, positions: np.ndarray) -> np.ndarray:
+        """Return whether the mark before each position says that the value was not used, (N, K)."""
+        places = np.where(positions >= 0, self.layout.marked[positions], -1)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.at_each(places) > LAST_USED_MARK)

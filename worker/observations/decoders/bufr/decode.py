@@ -1,21 +1,24 @@
-"""Decode a BUFR file: find messages, unpack them, group them by layout, decode them by family.
-
-Families are listed in `BUFR_FAMILIES`; the first that accepts a message decodes it.
-"""
+"""Decode a BUFR file: find messages, unpack them, group them by layout, decode them by family."""
 
 import mmap
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from model.domain.errors import DecodeError
-from model.domain.registry import Registry
-from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
+from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, FileBudget
 from worker.observations.decoders.bufr.block import TEXT_KEYS, Block
+from worker.observations.decoders.bufr.dump import DumpUnpacker, PrepCollection, is_ragged
+from worker.observations.decoders.bufr.embedded import EmbeddedTables, holds_tables, is_empty
+from worker.observations.decoders.bufr.families import (
+    BUFR_FAMILIES,
+    ReportFamily,
+    family_of,
+    unsupported,
+)
 from worker.observations.decoders.bufr.framing import (
     Frame,
     Header,
@@ -26,84 +29,29 @@ from worker.observations.decoders.bufr.framing import (
 from worker.observations.decoders.bufr.identity import station_alias
 from worker.observations.decoders.bufr.message import MessagePart, Unpacker
 from worker.observations.decoders.bufr.packing import Packing
+from worker.observations.decoders.bufr.prepbufr import is_prepbufr, read_prepbufr
+from worker.observations.decoders.bufr.ragged import names_of
 from worker.observations.decoders.bufr.reports import Collector, Reports, has_position
-from worker.observations.decoders.bufr.surface import (
-    decode_buoy,
-    decode_gnss,
-    decode_scatterometer,
-    decode_ship,
-    decode_synop,
-)
-from worker.observations.decoders.bufr.upper_air import (
-    decode_aircraft,
-    decode_amv,
-    decode_profiler,
-    decode_temp,
-)
 from worker.observations.decoders.bufr.usage import element_names
+from worker.observations.decoders.options import BufrOptions
 from worker.observations.formats import HEAD_BYTES, foreign_content
 
-__all__ = ["BUFR_FAMILIES", "ReportFamily", "decode_bufr", "decode_bytes", "family_of"]
+__all__ = [
+    "BUFR_FAMILIES",
+    "ReportFamily",
+    "decode_bufr",
+    "decode_bytes",
+    "family_of",
+    "unsupported",
+]
 
 
-@dataclass(frozen=True)
-class ReportFamily:
-    """A family of reports.
-
-    Attributes:
-        description: One line for the user.
-        categories: Data categories (table A) it comes in.
-        needs: Groups of elements; the template must hold one of each group.
-        decode: Decodes a block into reports.
-    """
-
-    description: str
-    categories: Set[int]
-    needs: tuple[Set[int], ...]
-    decode: Callable[[Block], Reports]
-
-    def accepts(self, category: int, codes: Set[int]) -> bool:
-        """Return whether a message of this category with these elements belongs to the family."""
-        return category in self.categories and all(group & codes for group in self.needs)
-
-
-_SURFACE = frozenset({10_004, 10_051, 12_101, 12_001, 12_004, 11_002, 11_012, 13_011})
-_SEA = _SURFACE | {22_042, 22_043, 22_045, 22_049}
-_WIND = frozenset({11_001, 11_002, 11_003})
-_PRESSURE = frozenset({7_004, 7_009})
-
-BUFR_FAMILIES: Registry[ReportFamily] = Registry(
-    "BUFR report family",
-    "appa.bufr_families",
-    ReportFamily,
-    gnss=ReportFamily("ground-based GNSS", {0, 1, 8}, ({13_016}, {15_031, 15_079}), decode_gnss),
-    synop=ReportFamily("land stations", {0}, (_SURFACE, {4_003}), decode_synop),
-    ship=ReportFamily("ships", {1}, ({1_011}, _SEA), decode_ship),
-    buoy=ReportFamily("buoys", {1, 31}, ({1_005, 1_087, 1_003, 1_125}, _SEA), decode_buoy),
-    profiler=ReportFamily(
-        "wind profilers", {2, 6}, ({7_006, 7_007, 7_003, 10_007}, {2_003, 25_032, 2_101}, {11_006},
-        {11_001, 11_003}), decode_profiler,
-    ),
-    temp=ReportFamily("sondes and pilot balloons", {2}, (_PRESSURE, _WIND | {12_101}), decode_temp),
-    aircraft=ReportFamily(
-        "aircraft", {4}, ({7_010, 7_002, 7_004, 7_007, 10_070}, {12_101, 12_001, 11_002}), decode_aircraft
-    ),
-    amv=ReportFamily("satellite winds", {5}, ({7_004}, {11_001, 11_003}), decode_amv),
-    scatterometer=ReportFamily(
-        "scatterometer winds", {12}, ({21_102}, {11_012}, {11_011}), decode_scatterometer
-    ),
-)  # fmt: skip
-
-
-@lru_cache(maxsize=1024)
-def family_of(category: int, codes: frozenset[int]) -> str | None:
-    """Return the name of the family of a message, or None."""
-    for name, family in BUFR_FAMILIES.items():
-        if family.accepts(category, codes):
-            return name
-    return None
-
-
+_TABLE_DESCRIPTORS = (103_000, 31_001, 1)
+"""How the tables of NCEP begin."""
+_FILLING = (63_000, 63_255)
+"""Length and padding of reports in NCEP files."""
+_SECTIONS = 64
+"""First bytes of a message, in which its category and the number of its reports stand."""
 _HELD_VALUES = 1_000_000
 """Values kept in groups before they are decoded; bounds the memory of a large file."""
 
@@ -136,9 +84,9 @@ def decode_bufr(path: Path, context: DecodeContext) -> Decoded:
 def decode_bytes(data: bytes | mmap.mmap, context: DecodeContext, file_name: str = "") -> Decoded:
     """Return all observations of the messages in `data`."""
     decoder = _FileDecoder(context, len(data))
-    for frame in selected_frames(scan(data, file_name), context):
+    for frame in selected_frames(decoder.without_tables(scan(data, file_name), data), context):
         decoder.add_message(frame, data)
-    if not decoder.report.messages and context.byte_range is None:
+    if not decoder.report.messages and not decoder.report.notes and context.byte_range is None:
         reason, detail = foreign_content(data[:HEAD_BYTES]) or ("no_messages", "no BUFR mark")
         raise DecodeError(f"Expected BUFR messages; got {detail}.", reason=reason)
     return decoder.finish()
@@ -169,8 +117,47 @@ class _FileDecoder:
         self.not_used: Counter[int] = Counter()
         self.version = 0
         self.held = 0
+        self.budget = FileBudget(size)
         self.ordinal = 0
         self.mark = context.mark
+        self.options = BufrOptions.of(context.options)
+        self.tables = EmbeddedTables()
+        self.dumps = DumpUnpacker(context.limits)
+        self.waiting: dict[tuple[str, tuple[int, ...]], PrepCollection] = {}
+
+    def without_tables(self, frames: Iterator[Frame], data: bytes | mmap.mmap) -> Iterator[Frame]:
+        """Yield frames of reports; read those that define the tables of the others.
+
+        They count as no message, and hold for all parts of a file.
+        """
+        low, high = self.context.byte_range or (0, float("inf"))
+        for frame in frames:
+            head = data[frame.offset : frame.offset + _SECTIONS]
+            special = not frame.reason and (holds_tables(head) or (self.tables and is_empty(head)))
+            if not special:
+                self.tables.complete = True
+                yield frame
+            elif kind := self._read_tables(data[frame.offset : frame.offset + frame.length]):
+                if low <= frame.offset < high:
+                    self.report.bytes_between -= frame.length
+                    self.report.notes[kind] += 1
+            else:
+                yield frame
+
+    def _read_tables(self, message: bytes) -> str:
+        """Take a message without reports; return what it is, "" if it is none of those of NCEP."""
+        if is_empty(message):
+            return "empty_messages" if self.tables else ""
+        try:
+            header = read_header(message)
+            if header.descriptors[:3] != _TABLE_DESCRIPTORS:
+                return ""
+            if self.tables.complete:
+                self.flush()
+            self.tables.add(message, header)
+        except DecodeError:
+            return ""
+        return "table_messages"
 
     def add_message(self, frame: Frame, data: bytes | mmap.mmap) -> None:
         """Unpack one message into its group, or set it aside."""
@@ -190,17 +177,48 @@ class _FileDecoder:
             self.flush()
 
     def _unpack(self, frame: Frame, message: bytes) -> None:
+        self.budget.take()
         header = read_header(message)
+        if self.tables.knows(header):
+            self._unpack_by_tables(frame, message, header)
+            return
         template = self.unpacker.template(message, header)
         family = family_of(header.category, template.codes)
         if family is None:
-            raise DecodeError(
-                f"Expected a message of one of {', '.join(BUFR_FAMILIES)}; got category "
-                f"{header.category} with {', '.join(f'{c:06d}' for c in header.descriptors[:6])}.",
-                reason="unsupported_template",
-            )
+            raise unsupported(header, template.codes)
+        self._group(frame, header, family, self.unpacker.unpack(message, header))
+
+    def _unpack_by_tables(self, frame: Frame, message: bytes, header: Header) -> None:
+        """Unpack a message by the tables of the file."""
+        nodes = self.tables.tree(header.descriptors)
+        if is_prepbufr(names_of(nodes)) and not header.compressed:
+            self._wait("", frame, message, header)
+            return
+        template = self.dumps.template_of(nodes, header.category)
+        family = family_of(header.category, template.codes)
+        if family is None:
+            raise unsupported(header, template.codes, f"NCEP's '{self.tables.kind(header)}'")
+        if is_ragged(nodes) and not header.compressed:
+            self._wait(family, frame, message, header)
+        else:
+            self._group(frame, header, family, self.dumps.unpack_by(message, header, nodes))
+
+    def _wait(self, family: str, frame: Frame, message: bytes, header: Header) -> None:
+        """Keep a message until all of its template are read side by side; no family is PrepBUFR."""
+        key = family, header.descriptors
+        collection = self.waiting.get(key) or PrepCollection(self.tables, header)
+        collection.add(message, header, frame, self.ordinal)
+        self.waiting[key] = collection
+        self.ordinal += header.subsets
+        self.held += header.data_bytes
+
+    def _group(
+        self, frame: Frame, header: Header, family: str, parts: Iterable[MessagePart]
+    ) -> None:
+        """Put the parts of a message to others of their layout."""
         update = correction_number(frame.indicator, header.update_sequence)
-        for part in self.unpacker.unpack(message, header):
+        for part in parts:
+            self.budget.take(part.layout.size * len(part.numbers))
             key = (family, id(part.layout), header.category, header.subcategory)
             group = self.groups.setdefault(key, _PartGroup(header, family))
             group.parts.append(part)
@@ -213,6 +231,12 @@ class _FileDecoder:
     def flush(self) -> None:
         """Decode all groups and count the messages that gave rows."""
         with_rows: set[Frame] = set()
+        for (family, _), collection in self.waiting.items():
+            if family:
+                self._group_padded(family, collection)
+            else:
+                with_rows |= self._decode_prepbufr(collection)
+        self.waiting.clear()
         for group in self.groups.values():
             rows = self._decode(group)
             start = 0
@@ -224,6 +248,25 @@ class _FileDecoder:
         self.report.bytes_decoded += sum(frame.length for frame in with_rows)
         self.groups.clear()
         self.held = 0
+
+    def _group_padded(self, family: str, collection: PrepCollection) -> None:
+        """Put the reports of a dump, brought to few layouts, into groups; reject the broken ones."""
+        left = set(range(len(collection.frames)))
+        for number, padded in enumerate(collection.padded(self.context.limits.replications)):
+            places = padded.reports.tolist()
+            left -= set(places)
+            if places:
+                self.groups[family, id(collection), number] = _PartGroup(
+                    collection.header,
+                    family,
+                    collection.part_of(padded),
+                    [collection.frames[place] for place in places],
+                    [collection.updates[place] for place in places],
+                    [collection.ordinals[p] - collection.numbers[p] for p in places],
+                )
+        for place in sorted(left):
+            frame, number = collection.frames[place], collection.numbers[place]
+            self.report.reject("undecodable", frame.offset, frame.length, family, number)
 
     def _decode(self, group: _PartGroup) -> np.ndarray:
         block = _stack(group)
@@ -242,6 +285,38 @@ class _FileDecoder:
         self._reject_reports(reports, rows, group, sizes)
         return rows
 
+    def _decode_prepbufr(self, collection: PrepCollection) -> set[Frame]:
+        """Decode PrepBUFR reports; return the frames that gave rows."""
+        found = read_prepbufr(
+            collection.packed,
+            original=self.options.event == "original",
+            errors=self.options.file_errors,
+            most=self.context.limits.replications,
+        )
+        frames, ordinals = collection.frames, np.array(collection.ordinals)
+        offsets = np.array([frame.offset for frame in frames])
+        with_rows = set()
+        self.report.reports += len(frames)
+        self.report.notes.update(+found.notes)
+        for reports, places in found.networks:
+            update = np.zeros(len(places), dtype=np.int64)
+            rows = self.collector.add(reports, ordinals[places], offsets[places], update)
+            for place, count in zip(places.tolist(), rows.tolist(), strict=True):
+                frame = frames[place]
+                if count:
+                    with_rows.add(frame)
+                else:
+                    number = collection.numbers[place]
+                    kind = f"{collection.packed.kind} {reports.report_type}"
+                    self.report.reject("no_values", frame.offset, frame.length, kind, number)
+        for place, why in found.refused:
+            reason = "unsupported_template" if why else "undecodable"
+            frame, number = frames[place], collection.numbers[place]
+            self.report.reject(reason, frame.offset, frame.length, why, number)
+        for name, count in found.not_used.items():
+            self.report.not_used[f"{collection.packed.kind} {name}"] += count
+        return with_rows
+
     def _reject_reports(
         self, reports: Reports, rows: np.ndarray, group: _PartGroup, sizes: list[int]
     ) -> None:
@@ -259,9 +334,10 @@ class _FileDecoder:
             elif no_position[index]:
                 reason = "no_position"
             frame = group.frames[owner[index]]
-            self.report.reject(
-                reason, frame.offset, frame.length, group.family, int(numbers[index])
-            )
+            detail = group.family
+            if reason == "no_values" and (words := BUFR_FAMILIES[group.family].empty):
+                detail = f"{detail}: {words}"
+            self.report.reject(reason, frame.offset, frame.length, detail, int(numbers[index]))
 
     def finish(self) -> Decoded:
         """Decode what is left and return the table with the report."""
@@ -269,6 +345,8 @@ class _FileDecoder:
         table = self.collector.table(self.context)
         names = element_names(self.not_used.keys(), self.version)
         for code, count in sorted(self.not_used.items()):
+            if code in _FILLING:
+                continue
             self.report.not_used[f"{code:06d} {names.get(code, '')}".rstrip()] += count
         self.report.values_set_aside += self.collector.set_aside
         self.report.count_rows(table)

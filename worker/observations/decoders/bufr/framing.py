@@ -158,7 +158,12 @@ class Header:
 
     @property
     def template(self) -> tuple[object, ...]:
-        """Key of everything that decides the expansion."""
+        """Key of everything that decides the expansion.
+
+        Without local tables the centre decides nothing, so that all centres share what is known.
+        """
+        if self.local_version in _NO_LOCAL_TABLES and not any(map(is_local, self.descriptors)):
+            return (self.descriptors, self.master_table, self.master_version)
         return (
             self.descriptors,
             self.edition,
@@ -168,6 +173,14 @@ class Header:
             self.centre,
             self.subcentre,
         )
+
+
+_NO_LOCAL_TABLES = (0, 255)
+
+
+def is_local(descriptor: int) -> bool:
+    """Return whether a descriptor FXXYYY is of a centre's own tables."""
+    return descriptor // 1_000 % 100 >= 48 or descriptor % 1_000 >= 192
 
 
 def _bad(detail: str) -> DecodeError:

@@ -3,6 +3,7 @@
 A layout is the descriptors of a report with delayed replications spelled out.
 """
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +35,9 @@ class ReportLayout:
         counts: The delayed replications that make it.
         slots: Place of each element in the expanded descriptors of the template, like all_codes.
         packing: How its values are stored, once learnt (`packing.Packing`), else None.
+        compressed: The same for compressed messages (`compressed.CompressedPacking`).
+        marks: Elements by the descriptor of the quality mark that stands before them, in files whose
+            tables have such marks (`dump.MARKS`).
     """
 
     def __init__(self, all_codes: np.ndarray, slots: np.ndarray | None = None) -> None:
@@ -43,6 +47,8 @@ class ReportLayout:
         self.slots = np.arange(len(all_codes)) if slots is None else slots
         self.counts: tuple[int, ...] = ()
         self.packing: Any = None
+        self.compressed: Any = None
+        self.marks: Mapping[int, tuple[int, ...]] = {}
         self._where: dict[int, np.ndarray] = {}
 
     @property
@@ -132,6 +138,18 @@ class ReportLayout:
         """
         operators = (self.all_codes >= 100_000) & ~np.isin(self.all_codes, _STATISTICS)
         return ~operators & ~np.isin(self.all_codes, _DESCRIBING)
+
+    @cached_property
+    def marked(self) -> np.ndarray:
+        """Position of the quality mark of each element, or -1, shape (E,)."""
+        result = np.full(len(self.codes), -1)
+        for mark, codes in self.marks.items():
+            places = self.where(mark)
+            for code in codes if places.size else ():
+                found = self.where(code)
+                before = places.searchsorted(found) - 1
+                result[found] = np.where(before >= 0, places[np.maximum(before, 0)], -1)
+        return result
 
     @cached_property
     def associated(self) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 from model.domain.errors import DecodeError
 from worker.observations.decoders.base import MessageLimits
 from worker.observations.decoders.bufr.block import TEXT_KEYS, clean_text
-from worker.observations.decoders.bufr.framing import Header, descriptor_count
+from worker.observations.decoders.bufr.compressed import describe_compressed
+from worker.observations.decoders.bufr.framing import Header, descriptor_count, is_local
 from worker.observations.decoders.bufr.layout import ReportLayout
 from worker.observations.decoders.bufr.packing import describe_storage
 from worker.observations.decoders.bufr.template import Template, check_first_count
@@ -88,6 +89,9 @@ class Unpacker:
         if not header.compressed and (packed := self._packed(message, header, template)):
             yield from packed
             return
+        if header.compressed and (part := self._compressed(message, header, template)):
+            yield part
+            return
         handle = eccodes.codes_new_from_message(message)
         try:
             if header.data_bytes > _LARGE:
@@ -98,7 +102,9 @@ class Unpacker:
             wanted = template.codes & TEXT_KEYS.keys()
             if header.compressed:
                 layout = template.layout(values, self.limits)
-                yield _rectangular(handle, layout, values, header.subsets, wanted)
+                part = _rectangular(handle, layout, values, header.subsets, wanted)
+                _note_compressed(message, header, template, part)
+                yield part
             else:
                 for part in self._ragged(handle, template, values, header.subsets, wanted):
                     _note(message, header, template, part)
@@ -129,6 +135,17 @@ class Unpacker:
             for layout, numbers, starts in found.values()
         ]
 
+    def _compressed(self, message: bytes, header: Header, template: Template) -> MessagePart | None:
+        """Return the reports of a compressed message if its layout is one that was learnt."""
+        body = header.data(message)
+        for layout in template.compressed_layouts():
+            if layout.size * header.subsets > self.limits.values:
+                continue
+            found = layout.compressed.read(body, header.subsets)
+            if found is not None:
+                return MessagePart(layout, np.arange(header.subsets), *found)
+        return None
+
     def _values(self, handle: int, header: Header) -> np.ndarray:
         try:
             # Attributes such as units and scale of each element are never asked for.
@@ -141,7 +158,7 @@ class Unpacker:
                 )
             return np.asarray(eccodes.codes_get_double_array(handle, "numericValues"))
         except eccodes.CodesInternalError as error:
-            local = any(c // 1_000 % 100 >= 48 or c % 1_000 >= 192 for c in header.descriptors)
+            local = any(map(is_local, header.descriptors))
             raise DecodeError(
                 f"Expected data that fit the descriptors; {error}.",
                 reason="needs_local_tables" if local else "undecodable",
@@ -183,9 +200,12 @@ def _expand(message: bytes, header: Header) -> Template | DecodeError:
         expanded = eccodes.codes_get_long_array(handle, "expandedDescriptors")
         return Template(tuple(int(code) for code in expanded))
     except (eccodes.CodesInternalError, UnicodeDecodeError) as error:
+        local = dict.fromkeys(code for code in header.descriptors if is_local(code))
+        named = [f"{code:06d}" for code in local]
+        what = f"local descriptors {', '.join(named[:8])}" if named else f"unknown ones ({error})"
         return DecodeError(
-            f"Expected descriptors of WMO tables; got version {header.master_version}, local "
-            f"version {header.local_version} of centre {header.centre}: {error}.",
+            f"Expected descriptors of WMO tables (version {header.master_version}); got {what} of "
+            f"centre {header.centre}, local version {header.local_version}, and no tables in the file.",
             reason="needs_local_tables",
         )
     finally:
@@ -199,6 +219,16 @@ def _note(message: bytes, header: Header, template: Template, part: MessagePart)
         return
     if template.wants(layout):
         template.learn(layout, describe_storage(message, header, layout, part.values[0]))
+
+
+def _note_compressed(message: bytes, header: Header, template: Template, part: MessagePart) -> None:
+    """Learn how compressed messages of a layout are stored."""
+    layout = part.layout
+    if part.values is None or layout.compressed is not None or layout.size > _LEARNT_SIZE:
+        return
+    if template.wants_compressed():
+        found = describe_compressed(message, header, layout, part.values, part.texts)
+        template.learn_compressed(layout, found)
 
 
 def _rectangular(

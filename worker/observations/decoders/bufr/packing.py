@@ -20,7 +20,17 @@ from worker.observations.decoders.bufr.block import TEXT_KEYS, clean_text
 from worker.observations.decoders.bufr.framing import Header
 from worker.observations.decoders.bufr.layout import ASSOCIATED, COUNTS, ReportLayout
 
-__all__ = ["Packing", "Storage", "describe_storage", "gather_bits", "make_packing", "read_bits"]
+__all__ = [
+    "Packing",
+    "Storage",
+    "TEXT_SCALE",
+    "WIDEST",
+    "describe_storage",
+    "gather_bits",
+    "make_packing",
+    "read_bits",
+    "storage_of",
+]
 
 
 def gather_bits(buffer: np.ndarray, places: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -55,13 +65,15 @@ def read_bits(body: bytes, at: int, width: int) -> int:
     return number & ((1 << width) - 1)
 
 
-_WIDEST = 56
+WIDEST = 56
+"""Most bits that are read as one number."""
+
 _FIRST_TRAILER = 222_000
 _DESCRIBED = frozenset({222_000, 236_000, 237_000})
 """Operators without data of their own whose elements keep their original widths."""
 _SIGNIFICANCE, _SIGNIFICANCE_WIDTH = 31_021, 6
 _NEVER_MISSING = (*COUNTS, 31_031, ASSOCIATED)
-_TEXT = 127
+TEXT_SCALE = 127
 """Stands for the scale of a text."""
 
 
@@ -140,8 +152,8 @@ def make_packing(layout: ReportLayout, storage: Storage) -> Packing:
         for code in TEXT_KEYS
         if (at := layout.first(code)) >= 0
     }
-    text = storage.scales == _TEXT
-    numeric = np.where(text | (widths > _WIDEST), 0, widths).astype(np.int64)
+    text = storage.scales == TEXT_SCALE
+    numeric = np.where(text | (widths > WIDEST), 0, widths).astype(np.int64)
     always = np.isin(layout.all_codes, _NEVER_MISSING)
     factors = [1.0 / 10.0**scale if scale > 0 else 10.0**-scale for scale in range(-60, 61)]
     return Packing(
@@ -168,7 +180,7 @@ def describe_storage(
     """
     handle = eccodes.codes_new_from_message(message)
     try:
-        storage = _storage(handle, layout)
+        storage = storage_of(handle, layout)
     except eccodes.CodesInternalError:
         return None
     finally:
@@ -189,7 +201,7 @@ def _confirmed(packing: Packing, body: bytes, expected: np.ndarray) -> bool:
     return bool(np.array_equal(found[shown], expected[shown], equal_nan=True))
 
 
-def _storage(handle: int, layout: ReportLayout) -> Storage | None:
+def storage_of(handle: int, layout: ReportLayout) -> Storage | None:
     """Return width, scale and reference of each element of the first report."""
     trailer = layout.all_codes[len(layout.codes) :]
     operators = trailer[trailer >= 100_000]
@@ -223,7 +235,7 @@ def _elements(handle: int, most: int) -> list[list[int]]:
             if "->" not in key:
                 entry = [eccodes.codes_get_long(handle, f"{key}->{n}") for n in names] + [0]
                 if eccodes.codes_get_string(handle, f"{key}->units") == "CCITT IA5":
-                    entry[2] = _TEXT
+                    entry[2] = TEXT_SCALE
                 found.append(entry)
             elif key.endswith("->associatedField") and found:
                 found[-1][4] = eccodes.codes_get_long(handle, f"{key}->width")

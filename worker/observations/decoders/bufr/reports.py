@@ -27,6 +27,7 @@ class Values:
         preqc: Where the provider's own flags speak against the value, same shape.
         domain: Where the value is not at the height its variable is defined at, same shape.
         time, lat, lon, elevation: Instead of those of the report, broadcastable to `value`.
+        error: One standard deviation in SI as the file gives it, same shape.
     """
 
     variable: str
@@ -39,6 +40,7 @@ class Values:
     lat: np.ndarray | None = None
     lon: np.ndarray | None = None
     elevation: np.ndarray | None = None
+    error: np.ndarray | None = None
 
 
 @dataclass
@@ -78,6 +80,7 @@ _DTYPES = {
     "vertical_kind": np.int32,
     "rejected_by": np.int32,
     "obs_value": np.float64,
+    "obs_error": np.float32,
     "vertical": np.float32,
     "time": "datetime64[ns]",
     "lat": np.float64,
@@ -175,6 +178,9 @@ class Collector:
             "vertical_kind": np.full(count, VERTICAL_KINDS.index(values.vertical_kind)),
             "rejected_by": flag,
             "obs_value": value[at],
+            "obs_error": np.full(count, np.nan)
+            if values.error is None
+            else _matrix(values.error, value)[at],
             "vertical": np.full(count, np.nan) if vertical is None else vertical[at],
             "time": pick(values.time, reports.time),
             "lat": np.clip(pick(values.lat, reports.lat), -90.0, 90.0),
@@ -222,6 +228,7 @@ class Collector:
             "vertical_kind": np.full(len(at), VERTICAL_KINDS.index("surface")),
             "rejected_by": np.full(len(at), -1),
             "obs_value": np.full(len(at), np.nan),
+            "obs_error": np.full(len(at), np.nan),
             "vertical": np.full(len(at), np.nan),
             "time": reports.time[at],
             "lat": np.clip(reports.lat[at], -90.0, 90.0),

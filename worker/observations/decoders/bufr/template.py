@@ -12,7 +12,8 @@ builds some kilobytes per value, and a legal sonde message of 1.4 MB with 65 535
 could not fit is not believed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -58,20 +59,23 @@ class Template:
 
     Arguments:
         expanded: Descriptors with sequences and fixed replications expanded.
+        storage: How each of them is stored, where that is known from the start.
 
     Attributes:
         raw: The same, definitions of reference values included.
         codes: Elements that occur.
-        seen: Parts unpacked by eccodes so far.
+        seen, seen_compressed: Parts unpacked by eccodes so far.
     """
 
-    def __init__(self, expanded: tuple[int, ...]) -> None:
+    def __init__(self, expanded: tuple[int, ...], storage: Storage | None = None) -> None:
         self.raw = expanded
         self.expanded = expanded = _without_definitions(expanded)
         self.codes = frozenset(c for c in expanded if c < 100_000)
-        self.seen = 0
+        self.seen = 0 if storage is None else 1
+        self.seen_compressed = 0
+        self._compressed_failures = 0
         self._failures = 0 if self.raw == expanded else _TRIALS
-        self._storage = Storage(*(np.full(len(expanded), _UNKNOWN) for _ in range(3)))
+        self._storage = storage or Storage(*(np.full(len(expanded), _UNKNOWN) for _ in range(3)))
         self._next_count: dict[tuple[int, ...], int] = {}
         self._count_bits: dict[tuple[int, ...], tuple[int, int]] = {}
         self._layouts: dict[tuple[int, ...], ReportLayout] = {}
@@ -88,6 +92,10 @@ class Template:
         if counts in self._layouts:
             return self._layouts[counts]
         return self._expand(lambda slots: _count(values, len(slots) - 1, limits), limits)
+
+    def walk(self, read: Callable[[list[int]], int], limits: MessageLimits) -> ReportLayout:
+        """Return the layout whose counts `read` returns when called with the slots up to each of them."""
+        return self._expand(read, limits)
 
     def packed_layout(self, body: bytes, start: int, limits: MessageLimits) -> ReportLayout | None:
         """Return the layout of the report at bit `start`, with its packing; None if that is not known."""
@@ -111,6 +119,22 @@ class Template:
         self.seen += 1
         known = self._storage.widths[layout.slots] != _UNKNOWN
         return self.seen > 1 and self._failures < _TRIALS and not known.all()
+
+    def compressed_layouts(self) -> Iterator[ReportLayout]:
+        """Yield the layouts whose compressed messages can be read without eccodes, newest first."""
+        for layout in reversed(self._layouts.values()):
+            if layout.compressed is not None:
+                yield layout
+
+    def wants_compressed(self) -> bool:
+        """Return whether a layout of compressed messages is worth learning: from the second on."""
+        self.seen_compressed += 1
+        return self.seen_compressed > 1 and self._compressed_failures < _TRIALS
+
+    def learn_compressed(self, layout: ReportLayout, found: Any) -> None:
+        """Keep how compressed messages of a layout are stored; None counts as a failure."""
+        layout.compressed = found
+        self._compressed_failures += found is None
 
     def learn(self, layout: ReportLayout, storage: Storage | None) -> None:
         """Keep how the elements of a layout are stored; None counts as a failure to find out."""

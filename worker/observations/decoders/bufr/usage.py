@@ -6,14 +6,15 @@ vanishes uncounted.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 import eccodes
 import numpy as np
 
+from worker.observations.decoders.bufr.framing import is_local
 from worker.observations.decoders.bufr.layout import ReportLayout
 
-__all__ = ["Usage", "element_names"]
+__all__ = ["Usage", "element_names", "what_it_holds"]
 
 
 class Usage:
@@ -93,7 +94,29 @@ class Usage:
         return counts + np.where(described, self._left, 0)
 
 
-_LOCAL_CLASS, _LOCAL_ELEMENT, _LAST_ELEMENT = 48, 192, 64_000
+_OTHER_CONTENT = (
+    (frozenset({12_063, 12_163, 12_158, 14_044, 14_045, 14_046}), "radiances"),
+    (frozenset({15_037, 15_036}), "bending angles or refractivity of radio occultation"),
+    (frozenset({21_062, 21_185, 21_183}), "backscatter without winds"),
+    (frozenset({22_021, 22_070, 22_074, 22_080, 22_086, 22_069, 22_011}), "waves alone"),
+    (frozenset({22_037, 22_038, 22_120, 22_121}), "tides and water levels"),
+    (frozenset({22_043, 22_044, 22_064}), "profiles of the ocean"),
+    (frozenset({15_001, 15_002, 15_003, 15_011, 15_020, 15_021, 15_023}), "gases and particles"),
+    (frozenset({30_001, 30_002, 30_004, 21_001}), "radar pictures"),
+    (frozenset({12_080, 12_081, 10_050, 13_060}), "land and sea surface from satellites"),
+    (frozenset({14_001, 14_011, 14_012, 14_017, 14_028}), "radiation"),
+    (frozenset({13_023, 13_021, 13_022, 13_011}), "precipitation over other times than an hour"),
+    (frozenset({20_058, 20_062, 20_008}), "weather and clouds alone"),
+)
+"""What messages without a variable of ours hold, by elements that tell it; the first that fits counts."""
+
+
+def what_it_holds(codes: Set[int]) -> str:
+    """Return in words what a message of these elements holds, "" if that is not known."""
+    return next((words for telling, words in _OTHER_CONTENT if telling & codes), "")
+
+
+_LAST_ELEMENT = 64_000
 _known_names: dict[int, str] = {}
 
 
@@ -107,7 +130,7 @@ def element_names(codes: Iterable[int], version: int) -> dict[int, str]:
         codes: Descriptors.
         version: Of the master table.
     """
-    wanted = {code for code in codes if not _is_local(code)}
+    wanted = {code for code in codes if code < _LAST_ELEMENT and not is_local(code)}
     unknown = sorted(wanted - _known_names.keys())
     if unknown:
         _known_names.update(dict.fromkeys(unknown, ""))
@@ -123,7 +146,3 @@ def element_names(codes: Iterable[int], version: int) -> dict[int, str]:
         finally:
             eccodes.codes_release(handle)
     return {code: _known_names[code] for code in wanted}
-
-
-def _is_local(code: int) -> bool:
-    return code >= _LAST_ELEMENT or code // 1_000 >= _LOCAL_CLASS or code % 1_000 >= _LOCAL_ELEMENT

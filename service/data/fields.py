@@ -1,0 +1,470 @@
+"""Extract horizontal fields of published results: any variable, level, time and statistic.
+
+Values are read lazily from the NetCDF or Zarr file: one level of one time, all members where the
+statistic needs them. Derived quantities are computed member by member before any statistic. The means
+and spreads that a file stores are taken from it. The newest extracted fields stay in memory, so that
+panning, zooming and the tiles of a map read the file once.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from threading import Lock
+from typing import Any
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from dask.base import compute
+from numpy.typing import NDArray
+
+from model.domain.ensembles import AntitheticPairs
+from model.domain.errors import InvalidInput, UnknownName
+from model.domain.grids import Grid
+from service.data.library import DatasetLibrary
+from service.data.views import grid_of, place
+from service.errors import NotFound
+from service.maps.answers import (
+    AvailableField,
+    DisplayUnits,
+    FieldCatalogue,
+    FieldInfo,
+    GridInfo,
+)
+from service.maps.fields import FIELDS, MapField, Parts, available_fields, field_named
+from service.maps.requests import FieldRequest, Statistic, View
+from worker.results.catalogue import Catalogue
+from worker.results.manifest import AnalysisManifest
+
+__all__ = ["Extracted", "FieldReader", "colour_maps"]
+
+KEPT = 24
+"""Extracted fields in memory: 100 MB at 0.25 degrees."""
+
+DIFFERENCES = "RdBu_r"
+SPREADS = "YlOrBr"
+PROBABILITIES = "viridis"
+BACKGROUND_ROLE = "background"
+VECTORS = ("u", "v", "u10", "v10")
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Extracted:
+    """A field on the grid of its result.
+
+    Attributes:
+        request: What was asked, with result, time and levels as found.
+        field: The quantity.
+        values: float32 (Y, X), NaN where undefined.
+        grid: Of the result.
+        manifest: Of the result.
+    """
+
+    request: FieldRequest
+    field: MapField
+    values: NDArray[np.float32]
+    grid: Grid
+    manifest: AnalysisManifest
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """Return the least and the greatest value; None for a field without any."""
+        defined = self.values[np.isfinite(self.values)]
+        return (float(defined.min()), float(defined.max())) if defined.size else (None, None)
+
+    @property
+    def vector(self) -> bool:
+        """Return whether it is a component of a vector, which turns at a pole."""
+        return self.field.name in VECTORS and self.request.statistic.kind not in (
+            "spread",
+            "probability",
+        )
+
+    @property
+    def colours(self) -> tuple[str, tuple[float, float]]:
+        """Return the suggested colour map and the values of its ends."""
+        kind, span = self.request.statistic.kind, self.field.span
+        low, high = (0.0 if x is None else x for x in self.bounds)
+        if kind == "probability":
+            return PROBABILITIES, (0.0, 1.0)
+        if kind == "spread":
+            return SPREADS, (0.0, span or high or 1.0)
+        if self.request.statistic.signed:
+            most = span or max(abs(low), abs(high)) or 1.0
+            return DIFFERENCES, (-most, most)
+        if self.field.range is None:
+            return self.field.colours, (low, high if high > low else low + 1.0)
+        return self.field.colours, self.field.range((self.request.level or np.nan) * 100.0)
+
+    @property
+    def display(self) -> DisplayUnits:
+        """Return how people read the values; departures take no offset."""
+        if self.request.statistic.kind == "probability":
+            return DisplayUnits(units="%", scale=100.0, offset=0.0)
+        shown = self.field.shown
+        plain = self.request.statistic.signed or self.request.statistic.kind == "spread"
+        units = "K" if plain and shown.units == "°C" else shown.units
+        return DisplayUnits(units=units, scale=shown.scale, offset=0.0 if plain else shown.offset)
+
+    def describe(self, grid: GridInfo) -> FieldInfo:
+        """Return the metadata of the field as it is placed on `grid`."""
+        request, manifest, statistic = self.request, self.manifest, self.request.statistic
+        colours, ends = self.colours
+        chance = statistic.kind == "probability"
+        low, high = self.bounds
+        assert request.time is not None  # noqa: S101 (found when extracted)
+        return FieldInfo(
+            result=manifest.id,
+            kind=manifest.kind,
+            flavour=manifest.flavour,
+            revision=manifest.revision,
+            field=self.field.name,
+            long_name=self.field.long_name,
+            units="1" if chance else self.field.units,
+            display=self.display,
+            level=request.level,
+            base=request.base,
+            statistic=str(statistic),
+            threshold=statistic.threshold if chance else None,
+            direction=("above" if statistic.above else "below") if chance else None,
+            other=statistic.other or None,
+            members=manifest.members,
+            valid_time=request.time,
+            reference_time=manifest.valid_time,
+            lead_hours=(request.time - manifest.valid_time).total_seconds() / 3600.0,
+            checkpoint=str(manifest.provenance.get("checkpoint", "")),
+            simulated="simulated" in manifest.flags,
+            minimum=low,
+            maximum=high,
+            colours=colours,
+            range=list(ends),
+            contour=0.0 if chance else self.field.contour,
+            grid=grid,
+        )
+
+
+class FieldReader:
+    """Extracts fields; safe to use from several threads.
+
+    Arguments:
+        library: Open data sets.
+        analyses: What is published.
+    """
+
+    def __init__(self, library: DatasetLibrary, analyses: Catalogue) -> None:
+        self._library = library
+        self._analyses = analyses
+        self._lock = Lock()
+        self._kept: OrderedDict[FieldRequest, Extracted] = OrderedDict()
+
+    def extract(self, request: FieldRequest) -> Extracted:
+        """Return a field on the grid of its result.
+
+        Raises:
+            NotFound: If there is no such result, or it holds no data set or no background.
+            UnknownName: If the result has no such field.
+            InvalidInput: If a level, time, member or statistic does not fit; the message lists what
+                does.
+            StorageError: If the file cannot be read.
+        """
+        opened = _Opened.of(self._library, self._analyses, request.result)
+        request = opened.settle(request)
+        with self._lock:
+            if request in self._kept:
+                self._kept.move_to_end(request)
+                return self._kept[request]
+        values = self._compute(opened, request)
+        found = Extracted(request, opened.field(request.name), values, opened.grid, opened.manifest)
+        with self._lock:
+            self._kept[request] = found
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return found
+
+    def view(self, request: FieldRequest, view: View) -> tuple[FieldInfo, NDArray[np.float32]]:
+        """Return the metadata and the values (rows, columns) of a field in a view."""
+        found = self.extract(request)
+        placed = place(found.values, found.grid, view, vector=found.vector)
+        return found.describe(placed.grid), placed.values
+
+    def catalogue(self, result: str) -> FieldCatalogue:
+        """Return what can be asked of a result.
+
+        Raises:
+            NotFound: If there is no such result, or it holds no data set.
+        """
+        return _Opened.of(self._library, self._analyses, result).catalogue()
+
+    def _compute(self, opened: "_Opened", request: FieldRequest) -> NDArray[np.float32]:
+        statistic = request.statistic
+        values = opened.statistic(request)
+        if statistic.kind == "increment":
+            values = values - self._background(opened, request)
+        if statistic.kind == "difference":
+            values = values - self._other(opened, request)
+        return np.asarray(values, dtype=np.float32)
+
+    def _background(self, opened: "_Opened", request: FieldRequest) -> Array:
+        manifest = opened.manifest
+        if not any(file.role == BACKGROUND_ROLE for file in manifest.files):
+            raise NotFound(
+                f"Expected a result with its background; '{manifest.id}' has none. Ask for the "
+                "output `background` when submitting the job, or take statistic=difference:ID of "
+                "an earlier forecast.",
+                analysis_id=manifest.id,
+            )
+        field = opened.field(request.name)
+        if not field.linear:
+            raise InvalidInput(
+                f"Expected statistic=increment of a field that the mean background gives; "
+                f"'{field.name}' is made of members. Ask for {' or '.join(field.needs)}.",
+                field="statistic",
+            )
+        dataset = self._library.get(manifest.id, BACKGROUND_ROLE).decoded
+        return replace(opened, dataset=dataset).statistic(request)
+
+    def _other(self, opened: "_Opened", request: FieldRequest) -> Array:
+        statistic = request.statistic
+        other = _Opened.of(self._library, self._analyses, statistic.other)
+        wanted = replace(
+            request,
+            result=statistic.other,
+            time=statistic.other_time or request.time,
+            statistic=Statistic(),
+        )
+        if other.grid.shape != opened.grid.shape or other.grid.kind != opened.grid.kind:
+            raise InvalidInput(
+                f"Expected two results on one grid; '{opened.manifest.id}' has {opened.grid.shape}, "
+                f"'{other.manifest.id}' has {other.grid.shape} ({other.grid.kind}).",
+                field="statistic",
+            )
+        return other.statistic(other.settle(wanted))
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """A result whose fields are read."""
+
+    manifest: AnalysisManifest
+    dataset: xr.Dataset
+
+    @classmethod
+    def of(cls, library: DatasetLibrary, analyses: Catalogue, name: str) -> "_Opened":
+        result = library.resolve(name)
+        return cls(analyses.get(result), library.get(result).decoded)
+
+    @property
+    def grid(self) -> Grid:
+        return grid_of(self.dataset)
+
+    @property
+    def stored(self) -> dict[str, set[str]]:
+        """Return the short names of stored variables, each with what there is of it."""
+        found: dict[str, set[str]] = {}
+        for name, variable in self.dataset.data_vars.items():
+            if {"latitude", "longitude"} <= set(variable.dims):
+                short, _, kind = str(name).partition("_")
+                found.setdefault(short, set()).add(kind or "members")
+        return found
+
+    @property
+    def times(self) -> list[datetime]:
+        moments = self.dataset["time"].values.astype("datetime64[us]").astype(object)
+        return [moment.replace(tzinfo=UTC) for moment in moments]
+
+    @property
+    def levels(self) -> list[float]:
+        """Return the pressure levels in hPa."""
+        if "air_pressure" not in self.dataset:
+            return []
+        return [float(p) / 100.0 for p in self.dataset["air_pressure"].values]
+
+    def field(self, name: str) -> MapField:
+        """Return the quantity called so.
+
+        Raises:
+            UnknownName: If this result cannot show it; lists what it can.
+        """
+        field = field_named(name)
+        if field is None or not set(field.needs) <= set(self.stored):
+            known = [f.name for f in available_fields(self.stored)]
+            raise UnknownName(
+                f"Expected a field of '{self.manifest.id}', one of {', '.join(known)}; got "
+                f"'{name[:80]}'.",
+                field="field",
+                known=known,
+            )
+        return field
+
+    def settle(self, request: FieldRequest) -> FieldRequest:
+        """Return the request with the result's id, and a time and levels that it holds."""
+        field = self.field(request.name)
+        level = self._level(request.level, "level", field.name) if field.leveled else None
+        base = None
+        if field.layer:
+            base = self._level(request.base or max(self.levels), "base", field.name)
+            if level is not None and level >= base:
+                raise InvalidInput(
+                    f"Expected 'level' above 'base'; got {level:g} and {base:g} hPa.", field="level"
+                )
+        time = self._time(request.time)
+        return replace(request, result=self.manifest.id, level=level, base=base, time=time)
+
+    def _level(self, level: float | None, name: str, field: str) -> float:
+        for known in self.levels:
+            if level is not None and abs(known - level) < 1e-3 * known:
+                return known
+        known_levels = ", ".join(f"{x:g}" for x in self.levels)
+        raise InvalidInput(
+            f"Expected '{name}' of '{field}' to be one of {known_levels} hPa; got "
+            f"{'none' if level is None else f'{level:g}'}.",
+            field=name,
+        )
+
+    def _time(self, time: datetime | None) -> datetime:
+        times = self.times
+        if time is None:
+            return next((t for t in times if t >= self.manifest.valid_time), times[-1])
+        if time in times:
+            return time
+        raise InvalidInput(
+            f"Expected a valid time of '{self.manifest.id}', {len(times)} from "
+            f"{times[0]:%Y-%m-%dT%H:%MZ} to {times[-1]:%Y-%m-%dT%H:%MZ}; got "
+            f"{time:%Y-%m-%dT%H:%MZ}.",
+            field="time",
+        )
+
+    def statistic(self, request: FieldRequest) -> Array:
+        """Return the statistic of a settled request, with shape (Y, X); of two results the first's."""
+        field, wanted = self.field(request.name), request.statistic
+        if wanted.kind == "member":
+            return np.asarray(self._derive(field, request, self._member(wanted.member))[0])
+        if wanted.kind == "spread":
+            return self._spread(field, request)
+        if wanted.kind == "probability":
+            members = self._derive(field, request, None)
+            beyond = members > wanted.threshold if wanted.above else members < wanted.threshold
+            chance = beyond.mean(axis=0)
+            return np.where(np.isfinite(members).all(axis=0), chance, np.nan)
+        if field.linear and all("mean" in self.stored[name] for name in field.needs):
+            return self._derive(field, request, "mean")
+        return np.asarray(self._derive(field, request, None).mean(axis=0, dtype=np.float64))
+
+    def _spread(self, field: MapField, request: FieldRequest) -> Array:
+        if field.formula is None and "spread" in self.stored[field.name]:
+            return self._derive(field, request, "spread")
+        members = self._derive(field, request, None)
+        spread = AntitheticPairs.of(range(len(members)), self.manifest.mirrored).std(members)
+        if spread is None:
+            raise InvalidInput(
+                f"Expected several members for statistic=spread; '{self.manifest.id}' has one.",
+                field="statistic",
+            )
+        return np.asarray(spread)
+
+    def _member(self, number: int) -> int:
+        numbers = [int(n) for n in self.dataset["realization"].values]
+        if number not in numbers:
+            raise InvalidInput(
+                f"Expected a member of '{self.manifest.id}', {numbers[0]} to {numbers[-1]}; got "
+                f"{number}.",
+                field="statistic",
+            )
+        return numbers.index(number)
+
+    def _derive(self, field: MapField, request: FieldRequest, of: str | int | None) -> Array:
+        """Return a quantity: `mean` or `spread` (Y, X), one member (1, Y, X), or all (M, Y, X)."""
+        self._check_members(field, of)
+        at = {name: self._pick(name, request, request.level, of) for name in field.needs}
+        below = {
+            name: self._pick(name, request, request.base, of)
+            for name in (field.needs if field.layer else ())
+        }
+        read: tuple[Mapping[str, Any], Mapping[str, Any]]
+        (read,) = compute((at, below))  # type: ignore[no-untyped-call]
+        if field.formula is None:
+            return np.asarray(read[0][field.name])
+        pressure = np.nan if request.level is None else request.level * 100.0
+        exact = [{name: a.astype(np.float64) for name, a in part.items()} for part in read]
+        return np.asarray(field.formula(Parts(exact[0], exact[1], pressure)))
+
+    def _check_members(self, field: MapField, of: str | int | None) -> None:
+        lacking = [n for n in field.needs if "members" not in self.stored[n]]
+        if lacking and not isinstance(of, str):
+            raise InvalidInput(
+                f"Expected the members of {', '.join(lacking)} in '{self.manifest.id}', which this "
+                "statistic needs; its file has their mean and spread. Submit with "
+                "fields=members_and_mean.",
+                field="statistic",
+            )
+
+    def _pick(
+        self, name: str, request: FieldRequest, level: float | None, of: str | int | None
+    ) -> Any:
+        """Return a stored variable lazily, members first."""
+        array = self.dataset[f"{name}_{of}" if isinstance(of, str) else name]
+        assert request.time is not None  # noqa: S101 (settled)
+        array = array.isel(time=self.times.index(request.time))
+        if "air_pressure" in array.dims:
+            array = array.isel(air_pressure=self.levels.index(level))  # type: ignore[arg-type]
+        if isinstance(of, int):
+            array = array.isel(realization=[of])
+        return array.transpose(..., "latitude", "longitude").data
+
+    def catalogue(self) -> FieldCatalogue:
+        """Return what can be asked of this result."""
+        grid, manifest = self.grid, self.manifest
+        return FieldCatalogue(
+            result=manifest.id,
+            kind=manifest.kind,
+            flavour=manifest.flavour,
+            revision=manifest.revision,
+            times=self.times,
+            levels=self.levels,
+            members=manifest.members,
+            rows=grid.nlat,
+            columns=grid.nlon,
+            simulated="simulated" in manifest.flags,
+            checkpoint=str(manifest.provenance.get("checkpoint", "")),
+            fields=[self._available(field) for field in available_fields(self.stored)],
+        )
+
+    def _available(self, field: MapField) -> AvailableField:
+        whole = all("members" in self.stored[name] for name in field.needs)
+        means = field.linear and all("mean" in self.stored[name] for name in field.needs)
+        spreads = field.formula is None and "spread" in self.stored[field.name]
+        many = whole and self.dataset.sizes.get("realization", 1) > 1
+        background = any(file.role == BACKGROUND_ROLE for file in self.manifest.files)
+        allowed = {
+            "mean": whole or means,
+            "spread": many or spreads,
+            "member": whole,
+            "probability": whole,
+            "increment": background and field.linear,
+            "difference": whole or means,
+        }
+        shown = field.shown
+        return AvailableField(
+            field=field.name,
+            long_name=field.long_name,
+            units=field.units,
+            display=DisplayUnits(units=shown.units, scale=shown.scale, offset=shown.offset),
+            leveled=field.leveled,
+            layer=field.layer,
+            derived=field.formula is not None,
+            statistics=[name for name, yes in allowed.items() if yes],
+            colours=field.colours,
+        )
+
+
+def colour_maps() -> dict[str, list[str]]:
+    """Return the colour maps that fields suggest: 256 colours `#rrggbb` each, from low to high."""
+    names = {field.colours for field in FIELDS.values()}
+    found = {}
+    for name in sorted(names | {DIFFERENCES, SPREADS, PROBABILITIES}):
+        table = matplotlib.colormaps[name](np.arange(256), bytes=True)
+        found[name] = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, _ in table]
+    return found

@@ -1,0 +1,146 @@
+"""Training of the denoiser: what it draws against the closed form, and how it goes on."""
+
+import math
+from datetime import UTC, datetime
+
+import pytest
+import torch
+
+from lab.training.denoiser_batches import UNKNOWN, Batches, draw_profile, forecast_profile
+from lab.training.gpu_session import (
+    Session,
+    evaluate,
+    evaluate_forecast,
+    load_weights,
+    save_weights,
+    train,
+)
+from lab.training.latent_years import LatentYears, read_latents, save_latents
+from model.domain.windows import HOUR
+from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
+from model.nn.embedding import date_rows
+from tests.model.checkpoint_parts import tiny_model
+
+FIRST = datetime(2001, 1, 1, tzinfo=UTC)
+K = 4
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A tiny model whose prior was fitted to latents that travel and decay."""
+    model = tiny_model(based=True)
+    prior = model.denoise.base
+    x, date = sampled(model.latent_shape, 600)
+    fit_zonal_gaussian(prior, lambda: iter([(x, date)]), shrinkage=0.0)
+    return model
+
+
+def sampled(shape, count):
+    """Independent blankets (count, K, c, h, w) of an autoregression that moves eastward."""
+    random = torch.Generator().manual_seed(0)
+    state = torch.randn(count, *shape, generator=random)
+    states = []
+    for _ in range(K):
+        states.append(state)
+        state = 0.9 * state.roll(1, -1) + 0.43 * torch.randn(state.shape, generator=random)
+    hours = date_rows([FIRST + i * HOUR for i in range(K)])
+    return torch.stack(states, 1), hours.expand(count, K, 4)
+
+
+def drawn_from(prior: ZonalGaussianPrior, count: int) -> LatentYears:
+    """Truths of one blanket each, drawn from the closed form itself."""
+    date = date_rows([FIRST + i * HOUR for i in range(K)])
+    x = prior.sample(date.expand(count, K, 4), torch.Generator().manual_seed(1))
+    return LatentYears(x, date)
+
+
+def test_targets_have_the_size_that_the_closed_form_leaves(model):
+    prior = model.denoise.base
+    batches = Batches(
+        drawn_from(prior, 400),
+        prior,
+        blankets=64,
+        levels=2,
+        sigma=(0.1, 5.0),
+        unequal=0.5,
+        device="cpu",
+    )
+    squares = torch.stack([batches.draw(step).target.square() for step in range(40)])
+    unequal, equal = squares.flatten(0, 0).split(64, dim=1)
+    # Blankets that follow the prior leave just its conditional variance: 1 in these units.
+    assert float(equal.mean()) == pytest.approx(1.0, abs=0.03)
+    assert float(unequal.mean()) == pytest.approx(1.0, abs=0.03)
+
+
+def test_a_batch_depends_on_its_step_alone(model):
+    prior = model.denoise.base
+    options = {"blankets": 4, "levels": 2, "sigma": (0.1, 5.0), "unequal": 0.0, "device": "cpu"}
+    data = drawn_from(prior, 8)
+    first, again = (Batches(data, prior, **options).draw(7) for _ in range(2))
+    torch.testing.assert_close(first.seen, again.seen)
+    assert not torch.equal(first.x, Batches(data, prior, **options).draw(8).x)
+
+
+def test_profiles_are_forecasts_rolling_or_stretches():
+    random = torch.Generator().manual_seed(0)
+    profiles = torch.stack([draw_profile(24, random) for _ in range(300)])
+    assert (profiles > 0).all()
+    assert (profiles <= UNKNOWN).all()
+    forecast = (profiles == UNKNOWN).any(1)
+    assert 0.3 < forecast.float().mean() < 0.5
+    known = (profiles[forecast] < UNKNOWN).sum(1)
+    assert known.min() >= 3
+    assert known.max() <= 21
+    rolling = (profiles.diff(dim=1) >= 0).all(1) & ~forecast
+    assert 0.3 < rolling.float().mean() < 0.6
+
+
+def test_a_session_goes_on_where_it_ended(model, tmp_path):
+    settings = Session(minutes=1, batch=2, width=16, depth=1, warmup=2, steps=3)
+    data = drawn_from(model.denoise.base, 8)
+    for total in (3, 6):
+        denoiser = train(settings, model, data, tmp_path, math.inf, print)
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        assert (state["step"], state["seen"]) == (total, 4 * total)
+    save_weights(tmp_path, denoiser.backbone.state_dict(), {"note": 1})
+    weights, about = load_weights(tmp_path)
+    assert about == {"note": 1}
+    for name, value in denoiser.backbone.state_dict().items():
+        torch.testing.assert_close(weights[name].float(), value, rtol=1e-3, atol=1e-3)
+
+
+def test_an_untrained_correction_scores_as_the_closed_form(model, tmp_path):
+    settings = Session(minutes=1, batch=2, width=16, depth=1)
+    data = drawn_from(model.denoise.base, 8)
+    denoiser = train(settings, model, data, tmp_path, 0.0, print)
+    starts = torch.zeros(6, dtype=torch.int64)
+    assert all(v == pytest.approx(1.0) for v in evaluate(denoiser, data, starts, K).values())
+    for learned, closed in evaluate_forecast(denoiser, data, starts, known=2).values():
+        assert learned == pytest.approx(closed)
+
+
+def test_forecasts_of_the_closed_form_err_by_its_own_variance(model, tmp_path):
+    prior = model.denoise.base
+    denoiser = train(
+        Session(minutes=1, width=16, depth=1), model, drawn_from(prior, 2), tmp_path, 0.0, print
+    )
+    data = drawn_from(prior, 600)
+    sums = {}
+    for seed in range(600):
+        found = evaluate_forecast(denoiser, data, torch.zeros(1, dtype=torch.int64), 2, seed=seed)
+        for lead, (_, closed) in found.items():
+            sums[lead] = sums.get(lead, 0.0) + closed**2 / 600
+    expected = prior.given(forecast_profile(K, 2, 0.1)).scalings().c_out.flatten()
+    for lead, square in sums.items():
+        assert square**0.5 == pytest.approx(float(expected[1 + lead]), rel=0.03)
+
+
+def test_latents_are_mapped_as_written_and_keep_hours_apart(tmp_path):
+    latents = torch.randn(10, 2, 3, 4).half().numpy()
+    save_latents(tmp_path / "z.f16", latents, FIRST)
+    years = read_latents(tmp_path / "z.f16")
+    x, date = years.blankets(torch.zeros(1, dtype=torch.int64), torch.tensor([3]), K)
+    torch.testing.assert_close(x[0], torch.from_numpy(latents[3:7]).float())
+    assert date[0, 0].tolist() == [2001, 1, 1, 3]
+    apart = LatentYears(years.latents, years.dates, (range(5, 7),))
+    assert apart.starts(K).tolist() == [0, 1]

@@ -1,0 +1,1 @@
+"""Fill the observation store from other centres, and announce results to them."""

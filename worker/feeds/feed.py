@@ -1,0 +1,300 @@
+"""Run one source: notifications into the backlog, announced data from it into the store.
+
+Two loops share the event loop of the process. One stores what came from the broker, many
+notifications in one transaction, and then confirms them; while the backlog is full it waits, and
+the broker keeps what it may not send. The other fetches what is due, a few at a time, and hands it
+to the same intake as uploads; while ingest is behind or the disk nearly full it waits.
+"""
+
+import asyncio
+import sqlite3
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+from redis.exceptions import RedisError
+
+from model.domain.errors import AppaError, DecodeError, InvalidInput
+from worker.contract.acceptance import Intake, PartFile
+from worker.contract.batches import BatchRecord, BatchState
+from worker.contract.disk import DiskSettings, is_disk_full, require_space
+from worker.contract.feeds import SourceStatus
+from worker.contract.records import new_id
+from worker.feeds.backlog import Backlog, Item, Received
+from worker.feeds.fetch import Fetched, Fetcher, FetchFailed
+from worker.feeds.notification import parse
+from worker.feeds.sources import Source
+from worker.feeds.subscription import Delivered, Subscription
+from worker.observations.formats import HEAD_BYTES, recognise
+
+__all__ = ["Feed", "FeedSettings"]
+
+log = structlog.get_logger()
+
+_CORRUPT = 6
+"""Fetches of data with a wrong checksum before they are given up."""
+
+_IDLE_SECONDS = 0.5
+_LEAVE_SECONDS = 3.0
+_GATE_SECONDS = 1.0
+
+
+class FeedSettings(DiskSettings, Protocol):
+    """What a feed needs of the settings of workers."""
+
+    @property
+    def sources_max_waiting(self) -> int:
+        """Return how many uploads may wait for ingest before feeds pause."""
+
+
+@dataclass
+class _Gate:
+    """Whether there is room for more uploads.
+
+    Attributes:
+        reason: Why fetching pauses; empty while it does not.
+        room: Uploads that may be added before looking again.
+        looked: When that was found out (monotonic seconds).
+    """
+
+    reason: str = ""
+    room: int = 0
+    looked: float = float("-inf")
+
+
+class Feed:
+    """One source at work.
+
+    Arguments:
+        source: What to subscribe to.
+        backlog: Remembers what waits, over restarts.
+        intake: Takes what was fetched.
+        settings: When to pause.
+    """
+
+    def __init__(
+        self, source: Source, backlog: Backlog, intake: Intake, settings: FeedSettings
+    ) -> None:
+        self.source = source
+        self.backlog = backlog
+        self.intake = intake
+        self.settings = settings
+        self.subscription = Subscription(source, self._delivered)
+        self._loop = asyncio.get_running_loop()
+        self._inbox: deque[Delivered] = deque()
+        self._overflow = 0
+        self._arrived = asyncio.Event()
+        self._fresh = asyncio.Event()
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._gate = _Gate()
+
+    async def run(self) -> None:
+        """Work until cancelled; fetches under way are then given a moment to end."""
+        try:
+            self.subscription.start()
+            async with Fetcher(self.source) as fetcher:
+                try:
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(self._store_on())
+                        tasks.create_task(self._fetch_on(fetcher))
+                finally:
+                    await self._leave()
+        except OSError as error:  # a file of certificates, as a rule
+            self.subscription.detail = str(error)
+            raise
+        finally:
+            await asyncio.to_thread(self.subscription.stop)
+
+    async def _leave(self) -> None:
+        """Give fetches under way a moment to end; the others are done again later."""
+        busy = list(self._busy.values())
+        if busy:
+            _, late = await asyncio.wait(busy, timeout=_LEAVE_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*busy, return_exceptions=True)
+
+    def status(self) -> SourceStatus:
+        """Return the state of the source at this moment."""
+        line = self.subscription
+        detail = line.detail or (f"paused: {self._gate.reason}" if self._gate.reason else "")
+        update = {"connected": line.connected, "detail": detail, "since": line.since}
+        return self.backlog.status(self.source).model_copy(update=update)
+
+    # -- from the broker
+
+    def _delivered(self, message: Delivered) -> None:
+        """Take a message over from the thread of the network."""
+        if not message.qos and len(self._inbox) >= self.source.max_backlog:
+            self._overflow += 1  # published without guarantee, so that nothing holds it back
+            return
+        self._inbox.append(message)
+        with suppress(RuntimeError):  # the loop has ended: the broker sends it again
+            self._loop.call_soon_threadsafe(self._arrived.set)
+
+    async def _store_on(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._inbox:
+                room = self.source.max_backlog - self.backlog.waiting(self.source.name)
+                if room <= 0:
+                    self._take([], self._dropped())
+                    await asyncio.sleep(_IDLE_SECONDS)
+                    continue
+                some = [self._inbox.popleft() for _ in range(min(room, len(self._inbox), 500))]
+                await self._store(some)
+
+    async def _store(self, messages: list[Delivered]) -> None:
+        """Store notifications, then confirm them; those that are none are counted and confirmed."""
+        now = time.time()
+        good, refused = [], self._dropped()
+        for message in messages:
+            try:
+                good.append(Received(parse(message.payload), now))
+            except InvalidInput as error:
+                refused["invalid_message"] += 1
+                about = {"source": self.source.name, "topic": message.topic}
+                log.warning("notification refused", **about, reason=error.message[:300])
+        if self._take(good, refused):
+            self._fresh.set()
+        for message in messages:
+            self.subscription.confirm(message)
+        await asyncio.sleep(0)
+
+    def _dropped(self) -> Counter[str]:
+        """Return how many notifications were dropped since the last call."""
+        count, self._overflow = self._overflow, 0
+        return Counter({"overflow": count} if count else {})
+
+    def _take(self, received: list[Received], refused: Mapping[str, int]) -> int:
+        """Store notifications together; one that cannot be stored must not hold up the others."""
+        try:
+            return self.backlog.take(self.source, received, refused)
+        except sqlite3.Error:  # the disk: nothing is confirmed, all of them come again
+            raise
+        except Exception:
+            if len(received) > 1:
+                self._take([], refused)
+                return sum(self._take([one], {}) for one in received)
+            log.exception("notification refused", source=self.source.name)
+            return self.backlog.take(self.source, [], {"invalid_message": len(received), **refused})
+
+    # -- to the store
+
+    async def _fetch_on(self, fetcher: Fetcher) -> None:
+        while True:
+            free = self.source.fetches - len(self._busy)
+            free = min(free, await self._room() - len(self._busy)) if free > 0 else 0
+            if free > 0:
+                for item in self.backlog.due(self.source.name, free, self._busy, time.time()):
+                    task = asyncio.create_task(self._handle(fetcher, item))
+                    self._busy[item.data_id] = task
+            self._fresh.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause()):
+                    await self._fresh.wait()
+
+    def _pause(self) -> float:
+        """Return seconds until something may be due; an event ends the pause early."""
+        if self._gate.reason or len(self._busy) >= self.source.fetches:
+            return _IDLE_SECONDS
+        due = self.backlog.next_due(self.source.name)
+        return _IDLE_SECONDS if due is None else min(_IDLE_SECONDS, max(0.01, due - time.time()))
+
+    async def _room(self) -> int:
+        """Return how many uploads may be added now; 0 while fetching pauses.
+
+        It pauses while ingest is behind, the disk is nearly full, or Redis cannot be reached; looked
+        at once a second, and when the room found last is used up.
+        """
+        if time.monotonic() - self._gate.looked < _GATE_SECONDS and (
+            self._gate.room > 0 or self._gate.reason
+        ):
+            return self._gate.room
+        room, reason = 0, ""
+        try:
+            await asyncio.to_thread(require_space, self.intake.layout, self.settings)
+            count = await asyncio.to_thread(self.intake.stores.batches.count, BatchState.RECEIVED)
+            room = max(0, self.settings.sources_max_waiting - count)
+            reason = "" if room else f"{count} uploads wait for ingest"
+        except (AppaError, RedisError, OSError) as error:
+            reason = str(error)[:200]
+        self._close(reason, room)
+        return room
+
+    def _close(self, reason: str, room: int = 0) -> None:
+        if reason and reason != self._gate.reason:
+            log.warning("source paused", source=self.source.name, reason=reason)
+        self._gate = _Gate(reason, room, time.monotonic())
+
+    async def _handle(self, fetcher: Fetcher, item: Item) -> None:
+        """Bring one item to its end, or to another try; nothing that happens here ends the feed."""
+        try:
+            await self._bring(fetcher, item)
+        except Exception as error:  # a bug must never lose data
+            log.exception("fetch failed", source=self.source.name, data_id=item.data_id)
+            detail = f"{type(error).__name__}: {error}"[:300]
+            self.backlog.postpone(self.source, item, detail)
+        finally:
+            self._busy.pop(item.data_id, None)
+            self._fresh.set()
+
+    async def _bring(self, fetcher: Fetcher, item: Item) -> None:
+        try:
+            found = await fetcher.fetch(item)
+            record, created = await asyncio.to_thread(self._accept, item, found)
+        except FetchFailed as error:
+            self._failed(item, error)
+        except DecodeError as error:
+            reason = str(error.context.get("reason", "unknown_format"))
+            self.backlog.refuse(self.source.name, item, reason, error.message)
+        except (RedisError, OSError) as error:  # ours: tried again for as long as it takes
+            full = isinstance(error, OSError) and is_disk_full(error)
+            self._close("the disk is full" if full else str(error)[:200])
+            self.backlog.postpone(self.source, item, str(error)[:300])
+        else:
+            self._gate.room -= 1
+            size = len(found.data)
+            self.backlog.finish(self.source.name, item, record.id, size, created=created)
+            about = {"source": self.source.name, "batch_id": record.id, "created": created}
+            log.info("accepted", **about, data_id=item.data_id, size=size, origin=found.origin)
+
+    def _accept(self, item: Item, found: Fetched) -> tuple[BatchRecord, bool]:
+        """Hand data over as the gateway does with an upload; it arrives now.
+
+        Raises:
+            DecodeError: If they are of no known format.
+        """
+        format = recognise(found.data[:HEAD_BYTES])
+        report_type = self.source.report_type
+        batch_id = new_id("batch")
+        with PartFile(self.intake.layout.upload(batch_id)) as part:
+            part.write(found.data)
+            record = BatchRecord(
+                id=batch_id,
+                sha256=part.sha256,
+                size=part.size,
+                container=format.name,
+                file_name="".join(c for c in item.file_name if c.isprintable())[:255],
+                options={"report_type": report_type} if report_type else {},
+                api_key=self.source.sender,
+                request_id=item.notification,
+            )
+            return self.intake.accept(part, record)
+
+    def _failed(self, item: Item, error: FetchFailed) -> None:
+        age = time.time() - item.received
+        hopeless = age > 3600 * self.source.give_up_hours
+        corrupt = error.reason == "integrity" and item.attempts + 1 >= _CORRUPT
+        about = {"source": self.source.name, "data_id": item.data_id, "reason": error.reason}
+        if not error.retryable or hopeless or corrupt:
+            log.warning("data refused", **about, detail=error.message[:300])
+            self.backlog.refuse(self.source.name, item, error.reason, error.message)
+            return
+        log.info("fetch failed", **about, attempt=item.attempts + 1, detail=error.message[:300])
+        self.backlog.postpone(self.source, item, error.message, error.wait)

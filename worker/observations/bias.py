@@ -1,0 +1,261 @@
+r"""Correct the biases of sensors, learned from the departures of every cycle.
+
+The bias of a sensor is :math:`z^\top \beta` with a few predictors z (a constant, the logarithm of
+pressure). Each cycle measures its coefficients by the departures O−B of values that are new since
+the cycle before; what all values of one sensor and cycle share (errors of the background there) is
+added to the error of that measurement, so that a single cycle teaches little however many values it
+has. Coefficients follow a Kalman filter with a long memory and are kept with the analysis that they
+belong to. Networks that are not named anchor the rest: they are never corrected.
+
+With coefficients :math:`\beta \sim N(m, P)`, departures :math:`d = Z (\beta + \eta) + \epsilon`,
+:math:`\eta \sim N(0, C)` and :math:`\epsilon \sim N(0, R)`,
+
+.. math:: A = Z^\top R^{-1} Z, \quad J = A (I + C A)^{-1}, \quad
+    P' = (P^{-1} + J)^{-1}, \quad m' = P' (P^{-1} m + (I + A C)^{-1} Z^\top R^{-1} d)
+
+References:
+    | Auligné, McNally and Dee, "Adaptive bias correction for satellite data in a numerical weather
+      prediction system", QJRMS 133, 2007 (the offline adaptive scheme)
+    | https://doi.org/10.1002/qj.56
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.domain.errors import ConfigurationError
+from worker.observations.columns import (
+    BoolArray,
+    category_codes,
+    float_column,
+    is_one_of,
+    not_rejected,
+    row_pressure,
+    set_column,
+    time_column,
+)
+from worker.observations.stations import station_codes
+
+__all__ = ["BIAS_CHECK", "PREDICTORS", "BiasState", "SensorBias", "correct", "update"]
+
+Float = NDArray[np.float64]
+
+BIAS_CHECK = "bias_correction"
+"""Name of its parameters in `qc.yaml`."""
+_LEARNT_FROM = ("withheld", "thinned")
+"""Outcomes of rows that are good, though the analysis does not use them."""
+
+PREDICTORS: Mapping[str, Callable[[pa.Table], Float]] = {
+    "constant": lambda table: np.ones(len(table)),
+    "log_pressure": lambda table: np.log(np.maximum(row_pressure(table), 100.0) / 50_000.0),
+}
+"""Functions of the rows of a table, each with shape (rows,)."""
+
+
+class SensorBias(BaseModel):
+    """What is known of one sensor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean: list[float] = Field(description="Coefficients of the predictors, SI units.")
+    covariance: list[list[float]] = Field(description="Of the coefficients.")
+    count: int = Field(description="Values seen so far.")
+    seen: datetime = Field(description="Newest cycle with a value (UTC).")
+
+
+class BiasState(BaseModel):
+    """The biases of all sensors after a cycle; it travels with the states that the next continues."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    until: datetime | None = Field(
+        default=None, description="Values observed up to then have been learned from (UTC)."
+    )
+    sensors: dict[str, SensorBias] = Field(
+        default={}, description="By `network/variable/sensor`, a station or a channel."
+    )
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Return, by network and variable, the number of sensors and the size of their biases."""
+        found: dict[str, list[SensorBias]] = {}
+        for name, sensor in self.sensors.items():
+            found.setdefault(name.rpartition("/")[0], []).append(sensor)
+        return {
+            kind: {
+                "sensors": len(all_),
+                "mean": float(np.mean([s.mean[0] for s in all_])),
+                "rms": float(np.sqrt(np.mean([s.mean[0] ** 2 for s in all_]))),
+            }
+            for kind, all_ in sorted(found.items())
+        }
+
+
+def correct(table: pa.Table, state: BiasState, parameters: Mapping[str, Any]) -> pa.Table:
+    """Take the known biases off the values of a feedback table; `obs_bias` says how much it was.
+
+    Arguments:
+        table: With `obs_bias`, which stays null in rows that are not corrected.
+        state: The known biases.
+        parameters: Of the check: its sensors.
+    """
+    bias = np.full(len(table), np.nan)
+    for rows, names, code, z in _sensors(table, parameters):
+        means = np.array(
+            [state.sensors[n].mean if n in state.sensors else np.zeros(z.shape[1]) for n in names]
+        )
+        known = np.array([n in state.sensors for n in names], dtype=bool)
+        found = (z * means[code]).sum(1)
+        bias[rows] = np.where(known[code], found, np.nan)
+    bias[~not_rejected(table)] = np.nan
+    value = float_column(table, "obs_value") - np.nan_to_num(bias, nan=0.0)
+    field = table.schema.field("obs_bias")
+    column = pa.array(bias, pa.float64(), mask=np.isnan(bias)).cast(field.type)
+    table = table.set_column(table.schema.get_field_index("obs_bias"), field, column)
+    return set_column(table, "obs_value", value)
+
+
+def update(
+    state: BiasState, table: pa.Table, parameters: Mapping[str, Any], until: datetime
+) -> BiasState:
+    """Return the biases after the departures of one cycle.
+
+    Arguments:
+        state: Before the cycle.
+        table: The feedback after all checks; its departures are of corrected values.
+        parameters: Of the check: sensors, `initial`, `memory_hours`, `shared`, `forget_days`.
+        until: Newest time that the window observed (UTC).
+    """
+    if not parameters["enabled"] or (state.until is not None and until <= state.until):
+        return state
+    chosen = table.filter(pa.array(_teaches(table, state.until, until)))
+    sensors = dict(state.sensors)
+    for rows, names, code, z in _sensors(chosen, parameters):
+        measured = _measure(chosen.take(rows), code, z, len(names), parameters["shared"])
+        for name, about in zip(
+            names, _known(state, names, measured, until, parameters), strict=True
+        ):
+            sensors[name] = about
+    oldest = until - timedelta(days=float(parameters["forget_days"]))
+    kept = {name: s for name, s in sensors.items() if s.seen >= oldest}
+    return BiasState(until=until, sensors=kept)
+
+
+def _teaches(table: pa.Table, after: datetime | None, until: datetime) -> BoolArray:
+    """Mark good rows with a departure, observed since the last cycle."""
+    good = not_rejected(table) | is_one_of(table, "rejected_by", _LEARNT_FROM)
+    good &= np.isfinite(float_column(table, "background_departure"))
+    good &= float_column(table, "obs_error") > 0
+    time = time_column(table)
+    good &= time <= _nanoseconds(until)
+    return good if after is None else np.asarray(good & (time > _nanoseconds(after)))
+
+
+def _nanoseconds(time: datetime) -> int:
+    return round(time.timestamp()) * 1_000_000_000
+
+
+Sensors = tuple[NDArray[np.int64], list[str], NDArray[np.int64], Float]
+"""Rows (n,), names of sensors, which of them each row is (n,), predictors (n, p)."""
+
+
+def _sensors(table: pa.Table, parameters: Mapping[str, Any]) -> list[Sensors]:
+    """Return the rows of each corrected network and variable, by sensor."""
+    found = []
+    for kind, about in parameters["sensors"].items():
+        network, _, variable = kind.partition("/")
+        chosen = is_one_of(table, "report_type", [network])
+        rows = np.flatnonzero(chosen & is_one_of(table, "variable", [variable]))
+        if not about or not len(rows):
+            continue
+        part = table.take(rows)
+        names, code = _split(part, about["by"])
+        unknown = [p for p in about["predictors"] if p not in PREDICTORS]
+        if unknown:
+            raise ConfigurationError(
+                f"Expected predictors of bias among {', '.join(PREDICTORS)}; got {unknown}.",
+                check=BIAS_CHECK,
+            )
+        z = np.stack([PREDICTORS[name](part) for name in about["predictors"]], axis=1)
+        found.append((rows, [f"{kind}/{name}" for name in names], code, z))
+    return found
+
+
+def _split(part: pa.Table, by: str) -> tuple[list[str], NDArray[np.int64]]:
+    """Return names of sensors and which each row belongs to."""
+    if by == "network":
+        return ["*"], np.zeros(len(part), dtype=np.int64)
+    if by == "channel":
+        channel = np.nan_to_num(float_column(part, "vertical"), nan=-1.0).astype(np.int64)
+        platform, platforms = category_codes(part, "platform")
+        known = [*platforms, ""]
+        pairs, code = np.unique(np.stack([platform, channel], 1), axis=0, return_inverse=True)
+        return [f"{known[p]}#{c}" for p, c in pairs], code.reshape(-1)
+    if by != "station":
+        raise ConfigurationError(
+            f"Expected biases by station, channel or network; got '{by}'.", check=BIAS_CHECK
+        )
+    station, names = station_codes(part)
+    present, code = np.unique(station, return_inverse=True)
+    return [names[i] if i >= 0 else "" for i in present], code
+
+
+def _measure(
+    part: pa.Table, code: NDArray[np.int64], z: Float, count: int, shared: float
+) -> tuple[Float, Float, Float, NDArray[np.int64]]:
+    """Return of each sensor the information J and J-weighted mean, its error variance, and its count."""
+    error = float_column(part, "obs_error")
+    spread = np.nan_to_num(float_column(part, "background_spread"), nan=0.0)
+    weight = 1.0 / (error**2 + spread**2)
+    raw = float_column(part, "background_departure")
+    raw = raw + np.nan_to_num(float_column(part, "obs_bias"), nan=0.0)
+    p = z.shape[1]
+    a, b = np.zeros((count, p, p)), np.zeros((count, p))
+    np.add.at(a, code, weight[:, None, None] * z[:, :, None] * z[:, None, :])
+    np.add.at(b, code, (weight * raw)[:, None] * z)
+    number = np.bincount(code, minlength=count).astype(np.int64)
+    sums = np.bincount(code, error**2, minlength=count)
+    typical = np.asarray(sums / np.maximum(number, 1), dtype=np.float64)
+    common = shared**2 * typical[:, None, None] * np.eye(p)
+    information = a @ np.linalg.inv(np.eye(p) + common @ a)
+    pull = np.linalg.solve(np.eye(p) + a @ common, b[..., None])[..., 0]
+    return np.asarray(information, np.float64), np.asarray(pull, np.float64), typical, number
+
+
+def _known(
+    state: BiasState,
+    names: list[str],
+    measured: tuple[Float, Float, Float, NDArray[np.int64]],
+    until: datetime,
+    parameters: Mapping[str, Any],
+) -> list[SensorBias]:
+    """Return what is known of the sensors after their measurements."""
+    information, pull, typical, number = measured
+    p = pull.shape[1]
+    start = float(parameters["initial"]) ** 2 * typical[:, None, None] * np.eye(p)
+    mean, covariance = np.zeros((len(names), p)), start.copy()
+    seen = np.zeros(len(names), dtype=np.int64)
+    for i, name in enumerate(names):
+        if (old := state.sensors.get(name)) is not None:
+            hours = (until - old.seen) / timedelta(hours=1)
+            grown = 1.0 - np.exp(-max(hours, 0.0) / float(parameters["memory_hours"]))
+            before = np.array(old.covariance)
+            mean[i], seen[i] = old.mean, old.count
+            covariance[i] = before + grown * (start[i] - before)
+    precision = np.linalg.inv(covariance)
+    after = np.linalg.inv(precision + information)
+    told = (precision @ mean[..., None])[..., 0] + pull
+    mean = (after @ told[..., None])[..., 0]
+    return [
+        SensorBias(
+            mean=mean[i].tolist(),
+            covariance=after[i].tolist(),
+            count=int(seen[i] + number[i]),
+            seen=until,
+        )
+        for i in range(len(names))
+    ]

@@ -1,0 +1,111 @@
+"""List the families of BUFR reports and find that of a message.
+
+Families are listed in `BUFR_FAMILIES`; the first that accepts a message decodes it.
+"""
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from functools import lru_cache
+
+from model.domain.errors import DecodeError
+from model.domain.registry import Registry
+from worker.observations.decoders.bufr.block import Block
+from worker.observations.decoders.bufr.framing import Header
+from worker.observations.decoders.bufr.reports import Reports
+from worker.observations.decoders.bufr.surface import (
+    decode_buoy,
+    decode_gnss,
+    decode_scatterometer,
+    decode_ship,
+    decode_synop,
+)
+from worker.observations.decoders.bufr.upper_air import (
+    decode_aircraft,
+    decode_amv,
+    decode_profiler,
+    decode_temp,
+)
+from worker.observations.decoders.bufr.usage import what_it_holds
+
+__all__ = ["BUFR_FAMILIES", "ReportFamily", "family_of", "unsupported"]
+
+
+@dataclass(frozen=True)
+class ReportFamily:
+    """A family of reports.
+
+    Attributes:
+        description: One line for the user.
+        categories: Data categories (table A) it comes in.
+        needs: Groups of elements; the template must hold one of each group.
+        decode: Decodes a block into reports.
+        empty: What a report without a value of ours usually is.
+    """
+
+    description: str
+    categories: Set[int]
+    needs: tuple[Set[int], ...]
+    decode: Callable[[Block], Reports]
+    empty: str = ""
+
+    def accepts(self, category: int, codes: Set[int]) -> bool:
+        """Return whether a message of this category with these elements belongs to the family."""
+        return category in self.categories and all(group & codes for group in self.needs)
+
+
+_SURFACE = frozenset({10_004, 10_051, 12_101, 12_001, 12_004, 11_002, 11_012, 13_011})
+_SEA = _SURFACE | {22_042, 22_043, 22_045, 22_049}
+_WIND = frozenset({11_001, 11_002, 11_003})
+_PRESSURE = frozenset({7_004, 7_009})
+_NOTHING = "none of pressure, temperature, humidity, wind, hourly rain and sea temperature"
+
+BUFR_FAMILIES: Registry[ReportFamily] = Registry(
+    "BUFR report family",
+    "appa.bufr_families",
+    ReportFamily,
+    gnss=ReportFamily(
+        "ground-based GNSS", {0, 1, 8}, ({13_016}, {15_031, 15_079}), decode_gnss,
+        "delays without precipitable water",
+    ),
+    synop=ReportFamily("land stations", {0}, (_SURFACE, {4_003}), decode_synop, _NOTHING),
+    ship=ReportFamily("ships", {1}, ({1_011}, _SEA), decode_ship, _NOTHING),
+    buoy=ReportFamily(
+        "buoys", {1, 31}, ({1_005, 1_087, 1_003, 1_125}, _SEA), decode_buoy,
+        f"{_NOTHING}: waves or position alone",
+    ),
+    profiler=ReportFamily(
+        "wind profilers", {2, 6}, ({7_006, 7_007, 7_003, 10_007}, {2_003, 25_032, 2_101}, {11_006},
+        {11_001, 11_003}), decode_profiler,
+    ),
+    temp=ReportFamily("sondes and pilot balloons", {2}, (_PRESSURE, _WIND | {12_101}), decode_temp),
+    aircraft=ReportFamily(
+        "aircraft", {4}, ({7_010, 7_002, 7_004, 7_007, 10_070}, {12_101, 12_001, 11_002}), decode_aircraft
+    ),
+    amv=ReportFamily(
+        "satellite winds", {5}, ({7_004}, {11_001, 11_003}), decode_amv, "no wind at a pressure"
+    ),
+    scatterometer=ReportFamily(
+        "scatterometer winds", {12}, ({21_102}, {11_012}, {11_011}), decode_scatterometer,
+        "no wind was selected in the cell (0 21 102): backscatter alone, or masked over land and ice",
+    ),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def family_of(category: int, codes: frozenset[int]) -> str | None:
+    """Return the name of the family of a message, or None."""
+    for name, family in BUFR_FAMILIES.items():
+        if family.accepts(category, codes):
+            return name
+    return None
+
+
+def unsupported(header: Header, codes: Set[int], kind: str = "") -> DecodeError:
+    """Return the error of a message of no family, which says what it holds instead."""
+    first = ", ".join(f"{code:06d}" for code in header.descriptors[:6])
+    content = what_it_holds(codes) or "other content"
+    return DecodeError(
+        f"Expected reports of one of {', '.join(BUFR_FAMILIES)}; got {content} "
+        f"({kind or f'descriptors {first}'} of category {header.category}).",
+        reason="unsupported_template",
+    )

@@ -1,0 +1,278 @@
+"""Decode CREX, the character form of BUFR (WMO Manual on Codes, volume I.2, FM 95).
+
+Descriptors are those of BUFR with letters for their kinds (`B12001` is 0 12 001, `D` a sequence, `R` a
+replication), values are decimal numbers between blanks, `/` where missing. So the families of BUFR
+reports decode them. Scales are those of BUFR, temperatures are in degrees Celsius. Elements that
+no table knows are skipped: in CREX the next value is found without their width.
+
+With `E` after the descriptors each value begins with a check digit, the units of its number in the
+report (1 to 9, then 0); a digit that is out of turn makes the message worthless.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import eccodes
+import numpy as np
+
+from model.domain.errors import DecodeError
+from model.domain.physics import ZERO_CELSIUS
+from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
+from worker.observations.decoders.bufr.block import Block, clean_text
+from worker.observations.decoders.bufr.families import BUFR_FAMILIES, family_of, unsupported
+from worker.observations.decoders.bufr.framing import Header, correction_number
+from worker.observations.decoders.bufr.identity import station_alias
+from worker.observations.decoders.bufr.reports import Collector
+from worker.observations.decoders.bufr.template import Template
+from worker.observations.decoders.bufr.usage import element_names
+
+__all__ = ["decode_crex"]
+
+_MESSAGE = re.compile(r"CREX\+\+(.*?)(7777|(?=CREX\+\+)|\Z)", re.DOTALL)
+_HEADING = re.compile(r"([A-Z]{4}\d{2}) ([A-Z]{4}) (\d{6})(?: ([A-Z]{3}))?\s*\Z")
+_DESCRIPTOR = re.compile(r"([BCDR])(\d{2})(\d{3})")
+_KINDS = {"B": 0, "R": 1, "C": 2, "D": 3}
+_VERSION = 36
+_LOCAL = 192
+"""From this number on an element is of a local table, which CREX does not name."""
+_LOOK_BACK = 64
+_TEMPERATURES = (12, 22)
+"""Classes of elements in K that CREX gives in degrees Celsius: of the air, of the sea."""
+
+
+@dataclass(frozen=True)
+class _Element:
+    """How an element is written: decimal scale, units of BUFR, characters if it is a text."""
+
+    scale: int
+    units: str
+    characters: int
+
+
+def decode_crex(path: Path, context: DecodeContext) -> Decoded:
+    """Return the values of all messages; those that cannot be read are counted and set aside."""
+    text = path.read_bytes().decode("latin-1")
+    report = DecodeReport(format="crex", size=len(text), bytes_between=len(text))
+    collector, not_used = Collector(), Counter[int]()
+    ordinal = 0
+    for found in _MESSAGE.finditer(text):
+        report.messages += 1
+        offset, length = found.start(), found.end() - found.start()
+        report.bytes_between -= length
+        heading = _HEADING.search(text[max(0, offset - _LOOK_BACK) : offset])
+        update = correction_number((heading.group(4) or "") if heading else "", 0)
+        try:
+            if found.group(2) != "7777":
+                raise DecodeError("Expected 7777 at the end of the message.", reason="truncated")
+            rows, before = 0, report.reports
+            for number, block in enumerate(_blocks(found.group(1), context)):
+                report.reports += 1
+                gave = _collect(block, collector, ordinal, offset, update)
+                not_used += block.usage.not_used()
+                ordinal += 1
+                rows += gave
+                if not gave:
+                    report.reject("no_values", offset, length, "", number)
+            if report.reports == before:
+                raise DecodeError("Expected reports after the descriptors.", reason="no_values")
+        except DecodeError as error:
+            reason = error.context.get("reason", "undecodable")
+            report.reject(reason, offset, length, error.message)
+            continue
+        if rows:
+            report.decoded += 1
+            report.bytes_decoded += length
+    if not report.messages:
+        report.reject("no_messages", 0, len(text), "no CREX++")
+    names = element_names(not_used.keys(), _VERSION)
+    for code, count in sorted(not_used.items()):
+        report.not_used[f"{code:06d} {names.get(code, '')}".rstrip()] += count
+    report.values_set_aside += collector.set_aside
+    table = collector.table(context)
+    report.count_rows(table)
+    return Decoded(table, report)
+
+
+def _collect(block: Block, collector: Collector, ordinal: int, offset: int, update: int) -> int:
+    """Add the rows of a report; return their number."""
+    codes = frozenset(block.layout.all_codes.tolist())
+    family = family_of(block.header.category, codes)
+    if family is None:
+        raise unsupported(block.header, codes)
+    reports = BUFR_FAMILIES[family].decode(block)
+    reports.station_alias = reports.station_alias or station_alias(block)
+    places = (np.array([value]) for value in (ordinal, offset, update))
+    return int(collector.add(reports, *places)[0])
+
+
+def _blocks(content: str, context: DecodeContext) -> Iterator[Block]:
+    """Yield the reports of a message, each as a block."""
+    head, _, body = content.partition("++")
+    category = re.search(r"\bA(\d{3})", head)
+    codes = tuple(
+        _KINDS[kind] * 100_000 + int(x) * 1_000 + int(y) for kind, x, y in _DESCRIPTOR.findall(head)
+    )
+    if not category or not codes:
+        raise DecodeError("Expected a category and descriptors; got none.", reason="bad_frame")
+    if any(code // 100_000 == 2 for code in codes):
+        raise DecodeError("Expected no operators (C) in CREX.", reason="unsupported_template")
+    template = Template(_expanded(codes))
+    header = Header(0, 0, 0, 0, 0, int(category.group(1)), 255, _VERSION, 0, 1, False, codes, 0, 0)
+    checked = re.search(r"\bE\s*$", head) is not None
+    reader = _Reader(body.partition("++")[0], template, checked)
+    while reader.left():
+        yield reader.block(header, context)
+
+
+class _Reader:
+    """Reads the values of reports one after another; `+` stands between reports."""
+
+    def __init__(self, body: str, template: Template, checked: bool) -> None:
+        self.body, self.template, self.checked = body.replace("\r", " "), template, checked
+        self.at, self.digit = 0, 1
+        self.values: list[float] = []
+        self.texts: dict[int, list[str]] = {}
+
+    def left(self) -> bool:
+        """Return whether anything but blanks and `+` follows."""
+        while self.at < len(self.body) and self.body[self.at] in " \n+":
+            self.at += 1
+        return self.at < len(self.body)
+
+    def block(self, header: Header, context: DecodeContext) -> Block:
+        """Return the next report."""
+        self.values, self.texts, self.digit = [], {}, 1
+        layout = self.template.walk(
+            lambda slots: self._count(slots, context.limits.replications), context.limits
+        )
+        self._read_to(layout.slots)
+        end = self.body.find("+", self.at)
+        rest = self.body[self.at : end if end >= 0 else None].split()
+        if rest:
+            raise DecodeError(
+                f"Expected {layout.size} values in a report; {len(rest)} more follow.",
+                reason="undecodable",
+            )
+        return Block(header, layout, np.array([self.values]), self.texts)
+
+    def _count(self, slots: Sequence[int], most: int) -> int:
+        self._read_to(np.asarray(slots))
+        number = self.values[-1]
+        if not 0 <= number <= most:
+            raise DecodeError(f"Expected a count up to {most}; got {number:g}.", reason="too_large")
+        return int(number)
+
+    def _read_to(self, slots: np.ndarray) -> None:
+        for slot in slots[len(self.values) :].tolist():
+            code = self.template.expanded[slot]
+            self.values.append(self._value(code, _element(code)))
+
+    def _value(self, code: int, element: _Element) -> float:
+        while self.at < len(self.body) and self.body[self.at] in " \n":
+            self.at += 1
+        if self.checked:
+            self._check()
+        if element.characters:
+            raw = self.body[self.at : self.at + element.characters].partition("+")[0]
+            self.at += len(raw)
+            text = raw.replace("\n", " ")
+            self.texts.setdefault(code, ["" if set(text) <= {"/", " "} else clean_text(text)])
+            return 0.0
+        start = self.at
+        while self.at < len(self.body) and self.body[self.at] not in " \n+":
+            self.at += 1
+        word = self.body[start : self.at]
+        if not word:
+            raise DecodeError("Expected more values in a report.", reason="undecodable")
+        return _number(word, code, element)
+
+    def _check(self) -> None:
+        given = self.body[self.at : self.at + 1]
+        if given != str(self.digit):
+            raise DecodeError(
+                f"Expected the check digit {self.digit}; got '{given}'.", reason="undecodable"
+            )
+        self.digit = (self.digit + 1) % 10
+        self.at += 1
+
+
+def _number(word: str, code: int, element: _Element) -> float:
+    """Return the value in the units of BUFR, NaN where missing or, of an unknown element, no number."""
+    if "/" in word:
+        return float("nan")
+    try:
+        value = int(word) / 10.0**element.scale
+    except ValueError:
+        if element.units:
+            raise DecodeError(
+                f"Expected a number for {code:06d}; got '{word[:20]}'.", reason="undecodable"
+            ) from None
+        return float("nan")
+    celsius = element.units == "K" and code // 1_000 in _TEMPERATURES
+    return value + ZERO_CELSIUS if celsius else value
+
+
+def _expanded(codes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return descriptors with sequences and fixed replications expanded, as eccodes lists them."""
+    found: list[int] = []
+    at = 0
+    while at < len(codes):
+        code = codes[at]
+        if code // 100_000 == 1:
+            span, times = code // 1_000 % 100, code % 1_000
+            body = _expanded(codes[at + 1 : at + 1 + span])
+            if times:
+                found += body * times
+            else:
+                # The count of a delayed replication is no descriptor in CREX.
+                found += [100_000 + 1_000 * len(body), 31_001, *body]
+            at += span
+        elif code // 100_000 == 3:
+            found += _sequence(code)
+        else:
+            found.append(code)
+        at += 1
+        if len(found) > 100_000:
+            raise DecodeError("Expected a shorter template.", reason="too_large")
+    return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def _sequence(code: int) -> tuple[int, ...]:
+    try:
+        return tuple(int(c) for c in _asked((code,), "expandedDescriptors"))
+    except eccodes.CodesInternalError as error:
+        raise DecodeError(
+            f"Expected sequences of WMO tables; got D{code % 100_000:05d}: {error}.",
+            reason="needs_local_tables",
+        ) from error
+
+
+@lru_cache(maxsize=2_048)
+def _element(code: int) -> _Element:
+    """Return how an element is written; one that no table knows is a number without units."""
+    if code % 1_000 >= _LOCAL:
+        return _Element(0, "", 0)
+    try:
+        (units,) = _asked((code,), "expandedUnits")
+        (scale,) = _asked((code,), "expandedOriginalScales")
+        (width,) = _asked((code,), "expandedOriginalWidths")
+    except (eccodes.CodesInternalError, ValueError):
+        return _Element(0, "", 0)
+    text = str(units).startswith("CCITT")
+    return _Element(int(scale), str(units), int(width) // 8 if text else 0)
+
+
+def _asked(codes: tuple[int, ...], key: str) -> list[Any]:
+    handle = eccodes.codes_bufr_new_from_samples("BUFR4")
+    try:
+        eccodes.codes_set(handle, "masterTablesVersionNumber", _VERSION)
+        eccodes.codes_set_array(handle, "unexpandedDescriptors", list(codes))
+        return list(eccodes.codes_get_array(handle, key))
+    finally:
+        eccodes.codes_release(handle)

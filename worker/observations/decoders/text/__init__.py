@@ -1,0 +1,1 @@
+"""Decode alphanumeric bulletins: SYNOP, SHIP, TEMP, PILOT, METAR."""

@@ -1,0 +1,129 @@
+"""Split files of text into bulletins and reports, and tell the month of their days.
+
+A bulletin begins with its abbreviated heading, `SMRO01 YRBK 171200 CCA`; a file without any is one
+bulletin. Reports end with `=`. A code name holds for the reports after it (`AAXX 17121`), those of
+upper-air codes and METAR stand in each report or once before them.
+
+Reports give day and hour alone. The month is that of the reference: the time in a WMO file name
+(`A_SMRO01YRBK171200_C_EDZW_20230117120502_…`), the sender's option `reference_time`, or the arrival;
+from the arrival alone no report is dated more than three days back, which would be a guess.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+__all__ = ["CODES", "Clock", "Report", "reports"]
+
+CODES = (
+    "AAXX", "BBXX", "OOXX", "TTAA", "TTBB", "TTCC", "TTDD", "UUAA", "UUBB", "UUCC", "UUDD",
+    "PPAA", "PPBB", "PPCC", "PPDD", "QQAA", "QQBB", "QQCC", "QQDD", "METAR", "SPECI",
+)  # fmt: skip
+_CODE = re.compile(rf"\b({'|'.join(CODES)})\b")
+_HEADING = re.compile(r"^([A-Z]{4}\d{2}) ([A-Z]{4}) (\d{6})(?: ([A-Z]{3}))?[ \t\r]*$", re.MULTILINE)
+_FILE_TIME = re.compile(r"_(\d{14})(?:_|\.|$)")
+_FILE_HEADING = re.compile(r"[A-Z]{4}\d{2}[A-Z]{4}\d{6}([A-Z]{3})?_", re.IGNORECASE)
+_END = re.compile(r"[\x03\x04]|\bNNNN\b|^ZCZC.*$", re.MULTILINE | re.IGNORECASE)
+_BACK = timedelta(days=3)
+_AHEAD = timedelta(hours=6)
+_FAR = timedelta(days=31)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One report.
+
+    Attributes:
+        code: One of `CODES`.
+        words: The groups after the code name, those of the section before the reports included.
+        indicator: The BBB group of its bulletin, or "".
+        offset: Its first character in the file.
+        length: Characters.
+    """
+
+    code: str
+    words: tuple[str, ...]
+    indicator: str
+    offset: int
+    length: int
+
+
+def reports(text: str, file_name: str = "") -> Iterator[Report]:
+    """Yield the reports of a file in order."""
+    named = _FILE_HEADING.search(file_name)
+    default = (named.group(1) or "").upper() if named else ""
+    headings = list(_HEADING.finditer(text))
+    starts = [0, *(h.end() for h in headings)]
+    ends = [*(h.start() for h in headings), len(text)]
+    marks = ["", *((h.group(4) or default) for h in headings)]
+    if not headings:
+        marks = [default]
+    for start, end, indicator in zip(starts, ends, marks, strict=True):
+        yield from _of_bulletin(text, start, end, indicator)
+
+
+def _of_bulletin(text: str, start: int, end: int, indicator: str) -> Iterator[Report]:
+    code = ""
+    common: tuple[str, ...] = ()
+    for piece in re.finditer(r"[^=]+=?", text[start:end]):
+        body = _END.sub(" ", piece.group().rstrip("="))
+        found = _CODE.search(body)
+        if found:
+            code, common = found.group(), ()
+            body = body[found.end() :]
+        words = tuple(body.split())
+        if not code or not words:
+            continue
+        if code == "AAXX":
+            if found:
+                common, words = words[:1], words[1:]
+            words = common + words
+        yield Report(code, words, indicator, start + piece.start(), len(piece.group()))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Turns days and hours into times.
+
+    Attributes:
+        reference: A time shortly after the reports (aware, UTC).
+        sure: Whether the file or the sender names it; else it is the arrival.
+    """
+
+    reference: datetime
+    sure: bool
+
+    @classmethod
+    def of(cls, file_name: str, option: datetime | None, arrival: datetime) -> "Clock":
+        """Return the clock of a file."""
+        if option is not None:
+            return cls(
+                option.astimezone(UTC) if option.tzinfo else option.replace(tzinfo=UTC), True
+            )
+        named = _FILE_TIME.search(file_name)
+        if named:
+            try:
+                found = datetime.strptime(named.group(1), "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+            except ValueError:
+                return cls(arrival, False)
+            return cls(found, True)
+        return cls(arrival, False)
+
+    def time(self, day: int, hour: int, minute: int = 0) -> datetime | None:
+        """Return the latest time with this day and clock that is not after the reference; None if there
+        is none, or if only a guess would place it.
+        """
+        latest = self.reference + _AHEAD
+        for months in range(3):
+            year, month = latest.year, latest.month - months
+            year, month = (year, month) if month > 0 else (year - 1, month + 12)
+            try:
+                found = datetime(year, month, day, tzinfo=UTC)
+            except ValueError:
+                continue
+            found += timedelta(hours=hour, minutes=minute)
+            if found <= latest:
+                back = _FAR if self.sure else _BACK
+                return found if self.reference - found <= back and hour <= 24 else None
+        return None

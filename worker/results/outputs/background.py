@@ -1,0 +1,33 @@
+"""Write the background of an analysis: its mean and spread at the times of the result.
+
+With it the increment, analysis minus background, can be shown as a field. The file is the NetCDF of
+`worker.results.outputs.cf` for the first guess in place of the analysis.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from worker.results.outputs.cf import write_netcdf
+from worker.results.outputs.dataset import to_dataset
+from worker.results.outputs.formats import product_file
+from worker.results.outputs.product import Product, Written
+
+__all__ = ["write_product"]
+
+
+def write_product(product: Product, folder: Path) -> Written:
+    """Write one file with the mean and spread of the background; none for a job without one."""
+    if product.background is None:
+        return []
+    spec = product.job.spec.model_copy(update={"fields": "mean"})
+    # Seeds, pairs and the like are those of the analysis.
+    first_guess = replace(
+        product,
+        job=product.job.model_copy(update={"spec": spec}),
+        states=product.background,
+        mirrored=False,
+    )
+    dataset = to_dataset(first_guess)
+    title = f"Background of the {product.kind.noun} of {product.reference_time:%Y-%m-%d %H} UTC"
+    named = dataset.assign_attrs(title=title)
+    return [(write_netcdf(named, product_file(product, folder, "nc", "bg")), "background")]
