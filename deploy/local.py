@@ -323,7 +323,9 @@ class LocalStack:
         self._lock_data()
         if not self.options.redis_url:
             self.supervisor.start("broker")
-        self.stores = open_stores(self.redis_url, os.environ.get("APPA_REDIS_PREFIX", "appa"))
+        self.stores = open_stores(
+            self.redis_url, os.environ.get("APPA_REDIS_PREFIX", "appa"), self.layout
+        )
         self.supervisor.start_all(but=OPTIONAL)
         self._start_optional()
         return self

@@ -27,6 +27,7 @@ from fastapi.staticfiles import StaticFiles
 from redis.exceptions import RedisError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.domain.errors import AppaError
@@ -198,13 +199,25 @@ ROUTERS: tuple[APIRouter, ...] = (
 """A new router is a line here; it carries its own prefix."""
 
 
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:",
+}
+
+
+class Pages(StaticFiles):
+    """The parts of the pages, each asked for anew and allowed to load from here only."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Return a file with the headers of a page."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(PAGE_HEADERS)
+        return response
+
+
 async def viewer() -> FileResponse:
     """The viewer: one page, no build step."""
-    headers = {
-        "Cache-Control": "no-cache",
-        "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:",
-    }
-    return FileResponse(WEB / "index.html", headers=headers)
+    return FileResponse(WEB / "index.html", headers=PAGE_HEADERS)
 
 
 def create_app(settings: GatewaySettings | None = None) -> FastAPI:
@@ -223,7 +236,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.mount(PREFIX, DataAccess(gateway), name="data")
-    app.mount("/web", StaticFiles(directory=WEB), name="web")
+    app.mount("/web", Pages(directory=WEB), name="web")
     app.add_api_route("/", viewer, include_in_schema=False)
     add_problem_handlers(app)
     app.add_middleware(

@@ -153,7 +153,7 @@ class Gateway:
 def open_gateway(settings: GatewaySettings) -> Gateway:
     """Everything of a gateway; no connection is made and no file read yet."""
     layout = Layout(settings.data_dir.resolve())
-    stores = open_stores(settings.redis_url, settings.redis_prefix)
+    stores = open_stores(settings.redis_url, settings.redis_prefix, layout)
     sender = Celery("appa-gateway", set_as_current=False)
     sender.conf.update(
         celery_settings(settings.redis_url, settings.redis_prefix, settings.job_limit_seconds + 600)
@@ -191,3 +191,5 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
         await gateway.feed.stop()
         gateway.stores.redis.close()
         gateway.analyses.close()
+        if gateway.stores.archive is not None:
+            gateway.stores.archive.close()

@@ -126,8 +126,8 @@ def appa_problem(request: Request, error: AppaError) -> Response:
         field, known = str(context.pop("field")), context.pop("known", None)
         errors = [FieldProblem(field=field, message=error.message, known=known)]
     headers = error.headers if isinstance(error, RequestError) else None
-    if isinstance(error, DiskLow):
-        headers = {"Retry-After": "300"}
+    if isinstance(error, StorageError):
+        headers = {"Retry-After": "300" if isinstance(error, DiskLow) else "30"}
     return problem_response(
         request, code, error.message, headers=headers, errors=errors, context=context or None
     )

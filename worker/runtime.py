@@ -107,6 +107,6 @@ def open_runtime(
     report = WorkerReport(
         name=name, queues=list(queues), pid=os.getpid(), host=host, version=code_version()
     )
-    stores = open_stores(settings.redis_url, settings.redis_prefix)
     layout = Layout(settings.data_dir.resolve()).create()
+    stores = open_stores(settings.redis_url, settings.redis_prefix, layout)
     return Runtime(settings, stores, layout, sender, report)

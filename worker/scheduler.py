@@ -29,6 +29,7 @@ from redis.exceptions import RedisError
 
 from model.domain.errors import AppaError
 from model.domain.files import file_digest
+from worker.archivist import Archivist
 from worker.contract.batches import BatchRecord, BatchState, BatchStore, Lane
 from worker.contract.jobs import JobRecord, JobStore
 from worker.contract.layout import Layout
@@ -343,6 +344,13 @@ def run_scheduler(
         settings.reconcile_seconds,
         2 * settings.reconcile_seconds,
     )
+    archivist = Archivist(
+        runtime.stores,
+        runtime.layout,
+        runtime.sender,
+        settings.ended_seconds,
+        settings.reconcile_seconds,
+    )
     webhooks = WebhookSender(runtime.stores.webhooks, settings)
     missed = MissedResults(runtime.layout, runtime.stores.events)
     cycling = cycling_tick(runtime)
@@ -350,7 +358,8 @@ def run_scheduler(
 
     while not stop.wait(settings.sweep_seconds):
         for tick in (
-            reaper.sweep, reconciler.tick, tidy, cycling, missed.tick, webhooks.tick, retention.tick, *ticks
+            archivist.tick, reaper.sweep, reconciler.tick, tidy, cycling, missed.tick, webhooks.tick,
+            retention.tick, *ticks,
         ):  # fmt: skip
             _run_tick(tick)
     runtime.leave()

@@ -66,6 +66,12 @@ class WorkerSettings(InstallationSettings):
         gt=0,
         description="Pause between comparisons of the uploads on disk with the records in Redis.",
     )
+    ended_seconds: float = Field(
+        default=600.0,
+        ge=0,
+        description="How long uploads, jobs and cycles stay in Redis after their end; they are read "
+        "from disk later.",
+    )
     progress_seconds: float = Field(
         default=1.0, ge=0, description="Progress is stored at most once in so many seconds."
     )

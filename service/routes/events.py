@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import structlog
 from anyio import to_thread
@@ -32,7 +32,7 @@ from service.schemas import (
     WebhookView,
 )
 from worker.contract.batches import IdempotencyConflict
-from worker.contract.events import FEED, STREAM_START, EventType, LoggedEvent, StreamId
+from worker.contract.events import FEED, EventType, LoggedEvent, StreamId
 from worker.contract.jobs import TERMINAL, JobRecord, JobState
 from worker.contract.records import new_id
 from worker.contract.webhooks import Webhook, check_url, new_secret
@@ -113,18 +113,12 @@ async def follow_job(
     """
     jobs = gateway.stores.jobs
     seen = parse_event_id(last_event_id)
-    newest = await to_thread.run_sync(_newest_event, gateway, job_id)
+    newest = await to_thread.run_sync(jobs.newest_event, job_id)
     job = await to_thread.run_sync(jobs.read, job_id)
     if seen is not None and job.done and StreamId.parse(seen) >= StreamId.parse(newest):
         return Response(status_code=204)  # EventSource does not reconnect
     events = _job_events(gateway, job, seen, newest, caller)
     return stream(gateway, events, f"/v1/jobs/{job_id}")
-
-
-def _newest_event(gateway: Gateway, job_id: str) -> str:
-    key = gateway.stores.keys.events("job", job_id)
-    last: Any = gateway.stores.redis.xrevrange(key, count=1)
-    return str(last[0][0]) if last else STREAM_START
 
 
 async def _job_events(

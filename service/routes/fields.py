@@ -1,12 +1,15 @@
 """Serve horizontal fields of results for maps: values, what a result holds, what exists by time."""
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Response
 
+from model.domain.coastlines import light_coastlines
 from model.domain.errors import InvalidInput
 from service.auth import GatewayDep, Reader
 from service.errors import AnswerTooLarge, NotFound
@@ -226,6 +229,19 @@ async def read_colours(gateway: GatewayDep, _: Reader, response: Response) -> di
     module = await gateway.data_sets.run(gateway.data_sets.module, "fields")
     found: dict[str, list[str]] = module.colour_maps()
     return found
+
+
+@router.get("/coastlines", responses=problem_responses("not_installed"))
+async def read_coastlines(gateway: GatewayDep, _: Reader) -> Response:
+    """Return coastlines as lists of [longitude, latitude], for maps that are drawn by the reader."""
+    body = await gateway.data_sets.run(_coastlines)
+    headers = {"Cache-Control": "private, max-age=86400"}
+    return Response(body, media_type="application/json", headers=headers)
+
+
+@cache
+def _coastlines() -> bytes:
+    return json.dumps(light_coastlines(), separators=(",", ":")).encode()
 
 
 @router.get("/timeline", responses=problem_responses("storage_error"))

@@ -259,7 +259,7 @@ def query_stored(
         box,
         cut_off,
         outcome,
-        min(limit, gateway.settings.query_max_rows),
+        min(limit, gateway.settings.query_max_rows, chosen.max_rows or MAX_PAGE),
         offset,
         variables=variables,
         report_types=networks,

@@ -359,7 +359,7 @@ def test_a_full_disk_does_not_hide_results(layout: Layout) -> None:
 def test_on_a_network_file_system_no_file_is_shared(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_is_on_network", lambda path: True)
+    monkeypatch.setattr(module, "is_on_network", lambda path: True)
     some_results(layout, 3)
     assert len(asked(layout)) == 3
     assert not layout.catalogue_file.exists()

@@ -185,6 +185,14 @@ class BatchStore(RecordStore[BatchRecord]):
     waiting = BatchState.RECEIVED
     working = BatchState.INGESTING
     leased = (BatchState.INGESTING,)
+    ends = frozenset({BatchState.INGESTED, BatchState.REJECTED, BatchState.FAILED})
+    keeps_events = False
+
+    def kind_of(self, record: BatchRecord) -> str:
+        return record.container
+
+    def own_names(self, record: BatchRecord) -> list[str]:
+        return [record.identity]
 
     def _sources(self, to: str) -> list[str]:
         return [state for state, moves in ALLOWED_BATCH_MOVES.items() if to in moves]
@@ -210,7 +218,7 @@ class BatchStore(RecordStore[BatchRecord]):
         )
         self._require_same(batch, record, idempotency_key)
         if not created and batch.may_be_sent_again:
-            self.redis.delete(*(self.keys.unique(self.noun, name) for name in unique))
+            self.release(unique)
             batch, created = self._create(
                 record, kind=record.container, unique=unique, lane=record.lane
             )
@@ -234,8 +242,10 @@ class BatchStore(RecordStore[BatchRecord]):
         of it. The record may be of an upload that has ended.
         """
         batch, created = self._create(record, kind=record.container, unique=[record.identity])
-        if record.finished is not None and record.api_key:
-            self._call(self.redis.zrem(self._index("active", record.api_key), record.id))
+        if created and record.state in self.ends:
+            if record.api_key:
+                self._call(self.redis.zrem(self._index("active", record.api_key), record.id))
+            self.mark_ended([record.id])
         return batch, created
 
     def call(self, lane: Lane, lifetime: timedelta) -> bool:
@@ -315,7 +325,7 @@ class BatchStore(RecordStore[BatchRecord]):
         """
         batch = self.get(record_id)
         key = self.keys.unique(self.noun, batch.identity)
-        holder = self._call(self.redis.get(key))
+        holder = self.holder(batch.identity)
         if holder not in (None, record_id):
             raise MoveRefused(
                 f"Expected batch '{record_id}' to be the newest of its content; it was sent again "
@@ -337,12 +347,13 @@ class BatchStore(RecordStore[BatchRecord]):
             record_id,
             keys=[key],
         )
+        if self.archive is not None:  # its end does not count any more
+            self.archive.drop(self.noun, [record_id], names=False)
         return self.get(record_id)
 
     def find_content(self, sha256: str) -> str | None:
         """Return the id of the batch with this content, or None."""
-        found = self._call(self.redis.get(self.keys.unique(self.noun, f"sha256:{sha256}")))
-        return None if found is None else str(found)
+        return self.holder(f"sha256:{sha256}")
 
     def finish(self, record_id: str, token: int, summary: IngestSummary) -> None:
         """End the ingest successfully: the rows are in the observation store."""

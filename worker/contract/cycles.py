@@ -189,6 +189,13 @@ class CycleStore(RecordStore[CycleRecord]):
     waiting = CycleState.WAITING
     working = CycleState.SUBMITTED
     leased = ()
+    ends = frozenset(state.value for state in CYCLE_DONE)
+
+    def kind_of(self, record: CycleRecord) -> str:
+        return record.flavour.value
+
+    def own_names(self, record: CycleRecord) -> list[str]:
+        return [record.id]
 
     def _sources(self, to: str) -> list[str]:
         return [state for state, moves in ALLOWED_CYCLE_MOVES.items() if to in moves]
@@ -197,16 +204,19 @@ class CycleStore(RecordStore[CycleRecord]):
 
     def states(self, since: datetime) -> dict[str, CycleState]:
         """Return key and state of every cycle valid at `since` or later, and of all that wait."""
-        low = f"[{cycle_key(since, Flavour.EARLY)}"
+        first = cycle_key(since, Flavour.EARLY)
+        low = f"[{first}"
+        gone = self.archive.states(self.noun, first) if self.archive else {}
         pipe = self.redis.pipeline()
         for state in CycleState:
             from_ = "-" if state is CycleState.WAITING else low
             pipe.zrangebylex(self._index("state", state), from_, "+")
-        return {
+        here = {
             str(key): state
             for state, keys in zip(CycleState, pipe.execute(), strict=True)
             for key in keys
         }
+        return {key: CycleState(state) for key, state in gone.items()} | here
 
     def in_state(self, *states: CycleState) -> list[CycleRecord]:
         """Return all cycles in one of these states, by valid time."""
@@ -220,8 +230,11 @@ class CycleStore(RecordStore[CycleRecord]):
     def newest(self, *, state: CycleState | None = None) -> str | None:
         """Return the key of the cycle with the latest valid time, of those in `state` if given."""
         index = self._index("state", state) if state else self._index("all")
-        found = self._call(self.redis.zrevrange(index, 0, 0))
-        return str(found[0]) if found else None
+        found = [str(key) for key in self._call(self.redis.zrevrange(index, 0, 0))]
+        if self.archive is not None:
+            wanted = state.value if state else ""
+            found += [kept.id for kept in self.archive.select(self.noun, state=wanted, limit=1)]
+        return max(found, default=None)
 
     def of_hour(self, valid_time: datetime) -> dict[Flavour, CycleRecord]:
         """Return the early and the final cycle of a valid time, as far as they exist."""
@@ -252,6 +265,10 @@ class CycleStore(RecordStore[CycleRecord]):
         high = f"[{cycle_key(end, Flavour.FINAL)}" if end else "+"
         source = self._index("state", state) if state else self._index("all")
         keys = list(self._call(self.redis.zrevrangebylex(source, high, low)))
+        if self.archive is not None:
+            after = f"{cycle_key(end, Flavour.FINAL)}~" if end else ""  # above all that begin so
+            gone = self.archive.states(self.noun, low.lstrip("[-"), below=after, state=state)
+            keys = sorted({*keys, *gone}, reverse=True)
         keys = [key for key in keys if not flavour or key.endswith(f"_{flavour}")]
         rest = [key for key in keys if not cursor or key < cursor]
         more = rest[limit - 1] if len(rest) > limit else None
@@ -313,11 +330,7 @@ class CycleStore(RecordStore[CycleRecord]):
 
     def asked_before(self, cycle: str, unique_key: str) -> str | None:
         """Return the request that reran `cycle` under an idempotency key; None if there was none."""
-        found = self._call(self.redis.get(self._rerun_key(cycle, unique_key)))
-        return None if found is None else str(found)
-
-    def _rerun_key(self, cycle: str, unique_key: str) -> str:
-        return self.keys.unique(self.noun, f"rerun:{cycle}:{unique_key}")
+        return self.holder(f"rerun:{cycle}:{unique_key}")
 
     def rerun(
         self,
@@ -342,7 +355,8 @@ class CycleStore(RecordStore[CycleRecord]):
         Raises:
             MoveRefused: If it is not ended, or changed meanwhile.
         """
-        unique = self._rerun_key(record.id, unique_key) if unique_key else ""
+        name = f"rerun:{record.id}:{unique_key}"
+        unique = self.keys.unique(self.noun, name) if unique_key else ""
         known = [r.revision for r in self.of_hour(record.valid_time).values()]
         values = {
             "revision": max(*known, *FIRST_REVISION.values(), record.revision) + 1,

@@ -28,6 +28,7 @@ __all__ = [
     "disk_state",
     "free_bytes",
     "is_disk_full",
+    "is_on_network",
     "require_space",
 ]
 
@@ -154,6 +155,33 @@ def is_disk_full(error: BaseException | None) -> bool:
 def free_bytes(folder: Path) -> int:
     """Return the bytes that may still be written to the file system of `folder`."""
     return shutil.disk_usage(folder).free
+
+
+_NETWORK = (
+    "9p",
+    "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "fuse.",
+    "glusterfs",
+    "gpfs",
+    "lustre",
+    "nfs",
+    "smb",
+)
+"""First letters of file system types that several hosts may mount."""
+
+
+def is_on_network(path: Path) -> bool:
+    """Return whether other hosts may have mounted the file system of `path`, as far as is known."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return False
+    absolute = path.resolve()
+    around = [(m, kind) for m, kind in mounts if absolute.is_relative_to(m)]
+    return max(around, key=lambda mount: len(mount[0]), default=("", ""))[1].startswith(_NETWORK)
 
 
 _PROBE = bytes(1 << 20)

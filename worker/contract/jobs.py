@@ -132,6 +132,10 @@ class JobStore(RecordStore[JobRecord]):
     waiting = JobState.QUEUED
     working = JobState.RUNNING
     leased = (JobState.RUNNING, JobState.CANCELLING)
+    ends = frozenset(state.value for state in TERMINAL)
+
+    def kind_of(self, record: JobRecord) -> str:
+        return record.kind
 
     def _sources(self, to: str) -> list[str]:
         return [state for state, moves in ALLOWED_MOVES.items() if to in moves]
@@ -146,8 +150,24 @@ class JobStore(RecordStore[JobRecord]):
 
         Returns:
             The job under that key, and whether it was created now.
+
+        Raises:
+            StorageError: If it cannot be written to the archive; then there is no job.
         """
-        return self._create(record, kind=record.kind, unique=[unique_key] if unique_key else ())
+        unique = [unique_key] if unique_key else []
+        if self.archive is None or (unique_key and self.holder(unique_key) is not None):
+            return self._create(record, kind=record.kind, unique=unique)
+        # Before it is accepted it is on disk: a server that loses its data does not lose it.
+        names = {self.keys.unique(self.noun, name): record.id for name in unique}
+        self.archive.put([self.kept(record, names)])
+        try:
+            job, created = self._create(record, kind=record.kind, unique=unique, looked_up=True)
+        except BaseException:
+            self.archive.drop(self.noun, [record.id])
+            raise
+        if not created:
+            self.archive.drop(self.noun, [record.id])
+        return job, created
 
     def read(self, record_id: str) -> JobRecord:
         """Return a job with its place in the queue filled in, as the gateway shows it.

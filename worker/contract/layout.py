@@ -74,6 +74,11 @@ class Layout:
         return self.root / "catalogue.sqlite"
 
     @property
+    def records_file(self) -> Path:
+        """`records.sqlite`: uploads, jobs and cycles that have ended, and what Redis must not lose."""
+        return self.root / "records.sqlite"
+
+    @property
     def verification(self) -> Path:
         """Time series of verification, a folder for each month of valid times."""
         return self.root / "verification"

@@ -1,11 +1,13 @@
 """Store records in Redis: what the stores of jobs, batches and cycles have in common.
 
 A record is a hash; each field is JSON, except those the scripts compare, which are bare text.
-Ids sort by creation time, so that sorted sets with equal scores are lists in that order.
+Ids sort by creation time, so that sorted sets with equal scores are lists in that order. A record
+that ended some time ago is in the archive on disk alone; every question is asked of both.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
@@ -15,7 +17,8 @@ from redis import Redis
 
 from model.domain.errors import AppaError, InvalidInput
 from worker.contract import scripts
-from worker.contract.events import STREAM_START
+from worker.contract.archive import Kept, RecordArchive
+from worker.contract.events import STREAM_START, StreamId
 from worker.contract.records import Record, utc_now
 from worker.contract.redis_server import Keyspace
 
@@ -23,6 +26,9 @@ __all__ = ["LeaseLost", "MoveRefused", "NoSuchRecord", "Page", "RecordStore", "m
 
 R = TypeVar("R", bound=Record)
 _BARE = frozenset({"id", "state", "api_key"})
+_OVERLAP_SECONDS = 120
+"""How long a unique key stays in Redis after its record was archived: who looked for it in the
+archive a moment too early finds it here."""
 
 
 class NoSuchRecord(InvalidInput):
@@ -64,10 +70,15 @@ class RecordStore(Generic[R]):
     waiting: str
     working: str
     leased: tuple[str, ...]
+    ends: frozenset[str]
+    keeps_events = True
 
-    def __init__(self, redis: "Redis", keys: Keyspace) -> None:
+    def __init__(
+        self, redis: "Redis", keys: Keyspace, archive: RecordArchive | None = None
+    ) -> None:
         self.redis = redis
         self.keys = keys
+        self.archive = archive
 
     # -- reading
 
@@ -86,7 +97,16 @@ class RecordStore(Generic[R]):
 
     def find(self, record_id: str) -> R | None:
         """Return the record with the id `record_id`, or None."""
-        return self._decode(self._call(self.redis.hgetall(self.keys.record(self.noun, record_id))))
+        raw = self._call(self.redis.hgetall(self.keys.record(self.noun, record_id)))
+        return self._decode(raw) or self._archived(record_id)
+
+    def _archived(self, record_id: str) -> R | None:
+        kept = self.archive.find(self.noun, record_id) if self.archive else None
+        return None if kept is None else self._revive(kept)
+
+    def _revive(self, kept: Kept) -> R:
+        known = self.model.model_fields
+        return self.model.model_validate({k: v for k, v in kept.fields.items() if k in known})
 
     def _decode(self, raw: Mapping[str, str]) -> R | None:
         if not raw:
@@ -99,6 +119,8 @@ class RecordStore(Generic[R]):
         """Return state and newest token; cheap enough for every diffusion step."""
         key = self.keys.record(self.noun, record_id)
         state, token = self._call(self.redis.hmget(key, ["state", "token"]))
+        if state is None and self.archive and (kept := self.archive.find(self.noun, record_id)):
+            return kept.state, int(kept.fields.get("token", 0))
         return str(state or ""), int(token or 0)
 
     def states_and_tokens(self, ids: Sequence[str]) -> dict[str, tuple[str, int]]:
@@ -110,15 +132,23 @@ class RecordStore(Generic[R]):
         return {i: (str(s or ""), int(t or 0)) for i, (s, t) in zip(ids, answers, strict=True)}
 
     def ids(self, state: str) -> list[str]:
-        """Return the ids of all records in `state`, oldest first."""
+        """Return the ids of all records in `state` that are in Redis, oldest first."""
         return list(self._call(self.redis.zrange(self._index("state", state), 0, -1)))
 
     def count(self, state: str) -> int:
         """Return the number of records in `state`."""
-        return int(self._call(self.redis.zcard(self._index("state", state))))
+        here = int(self._call(self.redis.zcard(self._index("state", state))))
+        gone = self.archive.count(self.noun, state=state) if self.archive else 0
+        return here + gone
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Return those of `ids` that have a record."""
+        here = self.in_redis(ids)
+        rest = [name for name in ids if name not in here]
+        return here | (self.archive.known(self.noun, rest) if self.archive else set())
+
+    def in_redis(self, ids: Sequence[str]) -> set[str]:
+        """Return those of `ids` whose record is in Redis."""
         if not ids:
             return set()
         scores = self._call(self.redis.zmscore(self._index("all"), list(ids)))
@@ -141,15 +171,22 @@ class RecordStore(Generic[R]):
             self._call(self.redis.expire(source, 60))
         top = f"({cursor}" if cursor else "+"
         ids = list(self._call(self.redis.zrevrangebylex(source, top, "-", 0, limit + 1)))
-        more = ids[limit - 1] if len(ids) > limit else None
         total = int(self._call(self.redis.zcard(source)))
+        if self.archive is not None:
+            gone = self.archive.select(
+                self.noun, state=state, kind=kind, below=cursor, limit=limit + 1
+            )
+            total += self.archive.count(self.noun, state=state, kind=kind)
+            ids = sorted({*ids, *(kept.id for kept in gone)}, reverse=True)
+        more = ids[limit - 1] if len(ids) > limit else None
         return Page(self._load(ids[:limit]), more, total)
 
     def _load(self, ids: Sequence[str]) -> list[R]:
         pipe = self.redis.pipeline(transaction=False)
         for record_id in ids:
             pipe.hgetall(self.keys.record(self.noun, record_id))
-        found = (self._decode(raw) for raw in pipe.execute())
+        pairs = zip(ids, pipe.execute(), strict=True)
+        found = (self._decode(raw) or self._archived(record_id) for record_id, raw in pairs)
         return [record for record in found if record is not None]
 
     def position(self, record_id: str) -> int | None:
@@ -159,9 +196,26 @@ class RecordStore(Generic[R]):
 
     def events(self, record_id: str, after: str = STREAM_START) -> list[tuple[str, str, Any]]:
         """Return the events after the entry `after`, each as (id, type, data)."""
-        key = self.keys.events(self.noun, record_id)
-        entries = self._call(self.redis.xrange(key, min=f"({after}"))
-        return [(str(i), str(f["type"]), json.loads(f["data"])) for i, f in entries]
+        entries = [
+            e for e in self._events(record_id) if StreamId.parse(e[0]) > StreamId.parse(after)
+        ]
+        return [(entry, kind, json.loads(data)) for entry, kind, data in entries]
+
+    def newest_event(self, record_id: str) -> str:
+        """Return the id of the last event; `STREAM_START` when there is none."""
+        last = self._call(self.redis.xrevrange(self.keys.events(self.noun, record_id), count=1))
+        if last:
+            return str(last[0][0])
+        events = self._events(record_id)
+        return events[-1][0] if events else STREAM_START
+
+    def _events(self, record_id: str) -> list[tuple[str, str, str]]:
+        """Return all events, with their data as JSON text."""
+        entries = self._call(self.redis.xrange(self.keys.events(self.noun, record_id)))
+        if entries or self.archive is None:
+            return [(str(i), str(f["type"]), str(f["data"])) for i, f in entries]
+        kept = self.archive.find(self.noun, record_id)
+        return [(e[0], e[1], e[2]) for e in kept.events] if kept else []
 
     # -- changing
 
@@ -290,36 +344,181 @@ class RecordStore(Generic[R]):
         raise NotImplementedError
 
     def _create(
-        self, record: R, *, kind: str, unique: Sequence[str] = (), lane: str = ""
+        self,
+        record: R,
+        *,
+        kind: str,
+        unique: Sequence[str] = (),
+        lane: str = "",
+        looked_up: bool = False,
     ) -> tuple[R, bool]:
         """Store a new record, or return the one that holds one of its `unique` keys.
 
         The first key that is held decides; those named before it, still free, then stand for the
         same record. A record in a lane waits there for its owner's turn.
+        `looked_up`: the archive is known to have no other record under the keys.
         """
         values = record.model_dump(mode="json")
         keys = [self.keys.unique(self.noun, key) for key in unique]
+        if not looked_up:
+            self._recall_keys(keys)
         state, owner = str(values["state"]), str(values["api_key"])
         fields = json.dumps(_to_fields(values))
-        known = self._run(
-            scripts.CREATE,
-            str(values["id"]),
-            state,
-            kind,
-            owner,
-            fields,
-            self._event(state),
-            lane,
-            keys=keys,
+        arguments = (state, kind, owner, fields, self._event(state), lane)
+        status, known = self._execute(scripts.CREATE, str(values["id"]), arguments, keys)
+        if status == "ok":
+            return record, True
+        if self.archive is not None and not self.in_redis([known]):
+            self.archive.bind(self.noun, dict.fromkeys(keys, known), known)
+        return self.get(known), False
+
+    def _recall_keys(self, keys: Sequence[str]) -> None:
+        """Bring unique keys of archived records to Redis, where creation looks for them."""
+        if self.archive is None or not keys:
+            return
+        held = self._call(self.redis.mget(keys))
+        missing = [key for key, value in zip(keys, held, strict=True) if value is None]
+        for key, value in self.archive.names(self.noun, missing).items():
+            self.redis.set(key, value, nx=True, ex=_OVERLAP_SECONDS)
+
+    def holder(self, unique: str) -> str | None:
+        """Return what a unique key holds, here or in the archive: mostly the id of a record."""
+        key = self.keys.unique(self.noun, unique)
+        found = self._call(self.redis.get(key))
+        if found is None and self.archive is not None:
+            found = self.archive.names(self.noun, [key]).get(key)
+        return None if found is None else str(found)
+
+    def release(self, unique: Sequence[str]) -> None:
+        """Make unique keys free again."""
+        keys = [self.keys.unique(self.noun, name) for name in unique]
+        self.redis.delete(*keys)
+        if self.archive is not None:
+            self.archive.release(self.noun, keys)
+
+    # -- between Redis and the archive
+
+    def kind_of(self, record: R) -> str:
+        """Return what records are listed by besides their state."""
+        raise NotImplementedError
+
+    def own_names(self, record: R) -> list[str]:
+        """Return the unique keys that follow from the record itself."""
+        return []
+
+    def fresh(self, limit: int) -> list[str]:
+        """Return ids of records that ended, or changed as the archive must know, since `copied`."""
+        return list(self._call(self.redis.srandmember(self._index("fresh"), limit)))
+
+    def copied(self, ids: Sequence[str]) -> None:
+        """Note that the archive has these records as they were when `fresh` named them."""
+        if ids:
+            self._call(self.redis.srem(self._index("fresh"), *ids))
+
+    def ended_before(self, when: float, limit: int) -> list[tuple[str, float]]:
+        """Return records that ended before `when` (seconds since 1970), with the score of that."""
+        index, last = self._index("ended"), 1000.0 * when
+        rows = self._call(
+            self.redis.zrangebyscore(index, "-inf", last, start=0, num=limit, withscores=True)
         )
-        return (record, True) if known == values["id"] else (self.get(known), False)
+        return [(str(record_id), float(score)) for record_id, score in rows]
+
+    def mark_ended(self, ids: Sequence[str]) -> None:
+        """Have the archive copy and later take over ended records that nothing is noted of."""
+        if not ids:
+            return
+        now = round(1000 * time.time())
+        pipe = self.redis.pipeline()
+        pipe.zadd(self._index("ended"), dict.fromkeys(ids, now), nx=True)
+        pipe.sadd(self._index("fresh"), *ids)
+        pipe.execute()
+
+    def drop_ended(self, ids: Collection[str]) -> None:
+        """Remove the note of the end of records that are gone."""
+        if ids:
+            self._call(self.redis.zrem(self._index("ended"), *ids))
+
+    def snapshot(self, ids: Sequence[str]) -> list[Kept]:
+        """Return records as they are in Redis, with their unique keys and their events."""
+        most = None if self.keeps_events else 1
+        pipe = self.redis.pipeline(transaction=False)
+        for record_id in ids:
+            pipe.hgetall(self.keys.record(self.noun, record_id))
+            pipe.smembers(self.keys.held(self.noun, record_id))
+            pipe.xrange(self.keys.events(self.noun, record_id), count=most)
+        rows = pipe.execute()
+        found = []
+        for raw, held, entries in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+            record = self._decode(raw)
+            if record is not None:
+                own = (self.keys.unique(self.noun, name) for name in self.own_names(record))
+                past = [(i, f["type"], f["data"]) for i, f in entries]
+                found.append((record, sorted({*held, *own}), past if self.keeps_events else []))
+        pipe = self.redis.pipeline(transaction=False)
+        for _, names, _ in found:
+            pipe.mget(names or [self.keys.held(self.noun, "")])
+        values = pipe.execute()
+        return [
+            self.kept(record, dict(zip(names, held, strict=False)), past)
+            for (record, names, past), held in zip(found, values, strict=True)
+        ]
+
+    def kept(
+        self, record: R, names: Mapping[str, str | None], events: Sequence[Sequence[str]] = ()
+    ) -> Kept:
+        """Return a record as the archive keeps it; names that hold nothing are left out."""
+        values = record.model_dump(mode="json")
+        ended = None
+        if values["state"] in self.ends:
+            finished = getattr(record, "finished", None)
+            ended = finished.timestamp() if finished else time.time()
+        held = {name: value for name, value in names.items() if value is not None}
+        kind = self.kind_of(record)
+        return Kept(
+            self.noun,
+            str(values["id"]),
+            str(values["state"]),
+            kind,
+            values,
+            ended,
+            True,
+            events,
+            held,
+        )
+
+    def forget(self, kept: Kept, score: float) -> bool:
+        """Remove an ended record from Redis, unless it has gone on since; return whether it did."""
+        keys = list(kept.names)
+        arguments = (kept.kind, int(score), _OVERLAP_SECONDS)
+        return self._execute(scripts.FORGET, kept.id, arguments, keys)[0] == "ok"
+
+    def recall(self, kept: Kept) -> str:
+        """Bring a record to Redis as it is kept, unless it is there; return its state there."""
+        fields = json.dumps(_to_fields(kept.fields))
+        owner = str(kept.fields.get("api_key", ""))
+        past = json.dumps([list(event) for event in kept.events])
+        ended = int(kept.state in self.ends)
+        announced = self._event(kept.state)
+        return self._run(
+            scripts.RECALL, kept.id, kept.state, kept.kind, owner, fields, ended, past, announced
+        )
 
     # -- plumbing
 
-    def _run(self, script: str, record_id: str, *args: Any, keys: Sequence[str] = ()) -> str:
+    def _execute(
+        self, script: str, record_id: str, args: Sequence[Any], keys: Sequence[str] = ()
+    ) -> tuple[str, str]:
+        """Run a script; return its status and value."""
         names, arguments = self._call_of(record_id, args)
         run = self.redis.register_script(script)
-        return self._value(record_id, self._call(run(keys=[*names, *keys], args=arguments)))
+        status, value = self._call(run(keys=[*names, *keys], args=arguments))
+        return str(status), str(value)
+
+    def _run(self, script: str, record_id: str, *args: Any, keys: Sequence[str] = ()) -> str:
+        answer = self._execute(script, record_id, args, keys)
+        if answer[0] == "missing" and self._recall_ended(record_id):
+            answer = self._execute(script, record_id, args, keys)
+        return self._value(record_id, answer)
 
     def _call_of(self, record_id: str, args: Sequence[Any]) -> tuple[list[str], list[Any]]:
         """Return the keys and arguments of a script about one record."""
@@ -340,7 +539,17 @@ class RecordStore(Generic[R]):
                 id=record_id,
                 state=value,
             )
-        return str(value) if status != "held" else "held"
+        return value if status != "held" else "held"
+
+    def _recall_ended(self, record_id: str) -> bool:
+        """Bring an archived record to Redis, so that a script can answer or change it."""
+        kept = self.archive.find(self.noun, record_id) if self.archive else None
+        if kept is None or kept.state not in self.ends:
+            return False
+        self.recall(kept)
+        assert self.archive is not None  # noqa: S101
+        self.archive.set_present(self.noun, [record_id], True)
+        return True
 
     def _index(self, *parts: str) -> str:
         return ":".join([self.keys.index(self.noun), *(parts or ("all",))])

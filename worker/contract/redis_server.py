@@ -34,8 +34,16 @@ class Keyspace:
         """Capped stream of what happened to a record."""
         return f"{self.record(noun, record_id)}:events"
 
+    def held(self, noun: str, record_id: str) -> str:
+        """Set of the unique keys that name a record."""
+        return f"{self.record(noun, record_id)}:keys"
+
     def index(self, noun: str) -> str:
-        """Stem of the sorted sets of ids: `<stem>:all`, `:state:<state>`, `:kind:<kind>` and so on."""
+        """Stem of the sets of ids: `<stem>:all`, `:state:<state>`, `:kind:<kind>` and so on.
+
+        Records that ended are in `:ended` by the time of that, those that the archive has to copy
+        in `:fresh`.
+        """
         return f"{self.prefix}:index:{noun}"
 
     def unique(self, noun: str, key: str) -> str:

@@ -8,7 +8,19 @@ All scripts share KEYS = record, lease, events stream and the first arguments
 ARGV = index stem, id, channel, noun.
 """
 
-__all__ = ["BEAT", "CANCEL", "CLAIM", "CREATE", "MOVE", "PROGRESS", "PUBLISH", "REAP", "TAKE"]
+__all__ = [
+    "BEAT",
+    "CANCEL",
+    "CLAIM",
+    "CREATE",
+    "FORGET",
+    "MOVE",
+    "PROGRESS",
+    "PUBLISH",
+    "REAP",
+    "RECALL",
+    "TAKE",
+]
 
 _PRELUDE = """
 local record, lease, stream = KEYS[1], KEYS[2], KEYS[3]
@@ -29,6 +41,18 @@ local function set_fields(fields)
   if #flat > 0 then redis.call('HSET', record, unpack(flat)) end
 end
 
+local held = record .. ':keys'  -- the unique keys of the record
+
+local function mark(terminal)  -- for the archive: what it has to copy, and since when
+  if terminal then
+    local now = redis.call('TIME')
+    redis.call('ZADD', stem .. ':ended', now[1] * 1000 + math.floor(now[2] / 1000), id)
+  else
+    redis.call('ZREM', stem .. ':ended', id)
+  end
+  if terminal or noun == 'cycle' then redis.call('SADD', stem .. ':fresh', id) end
+end
+
 local function leave_lane()
   local lane = redis.call('HGET', record, 'lane')
   if not lane then return end
@@ -40,6 +64,7 @@ local function leave_lane()
 end
 
 local function move(from, to, terminal, data)
+  mark(terminal)
   leave_lane()
   redis.call('HSET', record, 'state', to)
   redis.call('ZREM', stem .. ':state:' .. from, id)
@@ -64,12 +89,20 @@ CREATE = (
 for i = 4, #KEYS do
   local known = redis.call('GET', KEYS[i])
   if known then
-    for j = 4, i - 1 do redis.call('SET', KEYS[j], known) end  -- the free ones before it
+    local its = string.sub(record, 1, #record - #id) .. known .. ':keys'
+    for j = 4, i - 1 do  -- the free ones before it
+      redis.call('SET', KEYS[j], known)
+      redis.call('SADD', its, KEYS[j])
+    end
     return {'exists', known}
   end
 end
-for i = 4, #KEYS do redis.call('SET', KEYS[i], id) end
+for i = 4, #KEYS do
+  redis.call('SET', KEYS[i], id)
+  redis.call('SADD', held, KEYS[i])
+end
 set_fields(ARGV[8])
+if noun == 'cycle' then redis.call('SADD', stem .. ':fresh', id) end
 redis.call('ZADD', stem .. ':all', 0, id)
 redis.call('ZADD', stem .. ':state:' .. ARGV[5], 0, id)
 redis.call('ZADD', stem .. ':kind:' .. ARGV[6], 0, id)
@@ -132,7 +165,10 @@ if not from then return {'missing', ''} end
 if stale(ARGV[7]) then return {'stale', from} end
 if not string.find(ARGV[6], ',' .. from .. ',', 1, true) then return {'refused', from} end
 set_fields(ARGV[8])
-for i = 4, #KEYS do redis.call('SET', KEYS[i], ARGV[11]) end
+for i = 4, #KEYS do
+  redis.call('SET', KEYS[i], ARGV[11])
+  redis.call('SADD', held, KEYS[i])
+end
 if ARGV[10] ~= '1' then redis.call('DEL', lease) end
 move(from, ARGV[5], ARGV[10] == '1', ARGV[9])
 return {'ok', from}
@@ -239,5 +275,46 @@ set_fields(ARGV[10])
 redis.call('HINCRBY', record, 'token', 1)
 move(from, ARGV[7], true, ARGV[13])
 return {'ok', ARGV[7]}
+"""
+)
+
+RECALL = (
+    _PRELUDE
+    + """
+-- ARGV: 5 state, 6 kind, 7 owner, 8 fields, 9 whether it has ended, 10 past events, 11 event data
+if redis.call('EXISTS', record) == 1 then return {'exists', redis.call('HGET', record, 'state')} end
+set_fields(ARGV[8])
+redis.call('ZADD', stem .. ':all', 0, id)
+redis.call('ZADD', stem .. ':state:' .. ARGV[5], 0, id)
+redis.call('ZADD', stem .. ':kind:' .. ARGV[6], 0, id)
+redis.call('DEL', stream)
+for _, event in ipairs(cjson.decode(ARGV[10])) do
+  redis.call('XADD', stream, event[1], 'type', event[2], 'data', event[3])
+end
+mark(ARGV[9] == '1')
+if ARGV[9] ~= '1' then
+  if ARGV[7] ~= '' then redis.call('ZADD', stem .. ':active:' .. ARGV[7], 0, id) end
+  announce('state', ARGV[11])
+end
+return {'ok', ARGV[5]}
+"""
+)
+
+FORGET = (
+    _PRELUDE
+    + """
+-- ARGV: 5 kind, 6 when it ended as read, 7 seconds that its unique keys stay
+local ended = redis.call('ZSCORE', stem .. ':ended', id)
+if not ended or tonumber(ended) ~= tonumber(ARGV[6]) then return {'refused', ''} end
+local state = redis.call('HGET', record, 'state')
+for i = 4, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[7]) end
+for _, key in ipairs(redis.call('SMEMBERS', held)) do redis.call('EXPIRE', key, ARGV[7]) end
+redis.call('DEL', record, lease, stream, held)
+if state then redis.call('ZREM', stem .. ':state:' .. state, id) end
+for _, index in ipairs({':all', ':kind:' .. ARGV[5], ':ended'}) do
+  redis.call('ZREM', stem .. index, id)
+end
+redis.call('SREM', stem .. ':fresh', id)
+return {'ok', id}
 """
 )

@@ -11,11 +11,13 @@ from typing import Any
 
 from redis import Redis
 
+from worker.contract.archive import RecordArchive
 from worker.contract.batches import BatchStore
 from worker.contract.cycles import CycleStore
 from worker.contract.events import EventLog
 from worker.contract.feeds import StatusBoard
 from worker.contract.jobs import JobStore
+from worker.contract.layout import Layout
 from worker.contract.queues import WorkerDirectory
 from worker.contract.redis_server import Keyspace, connect
 from worker.contract.webhook_store import WebhookStore
@@ -129,26 +131,35 @@ class Stores:
     events: EventLog
     webhooks: WebhookStore
     sources: StatusBoard
+    archive: RecordArchive | None = None
 
 
-def open_stores(url: str, prefix: str = "appa") -> Stores:
+def open_stores(url: str, prefix: str = "appa", layout: Layout | None = None) -> Stores:
     """Return the stores on the Redis server at `url` (`redis://…` or `unix://…`).
 
     No connection is made before the first call; calls wait and try again for some seconds while
     the server restarts.
+
+    Arguments:
+        url: The server.
+        prefix: Put before every key.
+        layout: The data folder with the records that have left Redis; without it only those in
+            Redis are known.
     """
     redis = connect(url)
     keys = Keyspace(prefix)
     events = EventLog(redis, keys)
+    archive = None if layout is None else RecordArchive(layout)
     return Stores(
         redis,
         keys,
-        JobStore(redis, keys),
-        BatchStore(redis, keys),
+        JobStore(redis, keys, archive),
+        BatchStore(redis, keys, archive),
         WorkerDirectory(redis, keys),
         QuotaCounters(redis, keys),
-        CycleStore(redis, keys),
+        CycleStore(redis, keys, archive),
         events,
         WebhookStore(redis, keys, events),
         StatusBoard(redis, keys),
+        archive,
     )

@@ -47,11 +47,13 @@ class RowFormat:
         extension: Of a file, without the dot.
         write: Yields the bytes of a table block by block; raises `InvalidInput` at once if the
             table lacks columns that the format needs.
+        max_rows: Most rows of one answer; None for no limit of its own. More come as further pages.
     """
 
     media_type: str
     extension: str
     write: Callable[[pa.Table], Iterator[bytes]]
+    max_rows: int | None = None
 
     def encode(self, table: pa.Table) -> bytes:
         """Return all bytes of a table."""
@@ -92,14 +94,19 @@ def _iso_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _csv(table: pa.Table, quoting: Quoting = "needed") -> Iterator[bytes]:
     """Yield the header and the rows; a value that is not a number is `nan`, a missing one empty."""
-    table = _with_text(table)
     mark = '"' if quoting == "needed" else ""
     yield (",".join(f"{mark}{name}{mark}" for name in table.column_names) + "\n").encode()
     options = pacsv.WriteOptions(include_header=False, quoting_style=quoting)
-    for batch in table.to_batches(_ROWS):
+    for block in _blocks_of_text(table):
         sink = io.BytesIO()
-        pacsv.write_csv(batch, sink, options)
+        pacsv.write_csv(block, sink, options)
         yield sink.getvalue()
+
+
+def _blocks_of_text(table: pa.Table) -> Iterator[pa.Table]:
+    """Yield the table in blocks of rows as text: that of the whole takes ten times its memory."""
+    for batch in table.to_batches(_ROWS):
+        yield _with_text(pa.Table.from_batches([batch]))
 
 
 def _geojson(table: pa.Table) -> Iterator[bytes]:
@@ -110,14 +117,14 @@ def _geojson(table: pa.Table) -> Iterator[bytes]:
             field="columns",
             columns=table.column_names,
         )
-    return _feature_collection(_with_text(table))
+    return _feature_collection(table)
 
 
 def _feature_collection(table: pa.Table) -> Iterator[bytes]:
     yield b'{"type":"FeatureCollection","features":['
     separator = ""
-    for batch in table.to_batches(_ROWS):
-        text = ",\n".join(_feature(row) for row in batch.to_pylist())
+    for block in _blocks_of_text(table):
+        text = ",\n".join(_feature(row) for row in block.to_pylist())
         yield (separator + text).encode()
         separator = ",\n" if text else separator
     yield b"]}"
@@ -137,7 +144,7 @@ def _finite(value: Any) -> Any:
 ROW_FORMATS: Registry[RowFormat] = Registry(
     "row format",
     parquet=RowFormat("application/vnd.apache.parquet", "parquet", _parquet),
-    geojson=RowFormat("application/geo+json", "geojson", _geojson),
+    geojson=RowFormat("application/geo+json", "geojson", _geojson, 100_000),
     csv=RowFormat("text/csv", "csv", _csv),
 )
 """The first one is the default."""

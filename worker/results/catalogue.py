@@ -29,6 +29,7 @@ from typing import Self, TypeVar
 import structlog
 
 from model.domain.errors import AppaError, InvalidInput, StorageError
+from worker.contract.disk import is_on_network
 from worker.contract.layout import Layout
 from worker.results.entries import COLUMNS, SCHEMA, SCHEMA_VERSION, Entry, ResultFilter
 from worker.results.manifest import (
@@ -66,21 +67,6 @@ _SETTLED_NS = 1_000_000_000
 _PARSED = 1024
 """Manifests kept in memory."""
 
-_NETWORK = (
-    "9p",
-    "afs",
-    "beegfs",
-    "ceph",
-    "cifs",
-    "fuse.",
-    "glusterfs",
-    "gpfs",
-    "lustre",
-    "nfs",
-    "smb",
-)
-"""First letters of file system types that several hosts may mount."""
-
 
 @dataclass(frozen=True)
 class ResultPage:
@@ -113,7 +99,7 @@ class Catalogue:
         self._lock = threading.RLock()
         self._database: sqlite3.Connection | None = None
         self._inode: int | None = None
-        self._memory_until = math.inf if _is_on_network(layout.root) else 0.0
+        self._memory_until = math.inf if is_on_network(layout.root) else 0.0
         self._parsed: OrderedDict[str, tuple[int, AnalysisManifest]] = OrderedDict()
 
     def __enter__(self) -> Self:
@@ -362,17 +348,6 @@ def _stamp(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
-
-
-def _is_on_network(path: Path) -> bool:
-    """Return whether other hosts may have mounted the file system of `path`, as far as is known."""
-    try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    except OSError:
-        return False
-    absolute = path.resolve()
-    around = [(m, kind) for m, kind in mounts if absolute.is_relative_to(m)]
-    return max(around, key=lambda mount: len(mount[0]), default=("", ""))[1].startswith(_NETWORK)
 
 
 def _inode(path: Path) -> int:

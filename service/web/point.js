@@ -1,0 +1,152 @@
+// One place: a meteogram of all members and their mean, and the profile of temperature and dewpoint.
+
+import { apiUrl, element, getJson, shape } from "./api.js";
+
+const SERIES = [
+  ["2 m temperature (°C)", ["t2m"], (t) => t - 273.15],
+  ["10 m wind (m s⁻¹)", ["u10", "v10"], (u, v) => Math.hypot(u, v)],
+  ["mean sea level pressure (hPa)", ["msl"], (p) => p / 100],
+  ["precipitation (mm h⁻¹)", ["tp"], (m) => 1000 * m],
+];
+const WIDTH = 460, HEIGHT = 120, LEFT = 46, RIGHT = 8, TOP = 16, BOTTOM = 18;
+const MEMBER = "var(--soft)", MEAN = "var(--busy)", DRY = "#1a7f4b";
+
+export async function showPoint(panel, { collection, result, time, lon, lat, names }) {
+  const [x, y] = [lon.toFixed(3), lat.toFixed(3)];
+  const title = `${Math.abs(lat).toFixed(2)}°${lat < 0 ? "S" : "N"} ${Math.abs(lon).toFixed(2)}°${lon < 0 ? "W" : "E"}`;
+  panel.replaceChildren(element("h2", title), element("p", "reading …"));
+  const surface = SERIES.flatMap(([, parts]) => parts).filter((name) => names.has(name));
+  const at = `POINT(${x} ${y})`;
+  const wanted = (group, parts) => apiUrl(`ogc/collections/${encodeURIComponent(group)}/position`, {
+    coords: at, "parameter-name": parts.join(","), f: "CoverageJSON", method: "nearest",
+  });
+  const series = wanted(collection, surface);
+  const profile = wanted(result, ["t", "q"].filter((name) => names.has(name)));
+  profile.searchParams.set("datetime", time);
+  const found = await Promise.allSettled([getJson(series), names.has("t") ? getJson(profile) : null]);
+  const parts = [element("h2", title)];
+  if (found[0].status === "fulfilled") {
+    const members = readSeries(found[0].value);
+    for (const [name, inputs, formula] of SERIES) {
+      const lines = members.filter((m) => inputs.every((i) => i in m.values)).map((m) => ({
+        times: m.times, values: m.times.map((_, i) => formula(...inputs.map((n) => m.values[n][i]))),
+      }));
+      if (lines.length) parts.push(meteogram(name, lines, time));
+    }
+  } else parts.push(element("p", found[0].reason.message, "bad"));
+  if (found[1].status === "fulfilled" && found[1].value) parts.push(profileChart(found[1].value));
+  else if (found[1].status === "rejected") parts.push(element("p", found[1].reason.message, "bad"));
+  parts.push(element("code", `curl '${decodeURIComponent(series)}'`));
+  panel.replaceChildren(...parts);
+}
+
+const coverages = (document) => document.coverages ?? [document];
+const axis = (coverage, name) => coverage.domain.axes[name]?.values ?? [];
+
+// Members by number, each with times and values by name; coverages of one member are joined.
+export function readSeries(document) {
+  const members = new Map();
+  for (const coverage of coverages(document)) {
+    const number = coverage.realization ?? -1;
+    const member = members.get(number) ?? { times: axis(coverage, "t"), values: {} };
+    for (const [name, range] of Object.entries(coverage.ranges)) member.values[name] = range.values;
+    members.set(number, member);
+  }
+  return [...members.entries()].sort((a, b) => a[0] - b[0]).map(([, member]) => member);
+}
+
+const number = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4, useGrouping: false });
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+const finite = (value) => value !== null && Number.isFinite(value);
+
+function axes(svg, title, low, high) {
+  svg.append(shape("text", { x: LEFT, y: 11, class: "title" }, title));
+  for (const share of [0, 0.5, 1]) {
+    const y = HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM);
+    svg.append(shape("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y, class: "grid" }));
+    const value = low + share * (high - low);
+    svg.append(shape("text", { x: LEFT - 4, y: y + 4, class: "tick" }, number(value)));
+  }
+}
+
+function meteogram(title, lines, now) {
+  const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title });
+  const all = lines.flatMap((line) => line.values).filter(finite);
+  let low = Math.min(...all), high = Math.max(...all);
+  if (!(high > low)) [low, high] = [low - 0.5, high + 0.5];
+  const times = lines[0].times.map(Date.parse);
+  const span = times.at(-1) - times[0] || 1;
+  const x = (time) => LEFT + (time - times[0]) / span * (WIDTH - LEFT - RIGHT);
+  const y = (value) => HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM);
+  axes(svg, title, low, high);
+  const draw = (values, attributes) => {
+    const points = values.map((value, i) => (finite(value) ? `${x(times[i]).toFixed(1)},${y(value).toFixed(1)}` : "")).filter(Boolean);
+    if (points.length === 1) {
+      const [cx, cy] = points[0].split(",");
+      svg.append(shape("circle", { cx, cy, r: 2.5, fill: attributes.stroke }));
+    } else svg.append(shape("polyline", { points: points.join(" "), fill: "none", ...attributes }));
+  };
+  for (const line of lines) draw(line.values, { stroke: MEMBER, "stroke-width": 0.8, opacity: 0.7 });
+  const means = times.map((_, i) => mean(lines.map((line) => line.values[i])));
+  draw(means, { stroke: MEAN, "stroke-width": 2 });
+  const moment = Date.parse(now);
+  if (moment >= times[0] && moment <= times.at(-1)) {
+    svg.append(shape("line", { x1: x(moment), x2: x(moment), y1: TOP, y2: HEIGHT - BOTTOM, class: "now" }));
+    const i = times.indexOf(moment);
+    if (i >= 0) svg.append(shape("text", { x: WIDTH - RIGHT, y: 11, class: "tick value" }, means[i].toFixed(2)));
+  }
+  for (const time of [times[0], times.at(-1)]) {
+    const text = new Date(time).toISOString().slice(5, 13).replace("T", " ") + "Z";
+    svg.append(shape("text", { x: x(time), y: HEIGHT - 5, class: time === times[0] ? "start" : "tick" }, text));
+  }
+  return svg;
+}
+
+// Magnus over water, Pa and K.
+function dewpoint(q, pressure) {
+  const e = Math.max(q, 1e-8) * pressure / (0.622 + 0.378 * q);
+  const l = Math.log(e / 611.2);
+  return 243.12 * l / (17.62 - l) + 273.15;
+}
+
+function profileChart(document) {
+  const size = 300, svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${size}`, role: "img", "aria-label": "vertical profile" });
+  const [cold, warm, bottom, top] = [-70, 35, Math.log(105000), Math.log(15000)];
+  const y = (pressure) => TOP + (Math.log(pressure) - top) / (bottom - top) * (size - TOP - BOTTOM);
+  // Temperature is skewed: a standard lapse stands nearly upright.
+  const x = (t, pressure) => LEFT + ((t - 273.15 - cold) / (warm - cold) + 0.35 * (1 - (Math.log(pressure) - top) / (bottom - top))) / 1.1 * (WIDTH - LEFT - RIGHT);
+  svg.append(shape("text", { x: LEFT, y: 11, class: "title" }, "profile: temperature, dewpoint (°C), skewed"));
+  for (const level of [1000, 850, 700, 500, 300, 200]) {
+    const place = y(100 * level);
+    svg.append(shape("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: place, y2: place, class: "grid" }));
+    svg.append(shape("text", { x: LEFT - 4, y: place + 4, class: "tick" }, level));
+  }
+  for (let t = -60; t <= 30; t += 15) {
+    const [a, b] = [[t + 273.15, 100000], [t + 273.15, 20000]];
+    svg.append(shape("line", { x1: x(...a), y1: y(a[1]), x2: x(...b), y2: y(b[1]), class: "grid" }));
+    svg.append(shape("text", { x: x(...a), y: size - 4, class: "tick middle" }, t));
+  }
+  const members = new Map();
+  for (const coverage of coverages(document)) {
+    const levels = axis(coverage, "z").map((level) => (level < 2000 ? 100 * level : level));
+    const member = members.get(coverage.realization ?? -1) ?? { levels, values: {} };
+    for (const [name, range] of Object.entries(coverage.ranges)) member.values[name] = range.values;
+    members.set(coverage.realization ?? -1, member);
+  }
+  const lines = [...members.values()].filter((m) => m.values.t && m.levels.length > 1);
+  const draw = (levels, values, attributes) => {
+    const points = levels.map((p, i) => (finite(values[i]) ? `${x(values[i], p).toFixed(1)},${y(p).toFixed(1)}` : "")).filter(Boolean);
+    svg.append(shape("polyline", { points: points.join(" "), fill: "none", ...attributes }));
+  };
+  const dew = (m) => m.levels.map((p, i) => (m.values.q ? Math.min(dewpoint(m.values.q[i], p), m.values.t[i]) : NaN));
+  for (const m of lines) {
+    draw(m.levels, m.values.t, { stroke: MEMBER, "stroke-width": 0.8, opacity: 0.7 });
+    draw(m.levels, dew(m), { stroke: DRY, "stroke-width": 0.6, opacity: 0.4 });
+  }
+  if (lines.length) {
+    const { levels } = lines[0];
+    draw(levels, levels.map((_, i) => mean(lines.map((m) => m.values.t[i]))), { stroke: MEAN, "stroke-width": 2 });
+    draw(levels, levels.map((_, i) => mean(lines.map((m) => dew(m)[i]))), { stroke: DRY, "stroke-width": 2 });
+  }
+  return svg;
+}

@@ -1,0 +1,218 @@
+"""Move ended records from Redis to disk, and make Redis again from disk when it lost its data.
+
+`Archivist.tick` is called by the scheduler every few seconds; any number of schedulers may do so,
+for every step may be repeated. A record that ended is copied to the archive at once. It leaves
+Redis some minutes later: its row is marked as the only one, then Redis forgets it unless it has
+gone on meanwhile.
+
+A mark in Redis says that it holds what it is to hold. Where the mark is absent, the server is new
+or has lost its data: cycles come back as they were, jobs that had not ended are queued anew under a
+token above all that were given out before, jobs whose result is published have succeeded. Uploads
+come back from their own folders (`worker.scheduler.Reconciler`).
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from worker.contract.archive import Kept, RecordArchive
+from worker.contract.batches import BatchStore
+from worker.contract.cycles import CycleStore
+from worker.contract.jobs import JobRecord, JobState, JobStore, Progress
+from worker.contract.layout import Layout
+from worker.contract.queues import RUN_ASSIMILATION, TaskSender, submit
+from worker.contract.records import utc_now
+from worker.contract.store import Stores
+from worker.results.retention.plan import read_policy
+
+__all__ = ["Archivist"]
+
+log = structlog.get_logger()
+
+_CHUNK = 500
+_WEBHOOKS = "webhooks"
+_EXPIRE_SECONDS = 600.0
+_JUST_WRITTEN_SECONDS = 10.0
+"""A job is on disk a moment before it is in Redis."""
+
+AnyStore = JobStore | BatchStore | CycleStore
+
+
+@dataclass
+class Archivist:
+    """Keeps Redis small and the archive complete.
+
+    Attributes:
+        stores: All records; without an archive there is nothing to do.
+        layout: The data folder.
+        sender: Sends task messages.
+        ended_seconds: How long a record stays in Redis after its end.
+        every: Seconds between two searches for jobs that never reached Redis.
+        turn_seconds: Longest time of one call; the next one goes on.
+    """
+
+    stores: Stores
+    layout: Layout
+    sender: TaskSender
+    ended_seconds: float = 600.0
+    every: float = 60.0
+    turn_seconds: float = 5.0
+    _searched: float = field(default=float("-inf"), init=False)
+    _expired: float = field(default=float("-inf"), init=False)
+    _webhooks: str = field(default="", init=False)
+
+    def tick(self) -> int:
+        """Restore what Redis lost, copy what ended, move what ended long enough ago."""
+        archive = self.stores.archive
+        if archive is None:
+            return 0
+        acted = self._restore(archive)
+        end = time.monotonic() + self.turn_seconds
+        for store in (self.stores.jobs, self.stores.batches, self.stores.cycles):
+            acted += self._copy(archive, store, end) + self._move(archive, store, end)
+        self._keep_webhooks(archive)
+        self.stores.workers.alive()  # forgets those that no longer report
+        self._expire(archive)
+        return acted
+
+    # -- from Redis to disk
+
+    def _copy(self, archive: RecordArchive, store: AnyStore, end: float) -> int:
+        copied = 0
+        while time.monotonic() < end and (ids := store.fresh(_CHUNK)):
+            kept = store.snapshot(ids)
+            archive.put(kept)
+            store.copied(ids)
+            copied += len(kept)
+            if len(ids) < _CHUNK:
+                break
+        return copied
+
+    def _move(self, archive: RecordArchive, store: AnyStore, end: float) -> int:
+        moved, before = 0, time.time() - self.ended_seconds
+        while time.monotonic() < end and (due := store.ended_before(before, _CHUNK)):
+            scores = dict(due)
+            kept = store.snapshot(list(scores))
+            archive.put(kept)
+            archive.set_present(store.noun, [k.id for k in kept], False)
+            stayed = [k.id for k in kept if not store.forget(k, scores[k.id])]
+            archive.set_present(store.noun, stayed, True)
+            store.drop_ended(set(scores) - {k.id for k in kept})
+            moved += len(kept) - len(stayed)
+            if len(due) < _CHUNK or stayed:
+                break
+        return moved
+
+    def _keep_webhooks(self, archive: RecordArchive) -> None:
+        """Copy the subscriptions, which are nowhere else."""
+        redis, keys = self.stores.redis, self.stores.keys
+        found: Any = redis.hgetall(keys.webhooks)
+        text = json.dumps(found, sort_keys=True)
+        if text != self._webhooks:
+            archive.set_note(_WEBHOOKS, text)
+            self._webhooks = text
+
+    def _expire(self, archive: RecordArchive) -> None:
+        """Remove records that are older than the policy of retention keeps them."""
+        if time.monotonic() - self._expired < _EXPIRE_SECONDS:
+            return
+        days = read_policy(self.layout.retention_file).records.days
+        if days is None:
+            return
+        before, removed = time.time() - 86_400.0 * days, 0
+        for store in (self.stores.jobs, self.stores.batches, self.stores.cycles):
+            removed += archive.expire(store.noun, before)
+        if removed:
+            log.info("records removed", count=removed, older_than_days=days)
+            return  # and more at the next turn
+        self._expired = time.monotonic()
+
+    # -- from disk to Redis
+
+    def _restore(self, archive: RecordArchive) -> int:
+        """Make Redis hold what it is to hold; return how many records that took."""
+        redis, mark = self.stores.redis, self.stores.keys.once("archive-mark")
+        lost = not redis.exists(mark)
+        if not lost and time.monotonic() - self._searched < self.every:
+            return 0
+        if lost:
+            self._adopt()
+        restored = self._restore_cycles(archive) if lost else 0
+        grace = _JUST_WRITTEN_SECONDS if lost else 2 * self.every
+        restored += self._restore_jobs(archive, grace)
+        self._settle(archive, self.stores.batches)
+        if lost:
+            restored += self._restore_webhooks(archive)
+            redis.set(mark, utc_now().isoformat())
+        if restored:
+            log.warning("restored from disk", count=restored, redis_lost_its_data=lost)
+        self._searched = time.monotonic()
+        return restored
+
+    def _adopt(self) -> None:
+        """Have the records of an older version archived, which did not say when they ended."""
+        for store in (self.stores.jobs, self.stores.batches, self.stores.cycles):
+            for state in store.ends:
+                ids = store.ids(state)
+                for first in range(0, len(ids), _CHUNK):
+                    store.mark_ended(ids[first : first + _CHUNK])
+
+    def _missing(self, archive: RecordArchive, store: AnyStore) -> list[Kept]:
+        present = archive.present(store.noun)
+        here: set[str] = set()
+        for first in range(0, len(present), _CHUNK):
+            here |= store.in_redis([kept.id for kept in present[first : first + _CHUNK]])
+        return [kept for kept in present if kept.id not in here]
+
+    def _settle(self, archive: RecordArchive, store: AnyStore) -> list[Kept]:
+        """Note which ended records are on disk alone; return the others that Redis lacks."""
+        missing = self._missing(archive, store)
+        ended = [kept.id for kept in missing if kept.state in store.ends]
+        archive.set_present(store.noun, ended, False)
+        return [kept for kept in missing if kept.state not in store.ends]
+
+    def _restore_cycles(self, archive: RecordArchive) -> int:
+        lost = self._settle(archive, self.stores.cycles)
+        for kept in lost:
+            self.stores.cycles.recall(kept)
+        return len(lost)
+
+    def _restore_jobs(self, archive: RecordArchive, grace: float) -> int:
+        jobs, restored = self.stores.jobs, 0
+        lost = self._settle(archive, jobs)
+        for kept in lost:
+            if time.time() - kept.written < grace:
+                continue
+            job = self._again(JobRecord.model_validate(dict(kept.fields)))
+            row = jobs.kept(job, {}, kept.events)
+            archive.put([row])
+            jobs.recall(row)
+            restored += 1
+            log.warning("job restored", id=job.id, state=job.state.value)
+            if job.state is JobState.QUEUED:
+                submit(self.sender, RUN_ASSIMILATION, job.id, job.priority)
+        return restored
+
+    def _again(self, job: JobRecord) -> JobRecord:
+        """Return a job that had not ended as it is to go on."""
+        update: dict[str, Any] = {
+            "state": JobState.QUEUED,
+            "token": max(job.token + 1, int(time.time())),  # above any that counts attempts
+            "worker": None,
+            "retry_at": None,
+            "publishing": False,
+            "progress": Progress(message="restored after the job store lost its data"),
+        }
+        if self.layout.manifest(job.analysis_id).exists():
+            update |= {"state": JobState.SUCCEEDED, "finished": utc_now(), "error": None}
+        elif job.state is JobState.CANCELLING:
+            update |= {"state": JobState.CANCELLED, "finished": utc_now()}
+        return job.model_copy(update=update)
+
+    def _restore_webhooks(self, archive: RecordArchive) -> int:
+        redis, keys = self.stores.redis, self.stores.keys
+        kept: dict[str, str] = json.loads(archive.note(_WEBHOOKS) or "{}")
+        return sum(int(redis.hsetnx(keys.webhooks, name, text)) for name, text in kept.items())
