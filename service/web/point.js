@@ -3,11 +3,11 @@
 import { apiUrl, element, getJson, shape } from "./api.js";
 
 const SERIES = [
-  ["2 m temperature (°C)", ["t2m"], (t) => t - 273.15],
-  ["10 m wind (m s⁻¹)", ["u10", "v10"], (u, v) => Math.hypot(u, v)],
-  ["mean sea level pressure (hPa)", ["msl"], (p) => p / 100],
-  ["precipitation (mm h⁻¹)", ["tp"], (m) => 1000 * m],
-];
+  ["2 m temperature (°C)", ["t2m"], (t) => t - 273.15, 2],
+  ["10 m wind (m s⁻¹)", ["u10", "v10"], (u, v) => Math.hypot(u, v), 2],
+  ["mean sea level pressure (hPa)", ["msl"], (p) => p / 100, 2],
+  ["precipitation (mm h⁻¹)", ["tp"], (m) => 1000 * m, 0.5],
+]; // with the least height of an axis
 const WIDTH = 460, HEIGHT = 120, LEFT = 46, RIGHT = 8, TOP = 16, BOTTOM = 18;
 const MEMBER = "var(--soft)", MEAN = "var(--busy)", DRY = "#1a7f4b";
 
@@ -27,11 +27,11 @@ export async function showPoint(panel, { collection, result, time, lon, lat, nam
   const parts = [element("h2", title)];
   if (found[0].status === "fulfilled") {
     const members = readSeries(found[0].value);
-    for (const [name, inputs, formula] of SERIES) {
+    for (const [name, inputs, formula, least] of SERIES) {
       const lines = members.filter((m) => inputs.every((i) => i in m.values)).map((m) => ({
         times: m.times, values: m.times.map((_, i) => formula(...inputs.map((n) => m.values[n][i]))),
       }));
-      if (lines.length) parts.push(meteogram(name, lines, time));
+      if (lines.length) parts.push(meteogram(name, lines, time, least));
     }
   } else parts.push(element("p", found[0].reason.message, "bad"));
   if (found[1].status === "fulfilled" && found[1].value) parts.push(profileChart(found[1].value));
@@ -69,11 +69,12 @@ function axes(svg, title, low, high) {
   }
 }
 
-function meteogram(title, lines, now) {
+function meteogram(title, lines, now, least) {
   const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title });
   const all = lines.flatMap((line) => line.values).filter(finite);
-  let low = Math.min(...all), high = Math.max(...all);
-  if (!(high > low)) [low, high] = [low - 0.5, high + 0.5];
+  const low = Math.min(...all);
+  let high = Math.max(...all);
+  high = Math.max(high, low + least);
   const times = lines[0].times.map(Date.parse);
   const span = times.at(-1) - times[0] || 1;
   const x = (time) => LEFT + (time - times[0]) / span * (WIDTH - LEFT - RIGHT);
