@@ -2,11 +2,16 @@
 
 A file of latents is one flat float16 array with its description beside it (`FILE.json`: shape, first
 hour, hours set apart), so that hours are read when they are drawn and nothing is decompressed twice.
+
+    python -m lab.training.latent_years nature.zarr nature.f16 --apart 2003-05-01 2004-08-01
+
+encodes the hours of a store of states; run again it goes on with those that came since.
 """
 
+import argparse
 import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lab.training.datasets import StateStore
+from model.checkpoints.bundle import load_checkpoint
+from model.domain.errors import InvalidInput
 from model.domain.files import write_atomic
 from model.domain.windows import HOUR
+from model.latent_model import LatentModel
 from model.nn.embedding import date_rows
 
-__all__ = ["LatentYears", "read_latents", "save_latents"]
+__all__ = ["LatentYears", "encode_store", "read_latents", "save_latents"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +77,63 @@ def read_latents(path: Path) -> LatentYears:
     hours = [first + i * HOUR for i in range(len(array))]
     apart = tuple(range(*pair) for pair in about.get("apart", []))
     return LatentYears(torch.from_numpy(array)[None], date_rows(hours), apart)
+
+
+@torch.no_grad()
+def encode_store(
+    store: StateStore, model: LatentModel, path: Path, apart: tuple[datetime, ...] = ()
+) -> int:
+    """Encode the hours of a store that the file lacks, and append them.
+
+    Arguments:
+        store: Hourly states without gaps.
+        model: Whose autoencoder encodes.
+        path: The file; its description beside it is replaced when the hours are on disk.
+        apart: First hour set apart, and the hour after the last (UTC); empty for none.
+
+    Returns:
+        The number of hours that the file holds.
+
+    Raises:
+        InvalidInput: If hours of the store are missing.
+    """
+    hours = store.times.astype("datetime64[h]")
+    if (np.diff(hours) != np.timedelta64(1, "h")).any():
+        raise InvalidInput("Expected a store of consecutive hours; some are missing.")
+    first = hours[0].astype(datetime).replace(tzinfo=UTC)
+    about = path.with_name(path.name + ".json")
+    done = json.loads(about.read_text())["shape"][0] if about.exists() else 0
+    bounds = [[round((t - first) / HOUR) for t in apart]] if apart else []
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        size = 2 * int(np.prod(model.latent_shape))
+        file.truncate(done * size)
+        file.seek(0, 2)
+        for start in range(done, len(hours), 96):
+            states = torch.from_numpy(store.read(slice(start, min(start + 96, len(hours)))))
+            with torch.autocast(states.device.type, torch.bfloat16):
+                latents = model.encode(states).half()
+            file.write(latents.numpy().tobytes())
+            done += len(latents)
+            file.flush()
+            shape = (done, *model.latent_shape)
+            values = {"shape": shape, "first_hour": first.isoformat(), "apart": bounds}
+            write_atomic(about, json.dumps(values))
+    return done
+
+
+def main() -> None:
+    """Encode a store with the arguments of the command line."""
+    parser = argparse.ArgumentParser(description="Encode the hours of a store to a file.")
+    parser.add_argument("store", help="of states, in the layout of WeatherBench2")
+    parser.add_argument("file", type=Path, help="float16 latents; run again to go on")
+    parser.add_argument("--checkpoint", default="appa-t31", help="whose autoencoder encodes")
+    parser.add_argument("--apart", nargs=2, type=datetime.fromisoformat, default=(), help="hours")
+    arguments = parser.parse_args()
+    model = load_checkpoint(arguments.checkpoint)
+    apart = tuple(time.replace(tzinfo=UTC) for time in arguments.apart)
+    store = StateStore(arguments.store, tuple(model.channels))
+    print(f"{encode_store(store, model, arguments.file, apart)} hours in {arguments.file}")
+
+
+if __name__ == "__main__":
+    main()
