@@ -1,11 +1,14 @@
 """Memory and work of guidance with the released 0.25 degree model, computed without a GPU.
 
-One evaluation of MMPS (denoiser, decoder, all solver iterations) runs with the released
-configuration's own modules on tensors without data (torch's fake tensors). Every storage that
-lives is counted, and so is every multiplication and addition. Members are evaluated one after the
-other, as they are where memory is short, and share everything but their latents. Seconds are
-those of a card at the given rates, work and traffic one after the other: an upper bound of the
-computation and a lower one of everything else. Nothing here is measured.
+One evaluation of MMPS (denoiser, decoder, all solver iterations) with the released configuration's
+own modules on tensors without data (torch's fake tensors). Every storage that lives is counted,
+and so is every multiplication and addition. The first observed hour runs inside the evaluation;
+each other hour, which observes elsewhere, adds the decoding of its own points: value and products.
+Members are evaluated one after the other, as they are where memory is short, and share everything
+but their latents. Seconds are those of a card at the given rates, work and traffic one after the
+other: an upper bound of the computation and a lower one of everything else. Nothing here is
+measured. The solver takes as many iterations as the authors, two, and one product more to recycle
+the solution before; `--iterations` gives others.
 
     python -m benchmarks.released_cost [--json] [--hours 24] [--members 1 8] [--budget 30]
 """
@@ -13,7 +16,9 @@ computation and a lower one of everything else. Nothing here is measured.
 import argparse
 import json
 import weakref
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +28,14 @@ from rich.table import Table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import (
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from benchmarks.denoiser_flops import CONFIGS
+from benchmarks.observing_network import NETWORK, observed_places
 from model.autoencoder import Autoencoder
 from model.backbone import Backbone
 from model.denoiser import BlanketDenoiser, Precision, reduced_precision
@@ -34,14 +44,14 @@ from model.guidance.base import BlanketRows
 from model.guidance.jacobian import MMPS, MMPSSettings
 from model.guidance.observed import DecodedObservations
 from model.guidance.solvers import Tangent
+from model.tiled_decoder import DecodedPoints, PartialDecoder
 
 GIB = 2**30
 FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 """Of all tensors here; entered to make them, not to compute, so that indices stay real."""
-NETWORK = {"stations": 50_000, "sondes": 8_000, "aircraft": 30_000, "sounder swath": 100_000}
-"""Values per hour, each read from four grid points."""
 NAME = ", ".join(f"{count} {kind}" for kind, count in NETWORK.items()) + " values an hour"
-BUDGET_GIB = 36.0
+BUDGET_GIB = 44.0
+"""Of which a quarter is set aside for temporaries; the peak computed is well below."""
 CARD = {"float32": 60.0, "bfloat16": 500.0, "bytes": 2500.0}
 """TFLOP/s and GB/s that a large card sustains; `--tflops` and `--bandwidth` give others."""
 
@@ -60,7 +70,9 @@ class Row:
         decoder_share: Of that work.
         network: Observations assumed.
         seconds: Of one evaluation of all members.
-        gib_per_hour: Kept of each decoded state between solver iterations.
+        tiles_share: Work of decoding an hour's points over that of the whole state.
+        iterations: Of the solver, besides the product that recycles.
+        gib_per_hour: Kept of each decoded state between solver iterations, the largest.
         kept_hours: Hours of which that is kept; the others are linearised again.
     """
 
@@ -73,8 +85,28 @@ class Row:
     decoder_share: float
     network: str
     seconds: float
+    tiles_share: float
+    iterations: int
     gib_per_hour: float
     kept_hours: int
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+def _attention_backward(
+    g: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> int:
+    return int(sdpa_backward_flop_count(g.shape, query.shape, key.shape, value.shape))
+
+
+COUNTED = {
+    **flop_registry,
+    # torch's counter knows those of GPUs alone.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 class Storages(TorchDispatchMode):
@@ -105,7 +137,7 @@ class Storages(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
+        count = COUNTED.get(func._overloadpacket)
         if count is not None:
             operations = count(*args, **(kwargs or {}), out_val=made)
             self.operations += operations
@@ -120,15 +152,38 @@ class Storages(TorchDispatchMode):
         return made
 
 
+@cache
+def columns(hour: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the state values that the network reads in an hour, and which four each value takes.
+
+    Values of a place take channels in turn: the six of the surface, or those on levels.
+    """
+    channels, high, wide = shape
+    found = []
+    for place in observed_places(hour):
+        y, x = (90 - place.lat) / 180 * (high - 1), place.lon % 360 / 360 * wide
+        y, x = np.clip(y.astype(int), 0, high - 2), x.astype(int) % wide
+        cell = np.stack([(y + i) * wide + (x + j) % wide for i in (0, 1) for j in (0, 1)], axis=-1)
+        first, count = (0, 6) if place.surface else (6, channels - 6)
+        channel = first + np.arange(place.values) % count
+        values = channel[:, None, None] * high * wide + cell
+        found.append(values.reshape(-1, 4))
+    used, where = np.unique(np.concatenate(found), return_inverse=True)
+    return used, where.reshape(-1, 4)
+
+
 class GridPoints:
-    """Values that are the mean of four grid points of one state each."""
+    """Values that are the mean of four grid points of one state each, of the first hours."""
 
     def __init__(self, hours: int, state_shape: tuple[int, int, int]) -> None:
-        count, values = sum(NETWORK.values()), int(np.prod(state_shape))
         self.state_shape = (24, *state_shape)
-        start = np.linspace(0, values - 1, 4 * count).astype(np.int64)
-        self.columns = np.concatenate([hour * values + start for hour in range(hours)])
-        hour = np.repeat(np.arange(hours), count)
+        found = [columns(hour, state_shape) for hour in range(hours)]
+        size = int(np.prod(state_shape))
+        self.columns = np.concatenate([used + h * size for h, (used, _) in enumerate(found)])
+        before = np.cumsum([0, *(len(used) for used, _ in found)])
+        where = [inside + start for start, (_, inside) in zip(before, found, strict=False)]
+        self._where = torch.from_numpy(np.concatenate(where))
+        hour = np.repeat(np.arange(hours), [len(inside) for _, inside in found])
         self.time_support = hour, hour
         self.values = torch.ones(len(hour))
         self.error_std = torch.ones(len(hour))
@@ -141,7 +196,7 @@ class GridPoints:
         return self
 
     def observe(self, values: Tensor) -> Tensor:
-        means: Tensor = values.float().unflatten(-1, (-1, 4)).mean(-1)
+        means: Tensor = values.float()[..., self._where].mean(-1)
         return means
 
     def __call__(self, states: Tensor) -> Tensor:
@@ -160,8 +215,8 @@ class Released:
         with FAKE:
             self.autoencoder.to_empty(device="cpu")
             network.to_empty(device="cpu")
-            self.std = torch.empty(self.config.in_channels, 1, 1)
         self.denoise = BlanketDenoiser(network, precision=precision)
+        self.decode = PartialDecoder(self.autoencoder, self._whole, self.read)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -169,60 +224,124 @@ class Released:
         modules = (self.autoencoder, self.denoise)
         return [t for m in modules for t in (*m.parameters(), *m.buffers())]
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Like `LatentModel.decode` without mask."""
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, Y, X) of a state."""
+        return (self.config.in_channels, *self.config.shape)
+
+    def _whole(self, latents: Tensor) -> Tensor:
         with reduced_precision(latents.device, self.precision):
             states = self.autoencoder.decode(latents)
-        physical: Tensor = states.to(latents.dtype) * self.std + self.std
-        return physical
+        return states.to(latents.dtype) * 2.0 + 1.0
+
+    def read(self, points: DecodedPoints, latents: Tensor) -> Tensor:
+        """Like `LatentModel`'s reading of points."""
+        with reduced_precision(latents.device, self.precision):
+            values = points(latents)
+        return values.to(latents.dtype) * 2.0 + 1.0
+
+    def counter(self, *inputs: Tensor) -> Storages:
+        """Return a counter to which weights and inputs are known."""
+        storages = Storages()
+        for tensor in (*self.weights, *inputs):
+            storages.add(tensor)
+        return storages
+
+
+@dataclass(frozen=True)
+class Count:
+    """Operations, those of them of the decoder, and bytes moved."""
+
+    operations: int = 0
+    decoder: int = 0
+    moved: int = 0
+
+    @classmethod
+    def of(cls, storages: Storages) -> "Count":
+        return cls(storages.operations, storages.decoder, storages.moved)
+
+    def plus(self, other: "Count", times: int = 1) -> "Count":
+        """Return the sum with a multiple of another."""
+        pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
+        return Count(*(a + times * b for a, b in pairs))
+
+
+@dataclass(frozen=True)
+class HourCost:
+    """Of decoding what is observed in an hour: each product, bytes kept, share of the whole."""
+
+    value: Count
+    pull: Count
+    push: Count
+    kept: int
+    share: float
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one evaluation of one member: bytes, operations and bytes moved."""
+    """Of one evaluation of one member."""
 
     peak: int
     weights: int
-    operations: int
-    decoder: int
-    moved: int
-    chunks: Chunks
-    kept_bytes: int
+    count: Count
+    kept_hours: int
+    hours: Sequence[HourCost]
 
 
-def evaluate(precision: Precision, hours: int, budget: int) -> Cost:
-    """Return the cost of one MMPS evaluation with recycled solution, its most expensive form."""
-    model = Released(precision)
-    shape = (model.config.in_channels, *model.config.shape)
-    guide_of = DecodedObservations([GridPoints(hours, shape)], model.decode)
+def evaluate(model: Released, hours: int, budget: int, iterations: int) -> tuple[Storages, Chunks]:
+    """Return what an MMPS evaluation with recycled solution, its most expensive form, counts."""
+    seen = GridPoints(hours, model.shape)
     with FAKE:
         x_t = torch.empty(1, 24, *model.config.latent_shape)
-        previous = torch.empty(hours * sum(NETWORK.values()))
+        previous = torch.empty(len(seen))
         date = torch.zeros(1, 24, 4, dtype=torch.int64)
     rows, sigma = BlanketRows(torch.tensor([0]), torch.tensor([0])), torch.tensor(1.0)
     chunks = Chunks(budget)
-    guide = MMPS(guide_of, MMPSSettings(), chunks=chunks)
+    guide = MMPS(
+        DecodedObservations([seen], model.decode),
+        MMPSSettings(iterations=iterations),
+        chunks=chunks,
+    )
     guide(model.denoise, x_t, sigma, date, rows)  # decides on chunks
     guide._previous[(0, 0)] = previous
-    storages = Storages()
-    for tensor in (*model.weights, x_t, previous):
-        storages.add(tensor)
-    weights = sum(t.numel() * t.element_size() for t in model.weights)
+    storages = model.counter(x_t, previous)
     with storages:
         guide(model.denoise, x_t, sigma, date, rows)
-    return Cost(
-        storages.peak, weights, storages.operations, storages.decoder, storages.moved, chunks,
-        kept_per_state(model),
-    )  # fmt: skip
+    return storages, chunks
+
+
+def hour_cost(model: Released, hour: int) -> HourCost:
+    """Return the cost of the linearised decoding of what is observed in an hour."""
+    points = DecodedPoints(model.autoencoder, columns(hour, model.shape)[0], 1)
+    with FAKE:
+        z = torch.empty(1, 1, *model.config.latent_shape)
+        w = torch.empty(1, len(points.channel))
+    read = partial(model.read, points)
+    counts, storages = [], model.counter(z, w)
+    before = storages.now
+
+    def part() -> None:
+        counts.append(Count.of(storages))
+        storages.operations = storages.decoder = storages.moved = 0
+
+    with storages:
+        tangent = Tangent(read, z)
+        part()
+        tangent.pull(w)
+        part()
+        tangent.push(z)
+        part()
+    kept = storages.now - before
+    del tangent
+    value, pull, push = counts
+    return HourCost(value, pull, push, kept, points.share)
 
 
 def kept_per_state(model: Released) -> int:
-    """Return the bytes that the linearised decoding of one state keeps."""
+    """Return the bytes that the linearised decoding of a whole state keeps."""
     with FAKE:
         z = torch.empty(1, *model.config.latent_shape)
-    storages = Storages()
-    for tensor in (*model.weights, z):
-        storages.add(tensor)
+    storages = model.counter(z)
     before = storages.now
     with storages:
         tangent = Tangent(
@@ -234,31 +353,56 @@ def kept_per_state(model: Released) -> int:
     return kept
 
 
+def costs(precision: Precision, most: int, budget: int, iterations: int) -> dict[int, Cost]:
+    """Return the cost of evaluations with 1 to `most` observed hours."""
+    model = Released(precision)
+    first, chunks = evaluate(model, 1, budget, iterations)
+    weights = sum(t.numel() * t.element_size() for t in model.weights)
+    products = iterations + 1
+    hours = [hour_cost(model, hour) for hour in range(most)]
+    count, peak, found = Count.of(first), first.peak, {}
+    for number, hour in enumerate(hours, 1):
+        if number > 1:
+            count = count.plus(hour.value).plus(hour.pull, products).plus(hour.push, products)
+            if number <= chunks.kept:
+                peak += hour.kept
+            else:  # linearised again for both products, the adjoint recorded for the second
+                count = count.plus(hour.value, 2 * products).plus(hour.pull, products)
+        kept = min(chunks.kept, number)
+        found[number] = Cost(peak, weights, count, kept, hours[:number])
+    return found
+
+
 def table(arguments: argparse.Namespace) -> list[Row]:
     """Return all lines."""
     rows = []
+    latents = 2 * 24 * int(np.prod(CONFIGS["released"][0].latent_shape)) * 4
     for precision in arguments.precision:
         rate = arguments.tflops or CARD[precision]
+        budget = int(arguments.budget * GIB)
+        known = costs(precision, max(arguments.hours), budget, arguments.iterations)
         for hours in arguments.hours:
-            cost = evaluate(precision, hours, int(arguments.budget * GIB))
-            seconds = cost.operations / rate / 1e12 + cost.moved / arguments.bandwidth / 1e9
-            latents = 2 * 24 * int(np.prod(Released(precision).config.latent_shape)) * 4
-            for members in arguments.members:
-                rows.append(
-                    Row(
-                        precision,
-                        members,
-                        hours,
-                        round((cost.peak + (members - 1) * latents) / GIB, 2),
-                        round(cost.weights / GIB, 2),
-                        round(cost.operations / 1e12, 1),
-                        round(cost.decoder / cost.operations, 3),
-                        NAME,
-                        round(members * seconds, 2),
-                        round(cost.kept_bytes / GIB, 3),
-                        min(cost.chunks.kept, hours),
-                    )
+            cost = known[hours]
+            work = cost.count
+            seconds = work.operations / rate / 1e12 + work.moved / arguments.bandwidth / 1e9
+            rows += [
+                Row(
+                    precision,
+                    members,
+                    hours,
+                    round((cost.peak + (members - 1) * latents) / GIB, 2),
+                    round(cost.weights / GIB, 2),
+                    round(work.operations / 1e12, 1),
+                    round(work.decoder / work.operations, 3),
+                    NAME,
+                    round(members * seconds, 2),
+                    round(float(np.mean([hour.share for hour in cost.hours])), 3),
+                    arguments.iterations,
+                    round(max(hour.kept for hour in cost.hours) / GIB, 3),
+                    cost.kept_hours,
                 )
+                for members in arguments.members
+            ]
     return rows
 
 
@@ -270,6 +414,7 @@ def main() -> None:
     parser.add_argument("--hours", nargs="+", type=int, default=[3, 6, 12, 24])
     parser.add_argument("--members", nargs="+", type=int, default=[1, 3, 8])
     parser.add_argument("--budget", type=float, default=BUDGET_GIB, help="GiB of an evaluation")
+    parser.add_argument("--iterations", type=int, default=2, help="of the solver")
     parser.add_argument("--tflops", type=float, help="of the card, for all precisions")
     parser.add_argument("--bandwidth", type=float, default=CARD["bytes"], help="GB/s of the card")
     arguments = parser.parse_args()

@@ -34,10 +34,11 @@ from model.nn.tiles import (
 
 __all__ = ["DecodedPoints", "PartialDecoder", "needed_tiles"]
 
-SIDE = 4
-"""Points of a tile at most: the smaller, the less is computed that nobody needs."""
-WORTH = 0.9
-"""Levels of which a larger share is needed are evaluated whole."""
+SIDE, COARSE_SIDE = 4, 2
+"""Points of a tile at most, of the finest level and of the others: the smaller, the less is
+computed that nobody needs, and the more of what is computed are margins of neighbours."""
+WORTH = 0.95
+"""Levels of which a larger share is needed, on average, are evaluated whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +48,14 @@ class TiledLevel:
     Attributes:
         modules: Residual blocks, then a convolution or an upsampling by one.
         covers: Before and after each of their convolutions.
+        side: Points of a tile.
         entry: Where the first cover stands among the tiles handed in, with shape (n,).
         handed: Number of these, of all states.
     """
 
     modules: tuple[nn.Module, ...]
     covers: tuple[Cover, ...]
+    side: int
     entry: Int
     handed: int
 
@@ -96,7 +99,7 @@ def needed_tiles(autoencoder: Autoencoder, read: Sequence[Mask]) -> tuple[list[T
     """
     config, decoder = autoencoder.config, autoencoder.decoder
     frozen = not any(p.requires_grad for p in decoder.parameters())
-    if not (frozen and config.pixel_shuffle and config.kernel_size // 2 <= tile_side(autoencoder)):
+    if not (frozen and config.pixel_shuffle):
         return [], 1.0
     points = [coarsened(mask, config.patch_size) for mask in read]
     found: list[TiledLevel] = []
@@ -107,7 +110,7 @@ def needed_tiles(autoencoder: Autoencoder, read: Sequence[Mask]) -> tuple[list[T
         work = np.array([layer.weight.numel() * cells for layer in layers])
         shares = np.ones(len(layers))
         if len(found) == len(decoder.levels()) - 1 - number and number > 0:
-            level = _level(autoencoder, modules, points)
+            level = _level(autoencoder, number, points)
             if level is not None:
                 shares = np.array([len(cover) / level.handed for cover in level.covers[1:]])
                 found.append(level)
@@ -117,19 +120,21 @@ def needed_tiles(autoencoder: Autoencoder, read: Sequence[Mask]) -> tuple[list[T
     return _handing_on(found[::-1], config.stride), done / total
 
 
-def tile_side(autoencoder: Autoencoder) -> int:
-    """Return the points of a tile: a power of the stride, so that levels are cut alike."""
-    stride = autoencoder.config.stride
-    return int(stride ** max(int(np.log(SIDE) / np.log(stride) + 1e-9), 1))
+def tile_side(autoencoder: Autoencoder, number: int) -> int:
+    """Return the points of a tile of a level: a power of the stride, so that tiles nest."""
+    fine = number == len(autoencoder.config.hid_blocks) - 1
+    stride, side = autoencoder.config.stride, 1
+    while side * stride <= (SIDE if fine else COARSE_SIDE):
+        side *= stride
+    return side
 
 
-def _level(
-    autoencoder: Autoencoder, modules: list[nn.Module], points: Sequence[Mask]
-) -> TiledLevel | None:
+def _level(autoencoder: Autoencoder, number: int, points: Sequence[Mask]) -> TiledLevel | None:
     """Return the tiles needed to give these points of a level; None if the whole is as good."""
-    side, reach = tile_side(autoencoder), autoencoder.config.kernel_size // 2
-    if any(size % side for size in points[0].shape):
+    side, reach = tile_side(autoencoder, number), autoencoder.config.kernel_size // 2
+    if reach > side or any(size % side for size in points[0].shape):
         return None
+    modules = autoencoder.decoder.levels()[number]
     count = sum(len(_convolutions(module)) for module in modules)
     covers = [Cover.of(points, side)]
     for _ in range(count):
@@ -137,9 +142,9 @@ def _level(
         covers.append(Cover.of(points, side))
     first = covers[-1]
     whole = first.rows * first.columns * len(points)
-    if len(first) > WORTH * whole:
+    if sum(len(cover) for cover in covers[:-1]) > WORTH * whole * count:
         return None
-    return TiledLevel(tuple(modules), tuple(covers[::-1]), first.numbers, whole)
+    return TiledLevel(tuple(modules), tuple(covers[::-1]), side, first.numbers, whole)
 
 
 def _convolutions(module: nn.Module) -> list[Conv2d]:
@@ -147,10 +152,10 @@ def _convolutions(module: nn.Module) -> list[Conv2d]:
 
 
 def _handing_on(levels: list[TiledLevel], stride: int) -> list[TiledLevel]:
-    """Return levels that are handed the quartered tiles of the one before."""
+    """Return levels that are handed the tiles of the one before, cut smaller where these are."""
     found = levels[:1]
     for before, level in zip(levels, levels[1:], strict=False):
-        numbers = before.covers[-1].quarters(stride)
+        numbers = before.covers[-1].parts(before.side * stride // level.side)
         order = np.argsort(numbers)
         entry = order[np.searchsorted(numbers, level.entry, sorter=order)]
         found.append(replace(level, entry=entry, handed=len(numbers)))
@@ -221,18 +226,17 @@ class DecodedPoints:
         if not self._levels:
             states = self._autoencoder.decode(latents_of_all)
             return states.reshape(len(latents), -1).index_select(1, index)
-        side = tile_side(self._autoencoder)
         whole = len(self._autoencoder.decoder.levels()) - len(self._levels)
         tiles = self._autoencoder.decode_levels(latents_of_all, whole)
         for level, tables in zip(self._levels, self._on(latents.device), strict=True):
-            tiles = _evaluate(level, tables, cut(tiles, side))
+            tiles = _evaluate(level, tables, cut(tiles, level.side))
         tiles = cast(Tensor, self._autoencoder.decoder.unpatch(tiles))
         return tiles.permute(0, 2, 3, 1).reshape(len(latents), -1).index_select(1, index)
 
     def _places(self, state: Int, y: Int, x: Int) -> Int:
         """Return where the values stand in (n, rows, columns, C) of the last tiles."""
         config, cover = self._autoencoder.config, self._levels[-1].covers[-1]
-        high, wide = (tile_side(self._autoencoder) * p for p in config.patch_size)
+        high, wide = (self._levels[-1].side * p for p in config.patch_size)
         number = (state * cover.rows + y // high) * cover.columns + x // wide
         inside = (cover.positions(number) * high + y % high) * wide + x % wide
         places: Int = inside * config.in_channels + self.channel

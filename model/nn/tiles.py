@@ -46,20 +46,19 @@ def reached(points: Mask, reach: int) -> Mask:
     """Return which points of an image (H, W) a square kernel reads to give these points."""
     found: Mask = points.copy()
     for _ in range(reach):
-        rows = found.copy()
-        rows[1:] |= found[:-1]
-        rows[:-1] |= found[1:]
+        rows, before = found.copy(), found
+        np.logical_or(rows[1:], before[:-1], out=rows[1:])
+        np.logical_or(rows[:-1], before[1:], out=rows[:-1])
         found = rows.copy()
-        found[:, 1:] |= rows[:, :-1]
-        found[:, :-1] |= rows[:, 1:]
+        np.logical_or(found[:, 1:], rows[:, :-1], out=found[:, 1:])
+        np.logical_or(found[:, :-1], rows[:, 1:], out=found[:, :-1])
     return found
 
 
 def coarsened(points: Mask, factor: tuple[int, int]) -> Mask:
     """Return which blocks of `factor` points hold one of these, (H, W) to (H / p, W / q)."""
     (high, wide), (p, q) = points.shape, factor
-    blocks: Mask = points.reshape(high // p, p, wide // q, q).any(axis=(1, 3))
-    return blocks
+    return np.asarray(points.reshape(high // p, p, wide // q, q).any(axis=(1, 3)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +104,7 @@ class Cover:
                 found.append(np.where(inside, place, -1))
         return np.stack(found)
 
-    def quarters(self, parts: int) -> Int:
+    def parts(self, parts: int) -> Int:
         """Return the numbers of the parts × parts tiles that each becomes on a finer image.
 
         In the order in which `cut` gives them, with shape (n * parts²,).
