@@ -3,8 +3,8 @@
 One evaluation of MMPS (denoiser, decoder, all solver iterations) with the released configuration's
 own modules on tensors without data (torch's fake tensors). Every storage that lives is counted,
 and so is every multiplication and addition. The first observed hour runs inside the evaluation;
-each other hour, which observes elsewhere, adds the decoding of its own points, value and products, counted for
-every sixth hour.
+each other hour, which observes elsewhere, adds the decoding of its own points, value and
+products, counted for every sixth hour.
 Members are evaluated one after the other, as they are where memory is short, and share everything
 but their latents. Seconds are those of a card at the given rates, work and traffic one after the
 other: an upper bound of the computation and a lower one of everything else. Nothing here is

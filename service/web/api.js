@@ -39,7 +39,7 @@ export function shape(name, values, text) {
 export function keyForm(then) {
   byId("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    sessionStorage.setItem("appa-key", byId("key").value);
+    sessionStorage.setItem("appa-key", byId("key").value.trim());
     byId("key-form").hidden = true;
     then();
   });

@@ -1,6 +1,8 @@
 // Departures and errors at withheld stations over the last days, a panel for each network and
 // variable. Text only ever goes into textContent, so nothing that a sender wrote is read as markup.
 
+import { byId, element, getJson, keyForm, shape } from "./api.js";
+
 const EVERY = 60000;
 const PANELS = 24;
 const WIDTH = 420, HEIGHT = 150, LEFT = 44, BOTTOM = 20, TOP = 6;
@@ -11,28 +13,6 @@ const LINES = {
   withheld_rmse_analysis: ["withheld O−A", "#d1495b", "5 3"],
   chi2: ["chi-square of innovations", "#6a4c93", ""],
 };
-const byId = (id) => document.getElementById(id);
-
-async function getJson(path) {
-  const key = sessionStorage.getItem("appa-key");
-  const answer = await fetch(path, { headers: key ? { Authorization: `Bearer ${key}` } : {} });
-  if (answer.status === 401) byId("key-form").hidden = false;
-  if (!answer.ok) throw new Error(answer.statusText);
-  return answer.json();
-}
-
-function element(name, text) {
-  const node = document.createElement(name);
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
-function shape(name, values, text) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(values)) node.setAttribute(key, value);
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
 
 async function newest(flavour) {
   const wanted = flavour === "job" ? "" : `&flavour=${flavour}`;
@@ -138,12 +118,7 @@ for (const id of ["flavour", "hours"]) {
   byId(id).addEventListener("change", () => refresh().catch(fail));
 }
 byId("choice").addEventListener("submit", (event) => event.preventDefault());
-byId("key-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  sessionStorage.setItem("appa-key", byId("key").value.trim());
-  byId("key-form").hidden = true;
-  refresh().catch(fail);
-});
+keyForm(() => refresh().catch(fail));
 
 async function again() {
   if (!document.hidden) await refresh().catch(fail);

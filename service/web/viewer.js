@@ -1,29 +1,14 @@
 // The viewer: asks the API every few seconds and fills the tables. Text only ever goes into
 // textContent, so nothing that a sender wrote is read as markup.
 
+import { byId, element, get, getJson, keyForm } from "./api.js";
+
 const EVERY = 3000;
 const STATES = {
   succeeded: "good", ingested: "good", failed: "bad", rejected: "bad", cancelled: "bad",
   running: "busy", ingesting: "busy", cancelling: "busy",
 };
-const byId = (id) => document.getElementById(id);
 let shown = "";
-
-async function get(path) {
-  const key = sessionStorage.getItem("appa-key");
-  const answer = await fetch(path, { headers: key ? { Authorization: `Bearer ${key}` } : {} });
-  if (answer.status === 401) byId("key-form").hidden = false;
-  if (!answer.ok) throw Object.assign(new Error(answer.statusText), { answer });
-  return answer;
-}
-const getJson = async (path) => (await get(path)).json();
-
-function element(name, text, className) {
-  const node = document.createElement(name);
-  if (text !== undefined) node.textContent = text;
-  if (className) node.className = className;
-  return node;
-}
 
 function fill(id, rows) {
   const body = byId(id).tBodies[0];
@@ -126,12 +111,7 @@ async function refresh() {
   await showAnalysis(analyses.items[0]);
 }
 
-byId("key-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  sessionStorage.setItem("appa-key", byId("key").value.trim());
-  byId("key-form").hidden = true;
-  refresh().catch(() => {});
-});
+keyForm(() => refresh().catch(() => {}));
 
 async function again() {
   if (!document.hidden) {
