@@ -1,7 +1,7 @@
 """Uploads that are on disk while Redis refuses, forgets or has lost them: gateway, worker, scheduler."""
 
 import shutil
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -11,10 +11,15 @@ from deploy.commands.observations import app
 from tests.service.gateway_process import GatewayProcess
 from tests.worker.processes import Processes, wait_for
 from worker.contract.batches import BatchState
+from worker.contract.jobs import JobRecord, JobState
+from worker.contract.kinds import FilteringSpec
 from worker.contract.layout import Layout
-from worker.contract.records import Problem
+from worker.contract.queues import RUN_ASSIMILATION, submit
+from worker.contract.records import Problem, new_id
 from worker.contract.store import open_stores
 from worker.observations.store.store import ObservationStore
+from worker.process import message_sender
+from worker.settings import WorkerSettings
 
 
 def csv(temperature: float) -> bytes:
@@ -47,6 +52,18 @@ def records(own_broker):
 
 def send(gateway, content: bytes) -> httpx.Response:
     return httpx.post(f"{gateway.url}/v1/observations", content=content, timeout=60)
+
+
+def new_job(jobs, broker) -> JobRecord:
+    """A job as the gateway accepts it, with its message."""
+    job_id = new_id("job")
+    spec = FilteringSpec(valid_time=datetime(2025, 1, 1, 12, tzinfo=UTC))
+    analysis_id = job_id.replace("job", "an", 1)
+    job, _ = jobs.create(JobRecord(id=job_id, analysis_id=analysis_id, spec=spec))
+    settings = WorkerSettings(redis_url=broker.url, redis_prefix="lost")
+    with message_sender(settings) as app:
+        submit(app, RUN_ASSIMILATION, job.id)
+    return job
 
 
 def rows(gateway, batch_id: str) -> int:
@@ -140,3 +157,32 @@ def test_a_failed_upload_is_ingested_when_someone_asks_for_it(gateway, workers, 
     assert "ingested" in refused.output
     shutil.rmtree(gateway.layout.raw_batch(sent))
     assert httpx.post(url).status_code == 404
+
+
+def test_a_job_that_was_accepted_survives_the_loss_of_redis(gateway, workers, own_broker):
+    """Queued and running when the server is replaced by an empty one: each ends once."""
+    stub = workers.stub_worker(APPA_STUB_STEPS="2")
+    scheduler = workers.appa("worker", "scheduler", APPA_ENDED_SECONDS="0")
+    jobs = open_stores(own_broker.url, "lost", gateway.layout).jobs
+    done = new_job(jobs, own_broker)
+    wait_for(lambda: jobs.get(done.id).state is JobState.SUCCEEDED, 60)
+    wait_for(lambda: not jobs.in_redis([done.id]), 60)  # on disk alone
+    workers.kill(stub)
+    workers.kill(scheduler)
+    queued, running = new_job(jobs, own_broker), new_job(jobs, own_broker)
+    jobs.claim(running.id, "a worker that is gone", timedelta(seconds=30))
+
+    own_broker.kill()
+    shutil.rmtree(own_broker.folder / "appendonlydir")
+    own_broker.start()
+    url = f"{gateway.url}/v1/jobs"
+    assert httpx.get(f"{url}/{done.id}").json()["state"] == "succeeded"
+    workers.stub_worker(APPA_STUB_STEPS="2")
+    workers.appa("worker", "scheduler")
+    every = {job.id for job in (done, running, queued)}
+    ended = {"state": "succeeded"}
+    wait_for(lambda: httpx.get(url, params=ended, timeout=30).json()["total"] == len(every), 90)
+    listed = [job["id"] for job in httpx.get(url, params=ended).json()["items"]]
+    assert sorted(listed) == sorted(every)
+    results = [p.parent.name for p in gateway.layout.analyses.glob("*/manifest.json")]
+    assert len(results) == len(every)
