@@ -58,7 +58,7 @@ class ExactModel:
     def decode(self, latents: Tensor, *, mask: bool = True) -> Tensor:
         return latents
 
-    decode_tangent = decode
+    decode_tangent = decode_partly = decode
     prior_covariance = None
 
 
