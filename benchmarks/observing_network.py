@@ -1,4 +1,4 @@
-"""Where an hour of the operational network observes: stations, sondes, aircraft, a sounder's swath.
+"""Where an hour of a synthetic network observes: stations, sondes, aircraft, a sounder's swath.
 
 Stations are spread evenly over regions, as many in each as the Integrated Surface Database
 (NOAA/NCEI, ISD history of 2025) lists there as active since 2020. Sondes ascend at few of the
