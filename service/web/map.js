@@ -210,7 +210,8 @@ function play() {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (/input|select|textarea/i.test(event.target.tagName) && event.target.id !== "time") return;
+  const own = event.key === " " ? /input|select|textarea|button|summary/i : /input|select|textarea/i;
+  if (own.test(event.target.tagName) && event.target.id !== "time") return;
   const act = {
     ArrowLeft: () => step(-1), ArrowRight: () => step(1), " ": play, "+": () => chart.zoom(1.5), "-": () => chart.zoom(1 / 1.5),
     0: () => chart.home(), b: () => change({ barbs: state.barbs === "1" ? "0" : "1" }), c: () => change({ contours: state.contours === "1" ? "0" : "1" }),

@@ -43,21 +43,26 @@ export async function showPoint(panel, { collection, result, time, lon, lat, nam
 const coverages = (document) => document.coverages ?? [document];
 const axis = (coverage, name) => coverage.domain.axes[name]?.values ?? [];
 
-// Members by number, each with times and values by name; coverages of one member are joined.
+// Members by number, each with times and values by name.
 export function readSeries(document) {
   const members = new Map();
   for (const coverage of coverages(document)) {
     const number = coverage.realization ?? -1;
     const member = members.get(number) ?? { times: axis(coverage, "t"), values: {} };
-    for (const [name, range] of Object.entries(coverage.ranges)) member.values[name] = range.values;
+    for (const [name, range] of Object.entries(coverage.ranges)) member.values[name] = known(range.values);
     members.set(number, member);
   }
   return [...members.entries()].sort((a, b) => a[0] - b[0]).map(([, member]) => member);
 }
 
 const number = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4, useGrouping: false });
-const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-const finite = (value) => value !== null && Number.isFinite(value);
+// What is missing is null in CoverageJSON, and would count as 0 in a formula.
+const known = (values) => values.map((value) => value ?? NaN);
+const finite = (value) => Number.isFinite(value);
+const mean = (values) => {
+  const given = values.filter(finite);
+  return given.reduce((sum, value) => sum + value, 0) / given.length;
+};
 
 function axes(svg, title, low, high) {
   svg.append(shape("text", { x: LEFT, y: 11, class: "title" }, title));
@@ -131,7 +136,7 @@ function profileChart(document) {
   for (const coverage of coverages(document)) {
     const levels = axis(coverage, "z").map((level) => (level < 2000 ? 100 * level : level));
     const member = members.get(coverage.realization ?? -1) ?? { levels, values: {} };
-    for (const [name, range] of Object.entries(coverage.ranges)) member.values[name] = range.values;
+    for (const [name, range] of Object.entries(coverage.ranges)) member.values[name] = known(range.values);
     members.set(coverage.realization ?? -1, member);
   }
   const lines = [...members.values()].filter((m) => m.values.t && m.levels.length > 1);

@@ -156,6 +156,15 @@ def test_keys_step_through_a_forecast_and_the_address_follows(page, files):
     assert times[1][:16].replace("T", " ") in page.inner_text("#when")
 
 
+def test_space_presses_a_button_that_has_the_focus(page, files, tmp_path: Path):
+    time = str(files["mp-an"]["time"].values[0])[:19] + "Z"
+    show(page, result="mp-an", time=time, field="t2m")
+    page.focus("#save")
+    with page.expect_download():
+        page.keyboard.press("Space")
+    assert page.get_attribute("#play", "aria-label") == "play"  # and does not play
+
+
 def test_a_picture_can_be_saved(page, files, tmp_path: Path):
     time = str(files["mp-an"]["time"].values[0])[:19] + "Z"
     show(page, result="mp-an", time=time, field="msl")
