@@ -20,14 +20,14 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import structlog
 
 from model.domain.errors import StorageError
+from worker.contract.database import create_tables, transaction
 from worker.contract.disk import is_on_network
 from worker.contract.layout import Layout
 
@@ -306,7 +306,7 @@ class RecordArchive:
 
     def _write(self, change: Callable[[sqlite3.Connection], object]) -> None:
         def write(database: sqlite3.Connection) -> None:
-            with _transaction(database):
+            with transaction(database):
                 change(database)
 
         self._ask(write)
@@ -336,7 +336,7 @@ class RecordArchive:
             network = is_on_network(path)  # where SQLite's write-ahead log cannot be shared
             database.execute(f"PRAGMA journal_mode = {'DELETE' if network else 'WAL'}")
             database.execute("PRAGMA synchronous = FULL")
-            _create_tables(database)
+            create_tables(database, _SCHEMA, _VERSION)
         except sqlite3.Error as error:
             database.close()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
@@ -387,31 +387,3 @@ def _cause(error: sqlite3.Error) -> BaseException:
 
 def _storage_error(error: sqlite3.Error) -> StorageError:
     return StorageError(f"Expected to read and write 'records.sqlite' in the data folder; {error}.")
-
-
-@contextmanager
-def _transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """Hold the right to write; commit at the end, roll back on an error."""
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        database.execute("COMMIT")
-    except BaseException:
-        if database.in_transaction:
-            database.rollback()
-        raise
-
-
-def _create_tables(database: sqlite3.Connection) -> None:
-    if int(database.execute("PRAGMA user_version").fetchone()[0]) == _VERSION:
-        return
-    with _transaction(database):
-        if int(database.execute("PRAGMA user_version").fetchone()[0]) == _VERSION:
-            return
-        statement = ""
-        for line in _SCHEMA.splitlines():  # triggers hold semicolons of their own
-            statement += line + "\n"
-            if sqlite3.complete_statement(statement):
-                database.execute(statement)
-                statement = ""
-        database.execute(f"PRAGMA user_version = {_VERSION}")

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from worker.contract.database import transaction
 from worker.contract.feeds import SourceStatus
 from worker.feeds.notification import Content, Integrity, Link, Notification
 from worker.feeds.sources import Source
@@ -399,14 +400,8 @@ class Backlog:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._changing:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        with self._changing, transaction(self._db):
+            yield
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
@@ -29,6 +29,7 @@ from typing import Self, TypeVar
 import structlog
 
 from model.domain.errors import AppaError, InvalidInput, StorageError
+from worker.contract.database import create_tables, transaction
 from worker.contract.disk import is_on_network
 from worker.contract.layout import Layout
 from worker.results.entries import COLUMNS, SCHEMA, SCHEMA_VERSION, Entry, ResultFilter
@@ -201,7 +202,7 @@ class Catalogue:
         """Read all manifests again, whatever the catalogue says; return the number of results."""
 
         def fill(database: sqlite3.Connection) -> int:
-            with _transaction(database):
+            with transaction(database):
                 database.execute("DELETE FROM results")
                 database.execute("DELETE FROM unreadable")
                 self._scan(database)
@@ -267,13 +268,13 @@ class Catalogue:
         with suppress(sqlite3.OperationalError):  # another process is doing the same
             self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
-        _create_tables(self._database)
+        create_tables(self._database, SCHEMA, SCHEMA_VERSION, replace=True)
         return self._database
 
     def _heal(self, database: sqlite3.Connection) -> None:
         """Make the catalogue agree with the folder of results."""
         if not self._is_current(database):
-            with _transaction(database):
+            with transaction(database):
                 if not self._is_current(database):  # unless another process just did
                     self._scan(database)
 
@@ -365,37 +366,6 @@ def _count(database: sqlite3.Connection, where: str, values: list[str]) -> int:
 def _forget(database: sqlite3.Connection, name: str) -> None:
     database.execute("DELETE FROM results WHERE id = ?", (name,))
     database.execute("DELETE FROM unreadable WHERE id = ?", (name,))
-
-
-@contextmanager
-def _transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """Hold the right to write; commit at the end, roll back on an error."""
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        database.rollback()
-        raise
-    database.execute("COMMIT")
-
-
-def _version(database: sqlite3.Connection) -> int:
-    return int(database.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _create_tables(database: sqlite3.Connection) -> None:
-    """Create the tables, in place of those of another version."""
-    if _version(database) == SCHEMA_VERSION:
-        return
-    with _transaction(database):
-        if _version(database) == SCHEMA_VERSION:
-            return
-        tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        for (name,) in tables:
-            database.execute(f'DROP TABLE "{name}"')
-        for statement in SCHEMA.split(";"):
-            database.execute(statement)
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _discard(layout: Layout, inode: int | None) -> None:
