@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import eccodes
 import numpy as np
 
 from worker.observations.decoders.bufr.block import clean_text
@@ -192,13 +191,7 @@ def describe_compressed(
         values: By eccodes, (N, E), NaN where missing.
         texts: By eccodes: identifying texts by descriptor.
     """
-    handle = eccodes.codes_new_from_message(message)
-    try:
-        storage = storage_of(handle, layout)
-    except eccodes.CodesInternalError:
-        return None
-    finally:
-        eccodes.codes_release(handle)
+    storage = storage_of(message, layout)
     if storage is None:
         return None
     is_text = storage.scales == TEXT_SCALE

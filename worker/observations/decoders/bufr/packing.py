@@ -178,13 +178,7 @@ def describe_storage(
         layout: Positions of elements.
         expected: Values of the first report by eccodes, (E,), NaN where missing.
     """
-    handle = eccodes.codes_new_from_message(message)
-    try:
-        storage = storage_of(handle, layout)
-    except eccodes.CodesInternalError:
-        return None
-    finally:
-        eccodes.codes_release(handle)
+    storage = storage_of(message, layout)
     if storage is None:
         return None
     packing = make_packing(layout, storage)
@@ -201,8 +195,18 @@ def _confirmed(packing: Packing, body: bytes, expected: np.ndarray) -> bool:
     return bool(np.array_equal(found[shown], expected[shown], equal_nan=True))
 
 
-def storage_of(handle: int, layout: ReportLayout) -> Storage | None:
-    """Return width, scale and reference of each element of the first report."""
+def storage_of(message: bytes, layout: ReportLayout) -> Storage | None:
+    """Return width, scale and reference of each element of the first report, None if not known."""
+    handle = eccodes.codes_new_from_message(message)
+    try:
+        return _stored(handle, layout)
+    except eccodes.CodesInternalError:
+        return None
+    finally:
+        eccodes.codes_release(handle)
+
+
+def _stored(handle: int, layout: ReportLayout) -> Storage | None:
     trailer = layout.all_codes[len(layout.codes) :]
     operators = trailer[trailer >= 100_000]
     foreign = (layout.codes >= 100_000) & (layout.codes != ASSOCIATED)
