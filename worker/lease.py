@@ -102,16 +102,17 @@ class SharedLease:
         self, store: RecordStore[Any], tokens: Mapping[str, int], lifetime: timedelta
     ) -> None:
         self.store = store
-        self.leases = [Lease(store, record, token, lifetime) for record, token in tokens.items()]
+        self.leases = {
+            record: Lease(store, record, token, lifetime) for record, token in tokens.items()
+        }
         self._pause = lifetime.total_seconds() / 4
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        # Most groups end before the first heartbeat is due.
+        self._timer = threading.Timer(self._pause, self._beat_on)
+        self._timer.daemon = True
 
     def __enter__(self) -> "SharedLease":
-        # Most groups end before the first heartbeat is due.
-        self._thread = threading.Timer(self._pause, self._beat_on)
-        self._thread.daemon = True
-        self._thread.start()
+        self._timer.start()
         return self
 
     def __exit__(
@@ -121,18 +122,16 @@ class SharedLease:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
-        if isinstance(self._thread, threading.Timer):
-            self._thread.cancel()
-            self._thread.join(timeout=5)
+        self._timer.cancel()
+        self._timer.join(timeout=5)
 
     def held(self) -> set[str]:
         """Return the records that no newer attempt holds."""
-        found = self.store.states_and_tokens([lease.record_id for lease in self.leases])
+        found = self.store.states_and_tokens(list(self.leases))
         return {
-            lease.record_id
-            for lease in self.leases
-            for state, token in [found[lease.record_id]]
-            if token == lease.token and state in self.store.leased
+            record
+            for record, (state, token) in found.items()
+            if token == self.leases[record].token and state in self.store.leased
         }
 
     def check(self, record_id: str) -> None:
@@ -141,11 +140,11 @@ class SharedLease:
         Raises:
             LeaseLost: If a newer attempt holds the record.
         """
-        next(lease for lease in self.leases if lease.record_id == record_id).check()
+        self.leases[record_id].check()
 
     def _beat_on(self) -> None:
         while not self._stop.is_set():
-            for lease in self.leases:
+            for lease in self.leases.values():
                 lease.beat()
             self._stop.wait(self._pause)
 
