@@ -34,6 +34,7 @@ __all__ = [
     "Scalings",
     "StandardNormalBase",
     "denoiser_loss",
+    "noise_time",
     "reduced_precision",
 ]
 
@@ -129,14 +130,13 @@ class BlanketDenoiser(nn.Module):
 
     def forward(self, x_t: Tensor, sigma: Tensor, date: Tensor) -> Tensor:
         scale = self.scalings(sigma)
-        noise_time = (10 * torch.log(sigma.to(torch.float64))).to(x_t)
         estimate = self.base(x_t, sigma, date)
         if scale.c_estimate is None:
             seen = x_t * scale.c_in.to(x_t)
         else:
             seen = estimate * scale.c_estimate.to(x_t)
         with reduced_precision(x_t.device, self.precision):
-            correction = self.backbone(seen, noise_time, date)
+            correction = self.backbone(seen, noise_time(sigma).to(x_t), date)
         return torch.addcmul(estimate, scale.c_out.to(x_t), correction.to(x_t.dtype))
 
     def scalings(self, sigma: Tensor) -> Scalings:
@@ -196,6 +196,11 @@ def denoiser_loss(
     weight = denoise.scalings(sigma).c_out.square().reciprocal().to(x)
     loss: Tensor = (weight * (denoise(x_t, sigma, date) - x).square()).mean()
     return loss
+
+
+def noise_time(sigma: Tensor) -> Tensor:
+    """Return the time by which the backbone knows noise levels, 10 ln sigma, in float64."""
+    return 10 * torch.log(sigma.to(torch.float64))
 
 
 def _column(sigma: Tensor) -> Tensor:

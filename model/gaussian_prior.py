@@ -110,6 +110,15 @@ class ZonalGaussianPrior(nn.Module):
         """Eigenvectors of the dense part in columns, complex with shape (waves, q, q)."""
         return torch.view_as_complex(self.dense_vectors)
 
+    @property
+    def wave_weights(self) -> Tensor:
+        """How often each wavenumber stands in the spectrum of a real field, float64 (waves, 1)."""
+        weights = torch.full((len(self.eofs), 1), 2.0, dtype=torch.float64, device=self.eofs.device)
+        weights[0] = 1.0
+        if self.latent_shape[2] % 2 == 0:
+            weights[-1] = 1.0
+        return weights
+
     def climatology(self, date: Tensor) -> Tensor:
         """Return the mean latents (B, K, c, h, w) at dates (B, K, 4)."""
         features = mean_features(date).to(self.mean)
@@ -166,13 +175,9 @@ class ZonalGaussianPrior(nn.Module):
         """See `model.denoiser.BaseDenoiser`; noise levels (B, 1 or K, 1, 1, 1), float64."""
         if sigma.shape[1] > 1:
             return self._unequal_scalings(sigma)
-        waves, size, modes = self.modes.shape
+        _, size, modes = self.modes.shape
         known = self.variance.scatter(1, self.dense_index, self.dense_variance).double()
-        # The spectrum of a real field has each wavenumber twice but the first and the last.
-        twice = torch.full((waves, 1), 2.0, dtype=torch.float64, device=known.device)
-        twice[0] = 1.0
-        if self.latent_shape[2] % 2 == 0:
-            twice[-1] = 1.0
+        twice = self.wave_weights
         total = size * self.blanket_size * self.latent_shape[2]
 
         def mean(function: Callable[[Tensor], Tensor]) -> Tensor:

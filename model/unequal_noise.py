@@ -147,12 +147,7 @@ def factorise(prior: "ZonalGaussianPrior", sigma: Tensor) -> Factors:
 def _each_state(prior: "ZonalGaussianPrior", sums: Tensor) -> Tensor:
     """Average sums over EOFs (waves, K, K) to a mean of each state (K,)."""
     c, h, w = prior.latent_shape
-    # The spectrum of a real field has each wavenumber twice but the first and the last.
-    twice = torch.full((len(sums), 1), 2.0, dtype=torch.float64, device=sums.device)
-    twice[0] = 1.0
-    if w % 2 == 0:
-        twice[-1] = 1.0
-    return (twice * torch.diagonal(sums, dim1=1, dim2=2)).sum(0) / (c * h * w)
+    return (prior.wave_weights * torch.diagonal(sums, dim1=1, dim2=2)).sum(0) / (c * h * w)
 
 
 def _dense_covariance(prior: "ZonalGaussianPrior") -> Tensor:

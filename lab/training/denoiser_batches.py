@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lab.training.latent_years import LatentYears
-from model.denoiser import Scalings
+from model.denoiser import Scalings, noise_time
 from model.gaussian_prior import ZonalGaussianPrior
 from model.unequal_noise import Conditioned
 
@@ -151,8 +151,8 @@ class Batches:
         parts = [self._equal(x[unequal:], noise[unequal:], date[unequal:], random)]
         if unequal:
             parts += self._unequal(x[:unequal], noise[:unequal], date[:unequal], random)
-        seen, noise_time, target = (torch.cat(p) for p in zip(*reversed(parts), strict=True))
-        return Batch(x, seen, noise_time, date, target)
+        seen, times, target = (torch.cat(p) for p in zip(*reversed(parts), strict=True))
+        return Batch(x, seen, times, date, target)
 
     def _blankets(self, random: torch.Generator) -> tuple[Tensor, Tensor]:
         count = len(self.data.latents)
@@ -172,8 +172,8 @@ class Batches:
         sigma = torch.exp((place % 1) * (high - low) + low).to(x.device)
         x_t = x + sigma.reshape(-1, 1, 1, 1, 1) * noise
         scale = self.base.scalings(sigma.double().reshape(-1, 1, 1, 1, 1))
-        time_ = (10 * torch.log(sigma))[:, None].expand(-1, x.shape[1])
-        return _scaled(x, self.base(x_t, sigma, date), scale, time_)
+        levels = sigma[:, None].expand(-1, x.shape[1])
+        return _scaled(x, self.base(x_t, sigma, date), scale, levels)
 
     def _unequal(
         self, x: Tensor, noise: Tensor, date: Tensor, random: torch.Generator
@@ -182,14 +182,14 @@ class Batches:
         parts = []
         for rows, profile in zip(groups, self.library.draw(len(groups), random), strict=True):
             x_t = x[rows] + profile.sigma.reshape(1, -1, 1, 1, 1) * noise[rows]
-            time_ = (10 * torch.log(profile.sigma)).expand(len(rows), -1)
-            parts.append(_scaled(x[rows], profile.given(x_t, date[rows]), profile.scalings, time_))
+            levels = profile.sigma.expand(len(rows), -1)
+            parts.append(_scaled(x[rows], profile.given(x_t, date[rows]), profile.scalings, levels))
         return parts[::-1]
 
 
 def _scaled(
-    x: Tensor, estimate: Tensor, scale: Scalings, noise_time: Tensor
+    x: Tensor, estimate: Tensor, scale: Scalings, levels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what the backbone sees, the noise times and the target."""
     c_estimate = cast(Tensor, scale.c_estimate).to(x)
-    return estimate * c_estimate, noise_time.to(x), (x - estimate) / scale.c_out.to(x)
+    return estimate * c_estimate, noise_time(levels).to(x), (x - estimate) / scale.c_out.to(x)
