@@ -64,14 +64,25 @@ def save_latents(path: Path, latents: NDArray[np.float16], first_hour: datetime)
 
     `first_hour` carries its time zone.
     """
-    about = {"shape": latents.shape, "first_hour": first_hour.isoformat()}
     latents.tofile(path)
-    write_atomic(path.with_name(path.name + ".json"), json.dumps(about))
+    _describe(path, latents.shape, first_hour, [])
+
+
+def _about(path: Path) -> Path:
+    """Return the file with the description of a file of latents."""
+    return path.with_name(path.name + ".json")
+
+
+def _describe(
+    path: Path, shape: tuple[int, ...], first_hour: datetime, apart: list[list[int]]
+) -> None:
+    values = {"shape": shape, "first_hour": first_hour.isoformat(), "apart": apart}
+    write_atomic(_about(path), json.dumps(values))
 
 
 def read_latents(path: Path) -> LatentYears:
-    """Map the file of `save_latents`; hours are read when they are drawn."""
-    about = json.loads(path.with_name(path.name + ".json").read_text())
+    """Map a file of latents; hours are read when they are drawn."""
+    about = json.loads(_about(path).read_text())
     array = np.memmap(path, np.float16, mode="r+", shape=tuple(about["shape"]))
     first = datetime.fromisoformat(about["first_hour"])
     hours = [first + i * HOUR for i in range(len(array))]
@@ -101,7 +112,7 @@ def encode_store(
     if (np.diff(hours) != np.timedelta64(1, "h")).any():
         raise InvalidInput("Expected a store of consecutive hours; some are missing.")
     first = hours[0].astype(datetime).replace(tzinfo=UTC)
-    about = path.with_name(path.name + ".json")
+    about = _about(path)
     done = json.loads(about.read_text())["shape"][0] if about.exists() else 0
     bounds = [[round((t - first) / HOUR) for t in apart]] if apart else []
     with path.open("r+b" if path.exists() else "w+b") as file:
@@ -115,9 +126,7 @@ def encode_store(
             file.write(latents.numpy().tobytes())
             done += len(latents)
             file.flush()
-            shape = (done, *model.latent_shape)
-            values = {"shape": shape, "first_hour": first.isoformat(), "apart": bounds}
-            write_atomic(about, json.dumps(values))
+            _describe(path, (done, *model.latent_shape), first, bounds)
     return done
 
 
