@@ -103,8 +103,10 @@ def correct(table: pa.Table, state: BiasState, parameters: Mapping[str, Any]) ->
         state: The known biases.
         parameters: Of the check: its sensors.
     """
+    if not state.sensors:
+        return table
     bias = np.full(len(table), np.nan)
-    for rows, names, code, z in _sensors(table, parameters):
+    for rows, _, names, code, z in _sensors(table, parameters):
         means = np.array(
             [state.sensors[n].mean if n in state.sensors else np.zeros(z.shape[1]) for n in names]
         )
@@ -134,8 +136,8 @@ def update(
         return state
     chosen = table.filter(pa.array(_teaches(table, state.until, until)))
     sensors = dict(state.sensors)
-    for rows, names, code, z in _sensors(chosen, parameters):
-        measured = _measure(chosen.take(rows), code, z, len(names), parameters["shared"])
+    for _, part, names, code, z in _sensors(chosen, parameters):
+        measured = _measure(part, code, z, len(names), parameters["shared"])
         for name, about in zip(
             names, _known(state, names, measured, until, parameters), strict=True
         ):
@@ -159,18 +161,22 @@ def _nanoseconds(time: datetime) -> int:
     return round(time.timestamp()) * 1_000_000_000
 
 
-Sensors = tuple[NDArray[np.int64], list[str], NDArray[np.int64], Float]
-"""Rows (n,), names of sensors, which of them each row is (n,), predictors (n, p)."""
+Sensors = tuple[NDArray[np.int64], pa.Table, list[str], NDArray[np.int64], Float]
+"""Rows (n,), the same as a table, names of sensors, which each row is (n,), predictors (n, p)."""
 
 
 def _sensors(table: pa.Table, parameters: Mapping[str, Any]) -> list[Sensors]:
     """Return the rows of each corrected network and variable, by sensor."""
     found = []
+    network, networks = category_codes(table, "report_type")
+    variable, variables = category_codes(table, "variable")
     for kind, about in parameters["sensors"].items():
-        network, _, variable = kind.partition("/")
-        chosen = is_one_of(table, "report_type", [network])
-        rows = np.flatnonzero(chosen & is_one_of(table, "variable", [variable]))
-        if not about or not len(rows):
+        of_network, _, of_variable = kind.partition("/")
+        if not about or of_network not in networks or of_variable not in variables:
+            continue
+        chosen = network == networks.index(of_network)
+        rows = np.flatnonzero(chosen & (variable == variables.index(of_variable)))
+        if not len(rows):
             continue
         part = table.take(rows)
         names, code = _split(part, about["by"])
@@ -181,7 +187,7 @@ def _sensors(table: pa.Table, parameters: Mapping[str, Any]) -> list[Sensors]:
                 check=BIAS_CHECK,
             )
         z = np.stack([PREDICTORS[name](part) for name in about["predictors"]], axis=1)
-        found.append((rows, [f"{kind}/{name}" for name in names], code, z))
+        found.append((rows, part, [f"{kind}/{name}" for name in names], code, z))
     return found
 
 
