@@ -8,6 +8,7 @@ export class Chart {
     this.context = canvas.getContext("2d");
     this.view = { scale: 1, x: 0, y: 0 };
     this.layers = { contours: true, barbs: false };
+    this.coastlines = [];
     this.waiting = false;
     new ResizeObserver(() => this.draw()).observe(canvas);
     canvas.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
@@ -15,15 +16,17 @@ export class Chart {
   }
 
   show(field, colours, winds) {
-    const fresh = !this.field || this.field.pole !== field.pole;
+    const before = this.field;
     Object.assign(this, { field, winds });
     const image = field.picture(colours);
     this.picture = new OffscreenCanvas(image.width, image.height);
     this.picture.getContext("2d").putImageData(image, 0, 0);
     this.lines = field.contours();
-    if (fresh) this.home();
-    this.coast = this.#path(this.coastlines ?? []);
-    this.graticule = this.#path(graticule(field.pole));
+    if (before?.pole !== field.pole) this.home();
+    if (before?.where !== field.where) {
+      this.coast = this.#path(this.coastlines);
+      this.graticule = this.#path(graticule(field.pole));
+    }
     this.draw();
   }
 
@@ -82,10 +85,8 @@ export class Chart {
     c.imageSmoothingQuality = "high";
     c.drawImage(this.picture, t.e, t.f, t.a, t.d);
     const stroke = (path, colour, pixels) => {
-      c.setTransform(t.a, 0, 0, t.d, t.e, t.f);
       const drawn = new Path2D();
       drawn.addPath(path, new DOMMatrix([t.a, 0, 0, t.d, t.e, t.f]));
-      c.setTransform(1, 0, 0, 1, 0, 0);
       c.strokeStyle = colour;
       c.lineWidth = pixels * ratio;
       c.stroke(drawn);

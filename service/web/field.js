@@ -11,6 +11,7 @@ export class Field {
     const { rows, columns, extent } = info.grid;
     Object.assign(this, { rows, columns });
     [this.left, this.bottom, this.right, this.top] = extent;
+    this.where = `${info.grid.projection} ${extent}`;
     const centre = /\+lon_0=(-?[\d.]+)/.exec(info.grid.projection);
     this.centre = centre ? Number(centre[1]) : 0;
     this.pole = info.grid.latitude ? 0 : info.grid.projection.includes("+lat_0=-90") ? -1 : 1;

@@ -26,10 +26,10 @@ export async function showPoint(panel, { collection, result, time, lon, lat, nam
   const found = await Promise.allSettled([getJson(series), names.has("t") ? getJson(profile) : null]);
   const parts = [element("h2", title)];
   if (found[0].status === "fulfilled") {
-    const members = readSeries(found[0].value);
+    const members = readMembers(found[0].value, "t");
     for (const [name, inputs, formula, least] of SERIES) {
       const lines = members.filter((m) => inputs.every((i) => i in m.values)).map((m) => ({
-        times: m.times, values: m.times.map((_, i) => formula(...inputs.map((n) => m.values[n][i]))),
+        times: m.places, values: m.places.map((_, i) => formula(...inputs.map((n) => m.values[n][i]))),
       }));
       if (lines.length) parts.push(meteogram(name, lines, time, least));
     }
@@ -40,15 +40,13 @@ export async function showPoint(panel, { collection, result, time, lon, lat, nam
   panel.replaceChildren(...parts);
 }
 
-const coverages = (document) => document.coverages ?? [document];
-const axis = (coverage, name) => coverage.domain.axes[name]?.values ?? [];
-
-// Members by number, each with times and values by name.
-export function readSeries(document) {
+// Members by number, each with its values by name and where they lie on one axis.
+function readMembers(document, along) {
   const members = new Map();
-  for (const coverage of coverages(document)) {
+  for (const coverage of document.coverages ?? [document]) {
     const number = coverage.realization ?? -1;
-    const member = members.get(number) ?? { times: axis(coverage, "t"), values: {} };
+    const places = coverage.domain.axes[along]?.values ?? [];
+    const member = members.get(number) ?? { places, values: {} };
     for (const [name, range] of Object.entries(coverage.ranges)) member.values[name] = known(range.values);
     members.set(number, member);
   }
@@ -132,14 +130,10 @@ function profileChart(document) {
     svg.append(shape("line", { x1: x(...a), y1: y(a[1]), x2: x(...b), y2: y(b[1]), class: "grid" }));
     svg.append(shape("text", { x: x(...a), y: size - 4, class: "tick middle" }, t));
   }
-  const members = new Map();
-  for (const coverage of coverages(document)) {
-    const levels = axis(coverage, "z").map((level) => (level < 2000 ? 100 * level : level));
-    const member = members.get(coverage.realization ?? -1) ?? { levels, values: {} };
-    for (const [name, range] of Object.entries(coverage.ranges)) member.values[name] = known(range.values);
-    members.set(coverage.realization ?? -1, member);
-  }
-  const lines = [...members.values()].filter((m) => m.values.t && m.levels.length > 1);
+  const pascals = (level) => (level < 2000 ? 100 * level : level);
+  const lines = readMembers(document, "z")
+    .map(({ places, values }) => ({ levels: places.map(pascals), values }))
+    .filter((m) => m.values.t && m.levels.length > 1);
   const draw = (levels, values, attributes) => {
     const points = levels.map((p, i) => (finite(values[i]) ? `${x(values[i], p).toFixed(1)},${y(p).toFixed(1)}` : "")).filter(Boolean);
     svg.append(shape("polyline", { points: points.join(" "), fill: "none", ...attributes }));
