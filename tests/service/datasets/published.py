@@ -1,12 +1,13 @@
 """Analyses written by the real output writers and published the way a worker does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import acting_worker
 import numpy as np
+import xarray as xr
 
 from model.domain.grids import Grid
 from model.domain.observations import FEEDBACK_SCHEMA, empty_table
@@ -124,3 +125,19 @@ def publish_result(layout: Layout, analysis_id: str, folder: Path, wanted: Wante
     (folder / "manifest.json").write_text(manifest.model_dump_json())
     folder.rename(layout.analysis(analysis_id))
     return layout.analysis(analysis_id) / path.name
+
+
+def opened(path: Path) -> xr.Dataset:
+    """The contents of a data file."""
+    with xr.open_dataset(path, engine="netcdf4", decode_timedelta=False) as dataset:
+        return dataset.load()
+
+
+def publish_all(
+    layout: Layout, folder: Path, wanted: Mapping[str, Wanted]
+) -> dict[str, xr.Dataset]:
+    """Publish results by their ids; the contents of their data files."""
+    return {
+        name: opened(publish_result(layout, name, folder / name, asked))
+        for name, asked in wanted.items()
+    }

@@ -5,7 +5,6 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -37,15 +36,7 @@ def files(gateway: GatewayProcess, tmp_path_factory) -> dict[str, xr.Dataset]:
         "ed-2": published.Wanted(seed=23, flavour="early", valid=DAY + 2 * HOUR),
         "ed-fc": published.Wanted(seed=24, kind="forecast", valid=DAY),
     }
-    return {
-        name: opened(published.publish_result(layout, name, folder / name, asked))
-        for name, asked in wanted.items()
-    }
-
-
-def opened(path: Path) -> xr.Dataset:
-    with xr.open_dataset(path, engine="netcdf4", decode_timedelta=False) as dataset:
-        return dataset.load()
+    return published.publish_all(layout, folder, wanted)
 
 
 def ask(gateway: GatewayProcess, collection: str, kind: str, **query: str) -> httpx.Response:

@@ -27,15 +27,7 @@ def files(gateway: GatewayProcess, tmp_path_factory) -> dict[str, xr.Dataset]:
         "fd-mean": published.Wanted(seed=14, fields="mean", valid=published.NOON - two),
         "fd-fc": published.Wanted(seed=15, kind="forecast"),
     }
-    return {
-        name: opened(published.publish_result(layout, name, folder / name, asked))
-        for name, asked in wanted.items()
-    }
-
-
-def opened(path: Path) -> xr.Dataset:
-    with xr.open_dataset(path, engine="netcdf4", decode_timedelta=False) as dataset:
-        return dataset.load()
+    return published.publish_all(layout, folder, wanted)
 
 
 def ask(gateway: GatewayProcess, **query: object) -> tuple[dict, np.ndarray]:

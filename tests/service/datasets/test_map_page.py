@@ -35,7 +35,7 @@ PLAIN = published.product
 
 @pytest.fixture(scope="module")
 def files(gateway: GatewayProcess, tmp_path_factory) -> dict[str, xr.Dataset]:
-    folder, found = tmp_path_factory.mktemp("map"), {}
+    folder = tmp_path_factory.mktemp("map")
     later = published.NOON + timedelta(days=40)
     wanted = {
         "mp-an": published.Wanted(valid=later, flags=["simulated"], checkpoint="appa-test"),
@@ -43,11 +43,7 @@ def files(gateway: GatewayProcess, tmp_path_factory) -> dict[str, xr.Dataset]:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(published, "product", smooth)
-        for name, asked in wanted.items():
-            path = published.publish_result(gateway.layout, name, folder / name, asked)
-            with xr.open_dataset(path, engine="netcdf4", decode_timedelta=False) as dataset:
-                found[name] = dataset.load()
-    return found
+        return published.publish_all(gateway.layout, folder, wanted)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +65,14 @@ def show(page: Page, **state: str) -> None:
     """Open a link to a state of the map and wait until it is drawn."""
     link = "&".join(f"{name}={value}" for name, value in state.items())
     page.evaluate("link => { location.hash = link }", f"#{link}")
-    wanted = {"result": state["result"], "field": state["field"]}
+    pole = {"north": 1, "south": -1}.get(state.get("view", "global"), 0)
+    wanted = {"result": state["result"], "field": state["field"], "pole": pole}
     page.wait_for_function(
         """([wanted, stat]) => {
-            const info = window.appaMap?.chart.field?.info;
+            const field = window.appaMap?.chart.field, info = field?.info;
             return info && info.result === wanted.result && info.field === wanted.field
-                && info.statistic === stat && document.getElementById("message").textContent === "";
+                && info.statistic === stat && field.pole === wanted.pole
+                && document.getElementById("message").textContent === "";
         }""",
         arg=[wanted, state.get("stat", "mean")],
     )
