@@ -65,7 +65,7 @@ async def authenticate(gateway: Gateway, headers: Headers, *, pieces: bool = Fal
             return OPEN
         raise Unauthenticated(
             "Expected an API key in 'Authorization: Bearer …' or 'X-API-Key'; got none. Ask the "
-            "operator for one (`appa keys create`).",
+            "operator for one (`appa keys create NAME --scope SCOPE`).",
             basic=basic,
         )
     try:

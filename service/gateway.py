@@ -183,7 +183,7 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
     for warning in health.warnings:
         log.warning("redis", advice=warning)
     if gateway.settings.keys_required and not gateway.keys.all():
-        log.warning("no_api_keys", advice="create one with `appa keys create`")
+        log.warning("no_api_keys", advice="create one with `appa keys create NAME --scope SCOPE`")
     await gateway.feed.start()
     try:
         yield

@@ -122,7 +122,8 @@ class KeyFile:
         if prefix != "appa" or key is None or not same or expired:
             raise Unauthenticated(
                 "Expected a valid API key in 'Authorization: Bearer …' or 'X-API-Key'; this one is "
-                "not known, revoked or expired. Ask the operator (`appa keys create`)."
+                "not known, revoked or expired. Ask the operator for another "
+                "(`appa keys create NAME --scope SCOPE`)."
             )
         return key
 

@@ -120,8 +120,8 @@ class GatewaySettings(InstallationSettings):
         if not self.keys_required and not is_loopback(self.host):
             raise ConfigurationError(
                 f"Expected API keys on an address that others can reach; got host {self.host} with "
-                "APPA_REQUIRE_KEYS=false. Unset it and create a key with `appa keys create`, or "
-                "listen on 127.0.0.1.",
+                "APPA_REQUIRE_KEYS=false. Unset it and create a key with `appa keys create NAME "
+                "--scope SCOPE`, or listen on 127.0.0.1.",
                 host=self.host,
             )
         return self
