@@ -42,6 +42,8 @@ class BackboneConfig:
         dropout: Dropout rate inside the MLPs.
         noise_per_state: Whether the states of a blanket may carry different noise; the blocks are
             then modulated by a mixture of the embeddings of all levels.
+        local_size: Rows and columns of tokens that each block mixes by a convolution beside its
+            attention; odd, or 0 for none, as released.
     """
 
     in_channels: int
@@ -59,6 +61,7 @@ class BackboneConfig:
     ffn_factor: int = 4
     dropout: float = 0.0
     noise_per_state: bool = False
+    local_size: int = 0
 
     def __post_init__(self) -> None:
         for name in ("shape", "patch_size"):
@@ -128,6 +131,7 @@ class Backbone(nn.Module):
                 config.rope,
                 config.ffn_factor,
                 config.dropout,
+                config.local_size,
             )
             for _ in range(config.hid_blocks)
         )
@@ -157,11 +161,11 @@ class Backbone(nn.Module):
         tokens = skip + self.positions(grid).to(skip.dtype)
         mod = self.modulation(t.to(x.dtype))
         for i, block in enumerate(self.blocks):
-            rotation = self._rotation(i, grid)
+            inputs = tokens, mod, skip, self._rotation(i, grid), grid
             if self.checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, mod, skip, rotation, use_reentrant=False)
+                tokens = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                tokens = block(tokens, mod, skip, rotation)
+                tokens = block(*inputs)
         return self._unpatch(self.out_proj(tokens), grid)
 
     def embed(self, x: Tensor, date: Tensor) -> Tensor:

@@ -12,7 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ConstantCache", "Rotation", "SelfAttention", "TransformerBlock", "rotate"]
+__all__ = [
+    "ConstantCache",
+    "Grid",
+    "LocalMixing",
+    "Rotation",
+    "SelfAttention",
+    "TransformerBlock",
+    "rotate",
+]
 
 T = TypeVar("T")
 
@@ -78,6 +86,9 @@ def _tensors(value: object) -> list[Tensor]:
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine of the rotary angles, each with shape (H, L, C / 2)."""
 
+Grid = tuple[int, int, int]
+"""Tokens along time, latitude and longitude."""
+
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     r"""Rotate interleaved pairs of features: (x_0, x_1), (x_2, x_3), ...
@@ -140,6 +151,31 @@ class SelfAttention(nn.Module):
         return mixed
 
 
+class LocalMixing(nn.Module):
+    """Mix each token with its neighbours by a depthwise convolution.
+
+    Attention has to learn from data which tokens are neighbours; most of what moves the weather in
+    an hour comes from them. Longitude is periodic, beyond the poles there is nothing.
+
+    Arguments:
+        channels: Features of a token.
+        kernel_size: Rows and columns that are mixed; odd.
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size, groups=channels)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Map tokens (B, L, C) on a grid to tokens (B, L, C); states do not mix."""
+        batch, length, channels = x.shape
+        pad = self.conv.kernel_size[0] // 2
+        images = x.reshape(-1, *grid[1:], channels).permute(0, 3, 1, 2)
+        images = F.pad(F.pad(images, (pad, pad, 0, 0), mode="circular"), (0, 0, pad, pad))
+        mixed: Tensor = self.conv(images).permute(0, 2, 3, 1).reshape(batch, length, channels)
+        return mixed
+
+
 class TransformerBlock(nn.Module):
     r"""A block modulated by the noise level, with a residual and a long skip of learned weight.
 
@@ -147,11 +183,11 @@ class TransformerBlock(nn.Module):
 
     .. math::
         y & = (1 + a) \, \mathrm{norm}(x) + b \\
-        y & = \mathrm{FFN}(y + \mathrm{attention}(y)) \\
+        y & = \mathrm{FFN}(y + \mathrm{attention}(y) + \mathrm{local}(y)) \\
         x & \leftarrow (x + c \, y) / \sqrt{1 + c^2} \\
         x & \leftarrow (x + d \, s) / \sqrt{1 + d^2}
 
-    where s are the tokens before the first block.
+    where s are the tokens before the first block. The released blocks have no local mixing.
 
     References:
         | Scalable Diffusion Models with Transformers (Peebles et al., 2022)
@@ -166,6 +202,7 @@ class TransformerBlock(nn.Module):
         rope: Whether positions rotate queries and keys.
         ffn_factor: Width of the MLP over C.
         dropout: Dropout rate inside the MLP.
+        local: Rows and columns that are mixed beside the attention; 0 for none.
     """
 
     def __init__(
@@ -178,9 +215,11 @@ class TransformerBlock(nn.Module):
         rope: bool = True,
         ffn_factor: int = 4,
         dropout: float = 0.0,
+        local: int = 0,
     ) -> None:
         super().__init__()
         self.channels = channels
+        self.local = LocalMixing(channels, local) if local else None
         self.ada_zero = nn.Sequential(
             nn.Linear(mod_features, mod_features),
             nn.SiLU(),
@@ -212,13 +251,19 @@ class TransformerBlock(nn.Module):
         return torch.cos(angle), torch.sin(angle)
 
     def forward(
-        self, x: Tensor, mod: Tensor, skip: Tensor, rotation: Rotation | None = None
+        self,
+        x: Tensor,
+        mod: Tensor,
+        skip: Tensor,
+        rotation: Rotation | None = None,
+        grid: Grid | None = None,
     ) -> Tensor:
         """Arguments:
             x: Tokens, with shape (B, L, C).
             mod: Modulation vectors, with shape (B, D) or (1, D).
             skip: Tokens before the first block, with shape (B, L, C).
             rotation: Result of `rotation` for the tokens' coordinates.
+            grid: How the tokens lie, needed for local mixing.
 
         Returns:
             Tokens, with shape (B, L, C).
@@ -226,7 +271,10 @@ class TransformerBlock(nn.Module):
         a, b, c, d = self.ada_zero(mod)[:, None].chunk(4, dim=-1)
         y = F.layer_norm(x, (self.channels,), eps=1e-5)
         y = torch.addcmul(b, 1 + a, y)
-        y = self.ffn(y + self.msa(y, rotation))
+        mixed = self.msa(y, rotation)
+        if self.local is not None and grid is not None:
+            mixed = mixed + self.local(y, grid)
+        y = self.ffn(y + mixed)
         x = (x + c * y) * torch.rsqrt(1 + c * c)
         joined: Tensor = (x + d * skip) * torch.rsqrt(1 + d * d)
         return joined

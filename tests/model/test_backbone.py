@@ -12,7 +12,7 @@ import torch
 from model.backbone import Backbone, BackboneConfig
 from model.domain.errors import ConfigurationError, InvalidInput
 from model.nn.embedding import date_features, year_progress
-from model.nn.transformer import rotate
+from model.nn.transformer import LocalMixing, rotate
 
 TINY = BackboneConfig(
     in_channels=3,
@@ -202,3 +202,32 @@ def test_compiled_blocks_give_the_same_in_one_graph_each():
     model.compile_blocks(backend="aot_eager", fullgraph=True)
     assert torch.allclose(model(x, t, DATE), plain, rtol=1e-12, atol=1e-12)
     assert not any("_orig_mod" in name for name in model.state_dict())
+
+
+def test_local_mixing_sees_neighbours_around_the_globe_and_stops_at_the_poles():
+    grid = (2, 3, 4)
+    mixing = LocalMixing(5, 3).double()
+    kernel = torch.randn(5, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    mixing.load_state_dict({"conv.weight": kernel[:, None], "conv.bias": torch.zeros(5)})
+    x = torch.randn(2, 24, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    states = x.reshape(2, *grid, 5)
+    wanted = torch.zeros_like(states)
+    for row in range(3):
+        for column in range(4):
+            for i in (-1, 0, 1):
+                for j in (-1, 0, 1):
+                    if 0 <= row + i < 3:
+                        neighbour = states[:, :, row + i, (column + j) % 4]
+                        wanted[:, :, row, column] += neighbour * kernel[:, i + 1, j + 1]
+    torch.testing.assert_close(mixing(x, grid), wanted.reshape(x.shape))
+
+
+def test_local_mixing_by_zero_is_the_block_without_it():
+    plain, mixed = build(), build(replace(TINY, local_size=3))
+    mixed.load_state_dict(plain.state_dict(), strict=False)
+    for block in mixed.blocks:
+        torch.nn.init.zeros_(block.local.conv.weight)
+        torch.nn.init.zeros_(block.local.conv.bias)
+    x = blankets()
+    t = torch.tensor([0.3, -1.0], dtype=torch.float64)
+    torch.testing.assert_close(mixed(x, t, DATE), plain(x, t, DATE))

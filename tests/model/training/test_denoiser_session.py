@@ -7,14 +7,8 @@ import pytest
 import torch
 
 from lab.training.denoiser_batches import UNKNOWN, Batches, draw_profile, forecast_profile
-from lab.training.gpu_session import (
-    Session,
-    evaluate,
-    evaluate_forecast,
-    load_weights,
-    save_weights,
-    train,
-)
+from lab.training.denoiser_skill import evaluate, evaluate_forecast
+from lab.training.gpu_session import Session, load_weights, save_weights, train
 from lab.training.latent_years import LatentYears, read_latents, save_latents
 from model.domain.windows import HOUR
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
