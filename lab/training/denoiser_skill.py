@@ -5,10 +5,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lab.training.denoiser_batches import forecast_profile
 from lab.training.latent_years import LatentYears
 from model.denoiser import BlanketDenoiser
 from model.gaussian_prior import ZonalGaussianPrior
+from model.unequal_noise import forecast_profile
 
 __all__ = ["evaluate", "evaluate_forecast"]
 
