@@ -21,9 +21,10 @@ from torch import Tensor
 
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import Denoise
+from model.latent_model import LatentModel
 from model.unequal_noise import forecast_profile
 
-__all__ = ["BackgroundPrior", "shifted_forecast"]
+__all__ = ["Around", "BackgroundPrior", "around_forecast", "shifted_forecast"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,27 @@ class BackgroundPrior:
     def filter(self, x: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply a function of P to blankets (B, K, c, h, w); see `ZonalGaussianPrior.filter`."""
         return self.errors.filter(x, gain)
+
+
+Around = Callable[[Tensor, Tensor], BackgroundPrior]
+"""The mean of the first states of a window (k, c, h, w), and dates of all of them (K, 4) -> what is
+known of the window."""
+
+
+def around_forecast(model: LatentModel) -> Around | None:
+    """Return how a checkpoint continues an analysis; None if it does not know its errors."""
+    errors, known = model.background_errors, model.card.background
+    if errors is None or known is None:
+        return None
+    # A network for one noise level knows nothing of a blanket of which a part is known.
+    forecast = model.denoise if model.card.backbone.noise_per_state else model.denoise.base
+
+    def around(analysed: Tensor, date: Tensor) -> BackgroundPrior:
+        analysed = analysed.to(model.dtype).to(model.device)
+        background = shifted_forecast(forecast, analysed, date.to(model.device), known.sigma)
+        return BackgroundPrior(background, errors)
+
+    return around
 
 
 @torch.no_grad()

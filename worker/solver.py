@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.assimilate import Trajectory, assimilate
 from model.assimilation_settings import AssimilationSettings, WarmStart, recommended_settings
-from model.background import BackgroundPrior, shifted_forecast
+from model.background import BackgroundPrior, around_forecast
 from model.domain.errors import ConfigurationError
 from model.domain.windows import HOUR, WindowPlan
 from model.latent_model import LatentModel
@@ -144,14 +144,10 @@ class Solver:
             analysed: Their mean, with shape (k, c, h, w).
             times: Of all states of the window.
         """
-        errors, known = self.model.background_errors, self.model.card.background
-        if errors is None or known is None:
+        around = around_forecast(self.model)
+        if around is None:
             raise ConfigurationError("Expected a checkpoint that knows the errors of backgrounds.")
-        denoise = self.model.denoise
-        forecast = denoise if self.model.card.backbone.noise_per_state else denoise.base
-        analysed = analysed.to(self.model.dtype).to(self.model.device)
-        dates = date_rows(times).to(self.model.device)
-        return BackgroundPrior(shifted_forecast(forecast, analysed, dates, known.sigma), errors)
+        return around(analysed, date_rows(times))
 
     def drawn_around(self, prior: BackgroundPrior, times: Sequence[datetime]) -> Tensor:
         """Return draws from a prior around a background, with shape (M, T, c, h, w)."""

@@ -17,11 +17,9 @@ from lab.osse.cases import ReadTruth, observe_case
 from lab.osse.network import Network, simulate_observations, withhold_stations
 from model.assimilate import Trajectory, assimilate
 from model.assimilation_settings import AssimilationSettings, recommended_settings
-from model.background import BackgroundPrior, shifted_forecast
+from model.background import Around
 from model.diagnostics.equivalents import observation_set
 from model.domain.windows import HOUR, WindowPlan
-from model.gaussian_prior import ZonalGaussianPrior
-from model.guidance.base import Denoise
 from model.latent_model import LatentModel
 from model.nn.embedding import date_rows
 
@@ -58,9 +56,8 @@ class Chain:
     Attributes:
         model: The checkpoint.
         truth_at: Reads the truth.
-        errors: Of backgrounds.
-        forecast: Denoiser of blankets with unequal noise that forecasts the new hour.
-        sigma: Noise level that the analysed states are taken to have in the forecast.
+        around: What is known before the observations of a new hour; None where hours cannot be
+            continued.
         members: Size of the ensemble, even.
         settings: How the checkpoint assimilates.
         network: What observes.
@@ -72,9 +69,7 @@ class Chain:
 
     model: LatentModel
     truth_at: ReadTruth
-    errors: ZonalGaussianPrior
-    forecast: Denoise
-    sigma: float = 0.3
+    around: Around | None
     members: int = 2
     settings: AssimilationSettings | None = None
     network: Network = field(default_factory=Network)
@@ -106,13 +101,11 @@ class Chain:
             yield self._hour()
 
     def _hour(self) -> CycledHour:
-        if self.last is None or self.end is None:
-            raise RuntimeError("Expected a chain that was started.")
+        if self.last is None or self.end is None or self.around is None:
+            raise RuntimeError("Expected a chain that was started and can be continued.")
         end = self.end + HOUR
         plan = WindowPlan.filtering(end, self.model.blanket_size)
-        background = shifted_forecast(
-            self.forecast, self.last[1:], date_rows(plan.times), self.sigma
-        )
+        prior = self.around(self.last[1:], date_rows(plan.times))
         seen, _ = observation_set(self._new_rows(end), self.model, list(plan.times))
         settings = self.settings or recommended_settings(self.model)
         done = assimilate(
@@ -122,10 +115,10 @@ class Chain:
             self.members,
             self.seed + int(end.timestamp()) // 3600,
             settings=settings,
-            prior=BackgroundPrior(background, self.errors),
+            prior=prior,
         )
         self.last, self.end = done.latents.mean(0), end
-        return CycledHour(end, len(seen), background, done)
+        return CycledHour(end, len(seen), prior.background, done)
 
     def _new_rows(self, end: datetime) -> pa.Table:
         """Return what the network reports of the hour up to `end`."""

@@ -25,6 +25,7 @@ from lab.osse.cases import open_truth
 from lab.osse.cycling import Chain, mean_only
 from lab.training.latent_years import LatentYears, read_latents
 from model.assimilation_settings import recommended_settings
+from model.background import BackgroundPrior, shifted_forecast
 from model.checkpoints.bundle import load_checkpoint
 from model.domain.files import open_atomic
 from model.domain.windows import HOUR
@@ -118,40 +119,57 @@ def starts(data: LatentYears, first: datetime, count: int, hours: int) -> list[d
     return [first + timedelta(hours=i) for i in free]
 
 
-def _resume(path: Path, chains: list[Chain], ends: list[datetime]) -> int:
+@dataclass
+class Known:
+    """What chains know of their backgrounds; all of them share it, and it is fitted again.
+
+    Attributes:
+        errors: Of backgrounds.
+        forecast: Denoiser of blankets with unequal noise.
+        sigma: Noise level that analysed states are taken to have in the forecast.
+    """
+
+    errors: ZonalGaussianPrior
+    forecast: Denoise
+    sigma: float
+
+    def __call__(self, analysed: Tensor, date: Tensor) -> BackgroundPrior:
+        """Return what is known of a window; see `model.background.Around`."""
+        background = shifted_forecast(self.forecast, analysed, date, self.sigma)
+        return BackgroundPrior(background, self.errors)
+
+
+def _resume(path: Path, chains: list[Chain], ends: list[datetime], known: Known) -> int:
     """Set or start the chains; return how many sweeps they have made."""
     if path.exists():
         state = torch.load(path, weights_only=True)
         for chain, last, end in zip(chains, state["last"], state["end"], strict=True):
             chain.last, chain.end = last, datetime.fromisoformat(end)
-            chain.errors.load_state_dict(state["errors"])
+        known.errors.load_state_dict(state["errors"])
         return int(state["sweeps"])
     for number, (chain, end) in enumerate(zip(chains, ends, strict=True)):
         chain.start(end)
         print(json.dumps({"started": number, "end": end.isoformat()}), flush=True)
-    _keep(path, chains, 0)
+    _keep(path, chains, 0, known)
     return 0
 
 
-def _keep(path: Path, chains: list[Chain], sweeps: int) -> None:
+def _keep(path: Path, chains: list[Chain], sweeps: int, known: Known) -> None:
     state = {
         "last": [chain.last for chain in chains],
         "end": [cast(datetime, chain.end).isoformat() for chain in chains],
-        "errors": chains[0].errors.state_dict(),
+        "errors": known.errors.state_dict(),
         "sweeps": sweeps,
     }
     with open_atomic(path) as file:
         torch.save(state, file)
 
 
-def _chains(
-    model: LatentModel, url: str, count: int, forecast: Denoise, sigma: float
-) -> list[Chain]:
-    prior = cast(ZonalGaussianPrior, model.denoise.base)
-    truth, errors = open_truth(model, model.card.name, url), first_guess(prior, sigma)
+def _chains(model: LatentModel, url: str, count: int, known: Known) -> list[Chain]:
+    truth = open_truth(model, model.card.name, url)
     settings = mean_only(recommended_settings(model))
     return [
-        Chain(model, truth, errors, forecast, settings=settings, seed=100_003 * number)
+        Chain(model, truth, known, settings=settings, seed=100_003 * number)
         for number in range(count)
     ]
 
@@ -168,6 +186,7 @@ def main() -> None:
     parser.add_argument("--sweeps", type=int, default=3)
     parser.add_argument("--every", type=int, default=4, help="hours between kept errors")
     parser.add_argument("--guess", type=float, default=2.0, help="noise of the first covariance")
+    parser.add_argument("--sigma", type=float, default=0.3, help="noise of analysed states")
     parser.add_argument("--shrinkage", type=float, default=0.3)
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
@@ -176,17 +195,16 @@ def main() -> None:
     first = datetime(year, month, day, hour, tzinfo=UTC)
     ends = starts(data, first, asked.chains, asked.hours * asked.sweeps)
     prior = cast(ZonalGaussianPrior, model.denoise.base)
-    chains = _chains(model, asked.nature, len(ends), prior, asked.guess)
-    done = _resume(asked.output / "chains.pt", chains, ends)
+    known = Known(first_guess(prior, asked.guess), prior, asked.sigma)
+    chains = _chains(model, asked.nature, len(ends), known)
+    done = _resume(asked.output / "chains.pt", chains, ends, known)
     for number in range(done, asked.sweeps):
         began = time.monotonic()
         found = sweep(chains, data, first, asked.hours, asked.every)
-        errors = fit_errors(prior, found, asked.shrinkage)
-        for chain in chains:
-            chain.errors = errors
+        known.errors = fit_errors(prior, found, asked.shrinkage)
         with open_atomic(asked.output / f"errors-{number}.pt") as file:
             torch.save({"values": found.values, "date": found.date}, file)
-        _keep(asked.output / "chains.pt", chains, number + 1)
+        _keep(asked.output / "chains.pt", chains, number + 1, known)
         sizes = found.values.float().square().mean((0, 2, 3, 4)).sqrt()
         line: dict[str, object] = {
             "sweep": number,
