@@ -125,6 +125,8 @@ def sample_pass(
         earlier = inputs.warm_start.at(len(inputs.members), hours).to(start)
     if inputs.settings.start == "prior":
         guess = None if earlier is None else earlier.mean(dim=0)
+        if inputs.prior is not None:  # near enough for a single linearisation
+            guess = inputs.prior.climatology(dates[None])[0].to(start)
         start = _prior_start(inputs, part, dates, conditions, noise(start), guess)
         if inputs.prior is not None:
             return start
