@@ -213,6 +213,35 @@ class ZonalGaussianPrior(nn.Module):
         white = torch.randn(mean.shape, generator=generator).to(mean)
         return mean + self.filter(white, torch.sqrt)
 
+    def power(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean squares of blankets (B, K, c, h, w) along the eigenvectors of the covariance.
+
+        Returns:
+            Like `variance`, `dense_variance` and `rest_variance`; equal to them on average over
+            draws of mean zero.
+        """
+        spectrum, modes, rotated = self._coefficients(x)
+        waves, size, r = self.eofs.shape[:3]
+        shape = (waves, len(x), self.blanket_size, -1)
+        left = spectrum.reshape(shape).abs().square().sum(-1)
+        left = left - modes.reshape(shape).abs().square().sum(-1)
+        means = (v.abs().square().mean(1) for v in (modes, rotated))
+        variance, dense = means
+        return variance, dense, left.clamp(min=0).mean(1) / max(size - r, 1)
+
+    def _coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return spectra (waves, B K, c h), EOF coefficients (waves, B, K r), dense ones (waves, B, q)."""
+        eofs = self.modes
+        waves, _, r = eofs.shape
+        b, k, c, h, _ = x.shape
+        # Cosines in time come first: they commute with the rest and are cheapest on real fields.
+        waved = torch.matmul(self.cosines, x.float().reshape(b, k, -1)).reshape(x.shape)
+        spectrum = torch.fft.rfft(waved, norm="ortho").permute(4, 0, 1, 2, 3)
+        spectrum = spectrum.reshape(waves, b * k, c * h)
+        modes = torch.matmul(spectrum, eofs.conj()).reshape(waves, b, k * r)
+        index = self.dense_index[:, None].expand(-1, b, -1)
+        return spectrum, modes, torch.matmul(modes.gather(2, index), self.rotation.conj())
+
     def filter(self, x: Tensor, gain: Gain) -> Tensor:
         """Apply U g(Λ) U*, a function of the covariance.
 
@@ -220,25 +249,19 @@ class ZonalGaussianPrior(nn.Module):
             x: Blankets, with shape (B, K, c, h, w).
             gain: Maps variances (1, n) or (B, n) to real factors (1 or B, n).
         """
-        eofs, rotation = self.modes, self.rotation
-        waves, _, r = eofs.shape
+        spectrum, modes, rotated = self._coefficients(x)
+        waves, _, r = self.eofs.shape[:3]
         b, k, c, h, w = x.shape
-        # Cosines in time come first: they commute with the rest and are cheapest on real fields.
-        waved = torch.matmul(self.cosines, x.float().reshape(b, k, -1)).reshape(x.shape)
-        spectrum = torch.fft.rfft(waved, norm="ortho").permute(4, 0, 1, 2, 3)
-        spectrum = spectrum.reshape(waves, b * k, c * h)
-        modes = torch.matmul(spectrum, eofs.conj()).reshape(waves, b, k * r)
         scaled = modes * _each(gain, self.variance)
-        index = self.dense_index[:, None].expand(-1, b, -1)
-        rotated = torch.matmul(modes.gather(2, index), rotation.conj())
         rotated = rotated * _each(gain, self.dense_variance)
-        dense = torch.matmul(rotated, rotation.transpose(1, 2))
+        dense = torch.matmul(rotated, self.rotation.transpose(1, 2))
+        index = self.dense_index[:, None].expand(-1, b, -1)
         scaled = scaled.scatter(2, index, dense).reshape(waves, b, k, r)
         rest = _each(gain, self.rest_variance)[..., None]
         scaled = scaled - modes.reshape(waves, b, k, r) * rest
         out = spectrum.reshape(waves, b, k, c * h) * rest
         out = out.reshape(waves, b * k, c * h)
-        out = torch.baddbmm(out, scaled.reshape(waves, b * k, r), eofs.transpose(1, 2))
+        out = torch.baddbmm(out, scaled.reshape(waves, b * k, r), self.modes.transpose(1, 2))
         out = out.reshape(waves, b, k, c, h).permute(1, 2, 3, 4, 0)
         field = torch.fft.irfft(out, n=w, norm="ortho").reshape(b, k, -1)
         return torch.matmul(self.cosines.T, field).reshape(x.shape).to(x.dtype)
@@ -258,8 +281,6 @@ def fit_zonal_gaussian(
     prior: ZonalGaussianPrior,
     batches: Batches,
     shrinkage: float = 0.05,
-    *,
-    centred: bool = False,
 ) -> ZonalGaussianPrior:
     """Fit all buffers of `prior` in three passes over sample blankets.
 
@@ -268,12 +289,8 @@ def fit_zonal_gaussian(
         batches: Training blankets.
         shrinkage: Share of the off-diagonal covariance that is taken away, because it is
             estimated from a finite sample.
-        centred: Whether the mean is known to be zero and is not fitted.
     """
-    if centred:
-        prior.mean.zero_()
-    else:
-        _fit_mean(prior, batches)
+    _fit_mean(prior, batches)
     _fit_modes(prior, batches)
     _fit_covariance(prior, batches, shrinkage)
     return prior

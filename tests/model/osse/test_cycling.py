@@ -102,16 +102,19 @@ def test_the_network_makes_the_difference_that_it_makes():
     assert not torch.allclose(model.denoise(x, sigma, date), bare.denoise(x, sigma, date))
 
 
-def test_fitted_errors_have_the_covariance_they_were_drawn_from():
-    prior = small_model().denoise.base
+def test_fitted_errors_have_the_covariance_they_were_drawn_from(informed):
+    prior = informed.background_errors
     wanted = first_guess(prior, 0.5)
     generator = torch.Generator().manual_seed(4)
     date = torch.tensor([[2021, 3, 4, h] for h in range(4)]).expand(4000, 4, 4)
     drawn = wanted.sample(date, generator)
-    assert float(wanted.variance.max()) == pytest.approx(0.2)  # 1 given noise of 1/4
-    fitted = fit_errors(prior, Errors(drawn.half(), date), shrinkage=0.0)
+    assert float(wanted.variance.max()) == pytest.approx(0.04 * 0.25 / 0.29)  # given noise of 1/4
+    other = first_guess(prior, 2.0)
+    fitted = fit_errors(other, Errors(drawn.half(), date), weight=10)
     probe = torch.randn(3, 4, *prior.latent_shape, generator=generator)
     torch.testing.assert_close(
-        fitted.covariance_times(probe), wanted.covariance_times(probe), rtol=0, atol=0.06
+        fitted.covariance_times(probe), wanted.covariance_times(probe), rtol=0, atol=0.004
     )
+    few = fit_errors(other, Errors(drawn[:1].half(), date[:1]), weight=1e6)
+    torch.testing.assert_close(few.variance, other.variance, rtol=1e-4, atol=1e-6)
     assert float(fitted.mean.abs().max()) == 0.0
