@@ -22,6 +22,15 @@ export async function get(url) {
 
 export const getJson = async (url) => (await get(url)).json();
 
+// The same call by hand; the key is left out. A binary answer goes to a file.
+export function callText(url, { method = "GET", body, binary = false } = {}) {
+  const said = body === undefined ? "" : JSON.stringify(body);
+  const curl = [`curl '${url}'`, "-H 'Authorization: Bearer YOUR_KEY'", method !== "GET" && `-X ${method}`,
+    said && `-H 'Content-Type: application/json' -d '${said.replaceAll("'", "'\\''")}'`, binary && "-o answer.bin"];
+  const python = [`"${method}", "${url}"`, 'headers={"Authorization": "Bearer YOUR_KEY"}', said && `content=${JSON.stringify(said)}`];
+  return `${curl.filter(Boolean).join(" ")}\n\nimport httpx\nanswer = httpx.request(${python.filter(Boolean).join(", ")})`;
+}
+
 export function element(name, text, className) {
   const node = document.createElement(name);
   if (text !== undefined) node.textContent = text;
