@@ -11,13 +11,23 @@ export function apiUrl(path, query = {}) {
   return url;
 }
 
-export async function get(url) {
+async function ask(url, options = {}) {
   const key = sessionStorage.getItem("appa-key");
-  const answer = await fetch(url, { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const answer = await fetch(url, { ...options, headers });
   if (answer.status === 401) byId("key-form").hidden = false;
   if (answer.ok) return answer;
   const problem = await answer.json().catch(() => ({}));
-  throw Object.assign(new Error(problem.detail ?? answer.statusText), { answer });
+  throw Object.assign(new Error(problem.detail ?? answer.statusText), { answer, problem });
+}
+
+export const get = (url) => ask(url);
+
+// A change asked for once: the same request sent again by the network changes nothing more.
+export async function send(method, url, body) {
+  const once = Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("-");
+  const headers = { "Idempotency-Key": once, ...(body === undefined ? {} : { "Content-Type": "application/json" }) };
+  return (await ask(url, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) })).json();
 }
 
 export const getJson = async (url) => (await get(url)).json();
@@ -36,6 +46,16 @@ export function element(name, text, className) {
   if (text !== undefined) node.textContent = text;
   if (className) node.className = className;
   return node;
+}
+
+export function tableRow(cells) {
+  const row = element("tr");
+  row.append(...cells.map((cell) => {
+    const td = element("td");
+    td.append(cell instanceof Node ? cell : String(cell ?? ""));
+    return td;
+  }));
+  return row;
 }
 
 export function shape(name, values, text) {

@@ -1,7 +1,7 @@
 // The viewer: asks the API every few seconds and fills the tables. Text only ever goes into
 // textContent, so nothing that a sender wrote is read as markup.
 
-import { byId, element, get, getJson, keyForm } from "./api.js";
+import { byId, element, get, getJson, keyForm, tableRow } from "./api.js";
 
 const EVERY = 3000;
 const STATES = {
@@ -10,18 +10,7 @@ const STATES = {
 };
 let shown = "";
 
-function fill(id, rows) {
-  const body = byId(id).tBodies[0];
-  body.replaceChildren(...rows.map((cells) => {
-    const row = element("tr");
-    row.append(...cells.map((cell) => {
-      const td = element("td");
-      td.append(cell instanceof Node ? cell : String(cell ?? ""));
-      return td;
-    }));
-    return row;
-  }));
-}
+const fill = (id, rows) => byId(id).tBodies[0].replaceChildren(...rows.map(tableRow));
 
 const when = (time) => (time ? time.replace("T", " ").slice(0, 16) + "Z" : "");
 const state = (name) => element("span", name, STATES[name] ?? "");
