@@ -17,9 +17,12 @@ async function ask(url, options = {}) {
   const answer = await fetch(url, { ...options, headers });
   if (answer.status === 401) byId("key-form").hidden = false;
   if (answer.ok) return answer;
-  const problem = await answer.json().catch(() => ({}));
-  throw Object.assign(new Error(problem.detail ?? answer.statusText), { answer, problem });
+  throw new Error(problemText(await answer.json().catch(() => null), answer.statusText));
 }
+
+// What a problem document says: of each field, where the request does not fit.
+export const problemText = (problem, otherwise) =>
+  problem?.errors?.map(({ field, message }) => `${field}: ${message}`).join("; ") || problem?.detail || otherwise;
 
 export const get = (url) => ask(url);
 
@@ -31,15 +34,6 @@ export async function send(method, url, body) {
 }
 
 export const getJson = async (url) => (await get(url)).json();
-
-// The same call by hand; the key is left out. A binary answer goes to a file.
-export function callText(url, { method = "GET", body, binary = false } = {}) {
-  const said = body === undefined ? "" : JSON.stringify(body);
-  const curl = [`curl '${url}'`, "-H 'Authorization: Bearer YOUR_KEY'", method !== "GET" && `-X ${method}`,
-    said && `-H 'Content-Type: application/json' -d '${said.replaceAll("'", "'\\''")}'`, binary && "-o answer.bin"];
-  const python = [`"${method}", "${url}"`, 'headers={"Authorization": "Bearer YOUR_KEY"}', said && `content=${JSON.stringify(said)}`];
-  return `${curl.filter(Boolean).join(" ")}\n\nimport httpx\nanswer = httpx.request(${python.filter(Boolean).join(", ")})`;
-}
 
 export function element(name, text, className) {
   const node = document.createElement(name);
@@ -58,6 +52,13 @@ export function tableRow(cells) {
   return row;
 }
 
+// Replace the rows of a table; what had the focus keeps it, by its label.
+export function fillRows(body, rows) {
+  const focused = body.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
+  body.replaceChildren(...rows);
+  if (focused) body.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
+}
+
 export function shape(name, values, text) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(values)) node.setAttribute(key, value);
@@ -65,11 +66,23 @@ export function shape(name, values, text) {
   return node;
 }
 
+// The key of this session: asked for when the gateway wants one, and changed by the button `key`.
 export function keyForm(then) {
-  byId("key-form").addEventListener("submit", (event) => {
+  const form = byId("key-form"), button = element("button", "key");
+  button.type = "button";
+  button.setAttribute("aria-label", "enter or change the API key");
+  button.addEventListener("click", () => {
+    form.hidden = !form.hidden;
+    if (!form.hidden) byId("key").focus();
+  });
+  form.before(button);
+  form.addEventListener("submit", (event) => {
     event.preventDefault();
-    sessionStorage.setItem("appa-key", byId("key").value.trim());
-    byId("key-form").hidden = true;
+    const key = byId("key").value.trim();
+    if (key) sessionStorage.setItem("appa-key", key);
+    else sessionStorage.removeItem("appa-key");
+    byId("key").value = "";
+    form.hidden = true;
     then();
   });
 }

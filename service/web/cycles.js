@@ -1,6 +1,7 @@
 // The board of cycles: a line for each hour, its early and its final analysis; a click explains one.
 
-import { apiUrl, byId, callText, element, getJson, keyForm, send, tableRow } from "./api.js";
+import { apiUrl, byId, element, fillRows, getJson, keyForm, send, tableRow } from "./api.js";
+import { showCalls } from "./calls.js";
 
 const EVERY = 10000;
 const PAGE = 500;
@@ -122,10 +123,10 @@ async function refresh() {
   }
   if (mine !== turn) return;
   draw(items, skill);
-  const calls = [[apiUrl("v1/cycles", query)]];
-  if (state.cycle) calls.push([apiUrl(`v1/cycles/${encodeURIComponent(state.cycle)}/explain`)]);
-  if (state.cycle.endsWith("_final")) calls.push([rerunUrl(), { method: "POST", body: {} }]);
-  byId("call").textContent = calls.map((call) => callText(...call)).join("\n\n");
+  const calls = [{ url: apiUrl("v1/cycles", query) }];
+  if (state.cycle) calls.push({ url: apiUrl(`v1/cycles/${encodeURIComponent(state.cycle)}/explain`) });
+  if (state.cycle.endsWith("_final")) calls.push({ url: rerunUrl(), method: "POST", body: {} });
+  showCalls(calls);
   const chosen = items.find((cycle) => cycle.id === state.cycle);
   if (explained !== `${state.cycle} ${chosen?.state} ${chosen?.revision}`) await explain(chosen);
 }
@@ -135,13 +136,11 @@ function draw(items, skill) {
     : state.state ? `No cycle is ${state.state}.` : "No cycle yet: see appa cycles init.";
   const hours = new Map();
   for (const cycle of items) hours.set(cycle.valid_time, { ...hours.get(cycle.valid_time), [cycle.flavour]: cycle });
-  const focused = document.activeElement?.getAttribute("aria-label");
-  byId("cycles").replaceChildren(...[...hours].map(([time, both]) => {
+  fillRows(byId("cycles"), [...hours].map(([time, both]) => {
     const row = tableRow([when(time), ...FLAVOURS.flatMap((flavour) => cellsOf(both[flavour], skill))]);
     for (const first of [1, 6]) row.children[first].className = "first";
     return row;
   }));
-  if (focused) byId("cycles").querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
 }
 
 async function explain(chosen) {

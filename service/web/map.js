@@ -1,6 +1,7 @@
 // The map: what is shown is in the address, so that every state is a link.
 
-import { apiUrl, byId, callText, element, getJson, keyForm } from "./api.js";
+import { apiUrl, byId, element, getJson, keyForm } from "./api.js";
+import { showCalls } from "./calls.js";
 import { Chart } from "./chart.js";
 import { Field } from "./field.js";
 import { ObservationPanel } from "./observation_panel.js";
@@ -12,7 +13,7 @@ const DEFAULTS = { field: "t2m", level: "500", stat: "mean", view: "global", dir
 const chart = new Chart(byId("map"));
 const cache = new Map();
 const panel = new ObservationPanel(chart, change);
-let state = readState(), timeline = [], catalogue = null, colours = null, playing = null, turn = 0, settled = null;
+let state = readState(), timeline = [], catalogue = null, colours = null, playing = null, turn = 0, settled = null, calls = [];
 
 function readState() {
   const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
@@ -132,7 +133,8 @@ async function point(result, names) {
   const [lon, lat] = state.point.split(",").map(Number);
   byId("point").hidden = false;
   const raw = new Set([...names].filter((n) => !["si10", "ws", "gh", "thickness", "r"].includes(n)));
-  await showPoint(byId("point-data"), { collection: group, result: result.id, time: state.time, lon, lat, names: raw });
+  const asked = await showPoint(byId("point-data"), { collection: group, result: result.id, time: state.time, lon, lat, names: raw });
+  showCalls([...calls, ...asked.map((url) => ({ url }))]);
 }
 
 function describe(field, observations) {
@@ -147,7 +149,8 @@ function describe(field, observations) {
   document.title = `${info.long_name} ${state.time.slice(0, 16)}Z – Appa`;
   byId("map").setAttribute("aria-label", `${title}, ${about}`);
   bar(byId("bar"), field);
-  byId("call").textContent = [field.url, observations?.url].filter(Boolean).map((url) => callText(url, { binary: true })).join("\n\n");
+  calls = [field.url, observations?.url].filter(Boolean).map((url) => ({ url, binary: true }));
+  showCalls(calls);
 }
 
 function bar(canvas, field) {

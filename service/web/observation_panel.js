@@ -192,7 +192,7 @@ const level = (row) => (row.vertical === null ? words(row.vertical_kind)
 
 // One observation: its value, departures, error, outcome and why.
 function inFull(row) {
-  const title = element("h3", `${row.station_id} · ${row.network}`);
+  const title = element("h2", `${row.station_id} · ${row.network}`);
   const ratio = (departure, ...spreads) => (departure === null || row.obs_error === null ? ""
     : ` (${(Math.abs(departure) / Math.hypot(...spreads)).toFixed(2)} σ)`);
   const facts = [

@@ -1,25 +1,6 @@
-"""The map in a real browser: open it, show a state of it, point at places."""
+"""The map in a real browser: show a state of it, point at places."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from browser import BROWSER
-from playwright.sync_api import Page, sync_playwright
-
-
-@contextmanager
-def open_window(url: str, **options: object) -> Iterator[Page]:
-    """A page of Chromium; no error may be written to its console."""
-    said: list[str] = []
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(**{"viewport": {"width": 1280, "height": 720}, **options})
-        page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(url)
-        yield page
-        browser.close()
-    assert said == []  # errors of scripts, refusals of the content security policy
+from playwright.sync_api import Page
 
 
 def show(page: Page, **state: str) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import published
 import pytest
 import xarray as xr
-from browser import needs_browser
+from browser import needs_browser, open_window
 from gateway_process import GatewayProcess
-from map_window import open_window, point_at, show
+from map_window import point_at, show
 from playwright.sync_api import Page
 
 pytestmark = needs_browser
