@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import BROWSER, needs_browser
+from browser import check_accessible, needs_browser, open_window
 from gateway_process import GatewayProcess
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 from test_gateway_cycles import DONE, publish, put
 from test_gateway_keys import make
 
@@ -90,19 +90,11 @@ def guarded(valkey_url_shared: str, tmp_path_factory) -> Iterator[GatewayProcess
 
 @pytest.fixture(scope="module")
 def page(guarded: GatewayProcess) -> Iterator[Page]:
-    """The board after its key was entered; errors of scripts and refused contents fail the tests."""
-    said: list[str] = []
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 720})
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("console", lambda m: said.append(m.text) if "Security Policy" in m.text else None)
-        page.goto(f"{guarded.url}/web/cycles.html#hours=72")
+    """The board after its key was entered."""
+    with open_window(f"{guarded.url}/web/cycles.html#hours=72", refusals=True) as page:
         enter(page, make(guarded, Scope.ANALYSES_READ))
         page.wait_for_selector("#cycles tr")
         yield page
-        browser.close()
-    assert said == []
 
 
 def enter(page: Page, key: str) -> None:
@@ -162,6 +154,32 @@ def test_the_calls_are_named(page: Page, guarded: GatewayProcess) -> None:
     assert "/explain" in call
     assert f"curl '{guarded.url}/v1/cycles/{FINAL}/rerun' " in call
     assert "appa_" not in call  # no key
+
+
+@pytest.mark.parametrize("name", ["web/cycles.html", "web/verification.html", ""])
+def test_pages_share_one_shell_and_one_key(page: Page, guarded: GatewayProcess, name: str) -> None:
+    """The key was entered once, on the board."""
+    page.goto(f"{guarded.url}/{name}" + ("#hours=72" if "cycles" in name else ""))
+    shown = {"web/cycles.html": "#cycles tr", "web/verification.html": "#panels svg"}
+    page.wait_for_selector(shown.get(name, "#analyses tbody tr"))
+    assert page.is_hidden("#key-form")
+    links = page.locator("nav a")
+    names = ["map", "observations", "cycles", "verification", "work", "API"]
+    assert links.all_inner_texts() == names
+    found = links.evaluate_all("links => links.map(link => link.href.replace(/#.*/, ''))")
+    for address in found:
+        assert page.request.get(address).ok
+    assert page.locator("nav [aria-current=page]").evaluate("link => link.href") == (
+        f"{guarded.url}/{name}"
+    )
+    page.click("summary:has-text('API')")
+    assert "Authorization: Bearer YOUR_KEY" in page.inner_text("#call")
+    check_accessible(page)
+    page.emulate_media(color_scheme="dark")
+    check_accessible(page)
+    page.emulate_media(color_scheme="light")
+    page.goto(f"{guarded.url}/web/cycles.html#hours=72")
+    page.wait_for_selector("#cycles tr")
 
 
 def test_only_a_key_with_the_scope_computes_again(page: Page, guarded: GatewayProcess) -> None:
