@@ -39,7 +39,18 @@ from service.keys import Scope as KeyScope
 from service.metrics import GatewayMetrics
 from service.openapi import describe
 from service.problems import add_problem_handlers, appa_problem, broker_problem, problem_response
-from service.routes import analyses, cycles, events, fields, jobs, observations, ogc, stac, system
+from service.routes import (
+    analyses,
+    cycles,
+    events,
+    feedback,
+    fields,
+    jobs,
+    observations,
+    ogc,
+    stac,
+    system,
+)
 from service.settings import GatewaySettings
 from worker.contract.logs import configure_logs
 
@@ -187,6 +198,7 @@ WEB = Path(__file__).parent / "web"
 ROUTERS: tuple[APIRouter, ...] = (
     observations.router,
     jobs.router,
+    feedback.router,  # before the files of an analysis, whose names are any
     analyses.router,
     fields.router,
     stac.router,

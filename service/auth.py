@@ -116,7 +116,8 @@ async def get_caller(
     # Read by `authenticate`; declared as parameters for the OpenAPI document.
     del bearer, header
     path = request.url.path
-    pieces = "range" in request.headers and "/v1/analyses/" in path
+    in_file = "range" in request.headers or path.endswith("/feedback")
+    pieces = in_file and "/v1/analyses/" in path
     return await authenticate(
         gateway, request.headers, pieces=pieces or any(part in path for part in _IN_PIECES)
     )

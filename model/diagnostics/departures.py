@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from model.domain.ensembles import AntitheticPairs
+from model.domain.observations import DEPARTURE_LAYERS
 
 __all__ = [
     "DepartureStatistics",
@@ -31,8 +32,7 @@ __all__ = [
     "layer_names",
 ]
 
-LAYERS = (0.0, 7_500.0, 15_000.0, 25_000.0, 40_000.0, 60_000.0, 80_000.0, 110_000.0)
-"""Bounds in Pa of the layers in which pressure-level departures are counted."""
+LAYERS = DEPARTURE_LAYERS
 
 _COLUMNS = (
     "report_type",

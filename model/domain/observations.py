@@ -16,6 +16,7 @@ from model.domain.registry import Registry
 from model.domain.variables import VARIABLES
 
 __all__ = [
+    "DEPARTURE_LAYERS",
     "FEEDBACK_SCHEMA",
     "OBSERVATION_SCHEMA",
     "QCFlag",
@@ -103,6 +104,9 @@ REPORT_TYPES: Registry[ReportType] = Registry(
 VERTICAL_KINDS = ("surface", "pressure", "height", "layer", "column", "channel")
 """How `vertical` is read: `surface` (null), `pressure` in Pa, `height` in m above mean sea level,
 `layer` in Pa with `vertical_top` the upper bound, `column` (null), `channel` a number."""
+
+DEPARTURE_LAYERS = (0.0, 7_500.0, 15_000.0, 25_000.0, 40_000.0, 60_000.0, 80_000.0, 110_000.0)
+"""Bounds in Pa of the layers in which departures at pressure levels are counted."""
 
 _DICT = pa.dictionary(pa.int32(), pa.string())
 _TIME = pa.timestamp("ns", tz="UTC")

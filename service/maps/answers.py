@@ -157,8 +157,8 @@ class Timeline(_Answer):
     truncated: bool = Field(description="Whether older results were left out; narrow the times.")
 
 
-def frame(info: FieldInfo, values: bytes) -> bytes:
-    """Return the binary body of a field: length, metadata, values."""
+def frame(info: BaseModel, values: bytes) -> bytes:
+    """Return the binary body of an answer: length, metadata, values."""
     text = info.model_dump_json().encode()
     text += b" " * (-len(text) % 4)
     return struct.pack("<I", len(text)) + text + values

@@ -19,6 +19,7 @@ from model.domain.errors import InvalidInput, StorageError
 from model.domain.observations import QC_FLAGS
 from service.auth import GatewayDep, JobWriter, Reader
 from service.gateway import Gateway
+from service.maps.feedback import feedback_path
 from service.openapi import CYCLE, example_page, example_response, problem_responses
 from service.schemas import MAX_ITEMS, CyclePage, CycleView
 from worker.contract import clock
@@ -141,19 +142,18 @@ def _feedback(layout: Layout, manifest: AnalysisManifest) -> pa.Table | None:
     Raises:
         StorageError: If it is gone or no feedback file.
     """
-    for file in manifest.files:
-        if file.role == "feedback" and file.name.endswith(".parquet"):
-            path = layout.analysis_file(manifest.id, file.name)
-            try:
-                table = pq.read_table(path, columns=_COLUMNS)
-            except (OSError, pa.ArrowException) as error:
-                raise StorageError(f"Expected the feedback of '{manifest.id}'; {error}.") from error
-            texts = ("batch_id", "report_type", "rejected_by")
-            for name in texts:  # dictionaries of two files do not compare
-                index = table.schema.get_field_index(name)
-                table = table.set_column(index, name, table[name].cast(pa.string()))
-            return table
-    return None
+    path = feedback_path(layout, manifest)
+    if path is None:
+        return None
+    try:
+        table = pq.read_table(path, columns=_COLUMNS)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"Expected the feedback of '{manifest.id}'; {error}.") from error
+    texts = ("batch_id", "report_type", "rejected_by")
+    for name in texts:  # dictionaries of two files do not compare
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, name, table[name].cast(pa.string()))
+    return table
 
 
 def _by_network(table: pa.Table) -> dict[str, int]:

@@ -11,13 +11,26 @@ export function apiUrl(path, query = {}) {
   return url;
 }
 
-export async function get(url) {
+async function ask(url, options = {}) {
   const key = sessionStorage.getItem("appa-key");
-  const answer = await fetch(url, { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const answer = await fetch(url, { ...options, headers });
   if (answer.status === 401) byId("key-form").hidden = false;
   if (answer.ok) return answer;
-  const problem = await answer.json().catch(() => ({}));
-  throw Object.assign(new Error(problem.detail ?? answer.statusText), { answer });
+  throw new Error(problemText(await answer.json().catch(() => null), answer.statusText));
+}
+
+// What a problem document says: of each field, where the request does not fit.
+export const problemText = (problem, otherwise) =>
+  problem?.errors?.map(({ field, message }) => `${field}: ${message}`).join("; ") || problem?.detail || otherwise;
+
+export const get = (url) => ask(url);
+
+// A change asked for once: the same request sent again by the network changes nothing more.
+export async function send(method, url, body) {
+  const once = Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("-");
+  const headers = { "Idempotency-Key": once, ...(body === undefined ? {} : { "Content-Type": "application/json" }) };
+  return (await ask(url, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) })).json();
 }
 
 export const getJson = async (url) => (await get(url)).json();
@@ -29,6 +42,23 @@ export function element(name, text, className) {
   return node;
 }
 
+export function tableRow(cells) {
+  const row = element("tr");
+  row.append(...cells.map((cell) => {
+    const td = element("td");
+    td.append(cell instanceof Node ? cell : String(cell ?? ""));
+    return td;
+  }));
+  return row;
+}
+
+// Replace the rows of a table; what had the focus keeps it, by its label.
+export function fillRows(body, rows) {
+  const focused = body.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
+  body.replaceChildren(...rows);
+  if (focused) body.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
+}
+
 export function shape(name, values, text) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(values)) node.setAttribute(key, value);
@@ -36,11 +66,23 @@ export function shape(name, values, text) {
   return node;
 }
 
+// The key of this session: asked for when the gateway wants one, and changed by the button `key`.
 export function keyForm(then) {
-  byId("key-form").addEventListener("submit", (event) => {
+  const form = byId("key-form"), button = element("button", "key");
+  button.type = "button";
+  button.setAttribute("aria-label", "enter or change the API key");
+  button.addEventListener("click", () => {
+    form.hidden = !form.hidden;
+    if (!form.hidden) byId("key").focus();
+  });
+  form.before(button);
+  form.addEventListener("submit", (event) => {
     event.preventDefault();
-    sessionStorage.setItem("appa-key", byId("key").value.trim());
-    byId("key-form").hidden = true;
+    const key = byId("key").value.trim();
+    if (key) sessionStorage.setItem("appa-key", key);
+    else sessionStorage.removeItem("appa-key");
+    byId("key").value = "";
+    form.hidden = true;
     then();
   });
 }

@@ -1,4 +1,4 @@
-// Draws a field on a canvas: colours, coastlines, graticule, contours, wind barbs; zoom and pan.
+// Draws a field on a canvas: colours, coastlines, graticule, contours, barbs, observations; zoom and pan.
 
 const KNOT = 0.514444;
 
@@ -49,9 +49,14 @@ export class Chart {
   }
 
   toMap(clientX, clientY) {
-    const box = this.canvas.getBoundingClientRect(), t = this.#transform();
-    const ratio = this.canvas.width / box.width;
-    return [((clientX - box.left) * ratio - t.e) / t.a, ((clientY - box.top) * ratio - t.f) / t.d];
+    const [x, y, t] = this.onCanvas(clientX, clientY);
+    return [(x - t.e) / t.a, (y - t.f) / t.d];
+  }
+
+  // A place of the screen on the canvas, the transform of the map to it, and canvas pixels per CSS pixel.
+  onCanvas(clientX, clientY) {
+    const box = this.canvas.getBoundingClientRect(), ratio = this.canvas.width / box.width;
+    return [(clientX - box.left) * ratio, (clientY - box.top) * ratio, this.#transform(), ratio];
   }
 
   toClient(u, v) {
@@ -95,7 +100,12 @@ export class Chart {
     stroke(this.coast, "rgba(20, 26, 32, 0.9)", 0.9);
     if (this.layers.contours) stroke(this.lines, "rgba(20, 26, 32, 0.65)", 0.8);
     if (this.layers.barbs && this.winds) this.#barbs(t, ratio);
-    if (this.mark) this.#mark(t, ratio);
+    if (this.points) {
+      this.points.locate(this.field);
+      this.points.draw(c, t, ratio, this.view.scale);
+    }
+    if (this.mark) this.#mark(this.mark, t, ratio);
+    if (this.picked) this.#mark(this.picked, t, ratio);
     c.restore();
   }
 
@@ -132,10 +142,10 @@ export class Chart {
     }
   }
 
-  #mark(t, ratio) {
-    const [u, v] = this.field.place(...this.mark), c = this.context;
+  #mark(place, t, ratio) {
+    const [u, v] = this.field.place(...place), c = this.context;
     c.beginPath();
-    c.arc(t.e + u * t.a, t.f + v * t.d, 5 * ratio, 0, 2 * Math.PI);
+    c.arc(t.e + u * t.a, t.f + v * t.d, (place === this.picked ? 9 : 5) * ratio, 0, 2 * Math.PI);
     c.strokeStyle = "#ffffff";
     c.lineWidth = 4 * ratio;
     c.stroke();

@@ -1,15 +1,19 @@
 // The map: what is shown is in the address, so that every state is a link.
 
 import { apiUrl, byId, element, getJson, keyForm } from "./api.js";
+import { showCalls } from "./calls.js";
 import { Chart } from "./chart.js";
 import { Field } from "./field.js";
+import { ObservationPanel } from "./observation_panel.js";
 import { showPoint } from "./point.js";
 
-const NAMES = ["time", "result", "field", "level", "stat", "threshold", "direction", "view", "contours", "barbs", "point"];
-const DEFAULTS = { field: "t2m", level: "500", stat: "mean", view: "global", direction: "above", contours: "1", barbs: "0" };
+const NAMES = ["time", "result", "field", "level", "stat", "threshold", "direction", "view", "contours", "barbs", "point",
+  "obs", "network", "variable", "layer", "outcome", "row"];
+const DEFAULTS = { field: "t2m", level: "500", stat: "mean", view: "global", direction: "above", contours: "1", barbs: "0", obs: "" };
 const chart = new Chart(byId("map"));
 const cache = new Map();
-let state = readState(), timeline = [], catalogue = null, colours = null, playing = null, turn = 0;
+const panel = new ObservationPanel(chart, change);
+let state = readState(), timeline = [], catalogue = null, colours = null, playing = null, turn = 0, settled = null, calls = [];
 
 function readState() {
   const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
@@ -111,9 +115,12 @@ async function show() {
     chart.layers = { contours: state.contours === "1", barbs: state.barbs === "1" };
     chart.mark = state.point ? state.point.split(",").map(Number) : null;
     chart.show(drawn, colours[drawn.info.colours], u && { u, v });
-    describe(drawn);
+    const shown = await panel.show(state, result.id, colours.RdBu_r, () => mine === turn);
+    if (mine !== turn) return;
+    describe(drawn, shown);
     say("");
     if (state.point) await point(result, names);
+    if (mine === turn) settled = location.hash;
   } catch (error) {
     if (mine === turn) say(error.message, true);
   }
@@ -126,23 +133,24 @@ async function point(result, names) {
   const [lon, lat] = state.point.split(",").map(Number);
   byId("point").hidden = false;
   const raw = new Set([...names].filter((n) => !["si10", "ws", "gh", "thickness", "r"].includes(n)));
-  await showPoint(byId("point-data"), { collection: group, result: result.id, time: state.time, lon, lat, names: raw });
+  const asked = await showPoint(byId("point-data"), { collection: group, result: result.id, time: state.time, lon, lat, names: raw });
+  showCalls([...calls, ...asked.map((url) => ({ url }))]);
 }
 
-function describe(field) {
+function describe(field, observations) {
   const { info } = field;
   const level = info.level === null ? "" : ` ${info.level} hPa`;
   const lead = info.lead_hours > 0 ? ` (+${info.lead_hours} h)` : "";
   const title = `${info.long_name}${level}, ${info.statistic} (${info.display.units})`;
   const about = [`${state.time.replace("T", " ").slice(0, 16)}Z${lead}`, info.kind, info.flavour, `${info.members} members`,
-    info.checkpoint, info.simulated ? "simulated" : ""].filter(Boolean).join(" · ");
+    info.checkpoint, info.simulated ? "simulated" : "", observations ? panel.title(state) : ""].filter(Boolean).join(" · ");
   byId("title").textContent = title;
   byId("about").textContent = about;
   document.title = `${info.long_name} ${state.time.slice(0, 16)}Z – Appa`;
   byId("map").setAttribute("aria-label", `${title}, ${about}`);
   bar(byId("bar"), field);
-  const url = field.url.href;
-  byId("call").textContent = `curl -o field.bin '${url}'\n\nimport httpx\nbody = httpx.get("${url}").content`;
+  calls = [field.url, observations?.url].filter(Boolean).map((url) => ({ url, binary: true }));
+  showCalls(calls);
 }
 
 function bar(canvas, field) {
@@ -180,8 +188,9 @@ byId("map").addEventListener("pointermove", (event) => {
     : "";
 });
 byId("map").addEventListener("click", (event) => {
+  if (chart.moved || panel.pick(event.clientX, event.clientY)) return;
   const found = under(event.clientX, event.clientY);
-  if (found && !chart.moved) change({ point: `${found.lon.toFixed(3)},${found.lat.toFixed(3)}` });
+  if (found) change({ point: `${found.lon.toFixed(3)},${found.lat.toFixed(3)}` });
 });
 
 const step = (by) => {
@@ -215,6 +224,7 @@ document.addEventListener("keydown", (event) => {
   const act = {
     ArrowLeft: () => step(-1), ArrowRight: () => step(1), " ": play, "+": () => chart.zoom(1.5), "-": () => chart.zoom(1 / 1.5),
     0: () => chart.home(), b: () => change({ barbs: state.barbs === "1" ? "0" : "1" }), c: () => change({ contours: state.contours === "1" ? "0" : "1" }),
+    n: () => panel.step(1), p: () => panel.step(-1),
   }[event.key];
   if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
@@ -285,4 +295,4 @@ keyForm(start);
 start();
 setInterval(() => refresh().then((fresh) => fresh && show()).catch(() => {}), 30000);
 // For tests and consoles: what is drawn, and where.
-Object.assign(window, { appaMap: { chart, under, get state() { return state; } } });
+Object.assign(window, { appaMap: { chart, panel, under, get state() { return state; }, get settled() { return settled; } } });

@@ -11,6 +11,7 @@ const SERIES = [
 const WIDTH = 460, HEIGHT = 120, LEFT = 46, RIGHT = 8, TOP = 16, BOTTOM = 18;
 const MEMBER = "var(--soft)", MEAN = "var(--busy)", DRY = "#1a7f4b";
 
+// Returns the addresses that were asked.
 export async function showPoint(panel, { collection, result, time, lon, lat, names }) {
   const [x, y] = [lon.toFixed(3), lat.toFixed(3)];
   const title = `${Math.abs(lat).toFixed(2)}°${lat < 0 ? "S" : "N"} ${Math.abs(lon).toFixed(2)}°${lon < 0 ? "W" : "E"}`;
@@ -36,8 +37,8 @@ export async function showPoint(panel, { collection, result, time, lon, lat, nam
   } else parts.push(element("p", found[0].reason.message, "bad"));
   if (found[1].status === "fulfilled" && found[1].value) parts.push(profileChart(found[1].value));
   else if (found[1].status === "rejected") parts.push(element("p", found[1].reason.message, "bad"));
-  parts.push(element("code", `curl '${decodeURIComponent(series)}'`));
   panel.replaceChildren(...parts);
+  return names.has("t") ? [series, profile] : [series];
 }
 
 // Members by number, each with its values by name and where they lie on one axis.

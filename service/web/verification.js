@@ -1,7 +1,8 @@
 // Departures and errors at withheld stations over the last days, a panel for each network and
 // variable. Text only ever goes into textContent, so nothing that a sender wrote is read as markup.
 
-import { byId, element, getJson, keyForm, shape } from "./api.js";
+import { apiUrl, byId, element, getJson, keyForm, shape } from "./api.js";
+import { showCalls } from "./calls.js";
 
 const EVERY = 60000;
 const PANELS = 24;
@@ -15,23 +16,24 @@ const LINES = {
 };
 
 async function newest(flavour) {
-  const wanted = flavour === "job" ? "" : `&flavour=${flavour}`;
-  const { items } = await getJson(`../v1/analyses?kind=filtering&latest=true${wanted}`);
+  const wanted = flavour === "job" ? "" : flavour;
+  const { items } = await getJson(apiUrl("v1/analyses", { kind: "filtering", latest: true, flavour: wanted }));
   return items.length ? new Date(items[0].valid_time) : null;
 }
 
 async function rowsOf(flavour, from, to) {
-  const query = new URLSearchParams({
+  const query = {
     statistic: [...Object.keys(LINES), "outside_limits"].join(","),
     layer: "all",
     flavour: flavour,
     valid_from: from.toISOString(),
     valid_to: to.toISOString(),
     limit: 20000,
-  });
+  };
+  showCalls([{ url: apiUrl("v1/verification", query) }]);
   const rows = [];
   for (let cursor = ""; cursor !== null;) {
-    const page = await getJson(`../v1/verification?${query}${cursor ? `&cursor=${cursor}` : ""}`);
+    const page = await getJson(apiUrl("v1/verification", { ...query, cursor }));
     rows.push(...page.items);
     cursor = page.next_cursor;
   }
@@ -114,9 +116,24 @@ byId("legend").append(...Object.values(LINES).map(([name, colour]) => {
   return item;
 }));
 const fail = (error) => { byId("note").textContent = `no answer: ${error.message}`; };
-for (const id of ["flavour", "hours"]) {
-  byId(id).addEventListener("change", () => refresh().catch(fail));
+const CHOICES = ["flavour", "hours"];
+for (const id of CHOICES) {
+  byId(id).addEventListener("change", () => {
+    history.replaceState(null, "", "#" + new URLSearchParams(CHOICES.map((name) => [name, byId(name).value])));
+    refresh().catch(fail);
+  });
 }
+function readChoice() {
+  for (const [id, value] of new URLSearchParams(location.hash.slice(1))) {
+    const known = CHOICES.includes(id) && [...byId(id).options].some((option) => option.value === value);
+    if (known) byId(id).value = value;
+  }
+}
+readChoice();
+window.addEventListener("hashchange", () => {
+  readChoice();
+  refresh().catch(fail);
+});
 byId("choice").addEventListener("submit", (event) => event.preventDefault());
 keyForm(() => refresh().catch(fail));
 

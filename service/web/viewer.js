@@ -1,7 +1,10 @@
 // The viewer: asks the API every few seconds and fills the tables. Text only ever goes into
 // textContent, so nothing that a sender wrote is read as markup.
 
-import { byId, element, get, getJson, keyForm } from "./api.js";
+import { apiUrl, byId, element, fillRows, get, getJson, keyForm, send, tableRow } from "./api.js";
+import { showCalls } from "./calls.js";
+import { jobCall, jobForm } from "./job_form.js";
+import { showReport, uploadCall, uploads } from "./uploads.js";
 
 const EVERY = 3000;
 const STATES = {
@@ -10,18 +13,17 @@ const STATES = {
 };
 let shown = "";
 
-function fill(id, rows) {
-  const body = byId(id).tBodies[0];
-  body.replaceChildren(...rows.map((cells) => {
-    const row = element("tr");
-    row.append(...cells.map((cell) => {
-      const td = element("td");
-      td.append(cell instanceof Node ? cell : String(cell ?? ""));
-      return td;
-    }));
-    return row;
-  }));
+const fill = (id, rows) => fillRows(byId(id).tBodies[0], rows.map(tableRow));
+
+function action(name, label, act) {
+  const button = element("button", name);
+  button.type = "button";
+  button.setAttribute("aria-label", `${name} ${label}`);
+  button.addEventListener("click", () => act().then(refresh).catch((error) => { byId("job-said").textContent = error.message; }));
+  return button;
 }
+const cancel = (job) => (job.state === "queued" || job.state === "running"
+  ? action("cancel", job.id, () => send("DELETE", apiUrl(`v1/jobs/${encodeURIComponent(job.id)}`))) : "");
 
 const when = (time) => (time ? time.replace("T", " ").slice(0, 16) + "Z" : "");
 const state = (name) => element("span", name, STATES[name] ?? "");
@@ -90,16 +92,28 @@ async function readiness() {
   byId("readiness").title = missing.map(([name, check]) => `${name}: ${check.detail}`).join("\n");
 }
 
+function networks(names) {
+  const select = byId("report-type");
+  if (select.options.length - 1 === names.length) return;
+  select.append(...names.slice(select.options.length - 1).map((name) => element("option", name)));
+}
+
+let asked = [];
+function sayCalls(urls = asked) {
+  asked = urls;
+  showCalls([uploadCall(), jobCall(), ...urls.map((url) => ({ url }))]);
+}
+
 async function refresh() {
-  const [can, jobs, analyses, batches] = await Promise.all([
-    getJson("v1/capabilities"), getJson("v1/jobs?limit=15"),
-    getJson("v1/analyses?limit=10"), getJson("v1/batches?limit=15"),
-  ]);
+  const urls = ["v1/capabilities", "v1/jobs?limit=15", "v1/analyses?limit=10", "v1/batches?limit=15"].map((path) => apiUrl(path));
+  sayCalls(urls);
+  const [can, jobs, analyses, batches] = await Promise.all(urls.map(getJson));
+  networks(can.networks);
   fill("workers", can.workers.map((w) => [
     w.name, w.queues.join(", "), w.device,
     element("span", w.ready ? (w.busy_with ? "busy" : "ready") : "starting", w.ready ? "good" : "busy"),
   ]));
-  fill("jobs", jobs.items.map((j) => [when(j.created), j.spec.kind, state(j.state), progressOf(j)]));
+  fill("jobs", jobs.items.map((j) => [when(j.created), j.spec.kind, state(j.state), progressOf(j), cancel(j)]));
   fill("analyses", analyses.items.map((a) => [
     when(a.valid_time), a.kind + (a.flavour ? ` (${a.flavour})` : ""), a.members,
     a.observations.used ?? "",
@@ -107,11 +121,14 @@ async function refresh() {
   fill("batches", batches.items.map((b) => [
     when(b.created), b.file_name || b.container, state(b.state),
     b.summary ? `${b.summary.used} / ${b.summary.observations}` : "",
+    action("report", b.id, async () => showReport(b)),
   ]));
   await showAnalysis(analyses.items[0]);
 }
 
 keyForm(() => refresh().catch(() => {}));
+uploads(() => refresh().catch(() => {}));
+jobForm(() => sayCalls(), refresh).catch((error) => { byId("job-said").textContent = error.message; });
 
 async function again() {
   if (!document.hidden) {

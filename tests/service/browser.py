@@ -2,10 +2,15 @@
 
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import ConsoleMessage, sync_playwright
+from playwright.sync_api import Page as BrowserPage
 
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -54,3 +59,44 @@ def open_page(url: str, profile: Path, seconds: int = 15) -> Page:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return Page(done.stdout)
+
+
+@contextmanager
+def open_window(url: str, *, refusals: bool = False) -> Iterator[BrowserPage]:
+    """A page of Chromium; no error may be written to its console.
+
+    Arguments:
+        url: What it shows first.
+        refusals: Whether the gateway may refuse requests, which Chromium writes there.
+    """
+    said: list[str] = []
+
+    def listen(message: ConsoleMessage) -> None:
+        refused = refusals and message.text.startswith("Failed to load resource")
+        if message.type == "error" and not refused:
+            said.append(message.text)
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 720})
+        page.on("console", listen)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(url)
+        yield page
+        browser.close()
+    assert said == []  # errors of scripts, refusals of the content security policy
+
+
+SIZES = {"desk": (1280, 720), "phone": (390, 844)}
+
+
+def check_accessible(page: BrowserPage) -> None:
+    """No rule of axe-core is broken and nothing lies beside the window, at a desk and on a phone."""
+    before = page.viewport_size
+    for name, (width, height) in SIZES.items():
+        page.set_viewport_size({"width": width, "height": height})
+        found = Axe().run(page).response["violations"]
+        said = [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in found]
+        assert not said, (name, page.url, said)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, page.url)
+    page.set_viewport_size(before)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import acting_worker
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import xarray as xr
 
 from model.domain.grids import Grid
@@ -96,6 +98,7 @@ class Wanted:
     fields: str = "members_and_mean"
     flags: Sequence[str] = ()
     checkpoint: str = ""
+    feedback: pa.Table | None = None
 
 
 def publish_result(layout: Layout, analysis_id: str, folder: Path, wanted: Wanted) -> Path:
@@ -109,6 +112,10 @@ def publish_result(layout: Layout, analysis_id: str, folder: Path, wanted: Wante
     if wanted.flags:
         first_guess = product(wanted.kind, wanted.valid, wanted.seed + 1000).states
         written += write_background(replace(made, background=first_guess), folder)
+    if wanted.feedback is not None:
+        table = folder / f"appa_obsfb_{wanted.valid:%Y%m%dT%H}Z_v1.parquet"
+        pq.write_table(wanted.feedback, table, compression="zstd")
+        written.append((table, "feedback"))
     manifest = AnalysisManifest(
         id=analysis_id,
         job_id="job-x",

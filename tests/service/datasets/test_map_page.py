@@ -10,9 +10,10 @@ import numpy as np
 import published
 import pytest
 import xarray as xr
-from browser import BROWSER, needs_browser
+from browser import needs_browser, open_window
 from gateway_process import GatewayProcess
-from playwright.sync_api import Page, sync_playwright
+from map_window import point_at, show
+from playwright.sync_api import Page
 
 pytestmark = needs_browser
 MEMBERS = 3
@@ -48,47 +49,9 @@ def files(gateway: GatewayProcess, tmp_path_factory) -> dict[str, xr.Dataset]:
 
 @pytest.fixture(scope="module")
 def page(gateway: GatewayProcess, files) -> Iterator[Page]:
-    """One page for all tests; no error may be written to its console."""
-    said: list[str] = []
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 720})
-        page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(f"{gateway.url}/web/map.html")
+    """One page for all tests."""
+    with open_window(f"{gateway.url}/web/map.html") as page:
         yield page
-        browser.close()
-    assert said == []  # errors of scripts, refusals of the content security policy
-
-
-def show(page: Page, **state: str) -> None:
-    """Open a link to a state of the map and wait until it is drawn."""
-    link = "&".join(f"{name}={value}" for name, value in state.items())
-    page.evaluate("link => { location.hash = link }", f"#{link}")
-    pole = {"north": 1, "south": -1}.get(state.get("view", "global"), 0)
-    wanted = {"result": state["result"], "field": state["field"], "pole": pole}
-    page.wait_for_function(
-        """([wanted, stat]) => {
-            const field = window.appaMap?.chart.field, info = field?.info;
-            return info && info.result === wanted.result && info.field === wanted.field
-                && info.statistic === stat && field.pole === wanted.pole
-                && document.getElementById("message").textContent === "";
-        }""",
-        arg=[wanted, state.get("stat", "mean")],
-    )
-
-
-def point_at(page: Page, lon: float, lat: float) -> tuple[float, float]:
-    """Move the pointer to a place; return where that is on the screen."""
-    x, y = page.evaluate(
-        """([lon, lat]) => {
-            const { chart } = window.appaMap;
-            return chart.toClient(...chart.field.place(lon, lat));
-        }""",
-        [lon, lat],
-    )
-    page.mouse.move(x, y)
-    return x, y
 
 
 def held(dataset: xr.Dataset, name: str, lon: float, lat: float, time: int = 0) -> xr.DataArray:

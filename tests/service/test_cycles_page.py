@@ -1,0 +1,202 @@
+"""The board of cycles in a real browser, on a gateway with keys: what it says against the API."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from browser import check_accessible, needs_browser, open_window
+from gateway_process import GatewayProcess
+from playwright.sync_api import Page
+from test_gateway_cycles import DONE, publish, put
+from test_gateway_keys import make
+
+from service.keys import Scope
+from worker.contract.cycles import CycleState
+from worker.contract.store import Stores, open_stores
+from worker.results.manifest import read_manifest
+from worker.results.verification.series import SERIES_SCHEMA, SeriesEntry
+
+pytestmark = needs_browser
+DAY = datetime(2024, 3, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+FINAL = "20240301T00Z_final"
+
+
+def withheld(gateway: GatewayProcess, analysis_id: str, rows: list[tuple]) -> None:
+    """Rows (variable, statistic, value, count) of the series of one analysis."""
+    entry = SeriesEntry(DAY, "final", 2, analysis_id)
+    kinds = [("synop", variable, "all", *rest) for variable, *rest in rows]
+    columns = [[entry.valid_time], ["final"], [2], [analysis_id]]
+    columns = [column * len(rows) for column in columns]
+    columns += [list(column) for column in zip(*kinds, strict=True)]
+    arrays = [
+        pa.array(values, f.type.value_type if pa.types.is_dictionary(f.type) else f.type)
+        for values, f in zip(columns, SERIES_SCHEMA, strict=True)
+    ]
+    path = entry.path(gateway.layout)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_arrays(arrays, names=SERIES_SCHEMA.names).cast(SERIES_SCHEMA)
+    pq.write_table(table, path)
+
+
+def fill(gateway: GatewayProcess, stores: Stores) -> None:
+    early = [("b1", 0, "synop", DAY, None), ("b2", 0, "<i>temp</i>", DAY + 2 * HOUR, "late")]
+    final = [
+        ("b1", 0, "synop", DAY, None),
+        ("b1", 1, "synop", DAY, "bounds"),
+        ("b2", 0, "<i>temp</i>", DAY + 2 * HOUR, None),
+        ("b3", 0, "ship", DAY + 4 * HOUR, "late"),
+    ]
+    publish(gateway, "an-e", DAY, "early", 1, early)
+    publish(gateway, "an-f", DAY, "final", 2, final)
+    manifest = read_manifest(gateway.layout, "an-f")
+    manifest.observations = {"used": 2, "bounds": 1, "thinned": 4, "late": 1}
+    manifest.flags = ["cold_start"]
+    gateway.layout.manifest("an-f").write_text(manifest.model_dump_json())
+    withheld(
+        gateway,
+        "an-f",
+        [
+            ("2m_temperature", "withheld_rmse_background", 2.0, 30),
+            ("2m_temperature", "withheld_rmse_analysis", 1.0, 30),  # skill 0.75
+            ("mean_sea_level_pressure", "withheld_rmse_background", 100.0, 10),
+            ("mean_sea_level_pressure", "withheld_rmse_analysis", 100.0, 10),  # skill 0
+        ],
+    )
+    cut_off = DAY + timedelta(minutes=180)
+    put(stores, DAY, "early", *DONE, analysis_id="an-e", published=DAY + timedelta(minutes=27))
+    put(stores, DAY, "final", *DONE, analysis_id="an-f", published=cut_off + 2 * HOUR)
+    put(stores, DAY + HOUR, "early", "due", decided=DAY + 2 * HOUR, behind_seconds=600.0)
+    put(stores, DAY + HOUR, "final")
+    put(stores, DAY - HOUR, "early", "skipped", message="nobody <b>sent</b> anything")
+
+
+@pytest.fixture(scope="module")
+def guarded(valkey_url_shared: str, tmp_path_factory) -> Iterator[GatewayProcess]:
+    folder: Path = tmp_path_factory.mktemp("cycles")
+    gateway = GatewayProcess(
+        valkey_url_shared, folder, environment={"APPA_REQUIRE_KEYS": "true"}
+    ).start()
+    gateway.layout.cycles_file.write_text("start: 2009-01-01T00:00:00Z")
+    stores = open_stores(gateway.redis_url, gateway.prefix)
+    fill(gateway, stores)
+    stores.redis.close()
+    yield gateway
+    gateway.stop()
+
+
+@pytest.fixture(scope="module")
+def page(guarded: GatewayProcess) -> Iterator[Page]:
+    """The board after its key was entered."""
+    with open_window(f"{guarded.url}/web/cycles.html#hours=72", refusals=True) as page:
+        enter(page, make(guarded, Scope.ANALYSES_READ))
+        page.wait_for_selector("#cycles tr")
+        yield page
+
+
+def enter(page: Page, key: str) -> None:
+    page.wait_for_selector("#key-form:not([hidden])")
+    page.fill("#key", key)
+    page.keyboard.press("Enter")
+
+
+def board(page: Page) -> dict[str, list[str]]:
+    lines = [line.locator("td").all_inner_texts() for line in page.locator("#cycles tr").all()]
+    return {cells[0][11:13]: [c.strip() for c in cells[1:]] for cells in lines}
+
+
+def test_the_board_says_what_became_of_each_cycle(page: Page) -> None:
+    lines = board(page)
+    assert list(lines) == ["01", "00", "23"]  # the latest hour first
+    assert lines["01"] == ["due", "due after 10 min", "", "", "", "waiting", "", "", "", ""]
+    early, final = lines["00"][:5], lines["00"][5:]
+    assert early == ["published", "7 min", "1 / 0 / 0", "", ""]
+    # used / late / rejected; (30 · 0.75 + 10 · 0) / 40 = 56 %
+    assert final == ["published", "120 min", "2 / 1 / 5", "56 %", "cold_start"]
+    assert lines["23"] == ["skipped", "", "", "", "nobody <b>sent</b> anything", "", "", "", "", ""]
+    assert page.locator("#cycles b, #cycles i").count() == 0  # text is never markup
+
+
+def test_a_click_explains_a_cycle(page: Page) -> None:
+    page.click(f'[aria-label^="{FINAL}"]')
+    page.wait_for_selector("#explanation h2")
+    said = " ".join(page.inner_text("#explanation").split())
+    assert f"cycle={FINAL}" in page.evaluate("location.hash")
+    assert "source previous_analysis" in said
+    assert "used network values <i>temp</i> 1 synop 1" in said
+    assert "after the cut-off network values first last ship 1 2024-03-01 04:00Z" in said
+    assert "rejected network values check meaning synop 1 bounds outside the gross limits" in said
+    assert "Against an-e (early, revision 1), 1 values were used by both." in said
+    link = page.get_attribute("#explanation a", "href")
+    assert "result=an-f" in link
+    assert "obs=background" in link
+
+
+def test_keys_alone_choose_a_cycle(page: Page) -> None:
+    page.focus(f'[aria-label^="{FINAL}"]')
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => location.hash.includes('20240301T00Z_early')")
+    page.wait_for_function(
+        "() => document.querySelector('#explanation h2').textContent.includes('early')"
+    )
+    assert not page.is_visible("#rerun")  # only a final analysis is computed again
+
+
+def test_the_calls_are_named(page: Page, guarded: GatewayProcess) -> None:
+    page.click(f'[aria-label^="{FINAL}"]')
+    page.wait_for_function("() => document.getElementById('call').textContent.includes('/rerun')")
+    call = page.text_content("#call")
+    assert f"curl '{guarded.url}/v1/cycles?limit=144' -H 'Authorization: Bearer YOUR_KEY'" in call
+    assert "/explain" in call
+    assert f"curl '{guarded.url}/v1/cycles/{FINAL}/rerun' " in call
+    assert "appa_" not in call  # no key
+
+
+@pytest.mark.parametrize("name", ["web/cycles.html", "web/verification.html", ""])
+def test_pages_share_one_shell_and_one_key(page: Page, guarded: GatewayProcess, name: str) -> None:
+    """The key was entered once, on the board."""
+    page.goto(f"{guarded.url}/{name}" + ("#hours=72" if "cycles" in name else ""))
+    shown = {"web/cycles.html": "#cycles tr", "web/verification.html": "#panels svg"}
+    page.wait_for_selector(shown.get(name, "#analyses tbody tr"))
+    assert page.is_hidden("#key-form")
+    links = page.locator("nav a")
+    names = ["map", "observations", "cycles", "verification", "work", "API"]
+    assert links.all_inner_texts() == names
+    found = links.evaluate_all("links => links.map(link => link.href.replace(/#.*/, ''))")
+    for address in found:
+        assert page.request.get(address).ok
+    assert page.locator("nav [aria-current=page]").evaluate("link => link.href") == (
+        f"{guarded.url}/{name}"
+    )
+    page.click("summary:has-text('API')")
+    assert "Authorization: Bearer YOUR_KEY" in page.inner_text("#call")
+    check_accessible(page)
+    page.emulate_media(color_scheme="dark")
+    check_accessible(page)
+    page.emulate_media(color_scheme="light")
+    page.goto(f"{guarded.url}/web/cycles.html#hours=72")
+    page.wait_for_selector("#cycles tr")
+
+
+def test_only_a_key_with_the_scope_computes_again(page: Page, guarded: GatewayProcess) -> None:
+    def ask_for_a_rerun() -> str:
+        page.click("#rerun")
+        page.click("#rerun-sure")
+        page.wait_for_function("() => document.getElementById('rerun-said').textContent !== ''")
+        return page.inner_text("#rerun-said")
+
+    stores = open_stores(guarded.redis_url, guarded.prefix)
+    page.click(f'[aria-label^="{FINAL}"]')
+    page.wait_for_selector("#rerun:visible")
+    assert "jobs:write" in ask_for_a_rerun()
+    assert stores.cycles.get(FINAL).state is CycleState.PUBLISHED
+    key = make(guarded, Scope.ANALYSES_READ, Scope.JOBS_WRITE)
+    page.evaluate("key => sessionStorage.setItem('appa-key', key)", key)
+    assert ask_for_a_rerun() == f"{FINAL} is due as revision 3"
+    assert stores.cycles.get(FINAL).state is CycleState.DUE
+    stores.redis.close()
+    page.wait_for_function("() => document.getElementById('cycles').textContent.includes('due v3')")
