@@ -22,17 +22,29 @@ from pydantic import BaseModel, ConfigDict, Field
 from model.domain.errors import InvalidInput
 from model.domain.files import write_atomic
 from service.errors import Forbidden, NotFound, Unauthenticated
+from worker.contract.records import NOBODY, owner_of
 
 REFRESH_SECONDS = 1.0
 
 
 class Scope(StrEnum):
-    """Permissions that a key can be given."""
+    """Permissions that a key can be given.
+
+    A key sees, retries and cancels its own uploads and jobs. `all:read` lets it see those of every
+    key, `all:write` also lets its other scopes change them. Observations and analyses are shared.
+    """
 
     OBSERVATIONS_WRITE = "observations:write"
     JOBS_WRITE = "jobs:write"
     ANALYSES_READ = "analyses:read"
+    ALL_READ = "all:read"
+    ALL_WRITE = "all:write"
+    METRICS_READ = "metrics:read"
     ADMIN = "admin"
+
+
+EVERYONES = frozenset({Scope.ALL_READ, Scope.ALL_WRITE})
+"""Scopes that reach beyond a key's own uploads and jobs."""
 
 
 class ApiKey(BaseModel):
@@ -54,6 +66,30 @@ class ApiKey(BaseModel):
     def allows(self, *scopes: Scope) -> bool:
         """Whether one of `scopes` is granted; `admin` grants all."""
         return Scope.ADMIN in self.scopes or not self.scopes.isdisjoint(scopes)
+
+    @property
+    def sees_all(self) -> bool:
+        """Return whether it sees the uploads and jobs of every key."""
+        return self.allows(*EVERYONES)
+
+    @property
+    def owners(self) -> frozenset[str] | None:
+        """Return whose uploads and jobs are listed for it; None for everybody's.
+
+        What the installation sent itself (jobs of cycles, uploads of its sources) is nobody's, and
+        seen by those who may read the observations and analyses.
+        """
+        if self.sees_all:
+            return None
+        return frozenset({self.id, NOBODY} if self.allows(Scope.ANALYSES_READ) else {self.id})
+
+    def sees(self, api_key: str) -> bool:
+        """Return whether it sees an upload or job that `api_key` sent."""
+        return self.owners is None or owner_of(api_key) in self.owners
+
+    def may_change(self, api_key: str) -> bool:
+        """Return whether it may retry or cancel what `api_key` sent, as far as its scopes go."""
+        return api_key == self.id or self.allows(Scope.ALL_WRITE)
 
     def need(self, *scopes: Scope) -> Self:
         """This key.
