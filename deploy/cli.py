@@ -1,7 +1,9 @@
 """Define the `appa` command; the modules of its subcommands are imported when they are called."""
 
 import importlib
+import os
 import sys
+from functools import partial
 from typing import Any
 
 import typer
@@ -55,6 +57,11 @@ EXTRAS: dict[str, str] = {
 }
 """The extra of the distribution that brings what a command imports, where the plain one does not."""
 
+PRIVATE = frozenset(
+    {"up", "gateway", "worker", "keys", "sources", "cycles", "reanalyse", "retention", "catalogue"}
+)
+"""Commands that write into the data folder alone: what they write is for this user alone."""
+
 OWN_PACKAGES = ("model", "worker", "service", "deploy", "appa_client")
 
 
@@ -64,7 +71,10 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         ctx.meta["appa.arguments"] = args
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        if found[0] in PRIVATE:
+            ctx.call_on_close(partial(os.umask, os.umask(0o077)))
+        return found
 
     def invoke(self, ctx: Any) -> Any:
         try:
