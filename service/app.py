@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.domain.errors import AppaError
+from model.domain.errors import AppaError, ConfigurationError
 from model.domain.files import code_version
 from service.auth import authenticate
 from service.connections import BodyLimit, ConnectionLimits, limited_protocol
@@ -223,6 +224,22 @@ async def viewer() -> FileResponse:
     return FileResponse(WEB / "index.html", headers=PAGE_HEADERS)
 
 
+async def api_page() -> FileResponse:
+    """The page about the API; what it shows, it reads with the key of whoever opens it."""
+    return FileResponse(WEB / "docs.html", headers=PAGE_HEADERS)
+
+
+def swagger_files() -> Path:
+    """Return the folder with the script and style of Swagger UI; no page loads from elsewhere."""
+    found = find_spec("fastapi_offline")
+    if found is None or found.origin is None:
+        raise ConfigurationError(
+            "Expected the package 'fastapi-offline', which holds Swagger UI. Install it with: pip "
+            "install fastapi-offline"
+        )
+    return Path(found.origin).parent / "static"
+
+
 def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     """The application for `settings` (default: from the environment)."""
     settings = settings or GatewaySettings()
@@ -232,15 +249,17 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         lifespan=running,
         root_path=settings.root_path,
         redirect_slashes=False,
-        redoc_url=None,
+        openapi_url=None,  # our own route asks for a key
         generate_unique_id_function=lambda route: route.name,
     )
     gateway = app.state.gateway = open_gateway(settings)
     for router in ROUTERS:
         app.include_router(router)
     app.mount(PREFIX, DataAccess(gateway), name="data")
+    app.mount("/web/swagger", Pages(directory=swagger_files()), name="swagger")
     app.mount("/web", Pages(directory=WEB), name="web")
     app.add_api_route("/", viewer, include_in_schema=False)
+    app.add_api_route("/docs", api_page, include_in_schema=False)
     add_problem_handlers(app)
     app.add_middleware(
         BodyLimit,

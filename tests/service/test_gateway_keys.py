@@ -167,3 +167,27 @@ def test_open_gateway_refuses_to_start() -> None:
 def test_settings_are_closed() -> None:
     with pytest.raises(ValueError, match="maximum"):
         GatewaySettings(maximum=1)
+
+
+def test_metrics_need_their_scope(guarded: GatewayProcess) -> None:
+    scraper = make(guarded, Scope.METRICS_READ, requests_per_minute=1)
+    reader, admin = make(guarded, Scope.ANALYSES_READ), make(guarded, Scope.ADMIN)
+    asked = call(guarded, None, "GET", "/metrics")
+    assert (asked.status_code, asked.json()["code"]) == (401, "unauthenticated")
+    refused = call(guarded, reader, "GET", "/metrics")
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    for key in (scraper, scraper, scraper, admin):  # scrapes are not counted
+        answer = call(guarded, key, "GET", "/metrics")
+        assert answer.status_code == 200 and "appa_records" in answer.text
+    assert call(guarded, scraper, "GET", "/v1/jobs").status_code == 403
+
+
+def test_the_description_of_the_api_needs_any_key(guarded: GatewayProcess) -> None:
+    assert call(guarded, None, "GET", "/openapi.json").status_code == 401
+    document = call(guarded, make(guarded, Scope.METRICS_READ), "GET", "/openapi.json").json()
+    assert "/v1/jobs" in document["paths"]
+    assert call(guarded, None, "GET", "/redoc").status_code == 404
+
+
+def test_without_keys_metrics_and_description_are_open(http: httpx.Client) -> None:
+    assert http.get("/metrics").status_code == http.get("/openapi.json").status_code == 200
