@@ -37,7 +37,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "replay": ("deploy.commands.results:replay_app", "Make an analysis again: is it identical?"),
     "catalogue": ("deploy.commands.results:catalogue_app", "Published results: show, rebuild."),
     "retention": ("deploy.commands.results:retention_app", "What is kept for how long; pins."),
-    "keys": ("deploy.commands.admin:keys_app", "Create, list and revoke API keys."),
+    "keys": ("deploy.commands.admin:keys_app", "Create, list, change, rotate and revoke API keys."),
     "webhooks": (
         "deploy.commands.admin:webhooks_app",
         "Who is told of events over HTTP; messages sent.",
