@@ -33,6 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.domain.errors import AppaError, ConfigurationError
 from model.domain.files import code_version
+from service.audit import AuditLog
 from service.auth import authenticate
 from service.connections import BodyLimit, ConnectionLimits, limited_protocol
 from service.gateway import READERS, Gateway, open_gateway, running
@@ -122,15 +123,16 @@ SLOW_SECONDS = 2.0
 
 
 class RequestContext:
-    """Gives each request an id (the client's own if it is well formed), logs and counts it.
+    """Gives each request an id (the client's own if it is well formed), logs, counts, audits it.
 
     It also is the last place for errors nobody foresaw: they are logged with their trace, and the
     client sees a problem document with the id to ask about.
     """
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, audit: AuditLog) -> None:
         self.app = app
         self.metrics = metrics
+        self.audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -143,8 +145,9 @@ class RequestContext:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                state["status"] = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                headers = MutableHeaders(scope=message)
+                state.update(status=message["status"], location=headers.get("location", ""))
+                headers["X-Request-ID"] = request_id
             else:
                 state["bytes"] += len(message.get("body", b""))
             await send(message)
@@ -172,8 +175,22 @@ class RequestContext:
         if not route.endswith("/events"):
             self.metrics.seconds.labels(method, route).observe(seconds)
         level = _level(method, path, status, seconds)
+        if method not in ("GET", "HEAD", "OPTIONS", "OTHER") and route != "unmatched":
+            self._audit(scope, state)
         line = {"method": method, "path": path, "status": status, "bytes": state["bytes"]}
         getattr(log, level)("request", **line, ms=round(1000 * seconds, 1))
+
+    def _audit(self, scope: Scope, state: dict[str, Any]) -> None:
+        record = state.get("location", "").rpartition("/")[2]
+        client = scope.get("client")
+        self.audit.write(
+            key=structlog.contextvars.get_contextvars().get("api_key", ""),
+            action=getattr(scope.get("route"), "name", ""),
+            record=record or next(iter(scope.get("path_params", {}).values()), ""),
+            status=state["status"],
+            request_id=scope["appa.request_id"],
+            address=client[0] if client else "",
+        )
 
 
 def _level(method: str, path: str, status: int, seconds: float) -> str:
@@ -267,7 +284,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         seconds=settings.upload_idle_seconds,
         except_path="/v1/observations",
     )
-    app.add_middleware(RequestContext, metrics=gateway.metrics)
+    audit = AuditLog(gateway.layout.audit_file)
+    app.add_middleware(RequestContext, metrics=gateway.metrics, audit=audit)
     describe(app)
     return app
 

@@ -104,6 +104,11 @@ class Layout:
         return self.root / "logs"
 
     @property
+    def audit_file(self) -> Path:
+        """`logs/audit.jsonl`: who changed what over HTTP."""
+        return self.logs / "audit.jsonl"
+
+    @property
     def keys_file(self) -> Path:
         """`keys.json`: the API keys, as hashes."""
         return self.root / "keys.json"
