@@ -1,7 +1,9 @@
 """Define the `appa` command; the modules of its subcommands are imported when they are called."""
 
 import importlib
+import os
 import sys
+from functools import partial
 from typing import Any
 
 import typer
@@ -35,7 +37,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "replay": ("deploy.commands.results:replay_app", "Make an analysis again: is it identical?"),
     "catalogue": ("deploy.commands.results:catalogue_app", "Published results: show, rebuild."),
     "retention": ("deploy.commands.results:retention_app", "What is kept for how long; pins."),
-    "keys": ("deploy.commands.admin:keys_app", "Create, list and revoke API keys."),
+    "keys": ("deploy.commands.admin:keys_app", "Create, list, change, rotate and revoke API keys."),
     "webhooks": (
         "deploy.commands.admin:webhooks_app",
         "Who is told of events over HTTP; messages sent.",
@@ -55,6 +57,11 @@ EXTRAS: dict[str, str] = {
 }
 """The extra of the distribution that brings what a command imports, where the plain one does not."""
 
+PRIVATE = frozenset(
+    {"up", "gateway", "worker", "keys", "sources", "cycles", "reanalyse", "retention", "catalogue"}
+)
+"""Commands that write into the data folder alone: what they write is for this user alone."""
+
 OWN_PACKAGES = ("model", "worker", "service", "deploy", "appa_client")
 
 
@@ -64,7 +71,10 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         ctx.meta["appa.arguments"] = args
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        if found[0] in PRIVATE:
+            ctx.call_on_close(partial(os.umask, os.umask(0o077)))
+        return found
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.domain.errors import AppaError
+from model.domain.errors import AppaError, ConfigurationError
 from model.domain.files import code_version
+from service.audit import AuditLog
 from service.auth import authenticate
 from service.connections import BodyLimit, ConnectionLimits, limited_protocol
 from service.gateway import READERS, Gateway, open_gateway, running
@@ -132,15 +134,16 @@ SLOW_SECONDS = 2.0
 
 
 class RequestContext:
-    """Gives each request an id (the client's own if it is well formed), logs and counts it.
+    """Gives each request an id (the client's own if it is well formed), logs, counts, audits it.
 
     It also is the last place for errors nobody foresaw: they are logged with their trace, and the
     client sees a problem document with the id to ask about.
     """
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, audit: AuditLog) -> None:
         self.app = app
         self.metrics = metrics
+        self.audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -153,8 +156,9 @@ class RequestContext:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                state["status"] = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                headers = MutableHeaders(scope=message)
+                state.update(status=message["status"], location=headers.get("location", ""))
+                headers["X-Request-ID"] = request_id
             else:
                 state["bytes"] += len(message.get("body", b""))
             await send(message)
@@ -182,8 +186,22 @@ class RequestContext:
         if not route.endswith("/events"):
             self.metrics.seconds.labels(method, route).observe(seconds)
         level = _level(method, path, status, seconds)
+        if method not in ("GET", "HEAD", "OPTIONS", "OTHER") and route != "unmatched":
+            self._audit(scope, state)
         line = {"method": method, "path": path, "status": status, "bytes": state["bytes"]}
         getattr(log, level)("request", **line, ms=round(1000 * seconds, 1))
+
+    def _audit(self, scope: Scope, state: dict[str, Any]) -> None:
+        record = state.get("location", "").rpartition("/")[2]
+        client = scope.get("client")
+        self.audit.write(
+            key=structlog.contextvars.get_contextvars().get("api_key", ""),
+            action=getattr(scope.get("route"), "name", ""),
+            record=record or next(iter(scope.get("path_params", {}).values()), ""),
+            status=state["status"],
+            request_id=scope["appa.request_id"],
+            address=client[0] if client else "",
+        )
 
 
 def _level(method: str, path: str, status: int, seconds: float) -> str:
@@ -235,6 +253,22 @@ async def viewer() -> FileResponse:
     return FileResponse(WEB / "index.html", headers=PAGE_HEADERS)
 
 
+async def api_page() -> FileResponse:
+    """The page about the API; what it shows, it reads with the key of whoever opens it."""
+    return FileResponse(WEB / "docs.html", headers=PAGE_HEADERS)
+
+
+def swagger_files() -> Path:
+    """Return the folder with the script and style of Swagger UI; no page loads from elsewhere."""
+    found = find_spec("fastapi_offline")
+    if found is None or found.origin is None:
+        raise ConfigurationError(
+            "Expected the package 'fastapi-offline', which holds Swagger UI. Install it with: pip "
+            "install fastapi-offline"
+        )
+    return Path(found.origin).parent / "static"
+
+
 def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     """The application for `settings` (default: from the environment)."""
     settings = settings or GatewaySettings()
@@ -244,15 +278,17 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         lifespan=running,
         root_path=settings.root_path,
         redirect_slashes=False,
-        redoc_url=None,
+        openapi_url=None,  # our own route asks for a key
         generate_unique_id_function=lambda route: route.name,
     )
     gateway = app.state.gateway = open_gateway(settings)
     for router in ROUTERS:
         app.include_router(router)
     app.mount(PREFIX, DataAccess(gateway), name="data")
+    app.mount("/web/swagger", Pages(directory=swagger_files()), name="swagger")
     app.mount("/web", Pages(directory=WEB), name="web")
     app.add_api_route("/", viewer, include_in_schema=False)
+    app.add_api_route("/docs", api_page, include_in_schema=False)
     add_problem_handlers(app)
     app.add_middleware(
         BodyLimit,
@@ -260,7 +296,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         seconds=settings.upload_idle_seconds,
         except_path="/v1/observations",
     )
-    app.add_middleware(RequestContext, metrics=gateway.metrics)
+    audit = AuditLog(gateway.layout.audit_file)
+    app.add_middleware(RequestContext, metrics=gateway.metrics, audit=audit)
     describe(app)
     return app
 

@@ -15,9 +15,11 @@ from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers
 
-from service.errors import QueueQuota, RateLimited, Unauthenticated
+from service.errors import Forbidden, QueueQuota, RateLimited, Unauthenticated
 from service.gateway import Gateway
-from service.keys import OPEN, ApiKey, Scope
+from service.keys import EVERYONES, OPEN, ApiKey, Scope
+from worker.contract.batches import BatchRecord
+from worker.contract.jobs import JobRecord
 
 READ_FACTOR = 20
 """Reading a data set or a file piece by piece takes many small requests, counted apart."""
@@ -45,7 +47,9 @@ def needs_challenge(headers: Headers) -> bool:
     return "mozilla" not in headers.get("user-agent", "").lower()
 
 
-async def authenticate(gateway: Gateway, headers: Headers, *, pieces: bool = False) -> ApiKey:
+async def authenticate(
+    gateway: Gateway, headers: Headers, *, pieces: bool = False, counted: bool = True
+) -> ApiKey:
     """The key of a request, counted against its rate.
 
     Arguments:
@@ -53,6 +57,7 @@ async def authenticate(gateway: Gateway, headers: Headers, *, pieces: bool = Fal
         headers: Of the request.
         pieces: Whether it reads a small piece of something larger; `READ_FACTOR` times as many of
             these are allowed.
+        counted: Whether it counts at all, which asks Redis.
 
     Raises:
         Unauthenticated: Without a key where one is needed, or with a wrong one.
@@ -73,6 +78,10 @@ async def authenticate(gateway: Gateway, headers: Headers, *, pieces: bool = Fal
     except Unauthenticated as error:
         raise Unauthenticated(error.message, basic=basic) from error
     structlog.contextvars.bind_contextvars(api_key=key.id)
+    if not gateway.settings.keys_required:  # where everybody sees everything without one
+        key = key.model_copy(update={"scopes": key.scopes | EVERYONES})
+    if not counted:
+        return key
     limit = key.requests_per_minute
     limit = gateway.settings.requests_per_minute if limit is None else limit
     name = f"{key.id}:pieces" if pieces else key.id
@@ -133,7 +142,7 @@ async def observation_writer(key: AnyCaller) -> ApiKey:
 
 async def observation_sender_or_reader(key: AnyCaller) -> ApiKey:
     """A caller that may see uploads."""
-    return key.need(Scope.OBSERVATIONS_WRITE, Scope.ANALYSES_READ)
+    return key.need(Scope.OBSERVATIONS_WRITE, Scope.ANALYSES_READ, *EVERYONES)
 
 
 async def job_writer(key: AnyCaller) -> ApiKey:
@@ -143,7 +152,7 @@ async def job_writer(key: AnyCaller) -> ApiKey:
 
 async def job_reader(key: AnyCaller) -> ApiKey:
     """A caller that may see jobs."""
-    return key.need(Scope.JOBS_WRITE, Scope.ANALYSES_READ)
+    return key.need(Scope.JOBS_WRITE, Scope.ANALYSES_READ, *EVERYONES)
 
 
 async def reader(key: AnyCaller) -> ApiKey:
@@ -151,11 +160,78 @@ async def reader(key: AnyCaller) -> ApiKey:
     return key.need(Scope.ANALYSES_READ)
 
 
+async def metrics_reader(
+    request: Request,
+    gateway: GatewayDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+    header: Annotated[str | None, Security(HEADER)],
+) -> ApiKey:
+    """A caller that may read the metrics; not counted, so that they are there without Redis."""
+    del bearer, header
+    key = await authenticate(gateway, request.headers, counted=False)
+    return key.need(Scope.METRICS_READ)
+
+
 ObservationWriter = Annotated[ApiKey, Depends(observation_writer)]
 UploadReader = Annotated[ApiKey, Depends(observation_sender_or_reader)]
 JobWriter = Annotated[ApiKey, Depends(job_writer)]
 JobReader = Annotated[ApiKey, Depends(job_reader)]
 Reader = Annotated[ApiKey, Depends(reader)]
+MetricsReader = Annotated[ApiKey, Depends(metrics_reader)]
+
+
+def find_job(gateway: Gateway, key: ApiKey, job_id: str, *, change: bool = False) -> JobRecord:
+    """Return a job that the caller sees, with its place in the queue.
+
+    Arguments:
+        gateway: Where the jobs are.
+        key: The caller.
+        job_id: The job.
+        change: Whether the caller is about to cancel it.
+
+    Raises:
+        NoSuchRecord: If there is none; the same is said of one that the caller does not see.
+        Forbidden: If it is to be changed and belongs to another key or to nobody.
+    """
+    job = gateway.stores.jobs.read(job_id)
+    if not key.sees(job.api_key):
+        raise gateway.stores.jobs.missing(job_id)
+    if change and not key.may_change(job.api_key):
+        raise _anothers(key, f"job '{job_id}'")
+    return job
+
+
+def find_batch(
+    gateway: Gateway, key: ApiKey, batch_id: str, *, change: bool = False
+) -> BatchRecord:
+    """Return an upload that the caller sees, or whose content it has sent as well.
+
+    Arguments:
+        gateway: Where the uploads are.
+        key: The caller.
+        batch_id: The upload.
+        change: Whether the caller is about to retry it.
+
+    Raises:
+        NoSuchRecord: If there is none; the same is said of one that the caller does not see.
+        Forbidden: If it is to be changed and belongs to another key or to nobody.
+    """
+    batches = gateway.stores.batches
+    batch = batches.get(batch_id)
+    sees, changes = key.sees(batch.api_key), key.may_change(batch.api_key)
+    if sees and (changes or not change) or batches.sent_by(batch, key.id):
+        return batch
+    if not sees:
+        raise batches.missing(batch_id)
+    raise _anothers(key, f"upload '{batch_id}'")
+
+
+def _anothers(key: ApiKey, what: str) -> Forbidden:
+    return Forbidden(
+        f"Expected a key with the scope {Scope.ALL_WRITE}: {what} was not sent with key '{key.id}'.",
+        key=key.id,
+        scopes=[Scope.ALL_WRITE],
+    )
 
 
 def check_queue_quota(gateway: Gateway, key: ApiKey) -> None:

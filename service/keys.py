@@ -10,9 +10,9 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
@@ -22,17 +22,29 @@ from pydantic import BaseModel, ConfigDict, Field
 from model.domain.errors import InvalidInput
 from model.domain.files import write_atomic
 from service.errors import Forbidden, NotFound, Unauthenticated
+from worker.contract.records import NOBODY, owner_of
 
 REFRESH_SECONDS = 1.0
 
 
 class Scope(StrEnum):
-    """Permissions that a key can be given."""
+    """Permissions that a key can be given.
+
+    A key sees, retries and cancels its own uploads and jobs. `all:read` lets it see those of every
+    key, `all:write` also lets its other scopes change them. Observations and analyses are shared.
+    """
 
     OBSERVATIONS_WRITE = "observations:write"
     JOBS_WRITE = "jobs:write"
     ANALYSES_READ = "analyses:read"
+    ALL_READ = "all:read"
+    ALL_WRITE = "all:write"
+    METRICS_READ = "metrics:read"
     ADMIN = "admin"
+
+
+EVERYONES = frozenset({Scope.ALL_READ, Scope.ALL_WRITE})
+"""Scopes that reach beyond a key's own uploads and jobs."""
 
 
 class ApiKey(BaseModel):
@@ -50,10 +62,46 @@ class ApiKey(BaseModel):
         default=None, ge=0, description="Null for the gateway's rate."
     )
     queued_jobs: int | None = Field(default=None, ge=0, description="Null for the gateway's quota.")
+    replaced_sha256: str = Field(default="", description="Hash of the secret before this one.")
+    replaced_until: datetime | None = Field(
+        default=None, description="Until when the secret before this one is taken (UTC)."
+    )
+
+    def has_secret(self, digest: str, now: datetime) -> bool:
+        """Return whether `digest` is that of its secret, or of the one before while it is taken."""
+        # All is compared, so that the time taken tells nothing.
+        same = hmac.compare_digest(digest, self.sha256 or _digest(""))
+        before = hmac.compare_digest(digest, self.replaced_sha256 or _digest(""))
+        taken = self.replaced_until is not None and now < self.replaced_until
+        return same or (before and taken and bool(self.replaced_sha256))
 
     def allows(self, *scopes: Scope) -> bool:
         """Whether one of `scopes` is granted; `admin` grants all."""
         return Scope.ADMIN in self.scopes or not self.scopes.isdisjoint(scopes)
+
+    @property
+    def sees_all(self) -> bool:
+        """Return whether it sees the uploads and jobs of every key."""
+        return self.allows(*EVERYONES)
+
+    @property
+    def owners(self) -> frozenset[str] | None:
+        """Return whose uploads and jobs are listed for it; None for everybody's.
+
+        What the installation sent itself (jobs of cycles, uploads of its sources) is nobody's, and
+        seen by those who may read the observations and analyses.
+        """
+        if self.sees_all:
+            return None
+        return frozenset({self.id, NOBODY} if self.allows(Scope.ANALYSES_READ) else {self.id})
+
+    def sees(self, api_key: str) -> bool:
+        """Return whether it sees an upload or job that `api_key` sent."""
+        return self.owners is None or owner_of(api_key) in self.owners
+
+    def may_change(self, api_key: str) -> bool:
+        """Return whether it may retry or cancel what `api_key` sent, as far as its scopes go."""
+        return api_key == self.id or self.allows(Scope.ALL_WRITE)
 
     def need(self, *scopes: Scope) -> Self:
         """This key.
@@ -87,6 +135,13 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+def _known(keys: Mapping[str, ApiKey], key_id: str) -> ApiKey:
+    if key_id not in keys:
+        known = ", ".join(keys) or "none"
+        raise NotFound(f"Expected the id of a key; got '{key_id}'. Known: {known}.")
+    return keys[key_id]
+
+
 class KeyFile:
     """The keys of one data folder. A change is seen by all gateways within a second."""
 
@@ -116,9 +171,9 @@ class KeyFile:
         if key is None:  # made a moment ago, perhaps
             self._read()
             key = self._keys.get(key_id)
-        # Compared for unknown ids too, so that the time taken tells nothing.
-        same = hmac.compare_digest(_digest(secret), key.sha256 if key else _digest(""))
-        expired = key is not None and key.expires is not None and key.expires <= datetime.now(UTC)
+        now = datetime.now(UTC)
+        same = (key or OPEN).has_secret(_digest(secret), now)  # compared for unknown ids too
+        expired = key is not None and key.expires is not None and key.expires <= now
         if prefix != "appa" or key is None or not same or expired:
             raise Unauthenticated(
                 "Expected a valid API key in 'Authorization: Bearer …' or 'X-API-Key'; this one is "
@@ -154,6 +209,54 @@ class KeyFile:
             keys[key.id] = key
         return f"appa_{key.id}_{secret}", key
 
+    def rotate(self, key_id: str, overlap: timedelta) -> tuple[str, ApiKey]:
+        """Give a key a new secret; the one before is taken for a while.
+
+        Arguments:
+            key_id: The key, which keeps its id, scopes and limits.
+            overlap: How long both secrets are taken.
+
+        Returns:
+            The key with its new secret, shown once, and its record.
+
+        Raises:
+            NotFound: If there is none of that id.
+        """
+        secret = secrets.token_hex(32)
+        with self._changing() as keys:
+            old = _known(keys, key_id)
+            until = datetime.now(UTC).replace(microsecond=0) + overlap
+            update = {
+                "sha256": _digest(secret),
+                "replaced_sha256": old.sha256,
+                "replaced_until": until,
+            }
+            if not overlap:
+                update |= {"replaced_sha256": "", "replaced_until": None}
+            keys[key_id] = key = old.model_copy(update=update)
+        return f"appa_{key.id}_{secret}", key
+
+    def change(self, key_id: str, *, add: Collection[Scope], drop: Collection[Scope]) -> ApiKey:
+        """Add scopes to a key and take others away; at least one must be left.
+
+        Raises:
+            NotFound: If there is none of that id.
+            InvalidInput: If none would be left, or one is to be added and dropped.
+        """
+        if both := sorted(set(add) & set(drop)):
+            raise InvalidInput(
+                f"Expected a scope to add or to drop; got both for {', '.join(both)}."
+            )
+        with self._changing() as keys:
+            old = _known(keys, key_id)
+            scopes = (old.scopes | set(add)) - set(drop)
+            if not scopes:
+                raise InvalidInput(
+                    f"Expected a scope to be left to key '{key_id}'; none would. Revoke it instead."
+                )
+            keys[key_id] = key = old.model_copy(update={"scopes": frozenset(scopes)})
+        return key
+
     def revoke(self, key_id: str) -> ApiKey:
         """Removes a key.
 
@@ -161,9 +264,7 @@ class KeyFile:
             NotFound: If there is none of that id.
         """
         with self._changing() as keys:
-            if key_id not in keys:
-                known = ", ".join(keys) or "none"
-                raise NotFound(f"Expected the id of a key; got '{key_id}'. Known: {known}.")
+            _known(keys, key_id)
             return keys.pop(key_id)
 
     def _read(self) -> None:

@@ -2,7 +2,7 @@
 
 Answers about jobs, uploads, cycles and analyses are views: they hold what callers may rely on, and
 nothing of the bookkeeping in the records they are made from. Ids of API keys are shown to their
-own holders and to operators only.
+own holders and to those who see everyone's records.
 """
 
 from datetime import datetime
@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.keys import ApiKey, Scope
+from service.keys import ApiKey
 from worker.contract.batches import BatchRecord, BatchState, IngestSummary
 from worker.contract.cycles import CycleRecord, CycleState, Flavour
 from worker.contract.events import EventType
@@ -55,7 +55,7 @@ _KEY_ID = "Id of the API key that {}; empty without a key, or if it is another c
 
 
 def _visible(key_id: str, caller: ApiKey) -> str:
-    return key_id if key_id == caller.id or caller.allows(Scope.ADMIN) else ""
+    return key_id if key_id == caller.id or caller.sees_all else ""
 
 
 class View(BaseModel):
@@ -124,7 +124,10 @@ class BatchView(View):
     def of(cls, batch: BatchRecord, caller: ApiKey) -> Self:
         """Return what `caller` may see of `batch`."""
         view = cls.model_validate(batch)
-        return view.model_copy(update={"api_key": _visible(batch.api_key, caller)})
+        update = {"api_key": _visible(batch.api_key, caller)}
+        if not caller.sees(batch.api_key):  # who sent the same content gets no more than that
+            update |= {"file_name": "", "request_id": ""}
+        return view.model_copy(update=update)
 
 
 class CycleView(View):

@@ -1,5 +1,7 @@
 """Administer access and notifications: `appa keys` and `appa webhooks`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -38,8 +40,9 @@ def _keys(data_dir: Path) -> KeyFile:
 
 
 def _shown(key: ApiKey) -> dict[str, object]:
-    """Return the fields of a key without its hash."""
-    return key.model_dump(mode="json", exclude={"sha256"}) | {"scopes": sorted(key.scopes)}
+    """Return the fields of a key without its hashes."""
+    hidden = {"sha256", "replaced_sha256"}
+    return key.model_dump(mode="json", exclude=hidden) | {"scopes": sorted(key.scopes)}
 
 
 @keys_app.command()
@@ -83,18 +86,62 @@ def list_keys(data_dir: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> N
     out.print(table)
 
 
-@keys_app.command()
-def revoke(
-    key_id: Annotated[str, typer.Argument(help="Id of the key, from the list.")],
-    data_dir: DataFolder = DEFAULT_DATA,
-    as_json: AsJson = False,
-) -> None:
-    """Remove a key; running gateways refuse it within a second."""
+KeyId = Annotated[str, typer.Argument(help="Id of the key, from the list.")]
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Print an error of ours as a sentence and exit with 1."""
     try:
-        key = _keys(data_dir).revoke(key_id)
+        yield
     except AppaError as error:
         err.print(error.message, markup=False)
         raise typer.Exit(1) from error
+
+
+@keys_app.command()
+def rotate(
+    key_id: KeyId,
+    data_dir: DataFolder = DEFAULT_DATA,
+    overlap_hours: Annotated[
+        float, typer.Option(min=0, help="Hours for which the secret before is taken, too.")
+    ] = 24.0,
+    as_json: AsJson = False,
+) -> None:
+    """Give a key a new secret, shown once; id, scopes and what it sent stay its own."""
+    with _one_line_errors():
+        secret, key = _keys(data_dir).rotate(key_id, timedelta(hours=overlap_hours))
+    if as_json:
+        print_json({"key": secret, **_shown(key)})
+        return
+    typer.echo(secret)
+    until = key.replaced_until
+    taken = f"until {until:%Y-%m-%d %H:%M} UTC" if until else "no longer"
+    err.print(f"Key {key.id} for '{key.name}'. The secret before is taken {taken}.", markup=False)
+
+
+@keys_app.command()
+def change(
+    key_id: KeyId,
+    add: Annotated[list[Scope] | None, typer.Option(help="Scope to add; repeatable.")] = None,
+    drop: Annotated[list[Scope] | None, typer.Option(help="Scope to take; repeatable.")] = None,
+    data_dir: DataFolder = DEFAULT_DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Change what a key may do; running gateways follow within a second."""
+    with _one_line_errors():
+        key = _keys(data_dir).change(key_id, add=add or (), drop=drop or ())
+    if as_json:
+        print_json(_shown(key))
+    else:
+        out.print(f"{key.id} ({key.name}): {', '.join(sorted(key.scopes))}", markup=False)
+
+
+@keys_app.command()
+def revoke(key_id: KeyId, data_dir: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> None:
+    """Remove a key; running gateways refuse it within a second."""
+    with _one_line_errors():
+        key = _keys(data_dir).revoke(key_id)
     if as_json:
         print_json(_shown(key))
     else:

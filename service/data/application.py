@@ -282,6 +282,7 @@ def build_application(library: DatasetLibrary, most_values: int) -> FastAPI:
         "title": "Appa data sets",
         "version": code_version(),
         "description": "Published analyses by zarr and OGC EDR. See docs/data-access.md.",
+        "docs_url": None,  # `/docs?data` of the gateway shows the same without other servers
         "redoc_url": None,
         "dependencies": [Depends(check_reference_system)],
     }

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from redis.exceptions import RedisError
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from service.auth import AnyCaller, GatewayDep, Reader
+from service.auth import AnyCaller, GatewayDep, Reader, find_job
 from service.errors import Unavailable
 from service.event_feed import Event
 from service.gateway import Gateway
@@ -108,13 +108,13 @@ async def follow_job(
         caller: Who listens.
 
     Raises:
-        NoSuchRecord: If there is no such job.
+        NoSuchRecord: If there is no such job, or none that the caller sees.
         Unavailable: If this process has as many listeners as it may.
     """
     jobs = gateway.stores.jobs
     seen = parse_event_id(last_event_id)
     newest = await to_thread.run_sync(jobs.newest_event, job_id)
-    job = await to_thread.run_sync(jobs.read, job_id)
+    job = await to_thread.run_sync(find_job, gateway, caller, job_id)
     if seen is not None and job.done and StreamId.parse(seen) >= StreamId.parse(newest):
         return Response(status_code=204)  # EventSource does not reconnect
     events = _job_events(gateway, job, seen, newest, caller)

@@ -10,15 +10,22 @@ from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse
 
 from model.domain.errors import InvalidInput, UnknownName
-from service.auth import GatewayDep, JobReader, JobWriter, check_queue_quota
+from service.auth import (
+    GatewayDep,
+    JobReader,
+    JobWriter,
+    check_queue_quota,
+    find_batch,
+    find_job,
+)
 from service.errors import Unavailable
 from service.gateway import Gateway
-from service.keys import ApiKey
+from service.keys import ApiKey, Scope
 from service.openapi import JOB, example_page, example_response, problem_responses
 from service.query_parameters import check_known
 from service.routes.events import follow_job
 from service.schemas import MAX_ITEMS, JobEvents, JobPage, JobView
-from worker.contract.batches import IdempotencyConflict
+from worker.contract.batches import BatchRecord, IdempotencyConflict
 from worker.contract.disk import require_space
 from worker.contract.jobs import JobRecord, JobState
 from worker.contract.kinds import KINDS, JobSpec, KindName, SpecBase
@@ -30,6 +37,7 @@ from worker.contract.queues import (
     merge,
     submit,
 )
+from worker.contract.record_store import NoSuchRecord
 from worker.contract.records import new_id
 
 MAX_BATCHES = 1000
@@ -64,11 +72,12 @@ def can_run_models(report: WorkerReport) -> bool:
     return report.ready and GPU_QUEUE in report.queues and bool(report.capabilities.models)
 
 
-def check_job(gateway: Gateway, spec: SpecBase) -> None:
+def check_job(gateway: Gateway, key: ApiKey, spec: SpecBase) -> None:
     """Check names and bounds in `spec` against what running workers report.
 
     Raises:
-        UnknownName: If a model, format, upload or analysis is unknown; lists the known names.
+        UnknownName: If a model, format, upload or analysis is unknown, or an upload is not seen by
+            the caller; lists the known names.
         InvalidInput: If there are more members than the model supports, or the first guess is
             no upload of GRIB fields.
         Unavailable: If no worker could run it.
@@ -86,10 +95,10 @@ def check_job(gateway: Gateway, spec: SpecBase) -> None:
             f"{spec.members}.",
             field="members",
         )
-    _check_references(gateway, spec)
+    _check_references(gateway, key, spec)
 
 
-def _check_references(gateway: Gateway, spec: SpecBase) -> None:
+def _check_references(gateway: Gateway, key: ApiKey, spec: SpecBase) -> None:
     batches = spec.observations.batches or []
     if len(batches) > MAX_BATCHES:
         raise InvalidInput(
@@ -97,25 +106,31 @@ def _check_references(gateway: Gateway, spec: SpecBase) -> None:
             field="observations.batches",
         )
     for batch_id in batches:
-        if gateway.stores.batches.find(batch_id) is None:
-            raise UnknownName(
-                f"Expected the id of an upload; got '{batch_id}'.", field="observations.batches"
-            )
+        _find_upload(gateway, key, batch_id, "observations.batches")
     if spec.background_batch is not None:
-        _check_first_guess(gateway, spec.background_batch)
+        _check_first_guess(gateway, key, spec.background_batch)
     if spec.continues is not None and gateway.analyses.find(spec.continues) is None:
         raise UnknownName(
             f"Expected the id of a published analysis; got '{spec.continues}'.", field="analysis_id"
         )
 
 
-def _check_first_guess(gateway: Gateway, batch_id: str) -> None:
+def _find_upload(gateway: Gateway, key: ApiKey, batch_id: str, field: str) -> BatchRecord:
+    """Return an upload that the caller may have its job read.
+
+    The stored observations of all uploads are read by whoever may query them.
+    """
+    try:
+        if field == "observations.batches" and key.allows(Scope.ANALYSES_READ):
+            return gateway.stores.batches.get(batch_id)
+        return find_batch(gateway, key, batch_id)
+    except NoSuchRecord:
+        raise UnknownName(f"Expected the id of an upload; got '{batch_id}'.", field=field) from None
+
+
+def _check_first_guess(gateway: Gateway, key: ApiKey, batch_id: str) -> None:
     """Check the format of an upload; its channels and hours are checked when the job runs."""
-    batch = gateway.stores.batches.find(batch_id)
-    if batch is None:
-        raise UnknownName(
-            f"Expected the id of an upload; got '{batch_id}'.", field="background_batch"
-        )
+    batch = _find_upload(gateway, key, batch_id, "background_batch")
     if batch.container != "grib":
         raise InvalidInput(
             f"Expected an upload of GRIB fields as first guess; '{batch_id}' is "
@@ -143,7 +158,7 @@ def submit_job(
     """
     check_queue_quota(gateway, key)
     require_space(gateway.layout, gateway.settings)
-    check_job(gateway, spec)
+    check_job(gateway, key, spec)
     record = JobRecord(
         id=new_id("job"),
         analysis_id=new_id("an"),
@@ -227,9 +242,9 @@ def list_jobs(
         str | None, Query(description="`next_cursor` of the previous page.", max_length=100)
     ] = None,
 ) -> JobPage:
-    """Return jobs in any state, newest first."""
+    """Return the jobs that the caller sees, in any state, newest first."""
     page = gateway.stores.jobs.page(
-        state=state or "", kind=kind or "", cursor=cursor or "", limit=limit
+        state=state or "", kind=kind or "", owners=key.owners, cursor=cursor or "", limit=limit
     )
     items = [JobView.of(job, key) for job in page.items]
     return JobPage(items=items, next_cursor=page.next_cursor, total=page.total)
@@ -244,7 +259,7 @@ def list_jobs(
 )
 def read_job(job_id: JobId, gateway: GatewayDep, key: JobReader) -> JobView:
     """Return state, progress and outcome of a job."""
-    return JobView.of(gateway.stores.jobs.read(job_id), key)
+    return JobView.of(find_job(gateway, key, job_id), key)
 
 
 @router.delete(
@@ -257,6 +272,7 @@ def read_job(job_id: JobId, gateway: GatewayDep, key: JobReader) -> JobView:
 )
 def cancel_job(job_id: JobId, gateway: GatewayDep, key: JobWriter) -> JobView:
     """Cancel a job: `cancelled` at once if it was queued, else `cancelling` until it has stopped."""
+    find_job(gateway, key, job_id, change=True)
     gateway.stores.jobs.cancel(job_id)
     return JobView.of(gateway.stores.jobs.read(job_id), key)
 

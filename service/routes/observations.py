@@ -11,7 +11,14 @@ from pydantic import BaseModel, Field
 from model.domain.errors import InvalidInput
 from model.domain.observations import OBSERVATION_SCHEMA, QC_FLAGS, REPORT_TYPES
 from model.domain.variables import VARIABLES
-from service.auth import AnyCaller, GatewayDep, ObservationWriter, Reader, UploadReader
+from service.auth import (
+    AnyCaller,
+    GatewayDep,
+    ObservationWriter,
+    Reader,
+    UploadReader,
+    find_batch,
+)
 from service.errors import NotAcceptable, NotFound
 from service.openapi import BATCH, example_page, example_response, problem_responses
 from service.query_parameters import check_known, check_years, listed_names, parse_box
@@ -289,8 +296,10 @@ def list_batches(
         str | None, Query(description="`next_cursor` of the previous page.", max_length=100)
     ] = None,
 ) -> BatchPage:
-    """Return uploads in any state, newest first."""
-    page = gateway.stores.batches.page(state=state or "", cursor=cursor or "", limit=limit)
+    """Return the uploads that the caller sees, in any state, newest first."""
+    page = gateway.stores.batches.page(
+        state=state or "", owners=key.owners, cursor=cursor or "", limit=limit
+    )
     items = [BatchView.of(batch, key) for batch in page.items]
     return BatchPage(items=items, next_cursor=page.next_cursor, total=page.total)
 
@@ -308,7 +317,7 @@ def read_batch(
     key: UploadReader,
 ) -> BatchView:
     """Return the state of an upload; once ingested, counts by variable, network and check."""
-    return BatchView.of(gateway.stores.batches.get(batch_id), key)
+    return BatchView.of(find_batch(gateway, key, batch_id), key)
 
 
 @router.post(
@@ -325,6 +334,7 @@ def retry_batch(
     key: ObservationWriter,
 ) -> BatchView:
     """Ingest an upload anew that failed, was rejected, or waits after a fault."""
+    find_batch(gateway, key, batch_id, change=True)
     return BatchView.of(retry_ingest(gateway, batch_id), key)
 
 

@@ -3,14 +3,15 @@
 import tempfile
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 
 from model.domain.files import code_version
 from model.domain.observations import QC_FLAGS, REPORT_TYPES
 from model.domain.variables import VARIABLES
-from service.auth import AnyCaller, GatewayDep
+from service.auth import AnyCaller, GatewayDep, MetricsReader
 from service.errors import PROBLEMS, NotFound, Unavailable
 from service.gateway import Gateway
 from service.metrics import CONTENT_TYPE, set_cycle_metrics
@@ -145,7 +146,7 @@ def _workers(queue: str, reports: list[WorkerReport]) -> ReadinessCheck:
         200: {"description": "Prometheus text.", "content": {"text/plain": {}}},
     },
 )
-def metrics(gateway: GatewayDep) -> Response:
+def metrics(gateway: GatewayDep, _: MetricsReader) -> Response:
     """Return the metrics of this gateway and of the system, for Prometheus."""
     counters, stores = gateway.metrics, gateway.stores
     try:
@@ -170,6 +171,15 @@ def metrics(gateway: GatewayDep) -> Response:
     figures = RetentionFigures(stores.redis, stores.keys)
     counters.disk.set(gateway.layout, gateway.settings, figures)
     return Response(counters.render(), media_type=CONTENT_TYPE)
+
+
+@router.get("/openapi.json", include_in_schema=False)
+def openapi_document(request: Request, _: AnyCaller) -> JSONResponse:
+    """Return the description of this API; of use to anybody who may call any of it."""
+    document = request.app.openapi()
+    if root := request.scope.get("root_path", ""):
+        document = {**document, "servers": [{"url": root}]}
+    return JSONResponse(document)
 
 
 class ProblemDescription(BaseModel):

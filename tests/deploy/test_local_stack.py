@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -51,6 +52,7 @@ class Up:
                 env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
+                umask=0o022,  # as most people have it
             )
 
     @property
@@ -127,11 +129,30 @@ def test_from_upload_to_file_and_ctrl_c(up):
     latest = stack.data / "latest.json"
     wait_for(latest.exists)
     assert json.loads(latest.read_text())["filtering"]["id"] == job["analysis_id"]
+    assert_private(stack.data)
     children = stack.children()
     assert len(children) >= 6  # broker, gateway, ingest and its child, model, scheduler
     assert stack.interrupt() == 0
     assert not [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert "stopped" in stack.output.read_text()
+
+
+def assert_private(data: Path) -> None:
+    """Hold every folder and file against being for its user alone, whichever process made it."""
+    made = [sys.executable, "-m", "deploy.cli", "keys", "create", "a", "--scope", "admin"]
+    subprocess.run(
+        [*made, "--data", str(data)], cwd=REPOSITORY, umask=0o022, check=True, timeout=60
+    )
+    found = {data, *data.rglob("*")}
+    names = {path.name for path in found}
+    assert {"keys.json", "keys.lock", ".lock", "appa.log", "records.sqlite", "broker.sock"} <= names
+    assert {"raw", "observations", "analyses", "latest.json", "catalogue.sqlite"} <= names
+    open_to_others = {
+        str(path.relative_to(data)): oct(mode)
+        for path in found
+        if path.exists() and (mode := stat.S_IMODE(path.lstat().st_mode)) & 0o077
+    }
+    assert open_to_others == {}
 
 
 @pytest.mark.skipif(not can_mount(), reason="file systems cannot be mounted here")

@@ -1,19 +1,25 @@
 """API keys, scopes, rates and quotas; a gateway that others can reach never runs open."""
 
+import json
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import acting_worker
 import httpx
 import pytest
 from gateway_process import REPOSITORY, GatewayProcess
+from typer.testing import CliRunner
 
-from model.domain.errors import ConfigurationError
+from deploy.commands.admin import keys_app
+from model.domain.errors import ConfigurationError, InvalidInput
+from service.errors import NotFound
 from service.keys import KeyFile, Scope
 from service.settings import GatewaySettings
 from worker.contract.store import open_stores
@@ -74,14 +80,14 @@ def test_scopes(guarded: GatewayProcess) -> None:
 
 
 def test_key_ids_are_shown_to_their_holders_and_to_operators(guarded: GatewayProcess) -> None:
-    sender, other = (make(guarded, Scope.OBSERVATIONS_WRITE) for _ in range(2))
-    admin = make(guarded, Scope.ADMIN)
+    sender = make(guarded, Scope.OBSERVATIONS_WRITE)
+    everyones, admin = make(guarded, Scope.ALL_READ), make(guarded, Scope.ADMIN)
     batch = call(guarded, sender, "POST", "/v1/observations", content=b"BUFR" + bytes(77)).json()
     assert not {"token", "publishing"} & set(batch)
     own = sender.split("_")[1]
-    for key, shown in ((sender, own), (other, ""), (admin, own)):
+    for key in (sender, everyones, admin):
         one = call(guarded, key, "GET", f"/v1/observations/{batch['id']}").json()
-        assert one == batch | {"api_key": shown}
+        assert one == batch | {"api_key": own}
         listed = call(guarded, key, "GET", "/v1/batches").json()["items"]
         assert one in listed
 
@@ -167,3 +173,96 @@ def test_open_gateway_refuses_to_start() -> None:
 def test_settings_are_closed() -> None:
     with pytest.raises(ValueError, match="maximum"):
         GatewaySettings(maximum=1)
+
+
+def test_metrics_need_their_scope(guarded: GatewayProcess) -> None:
+    scraper = make(guarded, Scope.METRICS_READ, requests_per_minute=1)
+    reader, admin = make(guarded, Scope.ANALYSES_READ), make(guarded, Scope.ADMIN)
+    asked = call(guarded, None, "GET", "/metrics")
+    assert (asked.status_code, asked.json()["code"]) == (401, "unauthenticated")
+    refused = call(guarded, reader, "GET", "/metrics")
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    for key in (scraper, scraper, scraper, admin):  # scrapes are not counted
+        answer = call(guarded, key, "GET", "/metrics")
+        assert answer.status_code == 200 and "appa_records" in answer.text
+    assert call(guarded, scraper, "GET", "/v1/jobs").status_code == 403
+
+
+def test_the_description_of_the_api_needs_any_key(guarded: GatewayProcess) -> None:
+    assert call(guarded, None, "GET", "/openapi.json").status_code == 401
+    document = call(guarded, make(guarded, Scope.METRICS_READ), "GET", "/openapi.json").json()
+    assert "/v1/jobs" in document["paths"]
+    assert call(guarded, None, "GET", "/redoc").status_code == 404
+
+
+def test_without_keys_metrics_and_description_are_open(http: httpx.Client) -> None:
+    assert http.get("/metrics").status_code == http.get("/openapi.json").status_code == 200
+
+
+def keys_command(gateway: GatewayProcess, *arguments: str) -> dict:
+    done = CliRunner().invoke(
+        keys_app, [*arguments, "--json", "--data", str(gateway.data_dir)], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def soon(gateway: GatewayProcess, key: str, path: str, status: int) -> bool:
+    """Whether a call is answered so once the gateway has read the keys again."""
+    end = time.monotonic() + 10
+    while call(gateway, key, "GET", path).status_code != status:
+        if time.monotonic() > end:
+            return False
+    return True
+
+
+def test_a_key_is_rotated_while_its_holder_goes_on(guarded: GatewayProcess) -> None:
+    made = keys_command(guarded, "create", "archive", "--scope", "observations:write")
+    old, key_id = made["key"], made["id"]
+    batch = call(guarded, old, "POST", "/v1/observations", content=b"BUFR rotated").headers
+    path = batch["location"]
+    new = keys_command(guarded, "rotate", key_id)
+    assert (new["id"], new["scopes"]) == (key_id, made["scopes"])
+    until = datetime.fromisoformat(new["replaced_until"]) - datetime.now(UTC)
+    assert timedelta(hours=23) < until <= timedelta(hours=24)
+    assert soon(guarded, new["key"], path, 200)  # its uploads are still its own
+    assert call(guarded, old, "GET", path).status_code == 200
+    assert not {old.split("_")[2], new["key"].split("_")[2]} & set(
+        guarded.layout.keys_file.read_text().split('"')
+    )
+    leaked = new["key"]
+    newest = keys_command(guarded, "rotate", key_id, "--overlap-hours", "0")["key"]
+    assert soon(guarded, newest, path, 200)
+    for gone in (old, leaked):
+        assert call(guarded, gone, "GET", path).status_code == 401
+
+
+def test_the_secret_before_is_taken_until_its_time(tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    old, record = keys.create("a", [Scope.ADMIN])
+    new, _ = keys.rotate(record.id, timedelta(hours=2))
+    entry = keys.all()[record.id]
+    digests = {name: sha256(k.split("_")[2].encode()).hexdigest() for name, k in
+               (("old", old), ("new", new), ("other", "appa_x_y"))}  # fmt: skip
+    for hours, taken in ((1, {"old", "new"}), (3, {"new"})):
+        now = datetime.now(UTC) + timedelta(hours=hours)
+        assert {name for name, d in digests.items() if entry.has_secret(d, now)} == taken
+
+
+def test_scopes_of_a_key_are_changed(guarded: GatewayProcess) -> None:
+    other = make(guarded, Scope.OBSERVATIONS_WRITE)
+    path = call(guarded, other, "POST", "/v1/observations", content=b"BUFR o").headers["location"]
+    made = keys_command(guarded, "create", "reader", "--scope", "analyses:read")
+    assert call(guarded, made["key"], "GET", path).status_code == 404
+    changed = keys_command(guarded, "change", made["id"], "--add", "all:read")
+    assert changed["scopes"] == ["all:read", "analyses:read"]
+    assert soon(guarded, made["key"], path, 200)
+    keys_command(guarded, "change", made["id"], "--drop", "all:read")
+    assert soon(guarded, made["key"], path, 404)
+    keys = KeyFile(guarded.layout.keys_file)
+    with pytest.raises(InvalidInput, match="Revoke it"):
+        keys.change(made["id"], add=(), drop=[Scope.ANALYSES_READ])
+    with pytest.raises(InvalidInput, match="both for admin"):
+        keys.change(made["id"], add=[Scope.ADMIN], drop=[Scope.ADMIN])
+    with pytest.raises(NotFound, match="Known"):
+        keys.change("absent", add=[Scope.ADMIN], drop=())

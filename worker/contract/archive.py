@@ -30,13 +30,14 @@ from model.domain.errors import StorageError
 from worker.contract.database import create_tables, transaction
 from worker.contract.disk import is_on_network
 from worker.contract.layout import Layout
+from worker.contract.records import owner_of
 
 __all__ = ["Kept", "RecordArchive"]
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
-_VERSION = 1
+_VERSION = 2
 _LOCK_SECONDS = 20.0
 _MANY = 500
 """Values of one query; SQLite allows 999 at least."""
@@ -45,6 +46,7 @@ _SCHEMA = """
 CREATE TABLE records (
   noun TEXT NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL, kind TEXT NOT NULL,
   ended REAL, written REAL NOT NULL, present INTEGER NOT NULL, record BLOB NOT NULL, events BLOB,
+  owner TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (noun, id)) WITHOUT ROWID;
 CREATE INDEX by_state ON records (noun, state, id) WHERE NOT present;
 CREATE INDEX by_kind ON records (noun, kind, id) WHERE NOT present;
@@ -54,23 +56,42 @@ CREATE TABLE names (
   PRIMARY KEY (noun, name)) WITHOUT ROWID;
 CREATE INDEX by_record ON names (noun, id);
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+_COUNTED = """
+CREATE INDEX by_owner ON records (noun, owner, id) WHERE NOT present;
+CREATE INDEX by_owner_and_state ON records (noun, owner, state, id) WHERE NOT present;
 CREATE TABLE totals (
-  noun TEXT NOT NULL, state TEXT NOT NULL, kind TEXT NOT NULL, count INTEGER NOT NULL,
-  PRIMARY KEY (noun, state, kind)) WITHOUT ROWID;
+  noun TEXT NOT NULL, owner TEXT NOT NULL, state TEXT NOT NULL, kind TEXT NOT NULL,
+  count INTEGER NOT NULL, PRIMARY KEY (noun, owner, state, kind)) WITHOUT ROWID;
 CREATE TRIGGER added AFTER INSERT ON records WHEN NOT new.present BEGIN
-  INSERT INTO totals VALUES (new.noun, new.state, new.kind, 1)
+  INSERT INTO totals VALUES (new.noun, new.owner, new.state, new.kind, 1)
     ON CONFLICT DO UPDATE SET count = count + 1; END;
 CREATE TRIGGER dropped AFTER DELETE ON records WHEN NOT old.present BEGIN
-  UPDATE totals SET count = count - 1
-    WHERE noun = old.noun AND state = old.state AND kind = old.kind; END;
+  UPDATE totals SET count = count - 1 WHERE noun = old.noun AND owner = old.owner
+    AND state = old.state AND kind = old.kind; END;
 CREATE TRIGGER left AFTER UPDATE ON records WHEN NOT old.present BEGIN
-  UPDATE totals SET count = count - 1
-    WHERE noun = old.noun AND state = old.state AND kind = old.kind; END;
+  UPDATE totals SET count = count - 1 WHERE noun = old.noun AND owner = old.owner
+    AND state = old.state AND kind = old.kind; END;
 CREATE TRIGGER came AFTER UPDATE ON records WHEN NOT new.present BEGIN
-  INSERT INTO totals VALUES (new.noun, new.state, new.kind, 1)
+  INSERT INTO totals VALUES (new.noun, new.owner, new.state, new.kind, 1)
     ON CONFLICT DO UPDATE SET count = count + 1; END;
 """
 """Totals are kept by triggers: counting millions of rows would take seconds."""
+
+_OWNERS = f"""
+DROP TRIGGER added;
+DROP TRIGGER dropped;
+DROP TRIGGER left;
+DROP TRIGGER came;
+DROP TABLE totals;
+ALTER TABLE records ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+UPDATE records SET owner = owner_in(record);
+{_COUNTED}
+INSERT INTO totals SELECT noun, owner, state, kind, count(*) FROM records WHERE NOT present
+  GROUP BY noun, owner, state, kind;
+"""
+"""Makes a file of version 1, which did not say whose a record is, one of version 2."""
 
 _COLUMNS = "noun, id, state, kind, ended, written, present, record, events"
 
@@ -146,6 +167,7 @@ class RecordArchive:
         *,
         state: str = "",
         kind: str = "",
+        owner: str | None = None,
         low: str = "",
         below: str = "",
         limit: int = -1,
@@ -156,12 +178,14 @@ class RecordArchive:
             noun: Which records.
             state: Only those in this state.
             kind: Only those of this kind.
+            owner: Only those of this owner, `NOBODY` included.
             low: Lowest id.
             below: All ids are lower than this.
             limit: Most records; -1 for all.
         """
         parts = {"state = ?": state, "kind = ?": kind, "id >= ?": low, "id < ?": below}
         given = {part: value for part, value in parts.items() if value}
+        given |= {} if owner is None else {"owner = ?": owner}
         where = " AND ".join(["noun = ?", "NOT present", *given])
         query = f"SELECT {_COLUMNS} FROM records WHERE {where} ORDER BY id DESC LIMIT ?"
         values = (noun, *given.values(), limit)
@@ -183,10 +207,11 @@ class RecordArchive:
         values = (noun, low, *given.values())
         return dict(self._ask(lambda d: d.execute(query, values).fetchall()))
 
-    def count(self, noun: str, *, state: str = "", kind: str = "") -> int:
-        """Return how many records have left Redis, of a state and a kind when these are given."""
+    def count(self, noun: str, *, state: str = "", kind: str = "", owner: str | None = None) -> int:
+        """Return how many records have left Redis, of a state, kind and owner where given."""
         parts = {"state = ?": state, "kind = ?": kind}
         given = {part: value for part, value in parts.items() if value}
+        given |= {} if owner is None else {"owner = ?": owner}
         where = " AND ".join(["noun = ?", *given])
         query = f"SELECT coalesce(sum(count), 0) FROM totals WHERE {where}"
         return int(self._ask(lambda d: d.execute(query, (noun, *given.values())).fetchone())[0])
@@ -219,13 +244,15 @@ class RecordArchive:
             text = zlib.compress(json.dumps(dict(kept.fields), separators=(",", ":")).encode())
             events = zlib.compress(json.dumps(list(kept.events)).encode()) if kept.events else None
             facts = (kept.noun, kept.id, kept.state, kept.kind, kept.ended, now)
-            rows.append((*facts, int(kept.present), text, events))
+            owner = owner_of(str(kept.fields.get("api_key", "")))
+            rows.append((*facts, int(kept.present), text, events, owner))
             names += [(kept.noun, _digest(n), v, kept.id) for n, v in kept.names.items()]
         insert = (
-            f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            f"INSERT INTO records ({_COLUMNS}, owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT DO UPDATE SET state = excluded.state, kind = excluded.kind, "
             "ended = excluded.ended, written = excluded.written, present = excluded.present, "
-            "record = excluded.record, events = coalesce(excluded.events, events)"
+            "record = excluded.record, events = coalesce(excluded.events, events), "
+            "owner = excluded.owner"
         )
 
         def write(database: sqlite3.Connection) -> None:
@@ -336,7 +363,8 @@ class RecordArchive:
             network = is_on_network(path)  # where SQLite's write-ahead log cannot be shared
             database.execute(f"PRAGMA journal_mode = {'DELETE' if network else 'WAL'}")
             database.execute("PRAGMA synchronous = FULL")
-            create_tables(database, _SCHEMA, _VERSION)
+            database.create_function("owner_in", 1, _owner_in, deterministic=True)
+            create_tables(database, _SCHEMA + _COUNTED, _VERSION, upgrades={1: _OWNERS})
         except sqlite3.Error as error:
             database.close()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
@@ -372,6 +400,10 @@ def _kept(row: Sequence[Any]) -> Kept:
         json.loads(zlib.decompress(events)) if events else (),
         written=written,
     )
+
+
+def _owner_in(record: bytes) -> str:
+    return owner_of(str(json.loads(zlib.decompress(record)).get("api_key", "")))
 
 
 def _digest(name: str) -> bytes:

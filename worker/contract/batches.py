@@ -177,6 +177,11 @@ class IdempotencyConflict(InvalidInput):
     code = "idempotency_conflict"
 
 
+def _also_sent(api_key: str, content: str) -> str:
+    """Return the unique key of the fact that another API key sent a known content as well."""
+    return f"also:{api_key}:{content}"
+
+
 class BatchStore(RecordStore[BatchRecord]):
     """Batches in Redis, found by id, by content and by the sender's idempotency key."""
 
@@ -223,7 +228,15 @@ class BatchStore(RecordStore[BatchRecord]):
                 record, kind=record.container, unique=unique, lane=record.lane
             )
             self._require_same(batch, record, idempotency_key)
+        if not created and record.api_key not in ("", batch.api_key):
+            self.bind(batch.id, _also_sent(record.api_key, content))
         return batch, created
+
+    def sent_by(self, batch: BatchRecord, api_key: str) -> bool:
+        """Return whether this API key has sent the content of a batch, be it after another key."""
+        if batch.api_key == api_key:
+            return True
+        return self.holder(_also_sent(api_key, batch.identity)) is not None
 
     @staticmethod
     def _require_same(batch: BatchRecord, record: BatchRecord, idempotency_key: str) -> None:

@@ -1,7 +1,7 @@
 """Write to SQLite files in transactions, and make their tables once: what all of them share."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 __all__ = ["create_tables", "transaction"]
@@ -24,7 +24,12 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def create_tables(
-    database: sqlite3.Connection, schema: str, version: int, *, replace: bool = False
+    database: sqlite3.Connection,
+    schema: str,
+    version: int,
+    *,
+    replace: bool = False,
+    upgrades: Mapping[int, str] = {},
 ) -> None:
     """Create the tables of a version, unless they are there.
 
@@ -33,6 +38,7 @@ def create_tables(
         schema: Statements with semicolons between them; those of triggers hold some of their own.
         version: Kept in the file as `user_version`.
         replace: Whether tables of another version are dropped before.
+        upgrades: Statements that make a file of an older version, the key, one of this version.
     """
     if _version(database) == version:
         return
@@ -43,7 +49,7 @@ def create_tables(
             named = "SELECT name FROM sqlite_master WHERE type = 'table'"
             for (name,) in database.execute(named).fetchall():
                 database.execute(f'DROP TABLE "{name}"')
-        statement = ""
+        statement, schema = "", upgrades.get(_version(database), schema)
         for line in f"{schema.strip().removesuffix(';')};".splitlines():
             statement += line + "\n"
             if sqlite3.complete_statement(statement):

@@ -104,6 +104,11 @@ class Layout:
         return self.root / "logs"
 
     @property
+    def audit_file(self) -> Path:
+        """`logs/audit.jsonl`: who changed what over HTTP."""
+        return self.logs / "audit.jsonl"
+
+    @property
     def keys_file(self) -> Path:
         """`keys.json`: the API keys, as hashes."""
         return self.root / "keys.json"
@@ -210,7 +215,7 @@ class Layout:
         if not self.root.exists():
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self.observations, self.analyses):
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
         for folder in (self.raw, self.tmp, self.broker, self.logs):
             folder.mkdir(mode=0o700, exist_ok=True)
             if folder.stat().st_mode & 0o077:

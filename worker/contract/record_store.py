@@ -90,10 +90,12 @@ class RecordStore(Generic[R]):
         """
         record = self.find(record_id)
         if record is None:
-            raise NoSuchRecord(
-                f"Expected the id of a {self.noun}; got '{record_id}'.", id=record_id
-            )
+            raise self.missing(record_id)
         return record
+
+    def missing(self, record_id: str) -> NoSuchRecord:
+        """Return the error that there is no record of this id."""
+        return NoSuchRecord(f"Expected the id of a {self.noun}; got '{record_id}'.", id=record_id)
 
     def find(self, record_id: str) -> R | None:
         """Return the record with the id `record_id`, or None."""
@@ -159,27 +161,51 @@ class RecordStore(Generic[R]):
         return int(self._call(self.redis.zcard(self._index("active", api_key))))
 
     def page(
-        self, *, state: str = "", kind: str = "", cursor: str = "", limit: int = 50
+        self,
+        *,
+        state: str = "",
+        kind: str = "",
+        owners: Collection[str] | None = None,
+        cursor: str = "",
+        limit: int = 50,
     ) -> Page[R]:
-        """Return a page of records, newest first, of a state and a kind when these are given."""
-        index = [self._index("state", state)] if state else []
-        index += [self._index("kind", kind)] if kind else []
-        source = index[0] if index else self._index("all")
-        if len(index) == 2:
-            source = f"{index[0]}:and:{kind}"
-            self._call(self.redis.zinterstore(source, index))
-            self._call(self.redis.expire(source, 60))
-        top = f"({cursor}" if cursor else "+"
-        ids = list(self._call(self.redis.zrevrangebylex(source, top, "-", 0, limit + 1)))
-        total = int(self._call(self.redis.zcard(source)))
-        if self.archive is not None:
-            gone = self.archive.select(
-                self.noun, state=state, kind=kind, below=cursor, limit=limit + 1
-            )
-            total += self.archive.count(self.noun, state=state, kind=kind)
-            ids = sorted({*ids, *(kept.id for kept in gone)}, reverse=True)
+        """Return a page of records, newest first.
+
+        Arguments:
+            state: Only those in this state.
+            kind: Only those of this kind.
+            owners: Only those of these owners, ids of API keys and `NOBODY`; of all when absent.
+            cursor: `next_cursor` of the previous page.
+            limit: Most records.
+        """
+        found: set[str] = set()
+        total = 0
+        for owner in [None] if owners is None else sorted(set(owners)):
+            source = self._source(state, kind, owner)
+            top = f"({cursor}" if cursor else "+"
+            found.update(self._call(self.redis.zrevrangebylex(source, top, "-", 0, limit + 1)))
+            total += int(self._call(self.redis.zcard(source)))
+            if self.archive is not None:
+                gone = self.archive.select(
+                    self.noun, state=state, kind=kind, owner=owner, below=cursor, limit=limit + 1
+                )
+                total += self.archive.count(self.noun, state=state, kind=kind, owner=owner)
+                found.update(kept.id for kept in gone)
+        ids = sorted(found, reverse=True)
         more = ids[limit - 1] if len(ids) > limit else None
         return Page(self._load(ids[:limit]), more, total)
+
+    def _source(self, state: str, kind: str, owner: str | None) -> str:
+        """Return the key of the sorted set of the records in Redis of a state, kind and owner."""
+        index = [self._index("state", state)] if state else []
+        index += [self._index("kind", kind)] if kind else []
+        index += [self._index("owner", owner)] if owner is not None else []
+        if len(index) < 2:
+            return index[0] if index else self._index("all")
+        source = ":and:".join([self._index("of"), state, kind, "*" if owner is None else owner])
+        self._call(self.redis.zinterstore(source, index))
+        self._call(self.redis.expire(source, 60))
+        return source
 
     def _load(self, ids: Sequence[str]) -> list[R]:
         pipe = self.redis.pipeline(transaction=False)
@@ -389,6 +415,15 @@ class RecordStore(Generic[R]):
             found = self.archive.names(self.noun, [key]).get(key)
         return None if found is None else str(found)
 
+    def bind(self, record_id: str, unique: str) -> None:
+        """Have a unique key stand for a record that is stored, unless the key is held."""
+        key = self.keys.unique(self.noun, unique)
+        status, _ = self._execute(scripts.BIND, record_id, (), [key])
+        if self.archive is not None:  # it may have copied the record already
+            self.archive.bind(self.noun, {key: record_id}, record_id)
+        elif status == "missing":
+            raise self.missing(record_id)
+
     def release(self, unique: Sequence[str]) -> None:
         """Make unique keys free again."""
         keys = [self.keys.unique(self.noun, name) for name in unique]
@@ -530,7 +565,7 @@ class RecordStore(Generic[R]):
         """Return the value in a script's answer; raise what it stands for if it is a refusal."""
         noun, (status, value) = self.noun, answer
         if status == "missing":
-            raise NoSuchRecord(f"Expected the id of a {noun}; got '{record_id}'.", id=record_id)
+            raise self.missing(record_id)
         if status == "stale":
             raise LeaseLost(f"Another attempt holds {noun} '{record_id}'.", id=record_id)
         if status == "refused":

@@ -11,12 +11,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import AppaError
 
-__all__ = ["Problem", "new_id", "utc_now"]
+__all__ = ["NOBODY", "Problem", "new_id", "owner_of", "utc_now"]
+
+NOBODY = ""
+"""Owner of what the installation sent itself, or what was sent without an API key."""
 
 
 def utc_now() -> datetime:
     """Return the present by the real clock (aware, UTC)."""
     return datetime.now(UTC)
+
+
+def owner_of(api_key: str) -> str:
+    """Return by which owner a record is listed: the id of its API key, or nobody.
+
+    Arguments:
+        api_key: As the record holds it: an id, `source:NAME` for a source of the feeds, or empty.
+    """
+    return NOBODY if ":" in api_key else api_key
 
 
 class Record(BaseModel):

@@ -10,6 +10,7 @@ ARGV = index stem, id, channel, noun.
 
 __all__ = [
     "BEAT",
+    "BIND",
     "CANCEL",
     "CLAIM",
     "CREATE",
@@ -51,6 +52,15 @@ local function mark(terminal)  -- for the archive: what it has to copy, and sinc
     redis.call('ZREM', stem .. ':ended', id)
   end
   if terminal or noun == 'cycle' then redis.call('SADD', stem .. ':fresh', id) end
+end
+
+local function owned()  -- by whom it is listed; what the installation sent itself is nobody's
+  local owner = redis.call('HGET', record, 'api_key') or ''
+  return stem .. ':owner:' .. (string.find(owner, ':', 1, true) and '' or owner)
+end
+
+local function list()
+  if noun ~= 'cycle' then redis.call('ZADD', owned(), 0, id) end
 end
 
 local function leave_lane()
@@ -106,6 +116,7 @@ if noun == 'cycle' then redis.call('SADD', stem .. ':fresh', id) end
 redis.call('ZADD', stem .. ':all', 0, id)
 redis.call('ZADD', stem .. ':state:' .. ARGV[5], 0, id)
 redis.call('ZADD', stem .. ':kind:' .. ARGV[6], 0, id)
+list()
 if ARGV[7] ~= '' then redis.call('ZADD', stem .. ':active:' .. ARGV[7], 0, id) end
 if ARGV[10] ~= '' then
   local lane = stem .. ':lane:' .. ARGV[10]
@@ -115,6 +126,16 @@ if ARGV[10] ~= '' then
   redis.call('ZADD', lane, 'NX', redis.call('GET', stem .. ':turn:' .. ARGV[10]) or 0, ARGV[7])
 end
 announce('state', ARGV[9])
+return {'ok', id}
+"""
+)
+
+BIND = (
+    _PRELUDE
+    + """
+-- KEYS 4: a unique key, which stands for the record from now on unless it is held
+if redis.call('EXISTS', record) == 0 then return {'missing', ''} end
+if redis.call('SET', KEYS[4], id, 'NX') then redis.call('SADD', held, KEYS[4]) end
 return {'ok', id}
 """
 )
@@ -287,6 +308,7 @@ set_fields(ARGV[8])
 redis.call('ZADD', stem .. ':all', 0, id)
 redis.call('ZADD', stem .. ':state:' .. ARGV[5], 0, id)
 redis.call('ZADD', stem .. ':kind:' .. ARGV[6], 0, id)
+list()
 redis.call('DEL', stream)
 for _, event in ipairs(cjson.decode(ARGV[10])) do
   redis.call('XADD', stream, event[1], 'type', event[2], 'data', event[3])
@@ -309,6 +331,7 @@ if not ended or tonumber(ended) ~= tonumber(ARGV[6]) then return {'refused', ''}
 local state = redis.call('HGET', record, 'state')
 for i = 4, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[7]) end
 for _, key in ipairs(redis.call('SMEMBERS', held)) do redis.call('EXPIRE', key, ARGV[7]) end
+redis.call('ZREM', owned(), id)
 redis.call('DEL', record, lease, stream, held)
 if state then redis.call('ZREM', stem .. ':state:' .. state, id) end
 for _, index in ipairs({':all', ':kind:' .. ARGV[5], ':ended'}) do

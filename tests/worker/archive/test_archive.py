@@ -167,6 +167,88 @@ def test_pages_hold_both_in_order_once(stores, archivist):
         assert pages(**asked) == (wanted, {len(wanted)})
 
 
+def test_an_owner_has_the_same_pages_before_and_after_records_left(stores, archivist):
+    """Half of the uploads of two keys, of a source and of nobody are in the archive."""
+    owners = {"k1": "k1", "k2": "k2", "source:wis2": "", "": ""}
+    sent = {}
+    for i in range(24):
+        key, end = list(owners)[i % 4], (BatchState.INGESTED, BatchState.REJECTED)[i // 4 % 2]
+        one = (
+            ended_batch(stores, f"{i:064x}", end, api_key=key)
+            if i < 12
+            else stores.batches.create(batch(f"{i:064x}", api_key=key))[0]
+        )
+        sent[one.id] = (owners[key], stores.batches.get(one.id).state.value)
+        if i == 11:
+            archivist.tick()
+    assert stores.archive.count("batch") == 12
+    for asked in ({"k1"}, {"k2", ""}, {""}, {"unknown"}, set(), None):
+        for state in ("", "ingested", "rejected", "received"):
+            wanted = sorted(
+                (
+                    i
+                    for i, (owner, its) in sent.items()
+                    if (asked is None or owner in asked) and state in ("", its)
+                ),
+                reverse=True,
+            )
+            found, cursor = [], ""
+            while cursor is not None:
+                page = stores.batches.page(state=state, owners=asked, cursor=cursor, limit=2)
+                assert page.total == len(wanted)
+                found += [record.id for record in page.items]
+                cursor = page.next_cursor
+            assert found == wanted, (asked, state)
+    index = stores.redis.zrange(f"{stores.keys.index('batch')}:owner:k1", 0, -1)
+    assert set(index) == set(stores.batches.ids("received")) & {
+        i for i, (owner, _) in sent.items() if owner == "k1"
+    }
+
+
+def test_who_sent_a_known_content_is_known_after_it_left(stores, archivist):
+    first = ended_batch(stores, "a" * 64, api_key="k1")
+    stores.batches.create(batch("a" * 64, api_key="k2"))
+    archivist.tick()
+    stores.batches.create(batch("a" * 64, api_key="k3"))
+    for name in stores.redis.scan_iter(f"{stores.keys.prefix}:unique:*"):
+        stores.redis.delete(name)
+    known = {key: stores.batches.sent_by(first, key) for key in ("k1", "k2", "k3", "k4")}
+    assert known == {"k1": True, "k2": True, "k3": True, "k4": False}
+
+
+def test_a_file_without_owners_is_brought_up_to_date(stores, archivist, layout):
+    for i, key in enumerate(("k1", "k2", "k1", "")):
+        ended_batch(stores, f"{i:064x}", api_key=key)
+    archivist.tick()
+    stores.archive.close()
+    # Back to the tables of version 1, which had no owners and counted by state and kind.
+    with sqlite3.connect(layout.records_file, isolation_level=None) as old:
+        names = "SELECT type, name FROM sqlite_master WHERE name IN"
+        for kind, name in old.execute(
+            f"{names} ('added', 'dropped', 'left', 'came', 'by_owner', 'by_owner_and_state')"
+        ).fetchall():
+            old.execute(f"DROP {kind} {name}")
+        old.execute("ALTER TABLE records DROP COLUMN owner")
+        old.execute("DROP TABLE totals")
+        old.execute("CREATE TABLE totals (noun, state, kind, count)")
+        for name in ("added", "dropped", "left", "came"):
+            old.execute(f"CREATE TRIGGER {name} AFTER UPDATE ON records BEGIN SELECT 1; END")
+        old.execute("PRAGMA user_version = 1")
+    old.close()
+    pages = {owner: stores.batches.page(owners={owner}) for owner in ("k1", "k2", "", "x")}
+    assert {owner: page.total for owner, page in pages.items()} == {"k1": 2, "k2": 1, "": 1, "x": 0}
+    assert {owner: len(page.items) for owner, page in pages.items()} == {
+        "k1": 2,
+        "k2": 1,
+        "": 1,
+        "x": 0,
+    }
+    assert stores.batches.page().total == stores.archive.count("batch", state="ingested") == 4
+    ended_batch(stores, "f" * 64, api_key="k2")
+    archivist.tick()
+    assert stores.archive.count("batch", owner="k2") == 2
+
+
 def test_idempotency_keys_hold_after_their_record_left(stores, archivist):
     first, made = stores.jobs.create(job(), unique_key="k:one")
     assert made
