@@ -11,10 +11,12 @@ from rich.console import Console
 from test_gateway_cycles import DONE, put
 from typer.testing import CliRunner
 
-from appa_client import AppaClient
+from appa_client import AppaClient, Cycle
 from deploy.commands import records, status
+from deploy.commands.cycles import cycle_table
 from deploy.commands.records import analyses_app, jobs_app
 from deploy.commands.status import status_app
+from deploy.commands.workers import worker_table
 from worker.contract.queues import QUEUES, WorkerReport
 from worker.contract.records import Problem, new_id
 from worker.contract.store import open_stores
@@ -102,6 +104,47 @@ def test_analyses(client: AppaClient, gateway: GatewayProcess) -> None:
     found = json.loads(run(analyses_app, "show", first, "--json"))
     assert (found["id"], len(found["files"])) == (first, 2)
     assert "valid     2190-05-01 06:00 UTC" in run(analyses_app, "show", first)
+
+
+def printed(table) -> str:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table)
+    assert max(map(len, capture.get().splitlines())) <= 80
+    return capture.get()
+
+
+def test_cycles_and_workers_keep_their_ids_on_80_columns() -> None:
+    time = datetime(2025, 1, 1, 18, tzinfo=UTC)
+    cycle = Cycle(
+        id="20250101T18Z_final",
+        valid_time=time,
+        flavour="final",
+        cut_off=time + timedelta(hours=6),
+        state="published",
+        revision=12,
+        decided=time + timedelta(hours=6, seconds=70),
+        behind_seconds=70.0,
+        caught_up=True,
+        message="made again because [late] soundings came in",
+        analysis_id=new_id("an"),
+        published=time + timedelta(hours=7, minutes=55),
+    )
+    table = printed(cycle_table([cycle]))
+    assert all(
+        word in table for word in (cycle.id, cycle.analysis_id, "published", "+6.0 h", "115 min")
+    )
+    assert "[late]" in table
+    worker = WorkerReport(
+        name="ingest-products.12345@appa-7c9d5b6f4-x2v",
+        queues=["ingest", "products"],
+        device="cpu",
+        busy_with=new_id("batch"),
+        version="0.2.0",
+    )
+    table = printed(worker_table([worker]))
+    assert worker.name in table
+    assert worker.busy_with in table
 
 
 # -- status, of installations of their own
