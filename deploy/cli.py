@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from model.domain.errors import AppaError, ConfigurationError
 
@@ -28,6 +28,10 @@ GROUPS: dict[str, tuple[str, str]] = {
     "checkpoint": ("deploy.commands.checkpoint:app", "Import, check and compare weights."),
     "train": ("deploy.commands.train:app", "Nature run, autoencoder, denoiser."),
     "verify": ("deploy.commands.verify:app", "Skill against truth and observations."),
+    "status": ("deploy.commands.status:status_app", "What runs, what is late, the last analysis."),
+    "jobs": ("deploy.commands.records:jobs_app", "List, show and cancel jobs."),
+    "analyses": ("deploy.commands.records:analyses_app", "List and show analyses."),
+    "doctor": ("deploy.commands.doctor:doctor_app", "Examine this machine: what to mend, and how."),
     "submit": ("deploy.commands.client:submit_app", "Submit a job to a running system."),
     "upload": ("deploy.commands.client:upload_app", "Upload observations to a running system."),
     "watch": ("deploy.commands.client:watch_app", "Follow a job to its end."),
@@ -69,6 +73,9 @@ OWN_PACKAGES = ("model", "worker", "service", "deploy", "appa_client")
 class LazyGroup(TyperGroup):
     """Imports a subcommand's module when it is called, so that `appa --help` needs no torch."""
 
+    only_names = False
+    """Whether commands are looked up for their names and help alone."""
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         ctx.meta["appa.arguments"] = args
         found = super().resolve_command(ctx, args)
@@ -87,9 +94,19 @@ class LazyGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(GROUPS)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete names of commands from `GROUPS`, without importing what they name."""
+        self.only_names = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self.only_names = False
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in GROUPS:
             return None
+        if self.only_names:
+            return TyperCommand(cmd_name, help=GROUPS[cmd_name][1])
         module, _, name = GROUPS[cmd_name][0].partition(":")
         command = typer.main.get_command(getattr(importlib.import_module(module), name))
         command.name = cmd_name
@@ -120,7 +137,7 @@ def missing_extra(arguments: list[str], error: ModuleNotFoundError) -> Configura
 
 
 # Without markup the list of commands comes from GROUPS; rich help would import every module.
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()

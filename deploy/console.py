@@ -4,8 +4,9 @@ Times are read as people type them: `2003-10-01T06`, `20031001T06`, with or with
 """
 
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 from pydantic import BaseModel
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,6 +26,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
 from appa_client import AppaClient, AppaClientError, GatewayError
 from model.domain.errors import AppaError
@@ -37,7 +40,9 @@ __all__ = [
     "Url",
     "err",
     "gateway_client",
+    "duration",
     "json_object",
+    "key_table",
     "mebibytes",
     "out",
     "print_json",
@@ -50,8 +55,14 @@ __all__ = [
 _PIPED_WIDTH = 200
 """Columns of tables that go to a file or a pipe, where there is no terminal to fit."""
 
-out = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-err = Console(stderr=True, width=None if sys.stderr.isatty() else _PIPED_WIDTH)
+
+def _width(*, terminal: bool) -> int | None:
+    """Return the columns to fill: None for the terminal's or those that COLUMNS names."""
+    return None if terminal or os.environ.get("COLUMNS", "").isdigit() else _PIPED_WIDTH
+
+
+out = Console(width=_width(terminal=sys.stdout.isatty()))
+err = Console(stderr=True, width=_width(terminal=sys.stderr.isatty()))
 
 Url = Annotated[str, typer.Option("--url", envvar="APPA_URL", help="Address of the gateway.")]
 Key = Annotated[
@@ -109,6 +120,33 @@ def utc_time(text: str) -> datetime:
 def short_time(time: datetime | None, form: str = "%m-%d %H:%M") -> str:
     """Return a time in UTC for a table; nothing for None."""
     return f"{time.astimezone(UTC):{form}}" if time else ""
+
+
+def duration(seconds: float | None) -> str:
+    """Return a length of time as `45 s`, `12 min`, `5.5 h` or `3.0 days`; nothing for None."""
+    if seconds is None:
+        return ""
+    for unit, length, limit, form in (("s", 1, 120, ".0f"), ("min", 60, 120, ".0f")):
+        if abs(seconds) < limit * length:
+            return f"{seconds / length:{form}} {unit}"
+    if abs(seconds) < 72 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86_400:.1f} days"
+
+
+def key_table(*columns: str, keys: Collection[str], title: str | None = None) -> Table:
+    """Return an empty table that a terminal of 80 columns can show without cutting a key.
+
+    Arguments:
+        columns: Headings.
+        keys: Of these, the columns of what is copied into other commands: ids, names. They keep
+            their width, the others are folded.
+        title: Shown above.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, title=title)
+    for name in columns:
+        table.add_column(name, no_wrap=name in keys, overflow="fold")
+    return table
 
 
 def mebibytes(count: int) -> str:

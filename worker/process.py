@@ -12,6 +12,7 @@ the main process answers while they do.
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from celery.concurrency.thread import TaskPool
 from celery.worker import state
 from celery.worker.control import control_command
 
-from model.domain.errors import UnknownName
+from model.domain.errors import AppaError, UnknownName
 from worker.contract.logs import configure_logs
 from worker.contract.queues import (
     GPU_QUEUE,
@@ -33,6 +34,7 @@ from worker.contract.queues import (
     celery_settings,
 )
 from worker.contract.redis_server import redis_health
+from worker.protections import protections
 from worker.runtime import Runtime, open_runtime
 from worker.sandbox import sweep_scratch, warm_up
 from worker.settings import WorkerSettings
@@ -226,6 +228,7 @@ class WorkerLife:
         self.app.runtime = open_runtime(self.settings, self.queues, self.name, self.app)
         if not {INGEST_QUEUE, INGEST_LARGE_QUEUE}.isdisjoint(self.queues):
             warm_up()
+            threading.Thread(target=_tell_protections, name="protections", daemon=True).start()
 
     def on_ready(self, **_: Any) -> None:
         """Register as ready: messages are coming in from now on."""
@@ -247,6 +250,7 @@ class WorkerLife:
         """Remove the registration, the last thing a worker does."""
         if self.runtime is not None:
             self.runtime.leave()
+        sweep_scratch()  # of its children that were killed
 
     def take_work(self, takes: bool) -> None:
         """Show in the registration whether this worker takes messages from its queues."""
@@ -254,6 +258,17 @@ class WorkerLife:
             self.runtime.report.ready = takes
             self.runtime.report.draining = not takes
             self.runtime.register()
+
+
+def _tell_protections() -> None:
+    """Log which protections of decoding this kernel does not give, so that none is missing unseen."""
+    try:
+        missing = [one.name for one in protections() if not one.active]
+    except (AppaError, OSError) as error:
+        log.warning("sandbox", error=str(error))
+        return
+    if missing:
+        log.warning("sandbox", not_held_back=missing, advice="see: appa doctor")
 
 
 @control_command()

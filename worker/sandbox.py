@@ -3,8 +3,9 @@
 Files from outside are parsed nowhere else. The child is forked by a small process that serves this
 one (`worker.zygote`), not by this one, which may hold threads, secrets and a GPU. It has its own
 session, bounds on memory, processor and wall time, no core dump, an environment without the
-parent's secrets and a private folder that is removed afterwards. Results come back as Arrow and
-JSON, never as pickles: what the child writes is not trusted.
+parent's secrets and a private folder that is removed afterwards. It can open the program's files,
+those it is given and that folder, and has no network (`worker.confinement` says by what means).
+Results come back as Arrow and JSON, never as pickles: what the child writes is not trusted.
 
 A child that ends early is either the file's doing or ours. Its own limits show as an allocation
 that fails, SIGXCPU, SIGALRM or a crash, never as SIGKILL: that signal comes from outside (the
@@ -23,7 +24,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +33,7 @@ from typing import Any
 import pyarrow as pa
 
 from model.domain.errors import AppaError, DecodeError, StorageError
+from worker.confinement import confine
 from worker.zygote import CANNOT_START, Ended, ServerDied, shared_server
 
 __all__ = [
@@ -139,13 +141,22 @@ class Limits:
     temp_dir: str | None = None
 
 
-def run_limited(function: Callable[..., Any], *args: Any, limits: Limits | None = None) -> Any:
+def run_limited(
+    function: Callable[..., Any],
+    *args: Any,
+    limits: Limits | None = None,
+    reads: Sequence[str | Path] = (),
+    writes: Sequence[str | Path] = (),
+) -> Any:
     """Return `function(*args)`, computed in a limited child process.
 
     Arguments:
         function: A function at the top level of a module.
         args: Picklable.
         limits: Bounds.
+        reads: Files, and folders with all in them, that the function may read; of other files it
+            finds those of the program alone.
+        writes: Those that it may change as well.
 
     Returns:
         What the function returns: a JSON value, an Arrow table, or a tuple (table, JSON value).
@@ -162,7 +173,9 @@ def run_limited(function: Callable[..., Any], *args: Any, limits: Limits | None 
     folder = Path(tempfile.mkdtemp(prefix=scratch_prefix("limited"), dir=limits.temp_dir))
     try:
         paths = [path or os.getcwd() for path in sys.path]
-        request = (function.__module__, function.__qualname__, args, asdict(limits), paths)
+        allowed = [[os.path.abspath(path) for path in some] for some in (reads, writes)]
+        called = (function.__module__, function.__qualname__, args)
+        request = (*called, asdict(limits), paths, *allowed)
         (folder / "request").write_bytes(pickle.dumps(request))
         return _result(folder, _wait(folder, limits), limits)
     finally:
@@ -333,10 +346,12 @@ def carry_out(folder: Path) -> None:
 def _child(folder: Path) -> None:
     """Read the request, restrict this process, run the function and write the answer."""
     try:
-        module, name, args, limits, paths = pickle.loads((folder / "request").read_bytes())  # noqa: S301 (our own)
+        request = pickle.loads((folder / "request").read_bytes())  # noqa: S301 (our own)
+        module, name, args, limits, paths, reads, writes = request
         sys.path[:] = paths
         os.environ.update(TMPDIR=str(folder), HOME=str(folder))
         function = getattr(import_module(module), name)
+        confine(reads, (folder, *writes))
     except Exception as error:  # a program replaced under a running worker; no file was read yet
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(_OUR_FAULT)

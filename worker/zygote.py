@@ -37,6 +37,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from worker.confinement import close_network
+
 __all__ = ["Ended", "ForkServer", "ServerDied", "die_with_parent", "shared_server"]
 
 _PR_SET_PDEATHSIG = 1
@@ -445,6 +447,7 @@ def _tell_faults(prepare: Callable[[], object]) -> None:
 
 
 def _main(descriptor: int, parent: int) -> None:
+    close_network()  # its children have no other
     die_with_parent(parent)
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)

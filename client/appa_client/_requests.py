@@ -14,8 +14,13 @@ from typing import Any
 import httpx
 from pydantic import BaseModel
 
-from appa_client.errors import GatewayError, JobFailedError, UnavailableError
-from appa_client.records import Flavour, Job, JobState, cycle_key
+from appa_client.errors import (
+    GatewayError,
+    JobFailedError,
+    UnavailableError,
+    raise_for_problem,
+)
+from appa_client.records import Flavour, Job, JobState, Readiness, cycle_key
 
 __all__ = [
     "ATTEMPTS",
@@ -34,6 +39,7 @@ __all__ = [
     "list_jobs",
     "list_verification",
     "query_observations",
+    "readiness",
     "require_success",
     "rerun_cycle",
     "submit",
@@ -282,3 +288,20 @@ def require_success(job: Job) -> Job:
         f"Job '{job.id}' ended as {job.state}.{reason}",
         code=job.error.code if job.error else f"job_{job.state}",
     )
+
+
+def readiness(response: httpx.Response) -> Readiness:
+    """Return the checks in an answer of `/health/ready`, which is 503 with them if one has failed.
+
+    Raises:
+        GatewayError: If there are none in it.
+    """
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    found = body if "checks" in body else body.get("context") or {}
+    if "checks" in found:
+        return Readiness.model_validate(found)
+    raise_for_problem(response)
+    raise GatewayError("Expected the checks of a gateway; another server answers at this address.")

@@ -29,6 +29,8 @@ __all__ = [
     "OutcomeCount",
     "Problem",
     "Progress",
+    "Readiness",
+    "ReadinessCheck",
     "SeriesRow",
     "SourceStatus",
     "cycle_key",
@@ -496,3 +498,25 @@ class SeriesRow(Answer):
     statistic: str
     value: float
     count: int
+
+
+class ReadinessCheck(Answer):
+    """Result of one readiness check, with what it found."""
+
+    ok: bool
+    detail: str = ""
+
+
+class Readiness(Answer):
+    """Whether uploads can be received and jobs can be run now.
+
+    Attributes:
+        checks: `redis`, `storage`, `disk`, and one for each queue.
+        models: Loaded checkpoints, the default one first.
+        warnings: Settings of the broker that may lose data; too little disk.
+    """
+
+    ready: bool
+    checks: dict[str, ReadinessCheck]
+    models: list[str] = []
+    warnings: list[str] = []

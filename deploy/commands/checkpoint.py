@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Import, show, verify and compare weights.")
+app = typer.Typer(
+    no_args_is_help=True, help="Import, show, verify and compare weights.", add_completion=False
+)
 
 SourceFile = Annotated[Path | None, typer.Option(exists=True, help="Instead of looking for it.")]
 AsStored = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]

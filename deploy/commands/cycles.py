@@ -1,5 +1,6 @@
 """`appa cycles`: list, watch, explain and rerun the hourly analyses."""
 
+import textwrap
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from appa_client import Cycle, CycleExplanation, CycleState, Flavour, cycle_key
@@ -17,8 +19,10 @@ from deploy.console import (
     DataFolder,
     Key,
     Url,
+    duration,
     err,
     gateway_client,
+    key_table,
     out,
     print_json,
     short_time,
@@ -27,6 +31,9 @@ from deploy.console import (
 from model.domain.files import replaced_file
 from worker.contract.layout import Layout
 from worker.cycling.policy import read_policy
+
+_REMARK = 31
+"""Columns of a remark: those of the id of an analysis."""
 
 __all__ = ["app", "change_line", "cycle_table", "show_explanation"]
 
@@ -39,14 +46,6 @@ _COLOURS = {
 }
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if abs(seconds) < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if abs(seconds) < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _state(record: Cycle) -> str:
     return f"[{_COLOURS.get(record.state, 'default')}]{record.state.value}[/]"
 
@@ -57,20 +56,23 @@ def _remark(record: Cycle) -> str:
 
 
 def cycle_table(records: list[Cycle]) -> Table:
-    """Return a table with one row for each cycle."""
-    columns = ("cycle", "state", "rev", "cut-off", "decided after", "published after", "analysis")
-    table = Table(*columns, "remark")
+    """Return a table with one row for each cycle; remarks are below the id of the analysis.
+
+    The cut-off is given from the valid time on; what follows it, from the cut-off on.
+    """
+    columns = ("cycle", "state", "rev", "cut-off", "ready", "analysis, remark")
+    table = key_table(*columns, keys=("cycle", "state", "analysis, remark"))
     for record in records:
-        decided = record.behind_seconds if record.decided else None
+        decided = duration(record.behind_seconds) if record.decided else ""
+        fresh = duration(record.freshness_seconds)
+        below = (record.analysis_id, *textwrap.wrap(_remark(record), _REMARK))
         table.add_row(
             record.id,
             _state(record),
             str(record.revision),
-            short_time(record.cut_off),
-            _duration(decided),
-            _duration(record.freshness_seconds),
-            record.analysis_id,
-            _remark(record),
+            f"+{duration((record.cut_off - record.valid_time).total_seconds())}",
+            fresh or decided,
+            escape("\n".join(line for line in below if line)),
         )
     return table
 
@@ -81,7 +83,7 @@ def change_line(record: Cycle) -> str:
     what = {
         CycleState.WAITING: f"cut-off at {short_time(record.cut_off)}",
         CycleState.SUBMITTED: record.job_id,
-        CycleState.PUBLISHED: f"{record.analysis_id}, {_duration(fresh)} after the cut-off",
+        CycleState.PUBLISHED: f"{record.analysis_id}, {duration(fresh)} after the cut-off",
     }.get(record.state, "")
     remark = _remark(record)
     rest = "  ".join(text for text in (what, f"({remark})" if remark else "") if text)

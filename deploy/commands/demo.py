@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["demo_app", "rehearse_app"]
 
-demo_app = typer.Typer(help="Observations to analyses against a simulated truth.")
+demo_app = typer.Typer(
+    help="Observations to analyses against a simulated truth.", add_completion=False
+)
 
 
 @demo_app.command()
@@ -114,7 +116,9 @@ def _print(console: Console, result: "DemoResult") -> None:
         console.print(table)
 
 
-rehearse_app = typer.Typer(help="A simulated day of cycles on the real stack, and an audit of it.")
+rehearse_app = typer.Typer(
+    help="A simulated day of cycles on the real stack, and an audit of it.", add_completion=False
+)
 
 
 @rehearse_app.command()

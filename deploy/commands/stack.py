@@ -13,7 +13,7 @@ from deploy.console import DEFAULT_DATA, DataFolder
 
 __all__ = ["gateway_app", "up_app", "worker_app"]
 
-up_app = typer.Typer(help="Run the whole system on this machine.")
+up_app = typer.Typer(help="Run the whole system on this machine.", add_completion=False)
 
 
 @up_app.command()
@@ -49,7 +49,7 @@ def up(
         stack.run()
 
 
-gateway_app = typer.Typer(help="Run the gateway alone.")
+gateway_app = typer.Typer(help="Run the gateway alone.", add_completion=False)
 
 
 @gateway_app.command()
@@ -65,7 +65,7 @@ def gateway(
     serve(GatewaySettings(**{name: value for name, value in given.items() if value is not None}))
 
 
-worker_app = typer.Typer(help="Run one worker process of a larger system.")
+worker_app = typer.Typer(help="Run one worker process of a larger system.", add_completion=False)
 
 
 @worker_app.command()

@@ -13,7 +13,11 @@ from model.domain.files import read_yaml
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="The nature run, the autoencoder and the denoiser.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The nature run, the autoencoder and the denoiser.",
+    add_completion=False,
+)
 
 Config = TypeVar("Config", bound=BaseModel)
 CONFIGS = Path(__file__).parents[2] / "lab" / "training" / "configs"

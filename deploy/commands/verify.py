@@ -201,7 +201,9 @@ def _panel(
         axis.legend(fontsize=7, loc="lower left", ncols=4, frameon=False)
 
 
-app = typer.Typer(no_args_is_help=True, help="Skill against truth and observations.")
+app = typer.Typer(
+    no_args_is_help=True, help="Skill against truth and observations.", add_completion=False
+)
 
 
 @app.command("osse")

@@ -4,6 +4,7 @@
 a running job handed back to the queue at its next step instead, send the process SIGTERM.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,13 +12,13 @@ from celery import Celery
 from redis.exceptions import RedisError
 from rich.table import Table
 
-from deploy.console import AsJson, err, out, print_json
+from deploy.console import AsJson, err, key_table, out, print_json
 from worker.contract.queues import QUEUES, WorkerReport
 from worker.contract.store import open_stores
 from worker.process import message_sender, send_command, wait_until_idle
 from worker.settings import WorkerSettings
 
-__all__ = ["app"]
+__all__ = ["app", "worker_table"]
 
 app = typer.Typer(
     help="See and steer the worker processes of an installation.",
@@ -83,12 +84,17 @@ def list_workers(as_json: AsJson = False) -> None:
     if as_json:
         print_json([report.model_dump(mode="json") for report in reports])
         return
-    table = Table("name", "queues", "state", "device", "busy with", "since (UTC)", "version")
+    out.print(worker_table(reports))
+
+
+def worker_table(reports: Sequence[WorkerReport]) -> Table:
+    """Return a table with two lines for each worker: its name, and its queues and device below."""
+    table = key_table("worker", "state", "busy with, since", keys=("worker", "busy with, since"))
     for r in reports:
-        since = f"{r.started:%Y-%m-%d %H:%M}"
-        queues = ", ".join(r.queues)
-        table.add_row(r.name, queues, _state(r), r.device, r.busy_with or "", since, r.version)
-    out.print(table)
+        about = f"{', '.join(r.queues)} on {r.device or 'unknown'}"
+        since = f"since {r.started:%Y-%m-%d %H:%M}, version {r.version or 'unknown'}"
+        table.add_row(f"{r.name}\n  {about}", _state(r), f"{r.busy_with or 'nothing'}\n{since}")
+    return table
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The `appa` command: every name leads somewhere, help is cheap, errors are sentences."""
 
+import os
 import subprocess
 import sys
 
@@ -8,9 +9,10 @@ import pytest
 from deploy.cli import GROUPS
 
 
-def appa(*arguments: str) -> subprocess.CompletedProcess[str]:
+def appa(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "deploy.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
 def test_help_lists_every_command_without_importing_them():
@@ -60,3 +62,43 @@ def test_commands_name_the_extra_that_they_need(arguments, missing: str, extra: 
     assert done.returncode == 2
     assert f"appa-service[{extra}]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# -- completion
+
+
+def completed(words: str) -> list[str]:
+    """What bash is told after Tab; no module of commands may be imported for the first word."""
+    code = (
+        "import sys; from deploy.cli import main\n"
+        "try: main(prog_name='appa')\n"
+        "finally: print(sum(m.startswith('deploy.commands.') for m in sys.modules), file=sys.stderr)"
+    )
+    environment = {
+        **os.environ,
+        "_APPA_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    found = done.stdout.split()
+    assert len(words.split(" ")) > 2 or done.stderr.split()[-1] == "0", done.stderr
+    return found
+
+
+def test_commands_are_completed_without_importing_them():
+    assert completed("appa ") == list(GROUPS)
+    assert completed("appa st") == ["status"]
+    assert completed("appa jobs ") == ["list", "show", "cancel"]
+    assert "--state" in completed("appa jobs list --st")
+
+
+def test_the_script_for_a_shell_is_printed():
+    done = appa(
+        "--show-completion", "bash", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "complete_bash" in done.stdout
+    assert "complete -o" in done.stdout

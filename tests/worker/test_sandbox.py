@@ -1,9 +1,11 @@
 """Limits of the child process: each broken on purpose, the parent goes on."""
 
+import contextlib
 import ctypes
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +19,8 @@ import pytest
 from model.domain.errors import AppaError, DecodeError, InvalidInput, StorageError
 from tests.worker.processes import wait_for
 from worker import zygote
+from worker.confinement import program_files
+from worker.protections import attempts, protections
 from worker.sandbox import (
     Interrupted,
     Limits,
@@ -101,12 +105,10 @@ def surroundings():
 
 
 def leave_a_grandchild(mark):
-    command = [
-        sys.executable,
-        "-c",
-        f"import time, pathlib; time.sleep(3); pathlib.Path({mark!r}).touch()",
-    ]
-    subprocess.Popen(command)
+    if not os.fork():
+        time.sleep(3)
+        Path(mark).touch()
+        os._exit(0)
     return "left"
 
 
@@ -200,7 +202,7 @@ def test_surroundings(tmp_path):
 
 def test_nothing_it_started_survives(tmp_path):
     mark = tmp_path / "mark"
-    assert run_limited(leave_a_grandchild, str(mark)) == "left"
+    assert run_limited(leave_a_grandchild, str(mark), writes=[tmp_path]) == "left"
     time.sleep(4)
     assert not mark.exists()
 
@@ -251,7 +253,7 @@ def test_a_child_that_worked_all_its_time_on_the_clock_took_too_long():
 
 def test_a_full_disk_is_not_the_files_fault():
     with pytest.raises(StorageError, match="the disk is full.*No space left on device"):
-        run_limited(meet_a_full_disk, limits=SHORT)
+        run_limited(meet_a_full_disk, limits=SHORT, writes=["/dev/full"])
 
 
 def test_a_program_replaced_under_a_running_worker_is_not_the_files_fault(monkeypatch):
@@ -265,7 +267,7 @@ def test_a_killed_parent_leaves_no_child_and_its_folder_is_swept(tmp_path):
         "from worker.sandbox import Limits, run_limited\n"
         "from tests.worker.test_sandbox import tell_and_sleep\n"
         f"run_limited(tell_and_sleep, {str(tmp_path / 'child')!r}, "
-        f"limits=Limits(temp_dir={str(tmp_path)!r}))"
+        f"limits=Limits(temp_dir={str(tmp_path)!r}), writes=[{str(tmp_path)!r}])"
     )
     parent = subprocess.Popen([sys.executable, "-c", program])
     wait_for((tmp_path / "child").exists)
@@ -303,7 +305,9 @@ def test_a_server_that_was_killed_is_started_again():
 def test_a_child_whose_server_is_killed_ends_and_says_nothing_about_the_file(tmp_path):
     path = tmp_path / "child"
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(run_limited, tell_and_sleep, str(path), limits=SHORT)
+        running = pool.submit(
+            run_limited, tell_and_sleep, str(path), limits=SHORT, writes=[tmp_path]
+        )
         wait_for(path.exists)
         child = int(path.read_text())
         os.kill(psutil.Process(child).ppid(), signal.SIGKILL)
@@ -337,3 +341,104 @@ def test_the_peak_of_a_child_is_its_own():
     with pytest.raises(Interrupted) as caught:
         run_limited(be_killed, signal.SIGKILL, limits=Limits(address_space=1_000_000_000))
     assert not caught.value.context["large"]
+
+
+# -- what a child must not reach
+
+
+def escape(keys, upload, unix_socket):
+    """Do what an exploit in a decoder library would; return what it got by name."""
+    got = {}
+    tries = {
+        "keys": lambda: Path(keys).read_text(),
+        "keys by another way": lambda: Path(f"/proc/self/cwd/../{Path(keys).name}").read_text(),
+        "list": lambda: os.listdir(Path(keys).parent),
+        "other upload": lambda: Path(upload).read_bytes(),
+        "its mode": lambda: os.chmod(upload, 0o000),
+        "link": lambda: os.link(keys, "mine"),
+        "move": lambda: os.rename(keys, "mine"),
+        "home": lambda: Path("/etc/passwd").read_text(),
+        "broker": lambda: _talk(socket.AF_UNIX, unix_socket),
+        "datagram": lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
+        "internet": lambda: _talk(socket.AF_INET, ("1.1.1.1", 53)),
+        "parent's memory": lambda: open(f"/proc/{os.getppid()}/mem", "rb").close(),
+        "parent's life": lambda: os.kill(os.getppid(), signal.SIGTERM),
+        "namespaces": lambda: _call("unshare", 0x1000_0000),
+        "program": lambda: subprocess.run(["/bin/cat", keys], check=True),
+    }
+    for name, attempt in tries.items():
+        with contextlib.suppress(OSError):
+            got[name] = repr(attempt())
+    return got
+
+
+def _talk(family, address):
+    with socket.socket(family) as client:
+        client.settimeout(2)
+        client.connect(address)
+
+
+def _call(name, *arguments):
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
+        raise OSError(ctypes.get_errno(), name)
+
+
+@pytest.fixture
+def installation(tmp_path):
+    """Keys, two uploads and the broker's socket, as in a data folder."""
+    files = {name: tmp_path / name for name in ("keys.json", "mine.bufr", "other.bufr")}
+    for name, path in files.items():
+        path.write_text(f"content of {name}")
+    with socket.socket(socket.AF_UNIX) as broker:
+        broker.bind(str(tmp_path / "broker.sock"))
+        broker.listen()
+        yield files | {"broker": tmp_path / "broker.sock"}
+
+
+def read_own(path):
+    try:
+        Path(path).write_text("changed")
+    except PermissionError:
+        return Path(path).read_text()
+    return "changed"
+
+
+def test_an_exploited_decoder_reads_no_keys_no_other_upload_and_reaches_no_broker(installation):
+    """The same attempts from this process show that it is the child's confinement that stops them."""
+    places = [str(installation[name]) for name in ("keys.json", "other.bufr", "broker")]
+    limits = Limits(temp_dir=str(installation["broker"].parent), wall_seconds=60.0)
+    assert run_limited(escape, *places, limits=limits, reads=[installation["mine.bufr"]]) == {}
+    assert Path(places[0]).read_text() == "content of keys.json"
+    _talk(socket.AF_UNIX, places[2])
+    assert subprocess.run(["/bin/cat", places[0]], check=True, capture_output=True).stdout
+
+
+def test_a_child_reads_what_it_is_given_and_cannot_change_it(installation):
+    own = installation["mine.bufr"]
+    assert run_limited(read_own, str(own), reads=[own]) == "content of mine.bufr"
+    assert run_limited(read_own, str(own), writes=[own]) == "changed"
+
+
+def test_the_folder_that_one_works_in_is_no_part_of_the_program(tmp_path, monkeypatch):
+    """`python -m` puts it on the path of modules; the data folder is there by default."""
+    (tmp_path / "appa-data").mkdir()
+    keys = tmp_path / "appa-data" / "keys.json"
+    keys.write_text("{}")
+    (tmp_path / "station_notes.py").write_text("WORD = 'read'")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DecodeError, match="PermissionError"):
+        run_limited(read_own, str(keys))
+    assert [p for p in program_files() if p.startswith(str(tmp_path))] == [
+        str(tmp_path / "station_notes.py")
+    ]
+
+
+def test_the_protections_are_found_by_trying(installation):
+    assert [p.name for p in protections() if not p.active] == []
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        places = (str(installation["keys.json"]), str(installation["broker"]))
+        found = attempts(*places, server.getsockname()[1], os.getpid())
+    assert all(found.values())  # in this process, which nothing confines

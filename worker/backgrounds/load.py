@@ -99,7 +99,13 @@ def read_first_guess(layout: Layout, batch: str, loaded: LoadedModel, spec: Spec
     limits = Limits(address_space=Limits.address_space + 3 * size)
     try:
         table, times = run_limited(
-            states_table, str(path), tuple(model.channels), model.grid, period, limits=limits
+            states_table,
+            str(path),
+            tuple(model.channels),
+            model.grid,
+            period,
+            limits=limits,
+            reads=[path],
         )
     except InvalidInput:
         raise

@@ -25,6 +25,7 @@ from worker.replay.comparison import (
 )
 from worker.replay.recipe import Recipe, compare_rows, feedback_in, feedback_table, read_recipe
 from worker.results.manifest import AnalysisManifest
+from worker.sandbox import scratch_prefix
 
 __all__ = ["QuietProgress", "replay"]
 
@@ -73,7 +74,7 @@ def replay(
             analysis_id, Outcome.IMPOSSIBLE, tuple(error.findings), missing=tuple(error.missing)
         )
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="appa-replay-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix("replay")) as scratch:
         folder = keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         surroundings, made = _run(recipe, layout, folder, device, on_step)

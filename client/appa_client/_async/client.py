@@ -39,6 +39,7 @@ from appa_client.records import (
     CycleExplanation,
     Flavour,
     Job,
+    Readiness,
     SeriesRow,
     SourceStatus,
 )
@@ -460,3 +461,13 @@ class AsyncAppaClient:
         except httpx.TransportError:
             return False
         return response.status_code == 200
+
+    async def readiness(self) -> Readiness:
+        """Return every check of the gateway, whether it is ready or not; asked once, never again.
+
+        Raises:
+            GatewayError: If what answers gives no checks.
+            TransportError: If the gateway cannot be reached (httpx).
+        """
+        response = await self._http.get("/health/ready")
+        return calls.readiness(response)

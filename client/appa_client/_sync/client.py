@@ -39,6 +39,7 @@ from appa_client.records import (
     CycleExplanation,
     Flavour,
     Job,
+    Readiness,
     SeriesRow,
     SourceStatus,
 )
@@ -456,3 +457,13 @@ class AppaClient:
         except httpx.TransportError:
             return False
         return response.status_code == 200
+
+    def readiness(self) -> Readiness:
+        """Return every check of the gateway, whether it is ready or not; asked once, never again.
+
+        Raises:
+            GatewayError: If what answers gives no checks.
+            TransportError: If the gateway cannot be reached (httpx).
+        """
+        response = self._http.get("/health/ready")
+        return calls.readiness(response)

@@ -225,7 +225,8 @@ def test_the_bomb_is_what_it_is_meant_to_be(bomb):
 
 def test_unpacking_the_bomb_plainly_breaks_the_child_not_the_parent(bomb):
     with pytest.raises(DecodeError) as caught:
-        run_limited(unpacked_with_attributes, str(bomb), limits=Limits(address_space=1_300_000_000))
+        limits = Limits(address_space=1_300_000_000)
+        run_limited(unpacked_with_attributes, str(bomb), limits=limits, reads=[bomb])
     assert caught.value.context["reason"] in ("out_of_memory", "crashed")
 
 

@@ -161,7 +161,9 @@ def _decode_in_child(
             arguments = (str(path), format, replace(context, skip=skip), str(mark))
             try:
                 with _alone if deaths else nullcontext():
-                    table, report = run_limited(_decode, *arguments, limits=limits)
+                    table, report = run_limited(
+                        _decode, *arguments, limits=limits, reads=[path], writes=[mark]
+                    )
                 return Decoded(table, DecodeReport.model_validate(report))
             except Interrupted as error:
                 at = _marked(mark)
@@ -280,7 +282,15 @@ def decode_in_one_child(
         broad = _with_room(broad, max((file.path for file in files), key=_size))
         plain = [(str(file.path), file.format, file.context) for file in files]
         with suppress(DecodeError):
-            run_limited(_decode_each, plain, str(results), limits, limits=broad)
+            run_limited(
+                _decode_each,
+                plain,
+                str(results),
+                limits,
+                limits=broad,
+                reads=[file.path for file in files],
+                writes=[results],
+            )
         return list(_complete_results(results))
 
 

@@ -1,0 +1,200 @@
+"""`appa status`, `appa jobs` and `appa analyses` against a real gateway, on a terminal of 80 columns."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import acting_worker
+import pytest
+from gateway_process import GatewayProcess, free_port
+from rich.console import Console
+from test_gateway_cycles import DONE, put
+from typer.testing import CliRunner
+
+from appa_client import AppaClient, Cycle
+from deploy.commands import records, status
+from deploy.commands.cycles import cycle_table
+from deploy.commands.records import analyses_app, jobs_app
+from deploy.commands.status import status_app
+from deploy.commands.workers import worker_table
+from worker.contract.queues import QUEUES, WorkerReport
+from worker.contract.records import Problem, new_id
+from worker.contract.store import open_stores
+
+RUNNER = CliRunner()
+SPEC = {"kind": "reanalysis", "start": "2025-01-01T06:00Z", "end": "2025-01-01T08:00Z"}
+
+
+def run(app, *arguments: str, status: int = 0) -> str:
+    """What a command prints; no line is wider than the terminal."""
+    result = RUNNER.invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == status, result.output
+    assert "--json" in arguments or max(map(len, result.stdout.splitlines()), default=0) <= 80
+    return result.stdout
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch) -> None:
+    monkeypatch.delenv("APPA_API_KEY", raising=False)
+    for module in (records, status):
+        monkeypatch.setattr(module, "out", Console(width=80))
+
+
+@pytest.fixture
+def client(gateway: GatewayProcess, monkeypatch, stores) -> Iterator[AppaClient]:
+    monkeypatch.setenv("APPA_URL", gateway.url)
+    acting_worker.report(stores)
+    with AppaClient(gateway.url) as opened:
+        yield opened
+
+
+def test_jobs_are_listed_with_whole_ids(client: AppaClient, stores) -> None:
+    ids = [client.submit(SPEC).id for _ in range(3)]
+    job = acting_worker.start(stores, ids[0])
+    acting_worker.step(stores, job, 1, 32)
+    table = run(jobs_app, "list", "--kind", "reanalysis")
+    assert all(job_id in table for job_id in ids)
+    assert "1/32, 31 s left" in table
+    assert "running" in table
+    assert [j["id"] for j in json.loads(run(jobs_app, "list", "--json", "--limit", "3"))] == [
+        *reversed(ids)
+    ]
+    running = json.loads(run(jobs_app, "list", "--state", "running", "--json"))
+    assert ids[0] in [j["id"] for j in running]
+    for job_id in ids:
+        stores.jobs.cancel(job_id)
+
+
+def test_a_job_is_shown_and_its_failure_is_the_exit_status(client: AppaClient, stores) -> None:
+    job = client.submit(SPEC | {"members": 3})
+    text = run(jobs_app, "show", job.id)
+    assert all(word in text for word in (job.id, job.analysis_id, "queued"))
+    assert ["members", "3"] in [line.split() for line in text.splitlines()]
+    held = acting_worker.start(stores, job.id)
+    stores.jobs.fail(held.id, held.token, Problem(code="no_background", message="None [is] there."))
+    text = run(jobs_app, "show", job.id, status=1)
+    assert "no_background: None [is] there." in text
+    assert json.loads(run(jobs_app, "show", job.id, "--json", status=1))["state"] == "failed"
+    assert "not_found" in RUNNER.invoke(jobs_app, ["show", "job-none"]).stderr
+
+
+def test_jobs_are_cancelled(client: AppaClient) -> None:
+    ids = [client.submit(SPEC).id for _ in range(2)]
+    text = run(jobs_app, "cancel", *ids)
+    assert [line.split() for line in text.splitlines()] == [["cancelled", i] for i in ids]
+    assert {client.job(i).state for i in ids} == {"cancelled"}
+    [again] = json.loads(run(jobs_app, "cancel", ids[0], "--json"))
+    assert again["state"] == "cancelled"
+
+
+def test_analyses(client: AppaClient, gateway: GatewayProcess) -> None:
+    first, second = new_id("an"), new_id("an")
+    time = datetime(2190, 5, 1, 6, tzinfo=UTC)  # later than those of other tests
+    files = {"surface_ensemble_mean_and_spread_20900501T06Z.nc": b"CDF\x01", "q.png": b"\x89PNG"}
+    for hour, name in enumerate((first, second)):
+        valid = time + timedelta(hours=hour)
+        acting_worker.publish(gateway.layout, name, files, valid=valid, flavour="final")
+    table = run(analyses_app, "list", "--flavour", "final")
+    assert first in table
+    assert second in table
+    assert "2190-05-01 06" in table
+    text = run(analyses_app, "latest")
+    assert second in text
+    assert all(name in text for name in files)
+    found = json.loads(run(analyses_app, "show", first, "--json"))
+    assert (found["id"], len(found["files"])) == (first, 2)
+    assert "valid     2190-05-01 06:00 UTC" in run(analyses_app, "show", first)
+
+
+def printed(table) -> str:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table)
+    assert max(map(len, capture.get().splitlines())) <= 80
+    return capture.get()
+
+
+def test_cycles_and_workers_keep_their_ids_on_80_columns() -> None:
+    time = datetime(2025, 1, 1, 18, tzinfo=UTC)
+    cycle = Cycle(
+        id="20250101T18Z_final",
+        valid_time=time,
+        flavour="final",
+        cut_off=time + timedelta(hours=6),
+        state="published",
+        revision=12,
+        decided=time + timedelta(hours=6, seconds=70),
+        behind_seconds=70.0,
+        caught_up=True,
+        message="made again because [late] soundings came in",
+        analysis_id=new_id("an"),
+        published=time + timedelta(hours=7, minutes=55),
+    )
+    table = printed(cycle_table([cycle]))
+    assert all(
+        word in table for word in (cycle.id, cycle.analysis_id, "published", "+6.0 h", "115 min")
+    )
+    assert "[late]" in table
+    worker = WorkerReport(
+        name="ingest-products.12345@appa-7c9d5b6f4-x2v",
+        queues=["ingest", "products"],
+        device="cpu",
+        busy_with=new_id("batch"),
+        version="0.2.0",
+    )
+    table = printed(worker_table([worker]))
+    assert worker.name in table
+    assert worker.busy_with in table
+
+
+# -- status, of installations of their own
+
+
+@pytest.fixture
+def installation(start_gateway, monkeypatch):
+    process = start_gateway()
+    monkeypatch.setenv("APPA_URL", process.url)
+    stores = open_stores(process.redis_url, process.prefix)
+    yield process, stores
+    stores.redis.close()
+
+
+def test_status_tells_what_is_wrong_and_then_what_is_late(installation) -> None:
+    gateway, stores = installation
+    text = run(status_app, status=1)
+    assert "not ready" in text
+    assert "wrong gpu: no worker reports" in text
+    assert "no analysis is published yet" in text
+    run(analyses_app, "latest", status=1)
+
+    name, analysis_id = "ingest-products.1234@appa-7c9d5b6f4-x2v8k", new_id("an")
+    report = WorkerReport(
+        name=name, queues=list(QUEUES), ready=True, capabilities=acting_worker.CAN
+    )
+    stores.workers.register(report, timedelta(minutes=5))
+    acting_worker.publish(gateway.layout, analysis_id, {"a.nc": b"CDF\x01"})
+    text = run(status_app)
+    assert all(word in text for word in (name, analysis_id, "nothing is wrong", "free", "t31"))
+
+    now = datetime.now(UTC)
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    late = put(stores, hour - timedelta(hours=7), "final", "due")  # cut off four hours ago
+    put(stores, hour, "final")  # not yet
+    text = run(status_app, status=1)
+    assert f"late  cycle {late.id} is due" in text
+    assert text.count("late") == 1
+    run(status_app, "--late-minutes", "400")
+    failed = put(
+        stores, hour - timedelta(hours=5), "early", *DONE[:2], "failed", message="No [model]."
+    )
+    told = json.loads(run(status_app, "--json", status=1))
+    assert (told["ok"], told["ready"]) == (False, True)
+    assert told["wrong"] == [f"cycle {failed.id} has failed: No [model]."]
+    assert told["last_analysis"]["id"] == analysis_id
+
+
+def test_status_of_a_gateway_that_is_off_is_told_at_once() -> None:
+    result = RUNNER.invoke(status_app, ["--url", f"http://127.0.0.1:{free_port()}"])
+    assert result.exit_code == 1
+    assert "error" in result.stderr
+    assert "Traceback" not in result.output
