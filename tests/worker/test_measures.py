@@ -5,6 +5,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import torch
 from celery import Celery
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,11 +15,12 @@ from worker.contract.batches import BatchRecord, IngestSummary
 from worker.contract.jobs import JobRecord, Phase
 from worker.contract.kinds import FilteringSpec
 from worker.contract.measures import JobMeter, Measures, SharedMeasures
-from worker.contract.queues import ANNOUNCE_RESULT, celery_settings, submit
+from worker.contract.queues import ANNOUNCE_RESULT, ProcessFigures, celery_settings, submit
 from worker.contract.records import Problem, new_id, utc_now
 from worker.contract.redis_server import connect
 from worker.contract.store import open_stores
 from worker.contract.waiting import waiting
+from worker.loaded_models import LoadedModels
 
 
 def shown(stores) -> dict[tuple, float]:
@@ -219,3 +221,22 @@ def test_messages_of_the_broker_tell_when_they_were_sent(stores, shared_broker, 
     assert found.length == 2
     assert found.oldest_seconds == pytest.approx(3600, abs=10)
     app.close()
+
+
+@pytest.mark.parametrize("nvml", [True, False])
+def test_a_gpu_tells_its_memory_and_where_it_can_its_utilisation(monkeypatch, nvml):
+    gib = 2**30
+
+    def utilization(device):
+        if not nvml:
+            raise ModuleNotFoundError("pynvml does not seem to be installed")
+        return 75  # percent
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (50 * gib, 80 * gib))
+    monkeypatch.setattr("torch.cuda.utilization", utilization)
+    figures = ProcessFigures()
+    LoadedModels((), torch.device("cpu")).measure_device(figures)
+    assert figures == ProcessFigures()
+    LoadedModels((), torch.device("cuda:0")).measure_device(figures)
+    assert (figures.device_used_bytes, figures.device_total_bytes) == (30 * gib, 80 * gib)
+    assert figures.device_utilisation == (0.75 if nvml else None)
