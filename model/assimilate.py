@@ -21,6 +21,7 @@ from model.assimilation_settings import (
     recommended_settings,
     warm_sampler,
 )
+from model.background import BackgroundPrior
 from model.distributed import Ranks, Share, local_window
 from model.domain.ensembles import AntitheticPairs
 from model.domain.errors import ConfigurationError, InvalidInput
@@ -73,6 +74,7 @@ class PassInputs:
     settings: AssimilationSettings
     sampler: SamplerSettings
     warm_start: WarmStart | None
+    prior: BackgroundPrior | None
     batching: Batching
     report: FitReport
     ranks: Ranks | None = None
@@ -123,7 +125,11 @@ def sample_pass(
         earlier = inputs.warm_start.at(len(inputs.members), hours).to(start)
     if inputs.settings.start == "prior":
         guess = None if earlier is None else earlier.mean(dim=0)
+        if inputs.prior is not None:  # near enough for a single linearisation
+            guess = inputs.prior.climatology(dates[None])[0].to(start)
         start = _prior_start(inputs, part, dates, conditions, noise(start), guess)
+        if inputs.prior is not None:
+            return start
     elif earlier is not None:
         start = earlier
     level = model.schedule.sigma(torch.tensor(inputs.sampler.start, dtype=torch.float64))
@@ -150,8 +156,8 @@ def _prior_start(
 
     An earlier trajectory (T, c, h, w) is a first guess of their mean.
     """
-    model, prior = inputs.model, inputs.model.denoise.base
-    if not isinstance(prior, ZonalGaussianPrior):
+    model, prior = inputs.model, inputs.prior or inputs.model.denoise.base
+    if not isinstance(prior, ZonalGaussianPrior | BackgroundPrior):
         raise ConfigurationError(
             "Expected a checkpoint with a closed-form prior for a start from the prior; this one "
             "has none. Start from 'noise'."
@@ -166,7 +172,7 @@ def _prior_start(
     first = 0 if inputs.share is None else inputs.share.first
     solve = inputs.settings.prior_solve
     start = PriorStart(prior, conditions, inputs.seed, inputs.members, solve, guess, first)
-    draw = inputs.denoiser(prior, dates, part.blankets, start)
+    draw = inputs.denoiser(model.denoise, dates, part.blankets, start)
     # The schedule has alpha = 1, so the white noise arrives as it is at any time.
     members: Tensor = draw(white, torch.ones((), dtype=torch.float64)).mean
     return members
@@ -278,6 +284,7 @@ def assimilate(
     on_step: OnStep = no_progress,
     warm_start: WarmStart | None = None,
     diagnostics: OnFit | None = None,
+    prior: BackgroundPrior | None = None,
     first_member: int = 0,
     ranks: Ranks | None = None,
 ) -> Trajectory:
@@ -295,6 +302,10 @@ def assimilate(
         on_step: Called with (i, n) before every diffusion step; may raise `JobCancelled`.
         warm_start: An earlier trajectory that overlaps the window: sampling starts from it, or
             where it starts from the prior, the solver does.
+        prior: What is known of a window of one blanket before its observations, which then are
+            those that the last analysis has not seen; None for climatology. Members are drawn
+            from the posterior in closed form: re-noising them every hour would forget what the
+            cycle knows.
         diagnostics: Called with the noise level and fit of every evaluation.
         first_member: Number of the first member, where an ensemble is made in several jobs.
         ranks: The processes that make this trajectory together, each calling with the same
@@ -323,6 +334,11 @@ def assimilate(
         if background is not None:
             background = background[:, local.tied_states]
         plan, passes = local.plan, (local.part,)
+    if prior is not None and (len(passes) > 1 or plan.length != latent_model.blanket_size):
+        raise InvalidInput(
+            f"Expected a window of {latent_model.blanket_size} states to continue from a "
+            f"background; got {plan.length}. Start cold."
+        )
     inputs = PassInputs(
         model=latent_model,
         observations=observations,
@@ -332,6 +348,7 @@ def assimilate(
         settings=settings,
         sampler=sampler,
         warm_start=warm_start,
+        prior=prior,
         batching=Batching(
             settings.memory_budget,
             settings.batch_rows,

@@ -20,6 +20,7 @@ from model.domain.grids import Grid
 from model.domain.variables import Channel, parse_channel
 
 __all__ = [
+    "BackgroundCard",
     "BaseCard",
     "BlanketCard",
     "CARD_NAME",
@@ -76,6 +77,19 @@ class BaseCard(_Strict):
     dense: int = Field(gt=0)
 
 
+class BackgroundCard(_Strict):
+    """The errors of backgrounds of hourly cycles; absent where they are not known.
+
+    Attributes:
+        modes, dense: Sizes of their Gaussian; see `model.gaussian_prior.ZonalGaussianPrior`.
+        sigma: Noise level that analysed states are taken to have in the forecast of the new hour.
+    """
+
+    modes: int = Field(gt=0)
+    dense: int = Field(gt=0)
+    sigma: float = Field(gt=0)
+
+
 class FileCard(_Strict):
     """One file of the bundle with its checksum and size."""
 
@@ -108,8 +122,9 @@ class Card(_Strict):
         autoencoder: Sizes of the autoencoder.
         backbone: Sizes of the denoiser's backbone.
         base: Closed-form part of the denoiser.
+        background: Errors of backgrounds of hourly cycles.
         latent_shape: (c, h, w).
-        files: By role: autoencoder, backbone, statistics, and where there are any static, base.
+        files: By role: autoencoder, backbone, statistics, and where there are any static, base, background.
         code_version: Version of this package that wrote the bundle.
         provenance: Where the weights come from and how they were trained.
     """
@@ -128,6 +143,7 @@ class Card(_Strict):
     autoencoder: AutoencoderConfig
     backbone: BackboneConfig
     base: BaseCard | None = None
+    background: BackgroundCard | None = None
     latent_shape: tuple[int, int, int]
     files: dict[str, FileCard] = {}
     code_version: str

@@ -255,7 +255,11 @@ Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 @torch.no_grad()
 def fit_zonal_gaussian(
-    prior: ZonalGaussianPrior, batches: Batches, shrinkage: float = 0.05
+    prior: ZonalGaussianPrior,
+    batches: Batches,
+    shrinkage: float = 0.05,
+    *,
+    centred: bool = False,
 ) -> ZonalGaussianPrior:
     """Fit all buffers of `prior` in three passes over sample blankets.
 
@@ -264,8 +268,12 @@ def fit_zonal_gaussian(
         batches: Training blankets.
         shrinkage: Share of the off-diagonal covariance that is taken away, because it is
             estimated from a finite sample.
+        centred: Whether the mean is known to be zero and is not fitted.
     """
-    _fit_mean(prior, batches)
+    if centred:
+        prior.mean.zero_()
+    else:
+        _fit_mean(prior, batches)
     _fit_modes(prior, batches)
     _fit_covariance(prior, batches, shrinkage)
     return prior

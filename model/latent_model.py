@@ -157,6 +157,7 @@ class LatentModel(nn.Module):
             sea level, `land_sea_mask` as a fraction; and `weighting_function.<number>`, with
             shape (levels,), for brightness temperatures; and `reconstruction_residual`, with
             shape (C, Y), which observation errors then include.
+        background_errors: Of the backgrounds of hourly cycles; None where they are not known.
         precision: Of the products inside the networks.
     """
 
@@ -168,6 +169,8 @@ class LatentModel(nn.Module):
         state_normalisation: StateNormalisation,
         latent_normalisation: LatentNormalisation,
         static: Mapping[str, Tensor] | None = None,
+        background_errors: ZonalGaussianPrior | None = None,
+        *,
         precision: Precision = "float32",
     ) -> None:
         super().__init__()
@@ -177,6 +180,7 @@ class LatentModel(nn.Module):
         self.state_normalisation = state_normalisation
         self.latent_normalisation = latent_normalisation
         self.static = dict(static or {})
+        self.background_errors = background_errors
         self.precision: Precision = precision
         self.denoise.precision = precision
         self._grid = card.grid.grid()

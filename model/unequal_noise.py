@@ -23,13 +23,23 @@ from model.denoiser import Scalings
 if TYPE_CHECKING:
     from model.gaussian_prior import ZonalGaussianPrior
 
-__all__ = ["Conditioned", "Factors", "factorise"]
+__all__ = ["UNKNOWN", "Conditioned", "Factors", "factorise", "forecast_profile"]
+
+UNKNOWN = 100.0
+"""Noise level of a state of which nothing is known: far above the spread of any EOF."""
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """What the solution needs of one profile: the inverses of each EOF's own part (waves, r, K, K) over
 frequencies; Woodbury's middle matrix of the dense coefficients, complex (waves, q, q); their
 covariance, complex (waves, q, q); the gain on what the EOFs leave (waves, K, K) over states; the
 prior's and the posterior's mean variance of each state (K,), float64."""
+
+
+def forecast_profile(blanket: int, known: int, sigma: float) -> Tensor:
+    """Return levels (K,) of a blanket whose first `known` states carry `sigma`, the others nothing."""
+    levels = torch.full((blanket,), UNKNOWN)
+    levels[:known] = sigma
+    return levels
 
 
 class Conditioned:

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from model.assimilate import Trajectory, assimilate
 from model.assimilation_settings import AssimilationSettings, WarmStart, recommended_settings
+from model.background import BackgroundPrior, around_forecast
+from model.domain.errors import ConfigurationError
 from model.domain.windows import HOUR, WindowPlan
 from model.latent_model import LatentModel
+from model.nn.embedding import date_rows
 from model.operators.observation_set import ObservationSet
 from worker.contract.kinds import SpecBase
 from worker.lease import ProgressReporter
@@ -35,6 +38,7 @@ class Background:
         info: Where it comes from and how old it is; JSON-able.
         flags: What a reader of the result must know, such as `cold_start`.
         antithetic: Whether members 0 and 1, 2 and 3 … have opposite perturbations.
+        prior: Where the window continues an analysis: what is known before its new observations.
     """
 
     times: tuple[datetime, ...]
@@ -43,6 +47,7 @@ class Background:
     info: dict[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     antithetic: bool = False
+    prior: BackgroundPrior | None = None
 
     @property
     def members(self) -> int:
@@ -55,7 +60,7 @@ def pairs_info(antithetic: bool) -> dict[str, Any]:
     return {"mirrored": True} if antithetic else {}
 
 
-_PRIOR_SEED, _FORECAST_SEED = 1 << 40, 1 << 41
+_PRIOR_SEED, _FORECAST_SEED, _BACKGROUND_SEED = 1 << 40, 1 << 41, 1 << 42
 _SHORT = 3
 """Longest forecast, in hours, that takes a warm start from persistence."""
 
@@ -136,6 +141,23 @@ class Solver:
         seed = self.spec.seed + _FORECAST_SEED
         return self._run(plan, None, seed, background=known, warm_start=warm).latents[:, past:]
 
+    def around(self, analysed: Tensor, times: Sequence[datetime]) -> BackgroundPrior:
+        """Return what is known of a window after the analysis of its first states.
+
+        Arguments:
+            analysed: Their mean, with shape (k, c, h, w).
+            times: Of all states of the window.
+        """
+        around = around_forecast(self.model)
+        if around is None:
+            raise ConfigurationError("Expected a checkpoint that knows the errors of backgrounds.")
+        return around(analysed, date_rows(times))
+
+    def drawn_around(self, prior: BackgroundPrior, times: Sequence[datetime]) -> Tensor:
+        """Return draws from a prior around a background, with shape (M, T, c, h, w)."""
+        plan = WindowPlan.filtering(times[-1], len(times))
+        return self._run(plan, None, self.spec.seed + _BACKGROUND_SEED, prior=prior).latents
+
     def analysis(
         self, plan: WindowPlan, observations: ObservationSet, background: Background
     ) -> Analysis:
@@ -155,13 +177,18 @@ class Solver:
                 ("zero_observations",),
                 pairs,
             )
-        warm = self.spec.starts_warm and background.source != "climatology"
+        warm = (
+            self.spec.starts_warm
+            and background.source != "climatology"
+            and background.prior is None
+        )
         result = self._run(
             plan,
             observations.to(self.model.dtype, self.model.device) if len(observations) else None,
             self.spec.seed,
             background=self.resize(background.latents)[:, tied] if tied.any() else None,
             warm_start=WarmStart(background.latents, plan.times[0]) if warm else None,
+            prior=background.prior,
         )
         return Analysis(
             result.latents,

@@ -42,6 +42,7 @@ from model.domain.errors import ConfigurationError
 from model.domain.grids import Grid, unit_vectors
 from model.domain.physics import EARTH_RADIUS
 from model.gaussian_prior import ZonalGaussianPrior
+from model.guidance.prior_covariance import GaussianPrior
 from model.guidance.solvers import Tangent, variational_increment
 from model.latent_model import LatentModel, climatological_states
 from model.nn.embedding import date_rows
@@ -49,7 +50,7 @@ from model.operators.observation_set import ObservationSet
 
 __all__ = [
     "Climatology",
-    "GaussianPrior",
+    "SampledPrior",
     "WindowedAnalysis",
     "fit_climatology",
     "gaspari_cohn",
@@ -115,14 +116,8 @@ def fit_climatology(sample: Iterable[tuple[Tensor, NDArray[np.datetime64]]]) -> 
 Map = Callable[[Tensor], Tensor]
 
 
-class GaussianPrior(Protocol):
-    """A Gaussian over blankets (B, K, c, h, w); see `model.gaussian_prior`."""
-
-    def climatology(self, date: Tensor) -> Tensor:
-        """Return the mean at dates (B, K, 4)."""
-
-    def filter(self, x: Tensor, gain: Map) -> Tensor:
-        """Return U g(Λ) U* x, with the eigenvectors U and the variances Λ of the covariance."""
+class SampledPrior(GaussianPrior, Protocol):
+    """A Gaussian over blankets (B, K, c, h, w) that can be drawn from; see `model.gaussian_prior`."""
 
     def sample(self, date: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw blankets at dates (B, K, 4)."""
@@ -145,7 +140,7 @@ class WindowedAnalysis:
 
 @torch.no_grad()
 def windowed_analysis(
-    prior: GaussianPrior,
+    prior: SampledPrior,
     decode: Map,
     observations: ObservationSet,
     date: Tensor,
@@ -264,7 +259,7 @@ def optimal_interpolation(
 
 @torch.no_grad()
 def prior_anomalies(
-    prior: GaussianPrior,
+    prior: SampledPrior,
     decode: Callable[[Tensor], Tensor],
     date: Tensor,
     count: int,

@@ -132,6 +132,7 @@ class Method(StrEnum):
 
     RECONSTRUCTION = "autoencoder"
     FILTERING = "filtering"
+    ABLATION = "filtering without the network"
     WARM = "filtering, warm-started an hour later"
     REANALYSIS = "reanalysis, mid-window"
     CLIMATOLOGY = "climatology"

@@ -5,20 +5,22 @@ each channel's area-weighted RMSE over the standard deviation the checkpoint sta
 Results are kept in a file, so that an interrupted experiment continues where it was.
 """
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from pydantic import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.osse.baselines import score_interpolation, score_persistence, score_windowed
 from lab.osse.cases import ObservedCase, ReadTruth, observe_case
+from lab.osse.cycled_skill import CycledSkill
 from lab.osse.network import Network
 from lab.osse.scores import (
     AutoencoderSkill,
@@ -33,6 +35,7 @@ from lab.osse.scores import (
 )
 from model.assimilate import Trajectory, assimilate
 from model.assimilation_settings import AssimilationSettings, WarmStart, recommended_settings
+from model.denoiser import BlanketDenoiser
 from model.diagnostics.ensembles import ranks
 from model.diagnostics.equivalents import model_equivalents
 from model.diagnostics.scores import spread_skill
@@ -40,9 +43,18 @@ from model.domain.errors import InvalidInput
 from model.domain.files import open_atomic, write_atomic
 from model.domain.windows import WindowPlan
 from model.execution import OnStep, no_progress
+from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel, climatological_states
 
-__all__ = ["OnPhase", "ResultsFile", "ScoredStart", "SkillSettings", "experiment", "score_start"]
+__all__ = [
+    "OnPhase",
+    "ResultsFile",
+    "ScoredStart",
+    "SkillSettings",
+    "experiment",
+    "score_start",
+    "without_network",
+]
 
 OnPhase = Callable[[str], None]
 """Called with the name of what begins."""
@@ -66,6 +78,7 @@ class SkillSettings:
         anomalies: Climatological states behind the one-hour optimal interpolation.
         warm: Whether the cycle an hour later is run too, for its cost.
         windowed: Whether windowed optimal interpolation is scored, the longest of the baselines.
+        ablation: Whether filtering is repeated without what the network has learned.
         settings: How the checkpoint assimilates; None for what its card recommends.
     """
 
@@ -79,6 +92,7 @@ class SkillSettings:
     anomalies: int = 400
     warm: bool = True
     windowed: bool = True
+    ablation: bool = True
     settings: AssimilationSettings | None = None
 
 
@@ -126,6 +140,9 @@ def score_start(
     if s.warm:
         on_phase(Method.WARM)
         _cycle(run, Method.WARM, 1, analysis.warm_start)
+    if s.ablation and without_network(model) is not None:
+        on_phase(Method.ABLATION)
+        _ablation(run)
     if s.lead:
         on_phase(Method.FORECAST)
         _score_forecast(run, analysis)
@@ -169,6 +186,36 @@ def _cycle(run: _Run, method: Method, later: int, warm: WarmStart | None) -> Tra
     )
     run.scorer.score(method, analysis.states.mean(0)[-1], case.truth[s.window - 1 + later])
     return analysis
+
+
+def without_network(model: LatentModel) -> LatentModel | None:
+    """Return a checkpoint whose network corrects nothing; None where it has no closed form."""
+    if not isinstance(model.denoise.base, ZonalGaussianPrior):
+        return None
+    bare = copy.copy(model)
+    # Modules of a copy are shared until they are replaced.
+    bare._modules = dict(model._modules)
+    bare.denoise = BlanketDenoiser(_NoCorrection(), model.denoise.base, model.precision)
+    return bare
+
+
+class _NoCorrection(nn.Module):
+    def forward(self, x: Tensor, t: Tensor, date: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def _ablation(run: _Run) -> None:
+    s, case = run.settings, run.case
+    analysis = assimilate(
+        cast(LatentModel, without_network(case.model)),
+        case.observations(),
+        WindowPlan.filtering(case.end, s.window),
+        s.members,
+        s.seed,
+        settings=s.settings,
+        on_step=run.on_step,
+    )
+    run.scorer.score(Method.ABLATION, analysis.states.mean(0)[-1], case.last)
 
 
 def _ranks(run: _Run, analysis: Trajectory) -> tuple[int, Ranks]:
@@ -240,6 +287,8 @@ class _Contents(BaseModel):
     experiment: dict[str, Any]
     autoencoder: AutoencoderSkill | None = None
     starts: tuple[StartSkill, ...] = ()
+    cycled: CycledSkill | None = None
+    relative_error: dict[str, float] | None = None
 
 
 def experiment(model: LatentModel, settings: SkillSettings, truth: str | None) -> dict[str, Any]:
@@ -308,6 +357,24 @@ class ResultsFile:
             if self.path is not None:
                 _write_fields(self.path.with_suffix(".npz"), fields)
         self._write({"starts": (*self._contents.starts, skill)})
+
+    @property
+    def cycled(self) -> CycledSkill | None:
+        """Return the figures of a chain of cycles, if finished."""
+        return self._contents.cycled
+
+    def add_cycled(self, skill: CycledSkill) -> None:
+        """Add a chain of cycles and write the file."""
+        self._write({"cycled": skill})
+
+    @property
+    def relative_error(self) -> dict[str, float] | None:
+        """Return the denoiser's error over the closed form's by noise level, if finished."""
+        return self._contents.relative_error
+
+    def add_relative_error(self, found: dict[str, float]) -> None:
+        """Add the denoiser's figures and write the file."""
+        self._write({"relative_error": found})
 
     def _write(self, change: dict[str, Any]) -> None:
         self._contents = self._contents.model_copy(update=change)

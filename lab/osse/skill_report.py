@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from lab.osse.cycled_skill import CycledSkill
 from lab.osse.scores import AutoencoderSkill, Method, StartSkill, rank_shapes
 from lab.osse.skill import SkillSettings
 from lab.osse.summary import (
@@ -203,6 +204,9 @@ class SkillReport:
         autoencoder, methods, groups, forecasts, ranks, goals: The tables.
         spread_ratio: Mean spread over error of the filtering ensemble.
         memory: Peak memory of a cycle and of everything, GiB.
+        cycled: Figures of a chain of cycles, if one was run.
+        relative_error: The denoiser's mean square error over the closed form's, by noise level;
+            None without a closed form.
     """
 
     checkpoint: str
@@ -219,6 +223,8 @@ class SkillReport:
     spread_ratio: float
     memory: tuple[float, float]
     goals: tuple[Goal, ...]
+    cycled: CycledSkill | None = None
+    relative_error: dict[str, float] | None = None
 
 
 def make_report(
@@ -226,8 +232,10 @@ def make_report(
     settings: SkillSettings,
     autoencoder: AutoencoderSkill,
     starts: Sequence[StartSkill],
+    cycled: CycledSkill | None = None,
+    relative_error: dict[str, float] | None = None,
 ) -> SkillReport:
-    """Sum up the starts of an experiment, at least one."""
+    """Sum up the starts of an experiment, at least one, and what was measured beside them."""
     forecasts = forecast_rows(starts, model.channels)
     ranks = rank_shapes(s.ranks for s in starts)
     return SkillReport(
@@ -245,6 +253,8 @@ def make_report(
         spread_ratio=float(np.nanmean([s.spread_ratio for s in starts])),
         memory=summed_memory(starts),
         goals=judge(starts, autoencoder, forecasts, ranks, settings),
+        cycled=cycled,
+        relative_error=relative_error,
     )
 
 
@@ -270,8 +280,15 @@ def _utc_seconds(time: datetime) -> float:
 
 
 def as_json(report: SkillReport) -> dict[str, Any]:
-    """Return plain values: every table, every start and every channel; NaN is None."""
+    """Return plain values: every table, every start and every channel; NaN is None.
+
+    The figures by which a checkpoint is judged come by short names: `cold`, `cycled`, `denoiser`.
+    """
     values = {f.name: _plain(getattr(report, f.name)) for f in fields(report)}
+    named = {"filtering": Method.FILTERING, "ablation": Method.ABLATION}
+    named |= {"windowed_oi": Method.WINDOWED, "forecast_24h": Method.FORECAST}
+    values["cold"] = _plain({k: overall(report.starts, m) for k, m in named.items()})
+    values["denoiser"] = {"relative_error": values.pop("relative_error")}
     values["starts"] = [
         _plain(s.model_dump(exclude={"ranks"})) | {"season": season(s.end)} for s in report.starts
     ]

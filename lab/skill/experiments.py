@@ -3,21 +3,24 @@
 import time
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from lab.osse.cases import Truth, analysis_times, open_truth
+from lab.osse.cycled_skill import CycleSettings, score_cycles
 from lab.osse.scores import AutoencoderSkill, CaseFields, Method, StartSkill, score_autoencoder
 from lab.osse.skill import ResultsFile, SkillSettings, experiment, score_start
 from lab.osse.skill_report import SkillReport, make_report
+from lab.training.denoiser_skill import relative_errors
 from model.assimilate import assimilate
 from model.checkpoints.bundle import load_checkpoint
 from model.denoiser import Precision
@@ -57,6 +60,8 @@ class Experiment:
         precision: Of the networks.
         keep: A file for the results of finished starts.
         finished: Whether to report what is kept and compute nothing.
+        cycle_days: Length of a chain of hourly cycles; 0 for none.
+        shorten: Whether a shorter chain, or none, will do where the truth is short.
     """
 
     checkpoint: str
@@ -68,6 +73,8 @@ class Experiment:
     precision: Precision = "bfloat16"
     keep: Path | None = None
     finished: bool = False
+    cycle_days: float = 0.0
+    shorten: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,13 +107,15 @@ def verify_osse(
     """
     model = load_checkpoint(asked.checkpoint, precision=asked.precision)
     truth = open_truth(model, asked.checkpoint, asked.truth, asked.first, asked.last)
-    kept = ResultsFile(asked.keep, experiment(model, settings, asked.truth))
+    made_by = experiment(model, settings, asked.truth) | {"cycle_days": asked.cycle_days}
+    kept = ResultsFile(asked.keep, made_by)
     ends = analysis_times(truth, settings.window, max(settings.lead, 1), asked.starts)
     if asked.finished:
         autoencoder, starts = _finished(kept, ends)
     else:
-        autoencoder, starts = _all(model, truth, ends, settings, asked.states, kept)
-    return make_report(model, settings, autoencoder, starts), model, kept.fields
+        autoencoder, starts = _all(model, truth, ends, settings, asked, kept)
+    report = make_report(model, settings, autoencoder, starts, kept.cycled, kept.relative_error)
+    return report, model, kept.fields
 
 
 def _finished(kept: ResultsFile, ends: list[datetime]) -> tuple[AutoencoderSkill, list[StartSkill]]:
@@ -124,7 +133,7 @@ def _all(
     truth: Truth,
     ends: list[datetime],
     settings: SkillSettings,
-    states: int,
+    asked: Experiment,
     kept: ResultsFile,
 ) -> tuple[AutoencoderSkill, list[StartSkill]]:
     # Progress does not belong to the output, which may be JSON for another program.
@@ -133,12 +142,74 @@ def _all(
     with Progress(*columns, console=console, transient=True) as bar:
         parts = bar.add_task("all", total=len(ends) + 1)
         display = _Display(console, bar, parts, bar.add_task("", total=None))
-        autoencoder = _autoencoder(model, truth, states, kept, display)
+        autoencoder = _autoencoder(model, truth, asked.states, kept, display)
+        _denoiser(model, truth, ends, kept, display)
         found = {}
         for number, end in enumerate(seasons_first(ends)):
             name = f"start {number + 1} of {len(ends)}"
             found[end] = _start(model, truth, end, settings, kept, display, name)
+        if asked.cycle_days:
+            _cycles(model, truth, settings, asked, kept, display)
     return autoencoder, [found[end] for end in ends]
+
+
+def _denoiser(
+    model: LatentModel, truth: Truth, ends: list[datetime], kept: ResultsFile, display: _Display
+) -> None:
+    """Compare the denoiser with its closed form on the blankets that end with the starts."""
+    if kept.relative_error is not None or not isinstance(model.denoise.base, ZonalGaussianPrior):
+        return
+    display.phase("denoiser")
+    size = model.blanket_size
+    firsts = [end - (size - 1) * HOUR for end in ends]
+    with torch.no_grad():
+        blankets = [model.encode(truth(first, size))[None] for first in firsts]
+    dates = [date_rows([first + i * HOUR for i in range(size)])[None] for first in firsts]
+    found = relative_errors(model.denoise, lambda: zip(blankets, dates, strict=True))
+    kept.add_relative_error({str(level): error for level, error in found.items()})
+    text = ", ".join(f"{error:.3f} at σ {level:g}" for level, error in found.items())
+    display.finished(f"denoiser over closed form: {text}")
+
+
+def _cycles(
+    model: LatentModel,
+    truth: Truth,
+    settings: SkillSettings,
+    asked: Experiment,
+    kept: ResultsFile,
+    display: _Display,
+) -> None:
+    skill, begin, days = kept.cycled, time.perf_counter(), asked.cycle_days
+    if skill is None:
+        first, last = truth.span
+        start = first + (model.blanket_size - 1) * HOUR
+        room = (last - start) / timedelta(days=1) - 1
+        if asked.shorten and room < days:
+            days = room // 0.25 * 0.25
+            if days <= 0:
+                return
+        display.phase(f"{days:g} days of cycles")
+        if room < days:
+            raise InvalidInput(
+                f"Expected {days + 2:g} days of truth for {days:g} days of cycles, a window before "
+                f"and a forecast after them; got {first.isoformat()} to {last.isoformat()}."
+            )
+        chain = CycleSettings(
+            days,
+            settings.members,
+            settings.past,
+            settings.seed,
+            settings.network,
+            settings.withhold,
+            settings.settings,
+        )
+        skill = score_cycles(model, truth, start, chain, display.step)
+        kept.add_cycled(skill)
+    display.finished(
+        f"{days:g} days of cycles ({time.perf_counter() - begin:.0f} s): {skill.filtering:.3f}, "
+        f"by day {' '.join(f'{e:.3f}' for e in skill.by_day)}, cold window {skill.cold:.3f}, "
+        f"forecast {skill.forecast_24h:.3f}, {skill.cycle_seconds:.1f} s a cycle"
+    )
 
 
 def seasons_first(ends: list[datetime]) -> list[datetime]:

@@ -17,19 +17,9 @@ from torch import Tensor
 from lab.training.latent_years import LatentYears
 from model.denoiser import Scalings, noise_time
 from model.gaussian_prior import ZonalGaussianPrior
-from model.unequal_noise import Conditioned
+from model.unequal_noise import Conditioned, forecast_profile
 
-__all__ = ["UNKNOWN", "Batch", "Batches", "ProfileLibrary", "draw_profile", "forecast_profile"]
-
-UNKNOWN = 100.0
-"""Noise level of a state of which nothing is known: far above the spread of any EOF."""
-
-
-def forecast_profile(blanket: int, known: int, sigma: float) -> Tensor:
-    """Return levels (K,) of a blanket whose first `known` states carry `sigma`, the others nothing."""
-    levels = torch.full((blanket,), UNKNOWN)
-    levels[:known] = sigma
-    return levels
+__all__ = ["Batch", "Batches", "ProfileLibrary", "draw_profile"]
 
 
 def draw_profile(blanket: int, random: torch.Generator) -> Tensor:

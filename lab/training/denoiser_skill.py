@@ -1,26 +1,51 @@
 """Compare a learned correction with the closed form it corrects: by noise level, as a forecast."""
 
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from lab.training.denoiser_batches import forecast_profile
 from lab.training.latent_years import LatentYears
 from model.denoiser import BlanketDenoiser
 from model.gaussian_prior import ZonalGaussianPrior
+from model.unequal_noise import forecast_profile
 
-__all__ = ["evaluate", "evaluate_forecast"]
+__all__ = ["evaluate", "evaluate_forecast", "relative_errors"]
 
 LEVELS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Noise levels of the evaluation."""
 
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+
 
 @torch.no_grad()
+def relative_errors(denoiser: BlanketDenoiser, batches: Batches) -> dict[float, float]:
+    """Return the mean square error over that of the closed form, by noise level.
+
+    Arguments:
+        denoiser: The correction and its base.
+        batches: Gives clean blankets (B, K, c, h, w) and their dates (B, K, 4), anew at each call.
+    """
+    device = next(denoiser.parameters()).device
+    random = torch.Generator().manual_seed(7)
+    found = {}
+    for level in LEVELS:
+        learned = closed = 0.0
+        for x, date in batches():
+            x, date = x.to(device), date.to(device)
+            x_t = x + level * torch.randn(x.shape, generator=random).to(device)
+            sigma = torch.full((len(x),), level, device=device)
+            closed += float((denoiser.base(x_t, sigma, date) - x).square().sum())
+            learned += float((denoiser(x_t, sigma, date) - x).square().sum())
+        found[level] = learned / closed
+    return found
+
+
 def evaluate(
     denoiser: BlanketDenoiser, data: LatentYears, starts: Tensor, blanket: int, seed: int = 0
 ) -> dict[float, float]:
-    """Return the mean square error over that of the closed form, by noise level.
+    """Return `relative_errors` of blankets of one truth.
 
     Arguments:
         denoiser: The correction and its base.
@@ -29,20 +54,12 @@ def evaluate(
         blanket: States of a blanket.
         seed: Index of the truth.
     """
-    device = next(denoiser.parameters()).device
-    random = torch.Generator().manual_seed(7)
-    found = {}
-    for level in LEVELS:
-        learned = closed = 0.0
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for part in starts.split(8):
-            x, date = data.blankets(torch.full_like(part, seed), part, blanket)
-            x, date = x.to(device), date.to(device)
-            x_t = x + level * torch.randn(x.shape, generator=random).to(device)
-            sigma = torch.full((len(x),), level, device=device)
-            closed += float((denoiser.base(x_t, sigma, date) - x).square().sum())
-            learned += float((denoiser(x_t, sigma, date) - x).square().sum())
-        found[level] = learned / closed
-    return found
+            yield data.blankets(torch.full_like(part, seed), part, blanket)
+
+    return relative_errors(denoiser, batches)
 
 
 @torch.no_grad()

@@ -144,6 +144,7 @@ def assemble(
     *,
     static: dict[str, Tensor] | None = None,
     base: ZonalGaussianPrior | None = None,
+    background: ZonalGaussianPrior | None = None,
     precision: Precision = "float32",
 ) -> LatentModel:
     """Put a model together from its parts.
@@ -155,6 +156,7 @@ def assemble(
         statistics: state_mean and state_std (C,), latent_mean and latent_std (c,).
         static: Unchanging fields; see `LatentModel`.
         base: Closed-form part of the denoiser.
+        background: Errors of backgrounds.
         precision: Of the products inside the networks.
     """
     static = dict(static or {})
@@ -171,4 +173,6 @@ def assemble(
         card.autoencoder.noise_level,
     )
     denoise = BlanketDenoiser(backbone, base)
-    return LatentModel(card, autoencoder, denoise, states, latents, static, precision)
+    return LatentModel(
+        card, autoencoder, denoise, states, latents, static, background, precision=precision
+    )

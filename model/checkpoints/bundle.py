@@ -86,7 +86,9 @@ def load_checkpoint(
 def _load_bundle(folder: Path, precision: Precision, *, verify: bool) -> LatentModel:
     card = read_card(folder / CARD_NAME)
     tensors = {role: _read(folder, role, file, verify=verify) for role, file in card.files.items()}
-    for role in ("autoencoder", "backbone", "statistics", *(["base"] if card.base else [])):
+    gaussians = {"base": card.base, "background": card.background}
+    described = [role for role, sizes in gaussians.items() if sizes is not None]
+    for role in ("autoencoder", "backbone", "statistics", *described):
         if role not in tensors:
             raise CheckpointError(
                 f"Expected a file for '{role}' in {folder / CARD_NAME}; got "
@@ -95,14 +97,14 @@ def _load_bundle(folder: Path, precision: Precision, *, verify: bool) -> LatentM
             )
     with torch.device("meta"):
         autoencoder, backbone = Autoencoder(card.autoencoder), Backbone(card.backbone)
-    base = None
-    if card.base is not None:
-        base = ZonalGaussianPrior(
-            card.blanket.size, card.latent_shape, card.base.modes, card.base.dense
-        )
-    for role, module in (("autoencoder", autoencoder), ("backbone", backbone), ("base", base)):
-        if module is not None:
-            load_strictly(module, tensors[role], folder / card.files[role].path)
+    priors = {
+        role: ZonalGaussianPrior(card.blanket.size, card.latent_shape, sizes.modes, sizes.dense)
+        for role, sizes in gaussians.items()
+        if sizes is not None
+    }
+    networks: dict[str, nn.Module] = {"autoencoder": autoencoder, "backbone": backbone}
+    for role, module in (networks | priors).items():
+        load_strictly(module, tensors[role], folder / card.files[role].path)
     statistics = _statistics(card, tensors["statistics"], folder / card.files["statistics"].path)
     try:
         return assemble(
@@ -111,7 +113,7 @@ def _load_bundle(folder: Path, precision: Precision, *, verify: bool) -> LatentM
             backbone,
             statistics,
             static=tensors.get("static"),
-            base=base,
+            **priors,
             precision=precision,
         )
     except AppaError as error:
@@ -192,16 +194,21 @@ def _arrays(model: LatentModel, stored: Storage) -> dict[str, dict[str, Tensor]]
         },
     }
     if model.card.base is not None:
-        base = cast(nn.Module, model.denoise.base).state_dict()
-        # Vectors of unit length keep three digits in float16, whose exponents suffice for them.
-        half = stored != "float32"
-        arrays["base"] = {
-            name: value.half() if half and name in ("eofs", "dense_vectors", "mean") else value
-            for name, value in base.items()
-        }
+        arrays["base"] = _gaussian(cast(nn.Module, model.denoise.base), stored)
+    if model.card.background is not None and model.background_errors is not None:
+        arrays["background"] = _gaussian(model.background_errors, stored)
     if model.static:
         arrays["static"] = dict(model.static)
     return arrays
+
+
+def _gaussian(prior: nn.Module, stored: Storage) -> dict[str, Tensor]:
+    # Vectors of unit length keep three digits in float16, whose exponents suffice for them.
+    half = stored != "float32"
+    return {
+        name: value.half() if half and name in ("eofs", "dense_vectors", "mean") else value
+        for name, value in prior.state_dict().items()
+    }
 
 
 def _weights(module: nn.Module, stored: Storage) -> dict[str, Tensor]:

@@ -57,6 +57,7 @@ _FLAGS = (
     QCFlag("late", 31, "arrived after the cut-off"),
     QCFlag("withheld", 32, "kept back for verification"),
     QCFlag("decode", 33, "decoder could not trust the value"),
+    QCFlag("assimilated", 34, "seen by the analysis that this one continues"),
 )
 QC_FLAGS: Registry[QCFlag] = Registry(
     "quality-control outcome",

@@ -33,8 +33,9 @@ References:
     | https://doi.org/10.1137/140964023
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -42,7 +43,6 @@ from torch import Tensor
 
 from model.domain.ensembles import noise_source
 from model.domain.errors import ConfigurationError
-from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import (
     BlanketRows,
     Conditions,
@@ -57,6 +57,7 @@ from model.guidance.solvers import Filter, Tangent, variational_increment
 
 __all__ = [
     "Analysed",
+    "GaussianPrior",
     "PriorCovariance",
     "PriorCovarianceSettings",
     "PriorStart",
@@ -220,6 +221,16 @@ def _whitened(seen: Observed, x: Tensor) -> Tangent:
     return Tangent(lambda z: seen.predict(z) / seen.error_std, x)
 
 
+class GaussianPrior(Protocol):
+    """A Gaussian over blankets (B, K, c, h, w), with eigenvectors U and variances Λ."""
+
+    def climatology(self, date: Tensor) -> Tensor:
+        """Return the mean at dates (B, K, 4)."""
+
+    def filter(self, x: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return U g(Λ) U* x."""
+
+
 @dataclass(frozen=True)
 class PriorStartSettings:
     """How the systems are solved.
@@ -261,7 +272,7 @@ class PriorStart:
     """Map white noise to members of the posterior; a `Guidance` that uses no denoiser.
 
     Arguments:
-        prior: The closed-form prior.
+        prior: The closed form, climatological or around a background.
         conditions: The observations.
         seed: Of the perturbations of the observations.
         members: Number of each member.
@@ -274,7 +285,7 @@ class PriorStart:
 
     def __init__(
         self,
-        prior: ZonalGaussianPrior,
+        prior: GaussianPrior,
         conditions: Conditions,
         seed: int,
         members: tuple[int, ...],

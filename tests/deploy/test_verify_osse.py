@@ -31,11 +31,11 @@ def few_observations(monkeypatch):
     monkeypatch.setattr(skill, "SkillSettings", few)
 
 
-def run(world, *options):
+def run(world, *options, code=0):
     command = ["osse", "--checkpoint", str(world / "bundle"), "--truth", str(world / "truth.nc")]
     small = ["--members", "2", "--window", "6", "--lead", "5", "--states", "3"]
     result = CliRunner().invoke(app, [*command, *small, "--precision", "float32", *options])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, result.output
     return result
 
 
@@ -94,10 +94,28 @@ def test_the_first_starts_of_many_are_of_different_seasons():
     assert seasons_first(ends[:2]) == ends[:2]
 
 
-def test_a_quick_run_leaves_out_what_takes_longest(world):
+def test_a_quick_run_names_the_figures_that_a_checkpoint_is_judged_by(world):
     values = json.loads(run(world, "--quick", "--json").stdout)
-    methods = {m["method"] for m in values["methods"]}
-    assert {"filtering", "forecast", "climatology", "optimal interpolation, 1 hour"} <= methods
-    assert not any("warm" in method or "windowed" in method for method in methods)
-    assert len(values["starts"]) == 1
+    methods = {m["method"]: m["mean"] for m in values["methods"]}
+    assert not any("warm" in method for method in methods)
     assert not any("warm" in goal["what"] for goal in values["goals"])
+    assert len(values["starts"]) == 2
+    cold = values["cold"]
+    assert cold["filtering"] == pytest.approx(methods["filtering"])
+    assert cold["windowed_oi"] == pytest.approx(methods["windowed OI"])
+    assert cold["ablation"] == pytest.approx(methods["filtering without the network"])
+    assert cold["ablation"] != cold["filtering"]
+    assert set(values["denoiser"]["relative_error"]) == {"0.1", "0.2", "0.5", "1.0", "2.0", "5.0"}
+    # Too few hours are left for cycles between a window and a day of forecast.
+    assert values["cycled"] is None
+
+
+def test_cycles_are_scored_and_need_enough_truth(world, tmp_path):
+    write_truth(small_model(), tmp_path / "longer.nc", 34)
+    longer = ("--starts", "1", "--truth", str(tmp_path / "longer.nc"))
+    values = json.loads(run(world, *longer, "--cycles", "0.25", "--json").stdout)
+    names = ["filtering", "wind", "humidity", "forecast_24h", "spread_over_error", "cycle_seconds"]
+    assert all(values["cycled"][name] > 0 for name in names)
+    assert values["cycled"]["continued"] is False
+    done = run(world, *longer, "--cycles", "5", code=1)
+    assert "Expected 7 days of truth for 5 days of cycles" in str(done.exception)

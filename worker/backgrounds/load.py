@@ -34,6 +34,7 @@ __all__ = [
     "FirstGuess",
     "climatology",
     "consecutive",
+    "continued_background",
     "covers",
     "load_background",
     "previous_analysis",
@@ -230,6 +231,31 @@ def previous_analysis(plan: WindowPlan, earlier: EarlierStates, solver: Solver) 
         _info(earlier, plan.times[-1], len(latents)) | pairs_info(antithetic),
         earlier.flags,
         antithetic,
+    )
+
+
+def continued_background(plan: WindowPlan, earlier: EarlierStates, solver: Solver) -> Background:
+    """Return the analysis of the hour before around its own forecast, with the errors it has.
+
+    Its mean carries the chain; members are drawn anew around it, so that their spread is that of
+    the errors which such backgrounds have made.
+
+    Arguments:
+        plan: The states of the job, a blanket.
+        earlier: The analysis of the hour before.
+        solver: Runs the model.
+    """
+    first = earlier.restart.times.index(plan.times[0])
+    prior = solver.around(earlier.restart.latents[:, first:].mean(dim=0), plan.times)
+    latents = solver.drawn_around(prior, plan.times)
+    return Background(
+        plan.times,
+        latents,
+        earlier.source,
+        _info(earlier, plan.times[-1], len(latents)) | pairs_info(solver.settings.antithetic),
+        ("continued", *earlier.flags),
+        solver.settings.antithetic,
+        prior,
     )
 
 

@@ -12,7 +12,13 @@ from typing import Any
 import structlog
 
 from model.domain.errors import ResourceExhausted
-from worker.backgrounds.load import EarlierStates, FirstGuess, load_background, read_first_guess
+from worker.backgrounds.load import (
+    EarlierStates,
+    FirstGuess,
+    continued_background,
+    load_background,
+    read_first_guess,
+)
 from worker.backgrounds.restarts import PublishedStates, find_restart
 from worker.contract import clock
 from worker.contract.jobs import JobRecord, Phase
@@ -21,6 +27,7 @@ from worker.contract.layout import Layout
 from worker.contract.measures import JobMeter
 from worker.lease import ProgressReporter
 from worker.loaded_models import LoadedModel, LoadedModels
+from worker.pipeline.continuation import already_seen, continued
 from worker.pipeline.departures import check_window, outcomes_by_network
 from worker.pipeline.gather import gather_observations
 from worker.pipeline.results import describe_result, make_product, write_outputs
@@ -127,9 +134,16 @@ def assimilate_window(
 
     progress.phase(Phase.BACKGROUND)
     solver = Solver(model, spec, progress, minimal_batches=inputs.minimal_batches)
-    background = load_background(plan, spec, inputs.earlier, solver)
+    before = continued(plan, spec, inputs.earlier, model)
+    if before is None:
+        background, seen = load_background(plan, spec, inputs.earlier, solver), None
+    else:
+        background = continued_background(plan, before, solver)
+        seen = already_seen(table, before.manifest)
     biases = inputs.earlier.restart.biases if inputs.earlier else None
-    checked = check_window(table, plan, spec.observations, model, background, inputs.checks, biases)
+    checked = check_window(
+        table, plan, spec.observations, model, background, inputs.checks, biases, seen
+    )
     log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))
 
     progress.phase(Phase.SAMPLING)

@@ -51,8 +51,16 @@ __all__ = [
 
 Float = NDArray[np.float64]
 
-_UNUSABLE = ("missing", "domain", "bounds", "decode", "operator_failed", "passive")
-"""Outcomes after which a value says nothing: no departure is computed."""
+_UNUSABLE = (
+    "missing",
+    "domain",
+    "bounds",
+    "decode",
+    "operator_failed",
+    "passive",
+    "assimilated",
+)
+"""Outcomes after which a value says nothing new: no departure is computed."""
 
 
 def to_feedback(table: pa.Table) -> pa.Table:
@@ -193,6 +201,7 @@ def check_window(
     background: Background,
     checks: Path | Mapping[str, Any] | None = None,
     biases: BiasState | None = None,
+    seen: NDArray[np.bool_] | None = None,
 ) -> CheckedWindow:
     """Run the checks that need the window, the model or the background.
 
@@ -207,10 +216,15 @@ def check_window(
         background: The first guess at `plan.times`.
         checks: This installation's parameters, a YAML file; or all parameters of an earlier run.
         biases: Of sensors, as the continued analysis knew them.
+        seen: Rows (N,) that the continued analysis has assimilated or refused: they take part in
+            the checks of identity and tracks, and no further. None for no such rows.
     """
     known = biases or BiasState()
     context = qc_context(selection, model, background, checks, known)
     table, _ = run_checks(to_feedback(table), "window", context)
+    if seen is not None:
+        rows = np.flatnonzero(seen & not_rejected(table))
+        table = with_rejections(table, {"assimilated": rows})
     monitored, table = monitored_set(table, model, plan.times)
     stored = len(table)
     equivalents = states = None

@@ -6,13 +6,14 @@ from datetime import UTC, datetime
 import pytest
 import torch
 
-from lab.training.denoiser_batches import UNKNOWN, Batches, draw_profile, forecast_profile
+from lab.training.denoiser_batches import Batches, draw_profile
 from lab.training.denoiser_skill import evaluate, evaluate_forecast
 from lab.training.gpu_session import Session, load_weights, save_weights, train
 from lab.training.latent_years import LatentYears, read_latents, save_latents
 from model.domain.windows import HOUR
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
 from model.nn.embedding import date_rows
+from model.unequal_noise import UNKNOWN, forecast_profile
 from tests.model.checkpoint_parts import tiny_model
 
 FIRST = datetime(2001, 1, 1, tzinfo=UTC)

@@ -1,0 +1,203 @@
+"""Score a chain of hourly cycles on its last day: analyses, forecasts, spread and cost.
+
+Where the checkpoint does not know the errors of its backgrounds, every cycle is a cold window of its
+own, as it is in operation; those that are not scored are then left out.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from lab.osse.cases import ReadTruth
+from lab.osse.cycling import Chain
+from lab.osse.network import Network
+from lab.osse.scores import standardised_rmse
+from lab.osse.summary import channel_groups
+from model.assimilate import Trajectory, assimilate
+from model.assimilation_settings import AssimilationSettings
+from model.background import around_forecast
+from model.diagnostics.scores import spread_skill
+from model.domain.windows import HOUR, WindowPlan
+from model.execution import OnStep, no_progress
+from model.latent_model import LatentModel
+
+__all__ = ["CycleSettings", "CycledSkill", "score_cycles"]
+
+SCORED_EVERY = 3
+"""Hours between scored analyses of the last day."""
+FORECAST_EVERY = 12
+"""Hours between the forecasts of the last day."""
+LEAD = 24
+
+
+class CycledSkill(BaseModel):
+    """Of a chain of cycles; errors are standardised RMSE, averaged over channels and the last day.
+
+    Attributes:
+        start: End of the cold window that the chain begins with (UTC).
+        days: Length of the chain.
+        continued: Whether cycles continue from each other; else each is a cold window.
+        filtering, wind, humidity: Errors of the analyses, and of two groups of channels.
+        cold: Error of the cold window that ends where the chain does.
+        forecast_24h: Error of forecasts over a day.
+        spread_over_error: Of the analyses.
+        cycle_seconds: Median wall clock of a cycle, its operators included.
+        by_day: Error of the last analysis of each day of the chain.
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    start: datetime
+    days: float
+    continued: bool
+    filtering: float
+    wind: float
+    humidity: float
+    cold: float
+    forecast_24h: float
+    spread_over_error: float
+    cycle_seconds: float
+    by_day: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CycleSettings:
+    """How a chain is run.
+
+    Attributes:
+        days: Of cycles after the cold window.
+        members: Size of the ensemble, even.
+        past: States that a forecast is tied to.
+        seed: Of observation errors and members.
+        network: What observes.
+        withhold: Share of the stations that is left out.
+        settings: How the checkpoint assimilates; None for what its card recommends.
+    """
+
+    days: float
+    members: int = 8
+    past: int = 6
+    seed: int = 0
+    network: Network = field(default_factory=Network)
+    withhold: float = 0.1
+    settings: AssimilationSettings | None = None
+
+
+@dataclass
+class _Collected:
+    errors: list[Tensor] = field(default_factory=list)
+    forecasts: list[Tensor] = field(default_factory=list)
+    ratios: list[Tensor] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    by_day: list[float] = field(default_factory=list)
+
+
+def score_cycles(
+    model: LatentModel,
+    truth_at: ReadTruth,
+    start: datetime,
+    asked: CycleSettings,
+    on_step: OnStep = no_progress,
+) -> CycledSkill:
+    """Run a chain and score its last day.
+
+    Arguments:
+        model: The checkpoint.
+        truth_at: Reads the truth, up to a day after the chain.
+        start: End of the cold window (UTC).
+        asked: How.
+        on_step: Called with (i, n) before every hour.
+    """
+    total = round(24 * asked.days)
+    chain = Chain(
+        model,
+        truth_at,
+        around_forecast(model),
+        members=asked.members,
+        settings=asked.settings,
+        network=asked.network,
+        seed=asked.seed,
+        withhold=asked.withhold,
+    )
+    continues, found = chain.around is not None, _Collected()
+    first_scored = max(total - 24, 0) + SCORED_EVERY
+    if continues:
+        chain.start(start)
+    for number in range(1, total + 1):
+        on_step(number, total)
+        scored = number >= first_scored and (total - number) % SCORED_EVERY == 0
+        end, day_ends = start + number * HOUR, number % 24 == 0
+        if not (continues or scored or day_ends):
+            continue
+        begin = time.perf_counter()
+        analysis = next(chain.hours(1)).analysis if continues else chain.start(end)
+        found.seconds.append(time.perf_counter() - begin)
+        if scored or day_ends:
+            _score(found, model, truth_at, analysis, end, (scored, day_ends))
+        if scored and (total - number) % FORECAST_EVERY == 0:
+            found.forecasts.append(_forecast(model, truth_at, analysis, end, asked))
+    last = start + total * HOUR
+    cold = chain.start(last)
+    groups = channel_groups(model.channels)
+    mean = torch.stack(found.errors).mean(0)
+    return CycledSkill(
+        start=start,
+        days=asked.days,
+        continued=continues,
+        filtering=float(mean.mean()),
+        wind=float(mean[groups["wind"]].mean()),
+        humidity=float(mean[groups["humidity"]].mean()),
+        cold=float(_error(model, cold, truth_at(last, 1)[0]).mean()),
+        forecast_24h=float(torch.stack(found.forecasts).mean()),
+        spread_over_error=float(np.nanmean(torch.stack(found.ratios).numpy())),
+        cycle_seconds=float(np.median(found.seconds)),
+        by_day=tuple(found.by_day),
+    )
+
+
+def _error(model: LatentModel, analysis: Trajectory, truth: Tensor) -> Tensor:
+    return standardised_rmse(model, analysis.states.mean(0)[-1], truth)
+
+
+def _score(
+    found: _Collected,
+    model: LatentModel,
+    truth_at: Callable[[datetime, int], Tensor],
+    analysis: Trajectory,
+    end: datetime,
+    what: tuple[bool, bool],
+) -> None:
+    truth, (scored, day_ends) = truth_at(end, 1)[0], what
+    error = _error(model, analysis, truth)
+    if day_ends:
+        found.by_day.append(float(error.mean()))
+    if scored:
+        found.errors.append(error)
+        members = torch.where(torch.isnan(truth), torch.nan, analysis.states[:, -1])
+        found.ratios.append(spread_skill(members, truth, model.grid, analysis.pairs).ratio)
+
+
+def _forecast(
+    model: LatentModel,
+    truth_at: ReadTruth,
+    analysis: Trajectory,
+    end: datetime,
+    asked: CycleSettings,
+) -> Tensor:
+    past = min(asked.past, analysis.latents.shape[1])
+    done = assimilate(
+        model,
+        None,
+        WindowPlan.forecast(end, past=past, lead_hours=LEAD),
+        asked.members,
+        asked.seed,
+        background=analysis.latents[:, -past:],
+        settings=asked.settings,
+    )
+    return _error(model, done, truth_at(end + LEAD * HOUR, 1)[0])

@@ -1,0 +1,138 @@
+"""Cycle hour by hour in a simulated world: each analysis continues from the last, with new observations.
+
+A chain begins with a cold window. From then on it sees each observation once: those of the hour
+since the last analysis (`model.background`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from lab.osse.cases import ReadTruth, observe_case
+from lab.osse.network import Network, simulate_observations, withhold_stations
+from model.assimilate import Trajectory, assimilate
+from model.assimilation_settings import AssimilationSettings, recommended_settings
+from model.background import Around
+from model.diagnostics.equivalents import observation_set
+from model.domain.windows import HOUR, WindowPlan
+from model.latent_model import LatentModel
+from model.nn.embedding import date_rows
+
+__all__ = ["Chain", "CycledHour", "mean_only"]
+
+
+@dataclass(frozen=True)
+class CycledHour:
+    """One cycle.
+
+    Attributes:
+        end: Analysis time (UTC).
+        observations: Number assimilated.
+        background: What was known before, with shape (K, c, h, w).
+        analysis: The members.
+    """
+
+    end: datetime
+    observations: int
+    background: Tensor
+    analysis: Trajectory
+
+
+def mean_only(settings: AssimilationSettings) -> AssimilationSettings:
+    """Return settings under which the mean of two members costs little more than itself."""
+    solve = replace(settings.prior_solve, member_iterations=1)
+    return replace(settings, prior_solve=solve)
+
+
+@dataclass
+class Chain:
+    """Hourly analyses that continue from each other.
+
+    Attributes:
+        model: The checkpoint.
+        truth_at: Reads the truth.
+        around: What is known before the observations of a new hour; None where hours cannot be
+            continued.
+        members: Size of the ensemble, even.
+        settings: How the checkpoint assimilates.
+        network: What observes.
+        seed: Of observation errors and members; the analysis time is added.
+        withhold: Share of the stations that is left out.
+        last: The newest trajectory's mean, with shape (K, c, h, w); set by `start`.
+        end: Its last time.
+    """
+
+    model: LatentModel
+    truth_at: ReadTruth
+    around: Around | None
+    members: int = 2
+    settings: AssimilationSettings | None = None
+    network: Network = field(default_factory=Network)
+    seed: int = 0
+    withhold: float = 0.1
+    last: Tensor | None = None
+    end: datetime | None = None
+
+    def start(self, end: datetime) -> Trajectory:
+        """Analyse a cold window that ends at `end` (UTC)."""
+        size = self.model.blanket_size
+        case = observe_case(
+            self.model, self.truth_at, end, size, 0, self.network, self.seed, self.withhold
+        )
+        done = assimilate(
+            self.model,
+            case.observations(),
+            WindowPlan.filtering(end, size),
+            self.members,
+            self.seed,
+            settings=self.settings,
+        )
+        self.last, self.end = done.latents.mean(0), end
+        return done
+
+    def hours(self, count: int) -> Iterator[CycledHour]:
+        """Continue hour by hour, `count` times."""
+        for _ in range(count):
+            yield self._hour()
+
+    def _hour(self) -> CycledHour:
+        if self.last is None or self.end is None or self.around is None:
+            raise RuntimeError("Expected a chain that was started and can be continued.")
+        end = self.end + HOUR
+        plan = WindowPlan.filtering(end, self.model.blanket_size)
+        prior = self.around(self.last[1:], date_rows(plan.times))
+        seen, _ = observation_set(self._new_rows(end), self.model, list(plan.times))
+        settings = self.settings or recommended_settings(self.model)
+        done = assimilate(
+            self.model,
+            seen,
+            plan,
+            self.members,
+            self.seed + int(end.timestamp()) // 3600,
+            settings=settings,
+            prior=prior,
+        )
+        self.last, self.end = done.latents.mean(0), end
+        return CycledHour(end, len(seen), prior.background, done)
+
+    def _new_rows(self, end: datetime) -> pa.Table:
+        """Return what the network reports of the hour up to `end`."""
+        states = torch.nan_to_num(self.truth_at(end - HOUR, 2), nan=273.0)
+        table = simulate_observations(
+            states,
+            self.model.grid,
+            self.model.channels,
+            [end - HOUR, end],
+            self.seed + int(end.timestamp()) // 3600,
+            statics=self.model.statics,
+            network=self.network,
+        )
+        times = table["time"].to_numpy()
+        last = np.datetime64(end.replace(tzinfo=None))
+        new = (times > last - np.timedelta64(1, "h")) & (times <= last)
+        return withhold_stations(table.filter(pa.array(new)), self.withhold, self.seed)

@@ -1,0 +1,95 @@
+"""Continuing from a background: two analyses in turn are one analysis of all observations."""
+
+from datetime import UTC, datetime
+
+import pytest
+import torch
+
+from model.assimilate import assimilate, recommended_settings
+from model.background import BackgroundPrior, shifted_forecast
+from model.domain.errors import InvalidInput
+from model.domain.windows import WindowPlan
+from model.gaussian_prior import ZonalGaussianPrior
+from model.guidance.base import BlanketRows
+from model.guidance.prior_covariance import PriorStart, PriorStartSettings
+from tests.model.checkpoint_parts import tiny_model
+from tests.model.test_prior_covariance import DATE, SIZE, C, H, K, W, observed
+
+SIGMA = 0.8
+
+
+def errors_after(prior: ZonalGaussianPrior, sigma: float) -> ZonalGaussianPrior:
+    """Of the mean given all latents with white noise: the posterior covariance is known."""
+    errors = ZonalGaussianPrior(K, (C, H, W), prior.modes.shape[2], prior.dense_index.shape[1])
+    errors.load_state_dict(prior.state_dict())
+    errors.mean.zero_()
+    for variance in (errors.variance, errors.dense_variance, errors.rest_variance):
+        variance.copy_(variance * sigma**2 / (variance + sigma**2))
+    return errors
+
+
+def dense(prior: ZonalGaussianPrior) -> torch.Tensor:
+    eye = torch.eye(SIZE).reshape(-1, K, C, H, W)
+    covariance = prior.covariance_times(eye).flatten(1).double()
+    return (covariance + covariance.T) / 2
+
+
+def test_two_analyses_in_turn_are_one_of_all_observations():
+    generator, prior, a, y, conditions = observed(3)
+    x_t = 2 * torch.randn(1, K, C, H, W, generator=generator)
+    background = prior(x_t, torch.tensor(SIGMA), DATE[None])[0]
+    settings = PriorStartSettings(iterations=60, tolerance=1e-6, member_iterations=1)
+    second = PriorStart(
+        BackgroundPrior(background, errors_after(prior, SIGMA)), conditions, 0, (0, 1), settings
+    )
+    rows = BlanketRows(torch.zeros(2, dtype=torch.long), torch.arange(2))
+    white = torch.randn(1, K, C, H, W, generator=generator)
+    pair = second(lambda *_: white, torch.cat([white, -white]), torch.tensor(1.0), DATE[None], rows)
+
+    covariance, mean = dense(prior), prior.climatology(DATE[None]).flatten().double()
+    h = torch.cat([torch.eye(SIZE), a]).double()
+    values = torch.cat([x_t.flatten(), y]).double()
+    noise = torch.cat([torch.full((SIZE,), SIGMA**2), torch.full((len(y),), 0.25)]).double()
+    gain = covariance @ h.T @ torch.linalg.inv(h @ covariance @ h.T + noise.diag())
+    expected = mean + gain @ (values - h @ mean)
+    torch.testing.assert_close(pair.mean(0).flatten().double(), expected, rtol=0, atol=2e-3)
+
+
+def test_the_forecast_is_the_regression_on_what_was_analysed():
+    generator, prior, *_ = observed(4)
+    analysed = torch.randn(2, C, H, W, generator=generator)
+    found = shifted_forecast(prior, analysed, DATE, 0.3)
+    assert torch.equal(found[:2], analysed)
+    covariance, mean = dense(prior), prior.climatology(DATE[None]).flatten().double()
+    known = slice(0, 2 * C * H * W)
+    past = covariance[known, known] + 0.09 * torch.eye(known.stop)
+    departure = analysed.flatten().double() - mean[known]
+    expected = mean[known.stop :] + covariance[known.stop :, known] @ torch.linalg.solve(
+        past, departure
+    )
+    torch.testing.assert_close(found[2:].flatten().double(), expected, rtol=0, atol=2e-2)
+
+
+@pytest.fixture(scope="module")
+def continued():
+    model = tiny_model(based=True)
+    size = model.blanket_size
+    background = torch.randn(size, *model.latent_shape, generator=torch.Generator().manual_seed(1))
+    errors = ZonalGaussianPrior(size, model.latent_shape, 3, 2)
+    return model, BackgroundPrior(background, errors)
+
+
+def test_without_observations_members_lie_around_the_background(continued):
+    model, prior = continued
+    plan = WindowPlan.filtering(datetime(2021, 3, 4, 3, tzinfo=UTC), model.blanket_size)
+    done = assimilate(model, None, plan, 4, 0, prior=prior)
+    torch.testing.assert_close(done.latents.mean(0), prior.background, rtol=0, atol=1e-5)
+    deviations = done.latents - prior.background
+    assert 0.8 < float(deviations.square().mean()) < 1.2  # the errors' variance is 1
+
+
+def test_a_window_that_is_no_blanket_is_refused(continued):
+    model, prior = continued
+    plan = WindowPlan.filtering(datetime(2021, 3, 4, 3, tzinfo=UTC), model.blanket_size + 1)
+    with pytest.raises(InvalidInput, match="Start cold"):
+        assimilate(model, None, plan, 2, 0, prior=prior, settings=recommended_settings(model))
