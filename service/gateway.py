@@ -167,7 +167,7 @@ def open_gateway(settings: GatewaySettings) -> Gateway:
         sender=sender,
         keys=KeyFile(layout.keys_file),
         analyses=analyses,
-        metrics=GatewayMetrics(),
+        metrics=GatewayMetrics(stores, layout),
         data_sets=DataSets(analyses, layout),
     )
 

@@ -4,22 +4,42 @@ Besides counters of requests: the cycles (age of the newest analyses, open ones)
 retention, and the quality of the newest cycled analyses.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
+from service.work_metrics import WorkMetrics
 from worker.contract import clock
 from worker.contract.cycles import CycleState, CycleStore, Flavour
 from worker.contract.disk import DiskSettings, disk_state
 from worker.contract.feeds import SourceStatus
 from worker.contract.layout import Layout
-from worker.contract.store import RetentionFigures
+from worker.contract.store import Removed, RetentionFigures, Stores
 from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
 from worker.results.verification.series import SCORES_VERSION
+
+
+class RemovedMetrics(Collector):
+    """Counters of retention, as they were read last."""
+
+    def __init__(self) -> None:
+        self.figures = Removed({}, {}, None)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what was removed, and the bytes that were freed."""
+        items = CounterMetricFamily("appa_retention_removed", "Things removed.", labels=("what",))
+        size = CounterMetricFamily("appa_retention_freed_bytes", "Bytes freed.", labels=("what",))
+        for what, count in self.figures.items.items():
+            items.add_metric((what,), count)
+            size.add_metric((what,), self.figures.size.get(what, 0))
+        yield items
+        yield size
 
 
 class DiskMetrics:
@@ -37,12 +57,8 @@ class DiskMetrics:
             "1 while new work is refused for want of space.",
             registry=registry,
         )
-        self.removed = Gauge(
-            "appa_retention_removed", "Things removed so far.", ("what",), registry=registry
-        )
-        self.freed = Gauge(
-            "appa_retention_freed_bytes", "Bytes freed so far.", ("what",), registry=registry
-        )
+        self.removed = RemovedMetrics()
+        registry.register(self.removed)
         self.last_run = Gauge(
             "appa_retention_last_run_seconds",
             "When retention last ran, in seconds since 1970; 0 before its first run.",
@@ -62,9 +78,7 @@ class DiskMetrics:
             removed = figures.read()
         except RedisError:
             return
-        for what, count in removed.items.items():
-            self.removed.labels(what).set(count)
-            self.freed.labels(what).set(removed.size.get(what, 0))
+        self.removed.figures = removed
         self.last_run.set(removed.last_run or 0.0)
 
 
@@ -133,54 +147,60 @@ class VerificationMetrics:
                 self.spread_skill.labels(*labels).set(line["spread_skill"])
 
 
-class SourceMetrics:
-    """Gauges of the sources of observations, from what their process reports."""
+class SourceMetrics(Collector):
+    """Figures of the sources of observations, from what their process reports."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
-            return Gauge(name, meaning, ("source", *labels), registry=registry)
-
-        self.connected = gauge("appa_source_connected", "1 while the broker delivers.")
-        self.backlog = gauge("appa_source_backlog", "Announced data that wait to be fetched.")
-        self.lag = gauge("appa_source_lag_seconds", "How long the oldest of these has waited.")
-        self.latency = gauge(
-            "appa_source_latency_seconds", "From publication to acceptance, of the newest data."
-        )
-        self.newest = gauge(
-            "appa_source_last_received_seconds",
-            "When the newest notification came, in seconds since 1970.",
-        )
-        self.notifications = gauge("appa_source_received", "Notifications received so far.")
-        self.duplicates = gauge("appa_source_duplicates", "Of these, announcements of known data.")
-        self.accepted = gauge("appa_source_accepted", "Data handed over to ingest so far.")
-        self.known = gauge("appa_source_known", "Data whose bytes had been received before.")
-        self.failures = gauge("appa_source_fetch_failures", "Fetches that were tried again.")
-        self.size = gauge("appa_source_accepted_bytes", "Bytes handed over so far.")
-        self.refused = gauge("appa_source_refused", "Data given up so far, by reason.", "reason")
+    def __init__(self) -> None:
+        self._statuses: Sequence[SourceStatus] = ()
 
     def set(self, statuses: Sequence[SourceStatus]) -> None:
-        """Fills the gauges anew; a source that was removed leaves none behind."""
-        for gauge in vars(self).values():
-            gauge.clear()
-        for s in statuses:
-            values = {
-                self.connected: s.connected,
-                self.backlog: s.backlog,
-                self.lag: s.lag_seconds,
-                self.latency: s.latency_seconds,
-                self.newest: s.last_received.timestamp() if s.last_received else None,
-                self.notifications: s.received,
-                self.duplicates: s.duplicates,
-                self.accepted: s.accepted,
-                self.known: s.known,
-                self.failures: s.failures,
-                self.size: s.size,
-            }
-            for gauge, value in values.items():
-                if value is not None:
-                    gauge.labels(s.name).set(value)
-            for reason, count in s.refused.items():
-                self.refused.labels(s.name, reason).set(count)
+        """Replace the figures; a source that was removed leaves none behind."""
+        self._statuses = statuses
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family, with a sample for each source."""
+        for name, text, value in _SOURCE_GAUGES:
+            gauge = GaugeMetricFamily(f"appa_source_{name}", text, labels=("source",))
+            for status in self._statuses:
+                if (number := value(status)) is not None:
+                    gauge.add_metric((status.name,), number)
+            yield gauge
+        for name, text, count in _SOURCE_COUNTERS:
+            counter = CounterMetricFamily(f"appa_source_{name}", text, labels=("source",))
+            for status in self._statuses:
+                counter.add_metric((status.name,), count(status))
+            yield counter
+        text, labels = "Data given up so far, by reason.", ("source", "reason")
+        refused = CounterMetricFamily("appa_source_refused", text, labels=labels)
+        for status in self._statuses:
+            for reason, number in status.refused.items():
+                refused.add_metric((status.name, reason), number)
+        yield refused
+
+
+_SOURCE_GAUGES: tuple[tuple[str, str, Callable[[SourceStatus], float | None]], ...] = (
+    ("connected", "1 while the broker delivers.", lambda s: s.connected),
+    ("backlog", "Announced data that wait to be fetched.", lambda s: s.backlog),
+    ("lag_seconds", "How long the oldest of these has waited.", lambda s: s.lag_seconds),
+    (
+        "latency_seconds",
+        "From publication to acceptance, of the newest data.",
+        lambda s: s.latency_seconds,
+    ),
+    (
+        "last_received_seconds",
+        "When the newest notification came, in seconds since 1970.",
+        lambda s: s.last_received.timestamp() if s.last_received else None,
+    ),
+)
+_SOURCE_COUNTERS: tuple[tuple[str, str, Callable[[SourceStatus], float]], ...] = (
+    ("received", "Notifications received so far.", lambda s: s.received),
+    ("duplicates", "Of these, announcements of known data.", lambda s: s.duplicates),
+    ("accepted", "Data handed over to ingest so far.", lambda s: s.accepted),
+    ("known", "Data whose bytes had been received before.", lambda s: s.known),
+    ("fetch_failures", "Fetches that were tried again.", lambda s: s.failures),
+    ("accepted_bytes", "Bytes handed over so far.", lambda s: s.size),
+)
 
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -189,9 +209,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class GatewayMetrics:
     """Counters and gauges of one gateway process, in a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, stores: Stores, layout: Layout) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self.work = WorkMetrics(stores, layout)
+        self.registry.register(self.work)
         self.requests = Counter(
             "appa_http_requests_total",
             "Requests by method, route and status.",
@@ -223,9 +245,6 @@ class GatewayMetrics:
         self.records = Gauge(
             "appa_records", "Jobs and batches, by state.", ("noun", "state"), registry=self.registry
         )
-        self.workers = Gauge(
-            "appa_workers", "Workers that report, by queue.", ("queue",), registry=self.registry
-        )
 
         self.cycles = Gauge("appa_cycles", "Cycles, by state.", ("state",), registry=self.registry)
         self.cycle_age = Gauge(
@@ -246,7 +265,8 @@ class GatewayMetrics:
             "Messages of webhooks that are not delivered yet, those to be tried again included.",
             registry=self.registry,
         )
-        self.sources = SourceMetrics(self.registry)
+        self.sources = SourceMetrics()
+        self.registry.register(self.sources)
         self.disk = DiskMetrics(self.registry)
         self.verification = VerificationMetrics(self.registry)
 

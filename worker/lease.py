@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from model.domain.errors import AppaError, JobCancelled
 from worker.contract.jobs import JobState, JobStore, Phase, Progress
+from worker.contract.measures import JobMeter
 from worker.contract.record_store import LeaseLost, NoSuchRecord, RecordStore
 
 __all__ = ["JobTooLong", "Lease", "ProgressReporter", "SharedLease"]
@@ -167,6 +168,7 @@ class ProgressReporter:
         check_stopping: Raises when the process was asked to stop.
         interval: Seconds between two stored values of the same phase.
         limit_seconds: A job that takes longer is stopped.
+        meter: Measures the attempt; None where nobody looks at it.
     """
 
     def __init__(
@@ -176,9 +178,11 @@ class ProgressReporter:
         check_stopping: Callable[[], None],
         interval: float = 1.0,
         limit_seconds: float = float("inf"),
+        meter: JobMeter | None = None,
     ) -> None:
         self.store = store
         self.lease = lease
+        self.meter = meter
         self.check_stopping = check_stopping
         self.interval = interval
         self.progress = Progress(phase=Phase.LOADING)
@@ -190,6 +194,8 @@ class ProgressReporter:
     def phase(self, phase: Phase, message: str = "") -> None:
         """Enter a phase and publish it at once."""
         self.check()
+        if self.meter is not None:
+            self.meter.phase(phase)
         update = {"phase": phase, "message": message, "eta_seconds": None}
         self.progress = self.progress.model_copy(update=update)
         if phase is Phase.SAMPLING:
@@ -199,6 +205,8 @@ class ProgressReporter:
     def __call__(self, step: int, steps: int) -> None:
         """Report that diffusion step `step` (from 0) of `steps` begins."""
         self.check()
+        if self.meter is not None:
+            self.meter.step()
         now = time.monotonic()
         eta = (now - self._sampling_since) / step * (steps - step) if step else None
         update = {"step": step, "steps": steps, "eta_seconds": eta}
@@ -208,6 +216,8 @@ class ProgressReporter:
 
     def done(self) -> Progress:
         """Return the last progress of a job that succeeded."""
+        if self.meter is not None:
+            self.meter.end()
         update = {"phase": Phase.DONE, "step": self.progress.steps, "eta_seconds": 0.0}
         return self.progress.model_copy(update=update)
 

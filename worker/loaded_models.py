@@ -22,7 +22,7 @@ from model.domain.errors import ConfigurationError, UnknownName
 from model.domain.files import file_digest
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
-from worker.contract.queues import ModelInfo
+from worker.contract.queues import ModelInfo, ProcessFigures
 from worker.observations.columns import build_table
 from worker.observations.decoders.base import DecodeContext
 
@@ -105,6 +105,17 @@ class LoadedModels:
 
     models: tuple[LoadedModel, ...]
     device: torch.device
+
+    def measure_device(self, figures: ProcessFigures) -> None:
+        """Set memory and utilisation of the device, where it is a GPU."""
+        if self.device.type != "cuda":
+            return
+        free, total = torch.cuda.mem_get_info(self.device)
+        figures.device_used_bytes, figures.device_total_bytes = total - free, total
+        try:
+            figures.device_utilisation = torch.cuda.utilization(self.device) / 100
+        except Exception:  # no NVML, as in some containers: each version has errors of its own
+            figures.device_utilisation = None
 
     def get(self, name: str | None) -> LoadedModel:
         """Return the model called `name`, or the default one.

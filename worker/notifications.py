@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 
 from model.domain.errors import AppaError
 from model.domain.files import code_version
+from worker.contract.measures import Measures
 from worker.contract.record_store import NoSuchRecord
 from worker.contract.records import utc_now
 from worker.contract.webhook_store import WebhookStore
@@ -148,11 +149,15 @@ class WebhookSender:
     Arguments:
         store: Subscriptions and messages.
         settings: Timeouts, attempts, pauses.
+        measures: Count what came of the attempts.
     """
 
-    def __init__(self, store: WebhookStore, settings: WorkerSettings) -> None:
+    def __init__(
+        self, store: WebhookStore, settings: WorkerSettings, measures: Measures | None = None
+    ) -> None:
         self.store = store
         self.settings = settings
+        self.measures = measures or Measures()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tls = ssl.create_default_context()
         self._sending: set[Future[None]] = set()
@@ -227,6 +232,11 @@ class WebhookSender:
             pause = None if attempt.status == _GONE else pause
             state = DeliveryState.FAILED if pause is None else DeliveryState.PENDING
         self.store.settle(delivery, attempt, state, pause)
+        outcome = "retried" if state is DeliveryState.PENDING else state.value
+        self.measures.webhooks.labels(outcome).inc()
+        if state is DeliveryState.DELIVERED:
+            delay = (utc_now() - delivery.created).total_seconds()
+            self.measures.webhook_delay.observe(max(0.0, delay))
         about = {
             "id": webhook.id,
             "message": delivery.event_id,

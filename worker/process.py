@@ -225,7 +225,12 @@ class WorkerLife:
         if self.runtime is not None and self.runtime.report.pid == os.getpid():
             return
         configure_logs(self.settings)
-        self.app.runtime = open_runtime(self.settings, self.queues, self.name, self.app)
+        runtime = open_runtime(self.settings, self.queues, self.name, self.app)
+        self.app.runtime = runtime
+        runtime.start_measuring()
+        signals.worker_process_shutdown.connect(
+            lambda **_: runtime.end_measuring(), weak=False, dispatch_uid="measures"
+        )
         if not {INGEST_QUEUE, INGEST_LARGE_QUEUE}.isdisjoint(self.queues):
             warm_up()
             threading.Thread(target=_tell_protections, name="protections", daemon=True).start()

@@ -4,11 +4,12 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import structlog
 from celery import Celery
 from redis.exceptions import RedisError
@@ -16,6 +17,7 @@ from redis.exceptions import RedisError
 from model.domain.errors import AppaError
 from model.domain.files import code_version
 from worker.contract.layout import Layout
+from worker.contract.measures import Measures
 from worker.contract.queues import WorkerReport
 from worker.contract.store import Stores, open_stores
 from worker.settings import WorkerSettings
@@ -37,6 +39,7 @@ class Runtime:
     """Settings, stores and this worker's registration.
 
     Attributes:
+        measures: What this process counts.
         models: The loaded models of a GPU worker (`worker.loaded_models.LoadedModels`), else None.
         stopping: Set when the process was asked to stop; work ends at its next step.
     """
@@ -46,6 +49,7 @@ class Runtime:
     layout: Layout
     sender: Celery
     report: WorkerReport
+    measures: Measures
     models: Any = None
     stopping: threading.Event = field(default_factory=threading.Event)
     _left: threading.Event = field(default_factory=threading.Event)
@@ -74,22 +78,58 @@ class Runtime:
         """Store or renew the registration of this worker; only log a failure."""
         lifetime = timedelta(seconds=3 * self.settings.report_seconds)
         with self._registering:  # an older report must not arrive after a newer one
+            self._measure_process()
             try:
                 self.stores.workers.register(self.report, lifetime)
             except RedisError as error:
                 log.warning("registration failed", error=str(error))
 
+    def _measure_process(self) -> None:
+        figures = self.report.figures
+        figures.resident_bytes = _resident_bytes()
+        if self.models is not None:
+            self.models.measure_device(figures)
+
     def leave(self) -> None:
         """Remove the registration at the end of the process."""
         self._left.set()
+        self.measures.push(self._part)
         try:
             self.stores.workers.leave(self.report.name)
         except RedisError as error:
             log.warning("deregistration failed", error=str(error))
 
+    @property
+    def _part(self) -> str:
+        return "-".join(self.report.queues)
+
     def _report_on(self) -> None:
         while not self._left.wait(self.settings.report_seconds):
             self.register()
+            self.measures.push(self._part)
+
+    def start_measuring(self) -> None:
+        """Push what is counted from a thread, in a child that does not register itself."""
+        threading.Thread(target=self._measure_on, name="measures", daemon=True).start()
+
+    def _measure_on(self) -> None:
+        while not self._left.wait(self.settings.report_seconds):
+            self.measures.push(self._part)
+
+    def end_measuring(self) -> None:
+        """Push what is left at the end of such a child."""
+        self._left.set()
+        self.measures.push(self._part)
+
+
+def _resident_bytes() -> int:
+    """Return the memory of this process and its children; pages that they share count once each."""
+    own = psutil.Process()
+    total = 0
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            total += process.memory_info().rss
+    return total
 
 
 def open_runtime(
@@ -109,4 +149,5 @@ def open_runtime(
     )
     layout = Layout(settings.data_dir.resolve()).create()
     stores = open_stores(settings.redis_url, settings.redis_prefix, layout)
-    return Runtime(settings, stores, layout, sender, report)
+    measures = Measures(stores.redis, stores.keys)
+    return Runtime(settings, stores, layout, sender, report, measures)

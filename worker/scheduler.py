@@ -34,7 +34,15 @@ from worker.contract.batches import BatchRecord, BatchState, BatchStore, Lane
 from worker.contract.jobs import JobRecord, JobStore
 from worker.contract.layout import Layout
 from worker.contract.logs import configure_logs
-from worker.contract.queues import INGEST_BATCH, RUN_ASSIMILATION, TaskSender, submit, submit_batch
+from worker.contract.measures import Measures
+from worker.contract.queues import (
+    INGEST_BATCH,
+    RUN_ASSIMILATION,
+    SCHEDULER,
+    TaskSender,
+    submit,
+    submit_batch,
+)
 from worker.contract.records import Problem, utc_now
 from worker.contract.redis_server import redis_health
 from worker.contract.store import Stores
@@ -50,7 +58,7 @@ from worker.runtime import open_runtime
 from worker.settings import WorkerSettings
 from worker.tasks.products import MissedResults
 
-__all__ = ["Reaper", "Reconciler", "SCHEDULER", "run_scheduler"]
+__all__ = ["Reaper", "Reconciler", "run_scheduler"]
 
 log = structlog.get_logger()
 
@@ -211,6 +219,7 @@ class Reaper:
         grace_seconds: A lease must be seen missing for so long: after a restart of the server
             the holder gets time to renew it.
         resend_seconds: Pause before the message of a waiting record is first sent again.
+        measures: Count what was lost.
     """
 
     stores: Stores
@@ -218,6 +227,7 @@ class Reaper:
     lost_workers: int
     grace_seconds: float
     resend_seconds: float
+    measures: Measures = field(default_factory=Measures)
     _missing: dict[str, float] = field(default_factory=dict)
     _waits: dict[str, _Wait] = field(default_factory=dict)
 
@@ -259,6 +269,7 @@ class Reaper:
         if state == "held":
             return 0
         log.warning("took over", id=record_id, from_worker=worker, now=state)
+        self.measures.lost_workers.labels(store.noun).inc()
         if state == store.waiting:
             self._submit(record_id, record, task)
         return 1
@@ -286,6 +297,7 @@ class Reaper:
             wait.due = now + left + self.resend_seconds
             return 0
         log.info("sent again", id=record_id, next_in_seconds=wait.pause)
+        self.measures.resent.labels(store.noun).inc()
         wait.due, wait.pause = now + wait.pause, 2 * wait.pause
         self._submit(record_id, record, task)
         return 1
@@ -300,9 +312,6 @@ class Reaper:
 
 def _is(store: JobStore | BatchStore, record_id: str) -> bool:
     return record_id.startswith(f"{store.noun}-")
-
-
-SCHEDULER = "scheduler"
 
 
 def run_scheduler(
@@ -329,6 +338,7 @@ def run_scheduler(
         min(settings.lost_workers, settings.attempts),
         settings.lease_seconds / 2,
         settings.resend_seconds,
+        runtime.measures,
     )
     runtime.report.ready = True
     runtime.start_reporting()
@@ -351,25 +361,38 @@ def run_scheduler(
         settings.ended_seconds,
         settings.reconcile_seconds,
     )
-    webhooks = WebhookSender(runtime.stores.webhooks, settings)
+    webhooks = WebhookSender(runtime.stores.webhooks, settings, runtime.measures)
     missed = MissedResults(runtime.layout, runtime.stores.events)
     cycling = cycling_tick(runtime)
     retention = RetentionRunner(runtime.stores, runtime.layout, settings)
 
+    turn: dict[str, Callable[[], object]] = {
+        "archive": archivist.tick,
+        "reap": reaper.sweep,
+        "reconcile": reconciler.tick,
+        "tidy": tidy,
+        "cycles": cycling,
+        "announce": missed.tick,
+        "webhooks": webhooks.tick,
+        "retention": retention.tick,
+        **{f"further-{number}": tick for number, tick in enumerate(ticks)},
+    }
     while not stop.wait(settings.sweep_seconds):
-        for tick in (
-            archivist.tick, reaper.sweep, reconciler.tick, tidy, cycling, missed.tick, webhooks.tick,
-            retention.tick, *ticks,
-        ):  # fmt: skip
-            _run_tick(tick)
+        for name, tick in turn.items():
+            _run_tick(name, tick, runtime.measures)
+        runtime.report.figures.turned = utc_now()
     runtime.leave()
 
 
-def _run_tick(tick: Callable[[], object]) -> None:
+def _run_tick(name: str, tick: Callable[[], object], measures: Measures) -> None:
     """Call `tick`; a failure is logged, and it is called again at the next turn."""
+    begun = time.monotonic()
     try:
         tick()
     except (RedisError, OSError, AppaError) as error:
-        log.warning("tick failed", tick=getattr(tick, "__name__", str(tick)), error=str(error))
+        measures.tick_failures.labels(name).inc()
+        log.warning("tick failed", tick=name, error=str(error))
     except Exception:
-        log.exception("tick failed", tick=getattr(tick, "__name__", str(tick)))
+        measures.tick_failures.labels(name).inc()
+        log.exception("tick failed", tick=name)
+    measures.ticks.labels(name).observe(time.monotonic() - begun)

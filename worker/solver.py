@@ -97,6 +97,9 @@ class Solver:
         spec: Members, seed, steps.
         progress: Its `on_step`.
         minimal_batches: Take the smallest sub-batches: an attempt before ran out of memory.
+
+    Attributes:
+        memory_retries: How often less was asked for after running out of memory, in all its runs.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Solver:
         self.model = model
         self.spec = spec
         self.progress = progress
+        self.memory_retries = 0
         settings = _settings(model, spec)
         self.settings = settings.smallest if minimal_batches else settings
 
@@ -206,7 +210,7 @@ class Solver:
     def _run(
         self, plan: WindowPlan, observations: ObservationSet | None, seed: int, **options: Any
     ) -> Trajectory:
-        return assimilate(
+        result = assimilate(
             self.model,
             observations,
             plan,
@@ -216,6 +220,8 @@ class Solver:
             on_step=self.progress,
             **options,
         )
+        self.memory_retries += result.memory.retries
+        return result
 
     def _described(self) -> dict[str, Any]:
         return asdict(self.settings)

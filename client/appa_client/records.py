@@ -189,6 +189,7 @@ class IngestSummary(Answer):
         used: Stored values that passed quality control at arrival.
         by_report_type: Stored values by network.
         by_rejection: Stored values by rejecting check.
+        rejected_by_report_type: The same for each network that has any.
         decode_report: Report of the decoder.
     """
 
@@ -199,6 +200,7 @@ class IngestSummary(Answer):
     by_variable: dict[str, int] = {}
     by_report_type: dict[str, int] = {}
     by_rejection: dict[str, int] = {}
+    rejected_by_report_type: dict[str, dict[str, int]] = {}
     decode_report: dict[str, Any] = {}
 
 

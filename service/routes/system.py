@@ -150,10 +150,7 @@ def metrics(gateway: GatewayDep, _: MetricsReader) -> Response:
     """Return the metrics of this gateway and of the system, for Prometheus."""
     counters, stores = gateway.metrics, gateway.stores
     try:
-        reports = stores.workers.alive()
-        for queue in QUEUES:
-            count = sum(queue in r.queues and r.ready for r in reports)
-            counters.workers.labels(queue).set(count)
+        counters.work.read()
         for state in JobState:
             counters.records.labels("job", state.value).set(stores.jobs.count(state))
         for batch_state in BatchState:
@@ -164,7 +161,6 @@ def metrics(gateway: GatewayDep, _: MetricsReader) -> Response:
         counters.sources.set(stores.sources.read())
     except RedisError:
         counters.sources.set([])
-        counters.workers.clear()
         counters.records.clear()
         counters.cycles.clear()
     counters.verification.set(gateway.analyses)

@@ -11,9 +11,19 @@ from deploy.local import BROKER_OPTIONS, PROCESSES, broker_command
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+OBSERVERS = ("prometheus", "grafana")
+
+
 @pytest.fixture(scope="module")
-def compose() -> dict:
+def everything() -> dict:
     return yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
+
+
+@pytest.fixture(scope="module")
+def compose(everything) -> dict:
+    """The service itself: without those that observe it."""
+    services = {n: s for n, s in everything["services"].items() if n not in OBSERVERS}
+    return everything | {"services": services}
 
 
 def options(command: list[str]) -> dict[str, str]:
@@ -46,6 +56,16 @@ def test_profiles_choose_one_model_worker(compose):
     devices = services["model"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices[0]["capabilities"] == ["gpu"]
     assert services["model-cpu"]["environment"]["APPA_DEVICE"] == "cpu"
+
+
+def test_observers_are_a_profile_and_see_files_that_exist(everything):
+    for name in OBSERVERS:
+        service = everything["services"][name]
+        assert service["profiles"] == ["observability"]
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert source in everything["volumes"] or (REPOSITORY / source).is_dir()
 
 
 def test_every_service_reaches_the_same_broker_and_data(compose):

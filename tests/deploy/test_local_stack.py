@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,9 +16,12 @@ import httpx
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local import free_port
 from model.checkpoints.bundle import save_checkpoint
+from model.domain.files import code_version
+from tests.deploy.observability import Prometheus, alerts, family, metrics_of, queries
 from tests.faults.full_disk import can_mount, fill
 from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import wait_for
@@ -114,8 +118,90 @@ def submit(url: str, **values) -> str:
     return url + answer.headers["location"]
 
 
-def test_from_upload_to_file_and_ctrl_c(up):
-    stack = up()
+def samples(url: str) -> dict[tuple, float]:
+    """Samples of `/metrics`, by name and sorted labels."""
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=30).text)
+        for sample in family.samples
+    }
+
+
+def total(found: dict[tuple, float], name: str, **labels: str) -> float:
+    return sum(v for (n, *own), v in found.items() if n == name and set(labels.items()) <= set(own))
+
+
+def check_metrics(url: str, rows: int, outcomes: dict[str, int]) -> None:
+    """What `/metrics` shows after one upload and one analysis of its values, and nothing else.
+
+    `rows` are the values sent, `outcomes` what the manifest of the analysis says became of them.
+    """
+    done = ("appa_job_turnaround_seconds_count", "appa_announcement_delay_seconds_count")
+    wait_for(lambda: all(total(samples(url), name) == 1 for name in done))
+    found = samples(url)
+    assert total(found, "appa_uploads_total", outcome="created") == 1
+    assert total(found, "appa_ingest_uploads_total") == 1
+    assert total(found, "appa_ingest_uploads_total", format="parquet", outcome="ingested") == 1
+    assert total(found, "appa_ingest_delay_seconds_count", lane="large") == 1
+    assert total(found, "appa_decode_rejects_total") == 0
+    assert total(found, "appa_qc_values_total", stage="arrival", network="synop") == rows
+    assert total(found, "appa_qc_values_total") == 2 * rows
+    for outcome, count in outcomes.items():
+        about = {"stage": "analysis", "network": "synop", "outcome": outcome}
+        assert total(found, "appa_qc_values_total", **about) == count
+    assert total(found, "appa_jobs_submitted_total", kind="filtering") == 1
+    assert total(found, "appa_attempts_total") == 2  # the upload and the job
+    assert total(found, "appa_attempt_outcomes_total", outcome="succeeded") == 2
+    assert total(found, "appa_attempt_outcomes_total") == 2
+    phases = {dict(own)["phase"] for (n, *own) in found if n == "appa_job_seconds_count"}
+    assert phases == {"waiting", "gathering", "background", "sampling", "writing", "publishing"}
+    assert total(found, "appa_job_seconds_count") == len(phases)
+    # Of the first guess; no value passed the checks, so that it is the analysis as well.
+    assert outcomes["used"] == 0
+    assert total(found, "appa_diffusion_steps_total", kind="filtering") == 3
+    assert total(found, "appa_queue_length") == 0
+    for part in ("ingest", "ingest-large", "gpu", "products", "scheduler"):
+        assert total(found, "appa_workers", queue=part) == 1
+    for part in ("ingest-products", "ingest-large", "gpu", "scheduler"):
+        assert total(found, "appa_process_resident_memory_bytes", part=part) > 2**24
+        assert total(found, "appa_process_cpu_seconds_total", part=part) > 0
+    turned = total(found, "appa_process_last_turn_timestamp_seconds", part="scheduler")
+    assert time.time() - 30 < turned <= time.time()
+    assert total(found, "appa_build_info", version=code_version()) == 1
+    assert total(found, "appa_broker_up") == 1
+
+
+def check_queries(url: str) -> None:
+    """Every metric that a dashboard or an alert names is one that a gateway shows."""
+    families = {f.name for f in text_string_to_metric_families(httpx.get(f"{url}/metrics").text)}
+    expressions = queries() | {rule["alert"]: rule["expr"] for rule in alerts()}
+    assert len(expressions) > 90
+    unknown = {
+        where: [name for name in metrics_of(query) if family(name, families) is None]
+        for where, query in expressions.items()
+    }
+    assert not {where: names for where, names in unknown.items() if names}
+
+
+def check_prometheus(url: str, folder: Path) -> None:
+    """A real server takes what is shown, answers every query, and no alert is raised."""
+    text = httpx.get(f"{url}/metrics").text
+    linted = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+    with Prometheus(url, folder) as prometheus:
+        answers = {where: prometheus.query(query) for where, query in queries().items()}
+        assert not prometheus.raised()
+    shown = {name for name, *_ in samples(url)}
+    asked = {where for where, query in queries().items() if metrics_of(query) <= shown}
+    assert len(asked) > 40
+    empty = {where for where in asked if not answers[where]}
+    assert empty == {"feeds: Rejected by checks at arrival: A"}  # all values were accepted
+
+
+def test_from_upload_to_file_and_ctrl_c(up, tmp_path):
+    stack = up(APPA_REPORT_SECONDS="0.5")
     url = stack.url
     assert httpx.get(f"{url}/health/ready").status_code == 200
     assert upload(url)["state"] == "ingested"
@@ -130,6 +216,10 @@ def test_from_upload_to_file_and_ctrl_c(up):
     wait_for(latest.exists)
     assert json.loads(latest.read_text())["filtering"]["id"] == job["analysis_id"]
     assert_private(stack.data)
+    check_metrics(url, 10, result["observations"])
+    check_queries(url)
+    if shutil.which("prometheus"):
+        check_prometheus(url, tmp_path / "prometheus")
     children = stack.children()
     assert len(children) >= 6  # broker, gateway, ingest and its child, model, scheduler
     assert stack.interrupt() == 0

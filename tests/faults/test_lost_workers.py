@@ -1,5 +1,6 @@
 """Workers that die, messages that come twice, zombies: a job ends once, with one result."""
 
+import json
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ from tests.faults.steps import (
 )
 from tests.worker.processes import wait_for
 from worker.contract.jobs import JobState, Phase
+from worker.contract.measures import Measures
 from worker.contract.record_store import LeaseLost
 
 
@@ -51,15 +53,25 @@ def test_kill_9_in_mid_job_and_the_job_finishes_once(stores, processes):
 def test_a_job_that_kills_every_worker_fails_with_the_reason(stores, processes):
     processes.appa("worker", "scheduler", APPA_ATTEMPTS="2")
     (processes.data / "pause-sampling").touch()
+    measured = Measures(None, stores.keys).key
+
+    def counted(name: str, **labels: str) -> float:
+        field = json.dumps([name, labels], separators=(",", ":"), sort_keys=True)
+        return float(stores.redis.hget(measured, field) or 0)
+
     job = submit_job(stores, processes)
+    about = {"noun": "job", "kind": "filtering"}
     for number in (1, 2):
         worker = processes.stub_worker()
         wait_for(lambda n=number: stores.jobs.get(job.id).attempts == n)
         wait_phase(stores, job.id, Phase.SAMPLING)
+        wait_for(lambda n=number: counted("appa_attempts_total", **about) == n)
         processes.kill(worker)
     failed = wait_state(stores, job.id, JobState.FAILED)
     assert failed.error.code == "worker_lost"
     assert published(processes) == []
+    wait_for(lambda: counted("appa_workers_lost_total", noun="job") == 2)
+    assert counted("appa_attempts_total", **about) == 2
 
 
 def test_a_message_that_comes_four_times_is_one_job(stores, processes):

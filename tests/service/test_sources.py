@@ -53,9 +53,9 @@ def test_sources_are_shown_with_backlog_lag_and_refusals(http, gateway, stores):
         'appa_source_backlog{source="gb"} 7.0',
         'appa_source_lag_seconds{source="gb"} 12.5',
         'appa_source_latency_seconds{source="gb"} 1.5',
-        'appa_source_received{source="gb"} 20.0',
-        'appa_source_accepted{source="gb"} 9.0',
-        'appa_source_refused{reason="too_large",source="gb"} 1.0',
+        'appa_source_received_total{source="gb"} 20.0',
+        'appa_source_accepted_total{source="gb"} 9.0',
+        'appa_source_refused_total{reason="too_large",source="gb"} 1.0',
     ):
         assert line in lines
     stores.sources.write([])

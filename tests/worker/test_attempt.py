@@ -209,3 +209,62 @@ def test_an_ingested_upload_is_not_retried(runtime, batch):
     runtime.stores.batches.finish(batch.id, claimed.token, IngestSummary())
     with pytest.raises(MoveRefused):
         runtime.stores.batches.retry(batch.id)
+
+
+def outcomes(runtime) -> dict[tuple[str, ...], float]:
+    """What was counted, without what was not."""
+    return {
+        (sample.name.removeprefix("appa_").removesuffix("_total"), *sample.labels.values()): value
+        for family in runtime.measures.registry.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total") and (value := sample.value)
+    }
+
+
+def test_each_attempt_and_its_end_are_counted(runtime, job, batch):
+    run(runtime, job, StorageError("torn file"))
+    run(runtime, job, MemoryError("CUDA out of memory"))
+    assert outcomes(runtime) == {
+        ("attempts", "job", "filtering"): 2,
+        ("attempt_outcomes", "job", "filtering", "retried"): 1,
+        ("attempt_outcomes", "job", "filtering", "failed"): 1,
+        ("attempt_failures", "job", "storage_error"): 1,
+        ("attempt_failures", "job", "resource_exhausted"): 1,
+        ("out_of_memory", "filtering", "failed"): 1,
+    }
+
+
+def test_an_upload_that_is_rejected_is_counted_with_what_its_decoder_found(runtime, batch):
+    report = {"messages": 3, "rejected": {"truncated": 3}}
+    ingested(runtime, batch, DecodeError("Expected rows", decode_report=report))
+    assert outcomes(runtime) == {
+        ("attempts", "batch", batch.lane.value): 1,
+        ("attempt_outcomes", "batch", batch.lane.value, "rejected"): 1,
+        ("attempt_failures", "batch", "decode_error"): 1,
+        ("ingest_uploads", batch.container, "rejected"): 1,
+        ("decode_messages", batch.container): 3,
+        ("decode_rejects", batch.container, "truncated"): 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(WorkerStopping("bye"), "stopped"), (InvalidInput("no such time"), "failed")],
+)
+def test_how_an_attempt_ended_is_said(runtime, job, error, outcome):
+    run(runtime, job, error)
+    assert outcomes(runtime)[("attempt_outcomes", "job", "filtering", outcome)] == 1
+
+
+def test_an_attempt_is_shown_before_its_end_for_its_worker_may_die(runtime, job):
+    seen = {}
+
+    def body(record, lease):
+        seen.update(runtime.stores.redis.hgetall(runtime.measures.key))
+        runtime.stores.jobs.cancel(record.id)
+        lease.check()
+
+    attempted(runtime, job, body)
+    name = '["appa_attempts_total",{"kind":"filtering","noun":"job"}]'
+    assert float(seen[name]) == 1
+    assert outcomes(runtime)[("attempt_outcomes", "job", "filtering", "cancelled")] == 1

@@ -98,6 +98,9 @@ class IngestSummary(Record):
     by_rejection: dict[str, int] = Field(
         default={}, description="Stored values by rejecting check."
     )
+    rejected_by_report_type: dict[str, dict[str, int]] = Field(
+        default={}, description="The same for each network that has any."
+    )
     decode_report: dict[str, Any] = Field(default={}, description="The decoder's own report.")
 
 

@@ -2,7 +2,8 @@
 
 Any `celery.Celery` object is a `TaskSender`; the gateway builds its own from `celery_settings`,
 so that both ends agree on the broker without one importing the other. What is queued is what the
-records of jobs and batches say; nobody reads the lists in which kombu keeps messages. Workers
+records of jobs and batches say; the lists in which kombu keeps messages are only looked at to measure
+the one queue that has no records (`worker.contract.waiting`). Workers
 register with their capabilities; a registration expires without heartbeats.
 """
 
@@ -26,9 +27,12 @@ __all__ = [
     "MESSAGE_VERSION",
     "ModelInfo",
     "PRIORITIES",
+    "ProcessFigures",
     "PRODUCTS_QUEUE",
     "QUEUES",
     "RUN_ASSIMILATION",
+    "SCHEDULER",
+    "SENT_HEADER",
     "TASK_ROUTES",
     "TaskSender",
     "WorkerDirectory",
@@ -44,6 +48,8 @@ INGEST_LARGE_QUEUE = "ingest-large"
 GPU_QUEUE = "gpu"
 PRODUCTS_QUEUE = "products"
 QUEUES = (INGEST_QUEUE, INGEST_LARGE_QUEUE, GPU_QUEUE, PRODUCTS_QUEUE)
+SCHEDULER = "scheduler"
+"""Name of the scheduler, among the queues in a worker's registration."""
 
 INGEST_BATCH = "appa.ingest_batch"
 RUN_ASSIMILATION = "appa.run_assimilation"
@@ -54,6 +60,9 @@ TASK_ROUTES = {
     ANNOUNCE_RESULT: {"queue": PRODUCTS_QUEUE},
 }
 """Celery's `task_routes`: which queue a task is sent to, whoever sends it."""
+
+SENT_HEADER = "appa_sent"
+"""Header of a message: when it was sent (UTC, ISO 8601)."""
 
 MESSAGE_VERSION = 1
 """Second argument of every task; a worker refuses versions it does not know."""
@@ -116,7 +125,8 @@ def submit(sender: TaskSender, task: str, record_id: str, priority: int = 0) -> 
         record_id: Job, batch or result that the message names.
         priority: One of `PRIORITIES`; lower numbers are taken first.
     """
-    sender.send_task(task, (record_id, MESSAGE_VERSION), priority=priority)
+    headers = {SENT_HEADER: utc_now().isoformat()}
+    sender.send_task(task, (record_id, MESSAGE_VERSION), priority=priority, headers=headers)
 
 
 def submit_batch(
@@ -163,6 +173,31 @@ class Capabilities(Record):
     networks: list[str] = Field(default=[], description="Report types.")
 
 
+class ProcessFigures(Record):
+    """How a worker process is: what it uses, and whether it goes round."""
+
+    resident_bytes: int = Field(default=0, description="Memory of the process and its children.")
+    device_used_bytes: int | None = Field(
+        default=None, description="Memory of its device in use, by anybody; null without one."
+    )
+    device_total_bytes: int | None = Field(
+        default=None, description="Memory of its device; null without one."
+    )
+    device_utilisation: float | None = Field(
+        default=None, description="Share of time in which its device computed; null if not known."
+    )
+    turned: datetime | None = Field(
+        default=None,
+        description="When the loop of the scheduler or of the feeds last went round (UTC).",
+    )
+    announcements: int | None = Field(
+        default=None, description="Results whose announcement the WIS2 broker has not confirmed."
+    )
+    announcement_age: float | None = Field(
+        default=None, description="Seconds for which the oldest of these has waited."
+    )
+
+
 class WorkerReport(Record):
     """What one worker process reports about itself."""
 
@@ -178,6 +213,9 @@ class WorkerReport(Record):
     version: str = Field(default="", description="Code version.")
     started: datetime = Field(default_factory=utc_now, description="Since when (UTC).")
     busy_with: str | None = Field(default=None, description="Record it works on.")
+    figures: ProcessFigures = Field(
+        default_factory=lambda: ProcessFigures(), description="How it is, at its last report."
+    )
     capabilities: Capabilities = Field(
         default_factory=lambda: Capabilities(), description="What it can do."
     )

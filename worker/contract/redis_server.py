@@ -78,6 +78,10 @@ class Keyspace:
         """Hash that counts what retention removed."""
         return f"{self.prefix}:retention"
 
+    def measures(self, digest: str) -> str:
+        """Hash that adds up what all processes have counted, by what is measured."""
+        return f"{self.prefix}:measures:{digest}"
+
     @property
     def sources(self) -> str:
         """Hash of the states of the sources of observations by name."""

@@ -16,12 +16,14 @@ from worker.contract.cycles import CycleRecord, CycleState, Flavour
 from worker.contract.events import EventType
 from worker.contract.jobs import JobRecord, JobState
 from worker.contract.kinds import FilteringSpec, ForecastSpec, JobSpec, ObservationSelection
+from worker.contract.measures import Measures
 from worker.contract.queues import RUN_ASSIMILATION, TaskSender, submit
 from worker.contract.records import new_id
 from worker.contract.store import Stores
 from worker.cycling.policy import CyclePolicy
 
 __all__ = [
+    "count_ended",
     "cycle_facts",
     "cycle_seed",
     "filtering_spec",
@@ -155,7 +157,12 @@ def start_forecast(
     return queue_job(stores, sender, spec, key, record, facts)
 
 
-def settle(stores: Stores, sender: TaskSender, policy: CyclePolicy | None) -> int:
+def settle(
+    stores: Stores,
+    sender: TaskSender,
+    policy: CyclePolicy | None,
+    measures: Measures | None = None,
+) -> int:
     """Check every submitted cycle once; return how many have ended or are retried.
 
     A failed cycle holds up nothing: the next one takes an older background, or none.
@@ -163,15 +170,33 @@ def settle(stores: Stores, sender: TaskSender, policy: CyclePolicy | None) -> in
     moved = 0
     for record in stores.cycles.in_state(CycleState.SUBMITTED):
         state, _ = stores.jobs.state_and_token(record.job_id)
+        changed = False
         if state == JobState.SUCCEEDED:
-            moved += _published(stores, sender, policy, record)
+            changed = _published(stores, sender, policy, record)
         elif state == JobState.CANCELLED:
-            moved += _end(stores, record, CycleState.CANCELLED, message="its job was cancelled")
+            changed = _end(stores, record, CycleState.CANCELLED, message="its job was cancelled")
         elif state == JobState.FAILED:
-            moved += _failed(stores, policy, record, _why(stores.jobs.get(record.job_id)))
+            changed = _failed(stores, policy, record, _why(stores.jobs.get(record.job_id)))
         elif not state:
-            moved += _failed(stores, policy, record, f"job '{record.job_id}' is gone")
+            changed = _failed(stores, policy, record, f"job '{record.job_id}' is gone")
+        if changed and measures is not None:
+            count_ended(measures, stores.cycles.get(record.id))
+        moved += changed
     return moved
+
+
+def count_ended(measures: Measures, record: CycleRecord) -> None:
+    """Count a cycle that has ended, and how long after its cut-off its analysis was published.
+
+    A rerun is asked for by somebody, at any time after the cut-off: it has no delay.
+    """
+    if not record.done:
+        return
+    about = (record.flavour.value, str(record.caught_up).lower())
+    measures.cycles.labels(*about, record.state.value).inc()
+    delay = record.freshness_seconds
+    if record.state is CycleState.PUBLISHED and delay is not None and not record.rerun:
+        measures.cycle_delay.labels(*about).observe(max(0.0, delay))
 
 
 def _published(

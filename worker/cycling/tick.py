@@ -34,11 +34,12 @@ from worker.contract.cycles import (
 from worker.contract.disk import DiskSettings, disk_state
 from worker.contract.kinds import KINDS
 from worker.contract.layout import Layout
+from worker.contract.measures import Measures
 from worker.contract.queues import TaskSender
 from worker.contract.store import Stores
 from worker.cycling.due import Cycle, choose, decide, first_considered, is_too_old
 from worker.cycling.policy import CyclePolicy, read_policy
-from worker.cycling.submit import settle, submit_cycle
+from worker.cycling.submit import count_ended, settle, submit_cycle
 from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest
@@ -176,12 +177,14 @@ class Cycling:
         layout: Where the policy is.
         sender: Sends task messages.
         disk: The watermark below which nothing is submitted.
+        measures: Count the cycles that end.
     """
 
     stores: Stores
     layout: Layout
     sender: TaskSender
     disk: DiskSettings
+    measures: Measures = field(default_factory=Measures)
     _policy: PolicyFile = field(init=False)
     _arrivals: PendingUploads = field(init=False)
     _recovered: bool = field(default=False, init=False)
@@ -200,7 +203,7 @@ class Cycling:
             The number of cycles that changed state.
         """
         policy = self._policy.read()
-        moves = settle(self.stores, self.sender, policy)
+        moves = settle(self.stores, self.sender, policy, self.measures)
         if policy is None:
             return moves
         if not self._recovered:
@@ -225,8 +228,15 @@ class Cycling:
 
     def _skip(self, cycle: Cycle, reason: str) -> bool:
         record, _ = self.stores.cycles.create(_record(cycle))
-        waits = record.state is CycleState.WAITING
-        return waits and self.stores.cycles.change(record, CycleState.SKIPPED, message=reason)
+        if record.state is not CycleState.WAITING:
+            return False
+        return self._end_skipped(record, reason)
+
+    def _end_skipped(self, record: CycleRecord, reason: str) -> bool:
+        moved = self.stores.cycles.change(record, CycleState.SKIPPED, message=reason)
+        if moved:
+            count_ended(self.measures, self.stores.cycles.get(record.id))
+        return moved
 
     def _make_due(
         self, policy: CyclePolicy, now: datetime, cycle: Cycle, record: CycleRecord, remark: str
@@ -249,7 +259,7 @@ class Cycling:
             return 0
         old = [r for r in due if not r.rerun and is_too_old(policy, now, r.cut_off)]
         message = f"too old: no room for it within {policy.catch_up.max_age_hours:g} h"
-        moves = sum(cycles.change(r, CycleState.SKIPPED, message=message) for r in old)
+        moves = sum(self._end_skipped(r, message) for r in old)
         rest = [r for r in due if r not in old]
         disk = disk_state(self.layout, self.disk)
         if disk.low:
@@ -281,5 +291,7 @@ def _record(cycle: Cycle) -> CycleRecord:
 
 def cycling_tick(runtime: Runtime) -> Callable[[], object]:
     """Return the tick of the cycles, for `run_scheduler`."""
-    cycling = Cycling(runtime.stores, runtime.layout, runtime.sender, runtime.settings)
+    cycling = Cycling(
+        runtime.stores, runtime.layout, runtime.sender, runtime.settings, runtime.measures
+    )
     return cycling.tick

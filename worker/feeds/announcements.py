@@ -25,6 +25,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from model.domain.errors import StorageError
 from worker.contract.events import EventLog, EventType, LoggedEvent
 from worker.contract.layout import Layout
+from worker.contract.measures import Measures
 from worker.contract.records import utc_now
 from worker.feeds.backlog import Announcement, Backlog
 from worker.feeds.notification import CORE, Integrity, Link, Notification, Properties
@@ -99,11 +100,18 @@ class Announcer:
         events: The log of what was published.
         backlog: Remembers what was announced; used by no other thread.
         settings: Broker, topic and the address of the data.
+        measures: Count what the broker answers.
     """
 
     def __init__(
-        self, layout: Layout, events: EventLog, backlog: Backlog, settings: WorkerSettings
+        self,
+        layout: Layout,
+        events: EventLog,
+        backlog: Backlog,
+        settings: WorkerSettings,
+        measures: Measures | None = None,
     ) -> None:
+        self.measures = measures or Measures()
         self.layout = layout
         self.events = events
         self.backlog = backlog
@@ -245,6 +253,7 @@ class Announcer:
         """Note that a message was delivered (in the thread of the network)."""
         text = bytes(message.payload).decode(errors="replace")
         if name := self.backlog.echoed(text):
+            self._count_sent(name)
             log.info("announced", analysis_id=name, known_by="delivery")
 
     def _answered(
@@ -266,8 +275,14 @@ class Announcer:
             if name is None:
                 continue
             if failure:
+                self.measures.announcements.labels("refused").inc()
                 log.warning("announcement refused", analysis_id=name, reason=failure)
                 self._not_before = time.monotonic() + _REFUSED_SECONDS
                 continue
-            self.backlog.sent(name)
+            if self.backlog.sent(name):  # not echoed before
+                self._count_sent(name)
             log.info("announced", analysis_id=name)
+
+    def _count_sent(self, name: str) -> None:
+        self.measures.announcements.labels("sent").inc()
+        self.measures.announcement_delay.observe(self.backlog.delay(name))

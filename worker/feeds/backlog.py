@@ -370,11 +370,23 @@ class Backlog:
         with self._transaction():
             self._db.execute(query, (time.time(), event))
 
-    def sent(self, event: str) -> None:
-        """Note that the broker has confirmed an announcement."""
-        query = "UPDATE announcements SET sent = ? WHERE event = ?"
+    def sent(self, event: str) -> bool:
+        """Note that the broker has confirmed an announcement; return whether that is news."""
+        query = "UPDATE announcements SET sent = ? WHERE event = ? AND sent IS NULL"
         with self._transaction():
-            self._db.execute(query, (time.time(), event))
+            return bool(self._db.execute(query, (time.time(), event)).rowcount)
+
+    def delay(self, event: str) -> float:
+        """Return the seconds from queueing an announcement to its confirmation, or to now."""
+        query = "SELECT coalesce(sent, ?) - created FROM announcements WHERE event = ?"
+        row = self._db.execute(query, (time.time(), event)).fetchone()
+        return max(0.0, row[0]) if row else 0.0
+
+    def unconfirmed(self) -> tuple[int, float]:
+        """Return how many announcements wait, and since how many seconds the oldest does."""
+        query = "SELECT count(*), min(created) FROM announcements WHERE sent IS NULL"
+        count, oldest = self._db.execute(query).fetchone()
+        return count, max(0.0, time.time() - oldest) if count else 0.0
 
     def echoed(self, message: str) -> str | None:
         """Note that an announcement was delivered; return its event if that was not known."""

@@ -23,6 +23,7 @@ from worker.contract.acceptance import Intake, PartFile
 from worker.contract.batches import BatchRecord, BatchState
 from worker.contract.disk import DiskSettings, is_disk_full, require_space
 from worker.contract.feeds import SourceStatus
+from worker.contract.measures import Measures
 from worker.contract.records import new_id
 from worker.feeds.backlog import Backlog, Item, Received
 from worker.feeds.fetch import Fetched, Fetcher, FetchFailed
@@ -74,11 +75,18 @@ class Feed:
         backlog: Remembers what waits, over restarts.
         intake: Takes what was fetched.
         settings: When to pause.
+        measures: Count how old data are when they are accepted.
     """
 
     def __init__(
-        self, source: Source, backlog: Backlog, intake: Intake, settings: FeedSettings
+        self,
+        source: Source,
+        backlog: Backlog,
+        intake: Intake,
+        settings: FeedSettings,
+        measures: Measures | None = None,
     ) -> None:
+        self.measures = measures or Measures()
         self.source = source
         self.backlog = backlog
         self.intake = intake
@@ -261,6 +269,9 @@ class Feed:
             self._gate.room -= 1
             size = len(found.data)
             self.backlog.finish(self.source.name, item, record.id, size, created=created)
+            if created:
+                delay = max(0.0, time.time() - item.published)
+                self.measures.source_delay.labels(self.source.name).observe(delay)
             about = {"source": self.source.name, "batch_id": record.id, "created": created}
             log.info("accepted", **about, data_id=item.data_id, size=size, origin=found.origin)
 

@@ -17,6 +17,7 @@ from model.domain.errors import AppaError, ConfigurationError
 from worker.contract.acceptance import Intake
 from worker.contract.feeds import FEEDS, SourceStatus
 from worker.contract.logs import configure_logs
+from worker.contract.records import utc_now
 from worker.feeds.announcements import Announcer
 from worker.feeds.backlog import Backlog, only_one
 from worker.feeds.feed import Feed
@@ -85,6 +86,7 @@ class FeedProcess:
         while not stop.is_set():
             await self._tend()
             await asyncio.to_thread(self._write, self._statuses())
+            self._report()
             turn += 1
             if turn % _FORGET_TURNS == 0:
                 self.backlog.forget()
@@ -103,7 +105,9 @@ class FeedProcess:
         if not runtime.settings.wis2_broker:
             return None
         backlog = Backlog(runtime.layout.backlog_file)
-        announcer = Announcer(runtime.layout, runtime.stores.events, backlog, runtime.settings)
+        announcer = Announcer(
+            runtime.layout, runtime.stores.events, backlog, runtime.settings, runtime.measures
+        )
         return asyncio.create_task(_for_ever("announcements", announcer.run))
 
     async def _tend(self) -> None:
@@ -118,7 +122,8 @@ class FeedProcess:
                 log.info("source removed", source=name)
         for name, source in self._sources.items():
             if name not in self._feeds:
-                feed = Feed(source, self.backlog, self.intake, self.runtime.settings)
+                runtime = self.runtime
+                feed = Feed(source, self.backlog, self.intake, runtime.settings, runtime.measures)
                 self._feeds[name] = (feed, asyncio.create_task(_for_ever(name, feed.run)))
                 log.info("source started", source=name, broker=source.address)
 
@@ -142,6 +147,13 @@ class FeedProcess:
         for status in statuses:
             self.backlog.note_line(status)
         return statuses
+
+    def _report(self) -> None:
+        """Show in the registration how many announcements wait, and that the loop goes on."""
+        figures = self.runtime.report.figures
+        if self.runtime.settings.wis2_broker:
+            figures.announcements, figures.announcement_age = self.backlog.unconfirmed()
+        figures.turned = utc_now()
 
     def _write(self, statuses: list[SourceStatus]) -> None:
         try:

@@ -22,6 +22,7 @@ __all__ = [
     "build_table",
     "coded_column",
     "concat_tables",
+    "count_pairs",
     "count_values",
     "repeated_column",
     "wrap_longitude",
@@ -227,6 +228,20 @@ def count_values(table: pa.Table, name: str) -> Counter[str]:
         if entry["values"] is not None:
             counts[entry["values"]] += entry["counts"]
     return counts
+
+
+def count_pairs(table: pa.Table, group: str, name: str) -> dict[str, dict[str, int]]:
+    """Return how many rows hold each value of a string column, for each value of another.
+
+    Rows in which either is null do not count; groups without any are absent.
+    """
+    (outer, groups), (inner, names) = category_codes(table, group), category_codes(table, name)
+    both = (outer >= 0) & (inner >= 0)
+    pairs, counts = np.unique(outer[both] * len(names) + inner[both], return_counts=True)
+    found: dict[str, dict[str, int]] = {}
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        found.setdefault(groups[pair // len(names)], {})[names[pair % len(names)]] = count
+    return found
 
 
 def wrap_longitude(lon: np.ndarray) -> np.ndarray:

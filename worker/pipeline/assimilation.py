@@ -24,10 +24,11 @@ from worker.contract import clock
 from worker.contract.jobs import JobRecord, Phase
 from worker.contract.kinds import SpecBase
 from worker.contract.layout import Layout
+from worker.contract.measures import JobMeter
 from worker.lease import ProgressReporter
 from worker.loaded_models import LoadedModel, LoadedModels
 from worker.pipeline.continuation import already_seen, continued
-from worker.pipeline.departures import check_window
+from worker.pipeline.departures import check_window, outcomes_by_network
 from worker.pipeline.gather import gather_observations
 from worker.pipeline.results import describe_result, make_product, write_outputs
 from worker.results.manifest import AnalysisManifest
@@ -104,6 +105,7 @@ def assimilate_window(
     progress: ProgressReporter,
     folder: Path,
     inputs: JobInputs | None = None,
+    meter: JobMeter | None = None,
 ) -> AnalysisManifest:
     """Run the job and leave all files and the manifest in `folder`, ready to be published.
 
@@ -114,6 +116,7 @@ def assimilate_window(
         progress: Called at every phase and step; raises when the job must stop.
         folder: Empty; not visible to readers.
         inputs: Those of an earlier run, to repeat it; `present_inputs` when absent.
+        meter: Counts outcomes of checks and evaluations that ran out of memory.
 
     Raises:
         AppaError: With its code kept in the job.
@@ -145,6 +148,8 @@ def assimilate_window(
 
     progress.phase(Phase.SAMPLING)
     analysis = solver.analysis(plan, checked.observations, background)
+    if meter is not None:
+        meter.assimilated(outcomes_by_network(checked.feedback), solver.memory_retries)
 
     progress.phase(Phase.WRITING)
     product = make_product(job, plan, loaded, checked, background, analysis, layout, gathered)

@@ -24,6 +24,8 @@ from worker.contract.kinds import ObservationSelection
 from worker.observations.bias import BIAS_CHECK, BiasState, update
 from worker.observations.columns import (
     category_codes,
+    count_pairs,
+    count_values,
     float_column,
     is_one_of,
     not_rejected,
@@ -43,6 +45,7 @@ __all__ = [
     "fill_analysis",
     "fill_background",
     "monitored_set",
+    "outcomes_by_network",
     "to_feedback",
 ]
 
@@ -135,6 +138,16 @@ def count_outcomes(table: pa.Table) -> dict[str, int]:
     code, names = category_codes(table, "rejected_by")
     counts = {name: int((code == i).sum()) for i, name in enumerate(names)}
     return {"used": int((code < 0).sum())} | {n: c for n, c in counts.items() if c}
+
+
+def outcomes_by_network(table: pa.Table) -> dict[str, dict[str, int]]:
+    """Return the number of rows by network and outcome: `used` and the checks that rejected any."""
+    rejected = count_pairs(table, "report_type", "rejected_by")
+    return {
+        network: {"used": rows - sum(rejected.get(network, {}).values())}
+        | rejected.get(network, {})
+        for network, rows in count_values(table, "report_type").items()
+    }
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
 from worker.contract.batches import BatchRecord, IngestSummary
 from worker.contract.layout import Layout
-from worker.observations.columns import count_values
+from worker.observations.columns import count_pairs, count_values
 from worker.observations.decoders.base import DecodeContext, Decoded
 from worker.observations.decoders.decode import FileToDecode, decode_in_one_child, decode_limited
 from worker.observations.errors import ErrorTable, assign_errors, load_errors
@@ -206,6 +206,7 @@ def _summarise(table: pa.Table, decoded: Decoded, checked: QCReport) -> IngestSu
         by_variable=_counts(table, "variable"),
         by_report_type=_counts(table, "report_type"),
         by_rejection=_counts(table, "rejected_by"),
+        rejected_by_report_type=count_pairs(table, "report_type", "rejected_by"),
         decode_report=report.model_dump(mode="json"),
     )
 

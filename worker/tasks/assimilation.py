@@ -1,5 +1,6 @@
 """Run the tasks of the queue `gpu`, and report what such a worker can do. Imports torch."""
 
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -9,7 +10,9 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from worker.contract.jobs import JobRecord
+from worker.contract.measures import JobMeter
 from worker.contract.queues import ANNOUNCE_RESULT, RUN_ASSIMILATION, WorkerReport, submit
+from worker.contract.records import utc_now
 from worker.lease import Lease, ProgressReporter
 from worker.loaded_models import LoadedModels
 from worker.pipeline.assimilation import assimilate_window
@@ -45,17 +48,27 @@ def run_assimilation_task(self: "Task[Any, Any]", job_id: str, version: int) -> 
         return
 
     def body(job: JobRecord, lease: Lease) -> None:
-        times = runtime.settings
+        times, meter = runtime.settings, JobMeter(runtime.measures, job.kind)
         progress = ProgressReporter(
-            store, lease, runtime.check_stopping, times.progress_seconds, times.job_limit_seconds
+            store,
+            lease,
+            runtime.check_stopping,
+            times.progress_seconds,
+            times.job_limit_seconds,
+            meter,
         )
         with staging_folder(job, runtime.layout) as folder:
-            assimilate_window(job, runtime.layout, runtime.models, progress, folder)
+            assimilate_window(job, runtime.layout, runtime.models, progress, folder, meter=meter)
             publish(job, store, runtime.layout, folder, progress)
         store.succeed(job.id, job.token, progress.done())
+        runtime.measures.turnaround.labels(job.kind).observe(_seconds_since(job.created))
         announce(runtime, job.analysis_id)
 
     attempt(self, runtime, store, job_id, body)
+
+
+def _seconds_since(time: datetime) -> float:
+    return max(0.0, (utc_now() - time).total_seconds())
 
 
 def announce(runtime: Runtime, analysis_id: str) -> None:

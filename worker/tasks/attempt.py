@@ -32,7 +32,7 @@ from model.domain.errors import (
 )
 from worker.contract.batches import BatchRecord, BatchStore, IngestSummary, Lane
 from worker.contract.disk import is_disk_full
-from worker.contract.jobs import JobRecord, JobState, JobStore
+from worker.contract.jobs import JobRecord, JobState, JobStore, Phase
 from worker.contract.queues import MESSAGE_VERSION, submit_batch
 from worker.contract.record_store import LeaseLost, MoveRefused, NoSuchRecord
 from worker.contract.records import Problem, utc_now
@@ -146,6 +146,7 @@ def attempt(
         log.info("nothing to do", id=record_id, reason=error.message)
         return
     log.info("started", id=record_id, attempt=record.attempts)
+    _begin(runtime, waiting, record)
     lease = Lease(store, record_id, record.token, runtime.settings.lease)
     try:
         with runtime.busy_with(record_id), lease:
@@ -173,6 +174,8 @@ def attempt_together(
     """
     tokens = {record.id: record.token for record in records}
     log.info("started", ids=list(tokens))
+    for record in records:
+        runtime.measures.attempts.labels(*_about(record)).inc()
     try:
         with (
             runtime.busy_with(records[0].id),
@@ -188,10 +191,34 @@ def attempt_together(
                 outcome = refused.get(record.id) or outcomes[record.id]
                 if isinstance(outcome, Exception):
                     _end(task, runtime, store, record, outcome)
+                else:
+                    _count(runtime, record, "succeeded")
+                    runtime.measures.ingested(record, outcome)
             log.info("finished", ids=[name for name in done if name not in refused])
     except RedisError as error:
         # Nothing can be written down now; the reaper finds the records when the server is back.
         log.error("outcomes not stored", ids=list(tokens), error=str(error))
+
+
+def _about(record: JobRecord | BatchRecord) -> tuple[str, str]:
+    """Return the labels of a record in measures: what it is, and its kind or lane."""
+    return ("batch", record.lane.value) if isinstance(record, BatchRecord) else ("job", record.kind)
+
+
+def _begin(
+    runtime: Runtime, waiting: JobRecord | BatchRecord | None, record: JobRecord | BatchRecord
+) -> None:
+    """Count an attempt. It is pushed at once, for the worker may be killed over it."""
+    runtime.measures.attempts.labels(*_about(record)).inc()
+    if isinstance(record, JobRecord):
+        since = waiting.retry_at if waiting and waiting.retry_at else record.created
+        waited = max(0.0, (utc_now() - since).total_seconds())
+        runtime.measures.phases.labels(record.kind, Phase.WAITING.value).observe(waited)
+        runtime.measures.push()
+
+
+def _count(runtime: Runtime, record: JobRecord | BatchRecord, outcome: str) -> None:
+    runtime.measures.outcomes.labels(*_about(record), outcome).inc()
 
 
 def _end(
@@ -210,8 +237,9 @@ def _end(
             return
         raise error
 
+    message = _OwnMessage(task, record.id)
     try:
-        _run(_OwnMessage(task, record.id), runtime, store, record, None, body)
+        _run(message, runtime, store, record, None, body, done=DecodedAlone.code)
     except Retry:
         return  # sent already; the task itself goes on
     except Reject:
@@ -238,13 +266,17 @@ def _run(
     record: JobRecord | BatchRecord,
     lease: Lease | None,
     body: Body,
+    done: str = "succeeded",
 ) -> None:
     try:
         body(record, lease)
+        _count(runtime, record, done)
         log.info("finished", id=record.id)
     except LeaseLost as error:
+        _count(runtime, record, "superseded")
         log.warning("stopped", id=record.id, reason=error.message)
     except JobCancelled:
+        _count(runtime, record, "cancelled")
         log.info("cancelled", id=record.id)
         if isinstance(store, JobStore):
             store.confirm_cancel(record.id, record.token)
@@ -252,8 +284,10 @@ def _run(
         try:
             _settle(task, runtime, store, record, error)
         except LeaseLost as lost:
+            _count(runtime, record, "superseded")
             log.warning("stopped", id=record.id, reason=lost.message)
         except MoveRefused as refused:
+            _count(runtime, record, "cancelled")
             _after_refusal(store, record, refused)
 
 
@@ -283,24 +317,34 @@ def _settle(
         "attempt failed", id=record.id, code=problem.code, reason=problem.message,
         exc_info=None if expected or problem.code != "internal_error" else error,
     )  # fmt: skip
+    runtime.measures.failures.labels(store.noun, problem.code).inc()
+    if problem.code == ResourceExhausted.code:
+        runtime.measures.out_of_memory.labels(_about(record)[1], "failed").inc()
     if isinstance(error, WorkerStopping):
         store.requeue(record.id, record.token, problem)
+        _count(runtime, record, "stopped")
         raise Reject(problem.message, requeue=True)
     for_ever = uploaded and problem.code in _NEVER_THE_UPLOAD
     if problem.retryable and (for_ever or record.attempts < runtime.settings.attempts):
         raise _retry(task, runtime, store, record, problem)
     at_fault = isinstance(error, DecodeError | InvalidInput) and not error.retryable
     if isinstance(store, BatchStore) and isinstance(error, AppaError) and at_fault:
-        report = error.context.get("decode_report", {})
+        summary = IngestSummary(decode_report=error.context.get("decode_report", {}))
         context = {k: v for k, v in problem.context.items() if k != "decode_report"}
         store.reject(
             record.id,
             record.token,
             problem.model_copy(update={"context": context}),
-            IngestSummary(decode_report=report),
+            summary,
         )
+        _count(runtime, record, "rejected")
+        if isinstance(record, BatchRecord):
+            runtime.measures.decoded(record, summary, "rejected")
     else:
         store.fail(record.id, record.token, problem)
+        _count(runtime, record, "failed")
+        if isinstance(record, BatchRecord):
+            runtime.measures.decoded(record, IngestSummary(), "failed")
 
 
 def _retry(
@@ -324,6 +368,7 @@ def _retry(
     )
     retry_at = utc_now() + timedelta(seconds=pause)
     store.requeue(record.id, record.token, problem, retry_at)
+    _count(runtime, record, "retried")
     log.info("retried later", id=record.id, seconds=pause, retry_at=retry_at.isoformat())
     return task.retry(
         countdown=pause,

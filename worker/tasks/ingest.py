@@ -91,6 +91,7 @@ def _alone(runtime: Runtime) -> Callable[[BatchRecord, Lease], None]:
     def body(batch: BatchRecord, lease: Lease) -> None:
         summary = ingest_batch(batch, runtime.layout, lease.check)
         runtime.stores.batches.finish(batch.id, batch.token, summary)
+        runtime.measures.ingested(batch, summary)
 
     return body
 

@@ -170,3 +170,5 @@ def announce_result_task(self: "Task[Any, Any]", analysis_id: str, version: int)
     except _MAY_PASS as error:
         log.warning("not announced", id=analysis_id, reason=str(error))
         raise
+    delay = (utc_now() - manifest.created).total_seconds()
+    runtime.measures.announced.observe(max(0.0, delay))

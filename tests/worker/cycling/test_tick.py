@@ -72,6 +72,14 @@ def test_an_outage_is_caught_up_in_order_and_says_so(installation):
     assert [job.cycle["caught_up"] for job in caught] == [True, False, True, True, False]
     assert [job.cycle["behind_seconds"] for job in caught][:2] == [5400.0, 1800.0]
     assert [job.spec.observations.cut_off for job in caught][2] == at(2, 20)
+    counted = scheduler.measures.registry.get_sample_value
+    # Besides these five: 01 early, and 00 early, noticed after the cut-off of 01.
+    for flavour, caught_up, count in (
+        ("early", "true", 3), ("early", "false", 2), ("final", "true", 1), ("final", "false", 1),
+    ):  # fmt: skip
+        about = {"flavour": flavour, "caught_up": caught_up}
+        assert counted("appa_cycles_ended_total", about | {"state": "published"}) == count
+        assert counted("appa_cycle_delay_seconds_count", about) == count
 
 
 def test_cycles_too_old_are_skipped_with_the_reason(installation):
@@ -105,6 +113,8 @@ def test_a_failed_job_is_tried_again_and_then_the_cycle_fails_and_the_next_goes_
     assert "no luck again" in failed.message
     events = [event.data["key"] for _, event in installation.stores.events.after("0-0")]
     assert events == ["20031001T00Z_early"]
+    about = {"flavour": "early", "caught_up": "false", "state": "failed"}
+    assert scheduler.measures.registry.get_sample_value("appa_cycles_ended_total", about) == 1
     installation.run_until(at(1, 21), scheduler)
     assert installation.states()["01Z_early"] == "published"
 

@@ -1,5 +1,6 @@
 """Published results as WIS2 notifications on a real broker: each once, whatever goes down."""
 
+import json
 import signal
 import sqlite3
 from contextlib import closing
@@ -10,6 +11,7 @@ from model.domain.errors import ConfigurationError
 from tests.worker.feeds.wis2 import Listener, manifest
 from tests.worker.processes import wait_for
 from worker.contract.events import EventType
+from worker.contract.measures import Measures
 from worker.settings import WorkerSettings
 from worker.tasks.products import tell_published
 
@@ -74,6 +76,14 @@ def test_each_result_is_announced_once(installation, mosquitto, listener, publis
     ids = [m["properties"]["data_id"].rpartition("/")[2] for m in listener.messages]
     assert ids == ["an-1", "an-2", "an-3", "an-4"]
     assert len({m["id"] for m in listener.messages}) == 4
+    measured = Measures(None, installation.stores.keys).key
+
+    def counted(name: str, **labels: str) -> float:
+        field = json.dumps([name, labels], separators=(",", ":"))
+        return float(installation.stores.redis.hget(measured, field) or 0)
+
+    wait_for(lambda: counted("appa_wis2_delay_seconds_count") == 4)
+    assert counted("appa_wis2_announcements_total", outcome="sent") == 4
 
 
 def test_kills_repeat_nothing(installation, mosquitto, listener, publish):

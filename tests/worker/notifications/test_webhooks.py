@@ -70,7 +70,12 @@ def test_fails_twice_then_arrives_with_one_identity_and_a_valid_signature(stores
     with Receiver(answers=[500, 503]) as receiver:
         hook = subscribe(stores, receiver.url)
         stores.events.emit(PUBLISHED, "an-1", {"analysis_id": "an-1", "kind": "filtering"})
-        (delivery,) = settled(stores, WebhookSender(stores.webhooks, settings()), hook)
+        courier = WebhookSender(stores.webhooks, settings())
+        (delivery,) = settled(stores, courier, hook)
+    counted = courier.measures.registry.get_sample_value
+    for outcome, times in (("retried", 2), ("delivered", 1), ("failed", 0)):
+        assert counted("appa_webhook_attempts_total", {"outcome": outcome}) == times
+    assert counted("appa_webhook_delay_seconds_count") == 1
     assert delivery.state is DeliveryState.DELIVERED
     assert [a.status for a in delivery.attempts] == [500, 503, 200]
     assert delivery.next_attempt is None
