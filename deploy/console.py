@@ -5,7 +5,6 @@ Times are read as people type them: `2003-10-01T06`, `20031001T06`, with or with
 
 import json
 import os
-import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ import httpx
 import typer
 from pydantic import BaseModel
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -56,13 +55,23 @@ _PIPED_WIDTH = 200
 """Columns of tables that go to a file or a pipe, where there is no terminal to fit."""
 
 
-def _width(*, terminal: bool) -> int | None:
-    """Return the columns to fill: None for the terminal's or those that COLUMNS names."""
-    return None if terminal or os.environ.get("COLUMNS", "").isdigit() else _PIPED_WIDTH
+class _Console(Console):
+    """Fills the terminal, or the columns that COLUMNS names, or a wide page."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        found = super().size
+        if self.is_terminal or os.environ.get("COLUMNS", "").isdigit():
+            return found
+        return ConsoleDimensions(_PIPED_WIDTH, found.height)
+
+    @size.setter
+    def size(self, new: tuple[int, int]) -> None:
+        self._width, self._height = new
 
 
-out = Console(width=_width(terminal=sys.stdout.isatty()))
-err = Console(stderr=True, width=_width(terminal=sys.stderr.isatty()))
+out = _Console()
+err = _Console(stderr=True)
 
 Url = Annotated[str, typer.Option("--url", envvar="APPA_URL", help="Address of the gateway.")]
 Key = Annotated[

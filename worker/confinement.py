@@ -169,7 +169,7 @@ def _modules(folder: str) -> Iterator[str]:
             is_package = entry.name.isidentifier() and os.path.exists(
                 os.path.join(entry.path, "__init__.py")
             )
-            if is_package or entry.name.endswith((".py", ".so")):
+            if is_package or entry.name.endswith((".py", ".so", ".dist-info", ".egg-info")):
                 yield entry.path
     for module in list(sys.modules.values()):  # packages without __init__.py that are in use
         for place in getattr(module, "__path__", ()) if not getattr(module, "__file__", "") else ():

@@ -32,6 +32,8 @@ PUBLISHED = {
     records.OutcomeCount: ["OutcomeCount"],
     records.Problem: ["Problem"],
     records.Progress: ["Progress"],
+    records.Readiness: ["Readiness"],
+    records.ReadinessCheck: ["ReadinessCheck"],
     records.SeriesRow: ["SeriesRow"],
     records.SourceStatus: ["SourceStatus"],
     events.Attempt: ["AttemptView"],

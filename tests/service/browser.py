@@ -84,7 +84,7 @@ def open_window(url: str, *, refusals: bool = False) -> Iterator[BrowserPage]:
         page.goto(url)
         yield page
         browser.close()
-    assert said == []  # errors of scripts, refusals of the content security policy
+    assert said == [], said  # errors of scripts, refusals of the content security policy
 
 
 SIZES = {"desk": (1280, 720), "phone": (390, 844)}

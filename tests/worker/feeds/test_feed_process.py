@@ -238,7 +238,7 @@ def test_a_full_backlog_holds_the_broker_back(installation, cache, publisher):
     data = [bulletin(200 + i) for i in range(40)]
     for i, one in enumerate(data):
         publisher.publish(notification(one, cache.put(f"f{i}", one), f"io-appa/f{i}"))
-    wait_for(lambda: installation.status().backlog == 10)
+    wait_for(lambda: installation.status().backlog == 10 and installation.status().received == 11)
     status = installation.status()
     assert status.received == 11 and status.detail.startswith("paused: 1 uploads wait")
     installation.processes.end()

@@ -162,7 +162,11 @@ def _decode_in_child(
             try:
                 with _alone if deaths else nullcontext():
                     table, report = run_limited(
-                        _decode, *arguments, limits=limits, reads=[path], writes=[mark]
+                        _decode,
+                        *arguments,
+                        limits=limits,
+                        reads=_read_for(path, context),
+                        writes=[mark],
                     )
                 return Decoded(table, DecodeReport.model_validate(report))
             except Interrupted as error:
@@ -288,10 +292,15 @@ def decode_in_one_child(
                 str(results),
                 limits,
                 limits=broad,
-                reads=[file.path for file in files],
+                reads=[read for file in files for read in _read_for(file.path, file.context)],
                 writes=[results],
             )
         return list(_complete_results(results))
+
+
+def _read_for(path: Path, context: DecodeContext) -> list[str | Path]:
+    """Return the files that decoding an upload reads: itself, and the list of stations if any."""
+    return [path, context.stations] if context.stations else [path]
 
 
 def _size(path: Path) -> int:
