@@ -56,7 +56,11 @@ _PIPED_WIDTH = 200
 
 
 class _Console(Console):
-    """Fills the terminal, or the columns that COLUMNS names, or a wide page."""
+    """Fills the terminal, or the columns that COLUMNS names when it prints, or a wide page."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr)
+        self._width = None  # which is what COLUMNS was when it was made
 
     @property
     def size(self) -> ConsoleDimensions:

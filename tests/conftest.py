@@ -10,6 +10,9 @@ from pathlib import Path
 import pyproj  # noqa: F401
 import pytest
 
+# Workers of pytest-xdist are told the width of its terminal, which is nobody's wish for our tables.
+os.environ.pop("COLUMNS", None)
+
 _SKIPPED = pytest.StashKey[list[str]]()
 ALLOWED_SKIPS = tuple((Path(__file__).parent / "allowed_skips.txt").read_text().split("\n"))
 """Reasons, one a line, for which a test may be skipped where CI is set."""

@@ -178,6 +178,7 @@ def test_parity_names_each_array_and_fails_on_a_set_of_placeholders(folder, envi
     assert re.search(r"^\d+ matched, \d+ missed", result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_table_of_memory_and_time_is_printed(folder, environment):
     (command,) = of("python", "-m", "benchmarks.released_cost")
     if (REPOSITORY / "benchmarks" / "released_cost.py").is_file():

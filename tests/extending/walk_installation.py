@@ -38,7 +38,7 @@ from model.trajectory import Blankets, TrajectoryDenoiser
 from tests.model.checkpoint_parts import tiny_model
 from tests.model.operators import worlds
 from tests.science.gaussian_process import ExactDenoiser, LinearObservations
-from tests.service.gateway_process import GatewayProcess
+from tests.service.gateway_process import GatewayProcess, free_port
 from tests.worker.replay.runs import Installation
 from worker.contract.kinds import KINDS
 from worker.contract.queues import WorkerReport
@@ -96,7 +96,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("world")
     save_checkpoint(tiny_model(), folder / "tiny")
     models = load_models([str(folder / "tiny")], "cpu")
-    with ValkeyServer(config={"maxmemory-policy": "noeviction"}) as broker:
+    with ValkeyServer(port=free_port(), config={"maxmemory-policy": "noeviction"}) as broker:
         gateway = GatewayProcess(f"{broker.connection_url}/0", folder / "data").start()
         (folder / "data" / "checks.yaml").write_text(CHECKS)
         stores = open_stores(gateway.redis_url, gateway.prefix)

