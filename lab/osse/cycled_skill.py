@@ -27,7 +27,7 @@ from model.domain.windows import HOUR, WindowPlan
 from model.execution import OnStep, no_progress
 from model.latent_model import LatentModel
 
-__all__ = ["CycleSettings", "CycledSkill", "score_cycles"]
+__all__ = ["CycleSettings", "CycledSkill", "score_cycles", "spread_ratio"]
 
 SCORED_EVERY = 3
 """Hours between scored analyses of the last day."""
@@ -143,7 +143,7 @@ def score_cycles(
         if scored and (total - number) % FORECAST_EVERY == 0:
             found.forecasts.append(_forecast(model, truth_at, analysis, end, asked))
     last = start + total * HOUR
-    cold = chain.start(last)
+    cold = chain.start(last) if continues else analysis  # which then is that very window
     groups = channel_groups(model.channels)
     mean = torch.stack(found.errors).mean(0)
     return CycledSkill(
@@ -179,8 +179,19 @@ def _score(
         found.by_day.append(float(error.mean()))
     if scored:
         found.errors.append(error)
-        members = torch.where(torch.isnan(truth), torch.nan, analysis.states[:, -1])
-        found.ratios.append(spread_skill(members, truth, model.grid, analysis.pairs).ratio)
+        found.ratios.append(spread_ratio(model, analysis, truth))
+
+
+def spread_ratio(model: LatentModel, analysis: Trajectory, truth: Tensor) -> Tensor:
+    """Return spread over error of an ensemble's last state by channel, with shape (C,).
+
+    Arguments:
+        model: The checkpoint.
+        analysis: The ensemble.
+        truth: Its true last state (C, Y, X); where it is NaN, cells are left out.
+    """
+    members = torch.where(torch.isnan(truth), torch.nan, analysis.states[:, -1])
+    return spread_skill(members, truth, model.grid, analysis.pairs).ratio
 
 
 def _forecast(

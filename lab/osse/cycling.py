@@ -16,7 +16,7 @@ from torch import Tensor
 from lab.osse.cases import ReadTruth, observe_case
 from lab.osse.network import Network, simulate_observations, withhold_stations
 from model.assimilate import Trajectory, assimilate
-from model.assimilation_settings import AssimilationSettings, recommended_settings
+from model.assimilation_settings import AssimilationSettings
 from model.background import Around
 from model.diagnostics.equivalents import observation_set
 from model.domain.windows import HOUR, WindowPlan
@@ -107,14 +107,13 @@ class Chain:
         plan = WindowPlan.filtering(end, self.model.blanket_size)
         prior = self.around(self.last[1:], date_rows(plan.times))
         seen, _ = observation_set(self._new_rows(end), self.model, list(plan.times))
-        settings = self.settings or recommended_settings(self.model)
         done = assimilate(
             self.model,
             seen,
             plan,
             self.members,
             self.seed + int(end.timestamp()) // 3600,
-            settings=settings,
+            settings=self.settings,
             prior=prior,
         )
         self.last, self.end = done.latents.mean(0), end

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lab.osse.baselines import score_interpolation, score_persistence, score_windowed
 from lab.osse.cases import ObservedCase, ReadTruth, observe_case
-from lab.osse.cycled_skill import CycledSkill
+from lab.osse.cycled_skill import CycledSkill, spread_ratio
 from lab.osse.network import Network
 from lab.osse.scores import (
     AutoencoderSkill,
@@ -38,7 +38,6 @@ from model.assimilation_settings import AssimilationSettings, WarmStart, recomme
 from model.denoiser import BlanketDenoiser
 from model.diagnostics.ensembles import ranks
 from model.diagnostics.equivalents import model_equivalents
-from model.diagnostics.scores import spread_skill
 from model.domain.errors import InvalidInput
 from model.domain.files import open_atomic, write_atomic
 from model.domain.windows import WindowPlan
@@ -140,9 +139,9 @@ def score_start(
     if s.warm:
         on_phase(Method.WARM)
         _cycle(run, Method.WARM, 1, analysis.warm_start)
-    if s.ablation and without_network(model) is not None:
+    if s.ablation and (bare := without_network(model)) is not None:
         on_phase(Method.ABLATION)
-        _ablation(run)
+        _ablation(run, bare)
     if s.lead:
         on_phase(Method.FORECAST)
         _score_forecast(run, analysis)
@@ -157,7 +156,7 @@ def score_start(
         observations=len(case.observations()),
         withheld=withheld,
         errors=scorer.errors,
-        spread_ratio=tuple(_spread_ratio(case, analysis).tolist()),
+        spread_ratio=tuple(spread_ratio(model, analysis, case.last).tolist()),
         seconds=scorer.seconds,
         processor=scorer.processor,
         memory=memory | {"end": peak_memory()},
@@ -204,10 +203,10 @@ class _NoCorrection(nn.Module):
         return torch.zeros_like(x)
 
 
-def _ablation(run: _Run) -> None:
+def _ablation(run: _Run, bare: LatentModel) -> None:
     s, case = run.settings, run.case
     analysis = assimilate(
-        cast(LatentModel, without_network(case.model)),
+        bare,
         case.observations(),
         WindowPlan.filtering(case.end, s.window),
         s.members,
@@ -237,11 +236,6 @@ def _ranks(run: _Run, analysis: Trajectory) -> tuple[int, Ranks]:
         1 / len(chosen),
     )
     return len(seen), counted
-
-
-def _spread_ratio(case: ObservedCase, analysis: Trajectory) -> Tensor:
-    members = torch.where(torch.isnan(case.last), torch.nan, analysis.states[:, -1])
-    return spread_skill(members, case.last, case.model.grid, analysis.pairs).ratio
 
 
 def _score_forecast(run: _Run, analysis: Trajectory) -> None:
