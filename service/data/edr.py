@@ -11,7 +11,7 @@ Reference:
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -90,9 +90,12 @@ def answer(
             results=len(results),
             limit=MOST_RESULTS,
         )
+    datasets = {result: library.get(result).decoded for result in sorted(results)}
+    _check_parameters(datasets.values(), query.parameters)
     parts = [
-        _part(library, result, [holding.time for holding in held], query)
+        _part(datasets[result], [holding.time for holding in held], query)
         for result, held in groupby(collection.holdings, key=_result_of)
+        if _fields_of(datasets[result], query.parameters)
     ]
     whole = parts[0] if len(parts) == 1 else _joined(parts)
     leveled = [name for name, variable in whole.data_vars.items() if LEVELS in variable.dims]
@@ -119,10 +122,12 @@ def _joined(parts: list[xr.Dataset]) -> xr.Dataset:
     ).sortby("time")
 
 
-def _part(library: DatasetLibrary, result: str, times: list[datetime], query: Query) -> xr.Dataset:
+def _part(dataset: xr.Dataset, times: list[datetime], query: Query) -> xr.Dataset:
     """Return what a query selects of one result, lazily."""
-    dataset = library.get(result).decoded
-    fields = _variables(dataset, query.parameters)
+    fields = dataset[_fields_of(dataset, query.parameters)]
+    # Coordinates that queries do not answer with.
+    kept = ("time", "realization", LEVELS, *_HORIZONTAL)
+    fields = fields.drop_vars([name for name in fields.coords if name not in kept])
     moments = np.array([np.datetime64(time.replace(tzinfo=None), "ns") for time in times])
     fields = fields.isel(time=np.flatnonzero(np.isin(fields["time"].values, moments)))
     if LEVELS in fields.dims:
@@ -139,9 +144,19 @@ def _part(library: DatasetLibrary, result: str, times: list[datetime], query: Qu
     return _points(fields, grid, query)
 
 
-def _variables(dataset: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
-    """Return the fields called so, without coordinates that queries do not answer with."""
-    known = [str(n) for n, v in dataset.data_vars.items() if set(_HORIZONTAL) <= set(v.dims)]
+def _fields_of(dataset: xr.Dataset, names: Sequence[str] = ()) -> list[str]:
+    """Return which of the variables called so are fields of a data set; all of them for none."""
+    fields = [str(n) for n, v in dataset.data_vars.items() if set(_HORIZONTAL) <= set(v.dims)]
+    return [name for name in names if name in fields] if names else fields
+
+
+def _check_parameters(datasets: Iterable[xr.Dataset], names: Sequence[str]) -> None:
+    """Refuse a variable that no result holds: results of other models may hold others.
+
+    Raises:
+        UnknownName: Listing those that are there.
+    """
+    known = list(dict.fromkeys(name for dataset in datasets for name in _fields_of(dataset)))
     for name in names:
         if name not in known:
             raise UnknownName(
@@ -149,9 +164,6 @@ def _variables(dataset: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
                 field="parameter-name",
                 known=known,
             )
-    fields = dataset[list(names) or known]
-    kept = ("time", "realization", LEVELS, *_HORIZONTAL)
-    return fields.drop_vars([name for name in fields.coords if name not in kept])
 
 
 def _levels(text: str | None, levels: Float) -> NDArray[np.int64]:

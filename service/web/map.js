@@ -119,7 +119,7 @@ async function show() {
     if (mine !== turn) return;
     describe(drawn, shown);
     say("");
-    if (state.point) await point(result, names);
+    if (state.point) await point(result);
     if (mine === turn) settled = location.hash;
   } catch (error) {
     if (mine === turn) say(error.message, true);
@@ -128,12 +128,15 @@ async function show() {
 
 const middle = (field) => ({ K: 273.15, "m s**-1": 15, "m s-1": 15, Pa: 100000, m: 0.001, "1": 0.5 }[field.units] ?? 0);
 
-async function point(result, names) {
+async function point(result) {
   const group = result.kind === "forecast" ? result.id : [result.kind, result.flavour].filter(Boolean).join("-");
   const [lon, lat] = state.point.split(",").map(Number);
   byId("point").hidden = false;
-  const raw = new Set([...names].filter((n) => !["si10", "ws", "gh", "thickness", "r"].includes(n)));
-  const asked = await showPoint(byId("point-data"), { collection: group, result: result.id, time: state.time, lon, lat, names: raw });
+  const stored = catalogue.fields.filter((f) => !f.derived);
+  // A result may hold its members, or only their mean.
+  const ending = stored.some((f) => f.statistics.includes("member")) ? "" : "_mean";
+  const names = new Set(stored.map((f) => f.field));
+  const asked = await showPoint(byId("point-data"), { collection: group, result: result.id, time: state.time, lon, lat, names, ending });
   showCalls([...calls, ...asked.map((url) => ({ url }))]);
 }
 

@@ -12,14 +12,14 @@ const WIDTH = 460, HEIGHT = 120, LEFT = 46, RIGHT = 8, TOP = 16, BOTTOM = 18;
 const MEMBER = "var(--soft)", MEAN = "var(--busy)", DRY = "#1a7f4b";
 
 // Returns the addresses that were asked.
-export async function showPoint(panel, { collection, result, time, lon, lat, names }) {
+export async function showPoint(panel, { collection, result, time, lon, lat, names, ending }) {
   const [x, y] = [lon.toFixed(3), lat.toFixed(3)];
   const title = `${Math.abs(lat).toFixed(2)}°${lat < 0 ? "S" : "N"} ${Math.abs(lon).toFixed(2)}°${lon < 0 ? "W" : "E"}`;
   panel.replaceChildren(element("h2", title), element("p", "reading …"));
   const surface = SERIES.flatMap(([, parts]) => parts).filter((name) => names.has(name));
   const at = `POINT(${x} ${y})`;
   const wanted = (group, parts) => apiUrl(`ogc/collections/${encodeURIComponent(group)}/position`, {
-    coords: at, "parameter-name": parts.join(","), f: "CoverageJSON", method: "nearest",
+    coords: at, "parameter-name": parts.map((name) => name + ending).join(","), f: "CoverageJSON", method: "nearest",
   });
   const series = wanted(collection, surface);
   const profile = wanted(result, ["t", "q"].filter((name) => names.has(name)));
@@ -27,7 +27,7 @@ export async function showPoint(panel, { collection, result, time, lon, lat, nam
   const found = await Promise.allSettled([getJson(series), names.has("t") ? getJson(profile) : null]);
   const parts = [element("h2", title)];
   if (found[0].status === "fulfilled") {
-    const members = readMembers(found[0].value, "t");
+    const members = readMembers(found[0].value, "t", ending);
     for (const [name, inputs, formula, least] of SERIES) {
       const lines = members.filter((m) => inputs.every((i) => i in m.values)).map((m) => ({
         times: m.places, values: m.places.map((_, i) => formula(...inputs.map((n) => m.values[n][i]))),
@@ -35,20 +35,20 @@ export async function showPoint(panel, { collection, result, time, lon, lat, nam
       if (lines.length) parts.push(meteogram(name, lines, time, least));
     }
   } else parts.push(element("p", found[0].reason.message, "bad"));
-  if (found[1].status === "fulfilled" && found[1].value) parts.push(profileChart(found[1].value));
+  if (found[1].status === "fulfilled" && found[1].value) parts.push(profileChart(found[1].value, ending));
   else if (found[1].status === "rejected") parts.push(element("p", found[1].reason.message, "bad"));
   panel.replaceChildren(...parts);
   return names.has("t") ? [series, profile] : [series];
 }
 
-// Members by number, each with its values by name and where they lie on one axis.
-function readMembers(document, along) {
+// Members by number, each with its values by name (without its ending) and where they lie on one axis.
+function readMembers(document, along, ending) {
   const members = new Map();
   for (const coverage of document.coverages ?? [document]) {
     const number = coverage.realization ?? -1;
     const places = coverage.domain.axes[along]?.values ?? [];
     const member = members.get(number) ?? { places, values: {} };
-    for (const [name, range] of Object.entries(coverage.ranges)) member.values[name] = known(range.values);
+    for (const [name, range] of Object.entries(coverage.ranges)) member.values[name.slice(0, name.length - ending.length)] = known(range.values);
     members.set(number, member);
   }
   return [...members.entries()].sort((a, b) => a[0] - b[0]).map(([, member]) => member);
@@ -114,7 +114,7 @@ function dewpoint(q, pressure) {
   return 243.12 * l / (17.62 - l) + 273.15;
 }
 
-function profileChart(document) {
+function profileChart(document, ending) {
   const size = 300, svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${size}`, role: "img", "aria-label": "vertical profile" });
   const [cold, warm, bottom, top] = [-70, 35, Math.log(105000), Math.log(15000)];
   const y = (pressure) => TOP + (Math.log(pressure) - top) / (bottom - top) * (size - TOP - BOTTOM);
@@ -132,7 +132,7 @@ function profileChart(document) {
     svg.append(shape("text", { x: x(...a), y: size - 4, class: "tick middle" }, t));
   }
   const pascals = (level) => (level < 2000 ? 100 * level : level);
-  const lines = readMembers(document, "z")
+  const lines = readMembers(document, "z", ending)
     .map(({ places, values }) => ({ levels: places.map(pascals), values }))
     .filter((m) => m.values.t && m.levels.length > 1);
   const draw = (levels, values, attributes) => {

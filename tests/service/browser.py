@@ -74,7 +74,7 @@ def open_window(url: str, *, refusals: bool = False) -> Iterator[BrowserPage]:
     def listen(message: ConsoleMessage) -> None:
         refused = refusals and message.text.startswith("Failed to load resource")
         if message.type == "error" and not refused:
-            said.append(message.text)
+            said.append(f"{message.text} ({message.location.get('url')})")
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])

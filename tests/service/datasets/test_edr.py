@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 
+import acting_worker
 import httpx
 import numpy as np
 import published
@@ -135,6 +136,43 @@ def test_a_kind_is_the_series_of_its_best_results(gateway, files) -> None:
         datetime="2024-06-01T00:00:00Z/2024-06-01T05:00:00Z",
     )  # fmt: skip
     np.testing.assert_array_equal(values(final, "t2m_mean"), wanted[:2])
+
+
+def test_results_of_another_model_may_lack_a_parameter(gateway, files, tmp_path) -> None:
+    """The series goes on without it there; what no result holds is refused."""
+    time = DAY + 10 * HOUR
+    path = tmp_path / "whole.nc"
+    files["ed-0"].assign_coords(time=("time", [np.datetime64("2024-06-01T11", "ns")])).drop_vars(
+        "msl_mean"
+    ).to_netcdf(path)
+    held = published.opened(
+        published.publish(gateway.layout, "ed-with", tmp_path / "with", valid=time, flavour="early")
+    )
+    acting_worker.publish(
+        gateway.layout,
+        "ed-without",
+        {"appa_an.nc": path.read_bytes()},
+        valid=time + HOUR,
+        kind="filtering",
+        flavour="early",
+    )
+    span = "2024-06-01T10:00:00Z/2024-06-01T12:00:00Z"
+    place = {"coords": "POINT(0 0)", "datetime": span}
+    (found,) = coverages(
+        gateway, "filtering", "position", **place, parameter_name="t2m_mean,msl_mean"
+    )
+    at = {"latitude": 0, "longitude": 0}
+    pressure, temperature = values(found, "msl_mean"), values(found, "t2m_mean")
+    np.testing.assert_array_equal(pressure, [held["msl_mean"].sel(at).item(), np.nan])
+    np.testing.assert_array_equal(
+        temperature, [d["t2m_mean"].sel(at).item() for d in (held, files["ed-0"])]
+    )
+    (only,) = coverages(gateway, "filtering", "position", **place, parameter_name="msl_mean")
+    np.testing.assert_array_equal(values(only, "msl_mean"), pressure[:1])
+    url = f"{gateway.url}/ogc/collections/filtering/position"
+    refused = httpx.get(url, params={**place, "parameter-name": "nonsense"})
+    assert refused.status_code == 422
+    assert "msl_mean" in refused.text
 
 
 def test_cube_across_the_seam_as_coveragejson_and_netcdf(gateway, files) -> None:

@@ -41,6 +41,7 @@ def files(gateway: GatewayProcess, tmp_path_factory) -> dict[str, xr.Dataset]:
     wanted = {
         "mp-an": published.Wanted(valid=later, flags=["simulated"], checkpoint="appa-test"),
         "mp-fc": published.Wanted(valid=later, kind="forecast"),
+        "mp-mean": published.Wanted(valid=later + timedelta(hours=1), fields="mean"),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(published, "product", smooth)
@@ -103,6 +104,19 @@ def test_a_click_shows_all_members_of_the_place(page, files):
     assert page.locator("#point svg").last.get_attribute("aria-label") == "vertical profile"
     page.click("#close")
     assert not page.is_visible("#point")
+
+
+def test_a_click_shows_the_mean_where_members_are_not_kept(page, files):
+    time = str(files["mp-mean"]["time"].values[0])[:19] + "Z"
+    show(page, result="mp-mean", time=time, field="t2m")
+    point_at(page, 45.0, 30.0)
+    page.mouse.click(*point_at(page, 45.0, 30.0))
+    page.wait_for_selector("#point svg text.value")
+    shown = float(page.locator("#point svg").first.locator("text.value").text_content())
+    mean = held(files["mp-mean"], "t2m_mean", 45.0, 30.0)
+    assert shown == pytest.approx(float(mean) - 273.15, abs=0.02)
+    assert page.locator("#point svg").last.get_attribute("aria-label") == "vertical profile"
+    page.click("#close")
 
 
 def test_keys_step_through_a_forecast_and_the_address_follows(page, files):
