@@ -92,6 +92,21 @@ def export(
     print(f"{card.name}: {', '.join(sorted(card.files))} in {output}")
 
 
+@app.command("adopt")
+def adopt(
+    session: Annotated[Path, typer.Argument(help="Folder of a training session.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the bundle; must not exist.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="Whose autoencoder and closed form were trained on.")
+    ] = "appa-t31",
+) -> None:
+    """Write a bundle again with the denoiser of `python -m lab.training.gpu_session`."""
+    from lab.training.export import adopt_session
+
+    card = adopt_session(checkpoint, session, output)
+    print(f"{card.name}: {', '.join(sorted(card.files))} in {output}")
+
+
 @app.command("osse-case")
 def osse_case(
     store: Annotated[str, typer.Argument(help="A store of states.")],

@@ -1,4 +1,8 @@
-"""Export finished training runs as a checkpoint bundle that ships."""
+"""Export finished training runs as a checkpoint bundle that ships.
+
+A bundle comes from a denoiser run and its autoencoder (`export_bundle`), or from another bundle whose
+denoiser is replaced by that of a training session (`adopt_session`).
+"""
 
 import json
 from itertools import chain
@@ -11,6 +15,7 @@ import yaml
 from torch import Tensor
 
 from lab.training.datasets import StateStore
+from lab.training.gpu_session import load_weights
 from lab.training.loop import averaged_weights
 from lab.training.train_autoencoder import AutoencoderTraining
 from lab.training.train_denoiser import (
@@ -23,14 +28,15 @@ from model.autoencoder import AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
 from model.card import BaseCard, BlanketCard, Card, GridCard, ScheduleCard
 from model.checkpoints.assemble import assemble
-from model.checkpoints.bundle import save_checkpoint
+from model.checkpoints.bundle import load_checkpoint, save_checkpoint
+from model.denoiser import BlanketDenoiser
 from model.domain.errors import CheckpointError
 from model.domain.files import code_version
 from model.domain.variables import channels
 from model.latent_model import LatentModel
 from model.operators.composite import reconstruction_residual
 
-__all__ = ["export_bundle"]
+__all__ = ["adopt_session", "export_bundle"]
 
 
 def export_bundle(
@@ -89,6 +95,47 @@ def export_bundle(
     model = assemble(card, autoencoder, backbone, arrays, static=static, base=prior)
     model.static["reconstruction_residual"] = _residual(model, config, store)
     return save_checkpoint(model, output, stored="float16")
+
+
+def adopt_session(checkpoint: str, session: Path, output: Path) -> Card:
+    """Write a bundle again with the denoiser of a training session (`lab.training.gpu_session`).
+
+    Arguments:
+        checkpoint: The bundle whose autoencoder and closed form the session was trained on.
+        session: Folder of a finished session.
+        output: Folder of the new bundle; must not exist.
+
+    Raises:
+        CheckpointError: If the session has not finished, or was trained on other latents.
+    """
+    model = load_checkpoint(checkpoint)
+    weights, about = load_weights(session)
+    config = BackboneConfig(**_tuples(about["backbone"]))
+    if (config.in_channels, *config.shape) != model.card.latent_shape:
+        raise CheckpointError(
+            f"Expected a session on latents {model.card.latent_shape}, those of {checkpoint}; got "
+            f"{(config.in_channels, *config.shape)}."
+        )
+    backbone = Backbone(config)
+    backbone.load_state_dict(weights)
+    kept = {k: v for k, v in model.card.provenance.items() if not k.startswith("denoiser")}
+    kept.pop("noise_levels_per_blanket", None)
+    trained = {k: about[k] for k in ("settings", "steps", "samples", "relative_error")}
+    model.card = model.card.model_copy(
+        # Errors of backgrounds are those of the forecast by the former network.
+        update={
+            "backbone": config,
+            "background": None,
+            "provenance": {**kept, "denoiser": trained},
+        }
+    )
+    model.denoise = BlanketDenoiser(backbone, model.denoise.base)
+    return save_checkpoint(model, output, stored="float16")
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as they were before they were written as JSON."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 @torch.no_grad()

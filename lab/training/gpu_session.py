@@ -340,8 +340,11 @@ def run(settings: Session, output: Path, checkpoint: str, latents: Path | None) 
     if settings.unequal:
         found = evaluate_forecast(denoiser, data, held_out, known=model.blanket_size // 2)
         forecast = {lead: [round(e, 4) for e in pair] for lead, pair in found.items()}
+    state = torch.load(output / "state.pt", weights_only=True, mmap=True)
     about = {
         "settings": asdict(settings),
+        "steps": int(state["step"]),
+        "samples": int(state["seen"]),
         "backbone": asdict(settings.backbone(model)),
         "hours": data.latents.shape[0] * data.latents.shape[1],
         "relative_error": {str(k): round(v, 4) for k, v in relative.items()},

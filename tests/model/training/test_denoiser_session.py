@@ -1,6 +1,7 @@
 """Training of the denoiser: what it draws against the closed form, and how it goes on."""
 
 import math
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 
 from lab.training.denoiser_batches import Batches, draw_profile
 from lab.training.denoiser_skill import evaluate, evaluate_forecast
+from lab.training.export import adopt_session
 from lab.training.gpu_session import Session, load_weights, save_weights, train
 from lab.training.latent_years import LatentYears, read_latents, save_latents
+from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from model.domain.windows import HOUR
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
 from model.nn.embedding import date_rows
@@ -102,6 +105,30 @@ def test_a_session_goes_on_where_it_ended(model, tmp_path):
     assert about == {"note": 1}
     for name, value in denoiser.backbone.state_dict().items():
         torch.testing.assert_close(weights[name].float(), value, rtol=1e-3, atol=1e-3)
+
+
+def test_a_bundle_adopts_the_denoiser_of_a_session(model, tmp_path):
+    settings = Session(minutes=1, batch=2, width=16, depth=1, warmup=2, steps=3)
+    denoiser = train(settings, model, drawn_from(model.denoise.base, 8), tmp_path, math.inf, print)
+    about = {
+        "settings": asdict(settings),
+        "backbone": asdict(settings.backbone(model)),
+        "steps": 3,
+        "samples": 12,
+        "relative_error": {"1.0": 0.9},
+    }
+    save_weights(tmp_path, denoiser.backbone.state_dict(), about)
+    save_checkpoint(model, tmp_path / "before")
+    adopt_session(str(tmp_path / "before"), tmp_path, tmp_path / "after")
+    adopted = load_checkpoint(tmp_path / "after")
+    x, date = sampled(model.latent_shape, 2)
+    for sigma in (torch.full((2,), 0.5), torch.linspace(0.1, 3.0, K).expand(2, K)):
+        expected = denoiser(x, sigma, date)
+        torch.testing.assert_close(adopted.denoise(x, sigma, date), expected, rtol=0.02, atol=0.02)
+    assert adopted.card.provenance["denoiser"]["samples"] == 12
+    assert adopted.card.backbone.noise_per_state
+    decoded = adopted.decode(x[:, 0]), model.decode(x[:, 0])
+    torch.testing.assert_close(*decoded, rtol=1e-3, atol=1e-2, equal_nan=True)
 
 
 def test_an_untrained_correction_scores_as_the_closed_form(model, tmp_path):
