@@ -7,33 +7,29 @@ observations change is drawn again, and the cost is a fraction of a cold start. 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast, get_type_hints
 
 import torch
 from torch import Tensor
 
-from model.domain.errors import InvalidInput
+from model.domain.errors import ConfigurationError, InvalidInput
 from model.domain.registry import Registry
-from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import Conditions, Guidance
-from model.guidance.jacobian import MMPS, SDA, MMPSSettings
-from model.guidance.prior_covariance import (
-    PriorCovarianceSettings,
-    PriorStartSettings,
-    build_prior_covariance,
-)
+from model.guidance.jacobian import MMPS, SDA, MMPSSettings, SDASettings
+from model.guidance.prior_covariance import PriorStartSettings, build_prior_covariance
 from model.latent_model import LatentModel
-from model.samplers.sampling import SamplerSettings
+from model.samplers.sampling import SAMPLERS, EntrySettings, SamplerSettings
 from model.samplers.schedule import NoiseSchedule
 
 __all__ = [
     "AssimilationSettings",
+    "EntrySettings",
     "GUIDANCE",
     "GuidanceSettings",
     "WarmStart",
-    "WarmStartSettings",
+    "guidance_settings",
     "hours_since_epoch",
     "recommended_settings",
     "warm_sampler",
@@ -51,28 +47,47 @@ class GuidanceSettings(Protocol):
 Build = Callable[[Conditions, Any], Guidance]
 """From conditions and the settings of its own kind."""
 
+
+def _mmps(conditions: Conditions, settings: MMPSSettings) -> Guidance:
+    report, chunks = conditions.report, conditions.chunks
+    return MMPS(conditions.observations(), settings, report, chunks=chunks)
+
+
+def _sda(conditions: Conditions, settings: SDASettings) -> Guidance:
+    return SDA(conditions.observations(), settings, conditions.report, conditions.chunks)
+
+
 GUIDANCE: Registry[Build] = Registry(
     "guidance",
     "appa.guidance",
     Callable,
-    mmps=lambda c, settings: MMPS(c.observations(), settings, c.report, chunks=c.chunks),
-    sda=lambda c, settings: SDA(c.observations(), settings, c.report, c.chunks),
+    mmps=_mmps,
+    sda=_sda,
     prior_covariance=build_prior_covariance,
 )
-"""By the `method` of their settings."""
+"""By the `method` of their settings, whose type is the annotation of `settings`."""
 
 
-@dataclass(frozen=True)
-class WarmStartSettings:
-    """Where sampling enters.
+def guidance_settings(method: str, **values: Any) -> GuidanceSettings:
+    """Return settings of a guidance, its defaults with `values` in their places.
 
-    Attributes:
-        sigma: Noise level that is added, in standard deviations of a latent.
-        steps: Diffusion steps from there.
+    Raises:
+        UnknownName: If there is no such guidance.
+        ConfigurationError: If its settings are of no known type, or have no such field.
     """
-
-    sigma: float = 1.0
-    steps: int = 6
+    kind = get_type_hints(GUIDANCE[method]).get("settings")
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        raise ConfigurationError(
+            f"Expected the guidance '{method}' to say of what type its settings are; annotate the "
+            "argument 'settings' of the function that builds it with their dataclass."
+        )
+    known = {field.name for field in fields(kind)} - {"method"}
+    if unknown := sorted(set(values) - known):
+        raise ConfigurationError(
+            f"Expected settings of the guidance '{method}' ({', '.join(sorted(known))}); got "
+            f"{', '.join(unknown)}."
+        )
+    return cast(GuidanceSettings, kind(**values))
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,7 @@ def hours_since_epoch(time: datetime) -> int:
 
 
 def warm_sampler(
-    sampler: SamplerSettings, warm: WarmStartSettings, schedule: NoiseSchedule
+    sampler: SamplerSettings, warm: EntrySettings, schedule: NoiseSchedule
 ) -> SamplerSettings:
     """Return the sampler from the warm start's noise level on."""
     level = torch.tensor(warm.sigma, dtype=torch.float64)
@@ -144,9 +159,9 @@ class AssimilationSettings:
     """
 
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    warm: WarmStartSettings = field(default_factory=WarmStartSettings)
+    warm: EntrySettings = field(default_factory=EntrySettings)
     start: Literal["noise", "prior"] = "noise"
-    entry: WarmStartSettings = field(default_factory=lambda: WarmStartSettings(0.1, 1))
+    entry: EntrySettings = field(default_factory=lambda: EntrySettings(0.1, 1))
     prior_solve: PriorStartSettings = field(default_factory=PriorStartSettings)
     guidance: GuidanceSettings = field(default_factory=MMPSSettings)
     mode: str = "symmetrical"
@@ -167,13 +182,20 @@ class AssimilationSettings:
 
 
 def recommended_settings(latent_model: LatentModel) -> AssimilationSettings:
-    """Return what suits a checkpoint: linear algebra first where it has a closed-form prior."""
-    if not isinstance(latent_model.denoise.base, ZonalGaussianPrior):
-        return AssimilationSettings()
+    """Return what the card of a checkpoint recommends.
+
+    Raises:
+        UnknownName: If it names a sampler or a guidance that is not installed.
+        ConfigurationError: If the settings are not those of its guidance.
+    """
+    card = latent_model.card.recommended
+    SAMPLERS[card.sampler.name]
     return AssimilationSettings(
-        start="prior",
-        guidance=PriorCovarianceSettings(iterations=8, tolerance=0.1),
-        # What the members are known to. Error at +24 h: 0.34 with 0.3 (and 0.52 with 0.1, which
-        # 60 iterations do not solve), 0.306 with 0.7, 0.32 with 2; persistence has 0.40.
-        tie_error_std=0.7,
+        sampler=card.sampler,
+        warm=card.warm,
+        start=card.start,
+        entry=card.entry,
+        prior_solve=card.prior_solve,
+        guidance=guidance_settings(**card.guidance),
+        tie_error_std=card.tie_error_std,
     )

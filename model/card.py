@@ -18,6 +18,8 @@ from model.domain.errors import CheckpointError
 from model.domain.files import read_yaml_model
 from model.domain.grids import Grid
 from model.domain.variables import Channel, parse_channel
+from model.guidance.prior_covariance import PriorStartSettings
+from model.samplers.sampling import EntrySettings, SamplerSettings
 
 __all__ = [
     "BackgroundCard",
@@ -27,6 +29,7 @@ __all__ = [
     "Card",
     "FileCard",
     "GridCard",
+    "RecommendedCard",
     "ScheduleCard",
     "read_card",
     "write_card",
@@ -39,6 +42,15 @@ Storage = Literal["float32", "bfloat16", "float16"]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _known_keys(value: Any, kind: Any) -> Any:
+    """Refuse settings that a dataclass does not have: pydantic would ignore them."""
+    names = {field.name for field in fields(kind)}
+    unknown = set(value) - names if isinstance(value, Mapping) else ()
+    if unknown:
+        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
+    return value
 
 
 class GridCard(_Strict):
@@ -90,6 +102,55 @@ class BackgroundCard(_Strict):
     sigma: float = Field(gt=0)
 
 
+class RecommendedCard(_Strict):
+    """How analyses are made unless a job chooses otherwise; what is left out is as in the release.
+
+    The attributes are those of `model.assimilation_settings.AssimilationSettings`. Which values
+    serve a checkpoint depends on its training, so they are part of it.
+
+    Attributes:
+        sampler: Of a start from noise.
+        start: What a cold start begins with.
+        entry: Where a start from the prior enters the diffusion.
+        warm: Where a warm start enters it.
+        prior_solve: How the systems of a start from the prior are solved.
+        guidance: `method`, a name of `model.assimilation_settings.GUIDANCE`, and its settings.
+        tie_error_std: One standard deviation of tied states, in latent units.
+    """
+
+    sampler: SamplerSettings = SamplerSettings()
+    start: Literal["noise", "prior"] = "noise"
+    entry: EntrySettings = EntrySettings(0.1, 1)
+    warm: EntrySettings = EntrySettings(1.0, 6)
+    prior_solve: PriorStartSettings = PriorStartSettings()
+    guidance: dict[str, Any] = {"method": "mmps"}
+    tie_error_std: float = Field(default=0.05, gt=0)
+
+    @classmethod
+    def with_closed_form(cls) -> "RecommendedCard":
+        """Return what suits a checkpoint with a closed-form prior: linear algebra first."""
+        return cls(
+            start="prior",
+            guidance={"method": "prior_covariance", "iterations": 8, "tolerance": 0.1},
+            # What the members are known to. Error of appa-t31 at +24 h: 0.34 with 0.3 (and 0.52
+            # with 0.1, which 60 iterations do not solve), 0.306 with 0.7, 0.32 with 2;
+            # persistence has 0.40.
+            tie_error_std=0.7,
+        )
+
+    @field_validator("sampler", "entry", "warm", "prior_solve", mode="before")
+    @classmethod
+    def _known_settings(cls, value: Any, info: Any) -> Any:
+        return _known_keys(value, type(cls.model_fields[info.field_name].default))
+
+    @field_validator("guidance")
+    @classmethod
+    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("method"), str):
+            raise ValueError("expected a method and its settings, such as {method: mmps}")
+        return value
+
+
 class FileCard(_Strict):
     """One file of the bundle with its checksum and size."""
 
@@ -123,6 +184,7 @@ class Card(_Strict):
         backbone: Sizes of the denoiser's backbone.
         base: Closed-form part of the denoiser.
         background: Errors of backgrounds of hourly cycles.
+        recommended: How analyses are made with it.
         latent_shape: (c, h, w).
         files: By role: autoencoder, backbone, statistics, and where there are any static, base, background.
         code_version: Version of this package that wrote the bundle.
@@ -144,6 +206,7 @@ class Card(_Strict):
     backbone: BackboneConfig
     base: BaseCard | None = None
     background: BackgroundCard | None = None
+    recommended: RecommendedCard = RecommendedCard()
     latent_shape: tuple[int, int, int]
     files: dict[str, FileCard] = {}
     code_version: str
@@ -152,15 +215,8 @@ class Card(_Strict):
     @field_validator("autoencoder", "backbone", mode="before")
     @classmethod
     def _known_keys(cls, value: Any, info: Any) -> Any:
-        kind: type[AutoencoderConfig | BackboneConfig] = {
-            "autoencoder": AutoencoderConfig,
-            "backbone": BackboneConfig,
-        }[info.field_name]
-        names = {field.name for field in fields(kind)}
-        unknown = set(value) - names if isinstance(value, Mapping) else ()
-        if unknown:
-            raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
-        return value
+        kinds = {"autoencoder": AutoencoderConfig, "backbone": BackboneConfig}
+        return _known_keys(value, kinds[info.field_name])
 
     @model_validator(mode="after")
     def _consistent(self) -> "Card":

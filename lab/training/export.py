@@ -26,7 +26,14 @@ from lab.training.train_denoiser import (
 )
 from model.autoencoder import AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
-from model.card import BaseCard, BlanketCard, Card, GridCard, ScheduleCard
+from model.card import (
+    BaseCard,
+    BlanketCard,
+    Card,
+    GridCard,
+    RecommendedCard,
+    ScheduleCard,
+)
 from model.checkpoints.assemble import assemble
 from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from model.denoiser import BlanketDenoiser
@@ -81,6 +88,9 @@ def export_bundle(
         base=None
         if config.prior is None
         else BaseCard(kind="zonal_gaussian", modes=config.prior.modes, dense=config.prior.dense),
+        recommended=RecommendedCard()
+        if config.prior is None
+        else RecommendedCard.with_closed_form(),
         latent_shape=autoencoder.latent_shape,
         code_version=code_version(),
         provenance=_provenance(config, step),

@@ -32,6 +32,7 @@ from model.samplers.control import Controlled, Noise, SamplerControl
 __all__ = [
     "DDIM",
     "DDPM",
+    "EntrySettings",
     "PredictorCorrector",
     "RewindDDIM",
     "SAMPLERS",
@@ -197,6 +198,26 @@ class SamplerSettings:
             raise InvalidInput(
                 "Expected at least one step from a time to an earlier one in [0, 1]; got "
                 f"{self.steps} steps from {self.start} to {self.stop}."
+            )
+
+
+@dataclass(frozen=True)
+class EntrySettings:
+    """Where sampling enters that does not start from noise alone.
+
+    Attributes:
+        sigma: Noise level that is added, in standard deviations of a latent.
+        steps: Diffusion steps from there.
+    """
+
+    sigma: float = 1.0
+    steps: int = 6
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.sigma > 0:
+            raise InvalidInput(
+                "Expected at least one step from a positive noise level; got "
+                f"{self.steps} steps from {self.sigma}."
             )
 
 

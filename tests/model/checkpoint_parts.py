@@ -7,12 +7,16 @@ import yaml
 
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
-from model.card import BaseCard, BlanketCard, Card, GridCard
+from model.card import BaseCard, BlanketCard, Card, GridCard, RecommendedCard
 from model.checkpoints.assemble import assemble
 from model.domain.variables import ATMOSPHERIC, LEVELS_ERA5_13, SURFACE, channel_names
 from model.gaussian_prior import ZonalGaussianPrior
 
 LEVELS = (100, 500, 850)
+CLOSED_FORM = {
+    "base": BaseCard(kind="zonal_gaussian", modes=3, dense=2),
+    "recommended": RecommendedCard.with_closed_form(),
+}
 DATE = torch.tensor([[[2021, 3, 4, h] for h in range(4)]])
 
 
@@ -55,7 +59,7 @@ def tiny_card(**changes):
 
 def tiny_model(seed=0, based=False, static=True):
     torch.manual_seed(seed)
-    card = tiny_card(base=BaseCard(kind="zonal_gaussian", modes=3, dense=2) if based else None)
+    card = tiny_card(**CLOSED_FORM if based else {})
     base = ZonalGaussianPrior(4, card.latent_shape, 3, 2) if based else None
     channels = len(card.channels)
     statistics = {

@@ -10,7 +10,7 @@ from checkpoint_parts import tiny_model
 from torch import Tensor
 
 from model.assimilate import assimilate
-from model.assimilation_settings import AssimilationSettings, WarmStart, WarmStartSettings
+from model.assimilation_settings import AssimilationSettings, EntrySettings, WarmStart
 from model.domain.errors import InvalidInput, JobCancelled, UnknownName
 from model.domain.windows import WindowPlan, hourly
 from model.guidance.jacobian import MMPSSettings, SDASettings
@@ -21,7 +21,7 @@ NOON = datetime(2021, 3, 4, 12, tzinfo=UTC)
 FAST = AssimilationSettings(
     sampler=SamplerSettings(name="xeab", steps=4),
     guidance=MMPSSettings(iterations=2),
-    warm=WarmStartSettings(sigma=0.5, steps=2),
+    warm=EntrySettings(sigma=0.5, steps=2),
     batch_rows=100,
 )
 
@@ -214,7 +214,7 @@ def test_a_warm_start_takes_its_few_steps_and_stays_near(model) -> None:
     cold = assimilate(model, None, plan, 2, 1, settings=FAST)
     next_plan = WindowPlan.filtering(NOON.replace(hour=13), 6)
     steps: list[int] = []
-    small = replace(FAST, warm=WarmStartSettings(sigma=0.01, steps=2))
+    small = replace(FAST, warm=EntrySettings(sigma=0.01, steps=2))
     warm = assimilate(
         model,
         None,

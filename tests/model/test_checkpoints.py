@@ -8,11 +8,14 @@ import yaml
 from checkpoint_parts import DATE, tiny_card, tiny_model
 from safetensors.torch import load_file, save_file
 
+from model.assimilation_settings import AssimilationSettings, EntrySettings, recommended_settings
 from model.card import read_card, write_card
 from model.checkpoints import bundle as loading
 from model.checkpoints.assemble import sha256
 from model.checkpoints.bundle import load_checkpoint, save_checkpoint
-from model.domain.errors import CheckpointError
+from model.domain.errors import AppaError, CheckpointError
+from model.guidance.jacobian import SDASettings
+from model.samplers.sampling import SamplerSettings
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +146,9 @@ def test_statistics_of_another_size_are_refused(bundle):
         (lambda c: c["backbone"].update(windows=1), "unknown settings windows"),
         (lambda c: c["files"]["backbone"].update(path="../x"), "beside the card"),
         (lambda c: c.pop("licence"), "licence"),
+        (lambda c: c["recommended"]["sampler"].update(speed=2), "unknown settings speed"),
+        (lambda c: c["recommended"]["entry"].update(steps=0), "at least one step"),
+        (lambda c: c["recommended"].update(guidance={"iterations": 3}), "expected a method"),
     ],
 )
 def test_a_card_that_contradicts_itself_is_refused(bundle, change, text):
@@ -156,6 +162,43 @@ def test_a_card_that_is_not_yaml_is_refused(bundle):
     (bundle / "card.yaml").write_text("{")
     with pytest.raises(CheckpointError, match="YAML"):
         load_checkpoint(bundle)
+
+
+def test_a_card_says_how_analyses_are_made(written, bundle):
+    assert recommended_settings(load_checkpoint(written)) == AssimilationSettings()
+
+    def change(card):
+        card["recommended"] = {
+            "sampler": {"name": "ddim", "steps": 5},
+            "start": "prior",
+            "entry": {"sigma": 0.3, "steps": 2},
+            "guidance": {"method": "sda", "gamma": 7.0},
+            "tie_error_std": 0.2,
+        }
+
+    change_card(bundle, change)
+    settings = recommended_settings(load_checkpoint(bundle))
+    assert settings == AssimilationSettings(
+        sampler=SamplerSettings("ddim", steps=5),
+        start="prior",
+        entry=EntrySettings(0.3, 2),
+        guidance=SDASettings(gamma=7.0),
+        tie_error_std=0.2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("recommended", "text"),
+    [
+        ({"guidance": {"method": "guesswork"}}, "Unknown guidance 'guesswork'.*mmps"),
+        ({"guidance": {"method": "mmps", "gamma": 1}}, "iterations.*got gamma"),
+        ({"sampler": {"name": "dice"}}, "Unknown sampler 'dice'.*zeab"),
+    ],
+)
+def test_what_a_card_recommends_must_be_there(bundle, recommended, text):
+    change_card(bundle, lambda card: card.update(recommended=recommended))
+    with pytest.raises(AppaError, match=text):
+        recommended_settings(load_checkpoint(bundle))
 
 
 def test_names_resolve_to_bundled_checkpoints(written, monkeypatch):

@@ -26,8 +26,8 @@ from torch import Tensor
 from model.assimilate import Trajectory, assimilate
 from model.assimilation_settings import (
     AssimilationSettings,
+    EntrySettings,
     WarmStart,
-    WarmStartSettings,
     hours_since_epoch,
 )
 from model.domain.windows import WindowPlan, hourly
@@ -243,7 +243,7 @@ def test_a_warm_start_comes_the_closer_to_the_filter_the_noisier_it_starts() -> 
     earlier = WarmStart(torch.full((1, length, 2, 1, 1), 3.0).double(), plan.times[0])
     errors = []
     for sigma in (0.3, 3.0, 30.0):
-        warm = replace(settings(), warm=WarmStartSettings(sigma=sigma, steps=32))
+        warm = replace(settings(), warm=EntrySettings(sigma=sigma, steps=32))
         result = run(model, observations, plan, 20, settings=warm, warm_start=earlier)
         ours = posterior(result, plan, 0)
         errors.append(np.abs(ours.mean[-1] - filtered.mean[-1]).max())

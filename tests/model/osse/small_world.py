@@ -9,11 +9,11 @@ import xarray as xr
 from lab.osse.network import Network
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
-from model.card import BaseCard, GridCard
+from model.card import GridCard
 from model.checkpoints.assemble import assemble
 from model.domain.variables import channel_names
 from model.gaussian_prior import ZonalGaussianPrior
-from tests.model.checkpoint_parts import tiny_card
+from tests.model.checkpoint_parts import CLOSED_FORM, tiny_card
 
 LEVELS = (500, 850)
 FIRST = datetime(2021, 3, 4, tzinfo=UTC)
@@ -52,7 +52,7 @@ def small_model():
         autoencoder=autoencoder,
         backbone=backbone,
         latent_shape=autoencoder.latent_shape,
-        base=BaseCard(kind="zonal_gaussian", modes=3, dense=2),
+        **CLOSED_FORM,
         provenance={"test_periods": [["2021-03-01", "2021-04-01"]]},
     )
     statistics = {
