@@ -8,7 +8,7 @@ with its conditions, its start and a run of the sampler.
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from model.domain.ensembles import AntitheticPairs
 from model.domain.errors import ConfigurationError, InvalidInput
 from model.domain.windows import WindowPlan
 from model.execution import Batching, Chunks, MemoryUse, OnStep, no_progress
+from model.forecast import forecast_deviations, forecast_mean
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import (
     Conditions,
@@ -119,6 +120,9 @@ def sample_pass(
     )
     start = latents.new_zeros(len(inputs.members), length, *model.latent_shape)
     dates = date_rows(times)
+    if (tied := _forecast_from(inputs, part, known)) is not None:
+        on_step(number * inputs.sampler.steps, total)
+        return _forecast(inputs, latents[:, part.first : part.first + tied], dates, noise)
     conditions = _conditions(inputs, part, latents, known)
     earlier = None
     if inputs.warm_start is not None:
@@ -142,6 +146,36 @@ def sample_pass(
         offset=number * inputs.sampler.steps,
         total=total,
     )
+
+
+def _forecast_from(inputs: PassInputs, part: Pass, known: Tensor) -> int | None:
+    """Return with how many known states a pass begins, if all it does is to forecast from them.
+
+    That takes a network with a noise level per state; without one, the known states are
+    observations of a blanket like any others.
+    """
+    model, first = inputs.model, part.first
+    if inputs.settings.start != "prior" or not model.card.backbone.noise_per_state:
+        return None
+    if inputs.observations is not None or len(part.blankets.starts) > 1 or first < 0:
+        return None
+    here = known[first : part.stop]
+    count = int(here.sum())
+    return count if 0 < count < part.blankets.size and bool(here[:count].all()) else None
+
+
+def _forecast(inputs: PassInputs, known: Tensor, dates: Tensor, noise: MemberNoise) -> Tensor:
+    """Return the states of a pass that forecasts, with shape (M, K, c, h, w)."""
+    model, settings, count = inputs.model, inputs.settings, known.shape[1]
+    prior = cast(ZonalGaussianPrior, model.denoise.base)
+    like = known.new_zeros(len(known), len(dates), *model.latent_shape)
+    dates = dates.to(known.device)
+    sigma = settings.tie_error_std
+    mean = inputs.batching(
+        lambda rows: forecast_mean(model.denoise, known[rows], dates, sigma), len(known)
+    )
+    off = forecast_deviations(prior, count, sigma, noise(like), noise(like))
+    return torch.cat([known, mean + settings.forecast_spread * off], dim=1)
 
 
 def _prior_start(

@@ -152,6 +152,7 @@ class AssimilationSettings:
         guidance: The guidance and its settings; the type says which method.
         mode: How blankets are composed, one of `model.trajectory.MODES`.
         tie_error_std: One standard deviation of tied states, in latent units.
+        forecast_spread: Factor on what members of a forecast deviate by (`model.forecast`).
         batch_rows: The largest number of blankets evaluated at once; None to measure it.
         decode_states: The largest number of states decoded and differentiated at once, of which
             none is kept; None to derive it from the memory budget.
@@ -166,6 +167,7 @@ class AssimilationSettings:
     guidance: GuidanceSettings = field(default_factory=MMPSSettings)
     mode: str = "symmetrical"
     tie_error_std: float = 0.05
+    forecast_spread: float = 1.0
     batch_rows: int | None = None
     decode_states: int | None = None
     memory_budget: int | None = None
@@ -198,4 +200,5 @@ def recommended_settings(latent_model: LatentModel) -> AssimilationSettings:
         prior_solve=card.prior_solve,
         guidance=guidance_settings(**card.guidance),
         tie_error_std=card.tie_error_std,
+        forecast_spread=card.forecast_spread,
     )

@@ -19,12 +19,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.forecast import forecast_mean
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import Denoise
 from model.latent_model import LatentModel
-from model.unequal_noise import forecast_profile
 
-__all__ = ["Around", "BackgroundPrior", "around_forecast", "shifted_forecast"]
+__all__ = [
+    "Around",
+    "BackgroundPrior",
+    "around_forecast",
+    "level_per_state",
+    "shifted_forecast",
+]
 
 
 @dataclass(frozen=True)
@@ -53,13 +59,20 @@ Around = Callable[[Tensor, Tensor], BackgroundPrior]
 known of the window."""
 
 
+def level_per_state(model: LatentModel) -> Denoise:
+    """Return the denoiser of blankets whose states carry different noise: the network, if it can.
+
+    A network for one noise level knows nothing of a blanket of which a part is known.
+    """
+    return model.denoise if model.card.backbone.noise_per_state else model.denoise.base
+
+
 def around_forecast(model: LatentModel) -> Around | None:
     """Return how a checkpoint continues an analysis; None if it does not know its errors."""
     errors, known = model.background_errors, model.card.background
     if errors is None or known is None:
         return None
-    # A network for one noise level knows nothing of a blanket of which a part is known.
-    forecast = model.denoise if model.card.backbone.noise_per_state else model.denoise.base
+    forecast = level_per_state(model)
 
     def around(analysed: Tensor, date: Tensor) -> BackgroundPrior:
         analysed = analysed.to(model.dtype).to(model.device)
@@ -82,9 +95,4 @@ def shifted_forecast(denoise: Denoise, analysed: Tensor, date: Tensor, sigma: fl
     Returns:
         With shape (K, c, h, w).
     """
-    count, size = len(analysed), len(date)
-    profile = forecast_profile(size, count, sigma).to(analysed.device)
-    blanket = analysed.new_zeros(1, size, *analysed.shape[1:])
-    blanket[0, :count] = analysed
-    forecast = denoise(blanket, profile[None], date[None])[0, count:]
-    return torch.cat([analysed, forecast.to(analysed)])
+    return torch.cat([analysed, forecast_mean(denoise, analysed[None], date, sigma)[0]])

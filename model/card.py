@@ -90,16 +90,19 @@ class BaseCard(_Strict):
 
 
 class BackgroundCard(_Strict):
-    """The errors of backgrounds of hourly cycles; absent where they are not known.
+    """The errors of backgrounds of cycles; absent where they are not known.
 
     Attributes:
         modes, dense: Sizes of their Gaussian; see `model.gaussian_prior.ZonalGaussianPrior`.
-        sigma: Noise level that analysed states are taken to have in the forecast of the new hour.
+        sigma: Noise level that analysed states are taken to have in the forecast of the new hours.
+        hours: How long before its own time the analysis ends that a cycle continues; the errors are
+            those of forecasts over so long.
     """
 
     modes: int = Field(gt=0)
     dense: int = Field(gt=0)
     sigma: float = Field(gt=0)
+    hours: int = Field(default=1, gt=0)
 
 
 class RecommendedCard(_Strict):
@@ -116,6 +119,8 @@ class RecommendedCard(_Strict):
         prior_solve: How the systems of a start from the prior are solved.
         guidance: `method`, a name of `model.assimilation_settings.GUIDANCE`, and its settings.
         tie_error_std: One standard deviation of tied states, in latent units.
+        forecast_spread: Factor on what members of a forecast deviate by, where the network takes a
+            noise level per state.
     """
 
     sampler: SamplerSettings = SamplerSettings()
@@ -125,6 +130,7 @@ class RecommendedCard(_Strict):
     prior_solve: PriorStartSettings = PriorStartSettings()
     guidance: dict[str, Any] = {"method": "mmps"}
     tie_error_std: float = Field(default=0.05, gt=0)
+    forecast_spread: float = Field(default=1.0, ge=0)
 
     @classmethod
     def with_closed_form(cls) -> "RecommendedCard":

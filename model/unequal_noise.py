@@ -69,7 +69,7 @@ class Conditioned:
             Blankets with the shape of `x_t`.
         """
         mean = self.prior.climatology(date).to(x_t.dtype)
-        return mean + self._gain(x_t - mean)
+        return mean + self.gain(x_t - mean)
 
     def scalings(self) -> Scalings:
         """Return scalings of each state, with shape (1, K, 1, 1, 1), float64."""
@@ -81,8 +81,8 @@ class Conditioned:
             c_estimate=torch.rsqrt((variance - left).clamp(min=1e-4)),
         )
 
-    def _gain(self, x: Tensor) -> Tensor:
-        """Apply the gain Σ (Σ + N)⁻¹ to anomalies (B, K, c, h, w)."""
+    def gain(self, x: Tensor) -> Tensor:
+        """Apply Σ (Σ + N)⁻¹ to anomalies (B, K, c, h, w)."""
         prior, rest = self.prior, self._factors[3]
         eofs = prior.modes
         waves, size, r = eofs.shape

@@ -84,7 +84,7 @@ class SkillSettings:
     window: int = 24
     members: int = 8
     lead: int = 24
-    past: int = 6
+    past: int = 12
     seed: int = 0
     network: Network = field(default_factory=Network)
     withhold: float = 0.1

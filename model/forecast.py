@@ -1,0 +1,68 @@
+r"""Forecast with a denoiser that takes a noise level per state: the past is known, the future is not.
+
+A blanket whose first states carry the noise of an analysis, :math:`\sigma_a`, and whose others carry so
+much that nothing is known of them, is a forecast: its denoised future is the conditional mean
+:math:`\mathbb{E}[x_{k:} \mid x_{:k}]` (diffusion forcing, arXiv 2407.01392). One evaluation gives all
+hours of a blanket; longer forecasts go on from its last states.
+
+Members deviate from that mean, each of its own past, by draws of the conditional covariance of the closed
+form under the same noise,
+
+.. math:: \delta = s - \Sigma (\Sigma + N)^{-1} (s + N^{1/2} \epsilon), \qquad s \sim \mathcal{N}(0, \Sigma)
+
+times a factor: the network knows more than the closed form. Antithetic pairs have opposite draws, so that
+their mean is that of their two forecasts.
+"""
+
+import torch
+from torch import Tensor
+
+from model.gaussian_prior import ZonalGaussianPrior
+from model.guidance.base import Denoise
+from model.unequal_noise import forecast_profile
+
+__all__ = ["forecast_deviations", "forecast_mean"]
+
+
+@torch.no_grad()
+def forecast_mean(denoise: Denoise, known: Tensor, date: Tensor, sigma: float) -> Tensor:
+    """Return what is expected to follow known states.
+
+    Arguments:
+        denoise: A denoiser of blankets whose states carry different noise.
+        known: The first states of a blanket, with shape (M, k, c, h, w), k < K.
+        date: Dates of all its states, with shape (K, 4).
+        sigma: Noise level that the known states are taken to have.
+
+    Returns:
+        The states after them, with shape (M, K - k, c, h, w).
+    """
+    members, count = known.shape[:2]
+    size = len(date)
+    profile = forecast_profile(size, count, sigma).to(known.device)
+    blankets = known.new_zeros(members, size, *known.shape[2:])
+    blankets[:, :count] = known
+    dates = date.expand(members, -1, -1)
+    return denoise(blankets, profile.expand(members, -1), dates)[:, count:].to(known)
+
+
+@torch.no_grad()
+def forecast_deviations(
+    prior: ZonalGaussianPrior, known: int, sigma: float, white: Tensor, noise: Tensor
+) -> Tensor:
+    """Return draws of what the closed form leaves unknown of a forecast.
+
+    Arguments:
+        prior: The closed form.
+        known: k, the number of known states.
+        sigma: Noise level that they are taken to have.
+        white: Standard normal numbers for the draws of the prior, with shape (M, K, c, h, w).
+        noise: Others, for the noise of the states, with the same shape.
+
+    Returns:
+        Deviations of the states after the known ones, with shape (M, K - k, c, h, w).
+    """
+    profile = forecast_profile(prior.blanket_size, known, sigma).to(white.device)
+    drawn = prior.filter(white, torch.sqrt)
+    noisy = drawn + profile.reshape(1, -1, 1, 1, 1) * noise
+    return (drawn - prior.given(profile).gain(noisy))[:, known:]
