@@ -1,5 +1,7 @@
-"""Score a chain of hourly cycles on its last day: analyses, forecasts, spread and cost.
+"""Score a chain of cycles on its last day: analyses, forecasts, spread and cost.
 
+Where the checkpoint continues the analysis of several hours before, the hourly cycles are as many chains
+side by side, alike but for their phase; one of them is run.
 Where the checkpoint does not know the errors of its backgrounds, every cycle is a cold window of its
 own, as it is in operation; those that are not scored are then left out.
 """
@@ -82,7 +84,7 @@ class CycleSettings:
 
     days: float
     members: int = 8
-    past: int = 6
+    past: int = 12
     seed: int = 0
     network: Network = field(default_factory=Network)
     withhold: float = 0.1
@@ -114,29 +116,32 @@ def score_cycles(
         asked: How.
         on_step: Called with (i, n) before every hour.
     """
-    total = round(24 * asked.days)
+    known = model.card.background
+    step = 1 if known is None else known.hours
+    total = round(24 * asked.days) // step * step
     chain = Chain(
         model,
         truth_at,
         around_forecast(model),
         members=asked.members,
+        step=step,
         settings=asked.settings,
         network=asked.network,
         seed=asked.seed,
         withhold=asked.withhold,
     )
     continues, found = chain.around is not None, _Collected()
-    first_scored = max(total - 24, 0) + SCORED_EVERY
+    first_scored = max(total - 24, 0) + 1
     if continues:
         chain.start(start)
-    for number in range(1, total + 1):
+    for number in range(step, total + 1, step):
         on_step(number, total)
         scored = number >= first_scored and (total - number) % SCORED_EVERY == 0
         end, day_ends = start + number * HOUR, number % 24 == 0
         if not (continues or scored or day_ends):
             continue
         begin = time.perf_counter()
-        analysis = next(chain.hours(1)).analysis if continues else chain.start(end)
+        analysis = next(chain.cycles(1)).analysis if continues else chain.start(end)
         found.seconds.append(time.perf_counter() - begin)
         if scored or day_ends:
             _score(found, model, truth_at, analysis, end, (scored, day_ends))

@@ -1,7 +1,8 @@
-"""Cycle hour by hour in a simulated world: each analysis continues from the last, with new observations.
+"""Cycle in a simulated world: each analysis continues from an earlier one, with new observations.
 
-A chain begins with a cold window. From then on it sees each observation once: those of the hour
-since the last analysis (`model.background`).
+A chain begins with a cold window. From then on it sees each observation once: those of the hours
+since the analysis that it continues (`model.background`). Hourly cycles that continue from several
+hours before are as many chains side by side, alike but for their phase.
 """
 
 from collections.abc import Iterator
@@ -23,11 +24,11 @@ from model.domain.windows import HOUR, WindowPlan
 from model.latent_model import LatentModel
 from model.nn.embedding import date_rows
 
-__all__ = ["Chain", "CycledHour", "mean_only"]
+__all__ = ["Chain", "Cycle", "mean_only"]
 
 
 @dataclass(frozen=True)
-class CycledHour:
+class Cycle:
     """One cycle.
 
     Attributes:
@@ -51,7 +52,7 @@ def mean_only(settings: AssimilationSettings) -> AssimilationSettings:
 
 @dataclass
 class Chain:
-    """Hourly analyses that continue from each other.
+    """Analyses that continue from each other.
 
     Attributes:
         model: The checkpoint.
@@ -59,6 +60,7 @@ class Chain:
         around: What is known before the observations of a new hour; None where hours cannot be
             continued.
         members: Size of the ensemble, even.
+        step: Hours from one analysis to the next.
         settings: How the checkpoint assimilates.
         network: What observes.
         seed: Of observation errors and members; the analysis time is added.
@@ -71,6 +73,7 @@ class Chain:
     truth_at: ReadTruth
     around: Around | None
     members: int = 2
+    step: int = 1
     settings: AssimilationSettings | None = None
     network: Network = field(default_factory=Network)
     seed: int = 0
@@ -95,17 +98,17 @@ class Chain:
         self.last, self.end = done.latents.mean(0), end
         return done
 
-    def hours(self, count: int) -> Iterator[CycledHour]:
-        """Continue hour by hour, `count` times."""
+    def cycles(self, count: int) -> Iterator[Cycle]:
+        """Continue `count` times."""
         for _ in range(count):
-            yield self._hour()
+            yield self._cycle()
 
-    def _hour(self) -> CycledHour:
+    def _cycle(self) -> Cycle:
         if self.last is None or self.end is None or self.around is None:
             raise RuntimeError("Expected a chain that was started and can be continued.")
-        end = self.end + HOUR
+        end = self.end + self.step * HOUR
         plan = WindowPlan.filtering(end, self.model.blanket_size)
-        prior = self.around(self.last[1:], date_rows(plan.times))
+        prior = self.around(self.last[self.step :], date_rows(plan.times))
         seen, _ = observation_set(self._new_rows(end), self.model, list(plan.times))
         done = assimilate(
             self.model,
@@ -117,21 +120,21 @@ class Chain:
             prior=prior,
         )
         self.last, self.end = done.latents.mean(0), end
-        return CycledHour(end, len(seen), prior.background, done)
+        return Cycle(end, len(seen), prior.background, done)
 
     def _new_rows(self, end: datetime) -> pa.Table:
-        """Return what the network reports of the hour up to `end`."""
-        states = torch.nan_to_num(self.truth_at(end - HOUR, 2), nan=273.0)
+        """Return what the network reports of the hours up to `end` since the last analysis."""
+        states = torch.nan_to_num(self.truth_at(end - self.step * HOUR, self.step + 1), nan=273.0)
         table = simulate_observations(
             states,
             self.model.grid,
             self.model.channels,
-            [end - HOUR, end],
+            [end - hours * HOUR for hours in range(self.step, -1, -1)],
             self.seed + int(end.timestamp()) // 3600,
             statics=self.model.statics,
             network=self.network,
         )
         times = table["time"].to_numpy()
         last = np.datetime64(end.replace(tzinfo=None))
-        new = (times > last - np.timedelta64(1, "h")) & (times <= last)
+        new = (times > last - np.timedelta64(self.step, "h")) & (times <= last)
         return withhold_stations(table.filter(pa.array(new)), self.withhold, self.seed)

@@ -162,11 +162,16 @@ class DayVerdict:
         return not self.findings
 
 
+def _goes_on(analysis: AnalysisEvidence) -> bool:
+    """Whether an analysis went on from an earlier one: from its trajectory, or with its memory."""
+    return not {"warm_start", "continued"}.isdisjoint(analysis.flags)
+
+
 def judge(day: Day) -> DayVerdict:
     """Audits a day and looks at its errors."""
     found = audit(Case(day.scenario, day.plan, day.contents, day.evidence))
     skill = day_skill(day.scenario, day.evidence)
-    warm = [a.key for a in day.evidence.analyses if "warm_start" in a.flags]
+    warm = [a.key for a in day.evidence.analyses if _goes_on(a)]
     return DayVerdict(
         findings=(*found, *(judge_skill(skill) if skill else ())),
         skill=skill,
@@ -288,8 +293,8 @@ def summary_table(day: Day, verdict: DayVerdict) -> Table:
         table.add_row("nothing ran", f"{stop.killed:%H:%M} to {stop.ready:%H:%M} UTC")
     caught = sum(record.caught_up for record in day.evidence.cycles.values())
     table.add_row("cycles caught up", str(caught))
-    warm = sum("warm_start" in a.flags for a in analyses)
-    table.add_row("analyses started warm", f"{warm} of {len(analyses)}")
+    warm = sum(_goes_on(a) for a in analyses)
+    table.add_row("analyses that went on from an earlier one", f"{warm} of {len(analyses)}")
     table.add_row("model workers killed at work", str(len(day.evidence.kills)))
     table.add_row(
         "longest wait of a due cycle", f"{day.longest_lag / timedelta(minutes=1):.0f} min"

@@ -1,11 +1,11 @@
 """Fit the errors of backgrounds to those of cycles in a simulated world.
 
-``python -m lab.training.background_errors NATURE.zarr LATENTS.f16 OUTPUT`` runs chains of hourly
+``python -m lab.training.background_errors NATURE.zarr LATENTS.f16 OUTPUT`` runs chains of
 cycles (`lab.osse.cycling`) spread over the training years, collects the true errors of their
 backgrounds, fits a Gaussian to them, and repeats with it: a better covariance makes better
 analyses, whose errors it must fit again. The first covariance is that of the climatological prior
-given white noise. OUTPUT keeps the last states of the chains, the errors and the fit; the same
-command goes on from it.
+given white noise. OUTPUT keeps the last states of the chains, the errors and the fit, and in the end
+the bundle of the checkpoint that knows them; the same command goes on from it.
 """
 
 import argparse
@@ -24,15 +24,16 @@ from lab.osse.cases import open_truth
 from lab.osse.cycling import Chain, mean_only
 from lab.training.latent_years import LatentYears, read_latents
 from model.assimilation_settings import recommended_settings
-from model.background import BackgroundPrior, shifted_forecast
-from model.checkpoints.bundle import load_checkpoint
+from model.background import BackgroundPrior, level_per_state, shifted_forecast
+from model.card import BackgroundCard
+from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from model.domain.files import open_atomic
 from model.domain.windows import HOUR
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import Denoise
 from model.latent_model import LatentModel
 
-__all__ = ["Errors", "first_guess", "fit_errors", "sweep"]
+__all__ = ["Errors", "first_guess", "fit_errors", "know_errors", "sweep"]
 
 
 def first_guess(prior: ZonalGaussianPrior, sigma: float) -> ZonalGaussianPrior:
@@ -88,31 +89,50 @@ def fit_errors(guess: ZonalGaussianPrior, errors: Errors, weight: float) -> Zona
     return fitted
 
 
+def know_errors(
+    model: LatentModel, errors: ZonalGaussianPrior, sigma: float, hours: int, folder: Path
+) -> None:
+    """Write the bundle of a model that knows the errors of its backgrounds.
+
+    Arguments:
+        model: The checkpoint; it knows them from then on.
+        errors: Their Gaussian.
+        sigma: Noise level that analysed states are taken to have in forecasts.
+        hours: Age of the analysis that a cycle continues.
+        folder: Of the bundle; must not exist.
+    """
+    modes, dense = errors.modes.shape[2], errors.dense_index.shape[1]
+    known = BackgroundCard(modes=modes, dense=dense, sigma=sigma, hours=hours)
+    model.background_errors = errors
+    model.card = model.card.model_copy(update={"background": known})
+    save_checkpoint(model, folder, stored="float16")
+
+
 def _variances(prior: ZonalGaussianPrior) -> tuple[Tensor, Tensor, Tensor]:
     return prior.variance, prior.dense_variance, prior.rest_variance
 
 
 def sweep(
-    chains: list[Chain], truth: LatentYears, first: datetime, hours: int, every: int
+    chains: list[Chain], truth: LatentYears, first: datetime, cycles: int, every: int
 ) -> Errors:
-    """Advance all chains and return the errors of their backgrounds every few hours.
+    """Advance all chains and return the errors of their backgrounds every few cycles.
 
     Arguments:
         chains: Started ones.
         truth: Latents of the truth, hourly from `first` on (UTC).
         first: Of the latents.
-        hours: How far.
-        every: Hours between errors that are kept: neighbours are alike.
+        cycles: How far.
+        every: Cycles between errors that are kept: neighbours are alike.
     """
     values, dates = [], []
     for chain in chains:
         size = chain.model.blanket_size
-        for number, hour in enumerate(chain.hours(hours)):
+        for number, cycle in enumerate(chain.cycles(cycles)):
             if number % every != every - 1:
                 continue
-            start = round((hour.end - (size - 1) * HOUR - first) / HOUR)
+            start = round((cycle.end - (size - 1) * HOUR - first) / HOUR)
             x, date = truth.blankets(torch.tensor([0]), torch.tensor([start]), size)
-            values.append((x[0].float() - hour.background).half())
+            values.append((x[0].float() - cycle.background).half())
             dates.append(date[0])
     return Errors(torch.stack(values), torch.stack(dates))
 
@@ -172,11 +192,11 @@ def _keep(path: Path, chains: list[Chain], sweeps: int, known: Known) -> None:
         torch.save(state, file)
 
 
-def _chains(model: LatentModel, url: str, count: int, known: Known) -> list[Chain]:
+def _chains(model: LatentModel, url: str, count: int, step: int, known: Known) -> list[Chain]:
     truth = open_truth(model, model.card.name, url)
     settings = mean_only(recommended_settings(model))
     return [
-        Chain(model, truth, known, settings=settings, seed=100_003 * number)
+        Chain(model, truth, known, step=step, settings=settings, seed=100_003 * number)
         for number in range(count)
     ]
 
@@ -189,26 +209,27 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder; rerun to go on")
     parser.add_argument("--checkpoint", default="appa-t31")
     parser.add_argument("--chains", type=int, default=24)
-    parser.add_argument("--hours", type=int, default=24, help="of a sweep")
+    parser.add_argument("--step", type=int, default=6, help="hours from cycle to cycle")
+    parser.add_argument("--cycles", type=int, default=4, help="of a sweep")
     parser.add_argument("--sweeps", type=int, default=3)
-    parser.add_argument("--every", type=int, default=4, help="hours between kept errors")
+    parser.add_argument("--every", type=int, default=1, help="cycles between kept errors")
     parser.add_argument("--guess", type=float, default=2.0, help="noise of the first covariance")
-    parser.add_argument("--sigma", type=float, default=0.3, help="noise of analysed states")
+    parser.add_argument("--sigma", type=float, default=0.5, help="noise of analysed states")
     parser.add_argument("--weight", type=float, default=10, help="samples the guess counts for")
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
     model, data = load_checkpoint(asked.checkpoint), read_latents(asked.latents)
     year, month, day, hour = data.dates[0].tolist()
     first = datetime(year, month, day, hour, tzinfo=UTC)
-    ends = starts(data, first, asked.chains, asked.hours * asked.sweeps)
+    ends = starts(data, first, asked.chains, asked.step * asked.cycles * asked.sweeps)
     prior = cast(ZonalGaussianPrior, model.denoise.base)
     guess = first_guess(prior, asked.guess)
-    known = Known(guess, prior, asked.sigma)
-    chains = _chains(model, asked.nature, len(ends), known)
+    known = Known(guess, level_per_state(model), asked.sigma)
+    chains = _chains(model, asked.nature, len(ends), asked.step, known)
     done = _resume(asked.output / "chains.pt", chains, ends, known)
     for number in range(done, asked.sweeps):
         began = time.monotonic()
-        found = sweep(chains, data, first, asked.hours, asked.every)
+        found = sweep(chains, data, first, asked.cycles, asked.every)
         known.errors = fit_errors(guess, found, asked.weight)
         with open_atomic(asked.output / f"errors-{number}.pt") as file:
             torch.save({"values": found.values, "date": found.date}, file)
@@ -220,6 +241,7 @@ def main() -> None:
         }
         line["error_by_state"] = [round(float(s), 4) for s in sizes[[0, 12, -2, -1]]]
         print(json.dumps(line), flush=True)
+    know_errors(model, known.errors, asked.sigma, asked.step, asked.output / model.card.name)
 
 
 if __name__ == "__main__":

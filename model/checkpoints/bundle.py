@@ -103,6 +103,9 @@ def _load_bundle(folder: Path, precision: Precision, *, verify: bool) -> LatentM
         if sizes is not None
     }
     networks: dict[str, nn.Module] = {"autoencoder": autoencoder, "backbone": backbone}
+    if "background" in priors:
+        # It leaves out what it shares with the closed form: the eigenvectors.
+        tensors["background"] = tensors.get("base", {}) | tensors["background"]
     for role, module in (networks | priors).items():
         load_strictly(module, tensors[role], folder / card.files[role].path)
     statistics = _statistics(card, tensors["statistics"], folder / card.files["statistics"].path)
@@ -196,7 +199,13 @@ def _arrays(model: LatentModel, stored: Storage) -> dict[str, dict[str, Tensor]]
     if model.card.base is not None:
         arrays["base"] = _gaussian(cast(nn.Module, model.denoise.base), stored)
     if model.card.background is not None and model.background_errors is not None:
-        arrays["background"] = _gaussian(model.background_errors, stored)
+        errors = _gaussian(model.background_errors, stored)
+        shared = arrays.get("base", {})
+        arrays["background"] = {
+            name: value
+            for name, value in errors.items()
+            if name not in shared or not torch.equal(value, shared[name])
+        }
     if model.static:
         arrays["static"] = dict(model.static)
     return arrays

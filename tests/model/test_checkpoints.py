@@ -8,8 +8,9 @@ import yaml
 from checkpoint_parts import DATE, tiny_card, tiny_model
 from safetensors.torch import load_file, save_file
 
+from lab.training.background_errors import first_guess, know_errors
 from model.assimilation_settings import AssimilationSettings, EntrySettings, recommended_settings
-from model.card import read_card, write_card
+from model.card import BackgroundCard, read_card, write_card
 from model.checkpoints import bundle as loading
 from model.checkpoints.assemble import sha256
 from model.checkpoints.bundle import load_checkpoint, save_checkpoint
@@ -207,3 +208,17 @@ def test_names_resolve_to_bundled_checkpoints(written, monkeypatch):
     assert loading.resolve(written / "card.yaml") == written
     with pytest.raises(CheckpointError, match=r"bundled name \(tiny\); got 'large'"):
         loading.resolve("large")
+
+
+def test_errors_of_backgrounds_share_the_eigenvectors_of_the_closed_form(tmp_path):
+    model = tiny_model(based=True)
+    model.denoise.base.mean.normal_()
+    errors = first_guess(model.denoise.base, 0.7)
+    know_errors(model, errors, 0.5, 6, tmp_path / "bundle")
+    stored = load_file(tmp_path / "bundle" / "background.safetensors")
+    assert sorted(stored) == ["dense_variance", "mean", "rest_variance", "variance"]
+    loaded = load_checkpoint(tmp_path / "bundle")
+    assert loaded.card.background == BackgroundCard(modes=3, dense=2, sigma=0.5, hours=6)
+    for name, value in errors.state_dict().items():
+        found = loaded.background_errors.state_dict()[name]
+        torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3)

@@ -241,14 +241,14 @@ def previous_analysis(plan: WindowPlan, earlier: EarlierStates, solver: Solver) 
 
 
 def continued_background(plan: WindowPlan, earlier: EarlierStates, solver: Solver) -> Background:
-    """Return the analysis of the hour before around its own forecast, with the errors it has.
+    """Return an earlier analysis and its own forecast, with the errors that these have.
 
     Its mean carries the chain; members are drawn anew around it, so that their spread is that of
     the errors which such backgrounds have made.
 
     Arguments:
         plan: The states of the job, a blanket.
-        earlier: The analysis of the hour before.
+        earlier: The analysis that is continued.
         solver: Runs the model.
     """
     first = earlier.restart.times.index(plan.times[0])

@@ -27,7 +27,7 @@ from worker.contract.layout import Layout
 from worker.contract.measures import JobMeter
 from worker.lease import ProgressReporter
 from worker.loaded_models import LoadedModel, LoadedModels
-from worker.pipeline.continuation import already_seen, continued
+from worker.pipeline.continuation import already_seen, continued, continued_ages
 from worker.pipeline.departures import check_window, outcomes_by_network
 from worker.pipeline.gather import gather_observations
 from worker.pipeline.results import describe_result, make_product, write_outputs
@@ -84,14 +84,23 @@ def first_guess_of(spec: SpecBase, layout: Layout, loaded: LoadedModel) -> First
 
 
 def _continued(job: JobRecord, layout: Layout, loaded: LoadedModel) -> PublishedStates | None:
-    """Return the newest published result that the job can continue, if any."""
+    """Return the published result that the job continues, else the newest one it can start from."""
+    spec, known = job.spec, loaded.model.card.background
+    cycled = bool(job.flavour)
+    if known is not None and spec.starts_warm:
+        least, most = continued_ages(known.hours)
+        until = spec.reference_time - least
+        chain = find_restart(layout, loaded.sha256, until, most - least, cycled=cycled)
+        plan = spec.plan(loaded.model.blanket_size)
+        if continued(plan, spec, chain, loaded.model) is not None:
+            return chain
     return find_restart(
         layout,
         loaded.sha256,
-        job.spec.first_guess_until,
-        job.spec.first_guess_age,
-        analysis_id=job.spec.continues,
-        cycled=bool(job.flavour),
+        spec.first_guess_until,
+        spec.first_guess_age,
+        analysis_id=spec.continues,
+        cycled=cycled,
     )
 
 

@@ -1,11 +1,14 @@
-"""Continue the analysis of the hour before: whether a job can, and what that analysis has seen.
+"""Continue an earlier analysis: which one, whether a job can, and what that analysis has seen.
 
-The chain of analyses sees every row once. What an analysis has seen are the rows of the uploads in
+How many hours before its own time a cycle continues is written in the card of its checkpoint, for the
+errors of a background grow with the hours. With six, hourly cycles are six chains side by side.
+
+Each chain of analyses sees every row once. What an analysis has seen are the rows of the uploads in
 its manifest that lie in its window and had arrived by its cut-off, whether it used them or refused
 them. Anything else in the window is new: the last hour's, and what came late.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +23,7 @@ from worker.contract.kinds import SpecBase
 from worker.observations.columns import category_codes
 from worker.results.manifest import AnalysisManifest
 
-__all__ = ["already_seen", "continued"]
+__all__ = ["already_seen", "continued", "continued_ages"]
 
 
 def continued(
@@ -28,17 +31,21 @@ def continued(
 ) -> PublishedStates | None:
     """Return the analysis that a job continues; None where it starts from its window alone.
 
-    It must be one of the hour before, of the same model, hold all other states of the window, have
-    chosen its observations alike, and have members in pairs, whose mean is the analysis and no draw;
-    and the model must know the errors of such backgrounds.
+    It must be as old as the card of the model says, or at most half as old again, of the same model,
+    hold the first states of the window, have chosen its observations alike, and have members in
+    pairs, whose mean is the analysis and no draw; and the model must know the errors of such
+    backgrounds.
 
     Arguments:
         plan: The states of the job.
         spec: What was asked: a warm start, and which observations.
-        earlier: The newest result that can be continued, if any.
+        earlier: A result that can be continued, if any.
         model: Of the job.
     """
-    if model.background_errors is None or not spec.starts_warm or any(plan.tied):
+    known = model.card.background
+    if model.background_errors is None or known is None:
+        return None
+    if not spec.starts_warm or any(plan.tied):
         return None
     if plan.length != model.blanket_size or not isinstance(earlier, PublishedStates):
         return None
@@ -46,10 +53,21 @@ def continued(
     same = before.model_copy(update={"cut_off": None}) == spec.observations.model_copy(
         update={"cut_off": None}
     )
-    fits = times[-1] == plan.times[-1] - HOUR and times[0] <= plan.times[0]
+    least, most = continued_ages(known.hours)
+    fits = times[0] <= plan.times[0] and least <= plan.times[-1] - times[-1] <= most
+    fits = fits and times[-1] >= plan.times[0]
     made = earlier.manifest
     analysed = made.kind == "filtering" and made.mirrored and "batches" in made.provenance
     return earlier if same and fits and analysed and made.members % 2 == 0 else None
+
+
+def continued_ages(hours: int) -> tuple[timedelta, timedelta]:
+    """Return the least and the greatest age of an analysis that is continued.
+
+    Arguments:
+        hours: As in the card of the model.
+    """
+    return hours * HOUR, (hours + hours // 2) * HOUR
 
 
 def already_seen(table: pa.Table, manifest: AnalysisManifest) -> NDArray[np.bool_]:

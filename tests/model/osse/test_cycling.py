@@ -35,7 +35,7 @@ def chain_of(model, **options):
 def test_a_chain_sees_the_observations_of_each_hour_once(informed):
     chain = chain_of(informed)
     chain.start(START)
-    hours = list(chain.hours(3))
+    hours = list(chain.cycles(3))
     assert [h.end for h in hours] == [START + i * HOUR for i in (1, 2, 3)]
     per_hour = np.median([h.observations for h in hours])
     window = observe_case(informed, chain.truth_at, START, 4, 0, NETWORK, 0, 0.0)
@@ -47,7 +47,7 @@ def test_without_new_information_the_background_is_kept(informed):
     chain = chain_of(informed)
     chain.start(START)
     before = chain.last
-    (hour,) = chain.hours(1)
+    (hour,) = chain.cycles(1)
     torch.testing.assert_close(hour.background[:3], before[1:])
 
 
@@ -57,7 +57,7 @@ def test_the_mean_of_cheap_members_is_the_mean(informed):
     exact.start(START)
     cheap.start(START)
     cheap.last = exact.last
-    one, other = next(exact.hours(1)), next(cheap.hours(1))
+    one, other = next(exact.cycles(1)), next(cheap.cycles(1))
     torch.testing.assert_close(
         one.analysis.latents.mean(0), other.analysis.latents.mean(0), rtol=0, atol=1e-4
     )

@@ -24,8 +24,8 @@ from worker.results.manifest import read_manifest
 HOUR = timedelta(hours=1)
 
 
-def informed_model():
-    """The small model, knowing that its backgrounds err by a fifth of the climate."""
+def informed_model(hours=1):
+    """The small model, knowing that its backgrounds of so many hours err by a fifth of the climate."""
     model = small_model()
     errors = ZonalGaussianPrior(model.blanket_size, model.latent_shape, 3, 2)
     for variance in (errors.variance, errors.dense_variance, errors.rest_variance):
@@ -36,16 +36,16 @@ def informed_model():
         errors.dense_vectors[m] = torch.view_as_real(torch.eye(2, dtype=torch.complex64))
         errors.dense_index[m] = torch.arange(2)
     model.background_errors = errors
-    known = BackgroundCard(modes=3, dense=2, sigma=0.3)
+    known = BackgroundCard(modes=3, dense=2, sigma=0.3, hours=hours)
     model.card = model.card.model_copy(update={"background": known})
     return model
 
 
 class InformedPlace(Place):
-    def __init__(self, folder):
+    def __init__(self, folder, hours=1):
         super().__init__(folder, based=True)
         self.checkpoint = str(folder / "informed")
-        save_checkpoint(informed_model(), folder / "informed")
+        save_checkpoint(informed_model(hours), folder / "informed")
         self.models = load_models([self.checkpoint], "cpu")
         self.mean = float(self.models.get(None).model.state_normalisation.mean[0])
 
@@ -115,6 +115,22 @@ def test_anything_else_sees_its_whole_window(chain, reason, values):
     manifest = chain.run(f"an-{reason.replace(' ', '-')}", filtering(**values))
     assert "continued" not in manifest.flags
     assert "assimilated" not in manifest.observations
+
+
+def test_hourly_cycles_may_be_chains_side_by_side(tmp_path):
+    """Each continues the analysis of two hours before, and the first two of them none."""
+    place = InformedPlace(tmp_path, hours=2)
+    names = ["an-0", "an-1", "an-2", "an-3"]
+    for hour, name in enumerate(names):
+        if hour:
+            place.observe(f"b{hour + 1}", 10, hours=hour, later=60 * hour)
+        place.run(name, filtering(hours=hour, warm_start=True))
+    made = [read_manifest(place.layout, name) for name in names]
+    assert ["continued" in m.flags for m in made] == [False, False, True, True]
+    assert [m.background.get("analysis_id") for m in made[2:]] == ["an-0", "an-1"]
+    assert made[3].observations["assimilated"] == sum(made[1].observations.values())
+    verdict = replay(place.layout, "an-3", checkpoints=[place.checkpoint])
+    assert verdict.outcome is Outcome.IDENTICAL, verdict.findings
 
 
 def test_a_checkpoint_that_does_not_know_its_errors_starts_from_the_trajectory(tmp_path):
