@@ -47,6 +47,7 @@ GROUPS: dict[str, tuple[str, str]] = {
         "Who is told of events over HTTP; messages sent.",
     ),
     "worker": ("deploy.commands.stack:worker_app", "Run one worker process of a larger system."),
+    "probe": ("deploy.commands.probe:probe_app", "Is a worker of this machine well?"),
     "workers": ("deploy.commands.workers:app", "List, drain, resume and stop worker processes."),
     "gateway": ("deploy.commands.stack:gateway_app", "Run the gateway alone."),
 }
