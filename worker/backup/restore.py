@@ -1,0 +1,254 @@
+"""Restore a backup into an empty installation, and check that what it names is there.
+
+`restore_backup` puts back what the backup holds: files of the data folder, keys of Redis. Uploads,
+observations and results are copied beside it as the files they are; `check_installation` then tells
+which of those that the backup names are missing or damaged.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from model.domain.errors import AppaError, ConfigurationError, StorageError
+from model.domain.files import file_digest, sync_file, sync_folder
+from worker.backup.backup import BROKER, FILES, RESULTS, BackupManifest, is_passing
+from worker.backup.broker import clear_keys, count_keys, restore_keys
+from worker.contract.batches import BatchState
+from worker.contract.layout import Layout
+from worker.contract.store import Stores, open_stores
+from worker.observations.store.store import ObservationStore
+from worker.results.manifest import read_manifest
+
+__all__ = ["Check", "NotEmpty", "Restored", "check_installation", "require_room", "restore_backup"]
+
+
+class NotEmpty(ConfigurationError):
+    """A data folder or a Redis server that holds an installation already."""
+
+    code = "restore_not_empty"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was put back.
+
+    Attributes:
+        files: Names in the data folder.
+        keys: Keys of Redis; those that have expired since the backup are left out.
+        aside: Folder to which the files that were there before were moved; None if there were none.
+    """
+
+    files: list[str]
+    keys: int
+    aside: str | None = None
+
+
+def restore_backup(
+    folder: Path,
+    manifest: BackupManifest,
+    layout: Layout,
+    url: str,
+    prefix: str,
+    *,
+    replace: bool = False,
+) -> Restored:
+    """Put a backup back into an installation that does not run.
+
+    Arguments:
+        folder: The backup, opened and verified.
+        manifest: Its manifest.
+        layout: The data folder; made if absent.
+        url: The Redis server.
+        prefix: Of the keys; the one of the backup.
+        replace: Whether there may be an installation, whose keys are then deleted and whose files
+            are moved to `replaced-<time>`. Uploads, observations and results stay as they are.
+
+    Raises:
+        NotEmpty: If there is an installation and `replace` is not set, or it runs.
+        ConfigurationError: If the keys cannot be put back: another prefix, an older server.
+        StorageError: If Redis does not answer or a file cannot be written.
+    """
+    if prefix != manifest.prefix:
+        raise ConfigurationError(
+            f"Expected the prefix '{manifest.prefix}' of the backup, for records name their keys; "
+            f"got '{prefix}'. Set APPA_REDIS_PREFIX={manifest.prefix}.",
+            prefix=manifest.prefix,
+        )
+    _require_stopped(url, prefix)
+    require_room(layout, replace=replace)
+    if not replace and (keys := count_keys(url, prefix)):
+        raise NotEmpty(
+            f"Expected a Redis without keys under '{prefix}:'; {url} has {keys}. Give another "
+            "server, or --replace to delete them.",
+            keys=keys,
+        )
+    aside = _set_aside(layout) if replace else None
+    layout.create()
+    names = [part.name.removeprefix(f"{FILES}/") for part in manifest.parts if "/" in part.name]
+    files = [_put_file(folder / FILES / name, layout, name) for name in names]
+    clear_keys(url, prefix)
+    keys = restore_keys(url, folder / BROKER)
+    return Restored(files, keys, aside)
+
+
+def _require_stopped(url: str, prefix: str) -> None:
+    stores = open_stores(url, prefix)
+    with closing(stores.redis):
+        running = [report.name for report in stores.workers.alive()] if _answers(stores) else []
+    if running:
+        raise NotEmpty(
+            f"Expected an installation that does not run; {', '.join(running)} report to {url}. "
+            "Stop them and wait half a minute.",
+            workers=running,
+        )
+
+
+def _answers(stores: Stores) -> bool:
+    """Return whether the server answers; the error of one that does not comes from its next use."""
+    with suppress(Exception):
+        return bool(stores.redis.ping())
+    return False
+
+
+def require_room(layout: Layout, *, replace: bool = False) -> None:
+    """Refuse a data folder that is not empty, unless what it holds may be replaced.
+
+    Raises:
+        NotEmpty: If it holds anything.
+    """
+    found = [] if replace else sorted(_entries(layout))
+    if found:
+        raise NotEmpty(
+            f"Expected an empty data folder; '{layout.root}' holds {', '.join(found[:5])}"
+            f"{' …' if len(found) > 5 else ''}. Give another --data, or --replace to move the files "
+            "in it aside and keep its uploads, observations and results.",
+            found=found[:20],
+        )
+
+
+def _entries(layout: Layout) -> Iterator[str]:
+    """Yield what is in the data folder, but for locks, empty folders and the server's own files."""
+    if not layout.root.is_dir():
+        return
+    for path in layout.root.iterdir():
+        if path == layout.broker or (path.is_file() and is_passing(path)):
+            continue
+        if not path.is_dir() or any(path.iterdir()):
+            yield path.name
+
+
+def _set_aside(layout: Layout) -> str | None:
+    """Move the files that lie in the data folder itself, SQLite's side files too, and the pins."""
+    if not layout.root.is_dir():
+        return None
+    aside = layout.root / f"replaced-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    moved = [p for p in layout.root.iterdir() if p.is_file() and not p.name.endswith(".lock")]
+    moved += [layout.pins] if layout.pins.is_dir() else []
+    if not moved:
+        return None
+    aside.mkdir(mode=0o700)
+    for path in moved:
+        path.rename(aside / path.name)
+    return aside.name
+
+
+def _put_file(source: Path, layout: Layout, name: str) -> str:
+    target = layout.root / name
+    try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        target.touch(mode=0o600)
+        shutil.copyfile(source, target)
+        sync_file(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise StorageError(
+            f"Expected to write '{target}'; {error}. Mend it, then restore again with --replace.",
+            file=str(target),
+        ) from error
+    return name
+
+
+# -- is everything there?
+
+
+@dataclass
+class Check:
+    """What a backup names, and what of it is not there.
+
+    Attributes:
+        results: Published results.
+        files: Their files.
+        uploads: Uploads of which something must be there.
+        missing: By result or upload, what is wrong.
+        newer: Results that were published after the backup.
+    """
+
+    results: int = 0
+    files: int = 0
+    uploads: int = 0
+    missing: dict[str, str] = field(default_factory=dict)
+    newer: int = 0
+
+
+def check_installation(
+    folder: Path, layout: Layout, stores: Stores, *, digests: bool = False
+) -> Check:
+    """Compare what is in a data folder with what a backup and the records name.
+
+    Results: each that the backup lists has a manifest, whose files have the size,
+    and on request the SHA-256, that it states. Uploads: one that waits has its bytes; one that was
+    ingested has its rows in the observation store.
+
+    Arguments:
+        folder: The backup, opened and verified.
+        layout: The data folder, after the bulk was copied.
+        stores: The records, as restored.
+        digests: Whether all bytes of results are read.
+    """
+    found = Check()
+    listed = (folder / RESULTS).read_text().split()
+    for name in listed:
+        _check_result(found, layout, name, digests=digests)
+    there = {path.parent.name for path in layout.analyses.glob("*/manifest.json")}
+    found.newer = len(there - set(listed))
+    _check_uploads(found, layout, stores)
+    return found
+
+
+def _check_result(found: Check, layout: Layout, name: str, *, digests: bool) -> None:
+    found.results += 1
+    try:
+        manifest = read_manifest(layout, name)
+    except (AppaError, ValueError, OSError) as error:
+        found.missing[name] = f"no manifest: {error}"
+        return
+    for entry in manifest.files:
+        found.files += 1
+        path = layout.analysis_file(name, entry.name)
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry.size:
+            found.missing[name] = f"{entry.name}: expected {entry.size} bytes, got {size}"
+        elif digests and file_digest(path) != entry.sha256:
+            found.missing[name] = f"{entry.name}: its SHA-256 is not that of the manifest"
+
+
+def _check_uploads(found: Check, layout: Layout, stores: Stores) -> None:
+    stored = set(ObservationStore(str(layout.observations)).files.batches())
+    for state in (BatchState.RECEIVED, BatchState.INGESTING):
+        for name in stores.batches.ids(state):
+            found.uploads += 1
+            if name not in stored and not layout.raw_file(name).is_file():
+                found.missing[name] = f"{state.value}, but its bytes are not in 'raw/{name}'"
+    for name in _ingested(stores):
+        found.uploads += 1
+        if name not in stored:
+            found.missing[name] = "ingested, but no rows of it are in 'observations/'"
+
+
+def _ingested(stores: Stores) -> Iterator[str]:
+    yield from stores.batches.ids(BatchState.INGESTED)
+    if stores.archive is not None:
+        yield from stores.archive.states("batch", "", state=BatchState.INGESTED)
