@@ -36,6 +36,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "upload": ("deploy.commands.client:upload_app", "Upload observations to a running system."),
     "watch": ("deploy.commands.client:watch_app", "Follow a job to its end."),
     "fetch": ("deploy.commands.client:fetch_app", "Download the files of an analysis."),
+    "export": ("deploy.commands.export:export_app", "Give an analysis to another weather model."),
     "cycles": ("deploy.commands.cycles:app", "List, watch, explain and rerun hourly analyses."),
     "reanalyse": ("deploy.commands.reanalyse:app", "A past period in windows side by side."),
     "replay": ("deploy.commands.results:replay_app", "Make an analysis again: is it identical?"),
@@ -55,7 +56,7 @@ GROUPS: dict[str, tuple[str, str]] = {
 EXTRAS: dict[str, str] = {
     **dict.fromkeys(("up", "demo", "rehearse"), "local"),
     **dict.fromkeys(("verify", "checkpoint", "replay", "worker gpu"), "model"),
-    **dict.fromkeys(("observations", "sources", "worker"), "ingest"),
+    **dict.fromkeys(("observations", "sources", "worker", "export"), "ingest"),
     "train": "lab",
     "gateway": "data",
 }
