@@ -50,6 +50,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "worker": ("deploy.commands.stack:worker_app", "Run one worker process of a larger system."),
     "workers": ("deploy.commands.workers:app", "List, drain, resume and stop worker processes."),
     "gateway": ("deploy.commands.stack:gateway_app", "Run the gateway alone."),
+    "mcp": ("deploy.commands.assistant:mcp_app", "Let an assistant ask a gateway (MCP)."),
 }
 """Name of each command or group, where its Typer app is (`module:name`), and one line of help."""
 
@@ -59,6 +60,7 @@ EXTRAS: dict[str, str] = {
     **dict.fromkeys(("observations", "sources", "worker", "export"), "ingest"),
     "train": "lab",
     "gateway": "data",
+    "mcp": "mcp",
 }
 """The extra of the distribution that brings what a command imports, where the plain one does not."""
 
