@@ -36,6 +36,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "upload": ("deploy.commands.client:upload_app", "Upload observations to a running system."),
     "watch": ("deploy.commands.client:watch_app", "Follow a job to its end."),
     "fetch": ("deploy.commands.client:fetch_app", "Download the files of an analysis."),
+    "export": ("deploy.commands.export:export_app", "Give an analysis to another weather model."),
     "cycles": ("deploy.commands.cycles:app", "List, watch, explain and rerun hourly analyses."),
     "reanalyse": ("deploy.commands.reanalyse:app", "A past period in windows side by side."),
     "replay": ("deploy.commands.results:replay_app", "Make an analysis again: is it identical?"),
@@ -53,15 +54,17 @@ GROUPS: dict[str, tuple[str, str]] = {
     "probe": ("deploy.commands.probe:probe_app", "Is a worker of this machine well?"),
     "workers": ("deploy.commands.workers:app", "List, drain, resume and stop worker processes."),
     "gateway": ("deploy.commands.stack:gateway_app", "Run the gateway alone."),
+    "mcp": ("deploy.commands.assistant:mcp_app", "Let an assistant ask a gateway (MCP)."),
 }
 """Name of each command or group, where its Typer app is (`module:name`), and one line of help."""
 
 EXTRAS: dict[str, str] = {
     **dict.fromkeys(("up", "demo", "rehearse"), "local"),
     **dict.fromkeys(("verify", "checkpoint", "replay", "worker gpu"), "model"),
-    **dict.fromkeys(("observations", "sources", "worker", "recover"), "ingest"),
+    **dict.fromkeys(("observations", "sources", "worker", "recover", "export"), "ingest"),
     "train": "lab",
     "gateway": "data",
+    "mcp": "mcp",
 }
 """The extra of the distribution that brings what a command imports, where the plain one does not."""
 

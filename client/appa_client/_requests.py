@@ -39,6 +39,9 @@ __all__ = [
     "list_jobs",
     "list_verification",
     "query_observations",
+    "query_position",
+    "read_feedback",
+    "read_field",
     "readiness",
     "require_success",
     "rerun_cycle",
@@ -220,6 +223,24 @@ def list_analyses(
         cursor=cursor,
     )
     return Call("GET", "/v1/analyses", params)
+
+
+def read_field(analysis_id: str, field: str, **options: Any) -> Call:
+    """Read a horizontal field with all that a map needs to draw it."""
+    return Call("GET", "/v1/fields", _given(result=analysis_id, field=field, **options))
+
+
+def read_feedback(analysis_id: str, **filters: Any) -> Call:
+    """Read observed values of an analysis, each with what became of it."""
+    params = _given(f="json", **{"limit": 100, **filters})
+    return Call("GET", f"/v1/analyses/{analysis_id}/feedback", params)
+
+
+def query_position(collection: str, lon: float, lat: float, **options: Any) -> Call:
+    """Ask for values of a collection at one place."""
+    named = {name.replace("parameters", "parameter-name"): v for name, v in options.items()}
+    params = _given(coords=f"POINT({lon} {lat})", **named)
+    return Call("GET", f"/ogc/collections/{collection}/position", params)
 
 
 def list_verification(limit: int = 20_000, **filters: Any) -> Call:

@@ -6,9 +6,12 @@ in `model_dump()`. All times carry the zone UTC.
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from appa_client.errors import InvalidRequestError
+from appa_client.plots import Owner
 
 __all__ = [
     "Analysis",
@@ -334,6 +337,32 @@ class Analysis(Answer):
     scores: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
     spec: JobSpec
+    _owner: Owner = PrivateAttr(default_factory=Owner)
+
+    def owned(self, client: Any) -> Self:
+        """Return the analysis, which now knows the client that draws for it."""
+        self._owner = Owner(client)
+        return self
+
+    def plot(self, field: str, **options: Any) -> Any:
+        """Draw a field; the same as `plot` of the client that read the analysis.
+
+        Arguments:
+            field: Such as `t2m`, `t`, `gh`, `ws`.
+            options: `level`, `time`, `statistic`, `view`, `ax` …
+
+        Returns:
+            A matplotlib figure; to be awaited if the client is an `AsyncAppaClient`.
+
+        Raises:
+            InvalidRequestError: If no client has read the analysis.
+        """
+        if self._owner.client is None:
+            raise InvalidRequestError(
+                f"Expected an analysis that a client has read; '{self.id}' was made or copied. "
+                f"Use client.plot('{self.id}', …)."
+            )
+        return self._owner.client.plot(self.id, field, **options)
 
 
 class Flavour(StrEnum):

@@ -20,6 +20,7 @@ from deploy.console import (
     Url,
     err,
     gateway_client,
+    key_table,
     out,
     print_json,
     short_time,
@@ -77,13 +78,18 @@ def list_keys(data_dir: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> N
     if as_json:
         print_json([_shown(k) for k in keys])
         return
-    table = Table("id", "name", "scopes", "created", "expires", "requests/min", "jobs")
+    out.print(_key_table(keys))
+
+
+def _key_table(keys: list[ApiKey]) -> Table:
+    columns = ("id", "name", "scopes", "created", "expires", "req/min", "jobs")
+    table = key_table(*columns, keys=("id", "created"))
     for k in keys:
         limits = ["" if v is None else str(v) for v in (k.requests_per_minute, k.queued_jobs)]
-        expires = k.expires.isoformat(timespec="minutes") if k.expires else "never"
+        expires = short_time(k.expires, "%Y-%m-%d %H:%M") or "never"
         scopes = ", ".join(sorted(k.scopes))
-        table.add_row(k.id, k.name, scopes, f"{k.created:%Y-%m-%d}", expires, *limits)
-    out.print(table)
+        table.add_row(k.id, escape(k.name), scopes, f"{k.created:%Y-%m-%d}", expires, *limits)
+    return table
 
 
 KeyId = Annotated[str, typer.Argument(help="Id of the key, from the list.")]
@@ -159,7 +165,8 @@ WebhookId = Annotated[str, typer.Argument(help="Id of the webhook, from the list
 
 
 def _webhook_table(webhooks: list[Webhook]) -> Table:
-    table = Table("id", "url", "events", "created", "disabled", "description")
+    columns = ("id", "url", "events", "created", "disabled", "description")
+    table = key_table(*columns, keys=("id",))
     for hook in webhooks:
         texts = (hook.disabled, hook.description)
         created = f"{hook.created:%Y-%m-%d %H:%M}"
@@ -180,8 +187,8 @@ def _outcome(delivery: Delivery) -> str:
 
 def _delivery_table(deliveries: list[Delivery]) -> Table:
     colours = {"delivered": "green", "failed": "red"}
-    columns = ("event", "type", "queued (UTC)", "state", "attempts", "last attempt")
-    table = Table(*columns, "next attempt (UTC)")
+    columns = ("event", "type", "queued", "state", "tries", "last attempt", "next (UTC)")
+    table = key_table(*columns, keys=("event", "state"))
     for one in deliveries:
         table.add_row(
             one.event_id,

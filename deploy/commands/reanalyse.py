@@ -24,6 +24,7 @@ from deploy.console import (
     Url,
     err,
     gateway_client,
+    key_table,
     out,
     print_json,
     step_progress,
@@ -181,7 +182,8 @@ def _row(client: AppaClient, spec: ReanalysisSpec, job: Job) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("window", "state", "analysis", "values used", "seconds", "error")
+    columns = ("window", "state", "analysis", "values used", "seconds", "error")
+    table = key_table(*columns, keys=("analysis",))
     for row in rows:
         colour = "green" if row["state"] == "succeeded" else "red"
         table.add_row(

@@ -21,6 +21,7 @@ from deploy.console import (
     AsJson,
     DataFolder,
     err,
+    key_table,
     mebibytes,
     out,
     print_json,
@@ -68,13 +69,16 @@ def _in_use(layout: Layout, stopped: bool) -> InUse:
         ) from error
 
 
-def _show_items(items: list[Item], title: str) -> None:
-    table = Table("what", "name", "age (days)", "size", "reason", title=title)
+def _item_table(items: list[Item], title: str) -> Table:
+    table = key_table("what", "name", "days", "size", "reason", keys=("name", "size"), title=title)
     for item in items:
-        table.add_row(
-            item.what, item.name, f"{item.age_days:.1f}", mebibytes(item.size), item.reason
-        )
-    out.print(table)
+        name, reason = escape(item.name), escape(item.reason)
+        table.add_row(item.what, name, f"{item.age_days:.1f}", mebibytes(item.size), reason)
+    return table
+
+
+def _show_items(items: list[Item], title: str) -> None:
+    out.print(_item_table(items, title))
     out.print(f"{len(items)} in all, {mebibytes(sum(i.size for i in items))}", highlight=False)
 
 
@@ -165,10 +169,15 @@ def pins_command(data: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> No
     if as_json:
         print_json([p.model_dump(mode="json") for p in found])
         return
-    table = Table("analysis", "pinned", "by", "note")
+    out.print(_pin_table(found))
+
+
+def _pin_table(found: list[Pin]) -> Table:
+    table = key_table("analysis", "pinned", "by", "note", keys=("analysis",))
     for p in found:
-        table.add_row(p.analysis_id, f"{p.created:%Y-%m-%d %H:%M}", p.by, p.note)
-    out.print(table)
+        by, note = escape(p.by), escape(p.note)
+        table.add_row(p.analysis_id, f"{p.created:%Y-%m-%d %H:%M}", by, note)
+    return table
 
 
 def _layout(data: Path) -> Layout:
@@ -220,7 +229,8 @@ def rebuild_command(data: DataFolder = DEFAULT_DATA, as_json: AsJson = False) ->
 
 
 def _show_entries(entries: list[Entry]) -> None:
-    table = Table("result", "kind", "flavour", "valid", "revision", "finished")
+    columns = ("result", "kind", "flavour", "valid", "revision", "finished")
+    table = key_table(*columns, keys=("result",))
     for entry in entries:
         valid, created = (f"{t:%Y-%m-%d %H:%M}" for t in (entry.valid_time, entry.created))
         table.add_row(entry.id, entry.kind, entry.flavour, valid, str(entry.revision), created)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from appa_client import AppaClient, BatchState, GatewayError
@@ -22,6 +23,7 @@ from deploy.console import (
     Url,
     err,
     gateway_client,
+    key_table,
     mebibytes,
     out,
     print_json,
@@ -164,21 +166,17 @@ def _as_json(status: SourceStatus, refusals: list[tuple[str, str, str]] | None) 
 
 
 def _table(statuses: list[SourceStatus]) -> Table:
-    columns = ("source", "broker", "topics", "state", "backlog", "lag", "received", "accepted")
-    table = Table(*columns, "known", "refused", "volume", "newest (UTC)")
+    columns = ("source", "broker, topics", "state", "backlog", "lag", "data", "newest (UTC)")
+    table = key_table(*columns, keys=("source", "data"))
     for s in statuses:
-        refused = ", ".join(f"{reason} {count}" for reason, count in sorted(s.refused.items()))
-        counts = [str(n) for n in (s.received, s.accepted, s.known)]
+        counts = {"received": s.received, "accepted": s.accepted, "known": s.known, **s.refused}
         table.add_row(
             s.name,
-            s.broker,
-            "\n".join(s.topics),
-            (s.detail or "connected") if s.connected else f"offline: {s.detail}",
+            escape("\n".join([s.broker, *s.topics])),
+            escape((s.detail or "connected") if s.connected else f"offline: {s.detail}"),
             str(s.backlog),
             f"{s.lag_seconds:.0f} s",
-            *counts,
-            refused,
-            mebibytes(s.size),
+            "\n".join([*(f"{name} {n}" for name, n in counts.items()), mebibytes(s.size)]),
             short_time(s.last_accepted, "%m-%d %H:%M:%S"),
         )
     return table

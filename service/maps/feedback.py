@@ -135,6 +135,7 @@ class FeedbackFilter:
         variables: Variable ids.
         layers: Names of layers, or vertical kinds such as `surface`.
         rejected_by: Checks.
+        stations: Station ids.
         outcome: Whether used, rejected or all rows are wanted.
         rows: Numbers of rows.
     """
@@ -143,8 +144,14 @@ class FeedbackFilter:
     variables: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     rejected_by: tuple[str, ...] = ()
+    stations: tuple[str, ...] = ()
     outcome: Literal["all", "used", "rejected"] = "all"
     rows: tuple[int, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns that the choice reads beyond those of every answer."""
+        return ("station_id",) if self.stations else ()
 
     def mask(self, table: pa.Table, layer: NDArray[np.uint8], names: Sequence[str]) -> Any:
         """Return which rows of the feedback are chosen, with shape (rows,).
@@ -159,6 +166,7 @@ class FeedbackFilter:
             ("report_type", self.networks),
             ("variable", self.variables),
             ("rejected_by", self.rejected_by),
+            ("station_id", self.stations),
         ):
             if wanted:
                 chosen &= is_one_of(table, column, wanted)
@@ -308,7 +316,7 @@ def read_points(
         NotFound: If the analysis has no feedback.
         StorageError: If the feedback cannot be read.
     """
-    table = _read(layout, manifest, list(dict.fromkeys((*_NEEDED, *_NUMBERS))))
+    table = _read(layout, manifest, list(dict.fromkeys((*_NEEDED, *_NUMBERS, *wanted.columns))))
     chosen = _choose(table, manifest, wanted, most)
     parts: list[tuple[str, NDArray[Any], list[str]]] = [
         ("row", chosen.rows.astype("<u4"), []),

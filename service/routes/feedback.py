@@ -77,6 +77,9 @@ def read_feedback(
     rejected_by: Annotated[
         list[str] | None, Query(description="Only values rejected by these checks.")
     ] = None,
+    stations: Annotated[
+        list[str] | None, Query(description="Only what these stations reported, by their ids.")
+    ] = None,
     rows: Annotated[
         list[str] | None, Query(description="Only these rows, by their numbers.")
     ] = None,
@@ -99,7 +102,8 @@ def read_feedback(
     for parameter, listed in names.items():
         for name in listed:
             check_known(parameter, name, _KNOWN[parameter])
-    wanted = FeedbackFilter(**names, outcome=outcome, rows=_row_numbers(rows))
+    named = tuple(listed_names(stations))
+    wanted = FeedbackFilter(**names, stations=named, outcome=outcome, rows=_row_numbers(rows))
     return _answer(gateway, analysis_id, wanted, limit, f)
 
 

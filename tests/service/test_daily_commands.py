@@ -11,15 +11,19 @@ from rich.console import Console
 from test_gateway_cycles import DONE, put
 from typer.testing import CliRunner
 
-from appa_client import AppaClient, Cycle
-from deploy.commands import records, status
+from appa_client import AppaClient, Cycle, Delivery, Webhook
+from deploy.commands import admin, records, results, sources, status
 from deploy.commands.cycles import cycle_table
 from deploy.commands.records import analyses_app, jobs_app
 from deploy.commands.status import status_app
 from deploy.commands.workers import worker_table
+from service.keys import ApiKey
+from worker.contract.feeds import SourceStatus
 from worker.contract.queues import QUEUES, WorkerReport
 from worker.contract.records import Problem, new_id
 from worker.contract.store import open_stores
+from worker.results.manifest import Pin
+from worker.results.retention.plan import Item
 
 RUNNER = CliRunner()
 SPEC = {"kind": "reanalysis", "start": "2025-01-01T06:00Z", "end": "2025-01-01T08:00Z"}
@@ -198,3 +202,44 @@ def test_status_of_a_gateway_that_is_off_is_told_at_once() -> None:
     assert result.exit_code == 1
     assert "error" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_what_is_copied_from_other_tables_is_whole_on_80_columns() -> None:
+    """Sources, webhooks, deliveries, keys, retention, pins: ids as long as they get."""
+    time = datetime(2025, 1, 1, 18, tzinfo=UTC)
+    source = SourceStatus(
+        name="global-broker-of-meteo-france",
+        broker="mqtts://globalbroker.meteo.fr:8883",
+        topics=["cache/a/wis2/+/data/core/weather/surface-based-observations/#"],
+        received=1_234_567,
+        refused={"too_large": 3},
+        last_accepted=time,
+    )
+    hook = Webhook(
+        id=new_id("wh"), url="https://example.org/hooks/" + "long/" * 9, created=time, disabled="",
+        events=["analysis.published", "cycle.outside_limits"], description="[of] the *archive*",
+    )  # fmt: skip
+    sent = Delivery(
+        event_id="evt_9181abb25781d732a66a2fb67c158b18", webhook_id=hook.id, created=time,
+        type="cycle.outside_limits", state="pending", next_attempt=time, body="",
+        attempts=[{"time": time, "status": 503, "error": "service unavailable", "milliseconds": 31}],
+    )  # fmt: skip
+    key = ApiKey(
+        id="5b0e77d1", name="a name of forty letters, for all to read", created=time, sha256="",
+        scopes={"analyses:read", "jobs:write", "observations:write"}, expires=time, queued_jobs=7,
+    )  # fmt: skip
+    item = Item("result", new_id("an"), 123_456_789, 123.4, "filtering older than 60 days")
+    pinned = Pin(analysis_id=new_id("an"), by="5b0e77d1", note="the storm of the century " * 4)
+    tables = {
+        sources._table([source]): ["global-broker-of-meteo-france", "received 1234567"],
+        admin._webhook_table([hook]): [hook.id],
+        admin._delivery_table([sent]): [sent.event_id, "pending"],
+        admin._key_table([key]): ["5b0e77d1", "2025-01-01"],
+        results._item_table([item], "would be removed"): [item.name],
+        results._pin_table([pinned]): [pinned.analysis_id],
+    }
+    for table, wanted in tables.items():
+        text = printed(table)
+        assert "…" not in text
+        assert all(name in text for name in wanted), text
+    assert "[of]" in "".join(printed(admin._webhook_table([hook])).split())

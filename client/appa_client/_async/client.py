@@ -31,6 +31,7 @@ from appa_client.files import (
     netcdf_name,
     open_dataset,
 )
+from appa_client.plots import FieldMap
 from appa_client.records import (
     Analysis,
     AnalysisFile,
@@ -277,11 +278,12 @@ class AsyncAppaClient:
             filters: `kind`, `flavour`, `valid_from`, `valid_to`, `latest`, `limit`.
         """
         page = await self._json(calls.list_analyses(**filters))
-        return [Analysis.model_validate(item) for item in page["items"]]
+        return [Analysis.model_validate(item).owned(self) for item in page["items"]]
 
     async def analysis(self, analysis_id: str) -> Analysis:
         """Return an analysis: its files, window, counts, scores and provenance."""
-        return Analysis.model_validate(await self._get(f"/v1/analyses/{analysis_id}"))
+        found = Analysis.model_validate(await self._get(f"/v1/analyses/{analysis_id}"))
+        return found.owned(self)
 
     async def fetch(
         self,
@@ -316,6 +318,61 @@ class AsyncAppaClient:
         target = folder or cache_folder(analysis_id)
         paths = await self.fetch(analysis_id, target, names=[netcdf_name(analysis)])
         return open_dataset(paths[0], options)
+
+    async def plot(
+        self,
+        analysis_id: str,
+        field: str,
+        level: float | None = None,
+        *,
+        time: datetime | str | None = None,
+        statistic: str = "mean",
+        view: str = "global",
+        ax: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Draw a field of a result and return the matplotlib figure; needs the extra `plot`.
+
+        Arguments:
+            analysis_id: From a job or a list, or `latest-final` and the like.
+            field: Such as `t2m`, `msl`, `t`, `gh`, `ws`, `r`.
+            level: hPa, of a field on levels.
+            time: Valid time; by default that of the analysis.
+            statistic: `mean`, `spread`, `member:N`, `increment`, `difference:ID`, `probability`.
+            view: `global`, `north` or `south`.
+            ax: Axes to draw into; by default those of a new figure.
+            options: Others of `GET /v1/fields`, such as `box`, `threshold`, `direction`, `width`.
+        """
+        asked = {"level": level, "time": time, "statistic": statistic, "view": view, **options}
+        response = await self._send(calls.read_field(analysis_id, field, **asked))
+        coastlines = await self._get("/v1/fields/coastlines")
+        return FieldMap(response.content).draw(coastlines, ax)
+
+    async def feedback(self, analysis_id: str, **filters: Any) -> dict[str, Any]:
+        """Return observed values of an analysis: `rows` with departures, outcome and its meaning.
+
+        Arguments:
+            analysis_id: From a list.
+            filters: `stations`, `networks`, `variables`, `layers`, `rejected_by` (one or a list),
+                `outcome` (`used`, `rejected`), `limit` (100).
+        """
+        found: dict[str, Any] = await self._json(calls.read_feedback(analysis_id, **filters))
+        return found
+
+    async def position(
+        self, collection: str, lon: float, lat: float, **options: Any
+    ) -> dict[str, Any]:
+        """Return values at a place as CoverageJSON, from the OGC API EDR.
+
+        Arguments:
+            collection: `filtering-final`, `forecast` …, or the id of a result.
+            lon: Degrees east.
+            lat: Degrees north.
+            options: `parameters` (`t2m_mean`, one or a list), `z` (hPa), `datetime`, `method`.
+        """
+        call = calls.query_position(collection, lon, lat, **options)
+        found: dict[str, Any] = await self._json(call)
+        return found
 
     async def _download(
         self, analysis_id: str, entry: AnalysisFile, folder: Path, on_bytes: OnBytes | None

@@ -41,6 +41,14 @@ def points(http: httpx.Client, **query: object) -> tuple[dict, dict[str, np.ndar
     return info, columns
 
 
+def test_stations_are_chosen_by_their_ids(http, table) -> None:
+    _, columns = points(http, stations="S1,W9")
+    assert columns["row"].tolist() == [0, 2, 3, 4, 6]
+    rows = http.get("/v1/analyses/fp-an/feedback", params={"f": "json", "stations": "S2"}).json()
+    assert [(r["station_id"], r["outcome"]) for r in rows["rows"]] == [("S2", "background_check")]
+    assert points(http, stations="nobody")[0]["matching"] == 0
+
+
 def test_columns_are_those_of_the_table(http, table) -> None:
     info, columns = points(http)
     assert (info["total"], info["matching"], info["points"]) == (7, 7, 7)
