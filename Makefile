@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 JOBS   ?= 2
 STAMP   = $(VENV)/.installed
 
-.PHONY: help demo up client test test-slow coverage docs lint types format bench lock clean
+.PHONY: help demo up client test test-slow coverage docs lint types format bench screenshots lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make client     the synchronous client from the asynchronous one"
 	@echo "make test       all tests          make test-slow   slow science too"
 	@echo "make lint types docs  checks       make bench       tables of speed and skill"
+	@echo "make screenshots URL=…  pictures of the pages of a running system, into docs/images"
 	@echo "make coverage   what the tests reach"
 
 $(STAMP): pyproject.toml client/pyproject.toml constraints.txt
@@ -59,6 +60,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+URL ?= http://127.0.0.1:8000
+screenshots: $(STAMP)
+	$(BIN)/python -m lab.demo.screenshots $(URL) docs/images
 
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

@@ -14,6 +14,7 @@ from typing import Annotated, cast
 import structlog
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
@@ -257,6 +258,22 @@ async def installation_events(
 ) -> Response:
     """Stream events from now on, or after `Last-Event-ID`; the stream does not end."""
     return await follow_installation(gateway, last_event_id, event_type)
+
+
+class NewestEvents(BaseModel):
+    """The newest events of the installation."""
+
+    items: list[LoggedEvent] = Field(description="Newest first.")
+
+
+@router.get("/events/newest", responses=problem_responses())
+def newest_events(
+    gateway: GatewayDep,
+    _: Reader,
+    limit: Annotated[int, Query(ge=1, le=500, description="Most events.")] = 20,
+) -> NewestEvents:
+    """Return the newest events that are still kept, for pages and scripts that do not listen."""
+    return NewestEvents(items=gateway.stores.events.last(limit))
 
 
 webhooks_router = APIRouter(prefix="/v1", tags=["webhooks"])

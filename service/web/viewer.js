@@ -11,9 +11,19 @@ const STATES = {
   succeeded: "good", ingested: "good", failed: "bad", rejected: "bad", cancelled: "bad",
   running: "busy", ingesting: "busy", cancelling: "busy",
 };
+const EVENTS = { "analysis.published": "good", "cycle.failed": "bad", "cycle.outside_limits": "busy" };
 let shown = "";
 
 const fill = (id, rows) => fillRows(byId(id).tBodies[0], rows.map(tableRow));
+
+// What an event says in two cells: its hour or cycle with what went wrong, and its result on the map.
+function about({ data }) {
+  const outside = (data.control?.outside ?? []).map((line) => `${line.network} ${line.statistic}`);
+  const words = [data.cycle ?? data.key ?? when(data.valid_time), data.kind, data.flavour, data.message, ...outside.slice(0, 3)];
+  const link = data.analysis_id ? element("a", data.analysis_id) : "";
+  if (link) link.href = `web/map.html#${new URLSearchParams({ result: data.analysis_id, time: data.valid_time ?? "" })}`;
+  return [words.filter(Boolean).join(" · "), link];
+}
 
 function action(name, label, act) {
   const button = element("button", name);
@@ -105,9 +115,9 @@ function sayCalls(urls = asked) {
 }
 
 async function refresh() {
-  const urls = ["v1/capabilities", "v1/jobs?limit=15", "v1/analyses?limit=10", "v1/batches?limit=15"].map((path) => apiUrl(path));
+  const urls = ["v1/capabilities", "v1/jobs?limit=15", "v1/analyses?limit=10", "v1/batches?limit=15", "v1/events/newest?limit=12"].map((path) => apiUrl(path));
   sayCalls(urls);
-  const [can, jobs, analyses, batches] = await Promise.all(urls.map(getJson));
+  const [can, jobs, analyses, batches, events] = await Promise.all(urls.map(getJson));
   networks(can.networks);
   fill("workers", can.workers.map((w) => [
     w.name, w.queues.join(", "), w.device,
@@ -123,6 +133,7 @@ async function refresh() {
     b.summary ? `${b.summary.used} / ${b.summary.observations}` : "",
     action("report", b.id, async () => showReport(b)),
   ]));
+  fill("events", events.items.map((event) => [when(event.time), element("span", event.type, EVENTS[event.type] ?? ""), ...about(event)]));
   await showAnalysis(analyses.items[0]);
 }
 

@@ -88,3 +88,14 @@ def test_a_client_that_was_away_too_long_is_told(system) -> None:
     stores.redis.xtrim(stores.events.stream, maxlen=2, approximate=False)
     events = follow(http, 3, after=first)
     assert [e["event"] for e in events] == ["gap", "analysis.published", "analysis.published"]
+
+
+def test_the_newest_events_are_listed_newest_first(system) -> None:
+    http, stores = system
+    assert http.get("/v1/events/newest").json() == {"items": []}
+    for i in range(3):
+        publish(stores, f"an-newest-{i}")
+    items = http.get("/v1/events/newest", params={"limit": 2}).json()["items"]
+    assert [item["data"]["analysis_id"] for item in items] == ["an-newest-2", "an-newest-1"]
+    assert items[0]["type"] == "analysis.published"
+    assert http.get("/v1/events/newest", params={"limit": 0}).status_code == 422

@@ -32,6 +32,10 @@ def test_the_page_shows_workers_jobs_uploads_and_results(start_gateway, tmp_path
         acting_worker.report(stores)
         acting_worker.report(stores, queue="ingest")
         acting_worker.publish(gateway.layout, "an-seen", {"seen.nc": b"1"})
+        told = {"analysis_id": "an-seen", "kind": "filtering", "valid_time": "2025-01-01T06:00:00Z"}
+        stores.events.emit("analysis.published", "an-seen", told)
+        failed = {"key": "20250101T07Z_final", "message": "out_of_memory: <b>42 GB</b>"}
+        stores.events.emit("cycle.failed", "20250101T07Z_final:1", failed)
         with httpx.Client(base_url=gateway.url) as http:
             rows = b"time,lat,lon,variable,obs_value\n2025-01-01T06:00Z,50,8,2m_temperature,281\n"
             name = "<b>bold</b>.csv"
@@ -46,4 +50,9 @@ def test_the_page_shows_workers_jobs_uploads_and_results(start_gateway, tmp_path
     assert "2025-01-01 06:00Z filtering" in " ".join(page.texts["analyses"].split())
     assert "seen.nc" in page.texts["files"]
     assert f"{name} received" in " ".join(page.texts["batches"].split())
+    events = " ".join(page.texts["events"].split())
+    assert events.index("cycle.failed 20250101T07Z_final · out_of_memory: <b>42 GB</b>") < (
+        events.index("analysis.published 2025-01-01 06:00Z · filtering an-seen")
+    )
+    assert ("events", "b") not in page.counts
     assert ("batches", "b") not in page.counts  # a sender's text is never markup

@@ -139,6 +139,11 @@ class EventLog:
             return True
         return StreamId.parse(stream_id) >= StreamId.parse(str(about["first-entry"][0]))
 
+    def last(self, limit: int = 20) -> list[LoggedEvent]:
+        """Return the newest events, newest first."""
+        entries: Any = self.redis.xrevrange(self.stream, count=limit)
+        return [LoggedEvent.model_validate(json.loads(fields["data"])) for _, fields in entries]
+
     def after(self, stream_id: str, limit: int = 100) -> list[tuple[str, LoggedEvent]]:
         """Return events after `stream_id` with their ids in the stream, oldest first."""
         entries: Any = self.redis.xrange(self.stream, min=f"({stream_id}", count=limit)
