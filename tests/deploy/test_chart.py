@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import kubernetes_validate
@@ -19,6 +20,9 @@ from service.settings import GatewaySettings
 from worker.contract.queues import QUEUES
 from worker.settings import WorkerSettings
 
+pytestmark = pytest.mark.skipif(
+    find_spec("helm_python") is None, reason="helm-python-sdk is not made for this machine"
+)
 CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "appa"
 GOLDEN = Path(__file__).parent / "charts"
 METRICS = CHART.parents[2] / "docs" / "metrics.md"
