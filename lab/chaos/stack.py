@@ -21,7 +21,7 @@ import psutil
 from redis import Redis
 from redis.exceptions import RedisError
 
-from deploy.local import PROCESSES
+from deploy.local import PROCESSES, die_with_parent
 from lab.chaos.plan import BROKER_CUTS, KILLS, PARTS, Fault, Harm
 from model.domain.errors import AppaError
 from worker.contract.layout import Layout
@@ -137,6 +137,7 @@ class ChaosStack:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
         return self
 
