@@ -239,7 +239,8 @@ def _job(sent: JobSent, evidence: Evidence, verdict: Verdict) -> None:
 def _store(evidence: Evidence) -> Iterator[str]:
     """Yield where the observation store and the records of uploads differ."""
     for batch_id in evidence.rows.keys() - evidence.batches.keys():
-        yield f"{evidence.rows[batch_id].total()} rows name {batch_id}, which is unknown"
+        if evidence.rows[batch_id]:
+            yield f"{evidence.rows[batch_id].total()} rows name {batch_id}, which is unknown"
     for batch_id, batch in evidence.batches.items():
         stored = evidence.rows.get(batch_id, Counter()).total()
         if batch.state != BatchState.INGESTED and stored:
