@@ -23,6 +23,10 @@ GROUPS: dict[str, tuple[str, str]] = {
         "deploy.commands.demo:rehearse_app",
         "A simulated day of cycles, and an audit of it.",
     ),
+    "chaos": (
+        "deploy.commands.demo:chaos_app",
+        "Uploads and jobs under kills, full disks and cuts, and an audit.",
+    ),
     "observations": ("deploy.commands.observations:app", "Inspect, ingest, query, compact, retry."),
     "sources": ("deploy.commands.sources:app", "WIS2 feeds and archives: add, list, test, pull."),
     "checkpoint": ("deploy.commands.checkpoint:app", "Import, check and compare weights."),
@@ -59,7 +63,7 @@ GROUPS: dict[str, tuple[str, str]] = {
 """Name of each command or group, where its Typer app is (`module:name`), and one line of help."""
 
 EXTRAS: dict[str, str] = {
-    **dict.fromkeys(("up", "demo", "rehearse"), "local"),
+    **dict.fromkeys(("up", "demo", "rehearse", "chaos"), "local"),
     **dict.fromkeys(("verify", "checkpoint", "replay", "worker gpu"), "model"),
     **dict.fromkeys(("observations", "sources", "worker", "recover", "export"), "ingest"),
     "train": "lab",

@@ -38,6 +38,7 @@ __all__ = [
     "StackOptions",
     "Supervisor",
     "broker_command",
+    "die_with_parent",
     "embedded_broker",
     "free_port",
     "python_command",
@@ -99,7 +100,7 @@ _PR_SET_PDEATHSIG = 1
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY = 0.5, 30.0, 60.0
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have this child receive SIGTERM when its supervisor dies (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -212,7 +213,7 @@ class Supervisor:
             stderr=subprocess.STDOUT,
             umask=0o077,  # what the parts write is for this user alone
             start_new_session=True,  # Ctrl-C reaches the supervisor alone
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         threading.Thread(
             target=self._copy,

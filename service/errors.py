@@ -53,6 +53,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "not_ready": ProblemType(503, "The service is not ready"),
     "too_many_connections": ProblemType(503, "One address holds too many connections"),
     "too_many_listeners": ProblemType(503, "Too many event streams are open"),
+    "too_many_rows": ProblemType(503, "Answers under way hold too many rows"),
     "resource_exhausted": ProblemType(503, "Memory or device ran out"),
     "disk_low": ProblemType(507, "The disk is nearly full"),
     "disk_full": ProblemType(507, "The disk is full"),

@@ -20,6 +20,7 @@ from service.errors import NotInstalled
 from service.event_feed import EventFeed
 from service.keys import KeyFile
 from service.metrics import GatewayMetrics
+from service.row_answers import RowBudget
 from service.settings import GatewaySettings
 from service.uploads import UploadLimits
 from worker.contract.acceptance import Intake, sweep
@@ -132,6 +133,7 @@ class Gateway:
     analyses: Catalogue
     metrics: GatewayMetrics
     data_sets: DataSets
+    rows: RowBudget
     listeners: int = 0
     places: dict[str, tuple[float, int | None]] = field(default_factory=dict)
     """Places in the queue and when they were asked for, shared by all listeners of a job."""
@@ -169,6 +171,7 @@ def open_gateway(settings: GatewaySettings) -> Gateway:
         analyses=analyses,
         metrics=GatewayMetrics(stores, layout),
         data_sets=DataSets(analyses, layout),
+        rows=RowBudget(settings.query_held_bytes, READERS),
     )
 
 

@@ -98,6 +98,11 @@ class GatewaySettings(InstallationSettings):
     query_max_rows: int = Field(
         default=1_000_000, gt=0, description="Most rows one page of an observation query has."
     )
+    query_held_bytes: int = Field(
+        default=512 * MIB,
+        gt=0,
+        description="Most bytes of rows that all answers to queries hold at once; more: 503.",
+    )
     edr_max_values: int = Field(
         default=2_000_000, gt=0, description="Most values of one EDR answer; more is refused: 413."
     )

@@ -28,17 +28,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
 from model.domain.errors import AppaError, DecodeError, StorageError
 from worker.confinement import confine
+from worker.contract.disk import disk_errors
 from worker.zygote import CANNOT_START, Ended, ServerDied, shared_server
 
 __all__ = [
     "Interrupted",
     "Limits",
+    "is_our_fault",
     "memory_share",
     "per_file_limits",
     "carry_out",
@@ -238,6 +240,8 @@ def _result(folder: Path, end: Ended, limits: Limits) -> Any:
 
 
 def _tail(log: Path) -> str:
+    if not log.exists():  # there was no room for it
+        return ""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _KEPT_LOG))
         return file.read().decode(errors="replace")
@@ -336,11 +340,26 @@ def carry_out(folder: Path) -> None:
     """Carry out the request in `folder` in this process, a newly forked child."""
     try:
         _child(folder)
-    except OSError as error:
-        if error.errno not in _OURS:
+    except Exception as error:
+        if not is_our_fault(error):
             raise
-        print(error, file=sys.stderr)
-        sys.exit(_OUR_FAULT)
+        _end_by_our_fault(error)
+
+
+def is_our_fault(error: BaseException | None) -> bool:
+    """Return whether an error, or one that caused it, is of our disk or machine."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OURS:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _end_by_our_fault(error: Exception) -> NoReturn:
+    """End this child as one whose file is not to blame; its log may lie on the same full disk."""
+    with contextlib.suppress(OSError):
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    sys.exit(_OUR_FAULT)
 
 
 def _child(folder: Path) -> None:
@@ -353,13 +372,13 @@ def _child(folder: Path) -> None:
         function = getattr(import_module(module), name)
         confine(reads, (folder, *writes))
     except Exception as error:  # a program replaced under a running worker; no file was read yet
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(_OUR_FAULT)
+        _end_by_our_fault(error)
     _restrict(limits)
     os.chdir(folder)
     answer: dict[str, Any] = {"table": False, "pair": False}
     try:
-        value = function(*args)
+        with disk_errors(folder):  # libraries say of a full disk only that something failed
+            value = function(*args)
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], pa.Table):
             answer["pair"], table, value = True, *value
         else:
@@ -372,6 +391,8 @@ def _child(folder: Path) -> None:
     except MemoryError:
         answer["error"] = _described(_too_much_memory(Limits(**limits)))
     except AppaError as error:
+        if is_our_fault(error):
+            raise
         answer["error"] = _described(error)
     part = folder / "result.part"
     part.write_text(json.dumps(answer))

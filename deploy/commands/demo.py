@@ -1,7 +1,8 @@
-"""`appa demo` and `appa rehearse`: the main job in minutes, and a simulated day with its audit."""
+"""`appa demo`, `appa rehearse` and `appa chaos`: the main job, a simulated day, and the worst of days."""
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from deploy.console import AsJson
 if TYPE_CHECKING:
     from lab.demo.run import DemoResult
 
-__all__ = ["demo_app", "rehearse_app"]
+__all__ = ["chaos_app", "demo_app", "rehearse_app"]
 
 demo_app = typer.Typer(
     help="Observations to analyses against a simulated truth.", add_completion=False
@@ -204,3 +205,61 @@ def rehearse(
         console.print(findings_table(verdict))
         raise typer.Exit(1)
     console.print("every analysis is made of what it should be made of")
+
+
+chaos_app = typer.Typer(
+    help="Uploads and jobs under kills, full disks and cuts, and an audit.", add_completion=False
+)
+
+
+@chaos_app.command()
+def chaos(
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long things go wrong.")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    uploads: Annotated[int, typer.Option(min=0, help="Valid uploads a minute.")] = 100,
+    mutated: Annotated[int, typer.Option(min=0, help="Damaged uploads a minute.")] = 1000,
+    jobs: Annotated[int, typer.Option(min=0, help="Jobs a minute.")] = 6,
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint of the jobs, instead of a tiny one.")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=1.0, help="Minutes in which all must end once all is healed.")
+    ] = 10.0,
+    output: Annotated[Path, typer.Option(help="Where the log goes.")] = Path("chaos-output"),
+    as_json: AsJson = False,
+) -> None:
+    """Kill, pause, cut and fill a fresh system by a seed while it is sent uploads and jobs; audit it.
+
+    Ends with 0 only if all that was accepted ended once and right, and every answer was in order.
+    """
+    from lab.chaos.plan import Rates
+    from lab.chaos.run import chaos_table, run_chaos
+
+    console = Console(stderr=as_json, highlight=False, width=130)
+    output.mkdir(parents=True, exist_ok=True)
+    log = output / f"chaos-{seed}.log"
+    with tempfile.TemporaryDirectory(prefix="appa-chaos-") as folder:
+        try:
+            found = run_chaos(
+                minutes,
+                seed,
+                Path(folder),
+                lambda line: console.print(line, markup=False),
+                model=model,
+                rates=Rates(uploads=uploads, mutated=mutated, jobs=jobs),
+                quiet_seconds=60.0 * patience,
+            )
+        finally:
+            written = Path(folder) / "up.log"
+            if written.exists():
+                shutil.copyfile(written, log)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        console.print(chaos_table(found))
+    for finding in found.findings:
+        console.print(finding, style="red", markup=False)
+    console.print(f"log of the system: {log}")
+    if not found.sound:
+        raise typer.Exit(1)
+    console.print("all that was accepted ended once and right")

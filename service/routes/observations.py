@@ -4,8 +4,8 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from model.domain.errors import InvalidInput
@@ -20,8 +20,10 @@ from service.auth import (
     find_batch,
 )
 from service.errors import NotAcceptable, NotFound
+from service.gateway import Gateway
 from service.openapi import BATCH, example_page, example_response, problem_responses
 from service.query_parameters import check_known, check_years, listed_names, parse_box
+from service.row_answers import RowAnswer
 from service.schemas import MAX_ITEMS, BatchPage, BatchView
 from service.upload_requests import UploadOrigin, receive_batch, retry_ingest
 from worker.contract.batches import BatchState
@@ -211,7 +213,7 @@ async def upload_batch(
     "/observations",
     response_class=Response,
     responses={
-        **problem_responses("not_acceptable", "storage_error"),
+        **problem_responses("not_acceptable", "storage_error", "too_many_rows"),
         200: {
             "description": "Rows of the observation table, ordered by hour and arrival.",
             "headers": {
@@ -224,7 +226,7 @@ async def upload_batch(
         },
     },
 )
-def query_stored(
+async def query_stored(
     request: Request,
     gateway: GatewayDep,
     _: Reader,
@@ -275,13 +277,19 @@ def query_stored(
         rejected_by=rejected_by,
         columns=columns,
     )
-    page = query_observations(str(gateway.layout.observations), query)
+    return await to_thread.run_sync(
+        _answer_rows, gateway, query, chosen, limiter=gateway.rows.readers
+    )
+
+
+def _answer_rows(gateway: Gateway, query: ObservationQuery, chosen: RowFormat) -> Response:
+    held = gateway.rows.hold()
+    page = query_observations(str(gateway.layout.observations), query, held.add)
+    held.keep(page.table)
     headers = {"Vary": "Accept", "X-Rows": str(page.table.num_rows)}
     if page.next_offset is not None:
         headers["X-Next-Offset"] = str(page.next_offset)
-    return StreamingResponse(
-        chosen.write(page.table), media_type=chosen.media_type, headers=headers
-    )
+    return RowAnswer(chosen.write, page.table, held, media_type=chosen.media_type, headers=headers)
 
 
 @router.get(

@@ -5,83 +5,24 @@ import torch
 import xarray as xr
 import yaml
 
+from lab.tiny_model import CLOSED_FORM, LEVELS, tiny_card, tiny_model
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
-from model.card import BaseCard, BlanketCard, Card, GridCard, RecommendedCard
-from model.checkpoints.assemble import assemble
-from model.domain.variables import ATMOSPHERIC, LEVELS_ERA5_13, SURFACE, channel_names
-from model.gaussian_prior import ZonalGaussianPrior
+from model.domain.variables import ATMOSPHERIC, LEVELS_ERA5_13, SURFACE
 
-LEVELS = (100, 500, 850)
-CLOSED_FORM = {
-    "base": BaseCard(kind="zonal_gaussian", modes=3, dense=2),
-    "recommended": RecommendedCard.with_closed_form(),
-}
+__all__ = [
+    "CLOSED_FORM",
+    "DATE",
+    "LEVELS",
+    "VIT_YAML",
+    "tiny_card",
+    "tiny_model",
+    "write_layout",
+    "write_run",
+    "write_statistics",
+]
+
 DATE = torch.tensor([[[2021, 3, 4, h] for h in range(4)]])
-
-
-def tiny_card(**changes):
-    names = channel_names(LEVELS)
-    autoencoder = AutoencoderConfig(
-        in_channels=len(names),
-        lat_channels=2,
-        shape=(9, 14),
-        resize=4,
-        noise_level=0.1,
-        hid_channels=(4, 6, 8),
-        hid_blocks=(1, 1, 1),
-    )
-    backbone = BackboneConfig(
-        in_channels=2,
-        blanket_size=4,
-        shape=autoencoder.latent_shape[1:],
-        mod_features=8,
-        hid_channels=16,
-        hid_blocks=2,
-        attention_heads=2,
-    )
-    values = {
-        "name": "tiny",
-        "description": "A tiny model with random weights.",
-        "licence": "Apache-2.0",
-        "simulated": True,
-        "grid": GridCard(name="small", kind="gaussian", nlat=9, nlon=14),
-        "levels": LEVELS,
-        "channels": names,
-        "blanket": BlanketCard(size=4, stride=2),
-        "autoencoder": autoencoder,
-        "backbone": backbone,
-        "latent_shape": autoencoder.latent_shape,
-        "code_version": "0",
-    }
-    return Card(**(values | changes))
-
-
-def tiny_model(seed=0, based=False, static=True):
-    torch.manual_seed(seed)
-    card = tiny_card(**CLOSED_FORM if based else {})
-    base = ZonalGaussianPrior(4, card.latent_shape, 3, 2) if based else None
-    channels = len(card.channels)
-    statistics = {
-        "state_mean": 100 * torch.randn(channels),
-        "state_std": 1 + torch.rand(channels),
-        "latent_mean": torch.randn(2),
-        "latent_std": 1 + torch.rand(2),
-    }
-    land = torch.zeros(9, 14)
-    land[2:5, 3:8] = 1.0
-    fields = {"land_sea_mask": land, "orography": 500 * land} if static else {}
-    model = assemble(
-        card,
-        Autoencoder(card.autoencoder),
-        Backbone(card.backbone),
-        statistics,
-        static=fields,
-        base=base,
-    )
-    for block in model.denoise.backbone.blocks:
-        torch.nn.init.normal_(block.ada_zero[-1].weight)
-    return model.eval().requires_grad_(False)
 
 
 def write_run(root, *, levels=LEVELS_ERA5_13, seed=0):

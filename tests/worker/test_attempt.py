@@ -76,7 +76,7 @@ def run(runtime, job, error) -> JobRecord:
         (InvalidInput("no such time"), "invalid_input"),
         (CheckpointError("wrong hash"), "checkpoint_error"),
         (ValueError("surprise"), "internal_error"),
-        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (OSError(errno.EFBIG, "File too large"), "disk_full"),
     ],
 )
 def test_errors_that_stay_fail_the_job_at_once(runtime, job, error, code):
@@ -86,7 +86,13 @@ def test_errors_that_stay_fail_the_job_at_once(runtime, job, error, code):
 
 
 @pytest.mark.parametrize(
-    "error", [StorageError("torn file"), MemoryError("CUDA out of memory"), RedisConnectionError()]
+    "error",
+    [
+        StorageError("torn file"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        MemoryError("CUDA out of memory"),
+        RedisConnectionError(),
+    ],
 )
 def test_errors_that_may_pass_are_tried_again_within_bounds(runtime, job, error):
     first = run(runtime, job, error)

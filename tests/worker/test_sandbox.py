@@ -17,7 +17,8 @@ import pyarrow as pa
 import pytest
 
 from model.domain.errors import AppaError, DecodeError, InvalidInput, StorageError
-from tests.worker.processes import wait_for
+from tests.faults.full_disk import can_mount
+from tests.worker.processes import REPOSITORY, wait_for
 from worker import zygote
 from worker.confinement import program_files
 from worker.protections import attempts, protections
@@ -30,6 +31,8 @@ from worker.sandbox import (
     warm_up,
 )
 from worker.sandbox import _interruption as interruption
+from worker.sandbox import _result as result_of
+from worker.zygote import CANNOT_START
 from worker.zygote import Ended as End
 
 SHORT = Limits(cpu_seconds=2, wall_seconds=20.0)
@@ -138,6 +141,27 @@ def tell_and_sleep(path):
 def meet_a_full_disk():
     with open("/dev/full", "wb", buffering=0) as file:
         file.write(b"x")
+
+
+def log_to_the_full_disk():
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, 1)
+    os.dup2(full, 2)
+    meet_a_full_disk()
+
+
+def blame_the_file_for_a_full_disk():
+    try:
+        meet_a_full_disk()
+    except OSError as error:
+        raise DecodeError("Expected ODB-2.", reason="undecodable") from error
+
+
+def fill_the_disk_and_fail_vaguely():
+    with open("ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
+    raise RuntimeError("HDF error")
 
 
 def reason(function, limits=SHORT):
@@ -254,6 +278,33 @@ def test_a_child_that_worked_all_its_time_on_the_clock_took_too_long():
 def test_a_full_disk_is_not_the_files_fault():
     with pytest.raises(StorageError, match="the disk is full.*No space left on device"):
         run_limited(meet_a_full_disk, limits=SHORT, writes=["/dev/full"])
+
+
+@pytest.mark.parametrize("meet", [log_to_the_full_disk, blame_the_file_for_a_full_disk])
+def test_a_full_disk_that_is_not_told_plainly_is_not_the_files_fault_either(meet):
+    with pytest.raises(StorageError, match="the disk is full"):
+        run_limited(meet, limits=SHORT, writes=["/dev/full"])
+
+
+def test_a_child_that_found_no_room_for_its_log_is_not_the_files_fault(tmp_path):
+    with pytest.raises(StorageError, match="the disk is full"):
+        result_of(tmp_path, End(CANNOT_START, False, 0.0, 0), Limits())
+
+
+_ON_A_SMALL_DISK = """
+from tests.worker.test_sandbox import *
+with pytest.raises(StorageError, match="the disk is full"):
+    run_limited(fill_the_disk_and_fail_vaguely, limits=Limits(temp_dir="{folder}"))
+"""
+
+
+@pytest.mark.skipif(not can_mount(), reason="file systems cannot be mounted here")
+def test_a_vague_error_on_a_full_disk_is_not_the_files_fault(tmp_path):
+    mounted = f'mount -t tmpfs -o size=4m none {tmp_path} && exec "$@"'
+    program = [sys.executable, "-c", _ON_A_SMALL_DISK.format(folder=tmp_path)]
+    command = ["unshare", "-m", "sh", "-c", mounted, "-", *program]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
 
 
 def test_a_program_replaced_under_a_running_worker_is_not_the_files_fault(monkeypatch):

@@ -7,6 +7,7 @@ a time, so that an answer of any size needs little memory. Times are ISO 8601 in
 
 import io
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +34,8 @@ __all__ = [
 
 _ROWS = 5_000
 """Rows of a block of text."""
+_ROW_GROUP = 100_000
+"""Rows of a part of a Parquet file that is sent before the next is made."""
 _BLOCK_BYTES = 1 << 20
 
 Quoting = Literal["needed", "none"]
@@ -60,12 +63,54 @@ class RowFormat:
         return b"".join(self.write(table))
 
 
+class _Pieces(io.RawIOBase):
+    """A file that is taken away piece by piece while it is written."""
+
+    def __init__(self) -> None:
+        self._written: list[bytes] = []
+        self._position = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._written.append(bytes(data))
+        self._position += len(self._written[-1])
+        return len(self._written[-1])
+
+    def tell(self) -> int:
+        return self._position
+
+    def take(self) -> Iterator[bytes]:
+        """Yield what was written since the last call, in blocks."""
+        data = memoryview(b"".join(self._written))
+        self._written.clear()
+        for first in range(0, len(data), _BLOCK_BYTES):
+            yield bytes(data[first : first + _BLOCK_BYTES])
+
+
 def _parquet(table: pa.Table) -> Iterator[bytes]:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    sink.seek(0)
-    while block := sink.read(_BLOCK_BYTES):
-        yield block
+    sink, groups = _Pieces(), _groups(table, _ROW_GROUP)
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        del table
+        for group in groups:
+            writer.write_table(group, row_group_size=_ROW_GROUP)
+            del group
+            yield from sink.take()
+    yield from sink.take()
+
+
+def _groups(table: pa.Table, rows: int) -> Iterator[pa.Table]:
+    """Yield the rows of a table in groups of at least so many; those taken are not kept here."""
+    batches = deque(table.to_batches())
+    schema = table.schema
+    del table
+    while batches:
+        some, count = [], 0
+        while batches and count < rows:
+            some.append(batches.popleft())
+            count += some[-1].num_rows
+        yield pa.Table.from_batches(some, schema)
 
 
 def _with_text(table: pa.Table) -> pa.Table:
@@ -105,8 +150,11 @@ def _csv(table: pa.Table, quoting: Quoting = "needed") -> Iterator[bytes]:
 
 def _blocks_of_text(table: pa.Table) -> Iterator[pa.Table]:
     """Yield the table in blocks of rows as text: that of the whole takes ten times its memory."""
-    for batch in table.to_batches(_ROWS):
-        yield _with_text(pa.Table.from_batches([batch]))
+    groups = _groups(table, _ROWS)
+    del table
+    for group in groups:
+        for batch in group.combine_chunks().to_batches(_ROWS):
+            yield _with_text(pa.Table.from_batches([batch]))
 
 
 def _geojson(table: pa.Table) -> Iterator[bytes]:

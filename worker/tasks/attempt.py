@@ -76,7 +76,9 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, OSError) and is_disk_full(error):
         return Problem(
             code="disk_full",
-            message=f"The data folder is full ({error}); free space and submit the job again.",
+            message=f"The data folder is full ({error}); free space. A job that has failed must be "
+            "submitted again.",
+            retryable=error.errno != errno.EFBIG,  # a limit of the process stays as it is
         )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         message = str(error) or "out of memory"

@@ -31,6 +31,7 @@ from worker.observations.formats import ARCHIVE, FORMATS, detect_format
 from worker.sandbox import (
     Interrupted,
     Limits,
+    is_our_fault,
     memory_share,
     per_file_limits,
     run_limited,
@@ -71,6 +72,8 @@ def decode_file(
         decode: Decoder = entry.load()
         return decode(path, context)
     except DecodeError as error:
+        if is_our_fault(error):
+            raise
         report.reject(error.context.get("reason", "undecodable"), 0, report.size, error.message)
         return Decoded(empty_table(), report)
 

@@ -4,7 +4,7 @@ No row is read that the query does not need: hours are folders, columns are proj
 and other conditions go down to the row groups.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,7 +95,13 @@ class ObservationPage:
     next_offset: int | None
 
 
-def query_observations(url: str, query: ObservationQuery) -> ObservationPage:
+OnBytes = Callable[[int], None]
+"""Called with the bytes of the rows that were read; it may raise an error to have no more read."""
+
+
+def query_observations(
+    url: str, query: ObservationQuery, on_bytes: OnBytes | None = None
+) -> ObservationPage:
     """Return one page of the rows that a query selects.
 
     Memory is bounded by the page, not by the answer. New batches may shift later pages unless the
@@ -104,11 +110,14 @@ def query_observations(url: str, query: ObservationQuery) -> ObservationPage:
     Arguments:
         url: Root of the store, a folder or an fsspec URL.
         query: The question.
+        on_bytes: Told of the memory that the page takes, while it is read.
     """
     for _ in range(_ATTEMPTS):
+        counted = _Counted(on_bytes)
         try:
-            return _page(url, query)
+            return _page(url, query, counted)
         except FileNotFoundError:
+            counted.undo()
             continue  # a compaction replaced a file between listing and reading
     raise StorageError("Files of the observation store kept vanishing while they were read.")
 
@@ -156,7 +165,26 @@ def _collect(url: str, query: ObservationQuery, max_rows: int | None) -> pa.Tabl
     return pa.Table.from_batches(parts, _schema(query)).unify_dictionaries()
 
 
-def _page(url: str, query: ObservationQuery) -> ObservationPage:
+@dataclass
+class _Counted:
+    """What was reported of one reading, so that it can be taken back."""
+
+    report: OnBytes | None
+    size: int = 0
+
+    def add(self, part: pa.RecordBatch) -> None:
+        """Report the memory of some rows."""
+        if self.report is not None:
+            self.size += part.nbytes
+            self.report(part.nbytes)
+
+    def undo(self) -> None:
+        """Take all that was reported back."""
+        if self.report is not None:
+            self.report(-self.size)
+
+
+def _page(url: str, query: ObservationQuery, counted: _Counted) -> ObservationPage:
     parts, skip, room, more = [], query.offset, query.limit, False
     for batch in _batches(url, query):
         if skip >= batch.num_rows:
@@ -164,13 +192,21 @@ def _page(url: str, query: ObservationQuery) -> ObservationPage:
             continue
         rest = batch.slice(skip)
         skip = 0
-        parts.append(rest.slice(0, room))
+        parts.append(_own(rest.slice(0, room), batch))
+        counted.add(parts[-1])
         more = rest.num_rows > room
         room -= parts[-1].num_rows
         if more:
             break
     table = pa.Table.from_batches(parts, _schema(query)).unify_dictionaries()
     return ObservationPage(table, query.offset + query.limit if more else None)
+
+
+def _own(part: pa.RecordBatch, whole: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a part of a batch; copied where it is small, so that the rest is freed."""
+    if 2 * part.num_rows > whole.num_rows:
+        return part
+    return part.take(pa.array(range(part.num_rows), pa.int64()))
 
 
 def _schema(query: ObservationQuery) -> pa.Schema:

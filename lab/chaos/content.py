@@ -1,0 +1,189 @@
+"""Make the uploads of an exercise: small files by our own encoders, and damaged ones.
+
+Each content has stations of its own, so that its rows are found again among all others.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+from numpy.random import Generator
+
+from lab.chaos.plan import Sending
+from lab.encoders.bufr import encode_bufr
+from worker.observations.columns import build_table
+from worker.observations.decoders.base import DecodeContext
+from worker.observations.export import ROW_FORMATS
+
+__all__ = ["NOON", "Content", "Row", "content_of", "damaged", "rows_of"]
+
+NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
+"""Everything is observed in the three hours before."""
+
+_STATIONS = 3
+_SPAN = 3 * 3600
+_FIRST_NUMBER = 1_000
+_LAST_NUMBER = 99_999
+_COLUMNS = [
+    "time", "lat", "lon", "elevation", "report_type", "station_id", "vertical_kind", "variable",
+    "obs_value",
+]  # fmt: skip
+_VARIABLES = {"2m_temperature": 0.01, "surface_pressure": 10.0}
+"""Variables sent, and the precision in which BUFR carries them (K, Pa)."""
+
+Row = tuple[str, str, int, int]
+"""Station, variable, seconds since 1970, value in units of the precision of the variable."""
+
+
+def rows_of(table: pa.Table) -> list[Row]:
+    """Return what is compared of the rows of a table."""
+    seconds = table["time"].cast(pa.int64()).to_numpy() // 1_000_000_000
+    columns = (table[name].to_pylist() for name in ("station_id", "variable", "obs_value"))
+    return [
+        (station, variable, int(second), round(value / _VARIABLES.get(variable, 1.0)))
+        for station, variable, value, second in zip(*columns, seconds, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Content:
+    """The bytes of an upload and what they say.
+
+    Attributes:
+        name: Of the file.
+        data: Its bytes.
+        rows: What must be in the store; empty for damaged content, of which nothing is known.
+        mutated: Whether it is damaged.
+    """
+
+    name: str
+    data: bytes
+    rows: frozenset[Row]
+    mutated: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of the bytes, in hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+_WRITERS: dict[str, Callable[[pa.Table], bytes]] = {
+    "bufr": lambda table: encode_bufr(table, "synop"),
+    "csv": lambda table: ROW_FORMATS["csv"].encode(table.select(_COLUMNS)),
+    "geojson": lambda table: ROW_FORMATS["geojson"].encode(table.select(_COLUMNS)),
+    "parquet": lambda table: ROW_FORMATS["parquet"].encode(table.select(_COLUMNS)),
+}
+
+
+def content_of(sending: Sending, seed: int) -> Content:
+    """Return what is sent; the same number, form and seed give the same bytes."""
+    generator = np.random.default_rng([seed, 1, sending.number])
+    table = _reports(sending.number, generator)
+    data = _WRITERS[sending.form](table)
+    name = f"chaos-{seed}-{sending.number}.{sending.form}"
+    if sending.mutated:
+        return Content(name, damaged(data, generator), frozenset(), mutated=True)
+    return Content(name, data, frozenset(rows_of(table)))
+
+
+def _reports(number: int, generator: Generator) -> pa.Table:
+    """Return temperature and pressure of the stations of a content."""
+    stations = [
+        f"{_FIRST_NUMBER + (number * _STATIONS + i) % (_LAST_NUMBER - _FIRST_NUMBER):05d}"
+        for i in range(_STATIONS)
+    ]
+    place = {
+        "lat": np.round(generator.uniform(-60.0, 60.0, _STATIONS), 2),
+        "lon": np.round(generator.uniform(-170.0, 170.0, _STATIONS), 2),
+        "elevation": np.round(generator.uniform(0.0, 500.0, _STATIONS)),
+    }
+    minutes = generator.integers(1 - _SPAN // 60, 1, _STATIONS)
+    times = np.datetime64(NOON.replace(tzinfo=None), "ns") + minutes * np.timedelta64(60, "s")
+    values = [
+        np.round(generator.uniform(260.0, 300.0, _STATIONS), 2),
+        10.0 * np.round(generator.uniform(9_500.0, 10_300.0, _STATIONS)),
+    ]
+    length = _STATIONS * len(_VARIABLES)
+    return build_table(
+        DecodeContext(),
+        length,
+        report_type="synop",
+        station_id=stations * len(_VARIABLES),
+        time=np.tile(times, len(_VARIABLES)),
+        vertical_kind="surface",
+        variable=np.repeat(list(_VARIABLES), _STATIONS),
+        obs_value=np.concatenate(values),
+        **{name: np.tile(column, len(_VARIABLES)) for name, column in place.items()},
+    )
+
+
+_HEAD = 4
+"""First bytes, by which a format is recognised; most damage spares them."""
+
+
+def damaged(data: bytes, generator: Generator) -> bytes:
+    """Return the bytes with one to three kinds of damage."""
+    start = _HEAD if generator.random() < 0.8 else 0
+    rest = data[start:]
+    for _ in range(generator.integers(1, 4)):
+        rest = _DAMAGES[generator.integers(len(_DAMAGES))](rest, generator)
+    return data[:start] + rest
+
+
+def _span(data: bytes, generator: Generator) -> tuple[int, int]:
+    first, last = sorted(generator.integers(0, len(data) + 1, 2))
+    return int(first), int(last)
+
+
+def _flip(data: bytes, generator: Generator) -> bytes:
+    found = bytearray(data)
+    for _ in range(generator.integers(1, 9)):
+        if found:
+            found[generator.integers(len(found))] ^= 1 << int(generator.integers(8))
+    return bytes(found)
+
+
+def _overwrite(data: bytes, generator: Generator) -> bytes:
+    first, last = _span(data, generator)
+    last = min(last, first + 64)
+    return data[:first] + generator.bytes(last - first) + data[last:]
+
+
+def _cut(data: bytes, generator: Generator) -> bytes:
+    return data[: generator.integers(0, len(data) + 1)]
+
+
+def _remove(data: bytes, generator: Generator) -> bytes:
+    first, last = _span(data, generator)
+    return data[:first] + data[last:]
+
+
+def _repeat(data: bytes, generator: Generator) -> bytes:
+    first, last = _span(data, generator)
+    return data[:last] + data[first:last] * int(generator.integers(1, 20)) + data[last:]
+
+
+def _extreme(data: bytes, generator: Generator) -> bytes:
+    """Set a few bytes to the ends of their range: lengths, counts and scales live there."""
+    if not data:
+        return data
+    place = int(generator.integers(len(data)))
+    width = int(generator.integers(1, 5))
+    value = (b"\x00", b"\xff", b"\x7f", b"9", b"-")[generator.integers(5)]
+    return data[:place] + value * width + data[place + width :]
+
+
+def _words(data: bytes, generator: Generator) -> bytes:
+    place = int(generator.integers(len(data) + 1))
+    word = _WORDS[generator.integers(len(_WORDS))]
+    return data[:place] + word + data[place:]
+
+
+_DAMAGES = (_flip, _overwrite, _cut, _remove, _repeat, _extreme, _words)
+_WORDS = (
+    b"nan", b"-inf", b"1e999", b"9999999999999999999", b'"', b"\x00", b"\xed\xa0\x80", b"[" * 200,
+    b"{}", b"\r\n", b",", b"7777", b"BUFR", b"PAR1",
+)  # fmt: skip

@@ -1,0 +1,223 @@
+"""Plan an exercise from its seed: what is sent when, and what goes wrong when.
+
+The same minutes and seed give the same plan. A slow machine may not get through it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.random import Generator
+
+__all__ = ["FORMS", "PARTS", "Fault", "Harm", "JobOrder", "Plan", "Rates", "Sending", "chaos_plan"]
+
+FORMS = ("bufr", "csv", "geojson", "parquet")
+"""Formats of the uploads; the last one waits with large files."""
+
+PARTS = ("gateway", "ingest", "ingest-large", "model", "scheduler")
+"""Parts of `appa up` that are killed and paused."""
+
+_FORKING = ("ingest", "ingest-large", "model")
+
+
+class Harm(StrEnum):
+    """What goes wrong."""
+
+    KILL = "kill"
+    """SIGKILL for the process of a part, and by `whole` for all it started."""
+    KILL_CHILD = "kill child"
+    """SIGKILL for a process that a part has started: a Celery child, a decoder."""
+    PAUSE = "pause"
+    """SIGSTOP for a part and all it started, later SIGCONT."""
+    FULL_DISK = "full disk"
+    """No byte is left on the file system of the data folder."""
+    BROKER_KILL = "broker killed"
+    """SIGKILL for Valkey, which comes back with its append-only file."""
+    BROKER_PAUSE = "broker paused"
+    """SIGSTOP for Valkey, later SIGCONT."""
+    BROKER_CLIENTS = "connections cut"
+    """Valkey closes the connections of all its clients."""
+
+
+KILLS = frozenset({Harm.KILL, Harm.KILL_CHILD})
+BROKER_CUTS = frozenset({Harm.BROKER_KILL, Harm.BROKER_PAUSE, Harm.BROKER_CLIENTS})
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong.
+
+    Attributes:
+        at: Seconds from the start.
+        harm: What.
+        part: Which part it hits, for kills and pauses.
+        seconds: How long it lasts.
+        whole: Whether a kill takes the processes that the part started with it.
+        choice: In [0, 1): picks one of several processes.
+    """
+
+    at: float
+    harm: Harm
+    part: str = ""
+    seconds: float = 0.0
+    whole: bool = False
+    choice: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sending:
+    """One upload.
+
+    Attributes:
+        at: Seconds from the start.
+        number: Of its content; the one that is sent again has the same number.
+        form: One of `FORMS`.
+        mutated: Whether its bytes are damaged.
+        keyed: Whether it comes with an idempotency key.
+    """
+
+    at: float
+    number: int
+    form: str
+    mutated: bool = False
+    keyed: bool = False
+
+
+@dataclass(frozen=True)
+class JobOrder:
+    """One job: the analysis of an hour.
+
+    Attributes:
+        at: Seconds from the start.
+        number: Of the job; its idempotency key is made of it.
+        members: Of its ensemble.
+        steps: Diffusion steps.
+    """
+
+    at: float
+    number: int
+    members: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How much of what in a minute, on average."""
+
+    uploads: int = 100
+    mutated: int = 1000
+    jobs: int = 6
+    kills: int = 10
+    pauses: int = 2
+    full_disks: int = 1
+    broker_cuts: int = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done in an exercise; every list is in order of time.
+
+    Attributes:
+        seed: What it was drawn from.
+        seconds: How long things are sent and go wrong.
+        sendings, orders, faults: What happens.
+        watermark: Whether work is refused before the disk is full.
+    """
+
+    seed: int
+    seconds: float
+    sendings: tuple[Sending, ...]
+    orders: tuple[JobOrder, ...]
+    faults: tuple[Fault, ...]
+    watermark: bool
+
+
+_REPEATED = 0.05
+_KEYED = 0.2
+
+
+def chaos_plan(minutes: float, seed: int, rates: Rates | None = None) -> Plan:
+    """Return the plan of an exercise.
+
+    Arguments:
+        minutes: How long things are sent and go wrong.
+        seed: Decides all that is drawn.
+        rates: How much in a minute.
+    """
+    rates = rates or Rates()
+    generator = np.random.default_rng([seed, 0])
+    seconds = 60.0 * minutes
+    return Plan(
+        seed=seed,
+        seconds=seconds,
+        sendings=_sendings(generator, minutes, rates),
+        orders=tuple(
+            JobOrder(at, number, 2, int(generator.integers(2, 6)))
+            for number, at in enumerate(_times(generator, minutes, rates.jobs))
+        ),
+        faults=_faults(generator, minutes, rates),
+        watermark=bool(generator.random() < 0.5),
+    )
+
+
+def _times(generator: Generator, minutes: float, rate: float) -> list[float]:
+    """Return as many times in order as the rate asks for, one in each of equal stretches."""
+    number = max(1, round(rate * minutes)) if rate else 0
+    stretch = 60.0 * minutes / max(number, 1)
+    return [float((i + generator.random()) * stretch) for i in range(number)]
+
+
+def _sendings(generator: Generator, minutes: float, rates: Rates) -> tuple[Sending, ...]:
+    found: list[Sending] = []
+    for mutated, rate in ((False, rates.uploads), (True, rates.mutated)):
+        for at in _times(generator, minutes, rate):
+            form = FORMS[generator.choice(len(FORMS), p=(0.5, 0.2, 0.2, 0.1))]
+            keyed = not mutated and generator.random() < _KEYED
+            found.append(Sending(at, len(found), form, mutated, bool(keyed)))
+    again = [
+        Sending(
+            one.at + float(generator.uniform(0.0, 20.0)), one.number, one.form, False, one.keyed
+        )
+        for one in found
+        if not one.mutated and generator.random() < _REPEATED
+    ]
+    return tuple(sorted([*found, *again], key=lambda one: (one.at, one.number)))
+
+
+def _faults(generator: Generator, minutes: float, rates: Rates) -> tuple[Fault, ...]:
+    makers: tuple[tuple[int, Callable[[Generator, float], Fault]], ...] = (
+        (rates.kills, _kill),
+        (rates.pauses, _pause),
+        (rates.full_disks, _full_disk),
+        (rates.broker_cuts, _broker_cut),
+    )
+    found = [
+        make(generator, at) for rate, make in makers for at in _times(generator, minutes, rate)
+    ]
+    return tuple(sorted(found, key=lambda fault: fault.at))
+
+
+def _kill(generator: Generator, at: float) -> Fault:
+    choice = float(generator.random())
+    if generator.random() < 0.4:
+        part = _FORKING[generator.integers(len(_FORKING))]
+        return Fault(at, Harm.KILL_CHILD, part, choice=choice)
+    part = PARTS[generator.integers(len(PARTS))]
+    return Fault(at, Harm.KILL, part, whole=bool(generator.random() < 0.5), choice=choice)
+
+
+def _pause(generator: Generator, at: float) -> Fault:
+    part = PARTS[generator.integers(len(PARTS))]
+    return Fault(at, Harm.PAUSE, part, seconds=float(generator.uniform(1.0, 8.0)))
+
+
+def _full_disk(generator: Generator, at: float) -> Fault:
+    return Fault(at, Harm.FULL_DISK, seconds=float(generator.uniform(3.0, 8.0)))
+
+
+def _broker_cut(generator: Generator, at: float) -> Fault:
+    kinds = (Harm.BROKER_KILL, Harm.BROKER_PAUSE, Harm.BROKER_CLIENTS)
+    harm = kinds[generator.choice(len(kinds), p=(0.5, 0.25, 0.25))]
+    seconds = float(generator.uniform(2.0, 6.0)) if harm is Harm.BROKER_PAUSE else 0.0
+    return Fault(at, harm, seconds=seconds)
