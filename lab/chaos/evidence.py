@@ -21,7 +21,7 @@ from lab.chaos.content import Content, Row, rows_of
 from lab.chaos.stack import DISK_BYTES, ChaosStack
 from lab.chaos.traffic import Ledger
 from model.domain.files import file_digest
-from service.query_parameters import FIRST_YEAR, LAST_YEAR
+from worker.contract.kinds import FIRST_YEAR, LAST_YEAR
 from worker.observations.decoders.base import DecodeContext
 from worker.observations.decoders.decode import FileToDecode, decode_in_one_child, decode_limited
 from worker.observations.formats import detect_format
