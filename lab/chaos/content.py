@@ -4,6 +4,7 @@ Each content has stations of its own, so that its rows are found again among all
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from worker.observations.columns import build_table
 from worker.observations.decoders.base import DecodeContext
 from worker.observations.export import ROW_FORMATS
 
-__all__ = ["NOON", "Content", "Row", "content_of", "damaged", "rows_of"]
+__all__ = ["NOON", "NO_VALUE", "Content", "Row", "content_of", "damaged", "rows_of"]
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 """Everything is observed in the three hours before."""
@@ -34,6 +35,7 @@ _COLUMNS = [
 _VARIABLES = {"2m_temperature": 0.01, "surface_pressure": 10.0}
 """Variables sent, and the precision in which BUFR carries them (K, Pa)."""
 
+NO_VALUE = -(2**63)
 Row = tuple[str, str, int, int]
 """Station, variable, seconds since 1970, value in units of the precision of the variable."""
 
@@ -43,9 +45,15 @@ def rows_of(table: pa.Table) -> list[Row]:
     seconds = table["time"].cast(pa.int64()).to_numpy() // 1_000_000_000
     columns = (table[name].to_pylist() for name in ("station_id", "variable", "obs_value"))
     return [
-        (station, variable, int(second), round(value / _VARIABLES.get(variable, 1.0)))
+        (station, variable, int(second), _in_units(value, variable))
         for station, variable, value, second in zip(*columns, seconds, strict=True)
     ]
+
+
+def _in_units(value: float | None, variable: str) -> int:
+    if value is None or not math.isfinite(value):  # damaged content may say so
+        return NO_VALUE
+    return round(value / _VARIABLES.get(variable, 1.0))
 
 
 @dataclass(frozen=True)

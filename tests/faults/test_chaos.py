@@ -7,13 +7,15 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from deploy.commands.demo import chaos_app
 from lab.chaos import run
 from lab.chaos.audit import BatchFound, ChaosReport, Evidence, JobFound, judge
-from lab.chaos.content import Content, content_of
+from lab.chaos.content import NO_VALUE, Content, content_of, rows_of
 from lab.chaos.evidence import undisturbed
 from lab.chaos.plan import BROKER_CUTS, FORMS, KILLS, Harm, JobOrder, Rates, Sending, chaos_plan
 from lab.chaos.traffic import JobSent, Ledger, UploadSent, is_explained
@@ -75,6 +77,19 @@ def test_content_says_what_our_decoder_reads_in_it(tmp_path):
         unit = {"2m_temperature": 0.01, "surface_pressure": 10.0}[variable]
         (stored,) = (v for s, n, v in found if (s, n) == (station, variable))
         assert stored == pytest.approx(value * unit, abs=0.51 * unit)
+
+
+def test_rows_without_a_value_are_rows():
+    values = pa.array([None, np.nan, np.inf, 280.0])
+    table = pa.table(
+        {
+            "station_id": ["a", "b", "c", "d"],
+            "variable": ["2m_temperature"] * 4,
+            "obs_value": values,
+            "time": pa.array([0] * 4, pa.timestamp("ns", "UTC")),
+        }
+    )
+    assert [row[3] for row in rows_of(table)] == [NO_VALUE] * 3 + [28_000]
 
 
 # -- auditor
