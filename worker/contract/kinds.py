@@ -268,8 +268,9 @@ class FilteringSpec(SpecBase):
     warm_start: bool = Field(
         default=False,
         description=(
-            "Start the diffusion part of the way from the background brought forward: fewer steps, "
-            "needs a usable previous analysis or upload; otherwise the job starts cold and says so."
+            "Go on from an earlier analysis or upload: with its memory where the checkpoint knows "
+            "the errors of its backgrounds, else from its trajectory; without a usable one the job "
+            "starts cold and says so."
         ),
     )
 

@@ -125,7 +125,11 @@ class CyclePolicy(BaseModel):
     )
     catch_up: CatchUp = Field(default=CatchUp(), description="What happens to missed cycles.")
     warm_start: bool = Field(
-        default=True, description="Start the diffusion part of the way from the background."
+        default=True,
+        description=(
+            "Go on from an earlier analysis: with its memory where the checkpoint knows the errors "
+            "of its backgrounds, else from its trajectory."
+        ),
     )
     background_max_age_hours: int = Field(
         default=6, ge=1, le=240, description="Oldest previous analysis that is continued."
