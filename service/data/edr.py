@@ -19,10 +19,11 @@ from typing import Literal
 
 import numpy as np
 import shapely
+import structlog
 import xarray as xr
 from numpy.typing import NDArray
 
-from model.domain.errors import InvalidInput, UnknownName
+from model.domain.errors import InvalidInput, StorageError, UnknownName
 from model.domain.grids import Grid, bilinear
 from service.data.library import DatasetLibrary, check_answer
 from service.data.views import grid_of, nearest
@@ -41,6 +42,8 @@ Float = NDArray[np.float64]
 
 LEVELS = "air_pressure"
 _HORIZONTAL = ("latitude", "longitude")
+log = structlog.get_logger()
+
 _REPEATED = re.compile(r"R(\d{1,4})/([-+.\deE]+)/([-+.\deE]+)")
 
 
@@ -90,12 +93,12 @@ def answer(
             results=len(results),
             limit=MOST_RESULTS,
         )
-    datasets = {result: library.get(result).decoded for result in sorted(results)}
+    datasets = _read(library, sorted(results))
     _check_parameters(datasets.values(), query.parameters)
     parts = [
         _part(datasets[result], [holding.time for holding in held], query)
         for result, held in groupby(collection.holdings, key=_result_of)
-        if _fields_of(datasets[result], query.parameters)
+        if result in datasets and _fields_of(datasets[result], query.parameters)
     ]
     whole = parts[0] if len(parts) == 1 else _joined(parts)
     leveled = [name for name, variable in whole.data_vars.items() if LEVELS in variable.dims]
@@ -104,6 +107,25 @@ def answer(
     if query.type == "trajectory":
         whole = _along(whole)
     return whole.load()
+
+
+def _read(library: DatasetLibrary, results: Sequence[str]) -> dict[str, xr.Dataset]:
+    """Return the data sets of results; those of many that cannot be read are left out and logged.
+
+    Raises:
+        StorageError: If none can be read.
+    """
+    found: dict[str, xr.Dataset] = {}
+    failed: StorageError | None = None
+    for result in results:
+        try:
+            found[result] = library.get(result).decoded
+        except StorageError as error:
+            log.warning("result_unreadable", result=result, reason=error.message)
+            failed = error
+    if not found and failed is not None:
+        raise failed
+    return found
 
 
 def _result_of(holding: Holding) -> str:

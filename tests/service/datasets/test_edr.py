@@ -138,7 +138,7 @@ def test_a_kind_is_the_series_of_its_best_results(gateway, files) -> None:
     np.testing.assert_array_equal(values(final, "t2m_mean"), wanted[:2])
 
 
-def test_results_of_another_model_may_lack_a_parameter(gateway, files, tmp_path) -> None:
+def test_some_results_may_lack_a_parameter_or_be_unreadable(gateway, files, tmp_path) -> None:
     """The series goes on without it there; what no result holds is refused."""
     time = DAY + 10 * HOUR
     path = tmp_path / "whole.nc"
@@ -156,6 +156,9 @@ def test_results_of_another_model_may_lack_a_parameter(gateway, files, tmp_path)
         kind="filtering",
         flavour="early",
     )
+    broken = {"appa_an.nc": b"no data set"}
+    later = time + 2 * HOUR
+    acting_worker.publish(gateway.layout, "ed-broken", broken, valid=later, kind="filtering")
     span = "2024-06-01T10:00:00Z/2024-06-01T12:00:00Z"
     place = {"coords": "POINT(0 0)", "datetime": span}
     (found,) = coverages(
@@ -169,10 +172,12 @@ def test_results_of_another_model_may_lack_a_parameter(gateway, files, tmp_path)
     )
     (only,) = coverages(gateway, "filtering", "position", **place, parameter_name="msl_mean")
     np.testing.assert_array_equal(values(only, "msl_mean"), pressure[:1])
-    url = f"{gateway.url}/ogc/collections/filtering/position"
-    refused = httpx.get(url, params={**place, "parameter-name": "nonsense"})
+    url = f"{gateway.url}/ogc/collections/{{}}/position"
+    refused = httpx.get(url.format("filtering"), params={**place, "parameter-name": "nonsense"})
     assert refused.status_code == 422
     assert "msl_mean" in refused.text
+    alone = httpx.get(url.format("ed-broken"), params=place)
+    assert alone.status_code == 503
 
 
 def test_cube_across_the_seam_as_coveragejson_and_netcdf(gateway, files) -> None:

@@ -227,7 +227,8 @@ def test_calls_can_be_copied(page, table) -> None:
     look(page, obs="background", point="60,30")
     page.click("summary")
     buttons = page.locator("#call button").all_inner_texts()
-    assert buttons == ["copy curl", "copy Python"] * 4  # field, observations, meteogram, profile
+    # Field, observations, meteogram, profile, reports of the nearest stations.
+    assert buttons == ["copy curl", "copy Python"] * 5
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click("#call button")
     page.wait_for_function("() => document.querySelector('#call button').textContent === 'copied'")
