@@ -7,7 +7,7 @@ import numpy as np
 import published
 import pytest
 from browser import needs_browser
-from gateway_process import GatewayProcess
+from gateway_process import StartGateway
 from PIL import Image
 
 from lab.demo.screenshots import shoot
@@ -16,7 +16,8 @@ from model.domain.errors import ConfigurationError, UnknownName
 pytestmark = needs_browser
 
 
-def test_pictures_show_what_is_published(gateway: GatewayProcess, tmp_path: Path) -> None:
+def test_pictures_show_what_is_published(start_gateway: StartGateway, tmp_path: Path) -> None:
+    gateway = start_gateway()  # pages show the newest result: here no other test has one
     wanted = {"sh-an": published.Wanted(valid=published.NOON + timedelta(days=400))}
     published.publish_all(gateway.layout, tmp_path / "published", wanted)
     paths = shoot(gateway.url, tmp_path / "images", ["map", "work"])
