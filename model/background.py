@@ -24,13 +24,7 @@ from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import Denoise
 from model.latent_model import LatentModel
 
-__all__ = [
-    "Around",
-    "BackgroundPrior",
-    "around_forecast",
-    "level_per_state",
-    "shifted_forecast",
-]
+__all__ = ["Around", "BackgroundPrior", "around_forecast", "shifted_forecast"]
 
 
 @dataclass(frozen=True)
@@ -59,20 +53,13 @@ Around = Callable[[Tensor, Tensor], BackgroundPrior]
 known of the window."""
 
 
-def level_per_state(model: LatentModel) -> Denoise:
-    """Return the denoiser of blankets whose states carry different noise: the network, if it can.
-
-    A network for one noise level knows nothing of a blanket of which a part is known.
-    """
-    return model.denoise if model.card.backbone.noise_per_state else model.denoise.base
-
-
 def around_forecast(model: LatentModel) -> Around | None:
     """Return how a checkpoint continues an analysis; None if it does not know its errors."""
     errors, known = model.background_errors, model.card.background
     if errors is None or known is None:
         return None
-    forecast = level_per_state(model)
+    # A network for one noise level knows nothing of a blanket of which a part is known.
+    forecast = model.denoise if model.card.backbone.noise_per_state else model.denoise.base
 
     def around(analysed: Tensor, date: Tensor) -> BackgroundPrior:
         analysed = analysed.to(model.dtype).to(model.device)

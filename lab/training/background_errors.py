@@ -24,13 +24,12 @@ from lab.osse.cases import open_truth
 from lab.osse.cycling import Chain, mean_only
 from lab.training.latent_years import LatentYears, read_latents
 from model.assimilation_settings import recommended_settings
-from model.background import BackgroundPrior, level_per_state, shifted_forecast
+from model.background import around_forecast
 from model.card import BackgroundCard
 from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 from model.domain.files import open_atomic
 from model.domain.windows import HOUR
 from model.gaussian_prior import ZonalGaussianPrior
-from model.guidance.base import Denoise
 from model.latent_model import LatentModel
 
 __all__ = ["Errors", "first_guess", "fit_errors", "know_errors", "sweep"]
@@ -89,23 +88,19 @@ def fit_errors(guess: ZonalGaussianPrior, errors: Errors, weight: float) -> Zona
     return fitted
 
 
-def know_errors(
-    model: LatentModel, errors: ZonalGaussianPrior, sigma: float, hours: int, folder: Path
-) -> None:
-    """Write the bundle of a model that knows the errors of its backgrounds.
+def know_errors(model: LatentModel, errors: ZonalGaussianPrior, sigma: float, hours: int) -> None:
+    """Let a model know the errors of its backgrounds.
 
     Arguments:
-        model: The checkpoint; it knows them from then on.
+        model: The checkpoint.
         errors: Their Gaussian.
         sigma: Noise level that analysed states are taken to have in forecasts.
         hours: Age of the analysis that a cycle continues.
-        folder: Of the bundle; must not exist.
     """
     modes, dense = errors.modes.shape[2], errors.dense_index.shape[1]
     known = BackgroundCard(modes=modes, dense=dense, sigma=sigma, hours=hours)
     model.background_errors = errors
     model.card = model.card.model_copy(update={"background": known})
-    save_checkpoint(model, folder, stored="float16")
 
 
 def _variances(prior: ZonalGaussianPrior) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,57 +141,39 @@ def starts(data: LatentYears, first: datetime, count: int, hours: int) -> list[d
     return [first + timedelta(hours=i) for i in free]
 
 
-@dataclass
-class Known:
-    """What chains know of their backgrounds; all of them share it, and it is fitted again.
-
-    Attributes:
-        errors: Of backgrounds.
-        forecast: Denoiser of blankets with unequal noise.
-        sigma: Noise level that analysed states are taken to have in the forecast.
-    """
-
-    errors: ZonalGaussianPrior
-    forecast: Denoise
-    sigma: float
-
-    def __call__(self, analysed: Tensor, date: Tensor) -> BackgroundPrior:
-        """Return what is known of a window; see `model.background.Around`."""
-        background = shifted_forecast(self.forecast, analysed, date, self.sigma)
-        return BackgroundPrior(background, self.errors)
-
-
-def _resume(path: Path, chains: list[Chain], ends: list[datetime], known: Known) -> int:
+def _resume(
+    path: Path, chains: list[Chain], ends: list[datetime], errors: ZonalGaussianPrior
+) -> int:
     """Set or start the chains; return how many sweeps they have made."""
     if path.exists():
         state = torch.load(path, weights_only=True)
         for chain, last, end in zip(chains, state["last"], state["end"], strict=True):
             chain.last, chain.end = last, datetime.fromisoformat(end)
-        known.errors.load_state_dict(state["errors"])
+        errors.load_state_dict(state["errors"])
         return int(state["sweeps"])
     for number, (chain, end) in enumerate(zip(chains, ends, strict=True)):
         chain.start(end)
         print(json.dumps({"started": number, "end": end.isoformat()}), flush=True)
-    _keep(path, chains, 0, known)
+    _keep(path, chains, 0, errors)
     return 0
 
 
-def _keep(path: Path, chains: list[Chain], sweeps: int, known: Known) -> None:
+def _keep(path: Path, chains: list[Chain], sweeps: int, errors: ZonalGaussianPrior) -> None:
     state = {
         "last": [chain.last for chain in chains],
         "end": [cast(datetime, chain.end).isoformat() for chain in chains],
-        "errors": known.errors.state_dict(),
+        "errors": errors.state_dict(),
         "sweeps": sweeps,
     }
     with open_atomic(path) as file:
         torch.save(state, file)
 
 
-def _chains(model: LatentModel, url: str, count: int, step: int, known: Known) -> list[Chain]:
-    truth = open_truth(model, model.card.name, url)
+def _chains(model: LatentModel, url: str, count: int, step: int) -> list[Chain]:
+    truth, around = open_truth(model, model.card.name, url), around_forecast(model)
     settings = mean_only(recommended_settings(model))
     return [
-        Chain(model, truth, known, step=step, settings=settings, seed=100_003 * number)
+        Chain(model, truth, around, step=step, settings=settings, seed=100_003 * number)
         for number in range(count)
     ]
 
@@ -224,16 +201,17 @@ def main() -> None:
     ends = starts(data, first, asked.chains, asked.step * asked.cycles * asked.sweeps)
     prior = cast(ZonalGaussianPrior, model.denoise.base)
     guess = first_guess(prior, asked.guess)
-    known = Known(guess, level_per_state(model), asked.sigma)
-    chains = _chains(model, asked.nature, len(ends), asked.step, known)
-    done = _resume(asked.output / "chains.pt", chains, ends, known)
+    errors = first_guess(prior, asked.guess)  # replaced in place by every fit: all chains share it
+    know_errors(model, errors, asked.sigma, asked.step)
+    chains = _chains(model, asked.nature, len(ends), asked.step)
+    done = _resume(asked.output / "chains.pt", chains, ends, errors)
     for number in range(done, asked.sweeps):
         began = time.monotonic()
         found = sweep(chains, data, first, asked.cycles, asked.every)
-        known.errors = fit_errors(guess, found, asked.weight)
+        errors.load_state_dict(fit_errors(guess, found, asked.weight).state_dict())
         with open_atomic(asked.output / f"errors-{number}.pt") as file:
             torch.save({"values": found.values, "date": found.date}, file)
-        _keep(asked.output / "chains.pt", chains, number + 1, known)
+        _keep(asked.output / "chains.pt", chains, number + 1, errors)
         sizes = found.values.float().square().mean((0, 2, 3, 4)).sqrt()
         line: dict[str, object] = {
             "sweep": number,
@@ -241,7 +219,7 @@ def main() -> None:
         }
         line["error_by_state"] = [round(float(s), 4) for s in sizes[[0, 12, -2, -1]]]
         print(json.dumps(line), flush=True)
-    know_errors(model, known.errors, asked.sigma, asked.step, asked.output / model.card.name)
+    save_checkpoint(model, asked.output / model.card.name, stored="float16")
 
 
 if __name__ == "__main__":
