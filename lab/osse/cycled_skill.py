@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from model.domain.windows import HOUR, WindowPlan
 from model.execution import OnStep, no_progress
 from model.latent_model import LatentModel
 
-__all__ = ["CycleSettings", "CycledSkill", "score_cycles", "spread_ratio"]
+__all__ = ["CycleSettings", "CycledSkill", "forecast_from", "score_cycles", "spread_ratio"]
 
 SCORED_EVERY = 3
 """Hours between scored analyses of the last day."""
@@ -146,7 +147,9 @@ def score_cycles(
         if scored or day_ends:
             _score(found, model, truth_at, analysis, end, (scored, day_ends))
         if scored and (total - number) % FORECAST_EVERY == 0:
-            found.forecasts.append(_forecast(model, truth_at, analysis, end, asked))
+            forecast = forecast_from(model, analysis, end, LEAD, asked)
+            ahead = truth_at(end + LEAD * HOUR, 1)[0]
+            found.forecasts.append(_error(model, forecast, ahead))
     last = start + total * HOUR
     cold = chain.start(last) if continues else analysis  # which then is that very window
     groups = channel_groups(model.channels)
@@ -199,21 +202,43 @@ def spread_ratio(model: LatentModel, analysis: Trajectory, truth: Tensor) -> Ten
     return spread_skill(members, truth, model.grid, analysis.pairs).ratio
 
 
-def _forecast(
+class Forecasts(Protocol):
+    """What settings say of forecasts."""
+
+    @property
+    def past(self) -> int:
+        """States that a forecast is tied to, at most those there are."""
+
+    @property
+    def members(self) -> int:
+        """Size of the ensemble."""
+
+    @property
+    def seed(self) -> int:
+        """Of the members."""
+
+    @property
+    def settings(self) -> AssimilationSettings | None:
+        """How the checkpoint assimilates; None for what its card recommends."""
+
+
+def forecast_from(
     model: LatentModel,
-    truth_at: ReadTruth,
     analysis: Trajectory,
     end: datetime,
-    asked: CycleSettings,
-) -> Tensor:
+    lead: int,
+    asked: Forecasts,
+    on_step: OnStep = no_progress,
+) -> Trajectory:
+    """Return the forecast of `lead` hours from the last states of an analysis that ends at `end`."""
     past = min(asked.past, analysis.latents.shape[1])
-    done = assimilate(
+    return assimilate(
         model,
         None,
-        WindowPlan.forecast(end, past=past, lead_hours=LEAD),
+        WindowPlan.forecast(end, past=past, lead_hours=lead),
         asked.members,
         asked.seed,
         background=analysis.latents[:, -past:],
         settings=asked.settings,
+        on_step=on_step,
     )
-    return _error(model, done, truth_at(end + LEAD * HOUR, 1)[0])

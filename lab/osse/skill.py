@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lab.osse.baselines import score_interpolation, score_persistence, score_windowed
 from lab.osse.cases import ObservedCase, ReadTruth, observe_case
-from lab.osse.cycled_skill import CycledSkill, spread_ratio
+from lab.osse.cycled_skill import CycledSkill, forecast_from, spread_ratio
 from lab.osse.network import Network
 from lab.osse.scores import (
     AutoencoderSkill,
@@ -40,7 +40,7 @@ from model.diagnostics.ensembles import ranks
 from model.diagnostics.equivalents import model_equivalents
 from model.domain.errors import InvalidInput
 from model.domain.files import open_atomic, write_atomic
-from model.domain.windows import WindowPlan
+from model.domain.windows import HOUR, WindowPlan
 from model.execution import OnStep, no_progress
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel, climatological_states
@@ -240,25 +240,14 @@ def _ranks(run: _Run, analysis: Trajectory) -> tuple[int, Ranks]:
 
 def _score_forecast(run: _Run, analysis: Trajectory) -> None:
     s, case, scorer = run.settings, run.case, run.scorer
-    past = min(s.past, s.window)
-    plan = WindowPlan.forecast(case.end, past=past, lead_hours=s.lead)
     forecast = scorer.timed(
         Method.FORECAST,
-        lambda: assimilate(
-            case.model,
-            None,
-            plan,
-            s.members,
-            s.seed,
-            background=analysis.latents[:, s.window - past :],
-            settings=s.settings,
-            on_step=run.on_step,
-        ),
+        lambda: forecast_from(case.model, analysis, case.end, s.lead, s, run.on_step),
     )
     target = case.truth[s.window - 1 + s.lead]
     scorer.score(Method.FORECAST, forecast.states.mean(0)[-1], target)
     scorer.score(Method.PERSISTENCE, analysis.states.mean(0)[-1], target)
-    climate = climatological_states(case.model, [plan.times[-1]])[0]
+    climate = climatological_states(case.model, [case.end + s.lead * HOUR])[0]
     scorer.score(Method.CLIMATOLOGY_AHEAD, climate, target)
 
 
