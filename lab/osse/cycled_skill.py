@@ -119,7 +119,7 @@ def score_cycles(
     """
     known = model.card.background
     step = 1 if known is None else known.hours
-    total = round(24 * asked.days) // step * step
+    total = max(round(24 * asked.days) // step, 1) * step
     chain = Chain(
         model,
         truth_at,

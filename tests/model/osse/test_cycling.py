@@ -63,6 +63,15 @@ def test_the_mean_of_cheap_members_is_the_mean(informed):
     )
 
 
+def test_the_shortest_chain_is_one_cycle():
+    model = informed_model(hours=2)
+    truth = partial(true_states, model)
+    asked = CycleSettings(days=1 / 24, members=2, past=2, network=NETWORK, withhold=0.0)
+    ends = []
+    score_cycles(model, truth, START, asked, lambda number, total: ends.append((number, total)))
+    assert ends == [(2, 2)]
+
+
 def test_cold_cycles_score_as_their_windows():
     model = small_model()
     truth = partial(true_states, model)
