@@ -34,8 +34,7 @@ from torch import Tensor, nn
 from lab.training.denoiser_batches import Batches
 from lab.training.denoiser_skill import evaluate, evaluate_forecast
 from lab.training.latent_years import LatentYears, read_latents
-from lab.training.loop import averaged
-from lab.training.matrix_optimiser import MatrixOptimiser
+from lab.training.loop import MatrixOptimiser, averaged
 from model.backbone import Backbone, BackboneConfig
 from model.checkpoints.bundle import load_checkpoint
 from model.denoiser import BlanketDenoiser
@@ -106,7 +105,7 @@ class Session:
     warmup: int = 50
     cool_down: float = 0.25
     ema_decay: float = 0.995
-    sigma: tuple[float, float] = (0.03, 5.0)
+    sigma: tuple[float, float] = (0.08, 5.0)
     unequal: float = 0.5
     compiled: bool = False
     steps: int | None = None
