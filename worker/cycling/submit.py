@@ -2,7 +2,7 @@
 
 First the job is created, under a key that all schedulers make alike, then the record: if a
 scheduler dies in between, the next one finds the same job. A final analysis of an hour that the
-policy names starts a forecast.
+policy names starts a forecast, and a cold window that it is compared with.
 """
 
 from datetime import UTC, datetime
@@ -14,8 +14,14 @@ from model.domain.windows import HOUR
 from worker.contract import clock
 from worker.contract.cycles import CycleRecord, CycleState, Flavour
 from worker.contract.events import EventType
-from worker.contract.jobs import JobRecord, JobState
-from worker.contract.kinds import FilteringSpec, ForecastSpec, JobSpec, ObservationSelection
+from worker.contract.jobs import COMPARED_WITH, JobRecord, JobState
+from worker.contract.kinds import (
+    KINDS,
+    FilteringSpec,
+    ForecastSpec,
+    JobSpec,
+    ObservationSelection,
+)
 from worker.contract.measures import Measures
 from worker.contract.queues import RUN_ASSIMILATION, TaskSender, submit
 from worker.contract.records import new_id
@@ -30,8 +36,10 @@ __all__ = [
     "forecast_spec",
     "queue_job",
     "settle",
+    "start_comparison",
     "start_forecast",
     "submit_cycle",
+    "wants_comparison",
     "wants_forecast",
 ]
 
@@ -157,6 +165,38 @@ def start_forecast(
     return queue_job(stores, sender, spec, key, record, facts)
 
 
+def wants_comparison(policy: CyclePolicy, record: CycleRecord) -> bool:
+    """Return whether a cold window is analysed to compare this cycle with."""
+    final = record.flavour is Flavour.FINAL and not record.rerun
+    hours = policy.compare.hours if policy.compare is not None and policy.warm_start else []
+    return final and record.valid_time.hour in hours
+
+
+def start_comparison(
+    stores: Stores, sender: TaskSender, policy: CyclePolicy, record: CycleRecord, analysis_id: str
+) -> JobRecord:
+    """Queue the cold window that a published cycle is compared with; idempotent.
+
+    It sees what the cycle saw, but no earlier analysis. It belongs to no flavour: no cycle goes on
+    from it while there are others, and nobody takes it for the analysis of the hour.
+    """
+    spec = filtering_spec(policy, record).model_copy(
+        update={"background": "climatology", "warm_start": False, "outputs": ["feedback"]}
+    )
+    job, created = stores.jobs.create(
+        JobRecord(
+            id=new_id("job"),
+            analysis_id=new_id("an"),
+            spec=spec,
+            cycle={COMPARED_WITH: analysis_id},
+        ),
+        unique_key=f"cycle:{record.key}:{record.rerun}:cold",
+    )
+    if created or job.state is JobState.QUEUED:
+        submit(sender, RUN_ASSIMILATION, job.id, KINDS["reanalysis"].priority)
+    return job
+
+
 def settle(
     stores: Stores,
     sender: TaskSender,
@@ -209,6 +249,9 @@ def _published(
         # before the move: should this scheduler die here, the next one finds the same forecast
         forecast = start_forecast(stores, sender, policy, record, job.analysis_id)
         values |= {"forecast_job_id": forecast.id, "forecast_id": forecast.analysis_id}
+    if policy is not None and wants_comparison(policy, record):
+        cold = start_comparison(stores, sender, policy, record, job.analysis_id)
+        values |= {"cold_job_id": cold.id, "cold_id": cold.analysis_id}
     return _end(stores, record, CycleState.PUBLISHED, **values)
 
 

@@ -183,6 +183,8 @@ def assimilate_window(
 
     progress.phase(Phase.WRITING)
     product = make_product(job, plan, loaded, checked, background, analysis, layout, gathered)
+    if meter is not None:
+        meter.compared(product.scores.get("comparison"))
     files = write_outputs(product, analysis, plan, loaded, folder, checked.biases)
     manifest = describe_result(product, files)
     write_manifest(folder, manifest)
