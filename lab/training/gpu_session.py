@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -145,7 +146,7 @@ def simulate(settings: Session, model: LatentModel, deadline: float, log: Log) -
     nature = NatureModel(start - timedelta(days=settings.spin_up_days, hours=1))
     states = [nature.initial(seed) for seed in range(settings.seeds)]
     state = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *states)
-    day = jax.jit(jax.vmap(nature.advance_day, in_axes=(0, None)))
+    day = jax.jit(jax.vmap(partial(nature.advance, hours=24), in_axes=(0, None)))
     parts: list[Tensor] = []
     for number in range(-settings.spin_up_days, settings.days):
         if time.monotonic() > deadline and len(parts) >= 3:
