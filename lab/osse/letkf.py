@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from lab.osse.baselines import gaspari_cohn
+from model.diagnostics.ensembles import gaspari_cohn
 from model.domain.grids import Grid, unit_vectors
 from model.domain.physics import EARTH_RADIUS
 
@@ -114,7 +114,7 @@ class LETKF:
         analysed = torch.empty_like(states)
         for number, pressure in enumerate(self.pressure):
             deep = np.abs(np.log(seen.pressure / pressure)) / self.half_depth
-            share = near * gaspari_cohn(torch.from_numpy(deep)).to(near)
+            share = near * torch.from_numpy(gaspari_cohn(deep)).to(near)
             used = share.amax(0) > 0
             found = local_weights(perturbations[:, used], innovation[used], share[:, used])
             weights, here = self._spread_out(found), level == number
@@ -128,7 +128,7 @@ class LETKF:
         points = torch.from_numpy(unit_vectors(latitude.ravel(), longitude.ravel())).float()
         places = torch.from_numpy(unit_vectors(seen.lat, seen.lon)).float()
         chord = (2.0 - 2.0 * (points @ places.T)).clamp(min=0.0).sqrt()
-        return gaspari_cohn(chord * (EARTH_RADIUS / self.half_width))
+        return torch.from_numpy(gaspari_cohn((chord * (EARTH_RADIUS / self.half_width)).numpy()))
 
     def _points(self) -> tuple[Float, Float]:
         """Return latitudes and longitudes of the points with weights: middles of blocks of cells."""

@@ -215,9 +215,8 @@ def continued(
     if plan.length != model.blanket_size or not isinstance(earlier, PublishedStates):
         return None
     times, before = earlier.restart.times, earlier.manifest.spec.observations
-    same = before.model_copy(update={"cut_off": None}) == spec.observations.model_copy(
-        update={"cut_off": None}
-    )
+    free: dict[str, Any] = {"cut_off": None, "deny": []}
+    same = before.model_copy(update=free) == spec.observations.model_copy(update=free)
     least, most = continued_ages(known.hours)
     fits = times[0] <= plan.times[0] and least <= plan.times[-1] - times[-1] <= most
     fits = fits and times[-1] >= plan.times[0]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lab.osse.baselines import gaspari_cohn
 from lab.osse.letkf import LETKF, LocalObservations, local_weights
+from model.diagnostics.ensembles import gaspari_cohn
 from model.domain.grids import Grid
 from model.domain.physics import EARTH_RADIUS
 
@@ -70,7 +70,7 @@ def test_an_observation_counts_less_with_distance(states, column):
     angle = np.deg2rad(GRID.longitude[column] - GRID.longitude[5])
     cosine = np.cos(np.deg2rad(GRID.latitude[row])) ** 2 * (np.cos(angle) - 1) + 1
     chord = EARTH_RADIUS * np.sqrt(2 - 2 * cosine)
-    share = float(gaspari_cohn(torch.tensor(chord / 3.0e6, dtype=torch.float64)))
+    share = float(gaspari_cohn(np.asarray(chord / 3.0e6)))
     here = states[:, 1, row, column]
     if share == 0:
         torch.testing.assert_close(after[:, :, row, column], states[:, :, row, column])
