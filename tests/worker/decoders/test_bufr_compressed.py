@@ -155,6 +155,7 @@ def test_every_real_compressed_message_gives_what_eccodes_gives(realdata_dir, mo
 def _compare(data):
     """Reads a message by eccodes until it is learnt, then without it."""
     unpacker = Unpacker(MessageLimits())
+    Unpacker._templates.clear()
     try:
         header = read_header(data)
         if not header.compressed:
@@ -167,7 +168,9 @@ def _compare(data):
     if found.layout.compressed is None:
         return 0
     shown = found.layout.compressed.packing.widths > 0
-    np.testing.assert_array_equal(found.values[:, shown], expected.values[:, shown])
+    values = np.empty(expected.values.shape)
+    found.compressed.fill(values)
+    np.testing.assert_array_equal(values[:, shown], expected.values[:, shown])
     assert found.texts == expected.texts
     return 1
 
