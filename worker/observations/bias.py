@@ -19,7 +19,7 @@ References:
     | https://doi.org/10.1002/qj.56
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -66,6 +66,18 @@ class SensorBias(BaseModel):
     covariance: list[list[float]] = Field(description="Of the coefficients.")
     count: int = Field(description="Values seen so far.")
     seen: datetime = Field(description="Newest cycle with a value (UTC).")
+    predictors: list[str] = Field(
+        default=[], description="Of the coefficients, in their order; empty in earlier states."
+    )
+
+    def is_of(self, predictors: Sequence[str]) -> bool:
+        """Return whether the coefficients are those of `predictors`.
+
+        An installation may choose other predictors; a sensor known by the former is begun anew, for
+        its coefficients mean something else.
+        """
+        named = self.predictors or predictors
+        return list(named) == list(predictors) and len(self.mean) == len(predictors)
 
 
 class BiasState(BaseModel):
@@ -106,13 +118,10 @@ def correct(table: pa.Table, state: BiasState, parameters: Mapping[str, Any]) ->
     if not state.sensors:
         return table
     bias = np.full(len(table), np.nan)
-    for rows, _, names, code, z in _sensors(table, parameters):
-        means = np.array(
-            [state.sensors[n].mean if n in state.sensors else np.zeros(z.shape[1]) for n in names]
-        )
-        known = np.array([n in state.sensors for n in names], dtype=bool)
-        found = (z * means[code]).sum(1)
-        bias[rows] = np.where(known[code], found, np.nan)
+    for rows, _, names, code, z, predictors in _sensors(table, parameters):
+        told = [s if (s := state.sensors.get(n)) and s.is_of(predictors) else None for n in names]
+        means = np.array([np.full(z.shape[1], np.nan) if s is None else s.mean for s in told])
+        bias[rows] = (z * means[code]).sum(1)
     bias[~not_rejected(table)] = np.nan
     value = float_column(table, "obs_value") - np.nan_to_num(bias, nan=0.0)
     field = table.schema.field("obs_bias")
@@ -136,12 +145,10 @@ def update(
         return state
     chosen = table.filter(pa.array(_teaches(table, state.until, until)))
     sensors = dict(state.sensors)
-    for _, part, names, code, z in _sensors(chosen, parameters):
+    for _, part, names, code, z, predictors in _sensors(chosen, parameters):
         measured = _measure(part, code, z, len(names), parameters["shared"])
-        for name, about in zip(
-            names, _known(state, names, measured, until, parameters), strict=True
-        ):
-            sensors[name] = about
+        told = _known(state, names, predictors, measured, until, parameters)
+        sensors.update(zip(names, told, strict=True))
     oldest = until - timedelta(days=float(parameters["forget_days"]))
     kept = {name: s for name, s in sensors.items() if s.seen >= oldest}
     return BiasState(until=until, sensors=kept)
@@ -161,8 +168,9 @@ def _nanoseconds(time: datetime) -> int:
     return round(time.timestamp()) * 1_000_000_000
 
 
-Sensors = tuple[NDArray[np.int64], pa.Table, list[str], NDArray[np.int64], Float]
-"""Rows (n,), the same as a table, names of sensors, which each row is (n,), predictors (n, p)."""
+Sensors = tuple[NDArray[np.int64], pa.Table, list[str], NDArray[np.int64], Float, list[str]]
+"""Rows (n,), the same as a table, names of sensors, which each row is (n,), predictors (n, p) and
+their names."""
 
 
 def _sensors(table: pa.Table, parameters: Mapping[str, Any]) -> list[Sensors]:
@@ -187,7 +195,8 @@ def _sensors(table: pa.Table, parameters: Mapping[str, Any]) -> list[Sensors]:
                 check=BIAS_CHECK,
             )
         z = np.stack([PREDICTORS[name](part) for name in about["predictors"]], axis=1)
-        found.append((rows, part, [f"{kind}/{name}" for name in names], code, z))
+        sensors = [f"{kind}/{name}" for name in names]
+        found.append((rows, part, sensors, code, z, list(about["predictors"])))
     return found
 
 
@@ -235,6 +244,7 @@ def _measure(
 def _known(
     state: BiasState,
     names: list[str],
+    predictors: list[str],
     measured: tuple[Float, Float, Float, NDArray[np.int64]],
     until: datetime,
     parameters: Mapping[str, Any],
@@ -246,7 +256,7 @@ def _known(
     mean, covariance = np.zeros((len(names), p)), start.copy()
     seen = np.zeros(len(names), dtype=np.int64)
     for i, name in enumerate(names):
-        if (old := state.sensors.get(name)) is not None:
+        if (old := state.sensors.get(name)) is not None and old.is_of(predictors):
             hours = (until - old.seen) / timedelta(hours=1)
             grown = 1.0 - np.exp(-max(hours, 0.0) / float(parameters["memory_hours"]))
             before = np.array(old.covariance)
@@ -262,6 +272,7 @@ def _known(
             covariance=after[i].tolist(),
             count=int(seen[i] + number[i]),
             seen=until,
+            predictors=predictors,
         )
         for i in range(len(names))
     ]

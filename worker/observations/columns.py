@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +31,11 @@ __all__ = [
     "is_one_of",
     "not_rejected",
     "float_column",
+    "number_array",
     "reject",
     "row_pressure",
     "set_column",
+    "text_array",
     "time_column",
 ]
 
@@ -155,11 +157,7 @@ def not_rejected(table: pa.Table) -> BoolArray:
 def set_column(table: pa.Table, name: str, values: NDArray[Any] | pa.Array) -> pa.Table:
     """Return the table with one column replaced, cast to the type it had; NaN becomes null."""
     field = table.schema.field(name)
-    array = (
-        values
-        if isinstance(values, pa.Array | pa.ChunkedArray)
-        else pa.array(values, from_pandas=True)
-    )
+    array = values if isinstance(values, pa.Array | pa.ChunkedArray) else _array_of(values, True)
     return table.set_column(table.schema.get_field_index(name), field, array.cast(field.type))
 
 
@@ -213,7 +211,7 @@ def row_pressure(table: pa.Table) -> NDArray[np.float64]:
 
 def reject(table: pa.Table, rows: BoolArray, flag: QCFlag) -> pa.Table:
     """Return the table with `rejected_by` and `qc_flag` set on `rows` that no check rejected before."""
-    fresh = pa.array(np.asarray(rows, dtype=bool) & not_rejected(table))
+    fresh = number_array(np.asarray(rows, dtype=bool) & not_rejected(table))
     if not pc.any(fresh, min_count=0).as_py():
         return table
     text = pc.if_else(fresh, flag.name, table["rejected_by"].cast(pa.string()))
@@ -294,13 +292,16 @@ _NO_ELEVATION = np.array(
     dtype=np.float32,
 )
 """Marks of a missing height: all nines (999 m itself is a height), and the ends of integers."""
+_NEAREST_MARK = float(np.abs(_NO_ELEVATION).min())
 
 
 def _known_elevation(elevation: Floats) -> Floats:
     """Return heights in m, NaN where the number stands for a missing one."""
+    known = np.atleast_1d(elevation).copy()
+    far = np.flatnonzero(np.abs(known) >= _NEAREST_MARK)
     # In single precision, as most files hold them.
-    unknown = np.isin(elevation.astype(np.float32), _NO_ELEVATION)
-    return np.where(unknown, np.nan, elevation)
+    known[far[np.isin(known[far].astype(np.float32), _NO_ELEVATION)]] = np.nan
+    return known.reshape(elevation.shape)
 
 
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
@@ -311,35 +312,82 @@ def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
     return set_column(table, "observation_id", np.arange(table.num_rows, dtype=np.int64))
 
 
-def _flag_numbers(rejected_by: Column, length: int) -> NDArray[np.uint8]:
+def _flag_numbers(rejected_by: Column, length: int) -> pa.Array:
+    none = number_array(np.zeros(length, dtype=np.uint8))
     if rejected_by is None:
-        return np.zeros(length, dtype=np.uint8)
+        return none
     encoded = _column(rejected_by, OBSERVATION_SCHEMA.field("rejected_by"), length)
     names = encoded.dictionary.to_pylist()
     numbers = [QC_FLAGS[name].number if name in QC_FLAGS else 0 for name in names]
-    places = pc.fill_null(encoded.indices, len(names)).to_numpy(zero_copy_only=False)
-    flags: NDArray[np.uint8] = np.array([*numbers, 0], dtype=np.uint8)[places]
-    return flags
+    flags = number_array(np.array(numbers, dtype=np.uint8))
+    given = pa.DictionaryArray.from_arrays(encoded.indices, flags).dictionary_decode()
+    return pc.coalesce(given, none)
 
 
 def _column(value: Column, field: pa.Field, length: int) -> pa.Array:
     kind = field.type
     if value is None:
         return pa.nulls(length, kind)
+    if isinstance(value, pa.Array):
+        return value if value.type == kind else value.cast(kind)
     if pa.types.is_dictionary(kind):
         if isinstance(value, str):
-            indices = pa.array(np.zeros(length, dtype=np.int32))
-            return pa.DictionaryArray.from_arrays(indices, pa.array([value], pa.string()))
-        if isinstance(value, pa.DictionaryArray):
-            return value
-        return pa.array(value, pa.string()).dictionary_encode()
+            indices = number_array(np.zeros(length, dtype=np.int32))
+            return pa.DictionaryArray.from_arrays(indices, text_array([value]))
+        return repeated_column(cast(Iterable[str | None], value))
     if np.ndim(value) == 0:
         value = np.full(length, value)
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        return pa.array(value, kind, from_pandas=field.nullable)
-    if isinstance(value, np.ndarray) and value.dtype.kind == "M":
-        return pa.array(value.astype("datetime64[ns]")).cast(kind)
-    return pa.array(value, kind)
+    if pa.types.is_string(kind):
+        return text_array(cast(Iterable[str | None], value))
+    return _array_of(np.asarray(value), field.nullable).cast(kind)
+
+
+def _array_of(values: NDArray[Any], nullable: bool) -> pa.Array:
+    """Return an Arrow array; NaN is null where there may be nulls."""
+    if values.dtype.kind not in "biufM":
+        return pa.array(values, from_pandas=nullable)
+    return number_array(values, np.isnan(values) if nullable and values.dtype.kind == "f" else None)
+
+
+def number_array(values: NDArray[Any], missing: BoolArray | None = None) -> pa.Array:
+    """Return numbers, masks, or times in nanoseconds as an Arrow array; null where missing.
+
+    `pa.array` imports pandas, 44 MB, only to see whether it was given one of its objects.
+
+    Arguments:
+        values: Whole or floating numbers, booleans, or datetime64, (N,).
+        missing: Which are null, (N,).
+    """
+    if values.dtype.kind == "M":
+        values = values.astype("datetime64[ns]")
+        absent = np.isnat(values)
+        missing = absent if missing is None else missing | absent
+    values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
+    valid = None
+    if missing is not None and missing.any():
+        valid = pa.py_buffer(np.packbits(~missing, bitorder="little"))
+    kind, length = pa.from_numpy_dtype(values.dtype), len(values)
+    if values.dtype.kind == "b":
+        values = np.packbits(values, bitorder="little")
+    return pa.Array.from_buffers(kind, length, [valid, pa.py_buffer(values)])
+
+
+def text_array(texts: Iterable[str | None]) -> pa.StringArray:
+    """Return texts as an Arrow array, without the pandas that `pa.array` would import."""
+    given, valid = list(texts), None
+    if None in given:
+        there = np.array([text is not None for text in given])
+        valid = pa.py_buffer(np.packbits(there, bitorder="little"))
+    plain = [text or "" for text in given]
+    joined = "".join(plain)
+    content = joined.encode()
+    parts: Sequence[str | bytes] = plain
+    if len(content) != len(joined):
+        parts = [text.encode() for text in plain]
+    ends = np.zeros(len(given) + 1, dtype=np.int32)
+    np.cumsum([len(part) for part in parts], out=ends[1:])
+    buffers = pa.py_buffer(ends), pa.py_buffer(content), valid
+    return pa.StringArray.from_buffers(len(given), *buffers)
 
 
 def coded_column(codes: NDArray[np.integer], names: Sequence[str]) -> pa.DictionaryArray:
@@ -347,15 +395,29 @@ def coded_column(codes: NDArray[np.integer], names: Sequence[str]) -> pa.Diction
 
     Names that no row has are left out.
     """
-    used, packed = np.unique(codes, return_inverse=True)
-    nulls = int((used < 0).sum())
-    indices = pa.array((packed - nulls).astype(np.int32), mask=codes < 0)
-    return pa.DictionaryArray.from_arrays(
-        indices, pa.array([names[n] for n in used[nulls:]], pa.string())
-    )
+    missing = codes < 0
+    codes = np.where(missing, len(names), codes)
+    used = np.flatnonzero(np.bincount(codes, minlength=len(names) + 1)[: len(names)])
+    place = np.zeros(len(names) + 1, dtype=np.int32)
+    place[used] = np.arange(len(used))
+    found = text_array([names[code] for code in used.tolist()])
+    return pa.DictionaryArray.from_arrays(number_array(place[codes], missing), found)
 
 
-def repeated_column(texts: Sequence[str | None], index: NDArray[np.integer]) -> pa.DictionaryArray:
-    """Return a dictionary column with the text, or null, that each index points to."""
-    encoded = pa.array(texts, pa.string()).dictionary_encode()
-    return encoded.take(pa.array(index))
+def repeated_column(
+    texts: Iterable[str | None], index: NDArray[np.integer] | None = None
+) -> pa.DictionaryArray:
+    """Return a dictionary column with the text, or null, that each index points to.
+
+    Arguments:
+        texts: What may be pointed to.
+        index: Places among `texts`; None for each once.
+    """
+    texts = list(texts)
+    names = [name for name in dict.fromkeys(texts) if name is not None]
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(names)}
+    numbers[None] = -1
+    codes = np.fromiter(map(numbers.__getitem__, texts), np.int32, len(texts))
+    if index is not None:
+        codes = codes[index]
+    return pa.DictionaryArray.from_arrays(number_array(codes, codes < 0), text_array(names))

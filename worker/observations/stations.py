@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from worker.observations.columns import category_codes
+from worker.observations.columns import category_codes, number_array, text_array
 
 __all__ = ["canonical_station", "canonical_stations", "identifiers", "is_station", "station_codes"]
 
@@ -80,8 +80,8 @@ def is_station(table: pa.Table, names: Iterable[str]) -> NDArray[np.bool_]:
 def canonical_stations(table: pa.Table) -> pa.DictionaryArray:
     """Return the canonical identifier of each row's station as a dictionary column."""
     code, names = station_codes(table)
-    indices = pa.array(code.astype(np.int32), mask=code < 0)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(names, pa.string()))
+    indices = number_array(code.astype(np.int32), code < 0)
+    return pa.DictionaryArray.from_arrays(indices, text_array(names))
 
 
 def _linked(table: pa.Table, code: NDArray[np.int64], names: Iterable[str]) -> Mapping[str, str]:

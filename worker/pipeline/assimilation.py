@@ -42,7 +42,7 @@ from worker.lease import ProgressReporter
 from worker.loaded_models import LoadedModel, LoadedModels
 from worker.observations.columns import category_codes
 from worker.pipeline.departures import check_window, outcomes_by_network
-from worker.pipeline.gather import gather_observations
+from worker.pipeline.gather import gather_beside, gather_observations
 from worker.pipeline.results import describe_result, make_product, write_outputs
 from worker.results.manifest import AnalysisManifest
 from worker.results.publication import write_manifest
@@ -171,8 +171,9 @@ def assimilate_window(
         background = continued_background(plan, before, solver)
         seen = already_seen(table, before.manifest)
     biases = inputs.earlier.restart.biases if inputs.earlier else None
+    beside = gather_beside(table, plan, spec.observations, layout, inputs.checks, inputs.batches)
     checked = check_window(
-        table, plan, spec.observations, model, background, inputs.checks, biases, seen
+        table, plan, spec.observations, model, background, inputs.checks, biases, seen, beside
     )
     log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))
 

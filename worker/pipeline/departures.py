@@ -4,7 +4,7 @@ Quality control runs with the model's surface, with the background, and for the 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.diagnostics.ensembles import ranks
 from model.diagnostics.equivalents import Equivalents, model_equivalents, observation_set
-from model.domain.observations import FEEDBACK_SCHEMA, OBSERVATION_SCHEMA
+from model.domain.observations import FEEDBACK_SCHEMA, OBSERVATION_SCHEMA, empty_table
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet, with_rejections
@@ -163,6 +163,7 @@ class CheckedWindow:
         biases: Of sensors, after the departures of this window.
         background_states: The background's physical states at the written times, with shape
             (M, T, C, Y, X); None without observations, when it has not been decoded.
+        beside: Rows beyond the window that decided about ascents in it.
     """
 
     observations: ObservationSet
@@ -172,6 +173,7 @@ class CheckedWindow:
     background: Equivalents | None = None
     biases: BiasState = field(default_factory=BiasState)
     background_states: NDArray[np.float32] | None = None
+    beside: pa.Table = field(default_factory=empty_table)
 
 
 class WrittenStates:
@@ -202,6 +204,7 @@ def check_window(
     checks: Path | Mapping[str, Any] | None = None,
     biases: BiasState | None = None,
     seen: NDArray[np.bool_] | None = None,
+    beside: pa.Table | None = None,
 ) -> CheckedWindow:
     """Run the checks that need the window, the model or the background.
 
@@ -218,9 +221,12 @@ def check_window(
         biases: Of sensors, as the continued analysis knew them.
         seen: Rows (N,) that the continued analysis has assimilated or refused: they take part in
             the checks of identity and tracks, and no further. None for no such rows.
+        beside: Rows of ascents beyond the edges of the window, see `gather_beside`.
     """
     known = biases or BiasState()
+    beside = empty_table() if beside is None else beside
     context = qc_context(selection, model, background, checks, known)
+    context = replace(context, beside=to_feedback(beside), seen=seen)
     table, _ = run_checks(to_feedback(table), "window", context)
     if seen is not None:
         rows = np.flatnonzero(seen & not_rejected(table))
@@ -245,7 +251,9 @@ def check_window(
     parameters = dict(context.parameters)
     if background.source != "climatology":  # whose own biases are no sensor's
         known = update(known, table, context.of(BIAS_CHECK), plan.times[-1])
-    return CheckedWindow(observations, monitored, table, parameters, equivalents, known, states)
+    return CheckedWindow(
+        observations, monitored, table, parameters, equivalents, known, states, beside
+    )
 
 
 def qc_context(

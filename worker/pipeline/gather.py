@@ -1,8 +1,10 @@
 """Gather the observations of a window as a job selects them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +13,18 @@ from model.domain.observations import empty_table
 from model.domain.windows import HOUR, AssimilationWindow, WindowPlan
 from worker.contract.kinds import ObservationSelection
 from worker.contract.layout import Layout
-from worker.observations.columns import category_codes, float_column, time_column
+from worker.observations.columns import (
+    category_codes,
+    float_column,
+    is_one_of,
+    number_array,
+    time_column,
+)
+from worker.observations.qc.base import load_parameters
+from worker.observations.stations import station_codes
 from worker.observations.store.store import ObservationStore
 
-__all__ = ["gather_observations", "observation_window", "table_digest"]
+__all__ = ["gather_beside", "gather_observations", "observation_window", "table_digest"]
 
 WINDOW_LEAD = timedelta(minutes=30)
 """Observations this long before the first state stand for its time."""
@@ -57,6 +67,55 @@ def gather_observations(
         batches=selection.batches or () if batches is None else batches,
     )
     return in_order_of_arrival(table)
+
+
+def gather_beside(
+    table: pa.Table,
+    plan: WindowPlan,
+    selection: ObservationSelection,
+    layout: Layout,
+    checks: Path | Mapping[str, Any] | None = None,
+    batches: Sequence[str] | None = None,
+) -> pa.Table:
+    """Return stored rows of ascents that a window cuts: those beyond its edges, of the same stations.
+
+    A sonde flies for hours, and may come as one report at a full hour and as another with a time
+    for each level: which form is the better one shows only if both are looked at as a whole.
+
+    Arguments:
+        table: The observations of the window.
+        plan: Which times are observed.
+        selection: Networks, uploads and cut-off.
+        layout: Where the store is.
+        checks: Parameters of the checks, as for `check_window`.
+        batches: Only these uploads, as an earlier run saw the store; None for all.
+
+    Returns:
+        Rows that had arrived by the cut-off and that no check refused then; often none.
+    """
+    window, p = observation_window(plan), load_parameters(checks)["ascents"]
+    networks = [n for n in p["report_types"] if n in (selection.networks or p["report_types"])]
+    if window is None or batches == () or not p["enabled"] or not networks:
+        return empty_table()
+    reach, seconds = timedelta(hours=p["beyond"]), time_column(table) * 1e-9
+    sondes = is_one_of(table, "report_type", networks)
+    store, found = ObservationStore(str(layout.observations)), [empty_table()]
+    for edge, side in (
+        (window.start, AssimilationWindow(window.start - reach, window.start)),
+        (window.end, AssimilationWindow(window.end, window.end + reach)),
+    ):
+        near = sondes & (np.abs(seconds - edge.timestamp()) <= reach.total_seconds())
+        if not near.any():
+            continue
+        rows = store.read_window(
+            side, cut_off=selection.cut_off, report_types=networks, used_only=True,
+            batches=selection.batches or () if batches is None else batches,
+        )  # fmt: skip
+        both = pa.concat_tables([rows, table.filter(number_array(near))]).unify_dictionaries()
+        station = station_codes(both)[0]
+        same = np.isin(station[: len(rows)], station[len(rows) :])
+        found.append(rows.filter(number_array(same)))
+    return in_order_of_arrival(pa.concat_tables(found).unify_dictionaries())
 
 
 def in_order_of_arrival(table: pa.Table) -> pa.Table:

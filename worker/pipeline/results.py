@@ -186,6 +186,7 @@ def _provenance(
     gathered: datetime,
 ) -> dict[str, Any]:
     """Return everything needed to make the result again."""
+    files = StoreFiles(str(layout.observations))
     return {
         "checkpoint": loaded.name,
         "checkpoint_sha256": loaded.sha256,
@@ -198,7 +199,8 @@ def _provenance(
         "quality_control": plain(checked.parameters),
         "biases": checked.biases.summary(),
         "gathered": gathered.isoformat(),
-        "batches": rows_of_batches(checked.feedback, StoreFiles(str(layout.observations))),
+        "batches": rows_of_batches(checked.feedback, files),
+        "batches_beside": rows_of_batches(checked.beside, files),
         "observations_sha256": table_digest(checked.feedback),
         "environment": environment(loaded.model.device),
         "device": str(loaded.model.device),

@@ -48,7 +48,7 @@ class StoredRows:
     """The uploads whose rows a result used, as the observation store has them now.
 
     Attributes:
-        batches: Ids of the uploads.
+        batches: Ids of the uploads, those with rows of ascents beyond the window included.
         missing: Rows that are gone, one sentence for each upload.
         finding: Comparison with what was recorded.
     """
@@ -77,6 +77,10 @@ def stored_rows(manifest: AnalysisManifest, layout: Layout) -> StoredRows:
         stored, known = hashes.get(name), about.get("content_hash")
         if stored is not None and known is not None and stored != known:
             changed.append(name)
+    beside = manifest.provenance.get("batches_beside", {})
+    kept = files.content_hashes(beside)
+    missing += [f"the upload '{name}', beside the window" for name in beside if name not in kept]
+    changed += [n for n, known in kept.items() if known != beside[n].get("content_hash", known)]
     since = sorted(set(counts) - set(recorded))
     notes = [how] if how else []
     notes += [f"content changed: {', '.join(changed)}"] if changed else []
@@ -90,7 +94,7 @@ def stored_rows(manifest: AnalysisManifest, layout: Layout) -> StoredRows:
         found=len(set(counts) & set(recorded)),
         note="; ".join(notes),
     )
-    return StoredRows(tuple(sorted(recorded)), tuple(missing), finding)
+    return StoredRows(tuple(sorted({*recorded, *beside})), tuple(missing), finding)
 
 
 def _recorded(

@@ -1,11 +1,13 @@
 """Reports read bit by bit: against hand-made bits, and against eccodes on real files."""
 
+import eccodes
 import numpy as np
 import pytest
 from bufr_messages import decode, message, synop, values
 
 from model.domain.errors import DecodeError
 from worker.observations.decoders.base import MessageLimits
+from worker.observations.decoders.bufr.elements import TableVersion, elements_of
 from worker.observations.decoders.bufr.framing import read_header, scan
 from worker.observations.decoders.bufr.message import Unpacker
 from worker.observations.decoders.bufr.packing import (
@@ -126,3 +128,21 @@ def _compare(data: bytes, learnt: dict) -> int:
     for code in packing.texts:
         assert packing.text(code, [header.data(data)], only, only) == part.texts[code]
     return 1
+
+
+def test_elements_are_those_of_eccodes_tables():
+    codes = [1_001, 1_015, 4_001, 5_001, 10_004, 12_101, 13_011, 31_001, 31_021, 31_031, 33_007]
+    handle = eccodes.codes_bufr_new_from_samples("BUFR4")
+    eccodes.codes_set(handle, "masterTablesVersionNumber", 36)
+    eccodes.codes_set_array(handle, "unexpandedDescriptors", codes)
+    expected = zip(
+        *(
+            eccodes.codes_get_array(handle, f"expanded{name}")
+            for name in ("Abbreviations", "OriginalWidths", "OriginalScales", "OriginalReferences")
+        ),
+        strict=True,
+    )
+    eccodes.codes_release(handle)
+    found = elements_of([*codes, 12_253, 307_080], TableVersion(36))  # the last two are no elements
+    assert [found.pop(code)[:4] for code in codes] == list(expected)
+    assert not found

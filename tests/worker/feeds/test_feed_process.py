@@ -4,6 +4,7 @@ import base64
 import gzip
 import random
 import signal
+import time
 from datetime import UTC, datetime, timedelta
 
 from tests.worker.decoders.bufr_messages import synop
@@ -228,6 +229,50 @@ def test_nothing_is_lost_or_taken_twice_through_kills_and_broker_restarts(
     status = installation.status()
     assert status.received - status.duplicates == 60
     assert status.refused == {}
+
+
+def test_ten_minutes_without_broker_or_feed_lose_nothing(installation, cache, mosquitto):
+    """MQTT 5, where a session ends after the time asked for; three minutes stand for a day.
+
+    First the broker is away and the feed waits for it; what is published before the feed is back is
+    kept. Then the feed is away for two seconds, which stand for a quarter of an hour, the broker
+    restarts meanwhile, and some is told twice.
+    """
+    installation.add(session_hours=0.05)
+    process = installation.start()
+    connected(installation)
+    data = {f"io-appa/{i}": bulletin(400 + i) for i in range(30)}
+    told = [
+        notification(one, cache.put(name.partition("/")[2], one), name)
+        for name, one in data.items()
+    ]
+
+    def publish(messages: list[dict]) -> None:
+        client = Publisher(mosquitto)
+        for message in messages:
+            client.publish(message)
+        client.close()
+
+    publish(told[:5])
+    wait_for(lambda: installation.status().accepted == 5)
+    mosquitto.stop()
+    wait_for(lambda: not installation.status().connected)
+    mosquitto.start()
+    publish(told[:15])
+    wait_for(lambda: installation.status().accepted == 15)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    publish(told[15:])
+    mosquitto.stop()
+    mosquitto.start()
+    publish(told[10:])
+    time.sleep(2)
+    installation.start()
+    wait_for(lambda: installation.status().accepted == 30 and installation.status().backlog == 0)
+    assert sorted(installation.contents()) == sorted(data.values())
+    status = installation.status()
+    assert status.received - status.duplicates == 30
+    assert status.duplicates >= 25
 
 
 def test_a_full_backlog_holds_the_broker_back(installation, cache, publisher):

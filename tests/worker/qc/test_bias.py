@@ -160,6 +160,23 @@ def test_two_predictors_separate_levels():
     assert state.sensors["aircraft/temperature/*"].mean == pytest.approx([0.5, 0.8], abs=0.1)
 
 
+@pytest.mark.parametrize(
+    "chosen", [["constant", "log_pressure"], ["log_pressure"], ["log_pressure", "constant"]]
+)
+def test_coefficients_of_former_predictors_are_not_those_of_others(chosen):
+    """As a constant of 2 K they would be 2 K for each unit of log p as well."""
+    state = learn(BiasState(), hour_of([252.0] * 50, 0, 250.0), 0)
+    sensors = {"aircraft/temperature": {"by": "station", "predictors": chosen}}
+    table = hour_of([252.0] * 50, 1, 250.0)
+    found = correct(table, state, {**PARAMETERS, "sensors": sensors})
+    assert found["obs_value"].to_pylist() == [252.0] * 50
+    anew = learn(state, departures(found), 1, sensors=sensors).sensors["aircraft/temperature/A"]
+    assert (anew.count, anew.predictors) == (50, chosen)
+    known = state.sensors["aircraft/temperature/A"]
+    earlier = known.model_copy(update={"predictors": []})  # as states were written before
+    assert earlier.is_of(["constant"]) and not earlier.is_of(["constant", "log_pressure"])
+
+
 def test_a_wrong_predictor_is_named():
     sensors = {"aircraft/temperature": {"by": "station", "predictors": ["scan"]}}
     with pytest.raises(ConfigurationError, match="constant, log_pressure; got .'scan'."):

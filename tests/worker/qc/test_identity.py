@@ -8,6 +8,7 @@ import pytest
 
 from tests.worker.qc.clean import join
 from tests.worker.tables import RECEIVED, make_table
+from worker.observations.columns import time_column
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
 from worker.observations.stations import canonical_station, identifiers, station_codes
@@ -33,8 +34,10 @@ def report(values=REPORT, *, station="10383", **columns):
     )
 
 
-def outcomes(*tables, stage="window", **parameters):
-    context = QCContext(parameters=load_parameters(parameters or None))
+def outcomes(*tables, stage="window", beside=None, seen=None, **parameters):
+    context = QCContext(
+        parameters=load_parameters(parameters or None), beside=beside, seen=seen
+    )  # fmt: skip
     table = pa.concat_tables(tables).unify_dictionaries()
     return run_checks(table, stage, context)[0]["rejected_by"].to_pylist()
 
@@ -197,6 +200,56 @@ def test_one_ascent_as_sent_and_as_converted(arrivals, minutes):
     converted = ascent(STANDARD, drift=False, batch_id="tac", received=arrivals[1])
     assert outcomes(native, converted) == [None] * 41 + ["duplicate"] * 9
     assert outcomes(converted, native) == ["duplicate"] * 9 + [None] * 41
+
+
+def windows_of(*tables):
+    """The rows up to noon, and those after it: an ascent that ends an hour later is in both."""
+    table = pa.concat_tables(tables).unify_dictionaries()
+    early = time_column(table) <= NOON.astype(np.int64)
+    return table.filter(pa.array(early)), table.filter(pa.array(~early))
+
+
+def test_an_ascent_over_the_edge_of_a_window_is_used_once_in_its_better_form():
+    native = ascent(DENSE, launch=NOON - 2 * MINUTE, batch_id="native")
+    converted = ascent(STANDARD, drift=False, batch_id="tac")
+    first, second = windows_of(native, converted)
+    assert len(second) == 28
+    alone = outcomes(first)
+    assert alone == [None] * 13 + ["duplicate"] * 9 or alone == ["duplicate"] * 13 + [None] * 9
+    assert outcomes(first, beside=second) == [None] * 13 + ["duplicate"] * 9
+    assert outcomes(second, beside=first) == [None] * 28
+
+
+def test_a_form_cut_by_a_window_does_not_lose_to_the_one_that_lies_in_it():
+    native = ascent(DENSE, launch=NOON - 1 * MINUTE, batch_id="native")
+    converted = ascent(DENSE[::2], drift=False, batch_id="tac")
+    first, second = windows_of(native, converted)
+    assert outcomes(first) == ["duplicate"] * 7 + [None] * 21  # both would count above the edge
+    assert outcomes(first, beside=second) == [None] * 7 + ["duplicate"] * 21
+    assert outcomes(second, beside=first) == [None] * 34
+
+
+def test_what_is_beside_a_window_gets_no_outcome_and_other_ascents_stay():
+    other = ascent(DENSE, launch=NOON + 180 * MINUTE, batch_id="later")
+    assert outcomes(ascent(DENSE), beside=other) == [None] * 41
+
+
+def test_a_corrected_ascent_over_the_edge_replaces_what_it_withdraws():
+    original = ascent(DENSE, launch=NOON - 2 * MINUTE, batch_id="b1")
+    corrected = ascent(DENSE[:10], launch=NOON - 2 * MINUTE, batch_id="b2", update_sequence=1)
+    first, second = windows_of(original, corrected)
+    assert set(outcomes(second)) == {None}
+    assert set(outcomes(second, beside=first)) == {"duplicate"}
+
+
+@pytest.mark.parametrize("network", ["temp", "pilot"])
+def test_a_form_that_the_continued_analysis_has_seen_is_not_counted_again(network):
+    wind = {"variable": "u_component_of_wind"}
+    known = ascent(STANDARD, drift=False, batch_id="tac", report_type=network, **wind)
+    better = ascent(DENSE, launch=NOON - 45 * MINUTE, batch_id="native", **wind)
+    seen = np.repeat([True, False], [9, 41])
+    assert outcomes(known, better) == ["duplicate"] * 9 + [None] * 41
+    assert outcomes(known, better, seen=seen) == [None] * 9 + ["duplicate"] * 41
 
 
 def test_main_and_off_time_hour_of_one_ascent():

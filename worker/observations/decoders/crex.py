@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import eccodes
 import numpy as np
@@ -24,12 +23,12 @@ from model.domain.errors import DecodeError
 from model.domain.physics import ZERO_CELSIUS
 from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
 from worker.observations.decoders.bufr.block import Block, clean_text
+from worker.observations.decoders.bufr.elements import TableVersion, element_names, elements_of
 from worker.observations.decoders.bufr.families import BUFR_FAMILIES, family_of, unsupported
 from worker.observations.decoders.bufr.framing import Header, correction_number
 from worker.observations.decoders.bufr.identity import station_alias
 from worker.observations.decoders.bufr.reports import Collector
 from worker.observations.decoders.bufr.template import Template
-from worker.observations.decoders.bufr.usage import element_names
 
 __all__ = ["decode_crex"]
 
@@ -244,13 +243,19 @@ def _expanded(codes: tuple[int, ...]) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def _sequence(code: int) -> tuple[int, ...]:
+    handle = eccodes.codes_bufr_new_from_samples("BUFR4")
     try:
-        return tuple(int(c) for c in _asked((code,), "expandedDescriptors"))
+        eccodes.codes_set(handle, "masterTablesVersionNumber", _VERSION)
+        eccodes.codes_set_array(handle, "unexpandedDescriptors", [code])
+        expanded = eccodes.codes_get_long_array(handle, "expandedDescriptors")
+        return tuple(int(element) for element in expanded)
     except eccodes.CodesInternalError as error:
         raise DecodeError(
             f"Expected sequences of WMO tables; got D{code % 100_000:05d}: {error}.",
             reason="needs_local_tables",
         ) from error
+    finally:
+        eccodes.codes_release(handle)
 
 
 @lru_cache(maxsize=2_048)
@@ -258,21 +263,7 @@ def _element(code: int) -> _Element:
     """Return how an element is written; one that no table knows is a number without units."""
     if code % 1_000 >= _LOCAL:
         return _Element(0, "", 0)
-    try:
-        (units,) = _asked((code,), "expandedUnits")
-        (scale,) = _asked((code,), "expandedOriginalScales")
-        (width,) = _asked((code,), "expandedOriginalWidths")
-    except (eccodes.CodesInternalError, ValueError):
+    found = elements_of((code,), TableVersion(_VERSION)).get(code)
+    if found is None:
         return _Element(0, "", 0)
-    text = str(units).startswith("CCITT")
-    return _Element(int(scale), str(units), int(width) // 8 if text else 0)
-
-
-def _asked(codes: tuple[int, ...], key: str) -> list[Any]:
-    handle = eccodes.codes_bufr_new_from_samples("BUFR4")
-    try:
-        eccodes.codes_set(handle, "masterTablesVersionNumber", _VERSION)
-        eccodes.codes_set_array(handle, "unexpandedDescriptors", list(codes))
-        return list(eccodes.codes_get_array(handle, key))
-    finally:
-        eccodes.codes_release(handle)
+    return _Element(found.scale, found.units, found.width // 8 if found.is_text else 0)

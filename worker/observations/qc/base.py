@@ -97,6 +97,9 @@ class QCContext:
         orography: Height of the model's surface in m on `grid`, with shape (nlat, nlon).
         cut_off: Last arrival accepted (UTC).
         biases: Known biases of sensors.
+        beside: Rows, laid out as those judged, of ascents that reach beyond the edges of the window;
+            they take part in the checks of identity and get no outcome.
+        seen: Which rows the continued analysis has assimilated or refused, (rows,); None for none.
     """
 
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=load_parameters)
@@ -105,6 +108,8 @@ class QCContext:
     orography: NDArray[np.floating] | None = None
     cut_off: datetime | None = None
     biases: BiasState | None = None
+    beside: pa.Table | None = None
+    seen: BoolArray | None = None
 
     def of(self, check: str) -> Mapping[str, Any]:
         """Return the parameters of one check."""

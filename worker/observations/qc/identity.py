@@ -6,7 +6,8 @@ the times of its levels. Stations are compared by their canonical identifiers, s
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import wraps
 from itertools import groupby
 from typing import Any
 
@@ -25,7 +26,7 @@ from worker.observations.columns import (
     not_rejected,
     time_column,
 )
-from worker.observations.qc.base import QCContext
+from worker.observations.qc.base import CheckFunction, QCContext
 from worker.observations.stations import station_codes
 
 __all__ = ["ascents", "corrections", "duplicates", "one_barometer", "one_hygrometer", "two_places"]
@@ -85,6 +86,23 @@ def _launches(table: pa.Table) -> tuple[Codes, NDArray[np.int64], BoolArray]:
     return ascent, first[ascent], (last > first)[ascent]
 
 
+def _over_edges(check: CheckFunction) -> CheckFunction:
+    """Have a check judge ascents as a whole, with what of them lies beyond the window."""
+
+    @wraps(check)
+    def judged(table: pa.Table, context: QCContext) -> BoolArray:
+        if context.beside is None or not len(context.beside):
+            return check(table, context)
+        whole = pa.concat_tables([table, context.beside]).unify_dictionaries()
+        seen = context.seen
+        if seen is not None:
+            seen = np.append(seen, np.zeros(len(context.beside), dtype=bool))
+        return check(whole, replace(context, beside=None, seen=seen))[: len(table)]
+
+    return judged
+
+
+@_over_edges
 def corrections(table: pa.Table, context: QCContext) -> BoolArray:
     """Mark rows of reports that a later version replaces, those it says nothing about included.
 
@@ -260,6 +278,7 @@ class _Form:
         where: Unit vector of the launch.
         worth: Values, twice as many where the levels carry their own times.
         received: Arrival of the first part, ns.
+        seen: Whether the continued analysis has assimilated or refused any of it.
         rows: Its rows.
     """
 
@@ -269,15 +288,18 @@ class _Form:
     where: NDArray[np.float64]
     worth: int
     received: int
+    seen: bool
     rows: NDArray[np.int64]
 
 
+@_over_edges
 def ascents(table: pa.Table, context: QCContext) -> BoolArray:
     """Mark rows of an ascent that came in a better form as well: other launch time, or no drift.
 
     Forms of one ascent are those of one station whose launches lie near in time and place. The
     better one has more values; own times and positions of the levels count double. Wind of a
-    pilot balloon goes where a sonde reports that of the same ascent.
+    pilot balloon goes where a sonde reports that of the same ascent. A form that the continued
+    analysis has seen stays the better one: what comes later would count the ascent twice.
     """
     p = context.of("ascents")
     bad = np.zeros(len(table), dtype=bool)
@@ -289,20 +311,25 @@ def ascents(table: pa.Table, context: QCContext) -> BoolArray:
     names = category_codes(table, "report_type")[1]
     rank = {names.index(n): i for i, n in enumerate(p["report_types"]) if n in names}
     variable = category_codes(table, "variable")[0]
-    for ascent in _same_ascent(_forms(table, rows, p), p):
+    for ascent in _same_ascent(_forms(table, rows, context), p):
         best: dict[int, _Form] = {}
-        for form in sorted(ascent, key=lambda f: (rank[f.network], -f.worth, f.received)):
+        for form in sorted(
+            ascent, key=lambda f: (rank[f.network], not f.seen, -f.worth, f.received)
+        ):
             if form.network in best:
                 bad[form.rows] = True
                 continue
             for other in best.values():
-                bad[form.rows] |= np.isin(variable[form.rows], variable[other.rows])
+                late, known = (other, form) if form.seen > other.seen else (form, other)
+                bad[late.rows] |= np.isin(variable[late.rows], variable[known.rows])
             best[form.network] = form
     return bad
 
 
-def _forms(table: pa.Table, rows: NDArray[np.int64], p: Mapping[str, Any]) -> list[_Form]:
+def _forms(table: pa.Table, rows: NDArray[np.int64], context: QCContext) -> list[_Form]:
     """Return the forms of ascents, sorted by station and launch."""
+    p = context.of("ascents")
+    seen = np.zeros(len(rows), bool) if context.seen is None else context.seen[rows]
     sub = table.take(rows)
     network, station = category_codes(sub, "report_type")[0], station_codes(table)[0][rows]
     ascent, launch, drifts = _launches(sub)
@@ -319,7 +346,7 @@ def _forms(table: pa.Table, rows: NDArray[np.int64], p: Mapping[str, Any]) -> li
         begin = mine[np.argmin(time_column(sub)[mine])]
         found.append(
             _Form(int(network[at]), int(station[at]), int(launch[at]), where[begin], worth,
-                  int(received[mine].min()), rows[mine])
+                  int(received[mine].min()), bool(seen[mine].any()), rows[mine])
         )  # fmt: skip
     return sorted(found, key=lambda f: (f.station, f.launch))
 

@@ -165,7 +165,7 @@ def mean_and_spread(values: Float, pairs: AntitheticPairs) -> tuple[Float, Float
 
 
 CONVENTIONS = "CF-1.11"
-_MANIFEST_ONLY = ("seeds", "batches")
+_MANIFEST_ONLY = ("seeds", "batches", "batches_beside")
 """Seeds are a variable of the file; the list of uploads may be long."""
 SIMULATED = (
     "simulated: the model was trained on the weather of a simulation and must not be used for "

@@ -11,9 +11,11 @@ increments of all that have some are then read at once. How a layout is stored i
 eccodes, and used only after a whole message has given, report by report, what eccodes gives.
 """
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,13 +31,71 @@ from worker.observations.decoders.bufr.packing import (
     storage_of,
 )
 
-__all__ = ["CompressedPacking", "describe_compressed"]
+__all__ = ["CompressedPacking", "CompressedValues", "describe_compressed"]
 
 _INCREMENT_BITS = 6
+_INCREMENT_MASK = (1 << _INCREMENT_BITS) - 1
+_WORD = 64
+_word_at = struct.Struct(">Q").unpack_from
+_WIDEST_REFERENCE = _WORD - 7 - _INCREMENT_BITS
+"""Most bits of a local reference that is read together with the width of its increments."""
+_AT_ONCE = 32_768
+"""Values read at once: a few arrays of them fit the cache of a core."""
 
 
 class _Differs(Exception):
     """The message does not have this layout, or ends early."""
+
+
+@dataclass(frozen=True)
+class CompressedValues:
+    """The values of a message, found but not read yet.
+
+    Attributes:
+        body: The data section and eight bytes more.
+        subsets: Number of reports, N.
+        constant: What all reports have, NaN where missing, (E,).
+        varying: Elements with increments, (K,).
+        places: First bit of the increments of each of them, (K,).
+        widths: Bits of one increment, (K,).
+        bases, factors: Value = (increment + base) x factor, (K,).
+        can_miss: Whether all bits set means missing, (K,).
+    """
+
+    body: bytes
+    subsets: int
+    constant: np.ndarray
+    varying: np.ndarray
+    places: np.ndarray
+    widths: np.ndarray
+    bases: np.ndarray
+    factors: np.ndarray
+    can_miss: np.ndarray
+
+    def fill(self, values: np.ndarray) -> None:
+        """Write the values of all reports to an array of shape (N, E), some reports at a time."""
+        values[:] = self.constant
+        if not self.varying.size:
+            return
+        buffer = np.frombuffer(self.body, dtype=np.uint8)
+        full = (np.uint64(1) << self.widths.astype(np.uint64)) - np.uint64(1)
+        step = max(1, _AT_ONCE // self.varying.size)
+        for low in range(0, self.subsets, step):
+            numbers = np.arange(low, min(low + step, self.subsets))
+            found = gather_bits(buffer, self.places + numbers[:, None] * self.widths, self.widths)
+            value = (found + self.bases) * self.factors
+            np.copyto(value, np.nan, where=(found == full) & self.can_miss)
+            values[low : low + step, self.varying] = value
+
+
+class _Step(NamedTuple):
+    """What is read of one element: a local reference of `width` bits, and the width of increments."""
+
+    element: int
+    width: int
+    right: int
+    mask: int
+    special: bool
 
 
 @dataclass(frozen=True)
@@ -60,8 +120,19 @@ class CompressedPacking:
     def _wanted(self) -> frozenset[int]:
         return frozenset(self.texts.values())
 
-    def read(self, body: bytes, subsets: int) -> tuple[np.ndarray, dict[int, list[str]]] | None:
-        """Return values, (N, E), NaN where missing, and identifying texts by descriptor.
+    @cached_property
+    def _steps(self) -> tuple[_Step, ...]:
+        return tuple(
+            _Step(at, width, _WORD - _INCREMENT_BITS - (0 if text else width), (1 << width) - 1,
+                  text or at in self.counts)
+            for at, (width, text) in enumerate(zip(self.widths, self.is_text, strict=True))
+            if width
+        )  # fmt: skip
+
+    def read(
+        self, body: bytes, subsets: int
+    ) -> tuple[CompressedValues, dict[int, list[str]]] | None:
+        """Return where the values are, and identifying texts by descriptor.
 
         Arguments:
             body: The data section.
@@ -70,84 +141,74 @@ class CompressedPacking:
         Returns:
             None if the message does not have this layout; it may have another.
         """
+        padded = body + b"\0" * 8
         try:
-            references, places, widths, texts = self._walk(body, subsets)
-        except _Differs:
+            references, varying, texts = self._walk(padded, len(body) * 8, subsets)
+        except (_Differs, struct.error):
             return None
         pack = self.packing
-        number = np.array(references, dtype=np.float64)
-        constant = (number + pack.references) * pack.factors
-        full = (np.uint64(1) << pack.widths.astype(np.uint64)) - np.uint64(1)
-        missing = (np.array(references, dtype=np.uint64) == full) & pack.can_miss
-        constant[missing] = np.nan
-        values = np.repeat(constant[None], subsets, axis=0)
-        varying = np.array(list(places), dtype=np.int64)
-        if varying.size:
-            values[:, varying] = self._increments(body, subsets, varying, number, places, widths)
+        numbers = np.array(references, dtype=np.uint64)
+        constant = (numbers + pack.references) * pack.factors
+        constant[(numbers == self._full) & pack.can_miss] = np.nan
+        at, places, widths = np.array(varying, dtype=np.int64).reshape(-1, 3).T
+        bases = numbers[at] + pack.references[at]
+        found = CompressedValues(
+            padded,
+            subsets,
+            constant,
+            at,
+            places,
+            widths,
+            bases,
+            pack.factors[at],
+            pack.can_miss[at],
+        )
         nothing = [""] * subsets
-        return values, {code: texts.get(at, nothing) for code, at in self.texts.items()}
+        return found, {code: texts.get(at, nothing) for code, at in self.texts.items()}
 
-    def _increments(
-        self,
-        body: bytes,
-        subsets: int,
-        varying: np.ndarray,
-        number: np.ndarray,
-        places: Mapping[int, int],
-        widths: Mapping[int, int],
-    ) -> np.ndarray:
-        """Return the values of the elements with increments, (N, K)."""
-        width = np.array([widths[at] for at in varying.tolist()], dtype=np.int64)
-        first = np.array([places[at] for at in varying.tolist()], dtype=np.int64)
-        buffer = np.frombuffer(body + b"\0" * 8, dtype=np.uint8)
-        bits = first + np.arange(subsets)[:, None] * width
-        found = gather_bits(buffer, bits, width)
-        pack = self.packing
-        value = found.astype(np.float64) + number[varying] + pack.references[varying]
-        value *= pack.factors[varying]
-        full = (np.uint64(1) << width.astype(np.uint64)) - np.uint64(1)
-        value[(found == full) & pack.can_miss[varying]] = np.nan
-        return np.asarray(value)
+    @cached_property
+    def _full(self) -> np.ndarray:
+        return (np.uint64(1) << self.packing.widths.astype(np.uint64)) - np.uint64(1)
 
     def _walk(
-        self, body: bytes, subsets: int
-    ) -> tuple[list[int], dict[int, int], dict[int, int], dict[int, list[str]]]:
-        """Return local references, first bits and widths of increments, and texts."""
-        references, places, widths = [0] * len(self.widths), dict[int, int](), dict[int, int]()
+        self, body: bytes, end: int, subsets: int
+    ) -> tuple[list[int], list[tuple[int, int, int]], dict[int, list[str]]]:
+        """Return local references; element, first bit and width of increments; and texts.
+
+        Raises:
+            _Differs, struct.error: If the message has another layout.
+        """
+        references, varying = [0] * len(self.widths), list[tuple[int, int, int]]()
         texts: dict[int, list[str]] = {}
-        at, end = 0, len(body) * 8
-        for element, width in enumerate(self.widths):
-            if not width:
+        at = 0
+        for element, width, right, mask, special in self._steps:
+            if special and self.is_text[element]:
+                at = self._walk_text(body, at, element, subsets, texts)
                 continue
-            text = self.is_text[element]
-            start = at
-            if text:
-                at += width
-            # Nine bytes hold a reference of 56 bits and the six after it, wherever they begin.
-            high = int.from_bytes(body[at >> 3 : (at >> 3) + 9].ljust(9, b"\0"), "big")
-            have = 0 if text else width
-            word = (high >> (72 - (at & 7) - have - _INCREMENT_BITS)) & (
-                (1 << (have + _INCREMENT_BITS)) - 1
-            )
-            increment = word & 63
-            at += have + _INCREMENT_BITS
-            if text:
-                if element in self._wanted:
-                    texts[element] = _texts(body, start, width, at, increment, subsets)
-                at += 8 * increment * subsets
-            else:
-                references[element] = word >> _INCREMENT_BITS
-                if increment:
-                    if increment > WIDEST:
-                        raise _Differs
-                    places[element], widths[element] = at, increment
-                    at += increment * subsets
-                expected = self.counts.get(element)
-                if expected is not None and (increment or references[element] != expected):
-                    raise _Differs
-            if at > end:
+            word = _word_at(body, at >> 3)[0] >> (right - (at & 7))
+            at += width + _INCREMENT_BITS
+            references[element] = reference = word >> _INCREMENT_BITS & mask
+            if increment := word & _INCREMENT_MASK:
+                varying.append((element, at, increment))
+                at += increment * subsets
+            if special and (increment or reference != self.counts[element]):
                 raise _Differs
-        return references, places, widths, texts
+        if at > end or any(increment > WIDEST for _, _, increment in varying):
+            raise _Differs
+        return references, varying, texts
+
+    def _walk_text(
+        self, body: bytes, at: int, element: int, subsets: int, texts: dict[int, list[str]]
+    ) -> int:
+        """Read a text if it identifies a report; return the bit after it."""
+        width = self.widths[element]
+        start, at = at, at + width
+        right = _WORD - _INCREMENT_BITS - (at & 7)
+        characters = _word_at(body, at >> 3)[0] >> right & _INCREMENT_MASK
+        at += _INCREMENT_BITS
+        if element in self._wanted:
+            texts[element] = _texts(body, start, width, at, characters, subsets)
+        return at + 8 * int(characters) * subsets
 
 
 def _texts(
@@ -191,13 +252,13 @@ def describe_compressed(
         values: By eccodes, (N, E), NaN where missing.
         texts: By eccodes: identifying texts by descriptor.
     """
-    storage = storage_of(message, layout)
+    storage = storage_of(message, header, layout)
     if storage is None:
         return None
     is_text = storage.scales == TEXT_SCALE
     places = {code: layout.first(code) for code in texts}  # -1 where no replication holds it
     unread = any(at >= 0 and not (is_text[at] and storage.widths[at]) for at in places.values())
-    if unread or (storage.widths[~is_text] > WIDEST).any():
+    if unread or (storage.widths[~is_text] > _WIDEST_REFERENCE).any():
         return None
     packing = make_packing(layout, storage)
     counted = np.flatnonzero(np.isin(layout.all_codes, list(COUNTS)))
@@ -212,5 +273,7 @@ def describe_compressed(
     if again is None or again[1] != dict(texts):
         return None
     shown = packing.widths > 0
-    same = np.array_equal(again[0][:, shown], values[:, shown], equal_nan=True)
+    read = np.empty(values.shape)
+    again[0].fill(read)
+    same = np.array_equal(read[:, shown], values[:, shown], equal_nan=True)
     return found if same else None

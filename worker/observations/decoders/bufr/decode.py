@@ -12,6 +12,7 @@ from model.domain.errors import DecodeError
 from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, FileBudget
 from worker.observations.decoders.bufr.block import TEXT_KEYS, Block
 from worker.observations.decoders.bufr.dump import DumpUnpacker, PrepCollection, is_ragged
+from worker.observations.decoders.bufr.elements import element_names
 from worker.observations.decoders.bufr.embedded import EmbeddedTables, holds_tables, is_empty
 from worker.observations.decoders.bufr.families import (
     BUFR_FAMILIES,
@@ -32,7 +33,6 @@ from worker.observations.decoders.bufr.packing import Packing
 from worker.observations.decoders.bufr.prepbufr import is_prepbufr, read_prepbufr
 from worker.observations.decoders.bufr.ragged import names_of
 from worker.observations.decoders.bufr.reports import Collector, Reports, has_position
-from worker.observations.decoders.bufr.usage import element_names
 from worker.observations.decoders.options import BufrOptions
 from worker.observations.formats import HEAD_BYTES, foreign_content
 
@@ -362,13 +362,17 @@ def _stack(group: _PartGroup) -> Block:
     row = np.repeat(np.arange(len(parts)), sizes)
     values = np.empty((len(row), layout.size))
     texts = {code: [""] * len(row) for code in TEXT_KEYS if layout.has(code)}
-    unpacked = [n for n, part in enumerate(parts) if part.values is not None]
-    begin = np.concatenate([[0], np.cumsum(sizes)])
-    for n in unpacked:
-        values[begin[n] : begin[n + 1]] = parts[n].values
-        for code, found in parts[n].texts.items():
+    begin = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+    packed = []
+    for n, part in enumerate(parts):
+        if part.values is not None:
+            values[begin[n] : begin[n + 1]] = part.values
+        elif part.compressed is not None:
+            part.compressed.fill(values[begin[n] : begin[n + 1]])
+        else:
+            packed.append(n)
+        for code, found in part.texts.items():
             texts[code][begin[n] : begin[n + 1]] = found
-    packed = [n for n, part in enumerate(parts) if part.values is None]
     if packed:
         _fill(layout.packing, [parts[n] for n in packed], np.isin(row, packed), values, texts)
     return Block(group.header, layout, values, texts)

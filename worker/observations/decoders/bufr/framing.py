@@ -135,6 +135,7 @@ class Header:
         descriptors: Unexpanded descriptors as integers FXXYYY.
         data_at: First byte of the values in section 4.
         data_bytes: Bytes of the values.
+        subsets_at: First of the two bytes that hold the number of reports.
     """
 
     edition: int
@@ -151,10 +152,16 @@ class Header:
     descriptors: tuple[int, ...]
     data_at: int
     data_bytes: int
+    subsets_at: int = 0
 
     def data(self, message: bytes) -> bytes:
         """Return the packed values, the data section without its header."""
         return message[self.data_at : self.data_at + self.data_bytes]
+
+    @property
+    def has_local_tables(self) -> bool:
+        """Return whether the message names tables of its centre."""
+        return self.local_version not in _NO_LOCAL_TABLES
 
     @property
     def template(self) -> tuple[object, ...]:
@@ -162,7 +169,7 @@ class Header:
 
         Without local tables the centre decides nothing, so that all centres share what is known.
         """
-        if self.local_version in _NO_LOCAL_TABLES and not any(map(is_local, self.descriptors)):
+        if not self.has_local_tables and not any(map(is_local, self.descriptors)):
             return (self.descriptors, self.master_table, self.master_version)
         return (
             self.descriptors,
@@ -236,7 +243,7 @@ def read_header(message: bytes) -> Header:
         raise _bad(f"{subsets} reports and {len(codes)} descriptors declared")
     return Header(
         edition, s[3], centre, subcentre, sequence, category, subcategory, master, local,
-        subsets, bool(flags & 64), codes, at + 4, data_bytes - 4,
+        subsets, bool(flags & 64), codes, at + 4, data_bytes - 4, at - length + 4,
     )  # fmt: skip
 
 

@@ -44,8 +44,8 @@ def aircraft_id(block: Block) -> Texts:
 
 def satellite_id(block: Block) -> Texts:
     """Return the satellite identifier of common code table C-5: `sat004`."""
-    numbers = block.first(1_007)
-    return [f"sat{int(n):03d}" if n == n else "unknown" for n in numbers]
+    found = _spelt(lambda n: f"sat{n:03d}", block.first(1_007))
+    return [text or "unknown" for text in found]
 
 
 def _first_given(block: Block, *sources: Callable[[Block], Texts]) -> Texts:
@@ -57,6 +57,26 @@ def _first_given(block: Block, *sources: Callable[[Block], Texts]) -> Texts:
         if all(result):
             return result
     return [text or "unknown" for text in result]
+
+
+def _spelt(spell: Callable[..., str], *parts: np.ndarray, where: np.ndarray | None = None) -> Texts:
+    """Return numbers in words of `spell`; "" where one is missing.
+
+    Arguments:
+        spell: Takes one whole number of each part.
+        parts: Each (N,).
+        where: Which are wanted, (N,); None for all that are given.
+    """
+    given = ~np.isnan(np.array(parts)).any(axis=0)
+    if where is not None:
+        given &= where
+    words = map(spell, *(part[given].astype(np.int64).tolist() for part in parts))
+    if given.all():
+        return list(words)
+    found = [""] * len(given)
+    for at, word in zip(np.flatnonzero(given).tolist(), words, strict=True):
+        found[at] = word
+    return found
 
 
 def _text(code: int) -> Callable[[Block], Texts]:
@@ -73,27 +93,23 @@ def _numbers(block: Block, *codes: int) -> list[np.ndarray] | None:
 def _wigos(block: Block) -> Texts:
     parts = _numbers(block, 1_125, 1_126, 1_127)
     local = block.text(1_128)
-    if parts is None or not local:
+    if parts is None or not local or not any(local):
         return []
-    return [
-        f"{int(a)}-{int(b)}-{int(c)}-{text}" if text and a == a and b == b and c == c else ""
-        for a, b, c, text in zip(*parts, local, strict=True)
-    ]
+    heads = _spelt(lambda a, b, c: f"{a}-{b}-{c}-", *parts)
+    return [head + text if head and text else "" for head, text in zip(heads, local, strict=True)]
 
 
 def _wmo_number(block: Block) -> Texts:
     parts = _numbers(block, 1_001, 1_002)
     if parts is None:
         return []
-    return [
-        f"{int(a):02d}{int(b):03d}" if a == a and b == b and (a, b) != (0, 0) else ""
-        for a, b in zip(*parts, strict=True)
-    ]
+    a, b = parts
+    return _spelt(lambda a, b: f"{a:02d}{b:03d}", a, b, where=(a != 0) | (b != 0))
 
 
 def _platform(block: Block) -> Texts:
     parts = _numbers(block, 1_087)
-    return [] if parts is None else [f"{int(n)}" if n == n else "" for n in parts[0]]
+    return [] if parts is None else _spelt(str, parts[0])
 
 
 def _buoy(block: Block) -> Texts:
@@ -101,25 +117,20 @@ def _buoy(block: Block) -> Texts:
     if (parts := _numbers(block, 1_005)) is None:
         return []
     numbers = parts[0]
-    regions, areas = block.first(1_003), block.first(1_020)
-    return [
-        ""
-        if n != n
-        else f"{int(r)}{int(a)}{int(n):03d}"
-        if n < 1_000 and r == r and a == a
-        else f"{int(n)}"
-        for n, r, a in zip(numbers, regions, areas, strict=True)
-    ]
+    within = _spelt(
+        lambda r, a, n: f"{r}{a}{n:03d}",
+        block.first(1_003), block.first(1_020), numbers, where=numbers < 1_000,
+    )  # fmt: skip
+    return [a or b for a, b in zip(within, _spelt(str, numbers), strict=True)]
 
 
 def _national(block: Block) -> Texts:
     state, text = block.first(1_101), block.text(1_102)
     number = block.first(1_102) if text is None else None
     if number is not None:
-        text = [f"{int(n)}" if n == n else "" for n in number]
-    return [
-        f"{int(s)}-{t}" if s == s and t else "" for s, t in zip(state, text or [], strict=False)
-    ]
+        text = _spelt(str, number)
+    states = _spelt(str, state)
+    return [f"{s}-{t}" if s and t else "" for s, t in zip(states, text or [], strict=False)]
 
 
 NOMINAL, LAST_POSITION = 25, 26

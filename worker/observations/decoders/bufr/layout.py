@@ -59,8 +59,18 @@ class ReportLayout:
     def where(self, code: int) -> np.ndarray:
         """Return positions of all occurrences of an element, ascending."""
         if code not in self._where:
-            self._where[code] = np.flatnonzero(self.codes == code)
+            low, high = self._sorted.searchsorted((code, code + 1))
+            self._where[code] = self._order[low:high]
         return self._where[code]
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        """Return the positions by element, ascending for each of them."""
+        return np.argsort(self.codes, kind="stable")
+
+    @cached_property
+    def _sorted(self) -> np.ndarray:
+        return self.codes[self._order]
 
     def first(self, *codes: int) -> int:
         """Return the position of the first occurrence of the first of the elements that occurs, or -1."""

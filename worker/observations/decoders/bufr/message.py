@@ -10,11 +10,12 @@ import numpy as np
 from model.domain.errors import DecodeError
 from worker.observations.decoders.base import MessageLimits
 from worker.observations.decoders.bufr.block import TEXT_KEYS, clean_text
-from worker.observations.decoders.bufr.compressed import describe_compressed
+from worker.observations.decoders.bufr.compressed import CompressedValues, describe_compressed
+from worker.observations.decoders.bufr.elements import TableVersion, elements_of
 from worker.observations.decoders.bufr.framing import Header, descriptor_count, is_local
 from worker.observations.decoders.bufr.layout import ReportLayout
 from worker.observations.decoders.bufr.packing import describe_storage
-from worker.observations.decoders.bufr.template import Template, check_first_count
+from worker.observations.decoders.bufr.template import NO_WIDTH, Template, check_first_count
 
 __all__ = ["MessagePart", "Unpacker"]
 
@@ -38,6 +39,7 @@ class MessagePart:
         texts: Identifying texts, by descriptor, one per report.
         body: Bytes of section 4 of a packed message.
         starts: First bit of each packed report.
+        compressed: Where the values of a packed compressed message are.
     """
 
     layout: ReportLayout
@@ -46,6 +48,7 @@ class MessagePart:
     texts: dict[int, list[str]] = field(default_factory=dict)
     body: bytes = b""
     starts: np.ndarray | None = None
+    compressed: CompressedValues | None = None
 
 
 class Unpacker:
@@ -95,7 +98,7 @@ class Unpacker:
         handle = eccodes.codes_new_from_message(message)
         try:
             if header.data_bytes > _LARGE:
-                widths = _widths(handle)
+                widths = _widths(template, header)
                 check_first_count(template.raw, widths, message, header, self.limits)
             values = self._values(handle, header)
             values[values < _MISSING] = np.nan
@@ -143,7 +146,10 @@ class Unpacker:
                 continue
             found = layout.compressed.read(body, header.subsets)
             if found is not None:
-                return MessagePart(layout, np.arange(header.subsets), *found)
+                values, texts = found
+                return MessagePart(
+                    layout, np.arange(header.subsets), texts=texts, compressed=values
+                )
         return None
 
     def _values(self, handle: int, header: Header) -> np.ndarray:
@@ -244,11 +250,13 @@ def _rectangular(
     return MessagePart(layout, np.arange(subsets), values.reshape(subsets, layout.size), texts)
 
 
-def _widths(handle: int) -> tuple[int, ...]:
-    try:
-        return tuple(eccodes.codes_get_long_array(handle, "expandedOriginalWidths").tolist())
-    except eccodes.CodesInternalError:
+def _widths(template: Template, header: Header) -> tuple[int, ...]:
+    """Return the bits of each descriptor by the tables; of none if an element is in no table."""
+    wanted = {code for code in template.raw if code < 100_000}
+    found = elements_of(wanted, TableVersion.of(header))
+    if len(found) < len(wanted):
         return ()
+    return tuple(found[code].width if code in found else NO_WIDTH for code in template.raw)
 
 
 def _from_pool(pool: list[str], reference: float) -> str:

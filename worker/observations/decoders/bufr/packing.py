@@ -17,6 +17,7 @@ import eccodes
 import numpy as np
 
 from worker.observations.decoders.bufr.block import TEXT_KEYS, clean_text
+from worker.observations.decoders.bufr.elements import Element, TableVersion, elements_of
 from worker.observations.decoders.bufr.framing import Header
 from worker.observations.decoders.bufr.layout import ASSOCIATED, COUNTS, ReportLayout
 
@@ -44,10 +45,8 @@ def gather_bits(buffer: np.ndarray, places: np.ndarray, widths: np.ndarray) -> n
     Returns:
         uint64, (N, K).
     """
-    windows = np.lib.stride_tricks.as_strided(
-        buffer, shape=(len(buffer) - 7, 8), strides=(1, 1), writeable=False
-    )
-    word = windows[places >> 3].view(">u8")[..., 0].astype(np.uint64)
+    windows = np.ndarray(len(buffer) - 7, ">u8", buffer, strides=(1,))
+    word = windows[places >> 3].astype(np.uint64)
     inside = (places & 7).astype(np.uint64)
     width = widths.astype(np.uint64)
     # A shift by 64 is undefined; columns without bits are masked to zero anyway.
@@ -178,7 +177,7 @@ def describe_storage(
         layout: Positions of elements.
         expected: Values of the first report by eccodes, (E,), NaN where missing.
     """
-    storage = storage_of(message, layout)
+    storage = storage_of(message, header, layout)
     if storage is None:
         return None
     packing = make_packing(layout, storage)
@@ -195,18 +194,25 @@ def _confirmed(packing: Packing, body: bytes, expected: np.ndarray) -> bool:
     return bool(np.array_equal(found[shown], expected[shown], equal_nan=True))
 
 
-def storage_of(message: bytes, layout: ReportLayout) -> Storage | None:
-    """Return width, scale and reference of each element of the first report, None if not known."""
+def storage_of(message: bytes, header: Header, layout: ReportLayout) -> Storage | None:
+    """Return width, scale and reference of each element of the first report, None if not known.
+
+    The reports of a message that is not compressed follow one another, so the first one is read alone:
+    the attributes of all its elements take eccodes some kilobytes each.
+    """
+    if not header.compressed:
+        at = header.subsets_at
+        message = message[:at] + b"\0\1" + message[at + 2 :]
     handle = eccodes.codes_new_from_message(message)
     try:
-        return _stored(handle, layout)
+        return _stored(handle, header, layout)
     except eccodes.CodesInternalError:
         return None
     finally:
         eccodes.codes_release(handle)
 
 
-def _stored(handle: int, layout: ReportLayout) -> Storage | None:
+def _stored(handle: int, header: Header, layout: ReportLayout) -> Storage | None:
     trailer = layout.all_codes[len(layout.codes) :]
     operators = trailer[trailer >= 100_000]
     foreign = (layout.codes >= 100_000) & (layout.codes != ASSOCIATED)
@@ -216,11 +222,11 @@ def _stored(handle: int, layout: ReportLayout) -> Storage | None:
     found = _in_order(_elements(handle, len(layout.codes)), layout.codes.tolist())
     if found is None:
         return None
-    original = _originals(handle)
+    original = elements_of(trailer.tolist(), TableVersion.of(header))
     for code in trailer.tolist():
         if code not in original and code < _FIRST_TRAILER:
             return None
-        found.append(original.get(code, (0, 0, 0)))
+        found.append(_storage(original[code]) if code in original else (0, 0, 0))
     return Storage(*np.array(found, dtype=np.int64).T)
 
 
@@ -266,15 +272,6 @@ def _in_order(elements: list[list[int]], codes: list[int]) -> list[tuple[int, in
     return found
 
 
-def _originals(handle: int) -> dict[int, tuple[int, int, int]]:
-    """Return width, scale and reference of the tables by descriptor."""
-    codes = eccodes.codes_get_long_array(handle, "expandedDescriptors")
-    codes = codes[codes != ASSOCIATED]
-    parts = [
-        eccodes.codes_get_long_array(handle, f"expandedOriginal{name}")
-        for name in ("Widths", "Scales", "References")
-    ]
-    if any(len(part) != len(codes) for part in parts):
-        return {}
-    entries = zip(codes.tolist(), *(part.tolist() for part in parts), strict=True)
-    return {code: (width, scale, ref) for code, width, scale, ref in entries if code < 100_000}
+def _storage(element: Element) -> tuple[int, int, int]:
+    """Return width, scale and reference of an element as its table has them."""
+    return element.width, TEXT_SCALE if element.is_text else element.scale, element.reference

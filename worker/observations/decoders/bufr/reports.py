@@ -9,7 +9,12 @@ import pyarrow as pa
 
 from model.domain.observations import VERTICAL_KINDS
 from model.domain.variables import VARIABLES
-from worker.observations.columns import build_table, coded_column, repeated_column
+from worker.observations.columns import (
+    build_table,
+    coded_column,
+    number_array,
+    repeated_column,
+)
 from worker.observations.decoders.base import DecodeContext
 
 __all__ = ["Collector", "Reports", "Values", "has_position"]
@@ -260,7 +265,7 @@ class Collector:
             variable=coded_column(rows.pop("variable"), tuple(VARIABLES)),
             vertical_kind=coded_column(rows.pop("vertical_kind"), VERTICAL_KINDS),
             rejected_by=coded_column(rows.pop("rejected_by"), _FLAGS),
-            profile_id=pa.array(ordinal[report], pa.int32(), mask=~profile),
+            profile_id=number_array(ordinal[report].astype(np.int32), ~profile),
             update_sequence=np.concatenate(shared.update_sequence)[report].astype(np.int16),
             message_offset=np.concatenate(shared.offset)[report],
             **rows,

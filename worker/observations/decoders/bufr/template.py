@@ -23,7 +23,7 @@ from worker.observations.decoders.bufr.framing import Header
 from worker.observations.decoders.bufr.layout import ASSOCIATED, COUNTS, ReportLayout
 from worker.observations.decoders.bufr.packing import Storage, make_packing, read_bits
 
-__all__ = ["Template", "check_first_count"]
+__all__ = ["NO_WIDTH", "Template", "check_first_count"]
 
 _KEPT_LAYOUTS = 512
 _UNKNOWN = -1
@@ -250,7 +250,8 @@ def _count(values: np.ndarray, at: int, limits: MessageLimits) -> int:
     return int(number)
 
 
-_NO_WIDTH = 2_147_483_647
+NO_WIDTH = 0
+"""Stands for the width of an operator."""
 _INCREMENT_WIDTH = 6
 _TEXT_WIDTH = 64
 
@@ -302,7 +303,7 @@ def check_first_count(
     if at is None or count is None:
         return
     span = (expanded[at - 1] - 100_000) // 1_000
-    inner = [w for w in widths[at + 1 : at + 1 + span] if w != _NO_WIDTH]
+    inner = [w for w in widths[at + 1 : at + 1 + span] if w != NO_WIDTH]
     _judge(count, inner, len(bits.data) * 8 - bits.at, header, limits)
 
 
@@ -313,7 +314,7 @@ def _to_first_count(
     for at, (code, width) in enumerate(zip(expanded, widths, strict=True)):
         if code in COUNTS:
             return at
-        if width != _NO_WIDTH and not _skip_element(bits, width, header):
+        if width != NO_WIDTH and not _skip_element(bits, width, header):
             return None
     return None
 

@@ -6,15 +6,13 @@ vanishes uncounted.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 
-import eccodes
 import numpy as np
 
-from worker.observations.decoders.bufr.framing import is_local
 from worker.observations.decoders.bufr.layout import ReportLayout
 
-__all__ = ["Usage", "element_names", "what_it_holds"]
+__all__ = ["Usage", "what_it_holds"]
 
 
 class Usage:
@@ -114,35 +112,3 @@ _OTHER_CONTENT = (
 def what_it_holds(codes: Set[int]) -> str:
     """Return in words what a message of these elements holds, "" if that is not known."""
     return next((words for telling, words in _OTHER_CONTENT if telling & codes), "")
-
-
-_LAST_ELEMENT = 64_000
-_known_names: dict[int, str] = {}
-
-
-def element_names(codes: Iterable[int], version: int) -> dict[int, str]:
-    """Return the names of elements of the WMO tables; local elements and operators have none.
-
-    They are asked for once in a process, from a message without data: eccodes unpacks a message
-    with data to give them.
-
-    Arguments:
-        codes: Descriptors.
-        version: Of the master table.
-    """
-    wanted = {code for code in codes if code < _LAST_ELEMENT and not is_local(code)}
-    unknown = sorted(wanted - _known_names.keys())
-    if unknown:
-        _known_names.update(dict.fromkeys(unknown, ""))
-        handle = eccodes.codes_bufr_new_from_samples("BUFR4")
-        try:
-            eccodes.codes_set(handle, "masterTablesVersionNumber", version)
-            eccodes.codes_set_array(handle, "unexpandedDescriptors", unknown)
-            found = eccodes.codes_get_string_array(handle, "expandedAbbreviations")
-            _known_names.update(zip(unknown, found, strict=True))
-        except (eccodes.CodesInternalError, ValueError):
-            # An element that this version of the table lacks: the numbers must do.
-            pass
-        finally:
-            eccodes.codes_release(handle)
-    return {code: _known_names[code] for code in wanted}

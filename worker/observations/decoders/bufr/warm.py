@@ -50,7 +50,7 @@ COMMON = (
     CommonTemplate((311_001,), 4),
 )
 VERSIONS = (36,)
-"""Master tables read beforehand, 45 MB each; others are read by each child that needs them."""
+"""Master tables read beforehand; others are read by each child that needs them."""
 
 _VALUES: Mapping[str, float] = {
     "#1#blockNumber": 1, "#1#stationNumber": 1, "#1#year": 2026, "#1#month": 1, "#1#day": 1,

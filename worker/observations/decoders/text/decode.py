@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.domain.errors import DecodeError
-from worker.observations.columns import build_table
+from worker.observations.columns import build_table, number_array
 from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, finish
 from worker.observations.decoders.bufr.framing import correction_number
 from worker.observations.decoders.options import TextOptions
@@ -94,7 +94,7 @@ def _table(found: list[tuple[Report, surface.Decoded]], context: DecodeContext) 
         vertical_kind=[row[1] for *_, row in rows],
         vertical=np.array([row[2] for *_, row in rows], dtype=float),
         obs_value=np.array([row[3] for *_, row in rows], dtype=float),
-        profile_id=pa.array(profiles, pa.int32(), mask=profiles < 0),
+        profile_id=number_array(profiles.astype(np.int32), profiles < 0),
         update_sequence=[_correction(one, decoded) for _, one, decoded, _ in rows],
         message_offset=np.array([one.offset for _, one, _, _ in rows], dtype=np.int64),
     )
