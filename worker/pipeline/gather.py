@@ -94,7 +94,7 @@ def gather_beside(
         Rows that had arrived by the cut-off and that no check refused then; often none.
     """
     window, p = observation_window(plan), load_parameters(checks)["ascents"]
-    networks = [n for n in p["report_types"] if n in (selection.networks or p["report_types"])]
+    networks = [n for n in p["report_types"] if n in (selection.report_types or p["report_types"])]
     if window is None or batches == () or not p["enabled"] or not networks:
         return empty_table()
     reach, seconds = timedelta(hours=p["beyond"]), time_column(table) * 1e-9

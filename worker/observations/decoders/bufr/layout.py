@@ -70,7 +70,8 @@ class ReportLayout:
 
     @cached_property
     def _sorted(self) -> np.ndarray:
-        return self.codes[self._order]
+        found: np.ndarray = self.codes[self._order]
+        return found
 
     def first(self, *codes: int) -> int:
         """Return the position of the first occurrence of the first of the elements that occurs, or -1."""
