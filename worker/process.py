@@ -34,6 +34,7 @@ from worker.contract.queues import (
     celery_settings,
 )
 from worker.contract.redis_server import redis_health
+from worker.contract.trace_export import export_traces, finish_traces
 from worker.protections import protections
 from worker.runtime import Runtime, open_runtime
 from worker.sandbox import sweep_scratch, warm_up
@@ -208,6 +209,7 @@ class WorkerLife:
             os.nice(_NICE)
         runtime.start_reporting()
         if GPU_QUEUE in self.queues:
+            export_traces(self._part)
             # torch is imported in the one process that uses it, never in a parent that forks
             from worker.loaded_models import load_models
             from worker.tasks.assimilation import describe_models
@@ -225,11 +227,15 @@ class WorkerLife:
         if self.runtime is not None and self.runtime.report.pid == os.getpid():
             return
         configure_logs(self.settings)
+        export_traces(self._part)
         runtime = open_runtime(self.settings, self.queues, self.name, self.app)
         self.app.runtime = runtime
         runtime.start_measuring()
         signals.worker_process_shutdown.connect(
             lambda **_: runtime.end_measuring(), weak=False, dispatch_uid="measures"
+        )
+        signals.worker_process_shutdown.connect(
+            lambda **_: finish_traces(), weak=False, dispatch_uid="traces"
         )
         if not {INGEST_QUEUE, INGEST_LARGE_QUEUE}.isdisjoint(self.queues):
             warm_up()
@@ -255,7 +261,12 @@ class WorkerLife:
         """Remove the registration, the last thing a worker does."""
         if self.runtime is not None:
             self.runtime.leave()
+        finish_traces()
         sweep_scratch()  # of its children that were killed
+
+    @property
+    def _part(self) -> str:
+        return "-".join(self.queues)
 
     def take_work(self, takes: bool) -> None:
         """Show in the registration whether this worker takes messages from its queues."""

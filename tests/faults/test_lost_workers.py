@@ -37,13 +37,19 @@ def test_kill_9_in_mid_job_and_the_job_finishes_once(stores, processes):
     processes.appa("worker", "scheduler")
     hold = processes.data / "pause-sampling"
     hold.touch()
-    job = submit_job(stores, processes)
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    asked = {"request_id": "mine-1", "trace": f"00-{trace}-00f067aa0ba902b7-01"}
+    job = submit_job(stores, processes, asked=asked)
     wait_phase(stores, job.id, Phase.SAMPLING)
     processes.kill(worker)
     hold.unlink()
     processes.stub_worker()
     done = wait_state(stores, job.id, JobState.SUCCEEDED, JobState.FAILED)
     assert done.state is JobState.SUCCEEDED, processes.log()
+    lines = [line for line in processes.log().splitlines() if job.id in line]
+    assert len([line for line in lines if "took over" in line]) == 1  # the scheduler's
+    assert len([line for line in lines if "started" in line]) >= 2
+    assert not [x for x in lines if f"trace_id={trace}" not in x or "request_id=mine-1" not in x]
     assert done.attempts >= 2
     assert done.error is None
     assert published(processes) == [job.analysis_id]
