@@ -186,6 +186,8 @@ class WorkerLife:
     def connect(self) -> None:
         """Connect to Celery's signals, and to the commands of its remote control."""
         self.app.life = self
+        if GPU_QUEUE in self.queues:  # else the children work, which are forked later
+            export_traces(self._part)
         logging.getLogger("celery.app.trace").setLevel(logging.ERROR)  # retries are logged by us
         signals.worker_process_init.connect(self.on_child, weak=False)
         signals.worker_ready.connect(self.on_ready, weak=False)
@@ -209,7 +211,6 @@ class WorkerLife:
             os.nice(_NICE)
         runtime.start_reporting()
         if GPU_QUEUE in self.queues:
-            export_traces(self._part)
             # torch is imported in the one process that uses it, never in a parent that forks
             from worker.loaded_models import load_models
             from worker.tasks.assimilation import describe_models
