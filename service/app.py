@@ -58,7 +58,7 @@ from service.routes import (
 from service.settings import GatewaySettings
 from worker.contract.logs import configure_logs
 from worker.contract.trace_export import export_traces
-from worker.contract.traces import carried_on
+from worker.contract.traces import carried_on, trace_id
 
 PREFIX = "/v1/data"
 log = structlog.get_logger()
@@ -209,6 +209,7 @@ class RequestContext:
             record=record or next(iter(scope.get("path_params", {}).values()), ""),
             status=state["status"],
             request_id=scope["appa.request_id"],
+            trace_id=trace_id(),
             address=client[0] if client else "",
         )
 

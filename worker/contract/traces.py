@@ -33,6 +33,7 @@ __all__ = [
     "failed",
     "phase",
     "step",
+    "trace_id",
     "traceparent",
     "waited",
     "work",
@@ -58,6 +59,12 @@ def traceparent() -> str:
     carrier: dict[str, str] = {}
     _W3C.inject(carrier)
     return carrier.get("traceparent", "")
+
+
+def trace_id() -> str:
+    """Return the id of the present trace; empty when there is none."""
+    present = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(present.trace_id) if present.is_valid else ""
 
 
 def add_ids(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
