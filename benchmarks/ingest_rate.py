@@ -41,8 +41,8 @@ from worker.contract.records import new_id
 from worker.contract.store import Stores, open_stores
 from worker.observations.columns import build_table, concat_tables
 from worker.observations.decoders.base import DecodeContext
+from worker.observations.store.compaction import SmallFileMerger
 from worker.observations.store.group_commit import NewBatch, publish_many
-from worker.observations.store.merging import SmallFileMerger
 from worker.observations.store.store import ObservationStore
 
 REPORTS = 3

@@ -42,6 +42,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "fetch": ("deploy.commands.client:fetch_app", "Download the files of an analysis."),
     "export": ("deploy.commands.export:export_app", "Give an analysis to another weather model."),
     "cycles": ("deploy.commands.cycles:app", "List, watch, explain and rerun hourly analyses."),
+    "deny": ("deploy.commands.cycles:deny_app", "A cycle without a network: what was it worth?"),
     "reanalyse": ("deploy.commands.reanalyse:app", "A past period in windows side by side."),
     "replay": ("deploy.commands.results:replay_app", "Make an analysis again: is it identical?"),
     "catalogue": ("deploy.commands.results:catalogue_app", "Published results: show, rebuild."),
@@ -65,7 +66,7 @@ GROUPS: dict[str, tuple[str, str]] = {
 EXTRAS: dict[str, str] = {
     **dict.fromkeys(("up", "demo", "rehearse", "chaos"), "local"),
     **dict.fromkeys(("verify", "checkpoint", "replay", "worker gpu"), "model"),
-    **dict.fromkeys(("observations", "sources", "worker", "recover", "export"), "ingest"),
+    **dict.fromkeys(("observations", "sources", "worker", "recover", "export", "deny"), "ingest"),
     "train": "lab",
     "gateway": "data",
     "mcp": "mcp",

@@ -212,6 +212,8 @@ CYCLE: dict[str, Any] = {
     "published": "2025-01-01T09:00:41Z",
     "forecast_job_id": "",
     "forecast_id": "",
+    "cold_job_id": "",
+    "cold_id": "",
     "asked_by": "",
 }
 

@@ -151,6 +151,8 @@ class CycleView(View):
     published: datetime | None = Field(description="When the analysis became readable (UTC).")
     forecast_job_id: str = Field(description="Forecast started from it; empty if there is none.")
     forecast_id: str = Field(description="Id under which that forecast is published.")
+    cold_job_id: str = Field(description="Cold window it is compared with; empty if there is none.")
+    cold_id: str = Field(description="Id under which that cold window is published.")
     asked_by: str = Field(description=_KEY_ID.format("requested the rerun"))
 
     @classmethod

@@ -21,8 +21,7 @@ from worker.contract.feeds import FEEDS
 from worker.contract.layout import Layout
 from worker.contract.measures import SharedMeasures
 from worker.contract.queues import QUEUES, SCHEDULER, WorkerReport
-from worker.contract.store import Stores
-from worker.contract.waiting import waiting
+from worker.contract.store import Stores, waiting
 
 __all__ = ["PARTS", "WorkMetrics"]
 

@@ -412,6 +412,8 @@ class Cycle(Answer):
         published: When the analysis became readable.
         forecast_job_id: Forecast started from the analysis; empty when there is none.
         forecast_id: Id under which that forecast is published.
+        cold_job_id: Cold window that the analysis is compared with; empty when there is none.
+        cold_id: Id under which that cold window is published.
     """
 
     id: str
@@ -429,6 +431,8 @@ class Cycle(Answer):
     published: datetime | None = None
     forecast_job_id: str = ""
     forecast_id: str = ""
+    cold_job_id: str = ""
+    cold_id: str = ""
 
     @property
     def done(self) -> bool:

@@ -201,7 +201,7 @@ def recover(
     A running scheduler does so by itself; this does it at once, beside it or without it, and tells
     what came back. Exit status 1 if something could not be brought back.
     """
-    from worker.backup.recovery import recover as rebuild
+    from worker.backup.restore import recover as rebuild
     from worker.process import message_sender
 
     layout = Layout(data.resolve())

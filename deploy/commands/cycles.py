@@ -1,17 +1,28 @@
-"""`appa cycles`: list, watch, explain and rerun the hourly analyses."""
+"""`appa cycles`: list, watch, explain and rerun the hourly analyses; `appa deny`: one without a network."""
 
+import math
 import textwrap
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from appa_client import Cycle, CycleExplanation, CycleState, Flavour, cycle_key
+from appa_client import (
+    AppaClient,
+    Cycle,
+    CycleExplanation,
+    CycleState,
+    Flavour,
+    GatewayError,
+    cycle_key,
+)
+from deploy.commands.client import follow_on_terminal
 from deploy.console import (
     DEFAULT_DATA,
     DEFAULT_URL,
@@ -28,14 +39,18 @@ from deploy.console import (
     short_time,
     utc_time,
 )
+from model.domain.errors import InvalidInput
 from model.domain.files import replaced_file
 from worker.contract.layout import Layout
 from worker.cycling.policy import read_policy
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _REMARK = 31
 """Columns of a remark: those of the id of an analysis."""
 
-__all__ = ["app", "change_line", "cycle_table", "show_explanation"]
+__all__ = ["app", "change_line", "cycle_table", "deny_app", "show_explanation"]
 
 _COLOURS = {
     CycleState.PUBLISHED: "green",
@@ -280,3 +295,85 @@ def init(
         print_json(policy)
     else:
         out.print(f"wrote {target}", markup=False)
+
+
+deny_app = typer.Typer(add_completion=False)
+
+
+@deny_app.command()
+def deny(
+    network: Annotated[str, typer.Argument(help="What is left out: synop, temp, satellite …")],
+    hour: ValidTime,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    flavour: FlavourOption = Flavour.FINAL,
+    as_json: AsJson = False,
+) -> None:
+    """Make the analysis of a cycle again without a network: what was it worth?
+
+    Both are compared at the stations that were withheld from both. An earlier analysis that the
+    cycle continues has seen the network: the answer is what its new values were worth.
+    """
+    # pandas and pyarrow are needed here alone.
+    from worker.results.verification.comparison import compare
+
+    with gateway_client(url, key) as client, TemporaryDirectory(prefix="appa-deny-") as folder:
+        cycle = client.cycle(_key(hour, flavour))
+        if not cycle.analysis_id:
+            raise InvalidInput(f"Expected a cycle with an analysis; '{cycle.id}' has none yet.")
+        full = client.analysis(cycle.analysis_id)
+        body = full.spec.model_dump(mode="json")
+        chosen = body.get("observations") or {}
+        body["observations"] = chosen | {"deny": [*(chosen.get("deny") or []), network]}
+        body["outputs"] = ["feedback"]
+        asked = client.submit(body, idempotency_key=f"deny:{full.id}:{network}")
+        job = (
+            client.wait(asked.id)
+            if as_json
+            else follow_on_terminal(client, asked.id, as_json=False)
+        )
+        if job.error is not None:
+            raise GatewayError(f"The analysis without {network} failed: {job.error.message}")
+        with_it, without = (
+            _feedback(client, one, Path(folder)) for one in (full.id, job.analysis_id)
+        )
+    found = compare(full.id, with_it, without, full.valid_time)
+    if found is None:
+        raise InvalidInput(
+            f"Expected stations that were withheld from '{full.id}'; there are none. Set 'withhold' "
+            "in cycles.yaml."
+        )
+    estimate = full.scores.get("impact", {}).get(network)
+    change = math.exp(-found.ratio) - 1
+    if as_json:
+        about = {"network": network, "cycle": cycle.id, "analysis_id": job.analysis_id}
+        lines = [
+            {"network": e.network, "variable": e.variable, "count": e.count}
+            | {"error": e.cycle, "error_without": e.cold}
+            for e in found.errors
+        ]
+        print_json(about | {"estimate": estimate, "change_without": change, "errors": lines})
+        return
+    title = f"{cycle.id} without {network}"
+    table = Table("network", "variable", "values", "error", "without", title=title)
+    for line in found.errors:
+        numbers = (str(line.count), f"{line.cycle:.4g}", f"{line.cold:.4g}")
+        table.add_row(line.network, line.variable, *numbers)
+    out.print(table)
+    out.print(f"without {network} errors at withheld stations change by {100 * change:+.1f} %")
+    if estimate is not None:
+        out.print(f"estimate of the cycle: it took {100 * estimate:.1f} % of their squares away")
+
+
+def _feedback(client: AppaClient, analysis_id: str, folder: Path) -> "pa.Table":
+    """Return the feedback table of a published analysis."""
+    import pyarrow.parquet as pq
+
+    names = [f.name for f in client.analysis(analysis_id).files if f.role == "feedback"]
+    wanted = [name for name in names if name.endswith(".parquet")]
+    if not wanted:
+        raise InvalidInput(
+            f"Expected the feedback of '{analysis_id}'. Add 'feedback' to the outputs in cycles.yaml."
+        )
+    [path] = client.fetch(analysis_id, folder / analysis_id, names=wanted)
+    return pq.read_table(path)

@@ -28,6 +28,7 @@ from worker.contract.records import new_id
 from worker.observations.decoders.base import REASONS, DecodeContext, DecodeReport
 from worker.observations.decoders.decode import decode_many_limited
 from worker.observations.export import ALL_TEMPLATES, ROW_FORMATS
+from worker.observations.store.compaction import compact as compact_hours
 from worker.observations.store.query import MAX_PAGE, ObservationQuery, query_observations
 from worker.observations.store.store import ObservationStore
 from worker.pipeline.ingest import IngestOptions, ingest
@@ -172,7 +173,8 @@ def compact(
     as_json: AsJson = False,
 ) -> None:
     """Merge the many small files of each hour into one; readers may go on."""
-    report = _store(data).compact(
+    report = compact_hours(
+        _store(data).files,
         utc_time(start),
         utc_time(end),
         least_files=least_files,

@@ -194,7 +194,7 @@ def test(
     A session of its own is used, so that a running feed loses nothing. Exit status 1 if the broker
     refuses, or if data were announced and none could be fetched.
     """
-    from worker.feeds.trial import try_source
+    from worker.feeds.process import try_source
 
     trial = try_source(_file(data).get(name), seconds)
     if as_json:

@@ -1,20 +1,45 @@
-"""Run an exercise: a fresh stack, uploads and jobs, harm, healing, and the audit of what is left."""
+"""Run an exercise: a fresh stack, uploads and jobs, harm, healing, and the audit of what is left.
 
+What is left is collected as a client reads it, and in Redis and on disk.
+"""
+
+import hashlib
+import io
+import json
 import time
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import httpx
+import pyarrow.parquet as pq
+from redis import Redis
 from rich.table import Table
 
-from lab.chaos.audit import ChaosReport, Verdict, judge
-from lab.chaos.evidence import collect, wait_quiet
+from lab.chaos.audit import BatchFound, ChaosReport, Evidence, JobFound, Verdict, judge
+from lab.chaos.content import Content, Row, rows_of
 from lab.chaos.plan import Harm, Plan, Rates, chaos_plan
-from lab.chaos.stack import ChaosStack
+from lab.chaos.stack import DISK_BYTES, ChaosStack
 from lab.chaos.traffic import Ledger, Traffic
 from lab.tiny_model import tiny_model
 from model.checkpoints.bundle import save_checkpoint
+from model.domain.files import file_digest
+from worker.contract.kinds import FIRST_YEAR, LAST_YEAR
+from worker.observations.decoders.base import DecodeContext
+from worker.observations.decoders.decode import FileToDecode, decode_in_one_child, decode_limited
+from worker.observations.formats import detect_format
 
-__all__ = ["chaos_table", "run_chaos"]
+__all__ = [
+    "chaos_table",
+    "collect",
+    "run_chaos",
+    "undisturbed",
+    "wait_quiet",
+]
 
 Report = Callable[[str], None]
 
@@ -125,3 +150,216 @@ def chaos_table(found: ChaosReport) -> Table:
         if name not in ("findings", "seed"):
             table.add_row(name.replace("_", " "), str(value))
     return table
+
+
+_TIMEOUT = 60.0
+_UNFINISHED = {
+    "batches": ("received", "ingesting"),
+    "jobs": ("queued", "running", "cancelling"),
+}
+_FEW_KEYS = 100
+"""What an installation keeps in Redis however much has ended: workers, indices, measures."""
+_FOR_EVER = -1
+_FEW_MEGABYTES = 32
+_TOGETHER = 200
+_UNACKNOWLEDGED = 8
+"""Messages that a process which was killed or cut off may have held; they expire by themselves."""
+
+
+def _pages(http: httpx.Client, path: str, **parameters: str) -> Iterator[dict[str, Any]]:
+    cursor: dict[str, str] = {}
+    while True:
+        answer = http.get(path, params={"limit": "500", **parameters, **cursor}).raise_for_status()
+        page = answer.json()
+        yield from page["items"]
+        if not page["next_cursor"]:
+            return
+        cursor = {"cursor": page["next_cursor"]}
+
+
+def _unfinished(http: httpx.Client) -> dict[str, int]:
+    """Return how many uploads and jobs have not ended, by noun and state; none without any."""
+    return {
+        f"{noun} {state}": total
+        for noun, states in _UNFINISHED.items()
+        for state in states
+        if (total := http.get(f"/v1/{noun}", params={"state": state, "limit": 1}).json()["total"])
+    }
+
+
+def wait_quiet(url: str, seconds: float) -> list[str]:
+    """Wait until the system is ready and all that was accepted has ended.
+
+    Returns:
+        What still waited when time ran out; empty when all is quiet.
+    """
+    end = time.monotonic() + seconds
+    told = ["nothing was answered"]
+    with httpx.Client(base_url=url, timeout=_TIMEOUT) as http:
+        while time.monotonic() < end:
+            with suppress(httpx.HTTPError, ValueError, KeyError):
+                left = _unfinished(http)
+                ready = http.get("/health/ready")
+                told = [f"{count} {what}" for what, count in left.items()]
+                told += [] if ready.is_success else [ready.json()["detail"]]
+                if not told:
+                    return []
+            time.sleep(0.5)
+    return [f"stuck after {seconds:.0f} s: {what}" for what in told]
+
+
+def collect(
+    stack: ChaosStack, ledger: Ledger, stuck: list[str], settle_seconds: float = 60.0
+) -> Evidence:
+    """Return the evidence of a stack that is quiet.
+
+    Arguments:
+        stack: Must run.
+        ledger: What was sent.
+        stuck: What did not end, from `wait_quiet`.
+        settle_seconds: Patience with Redis, which forgets what has ended after some seconds.
+    """
+    with httpx.Client(base_url=stack.url, timeout=_TIMEOUT) as http:
+        batches = {one["id"]: _batch(one) for one in _pages(http, "/v1/batches")}
+        jobs = {one["id"]: _job(one) for one in _pages(http, "/v1/jobs")}
+        analyses, damaged = _results(http)
+        rows = _rows(http)
+    held = _UNACKNOWLEDGED * (1 + sum(stack.harmed.counts.values()))
+    with stack.redis() as redis:
+        leftovers = [*stuck, *_redis(redis, settle_seconds, held), *_disk(stack, set(batches))]
+    damaged += [
+        f"{folder.name} has no manifest"
+        for folder in stack.layout.analyses.iterdir()
+        if not (folder / "manifest.json").exists()
+    ]
+    mutated = [
+        sent.content for sent in ledger.uploads.values() if sent.content.mutated and sent.ids
+    ]
+    return Evidence(batches, jobs, rows, analyses, damaged, leftovers, undisturbed(mutated))
+
+
+def undisturbed(contents: Sequence[Content]) -> dict[str, int]:
+    """Return how many rows contents give, by their hashes, decoded here, where nothing goes wrong."""
+    found: dict[str, int] = {}
+    with TemporaryDirectory(prefix="appa-chaos-") as folder:
+        files = []
+        for content in contents:
+            path = Path(folder) / content.name
+            path.write_bytes(content.data)
+            context = DecodeContext(file_name=content.name)
+            files.append(FileToDecode(path, detect_format(path), context))
+        while files:
+            decoded = decode_in_one_child(files[:_TOGETHER])
+            if not decoded:  # it brings its child down, as it may
+                decoded = [decode_limited(files[0].path, files[0].format, files[0].context)]
+            for file, one in zip(files, decoded, strict=False):
+                found[file_digest(file.path)] = one.table.num_rows
+            files = files[len(decoded) :]
+    return found
+
+
+def _problem(record: dict[str, Any]) -> str:
+    error = record["error"]
+    return f"{error['code']}: {error['message']}" if error else ""
+
+
+def _batch(record: dict[str, Any]) -> BatchFound:
+    summary = record["summary"] or {}
+    found = summary.get("observations")
+    return BatchFound(record["state"], record["sha256"], found, _problem(record))
+
+
+def _job(record: dict[str, Any]) -> JobFound:
+    return JobFound(record["state"], record["analysis_id"], _problem(record))
+
+
+def _results(http: httpx.Client) -> tuple[dict[str, str], list[str]]:
+    """Return the job of each result, and what is wrong with files of results."""
+    found, damaged = {}, []
+    for result in _pages(http, "/v1/analyses"):
+        found[result["id"]] = result["job_id"]
+        for file in result["files"]:
+            answer = http.get(f"/v1/analyses/{result['id']}/{file['name']}")
+            if (
+                not answer.is_success
+                or hashlib.sha256(answer.content).hexdigest() != file["sha256"]
+            ):
+                damaged.append(f"{result['id']}/{file['name']}: {answer.status_code}")
+    return found, damaged
+
+
+def _rows(http: httpx.Client) -> dict[str, Counter[Row]]:
+    """Return all rows of the store by upload; damaged reports may be of any year."""
+    found: dict[str, Counter[Row]] = defaultdict(Counter)
+    asked: dict[str, str | int] = {
+        "start": datetime(FIRST_YEAR, 1, 1, tzinfo=UTC).isoformat(),
+        "end": datetime(LAST_YEAR, 12, 31, tzinfo=UTC).isoformat(),
+        "columns": "batch_id,station_id,variable,time,obs_value",
+        "format": "parquet",
+        "limit": 100_000,
+        "offset": 0,
+    }
+    while True:
+        answer = http.get("/v1/observations", params=asked).raise_for_status()
+        table = pq.read_table(io.BytesIO(answer.content))
+        for batch_id, row in zip(table["batch_id"].to_pylist(), rows_of(table), strict=True):
+            found[str(batch_id)][row] += 1
+        if "x-next-offset" not in answer.headers:
+            return found
+        asked["offset"] = answer.headers["x-next-offset"]
+
+
+def _redis(redis: Redis, seconds: float, held: int) -> list[str]:
+    """Return what Redis keeps although all has ended."""
+    end = time.monotonic() + seconds
+    while (told := _kept(redis, held)) and time.monotonic() < end:
+        time.sleep(1.0)
+    return told
+
+
+def _kept(redis: Redis, held: int) -> list[str]:
+    info: Any = redis.info("memory")
+    told = []
+    lasting = [str(key) for key in redis.scan_iter(count=1000) if redis.ttl(key) == _FOR_EVER]
+    if len(lasting) > _FEW_KEYS:
+        stems = Counter(map(_stem, lasting)).most_common(4)
+        told.append(f"Redis keeps {len(lasting)} keys although all has ended: {stems}")
+    if info["used_memory"] > _FEW_MEGABYTES * 2**20:
+        told.append(f"Redis uses {info['used_memory'] / 2**20:.0f} MiB although all has ended")
+    for key in redis.scan_iter(match="*:broker:*", count=1000):
+        kind: Any = redis.type(key)
+        length: Any = {"list": redis.llen, "hash": redis.hlen}.get(str(kind), lambda _: 0)(key)
+        if length > (held if "unacked" in key else 0):
+            told.append(
+                f"{length} messages are left in '{key}': {_first_message(redis, key, kind)}"
+            )
+    return told
+
+
+def _stem(key: str) -> str:
+    return ":".join(part for part in key.split(":")[:3] if not any(c.isdigit() for c in part))
+
+
+def _first_message(redis: Redis, key: str, kind: str) -> str:
+    with suppress(Exception):
+        first: Any = redis.lindex(key, 0) if kind == "list" else next(iter(redis.hvals(key)))
+        message = json.loads(first)
+        headers = (message[0] if isinstance(message, list) else message)["headers"]
+        return f"{headers['task']} {headers['argsrepr']}"
+    return "?"
+
+
+def _disk(stack: ChaosStack, known: set[str]) -> list[str]:
+    """Return what lies on disk although nobody needs it."""
+    layout = stack.layout
+    orphans = {path.name for path in layout.raw.iterdir()} - known
+    told = [f"raw/{name} is of no known upload" for name in sorted(orphans)]
+    told += [f"tmp/{path.name} is left" for path in layout.tmp.iterdir() if _is_upload(path)]
+    used = sum(path.lstat().st_size for path in layout.root.rglob("*") if path.is_file())
+    if stack.can_fill and used > DISK_BYTES // 2:
+        told.append(f"the data folder has grown to {used / 2**20:.0f} MiB")
+    return told
+
+
+def _is_upload(path: Path) -> bool:
+    return path.name.startswith("upload-")

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from lab.osse.cases import ObservedCase
 from lab.osse.scores import Method, StartScorer
+from model.diagnostics.ensembles import gaspari_cohn
 from model.diagnostics.equivalents import observation_set
 from model.domain.errors import ConfigurationError
 from model.domain.grids import Grid, unit_vectors
@@ -53,7 +54,6 @@ __all__ = [
     "SampledPrior",
     "WindowedAnalysis",
     "fit_climatology",
-    "gaspari_cohn",
     "one_hour_analysis",
     "optimal_interpolation",
     "prior_anomalies",
@@ -197,19 +197,10 @@ ROWS = 1024
 """Rows of the localisation that are made at a time."""
 
 
-def gaspari_cohn(distance: Tensor) -> Tensor:
-    """Return the correlation at a distance in units of half the support: 1 at 0, 0 from 2 on."""
-    r = distance.clamp(max=2.0)
-    near = 1 + r**2 * (-5 / 3 + r * (5 / 8 + r * (1 / 2 - r / 4)))
-    far = 4 - 5 * r + r**2 * (5 / 3 + r * (5 / 8 + r * (-1 / 2 + r / 12)))
-    far = far - 2 / (3 * r.clamp(min=1e-3))
-    return torch.where(r <= 1, near, far).clamp(min=0.0)
-
-
 def _localisation(a: Tensor, b: Tensor, half_width: float) -> Tensor:
     """Return weights (n, m) between points (n, 3) and (m, 3); half the support in m."""
     chord = (2.0 - 2.0 * (a @ b.T)).clamp(min=0.0).sqrt()
-    return gaspari_cohn(chord.mul_(EARTH_RADIUS / half_width))
+    return torch.from_numpy(gaspari_cohn(chord.mul_(EARTH_RADIUS / half_width).numpy()))
 
 
 @torch.no_grad()

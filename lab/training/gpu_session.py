@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,8 +35,7 @@ from torch import Tensor, nn
 from lab.training.denoiser_batches import Batches
 from lab.training.denoiser_skill import evaluate, evaluate_forecast
 from lab.training.latent_years import LatentYears, read_latents
-from lab.training.loop import averaged
-from lab.training.matrix_optimiser import MatrixOptimiser
+from lab.training.loop import MatrixOptimiser, averaged
 from model.backbone import Backbone, BackboneConfig
 from model.checkpoints.bundle import load_checkpoint
 from model.denoiser import BlanketDenoiser
@@ -106,7 +106,7 @@ class Session:
     warmup: int = 50
     cool_down: float = 0.25
     ema_decay: float = 0.995
-    sigma: tuple[float, float] = (0.03, 5.0)
+    sigma: tuple[float, float] = (0.08, 5.0)
     unequal: float = 0.5
     compiled: bool = False
     steps: int | None = None
@@ -146,7 +146,7 @@ def simulate(settings: Session, model: LatentModel, deadline: float, log: Log) -
     nature = NatureModel(start - timedelta(days=settings.spin_up_days, hours=1))
     states = [nature.initial(seed) for seed in range(settings.seeds)]
     state = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *states)
-    day = jax.jit(jax.vmap(nature.advance_day, in_axes=(0, None)))
+    day = jax.jit(jax.vmap(partial(nature.advance, hours=24), in_axes=(0, None)))
     parts: list[Tensor] = []
     for number in range(-settings.spin_up_days, settings.days):
         if time.monotonic() > deadline and len(parts) >= 3:

@@ -1,8 +1,13 @@
-"""Provide what every training loop needs: settings, optimiser, averaged weights, exact resume.
+"""Provide what every training loop needs: settings, optimisers, averaged weights, exact resume.
 
 A run is a folder: `config.yaml`, `last.pt` (replaced atomically), `metrics.jsonl`, TensorBoard
 files. Batches and noise are drawn from a generator seeded by (seed, step, rank), so a resumed run
 sees what an uninterrupted one would have seen and no generator state has to be kept.
+
+Muon (https://kellerjordan.github.io/posts/muon, arXiv 2502.16982) makes all directions of a
+matrix's update equally large. It is meant for hidden layers: embeddings, the projections into and
+out of the network, biases and convolutions keep AdamW. Rates are those of AdamW, for updates are
+scaled to its root mean square.
 """
 
 import json
@@ -24,6 +29,7 @@ from model.domain.errors import ConfigurationError
 from model.domain.files import open_atomic
 
 __all__ = [
+    "MatrixOptimiser",
     "Optimisation",
     "TrainingRun",
     "averaged",
@@ -198,3 +204,55 @@ def _differences(before: Any, after: Any, prefix: str = "") -> set[str]:
             found |= _differences(before.get(key), after.get(key), f"{prefix}{key}.")
         return found
     return set() if before == after else {prefix.rstrip(".")}
+
+
+class MatrixOptimiser:
+    """Muon and AdamW, stepped together.
+
+    Arguments:
+        module: The network; `blocks` in a parameter's name marks a hidden layer.
+        learning_rate: Of the matrices of hidden layers.
+        other_rate: Of everything else.
+        weight_decay: Of both.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        learning_rate: float,
+        other_rate: float,
+        weight_decay: float = 0.01,
+    ) -> None:
+        hidden = {
+            name: p
+            for name, p in module.named_parameters()
+            if p.ndim == 2 and "blocks." in name and min(p.shape) >= 16
+        }
+        rest = [p for name, p in module.named_parameters() if name not in hidden]
+        self.parts: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(
+                hidden.values(),
+                lr=learning_rate,
+                weight_decay=weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            torch.optim.AdamW(rest, lr=other_rate, betas=(0.9, 0.95), weight_decay=weight_decay),
+        )
+        self.rates = learning_rate, other_rate
+
+    def step(self, factor: float) -> None:
+        """Update at `factor` times the learning rates and forget the gradients."""
+        for part, rate in zip(self.parts, self.rates, strict=True):
+            for group in part.param_groups:
+                group["lr"] = rate * factor
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of both parts."""
+        return {str(i): part.state_dict() for i, part in enumerate(self.parts)}
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        for i, part in enumerate(self.parts):
+            part.load_state_dict(states[str(i)])

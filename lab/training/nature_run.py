@@ -61,6 +61,7 @@ __all__ = [
     "RunState",
     "STEP_SECONDS",
     "days_in",
+    "north_first",
     "main",
     "run",
 ]
@@ -101,7 +102,7 @@ class NatureModel:
         self.sigma = np.asarray(coords.vertical.centers)
         self.land = np.asarray(terrain.fmask)
         self.surface_geopotential = self._surface_geopotential()
-        self._day = jax.jit(partial(self._integrate, hours=24))
+        self._day = jax.jit(partial(self.advance, hours=24))
 
     def _surface_geopotential(self) -> np.ndarray:
         """Return the dynamical core's own (spectrally truncated) ground, m² s⁻², (longitude, latitude)."""
@@ -127,8 +128,8 @@ class NatureModel:
     def static_fields(self) -> dict[str, np.ndarray]:
         """Return ground and mask, (latitude, longitude), north to south."""
         return {
-            "geopotential_at_surface": _north_first(np, self.surface_geopotential),
-            "land_sea_mask": _north_first(np, self.land),
+            "geopotential_at_surface": north_first(np, self.surface_geopotential),
+            "land_sea_mask": north_first(np, self.land),
         }
 
     def initial(self, seed: int) -> RunState:
@@ -146,19 +147,14 @@ class NatureModel:
         result: tuple[RunState, Fields] = self._day(state, self.forcing)
         return result
 
-    def advance_day(self, state: RunState, forcing: ForcingData) -> tuple[RunState, Fields]:
-        """Advance 24 hours as `day` does, without compiling: for `jax.vmap` over seeds."""
-        return self._integrate(state, forcing, hours=24)
-
-    def _integrate(
-        self, state: RunState, forcing: ForcingData, hours: int
-    ) -> tuple[RunState, Fields]:
+    def advance(self, state: RunState, forcing: ForcingData, hours: int) -> tuple[RunState, Fields]:
+        """Advance some hours as `day` does, without compiling: for `jax.vmap` over members."""
         step = self.model._get_op_split_step_fn(forcing)
         state = RunState(self._fix_mass(state.dynamics), state.physics, state.time, state.step)
 
         def hour(carry: RunState, _: None) -> tuple[RunState, Fields]:
             carry, rain = jax.lax.scan(lambda c, _: _step(step, c), carry, None, length=HOUR_STEPS)
-            return carry, self._fields(carry, forcing, jnp.sum(rain, axis=0))
+            return carry, self.fields(carry, forcing, jnp.sum(rain, axis=0))
 
         advanced: tuple[RunState, Fields] = jax.lax.scan(hour, state, None, length=hours)
         return advanced
@@ -172,8 +168,11 @@ class NatureModel:
         shift = jnp.log(MEAN_SURFACE_PRESSURE / mean)
         return dynamics.replace(log_surface_pressure=add_constant(log_pressure, shift))
 
-    def _fields(self, carry: RunState, forcing: ForcingData, rain: jax.Array) -> Fields:
-        """Return every stored variable at one instant, rounded, (level, latitude, longitude)."""
+    def fields(self, carry: RunState, forcing: ForcingData, rain: jax.Array) -> Fields:
+        """Return every stored variable at one instant, rounded, (level, latitude, longitude).
+
+        `rain` is that of the hour before, m, (longitude, latitude from the south).
+        """
         grid = verify_state(self.model.dycore.to_physics_state(carry.dynamics))
         sigma = SigmaFields(
             temperature=grid.temperature,
@@ -199,7 +198,7 @@ class NatureModel:
             "specific_humidity": jnp.maximum(upper.specific_humidity, 0.0),
         }
         return {
-            name: _round(_north_first(jnp, fields[name]).astype(jnp.float32), spec.quantum)
+            name: _round(north_first(jnp, fields[name]).astype(jnp.float32), spec.quantum)
             for name, spec in VARIABLES.items()
         }
 
@@ -229,7 +228,7 @@ def _step(
     return RunState(dynamics, physics, time, carry.step + 1), rate * (STEP_SECONDS * 1e-6)
 
 
-def _north_first(xp: Any, field: Any) -> Any:
+def north_first(xp: Any, field: Any) -> Any:
     """Turn (..., longitude, latitude from the south) → (..., latitude from the north, longitude)."""
     return xp.flip(xp.swapaxes(field, -1, -2), axis=-2)
 

@@ -36,6 +36,7 @@ __all__ = [
     "BINS",
     "RankShape",
     "fair_crps",
+    "gaspari_cohn",
     "flatness",
     "outlier_ratio",
     "rank_shape",
@@ -55,6 +56,18 @@ def _mean_distance(mean: Float, std: Float) -> Float:
         mean * erf(ratio) + std * np.sqrt(2.0 / np.pi) * np.exp(-np.minimum(ratio**2, 700.0)),
         np.abs(mean),
     )
+
+
+def gaspari_cohn(distance: Float) -> Float:
+    """Return the correlation at distances in units of half the support: 1 at 0, 0 from 2 on.
+
+    G. Gaspari and S. E. Cohn, QJRMS 125, 1999, equation 4.10.
+    """
+    r = np.minimum(distance, 2.0)
+    near = 1 + r**2 * (-5 / 3 + r * (5 / 8 + r * (1 / 2 - r / 4)))
+    far = 4 - 5 * r + r**2 * (5 / 3 + r * (5 / 8 + r * (-1 / 2 + r / 12)))
+    far = far - 2 / (3 * np.maximum(r, 1e-3))
+    return np.maximum(np.where(r <= 1, near, far), 0.0)
 
 
 def fair_crps(

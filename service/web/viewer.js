@@ -11,7 +11,7 @@ const STATES = {
   succeeded: "good", ingested: "good", failed: "bad", rejected: "bad", cancelled: "bad",
   running: "busy", ingesting: "busy", cancelling: "busy",
 };
-const EVENTS = { "analysis.published": "good", "cycle.failed": "bad", "cycle.outside_limits": "busy" };
+const EVENTS = { "analysis.published": "good", "cycle.failed": "bad", "cycle.outside_limits": "busy", "cycle.worse_than_cold": "busy" };
 let shown = "";
 
 const fill = (id, rows) => fillRows(byId(id).tBodies[0], rows.map(tableRow));

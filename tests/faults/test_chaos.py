@@ -16,8 +16,8 @@ from deploy.commands.demo import chaos_app
 from lab.chaos import run
 from lab.chaos.audit import BatchFound, ChaosReport, Evidence, JobFound, judge
 from lab.chaos.content import NO_VALUE, Content, content_of, rows_of
-from lab.chaos.evidence import undisturbed
 from lab.chaos.plan import BROKER_CUTS, FORMS, KILLS, Harm, JobOrder, Rates, Sending, chaos_plan
+from lab.chaos.run import undisturbed
 from lab.chaos.traffic import JobSent, Ledger, UploadSent, is_explained
 from worker.observations.decoders.decode import decode_file
 

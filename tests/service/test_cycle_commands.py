@@ -1,17 +1,24 @@
 """`appa cycles` against a real gateway."""
 
+import io
 import json
 import threading
 from datetime import UTC, datetime, timedelta
 
+import acting_worker
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from gateway_process import GatewayProcess
 from test_gateway_cycles import DONE, publish, put
 from typer.testing import CliRunner
 
 from deploy.commands import cycles
+from tests.worker.verification.feedback_of import make_feedback
 from worker.contract.cycles import CycleState
+from worker.contract.jobs import JobRecord
 from worker.cycling.policy import read_policy
+from worker.results.manifest import read_manifest
 
 RUNNER = CliRunner()
 DAY = datetime(2012, 1, 1, tzinfo=UTC)
@@ -94,3 +101,57 @@ def test_init_writes_a_policy_that_is_one(tmp_path):
     assert "there already" in run("init", "--data", tmp_path, status=1)
     run("init", "--data", tmp_path, "--force")
     assert read_policy(tmp_path / "cycles.yaml").start > six
+
+
+def withheld_feedback(departure: float) -> bytes:
+    """Three withheld values of radiosondes, all with the same departure from the analysis."""
+    table = make_feedback(
+        3, "withheld", {"analysis_departure": np.array([departure, -departure, departure])},
+        time=np.full(3, np.datetime64("2012-01-04T00", "ns")), report_type="temp",
+        variable="temperature",
+    )  # fmt: skip
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def test_deny_makes_a_cycle_again_without_a_network(gateway, stores):
+    time = DAY + timedelta(days=3)
+    folder = acting_worker.publish(
+        gateway.layout, "an-denied", {"obsfb.parquet": withheld_feedback(1.0)}, valid=time,
+        flavour="final", revision=2,
+    )  # fmt: skip
+    manifest = read_manifest(gateway.layout, "an-denied")
+    manifest.files[0].role = "feedback"
+    manifest.scores = {"impact": {"synop": 0.3}}
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    put(stores, time, "final", *DONE, analysis_id="an-denied")
+    acting_worker.report(stores)
+    asked: list[JobRecord] = []
+
+    def work() -> None:
+        while not (waiting := stores.jobs.ids("queued")):
+            pause.wait(0.1)
+        job = acting_worker.start(stores, waiting[0])
+        asked.append(job)
+        files = {"obsfb.parquet": withheld_feedback(2.0)}
+        target = acting_worker.publish(gateway.layout, job.analysis_id, files, valid=time)
+        made = read_manifest(gateway.layout, job.analysis_id)
+        made.files[0].role = "feedback"
+        (target / "manifest.json").write_text(made.model_dump_json())
+        acting_worker.finish(stores, job)
+
+    pause = threading.Event()
+    worker = threading.Thread(target=work)
+    worker.start()
+    result = RUNNER.invoke(cycles.deny_app, ["synop", "2012-01-04T00", "--json"])
+    worker.join()
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    [job] = asked
+    assert (job.spec.observations.deny, job.spec.outputs) == (["synop"], ["feedback"])
+    assert (told["estimate"], told["analysis_id"]) == (0.3, job.analysis_id)
+    # Errors double without the network.
+    assert told["change_without"] == pytest.approx(1.0)
+    [line] = told["errors"]
+    assert (line["network"], line["error"], line["error_without"]) == ("temp", 1.0, 2.0)

@@ -18,8 +18,7 @@ from worker.contract.measures import JobMeter, Measures, SharedMeasures
 from worker.contract.queues import ANNOUNCE_RESULT, ProcessFigures, celery_settings, submit
 from worker.contract.records import Problem, new_id, utc_now
 from worker.contract.redis_server import connect
-from worker.contract.store import open_stores
-from worker.contract.waiting import waiting
+from worker.contract.store import open_stores, waiting
 from worker.loaded_models import LoadedModels
 
 

@@ -136,6 +136,8 @@ class CycleRecord(Record):
     )
     forecast_job_id: str = Field(default="", description="The forecast that it started.")
     forecast_id: str = Field(default="", description="Under this name the forecast is published.")
+    cold_job_id: str = Field(default="", description="The cold window that it is compared with.")
+    cold_id: str = Field(default="", description="Under this name that is published.")
     asked_by: str = Field(default="", description="API key that asked for the rerun.")
     token: int = Field(default=0, ge=0, description="Rises with every change of the record.")
     api_key: str = Field(default="", description="Always empty: cycles belong to nobody.")
@@ -176,6 +178,8 @@ _FRESH_ATTEMPT: dict[str, Any] = {
     "published": None,
     "forecast_job_id": "",
     "forecast_id": "",
+    "cold_job_id": "",
+    "cold_id": "",
     "message": "rerun asked for",
 }
 """Fields of a cycle that is made again."""

@@ -63,6 +63,7 @@ class EventType(StrEnum):
     ANALYSIS_PUBLISHED = "analysis.published"
     CYCLE_FAILED = "cycle.failed"
     CYCLE_OUTSIDE_LIMITS = "cycle.outside_limits"
+    CYCLE_WORSE_THAN_COLD = "cycle.worse_than_cold"
 
 
 class LoggedEvent(Record):

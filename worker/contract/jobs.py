@@ -14,7 +14,19 @@ from worker.contract.kinds import JobSpec
 from worker.contract.record_store import RecordStore
 from worker.contract.records import Problem, Record, utc_now
 
-__all__ = ["ALLOWED_MOVES", "JobRecord", "JobState", "JobStore", "Phase", "Progress", "TERMINAL"]
+__all__ = [
+    "ALLOWED_MOVES",
+    "COMPARED_WITH",
+    "JobRecord",
+    "JobState",
+    "JobStore",
+    "Phase",
+    "Progress",
+    "TERMINAL",
+]
+
+COMPARED_WITH = "compared_with"
+"""Entry of the `cycle` of a cold window that names the analysis which it is compared with."""
 
 
 class JobState(StrEnum):
@@ -106,7 +118,11 @@ class JobRecord(Record):
     flavour: str = Field(default="", description="`early`, `final`, or empty outside the cycles.")
     revision: int = Field(default=1, ge=1, description="Revision of the result for its valid time.")
     cycle: dict[str, Any] = Field(
-        default={}, description="Facts about its cycle, passed on to the manifest; empty outside."
+        default={},
+        description=(
+            "Facts about its cycle, passed on to the manifest; of a cold window the analysis that "
+            "it is `compared_with`; else empty."
+        ),
     )
 
     @property

@@ -118,6 +118,13 @@ class ObservationSelection(BaseModel):
     networks: Annotated[list[str] | None, AfterValidator(_networks)] = Field(
         default=None, description="Report types to use (`synop`, `temp`, …); null for all."
     )
+    deny: Annotated[list[str], AfterValidator(_networks)] = Field(
+        default=[],
+        description=(
+            "Report types not to use, to learn what they are worth. An earlier analysis that is "
+            "continued may have seen them."
+        ),
+    )
     batches: list[str] | None = Field(
         default=None, description="Only observations of these uploads; null for all."
     )
@@ -136,6 +143,19 @@ class ObservationSelection(BaseModel):
     withhold_stations: list[str] = Field(
         default=[], description="Stations kept back for verification besides that share."
     )
+
+    @property
+    def report_types(self) -> tuple[str, ...]:
+        """Return the report types to use; empty for all."""
+        if not self.deny:
+            return tuple(self.networks or ())
+        return tuple(name for name in self.networks or REPORT_TYPES if name not in self.deny)
+
+    @model_validator(mode="after")
+    def _something_left(self) -> Self:
+        if self.deny and not self.report_types:
+            raise ValueError(f"Expected a network that is not denied; got deny={self.deny}.")
+        return self
 
 
 class SpecBase(BaseModel):

@@ -147,6 +147,9 @@ class Measures:
         self.cycle_delay = self._histogram(
             "appa_cycle_delay_seconds", "From the cut-off to the published analysis.", _LATE, *about
         )
+        self.comparisons = self._counter(
+            "appa_cycle_comparisons", "Cycles compared with a cold window.", "worse"
+        )
         self.ticks = self._histogram(
             "appa_scheduler_tick_seconds", "Time of the scheduler's tasks.", DELAYS, "tick"
         )
@@ -169,6 +172,8 @@ class Measures:
             self.webhooks.labels(outcome)
         for outcome in ("sent", "refused"):
             self.announcements.labels(outcome)
+        for worse in ("false", "true"):
+            self.comparisons.labels(worse)
         for flavour in Flavour:
             for caught_up in ("false", "true"):
                 for state in CYCLE_DONE:
@@ -340,6 +345,11 @@ class JobMeter:
         self.measures.checked("analysis", outcomes)
         if retries:
             self.measures.out_of_memory.labels(self.kind, "smaller").inc(retries)
+
+    def compared(self, comparison: Mapping[str, Any] | None) -> None:
+        """Count the comparison of a cycle with a cold window, if there was one."""
+        if comparison is not None:
+            self.measures.comparisons.labels(str(comparison["worse"]).lower()).inc()
 
     def end(self) -> None:
         """Note that the last phase has ended."""

@@ -3,7 +3,7 @@
 Any `celery.Celery` object is a `TaskSender`; the gateway builds its own from `celery_settings`,
 so that both ends agree on the broker without one importing the other. What is queued is what the
 records of jobs and batches say; the lists in which kombu keeps messages are only looked at to measure
-the one queue that has no records (`worker.contract.waiting`). Workers
+the one queue that has no records (`worker.contract.store`). Workers
 register with their capabilities; a registration expires without heartbeats.
 """
 

@@ -21,7 +21,7 @@ from model.domain.files import read_yaml_model
 from worker.contract.cycles import Flavour
 from worker.contract.kinds import FullHour
 
-__all__ = ["CatchUp", "CutOff", "CyclePolicy", "ForecastPolicy", "read_policy"]
+__all__ = ["CatchUp", "ComparisonPolicy", "CutOff", "CyclePolicy", "ForecastPolicy", "read_policy"]
 
 _LONGEST_MINUTES = 14 * 24 * 60
 
@@ -94,6 +94,16 @@ class ForecastPolicy(BaseModel):
     )
 
 
+class ComparisonPolicy(BaseModel):
+    """Cold windows that cycles are compared with: whether their memory still helps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hours: list[Annotated[int, Field(ge=0, le=23)]] = Field(
+        default=[0], description="Hours of the day whose final analysis is compared."
+    )
+
+
 class CyclePolicy(BaseModel):
     """How this installation cycles: which analyses are made when, and from what."""
 
@@ -135,6 +145,9 @@ class CyclePolicy(BaseModel):
         default=6, ge=1, le=240, description="Oldest previous analysis that is continued."
     )
     forecast: ForecastPolicy | None = Field(default=None, description="Forecasts; null for none.")
+    compare: ComparisonPolicy | None = Field(
+        default=None, description="Comparisons with cold windows; null for none."
+    )
     withhold: float | None = Field(
         default=None, ge=0.0, le=0.5, description="Share of stations kept back for verification."
     )

@@ -2,7 +2,7 @@
 
 First the job is created, under a key that all schedulers make alike, then the record: if a
 scheduler dies in between, the next one finds the same job. A final analysis of an hour that the
-policy names starts a forecast.
+policy names starts a forecast, and a cold window that it is compared with.
 """
 
 from datetime import UTC, datetime
@@ -14,8 +14,14 @@ from model.domain.windows import HOUR
 from worker.contract import clock, traces
 from worker.contract.cycles import CycleRecord, CycleState, Flavour
 from worker.contract.events import EventType
-from worker.contract.jobs import TERMINAL, JobRecord, JobState
-from worker.contract.kinds import FilteringSpec, ForecastSpec, JobSpec, ObservationSelection
+from worker.contract.jobs import COMPARED_WITH, TERMINAL, JobRecord, JobState
+from worker.contract.kinds import (
+    KINDS,
+    FilteringSpec,
+    ForecastSpec,
+    JobSpec,
+    ObservationSelection,
+)
 from worker.contract.measures import Measures
 from worker.contract.queues import RUN_ASSIMILATION, TaskSender, submit
 from worker.contract.records import new_id
@@ -30,8 +36,10 @@ __all__ = [
     "forecast_spec",
     "queue_job",
     "settle",
+    "start_comparison",
     "start_forecast",
     "submit_cycle",
+    "wants_comparison",
     "wants_forecast",
 ]
 
@@ -95,6 +103,22 @@ def queue_job(
     facts: dict[str, Any],
 ) -> JobRecord:
     """Return the job under `unique_key`, created and queued now or by a scheduler before."""
+    return _queue(
+        stores,
+        sender,
+        spec,
+        unique_key,
+        spec.priority,
+        flavour=record.flavour.value,
+        revision=record.revision,
+        cycle=facts,
+    )
+
+
+def _queue(
+    stores: Stores, sender: TaskSender, spec: JobSpec, unique_key: str, priority: int, **values: Any
+) -> JobRecord:
+    """Return the job under `unique_key`, which names it in log lines: nobody asked for it."""
     with traces.began("submit job", **{"appa.request_id": unique_key}):
         job, created = stores.jobs.create(
             JobRecord(
@@ -103,14 +127,12 @@ def queue_job(
                 spec=spec,
                 request_id=unique_key,
                 trace=traces.traceparent(),
-                flavour=record.flavour.value,
-                revision=record.revision,
-                cycle=facts,
+                **values,
             ),
             unique_key=unique_key,
         )
         if created or job.state is JobState.QUEUED:  # its first message may have been lost
-            submit(sender, RUN_ASSIMILATION, job.id, job.spec.priority)
+            submit(sender, RUN_ASSIMILATION, job.id, priority)
     return job
 
 
@@ -160,6 +182,29 @@ def start_forecast(
     key = f"cycle:{record.key}:{record.rerun}:forecast"
     facts = cycle_facts(policy, record) | {"attempt": record.attempts}
     return queue_job(stores, sender, spec, key, record, facts)
+
+
+def wants_comparison(policy: CyclePolicy, record: CycleRecord) -> bool:
+    """Return whether a cold window is analysed to compare this cycle with."""
+    final = record.flavour is Flavour.FINAL and not record.rerun
+    hours = policy.compare.hours if policy.compare is not None and policy.warm_start else []
+    return final and record.valid_time.hour in hours
+
+
+def start_comparison(
+    stores: Stores, sender: TaskSender, policy: CyclePolicy, record: CycleRecord, analysis_id: str
+) -> JobRecord:
+    """Queue the cold window that a published cycle is compared with; idempotent.
+
+    It sees what the cycle saw, but no earlier analysis. It belongs to no flavour: no cycle goes on
+    from it while there are others, and nobody takes it for the analysis of the hour.
+    """
+    spec = filtering_spec(policy, record).model_copy(
+        update={"background": "climatology", "warm_start": False, "outputs": ["feedback"]}
+    )
+    key = f"cycle:{record.key}:{record.rerun}:cold"
+    priority = KINDS["reanalysis"].priority
+    return _queue(stores, sender, spec, key, priority, cycle={COMPARED_WITH: analysis_id})
 
 
 def settle(
@@ -230,6 +275,9 @@ def _published(
         # before the move: should this scheduler die here, the next one finds the same forecast
         forecast = start_forecast(stores, sender, policy, record, job.analysis_id)
         values |= {"forecast_job_id": forecast.id, "forecast_id": forecast.analysis_id}
+    if policy is not None and wants_comparison(policy, record):
+        cold = start_comparison(stores, sender, policy, record, job.analysis_id)
+        values |= {"cold_job_id": cold.id, "cold_id": cold.analysis_id}
     return _end(stores, record, CycleState.PUBLISHED, **values)
 
 

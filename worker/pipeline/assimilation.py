@@ -2,16 +2,29 @@
 
 Filtering, forecast and reanalysis take the same steps; how they differ is in the plan. A replay
 differs from a first run in its inputs alone.
+
+How many hours before its own time a cycle continues an analysis is written in the card of its
+checkpoint, for the errors of a background grow with the hours. With six, hourly cycles are six chains
+side by side. Each chain of analyses sees every row once. What an analysis has seen are the rows of
+the uploads in its manifest that lie in its window and had arrived by its cut-off, whether it used
+them or refused them. Anything else in the window is new: the last hour's, and what came late.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
+from numpy.typing import NDArray
 
 from model.domain.errors import ResourceExhausted
+from model.domain.windows import HOUR, WindowPlan
+from model.latent_model import LatentModel
 from worker.backgrounds.load import (
     EarlierStates,
     FirstGuess,
@@ -27,7 +40,7 @@ from worker.contract.layout import Layout
 from worker.contract.measures import JobMeter
 from worker.lease import ProgressReporter
 from worker.loaded_models import LoadedModel, LoadedModels
-from worker.pipeline.continuation import already_seen, continued, continued_ages
+from worker.observations.columns import category_codes
 from worker.pipeline.departures import check_window, outcomes_by_network
 from worker.pipeline.gather import gather_observations
 from worker.pipeline.results import describe_result, make_product, write_outputs
@@ -35,7 +48,15 @@ from worker.results.manifest import AnalysisManifest
 from worker.results.publication import write_manifest
 from worker.solver import Solver
 
-__all__ = ["JobInputs", "assimilate_window", "first_guess_of", "present_inputs"]
+__all__ = [
+    "JobInputs",
+    "already_seen",
+    "assimilate_window",
+    "continued",
+    "continued_ages",
+    "first_guess_of",
+    "present_inputs",
+]
 
 
 @dataclass(frozen=True)
@@ -164,8 +185,73 @@ def assimilate_window(
 
     progress.phase(Phase.WRITING)
     product = make_product(job, plan, loaded, checked, background, analysis, layout, gathered)
+    if meter is not None:
+        meter.compared(product.scores.get("comparison"))
     files = write_outputs(product, analysis, plan, loaded, folder, checked.biases)
     manifest = describe_result(product, files)
     with traces.step("write manifest"):
         write_manifest(folder, manifest)
     return manifest
+
+
+def continued(
+    plan: WindowPlan, spec: SpecBase, earlier: EarlierStates | None, model: LatentModel
+) -> PublishedStates | None:
+    """Return the analysis that a job continues; None where it starts from its window alone.
+
+    It must be as old as the card of the model says, or at most half as old again, of the same model,
+    hold the first states of the window, have chosen its observations alike, and have members in
+    pairs, whose mean is the analysis and no draw; and the model must know the errors of such
+    backgrounds.
+
+    Arguments:
+        plan: The states of the job.
+        spec: What was asked: a warm start, and which observations.
+        earlier: A result that can be continued, if any.
+        model: Of the job.
+    """
+    known = model.card.background
+    if model.background_errors is None or known is None:
+        return None
+    if not spec.starts_warm or any(plan.tied):
+        return None
+    if plan.length != model.blanket_size or not isinstance(earlier, PublishedStates):
+        return None
+    times, before = earlier.restart.times, earlier.manifest.spec.observations
+    free: dict[str, Any] = {"cut_off": None, "deny": []}
+    same = before.model_copy(update=free) == spec.observations.model_copy(update=free)
+    least, most = continued_ages(known.hours)
+    fits = times[0] <= plan.times[0] and least <= plan.times[-1] - times[-1] <= most
+    fits = fits and times[-1] >= plan.times[0]
+    made = earlier.manifest
+    analysed = made.kind == "filtering" and made.mirrored and "batches" in made.provenance
+    return earlier if same and fits and analysed and made.members % 2 == 0 else None
+
+
+def continued_ages(hours: int) -> tuple[timedelta, timedelta]:
+    """Return the least and the greatest age of an analysis that is continued.
+
+    Arguments:
+        hours: As in the card of the model.
+    """
+    return hours * HOUR, (hours + hours // 2) * HOUR
+
+
+def already_seen(table: pa.Table, manifest: AnalysisManifest) -> NDArray[np.bool_]:
+    """Return which rows of a table an analysis has seen, with shape (N,).
+
+    Arguments:
+        table: Observations of a later window.
+        manifest: Of the analysis.
+    """
+    code, names = category_codes(table, "batch_id")
+    known = np.array([name in manifest.provenance["batches"] for name in names] + [False])
+    seen = known[code] & _up_to(table["time"], manifest.valid_time)
+    if manifest.cut_off is not None:
+        seen &= _up_to(table["received_time"], manifest.cut_off)
+    return seen
+
+
+def _up_to(times: pa.ChunkedArray, last: datetime) -> NDArray[np.bool_]:
+    limit = pa.scalar(last, pa.timestamp("ns", tz="UTC"))
+    return np.array(pc.less_equal(times, limit).to_numpy(), dtype=bool)

@@ -53,7 +53,7 @@ def gather_observations(
         return empty_table()
     table = ObservationStore(str(layout.observations)).read_window(
         window,
-        report_types=selection.networks or (),
+        report_types=selection.report_types,
         batches=selection.batches or () if batches is None else batches,
     )
     return in_order_of_arrival(table)

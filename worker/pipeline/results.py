@@ -40,6 +40,7 @@ from worker.pipeline.gather import observation_window, table_digest
 from worker.results.manifest import AnalysisManifest, ManifestFile, describe_file
 from worker.results.outputs.formats import OUTPUTS
 from worker.results.outputs.product import Product
+from worker.results.verification.comparison import compared
 from worker.results.verification.control import verified
 from worker.results.verification.series import SERIES_NAME
 from worker.results.verification.states import pressure_tendency
@@ -173,7 +174,8 @@ def make_product(
     )
     if product.window is None:  # a forecast: nothing to compare it with yet
         return product
-    return verified(product, layout, checked.background, decoded.equivalents, decoded.tendency)
+    scored = verified(product, layout, checked.background, decoded.equivalents, decoded.tendency)
+    return compared(scored, layout)
 
 
 def _provenance(

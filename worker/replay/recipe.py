@@ -121,7 +121,7 @@ def _count(
     table = ObservationStore(str(layout.observations)).read_window(
         window,
         columns=("batch_id",),
-        report_types=selection.networks or (),
+        report_types=selection.report_types,
         batches=selection.batches or (),
     )
     code, names = category_codes(table, "batch_id")

@@ -22,6 +22,7 @@ from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest, read_manifest
 from worker.results.publication import update_latest
+from worker.results.verification.comparison import WORSE_FLAG
 from worker.results.verification.series import OUTSIDE_FLAG, append_to_series
 from worker.runtime import Runtime
 
@@ -54,6 +55,9 @@ def tell_published(events: EventLog, manifest: AnalysisManifest) -> bool:
     if OUTSIDE_FLAG in manifest.flags:
         control = {"control": manifest.scores.get("control")}
         events.emit(EventType.CYCLE_OUTSIDE_LIMITS, manifest.id, about | control)
+    if WORSE_FLAG in manifest.flags:
+        found = {"comparison": manifest.scores.get("comparison")}
+        events.emit(EventType.CYCLE_WORSE_THAN_COLD, manifest.id, about | found)
     return news
 
 

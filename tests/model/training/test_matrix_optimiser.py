@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lab.training.matrix_optimiser import MatrixOptimiser
+from lab.training.loop import MatrixOptimiser
 
 
 class Network(nn.Module):

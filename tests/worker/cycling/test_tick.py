@@ -159,6 +159,21 @@ def test_it_waits_no_longer_than_allowed_and_says_what_may_be_missing(installati
     assert "may be missing" in installation.jobs()[0].cycle["remark"]
 
 
+def test_final_analyses_of_the_named_hours_are_compared_with_cold_windows(installation):
+    installation.policy(compare={"hours": [0]}, withhold=0.1, end=at(1).isoformat())
+    installation.run_until(at(4, 30))
+    final = installation.cycle("00Z_final")
+    [cold] = [job for job in installation.jobs() if not job.flavour]
+    assert (cold.id, cold.analysis_id) == (final.cold_job_id, final.cold_id)
+    assert cold.cycle == {"compared_with": final.analysis_id}
+    same = ("valid_time", "members", "seed", "observations")
+    cycle = installation.stores.jobs.get(final.job_id)
+    assert [getattr(cold.spec, n) for n in same] == [getattr(cycle.spec, n) for n in same]
+    assert (cold.spec.background, cold.spec.warm_start) == ("climatology", False)
+    assert not installation.cycle("01Z_final").cold_job_id
+    assert not installation.cycle("00Z_early").cold_job_id
+
+
 def test_final_analyses_of_the_named_hours_start_forecasts(installation):
     installation.policy(
         forecast={"hours": [0], "lead_hours": 6, "members": 3}, end=at(1).isoformat()

@@ -12,11 +12,11 @@ from model.domain.errors import StorageError
 from model.domain.windows import AssimilationWindow
 from tests.worker.tables import make_table
 from worker.contract.records import new_id
-from worker.observations.store import store as publishing
+from worker.observations.store import compaction
 from worker.observations.store.commits import CommitLog, log_of
+from worker.observations.store.compaction import SmallFileMerger, sweep_unpublished
 from worker.observations.store.group_commit import NewBatch, publish_many
-from worker.observations.store.merging import SmallFileMerger
-from worker.observations.store.store import ObservationStore, sweep_unpublished
+from worker.observations.store.store import ObservationStore
 
 NOW = datetime.now(UTC).replace(minute=10, second=0, microsecond=0)
 HOUR = NOW.replace(minute=0)
@@ -194,6 +194,6 @@ def test_files_of_a_commit_that_never_came_about_are_removed_a_day_later(store, 
             publish_many(store.files, [batch(0)])
     publish_many(store.files, [batch(1)])
     assert sweep_unpublished(store.files, HOUR) == 0
-    monkeypatch.setattr(publishing.time, "time", lambda: datetime.now().timestamp() + 90_000)
+    monkeypatch.setattr(compaction.time, "time", lambda: datetime.now().timestamp() + 90_000)
     assert sweep_unpublished(store.files, HOUR) == 1
     assert found(store) == wanted([batch(1)])

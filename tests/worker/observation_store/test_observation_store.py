@@ -11,7 +11,8 @@ from model.domain.observations import OBSERVATION_SCHEMA
 from model.domain.windows import AssimilationWindow
 from tests.worker.tables import make_table
 from worker.observations.store import store as publishing
-from worker.observations.store.store import ObservationStore, compact_hour, sweep_hour
+from worker.observations.store.compaction import compact, compact_hour, sweep_hour
+from worker.observations.store.store import ObservationStore
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 NOW = DAY + timedelta(hours=12, minutes=30)
@@ -105,7 +106,7 @@ def test_any_past_cut_off_is_reproducible(store):
     publish(store, "b2", received=late)
     assert store.read_window(hours(9, 13), cut_off=NOW).equals(before)
     assert len(store.read_window(hours(9, 13), cut_off=late)) == 8
-    store.compact(DAY, DAY + timedelta(hours=12), least_files=2, grace=timedelta(0))
+    compact(store.files, DAY, DAY + timedelta(hours=12), least_files=2, grace=timedelta(0))
     assert rows(store.read_window(hours(9, 13), cut_off=NOW)) == rows(before)
     assert len(store.read_window(hours(9, 13), cut_off=late)) == 8
 
@@ -149,7 +150,7 @@ def test_compaction_keeps_rows_and_removes_files(store):
     for i in range(5):
         publish(store, f"b{i}", received=NOW + timedelta(minutes=i))
     before = store.read_window(hours(9, 13))
-    report = store.compact(DAY, DAY + timedelta(hours=12), grace=timedelta(0))
+    report = compact(store.files, DAY, DAY + timedelta(hours=12), grace=timedelta(0))
     assert (report.hours, report.files_before, report.files_removed, report.rows) == (2, 10, 10, 20)
     assert rows(store.read_window(hours(9, 13))) == rows(before)
     assert len(store.files.visible(DAY + timedelta(hours=10)).paths) == 1
@@ -157,7 +158,7 @@ def test_compaction_keeps_rows_and_removes_files(store):
     for i in range(5, 8):
         publish(store, f"b{i}", received=NOW + timedelta(minutes=i))
     assert len(store.read_window(hours(9, 13))) == 32
-    store.compact(DAY, DAY + timedelta(hours=12), grace=timedelta(0))
+    compact(store.files, DAY, DAY + timedelta(hours=12), grace=timedelta(0))
     assert len(store.read_window(hours(9, 13))) == 32
     # A batch that was compacted away is still known.
     publish(store, "b0")
@@ -177,7 +178,7 @@ def test_readers_see_old_or_new_at_every_step_of_a_compaction(store):
 
 
 def test_crash_between_file_and_compaction_manifest(store, monkeypatch):
-    from worker.observations.store import store as compaction
+    from worker.observations.store import compaction
 
     for i in range(3):
         publish(store, f"b{i}")
@@ -199,7 +200,7 @@ def test_crash_between_file_and_compaction_manifest(store, monkeypatch):
 
 
 def test_a_compaction_that_lost_the_race_leaves_no_trace(store, monkeypatch):
-    from worker.observations.store import store as compaction
+    from worker.observations.store import compaction
 
     hour = DAY + timedelta(hours=10)
     for i in range(3):

@@ -12,7 +12,9 @@ import pytest
 from model.domain.errors import StorageError
 from model.domain.windows import AssimilationWindow
 from tests.worker.tables import make_table
+from worker.observations.store import compaction as compaction_module
 from worker.observations.store import store as store_module
+from worker.observations.store.compaction import compact
 from worker.observations.store.store import ObservationStore
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -64,12 +66,12 @@ def test_reads_equal_a_plain_list(tmp_path, seed, monkeypatch):
                     rows += publish_random(store, rng, f"b{step}", received)
         elif action < 0.75:
             with monkeypatch.context() as patch:
-                patch.setattr(store_module, "write_file", dying_put(store_module, rng))
+                patch.setattr(compaction_module, "write_file", dying_put(compaction_module, rng))
                 with contextlib.suppress(StorageError):
-                    store.compact(DAY, DAY + timedelta(hours=6), least_files=2)
+                    compact(store.files, DAY, DAY + timedelta(hours=6), least_files=2)
         else:
             grace = timedelta(0) if rng.random() < 0.5 else timedelta(hours=1)
-            store.compact(DAY, DAY + timedelta(hours=6), least_files=2, grace=grace)
+            compact(store.files, DAY, DAY + timedelta(hours=6), least_files=2, grace=grace)
         start = DAY + timedelta(minutes=rng.randrange(-60, 300))
         window = AssimilationWindow(start, start + timedelta(minutes=rng.randrange(1, 300)))
         cut_off = DAY + timedelta(hours=rng.randrange(24)) if rng.random() < 0.5 else None
@@ -95,7 +97,13 @@ def test_readers_beside_writers_and_compaction(tmp_path):
 
     def tidy():
         while not done.is_set():
-            store.compact(DAY, DAY + timedelta(hours=3), least_files=3, grace=timedelta(seconds=1))
+            compact(
+                store.files,
+                DAY,
+                DAY + timedelta(hours=3),
+                least_files=3,
+                grace=timedelta(seconds=1),
+            )
 
     def read():
         while not done.is_set():

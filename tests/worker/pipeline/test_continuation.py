@@ -16,7 +16,7 @@ from worker.contract.kinds import ObservationSelection
 from worker.loaded_models import load_models
 from worker.observations.errors import assign_errors
 from worker.observations.store.store import ObservationStore
-from worker.pipeline.continuation import already_seen
+from worker.pipeline.assimilation import already_seen
 from worker.replay.comparison import Outcome
 from worker.replay.replay import replay
 from worker.results.manifest import read_manifest

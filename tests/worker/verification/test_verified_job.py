@@ -84,7 +84,7 @@ def test_manifest_and_series_hold_the_scores(layout, models):
     manifest = run(layout, models, flavour="early")
     scores = manifest.scores
     assert set(scores) == {
-        "version", "chi2", "used", "used_new", "departures", "withheld", "states", "control",
+        "version", "chi2", "used", "used_new", "departures", "withheld", "states", "control", "impact",
     }  # fmt: skip
     kept_back = set(WITHHELD) | {NAMED}
     assert manifest.observations["withheld"] == len(kept_back)

@@ -1,15 +1,12 @@
-"""Publish batches into the observation store, compact its hours and read windows.
+"""Publish batches into the observation store and read windows.
 
-A batch becomes one file an hour, then its manifest, after which readers see all of it. Compaction
-turns the many small files of an hour into one; readers see the old ones or the new one, never
-both. Files appear whole or not at all.
+A batch becomes one file an hour, then its manifest, after which readers see all of it. Files appear
+whole or not at all.
 """
 
 import hashlib
 import io
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,25 +21,18 @@ from model.domain.files import write_atomic
 from model.domain.observations import validate_table
 from model.domain.windows import AssimilationWindow
 from worker.observations.columns import time_column
-from worker.observations.store.commits import commit_hour
 from worker.observations.store.files import (
     BatchManifest,
-    Compaction,
     StoredFile,
     StoreFiles,
-    hour_of,
-    parse_name,
     partition_path,
 )
-from worker.observations.store.query import ObservationQuery, read_files, read_rows
+from worker.observations.store.query import ObservationQuery, read_rows
 
 __all__ = [
-    "CompactionReport",
     "MAX_HOURS",
     "ObservationStore",
     "ROW_GROUP",
-    "compact",
-    "compact_hour",
     "by_hour",
     "check_identity",
     "encode_rows",
@@ -50,7 +40,6 @@ __all__ = [
     "put_hour",
     "remove_files",
     "write_file",
-    "sweep_hour",
 ]
 
 
@@ -189,124 +178,6 @@ def put_hour(
     return StoredFile(path=path, rows=len(part), sha256=digest)
 
 
-@dataclass
-class CompactionReport:
-    """Counts of a compaction: hours rewritten, files read and removed, rows kept."""
-
-    hours: int = 0
-    files_before: int = 0
-    files_removed: int = 0
-    rows: int = 0
-
-
-def compact(
-    files: StoreFiles,
-    start: datetime,
-    end: datetime,
-    *,
-    least_files: int = 4,
-    grace: timedelta = timedelta(minutes=15),
-) -> CompactionReport:
-    """Compact every hour of [start, end] that has at least `least_files` files.
-
-    Arguments:
-        files: The store. Only one compaction may run at a time; a second one stops with an error.
-        start: First hour.
-        end: Last hour.
-        least_files: Hours with fewer files are left as they are.
-        grace: Replaced files are removed when their replacement is at least this old, so that
-            readers who have listed them can finish.
-    """
-    report = CompactionReport()
-    for hour in files.hours(hour_of(start), end):
-        report.files_removed += sweep_hour(files, hour, grace) + sweep_unpublished(files, hour)
-        if len(files.visible(hour).paths) >= least_files:
-            compaction = compact_hour(files, hour)
-            report.hours += 1
-            report.files_before += len(compaction.replaces)
-            report.rows += compaction.file.rows
-            report.files_removed += sweep_hour(files, hour, grace)
-    return report
-
-
-def compact_hour(files: StoreFiles, hour: datetime) -> Compaction:
-    """Merge the published files of one hour; the compaction manifest switches readers over.
-
-    A crash before the manifest leaves a file that readers ignore; the next run replaces it.
-
-    Raises:
-        StorageError: If another compaction of the same hour won.
-    """
-    folder = partition_path(hour)
-    names = files.names(folder)
-    previous = files.compaction(hour, names)
-    paths = files.visible(hour).paths
-    table = read_files(files, paths)
-    table = table.take(np.argsort(time_column(table), kind="stable"))
-    content = encode_rows(table)
-    digest = hashlib.sha256(content).hexdigest()
-    generation = 1 if previous is None else previous.generation + 1
-    arrival = min(parsed[0] for path in paths if (parsed := parse_name(path.rsplit("/", 1)[1])))
-    name = f"{arrival:%Y%m%dT%H%M%S%fZ}__compacted-{generation:06d}__{digest[:16]}.parquet"
-    still_there = set(names) & set(() if previous is None else previous.replaces)
-    compaction = Compaction(
-        generation=generation,
-        created=datetime.now(UTC),
-        file=StoredFile(path=f"{folder}/{name}", rows=len(table), sha256=digest),
-        replaces=tuple(sorted(still_there | {path.rsplit("/", 1)[1] for path in paths})),
-        batches=tuple(sorted(table["batch_id"].unique().to_pylist())),
-    )
-    write_file(files, compaction.file.path, content)
-    try:
-        manifest = compaction.model_dump_json(indent=1).encode()
-        write_file(files, f"{folder}/_compaction-{generation:06d}.json", manifest, exclusive=True)
-    except StorageError:
-        winner = files.compaction(hour)
-        if winner is None or winner.file.path != compaction.file.path:
-            remove_files(files, [compaction.file.path])
-        raise
-    return compaction
-
-
-def sweep_hour(files: StoreFiles, hour: datetime, grace: timedelta) -> int:
-    """Remove files that a compaction older than `grace` has replaced; return how many."""
-    folder = partition_path(hour)
-    names = files.names(folder)
-    compaction = files.compaction(hour, names)
-    if compaction is None or datetime.now(UTC) - compaction.created < grace:
-        return 0
-    replaced = [f"{folder}/{name}" for name in compaction.replaces if name in names]
-    older = [
-        f"{folder}/{name}"
-        for name in names
-        if name.startswith("_compaction-") and name < f"_compaction-{compaction.generation:06d}"
-    ]
-    remove_files(files, replaced)
-    remove_files(files, older)
-    return len(replaced)
-
-
-_ORPHANED = timedelta(days=1)
-
-
-def sweep_unpublished(files: StoreFiles, hour: datetime) -> int:
-    """Remove files of commits that never came about, a day after they were written."""
-    if not files.local:
-        return 0
-    folder, removed = partition_path(hour), 0
-    for name in files.names(folder):
-        parsed = parse_name(name)
-        if parsed is None or commit_hour(parsed[1]) is None:
-            continue
-        path = Path(files.path(f"{folder}/{name}"))
-        with suppress(FileNotFoundError):
-            old = time.time() - path.stat().st_mtime > _ORPHANED.total_seconds()
-            if old and files.owned(folder, name, parsed[1]) is None:
-                path.unlink()
-                removed += 1
-    return removed
-
-
 def remove_files(files: StoreFiles, paths: list[str]) -> None:
     """Remove files that are still there."""
     for path in paths:
@@ -375,14 +246,3 @@ class ObservationStore:
             outcome="used" if used_only else "all",
         )
         return read_rows(str(self.url), query, max_rows)
-
-    def compact(
-        self,
-        start: datetime,
-        end: datetime,
-        *,
-        least_files: int = 4,
-        grace: timedelta = timedelta(minutes=15),
-    ) -> CompactionReport:
-        """Compact every hour of [start, end] that has at least `least_files` files."""
-        return compact(self.files, start, end, least_files=least_files, grace=grace)

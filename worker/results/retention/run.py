@@ -29,7 +29,7 @@ from worker.contract import clock
 from worker.contract.disk import DiskSettings, disk_state
 from worker.contract.layout import Layout
 from worker.contract.store import RetentionFigures, Stores
-from worker.observations.store.merging import SmallFileMerger
+from worker.observations.store.compaction import SmallFileMerger, compact
 from worker.observations.store.store import ObservationStore
 from worker.results.manifest import RESTART_ROLE, is_pinned, read_manifest
 from worker.results.publication import replace_manifest, update_latest
@@ -237,7 +237,7 @@ class RetentionRunner:
         end = clock.now() - timedelta(hours=rule.after_hours)
         start = end - timedelta(hours=rule.look_back_hours)
         store = ObservationStore(str(self.layout.observations))
-        report = store.compact(start, end, least_files=rule.least_files)
+        report = compact(store.files, start, end, least_files=rule.least_files)
         if report.hours:
             log.info("compacted", **vars(report))
 

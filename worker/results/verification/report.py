@@ -35,6 +35,7 @@ from worker.observations.columns import (
     time_column,
 )
 from worker.results.outputs.product import Product
+from worker.results.verification.impact import IMPACT, Impact, estimate_impact
 from worker.results.verification.series import ALL, SCORES_VERSION, SERIES_SCHEMA, SeriesEntry
 from worker.results.verification.states import StateScore, score_states
 
@@ -318,6 +319,7 @@ class Report:
         withheld: Likewise, of the stations kept back.
         states: Spectra and balance.
         members: Of the analysis.
+        impact: What each network did to the withheld values.
     """
 
     used: Mapping[str, int]
@@ -327,6 +329,7 @@ class Report:
     withheld: tuple[WithheldScore, ...]
     states: tuple[StateScore, ...]
     members: int
+    impact: tuple[Impact, ...] = ()
 
     @property
     def rows(self) -> list[Row]:
@@ -336,6 +339,7 @@ class Report:
             *departure_rows(self.departures),
             *withheld_rows(self.withheld),
             *state_rows(self.states, self.members),
+            *(Row(one.network, ALL, ALL, IMPACT, one.share, one.count) for one in self.impact),
         ]
 
     @property
@@ -354,6 +358,7 @@ class Report:
             "departures": lines,
             "withheld": [asdict(line) for line in self.withheld if line.layer == ALL],
             "states": [asdict(line) for line in self.states],
+            "impact": {one.network: one.share for one in self.impact},
         }
 
 
@@ -398,6 +403,7 @@ def verify_product(
         tuple(withheld),
         tuple(states),
         product.members,
+        estimate_impact(feedback, analysis, new),
     )
 
 

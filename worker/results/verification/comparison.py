@@ -1,0 +1,203 @@
+"""Compare a cycle that continues an earlier analysis with a cold window of the same hour.
+
+A chain of analyses can slide: each is consistent with the one before, and all of them drift away from the
+truth. Now and then (`compare` in `cycles.yaml`) the same observations are analysed once more without
+memory, and both are compared at the withheld stations that both had in their window. Of each network
+and variable the ratio of the errors is taken, for errors of pascals and kelvins do not add; their
+logarithms are averaged, weighted by the number of values:
+
+    r = sum(n log(rmse of the cycle / rmse of the cold window)) / sum(n)
+
+One comparison says little. The newest few are tested together: if r lies above zero by a one-sided t
+test, the cold window is better, and its result is flagged.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import structlog
+from scipy import stats
+
+from model.domain.errors import AppaError, StorageError
+from worker.contract.jobs import COMPARED_WITH
+from worker.contract.layout import Layout
+from worker.results.manifest import read_manifest
+from worker.results.outputs.product import Product
+from worker.results.verification.report import Row, series_table
+from worker.results.verification.series import (
+    ALL,
+    SeriesEntry,
+    SeriesFilter,
+    find_series,
+    read_series,
+)
+
+__all__ = [
+    "Comparison",
+    "RATIO",
+    "WORSE_FLAG",
+    "compare",
+    "compared",
+    "is_worse",
+]
+
+WORSE_FLAG = "cycles_worse_than_cold"
+"""Flag of a cold window that is better than the cycles, as far as the newest comparisons tell."""
+RATIO = "log_error_over_cold"
+"""Statistic of the verification series: r."""
+
+NEWEST_HOURS = 6
+"""Hours up to the analysis whose values are compared: the older ones count for neither's use."""
+LEAST_COMPARISONS, MOST_COMPARISONS = 3, 7
+LOOK_BACK = timedelta(days=31)
+SIGNIFICANCE = 0.05
+_COLUMNS = ["batch_id", "observation_id", "report_type", "variable", "time"]
+_DEPARTURE = "analysis_departure"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class PairedErrors:
+    """Errors of both at the same values of one network and variable, SI units."""
+
+    network: str
+    variable: str
+    count: int
+    cycle: float
+    cold: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of a cycle with a cold window.
+
+    Attributes:
+        analysis_id: The analysis of the cycle.
+        ratio: r, below zero where the cycle is better.
+        count: Values behind it.
+        errors: By network and variable.
+    """
+
+    analysis_id: str
+    ratio: float
+    count: int
+    errors: tuple[PairedErrors, ...]
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Return the entry `comparison` of the scores in the manifest."""
+        return asdict(self) | {"errors": [asdict(line) for line in self.errors]}
+
+
+def compare(analysis_id: str, cycle: pa.Table, cold: pa.Table, end: datetime) -> Comparison | None:
+    """Compare two analyses at the values that were withheld from both.
+
+    Arguments:
+        analysis_id: Of the cycle.
+        cycle: Feedback of the cycle, a table of `FEEDBACK_SCHEMA`.
+        cold: Feedback of the cold window.
+        end: Analysis time (UTC).
+
+    Returns:
+        None if they share no such value.
+    """
+    both = _withheld(cycle, end).merge(
+        _withheld(cold, end)[["batch_id", "observation_id", _DEPARTURE]],
+        on=["batch_id", "observation_id"],
+        suffixes=("_cycle", "_cold"),
+    )
+    lines = []
+    for (network, variable), pairs in both.groupby(["report_type", "variable"], observed=True):
+        errors = (pairs[[f"{_DEPARTURE}_cycle", f"{_DEPARTURE}_cold"]] ** 2).mean() ** 0.5
+        if (errors > 0).all():
+            lines.append(PairedErrors(str(network), str(variable), len(pairs), *map(float, errors)))
+    if not lines:
+        return None
+    counts = np.array([line.count for line in lines])
+    ratios = np.log([line.cycle / line.cold for line in lines])
+    ratio = float((counts * ratios).sum() / counts.sum())
+    return Comparison(analysis_id, ratio, int(counts.sum()), tuple(lines))
+
+
+def _withheld(feedback: pa.Table, end: datetime) -> pd.DataFrame:
+    frame = feedback.select([*_COLUMNS, "rejected_by", _DEPARTURE]).to_pandas()
+    newest = frame["time"] > pd.Timestamp(end) - pd.Timedelta(hours=NEWEST_HOURS)
+    wanted = newest & (frame["rejected_by"] == "withheld") & frame[_DEPARTURE].notna()
+    return frame.loc[wanted, [*_COLUMNS, _DEPARTURE]]
+
+
+def is_worse(ratios: Sequence[float]) -> bool:
+    """Return whether comparisons, the newest last, show that the cold window is better."""
+    newest = np.asarray(ratios[-MOST_COMPARISONS:])
+    if len(newest) < LEAST_COMPARISONS or newest.std() == 0:
+        return False
+    return bool(stats.ttest_1samp(newest, 0.0, alternative="greater").pvalue < SIGNIFICANCE)
+
+
+def compared(product: Product, layout: Layout) -> Product:
+    """Return the result of a cold window with its comparison, if it was made for one.
+
+    An analysis is not lost because it cannot be compared: the log then says why.
+
+    Arguments:
+        product: A job with a window of observations, verified.
+        layout: Where the analysis of the cycle and the series are.
+    """
+    other = product.job.cycle.get(COMPARED_WITH)
+    if other is None or product.series is None:
+        return product
+    try:
+        found = compare(other, _feedback(layout, other), product.feedback, product.reference_time)
+        earlier = _earlier(layout, product.reference_time)
+    except AppaError as error:
+        log.warning("not compared with its cycle", id=product.job.id, reason=error.message)
+        return product
+    if found is None:
+        log.warning("not compared with its cycle", id=product.job.id, reason="no common value")
+        return product
+    worse = is_worse([*earlier, found.ratio])
+    log.info("compared", id=product.job.id, cycle=other, ratio=round(found.ratio, 4), worse=worse)
+    scores = {**product.scores, "comparison": found.scores | {"worse": worse}}
+    flags = (*product.flags, WORSE_FLAG) if worse else product.flags
+    job = product.job
+    entry = SeriesEntry(product.reference_time, job.flavour, job.revision, job.analysis_id)
+    row = series_table(entry, [Row(ALL, ALL, ALL, RATIO, found.ratio, found.count)])
+    series = pa.concat_tables([product.series, row]).unify_dictionaries()
+    return replace(product, scores=scores, series=series, flags=flags)
+
+
+def _feedback(layout: Layout, analysis_id: str) -> pa.Table:
+    """Return the feedback of a published analysis.
+
+    Raises:
+        StorageError: If it has none, or it cannot be read.
+    """
+    manifest = read_manifest(layout, analysis_id)
+    names = [f.name for f in manifest.files if f.role == "feedback" and f.name.endswith(".parquet")]
+    if not names:
+        raise StorageError(
+            f"Expected the feedback of '{analysis_id}' to compare with. Add 'feedback' to the "
+            "outputs in cycles.yaml."
+        )
+    try:
+        path = layout.analysis_file(analysis_id, names[0])
+        return pq.read_table(path, columns=[*_COLUMNS, "rejected_by", _DEPARTURE])
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(
+            f"Expected a readable {names[0]} of '{analysis_id}'; {error}."
+        ) from error
+
+
+def _earlier(layout: Layout, before: datetime) -> list[float]:
+    """Return r of earlier comparisons, by valid time."""
+    entries = find_series(layout, before - LOOK_BACK, before - timedelta(seconds=1), [""])
+    table = read_series(layout, entries, SeriesFilter(statistics=[RATIO]))
+    values: list[float] = table["value"].to_pylist()
+    return values
