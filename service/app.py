@@ -25,6 +25,8 @@ from anyio import to_thread
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from fastapi.telemetry import TelemetryConfig
+from opentelemetry import trace
 from redis.exceptions import RedisError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -55,6 +57,8 @@ from service.routes import (
 )
 from service.settings import GatewaySettings
 from worker.contract.logs import configure_logs
+from worker.contract.trace_export import export_traces
+from worker.contract.traces import carried_on, trace_id
 
 PREFIX = "/v1/data"
 log = structlog.get_logger()
@@ -149,9 +153,14 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        with carried_on(headers.get("traceparent", "")):
+            await self._answer(scope, receive, send, headers.get("x-request-id", ""))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, asked: str) -> None:
         request_id = asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         scope["appa.request_id"] = request_id
+        trace.get_current_span().set_attribute("appa.request_id", request_id)
         state: dict[str, Any] = {"status": 0, "bytes": 0}
 
         async def send_with_id(message: Message) -> None:
@@ -200,6 +209,7 @@ class RequestContext:
             record=record or next(iter(scope.get("path_params", {}).values()), ""),
             status=state["status"],
             request_id=scope["appa.request_id"],
+            trace_id=trace_id(),
             address=client[0] if client else "",
         )
 
@@ -269,11 +279,22 @@ def swagger_files() -> Path:
     return Path(found.origin).parent / "static"
 
 
+TELEMETRY = TelemetryConfig(
+    metrics=False,  # ours are in `/metrics`
+    logs=False,
+    operation_spans=False,
+    auto_configure=False,  # `export_traces` does, as in every process
+    exclude=lambda scope: scope["path"].startswith((*QUIET, "/web")),
+)
+"""FastAPI makes a span for each request where spans are exported, and continues a caller's trace."""
+
+
 def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     """The application for `settings` (default: from the environment)."""
     settings = settings or GatewaySettings()
     app = FastAPI(
         title="Appa Service",
+        telemetry=TELEMETRY,
         version=code_version(),
         lifespan=running,
         root_path=settings.root_path,
@@ -306,6 +327,7 @@ def serve(settings: GatewaySettings) -> None:
     """Serves until SIGTERM or Ctrl-C; open requests get some seconds to end."""
     os.umask(0o077)  # uploads and keys are for this user alone
     configure_gateway_logs(settings)
+    export_traces("gateway")
     uvicorn.run(
         create_app(settings),
         http=limited_protocol(ConnectionLimits.of(settings)),

@@ -28,6 +28,7 @@ from worker.contract.layout import Layout
 from worker.contract.queues import TaskSender, celery_settings
 from worker.contract.redis_server import redis_health
 from worker.contract.store import Stores, open_stores
+from worker.contract.trace_export import finish_traces
 from worker.results.catalogue import Catalogue
 
 log = structlog.get_logger()
@@ -196,3 +197,4 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
         gateway.analyses.close()
         if gateway.stores.archive is not None:
             gateway.stores.archive.close()
+        await to_thread.run_sync(finish_traces)  # uvicorn ends the process by the signal it got

@@ -22,6 +22,7 @@ from service.errors import NotFound, RequestError
 from service.gateway import Gateway
 from service.query_parameters import check_known, json_object
 from service.uploads import StoredUpload, check_length, receive_upload
+from worker.contract import traces
 from worker.contract.acceptance import PartFile
 from worker.contract.batches import BatchRecord
 from worker.contract.disk import require_space
@@ -227,7 +228,8 @@ async def receive_batch(
     batch_id = new_id("batch")
     try:
         with PartFile(gateway.layout.upload(batch_id)) as part:
-            upload = await receive_upload(chunks, part, limits)
+            with traces.step("receive"):
+                upload = await receive_upload(chunks, part, limits)
             batch = _record(batch_id, upload, request, sender, form)
             return await to_thread.run_sync(_keep, gateway, part, batch, sender.idempotency_key)
     except ClientDisconnect:
@@ -267,6 +269,7 @@ def _record(
         options=upload_options(**given, format=upload.format),
         api_key=sender.api_key,
         request_id=request.scope.get("appa.request_id", ""),
+        trace=traces.traceparent(),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from worker.contract import traces
 from worker.contract.archive import Kept, RecordArchive
 from worker.contract.batches import BatchStore
 from worker.contract.cycles import CycleStore
@@ -201,9 +202,10 @@ class Archivist:
             archive.put([row])
             jobs.recall(row)
             restored += 1
-            log.warning("job restored", id=job.id, state=job.state.value)
-            if job.state is JobState.QUEUED:
-                submit(self.sender, RUN_ASSIMILATION, job.id, job.priority)
+            with traces.about(job):
+                log.warning("job restored", id=job.id, state=job.state.value)
+                if job.state is JobState.QUEUED:
+                    submit(self.sender, RUN_ASSIMILATION, job.id, job.priority)
         return restored
 
     def _again(self, job: JobRecord) -> JobRecord:

@@ -17,6 +17,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from model.domain.errors import AppaError, JobCancelled
+from worker.contract import traces
 from worker.contract.jobs import JobState, JobStore, Phase, Progress
 from worker.contract.measures import JobMeter
 from worker.contract.record_store import LeaseLost, NoSuchRecord, RecordStore
@@ -196,6 +197,7 @@ class ProgressReporter:
         self.check()
         if self.meter is not None:
             self.meter.phase(phase)
+        traces.phase(phase.value)
         update = {"phase": phase, "message": message, "eta_seconds": None}
         self.progress = self.progress.model_copy(update=update)
         if phase is Phase.SAMPLING:

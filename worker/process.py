@@ -34,6 +34,7 @@ from worker.contract.queues import (
     celery_settings,
 )
 from worker.contract.redis_server import redis_health
+from worker.contract.trace_export import export_traces, finish_traces
 from worker.protections import protections
 from worker.runtime import Runtime, open_runtime
 from worker.sandbox import sweep_scratch, warm_up
@@ -185,6 +186,8 @@ class WorkerLife:
     def connect(self) -> None:
         """Connect to Celery's signals, and to the commands of its remote control."""
         self.app.life = self
+        if GPU_QUEUE in self.queues:  # else the children work, which are forked later
+            export_traces(self._part)
         logging.getLogger("celery.app.trace").setLevel(logging.ERROR)  # retries are logged by us
         signals.worker_process_init.connect(self.on_child, weak=False)
         signals.worker_ready.connect(self.on_ready, weak=False)
@@ -225,11 +228,15 @@ class WorkerLife:
         if self.runtime is not None and self.runtime.report.pid == os.getpid():
             return
         configure_logs(self.settings)
+        export_traces(self._part)
         runtime = open_runtime(self.settings, self.queues, self.name, self.app)
         self.app.runtime = runtime
         runtime.start_measuring()
         signals.worker_process_shutdown.connect(
             lambda **_: runtime.end_measuring(), weak=False, dispatch_uid="measures"
+        )
+        signals.worker_process_shutdown.connect(
+            lambda **_: finish_traces(), weak=False, dispatch_uid="traces"
         )
         if not {INGEST_QUEUE, INGEST_LARGE_QUEUE}.isdisjoint(self.queues):
             warm_up()
@@ -255,7 +262,12 @@ class WorkerLife:
         """Remove the registration, the last thing a worker does."""
         if self.runtime is not None:
             self.runtime.leave()
+        finish_traces()
         sweep_scratch()  # of its children that were killed
+
+    @property
+    def _part(self) -> str:
+        return "-".join(self.queues)
 
     def take_work(self, takes: bool) -> None:
         """Show in the registration whether this worker takes messages from its queues."""

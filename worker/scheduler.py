@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -30,6 +31,7 @@ from redis.exceptions import RedisError
 from model.domain.errors import AppaError
 from model.domain.files import file_digest
 from worker.archivist import Archivist
+from worker.contract import traces
 from worker.contract.batches import BatchRecord, BatchState, BatchStore, Lane
 from worker.contract.jobs import JobRecord, JobStore
 from worker.contract.layout import Layout
@@ -46,6 +48,7 @@ from worker.contract.queues import (
 from worker.contract.records import Problem, utc_now
 from worker.contract.redis_server import redis_health
 from worker.contract.store import Stores
+from worker.contract.trace_export import export_traces, finish_traces
 from worker.cycling.tick import cycling_tick
 from worker.notifications import WebhookSender
 from worker.observations.formats import detect_format
@@ -146,15 +149,19 @@ class Reconciler:
             log.warning("upload not restored", id=batch_id, reason=str(error))
             self._unusable.add(batch_id)
             return 0
+        with traces.about(record):
+            return self._restore_record(record)
+
+    def _restore_record(self, record: BatchRecord) -> int:
         batch, created = self.stores.batches.restore(record)
         if not created:
-            if batch.id != batch_id:
+            if batch.id != record.id:
                 self._remove_duplicate(record, batch)
             return 0
-        log.warning("upload restored", id=batch_id, state=record.state)
+        log.warning("upload restored", id=record.id, state=record.state)
         if record.state is BatchState.RECEIVED:
             large = record.lane is Lane.LARGE
-            submit_batch(self.sender, self.stores.workers, batch_id, large=large)
+            submit_batch(self.sender, self.stores.workers, record.id, large=large)
         return 1
 
     def _record(self, batch_id: str) -> BatchRecord:
@@ -280,11 +287,23 @@ class Reaper:
         state = store.reap(record_id, self.lost_workers, problem)
         if state == "held":
             return 0
+        with traces.work("take over", record) if record else nullcontext():
+            self._taken_over(store, record_id, record, task, state)
+        return 1
+
+    def _taken_over(
+        self,
+        store: JobStore | BatchStore,
+        record_id: str,
+        record: JobRecord | BatchRecord | None,
+        task: str,
+        state: str,
+    ) -> None:
+        worker = record.worker if record else None
         log.warning("took over", id=record_id, from_worker=worker, now=state)
         self.measures.lost_workers.labels(store.noun).inc()
         if state == store.waiting:
             self._submit(record_id, record, task)
-        return 1
 
     def _resend_waiting(self, store: JobStore | BatchStore, task: str) -> int:
         """Send the messages of records that have waited long enough, oldest first."""
@@ -308,10 +327,11 @@ class Reaper:
         if record.retry_at and (left := (record.retry_at - utc_now()).total_seconds()) > 0:
             wait.due = now + left + self.resend_seconds
             return 0
-        log.info("sent again", id=record_id, next_in_seconds=wait.pause)
-        self.measures.resent.labels(store.noun).inc()
-        wait.due, wait.pause = now + wait.pause, 2 * wait.pause
-        self._submit(record_id, record, task)
+        with traces.about(record):
+            log.info("sent again", id=record_id, next_in_seconds=wait.pause)
+            self.measures.resent.labels(store.noun).inc()
+            wait.due, wait.pause = now + wait.pause, 2 * wait.pause
+            self._submit(record_id, record, task)
         return 1
 
     def _submit(self, record_id: str, record: JobRecord | BatchRecord | None, task: str) -> None:
@@ -337,6 +357,7 @@ def run_scheduler(
     """
     settings = settings or WorkerSettings()
     configure_logs(settings)
+    export_traces(SCHEDULER)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -394,6 +415,7 @@ def run_scheduler(
             _run_tick(name, tick, runtime.measures)
         runtime.report.figures.turned = utc_now()
     runtime.leave()
+    finish_traces()
 
 
 def _run_tick(name: str, tick: Callable[[], object], measures: Measures) -> None:

@@ -1,5 +1,7 @@
 """Administer access and notifications: `appa keys` and `appa webhooks`."""
 
+import getpass
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -26,6 +28,7 @@ from deploy.console import (
     short_time,
 )
 from model.domain.errors import AppaError
+from service.audit import AuditLog
 from service.keys import ApiKey, KeyFile, Scope
 from worker.contract.layout import Layout
 
@@ -57,13 +60,15 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a key; it is shown once and only its hash is kept."""
-    secret, key = _keys(data_dir).create(
-        name,
-        scope,
-        expires=datetime.now(UTC) + timedelta(days=days) if days else None,
-        requests_per_minute=requests_per_minute,
-        queued_jobs=queued_jobs,
-    )
+    with _audited(data_dir, "create_key") as line:
+        secret, key = _keys(data_dir).create(
+            name,
+            scope,
+            expires=datetime.now(UTC) + timedelta(days=days) if days else None,
+            requests_per_minute=requests_per_minute,
+            queued_jobs=queued_jobs,
+        )
+        line["record"] = key.id
     if as_json:
         print_json({"key": secret, **_shown(key)})
         return
@@ -96,13 +101,37 @@ KeyId = Annotated[str, typer.Argument(help="Id of the key, from the list.")]
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Print an error of ours as a sentence and exit with 1."""
+def _audited(data_dir: Path, action: str, key_id: str = "") -> Iterator[dict[str, str]]:
+    """Write a change of keys to the audit log, done or refused, beside those made over HTTP.
+
+    An error of ours is printed as a sentence and exits with 1.
+
+    Yields:
+        The line's `record`, the id of the key, for who learns it only by making the key.
+    """
+    line, status = {"record": key_id}, 500
     try:
-        yield
+        yield line
+        status = 200
     except AppaError as error:
+        status = 400
         err.print(error.message, markup=False)
         raise typer.Exit(1) from error
+    finally:
+        layout = Layout(data_dir)
+        layout.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        audit = AuditLog(layout.audit_file)
+        about = {"request_id": "", "trace_id": "", "address": ""}
+        audit.write(key=f"local:{_user()}", action=action, **line, status=status, **about)
+        audit.flush()
+
+
+def _user() -> str:
+    """Return who runs this command: the caller of `sudo`, else the user, else his number."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a container has no names for the numbers it runs as
+        return str(os.getuid())
 
 
 @keys_app.command()
@@ -115,7 +144,7 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Give a key a new secret, shown once; id, scopes and what it sent stay its own."""
-    with _one_line_errors():
+    with _audited(data_dir, "rotate_key", key_id):
         secret, key = _keys(data_dir).rotate(key_id, timedelta(hours=overlap_hours))
     if as_json:
         print_json({"key": secret, **_shown(key)})
@@ -135,7 +164,7 @@ def change(
     as_json: AsJson = False,
 ) -> None:
     """Change what a key may do; running gateways follow within a second."""
-    with _one_line_errors():
+    with _audited(data_dir, "change_key", key_id):
         key = _keys(data_dir).change(key_id, add=add or (), drop=drop or ())
     if as_json:
         print_json(_shown(key))
@@ -146,7 +175,7 @@ def change(
 @keys_app.command()
 def revoke(key_id: KeyId, data_dir: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> None:
     """Remove a key; running gateways refuse it within a second."""
-    with _one_line_errors():
+    with _audited(data_dir, "revoke_key", key_id):
         key = _keys(data_dir).revoke(key_id)
     if as_json:
         print_json(_shown(key))

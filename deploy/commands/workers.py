@@ -4,9 +4,11 @@
 a running job handed back to the queue at its next step instead, send the process SIGTERM.
 """
 
+import socket
 from collections.abc import Sequence
 from typing import Annotated
 
+import psutil
 import typer
 from celery import Celery
 from redis.exceptions import RedisError
@@ -28,6 +30,10 @@ app = typer.Typer(
 
 Names = Annotated[list[str] | None, typer.Argument(help="Workers, by name as in `list`.")]
 Queue = Annotated[str | None, typer.Option(help=f"All workers of a queue: {', '.join(QUEUES)}.")]
+Pid = Annotated[
+    int | None,
+    typer.Option(help="The worker that is this process of this machine, or was started by it."),
+]
 Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait until nothing runs on them.")]
 
 
@@ -42,18 +48,38 @@ def _reports(settings: WorkerSettings) -> list[WorkerReport]:
         stores.redis.close()
 
 
-def _chosen(settings: WorkerSettings, names: list[str] | None, queue: str | None) -> list[str]:
+def _chosen(
+    settings: WorkerSettings, names: list[str] | None, queue: str | None, pid: int | None = None
+) -> list[str]:
     """Return the names of Celery workers that were asked for; exit when there are none."""
     known = {r.name: r for r in _reports(settings) if set(r.queues) & set(QUEUES)}
-    chosen = [n for n in known if n in (names or ()) or (queue and queue in known[n].queues)]
+    own = {(socket.gethostname(), number) for number in _family(pid)}
+    chosen = [
+        name
+        for name, report in known.items()
+        if name in (names or ())
+        or (queue and queue in report.queues)
+        or (report.host, report.pid) in own
+    ]
     missing = [name for name in names or () if name not in known]
     if missing or not chosen:
-        wanted = ", ".join(missing) or (f"queue '{queue}'" if queue else "none")
+        asked = [f"queue '{queue}'"] * bool(queue) + [f"process {pid} of this machine"] * bool(pid)
+        wanted = ", ".join(missing or asked) or "none"
         err.print(
             f"Expected workers of {', '.join(known) or '(none runs)'}; got {wanted}.", markup=False
         )
         raise typer.Exit(1)
     return chosen
+
+
+def _family(pid: int | None) -> set[int]:
+    """Return a process and those that it started: a wrapper's number is not its worker's."""
+    if pid is None:
+        return set()
+    try:
+        return {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
+    except (psutil.Error, ValueError):
+        return {pid}
 
 
 def _command(sender: Celery, command: str, workers: list[str]) -> None:
@@ -98,10 +124,10 @@ def worker_table(reports: Sequence[WorkerReport]) -> Table:
 
 
 @app.command()
-def drain(names: Names = None, queue: Queue = None, wait: Wait = 0.0) -> None:
+def drain(names: Names = None, queue: Queue = None, pid: Pid = None, wait: Wait = 0.0) -> None:
     """Let workers take no more work; what runs is finished, the process stays."""
     settings = WorkerSettings()
-    workers = _chosen(settings, names, queue)
+    workers = _chosen(settings, names, queue, pid)
     with message_sender(settings) as sender:
         _command(sender, "drain", workers)
         _await_idle(sender, workers, wait)
@@ -117,13 +143,13 @@ def resume(names: Names = None, queue: Queue = None) -> None:
 
 
 @app.command()
-def stop(names: Names = None, queue: Queue = None, wait: Wait = 0.0) -> None:
+def stop(names: Names = None, queue: Queue = None, pid: Pid = None, wait: Wait = 0.0) -> None:
     """Drain workers, then end their processes; each finishes what it runs before it ends.
 
     A supervisor starts a process that ended again: `appa up` does, compose and systemd as set up.
     """
     settings = WorkerSettings()
-    workers = _chosen(settings, names, queue)
+    workers = _chosen(settings, names, queue, pid)
     with message_sender(settings) as sender:
         _command(sender, "drain", workers)
         _await_idle(sender, workers, wait)

@@ -25,6 +25,7 @@ from service.openapi import JOB, example_page, example_response, problem_respons
 from service.query_parameters import check_known
 from service.routes.events import follow_job
 from service.schemas import MAX_ITEMS, JobEvents, JobPage, JobView
+from worker.contract import traces
 from worker.contract.batches import BatchRecord, IdempotencyConflict
 from worker.contract.disk import require_space
 from worker.contract.jobs import JobRecord, JobState
@@ -165,9 +166,11 @@ def submit_job(
         spec=spec,
         api_key=key.id,
         request_id=request_id,
+        trace=traces.traceparent(),
     )
     unique = f"{key.id}:{idempotency_key}" if idempotency_key else ""
-    job, created = gateway.stores.jobs.create(record, unique_key=unique)
+    with traces.step("store job"):
+        job, created = gateway.stores.jobs.create(record, unique_key=unique)
     if job.spec != spec:
         raise IdempotencyConflict(
             f"Expected the same job under Idempotency-Key '{idempotency_key}' as before "
@@ -175,7 +178,8 @@ def submit_job(
             field="Idempotency-Key",
         )
     if job.state is JobState.QUEUED:  # also for a repeated key: its message may be lost
-        submit(gateway.sender, RUN_ASSIMILATION, job.id, job.spec.priority)
+        with traces.step("send message"):
+            submit(gateway.sender, RUN_ASSIMILATION, job.id, job.spec.priority)
     if created:
         gateway.metrics.jobs.labels(spec.kind).inc()
         log.info("job_queued", job_id=job.id, kind=spec.kind)

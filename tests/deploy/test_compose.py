@@ -87,11 +87,14 @@ def test_every_service_reaches_the_same_broker_and_data(compose):
 
 
 def test_settings_in_the_containers_are_known_ones(compose):
+    from opentelemetry.sdk import environment_variables
+
     from service.settings import GatewaySettings
     from worker.settings import WorkerSettings
 
     known = {f"APPA_{n.upper()}" for n in {**WorkerSettings.model_fields}}
     known |= {f"APPA_{n.upper()}" for n in GatewaySettings.model_fields}
+    known |= set(vars(environment_variables)) & {"OTEL_EXPORTER_OTLP_ENDPOINT"}  # of the SDK
     for name, service in compose["services"].items():
         if name != "redis":
             assert set(service["environment"]) <= known

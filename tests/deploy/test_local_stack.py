@@ -1,6 +1,7 @@
 """`appa up` as a user runs it: ready, upload, job, files, Ctrl-C; and what happens to its parts."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.local import free_port
 from model.checkpoints.bundle import save_checkpoint
 from model.domain.files import code_version
+from tests.deploy.collector import Collector
 from tests.deploy.observability import Prometheus, alerts, family, metrics_of, queries
 from tests.faults.full_disk import can_mount, fill
 from tests.model.checkpoint_parts import tiny_model
@@ -95,11 +97,13 @@ def up(tmp_path, checkpoint):
             one.process.wait()
 
 
-def upload(url: str) -> dict:
+def upload(url: str, **headers: str) -> dict:
     """An upload, taken in."""
     content = io.BytesIO()
     pq.write_table(make_table(10), content)
-    answer = httpx.post(f"{url}/v1/observations", content=content.getvalue(), timeout=30)
+    answer = httpx.post(
+        f"{url}/v1/observations", content=content.getvalue(), headers=headers, timeout=30
+    )
     assert answer.status_code == 202, answer.text
     return ended(url + answer.headers["location"])
 
@@ -200,11 +204,90 @@ def check_prometheus(url: str, folder: Path) -> None:
     assert empty == {"feeds: Rejected by checks at arrival: A"}  # all values were accepted
 
 
-def test_from_upload_to_file_and_ctrl_c(up, tmp_path):
-    stack = up(APPA_REPORT_SECONDS="0.5")
+TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+"""Trace and span of the example in W3C's Trace Context."""
+
+
+def check_traces(collector: Collector, batch: dict, job: dict) -> None:
+    """One upload and one job give one trace each: request, task, its phases, and storage."""
+    upload, work = (
+        collector.trace_of("appa.ingest_batch"),
+        collector.trace_of("appa.announce_result"),
+    )
+    assert upload == TRACE != work
+    assert collector.tree(upload, CALLER) == {
+        ("gateway", "POST /v1/observations"): {
+            **in_part("gateway", "receive", "store bytes", "store record", "send message"),
+            ("ingest-large", "appa.ingest_batch"): {
+                **in_part("ingest-large", "decoding", "checking"),
+                **in_part("ingest-large", storing=("commit rows",)),
+            },
+        }
+    }
+    assert collector.tree(work) == {
+        ("gateway", "POST /v1/jobs"): {
+            **in_part("gateway", "store job", "send message"),
+            ("gpu", "appa.run_assimilation"): {
+                **in_part("gpu", "waiting", "background", "sampling"),
+                **in_part("gpu", gathering=("read earlier states", "read observations")),
+                **in_part("gpu", writing=("write netcdf", "write manifest")),
+                **in_part("gpu", publishing=("open gate", "sync folder", "send message")),
+            },
+            ("ingest-products", "appa.announce_result"): in_part(
+                "ingest-products", "update latest.json", "extend series", "emit events"
+            ),
+        }
+    }
+    for record, name in ((batch, "appa.ingest_batch"), (job, "appa.run_assimilation")):
+        span = collector.named(name)
+        assert (span.attributes["appa.id"], span.attributes["appa.attempt"]) == (record["id"], 1)
+        assert span.attributes["appa.request_id"] == record["request_id"]
+        assert span.attributes["appa.outcome"] == "succeeded"
+        phases = [s for s in collector.children(span) if s.name != "waiting"]
+        assert all(span.start <= s.start <= s.end <= span.end for s in phases)
+        turns = sorted(phases, key=lambda s: s.start)
+        assert all(a.end <= b.start for a, b in itertools.pairwise(turns))
+
+
+def in_part(part: str, *names: str, **nested: tuple[str, ...]) -> dict:
+    """Spans of one process, without children or with one generation of them."""
+    return {
+        **{(part, name): {} for name in names},
+        **{(part, name): in_part(part, *inside) for name, inside in nested.items()},
+    }
+
+
+def check_log_lines(collector: Collector, stack: Up, batch: dict, job: dict) -> None:
+    """Each line about the upload or the job, of whichever process, names its request and trace."""
+    seen: dict[str, set[str]] = {"batch": set(), "job": set()}
+    about = {"batch": (batch, batch["id"], "appa.ingest_batch")}
+    about["job"] = (job, f"{job['id']}|{job['analysis_id']}", "appa.announce_result")
+    for line in (stack.data / "logs" / "appa.log").read_text().splitlines():
+        part, text = re.fullmatch(r"\S+ (\S+) +(.*)|.*", line).groups("")
+        said = json.loads(text) if text.startswith("{") else {"method": "GET"}
+        for noun, (record, names, task) in about.items():
+            if re.search(names, text) and said.get("method") != "GET":
+                ids = (record["request_id"], collector.trace_of(task))
+                assert (said["request_id"], said["trace_id"]) == ids, line
+                seen[noun].add(part)
+    assert batch["request_id"] == "the-upload"
+    assert seen["batch"] == {"gateway", "ingest-large"}
+    assert seen["job"] == {"gateway", "model", "ingest"}  # which also takes products
+
+
+@pytest.fixture
+def collector():
+    with Collector() as running:
+        yield running
+
+
+def test_from_upload_to_file_and_ctrl_c(up, tmp_path, collector):
+    stack = up(APPA_REPORT_SECONDS="0.5", APPA_LOG_FORMAT="json", **collector.environment)
     url = stack.url
     assert httpx.get(f"{url}/health/ready").status_code == 200
-    assert upload(url)["state"] == "ingested"
+    sent = {"X-Request-ID": "the-upload", "traceparent": f"00-{TRACE}-{CALLER}-01"}
+    batch = upload(url, **sent)
+    assert batch["state"] == "ingested"
     job = ended(submit(url))
     assert job["state"] == "succeeded", stack.output.read_text()
     result = httpx.get(f"{url}/v1/analyses/{job['analysis_id']}").json()
@@ -220,6 +303,8 @@ def test_from_upload_to_file_and_ctrl_c(up, tmp_path):
     check_queries(url)
     if shutil.which("prometheus"):
         check_prometheus(url, tmp_path / "prometheus")
+    check_traces(collector, batch, job)
+    check_log_lines(collector, stack, batch, job)
     children = stack.children()
     assert len(children) >= 6  # broker, gateway, ingest and its child, model, scheduler
     assert stack.interrupt() == 0

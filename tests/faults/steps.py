@@ -21,8 +21,13 @@ def sender(processes):
     )
 
 
-def submit_job(stores, processes, *, copies: int = 1, spec=None, **values) -> JobRecord:
-    """A new job, with as many messages as asked for; filtering unless `spec` says otherwise."""
+def submit_job(
+    stores, processes, *, copies: int = 1, spec=None, asked: dict[str, str] | None = None, **values
+) -> JobRecord:
+    """A new job, with as many messages as asked for; filtering unless `spec` says otherwise.
+
+    `asked`: `request_id` and `trace` of who asked for it.
+    """
     job_id = new_id("job")
     values.setdefault("valid_time", NOON)
     job, _ = stores.jobs.create(
@@ -30,6 +35,7 @@ def submit_job(stores, processes, *, copies: int = 1, spec=None, **values) -> Jo
             id=job_id,
             analysis_id=job_id.replace("job", "an", 1),
             spec=spec or FilteringSpec(**values),
+            **(asked or {}),
         )
     )
     with sender(processes) as app:

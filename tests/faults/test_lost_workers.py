@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from tests.deploy.collector import Collector
 from tests.faults.steps import (
     finishes,
     manifest,
@@ -32,18 +33,37 @@ def test_a_job_runs_and_its_result_is_published(stores, processes):
     assert not list((processes.data / "tmp").iterdir())
 
 
-def test_kill_9_in_mid_job_and_the_job_finishes_once(stores, processes):
+@pytest.fixture
+def collector():
+    with Collector() as running:
+        yield running
+
+
+def test_kill_9_in_mid_job_and_the_job_finishes_once(stores, processes, collector):
+    processes.environment |= collector.environment | {"OTEL_BSP_SCHEDULE_DELAY": "60000"}
     worker = processes.stub_worker()
-    processes.appa("worker", "scheduler")
+    scheduler = processes.appa("worker", "scheduler")
     hold = processes.data / "pause-sampling"
     hold.touch()
-    job = submit_job(stores, processes)
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    asked = {"request_id": "mine-1", "trace": f"00-{trace}-00f067aa0ba902b7-01"}
+    job = submit_job(stores, processes, asked=asked)
     wait_phase(stores, job.id, Phase.SAMPLING)
     processes.kill(worker)
     hold.unlink()
-    processes.stub_worker()
+    second = processes.stub_worker()
     done = wait_state(stores, job.id, JobState.SUCCEEDED, JobState.FAILED)
     assert done.state is JobState.SUCCEEDED, processes.log()
+    for process in (second, scheduler):  # their spans come at the latest when they end
+        process.terminate()
+        process.wait(30)
+    tree = collector.tree(trace, "00f067aa0ba902b7")
+    assert set(tree) == {("scheduler", "take over"), ("gpu", "appa.run_assimilation")}
+    assert collector.named("appa.run_assimilation").attributes["appa.attempt"] == done.attempts
+    lines = [line for line in processes.log().splitlines() if job.id in line]
+    assert len([line for line in lines if "took over" in line]) == 1  # the scheduler's
+    assert len([line for line in lines if "started" in line]) >= 2
+    assert not [x for x in lines if f"trace_id={trace}" not in x or "request_id=mine-1" not in x]
     assert done.attempts >= 2
     assert done.error is None
     assert published(processes) == [job.analysis_id]

@@ -2,10 +2,13 @@
 
 import hashlib
 
+import httpx
 import numpy as np
 import pyarrow.parquet as pq
 
+from tests.deploy.collector import Collector
 from tests.faults.steps import sender
+from tests.service.gateway_process import GatewayProcess
 from tests.worker.decoders.bufr_messages import synop
 from tests.worker.processes import wait_for
 from tests.worker.tables import make_table
@@ -89,3 +92,35 @@ def test_a_killed_worker_loses_and_doubles_none_of_those_it_had_taken(stores, pr
     store = ObservationStore(str(Layout(processes.data).observations))
     assert list(store.files.batches()) == sorted(b.id for b in batches)
     assert {stores.batches.get(b.id).summary.observations for b in batches} == {1}
+
+
+def test_uploads_taken_together_are_a_trace_each_and_the_last_spans_are_sent(processes, stores):
+    with Collector() as collector:
+        late = collector.environment | {"OTEL_BSP_SCHEDULE_DELAY": "60000"}
+        processes.environment |= late
+        gateway = GatewayProcess(processes.redis_url, processes.data, processes.prefix, late)
+        try:
+            url = f"{gateway.start().url}/v1/observations"
+            for name, content in zip("ab", bulletins(2), strict=True):
+                asked = {"X-Request-ID": f"request-{name}"}
+                assert httpx.post(url, content=content, headers=asked).status_code == 202
+        finally:
+            gateway.stop()
+        worker = processes.appa("worker", "ingest")
+        wait_for(lambda: stores.batches.count(BatchState.INGESTED) == 2, 60)
+        worker.terminate()
+        worker.wait(30)
+    tasks = [span for span in collector.spans if span.name == "appa.ingest_batch"]
+    assert len({task.trace for task in tasks}) == len(tasks) == 2
+    assert {task.attributes["appa.request_id"] for task in tasks} == {"request-a", "request-b"}
+    for task in tasks:
+        (top,) = [s for s in collector.spans if s.id == task.parent]
+        assert (top.part, top.name, top.trace) == ("gateway", "POST /v1/observations", task.trace)
+        assert (task.part, task.attributes["appa.together"]) == ("ingest", 2)
+        assert task.attributes["appa.outcome"] == "succeeded"
+        assert collector.tree(task.trace, task.id) == {
+            ("ingest", "decoding"): {},
+            ("ingest", "storing"): {("ingest", "commit rows"): {}},
+        }
+    (line,) = [line for line in processes.log().splitlines() if "finished" in line]
+    assert all(text in line for task in tasks for text in (task.trace, task.attributes["appa.id"]))

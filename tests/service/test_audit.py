@@ -1,5 +1,6 @@
 """The audit log: who changed what, over a real gateway; set aside by size, by several processes."""
 
+import getpass
 import json
 import multiprocessing
 import stat
@@ -7,10 +8,14 @@ import time
 from pathlib import Path
 
 import httpx
+from click.testing import Result
 from gateway_process import StartGateway
+from typer.testing import CliRunner
 
+from deploy.commands.admin import keys_app
 from service.audit import AuditLog
 from service.keys import KeyFile, Scope
+from worker.contract.layout import Layout
 
 
 def lines(path: Path) -> list[dict]:
@@ -24,7 +29,8 @@ def test_changes_and_refusals_are_written_and_reading_is_not(start_gateway: Star
         http.headers["Authorization"] = f"Bearer {key}"
         batch = http.post("/v1/observations", content=b"BUFR audited").json()["id"]
         http.get("/v1/batches")
-        retried = http.post(f"/v1/observations/{batch}/retry", headers={"X-Request-ID": "mine"})
+        asked = {"X-Request-ID": "mine", "traceparent": f"00-{'4b' * 16}-00f067aa0ba902b7-01"}
+        retried = http.post(f"/v1/observations/{batch}/retry", headers=asked)
         assert retried.status_code == 202
         http.post("/v1/webhooks", json={"url": "http://x", "events": ["cycle.failed"]})
         http.delete("/v1/jobs/job-x", headers={"Authorization": "Bearer appa_x_y"})
@@ -39,9 +45,41 @@ def test_changes_and_refusals_are_written_and_reading_is_not(start_gateway: Star
         (record.id, "create_webhook", "", 403),
         ("", "cancel_job", "job-x", 401),
     ]
+    assert [e["trace_id"] for e in found] == ["", "4b" * 16, "", ""]
     assert found[1]["request_id"] == "mine" and found[0]["address"] == "127.0.0.1"
     assert found[0]["time"] < found[3]["time"]
     assert key.split("_")[2] not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_changes_of_keys_on_the_machine_are_written(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SUDO_USER", "ada")
+    data = tmp_path / "data"
+    run = CliRunner()
+
+    def keys(*words: str) -> Result:
+        return run.invoke(keys_app, [*words, "--data", str(data)])
+
+    secret = keys("create", "a", "--scope", "jobs:write").stdout.strip()
+    key_id = secret.split("_")[1]
+    replaced = keys("rotate", key_id).stdout.strip()
+    assert keys("change", key_id, "--add", "admin").exit_code == 0
+    assert keys("revoke", "nobody").exit_code == 1
+    monkeypatch.delenv("SUDO_USER")
+    assert keys("revoke", key_id).exit_code == 0
+    keys("list")
+    path = Layout(data).audit_file
+    found = lines(path)
+    assert [(e["action"], e["record"], e["status"]) for e in found] == [
+        ("create_key", key_id, 200),
+        ("rotate_key", key_id, 200),
+        ("change_key", key_id, 200),
+        ("revoke_key", "nobody", 400),
+        ("revoke_key", key_id, 200),
+    ]
+    assert {e["key"] for e in found[:4]} == {"local:ada"}
+    assert found[4]["key"] == f"local:{getpass.getuser()}"
+    assert not any(one.split("_")[2] in path.read_text() for one in (secret, replaced))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from model.domain.errors import AppaError
 from model.domain.files import move_into_place, sync_folder, write_atomic
+from worker.contract import traces
 from worker.contract.batches import CALL_LIFETIME, BatchRecord, BatchState, Lane
 from worker.contract.layout import Layout
 from worker.contract.queues import TaskSender, submit_batch
@@ -133,12 +134,14 @@ class Intake:
             RedisError: If Redis did not answer; the scheduler compares disk and records.
         """
         try:
-            self._publish(part, record)
+            with traces.step("store bytes"):
+                self._publish(part, record)
         except OSError:
             self._forget(record.id)
             raise
         try:
-            batch, created = self.stores.batches.create(record, idempotency_key=idempotency_key)
+            with traces.step("store record"):
+                batch, created = self.stores.batches.create(record, idempotency_key=idempotency_key)
         except (AppaError, ResponseError):  # a definite refusal: nothing was recorded
             self._forget(record.id)
             raise
@@ -160,7 +163,8 @@ class Intake:
         try:
             if together and small and not batches.call(Lane.SMALL, CALL_LIFETIME):
                 return
-            submit_batch(self.sender, self.stores.workers, batch.id, large=not small)
+            with traces.step("send message"):
+                submit_batch(self.sender, self.stores.workers, batch.id, large=not small)
         except (OperationalError, RedisError) as error:
             log.warning("message_not_sent", batch_id=batch.id, error=str(error))
 

@@ -134,6 +134,7 @@ class BatchRecord(Record):
     error: Problem | None = Field(default=None, description="Why it was rejected or failed.")
     api_key: str = Field(default="", description="Id of the API key that sent it; empty when none.")
     request_id: str = Field(default="", description="Request that sent it, for the logs.")
+    trace: str = Field(default="", description="Span that received it, a W3C `traceparent`.")
 
     @property
     def priority(self) -> int:

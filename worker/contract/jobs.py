@@ -114,6 +114,7 @@ class JobRecord(Record):
         default="", description="Id of the API key that submitted it; empty when none."
     )
     request_id: str = Field(default="", description="Request that submitted it, for the logs.")
+    trace: str = Field(default="", description="Span that submitted it, a W3C `traceparent`.")
     flavour: str = Field(default="", description="`early`, `final`, or empty outside the cycles.")
     revision: int = Field(default=1, ge=1, description="Revision of the result for its valid time.")
     cycle: dict[str, Any] = Field(

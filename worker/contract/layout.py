@@ -105,7 +105,7 @@ class Layout:
 
     @property
     def audit_file(self) -> Path:
-        """`logs/audit.jsonl`: who changed what over HTTP."""
+        """`logs/audit.jsonl`: who changed what over HTTP, and keys on this machine."""
         return self.logs / "audit.jsonl"
 
     @property

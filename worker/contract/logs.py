@@ -2,7 +2,8 @@
 
 Records of structlog and of the standard library take the same form, for people or as one JSON
 object a line. Lines of our own packages appear from the level in the settings on, those of
-libraries from `WARNING` on.
+libraries from `WARNING` on. Lines that are about a request, or about a job or an upload of one, have its
+`request_id` and `trace_id` (`worker.contract.traces`), in whichever process.
 """
 
 import logging
@@ -13,6 +14,7 @@ import structlog
 from structlog.typing import Processor
 
 from worker.contract.settings import InstallationSettings
+from worker.contract.traces import add_ids
 
 __all__ = ["configure_logs"]
 
@@ -29,6 +31,7 @@ def configure_logs(settings: InstallationSettings, stream: TextIO | None = None)
     stream = stream or sys.stdout
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_ids,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

@@ -11,10 +11,10 @@ from typing import Any
 import structlog
 
 from model.domain.windows import HOUR
-from worker.contract import clock
+from worker.contract import clock, traces
 from worker.contract.cycles import CycleRecord, CycleState, Flavour
 from worker.contract.events import EventType
-from worker.contract.jobs import COMPARED_WITH, JobRecord, JobState
+from worker.contract.jobs import COMPARED_WITH, TERMINAL, JobRecord, JobState
 from worker.contract.kinds import (
     KINDS,
     FilteringSpec,
@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 log = structlog.get_logger()
+_OVER = frozenset(state.value for state in TERMINAL)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -102,19 +103,36 @@ def queue_job(
     facts: dict[str, Any],
 ) -> JobRecord:
     """Return the job under `unique_key`, created and queued now or by a scheduler before."""
-    job, created = stores.jobs.create(
-        JobRecord(
-            id=new_id("job"),
-            analysis_id=new_id("an"),
-            spec=spec,
-            flavour=record.flavour.value,
-            revision=record.revision,
-            cycle=facts,
-        ),
-        unique_key=unique_key,
+    return _queue(
+        stores,
+        sender,
+        spec,
+        unique_key,
+        spec.priority,
+        flavour=record.flavour.value,
+        revision=record.revision,
+        cycle=facts,
     )
-    if created or job.state is JobState.QUEUED:  # its first message may have been lost
-        submit(sender, RUN_ASSIMILATION, job.id, job.spec.priority)
+
+
+def _queue(
+    stores: Stores, sender: TaskSender, spec: JobSpec, unique_key: str, priority: int, **values: Any
+) -> JobRecord:
+    """Return the job under `unique_key`, which names it in log lines: nobody asked for it."""
+    with traces.began("submit job", **{"appa.request_id": unique_key}):
+        job, created = stores.jobs.create(
+            JobRecord(
+                id=new_id("job"),
+                analysis_id=new_id("an"),
+                spec=spec,
+                request_id=unique_key,
+                trace=traces.traceparent(),
+                **values,
+            ),
+            unique_key=unique_key,
+        )
+        if created or job.state is JobState.QUEUED:  # its first message may have been lost
+            submit(sender, RUN_ASSIMILATION, job.id, priority)
     return job
 
 
@@ -128,7 +146,8 @@ def submit_cycle(
         record, CycleState.SUBMITTED, job_id=job.id, attempts=record.attempts + 1
     )
     if moved:
-        log.info("cycle submitted", cycle=record.key, job=job.id, revision=record.revision)
+        with traces.about(job):
+            log.info("cycle submitted", cycle=record.key, job=job.id, revision=record.revision)
     return moved
 
 
@@ -183,18 +202,9 @@ def start_comparison(
     spec = filtering_spec(policy, record).model_copy(
         update={"background": "climatology", "warm_start": False, "outputs": ["feedback"]}
     )
-    job, created = stores.jobs.create(
-        JobRecord(
-            id=new_id("job"),
-            analysis_id=new_id("an"),
-            spec=spec,
-            cycle={COMPARED_WITH: analysis_id},
-        ),
-        unique_key=f"cycle:{record.key}:{record.rerun}:cold",
-    )
-    if created or job.state is JobState.QUEUED:
-        submit(sender, RUN_ASSIMILATION, job.id, KINDS["reanalysis"].priority)
-    return job
+    key = f"cycle:{record.key}:{record.rerun}:cold"
+    priority = KINDS["reanalysis"].priority
+    return _queue(stores, sender, spec, key, priority, cycle={COMPARED_WITH: analysis_id})
 
 
 def settle(
@@ -211,18 +221,31 @@ def settle(
     for record in stores.cycles.in_state(CycleState.SUBMITTED):
         state, _ = stores.jobs.state_and_token(record.job_id)
         changed = False
-        if state == JobState.SUCCEEDED:
-            changed = _published(stores, sender, policy, record)
-        elif state == JobState.CANCELLED:
-            changed = _end(stores, record, CycleState.CANCELLED, message="its job was cancelled")
-        elif state == JobState.FAILED:
-            changed = _failed(stores, policy, record, _why(stores.jobs.get(record.job_id)))
+        if state in _OVER:
+            job = stores.jobs.get(record.job_id)
+            with traces.about(job):
+                changed = _follow(stores, sender, policy, record, job)
         elif not state:
             changed = _failed(stores, policy, record, f"job '{record.job_id}' is gone")
         if changed and measures is not None:
             count_ended(measures, stores.cycles.get(record.id))
         moved += changed
     return moved
+
+
+def _follow(
+    stores: Stores,
+    sender: TaskSender,
+    policy: CyclePolicy | None,
+    record: CycleRecord,
+    job: JobRecord,
+) -> bool:
+    """Let a cycle go where its job, which has ended, went; return whether it moved."""
+    if job.state is JobState.SUCCEEDED:
+        return _published(stores, sender, policy, record, job)
+    if job.state is JobState.CANCELLED:
+        return _end(stores, record, CycleState.CANCELLED, message="its job was cancelled")
+    return _failed(stores, policy, record, _why(job))
 
 
 def count_ended(measures: Measures, record: CycleRecord) -> None:
@@ -240,9 +263,12 @@ def count_ended(measures: Measures, record: CycleRecord) -> None:
 
 
 def _published(
-    stores: Stores, sender: TaskSender, policy: CyclePolicy | None, record: CycleRecord
+    stores: Stores,
+    sender: TaskSender,
+    policy: CyclePolicy | None,
+    record: CycleRecord,
+    job: JobRecord,
 ) -> bool:
-    job = stores.jobs.get(record.job_id)
     values: dict[str, Any] = {"analysis_id": job.analysis_id}
     values["published"] = clock.operational(job.finished) if job.finished else clock.now()
     if policy is not None and wants_forecast(policy, record):

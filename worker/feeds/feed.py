@@ -19,6 +19,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from model.domain.errors import AppaError, DecodeError, InvalidInput
+from worker.contract import traces
 from worker.contract.acceptance import Intake, PartFile
 from worker.contract.batches import BatchRecord, BatchState
 from worker.contract.disk import DiskSettings, is_disk_full, require_space
@@ -242,15 +243,26 @@ class Feed:
 
     async def _handle(self, fetcher: Fetcher, item: Item) -> None:
         """Bring one item to its end, or to another try; nothing that happens here ends the feed."""
+        asked = {"request_id": item.notification} if item.notification else {}
+        named = {f"appa.{name}": value for name, value in asked.items()}
         try:
-            await self._bring(fetcher, item)
+            with (
+                structlog.contextvars.bound_contextvars(**asked),
+                traces.began("fetch", **{"appa.source": self.source.name, **named}),
+            ):
+                await self._brought(fetcher, item)
+        finally:
+            self._busy.pop(item.data_id, None)
+            self._fresh.set()
+
+    async def _brought(self, fetcher: Fetcher, item: Item) -> None:
+        try:
+            with traces.step("bring"):
+                await self._bring(fetcher, item)
         except Exception as error:  # a bug must never lose data
             log.exception("fetch failed", source=self.source.name, data_id=item.data_id)
             detail = f"{type(error).__name__}: {error}"[:300]
             self.backlog.postpone(self.source, item, detail)
-        finally:
-            self._busy.pop(item.data_id, None)
-            self._fresh.set()
 
     async def _bring(self, fetcher: Fetcher, item: Item) -> None:
         try:
@@ -295,6 +307,7 @@ class Feed:
                 options={"report_type": report_type} if report_type else {},
                 api_key=self.source.sender,
                 request_id=item.notification,
+                trace=traces.traceparent(),
             )
             return self.intake.accept(part, record)
 

@@ -27,6 +27,7 @@ from worker.contract.acceptance import Intake
 from worker.contract.feeds import FEEDS, SourceStatus
 from worker.contract.logs import configure_logs
 from worker.contract.records import utc_now
+from worker.contract.trace_export import export_traces, finish_traces
 from worker.feeds.announcements import Announcer
 from worker.feeds.backlog import Backlog, Item, only_one
 from worker.feeds.feed import Feed
@@ -61,6 +62,7 @@ def run_feeds(settings: WorkerSettings | None = None) -> None:
     """
     settings = settings or WorkerSettings()
     configure_logs(settings)
+    export_traces("sources")
     name = f"{FEEDS}.{os.getpid()}@{socket.gethostname()}"
     runtime = open_runtime(settings, [FEEDS], name, message_sender(settings))
     with only_one(runtime.layout.backlog_file) as alone:
@@ -71,6 +73,7 @@ def run_feeds(settings: WorkerSettings | None = None) -> None:
             )
         asyncio.run(FeedProcess(runtime).run())
     runtime.leave()
+    finish_traces()
 
 
 class FeedProcess:

@@ -33,7 +33,7 @@ from worker.backgrounds.load import (
     read_first_guess,
 )
 from worker.backgrounds.restarts import PublishedStates, find_restart
-from worker.contract import clock
+from worker.contract import clock, traces
 from worker.contract.jobs import JobRecord, Phase
 from worker.contract.kinds import SpecBase
 from worker.contract.layout import Layout
@@ -156,11 +156,13 @@ def assimilate_window(
     model = loaded.model
 
     progress.phase(Phase.GATHERING)
-    inputs = inputs or present_inputs(job, layout, loaded)
+    with traces.step("read earlier states"):
+        inputs = inputs or present_inputs(job, layout, loaded)
     past = inputs.earlier.hours_to(spec.reference_time) if inputs.earlier else 0
     plan = spec.plan(model.blanket_size, past)
     gathered = clock.now()
-    table = gather_observations(plan, spec.observations, layout, inputs.batches)
+    with traces.step("read observations"):
+        table = gather_observations(plan, spec.observations, layout, inputs.batches)
 
     progress.phase(Phase.BACKGROUND)
     solver = Solver(model, spec, progress, minimal_batches=inputs.minimal_batches)
@@ -188,7 +190,8 @@ def assimilate_window(
         meter.compared(product.scores.get("comparison"))
     files = write_outputs(product, analysis, plan, loaded, folder, checked.biases)
     manifest = describe_result(product, files)
-    write_manifest(folder, manifest)
+    with traces.step("write manifest"):
+        write_manifest(folder, manifest)
     return manifest
 
 

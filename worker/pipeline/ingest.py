@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
+from worker.contract import traces
 from worker.contract.batches import BatchRecord, IngestSummary
 from worker.contract.layout import Layout
 from worker.observations.columns import count_pairs, count_values
@@ -110,6 +111,7 @@ def ingest(
     options = options or IngestOptions()
     if (published := store.files.manifest(batch_id)) is not None:
         return IngestReport(published, summary_of(published))
+    traces.phase("decoding")
     effective = Effective()
     effective.of(options)  # before the work of decoding
     context = _context(batch_id, received_time, options)
@@ -117,8 +119,10 @@ def ingest(
         Path(raw_path), options.format, context, options.limits, options.processes
     )
     check_lease()
+    traces.phase("checking")
     rows, summary = prepare(decoded, context, options, effective)
     check_lease()
+    traces.phase("storing")
     return IngestReport(publish_many(store.files, [rows])[0], summary)
 
 

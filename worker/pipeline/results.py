@@ -27,6 +27,7 @@ from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet
 from worker.backgrounds.restarts import RESTART_NAME, Restart, write_restart
+from worker.contract import traces
 from worker.contract.disk import disk_errors
 from worker.contract.jobs import JobRecord
 from worker.contract.layout import Layout
@@ -269,9 +270,9 @@ def write_outputs(
         OSError: If the disk is full.
     """
     written: list[tuple[Path, str]] = []
-    writers = [OUTPUTS[name].load() for name in dict.fromkeys(product.job.spec.outputs)]
-    for write in writers:
-        with disk_errors(folder):
+    names = list(dict.fromkeys(product.job.spec.outputs))
+    for name, write in zip(names, [OUTPUTS[name].load() for name in names], strict=True):
+        with traces.step(f"write {name}"), disk_errors(folder):
             written += write(product, folder)
     if product.series is not None:
         path = folder / SERIES_NAME

@@ -25,6 +25,7 @@ from typing import Any
 import structlog
 
 from model.domain.files import sync_folder, write_atomic
+from worker.contract import traces
 from worker.contract.jobs import JobRecord, JobStore, Phase
 from worker.contract.layout import Layout
 from worker.lease import ProgressReporter
@@ -95,7 +96,8 @@ def publish(
         MoveRefused: If the job is being cancelled.
     """
     progress.phase(Phase.PUBLISHING)
-    store.open_gate(job.id, job.token)
+    with traces.step("open gate"):
+        store.open_gate(job.id, job.token)
     target = layout.analysis(job.analysis_id)
     try:
         staging.rename(target)
@@ -106,7 +108,8 @@ def publish(
         log.info("already published", id=job.id, analysis=job.analysis_id)
         with suppress(OSError):
             shutil.rmtree(staging)
-    sync_folder(layout.analyses)
+    with traces.step("sync folder"):
+        sync_folder(layout.analyses)
 
 
 _STAGING = re.compile(r"an-.*\.\d+")

@@ -9,6 +9,7 @@ from celery import Task, shared_task
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from worker.contract import traces
 from worker.contract.jobs import JobRecord
 from worker.contract.measures import JobMeter
 from worker.contract.queues import ANNOUNCE_RESULT, RUN_ASSIMILATION, WorkerReport, submit
@@ -74,6 +75,7 @@ def _seconds_since(time: datetime) -> float:
 def announce(runtime: Runtime, analysis_id: str) -> None:
     """Send the message that announces a result; the scheduler announces what was missed."""
     try:
-        submit(runtime.sender, ANNOUNCE_RESULT, analysis_id)
+        with traces.step("send message"):
+            submit(runtime.sender, ANNOUNCE_RESULT, analysis_id)
     except (OperationalError, RedisError, OSError) as error:
         log.warning("not announced", id=analysis_id, reason=str(error))

@@ -30,10 +30,11 @@ from model.domain.errors import (
     JobCancelled,
     ResourceExhausted,
 )
+from worker.contract import traces
 from worker.contract.batches import BatchRecord, BatchStore, IngestSummary, Lane
 from worker.contract.disk import is_disk_full
 from worker.contract.jobs import JobRecord, JobState, JobStore, Phase
-from worker.contract.queues import MESSAGE_VERSION, submit_batch
+from worker.contract.queues import INGEST_BATCH, MESSAGE_VERSION, RUN_ASSIMILATION, submit_batch
 from worker.contract.record_store import LeaseLost, MoveRefused, NoSuchRecord
 from worker.contract.records import Problem, utc_now
 from worker.lease import Lease, SharedLease
@@ -53,6 +54,7 @@ _PASSING = frozenset(
         errno.ENOMEM, errno.EBUSY, errno.ETIMEDOUT,
     }
 )  # fmt: skip
+_TASK = {"job": RUN_ASSIMILATION, "batch": INGEST_BATCH}
 _NEVER_THE_UPLOAD = frozenset({"disk_full", "disk_low", "storage_error", "broker_error"})
 
 
@@ -139,6 +141,18 @@ def attempt(
         celery.exceptions.Reject: When this worker stops; the message returns to its queue.
     """
     waiting = store.find(record_id)
+    with traces.about(*([waiting] if waiting else [])):
+        _claim(task, runtime, store, record_id, waiting, body)
+
+
+def _claim(
+    task: Retrying,
+    runtime: Runtime,
+    store: JobStore | BatchStore,
+    record_id: str,
+    waiting: JobRecord | BatchRecord | None,
+    body: Body,
+) -> None:
     if waiting and waiting.retry_at and waiting.retry_at > utc_now() + _CLOCKS_DIFFER:
         log.info("too early", id=record_id, retry_at=waiting.retry_at.isoformat())
         return
@@ -147,15 +161,16 @@ def attempt(
     except (MoveRefused, NoSuchRecord) as error:
         log.info("nothing to do", id=record_id, reason=error.message)
         return
-    log.info("started", id=record_id, attempt=record.attempts)
-    _begin(runtime, waiting, record)
-    lease = Lease(store, record_id, record.token, runtime.settings.lease)
-    try:
-        with runtime.busy_with(record_id), lease:
-            _run(task, runtime, store, record, lease, body)
-    except RedisError as error:
-        # Nothing can be written down now; the reaper finds the record when the server is back.
-        log.error("outcome not stored", id=record_id, error=str(error))
+    with traces.work(_TASK[store.noun], record, **_described(record)):
+        log.info("started", id=record_id, attempt=record.attempts)
+        _begin(runtime, waiting, record)
+        lease = Lease(store, record_id, record.token, runtime.settings.lease)
+        try:
+            with runtime.busy_with(record_id), lease:
+                _run(task, runtime, store, record, lease, body)
+        except RedisError as error:
+            # Nothing can be written down now; the reaper finds the record when the server is back.
+            log.error("outcome not stored", id=record_id, error=str(error))
 
 
 def attempt_together(
@@ -175,36 +190,55 @@ def attempt_together(
         body: The work; returns what came out of each, or the error it met.
     """
     tokens = {record.id: record.token for record in records}
-    log.info("started", ids=list(tokens))
+    with traces.work(INGEST_BATCH, *records, **_described(*records)):
+        log.info("started", ids=list(tokens))
+        for record in records:
+            runtime.measures.attempts.labels(*_about(record)).inc()
+        try:
+            with (
+                runtime.busy_with(records[0].id),
+                SharedLease(store, tokens, runtime.settings.lease) as lease,
+            ):
+                try:
+                    outcomes = body(records, lease)
+                except Exception as error:
+                    outcomes = {record.id: error for record in records}
+                _end_all(task, runtime, store, records, outcomes)
+        except RedisError as error:
+            # Nothing can be written down now; the reaper finds the records when the server is back.
+            log.error("outcomes not stored", ids=list(tokens), error=str(error))
+
+
+def _end_all(
+    task: Retrying,
+    runtime: Runtime,
+    store: BatchStore,
+    records: Sequence[BatchRecord],
+    outcomes: Mapping[str, IngestSummary | Exception],
+) -> None:
+    """Write down what came out of each of several batches."""
+    done = {i: o for i, o in outcomes.items() if not isinstance(o, Exception)}
+    refused = store.finish_all([r for r in records if r.id in done], done)
     for record in records:
-        runtime.measures.attempts.labels(*_about(record)).inc()
-    try:
-        with (
-            runtime.busy_with(records[0].id),
-            SharedLease(store, tokens, runtime.settings.lease) as lease,
-        ):
-            try:
-                outcomes = body(records, lease)
-            except Exception as error:
-                outcomes = {record.id: error for record in records}
-            done = {i: o for i, o in outcomes.items() if not isinstance(o, Exception)}
-            refused = store.finish_all([r for r in records if r.id in done], done)
-            for record in records:
-                outcome = refused.get(record.id) or outcomes[record.id]
-                if isinstance(outcome, Exception):
-                    _end(task, runtime, store, record, outcome)
-                else:
-                    _count(runtime, record, "succeeded")
-                    runtime.measures.ingested(record, outcome)
-            log.info("finished", ids=[name for name in done if name not in refused])
-    except RedisError as error:
-        # Nothing can be written down now; the reaper finds the records when the server is back.
-        log.error("outcomes not stored", ids=list(tokens), error=str(error))
+        outcome = refused.get(record.id) or outcomes[record.id]
+        if isinstance(outcome, Exception):
+            with traces.about(record):
+                _end(task, runtime, store, record, outcome)
+        else:
+            _count(runtime, record, "succeeded")
+            runtime.measures.ingested(record, outcome)
+    log.info("finished", ids=[name for name in done if name not in refused])
 
 
 def _about(record: JobRecord | BatchRecord) -> tuple[str, str]:
     """Return the labels of a record in measures: what it is, and its kind or lane."""
     return ("batch", record.lane.value) if isinstance(record, BatchRecord) else ("job", record.kind)
+
+
+def _described(*records: JobRecord | BatchRecord) -> dict[str, str | int]:
+    """Return the attributes of the spans of an attempt at `records`."""
+    kinds = dict.fromkeys(_about(record)[1] for record in records)
+    return {"appa.kind": ",".join(kinds), "appa.attempt": max(r.attempts for r in records)}
 
 
 def _begin(
@@ -214,6 +248,7 @@ def _begin(
     runtime.measures.attempts.labels(*_about(record)).inc()
     if isinstance(record, JobRecord):
         since = waiting.retry_at if waiting and waiting.retry_at else record.created
+        traces.waited(since)
         waited = max(0.0, (utc_now() - since).total_seconds())
         runtime.measures.phases.labels(record.kind, Phase.WAITING.value).observe(waited)
         runtime.measures.push()
@@ -221,6 +256,7 @@ def _begin(
 
 def _count(runtime: Runtime, record: JobRecord | BatchRecord, outcome: str) -> None:
     runtime.measures.outcomes.labels(*_about(record), outcome).inc()
+    traces.ended(record.id, outcome)
 
 
 def _end(
@@ -320,6 +356,7 @@ def _settle(
         exc_info=None if expected or problem.code != "internal_error" else error,
     )  # fmt: skip
     runtime.measures.failures.labels(store.noun, problem.code).inc()
+    traces.failed(record.id, problem.code, problem.message)
     if problem.code == ResourceExhausted.code:
         runtime.measures.out_of_memory.labels(_about(record)[1], "failed").inc()
     if isinstance(error, WorkerStopping):

@@ -16,6 +16,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from model.domain.errors import InvalidInput
 from model.domain.observations import REPORT_TYPES
+from worker.contract import traces
 from worker.contract.batches import CALL_LIFETIME, BatchRecord, IngestSummary, Lane
 from worker.contract.queues import INGEST_BATCH, WorkerReport, submit_batch
 from worker.contract.record_store import LeaseLost
@@ -124,6 +125,7 @@ def _together(
     ready: dict[str, NewBatch] = {}
     effective = Effective()
     try:
+        traces.phase("decoding")
         for arrived in decode_small(fresh, runtime.layout):
             _prepare(arrived, effective, ready, found)
     except SoftTimeLimitExceeded:
@@ -136,6 +138,7 @@ def _together(
     for name in ready.keys() - held:
         del ready[name]
         found[name] = LeaseLost(f"Another attempt holds batch '{name}'.", id=name)
+    traces.phase("storing")
     _publish(store, ready, found)
     return found
 

@@ -4,7 +4,7 @@ The events of a result are emitted when it is published, and again if that was m
 """
 
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +13,7 @@ from celery import Task, shared_task
 from redis.exceptions import RedisError
 
 from model.domain.errors import StorageError
+from worker.contract import traces
 from worker.contract.events import EventLog, EventType
 from worker.contract.layout import Layout
 from worker.contract.queues import ANNOUNCE_RESULT, MESSAGE_VERSION
@@ -39,9 +40,12 @@ def announce(layout: Layout, events: EventLog, manifest: AnalysisManifest) -> No
         OSError: If `latest.json` cannot be written.
         StorageError: If the verification series cannot be extended.
     """
-    update_latest(layout)
-    append_to_series(layout, manifest)
-    tell_published(events, manifest)
+    with traces.step("update latest.json"):
+        update_latest(layout)
+    with traces.step("extend series"):
+        append_to_series(layout, manifest)
+    with traces.step("emit events"):
+        tell_published(events, manifest)
 
 
 def tell_published(events: EventLog, manifest: AnalysisManifest) -> bool:
@@ -169,10 +173,23 @@ def announce_result_task(self: "Task[Any, Any]", analysis_id: str, version: int)
     except StorageError as error:  # deleted since: a retry would not bring it back
         log.warning("not announced", id=analysis_id, reason=error.message)
         return
-    try:
-        announce(runtime.layout, runtime.stores.events, manifest)
-    except _MAY_PASS as error:
-        log.warning("not announced", id=analysis_id, reason=str(error))
-        raise
+    with _for_the_job_of(runtime, manifest):
+        try:
+            announce(runtime.layout, runtime.stores.events, manifest)
+        except _MAY_PASS as error:
+            log.warning("not announced", id=analysis_id, reason=str(error))
+            traces.failed(manifest.job_id, type(error).__name__, str(error))
+            raise
+        log.info("announced", id=analysis_id)
     delay = (utc_now() - manifest.created).total_seconds()
     runtime.measures.announced.observe(max(0.0, delay))
+
+
+def _for_the_job_of(runtime: Runtime, manifest: AnalysisManifest) -> AbstractContextManager[None]:
+    """Return what continues the trace of a result's job, as long as its record is kept."""
+    try:
+        job = runtime.stores.jobs.find(manifest.job_id)
+    except RedisError:
+        return nullcontext()
+    attributes = {"appa.analysis": manifest.id}
+    return traces.work(ANNOUNCE_RESULT, job, **attributes) if job else nullcontext()

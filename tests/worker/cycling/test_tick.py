@@ -123,7 +123,10 @@ def test_a_cancelled_job_ends_its_cycle(installation):
     installation.policy()
     scheduler = installation.scheduler()
     scheduler.tick(at(0, 21))
-    installation.stores.jobs.cancel(installation.cycle("00Z_early").job_id)
+    cycle = installation.cycle("00Z_early")
+    job = installation.stores.jobs.get(cycle.job_id)
+    assert job.request_id == f"cycle:{cycle.key}:0"  # nobody's request, found by it in the logs
+    installation.stores.jobs.cancel(cycle.job_id)
     scheduler.tick(at(0, 22))
     assert installation.cycle("00Z_early").state is CycleState.CANCELLED
 

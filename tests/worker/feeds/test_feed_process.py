@@ -33,6 +33,10 @@ def test_announced_bulletins_are_uploads_of_the_source(installation, cache, publ
     assert {u.api_key for u in uploads} == {source.sender} == {"source:wis2"}
     assert {u.container for u in uploads} == {"bufr"}
     assert all("EDZW010600CCA" in u.file_name for u in uploads)
+    lines = installation.processes.log().splitlines()
+    for one in uploads:
+        (line,) = [line for line in lines if one.id in line]
+        assert one.request_id and f"request_id={one.request_id}" in line
     status = installation.status()
     assert (status.received, status.backlog, status.refused) == (5, 0, {})
     assert status.size == sum(map(len, data))
@@ -108,6 +112,11 @@ def test_a_cache_that_fails_at_first_loses_nothing(installation, cache, publishe
         "short": 2,
     }
     assert installation.status().failures == 4 + 1 + 2 + 1
+    lines = installation.processes.log().splitlines()
+    failed = [line for line in lines if "fetch failed" in line]
+    asked = {upload.request_id for upload in installation.uploads()}
+    assert len(failed) == 4 + 1 + 2 + 1
+    assert all(any(f"request_id={one}" in line for one in asked) for line in failed)
 
 
 def test_what_can_never_be_used_is_refused_by_reason(installation, cache, publisher):

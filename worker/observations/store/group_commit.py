@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from model.domain.observations import OBSERVATION_SCHEMA, validate_table
+from worker.contract import traces
 from worker.observations.columns import count_values
 from worker.observations.store.commits import hour_of_batch, log_of
 from worker.observations.store.files import (
@@ -71,11 +72,13 @@ def publish_many(files: StoreFiles, batches: Sequence[NewBatch]) -> list[BatchMa
             together.setdefault(hour, []).append(batch)
     found: dict[str, BatchManifest] = {}
     for hour, some in together.items():
-        found.update(_commit(files, hour, some))
+        with traces.step("commit rows", **{"appa.uploads": len(some)}):
+            found.update(_commit(files, hour, some))
     for batch in batches:
         if batch.batch_id not in found:
             about = (batch.batch_id, batch.received_time, batch.provenance)
-            found[batch.batch_id] = publish(files, batch.table, *about)
+            with traces.step("commit rows"):
+                found[batch.batch_id] = publish(files, batch.table, *about)
     return [found[batch.batch_id] for batch in batches]
 
 

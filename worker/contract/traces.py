@@ -1,0 +1,276 @@
+"""Follow a request through all processes: spans for OpenTelemetry, ids for log lines.
+
+What a request asked for is a record, and the trace goes where the record goes: a job or an upload
+keeps the `traceparent` of the span that made it. A message would not do. It may be lost and sent
+again, by the scheduler too, and one message brings up to 64 small uploads. So every attempt at a
+record, on whichever machine, is a child of the request, and work that is done for several records
+at once is shown in the trace of each.
+
+Spans are made with OpenTelemetry's interface and go nowhere until `export_traces` finds a
+collector in the environment (`OTEL_*`); the request itself is traced by FastAPI. Without one, a
+`traceparent` that a caller sent is still handed on, and stands in the log lines.
+
+Reference: W3C Trace Context, https://www.w3.org/TR/trace-context/
+"""
+
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from opentelemetry import context, trace
+from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+__all__ = [
+    "Traced",
+    "about",
+    "add_ids",
+    "began",
+    "carried_on",
+    "ended",
+    "failed",
+    "phase",
+    "step",
+    "trace_id",
+    "traceparent",
+    "waited",
+    "work",
+]
+
+_W3C = TraceContextTextMapPropagator()
+_FRONT = context.create_key("appa-front")
+_REQUESTS = context.create_key("appa-requests")
+_WORK = context.create_key("appa-work")
+_tracer = trace.get_tracer("appa")
+
+
+class Traced(Protocol):
+    """What is known of the request that made a record."""
+
+    id: str
+    request_id: str
+    trace: str
+
+
+def traceparent() -> str:
+    """Return the present span as a header `traceparent`; empty when there is none."""
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+def trace_id() -> str:
+    """Return the id of the present trace; empty when there is none."""
+    present = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(present.trace_id) if present.is_valid else ""
+
+
+def add_ids(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add the ids of request and trace to a log line, or lists where work is for several requests.
+
+    A processor of structlog.
+    """
+    requests: Any = context.get_value(_REQUESTS)
+    if requests is not None:
+        event.pop("request_id", None)  # of whoever works on the records
+    if requests:
+        event["request_id"] = _one_or_all(requests)
+    contexts = [span.get_span_context() for span in _front()]
+    if ids := [trace.format_trace_id(one.trace_id) for one in contexts if one.is_valid]:
+        event["trace_id"] = _one_or_all(ids)
+    return event
+
+
+def _one_or_all(values: Sequence[str]) -> str | list[str]:
+    distinct = list(dict.fromkeys(values))
+    return distinct[0] if len(distinct) == 1 else distinct
+
+
+def _front() -> Sequence[Span]:
+    """Return the innermost spans, one for each trace that the present work is done for."""
+    front: Any = context.get_value(_FRONT)
+    return front or (trace.get_current_span(),)
+
+
+def _entered(spans: Sequence[Span]) -> context.Context:
+    """Return the present context with `spans` as the innermost ones."""
+    return context.set_value(_FRONT, tuple(spans), trace.set_span_in_context(spans[0]))
+
+
+def _parent(text: str) -> context.Context:
+    """Return a context whose span is `text`, a `traceparent`; one without a span if it is none."""
+    return _W3C.extract({"traceparent": text} if text else {}, context.Context())
+
+
+@contextmanager
+def carried_on(header: str) -> Iterator[None]:
+    """Take a caller's `traceparent` for what is done here, unless a span of our own is open."""
+    if not header or trace.get_current_span().get_span_context().is_valid:
+        yield
+        return
+    token = context.attach(_parent(header))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+@contextmanager
+def about(*records: Traced) -> Iterator[None]:
+    """Name the requests and traces of records in every log line; make no span."""
+    if not records:
+        yield
+        return
+    requests = tuple(record.request_id for record in records if record.request_id)
+    spans = [trace.get_current_span(_parent(record.trace)) for record in records]
+    token = context.attach(context.set_value(_REQUESTS, requests, _entered(spans)))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+@contextmanager
+def began(name: str, **attributes: str | int) -> Iterator[None]:
+    """Begin a trace where no request did: a cycle that is due, a notification of a broker."""
+    with _inside([_tracer.start_span(name, context.Context(), attributes=attributes)]):
+        yield
+
+
+@contextmanager
+def _inside(spans: Sequence[Span]) -> Iterator[None]:
+    """Make spans the innermost ones, and end them; an error is noted in them."""
+    token = context.attach(_entered(spans))
+    try:
+        yield
+    except BaseException as error:
+        for span in spans:
+            _mark(span, type(error).__name__, str(error))
+        raise
+    finally:
+        context.detach(token)
+        for span in spans:
+            span.end()
+
+
+@dataclass
+class _Work:
+    """What is open in one attempt: a span for each record, and those of its present phase."""
+
+    spans: Mapping[str, Span]
+    phase: list[Span] = field(default_factory=list)
+    token: Any = None
+
+    def enter(self, name: str) -> None:
+        self.leave()
+        self.phase = _children(list(self.spans.values()), name, {})
+        self.token = context.attach(_entered(self.phase))
+
+    def leave(self) -> None:
+        if self.token is not None:
+            context.detach(self.token)
+            self.token = None
+        for span in self.phase:
+            span.end()
+        self.phase = []
+
+
+def _children(parents: Sequence[Span], name: str, attributes: Mapping[str, Any]) -> list[Span]:
+    return [
+        _tracer.start_span(name, trace.set_span_in_context(parent), attributes=attributes)
+        for parent in parents
+    ]
+
+
+@contextmanager
+def work(name: str, *records: Traced, **attributes: str | int) -> Iterator[None]:
+    """Work for records that waited: a span in the trace of each, and their ids in log lines.
+
+    Arguments:
+        name: Of the task.
+        records: What it is done for, one or more.
+        attributes: Of the spans.
+    """
+    spans = {
+        record.id: _tracer.start_span(
+            name,
+            _parent(record.trace),
+            SpanKind.CONSUMER,
+            attributes={
+                "appa.id": record.id,
+                "appa.request_id": record.request_id,
+                "appa.together": len(records),
+                **attributes,
+            },
+        )
+        for record in records
+    }
+    opened = _Work(spans)
+    with about(*records):
+        entered = context.set_value(_WORK, opened, _entered(list(spans.values())))
+        token = context.attach(entered)
+        try:
+            yield
+        finally:
+            opened.leave()
+            context.detach(token)
+            for span in spans.values():
+                span.end()
+
+
+def _present_work() -> _Work | None:
+    found: Any = context.get_value(_WORK)
+    return found if isinstance(found, _Work) else None
+
+
+def phase(name: str) -> None:
+    """Begin a phase of the present work; it lasts until the next one, or until the work ends."""
+    opened = _present_work()
+    if opened is not None and _recorded(tuple(opened.spans.values())):
+        opened.enter(name)
+
+
+def _recorded(spans: Sequence[Span]) -> bool:
+    return any(span.is_recording() for span in spans)
+
+
+@contextmanager
+def step(name: str, **attributes: str | int) -> Iterator[None]:
+    """Do a part of the present request, phase or step; nothing is made where there is none."""
+    front = _front()
+    if not _recorded(front):
+        yield
+        return
+    with _inside(_children(front, name, attributes)):
+        yield
+
+
+def _mark(span: Span, code: str, message: str) -> None:
+    span.set_attribute("error.type", code)
+    span.set_status(StatusCode.ERROR, message[:300])
+
+
+def waited(since: datetime) -> None:
+    """Show in the present trace for how long the record has waited for this attempt."""
+    front = _front()
+    if _recorded(front):
+        for parent in front:
+            begun = round(since.timestamp() * 1e9)
+            inside = trace.set_span_in_context(parent)
+            _tracer.start_span("waiting", inside, start_time=begun).end()
+
+
+def ended(record_id: str, outcome: str) -> None:
+    """Note in the span of a record what came out of the present attempt."""
+    opened = _present_work()
+    if opened is not None and record_id in opened.spans:
+        opened.spans[record_id].set_attribute("appa.outcome", outcome)
+
+
+def failed(record_id: str, code: str, message: str) -> None:
+    """Note in the span of a record the error that the present attempt met."""
+    opened = _present_work()
+    if opened is not None and record_id in opened.spans:
+        _mark(opened.spans[record_id], code, message)
