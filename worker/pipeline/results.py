@@ -232,7 +232,8 @@ def _decode_analysis(
             last = trajectory[-2:, channels.index(pressure)]
             tendencies.append(pressure_tendency(last, model.grid))
 
-    hofx = model_equivalents(analysis.latents, model, monitored, collect)
+    looked_at = {*states.written.tolist(), *range(plan.length)[-2:]}
+    hofx = model_equivalents(analysis.latents, model, monitored, collect, hours=looked_at)
     equivalents = Equivalents(monitored.rows, monitored.obs_errors, hofx, analysis.antithetic)
     mean = [float(value) for value in np.mean(tendencies, axis=0)] if tendencies else []
     return _Decoded(states.values, equivalents, (mean[0], mean[1]) if mean else None)
