@@ -1,47 +1,57 @@
-"""What a job costs beyond the model: from POST to a visible result, by phase.
+"""What a job costs beyond the model, from POST to a visible result, and what an idle stack costs.
 
-    python -m benchmarks.job_overhead --model CHECKPOINT [--jobs 10] [--json]
+    python -m benchmarks.job_overhead [--model appa-t31] [--jobs 10] [--cycles 4] [--idle 20] [--json]
 
-Starts the one-machine stack on a free port with a data folder of its own, uploads a handful of
-observations, and runs filtering jobs one after another. Times come from the ids of the events,
+Starts the one-machine stack on a free port with a data folder of its own, and waits while it is
+idle. It then uploads a handful of observations and runs filtering jobs one after another: each for
+itself, then each an hour later than the one it continues. Times come from the ids of the events,
 which the server stamps in milliseconds.
 """
 
 import argparse
 import io
 import json
+import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from deploy.local import LocalStack, StackOptions
-from worker.contract.jobs import JobRecord
+from worker.contract.jobs import JobRecord, Phase
 from worker.contract.records import utc_now
 from worker.observations.columns import build_table
 from worker.observations.decoders.base import DecodeContext
 
-NOON = "2024-01-01T12:00:00Z"
-MODEL_PHASES = ("background", "sampling")
+NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
+MODEL_PHASES = (Phase.BACKGROUND, Phase.SAMPLING)
+SERVED = "served"
+"""From the end of the job until a client that asks for it all the time has the manifest."""
 
 
-def observations() -> bytes:
-    """Twenty stations at noon."""
-    count = 20
+def observations(hours: int) -> bytes:
+    """Twenty stations at noon and at each of the hours after it."""
+    stations = 20
+    count = stations * (hours + 1)
+    noon = np.datetime64(NOON.replace(tzinfo=None), "ns")
     table = build_table(
         DecodeContext(batch_id="benchmark", received_time=utc_now()),
         count,
         report_type="synop",
-        station_id=[f"{i:05d}" for i in range(count)],
-        time=np.datetime64(NOON.removesuffix("Z"), "ns"),
-        lat=np.linspace(-60.0, 60.0, count),
-        lon=np.linspace(-170.0, 170.0, count),
+        station_id=[f"{i % stations:05d}" for i in range(count)],
+        time=noon + np.arange(count) // stations * np.timedelta64(1, "h"),
+        lat=np.tile(np.linspace(-60.0, 60.0, stations), hours + 1),
+        lon=np.tile(np.linspace(-170.0, 170.0, stations), hours + 1),
         elevation=0.0,
         vertical_kind="surface",
         variable="2m_temperature",
@@ -52,30 +62,30 @@ def observations() -> bytes:
     return content.getvalue()
 
 
-def wait(address: str) -> dict:
+def wait(client: httpx.Client, address: str) -> dict:
     """The record once it has reached its end."""
     while True:
-        record = httpx.get(address, timeout=30).json()
+        record = client.get(address).json()
         if record["state"] in ("ingested", "succeeded", "failed", "rejected", "cancelled"):
             return record
-        time.sleep(0.005)
+        time.sleep(0.02)  # the gateway that answers takes its share of the processor
 
 
-def run_job(stack: LocalStack, members: int, outputs: list[str]) -> dict[str, float]:
-    """Seconds by phase of one job, and from POST to the manifest being served."""
-    body = {"kind": "filtering", "valid_time": NOON, "members": members, "outputs": outputs}
+def run_job(
+    stack: LocalStack, client: httpx.Client, body: dict[str, object]
+) -> tuple[dict[str, float], float]:
+    """Seconds of one job by phase, and from POST to the manifest being served."""
     started = time.perf_counter()
-    answer = httpx.post(f"{stack.url}/v1/jobs", json=body, timeout=30)
+    answer = client.post("/v1/jobs", json={"kind": "filtering", **body})
     if answer.status_code != 202:
         raise SystemExit(f"not accepted: {answer.text}")
-    record = wait(stack.url + answer.headers["location"])
+    record = wait(client, answer.headers["location"])
     if record["state"] != "succeeded":
         raise SystemExit(f"job failed: {record['error']}")
-    httpx.get(f"{stack.url}/v1/analyses/{record['analysis_id']}", timeout=30).raise_for_status()
+    client.get(f"/v1/analyses/{record['analysis_id']}").raise_for_status()
     total = time.perf_counter() - started
     times = phases(stack.stores.jobs.get(record["id"]), stack.stores.jobs.events(record["id"]))
-    model = sum(times.get(name, 0.0) for name in MODEL_PHASES)
-    return {**times, "total": total, "beyond the model": total - model}
+    return {**times, SERVED: total - sum(times.values())}, total
 
 
 def phases(job: JobRecord, events: list) -> dict[str, float]:
@@ -90,15 +100,88 @@ def phases(job: JobRecord, events: list) -> dict[str, float]:
     }
 
 
+def summary(runs: Sequence[tuple[dict[str, float], float]]) -> dict[str, object]:
+    """Medians of some jobs: all in all, of the model, beyond it, and of each part of that."""
+    names = list(dict.fromkeys(name for parts, _ in runs for name in parts))
+    medians = {name: statistics.median(p.get(name, 0.0) for p, _ in runs) for name in names}
+    model = [sum(parts.get(name, 0.0) for name in MODEL_PHASES) for parts, _ in runs]
+    written = [(p.get(Phase.BACKGROUND, 0.0) + p.get(Phase.WRITING, 0.0)) / t for p, t in runs]
+    beyond = [total - own for own, (_, total) in zip(model, runs, strict=True)]
+    return {
+        "jobs": len(runs),
+        "total_median_s": statistics.median(total for _, total in runs),
+        "model_median_s": statistics.median(model),
+        "overhead_median_s": statistics.median(beyond),
+        "overhead_parts_s": {n: s for n, s in medians.items() if n not in MODEL_PHASES},
+        "model_parts_s": {n: s for n, s in medians.items() if n in MODEL_PHASES},
+        "background_and_writing_share": statistics.median(written),
+    }
+
+
+def processes(stack: LocalStack) -> dict[str, list[psutil.Process]]:
+    """The processes of each part of the stack, its children included."""
+    parts = {name: psutil.Process(stack.supervisor.pid(name)) for name in stack.supervisor.children}
+    return {name: [top, *top.children(recursive=True)] for name, top in parts.items()}
+
+
+def used(tree: Sequence[psutil.Process]) -> float:
+    """Processor seconds of some processes."""
+    total = 0.0
+    for process in tree:
+        with suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:2])
+    return total
+
+
+def idle(stack: LocalStack, seconds: float) -> dict[str, object]:
+    """Memory of a stack that has nothing to do, and its share of a core, by part."""
+    time.sleep(min(seconds, 5.0))  # what follows the start has ended
+    trees = processes(stack)
+    before = {name: used(tree) for name, tree in trees.items()}
+    began = time.perf_counter()
+    time.sleep(seconds)
+    took = time.perf_counter() - began
+    share = {name: (used(tree) - before[name]) / took for name, tree in trees.items()}
+    # Pages that several processes share count once.
+    memory = {
+        name: sum(p.memory_full_info().pss for p in tree) / 2**20 for name, tree in trees.items()
+    }
+    return {
+        "core_share": sum(share.values()),
+        "core_share_by_part": share,
+        "memory_mb": sum(memory.values()),
+        "memory_mb_by_part": memory,
+    }
+
+
+def measure(stack: LocalStack, arguments: argparse.Namespace) -> dict[str, object]:
+    """Everything of a stack that is ready."""
+    found: dict[str, object] = {"idle": idle(stack, arguments.idle)} if arguments.idle else {}
+    chosen = {"members": arguments.members, "outputs": arguments.outputs.split(",")}
+    with httpx.Client(base_url=stack.url, timeout=30) as client:
+        answer = client.post("/v1/observations", content=observations(arguments.cycles))
+        wait(client, answer.raise_for_status().headers["location"])
+        cold = chosen | {"valid_time": NOON.isoformat(), "background": "climatology"}
+        if arguments.jobs:
+            run_job(stack, client, cold)  # the first one finds nothing warm
+            found |= summary([run_job(stack, client, cold) for _ in range(arguments.jobs)])
+        hours = [NOON + timedelta(hours=1 + i) for i in range(arguments.cycles)]
+        warm = [run_job(stack, client, chosen | {"valid_time": h.isoformat()}) for h in hours]
+        if warm:
+            found["warm"] = summary(warm)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="checkpoint, by name or folder")
+    parser.add_argument("--model", default="appa-t31", help="checkpoint, by name or folder")
     parser.add_argument("--jobs", type=int, default=10)
+    parser.add_argument("--cycles", type=int, default=4, help="jobs that continue one another")
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--outputs", default="netcdf", help="comma-separated formats")
+    parser.add_argument("--idle", type=float, default=20.0, help="seconds; 0 to leave it out")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    outputs = arguments.outputs.split(",")
     with tempfile.TemporaryDirectory() as folder:
         options = StackOptions(Path(folder), port=0, models=(arguments.model,), quiet=True)
         started = time.perf_counter()
@@ -106,19 +189,31 @@ def main() -> None:
             if not stack.wait_ready(120):
                 raise SystemExit("the stack did not become ready")
             ready = time.perf_counter() - started
-            answer = httpx.post(f"{stack.url}/v1/observations", content=observations(), timeout=30)
-            wait(stack.url + answer.raise_for_status().headers["location"])
-            run_job(stack, arguments.members, outputs)  # the first one finds nothing warm
-            runs = [run_job(stack, arguments.members, outputs) for _ in range(arguments.jobs)]
-    names = list(dict.fromkeys(name for run in runs for name in run))
-    medians = {name: statistics.median(run.get(name, 0.0) for run in runs) for name in names}
+            start = {name: used(tree) for name, tree in processes(stack).items()}
+            found: dict[str, object] = {
+                "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0]},
+                "ready_s": ready,
+                "ready_processor_s": sum(start.values()),
+                "ready_processor_s_by_part": start,
+            }
+            found |= measure(stack, arguments)
     if arguments.json:
-        print(json.dumps({"ready_seconds": ready, "jobs": len(runs), "median_seconds": medians}))
+        print(json.dumps(found))
         return
-    table = Table("phase", "median s", title=f"{len(runs)} jobs; stack ready in {ready:.1f} s")
-    for name, seconds in medians.items():
-        table.add_row(name, f"{seconds:.3f}")
+    table = Table("what", "value", title="What a job costs beyond the model; an idle stack")
+    for name, value in _flat(found):
+        table.add_row(name, f"{value:,.3f}")
     Console().print(table)
+
+
+def _flat(found: dict[str, object], lead: str = "") -> list[tuple[str, float]]:
+    lines: list[tuple[str, float]] = []
+    for name, value in found.items():
+        if isinstance(value, dict):
+            lines += _flat(value, f"{lead}{name}: ")
+        elif isinstance(value, int | float):
+            lines.append((f"{lead}{name}", float(value)))
+    return lines
 
 
 if __name__ == "__main__":

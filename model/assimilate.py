@@ -321,6 +321,7 @@ def assimilate(
     prior: BackgroundPrior | None = None,
     first_member: int = 0,
     ranks: Ranks | None = None,
+    decode: bool = True,
 ) -> Trajectory:
     """Draw members of the posterior of a trajectory.
 
@@ -344,6 +345,8 @@ def assimilate(
         first_member: Number of the first member, where an ensemble is made in several jobs.
         ranks: The processes that make this trajectory together, each calling with the same
             arguments; each returns the states of its own blankets. None for this process alone.
+        decode: Whether the written states are decoded, which a caller that decodes the latents
+            itself does not need: there are none then.
 
     Returns:
         The ensemble.
@@ -401,7 +404,7 @@ def assimilate(
         # Known states stay as they are: they have been conditioned on.
         new = [i for i in range(first, stop) if not known[i]]
         latents[:, new] = drawn[:, [i - part.first for i in new]]
-    result = _result(inputs, latents)
+    result = _result(inputs, latents, decode)
     if local is not None and not local.writes:
         return replace(result, states=result.states[:, :0], times=())
     return result
@@ -442,14 +445,17 @@ def _tied_latents(inputs: PassInputs, background: Tensor | None) -> tuple[Tensor
 
 
 @torch.no_grad()
-def _result(inputs: PassInputs, latents: Tensor) -> Trajectory:
+def _result(inputs: PassInputs, latents: Tensor, decode: bool) -> Trajectory:
     plan, model = inputs.plan, inputs.model
-    written = latents[:, torch.tensor(plan.written)].flatten(0, 1)
-    batching = Batching(rows=inputs.batching.rows or plan.length)
-    states = batching(lambda rows: model.decode(written[rows]).float().cpu(), len(written))
+    states = torch.empty(len(inputs.members), 0, *model.state_shape)
+    if decode:
+        written = latents[:, torch.tensor(plan.written)].flatten(0, 1)
+        batching = Batching(rows=inputs.batching.rows or plan.length)
+        flat = batching(lambda rows: model.decode(written[rows]).float().cpu(), len(written))
+        states = flat.unflatten(0, (len(inputs.members), -1))
     return Trajectory(
-        states=states.unflatten(0, (len(inputs.members), -1)),
-        times=plan.written_times,
+        states=states,
+        times=plan.written_times if decode else (),
         latents=latents.cpu(),
         first_time=plan.times[0],
         fits=inputs.report.levels,

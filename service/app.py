@@ -8,6 +8,7 @@ Data sets are guarded by keys and a bounded number of readers.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -328,8 +329,11 @@ def serve(settings: GatewaySettings) -> None:
     os.umask(0o077)  # uploads and keys are for this user alone
     configure_gateway_logs(settings)
     export_traces("gateway")
+    app = create_app(settings)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: looking it over again stops all requests for 0.2 s
     uvicorn.run(
-        create_app(settings),
+        app,
         http=limited_protocol(ConnectionLimits.of(settings)),
         ws="none",  # no route speaks it; a request to upgrade is answered as any other
         host=settings.host,

@@ -4,7 +4,9 @@ Data sets and what reads them (xarray, dask, xpublish) are imported at the first
 gateway nobody asks for them starts quickly and stays small.
 """
 
+import gc
 import importlib
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -62,9 +64,14 @@ class DataSets:
         Raises:
             NotInstalled: If the extra `data` is missing.
         """
+        full = f"service.data.{name}"
         try:
             with self._building:
-                return importlib.import_module(f"service.data.{name}")
+                new = full not in sys.modules
+                found = importlib.import_module(full)
+                if new:
+                    gc.freeze()  # as `serve` does: a collection would stop all requests
+                return found
         except ModuleNotFoundError as error:
             raise NotInstalled(
                 f"Expected the extra 'data' on this gateway; the module '{error.name}' is "

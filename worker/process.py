@@ -9,6 +9,7 @@ runs, and say so in the registration) and `resume`. Jobs run in a thread or in c
 the main process answers while they do.
 """
 
+import gc
 import logging
 import os
 import socket
@@ -222,6 +223,8 @@ class WorkerLife:
             from worker.tasks.ingest import describe_ingest
 
             describe_ingest(runtime.report)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no job waits while it is looked over, no child copies it
 
     def on_child(self, **_: Any) -> None:
         """Open connections of its own in a forked child (Celery calls this without a fork, too)."""

@@ -218,6 +218,7 @@ class Solver:
             seed,
             settings=self.settings,
             on_step=self.progress,
+            decode=False,  # the latents are decoded once, for the observations and the files alike
             **options,
         )
         self.memory_retries += result.memory.retries

@@ -3,7 +3,8 @@
 States are decoded one member at a time: an ensemble of full-size states does not fit in memory.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -78,19 +79,30 @@ def model_equivalents(
     model: LatentModel,
     observations: ObservationSet,
     on_states: Callable[[int, Tensor], None] | None = None,
+    *,
+    hours: Collection[int] | None = None,
 ) -> Float:
     """Return H(x) of each member, with shape (M, N).
+
+    Decoding takes most of the time: of the states, those alone are decoded that an observation
+    reads or the caller looks at.
 
     Arguments:
         latents: Standardised latents, with shape (M, T, c, h, w).
         model: Decodes them.
         observations: N observations of T states.
         on_states: Called with (member, its physical states (T, C, Y, X)) while they are there.
+        hours: Numbers of the states that `on_states` looks at; any other may be NaN. None for all.
     """
     hofx = np.empty((len(latents), len(observations)))
     operator = observations.to(model.dtype, model.device).operator if len(observations) else None
+    wanted = np.zeros(latents.shape[1], dtype=bool)
+    if on_states is not None:
+        wanted[slice(None) if hours is None else sorted(hours)] = True
+    if operator is not None:
+        wanted[np.unique(operator.columns // math.prod(model.state_shape))] = True
     for member, trajectory in enumerate(latents):
-        states = _decode(trajectory.to(model.device, model.dtype), model)
+        states = _decode(trajectory.to(model.device, model.dtype), model, wanted)
         if operator is not None:
             hofx[member] = operator(states).double().cpu().numpy()
         if on_states is not None:
@@ -98,10 +110,22 @@ def model_equivalents(
     return hofx
 
 
-def _decode(trajectory: Tensor, model: LatentModel) -> Tensor:
-    """Decode latents (T, c, h, w) to physical states, as many at once as the memory takes."""
-    batching = Batching(rows=len(trajectory))
-    return batching(lambda rows: model.decode(trajectory[rows], mask=False), len(trajectory))
+def _decode(trajectory: Tensor, model: LatentModel, wanted: NDArray[np.bool_]) -> Tensor:
+    """Decode the wanted ones (T,) of latents (T, c, h, w), as many at once as the memory takes.
+
+    Returns:
+        Physical states of all hours, with shape (T, C, Y, X); NaN where they are not wanted.
+    """
+    chosen = trajectory[torch.from_numpy(wanted).to(trajectory.device)]
+    if not len(chosen):
+        return trajectory.new_full((len(trajectory), *model.state_shape), math.nan)
+    batching = Batching(rows=len(chosen))
+    decoded = batching(lambda rows: model.decode(chosen[rows], mask=False), len(chosen))
+    if wanted.all():
+        return decoded
+    states = decoded.new_full((len(trajectory), *decoded.shape[1:]), math.nan)
+    states[torch.from_numpy(wanted).to(states.device)] = decoded
+    return states
 
 
 def _masked(states: Tensor, model: LatentModel) -> Tensor:

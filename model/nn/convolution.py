@@ -334,7 +334,7 @@ def _conv(
         "stride": stride,
     }
     conv = Conv2d(in_channels, out_channels, **sizes)
-    if identity:
+    if identity and not conv.weight.is_meta:  # where a checkpoint is laid out, it has no values yet
         start = ConvNd(in_channels, out_channels, identity_init=True, **sizes)
         conv.load_state_dict(start.state_dict(), assign=True)
     return conv

@@ -234,11 +234,13 @@ class TransformerBlock(nn.Module):
             nn.Linear(ffn_factor * channels, channels),
         )
         if rope:
-            # Random directions; wavelengths from about 6 tokens to ten times that.
-            size = torch.exp(math.log(1e-1) * torch.rand(channels // 2))
-            direction = torch.randn(axes, channels // 2)
+            # Random directions; wavelengths from about 6 tokens to ten times that. Drawn on the CPU:
+            # on the device "meta", where checkpoints are laid out, the norm imports all of dynamo.
+            size = torch.exp(math.log(1e-1) * torch.rand(channels // 2, device="cpu"))
+            direction = torch.randn(axes, channels // 2, device="cpu")
             direction = direction / torch.linalg.vector_norm(direction, dim=0)
-            self.theta = nn.Parameter(size * direction)
+            here = cast(nn.Linear, self.ffn[0]).weight.device
+            self.theta = nn.Parameter((size * direction).to(here))
         else:
             self.register_parameter("theta", None)
 

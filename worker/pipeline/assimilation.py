@@ -43,7 +43,12 @@ from worker.loaded_models import LoadedModel, LoadedModels
 from worker.observations.columns import category_codes
 from worker.pipeline.departures import check_window, outcomes_by_network
 from worker.pipeline.gather import gather_beside, gather_observations
-from worker.pipeline.results import describe_result, make_product, write_outputs
+from worker.pipeline.results import (
+    decode_analysis,
+    describe_result,
+    make_product,
+    write_outputs,
+)
 from worker.results.manifest import AnalysisManifest
 from worker.results.publication import write_manifest
 from worker.solver import Solver
@@ -183,9 +188,12 @@ def assimilate_window(
     analysis = solver.analysis(plan, checked.observations, background)
     if meter is not None:
         meter.assimilated(outcomes_by_network(checked.feedback), solver.memory_retries)
+    decoded = decode_analysis(plan, model, checked.monitored, analysis)
 
     progress.phase(Phase.WRITING)
-    product = make_product(job, plan, loaded, checked, background, analysis, layout, gathered)
+    product = make_product(
+        job, plan, loaded, checked, background, analysis, decoded, layout, gathered
+    )
     if meter is not None:
         meter.compared(product.scores.get("comparison"))
     files = write_outputs(product, analysis, plan, loaded, folder, checked.biases)

@@ -236,7 +236,9 @@ def check_window(
     equivalents = states = None
     if stored:
         collected = WrittenStates(plan, model, background.members)
-        hofx = model_equivalents(background.latents, model, monitored, collected)
+        hofx = model_equivalents(
+            background.latents, model, monitored, collected, hours=collected.written
+        )
         rows, errors = monitored.rows, monitored.obs_errors
         equivalents, states = (
             Equivalents(rows, errors, hofx, background.antithetic),

@@ -47,7 +47,9 @@ from worker.results.verification.states import pressure_tendency
 from worker.solver import Analysis, Background
 
 __all__ = [
+    "DecodedAnalysis",
     "code_digest",
+    "decode_analysis",
     "describe_result",
     "environment",
     "from_plain",
@@ -125,6 +127,21 @@ _CODE = _digest_of_sources()
 """Taken when this process starts: files may be replaced under a worker that runs."""
 
 
+@dataclass(frozen=True, eq=False)
+class DecodedAnalysis:
+    """What is computed while the members of the analysis are decoded.
+
+    Attributes:
+        states: At the written times, with shape (M, T, C, Y, X).
+        equivalents: H(x_a) at every row of the feedback that can be monitored.
+        tendency: Pressure tendencies of the last hour, mean over members; None of a single time.
+    """
+
+    states: NDArray[np.float32]
+    equivalents: Equivalents
+    tendency: tuple[float, float] | None
+
+
 def make_product(
     job: JobRecord,
     plan: WindowPlan,
@@ -132,6 +149,7 @@ def make_product(
     checked: CheckedWindow,
     background: Background,
     analysis: Analysis,
+    decoded: DecodedAnalysis,
     layout: Layout,
     gathered: datetime,
 ) -> Product:
@@ -144,10 +162,10 @@ def make_product(
         checked: The observations after all checks.
         background: The first guess.
         analysis: The result of the solver.
+        decoded: Its states and equivalents.
         layout: Of the data folder, for the hashes of batches and earlier scores.
         gathered: Operational time at which the observations were read.
     """
-    decoded = _decode_analysis(plan, loaded.model, checked.monitored, analysis)
     feedback = fill_analysis(checked.feedback, decoded.equivalents, job.spec.seed)
     first_guess = None
     if not any(plan.tied):
@@ -208,24 +226,17 @@ def _provenance(
     }
 
 
-@dataclass(frozen=True, eq=False)
-class _Decoded:
-    """What is computed while the members of the analysis are decoded.
-
-    Attributes:
-        states: At the written times, with shape (M, T, C, Y, X).
-        equivalents: H(x_a) at every row of the feedback that can be monitored.
-        tendency: Pressure tendencies of the last hour, mean over members; None of a single time.
-    """
-
-    states: NDArray[np.float32]
-    equivalents: Equivalents
-    tendency: tuple[float, float] | None
-
-
-def _decode_analysis(
+def decode_analysis(
     plan: WindowPlan, model: LatentModel, monitored: ObservationSet, analysis: Analysis
-) -> _Decoded:
+) -> DecodedAnalysis:
+    """Decode the members of an analysis, once for all that is made of their states.
+
+    Arguments:
+        plan: Times of the states, and which of them are written.
+        model: Decodes them.
+        monitored: Rows of the feedback that have equivalents.
+        analysis: The result of the solver.
+    """
     states = WrittenStates(plan, model, len(analysis.latents))
     channels = list(model.channels)
     pressure = Channel("mean_sea_level_pressure")
@@ -237,10 +248,11 @@ def _decode_analysis(
             last = trajectory[-2:, channels.index(pressure)]
             tendencies.append(pressure_tendency(last, model.grid))
 
-    hofx = model_equivalents(analysis.latents, model, monitored, collect)
+    looked_at = {*states.written.tolist(), *range(plan.length)[-2:]}
+    hofx = model_equivalents(analysis.latents, model, monitored, collect, hours=looked_at)
     equivalents = Equivalents(monitored.rows, monitored.obs_errors, hofx, analysis.antithetic)
     mean = [float(value) for value in np.mean(tendencies, axis=0)] if tendencies else []
-    return _Decoded(states.values, equivalents, (mean[0], mean[1]) if mean else None)
+    return DecodedAnalysis(states.values, equivalents, (mean[0], mean[1]) if mean else None)
 
 
 def _decode_written(latents: Tensor, plan: WindowPlan, model: LatentModel) -> NDArray[np.float32]:

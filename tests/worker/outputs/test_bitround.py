@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from worker.results.outputs.bitround import (
+    _share_of_ones,
     bit_information,
     information_bits,
     keep_bits,
@@ -83,3 +84,20 @@ def test_rare_values_between_the_rows_looked_at_count():
     rain = np.zeros((700, 96), dtype=np.float32)
     rain[3] = np.linspace(1e-4, 2e-4, 96)
     assert keep_bits(rain) >= 5
+
+
+@pytest.mark.parametrize("count", [1, 254, 255, 256, 1000])
+def test_shares_of_ones_are_those_of_counting(count):
+    raw = np.random.default_rng(count).integers(0, 2**32, count, dtype=np.uint32)
+    expected = [sum(int(v) >> bit & 1 for v in raw) / count for bit in range(31, -1, -1)]
+    np.testing.assert_array_equal(_share_of_ones(raw), expected)
+    np.testing.assert_array_equal(_share_of_ones(np.full(count, 2**32 - 1, np.uint32)), 1.0)
+
+
+def test_values_without_information_leave_out_the_pairs_they_are_in():
+    field = _planted()
+    gaps = field.copy()
+    gaps[:, 3], gaps[:, 50] = np.nan, 0.0
+    around = np.delete(field, [2, 3, 49, 50], axis=-1)  # pairs that the gaps take away
+    assert bit_information(gaps)[14:].sum() == 0
+    np.testing.assert_allclose(bit_information(gaps)[:14], bit_information(around)[:14], atol=0.03)

@@ -100,21 +100,39 @@ def bit_information(values: Float) -> NDArray[np.float64]:
     Arguments:
         values: A field, with shape (*, X); the last axis is the circle of longitude.
     """
-    left, right = (_biased(part) for part in _pairs(values.reshape(-1, values.shape[-1])))
-    count = len(left)
+    rows = values.reshape(-1, values.shape[-1])
+    used, left = _used(rows), _biased(rows)
+    right = np.roll(left, -1, axis=-1)
+    whole = bool(used.all())
+    if not whole:
+        both_used = used & np.roll(used, -1, axis=-1)
+        left, right = left[both_used], right[both_used]
+    count = left.size
     if not count:
         return np.zeros(32)
-    first, second, both = (_share_of_ones(part) for part in (left, right, left & right))
+    first, both = _share_of_ones(left), _share_of_ones(left & right)
+    second = first if whole else _share_of_ones(right)  # around a whole circle: the same values
     joint = np.stack([both, first - both, second - both, 1.0 - first - second + both])
     single = np.stack([first, 1.0 - first, second, 1.0 - second])
     information = _entropy(single).sum(0) - _entropy(joint).sum(0)
     return np.where(information < _chance(count), 0.0, information)
 
 
+_MOST = 255
+"""Ones that a byte counts."""
+
+
 def _share_of_ones(raw: NDArray[np.uint32]) -> NDArray[np.float64]:
-    """Return how often each of the 32 bits is set, the highest first."""
-    bits = np.unpackbits(raw.astype(">u4").view(np.uint8)).reshape(-1, 32)
-    share: NDArray[np.float64] = bits.sum(axis=0, dtype=np.int64) / len(raw)
+    """Return how often each of the 32 bits is set, the highest first.
+
+    A byte for each bit, eight of them in an integer: adding integers counts eight bits at once.
+    """
+    wide = -(-raw.size // _MOST)
+    padded = np.zeros(_MOST * wide, dtype=">u4")
+    padded[: raw.size] = raw.ravel()
+    eights = np.unpackbits(padded.view(np.uint8)).view(np.uint64).reshape(_MOST, 4 * wide)
+    counts = eights.sum(axis=0, dtype=np.uint64).view(np.uint8).reshape(wide, 32)
+    share: NDArray[np.float64] = counts.sum(axis=0, dtype=np.int64) / raw.size
     return share
 
 
