@@ -159,6 +159,12 @@ class ModelInfo(Record):
     default_steps: int = Field(
         default=0, description="Diffusion steps unless a job says otherwise."
     )
+    samplers: list[str] = Field(default=[], description="Samplers that a job may choose.")
+    default_sampler: str = Field(default="", description="Unless a job says otherwise.")
+    guidance: list[str] = Field(default=[], description="Guidance that a job may choose.")
+    default_guidance: str = Field(default="", description="Unless a job says otherwise.")
+    precisions: list[str] = Field(default=[], description="Precisions that a job may choose.")
+    default_precision: str = Field(default="", description="Unless a job says otherwise.")
     max_members: int | None = Field(
         default=None, description="Most members of a job; null for no limit."
     )

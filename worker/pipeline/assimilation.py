@@ -131,7 +131,7 @@ def assimilate_window(
         AppaError: With its code kept in the job.
     """
     spec = job.spec
-    loaded = models.get(spec.model)
+    loaded = models.get(spec.model).at(spec.precision)
     model = loaded.model
 
     progress.phase(Phase.GATHERING)

@@ -7,7 +7,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,7 @@ def _provenance(
         "seeds": list(analysis.seeds),
         "code_sha256": code_digest(),
         "configuration": analysis.configuration,
+        "arithmetic": asdict(loaded.arithmetic),
         "memory": analysis.memory,
         "quality_control": plain(checked.parameters),
         "biases": checked.biases.summary(),
