@@ -189,7 +189,8 @@ class Solver:
             and background.prior is None
         )
         result = self._run(
-            plan,
+            # The states are decoded when they are written, a few at a time: all do not fit in memory.
+            replace(plan, written=_only_last(plan.length)),
             observations.to(self.model.dtype, self.model.device) if len(observations) else None,
             self.spec.seed,
             background=self.resize(background.latents)[:, tied] if tied.any() else None,

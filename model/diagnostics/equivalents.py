@@ -94,7 +94,7 @@ def model_equivalents(
         if operator is not None:
             hofx[member] = operator(states).double().cpu().numpy()
         if on_states is not None:
-            on_states(member, _masked(states, model))
+            on_states(member, _mask(states, model))
     return hofx
 
 
@@ -104,7 +104,7 @@ def _decode(trajectory: Tensor, model: LatentModel) -> Tensor:
     return batching(lambda rows: model.decode(trajectory[rows], mask=False), len(trajectory))
 
 
-def _masked(states: Tensor, model: LatentModel) -> Tensor:
-    """Return the states with NaN where a variable is undefined."""
+def _mask(states: Tensor, model: LatentModel) -> Tensor:
+    """Set the states to NaN where a variable is undefined, in place: they are large."""
     missing = model.state_normalisation.missing
-    return states if missing is None else states.masked_fill(missing, float("nan"))
+    return states if missing is None else states.masked_fill_(missing, float("nan"))

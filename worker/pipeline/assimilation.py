@@ -151,7 +151,7 @@ def assimilate_window(
         seen = already_seen(table, before.manifest)
     biases = inputs.earlier.restart.biases if inputs.earlier else None
     checked = check_window(
-        table, plan, spec.observations, model, background, inputs.checks, biases, seen
+        table, plan, spec.observations, model, background, inputs.checks, biases, seen, folder
     )
     log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))
 
@@ -161,7 +161,9 @@ def assimilate_window(
         meter.assimilated(outcomes_by_network(checked.feedback), solver.memory_retries)
 
     progress.phase(Phase.WRITING)
-    product = make_product(job, plan, loaded, checked, background, analysis, layout, gathered)
+    product = make_product(
+        job, plan, loaded, checked, background, analysis, layout, gathered, folder
+    )
     files = write_outputs(product, analysis, plan, loaded, folder, checked.biases)
     manifest = describe_result(product, files)
     write_manifest(folder, manifest)

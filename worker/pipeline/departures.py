@@ -34,6 +34,7 @@ from worker.observations.columns import (
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
 from worker.observations.stations import canonical_stations
+from worker.results.outputs.states import StateFile, States
 from worker.solver import Background
 
 __all__ = [
@@ -171,7 +172,7 @@ class CheckedWindow:
     parameters: dict[str, Any]
     background: Equivalents | None = None
     biases: BiasState = field(default_factory=BiasState)
-    background_states: NDArray[np.float32] | None = None
+    background_states: States | None = None
 
 
 class WrittenStates:
@@ -181,16 +182,22 @@ class WrittenStates:
         plan: Which times are written.
         model: The model that decodes.
         members: Size of the ensemble.
+        scratch: Folder for the states; None to hold them in memory.
     """
 
-    def __init__(self, plan: WindowPlan, model: LatentModel, members: int) -> None:
+    def __init__(
+        self, plan: WindowPlan, model: LatentModel, members: int, scratch: Path | None = None
+    ) -> None:
         self.written = np.flatnonzero(plan.written)
         shape = (members, len(self.written), *model.state_shape)
-        self.values = np.empty(shape, dtype=np.float32)
+        self.values: StateFile | NDArray[np.float32] = (
+            np.empty(shape, dtype=np.float32) if scratch is None else StateFile(scratch, shape)
+        )
 
     def __call__(self, member: int, trajectory: Tensor) -> None:
         """Copy the written ones of a member's states (T, C, Y, X)."""
-        self.values[member] = trajectory[self.written].float().cpu().numpy()
+        for place, i in enumerate(self.written):
+            self.values[member, place] = trajectory[i].float().cpu().numpy()
 
 
 def check_window(
@@ -202,6 +209,7 @@ def check_window(
     checks: Path | Mapping[str, Any] | None = None,
     biases: BiasState | None = None,
     seen: NDArray[np.bool_] | None = None,
+    scratch: Path | None = None,
 ) -> CheckedWindow:
     """Run the checks that need the window, the model or the background.
 
@@ -218,6 +226,7 @@ def check_window(
         biases: Of sensors, as the continued analysis knew them.
         seen: Rows (N,) that the continued analysis has assimilated or refused: they take part in
             the checks of identity and tracks, and no further. None for no such rows.
+        scratch: Folder for the states of the background; None to hold them in memory.
     """
     known = biases or BiasState()
     context = qc_context(selection, model, background, checks, known)
@@ -229,7 +238,7 @@ def check_window(
     stored = len(table)
     equivalents = states = None
     if stored:
-        collected = WrittenStates(plan, model, background.members)
+        collected = WrittenStates(plan, model, background.members, scratch)
         hofx = model_equivalents(background.latents, model, monitored, collected)
         rows, errors = monitored.rows, monitored.obs_errors
         equivalents, states = (

@@ -116,7 +116,10 @@ def put_file(
             sync_file(partial)
             if check is not None:
                 check(partial)
-    except RuntimeError as error:  # netCDF's word for any failed write, a full disk included
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        # netCDF's and HDF5's words for any failed write, a full disk included
         free = free_bytes(path.parent)
         raise StorageError(
             f"Expected to write {path.name}; the library says '{error}'. {free} bytes are free.",
