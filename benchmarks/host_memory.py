@@ -28,8 +28,8 @@ __all__ = ["peak_of_hour", "peak_of_reanalysis"]
 
 RELEASED = 71, (721, 1440), 64 * 23 * 47
 """Channels, rows and columns of a state, and numbers in a latent one, of the released model."""
-COPIES = 3.0
-"""Of an hour of all members: as read, with its mean and spread, rounded, and temporaries of it."""
+COPIES = 2.5
+"""Of an hour of all members, with its mean and spread: exact, rounded, and what makes them."""
 _GB = 1e9
 
 

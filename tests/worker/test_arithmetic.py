@@ -8,6 +8,7 @@ from model.domain.errors import UnknownName
 from tests.model.checkpoint_parts import DATE, tiny_model
 from worker.arithmetic import Arithmetic, arithmetic_in, choose_arithmetic, compile_backbone
 from worker.contract.kinds import FilteringSpec
+from worker.contract.queues import Capabilities, ModelInfo, WorkerReport, merge
 from worker.loaded_models import LoadedModel, open_models
 from worker.settings import WorkerSettings
 from worker.solver import Solver
@@ -98,11 +99,24 @@ def test_a_job_gets_the_settings_it_chose():
             Solver(model, FilteringSpec(**SPEC, **{field: "x"}), None)
 
 
+def test_a_job_may_choose_what_all_workers_with_the_model_offer():
+    names = {"samplers": ["zeab", "ddim"], "guidance": ["mmps"], "precisions": ["float32"]}
+    one = ModelInfo(name="t31", default_sampler="zeab", **names)
+    other = one.model_copy(update={"samplers": ["own", "ddim"], "default_sampler": "own"})
+    reports = [
+        WorkerReport(name=info.default_sampler, queues=[], capabilities=Capabilities(models=[info]))
+        for info in (one, other)
+    ]
+    [shared] = merge(reports).models
+    assert shared == one.model_copy(update={"samplers": ["ddim"]})
+
+
 def model_default(model):
     return Solver(model, FilteringSpec(**SPEC), None).settings
 
 
 @pytest.mark.slow  # the compiler takes half a minute
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of its own
 def test_a_compiled_network_pulls_the_same_cotangents_more_than_once():
     model = tiny_model()
     x, sigma = torch.randn(1, 4, *model.latent_shape), torch.tensor(0.7)

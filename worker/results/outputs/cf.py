@@ -70,13 +70,17 @@ def encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     }
 
 
-def _lay_out(dataset: xr.Dataset, path: Path) -> None:
-    """Write everything but the values of hours."""
-    _without_int64(dataset.isel(time=slice(0, 0))).to_netcdf(
+def _lay_out(hour: xr.Dataset, path: Path, hours: int) -> None:
+    """Write everything but the values of so many hours."""
+    empty = _without_int64(hour.isel(time=slice(0, 0)))
+    for array in empty.variables.values():
+        if array.dims == ("time",):
+            array.encoding["chunksizes"] = (hours,)
+    empty.to_netcdf(
         path,
         engine="netcdf4",
         format="NETCDF4",
-        encoding=encoding(dataset),
+        encoding=encoding(hour),
         unlimited_dims=["time"],
     )
 
@@ -117,12 +121,15 @@ def _compressed(plane: NDArray[np.float32]) -> bytes:
 
 
 def _write_netcdf(hours: RoundedHours, path: Path) -> None:
+    def put(t: int, hour: xr.Dataset) -> None:
+        if not t:
+            told = hour.assign_attrs(netcdf_library=str(netCDF4.__netcdf4libversion__))
+            _lay_out(told, path, len(hours.product.times))
+        with h5py.File(path, "r+") as file:
+            _put_hour(file, t, hour, pool)
+
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for t, hour in enumerate(hours):
-            if not t:
-                _lay_out(hour.assign_attrs(netcdf_library=str(netCDF4.__netcdf4libversion__)), path)
-            with h5py.File(path, "r+") as file:
-                _put_hour(file, t, hour, pool)
+        hours.each(put)
     with netCDF4.Dataset(path, "a") as file:
         for name, notes in hours.notes.items():
             file[name].setncatts(notes)
@@ -158,7 +165,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 """Time of every entry: the same store gives the same bytes."""
 
 
-def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
+def _encoding(hour: xr.Dataset) -> dict[str, dict[str, Any]]:
     codec = Blosc("zstd", clevel=5, shuffle=Blosc.SHUFFLE)
     return {
         str(name): {
@@ -166,9 +173,25 @@ def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
             "compressors": (codec,),
             "chunks": (1,) * (array.ndim - 2) + array.shape[-2:],
         }
-        for name, array in dataset.data_vars.items()
+        for name, array in hour.data_vars.items()
         if {"latitude", "longitude"} <= set(array.dims)
     }
+
+
+def _put_zarr(folder: Path, hours: int, t: int, hour: xr.Dataset) -> None:
+    """Write hour `t` of so many; the coordinates of all of them are one chunk."""
+    timed = {n: array for n, array in hour.variables.items() if "time" in array.dims}
+    if not t:
+        for array in timed.values():
+            if "latitude" not in array.dims:
+                array.encoding["chunks"] = (hours, *array.shape[1:])
+        hour.to_zarr(folder, mode="w", zarr_format=2, consolidated=False, encoding=_encoding(hour))
+        return
+    group = zarr.open_group(folder, mode="r+", zarr_format=2)
+    for name, array in timed.items():
+        stored: Any = group[str(name)]
+        stored.resize((t + 1, *array.shape[1:]))
+        stored[t:] = xr.conventions.encode_cf_variable(array, name=name).values
 
 
 def _order(folder: Path, path: Path) -> tuple[bool, bool, str]:
@@ -178,17 +201,10 @@ def _order(folder: Path, path: Path) -> tuple[bool, bool, str]:
 
 
 def _write_zarr(hours: RoundedHours, path: Path) -> None:
-    with TemporaryDirectory(prefix=".part-", dir=path.parent) as name:
+    # Where the disk is full, other threads of zarr may still write while the folder is removed.
+    with TemporaryDirectory(prefix=".part-", dir=path.parent, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        for t, hour in enumerate(hours):
-            if t:
-                hour.drop_vars(
-                    [n for n, v in hour.variables.items() if "time" not in v.dims]
-                ).to_zarr(folder, append_dim="time", zarr_format=2, consolidated=False)
-            else:
-                hour.to_zarr(
-                    folder, mode="w", zarr_format=2, consolidated=False, encoding=_encoding(hour)
-                )
+        hours.each(partial(_put_zarr, folder, len(hours.product.times)))
         group = zarr.open_group(folder, mode="r+", zarr_format=2)
         for variable, notes in hours.notes.items():
             group[variable].update_attributes({k: v.tolist() for k, v in notes.items()})

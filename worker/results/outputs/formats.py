@@ -12,7 +12,7 @@ from pathlib import Path
 from model.domain.errors import StorageError
 from model.domain.files import replaced_file, sync_file
 from model.domain.registry import Registry
-from worker.contract.disk import free_bytes
+from worker.contract.disk import disk_errors, free_bytes
 from worker.contract.layout import analysis_file_name
 from worker.results.outputs.product import Product, Written
 
@@ -111,7 +111,7 @@ def put_file(
         OSError: If the disk is full.
     """
     try:
-        with replaced_file(path) as partial:
+        with replaced_file(path) as partial, disk_errors(path.parent):
             write(partial)
             sync_file(partial)
             if check is not None:

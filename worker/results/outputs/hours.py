@@ -4,7 +4,7 @@ A result may be larger than the memory. Its hours are converted, rounded and wri
 with the same values as if it were rounded whole, and compared one at a time with what is read back.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ Float = NDArray[np.float32]
 
 
 class RoundedHours:
-    """The hours of a result as datasets with rounded values, each time they are asked for.
+    """The hours of a result as datasets with rounded values, of which one is held at a time.
 
     Arguments:
         product: The result.
@@ -46,19 +46,23 @@ class RoundedHours:
         self._attributes = global_attributes(product) | dict(attributes or {})
         self._rounding: list[dict[str, dict[str, Any]]] = []
 
-    def __iter__(self) -> Iterator[xr.Dataset]:
+    def each(self, write: Callable[[int, xr.Dataset], None]) -> None:
+        """Call `write` with the number of each hour and its dataset.
+
+        A loop over datasets would hold the last one while the next is made.
+        """
         self._rounding = []
-        for exact in self._exact():
-            rounded = round_dataset(exact, self.kept)
-            self._rounding.append(
-                {n: v.attrs for n, v in rounded.data_vars.items() if n in self.kept}
-            )
-            yield rounded
+        for t in range(len(self.product.times)):
+            write(t, self._rounded(t))
         self.notes = {name: _of_all([h[name] for h in self._rounding]) for name in self.kept}
 
-    def _exact(self) -> Iterator[xr.Dataset]:
-        for hour in self.product.hours():
-            yield to_dataset(hour).assign_attrs(self._attributes)
+    def _rounded(self, t: int) -> xr.Dataset:
+        rounded = round_dataset(self._exact(t), self.kept)
+        self._rounding.append({n: v.attrs for n, v in rounded.data_vars.items() if n in self.kept})
+        return rounded
+
+    def _exact(self, t: int) -> xr.Dataset:
+        return to_dataset(self.product.hour(t)).assign_attrs(self._attributes)
 
     def check(self, found: xr.Dataset) -> None:
         """Compare what is read back with the exact values.
@@ -66,10 +70,14 @@ class RoundedHours:
         Raises:
             StorageError: Naming the first variable that differs by more than its rounding.
         """
-        for t, (exact, rounding) in enumerate(zip(self._exact(), self._rounding, strict=True)):
-            for name, attributes in rounding.items():
-                exact[name].attrs = attributes
-            same_dataset(exact, found.isel(time=slice(t, t + 1)))
+        for t in range(len(self._rounding)):
+            self._check(t, found.isel(time=slice(t, t + 1)))
+
+    def _check(self, t: int, found: xr.Dataset) -> None:
+        exact = self._exact(t)
+        for name, attributes in self._rounding[t].items():
+            exact[name].attrs = attributes
+        same_dataset(exact, found)
 
 
 def _of_all(hours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -119,8 +119,12 @@ class Product:
 
     def hours(self) -> Iterator["Product"]:
         """Yield the product of each time, with its states in memory."""
-        for t, time in enumerate(self.times):
-            yield replace(self, times=(time,), states=self.states[:, t : t + 1])
+        for t in range(len(self.times)):
+            yield self.hour(t)
+
+    def hour(self, t: int) -> "Product":
+        """Return the product of one of its times, with its states in memory."""
+        return replace(self, times=(self.times[t],), states=self.states[:, t : t + 1])
 
 
 Written = list[tuple[Path, str]]

@@ -7,6 +7,7 @@ the process is, whatever ends it.
 
 import os
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +40,8 @@ class StateFile:
 
     def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
         self.shape = shape
-        self._file = tempfile.TemporaryFile(dir=folder)  # closed with this object
+        self._file = tempfile.TemporaryFile(dir=folder)
+        weakref.finalize(self, self._file.close)
         self._file.truncate(4 * int(np.prod(shape)))
 
     def __setitem__(self, place: tuple[int, int], state: Float) -> None:
