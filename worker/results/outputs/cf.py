@@ -117,7 +117,7 @@ def _put_hour(file: h5py.File, t: int, hour: xr.Dataset, pool: Executor) -> None
 
 def _compressed(plane: NDArray[np.float32]) -> bytes:
     """Return a chunk after HDF5's filters shuffle and deflate."""
-    return zlib.compress(np.ascontiguousarray(plane.reshape(-1, 1).view(np.uint8).T), LEVEL)
+    return zlib.compress(np.ascontiguousarray(plane.reshape(-1, 1).view(np.uint8).T).data, LEVEL)
 
 
 def _write_netcdf(hours: RoundedHours, path: Path) -> None:
@@ -218,7 +218,7 @@ def _write_zarr(hours: RoundedHours, path: Path) -> None:
 
 
 def _check_zarr(hours: RoundedHours, path: Path) -> None:
-    store = ZipStore(path, mode="r")
+    store: Any = ZipStore(path, mode="r")
     with xr.open_dataset(store, engine="zarr", consolidated=True, cache=False) as found:
         hours.check(found)
     store.close()

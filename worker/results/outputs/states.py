@@ -50,7 +50,7 @@ class StateFile:
         Raises:
             OSError: If the disk is full. Writing through a mapping would end the process instead.
         """
-        data = memoryview(np.ascontiguousarray(state, dtype=np.float32)).cast("B")
+        data = np.ascontiguousarray(state, dtype=np.float32).data.cast("B")
         offset = len(data) * (place[0] * self.shape[1] + place[1])
         while data:
             written = os.pwrite(self._file.fileno(), data, offset)
