@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import structlog
@@ -15,6 +16,7 @@ import torch
 
 from model.assimilate import assimilate
 from model.assimilation_settings import available_guidance, recommended_settings
+from model.backbone import Backbone
 from model.card import CARD_NAME
 from model.checkpoints.bundle import WEIGHTS, load_checkpoint, resolve
 from model.denoiser import Precision
@@ -221,7 +223,7 @@ def _load(name: str, device: torch.device, arithmetic: Arithmetic) -> LoadedMode
     folder = resolve(name)
     model = load_checkpoint(folder, device, arithmetic.precision)
     if arithmetic.compiled:
-        compile_backbone(model.denoise.backbone)
+        compile_backbone(cast(Backbone, model.denoise.backbone))
     warm_up(model)
     card = folder / CARD_NAME
     digest = file_digest(card) if card.is_file() else ""
