@@ -75,6 +75,11 @@ class Row:
         iterations: Of the solver, besides the product that recycles.
         gib_per_hour: Kept of each decoded state between solver iterations, the largest.
         kept_hours: Hours of which that is kept; the others are linearised again.
+        decode_tflop: Of decoding what is observed, once.
+        pull_tflop: Of a product with the transposed Jacobian of that; each solver iteration and
+            the recycling take one.
+        push_tflop: Of a product with the Jacobian; likewise.
+        denoiser_tflop: Of the denoiser and its adjoints, all together.
     """
 
     precision: str
@@ -90,6 +95,10 @@ class Row:
     iterations: int
     gib_per_hour: float
     kept_hours: int
+    decode_tflop: float
+    pull_tflop: float
+    push_tflop: float
+    denoiser_tflop: float
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
@@ -388,6 +397,12 @@ def table(arguments: argparse.Namespace) -> list[Row]:
             cost = known[hours]
             work = cost.count
             seconds = work.operations / rate / 1e12 + work.moved / arguments.bandwidth / 1e9
+            parts = (
+                sum(hour.value.operations for hour in cost.hours),
+                sum(hour.pull.operations for hour in cost.hours),
+                sum(hour.push.operations for hour in cost.hours),
+                work.operations - work.decoder,
+            )
             rows += [
                 Row(
                     precision,
@@ -403,6 +418,7 @@ def table(arguments: argparse.Namespace) -> list[Row]:
                     arguments.iterations,
                     round(max(hour.kept for hour in cost.hours) / GIB, 3),
                     cost.kept_hours,
+                    *(round(part / 1e12, 1) for part in parts),
                 )
                 for members in arguments.members
             ]

@@ -29,6 +29,7 @@ __all__ = [
     "GUIDANCE",
     "GuidanceSettings",
     "WarmStart",
+    "available_guidance",
     "guidance_settings",
     "hours_since_epoch",
     "recommended_settings",
@@ -68,6 +69,12 @@ GUIDANCE: Registry[Build] = Registry(
 """By the `method` of their settings, whose type is the annotation of `settings`."""
 
 
+def _settings_kind(method: str) -> Any:
+    """Return the dataclass of the settings of a guidance; None if it does not say."""
+    kind = get_type_hints(GUIDANCE[method]).get("settings")
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None
+
+
 def guidance_settings(method: str, **values: Any) -> GuidanceSettings:
     """Return settings of a guidance, its defaults with `values` in their places.
 
@@ -75,8 +82,8 @@ def guidance_settings(method: str, **values: Any) -> GuidanceSettings:
         UnknownName: If there is no such guidance.
         ConfigurationError: If its settings are of no known type, or have no such field.
     """
-    kind = get_type_hints(GUIDANCE[method]).get("settings")
-    if not (isinstance(kind, type) and is_dataclass(kind)):
+    kind = _settings_kind(method)
+    if kind is None:
         raise ConfigurationError(
             f"Expected the guidance '{method}' to say of what type its settings are; annotate the "
             "argument 'settings' of the function that builds it with their dataclass."
@@ -178,9 +185,25 @@ class AssimilationSettings:
         return replace(self, batch_rows=1, decode_states=1)
 
     @property
+    def own_steps(self) -> int:
+        """Diffusion steps of a cold start."""
+        return self.entry.steps if self.start == "prior" else self.sampler.steps
+
+    @property
     def antithetic(self) -> bool:
         """Whether members come in antithetic pairs, of opposite noise."""
         return self.start == "prior" and self.prior_solve.antithetic
+
+
+def available_guidance(latent_model: LatentModel) -> list[str]:
+    """Return the names of the guidances that a checkpoint can be used with."""
+    based = latent_model.prior_covariance is not None
+    return [
+        name
+        for name in GUIDANCE
+        if (kind := _settings_kind(name)) is not None
+        and (based or not getattr(kind, "needs_closed_form", False))
+    ]
 
 
 def recommended_settings(latent_model: LatentModel) -> AssimilationSettings:

@@ -185,7 +185,28 @@ class LatentModel(nn.Module):
         self.denoise.precision = precision
         self._grid = card.grid.grid()
         self._channels = card.parsed_channels()
+        self._views: dict[Precision, LatentModel] = {}
         self._check_static()
+
+    def in_precision(self, precision: Precision) -> "LatentModel":
+        """Return the same model with products in another precision; parameters are shared."""
+        if precision == self.precision:
+            return self
+        known = self._views.get(precision)
+        if known is None or known.denoise.backbone is not self.denoise.backbone:
+            denoise = BlanketDenoiser(self.denoise.backbone, self.denoise.base, precision)
+            view = LatentModel(
+                self.card,
+                self.autoencoder,
+                denoise,
+                self.state_normalisation,
+                self.latent_normalisation,
+                self.static,
+                self.background_errors,
+                precision=precision,
+            )
+            self._views[precision] = view.train(self.training)
+        return self._views[precision]
 
     @property
     def grid(self) -> Grid:

@@ -8,25 +8,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import structlog
 import torch
 
 from model.assimilate import assimilate
-from model.assimilation_settings import recommended_settings
+from model.assimilation_settings import available_guidance, recommended_settings
+from model.backbone import Backbone
 from model.card import CARD_NAME
 from model.checkpoints.bundle import WEIGHTS, load_checkpoint, resolve
+from model.denoiser import Precision
 from model.diagnostics.equivalents import observation_set
 from model.domain.errors import ConfigurationError, UnknownName
 from model.domain.files import file_digest
 from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
+from model.samplers.sampling import SAMPLERS
+from worker.arithmetic import PRECISIONS, Arithmetic, choose_arithmetic, compile_backbone, install
 from worker.contract.queues import ModelInfo, ProcessFigures
 from worker.observations.columns import build_table
 from worker.observations.decoders.base import DecodeContext
+from worker.settings import WorkerSettings
 
-__all__ = ["LoadedModel", "LoadedModels", "choose_device", "load_models", "warm_up"]
+__all__ = [
+    "LoadedModel",
+    "LoadedModels",
+    "choose_device",
+    "load_models",
+    "open_models",
+    "warm_up",
+]
 
 _TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -59,6 +72,7 @@ def warm_up(model: LatentModel) -> None:
         settings,
         sampler=replace(settings.sampler, steps=1),
         warm=replace(settings.warm, steps=1),
+        entry=replace(settings.entry, steps=1),
     )
     assimilate(model, observations.to(model.dtype, model.device), plan, 1, 0, settings=settings)
 
@@ -75,17 +89,20 @@ class LoadedModel:
         sha256: Digest of its card, which holds the hashes of all its files.
         model: On the device, after a first run.
         folder: Folder of the checkpoint.
+        arithmetic: How it computes.
     """
 
     name: str
     sha256: str
     model: LatentModel
     folder: Path
+    arithmetic: Arithmetic = Arithmetic()
 
     @property
     def info(self) -> ModelInfo:
         """Return what the worker reports about it to the gateway."""
         card = self.model.card
+        settings = recommended_settings(self.model)
         return ModelInfo(
             name=self.name,
             description=card.description,
@@ -95,8 +112,21 @@ class LoadedModel:
             levels=list(card.levels),
             channels=list(card.channels),
             blanket=self.model.blanket_size,
-            default_steps=_default_steps(self.model),
+            default_steps=settings.own_steps,
+            samplers=list(SAMPLERS),
+            default_sampler=settings.sampler.name,
+            guidance=available_guidance(self.model),
+            default_guidance=settings.guidance.method,
+            precisions=list(PRECISIONS),
+            default_precision=self.model.precision,
         )
+
+    def at(self, precision: Precision | None) -> "LoadedModel":
+        """Return the same checkpoint in the precision of a job; None for that of the worker."""
+        if precision is None:
+            return self
+        arithmetic = self.arithmetic.at(precision)
+        return replace(self, model=self.model.in_precision(precision), arithmetic=arithmetic)
 
 
 @dataclass(frozen=True)
@@ -148,12 +178,32 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_models(names: Sequence[str], device_name: str) -> LoadedModels:
+def open_models(settings: WorkerSettings) -> LoadedModels:
+    """Load the models of a worker, and set the arithmetic of its process.
+
+    Raises:
+        AppaError: As `choose_device` and `load_models`.
+    """
+    arithmetic = choose_arithmetic(
+        choose_device(settings.device),
+        settings.precision,
+        tf32=settings.tf32,
+        attention=settings.attention,
+        compiled=settings.compile,
+    )
+    install(arithmetic)
+    return load_models(settings.models, settings.device, arithmetic)
+
+
+def load_models(
+    names: Sequence[str], device_name: str, arithmetic: Arithmetic | None = None
+) -> LoadedModels:
     """Load checkpoints and run each once, so that the first job is not slower than others.
 
     Arguments:
         names: Names or folders; empty takes the bundled ones.
         device_name: See `choose_device`.
+        arithmetic: How they compute; the caller has set the process to it.
 
     Raises:
         ConfigurationError: If there is no checkpoint at all.
@@ -165,13 +215,15 @@ def load_models(names: Sequence[str], device_name: str) -> LoadedModels:
             "Expected a checkpoint in APPA_MODELS (or `appa up --model FOLDER`); none is bundled."
         )
     device = choose_device(device_name)
-    models = tuple(_load(name, device) for name in names)
+    models = tuple(_load(name, device, arithmetic or Arithmetic()) for name in names)
     return LoadedModels(models, device)
 
 
-def _load(name: str, device: torch.device) -> LoadedModel:
+def _load(name: str, device: torch.device, arithmetic: Arithmetic) -> LoadedModel:
     folder = resolve(name)
-    model = load_checkpoint(folder, device)
+    model = load_checkpoint(folder, device, arithmetic.precision)
+    if arithmetic.compiled:
+        compile_backbone(cast(Backbone, model.denoise.backbone))
     warm_up(model)
     card = folder / CARD_NAME
     digest = file_digest(card) if card.is_file() else ""
@@ -183,9 +235,4 @@ def _load(name: str, device: torch.device) -> LoadedModel:
             remedy="import the checkpoint again with --static and --states",
         )
     log.info("model ready", name=model.card.name, device=str(device))
-    return LoadedModel(model.card.name, digest, model, folder)
-
-
-def _default_steps(model: LatentModel) -> int:
-    settings = recommended_settings(model)
-    return settings.warm.steps if settings.start == "prior" else settings.sampler.steps
+    return LoadedModel(model.card.name, digest, model, folder, arithmetic)

@@ -213,10 +213,10 @@ class WorkerLife:
         runtime.start_reporting()
         if GPU_QUEUE in self.queues:
             # torch is imported in the one process that uses it, never in a parent that forks
-            from worker.loaded_models import load_models
+            from worker.loaded_models import open_models
             from worker.tasks.assimilation import describe_models
 
-            runtime.models = load_models(self.settings.models, self.settings.device)
+            runtime.models = open_models(self.settings)
             describe_models(runtime.models, runtime.report)
             self.app.runtime = runtime
         else:

@@ -19,6 +19,22 @@ class WorkerSettings(InstallationSettings):
         default=[], description="Checkpoints (names or folders) to load; the first is the default."
     )
     device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:1` or `auto`.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Products of the networks, unless a job chooses; `auto`: bfloat16 on a GPU that "
+        "has it, else float32.",
+    )
+    tf32: bool = Field(
+        default=True, description="Products in float32 on a GPU round their factors to TF32."
+    )
+    attention: Literal["fused", "plain"] = Field(
+        default="fused", description="`fused` holds no matrix of all pairs of tokens."
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the denoiser's network at start, which takes minutes; needs a C++ "
+        "compiler.",
+    )
     ingest_processes: int = Field(default=1, ge=1, description="Processes of an ingest worker.")
     stations: FilePath | None = Field(
         default=None,

@@ -14,13 +14,19 @@ import torch
 from torch import Tensor
 
 from model.assimilate import Trajectory, assimilate
-from model.assimilation_settings import AssimilationSettings, WarmStart, recommended_settings
+from model.assimilation_settings import (
+    AssimilationSettings,
+    WarmStart,
+    guidance_settings,
+    recommended_settings,
+)
 from model.background import BackgroundPrior, around_forecast
 from model.domain.errors import ConfigurationError
 from model.domain.windows import HOUR, WindowPlan
 from model.latent_model import LatentModel
 from model.nn.embedding import date_rows
 from model.operators.observation_set import ObservationSet
+from model.samplers.sampling import SAMPLERS
 from worker.contract.kinds import SpecBase
 from worker.lease import ProgressReporter
 
@@ -183,7 +189,8 @@ class Solver:
             and background.prior is None
         )
         result = self._run(
-            plan,
+            # The states are decoded when they are written, a few at a time: all do not fit in memory.
+            replace(plan, written=_only_last(plan.length)),
             observations.to(self.model.dtype, self.model.device) if len(observations) else None,
             self.spec.seed,
             background=self.resize(background.latents)[:, tied] if tied.any() else None,
@@ -229,12 +236,25 @@ class Solver:
 
 
 def _settings(model: LatentModel, spec: SpecBase) -> AssimilationSettings:
+    """Return what the checkpoint recommends, with what the job chose in its place.
+
+    Raises:
+        UnknownName: If the job chose a sampler or guidance that is not installed here.
+    """
     settings = recommended_settings(model)
+    if spec.sampler is not None:
+        SAMPLERS[spec.sampler]
+        settings = replace(settings, sampler=replace(settings.sampler, name=spec.sampler))
+    if spec.guidance is not None and spec.guidance != settings.guidance.method:
+        settings = replace(settings, guidance=guidance_settings(spec.guidance))
     if spec.steps is None:
         return settings
-    sampler = replace(settings.sampler, steps=spec.steps)
-    warm = replace(settings.warm, steps=min(spec.steps, settings.warm.steps))
-    return replace(settings, sampler=sampler, warm=warm)
+    return replace(
+        settings,
+        sampler=replace(settings.sampler, steps=spec.steps),
+        entry=replace(settings.entry, steps=spec.steps),
+        warm=replace(settings.warm, steps=min(spec.steps, settings.warm.steps)),
+    )
 
 
 def _only_last(count: int) -> tuple[bool, ...]:

@@ -118,6 +118,9 @@ class JobSpec(Answer):
         model: Checkpoint; None for the worker's own.
         members: Ensemble members.
         steps: Diffusion steps; None for the checkpoint's default.
+        sampler: Sampler; None for the checkpoint's default.
+        guidance: How observations guide it; None for the checkpoint's default.
+        precision: `float32` or `bfloat16`; None for the worker's own.
         seed: The same job with the same seed gives the same members.
         observations: Which observations are used.
         outputs: Output formats.
@@ -127,6 +130,9 @@ class JobSpec(Answer):
     model: str | None = None
     members: int
     steps: int | None = None
+    sampler: str | None = None
+    guidance: str | None = None
+    precision: str | None = None
     seed: int
     observations: ObservationSelection
     outputs: list[str]

@@ -240,6 +240,7 @@ def _show(
         "backbone": f"{card.backbone.hid_blocks} blocks of {card.backbone.hid_channels} features, "
         f"patch {card.backbone.patch_size}",
         "base": card.base.kind if card.base else "standard normal",
+        "recommended": _recommended(card),
         "written by version": card.code_version,
     }
     for role, file in card.files.items():
@@ -249,6 +250,17 @@ def _show(
     for key, value in rows.items():
         table.add_row(key, str(value))
     Console().print(table)
+
+
+def _recommended(card: "Card") -> str:
+    """Say in a line how analyses are made unless a job chooses otherwise."""
+    made = card.recommended
+    enters = f"{made.sampler.steps} steps of {made.sampler.name}"
+    if made.start == "prior":
+        enters = f"from the prior, {made.entry.steps} steps from sigma {made.entry.sigma:g}"
+    settings = ", ".join(f"{k} {v}" for k, v in made.guidance.items() if k != "method")
+    guidance = f"{made.guidance['method']} ({settings or 'its defaults'})"
+    return f"{enters}; guidance {guidance}; tie error {made.tie_error_std:g}"
 
 
 def _storage(name: str) -> Any:

@@ -106,7 +106,7 @@ def model_equivalents(
         if operator is not None:
             hofx[member] = operator(states).double().cpu().numpy()
         if on_states is not None:
-            on_states(member, _masked(states, model))
+            on_states(member, _mask(states, model))
     return hofx
 
 
@@ -128,7 +128,7 @@ def _decode(trajectory: Tensor, model: LatentModel, wanted: NDArray[np.bool_]) -
     return states
 
 
-def _masked(states: Tensor, model: LatentModel) -> Tensor:
-    """Return the states with NaN where a variable is undefined."""
+def _mask(states: Tensor, model: LatentModel) -> Tensor:
+    """Set the states to NaN where a variable is undefined, in place: they are large."""
     missing = model.state_normalisation.missing
-    return states if missing is None else states.masked_fill(missing, float("nan"))
+    return states if missing is None else states.masked_fill_(missing, float("nan"))

@@ -79,6 +79,7 @@ class PriorCovarianceSettings:
     """
 
     method: ClassVar[str] = "prior_covariance"
+    needs_closed_form: ClassVar[bool] = True
 
     iterations: int = 20
     steps: int = 1

@@ -28,10 +28,10 @@ T = TypeVar("T")
 class ConstantCache:
     """Keep derived tensors between evaluations, outside the state dict.
 
-    An entry is used again only while the tensors it came from are the same storage, of the same
-    type and device, and unmodified since (an optimiser step or `load_state_dict` counts as a
-    change). Where a gradient to them is wanted, or under `torch.compile` or a functional
-    transform of the parameters, nothing is kept.
+    An entry is used again only in the same precision, and while the tensors it came from are the
+    same storage, of the same type and device, and unmodified since (an optimiser step or
+    `load_state_dict` counts as a change). Where a gradient to them is wanted, or under
+    `torch.compile` or a functional transform of the parameters, nothing is kept.
 
     Arguments:
         limit: Bytes kept at most; what does not fit is computed at each call.
@@ -47,6 +47,7 @@ class ConstantCache:
         if not _constant(sources):
             return make()
         stamp = tuple((s.data_ptr(), s._version, s.dtype, s.device, s.shape) for s in sources)
+        key = (key, _product_type(sources))
         entry = self._entries.get(key)
         if entry is not None and entry[0] == stamp:
             return cast(T, entry[1])
@@ -67,6 +68,12 @@ class ConstantCache:
 
     def __reduce__(self) -> tuple[type["ConstantCache"], tuple[int]]:
         return ConstantCache, (self.limit,)
+
+
+def _product_type(sources: Sequence[Tensor]) -> torch.dtype | None:
+    """Return the type of products where autocast is on: what is computed in one differs in another."""
+    kind = sources[0].device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _constant(sources: Sequence[Tensor]) -> bool:

@@ -34,6 +34,7 @@ from worker.contract.queues import (
     GPU_QUEUE,
     RUN_ASSIMILATION,
     Capabilities,
+    ModelInfo,
     WorkerReport,
     merge,
     submit,
@@ -96,7 +97,22 @@ def check_job(gateway: Gateway, key: ApiKey, spec: SpecBase) -> None:
             f"{spec.members}.",
             field="members",
         )
+    if chosen is not None:
+        _check_choices(spec, chosen)
     _check_references(gateway, key, spec)
+
+
+def _check_choices(spec: SpecBase, model: ModelInfo) -> None:
+    """Check how the job wants to be computed against what the workers with this model can do."""
+    choices = {
+        "sampler": model.samplers,
+        "guidance": model.guidance,
+        "precision": model.precisions,
+    }
+    for field, known in choices.items():
+        wanted = getattr(spec, field)
+        if wanted is not None:
+            check_known(field, wanted, known, RUNNING)
 
 
 def _check_references(gateway: Gateway, key: ApiKey, spec: SpecBase) -> None:

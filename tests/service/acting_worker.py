@@ -16,7 +16,15 @@ from worker.results.manifest import AnalysisManifest, describe_file
 
 LEASE = timedelta(seconds=30)
 MODEL = ModelInfo(
-    name="t31", grid="T31", shape=(48, 96), blanket=6, default_steps=32, max_members=64
+    name="t31",
+    grid="T31",
+    shape=(48, 96),
+    blanket=6,
+    default_steps=32,
+    samplers=["zeab", "ddim"],
+    guidance=["mmps"],
+    precisions=["float32"],
+    max_members=64,
 )
 CAN = Capabilities(
     models=[MODEL],

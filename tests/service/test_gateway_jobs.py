@@ -57,6 +57,18 @@ def test_unknown_names_say_what_is_known(http, worker) -> None:
     assert "analysis_id" in errors_of(http.post("/v1/jobs", json=forecast), "unknown_name")
 
 
+def test_how_to_compute_is_chosen_among_what_workers_report(http, worker) -> None:
+    chosen = {"sampler": "ddim", "guidance": "mmps", "precision": "float32", "steps": 8}
+    job = http.post("/v1/jobs", json={**FILTERING, **chosen}).json()
+    assert chosen.items() <= job["spec"].items()
+    others = {"sampler": "dice", "guidance": "sda", "precision": "bfloat16"}
+    known = {"sampler": ["ddim", "zeab"], "guidance": ["mmps"], "precision": ["float32"]}
+    for field, name in others.items():
+        answer = http.post("/v1/jobs", json={**FILTERING, field: name})
+        assert answer.status_code == 422
+        assert errors_of(answer, "unknown_name")[field]["known"] == known[field]
+
+
 def test_a_first_guess_is_an_upload_of_grib(http, worker) -> None:
     def start(batch: str) -> httpx.Response:
         return http.post("/v1/jobs", json={**FILTERING, "background_batch": batch})

@@ -178,6 +178,20 @@ class SpecBase(BaseModel):
         le=1000,
         description="Diffusion steps; null for the checkpoint's default.",
     )
+    sampler: str | None = Field(
+        default=None,
+        max_length=100,
+        description="Sampler, one of the model's in the capabilities; null for its default.",
+    )
+    guidance: str | None = Field(
+        default=None,
+        max_length=100,
+        description="How observations guide the sampler, one of the model's in the capabilities; "
+        "null for its default.",
+    )
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        default=None, description="Of the networks' products; null for the worker's own."
+    )
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="Seed; the same job gives the same members."
     )

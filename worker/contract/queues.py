@@ -159,9 +159,24 @@ class ModelInfo(Record):
     default_steps: int = Field(
         default=0, description="Diffusion steps unless a job says otherwise."
     )
+    samplers: list[str] = Field(default=[], description="Samplers that a job may choose.")
+    default_sampler: str = Field(default="", description="Unless a job says otherwise.")
+    guidance: list[str] = Field(default=[], description="Guidance that a job may choose.")
+    default_guidance: str = Field(default="", description="Unless a job says otherwise.")
+    precisions: list[str] = Field(default=[], description="Precisions that a job may choose.")
+    default_precision: str = Field(default="", description="Unless a job says otherwise.")
     max_members: int | None = Field(
         default=None, description="Most members of a job; null for no limit."
     )
+
+    def shared_with(self, other: "ModelInfo") -> "ModelInfo":
+        """Return the model with those choices of a job that another worker offers as well."""
+        choices = ("samplers", "guidance", "precisions")
+        common = {
+            name: [choice for choice in getattr(self, name) if choice in getattr(other, name)]
+            for name in choices
+        }
+        return self.model_copy(update=common)
 
 
 class Capabilities(Record):
@@ -222,14 +237,18 @@ class WorkerReport(Record):
 
 
 def merge(reports: Sequence[WorkerReport]) -> Capabilities:
-    """Return the union of what the workers in `reports` can do."""
+    """Return the union of what the workers in `reports` can do.
+
+    Of a model that several have, a job may choose what all of them offer: any may take the job.
+    """
     models: dict[str, ModelInfo] = {}
     formats: dict[str, str] = {}
     decoders: dict[str, str] = {}
     networks: dict[str, None] = {}
     for report in reports:
         for info in report.capabilities.models:
-            models.setdefault(info.name, info)
+            known = models.get(info.name)
+            models[info.name] = info if known is None else known.shared_with(info)
         formats.update(report.capabilities.formats)
         decoders.update(report.capabilities.decoders)
         networks.update(dict.fromkeys(report.capabilities.networks))

@@ -157,7 +157,7 @@ def assimilate_window(
         AppaError: With its code kept in the job.
     """
     spec = job.spec
-    loaded = models.get(spec.model)
+    loaded = models.get(spec.model).at(spec.precision)
     model = loaded.model
 
     progress.phase(Phase.GATHERING)
@@ -180,7 +180,16 @@ def assimilate_window(
     biases = inputs.earlier.restart.biases if inputs.earlier else None
     beside = gather_beside(table, plan, spec.observations, layout, inputs.checks, inputs.batches)
     checked = check_window(
-        table, plan, spec.observations, model, background, inputs.checks, biases, seen, beside
+        table,
+        plan,
+        spec.observations,
+        model,
+        background,
+        inputs.checks,
+        biases,
+        seen=seen,
+        beside=beside,
+        scratch=folder,
     )
     log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))
 
@@ -188,11 +197,11 @@ def assimilate_window(
     analysis = solver.analysis(plan, checked.observations, background)
     if meter is not None:
         meter.assimilated(outcomes_by_network(checked.feedback), solver.memory_retries)
-    decoded = decode_analysis(plan, model, checked.monitored, analysis)
+    decoded = decode_analysis(plan, model, checked.monitored, analysis, folder)
 
     progress.phase(Phase.WRITING)
     product = make_product(
-        job, plan, loaded, checked, background, analysis, decoded, layout, gathered
+        job, plan, loaded, checked, background, analysis, decoded, layout, gathered, folder
     )
     if meter is not None:
         meter.compared(product.scores.get("comparison"))

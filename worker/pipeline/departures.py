@@ -34,6 +34,7 @@ from worker.observations.columns import (
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
 from worker.observations.stations import canonical_stations
+from worker.results.outputs.states import StateFile, States
 from worker.solver import Background
 
 __all__ = [
@@ -172,7 +173,7 @@ class CheckedWindow:
     parameters: dict[str, Any]
     background: Equivalents | None = None
     biases: BiasState = field(default_factory=BiasState)
-    background_states: NDArray[np.float32] | None = None
+    background_states: States | None = None
     beside: pa.Table = field(default_factory=empty_table)
 
 
@@ -183,16 +184,22 @@ class WrittenStates:
         plan: Which times are written.
         model: The model that decodes.
         members: Size of the ensemble.
+        scratch: Folder for the states; None to hold them in memory.
     """
 
-    def __init__(self, plan: WindowPlan, model: LatentModel, members: int) -> None:
+    def __init__(
+        self, plan: WindowPlan, model: LatentModel, members: int, scratch: Path | None = None
+    ) -> None:
         self.written = np.flatnonzero(plan.written)
         shape = (members, len(self.written), *model.state_shape)
-        self.values = np.empty(shape, dtype=np.float32)
+        self.values: StateFile | NDArray[np.float32] = (
+            np.empty(shape, dtype=np.float32) if scratch is None else StateFile(scratch, shape)
+        )
 
     def __call__(self, member: int, trajectory: Tensor) -> None:
         """Copy the written ones of a member's states (T, C, Y, X)."""
-        self.values[member] = trajectory[self.written].float().cpu().numpy()
+        for place, i in enumerate(self.written):
+            self.values[member, place] = trajectory[i].float().cpu().numpy()
 
 
 def check_window(
@@ -205,6 +212,7 @@ def check_window(
     biases: BiasState | None = None,
     seen: NDArray[np.bool_] | None = None,
     beside: pa.Table | None = None,
+    scratch: Path | None = None,
 ) -> CheckedWindow:
     """Run the checks that need the window, the model or the background.
 
@@ -222,6 +230,7 @@ def check_window(
         seen: Rows (N,) that the continued analysis has assimilated or refused: they take part in
             the checks of identity and tracks, and no further. None for no such rows.
         beside: Rows of ascents beyond the edges of the window, see `gather_beside`.
+        scratch: Folder for the states of the background; None to hold them in memory.
     """
     known = biases or BiasState()
     beside = empty_table() if beside is None else beside
@@ -235,7 +244,7 @@ def check_window(
     stored = len(table)
     equivalents = states = None
     if stored:
-        collected = WrittenStates(plan, model, background.members)
+        collected = WrittenStates(plan, model, background.members, scratch)
         hofx = model_equivalents(
             background.latents, model, monitored, collected, hours=collected.written
         )

@@ -7,7 +7,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model.diagnostics.equivalents import Equivalents, model_equivalents
@@ -40,6 +39,7 @@ from worker.pipeline.gather import observation_window, table_digest
 from worker.results.manifest import AnalysisManifest, ManifestFile, describe_file
 from worker.results.outputs.formats import OUTPUTS
 from worker.results.outputs.product import Product
+from worker.results.outputs.states import StateFile, States
 from worker.results.verification.comparison import compared
 from worker.results.verification.control import verified
 from worker.results.verification.series import SERIES_NAME
@@ -137,7 +137,7 @@ class DecodedAnalysis:
         tendency: Pressure tendencies of the last hour, mean over members; None of a single time.
     """
 
-    states: NDArray[np.float32]
+    states: States
     equivalents: Equivalents
     tendency: tuple[float, float] | None
 
@@ -152,6 +152,7 @@ def make_product(
     decoded: DecodedAnalysis,
     layout: Layout,
     gathered: datetime,
+    scratch: Path,
 ) -> Product:
     """Return the states at the written times with O-A, scores and provenance.
 
@@ -165,13 +166,14 @@ def make_product(
         decoded: Its states and equivalents.
         layout: Of the data folder, for the hashes of batches and earlier scores.
         gathered: Operational time at which the observations were read.
+        scratch: Folder for decoded states.
     """
     feedback = fill_analysis(checked.feedback, decoded.equivalents, job.spec.seed)
     first_guess = None
     if not any(plan.tied):
         first_guess = checked.background_states
         if first_guess is None:
-            first_guess = _decode_written(background.latents, plan, loaded.model)
+            first_guess = _decode_written(background.latents, plan, loaded.model, scratch)
     simulated = ("simulated",) if loaded.model.card.simulated else ()
     caught_up = ("caught_up",) if job.cycle.get("caught_up") else ()
     flags = (*simulated, *caught_up, *background.flags, *analysis.flags)
@@ -214,6 +216,7 @@ def _provenance(
         "seeds": list(analysis.seeds),
         "code_sha256": code_digest(),
         "configuration": analysis.configuration,
+        "arithmetic": asdict(loaded.arithmetic),
         "memory": analysis.memory,
         "quality_control": plain(checked.parameters),
         "biases": checked.biases.summary(),
@@ -227,7 +230,11 @@ def _provenance(
 
 
 def decode_analysis(
-    plan: WindowPlan, model: LatentModel, monitored: ObservationSet, analysis: Analysis
+    plan: WindowPlan,
+    model: LatentModel,
+    monitored: ObservationSet,
+    analysis: Analysis,
+    scratch: Path,
 ) -> DecodedAnalysis:
     """Decode the members of an analysis, once for all that is made of their states.
 
@@ -236,8 +243,9 @@ def decode_analysis(
         model: Decodes them.
         monitored: Rows of the feedback that have equivalents.
         analysis: The result of the solver.
+        scratch: Folder for decoded states.
     """
-    states = WrittenStates(plan, model, len(analysis.latents))
+    states = WrittenStates(plan, model, len(analysis.latents), scratch)
     channels = list(model.channels)
     pressure = Channel("mean_sea_level_pressure")
     tendencies: list[tuple[float, float]] = []
@@ -255,10 +263,10 @@ def decode_analysis(
     return DecodedAnalysis(states.values, equivalents, (mean[0], mean[1]) if mean else None)
 
 
-def _decode_written(latents: Tensor, plan: WindowPlan, model: LatentModel) -> NDArray[np.float32]:
+def _decode_written(latents: Tensor, plan: WindowPlan, model: LatentModel, scratch: Path) -> States:
     """Return the states at the written times, decoded one at a time as full-size ones are large."""
     written = np.flatnonzero(plan.written)
-    states = np.empty((len(latents), len(written), *model.state_shape), dtype=np.float32)
+    states = StateFile(scratch, (len(latents), len(written), *model.state_shape))
     with torch.no_grad():
         for number, member in enumerate(latents):
             for place, i in enumerate(written):

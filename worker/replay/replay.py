@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from worker.arithmetic import Arithmetic, arithmetic_in
 from worker.contract.jobs import Phase
 from worker.contract.layout import Layout
 from worker.loaded_models import load_models
@@ -29,7 +30,7 @@ from worker.sandbox import scratch_prefix
 
 __all__ = ["QuietProgress", "replay"]
 
-_DECISIVE = ("observations", "seeds", "configuration")
+_DECISIVE = ("observations", "seeds", "configuration", "arithmetic")
 """Findings about what the run used; if one differs, equal numbers would be chance."""
 
 
@@ -108,18 +109,20 @@ def _run(
     device: str,
     on_step: Callable[[int, int], None],
 ) -> tuple[Finding, AnalysisManifest]:
-    """Run the job with as many threads as before."""
+    """Run the job with as many threads as before, and in the same arithmetic."""
     recorded: dict[str, Any] = recipe.manifest.provenance.get("environment", {})
     before = torch.get_num_threads()
     torch.set_num_threads(recorded.get("threads") or before)
     try:
-        models = load_models([str(recipe.checkpoint)], device)
-        present = environment(models.device)
-        progress: Any = QuietProgress(on_step)
-        job, inputs = recipe.job, recipe.inputs
-        uploaded = first_guess_of(job.spec, layout, models.get(job.spec.model))
-        inputs = replace(inputs, earlier=uploaded or inputs.earlier)
-        made = assimilate_window(job, layout, models, progress, folder, inputs)
+        arithmetic = Arithmetic.recorded(recipe.manifest.provenance)
+        with arithmetic_in(arithmetic):
+            models = load_models([str(recipe.checkpoint)], device, arithmetic)
+            present = environment(models.device)
+            progress: Any = QuietProgress(on_step)
+            job, inputs = recipe.job, recipe.inputs
+            uploaded = first_guess_of(job.spec, layout, models.get(job.spec.model))
+            inputs = replace(inputs, earlier=uploaded or inputs.earlier)
+            made = assimilate_window(job, layout, models, progress, folder, inputs)
     finally:
         torch.set_num_threads(before)
     changed = {k: (v, present.get(k)) for k, v in recorded.items() if present.get(k) != v}
@@ -136,6 +139,7 @@ def _inputs_used(manifest: AnalysisManifest, made: AnalysisManifest) -> list[Fin
         ("observations", "observations_sha256"),
         ("seeds", "seeds"),
         ("configuration", "configuration"),
+        ("arithmetic", "arithmetic"),
     ):
         first, second = (
             json.loads(json.dumps(plain(p.get(key)), default=str)) for p in (one, other)

@@ -10,9 +10,10 @@ import xarray as xr
 
 from model.domain.errors import StorageError
 from tests.worker.outputs.products import TINY, make_product
-from worker.results.outputs.cf import same_dataset, write_netcdf, write_netcdf_product
+from worker.results.outputs.cf import write_netcdf, write_netcdf_product
 from worker.results.outputs.dataset import round_dataset, to_dataset
 from worker.results.outputs.formats import put_file
+from worker.results.outputs.hours import same_dataset
 
 
 @pytest.mark.parametrize("kind", ["filtering", "forecast"])
@@ -79,8 +80,9 @@ def test_the_compliance_checker_finds_no_error(tmp_path, kind, version):
 
 
 def test_what_differs_from_what_was_to_be_written_is_noticed(tmp_path):
-    dataset = to_dataset(make_product(TINY, members=2))
-    path = write_netcdf(dataset, tmp_path / "a.nc")
+    product = make_product(TINY, members=2)
+    dataset = to_dataset(product)
+    path = write_netcdf(product, tmp_path / "a.nc")
     with netCDF4.Dataset(path, "a") as file:
         file["t"][0, 0, 3, 2, 5] += 1.0
     with xr.open_dataset(path, engine="netcdf4") as found, pytest.raises(StorageError, match="'t'"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 
 import netCDF4
@@ -11,8 +12,10 @@ from runs import SMALL, Installation, make_installation
 from typer.testing import CliRunner
 
 from deploy.commands.results import replay_app
+from worker.arithmetic import Arithmetic, arithmetic_in
 from worker.backgrounds.restarts import RESTART_NAME, Restart, read_restart, write_restart
 from worker.contract.kinds import FilteringSpec
+from worker.loaded_models import load_models
 from worker.observations.store.compaction import compact
 from worker.replay.comparison import Finding, Outcome, Verdict
 from worker.replay.replay import replay
@@ -62,6 +65,34 @@ def test_an_untouched_result_is_identical(original, name):
     assert ("latents" in arrays) == name.startswith("an-")
     assert ("obs_error" in arrays) == name.startswith("an-")
     assert sorted(original.layout.root.rglob("*")) == before
+
+
+CHOICES = {"sampler": "ddim", "steps": 2, "guidance": "sda", "precision": "bfloat16"}
+
+
+def test_what_a_job_chose_is_kept_and_made_again(installation):
+    job = FilteringSpec(valid_time=_time(installation), **SMALL | CHOICES)
+    made = installation.run("an-chosen", job).provenance
+    settings = made["configuration"]
+    assert (settings["sampler"]["name"], settings["sampler"]["steps"]) == ("ddim", 2)
+    assert settings["guidance"]["method"] == "sda"
+    assert made["arithmetic"]["precision"] == "bfloat16"
+    assert_identical(again(installation, "an-chosen"))
+    verdict = again(installation, "an-cold")  # the worker's own precision is untouched
+    assert_identical(verdict)
+    assert finding(verdict, "arithmetic").found["precision"] == "float32"
+
+
+def test_the_precision_of_the_worker_is_made_again(installation):
+    bfloat16 = replace(Arithmetic(), precision="bfloat16", attention="plain")
+    with arithmetic_in(bfloat16):
+        models = load_models([str(installation.checkpoint)], "cpu", bfloat16)
+        worker = replace(installation, models=models)
+        worker.run("an-bf16", FilteringSpec(valid_time=_time(installation), **SMALL))
+    assert_identical(again(installation, "an-bf16"))
+    manifest = installation.layout.manifest("an-bf16")
+    manifest.write_text(manifest.read_text().replace('"bfloat16"', '"float32"'))
+    assert again(installation, "an-bf16").outcome is Outcome.DIFFERENT
 
 
 def test_what_came_since_is_left_out(installation):

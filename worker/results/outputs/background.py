@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from worker.results.outputs.cf import write_netcdf
-from worker.results.outputs.dataset import to_dataset
 from worker.results.outputs.formats import product_file
 from worker.results.outputs.product import Product, Written
 
@@ -27,7 +26,6 @@ def write_product(product: Product, folder: Path) -> Written:
         states=product.background,
         mirrored=False,
     )
-    dataset = to_dataset(first_guess)
     title = f"Background of the {product.kind.noun} of {product.reference_time:%Y-%m-%d %H} UTC"
-    named = dataset.assign_attrs(title=title)
-    return [(write_netcdf(named, product_file(product, folder, "nc", "bg")), "background")]
+    path = product_file(product, folder, "nc", "bg")
+    return [(write_netcdf(first_guess, path, title=title), "background")]

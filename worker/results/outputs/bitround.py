@@ -25,10 +25,13 @@ __all__ = [
     "METHOD",
     "Rounded",
     "bit_information",
+    "bits_of_rows",
     "information_bits",
     "keep_bits",
     "round_bits",
     "round_field",
+    "sampled_rows",
+    "usable_rows",
 ]
 
 METHOD = (
@@ -73,12 +76,16 @@ def _used(values: Float) -> NDArray[np.bool_]:
     return used
 
 
-def _rows(values: Float) -> NDArray[np.int64]:
-    """Return rows spread evenly over the field; all of them if those hold no usable value."""
-    rows = values.reshape(-1, values.shape[-1])
-    count = min(len(rows), max(1, SAMPLE // rows.shape[1]))
-    chosen = np.linspace(0, len(rows) - 1, count).astype(np.int64)
-    return chosen if _used(rows[chosen]).any() else np.arange(len(rows))
+def sampled_rows(count: int, width: int) -> NDArray[np.int64]:
+    """Return which rows are looked at, spread evenly over `count` rows of `width` values."""
+    looked_at = min(count, max(1, SAMPLE // width))
+    return np.linspace(0, count - 1, looked_at).astype(np.int64)
+
+
+def usable_rows(rows: Float) -> NDArray[np.bool_]:
+    """Return which rows (n, X) hold a value that says something about bits, with shape (n,)."""
+    found: NDArray[np.bool_] = np.any(_used(rows), axis=-1)
+    return found
 
 
 def _pairs(rows: Float) -> tuple[Float, Float]:
@@ -180,8 +187,22 @@ def keep_bits(values: Float, spread: Float | None = None) -> int:
         values: With shape (*, Y, X); NaN where undefined.
         spread: Ensemble spread of the same trailing dimensions; None when there is none.
     """
-    chosen = _rows(values)
-    rows = values.reshape(-1, values.shape[-1])[chosen]
+    width = values.shape[-1]
+    rows = values.reshape(-1, width)
+    around = None if spread is None else spread.reshape(-1, width)
+    chosen = sampled_rows(len(rows), width)
+    if not usable_rows(rows[chosen]).any():
+        chosen = np.flatnonzero(usable_rows(rows))
+    return bits_of_rows(rows[chosen], None if around is None else around[chosen % len(around)])
+
+
+def bits_of_rows(rows: Float, around: Float | None = None) -> int:
+    """Return how many mantissa bits to keep, judged by rows of a field.
+
+    Arguments:
+        rows: With shape (n, X).
+        around: Ensemble spread of the same rows; None when there is none.
+    """
     used = _used(rows)
     if not used.any():
         return 0
@@ -192,18 +213,16 @@ def keep_bits(values: Float, spread: Float | None = None) -> int:
     if (differences > 0).any():
         typical = float(np.median(exponent[used]))
         bits.append(_guard(2.0**typical / float(np.median(differences[differences > 0]))))
-    if spread is not None:
-        around = spread.reshape(-1, values.shape[-1])
-        around = around[chosen % len(around)]
+    if around is not None:
         where = used & np.isfinite(around) & (around > 0)
         if where.any():
             bits.append(_guard(float(np.quantile(2.0 ** exponent[where] / around[where], 0.9))))
     return min(max(bits), MANTISSA)
 
 
-def round_field(values: Float, spread: Float | None = None) -> Rounded:
-    """Round a field to the bits worth keeping; arguments as `keep_bits`."""
-    bits = keep_bits(values, spread)
+def round_field(values: Float, spread: Float | None = None, bits: int | None = None) -> Rounded:
+    """Round a field to `bits`, or to those worth keeping; other arguments as `keep_bits`."""
+    bits = keep_bits(values, spread) if bits is None else bits
     rounded = round_bits(values, bits)
     error = np.abs(rounded - values, dtype=np.float64)
     largest = float(np.nanmax(error)) if np.isfinite(error).any() else 0.0

@@ -1,93 +1,53 @@
 """Write the CF dataset as NetCDF-4 or Zarr, compressed after bit rounding, and read it back.
 
+A file is written and read back hour by hour, for a result may be larger than the memory. How many
+bits are kept is decided before, from rows of all hours.
+
 NetCDF files have one unlimited dimension and no 64-bit integers, which older readers do not know, in
 the format NETCDF4: the library crashes when the disk fills while it writes NETCDF4_CLASSIC. Time is
-the unlimited dimension, along which ncrcat and ncra join and average files.
+the unlimited dimension, along which ncrcat and ncra join and average files. The NetCDF library lays
+the file out, for no hours; HDF5 then takes chunks that all cores have compressed, by the same
+filters, so that readers need nothing special.
 
 A Zarr store is one zip archive: a file with a hash, still read chunk by chunk. It has format 2,
 which every Zarr reader knows, with consolidated metadata. The archive holds it uncompressed (the
 chunks are compressed already), metadata first.
 """
 
+import os
+import shutil
 import zipfile
+import zlib
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import h5py
 import netCDF4
 import numpy as np
 import xarray as xr
+import zarr
 from numcodecs import Blosc
+from numpy.typing import NDArray
 from zarr.storage import ZipStore
 
-from model.domain.errors import StorageError
-from worker.results.outputs.dataset import FILL, round_dataset, to_dataset
+from worker.results.outputs.dataset import FILL
 from worker.results.outputs.formats import product_file, put_file
+from worker.results.outputs.hours import RoundedHours
 from worker.results.outputs.product import Product, Written
 
 __all__ = [
     "encoding",
-    "recorded",
-    "same_dataset",
     "write_netcdf",
     "write_netcdf_product",
-    "write_zarr",
     "write_zarr_product",
 ]
 
 
-def _fail(name: str, what: str) -> None:
-    raise StorageError(
-        f"Expected to read back what was written; variable '{name}': {what}. The file was not "
-        "published; check the disk and try again.",
-        variable=name,
-    )
-
-
-def _compare(name: str, wanted: xr.Variable, found: xr.Variable) -> None:
-    if wanted.dims != found.dims or wanted.shape != found.shape:
-        _fail(name, f"expected {wanted.dims} {wanted.shape}, got {found.dims} {found.shape}")
-    a, b = np.asarray(wanted.values), np.asarray(found.values)
-    if a.dtype.kind == "M":  # a time of arrival has fractions that float64 holds to 0.2 us
-        if (np.abs(a - b) > np.timedelta64(1, "us")).any():
-            _fail(name, "other times")
-        return
-    if a.dtype.kind != "f":
-        if not np.array_equal(a, b):
-            _fail(name, "other values")
-        return
-    if not np.array_equal(np.isnan(a), np.isnan(b)):
-        _fail(name, "other missing values")
-    allowed = np.asarray(wanted.attrs.get("bit_rounding_max_error", 0.0), dtype=np.float64)
-    if allowed.size > 1:
-        allowed = allowed[:, None, None]
-    error = np.nan_to_num(np.abs(a - b, dtype=np.float64))
-    if (error > allowed).any():
-        _fail(name, f"differs by {error.max():g}, more than the recorded rounding")
-
-
-def recorded(dataset: xr.Dataset, rounded: xr.Dataset) -> xr.Dataset:
-    """Return the exact values with the attributes of the rounded ones, to compare a file with."""
-    return dataset.assign(
-        {n: (v.dims, v.values, rounded[n].attrs) for n, v in dataset.data_vars.items()}
-    )
-
-
-def same_dataset(wanted: xr.Dataset, found: xr.Dataset) -> None:
-    """Compare dimensions, coordinates, missing values and values.
-
-    Arguments:
-        wanted: Before rounding, with the attributes of the rounded one.
-        found: As read from the file.
-
-    Raises:
-        StorageError: Naming the first variable that differs.
-    """
-    for name in wanted.variables:
-        if name not in found.variables:
-            _fail(str(name), "absent")
-        _compare(str(name), wanted[name].variable, found[name].variable)
+LEVEL = 4
+"""Of deflate, from 1 (fast) to 9 (small)."""
 
 
 def encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
@@ -102,7 +62,7 @@ def encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
         str(name): {
             "_FillValue": FILL,
             "zlib": True,
-            "complevel": 4,
+            "complevel": LEVEL,
             "shuffle": True,
             "chunksizes": (1,) * (array.ndim - 2) + array.shape[-2:],
         }
@@ -110,17 +70,17 @@ def encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     }
 
 
-def _check_netcdf(wanted: xr.Dataset, path: Path) -> None:
-    with xr.open_dataset(path, engine="netcdf4") as found:
-        same_dataset(wanted, found)
-
-
-def _write_netcdf(dataset: xr.Dataset, path: Path) -> None:
-    _without_int64(dataset).to_netcdf(
+def _lay_out(hour: xr.Dataset, path: Path, hours: int) -> None:
+    """Write everything but the values of so many hours."""
+    empty = _without_int64(hour.isel(time=slice(0, 0)))
+    for array in empty.variables.values():
+        if array.dims == ("time",):
+            array.encoding["chunksizes"] = (hours,)
+    empty.to_netcdf(
         path,
         engine="netcdf4",
         format="NETCDF4",
-        encoding=encoding(dataset),
+        encoding=encoding(hour),
         unlimited_dims=["time"],
     )
 
@@ -136,30 +96,76 @@ def _without_int64(dataset: xr.Dataset) -> xr.Dataset:
     return narrow
 
 
-def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
-    """Write a dataset of `to_dataset` with bit rounding; the file appears complete or not at all.
+def _put_hour(file: h5py.File, t: int, hour: xr.Dataset, pool: Executor) -> None:
+    """Write the values of hour number `t`."""
+    planes: list[tuple[h5py.Dataset, tuple[int, ...], Future[bytes]]] = []
+    for name, array in hour.variables.items():
+        if "time" not in array.dims:
+            continue
+        stored = file[str(name)]
+        stored.resize(t + 1, axis=0)
+        values = xr.conventions.encode_cf_variable(array, name=name).values
+        if not {"latitude", "longitude"} <= set(array.dims):
+            stored[t] = values[0]
+            continue
+        for place in np.ndindex(values.shape[1:-2]):
+            packed = pool.submit(_compressed, values[0][place])
+            planes.append((stored, (t, *place, 0, 0), packed))
+    for stored, offset, packed in planes:
+        stored.id.write_direct_chunk(offset, packed.result())
+
+
+def _compressed(plane: NDArray[np.float32]) -> bytes:
+    """Return a chunk after HDF5's filters shuffle and deflate."""
+    return zlib.compress(np.ascontiguousarray(plane.reshape(-1, 1).view(np.uint8).T).data, LEVEL)
+
+
+def _write_netcdf(hours: RoundedHours, path: Path) -> None:
+    def put(t: int, hour: xr.Dataset) -> None:
+        if not t:
+            told = hour.assign_attrs(netcdf_library=str(netCDF4.__netcdf4libversion__))
+            _lay_out(told, path, len(hours.product.times))
+        with h5py.File(path, "r+") as file:
+            _put_hour(file, t, hour, pool)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        hours.each(put)
+    with netCDF4.Dataset(path, "a") as file:
+        for name, notes in hours.notes.items():
+            file[name].setncatts(notes)
+
+
+def _check_netcdf(hours: RoundedHours, path: Path) -> None:
+    with xr.open_dataset(path, engine="netcdf4", cache=False) as found:
+        hours.check(found)
+
+
+def write_netcdf(product: Product, path: Path, **attributes: str) -> Path:
+    """Write a product with bit rounding; the file appears complete or not at all.
+
+    Arguments:
+        product: What is written.
+        path: Of the file.
+        attributes: Global attributes, in the place of the product's own.
 
     Raises:
         StorageError: If what is read back differs.
         OSError: If the disk is full.
     """
-    rounded = round_dataset(dataset)
-    rounded.attrs["netcdf_library"] = str(netCDF4.__netcdf4libversion__)
-    wanted = recorded(dataset, rounded)
-    return put_file(path, partial(_write_netcdf, rounded), partial(_check_netcdf, wanted))
+    hours = RoundedHours(product, attributes)
+    return put_file(path, partial(_write_netcdf, hours), partial(_check_netcdf, hours))
 
 
 def write_netcdf_product(product: Product, folder: Path) -> Written:
     """Write one file with all members and times, mean and spread."""
-    path = write_netcdf(to_dataset(product), product_file(product, folder, "nc"))
-    return [(path, "data")]
+    return [(write_netcdf(product, product_file(product, folder, "nc")), "data")]
 
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """Time of every entry: the same store gives the same bytes."""
 
 
-def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
+def _encoding(hour: xr.Dataset) -> dict[str, dict[str, Any]]:
     codec = Blosc("zstd", clevel=5, shuffle=Blosc.SHUFFLE)
     return {
         str(name): {
@@ -167,9 +173,25 @@ def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
             "compressors": (codec,),
             "chunks": (1,) * (array.ndim - 2) + array.shape[-2:],
         }
-        for name, array in dataset.data_vars.items()
+        for name, array in hour.data_vars.items()
         if {"latitude", "longitude"} <= set(array.dims)
     }
+
+
+def _put_zarr(folder: Path, hours: int, t: int, hour: xr.Dataset) -> None:
+    """Write hour `t` of so many; the coordinates of all of them are one chunk."""
+    timed = {n: array for n, array in hour.variables.items() if "time" in array.dims}
+    if not t:
+        for array in timed.values():
+            if "latitude" not in array.dims:
+                array.encoding["chunks"] = (hours, *array.shape[1:])
+        hour.to_zarr(folder, mode="w", zarr_format=2, consolidated=False, encoding=_encoding(hour))
+        return
+    group = zarr.open_group(folder, mode="r+", zarr_format=2)
+    for name, array in timed.items():
+        stored: Any = group[str(name)]
+        stored.resize((t + 1, *array.shape[1:]))
+        stored[t:] = xr.conventions.encode_cf_variable(array, name=name).values
 
 
 def _order(folder: Path, path: Path) -> tuple[bool, bool, str]:
@@ -178,39 +200,37 @@ def _order(folder: Path, path: Path) -> tuple[bool, bool, str]:
     return name != ".zmetadata", not path.name.startswith(".z"), name
 
 
-def _write_zarr(dataset: xr.Dataset, path: Path) -> None:
-    with TemporaryDirectory(prefix=".part-", dir=path.parent) as name:
+def _write_zarr(hours: RoundedHours, path: Path) -> None:
+    # Where the disk is full, other threads of zarr may still write while the folder is removed.
+    with TemporaryDirectory(prefix=".part-", dir=path.parent, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        dataset.to_zarr(
-            folder, mode="w", zarr_format=2, consolidated=True, encoding=_encoding(dataset)
-        )
+        hours.each(partial(_put_zarr, folder, len(hours.product.times)))
+        group = zarr.open_group(folder, mode="r+", zarr_format=2)
+        for variable, notes in hours.notes.items():
+            group[variable].update_attributes({k: v.tolist() for k, v in notes.items()})
+        zarr.consolidate_metadata(folder, zarr_format=2)
         files = [file for file in folder.rglob("*") if file.is_file()]
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(files, key=partial(_order, folder)):
                 entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
-                archive.writestr(entry, file.read_bytes())
+                with archive.open(entry, "w") as into, file.open("rb") as source:
+                    shutil.copyfileobj(source, into)
 
 
-def _check_zarr(wanted: xr.Dataset, path: Path) -> None:
-    store = ZipStore(path, mode="r")
-    with xr.open_zarr(store, consolidated=True, chunks=None) as found:
-        same_dataset(wanted, found)
+def _check_zarr(hours: RoundedHours, path: Path) -> None:
+    store: Any = ZipStore(path, mode="r")
+    with xr.open_dataset(store, engine="zarr", consolidated=True, cache=False) as found:
+        hours.check(found)
     store.close()
 
 
-def write_zarr(dataset: xr.Dataset, path: Path) -> Path:
-    """Write a dataset of `to_dataset` with bit rounding; the file appears complete or not at all.
+def write_zarr_product(product: Product, folder: Path) -> Written:
+    """Write one archive with all members and times, mean and spread.
 
     Raises:
         StorageError: If what is read back differs.
         OSError: If the disk is full.
     """
-    rounded = round_dataset(dataset)
-    wanted = recorded(dataset, rounded)
-    return put_file(path, partial(_write_zarr, rounded), partial(_check_zarr, wanted))
-
-
-def write_zarr_product(product: Product, folder: Path) -> Written:
-    """Write one archive with all members and times, mean and spread."""
-    path = write_zarr(to_dataset(product), product_file(product, folder, "zarr.zip"))
+    hours, path = RoundedHours(product), product_file(product, folder, "zarr.zip")
+    put_file(path, partial(_write_zarr, hours), partial(_check_zarr, hours))
     return [(path, "data")]

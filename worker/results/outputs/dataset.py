@@ -8,7 +8,7 @@ one variable under its short name; `<name>_mean` and `<name>_spread` are the ens
 deviation. See https://cfconventions.org/Data/cf-conventions/cf-conventions-1.11/
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -293,16 +293,19 @@ def to_dataset(product: Product) -> xr.Dataset:
     return dataset.reset_coords(apart)
 
 
-def _round(values: Float, scale: Float | None, leveled: bool) -> tuple[Float, dict[str, Any]]:
+def _round(
+    values: Float, scale: Float | None, leveled: bool, kept: Sequence[int] | None
+) -> tuple[Float, dict[str, Any]]:
     axis = values.ndim - 3
     if not leveled:
-        done = round_field(values, scale)
+        done = round_field(values, scale, None if kept is None else kept[0])
         bits, errors, rounded = [done.bits], [done.error], done.values
     else:
         rounded, bits, errors = np.empty_like(values), [], []
         for k in range(values.shape[axis]):
             index = (..., k, slice(None), slice(None))
-            done = round_field(values[index], None if scale is None else scale[index])
+            around = None if scale is None else scale[index]
+            done = round_field(values[index], around, None if kept is None else kept[k])
             rounded[index] = done.values
             bits.append(done.bits)
             errors.append(done.error)
@@ -313,15 +316,24 @@ def _round(values: Float, scale: Float | None, leveled: bool) -> tuple[Float, di
     return rounded, notes
 
 
-def round_dataset(dataset: xr.Dataset) -> xr.Dataset:
-    """Round the bits of all fields level by level, and record with each how many were kept."""
+def round_dataset(
+    dataset: xr.Dataset, kept: Mapping[str, Sequence[int]] | None = None
+) -> xr.Dataset:
+    """Round the bits of all fields level by level, and record with each how many were kept.
+
+    Arguments:
+        dataset: As made by `to_dataset`.
+        kept: Bits kept of each field and level, where the dataset is part of a result; None to
+            take those that are worth keeping in it.
+    """
     rounded: dict[str, xr.Variable] = {}
     mirrored = dataset.attrs.get("mirrored_members") == "true"
     pairs = AntitheticPairs.of(range(dataset.sizes["realization"]), mirrored)
     for name, array in dataset.data_vars.items():
         if not {"latitude", "longitude"} <= set(array.dims):
             continue
-        rounded[str(name)] = _rounded(array, dataset.get(_spread_name(name)), pairs)
+        bits = None if kept is None else kept[str(name)]
+        rounded[str(name)] = _rounded(array, dataset.get(_spread_name(name)), pairs, bits)
     return dataset.assign(rounded).assign_attrs(bit_rounding=METHOD)
 
 
@@ -329,13 +341,18 @@ def _spread_name(name: Hashable) -> str:
     return f"{str(name).removesuffix('_mean')}_spread"
 
 
-def _rounded(array: xr.DataArray, spread: xr.DataArray | None, pairs: AntitheticPairs) -> Any:
+def _rounded(
+    array: xr.DataArray,
+    spread: xr.DataArray | None,
+    pairs: AntitheticPairs,
+    kept: Sequence[int] | None,
+) -> Any:
     """Return a variable with rounded values and what was rounded."""
     # Members first: a row of the spread stands for the same row of every member.
     whole = array.transpose("realization", ...) if "realization" in array.dims else array
     scale = None if spread is None or array.name == spread.name else spread.values
-    if scale is None and "realization" in array.dims:
+    if kept is None and scale is None and "realization" in array.dims:
         scale = mean_and_spread(whole.values, pairs)[1]
-    values, notes = _round(whole.values, scale, "air_pressure" in array.dims)
+    values, notes = _round(whole.values, scale, "air_pressure" in array.dims, kept)
     found = xr.Variable(whole.dims, values, {**array.attrs, **notes}, array.encoding)
     return found.transpose(*array.dims)

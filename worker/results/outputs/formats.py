@@ -12,7 +12,7 @@ from pathlib import Path
 from model.domain.errors import StorageError
 from model.domain.files import replaced_file, sync_file
 from model.domain.registry import Registry
-from worker.contract.disk import free_bytes
+from worker.contract.disk import disk_errors, free_bytes
 from worker.contract.layout import analysis_file_name
 from worker.results.outputs.product import Product, Written
 
@@ -111,12 +111,15 @@ def put_file(
         OSError: If the disk is full.
     """
     try:
-        with replaced_file(path) as partial:
+        with replaced_file(path) as partial, disk_errors(path.parent):
             write(partial)
             sync_file(partial)
             if check is not None:
                 check(partial)
-    except RuntimeError as error:  # netCDF's word for any failed write, a full disk included
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        # netCDF's and HDF5's words for any failed write, a full disk included
         free = free_bytes(path.parent)
         raise StorageError(
             f"Expected to write {path.name}; the library says '{error}'. {free} bytes are free.",

@@ -21,7 +21,7 @@ from model.domain.grids import Grid
 from model.domain.windows import HOUR
 from worker.observations.lexicons import GRIB2_CODES
 from worker.results.outputs.formats import product_file, put_file
-from worker.results.outputs.product import Field, Product, Written, fields, mean_and_spread
+from worker.results.outputs.product import Field, Product, Written, field_of, mean_and_spread
 
 __all__ = ["Message", "messages", "write_product"]
 
@@ -119,17 +119,18 @@ def messages(product: Product, what: str) -> Iterator[Message]:
         what: `members`, `mean` or `spread`.
     """
     constant = {**_constant_keys(product), **_grid_keys(product.grid)}
-    for field in fields(product):
-        values = field.values if what == "members" else _statistic(field, what, product.pairs)
-        accumulated = field.variable.id == "total_precipitation"
+    for variable in product.variables:
+        accumulated = variable.id == "total_precipitation"
         scale = np.float32(WATER if accumulated else 1.0)
-        surface = field.variable.kind == "surface"
+        surface = variable.kind == "surface"
         for t, time in enumerate(product.times):
+            field = field_of(product, variable, slice(t, t + 1))
+            values = field.values if what == "members" else _statistic(field, what, product.pairs)
             for k, level in enumerate((None,) if surface else product.levels):
                 keys = {**constant, **_field_keys(product, field, level, what)}
                 keys |= _time_keys(product, time, accumulated)
                 for m in range(len(values)):
-                    plane = values[m, t] if surface else values[m, t, k]
+                    plane = values[m, 0] if surface else values[m, 0, k]
                     # 6: a perturbed member (table 4.6)
                     member = {"typeOfEnsembleForecast": 6, "perturbationNumber": m}
                     yield Message(keys | (member if what == "members" else {}), plane * scale)

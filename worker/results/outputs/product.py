@@ -6,7 +6,7 @@ attributes say what the result is, what went in and how to reproduce it.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,19 @@ from model.domain.windows import AssimilationWindow
 from worker.contract.jobs import JobRecord
 from worker.contract.kinds import KINDS, JobKind
 from worker.contract.records import utc_now
+from worker.results.outputs.states import States
 
-__all__ = ["Field", "Product", "fields", "global_attributes", "mean_and_spread", "title"]
+__all__ = [
+    "Field",
+    "Product",
+    "channels_of",
+    "clip",
+    "field_of",
+    "fields",
+    "global_attributes",
+    "mean_and_spread",
+    "title",
+]
 
 Float = NDArray[np.float32]
 
@@ -57,8 +68,8 @@ class Product:
 
     job: JobRecord
     times: tuple[datetime, ...]
-    states: Float
-    background: Float | None
+    states: States
+    background: States | None
     grid: Grid
     channels: tuple[Channel, ...]
     window: AssimilationWindow | None
@@ -106,6 +117,15 @@ class Product:
         """Return the pressure levels in hPa from the top down; empty without upper-air channels."""
         return tuple(dict.fromkeys(c.level for c in self.channels if c.level is not None))
 
+    def hours(self) -> Iterator["Product"]:
+        """Yield the product of each time, with its states in memory."""
+        for t in range(len(self.times)):
+            yield self.hour(t)
+
+    def hour(self, t: int) -> "Product":
+        """Return the product of one of its times, with its states in memory."""
+        return replace(self, times=(self.times[t],), states=self.states[:, t : t + 1])
+
 
 Written = list[tuple[Path, str]]
 """Files that a format wrote, each with its role: `data`, `feedback`, `quicklook`."""
@@ -130,26 +150,42 @@ class Field:
 def fields(product: Product) -> Iterator[Field]:
     """Yield the quantities of the product in the order of its channels."""
     for variable in product.variables:
-        values = _select(product, variable)
-        if not variable.nonnegative:
-            yield Field(variable, values)
-            continue
-        with np.errstate(invalid="ignore"):
-            negative = values < 0
-        yield Field(variable, np.where(negative, np.float32(0), values), int(negative.sum()))
+        yield field_of(product, variable)
 
 
-def _select(product: Product, variable: Variable) -> Float:
+def field_of(product: Product, variable: Variable, hours: slice = slice(None)) -> Field:
+    """Return a quantity of the product at those of its times that are wanted."""
+    first, last = channels_of(product, variable)
+    chosen = first if variable.kind == "surface" else slice(first, last + 1)
+    values, clipped = clip(variable, product.states[:, hours, chosen])
+    return Field(variable, values, clipped)
+
+
+def clip(variable: Variable, values: Float) -> tuple[Float, int]:
+    """Return values without unphysical negative ones, and how many there were."""
+    if not variable.nonnegative:
+        return values, 0
+    with np.errstate(invalid="ignore"):
+        negative = values < 0
+    return np.where(negative, np.float32(0), values), int(negative.sum())
+
+
+def channels_of(product: Product, variable: Variable) -> tuple[int, int]:
+    """Return the first and the last channel of a quantity.
+
+    Raises:
+        InvalidInput: If the channels are not those of a state.
+    """
     chosen = [i for i, c in enumerate(product.channels) if c.variable == variable.id]
     if variable.kind == "surface":
-        return product.states[:, :, chosen[0]]
+        return chosen[0], chosen[0]
     levels = tuple(product.channels[i].level for i in chosen)
     if levels != product.levels or chosen[-1] - chosen[0] != len(chosen) - 1:
         raise InvalidInput(
             f"Expected neighbouring channels of '{variable.id}' on the levels {product.levels}; "
             f"got {levels}."
         )
-    return product.states[:, :, chosen[0] : chosen[-1] + 1]
+    return chosen[0], chosen[-1]
 
 
 def mean_and_spread(values: Float, pairs: AntitheticPairs) -> tuple[Float, Float | None]:
