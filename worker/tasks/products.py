@@ -22,8 +22,7 @@ from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest, read_manifest
 from worker.results.publication import update_latest
-from worker.results.verification.comparison import WORSE_FLAG
-from worker.results.verification.series import OUTSIDE_FLAG, append_to_series
+from worker.results.verification.series import OUTSIDE_FLAG, WORSE_FLAG, append_to_series
 from worker.runtime import Runtime
 
 __all__ = ["MissedResults", "announce", "announce_result_task", "tell_published"]

@@ -85,12 +85,13 @@ def test_profiles_are_forecasts_rolling_or_stretches():
     assert (profiles > 0).all()
     assert (profiles <= UNKNOWN).all()
     forecast = (profiles == UNKNOWN).any(1)
-    assert 0.3 < forecast.float().mean() < 0.5
+    # Five in seven, and one in seven; three sigma of 300 draws are 0.08 and 0.06.
+    assert 0.63 < forecast.float().mean() < 0.79
     known = (profiles[forecast] < UNKNOWN).sum(1)
     assert known.min() >= 3
     assert known.max() <= 21
     rolling = (profiles.diff(dim=1) >= 0).all(1) & ~forecast
-    assert 0.3 < rolling.float().mean() < 0.6
+    assert 0.08 < rolling.float().mean() < 0.21
 
 
 def test_a_session_goes_on_where_it_ended(model, tmp_path):

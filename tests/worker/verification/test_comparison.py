@@ -15,8 +15,13 @@ from tests.worker.verification.test_verified_job import (  # noqa: F401
 )
 from worker.contract.jobs import COMPARED_WITH
 from worker.contract.kinds import FilteringSpec
-from worker.results.verification.comparison import RATIO, WORSE_FLAG, compare, is_worse
-from worker.results.verification.series import SeriesFilter, append_to_series, read_entry
+from worker.results.verification.comparison import RATIO, compare, is_worse
+from worker.results.verification.series import (
+    WORSE_FLAG,
+    SeriesFilter,
+    append_to_series,
+    read_entry,
+)
 from worker.results.verification.series import find_series as entries_of
 
 END = np.datetime64("2024-01-01T12", "ns")

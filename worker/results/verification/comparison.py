@@ -32,6 +32,7 @@ from worker.results.outputs.product import Product
 from worker.results.verification.report import Row, series_table
 from worker.results.verification.series import (
     ALL,
+    WORSE_FLAG,
     SeriesEntry,
     SeriesFilter,
     find_series,
@@ -41,14 +42,11 @@ from worker.results.verification.series import (
 __all__ = [
     "Comparison",
     "RATIO",
-    "WORSE_FLAG",
     "compare",
     "compared",
     "is_worse",
 ]
 
-WORSE_FLAG = "cycles_worse_than_cold"
-"""Flag of a cold window that is better than the cycles, as far as the newest comparisons tell."""
 RATIO = "log_error_over_cold"
 """Statistic of the verification series: r."""
 

@@ -33,6 +33,7 @@ __all__ = [
     "SeriesFilter",
     "SeriesPage",
     "SeriesRow",
+    "WORSE_FLAG",
     "append_to_series",
     "find_series",
     "newest_revisions",
@@ -46,6 +47,9 @@ ALL = "all"
 
 OUTSIDE_FLAG = "outside_control_limits"
 """Flag of an analysis some of whose statistics lie outside their control limits."""
+
+WORSE_FLAG = "cycles_worse_than_cold"
+"""Flag of a cold window that is better than the cycles, as far as the newest comparisons tell."""
 
 SCORES_VERSION = 1
 """Version of `scores` in manifests; raised when a field changes its meaning or is removed."""
