@@ -57,10 +57,11 @@ def test_increments_arrive_where_they_were_asked_for(ensemble):
     for rows, size in ((slice(0, 16), SPEED), (TEMPERATURE, 1.0), (HUMIDITY, 1e-4)):
         assert (change - increments)[:, rows].abs().max() < 2e-3 * size
     assert (change - increments)[:, 32].abs().max() < 1e-5
-    # Winds at 500 hPa lie between model levels that all gained the same rotation.
+    # Winds at 500 hPa lie between model levels that all gained the same rotation; in the second
+    # member these levels moved with the pressure.
     row = next(i for i, c in enumerate(CHANNELS) if c.name == "u_component_of_wind_500hPa")
-    moved = (seen - before)[:, row]
-    torch.testing.assert_close(moved, increments[:, 0], atol=0.05, rtol=0)
+    moved = (seen - before)[0, row]
+    torch.testing.assert_close(moved, increments[0, 0], atol=0.05, rtol=0)
 
 
 def test_no_increments_change_nothing(ensemble):
