@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from appa_client import (
+    Analysis,
     AppaClient,
     Cycle,
     CycleExplanation,
@@ -46,6 +47,8 @@ from worker.cycling.policy import read_policy
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from worker.results.verification.comparison import Comparison
 
 _REMARK = 31
 """Columns of a remark: those of the id of an analysis."""
@@ -334,9 +337,8 @@ def deny(
         )
         if job.error is not None:
             raise GatewayError(f"The analysis without {network} failed: {job.error.message}")
-        with_it, without = (
-            _feedback(client, one, Path(folder)) for one in (full.id, job.analysis_id)
-        )
+        made = client.analysis(job.analysis_id)
+        with_it, without = (_feedback(client, one, Path(folder)) for one in (full, made))
     found = compare(full.id, with_it, without, full.valid_time)
     if found is None:
         raise InvalidInput(
@@ -354,26 +356,29 @@ def deny(
         ]
         print_json(about | {"estimate": estimate, "change_without": change, "errors": lines})
         return
-    title = f"{cycle.id} without {network}"
-    table = Table("network", "variable", "values", "error", "without", title=title)
-    for line in found.errors:
-        numbers = (str(line.count), f"{line.cycle:.4g}", f"{line.cold:.4g}")
-        table.add_row(line.network, line.variable, *numbers)
-    out.print(table)
+    out.print(_denied(found, f"{cycle.id} without {network}"))
     out.print(f"without {network} errors at withheld stations change by {100 * change:+.1f} %")
     if estimate is not None:
         out.print(f"estimate of the cycle: it took {100 * estimate:.1f} % of their squares away")
 
 
-def _feedback(client: AppaClient, analysis_id: str, folder: Path) -> "pa.Table":
+def _denied(found: "Comparison", title: str) -> Table:
+    table = Table("network", "variable", "values", "error", "without", title=title)
+    for line in found.errors:
+        numbers = (str(line.count), f"{line.cycle:.4g}", f"{line.cold:.4g}")
+        table.add_row(line.network, line.variable, *numbers)
+    return table
+
+
+def _feedback(client: AppaClient, analysis: Analysis, folder: Path) -> "pa.Table":
     """Return the feedback table of a published analysis."""
     import pyarrow.parquet as pq
 
-    names = [f.name for f in client.analysis(analysis_id).files if f.role == "feedback"]
+    names = [f.name for f in analysis.files if f.role == "feedback"]
     wanted = [name for name in names if name.endswith(".parquet")]
     if not wanted:
         raise InvalidInput(
-            f"Expected the feedback of '{analysis_id}'. Add 'feedback' to the outputs in cycles.yaml."
+            f"Expected the feedback of '{analysis.id}'. Add 'feedback' to the outputs in cycles.yaml."
         )
-    [path] = client.fetch(analysis_id, folder / analysis_id, names=wanted)
+    [path] = client.fetch(analysis.id, folder / analysis.id, names=wanted)
     return pq.read_table(path)

@@ -184,10 +184,8 @@ class FeedbackFilter:
 
 def feedback_path(layout: Layout, manifest: AnalysisManifest) -> Path | None:
     """Return the feedback table of an analysis; None if it was published without."""
-    for file in manifest.files:
-        if file.role == "feedback" and file.name.endswith(".parquet"):
-            return layout.analysis_file(manifest.id, file.name)
-    return None
+    name = manifest.feedback_name
+    return None if name is None else layout.analysis_file(manifest.id, name)
 
 
 def _read(layout: Layout, manifest: AnalysisManifest, columns: Sequence[str]) -> pa.Table:

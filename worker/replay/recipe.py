@@ -142,11 +142,10 @@ def feedback_table(manifest: AnalysisManifest, layout: Layout) -> pa.Table | Non
 
 def feedback_in(folder: Path, manifest: AnalysisManifest) -> pa.Table | None:
     """Return the feedback of `manifest` in `folder`, if there is one."""
-    for file in manifest.files:
-        path = folder / file.name
-        if file.role == "feedback" and path.suffix == ".parquet" and path.exists():
-            return pq.read_table(path)
-    return None
+    name = manifest.feedback_name
+    if name is None or not (folder / name).exists():
+        return None
+    return pq.read_table(folder / name)
 
 
 def compare_rows(recorded: pa.Table, found: pa.Table) -> str:

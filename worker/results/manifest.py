@@ -114,6 +114,14 @@ class AnalysisManifest(Record):
         found = (file for suffix in _DATASETS for file in data if file.name.endswith(suffix))
         return next(found, None)
 
+    @property
+    def feedback_name(self) -> str | None:
+        """Return the name of the feedback table among the files; None without one."""
+        tables = (
+            f.name for f in self.files if f.role == "feedback" and f.name.endswith(".parquet")
+        )
+        return next(tables, None)
+
 
 def describe_file(path: Path, role: str = "data") -> ManifestFile:
     """Return name, size, SHA-256 and media type of a finished file."""

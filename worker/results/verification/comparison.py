@@ -177,20 +177,17 @@ def _feedback(layout: Layout, analysis_id: str) -> pa.Table:
     Raises:
         StorageError: If it has none, or it cannot be read.
     """
-    manifest = read_manifest(layout, analysis_id)
-    names = [f.name for f in manifest.files if f.role == "feedback" and f.name.endswith(".parquet")]
-    if not names:
+    name = read_manifest(layout, analysis_id).feedback_name
+    if name is None:
         raise StorageError(
             f"Expected the feedback of '{analysis_id}' to compare with. Add 'feedback' to the "
             "outputs in cycles.yaml."
         )
     try:
-        path = layout.analysis_file(analysis_id, names[0])
+        path = layout.analysis_file(analysis_id, name)
         return pq.read_table(path, columns=[*_COLUMNS, "rejected_by", _DEPARTURE])
     except (OSError, pa.ArrowException) as error:
-        raise StorageError(
-            f"Expected a readable {names[0]} of '{analysis_id}'; {error}."
-        ) from error
+        raise StorageError(f"Expected a readable {name} of '{analysis_id}'; {error}.") from error
 
 
 def _earlier(layout: Layout, before: datetime) -> list[float]:

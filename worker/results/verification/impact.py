@@ -18,6 +18,7 @@ thousands of values of a network it says who helped, and `appa deny` asks the qu
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -137,7 +138,7 @@ def _near(
         numbers = np.arange(first, min(first + _AT_ONCE, len(target.vectors)))
         lists = tree.query_ball_point(target.vectors[numbers], reach)
         counts = [len(one) for one in lists]
-        i = np.fromiter((j for one in lists for j in one), np.int64, sum(counts))
+        i = np.fromiter(chain.from_iterable(lists), np.int64, sum(counts))
         w = np.repeat(numbers, counts)
         chord = np.linalg.norm(target.vectors[w] - seen.vectors[i], axis=1)
         deep = np.abs(target.depth[w] - seen.depth[i])
