@@ -80,6 +80,7 @@ class PassInputs:
     report: FitReport
     ranks: Ranks | None = None
     share: Share | None = None
+    ensemble: int | None = None
 
     def denoiser(
         self, denoise: Denoise, dates: Tensor, blankets: Blankets, guidance: Guidance | None
@@ -126,9 +127,10 @@ def sample_pass(
     conditions = _conditions(inputs, part, latents, known)
     earlier = None
     if inputs.warm_start is not None:
-        earlier = inputs.warm_start.at(len(inputs.members), hours).to(start)
+        whole = inputs.warm_start.at(inputs.ensemble or len(inputs.members), hours).to(start)
+        earlier = whole if inputs.ensemble is None else whole[list(inputs.members)]
     if inputs.settings.start == "prior":
-        guess = None if earlier is None else earlier.mean(dim=0)
+        guess = None if earlier is None else whole.mean(dim=0)
         if inputs.prior is not None:  # near enough for a single linearisation
             guess = inputs.prior.climatology(dates[None])[0].to(start)
         start = _prior_start(inputs, part, dates, conditions, noise(start), guess)
@@ -205,7 +207,10 @@ def _prior_start(
         guess = torch.stack([guess[s : s + blankets.size] for s in blankets.starts])
     first = 0 if inputs.share is None else inputs.share.first
     solve = inputs.settings.prior_solve
-    start = PriorStart(prior, conditions, inputs.seed, inputs.members, solve, guess, first)
+    transform = None if inputs.prior is None else inputs.prior.propagation
+    start = PriorStart(
+        prior, conditions, inputs.seed, inputs.members, solve, guess, first, transform
+    )
     draw = inputs.denoiser(model.denoise, dates, part.blankets, start)
     # The schedule has alpha = 1, so the white noise arrives as it is at any time.
     members: Tensor = draw(white, torch.ones((), dtype=torch.float64)).mean
@@ -320,6 +325,7 @@ def assimilate(
     diagnostics: OnFit | None = None,
     prior: BackgroundPrior | None = None,
     first_member: int = 0,
+    ensemble: int | None = None,
     ranks: Ranks | None = None,
     decode: bool = True,
 ) -> Trajectory:
@@ -343,6 +349,8 @@ def assimilate(
             cycle knows.
         diagnostics: Called with the noise level and fit of every evaluation.
         first_member: Number of the first member, where an ensemble is made in several jobs.
+        ensemble: Size of the whole ensemble, over which a warm start is dealt out by the number of
+            each member; None where these members are all.
         ranks: The processes that make this trajectory together, each calling with the same
             arguments; each returns the states of its own blankets. None for this process alone.
         decode: Whether the written states are decoded, which a caller that decodes the latents
@@ -394,6 +402,7 @@ def assimilate(
         report=FitReport(diagnostics),
         ranks=ranks,
         share=None if local is None else local.share,
+        ensemble=ensemble,
     )
     latents, tied = _tied_latents(inputs, background)
     total = len(passes) * sampler.steps

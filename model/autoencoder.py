@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.domain.errors import ConfigurationError, InvalidInput
 from model.domain.registry import Registry
-from model.nn.convolution import ConvDecoder, ConvEncoder
+from model.nn.convolution import ConvDecoder, ConvEncoder, ResidualBlock
 
 __all__ = ["Autoencoder", "AutoencoderConfig", "SATURATIONS", "Saturation"]
 
@@ -175,6 +175,12 @@ class Autoencoder(nn.Module):
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape (c, h, w) of one latent state."""
         return self.config.latent_shape
+
+    def recompute_blocks(self, recompute: bool = True) -> None:
+        """Have backward passes compute residual blocks again instead of keeping what they hold."""
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.checkpointing = recompute
 
     def pad(self, x: Tensor) -> Tensor:
         """Pad states (N, C, H, W) to a multiple of the resize factor.

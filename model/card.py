@@ -97,12 +97,17 @@ class BackgroundCard(_Strict):
         sigma: Noise level that analysed states are taken to have in the forecast of the new hours.
         hours: How long before its own time the analysis ends that a cycle continues; the errors are
             those of forecasts over so long.
+        remainder: Where errors of the analysis grow as the network's own tangent at the background
+            says (`model.background.Propagation`): what a forecast errs by besides, over what is left
+            of the errors of new hours when those of the analysed ones are known. None where they
+            grow as they do on average.
     """
 
     modes: int = Field(gt=0)
     dense: int = Field(gt=0)
     sigma: float = Field(gt=0)
     hours: int = Field(default=1, gt=0)
+    remainder: float | None = Field(default=None, gt=0)
 
 
 class RecommendedCard(_Strict):

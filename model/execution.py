@@ -80,7 +80,8 @@ def _counting() -> Iterator[_SavedBytes]:
     def pack(tensor: Tensor) -> Tensor:
         for counter in counters:
             counter.add(tensor)
-        return tensor
+        # An output that its own node saves as it is would keep the whole graph alive in a circle.
+        return tensor.detach()
 
     token = _COUNTERS.set(counters)
     try:

@@ -21,12 +21,11 @@ from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import Denoise
 from model.unequal_noise import forecast_profile
 
-__all__ = ["forecast_deviations", "forecast_mean"]
+__all__ = ["expected_states", "forecast_deviations", "forecast_mean"]
 
 
-@torch.no_grad()
-def forecast_mean(denoise: Denoise, known: Tensor, date: Tensor, sigma: float) -> Tensor:
-    """Return what is expected to follow known states.
+def expected_states(denoise: Denoise, known: Tensor, date: Tensor, sigma: float) -> Tensor:
+    """Return what is expected to follow known states, differentiable in them.
 
     Arguments:
         denoise: A denoiser of blankets whose states carry different noise.
@@ -40,10 +39,15 @@ def forecast_mean(denoise: Denoise, known: Tensor, date: Tensor, sigma: float) -
     members, count = known.shape[:2]
     size = len(date)
     profile = forecast_profile(size, count, sigma).to(known.device)
-    blankets = known.new_zeros(members, size, *known.shape[2:])
-    blankets[:, :count] = known
-    dates = date.expand(members, -1, -1)
+    unknown = known.new_zeros(members, size - count, *known.shape[2:])
+    blankets, dates = torch.cat([known, unknown], 1), date.expand(members, -1, -1)
     return denoise(blankets, profile.expand(members, -1), dates)[:, count:].to(known)
+
+
+@torch.no_grad()
+def forecast_mean(denoise: Denoise, known: Tensor, date: Tensor, sigma: float) -> Tensor:
+    """Return `expected_states` without derivatives."""
+    return expected_states(denoise, known, date, sigma)
 
 
 @torch.no_grad()

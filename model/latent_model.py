@@ -144,6 +144,12 @@ INERT_WITHOUT: Mapping[str, tuple[str, ...]] = {
 """What does nothing without an unchanging field."""
 
 
+def _channel(name: str) -> int | tuple[str, int]:
+    """Return the channel whose weighting function a static field is."""
+    sensor, _, number = name.removeprefix(_WEIGHTING).rpartition(".")
+    return (sensor, int(number)) if sensor else int(number)
+
+
 class LatentModel(nn.Module):
     """Autoencoder, denoiser, statistics and grid of one checkpoint.
 
@@ -154,8 +160,9 @@ class LatentModel(nn.Module):
         state_normalisation: Statistics of the states.
         latent_normalisation: Statistics of the latents.
         static: Unchanging fields by name, each with shape (Y, X): `orography` in m above mean
-            sea level, `land_sea_mask` as a fraction; and `weighting_function.<number>`, with
-            shape (levels,), for brightness temperatures; and `reconstruction_residual`, with
+            sea level, `land_sea_mask` as a fraction; and `weighting_function.<sensor>.<number>`
+            (`weighting_function.<number>` for any sensor), with shape (levels,), for brightness
+            temperatures; and `reconstruction_residual`, with
             shape (C, Y), which observation errors then include.
         background_errors: Of the backgrounds of hourly cycles; None where they are not known.
         precision: Of the products inside the networks.
@@ -258,11 +265,7 @@ class LatentModel(nn.Module):
     def statics(self) -> Statics:
         """The unchanging fields, for observation operators."""
         fields = {k: v.double().cpu().numpy() for k, v in self.static.items()}
-        weights = {
-            int(k.removeprefix(_WEIGHTING)): v
-            for k, v in fields.items()
-            if k.startswith(_WEIGHTING)
-        }
+        weights = {_channel(k): v for k, v in fields.items() if k.startswith(_WEIGHTING)}
         return Statics(
             fields.get("orography"),
             fields.get("land_sea_mask"),

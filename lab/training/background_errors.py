@@ -88,7 +88,13 @@ def fit_errors(guess: ZonalGaussianPrior, errors: Errors, weight: float) -> Zona
     return fitted
 
 
-def know_errors(model: LatentModel, errors: ZonalGaussianPrior, sigma: float, hours: int) -> None:
+def know_errors(
+    model: LatentModel,
+    errors: ZonalGaussianPrior,
+    sigma: float,
+    hours: int,
+    remainder: float | None = None,
+) -> None:
     """Let a model know the errors of its backgrounds.
 
     Arguments:
@@ -96,9 +102,11 @@ def know_errors(model: LatentModel, errors: ZonalGaussianPrior, sigma: float, ho
         errors: Their Gaussian.
         sigma: Noise level that analysed states are taken to have in forecasts.
         hours: Age of the analysis that a cycle continues.
+        remainder: What forecasts err by themselves, where errors grow with the flow; see
+            `model.card.BackgroundCard`.
     """
     modes, dense = errors.modes.shape[2], errors.dense_index.shape[1]
-    known = BackgroundCard(modes=modes, dense=dense, sigma=sigma, hours=hours)
+    known = BackgroundCard(modes=modes, dense=dense, sigma=sigma, hours=hours, remainder=remainder)
     model.background_errors = errors
     model.card = model.card.model_copy(update={"background": known})
 
@@ -192,7 +200,13 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="cycles between kept errors")
     parser.add_argument("--guess", type=float, default=2.0, help="noise of the first covariance")
     parser.add_argument("--sigma", type=float, default=0.5, help="noise of analysed states")
+    parser.add_argument(
+        "--remainder",
+        type=float,
+        help="what forecasts err by themselves: errors grow with the flow",
+    )
     parser.add_argument("--weight", type=float, default=10, help="samples the guess counts for")
+    parser.add_argument("--inflation", type=float, default=1.0, help="of variances in the bundle")
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
     model, data = load_checkpoint(asked.checkpoint), read_latents(asked.latents)
@@ -202,7 +216,7 @@ def main() -> None:
     prior = cast(ZonalGaussianPrior, model.denoise.base)
     guess = first_guess(prior, asked.guess)
     errors = first_guess(prior, asked.guess)  # replaced in place by every fit: all chains share it
-    know_errors(model, errors, asked.sigma, asked.step)
+    know_errors(model, errors, asked.sigma, asked.step, asked.remainder)
     chains = _chains(model, asked.nature, len(ends), asked.step)
     done = _resume(asked.output / "chains.pt", chains, ends, errors)
     for number in range(done, asked.sweeps):
@@ -210,7 +224,7 @@ def main() -> None:
         found = sweep(chains, data, first, asked.cycles, asked.every)
         errors.load_state_dict(fit_errors(guess, found, asked.weight).state_dict())
         with open_atomic(asked.output / f"errors-{number}.pt") as file:
-            torch.save({"values": found.values, "date": found.date}, file)
+            torch.save({**vars(found), "sigma": asked.sigma}, file)
         _keep(asked.output / "chains.pt", chains, number + 1, errors)
         sizes = found.values.float().square().mean((0, 2, 3, 4)).sqrt()
         line: dict[str, object] = {
@@ -219,6 +233,8 @@ def main() -> None:
         }
         line["error_by_state"] = [round(float(s), 4) for s in sizes[[0, 12, -2, -1]]]
         print(json.dumps(line), flush=True)
+    for variance in _variances(errors):
+        variance.mul_(asked.inflation)
     save_checkpoint(model, asked.output / model.card.name, stored="float16")
 
 

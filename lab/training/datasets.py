@@ -7,13 +7,17 @@ channel, latitude north to south, longitude from 0 eastward) in SI units.
 Training, validation and test periods never overlap and lie apart by a gap. Statistics are the mean
 and standard deviation of each channel over the training period, weighted by area.
 
-Standardised states (or latents) are cached on disk as one half-precision array, read by memory
-map. Decompressing a store again for every epoch costs more than a training step; a flat float16
-array costs a page fault. Rounding is 2^-11 relative, far below the autoencoder's error.
+Standardised states (where asked) and latents are cached on disk as one half-precision array, read by
+memory map. Decompressing a store again for every epoch can cost more than a training step; a flat
+float16 array costs a page fault. Rounding is 2^-11 relative, far below the autoencoder's error. All
+ranks build a cache together, on a file system that they share; one that was interrupted goes on.
+States of which a period takes terabytes are read as they are drawn (`lab.training.streaming`).
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,7 +29,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from zarr.storage import ZipStore
 
-from model.domain.errors import InvalidInput
+from lab.training.loop import prefetched, rank_and_world, wait_for_file
+from model.domain.errors import ConfigurationError, InvalidInput
+from model.domain.files import write_atomic
 from model.domain.grids import Grid
 from model.domain.physics import GRAVITY
 from model.domain.variables import Channel
@@ -120,18 +126,23 @@ class StateStore:
     """Read states of given channels from a store.
 
     Arguments:
-        url: Anything xarray opens as zarr, a zarr store in a zip file, or a NetCDF file.
+        url: Anything xarray opens as zarr (`gs://`, `s3://` and whatever else fsspec reads, too), a
+            zarr store in a zip file, or a NetCDF file.
         channels: Which channels, in which order.
+        options: Of the file system; None for anonymous reading of public buckets.
 
     Raises:
         InvalidInput: If the store is not a store, or lacks a variable, level or dimension; all
             that is missing is named.
+        ConfigurationError: If reading it needs a package that is not installed.
     """
 
-    def __init__(self, url: str, channels: Sequence[Channel]) -> None:
+    def __init__(
+        self, url: str, channels: Sequence[Channel], options: dict[str, Any] | None = None
+    ) -> None:
         self.url = url
         self.channels = tuple(channels)
-        self.dataset = _open(url)
+        self.dataset = _open(url, options)
         self._check()
         latitude = self.dataset["latitude"].values
         self._flip = bool(latitude[0] < latitude[-1])
@@ -200,21 +211,25 @@ class StateStore:
             part = part.isel(time=index)
         else:
             part = part.expand_dims("time")
-        layers: dict[str, NDArray[np.float32]] = {}
-        fields = []
-        for channel in self.channels:
-            if channel.variable not in layers:
-                layers[channel.variable] = self._load(part[channel.variable])
-            array = layers[channel.variable]
-            if channel.level is None:
-                fields.append(array)
+        size = part.sizes
+        shape = size["time"], len(self.channels), size["latitude"], size["longitude"]
+        states = np.empty(shape, np.float32)
+        places: dict[str, list[int]] = {}
+        for place, channel in enumerate(self.channels):
+            places.setdefault(channel.variable, []).append(place)
+        # One variable at a time, and of that the levels needed: beside the states no more is held.
+        for name, own in places.items():
+            variable = part[name]
+            if "level" in variable.dims:
+                known = list(map(int, part["level"].values))
+                wanted = [known.index(self.channels[place].level or 0) for place in own]
+                states[:, own] = self._load(variable.isel(level=wanted)).swapaxes(0, 1)
             else:
-                level = list(map(int, part["level"].values)).index(channel.level)
-                fields.append(array[:, level])
-        return np.stack(fields, axis=1)
+                states[:, own[0]] = self._load(variable)
+        return states
 
     def _load(self, variable: xr.DataArray) -> NDArray[np.float32]:
-        dims = [d for d in ("time", "level", "latitude", "longitude") if d in variable.dims]
+        dims = [d for d in ("level", "time", "latitude", "longitude") if d in variable.dims]
         array = variable.transpose(*dims).values.astype(np.float32, copy=False)
         return array[..., ::-1, :] if self._flip else array
 
@@ -227,8 +242,16 @@ class StateStore:
         return found
 
 
-def _open(url: str) -> xr.Dataset:
+_ANONYMOUS: dict[str, dict[str, Any]] = {"gs": {"token": "anon"}, "s3": {"anon": True}}
+
+
+def _open(url: str, options: dict[str, Any] | None = None) -> xr.Dataset:
+    scheme, remote, _ = url.partition("://")
     try:
+        if remote:
+            options = _ANONYMOUS.get(scheme) if options is None else options
+            far: xr.Dataset = xr.open_zarr(url, chunks=None, storage_options=options)
+            return far
         if url.endswith(".nc"):
             # netCDF4 reads classic files too; letting xarray guess imports every backend.
             return xr.open_dataset(url, engine="netcdf4", chunks=None)
@@ -238,6 +261,11 @@ def _open(url: str) -> xr.Dataset:
             return zipped
         opened: xr.Dataset = xr.open_zarr(url, chunks=None)
         return opened
+    except ImportError as error:
+        raise ConfigurationError(
+            f"Reading {scheme}:// needs a package that is not installed ({error}); gs:// and s3:// "
+            "come with the extra 'archives': pip install 'appa-service[archives]'."
+        ) from error
     except (OSError, KeyError, ValueError) as error:
         raise InvalidInput(
             f"Expected a zarr store or NetCDF file at {url}; {error}.", file=url
@@ -254,13 +282,15 @@ class ChannelStatistics:
 
     def standardise(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standardise physical states (N, C, Y, X); missing values become 0."""
-        z = (states - self.mean[:, None, None]) / self.std[:, None, None]
-        return np.nan_to_num(z, nan=0.0, copy=False).astype(np.float32)
+        z = np.empty(states.shape, np.float32)
+        for c in range(states.shape[1]):  # in double precision, of one channel at a time
+            z[:, c] = np.nan_to_num((states[:, c] - self.mean[c]) / self.std[c], nan=0.0)
+        return z
 
     def save(self, path: Path) -> None:
         """Write the statistics as a JSON file."""
         values = {"names": self.names, "mean": self.mean.tolist(), "std": self.std.tolist()}
-        path.write_text(json.dumps(values, indent=1))
+        write_atomic(path, json.dumps(values, indent=1))
 
     @classmethod
     def load(cls, path: Path) -> "ChannelStatistics":
@@ -298,9 +328,6 @@ def channel_statistics(
     return ChannelStatistics(tuple(c.name for c in store.channels), mean, std)
 
 
-Chunk = tuple[NDArray[np.float32], NDArray[np.datetime64]]
-
-
 class ArrayCache:
     """A (N, ...) float16 array beside its valid times.
 
@@ -322,6 +349,10 @@ class ArrayCache:
     def __len__(self) -> int:
         return len(self.array)
 
+    def read(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the items at positions, with shape (B, ...)."""
+        return np.asarray(self.array[positions], np.float32)
+
     def windows(self, length: int) -> NDArray[np.int64]:
         """Return the first positions of all runs of `length` consecutive hourly times."""
         starts = np.arange(max(len(self.times) - length + 1, 0))
@@ -331,25 +362,62 @@ class ArrayCache:
 
 
 def build_cache(
-    folder: Path, chunks: Callable[[], Iterator[Chunk]], count: int, item: tuple[int, ...]
+    folder: Path,
+    times: NDArray[np.datetime64],
+    item: tuple[int, ...],
+    size: int,
+    read: Callable[[range], NDArray[np.float32]],
+    convert: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda values: values,
 ) -> ArrayCache:
-    """Write `count` items of shape `item` from `chunks()`; a finished cache is left as it is.
+    """Write items of shape `item` for `times`; a finished cache is left as it is.
 
-    The index is written last, so an interrupted build is built again and never half read.
+    Every rank does its share. The index is written last, so a cache is never half read; a build that
+    was interrupted goes on with the parts that it lacks, with any number of ranks.
+
+    Arguments:
+        folder: On a file system that all ranks share.
+        times: Valid times, ascending, with shape (N,).
+        item: Shape of an item.
+        size: Items of a part; of three parts the values are in memory at once.
+        read: Returns what the items at some positions are made of; called from other threads.
+        convert: Makes the items of it.
     """
-    if (folder / "index.json").exists():
+    index = folder / "index.json"
+    if index.exists():
         return ArrayCache(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    array = np.memmap(folder / "array.f16", np.float16, mode="w+", shape=(count, *item))
-    times = np.empty(count, "datetime64[h]")
-    done = 0
-    for values, when in chunks():
-        array[done : done + len(values)] = values
-        times[done : done + len(values)] = when
-        done += len(values)
-    array.flush()
-    if done != count:
-        raise InvalidInput(f"Expected {count} items for the cache {folder}; got {done}.")
-    np.save(folder / "times.npy", times)
-    (folder / "index.json").write_text(json.dumps({"shape": [count, *item]}))
+    rank, world = rank_and_world()
+    parts = [range(i, min(i + size, len(times))) for i in range(0, len(times), size)]
+    marks, array = folder / f"done-{size}.u8", folder / "array.f16"
+    _lengthen(array, 2 * len(times) * int(np.prod(item)))
+    _lengthen(marks, len(parts))
+    done = np.fromfile(marks, np.uint8)
+    mine = [number for number in range(rank, len(parts), world) if not done[number]]
+    made = prefetched(lambda number: read(parts[number]), mine)
+    for number, values in zip(mine, made, strict=True):
+        first = parts[number].start * 2 * int(np.prod(item))
+        _write_at(array, first, convert(values).astype(np.float16).tobytes())
+        _write_at(marks, number, b"\x01")
+    if rank == 0:
+        while not np.fromfile(marks, np.uint8).all():
+            time.sleep(0.1)
+        np.save(folder / "times.npy", times.astype("datetime64[h]"))
+        write_atomic(index, json.dumps({"shape": [len(times), *item]}))
+        marks.unlink()
+    wait_for_file(index)
     return ArrayCache(folder)
+
+
+def _lengthen(path: Path, size: int) -> None:
+    """Make a file of so many bytes, or leave it as it is; several ranks do so at once."""
+    with path.open("ab") as file:
+        file.truncate(size)
+
+
+def _write_at(path: Path, first: int, content: bytes) -> None:
+    """Write into a file and to the disk; a map would lose what other machines write beside it."""
+    with path.open("r+b") as file:
+        file.seek(first)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

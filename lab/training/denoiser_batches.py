@@ -3,11 +3,15 @@
 Besides one level for all states, the released way, a network is trained on blankets whose states
 carry different noise: a known past and an unknown future (a forecast), noise that grows along the
 blanket (rolling filtering, arXiv 2506.20024), stretches of their own level (gaps, late data; after
-diffusion forcing, arXiv 2407.01392). The closed form of a profile costs a factorisation, so a
-library of profiles is kept and renewed a little at every step.
+diffusion forcing, arXiv 2407.01392). What a cycle knows of the past is no truth with white noise but
+an analysis, whose errors last and lie where nothing observes: forecasts are also learned from what
+analyses show of true states, so that they become the best regression from what is really known.
+The closed form of a profile costs a factorisation, so a library of profiles is kept and renewed a
+little at every step.
 """
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,15 +21,53 @@ from torch import Tensor
 from lab.training.latent_years import LatentYears
 from model.denoiser import Scalings, noise_time
 from model.gaussian_prior import ZonalGaussianPrior
-from model.unequal_noise import Conditioned, forecast_profile
+from model.unequal_noise import UNKNOWN, Conditioned, forecast_profile
 
-__all__ = ["Batch", "Batches", "ProfileLibrary", "draw_profile"]
+__all__ = ["AnalysisErrors", "Batch", "Batches", "Profile", "ProfileLibrary", "draw_profile"]
 
 
-def draw_profile(blanket: int, random: torch.Generator) -> Tensor:
-    """Draw the levels (K,) of a blanket: forecasts, one in seven rolling, one in seven stretches.
+KNOWN = (18, 12)
+"""Known states of the forecasts in use: cycles that continue from six hours before, and longer ones."""
+KNOWN_WEIGHT = 0.1
+"""Weight of the error of known states in a forecast, whose use is what follows them."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Levels of noise of a blanket.
+
+    Attributes:
+        sigma: With shape (K,).
+        analysed: Whether the known states carry errors of analyses instead of white noise.
+    """
+
+    sigma: Tensor
+    analysed: bool = False
+
+    @property
+    def known(self) -> int:
+        """Return the number of states of which something is known."""
+        return int((self.sigma < UNKNOWN).sum())
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the weight (K,) of each state's error, 1 on average."""
+        weight = torch.ones_like(self.sigma)
+        if self.known < len(weight):
+            weight[: self.known] = KNOWN_WEIGHT
+        return weight / weight.mean()
+
+
+def draw_profile(blanket: int, random: torch.Generator, analysed: float | None = None) -> Profile:
+    """Draw the levels of a blanket: forecasts, one in seven rolling, one in seven stretches.
 
     Cycles and forecasts know a past with little noise and no future: most draws go there.
+
+    Arguments:
+        blanket: K, its states.
+        random: Drawn from.
+        analysed: Noise level that analysed states are said to have; three in five forecasts then
+            begin at them. None where no errors of analyses are known.
     """
 
     def uniform(low: float, high: float) -> float:
@@ -36,21 +78,81 @@ def draw_profile(blanket: int, random: torch.Generator) -> Tensor:
 
     kind = uniform(0, 1)
     if kind < 5 / 7:
-        return forecast_profile(blanket, int(uniform(3, blanket - 2)), level(0.1, 1.0))
+        common = [n for n in KNOWN if n < blanket - 2]
+        place = int(uniform(0, 2 * max(len(common), 1)))
+        known = common[place] if place < len(common) else int(uniform(3, blanket - 2))
+        if analysed is not None and uniform(0, 1) < 0.6:
+            return Profile(forecast_profile(blanket, known, analysed), analysed=True)
+        return Profile(forecast_profile(blanket, known, level(0.08, 0.8)))
     if kind < 6 / 7:
         first, last = level(0.03, 0.5), level(1.0, 50.0)
-        place = torch.linspace(-uniform(0, 1), 1, blanket).clamp(min=0)
-        return torch.exp(math.log(first) + place * math.log(last / first))
+        ramp = torch.linspace(-uniform(0, 1), 1, blanket).clamp(min=0)
+        return Profile(torch.exp(math.log(first) + ramp * math.log(last / first)))
     cuts = sorted({0, *(int(uniform(1, blanket)) for _ in range(3))})
     levels = torch.empty(blanket)
     for start in cuts:
         levels[start:] = level(0.03, 20.0)
-    return levels
+    return Profile(levels)
+
+
+class AnalysisErrors:
+    """What analyses miss of a truth, drawn anew.
+
+    An analysis is a conditional mean: its error is uncorrelated with itself, not with the truth. Of what
+    it hardly sees it knows next to nothing instead of the truth plus much noise. Along each
+    eigenvector, with variances v of the truth and r of the error, it misses a share r / v of the truth's
+    anomaly, and besides adds noise of variance r (1 - r / v). The noise is what is left of samples
+    without that share: zonally shifted, mixed two by two, of either sign, scaled.
+
+    Arguments:
+        prior: The closed form, v.
+        errors: What backgrounds err by, r, with the same eigenvectors.
+        x: True blankets, with shape (N, K, c, h, w).
+        missed: Truth minus background of each, with the same shape.
+        date: Their dates, with shape (N, K, 4).
+        sigma: Noise level that analysed states are said to have.
+    """
+
+    def __init__(
+        self,
+        prior: ZonalGaussianPrior,
+        errors: ZonalGaussianPrior,
+        x: Tensor,
+        missed: Tensor,
+        date: Tensor,
+        sigma: float,
+    ) -> None:
+        self.prior, self.sigma = prior, sigma
+        self._shares = deepcopy(errors)
+        for name in ("variance", "dense_variance", "rest_variance"):
+            share = getattr(errors, name) / getattr(prior, name)
+            getattr(self._shares, name).copy_(share.clamp(max=0.99))
+        parts = zip(x.split(16), missed.split(16), date.split(16), strict=True)
+        self.noise = torch.cat([m - self._share(t, d) for t, m, d in parts]).half()
+
+    def draw(self, x: Tensor, date: Tensor, random: torch.Generator) -> Tensor:
+        """Return background minus truth for blankets (B, K, c, h, w) at dates (B, K, 4)."""
+        noise = torch.stack([self._noise(random) for _ in x]).to(x)
+        scale = 0.65 + 0.4 * torch.rand(len(x), 1, 1, 1, 1, generator=random).to(x)
+        return -scale.square() * self._share(x, date) - scale * noise
+
+    def _share(self, x: Tensor, date: Tensor) -> Tensor:
+        """Return what is missed of blankets (B, K, c, h, w) on average."""
+        return self._shares.filter(x - self.prior.climatology(date), lambda share: share)
+
+    def _noise(self, random: torch.Generator) -> Tensor:
+        angle = 2 * math.pi * float(torch.rand((), generator=random))
+        total, width = len(self.noise), self.noise.shape[-1]
+        noise = torch.zeros(self.noise.shape[1:])
+        for part in (math.cos(angle), math.sin(angle)):
+            sample, shift = (int(torch.randint(n, (), generator=random)) for n in (total, width))
+            noise += part * self.noise[sample].float().roll(shift, -1)
+        return noise
 
 
 @dataclass(frozen=True)
-class _Profile:
-    sigma: Tensor
+class _Known:
+    profile: Profile
     given: Conditioned
     scalings: Scalings
 
@@ -60,22 +162,26 @@ class ProfileLibrary:
 
     Arguments:
         prior: The closed form.
+        analysed: Noise level that analysed states are said to have, if errors of analyses are known.
         size: Profiles kept, about 35 MB each for appa-t31.
     """
 
-    def __init__(self, prior: ZonalGaussianPrior, size: int = 24) -> None:
+    def __init__(
+        self, prior: ZonalGaussianPrior, analysed: float | None = None, size: int = 24
+    ) -> None:
         self.prior = prior
+        self.analysed = analysed
         self.size = size
-        self._profiles: list[_Profile] = []
+        self._profiles: list[_Known] = []
         self._calls = 0
 
-    def draw(self, count: int, random: torch.Generator) -> list[_Profile]:
+    def draw(self, count: int, random: torch.Generator) -> list[_Known]:
         """Return `count` profiles; every fourth call, and while there are few, one of them is new."""
         if self._calls % 4 == 0 or len(self._profiles) < count:
-            sigma = draw_profile(self.prior.blanket_size, random).to(self.prior.variance.device)
-            given = Conditioned(self.prior, sigma)
+            profile = draw_profile(self.prior.blanket_size, random, self.analysed)
+            given = Conditioned(self.prior, profile.sigma.to(self.prior.variance.device))
             kept = self._profiles[-self.size + 1 :]
-            self._profiles = [*kept, _Profile(sigma, given, given.scalings())]
+            self._profiles = [*kept, _Known(profile, given, given.scalings())]
         self._calls += 1
         which = torch.randint(len(self._profiles), (count,), generator=random)
         return [self._profiles[i] for i in which]
@@ -92,6 +198,7 @@ class Batch:
         date: Dates, with shape (B, K, 4).
         target: Errors of the closed form over their expected size: a correction of 1 everywhere
             would be as large as what the closed form leaves.
+        weight: Of each state's error, 1 on average, with shape (B, K, 1, 1, 1).
     """
 
     x: Tensor
@@ -99,6 +206,7 @@ class Batch:
     noise_time: Tensor
     date: Tensor
     target: Tensor
+    weight: Tensor
 
 
 class Batches:
@@ -112,6 +220,7 @@ class Batches:
         sigma: Lowest and highest level where all states carry one, drawn log-uniformly.
         unequal: Share of a batch whose states carry different noise.
         device: Where batches are made.
+        errors: What analyses miss, if known.
     """
 
     def __init__(
@@ -124,12 +233,13 @@ class Batches:
         sigma: tuple[float, float],
         unequal: float,
         device: str,
+        errors: AnalysisErrors | None = None,
     ) -> None:
-        self.data, self.device = data, device
+        self.data, self.device, self.errors = data, device, errors
         self.size, self.levels, self.sigma, self.unequal = blankets, levels, sigma, unequal
         self.base = base
         self.starts = data.starts(base.blanket_size)
-        self.library = ProfileLibrary(base)
+        self.library = ProfileLibrary(base, None if errors is None else errors.sigma)
 
     @torch.no_grad()
     def draw(self, step: int) -> Batch:
@@ -141,11 +251,13 @@ class Batches:
             x.shape, generator=torch.Generator(device).manual_seed(step), device=device
         )
         unequal = round(self.unequal * len(x))
-        parts = [self._equal(x[unequal:], noise[unequal:], date[unequal:], random)]
+        parts = []
+        if unequal < len(x):
+            parts = [self._equal(x[unequal:], noise[unequal:], date[unequal:], random)]
         if unequal:
             parts += self._unequal(x[:unequal], noise[:unequal], date[:unequal], random)
-        seen, times, target = (torch.cat(p) for p in zip(*reversed(parts), strict=True))
-        return Batch(x, seen, times, date, target)
+        seen, times, target, weight = (torch.cat(p) for p in zip(*reversed(parts), strict=True))
+        return Batch(x, seen, times, date, target, weight)
 
     def _blankets(self, random: torch.Generator) -> tuple[Tensor, Tensor]:
         count = len(self.data.latents)
@@ -159,24 +271,32 @@ class Batches:
 
     def _equal(
         self, x: Tensor, noise: Tensor, date: Tensor, random: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         place = torch.rand(1, generator=random) + torch.arange(len(x)) / max(len(x), 1)
         low, high = map(math.log, self.sigma)
         sigma = torch.exp((place % 1) * (high - low) + low).to(x.device)
         x_t = x + sigma.reshape(-1, 1, 1, 1, 1) * noise
         scale = self.base.scalings(sigma.double().reshape(-1, 1, 1, 1, 1))
         levels = sigma[:, None].expand(-1, x.shape[1])
-        return _scaled(x, self.base(x_t, sigma, date), scale, levels)
+        scaled = _scaled(x, self.base(x_t, sigma, date), scale, levels)
+        return *scaled, x.new_ones(*x.shape[:2], 1, 1, 1)
 
     def _unequal(
         self, x: Tensor, noise: Tensor, date: Tensor, random: torch.Generator
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+    ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         groups = list(torch.arange(len(x)).chunk(max(len(x) // 4, 1)))
         parts = []
-        for rows, profile in zip(groups, self.library.draw(len(groups), random), strict=True):
-            x_t = x[rows] + profile.sigma.reshape(1, -1, 1, 1, 1) * noise[rows]
-            levels = profile.sigma.expand(len(rows), -1)
-            parts.append(_scaled(x[rows], profile.given(x_t, date[rows]), profile.scalings, levels))
+        for rows, drawn in zip(groups, self.library.draw(len(groups), random), strict=True):
+            profile = drawn.profile
+            sigma, weight = (v.to(x.device) for v in (profile.sigma, profile.weight))
+            off = sigma.reshape(1, -1, 1, 1, 1) * noise[rows]
+            if profile.analysed and self.errors is not None:
+                errors = self.errors.draw(x[rows], date[rows], random)
+                off[:, : profile.known] = errors[:, : profile.known]
+            levels = sigma.expand(len(rows), -1)
+            estimate = drawn.given(x[rows] + off, date[rows])
+            scaled = _scaled(x[rows], estimate, drawn.scalings, levels)
+            parts.append((*scaled, weight.reshape(1, -1, 1, 1, 1).expand(len(rows), -1, 1, 1, 1)))
         return parts[::-1]
 
 

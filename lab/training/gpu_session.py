@@ -32,7 +32,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lab.training.denoiser_batches import Batches
+from lab.training.denoiser_batches import AnalysisErrors, Batches
 from lab.training.denoiser_skill import evaluate, evaluate_forecast
 from lab.training.latent_years import LatentYears, read_latents
 from lab.training.loop import MatrixOptimiser, averaged
@@ -196,6 +196,7 @@ def train(
     output: Path,
     deadline: float,
     log: Log,
+    errors: AnalysisErrors | None = None,
 ) -> BlanketDenoiser:
     """Train until the deadline, going on from `output`; return the averaged denoiser.
 
@@ -217,6 +218,7 @@ def train(
         sigma=settings.sigma,
         unequal=settings.unequal,
         device=settings.device,
+        errors=errors,
     )
     began, kept, counted, total = time.monotonic(), time.monotonic(), 0, 0.0
     last = math.inf if settings.steps is None else step + settings.steps
@@ -225,7 +227,7 @@ def train(
         batch = batches.draw(step)
         with torch.autocast(batch.x.device.type, torch.bfloat16):
             correction = backbone(batch.seen, batch.noise_time, batch.date)
-        loss = (correction.float() - batch.target).square().mean()
+        loss = (batch.weight * (correction.float() - batch.target).square()).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
         optimiser.step(_rate(settings, step, share))
@@ -312,7 +314,43 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return weights, json.loads((folder / "session.json").read_text())
 
 
-def run(settings: Session, output: Path, checkpoint: str, latents: Path | None) -> dict[str, Any]:
+def read_errors(paths: list[Path], model: LatentModel, data: LatentYears) -> AnalysisErrors | None:
+    """Read what backgrounds erred by from files of `lab.training.background_errors`, if there are any.
+
+    Arguments:
+        paths: The files.
+        model: Knows the errors of its backgrounds.
+        data: The truth of those backgrounds.
+
+    Raises:
+        CheckpointError: If the model does not know them.
+    """
+    if not paths:
+        return None
+    if model.background_errors is None:
+        raise CheckpointError(
+            f"Expected a checkpoint that knows the errors of its backgrounds; {model.card.name} does "
+            "not. Give the one that lab.training.background_errors wrote beside them."
+        )
+    states = [torch.load(path, weights_only=True) for path in paths]
+    date = torch.cat([state["date"] for state in states])
+    hours = {tuple(row): hour for hour, row in enumerate(data.dates.tolist())}
+    first = torch.tensor([hours[tuple(row)] for row in date[:, 0].tolist()])
+    x, _ = data.blankets(torch.zeros_like(first), first, date.shape[1])
+    missed = torch.cat([state["values"] for state in states]).float()
+    prior = cast(ZonalGaussianPrior, model.denoise.base).float()
+    device = prior.variance.device
+    x, missed, date = (values.to(device) for values in (x, missed, date))
+    return AnalysisErrors(prior, model.background_errors, x, missed, date, states[0]["sigma"])
+
+
+def run(
+    settings: Session,
+    output: Path,
+    checkpoint: str,
+    latents: Path | None,
+    errors: list[Path],
+) -> dict[str, Any]:
     """Do a whole session; return what `session.json` holds."""
     began = time.monotonic()
     end = began + 60 * settings.minutes
@@ -331,7 +369,9 @@ def run(settings: Session, output: Path, checkpoint: str, latents: Path | None) 
     else:
         data = read_latents(latents)
     reserve = min(60.0, 0.1 * 60 * settings.minutes)
-    denoiser = train(settings, model, data, output, end - reserve, log)
+    denoiser = train(
+        settings, model, data, output, end - reserve, log, read_errors(errors, model, data)
+    )
     held_out = torch.linspace(0, data.latents.shape[1] - model.blanket_size, 16).long()
     if data.apart:
         held_out = torch.arange(data.apart[0].start, data.apart[0].stop - model.blanket_size, 48)
@@ -363,6 +403,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--checkpoint", default="appa-t31", help="autoencoder and closed form")
     parser.add_argument("--latents", type=Path, help="read latents instead of simulating")
+    parser.add_argument(
+        "--errors", type=Path, nargs="*", default=[], help="errors of backgrounds, to learn from"
+    )
     for name, kind in (("seeds", int), ("days", int), ("spin-up-days", int), ("width", int)):
         parser.add_argument(f"--{name}", type=kind)
     for name in ("depth", "local", "batch", "levels", "warmup", "steps"):
@@ -375,9 +418,10 @@ def main() -> None:
     # torch needs the memory that jax would otherwise take whole.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     torch.backends.cuda.matmul.allow_tf32 = True
-    output, checkpoint, latents = (options.pop(n) for n in ("output", "checkpoint", "latents"))
+    names = ("output", "checkpoint", "latents", "errors")
+    output, checkpoint, latents, errors = (options.pop(name) for name in names)
     settings = Session(**{k: v for k, v in options.items() if v is not None})
-    run(settings, output, checkpoint, latents)
+    run(settings, output, checkpoint, latents, errors)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,12 @@ import json
 import math
 import os
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,10 +27,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.domain.errors import ConfigurationError
-from model.domain.files import open_atomic
+from model.domain.files import open_atomic, write_atomic
 
 __all__ = [
     "MatrixOptimiser",
@@ -34,10 +39,17 @@ __all__ = [
     "TrainingRun",
     "averaged",
     "averaged_weights",
+    "built_once",
     "generator",
+    "prefetched",
     "rank_and_world",
     "setup_distributed",
+    "wait_for_file",
+    "without_exchange",
 ]
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class Optimisation(BaseModel):
@@ -112,9 +124,57 @@ def setup_distributed() -> torch.device:
     return torch.device("cpu")
 
 
+def wait_for_file(path: Path) -> None:
+    """Return when a file is there that another rank makes: no collective waits for hours."""
+    while not path.exists():
+        time.sleep(0.1)
+
+
+def built_once(path: Path, build: Callable[[], None]) -> None:
+    """Have rank 0 make a file that is not there yet; the others wait for it.
+
+    Arguments:
+        path: On a file system that all ranks share.
+        build: Makes it, in one piece.
+    """
+    if not path.exists() and rank_and_world()[0] == 0:
+        build()
+    wait_for_file(path)
+
+
 def rank_and_world() -> tuple[int, int]:
     """Return this process's rank and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def without_exchange(module: nn.Module, more: bool) -> AbstractContextManager[Any]:
+    """Return the context of a backward pass: gradients are exchanged with the last of a step."""
+    if more and isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
+
+
+def prefetched(
+    read: Callable[[Key], Value], keys: Iterable[Key], ahead: int = 2
+) -> Iterator[Value]:
+    """Yield what is read for each key, in order, while the next ones are being read.
+
+    Arguments:
+        read: Called from other threads.
+        keys: What to read.
+        ahead: How many values are held, or being read, beyond the one that was yielded.
+    """
+    pool = ThreadPoolExecutor(max(ahead, 1), "prefetch")
+    waiting: deque[Future[Value]] = deque()
+    try:
+        for key in keys:
+            waiting.append(pool.submit(read, key))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class TrainingRun:
@@ -147,7 +207,7 @@ class TrainingRun:
                     f"{', '.join(sorted(differing))}. Use another folder for another run."
                 )
         if self.rank == 0:
-            path.write_text(yaml.safe_dump(values, sort_keys=False))
+            write_atomic(path, yaml.safe_dump(values, sort_keys=False))  # others read it now
 
     def resume(self, *parts: Any) -> int:
         """Load the state of `parts` if there is a checkpoint; return the next step."""

@@ -21,45 +21,38 @@ penalty of Subich et al., arXiv 2501.19374); the third term asks for the right p
 """
 
 import math
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lab.training.datasets import (
-    ArrayCache,
-    ChannelStatistics,
-    Splits,
-    StateStore,
-    build_cache,
-    channel_statistics,
-)
+from lab.training.datasets import StateStore
 from lab.training.loop import (
     Optimisation,
     TrainingRun,
     averaged,
     averaged_weights,
     generator,
+    prefetched,
     rank_and_world,
     setup_distributed,
+    without_exchange,
 )
+from lab.training.streaming import DataConfig, States, dealt, spread
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.diagnostics.realism import legendre_projection, power_spectrum
 from model.domain.grids import Grid
-from model.domain.variables import channels
 from model.execution import OnStep
 
 __all__ = [
     "AutoencoderTraining",
-    "DataConfig",
-    "GridConfig",
     "PatchPCA",
     "ReconstructionLoss",
     "fit_patch_pca",
@@ -88,20 +81,27 @@ class PatchPCA:
         return float((self.variance[count:].sum() / len(self.variance)).sqrt())
 
 
-def fit_patch_pca(states: Tensor, patch: tuple[int, int], weights: Tensor) -> PatchPCA:
+def fit_patch_pca(
+    states: Tensor | Iterable[Tensor], patch: tuple[int, int], weights: Tensor
+) -> PatchPCA:
     """Arguments:
-    states: Standardised, with shape (N, C, Y, X).
+    states: Standardised, with shape (N, C, Y, X), or several such, which are looked at one by one.
     patch: (p, q), rows and columns of a patch.
     weights: Area share of each row, with shape (Y,).
     """
     p, q = patch
-    x = rearrange(states, "n c (h p) (w q) -> h (n w) (c p q)", p=p, q=q).double()
     row = weights.double().unflatten(0, (-1, p)).sum(1)
     row = row / row.sum()
-    mean = torch.einsum("h,hnd->d", row, x) / x.shape[1]
-    x = (x - mean) * (row[:, None, None] / x.shape[1]).sqrt()
-    flat = x.flatten(0, 1)
-    variance, vectors = torch.linalg.eigh(flat.T @ flat)
+    first, second, count = torch.zeros(()).double(), torch.zeros(()).double(), 0
+    for some in [states] if isinstance(states, Tensor) else states:
+        for state in some:
+            x = rearrange(state, "c (h p) (w q) -> h w (c p q)", p=p, q=q).double()
+            first = first + torch.einsum("h,hwd->d", row, x) / x.shape[1]
+            x = (x * (row[:, None, None] / x.shape[1]).sqrt()).flatten(0, 1)
+            second = second + x.T @ x
+        count += len(some)
+    mean = first / count
+    variance, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
     return PatchPCA(mean.float(), vectors.T.flip(0).float(), variance.flip(0).clamp(min=0).float())
 
 
@@ -157,7 +157,7 @@ class ReconstructionLoss(nn.Module):
     """Arguments:
     grid: The grid.
     states: Some standardised states, whose mean power errors are compared with, with shape
-        (N, C, Y, X).
+        (N, C, Y, X); None where there is the squared error alone.
     defined: Where each channel has values (not the sea surface temperature on land), with
         shape (C, Y, X). A channel with gaps has no spectrum and is not in the second term.
     spectral_weight: λ.
@@ -172,7 +172,7 @@ class ReconstructionLoss(nn.Module):
     def __init__(
         self,
         grid: Grid,
-        states: Tensor,
+        states: Tensor | None,
         defined: Tensor,
         spectral_weight: float,
         largest: int,
@@ -182,6 +182,10 @@ class ReconstructionLoss(nn.Module):
         area = torch.from_numpy(grid.area_weights)[:, None] * defined
         self.register_buffer("weights", (area / area.mean((1, 2), keepdim=True)).float())
         self.spectral_weight, self.amplitude_weight = spectral_weight, amplitude_weight
+        if states is None:  # the projection of a large grid takes a minute and gigabytes
+            self.register_buffer("projection", torch.zeros(0, 1, grid.nlat))
+            self.register_buffer("relative", torch.zeros(len(defined), 0))
+            return
         wanted = slice(1, largest + 1)
         projection = legendre_projection(grid)[wanted, : largest + 1]
         self.register_buffer("projection", projection.float())
@@ -189,10 +193,8 @@ class ReconstructionLoss(nn.Module):
         power, total = spectrum[:, wanted], spectrum.sum(dim=1, keepdim=True)
         whole = defined.flatten(1).all(dim=1, keepdim=True)
         usable = whole & (power > ROUNDING * total)
-        relative = torch.where(usable, 1.0 / power.clamp(min=1e-30), 0.0) / usable.sum().clamp(
-            min=1
-        )
-        self.register_buffer("relative", relative.float())
+        relative = torch.where(usable, 1.0 / power.clamp(min=1e-30), 0.0)
+        self.register_buffer("relative", (relative / usable.sum().clamp(min=1)).float())
 
     def squared(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the first term of the loss, of states (N, C, Y, X)."""
@@ -232,66 +234,6 @@ class ReconstructionLoss(nn.Module):
         return (2.0 * power.sum(-1) - power[..., 0]) / (4.0 * math.pi)
 
 
-class GridConfig(BaseModel):
-    """The grid by name, kind and size."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    kind: str
-    nlat: int
-    nlon: int
-
-    def build(self) -> Grid:
-        """Return the grid that is described."""
-        return Grid(self.name, self.kind, self.nlat, self.nlon)  # type: ignore[arg-type]
-
-
-class DataConfig(BaseModel):
-    """Where training states come from and where they are cached."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    store: str
-    cache: Path
-    grid: GridConfig
-    levels: tuple[int, ...]
-    splits: Splits
-    every_hours: int = 5
-    """Training states are taken this far apart; 5 visits every hour of the day."""
-
-    def open(self) -> StateStore:
-        """Return the store, checked against the grid."""
-        store = StateStore(self.store, channels(self.levels))
-        store.check_grid(self.grid.build())
-        return store
-
-    def statistics(self, store: StateStore) -> ChannelStatistics:
-        """Compute the statistics of the training period once; keep them beside the caches."""
-        path = self.cache / "statistics.json"
-        if not path.exists():
-            self.cache.mkdir(parents=True, exist_ok=True)
-            indices = list(chain(*store.within(self.splits.bounds("train"))))
-            channel_statistics(store, indices, self.grid.build()).save(path)
-        return ChannelStatistics.load(path)
-
-    def states(self, store: StateStore, split: str, every_hours: int) -> ArrayCache:
-        """Return the standardised states of a split, `every_hours` apart."""
-        statistics = self.statistics(store)
-        runs = [run[::every_hours] for run in store.within(self.splits.bounds(split))]
-
-        def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            # Whole runs of the store are read, because its chunks hold a day each.
-            for part in (run[i : i + 48] for run in runs for i in range(0, len(run), 48)):
-                states = store.read(slice(part[0], part[-1] + 1))[::every_hours]
-                yield statistics.standardise(states), store.times[list(part)]
-
-        item = (len(store.channels), *self.grid.build().shape)
-        return build_cache(
-            self.cache / f"{split}-{every_hours}h", chunks, sum(map(len, runs)), item
-        )
-
-
 class AutoencoderTraining(BaseModel):
     """Configuration of one training run of the autoencoder."""
 
@@ -310,6 +252,10 @@ class AutoencoderTraining(BaseModel):
     """Weight of the deviation of the power itself."""
     decoder_of: Path | None = None
     """A finished run to start from, whose encoder is kept: latents stay what they are."""
+    starts_from: Path | None = None
+    """A finished run, or a bundle that was unpacked, whose weights to start from."""
+    checkpointing: bool = False
+    """Whether the backward pass computes residual blocks again instead of keeping what they hold."""
 
 
 def train_autoencoder(
@@ -329,17 +275,11 @@ def train_autoencoder(
     rank, world = rank_and_world()
     settings, grid = config.optimisation, config.data.grid.build()
     store = config.data.open()
-    states = config.data.states(store, "train", config.data.every_hours)
-    held_out = config.data.states(store, "validation", 97)
+    states = config.data.source(store, "train", config.data.every_hours)
+    held_out = config.data.source(store, "validation", 97)
     loss_of = _loss(config, store, states).to(device)
 
-    torch.manual_seed(settings.seed)
-    model = Autoencoder(AutoencoderConfig(**config.autoencoder))
-    if config.decoder_of is not None:
-        model.load_state_dict(averaged_weights(config.decoder_of / "last.pt")[0])
-        model.encoder.requires_grad_(False)
-    elif config.start_at_pca:
-        start_at_pca(model, _pca(states, model, grid))
+    model = _beginning(config, states, grid)
     model.to(device)
     ema = averaged(model, settings.ema_decay)
     optimiser = settings.optimiser(model)
@@ -347,18 +287,23 @@ def train_autoencoder(
     first = run.resume(model, ema, optimiser)
     wrapped = DistributedDataParallel(_Reconstruct(model)) if world > 1 else _Reconstruct(model)
 
+    def read(number: int) -> NDArray[np.float32]:
+        return states.read(dealt(number, settings.batch, len(states), settings.seed, rank, world))
+
+    numbers = range(first * settings.accumulate, settings.steps * settings.accumulate)
+    batches = prefetched(read, numbers, config.data.ahead)
     total, counted = torch.zeros(2, device=device), 0
     for step in range(first, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * settings.rate(step)
         random = generator(settings.seed, step, rank)
-        for _ in range(settings.accumulate):
-            index = torch.randint(len(states), (settings.batch,), generator=random).sort().values
-            x = torch.from_numpy(states.array[index.numpy()]).float().to(device)
-            with settings.autocast(device.type):
-                restored = wrapped(x, config.latent_noise)
-                loss = loss_of(restored, x)
-            (loss / settings.accumulate).backward()
+        for part in range(settings.accumulate):
+            x = torch.from_numpy(next(batches)).to(device)
+            with without_exchange(wrapped, part + 1 < settings.accumulate):
+                with settings.autocast(device.type):
+                    restored = wrapped(x, config.latent_noise, random)
+                    loss = loss_of(restored, x)
+                (loss / settings.accumulate).backward()
             squared = loss_of.squared(restored.detach(), x)
             total += torch.stack([squared, loss.detach() - squared]) / settings.accumulate
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -371,14 +316,29 @@ def train_autoencoder(
             squared, spectral = total / counted
             total, counted = torch.zeros_like(total), 0
             extra = {"spectral": spectral} if spectral > 0 else {}
-            if (step + 1) % (10 * settings.log_every) == 0:
-                extra |= validate(cast(Autoencoder, ema.module), held_out, loss_of)
+            if (step + 1) % (10 * settings.log_every) == 0 and rank == 0:
+                extra |= validate(cast(Autoencoder, ema.module), held_out, loss_of, settings.batch)
             run.log(step + 1, settings.steps, samples, rmse=squared.sqrt(), **extra)
         if run.due(settings.save_minutes):
             run.save(step + 1, model, ema, optimiser)
         on_step(step + 1, settings.steps)
     run.save(settings.steps, model, ema, optimiser)
     return folder / "last.pt"
+
+
+def _beginning(config: AutoencoderTraining, states: States, grid: Grid) -> Autoencoder:
+    """Return the autoencoder that training starts with."""
+    torch.manual_seed(config.optimisation.seed)
+    model = Autoencoder(AutoencoderConfig(**config.autoencoder))
+    if config.decoder_of is not None:
+        model.load_state_dict(averaged_weights(config.decoder_of / "last.pt")[0])
+        model.encoder.requires_grad_(False)
+    elif config.starts_from is not None:
+        model.load_state_dict(averaged_weights(config.starts_from / "last.pt")[0])
+    elif config.start_at_pca:
+        start_at_pca(model, _pca(config, states, model, grid))
+    model.recompute_blocks(config.checkpointing)
+    return model
 
 
 class _Reconstruct(torch.nn.Module):
@@ -388,26 +348,29 @@ class _Reconstruct(torch.nn.Module):
         super().__init__()
         self.autoencoder = autoencoder
 
-    def forward(self, x: Tensor, noise: float = 0.0) -> Tensor:
+    def forward(
+        self, x: Tensor, noise: float = 0.0, random: torch.Generator | None = None
+    ) -> Tensor:
         z = self.autoencoder.encode(x)
         if noise > 0:
-            z = z + noise * torch.randn_like(z)
+            z = z + noise * torch.randn(z.shape, generator=random).to(z)
         return self.autoencoder.decode(z)
 
 
-def _pca(states: ArrayCache, model: Autoencoder, grid: Grid) -> Any:
-    index = np.linspace(0, len(states) - 1, min(400, len(states))).astype(int)
-    sample = torch.tensor(states.array[index]).float()
+def _pca(config: AutoencoderTraining, states: States, model: Autoencoder, grid: Grid) -> PatchPCA:
+    sample = (torch.from_numpy(x) for x in spread(states, config.data.sample_states))
     pca = fit_patch_pca(sample, model.config.patch_size, torch.from_numpy(grid.area_weights))
     latent = model.config.lat_channels
     print(f"linear code of {latent} numbers per patch leaves {pca.residual_rmse(latent):.4f}")
     return pca
 
 
-def _loss(config: AutoencoderTraining, store: StateStore, states: ArrayCache) -> ReconstructionLoss:
+def _loss(config: AutoencoderTraining, store: StateStore, states: States) -> ReconstructionLoss:
     """Return the loss, with the power of states spread through the training period."""
-    index = np.linspace(0, len(states) - 1, min(200, len(states))).astype(int)
-    sample = torch.tensor(states.array[index]).float()
+    sample = None
+    if config.spectral_weight > 0 or config.amplitude_weight > 0:
+        most = min(200, config.data.sample_states)
+        sample = torch.from_numpy(np.concatenate(list(spread(states, most))))
     first = store.read([store.within(config.data.splits.bounds("train"))[0].start])[0]
     return ReconstructionLoss(
         config.data.grid.build(),
@@ -421,13 +384,22 @@ def _loss(config: AutoencoderTraining, store: StateStore, states: ArrayCache) ->
 
 @torch.no_grad()
 def validate(
-    model: Autoencoder, states: ArrayCache, loss_of: ReconstructionLoss
+    model: Autoencoder, states: States, loss_of: ReconstructionLoss, batch: int = 16
 ) -> dict[str, Tensor]:
-    """Return the standardised reconstruction error over a cache of states, and its relative part."""
-    parts = []
-    for first in range(0, len(states), 16):
-        x = torch.tensor(states.array[first : first + 16]).float().to(loss_of.weights.device)
+    """Return the standardised reconstruction error of states, and its relative part.
+
+    Arguments:
+        model: The autoencoder.
+        states: Of the validation period.
+        loss_of: The loss.
+        batch: States at once.
+    """
+    total = torch.zeros(2, device=loss_of.weights.device)
+    parts = [np.arange(i, min(i + batch, len(states))) for i in range(0, len(states), batch)]
+    for some in prefetched(states.read, parts):
+        x = torch.from_numpy(some).to(total.device)
         restored = model.decode(model.encode(x))
-        parts.append(torch.stack([loss_of.squared(restored, x), loss_of.spectral(restored, x)]))
-    squared, spectral = torch.stack(parts).mean(0)
+        errors = torch.stack([loss_of.squared(restored, x), loss_of.spectral(restored, x)])
+        total += len(x) * errors
+    squared, spectral = total / len(states)
     return {"validation_rmse": squared.sqrt(), "validation_spectral": spectral}

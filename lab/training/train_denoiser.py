@@ -15,11 +15,12 @@ closed-form prior fell from 0.30 to 0.25.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -30,15 +31,19 @@ from lab.training.loop import (
     TrainingRun,
     averaged,
     averaged_weights,
+    built_once,
     generator,
     rank_and_world,
     setup_distributed,
+    without_exchange,
 )
-from lab.training.train_autoencoder import AutoencoderTraining, DataConfig
+from lab.training.streaming import DataConfig, StateStream, states_of_part
+from lab.training.train_autoencoder import AutoencoderTraining
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
 from model.denoiser import BlanketDenoiser, denoiser_loss
 from model.domain.errors import CheckpointError
+from model.domain.files import open_atomic, write_atomic
 from model.execution import OnStep
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
 from model.samplers.schedule import RectifiedSchedule
@@ -54,6 +59,8 @@ __all__ = [
     "load_autoencoder",
     "train_denoiser",
 ]
+
+Scaling = Literal["response", "std"]
 
 
 @torch.no_grad()
@@ -108,13 +115,16 @@ class Latents:
         run: Folder of the autoencoder that encodes them; latents are kept in it.
         blanket: States of a blanket.
         split: `train`, `validation` or `test`.
+        scaling: By what they do to the state, or, as the release does, by how much they vary.
     """
 
-    def __init__(self, data: DataConfig, run: Path, blanket: int, split: str) -> None:
+    def __init__(
+        self, data: DataConfig, run: Path, blanket: int, split: str, scaling: Scaling = "response"
+    ) -> None:
         self.cache = _encode(data, run, split)
         self.blanket = blanket
         self.starts = self.cache.windows(blanket)
-        self.mean, self.scale = _statistics(run, self.cache, split)
+        self.mean, self.scale = _statistics(run, self.cache, split, scaling)
         times = self.cache.times.astype("datetime64[h]")
         years = times.astype("datetime64[Y]").astype(int) + 1970
         months = times.astype("datetime64[M]").astype(int) % 12 + 1
@@ -132,34 +142,44 @@ class Latents:
 
 
 def _encode(data: DataConfig, run: Path, split: str) -> ArrayCache:
+    """Encode a split once, on the devices of all ranks, each its share."""
     folder = run / f"latents-{split}"
     if (folder / "index.json").exists():
         return ArrayCache(folder)
-    store, model = data.open(), load_autoencoder(run)
-    statistics = data.statistics(store)
-    runs = store.within(data.splits.bounds(split))
+    store, device = data.open(), setup_distributed()
+    model = load_autoencoder(run).to(device)
+    stream = StateStream(store, data.statistics(store), data.indices(store, split, 1))
 
-    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for part in (run[i : i + 96] for run in runs for i in range(0, len(run), 96)):
-            read = store.read(slice(part.start, part.stop))
-            states = torch.from_numpy(statistics.standardise(read))
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                yield model.encode(states).float().numpy(), store.times[part.start : part.stop]
+    @torch.no_grad()
+    def encode(states: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.autocast(device.type, torch.bfloat16):
+            latents = model.encode(torch.from_numpy(states).to(device)).float()
+        return np.asarray(latents.cpu().numpy(), np.float32)
 
-    return build_cache(folder, chunks, sum(map(len, runs)), model.latent_shape)
+    size = states_of_part((len(store.channels), *data.grid.build().shape))
+    times = store.times[stream.indices]
+    return build_cache(folder, times, model.latent_shape, size, stream.read_part, encode)
 
 
-def _statistics(run: Path, cache: ArrayCache, split: str) -> tuple[Tensor, Tensor]:
+def _statistics(
+    run: Path, cache: ArrayCache, split: str, scaling: Scaling
+) -> tuple[Tensor, Tensor]:
     path = run / "latent-statistics.json"
-    if split == "train" and not path.exists():
+
+    def build() -> None:
         index = np.linspace(0, len(cache) - 1, min(2000, len(cache))).astype(int)
         sample = np.asarray(cache.array[index], np.float64)
-        std = torch.from_numpy(sample.std((0, 2, 3))).float()
-        some = torch.from_numpy(sample[:: max(len(sample) // 4, 1)]).float()
-        response = decoder_response(load_autoencoder(run), some, std)
-        scale = latent_scale(std, response)
+        scale = std = torch.from_numpy(sample.std((0, 2, 3))).float()
+        if scaling == "response":
+            device = setup_distributed()
+            some = torch.from_numpy(sample[:: max(len(sample) // 4, 1)]).float().to(device)
+            response = decoder_response(load_autoencoder(run).to(device), some, std.to(device))
+            scale = latent_scale(std, response.cpu())
         values = {"mean": sample.mean((0, 2, 3)).tolist(), "scale": scale.tolist()}
-        path.write_text(json.dumps(values))
+        write_atomic(path, json.dumps(values))
+
+    if split == "train":
+        built_once(path, build)
     values = json.loads(path.read_text())
     return torch.tensor(values["mean"]), torch.tensor(values["scale"])
 
@@ -182,6 +202,12 @@ class DenoiserTraining(BaseModel):
 
     data: DataConfig
     autoencoder_run: Path
+    latent_scaling: Scaling = "response"
+    """What latents are divided by: `response`, what they do to the state; `std`, as the release does."""
+    starts_from: Path | None = None
+    """A finished run, or a bundle that was unpacked, whose weights to start from."""
+    checkpointing: bool = False
+    """Whether the backward pass computes transformer blocks again instead of keeping what they hold."""
     backbone: dict[str, Any]
     optimisation: Optimisation
     prior: PriorConfig | None = None
@@ -198,28 +224,31 @@ class DenoiserTraining(BaseModel):
     def latents(self, split: str) -> Latents:
         """Return blankets of a split; encodes its states at first use."""
         blanket = int(self.backbone["blanket_size"])
-        return Latents(self.data, self.autoencoder_run, blanket, split)
+        return Latents(self.data, self.autoencoder_run, blanket, split, self.latent_scaling)
 
 
 def fitted_prior(config: DenoiserTraining, latents: Latents) -> ZonalGaussianPrior | None:
     """Return the closed-form base, fitted once and kept beside the latents."""
     if config.prior is None:
         return None
-    shape = latents.cache.array.shape[1:]
+    shape, shrinkage = latents.cache.array.shape[1:], config.prior.shrinkage
     prior = ZonalGaussianPrior(latents.blanket, shape, config.prior.modes, config.prior.dense)
     name = f"prior-{latents.blanket}-{config.prior.modes}-{config.prior.dense}.pt"
     path = config.autoencoder_run / name
-    if path.exists():
-        prior.load_state_dict(torch.load(path, weights_only=True))
-        return prior
+
+    def build() -> None:
+        fit_zonal_gaussian(prior, batches, shrinkage)
+        with open_atomic(path) as file:
+            torch.save(prior.state_dict(), file)
+
     spread = np.linspace(0, len(latents.starts) - 1, config.prior.blankets).astype(int)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for part in np.array_split(spread, max(len(spread) // 50, 1)):
             yield latents.blankets(torch.from_numpy(part))
 
-    fit_zonal_gaussian(prior, batches, config.prior.shrinkage)
-    torch.save(prior.state_dict(), path)
+    built_once(path, build)
+    prior.load_state_dict(torch.load(path, weights_only=True))
     return prior
 
 
@@ -251,7 +280,10 @@ def train_denoiser(
     settings = config.optimisation
     latents, held_out = config.latents("train"), config.latents("validation")
     denoiser = build_denoiser(config, fitted_prior(config, latents)).to(device)
-    backbone = denoiser.backbone
+    backbone = cast(Backbone, denoiser.backbone)
+    if config.starts_from is not None:
+        backbone.load_state_dict(averaged_weights(config.starts_from / "last.pt")[0])
+    backbone.checkpointing = config.checkpointing
     ema = averaged(backbone, settings.ema_decay)
     optimiser = settings.optimiser(backbone)
     run = TrainingRun(folder, config)
@@ -265,16 +297,17 @@ def train_denoiser(
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * settings.rate(step)
         random = generator(settings.seed, step, rank)
-        for _ in range(settings.accumulate):
+        for part in range(settings.accumulate):
             chosen = torch.randint(len(latents.starts), (settings.batch,), generator=random)
             x, date = latents.blankets(chosen.sort().values)
             x = x.repeat_interleave(config.noise_levels, 0).to(device)
             date = date.repeat_interleave(config.noise_levels, 0).to(device)
             sigma = schedule.sigma(torch.rand(len(x), generator=random)).to(device)
             noise = torch.randn(x.shape, generator=random).to(device)
-            with settings.autocast(device.type):
-                loss = denoiser_loss(denoiser, x, sigma, date, noise=noise)
-            (loss / settings.accumulate).backward()
+            with without_exchange(denoiser.backbone, part + 1 < settings.accumulate):
+                with settings.autocast(device.type):
+                    loss = denoiser_loss(denoiser, x, sigma, date, noise=noise)
+                (loss / settings.accumulate).backward()
             total += loss.detach() / settings.accumulate
         nn.utils.clip_grad_norm_(backbone.parameters(), settings.clip)
         optimiser.step()
@@ -284,7 +317,7 @@ def train_denoiser(
         if (step + 1) % settings.log_every == 0:
             samples = settings.log_every * settings.batch * settings.accumulate * world
             extra = {}
-            if (step + 1) % (10 * settings.log_every) == 0:
+            if (step + 1) % (10 * settings.log_every) == 0 and rank == 0:
                 extra = validate(BlanketDenoiser(ema.module, denoiser.base), held_out, schedule)
             mean, total, counted = total / counted, torch.zeros_like(total), 0
             run.log(step + 1, settings.steps, samples * config.noise_levels, loss=mean, **extra)

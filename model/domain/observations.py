@@ -147,6 +147,13 @@ OBSERVATION_SCHEMA = pa.schema(
             null=True,
         ),
         _field("vertical_top", pa.float32(), "upper bound of a layer", "Pa", null=True),
+        _field(
+            "scan_angle",
+            pa.float32(),
+            "of a scanning sounder: view from nadir, negative before the middle of the scan line",
+            "degree",
+            null=True,
+        ),
         _field("variable", _DICT, "an id of the vocabulary", null=False),
         _field("obs_value", pa.float64(), "observed value", "SI", null=True),
         _field("obs_error", pa.float32(), "1 standard deviation", "SI", null=True),
@@ -244,21 +251,22 @@ def _check_names(table: pa.Table, column: str, known: set[str], what: str) -> No
         )
 
 
-_OPTIONAL = ("station_alias", "canonical_station")
+_OPTIONAL = ("station_alias", "canonical_station", "scan_angle")
 
 
 def validate_table(table: pa.Table, schema: pa.Schema = OBSERVATION_SCHEMA) -> pa.Table:
     """Return the table cast to `schema`, with column order and vocabulary checked.
 
-    Extra columns are an error: they would be lost silently. Other names of the station may be
-    absent, as in tables of earlier versions; they become null.
+    Extra columns are an error: they would be lost silently. Other names of the station and the
+    scan angle may be absent, as in tables of earlier versions; they become null.
 
     Raises:
         InvalidInput: Naming the columns, values and what was expected.
     """
     for name in _OPTIONAL:
         if name in schema.names and name not in table.column_names:
-            table = table.append_column(schema.field(name), pa.nulls(len(table), _DICT))
+            field = schema.field(name)
+            table = table.append_column(field, pa.nulls(len(table), field.type))
     missing = [n for n in schema.names if n not in table.column_names]
     extra = [n for n in table.column_names if n not in schema.names]
     if missing or extra:

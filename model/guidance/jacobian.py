@@ -46,7 +46,14 @@ from torch import Tensor
 from model.execution import Chunks
 from model.guidance.base import BlanketRows, Denoise, Fit, FitReport, Observed, ObservedBlankets
 from model.guidance.chunks import ChunkedTangent, Split
-from model.guidance.solvers import SOLVERS, LinearMap, LinearSolution, StopRule, Tangent
+from model.guidance.solvers import (
+    SOLVERS,
+    GuessedStart,
+    LinearMap,
+    LinearSolution,
+    StopRule,
+    Tangent,
+)
 
 __all__ = ["Linearisation", "MMPS", "MMPSSettings", "Precondition", "SDA", "SDASettings"]
 
@@ -163,7 +170,9 @@ class MMPSSettings:
         tolerance: Stop a row when its residual is below this fraction of the right-hand side.
         recycle: Start each solve from the best multiple of the row's solution at the noise level
             before, for one more product. The system changes little from level to level, so the
-            iterations of all levels work on one solution. Not in the paper or the release.
+            iterations of all levels work on one solution. GMRES chooses the multiple anew with
+            every iteration, for the smallest residual of both together. Not in the paper or the
+            release.
     """
 
     solver: str = "gmres"
@@ -261,17 +270,19 @@ class MMPS:
         self, gain: _Gain, innovation: Tensor, seen: Observed, sigma: Tensor, rows: BlanketRows
     ) -> LinearSolution:
         guess = self._recycled(rows, innovation)
-        start = None if guess is None else _best_multiple(gain, guess, innovation)
-        b = innovation if start is None else start.residual.to(innovation)
+        start = None if guess is None else GuessedStart(gain, guess, innovation)
+        b = innovation if start is None else start.solution.residual.to(innovation)
+        # Conjugate gradients need the symmetric system: the multiple they start from stays.
+        beside = start is not None and self.settings.solver != "cg"
         solution = SOLVERS[self.settings.solver](
-            gain,
+            cast(GuessedStart, start).beside if beside else gain,
             b,
             iterations=self.settings.iterations,
             stop=self._stop(seen, b, gain.variance, start),
             precondition=None if self.precondition is None else self.precondition(seen, sigma),
         )
         if start is not None:
-            solution = _joined(start, solution)
+            solution = start.joined(solution)
         if self.settings.recycle:
             for i, key in enumerate(_keys(rows)):
                 self._previous[key] = solution.x[i]
@@ -288,7 +299,7 @@ class MMPS:
         return torch.stack(padded)
 
     def _stop(
-        self, seen: Observed, b: Tensor, variance: Tensor, start: LinearSolution | None
+        self, seen: Observed, b: Tensor, variance: Tensor, start: GuessedStart | None
     ) -> StopRule | None:
         settings = self.settings
         if settings.fit is None and settings.tolerance is None:
@@ -297,7 +308,7 @@ class MMPS:
         size = torch.linalg.vector_norm(b.double(), dim=1)
 
         def stop(solution: LinearSolution) -> Tensor:
-            solution = solution if start is None else _joined(start, solution)
+            solution = solution if start is None else start.joined(solution)
             done: Tensor = size == 0
             if settings.fit is not None:
                 left = _post_fit(solution, variance) / variance.sqrt()
@@ -317,21 +328,6 @@ def _post_fit(solution: LinearSolution, variance: Tensor) -> Tensor:
 
 def _keys(rows: BlanketRows) -> list[tuple[int, int]]:
     return list(zip(rows.blanket.tolist(), rows.member.tolist(), strict=True))
-
-
-def _best_multiple(gain: _Gain, guess: Tensor, b: Tensor) -> LinearSolution:
-    """Return the multiple of a guess that leaves the smallest residual, row by row."""
-    image = gain(guess.to(b)).double()
-    tiny = torch.finfo(torch.float64).tiny
-    size = torch.linalg.vecdot(image, image).clamp(min=tiny)
-    factor = (torch.linalg.vecdot(image, b.double()) / size)[:, None]
-    return LinearSolution(factor * guess, b - factor * image, factor)
-
-
-def _joined(start: LinearSolution, rest: LinearSolution) -> LinearSolution:
-    """Return a start and what was solved for its residual."""
-    coefficients = torch.cat((start.coefficients, rest.coefficients), dim=1)
-    return LinearSolution(start.x + rest.x, rest.residual, coefficients)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ from model.guidance.base import (
     Observed,
     ObservedBlankets,
 )
-from model.guidance.solvers import Filter, Tangent, variational_increment
+from model.guidance.solvers import Filter, LinearMap, Tangent, variational_increment
 
 __all__ = [
     "Analysed",
@@ -62,6 +62,7 @@ __all__ = [
     "PriorCovarianceSettings",
     "PriorStart",
     "PriorStartSettings",
+    "Transform",
     "build_prior_covariance",
     "gauss_newton",
 ]
@@ -135,6 +136,16 @@ class PriorCovariance:
         return found.x
 
 
+class Transform(Protocol):
+    """A linear map T of blankets: with δ of covariance Σ, T δ has T Σ Tᵀ."""
+
+    def push(self, x: Tensor) -> Tensor:
+        """Return T x for blankets (B, K, c, h, w)."""
+
+    def pull(self, x: Tensor) -> Tensor:
+        """Return the product of the transpose of T with blankets (B, K, c, h, w)."""
+
+
 @dataclass(frozen=True)
 class Analysed:
     """A solution of the variational problem.
@@ -159,6 +170,7 @@ def gauss_newton(
     covariance: Filter,
     settings: PriorCovarianceSettings,
     first: Tensor | None = None,
+    transform: Transform | None = None,
 ) -> Analysed:
     """Minimise the distance from `x_hat` under the covariance plus that from the observations.
 
@@ -170,10 +182,12 @@ def gauss_newton(
         settings: How to solve.
         first: A guess of the solution, with the shape of `x_hat`, to start from and to linearise
             at; None for `x_hat`.
+        transform: T, where the covariance of the prior is T Σ Tᵀ and `covariance` applies
+            functions of Σ: the system is solved for what T maps to the increment.
     """
     x, iterations = x_hat if first is None else first, 0
     before: Tensor | None = None
-    guess = None if first is None else first - x_hat
+    guess = None if first is None or transform is not None else first - x_hat
     for _ in range(settings.steps):
         innovation = torch.where(
             seen.present, (seen.values - seen.predict(x)) / seen.error_std, 0.0
@@ -181,18 +195,29 @@ def gauss_newton(
         before = innovation if before is None else before
         point = _whitened(tangent, x)
         right = innovation + point.push(x - x_hat)
-        increment, iterations = variational_increment(
+        push, pull = _controlled(point, transform)
+        guess, iterations = variational_increment(
             covariance,
-            point.push,
-            point.pull,
+            push,
+            pull,
             right,
             iterations=settings.iterations,
             tolerance=settings.tolerance,
             first=guess,
         )
-        guess = increment
+        increment = guess if transform is None else transform.push(guess)
         x, after = x_hat + increment, right - point.push(increment)
     return Analysed(x, cast(Tensor, before), after, iterations)
+
+
+def _controlled(point: Tangent, transform: Transform | None) -> tuple[LinearMap, LinearMap]:
+    """Return J T and its transpose."""
+    if transform is None:
+        return point.push, point.pull
+    return (
+        lambda x: point.push(transform.push(x)),
+        lambda w: transform.pull(point.pull(w)),
+    )
 
 
 def build_prior_covariance(
@@ -241,6 +266,8 @@ class PriorStartSettings:
         tolerance: Of its residual, relative to the right-hand side.
         steps: Gauss-Newton steps of the mean.
         guessed_steps: The same from a first guess, which is nearer than climatology.
+        propagated_iterations: The largest number for the mean where errors grow with the flow: each
+            takes two products with the tangent of the network.
         member_iterations: The largest number for the deviation of a member from the mean.
         member_tolerance: Of that residual: an error here is an error of the spread alone.
         tied_iterations: The largest number where each member is tied to states of its own.
@@ -252,16 +279,25 @@ class PriorStartSettings:
     tolerance: float = 0.003
     steps: int = 2
     guessed_steps: int = 1
+    propagated_iterations: int = 12
     member_iterations: int = 25
     member_tolerance: float = 0.03
     tied_iterations: int = 30
     tied_tolerance: float = 0.005
     antithetic: bool = True
 
-    def mean(self, guessed: bool) -> PriorCovarianceSettings:
-        """Return the settings for the posterior mean, from a first guess or from climatology."""
+    def mean(self, guessed: bool, propagated: bool) -> PriorCovarianceSettings:
+        """Return the settings for the posterior mean.
+
+        Arguments:
+            guessed: Whether it starts from a first guess instead of climatology.
+            propagated: Whether errors grow with the flow.
+        """
         steps = self.guessed_steps if guessed else self.steps
-        return PriorCovarianceSettings(self.iterations, steps, self.tolerance)
+        iterations = self.iterations
+        if propagated:
+            iterations = min(iterations, self.propagated_iterations)
+        return PriorCovarianceSettings(iterations, steps, self.tolerance)
 
     @property
     def tied(self) -> PriorCovarianceSettings:
@@ -282,6 +318,8 @@ class PriorStart:
             w), such as the mean of an analysis an hour ago: it saves iterations and changes
             nothing else. None for climatology.
         first: Number of the first of those blankets; a rank has its own ones only.
+        transform: T, where the posterior mean is sought under T Σ Tᵀ with Σ that of the prior;
+            deviations of members are drawn from Σ.
     """
 
     def __init__(
@@ -293,6 +331,7 @@ class PriorStart:
         settings: PriorStartSettings,
         guess: Tensor | None = None,
         first: int = 0,
+        transform: Transform | None = None,
     ) -> None:
         self.prior = prior
         self.observations = conditions.observations()
@@ -302,6 +341,7 @@ class PriorStart:
         self.settings = settings
         self.guess = guess
         self.first = first
+        self.transform = transform
         self._means: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -327,8 +367,11 @@ class PriorStart:
         seen = cast(Observed, self.observations.select(row, climate))
         tangent = cast(Observed, self.tangent.select(row, climate))
         first = None if self.guess is None else self.guess[row.blanket - self.first].to(climate)
-        settings = self.settings.mean(first is not None)
-        return gauss_newton(climate, seen, tangent, self.prior.filter, settings, first).x
+        settings = self.settings.mean(first is not None, self.transform is not None)
+        solved = gauss_newton(
+            climate, seen, tangent, self.prior.filter, settings, first, self.transform
+        )
+        return solved.x
 
     def _deviations(self, analysed: Tensor, white: Tensor, rows: BlanketRows) -> Tensor:
         """Return deviations of members from the posterior mean, with the shape of `white`."""

@@ -52,6 +52,7 @@ from model.nn.frozen import linearising
 
 __all__ = [
     "Filter",
+    "GuessedStart",
     "KrylovSolver",
     "LinearMap",
     "LinearSolution",
@@ -257,6 +258,53 @@ def cg(
         rz, before = torch.linalg.vecdot(r, z), rz
         p = z + (rz / before.clamp(min=tiny))[:, None] * p
     return solution
+
+
+class GuessedStart:
+    """A guess of the solution, and how much of it is used beside what is solved for the rest.
+
+    The best multiple of the guess g leaves the smallest residual, row by row. Without the part of
+    every image along A g, the solver looks for the rest as if the multiple were chosen afterwards:
+    the residual is then the smallest of all combinations of the guess and the solver's directions.
+
+    Arguments:
+        apply: The system A; it is applied to the guess.
+        guess: With shape (B, N).
+        b: The right-hand side, with shape (B, N).
+
+    Attributes:
+        solution: The best multiple by itself.
+    """
+
+    def __init__(self, apply: LinearMap, guess: Tensor, b: Tensor) -> None:
+        self._apply = apply
+        self._guess = guess
+        image = apply(guess.to(b)).double()
+        size = torch.linalg.vector_norm(image, dim=1, keepdim=True)
+        self._size = size.clamp(min=torch.finfo(torch.float64).tiny)
+        self._unit = image / self._size
+        along = torch.linalg.vecdot(self._unit, b.double())[:, None]
+        factor = along / self._size
+        self.solution = LinearSolution(factor * guess, b - along * self._unit, factor)
+        self._shares: list[Tensor] = []
+
+    def beside(self, v: Tensor) -> Tensor:
+        """Return A v without its part along A g, from and to (B, N)."""
+        image = self._apply(v).double()
+        share = torch.linalg.vecdot(self._unit, image)[:, None]
+        self._shares.append(share / self._size)
+        rest: Tensor = (image - share * self._unit).to(v)
+        return rest
+
+    def joined(self, rest: LinearSolution) -> LinearSolution:
+        """Return the solution with what was solved for its residual."""
+        factor = self.solution.coefficients
+        if self._shares:
+            count = rest.coefficients.shape[1]
+            shares = torch.cat(self._shares[:count], dim=1)
+            factor = factor - (shares * rest.coefficients).sum(dim=1, keepdim=True)
+        coefficients = torch.cat((factor, rest.coefficients), dim=1)
+        return LinearSolution(factor * self._guess + rest.x, rest.residual, coefficients)
 
 
 SOLVERS: Registry[KrylovSolver] = Registry("linear solver", gmres=gmres, cg=cg)

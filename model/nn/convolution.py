@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from azula.nn.layers import ConvNd, Patchify, Unpatchify
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.nn.frozen import (
     FixedConvolution,
@@ -185,7 +186,12 @@ class ResidualBlock(nn.Module):
         channels: The number of channels C.
         kernel_size: Of both convolutions; odd. Padding is zero on all sides.
         ffn_factor: Width of the hidden convolution over C.
+
+    Attributes:
+        checkpointing: Whether the backward pass computes the block again.
     """
+
+    checkpointing = False
 
     def __init__(self, channels: int, kernel_size: int = 3, ffn_factor: int = 1) -> None:
         super().__init__()
@@ -212,6 +218,12 @@ class ResidualBlock(nn.Module):
                 self.norm.scaled_eps(x),
             )
             return fixed_residual(x, block)
+        if self.checkpointing and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self._plain, x, use_reentrant=False)
+            return again
+        return self._plain(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
         y: Tensor = x + self.ffn(self.norm(x))
         return y
 

@@ -11,6 +11,9 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from model.nn.frozen import is_linearising
 
 __all__ = [
     "ConstantCache",
@@ -118,6 +121,14 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     ).flatten(-2)
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return softmax(q kᵀ / √d) v; fused kernels, which are faster, have first derivatives only."""
+    if torch.compiler.is_compiling() or not is_linearising():
+        return F.scaled_dot_product_attention(q, k, v)
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention, softmax(q kᵀ / √d) v, with normalised and rotated q and k.
 
@@ -153,7 +164,7 @@ class SelfAttention(nn.Module):
             k = F.rms_norm(k, k.shape[-1:], eps=1e-5)
         if rotation is not None:
             q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = _attention(q, k, v)
         mixed: Tensor = self.y_proj(y.transpose(1, 2).reshape(batch, length, channels))
         return mixed
 

@@ -46,8 +46,9 @@ class Statics:
         orography: Height of the model's ground above mean sea level in m, with shape
             (nlat, nlon), or None where unknown.
         land_sea_mask: Land fraction in [0, 1], with shape (nlat, nlon), or None.
-        weighting_functions: For brightness temperatures: channel number to the weights of the
-            temperatures on the model's levels, from the top down; weights may sum to less than 1.
+        weighting_functions: For brightness temperatures: sensor and channel number to the weights
+            of the temperatures on the model's levels, from the top down; weights may sum to less
+            than 1. A number alone stands for the channel of any sensor that has no own one.
         residual: What the model cannot represent of each channel, 1 standard deviation in SI
             units with shape (C, nlat), or None; see `model.operators.composite`.
         typical: A typical value of each channel with shape (C,); goes with `residual`.
@@ -55,7 +56,7 @@ class Statics:
 
     orography: Float | None = None
     land_sea_mask: Float | None = None
-    weighting_functions: Mapping[int, Float] = field(default_factory=dict)
+    weighting_functions: Mapping[int | tuple[str, int], Float] = field(default_factory=dict)
     residual: Float | None = None
     typical: Float | None = None
 
@@ -72,6 +73,8 @@ class Points:
         vertical_kind: One of `VERTICAL_KINDS`.
         vertical: Vertical coordinate (lower bound of a layer), Pa, m or a number, with shape (n,).
         vertical_top: Upper bound of a layer in Pa, with shape (n,).
+        sensor: Number of the sensor in `sensors`, -1 where unknown, with shape (n,).
+        sensors: Names of sensors.
     """
 
     hours: Float
@@ -81,6 +84,8 @@ class Points:
     vertical_kind: str
     vertical: Float
     vertical_top: Float
+    sensor: NDArray[np.int64]
+    sensors: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.hours)

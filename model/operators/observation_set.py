@@ -62,6 +62,8 @@ class Rows:
         used: Rows no check has rejected, with shape (R,).
         hours: Hours since the first state.
         lat, lon, elevation, vertical, vertical_top, obs_value, obs_error: As in the table.
+        sensor: Number of the row's platform in `sensors`, -1 for none.
+        sensors: Names of platforms.
         group: Number of the row's (variable, vertical kind) in `groups`.
         groups: Pairs of variable and vertical kind.
     """
@@ -75,6 +77,8 @@ class Rows:
     vertical_top: Float
     obs_value: Float
     obs_error: Float
+    sensor: NDArray[np.int64]
+    sensors: tuple[str, ...]
     group: NDArray[np.int64]
     groups: tuple[tuple[str, str], ...]
 
@@ -88,6 +92,8 @@ class Rows:
             vertical_kind,
             self.vertical[index],
             self.vertical_top[index],
+            self.sensor[index],
+            self.sensors,
         )
 
 
@@ -114,12 +120,15 @@ def read_rows(table: pa.Table, first: datetime) -> Rows:
     nanoseconds = table["time"].cast(pa.timestamp("ns", tz="UTC")).cast(pa.int64()).to_numpy()
     variable, variables = column_codes(table, "variable")
     kind, kinds = column_codes(table, "vertical_kind")
+    sensor, sensors = column_codes(table, "platform")
     pairs, group = np.unique(variable * max(len(kinds), 1) + kind, return_inverse=True)
     groups = tuple((variables[p // len(kinds)], kinds[p % len(kinds)]) for p in pairs)
     names = ("lat", "lon", "elevation", "vertical", "vertical_top", "obs_value", "obs_error")
     return Rows(
         used=table["rejected_by"].is_null().to_numpy(),
         hours=(nanoseconds - start) / 3.6e12,
+        sensor=sensor,
+        sensors=tuple(sensors),
         group=group,
         groups=groups,
         **{name: _numbers(table, name) for name in names},

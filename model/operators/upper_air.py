@@ -319,8 +319,14 @@ class BrightnessFamily:
             return None
         weight = np.zeros((len(points), 1, len(indices)))
         known = np.zeros(len(points), dtype=bool)
-        for number, weights in functions.items():
+        # Channels of a number alone first: a sensor's own replace them.
+        for name, weights in sorted(functions.items(), key=lambda item: isinstance(item[0], tuple)):
+            sensor, number = name if isinstance(name, tuple) else ("", name)
             here = points.vertical == number
+            if sensor:
+                here &= np.isin(
+                    points.sensor, [i for i, s in enumerate(points.sensors) if s == sensor]
+                )
             weight[here, 0] = weights
             known |= here
         channel = np.broadcast_to(indices, weight.shape)

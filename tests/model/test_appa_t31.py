@@ -11,6 +11,7 @@ from lab.osse.network import Network, simulate_observations
 from lab.training.denoiser_skill import relative_errors
 from model.assimilate import assimilate
 from model.assimilation_settings import recommended_settings
+from model.background import EXACT, propagate_errors, shifted_forecast
 from model.checkpoints.bundle import load_checkpoint, resolve
 from model.diagnostics.scores import rmse
 from model.domain.windows import WindowPlan
@@ -19,6 +20,7 @@ from model.guidance.prior_covariance import PriorStartSettings
 from model.latent_model import climatological_states
 from model.nn.embedding import date_rows
 from model.operators.observation_set import build_observation_set
+from model.unequal_noise import forecast_profile
 
 NAME = "appa-t31"
 
@@ -88,6 +90,33 @@ def test_the_network_forecasts_better_than_the_closed_form(model, blankets):
         ]
         errors[name] = float((torch.stack(ahead)[:, -1] - latents[:, -1]).square().mean().sqrt())
     assert errors["network"] < 0.87 * errors["closed form"]
+
+
+def test_errors_grow_as_the_forecast_answers_to_them(model, blankets):
+    x, date = blankets
+    analysed, known = x[0, :18], 18
+    propagation = propagate_errors(
+        model.denoise, model.background_errors, analysed, date[0], 0.3, 1.5
+    )
+    draw = torch.Generator().manual_seed(2)
+    delta, other = (torch.randn(x[:1].shape, generator=draw) for _ in range(2))
+    grown, back = propagation.push(delta), propagation.pull(other)
+    torch.testing.assert_close((grown * other).sum(), (delta * back).sum(), rtol=1e-3, atol=1.0)
+
+    # Along a direction whose new states follow from its analysed ones under P nothing but the
+    # forecast's answer is left.
+    whole = model.background_errors.filter(delta, torch.sqrt)
+    given = model.background_errors.given(forecast_profile(24, known, EXACT))
+    analysed_part = torch.cat([whole[:, :known], torch.zeros_like(whole[:, known:])], 1)
+    follows = torch.cat([whole[:, :known], given.gain(analysed_part)[:, known:]], 1)
+    answer = propagation.push(follows)[0, known:]
+    step = 0.05
+    ahead, behind = (
+        shifted_forecast(model.denoise, analysed + sign * step * whole[0, :known], date[0], 0.3)
+        for sign in (1, -1)
+    )
+    finite = (ahead - behind)[known:] / (2 * step)
+    assert float((answer - finite).norm() / finite.norm()) < 0.05
 
 
 def test_an_analysis_of_few_observations_beats_climatology_by_far(model, truth):

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from model.assimilate import assimilate, recommended_settings
-from model.background import BackgroundPrior, shifted_forecast
+from model.background import BackgroundPrior, propagate_errors, shifted_forecast
 from model.domain.errors import InvalidInput
 from model.domain.windows import WindowPlan
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import BlanketRows
 from model.guidance.prior_covariance import PriorStart, PriorStartSettings
+from model.unequal_noise import UNKNOWN
 from tests.model.checkpoint_parts import tiny_model
 from tests.model.test_prior_covariance import DATE, SIZE, C, H, K, W, observed
 
@@ -68,6 +69,50 @@ def test_the_forecast_is_the_regression_on_what_was_analysed():
         past, departure
     )
     torch.testing.assert_close(found[2:].flatten().double(), expected, rtol=0, atol=2e-2)
+
+
+def test_the_mean_is_that_of_errors_that_grew_with_the_flow():
+    generator, prior, a, y, conditions = observed(5)
+    known, remainder, sigma = 2, 0.7, 0.3
+    analysed = torch.randn(known, C, H, W, generator=generator)
+    errors = errors_after(prior, SIGMA)
+
+    def bent(x_t: torch.Tensor, levels: torch.Tensor, date: torch.Tensor) -> torch.Tensor:
+        mean = prior(x_t, levels, date)
+        return mean + 0.4 * torch.tanh(mean * x_t.roll(1, -1)[:, :1])
+
+    background = shifted_forecast(bent, analysed, DATE, sigma)
+    propagation = propagate_errors(bent, errors, analysed, DATE, sigma, remainder)
+    settings = PriorStartSettings(tolerance=1e-6, propagated_iterations=80, member_iterations=1)
+    around = BackgroundPrior(background, errors, propagation)
+    start = PriorStart(around, conditions, 0, (0, 1), settings, transform=propagation)
+    rows = BlanketRows(torch.zeros(2, dtype=torch.long), torch.arange(2))
+    white = torch.randn(1, K, C, H, W, generator=generator)
+    pair = start(lambda *_: white, torch.cat([white, -white]), torch.tensor(1.0), DATE[None], rows)
+
+    part = known * C * H * W
+    covariance = dense(errors)
+    regression = covariance[part:, :part] @ torch.linalg.inv(covariance[:part, :part])
+
+    levels = torch.tensor([[sigma, sigma, UNKNOWN]])
+
+    def forecast(states: torch.Tensor) -> torch.Tensor:
+        blanket = torch.cat([states, torch.zeros(K - known, C, H, W)])[None]
+        return bent(blanket, levels, DATE[None])[0, known:]
+
+    torch.testing.assert_close(forecast(analysed), background[known:])
+    tangent = torch.autograd.functional.jacobian(forecast, analysed)
+    growth = torch.eye(SIZE).double()
+    growth[part:, part:] *= remainder
+    growth[part:, :part] = tangent.reshape(SIZE - part, part).double() - remainder * regression
+    grown, h = growth @ covariance @ growth.T, a.double()
+    gain = grown @ h.T @ torch.linalg.inv(h @ grown @ h.T + 0.25 * torch.eye(len(y)))
+    mean = background.flatten().double()
+    expected = mean + gain @ (y.double() - h @ mean)
+    torch.testing.assert_close(pair.mean(0).flatten().double(), expected, rtol=0, atol=1e-2)
+    static = covariance @ h.T @ torch.linalg.inv(h @ covariance @ h.T + 0.25 * torch.eye(len(y)))
+    unlike = mean + static @ (y.double() - h @ mean)
+    assert float((unlike - expected).abs().max()) > 0.1  # the flow matters here
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,15 @@ def test_it_knows_what_operators_need():
     assert model.schedule.sigma_max == 1e3
 
 
+def test_weighting_functions_are_named_by_sensor_and_channel():
+    model = tiny_model()
+    weights = torch.linspace(0.0, 1.0, len(model.card.levels))
+    model.static |= {"weighting_function.amsu-a.5": weights, "weighting_function.9": 1.0 - weights}
+    found = model.statics.weighting_functions
+    assert set(found) == {("amsu-a", 5), 9}
+    assert torch.allclose(torch.tensor(found["amsu-a", 5]), weights.double())
+
+
 def test_bfloat16_stays_close_to_float32_and_returns_float32():
     model = tiny_model()
     states = 50 * torch.randn(2, *model.state_shape)

@@ -169,6 +169,41 @@ def test_recycled_solutions_sum_up_the_iterations_of_all_levels(problem) -> None
     assert recycled[-1] < 0.2 * recycled[0]
 
 
+def test_a_recycled_solution_and_the_iterations_leave_the_smallest_residual_together(
+    problem,
+) -> None:
+    whitened = problem.h / problem.error_std[:, None]
+    y, rows = problem.y / problem.error_std, BlanketRows(torch.tensor([0]), torch.tensor([0]))
+    x_t = np.random.default_rng(3).normal(size=D)
+    guide = MMPS(problem.observations(), MMPSSettings(iterations=2))
+    found = []
+    for level in (3.0, 1.0):
+        sigma = torch.tensor(level, dtype=torch.float64)
+        noisy = as_states(level * x_t)
+        mean = guide(ExactDenoiser(problem.prior), noisy, sigma, torch.zeros(1, 1, 4), rows)
+        smooth = problem.prior @ np.linalg.inv(problem.prior + level**2 * np.eye(D))
+        system = np.eye(P) + level**2 * whitened @ smooth @ whitened.T
+        b = y - whitened @ smooth @ (level * x_t)
+        lifted = level**2 * smooth @ whitened.T  # from a solution to the increment of the mean
+        increment = mean.flatten().numpy() - smooth @ (level * x_t)
+        found.append((np.linalg.lstsq(lifted, increment, rcond=None)[0], system, b))
+    (guess, _, _), (solution, system, b) = found
+    # The directions by hand: the guess, and two of a Krylov space without the guess's image.
+    unit = system @ guess / np.linalg.norm(system @ guess)
+    beside = (np.eye(P) - np.outer(unit, unit)) @ system
+    residual = b - unit * (unit @ b)
+    directions = np.stack([guess, residual, beside @ residual], axis=1)
+    best = np.linalg.lstsq(system @ directions, b, rcond=None)[0]
+    np.testing.assert_allclose(solution, directions @ best, rtol=1e-8)
+    # By itself the best multiple of the guess would leave more, whatever is solved after it.
+    factor = (unit @ b) / np.linalg.norm(system @ guess)
+    krylov = np.stack([residual, system @ residual], axis=1)
+    after = np.linalg.lstsq(system @ krylov, residual, rcond=None)[0]
+    apart = factor * guess + krylov @ after
+    left = [np.linalg.norm(b - system @ v) for v in (solution, apart)]
+    assert left[0] < 0.9 * left[1]
+
+
 def test_a_row_without_observations_is_the_prior(problem) -> None:
     observations = DecodedObservations(
         [LinearObservations(problem.h, problem.y, [0], problem.error_std), None], lambda z: z

@@ -6,6 +6,7 @@ import torch
 
 from model.domain.grids import Grid, bilinear
 from model.domain.physics import GAS_CONSTANT_DRY, GRAVITY, height_of_pressure, pressure_at_height
+from model.domain.variables import LEVELS_T31
 from model.operators.base import Statics
 from model.operators.observation_set import build_observation_set
 from model.operators.placement import log_pressure
@@ -177,6 +178,29 @@ def test_brightness_temperature_is_the_weighted_mean():
     )
     assert out.tolist() == pytest.approx([275.0])
     assert why == [None, "operator_failed"]
+
+
+def test_a_channel_is_that_of_its_sensor():
+    """Channel 5 of AMSU-A and of HIRS see other layers; a number alone is for any other sensor."""
+    states = blank()
+    for level, temperature in ((50, 200.0), (500, 250.0), (925, 300.0)):
+        states[:, worlds.index("temperature", level)] = temperature
+    top, middle, bottom = (np.eye(8)[LEVELS_T31.index(level)] for level in (50, 500, 925))
+    given = Statics(
+        weighting_functions={("amsu-a", 5): bottom, 5: middle, ("hirs", 5): top, ("hirs", 6): top}
+    )
+    out, why = observe(
+        {
+            "variable": ["brightness_temperature"] * 5,
+            "vertical_kind": ["channel"] * 5,
+            "vertical": [5.0, 5.0, 5.0, 5.0, 6.0],
+            "platform": ["hirs", "amsu-a", "msu", None, "amsu-a"],
+        },
+        states,
+        given,
+    )
+    assert out.tolist() == pytest.approx([200.0, 300.0, 250.0, 250.0])
+    assert why == [None] * 4 + ["operator_failed"]
 
 
 def test_gaussian_weighting_peaks_where_asked():

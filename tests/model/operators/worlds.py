@@ -98,6 +98,7 @@ def table(columns: dict) -> pa.Table:
         "vertical_kind": ["surface"] * count,
         "vertical": [None] * count,
         "vertical_top": [None] * count,
+        "scan_angle": [None] * count,
         "obs_value": np.zeros(count),
         "obs_error": np.ones(count),
         "profile_id": [None] * count,

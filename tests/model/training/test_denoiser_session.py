@@ -1,18 +1,22 @@
 """Training of the denoiser: what it draws against the closed form, and how it goes on."""
 
+import json
 import math
+from copy import copy
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 import pytest
 import torch
 
-from lab.training.denoiser_batches import Batches, draw_profile
+from lab.training.background_errors import first_guess, know_errors
+from lab.training.denoiser_batches import AnalysisErrors, Batches, draw_profile
 from lab.training.denoiser_skill import evaluate, evaluate_forecast
 from lab.training.export import adopt_session
-from lab.training.gpu_session import Session, load_weights, save_weights, train
+from lab.training.gpu_session import Session, load_weights, run, save_weights, train
 from lab.training.latent_years import LatentYears, read_latents, save_latents
 from model.checkpoints.bundle import load_checkpoint, save_checkpoint
+from model.domain.errors import CheckpointError
 from model.domain.windows import HOUR
 from model.gaussian_prior import ZonalGaussianPrior, fit_zonal_gaussian
 from model.nn.embedding import date_rows
@@ -81,17 +85,85 @@ def test_a_batch_depends_on_its_step_alone(model):
 
 def test_profiles_are_forecasts_rolling_or_stretches():
     random = torch.Generator().manual_seed(0)
-    profiles = torch.stack([draw_profile(24, random) for _ in range(300)])
-    assert (profiles > 0).all()
-    assert (profiles <= UNKNOWN).all()
-    forecast = (profiles == UNKNOWN).any(1)
+    profiles = [draw_profile(24, random) for _ in range(300)]
+    assert not any(profile.analysed for profile in profiles)
+    levels = torch.stack([profile.sigma for profile in profiles])
+    assert (levels > 0).all()
+    assert (levels <= UNKNOWN).all()
+    forecast = (levels == UNKNOWN).any(1)
     # Five in seven, and one in seven; three sigma of 300 draws are 0.08 and 0.06.
     assert 0.63 < forecast.float().mean() < 0.79
-    known = (profiles[forecast] < UNKNOWN).sum(1)
+    known = torch.tensor([profile.known for profile in profiles])[forecast]
     assert known.min() >= 3
     assert known.max() <= 21
-    rolling = (profiles.diff(dim=1) >= 0).all(1) & ~forecast
+    # Cycles and forecasts in use know 18 and 12 states: each a quarter of the draws, or a little more.
+    for count in (18, 12):
+        assert 0.17 < (known == count).float().mean() < 0.40
+    rolling = (levels.diff(dim=1) >= 0).all(1) & ~forecast
     assert 0.08 < rolling.float().mean() < 0.21
+
+
+def test_a_forecast_is_judged_by_what_follows_the_known_states():
+    random = torch.Generator().manual_seed(0)
+    profiles = [draw_profile(24, random, analysed=0.5) for _ in range(300)]
+    forecasts = [p for p in profiles if p.known < 24]
+    analysed = [p for p in forecasts if p.analysed]
+    # Three in five of about 214; three sigma are 0.1.
+    assert 0.5 < len(analysed) / len(forecasts) < 0.7
+    for profile in analysed:
+        assert (profile.sigma[: profile.known] == 0.5).all()
+    for profile in profiles:
+        assert float(profile.weight.sum()) == pytest.approx(24)
+    for profile in forecasts:
+        known, unknown = profile.weight[: profile.known], profile.weight[profile.known :]
+        torch.testing.assert_close(known * 10, unknown[:1].expand_as(known))
+
+
+def analysed(prior: ZonalGaussianPrior, count: int, seed: int):
+    """Draw truths, and conditional means of them given white noise of 0.7, with the errors' Gaussian."""
+    x, date = drawn_from(prior, count).latents, drawn_from(prior, 1).dates.expand(count, K, 4)
+    noise = 0.7 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    means = prior(x + noise, torch.tensor(0.7), date)
+    return x, x - means, date, first_guess(prior, 0.7)
+
+
+def test_what_is_drawn_of_analyses_is_a_conditional_mean(model):
+    prior = model.denoise.base
+    x, missed, date, errors = analysed(prior, 400, 0)
+    drawn = AnalysisErrors(prior, errors, x, missed, date, 0.5)
+    # Independent truths: none of what the samples missed is theirs.
+    truth, dates = prior.sample(date, torch.Generator().manual_seed(2)), date
+    shown = truth + drawn.draw(truth, dates, torch.Generator().manual_seed(3))
+    anomaly, off = shown - prior.climatology(dates), truth - shown
+    # The scale is uniform in 0.65-1.05; the variance that is missed goes with its square.
+    expected = missed.square().mean() * (1.05**3 - 0.65**3) / (3 * 0.4)
+    assert float(off.square().mean()) == pytest.approx(float(expected), rel=0.1)
+    # What a conditional mean misses is uncorrelated with it; truth plus noise would give -1 here.
+    assert abs(float((off * anomaly).mean() / off.square().mean())) < 0.2
+
+
+def test_a_batch_shows_analyses_and_asks_for_the_truth(model):
+    prior = model.denoise.base
+    errors = AnalysisErrors(prior, first_guess(prior, 0.7), *analysed(prior, 50, 0)[:3], 0.5)
+    errors.draw = lambda x, date, random: torch.full_like(x, -0.4)
+    options = {"blankets": 64, "levels": 1, "sigma": (0.1, 5.0), "unequal": 1.0, "device": "cpu"}
+    data = drawn_from(prior, 8)
+
+    def means(errors):
+        """Means over the first state of what is asked of forecasts, by whether they are analysed."""
+        batches, found = Batches(data, prior, **options, errors=errors), {True: [], False: []}
+        for batch in map(batches.draw, range(6)):
+            said = (batch.noise_time[:, 0] - 10 * math.log(0.5)).abs() < 1e-4
+            for row in (batch.weight[:, 0, 0, 0, 0] < 1).nonzero()[:, 0]:
+                found[bool(said[row])].append(float(batch.target[row, 0].mean()))
+        return found
+
+    found = means(errors)
+    # White noise averages out over a state; states that lie 0.4 too low are asked to rise.
+    assert len(found[True]) >= 16
+    assert torch.tensor(found[True]).mean() > 0.3
+    assert abs(torch.tensor(found[False]).mean()) < 0.1
+    assert not means(None)[True]
 
 
 def test_a_session_goes_on_where_it_ended(model, tmp_path):
@@ -167,3 +239,25 @@ def test_latents_are_mapped_as_written_and_keep_hours_apart(tmp_path):
     assert date[0, 0].tolist() == [2001, 1, 1, 3]
     apart = LatentYears(years.latents, years.dates, (range(5, 7),))
     assert apart.starts(K).tolist() == [0, 1]
+
+
+def test_a_session_learns_from_what_backgrounds_erred_by(model, tmp_path):
+    c, h, w = model.latent_shape
+    latents = torch.randn(40, c, h, w, generator=torch.Generator().manual_seed(0))
+    save_latents(tmp_path / "z.f16", latents.half().numpy(), FIRST)
+    years = read_latents(tmp_path / "z.f16")
+    x, date = years.blankets(torch.zeros(3, dtype=torch.int64), torch.tensor([0, 9, 20]), K)
+    torch.save({"values": (0.5 * x).half(), "date": date, "sigma": 0.4}, tmp_path / "errors.pt")
+    given = tmp_path / "z.f16", [tmp_path / "errors.pt"]
+
+    settings = Session(minutes=1, batch=2, width=16, depth=1, warmup=2, steps=3)
+    save_checkpoint(model, tmp_path / "plain")
+    with pytest.raises(CheckpointError, match="errors of its backgrounds"):
+        run(settings, tmp_path / "refused", str(tmp_path / "plain"), *given)
+
+    knowing = copy(model)
+    know_errors(knowing, first_guess(model.denoise.base, 0.7), 0.4, 2)
+    save_checkpoint(knowing, tmp_path / "knowing")
+    about = run(settings, tmp_path / "session", str(tmp_path / "knowing"), *given)
+    assert about["steps"] == 3
+    assert load_weights(tmp_path / "session")[1] == json.loads(json.dumps(about))

@@ -67,6 +67,7 @@ def autoencoder_config(store: Path, cache: Path, **changes) -> AutoencoderTraini
             "grid": {"name": "tiny", "kind": "gaussian", "nlat": 8, "nlon": 16},
             "levels": LEVELS,
             "every_hours": 1,
+            "cached": True,
             "splits": {
                 "train": {"start": "2000-01-01", "end": "2000-01-06"},
                 "validation": {"start": "2000-01-07", "end": "2000-01-08"},

@@ -1,0 +1,173 @@
+r"""Fit the weights with which a sounder's channel sees the temperatures of a model's levels.
+
+Oxygen is mixed evenly, and in the wings of its lines the absorption by a volume grows with the square of
+the pressure. From space down to the pressure p a channel with its peak at p_0 then transmits
+
+.. math:: t(p) = \exp\left(-(p / p_0)^2\right),
+
+and sees the temperature at p with the weight -dt/d ln p, which is largest at p_0. With temperatures
+linear in ln p between levels the integral over a layer has the closed form of the exponential integral
+E_1. What lies above the highest level counts for it, what lies below the lowest, the ground
+included, for that one. The weights of a channel sum to 1.
+
+A peak is known from a sensor's description, or fitted to brightness temperatures beside profiles of the
+model: the one that leaves the least variance, a constant bias allowed for. A regression then moves the
+single weights as far as the departures ask for it, with a Gaussian prior around the closed form,
+
+.. math:: J(w, b) = \frac{1}{\sigma^2} \sum_i (y_i - w^\top T_i - b)^2
+          + \frac{1}{s^2} |w - w_0|^2, \qquad \sum_k w_k = 1.
+
+Water vapour, clouds, emissivities below 1 and the slant of the view are no part of it; the correction
+of biases takes off what they leave in the mean.
+
+References:
+    | A First Course in Atmospheric Radiation, section 7.4 (G. W. Petty, 2006): weighting functions of
+      a well-mixed absorber
+    | NOAA, "KLM User's Guide", 2009, section 3.3, and "JPSS ATMS SDR Calibration ATBD", 2013: channels
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import exp1
+
+from model.domain.errors import InvalidInput
+
+__all__ = [
+    "LEAST_INSIDE",
+    "PEAKS",
+    "FittedChannel",
+    "fit_channel",
+    "level_weights",
+    "share_inside",
+]
+
+Float = NDArray[np.float64]
+
+_AMSU_A = {
+    4: 900.0, 5: 700.0, 6: 400.0, 7: 250.0, 8: 180.0, 9: 90.0,
+    10: 50.0, 11: 25.0, 12: 12.0, 13: 5.0, 14: 2.0,
+}  # fmt: skip
+PEAKS: Mapping[str, Mapping[int, float]] = {
+    "amsu-a": _AMSU_A,
+    # The same frequencies under other numbers.
+    "atms": {channel + 1: peak for channel, peak in _AMSU_A.items()},
+    "msu": {2: _AMSU_A[5], 3: _AMSU_A[7], 4: _AMSU_A[9]},
+}
+"""Peaks in hPa of the channels in the oxygen band that see more air than ground, by sensor."""
+LEAST_INSIDE = 0.7
+"""Share of a weighting function that must lie within the levels, or the model cannot stand for it."""
+SPREAD = 0.05
+"""Standard deviation by which single weights may differ from the closed form."""
+LEAST_PROFILES = 50
+_REPETITIONS = 20
+_LEAST_ERROR = 0.01
+"""K; no sounder is better."""
+_LOWEST, _HIGHEST = 50.0, 150_000.0
+"""Pa; peaks are looked for between these."""
+
+
+@dataclass(frozen=True, eq=False)
+class FittedChannel:
+    """The weights of one channel and what they leave.
+
+    Attributes:
+        weights: Of the temperatures of the levels, with shape (levels,); they sum to 1.
+        peak: Of the closed form they began from, Pa.
+        bias: Constant in K that is left out of the weights.
+        error: Standard deviation in K of what the weights leave.
+        count: Profiles.
+    """
+
+    weights: Float
+    peak: float
+    bias: float
+    error: float
+    count: int
+
+
+def level_weights(levels: Float, peak: float) -> Float:
+    """Return the weights (L,) of the temperatures of levels in a channel with a peak.
+
+    Arguments:
+        levels: Pa, ascending, with shape (L,).
+        peak: Pa.
+    """
+    depth = (levels / peak) ** 2
+    through = np.exp(-depth)
+    # The mean transmission of a layer over ln p: d depth = 2 depth d ln p.
+    mean = 0.5 * -np.diff(exp1(depth)) / np.diff(np.log(levels))
+    weights = np.zeros(len(levels))
+    weights[:-1] += through[:-1] - mean
+    weights[1:] += mean - through[1:]
+    weights[0] += 1.0 - through[0]
+    weights[-1] += through[-1]
+    return weights
+
+
+def share_inside(levels: Float, peak: float) -> float:
+    """Return the share of a weighting function that lies between the first and the last level."""
+    first, last = np.exp(-((levels[[0, -1]] / peak) ** 2))
+    return float(first - last)
+
+
+def fit_channel(
+    levels: Float, profiles: Float, brightness: Float, spread: float = SPREAD
+) -> FittedChannel:
+    """Fit the weights of one channel to what it measured above known temperatures.
+
+    Arguments:
+        levels: Pa, ascending, with shape (L,).
+        profiles: Temperatures of the levels in K, with shape (N, L).
+        brightness: Brightness temperatures in K, with shape (N,).
+        spread: s above; 0 keeps the closed form.
+
+    Raises:
+        InvalidInput: If there are fewer than `LEAST_PROFILES` profiles, or other shapes.
+    """
+    if profiles.shape != (len(brightness), len(levels)) or len(brightness) < LEAST_PROFILES:
+        raise InvalidInput(
+            f"Expected at least {LEAST_PROFILES} profiles of {len(levels)} levels with a brightness "
+            f"temperature each; got {profiles.shape} and {brightness.shape}."
+        )
+
+    def left(peak: float) -> Float:
+        """Return what the closed form leaves, with shape (N,)."""
+        return np.asarray(brightness - profiles @ level_weights(levels, peak))
+
+    found = minimize_scalar(
+        lambda log_peak: float(np.var(left(float(np.exp(log_peak))))),
+        bounds=(np.log(_LOWEST), np.log(_HIGHEST)),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    peak = float(np.exp(found.x))
+    weights, residual = level_weights(levels, peak), left(peak)
+    if spread > 0.0:
+        weights = weights + _regression(profiles, residual, spread)
+        residual = brightness - profiles @ weights
+    return FittedChannel(
+        weights, peak, float(residual.mean()), float(residual.std()), len(brightness)
+    )
+
+
+def _regression(profiles: Float, residual: Float, spread: float) -> Float:
+    """Return by how much the weights (L,) move; the changes sum to 0.
+
+    The error of the measurements is what the weights leave in the end, found by repetition.
+    """
+    levels = profiles.shape[1]
+    # An orthonormal basis of the changes that sum to 0: the constant is its missing member.
+    basis = np.linalg.svd(np.ones((1, levels)))[2][1:].T
+    centred = (profiles - profiles.mean(axis=0)) @ basis
+    about = residual - residual.mean()
+    square, product = centred.T @ centred, centred.T @ about
+    moved = np.zeros(levels - 1)
+    for _ in range(_REPETITIONS):
+        error = float(np.mean((about - centred @ moved) ** 2))
+        ridge = max(error, _LEAST_ERROR**2) / spread**2
+        moved = np.linalg.solve(square + ridge * np.eye(levels - 1), product)
+    return np.asarray(basis @ moved)
