@@ -5,16 +5,18 @@ BIN     = $(VENV)/bin
 JOBS   ?= 2
 STAMP   = $(VENV)/.installed
 
-.PHONY: help demo up client test test-slow coverage docs lint types format bench screenshots lock clean
+.PHONY: help demo up client test test-slow coverage docs lint types audit format bench screenshots lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       observations over HTTP to analysis files, on this machine, in minutes"
+	@echo "                DEMO=--stay leaves the system running, to look at in a browser"
 	@echo "make up         the whole system in the foreground (appa up)"
 	@echo "make client     the synchronous client from the asynchronous one"
 	@echo "make test       all tests          make test-slow   slow science too"
 	@echo "make lint types docs  checks       make bench       tables of speed and skill"
-	@echo "make screenshots URL=…  pictures of the pages of a running system, into docs/images"
+	@echo "make audit      secrets among the files, advisories against the packages"
+	@echo "make screenshots  pictures of the pages into docs/images, of demo-output/data or URL=…"
 	@echo "make coverage   what the tests reach"
 
 $(STAMP): pyproject.toml client/pyproject.toml constraints.txt
@@ -25,7 +27,7 @@ $(STAMP): pyproject.toml client/pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/appa demo
+	$(BIN)/appa demo $(DEMO)
 
 up: $(STAMP)
 	$(BIN)/appa up
@@ -54,6 +56,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+audit: $(STAMP)
+	$(BIN)/python .ci/audit.py
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -61,9 +66,10 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
-URL ?= http://127.0.0.1:8000
+URL   ?= demo-output/data
+VIEWS ?= map pole chance observations work
 screenshots: $(STAMP)
-	$(BIN)/python -m lab.demo.screenshots $(URL) docs/images
+	$(BIN)/python -m lab.demo.screenshots $(URL) docs/images $(VIEWS:%=--view %)
 
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

@@ -42,6 +42,10 @@ GROUPS: dict[str, tuple[str, str]] = {
     "fetch": ("deploy.commands.client:fetch_app", "Download the files of an analysis."),
     "export": ("deploy.commands.export:export_app", "Give an analysis to another weather model."),
     "cycles": ("deploy.commands.cycles:app", "List, watch, explain and rerun hourly analyses."),
+    "challenger": (
+        "deploy.commands.challenger:app",
+        "A second suite on trial: how it compares; promote, drop.",
+    ),
     "deny": ("deploy.commands.cycles:deny_app", "A cycle without a network: what was it worth?"),
     "reanalyse": ("deploy.commands.reanalyse:app", "A past period in windows side by side."),
     "replay": ("deploy.commands.results:replay_app", "Make an analysis again: is it identical?"),

@@ -29,6 +29,8 @@ from rich.table import Table
 
 from appa_client import AppaClient, AppaClientError, GatewayError
 from model.domain.errors import AppaError
+from worker.contract.layout import Layout
+from worker.contract.settings import InstallationSettings
 
 __all__ = [
     "AsJson",
@@ -40,6 +42,7 @@ __all__ = [
     "err",
     "gateway_client",
     "duration",
+    "installed_layout",
     "json_object",
     "key_table",
     "mebibytes",
@@ -88,6 +91,11 @@ DataFolder = Annotated[
 ]
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_DATA = Path("appa-data")
+
+
+def installed_layout(data: Path) -> Layout:
+    """Return the paths of a data folder, and where APPA_RESULTS_URL says its results are."""
+    return InstallationSettings(data_dir=data).layout
 
 
 @contextmanager

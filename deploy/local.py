@@ -28,6 +28,7 @@ from deploy.stack_log import StackLog
 from model.domain.errors import ConfigurationError
 from worker.contract.layout import Layout
 from worker.contract.queues import QUEUES, SCHEDULER
+from worker.contract.settings import InstallationSettings
 from worker.contract.store import Stores, open_stores
 from worker.sandbox import scratch_prefix, sweep_scratch
 
@@ -74,11 +75,13 @@ class Process:
         name: Shown before its log lines.
         command: Program and arguments.
         stop_seconds: Time it gets to stop in good order.
+        folder: Needed to start, and made before each start where it is missing.
     """
 
     name: str
     command: tuple[str, ...]
     stop_seconds: float = 10.0
+    folder: Path | None = None
 
 
 def python_command(command: Sequence[str]) -> tuple[str, ...]:
@@ -205,6 +208,8 @@ class Supervisor:
             child.process.wait()
 
     def _spawn(self, part: Process) -> subprocess.Popen[bytes]:
+        if part.folder is not None:
+            part.folder.mkdir(mode=0o700, exist_ok=True)
         process = subprocess.Popen(
             part.command,
             env=self.environment,
@@ -252,6 +257,8 @@ class StackOptions:
         quiet: Log to the file alone.
         copies: How many processes of a part run, by its name; one of those that are not named.
         environment: Variables for all processes, besides those of this one.
+        buckets: Whether the buckets that the environment names are used. An exercise must not: it
+            would ingest the uploads of another installation, and by a fast clock delete them.
     """
 
     data: Path
@@ -262,6 +269,10 @@ class StackOptions:
     quiet: bool = False
     copies: Mapping[str, int] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    buckets: bool = True
+
+
+_BUCKETS = ("APPA_RESULTS_URL", "APPA_UPLOADS_URL", "APPA_OBSERVATIONS_URL")
 
 
 class LocalStack:
@@ -276,7 +287,9 @@ class LocalStack:
 
     def __init__(self, options: StackOptions, console: Console | None = None) -> None:
         self.options = options
-        self.layout = Layout(options.data.resolve()).create()
+        settings = InstallationSettings(data_dir=options.data)
+        layout = settings.layout if options.buckets else Layout(settings.layout.root)
+        self.layout = layout.create()
         self.port = options.port or free_port(options.host)
         self.url = f"http://{options.host}:{self.port}"
         self._socket_folder: Path | None = None
@@ -300,7 +313,8 @@ class LocalStack:
         if self.options.redis_url:
             return own
         path = Path(self.redis_url.removeprefix("unix://"))
-        return [Process("broker", broker_command(self.layout.broker, path)), *own]
+        folder = self.layout.broker
+        return [Process("broker", broker_command(folder, path), folder=folder), *own]
 
     def _environment(self) -> dict[str, str]:
         models = {"APPA_MODELS": ",".join(self.options.models)} if self.options.models else {}
@@ -308,6 +322,7 @@ class LocalStack:
             "PYTHONUNBUFFERED": "1",
             "TYPER_STANDARD_TRACEBACK": "1",  # a frame of boxes makes a log unreadable
             **os.environ,
+            **({} if self.options.buckets else dict.fromkeys(_BUCKETS, "")),
             **self.options.environment,
             "APPA_REDIS_URL": self.redis_url,
             "APPA_DATA_DIR": str(self.layout.root),

@@ -30,6 +30,7 @@ from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
 from redis.exceptions import RedisError
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -46,6 +47,7 @@ from service.openapi import describe
 from service.problems import add_problem_handlers, appa_problem, broker_problem, problem_response
 from service.routes import (
     analyses,
+    challengers,
     cycles,
     events,
     feedback,
@@ -53,6 +55,7 @@ from service.routes import (
     jobs,
     observations,
     ogc,
+    ogc_maps,
     stac,
     system,
 )
@@ -232,7 +235,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     fields.router,
     stac.router,
     ogc.router,
+    ogc_maps.router,
     cycles.router,
+    challengers.router,
     events.router,
     events.webhooks_router,
     system.router,
@@ -318,6 +323,13 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         seconds=settings.upload_idle_seconds,
         except_path="/v1/observations",
     )
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=("GET",),
+            allow_headers=("Authorization", "X-API-Key"),
+        )
     audit = AuditLog(gateway.layout.audit_file)
     app.add_middleware(RequestContext, metrics=gateway.metrics, audit=audit)
     describe(app)

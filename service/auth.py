@@ -2,7 +2,8 @@
 
 A key comes as bearer token, as `X-API-Key`, or as the password of HTTP basic: netCDF-C
 (`#mode=bytes`) and other clients know only user names and passwords
-(`http://user:password@host`). The user name is ignored.
+(`http://user:password@host`). The user name is ignored. In its place a token may come of the issuer
+that the gateway trusts, if there is one (`service.oidc`).
 """
 
 import base64
@@ -17,9 +18,10 @@ from starlette.datastructures import Headers
 
 from service.errors import Forbidden, QueueQuota, RateLimited, Unauthenticated
 from service.gateway import Gateway
-from service.keys import EVERYONES, OPEN, ApiKey, Scope
+from service.keys import EVERYONES, LIMITS, OPEN, ApiKey, Scope
 from worker.contract.batches import BatchRecord
 from worker.contract.jobs import JobRecord
+from worker.contract.usage import Charge, Use
 
 READ_FACTOR = 20
 """Reading a data set or a file piece by piece takes many small requests, counted apart."""
@@ -47,6 +49,12 @@ def needs_challenge(headers: Headers) -> bool:
     return "mozilla" not in headers.get("user-agent", "").lower()
 
 
+async def _check(gateway: Gateway, presented: str) -> ApiKey:
+    if gateway.issuer is not None and gateway.issuer.takes(presented):
+        return await gateway.issuer.check(presented)
+    return gateway.keys.check(presented)
+
+
 async def authenticate(
     gateway: Gateway, headers: Headers, *, pieces: bool = False, counted: bool = True
 ) -> ApiKey:
@@ -61,6 +69,7 @@ async def authenticate(
 
     Raises:
         Unauthenticated: Without a key where one is needed, or with a wrong one.
+        Unavailable: With a token, while the keys of its issuer are not to be had.
         RateLimited: Above the key's rate.
     """
     presented = presented_key(headers)
@@ -74,20 +83,19 @@ async def authenticate(
             basic=basic,
         )
     try:
-        key = gateway.keys.check(presented)
+        key = await _check(gateway, presented)
     except Unauthenticated as error:
-        raise Unauthenticated(error.message, basic=basic) from error
+        raise Unauthenticated(error.message, basic=basic, error=error.error) from error
     structlog.contextvars.bind_contextvars(api_key=key.id)
     if not gateway.settings.keys_required:  # where everybody sees everything without one
         key = key.model_copy(update={"scopes": key.scopes | EVERYONES})
     if not counted:
         return key
-    limit = key.requests_per_minute
-    limit = gateway.settings.requests_per_minute if limit is None else limit
+    limit = limits_of(gateway, key)["requests_per_minute"]
     name = f"{key.id}:pieces" if pieces else key.id
     limit *= READ_FACTOR if pieces else 1
     if limit:
-        allowance = await to_thread.run_sync(gateway.stores.quotas.take, name, limit)
+        allowance = await to_thread.run_sync(gateway.stores.rates.take, name, limit)
         if not allowance.allowed:
             raise RateLimited(
                 f"Expected at most {limit} requests a minute with key '{key.id}'; try again in "
@@ -97,7 +105,7 @@ async def authenticate(
     return key
 
 
-BEARER = HTTPBearer(auto_error=False, description="`Authorization: Bearer appa_…`")
+BEARER = HTTPBearer(auto_error=False, description="`Authorization: Bearer appa_…`, or a token.")
 HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key, alone.")
 
 
@@ -172,12 +180,18 @@ async def metrics_reader(
     return key.need(Scope.METRICS_READ)
 
 
+async def administrator(key: AnyCaller) -> ApiKey:
+    """A caller that may change what everybody gets."""
+    return key.need(Scope.ADMIN)
+
+
 ObservationWriter = Annotated[ApiKey, Depends(observation_writer)]
 UploadReader = Annotated[ApiKey, Depends(observation_sender_or_reader)]
 JobWriter = Annotated[ApiKey, Depends(job_writer)]
 JobReader = Annotated[ApiKey, Depends(job_reader)]
 Reader = Annotated[ApiKey, Depends(reader)]
 MetricsReader = Annotated[ApiKey, Depends(metrics_reader)]
+Administrator = Annotated[ApiKey, Depends(administrator)]
 
 
 def find_job(gateway: Gateway, key: ApiKey, job_id: str, *, change: bool = False) -> JobRecord:
@@ -234,13 +248,31 @@ def _anothers(key: ApiKey, what: str) -> Forbidden:
     )
 
 
+def limits_of(gateway: Gateway, key: ApiKey) -> dict[str, int]:
+    """Return the limits that hold for a key, its own or the gateway's; 0 for no limit."""
+    of_gateway = {
+        "requests_per_minute": gateway.settings.requests_per_minute,
+        "queued_jobs": gateway.settings.queued_jobs_per_key,
+        "bytes_per_day": gateway.settings.bytes_per_day_per_key,
+        "rows_per_day": gateway.settings.rows_per_day_per_key,
+        "jobs_per_day": gateway.settings.jobs_per_day_per_key,
+    }
+    own = {name: getattr(key, name) for name in LIMITS}
+    return {name: of_gateway[name] if own[name] is None else own[name] for name in LIMITS}
+
+
+def charge_of(gateway: Gateway, key: ApiKey, what: Use, amount: int) -> Charge:
+    """Return what an upload or job adds to the day of a key."""
+    return Charge(what, amount, limits_of(gateway, key)[f"{what}_per_day"])
+
+
 def check_queue_quota(gateway: Gateway, key: ApiKey) -> None:
     """Refuses another job to a key with too many unfinished ones.
 
     Raises:
         QueueQuota: At or above the quota.
     """
-    quota = gateway.settings.queued_jobs_per_key if key.queued_jobs is None else key.queued_jobs
+    quota = limits_of(gateway, key)["queued_jobs"]
     if key.id and quota and (unfinished := gateway.stores.jobs.active(key.id)) >= quota:
         raise QueueQuota(
             f"Expected at most {quota} unfinished jobs with key '{key.id}'; there are {unfinished}. "

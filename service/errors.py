@@ -43,6 +43,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "header_too_large": ProblemType(431, "The request line and headers are too large"),
     "rate_limited": ProblemType(429, "Too many requests"),
     "queue_quota": ProblemType(429, "Too many unfinished jobs"),
+    "quota_exceeded": ProblemType(429, "The key has used up its day"),
     "internal_error": ProblemType(500, "The gateway failed"),
     "configuration_error": ProblemType(500, "The settings do not fit this machine"),
     "checkpoint_error": ProblemType(500, "A checkpoint does not fit its card"),
@@ -50,6 +51,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "storage_error": ProblemType(503, "The data folder cannot be used"),
     "broker_unavailable": ProblemType(503, "The job store cannot be reached"),
     "no_worker": ProblemType(503, "No worker reports"),
+    "issuer_unavailable": ProblemType(503, "The issuer of tokens cannot be reached"),
     "not_ready": ProblemType(503, "The service is not ready"),
     "too_many_connections": ProblemType(503, "One address holds too many connections"),
     "too_many_listeners": ProblemType(503, "Too many event streams are open"),
@@ -80,13 +82,21 @@ class NotFound(RequestError):
 
 
 class Unauthenticated(RequestError):
-    """No API key, or one that is not known."""
+    """No API key or token, or one that is not known or not valid.
+
+    Arguments:
+        message: What was expected.
+        basic: Whether the client may be asked for a password as well.
+        error: Code of RFC 6750 that tells what is wrong with a token; empty for a key.
+    """
 
     code = "unauthenticated"
 
-    def __init__(self, message: str, *, basic: bool = False) -> None:
-        asked = 'Bearer realm="appa"' + (', Basic realm="appa"' if basic else "")
+    def __init__(self, message: str, *, basic: bool = False, error: str = "") -> None:
+        asked = 'Bearer realm="appa"' + (f', error="{error}"' if error else "")
+        asked += ', Basic realm="appa"' if basic else ""
         super().__init__(message, headers={"WWW-Authenticate": asked})
+        self.error = error
 
 
 class Forbidden(RequestError):

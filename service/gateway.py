@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from anyio import CapacityLimiter, to_thread
@@ -25,18 +25,26 @@ from service.metrics import GatewayMetrics
 from service.row_answers import RowBudget
 from service.settings import GatewaySettings
 from service.uploads import UploadLimits
-from worker.contract.acceptance import Intake, sweep
+from worker.contract.acceptance import Intake
 from worker.contract.layout import Layout
+from worker.contract.part_file import sweep
 from worker.contract.queues import TaskSender, celery_settings
 from worker.contract.redis_server import redis_health
 from worker.contract.store import Stores, open_stores
 from worker.contract.trace_export import finish_traces
 from worker.results.catalogue import Catalogue
 
+if TYPE_CHECKING:
+    from service.oidc import TokenIssuer
+
 log = structlog.get_logger()
 
 READERS = 8
 """Requests that read data sets at the same time: fewer than the gateway has threads."""
+
+KEEPERS = 16
+"""Uploads on their way to a bucket at the same time: one that does not answer must not take all
+threads."""
 
 _SWEEP_SECONDS = 5.0
 
@@ -98,8 +106,13 @@ class DataSets:
 
     @property
     def maps(self) -> Any:
-        """Return what draws maps, a `service.data.wms.WebMaps`."""
-        return self.module("wms").WebMaps(self.fields, self._analyses)
+        """Return what answers WMS, a `service.data.wms.WebMaps`."""
+        return self.module("wms").WebMaps(self.drawing)
+
+    @property
+    def drawing(self) -> Any:
+        """Return what draws maps and tiles, a `service.data.drawing.Drawing`."""
+        return self.module("drawing").Drawing(self.fields, self._analyses)
 
     @property
     def descriptions(self) -> Any:
@@ -138,10 +151,12 @@ class Gateway:
     feed: EventFeed
     sender: TaskSender
     keys: KeyFile
+    issuer: "TokenIssuer | None"
     analyses: Catalogue
     metrics: GatewayMetrics
     data_sets: DataSets
     rows: RowBudget
+    keepers: CapacityLimiter | None = None
     listeners: int = 0
     places: dict[str, tuple[float, int | None]] = field(default_factory=dict)
     """Places in the queue and when they were asked for, shared by all listeners of a job."""
@@ -160,9 +175,17 @@ class Gateway:
         )
 
 
+def _open_issuer(settings: GatewaySettings) -> "TokenIssuer | None":
+    """The issuer whose tokens are taken; what checks them is loaded only where there is one."""
+    if not settings.oidc_issuer:
+        return None
+    issuer: TokenIssuer = importlib.import_module("service.oidc").TokenIssuer(settings)
+    return issuer
+
+
 def open_gateway(settings: GatewaySettings) -> Gateway:
     """Everything of a gateway; no connection is made and no file read yet."""
-    layout = Layout(settings.data_dir.resolve())
+    layout = settings.layout
     stores = open_stores(settings.redis_url, settings.redis_prefix, layout)
     sender = Celery("appa-gateway", set_as_current=False)
     sender.conf.update(
@@ -176,10 +199,12 @@ def open_gateway(settings: GatewaySettings) -> Gateway:
         feed=EventFeed(settings.redis_url, stores.keys),
         sender=sender,
         keys=KeyFile(layout.keys_file),
+        issuer=_open_issuer(settings),
         analyses=analyses,
         metrics=GatewayMetrics(stores, layout),
         data_sets=DataSets(analyses, layout),
         rows=RowBudget(settings.query_held_bytes, READERS),
+        keepers=CapacityLimiter(KEEPERS) if layout.uploads_url else None,
     )
 
 
@@ -193,7 +218,7 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
     health = await to_thread.run_sync(redis_health, gateway.stores.redis)
     for warning in health.warnings:
         log.warning("redis", advice=warning)
-    if gateway.settings.keys_required and not gateway.keys.all():
+    if gateway.settings.keys_required and not gateway.keys.all() and gateway.issuer is None:
         log.warning("no_api_keys", advice="create one with `appa keys create NAME --scope SCOPE`")
     await gateway.feed.start()
     try:

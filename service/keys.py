@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -62,6 +62,15 @@ class ApiKey(BaseModel):
         default=None, ge=0, description="Null for the gateway's rate."
     )
     queued_jobs: int | None = Field(default=None, ge=0, description="Null for the gateway's quota.")
+    bytes_per_day: int | None = Field(
+        default=None, ge=0, description="Bytes of uploads a day; null for the gateway's quota."
+    )
+    rows_per_day: int | None = Field(
+        default=None, ge=0, description="Values decoded a day; null for the gateway's quota."
+    )
+    jobs_per_day: int | None = Field(
+        default=None, ge=0, description="Jobs a day; null for the gateway's quota."
+    )
     replaced_sha256: str = Field(default="", description="Hash of the secret before this one.")
     replaced_until: datetime | None = Field(
         default=None, description="Until when the secret before this one is taken (UTC)."
@@ -119,16 +128,24 @@ class ApiKey(BaseModel):
         return self
 
 
+LIMITS = ("requests_per_minute", "queued_jobs", "bytes_per_day", "rows_per_day", "jobs_per_day")
+"""Fields of a key that bound what it uses; 0 for no limit."""
+
 OPEN = ApiKey(
     id="",
     name="no key needed",
     sha256="",
     scopes=frozenset(Scope),
     created=datetime(1970, 1, 1, tzinfo=UTC),
-    requests_per_minute=0,
-    queued_jobs=0,
+    **dict.fromkeys(LIMITS, 0),
 )
 """Who everybody is on a gateway that only this machine reaches and that asks for no key."""
+
+
+def _limits(given: Mapping[str, int | None]) -> dict[str, Any]:
+    if unknown := sorted(set(given) - set(LIMITS)):
+        raise InvalidInput(f"Expected limits of {', '.join(LIMITS)}; got {', '.join(unknown)}.")
+    return dict(given)
 
 
 def _digest(secret: str) -> str:
@@ -188,10 +205,16 @@ class KeyFile:
         scopes: list[Scope],
         *,
         expires: datetime | None = None,
-        requests_per_minute: int | None = None,
-        queued_jobs: int | None = None,
+        **limits: int | None,
     ) -> tuple[str, ApiKey]:
-        """A new key and its record; the key itself is shown once and never stored."""
+        """A new key and its record; the key itself is shown once and never stored.
+
+        Arguments:
+            name: Whose it is, or what for.
+            scopes: What it may do.
+            expires: When it ends (UTC); None for never.
+            limits: Of `LIMITS`; None for the gateway's own.
+        """
         if not scopes:
             raise InvalidInput(f"Expected at least one scope of {', '.join(Scope)}; got none.")
         secret = secrets.token_hex(32)
@@ -202,8 +225,7 @@ class KeyFile:
             scopes=frozenset(scopes),
             created=datetime.now(UTC).replace(microsecond=0),
             expires=expires,
-            requests_per_minute=requests_per_minute,
-            queued_jobs=queued_jobs,
+            **_limits(limits),
         )
         with self._changing() as keys:
             keys[key.id] = key
@@ -236,8 +258,21 @@ class KeyFile:
             keys[key_id] = key = old.model_copy(update=update)
         return f"appa_{key.id}_{secret}", key
 
-    def change(self, key_id: str, *, add: Collection[Scope], drop: Collection[Scope]) -> ApiKey:
-        """Add scopes to a key and take others away; at least one must be left.
+    def change(
+        self,
+        key_id: str,
+        *,
+        add: Collection[Scope] = (),
+        drop: Collection[Scope] = (),
+        **limits: int | None,
+    ) -> ApiKey:
+        """Add scopes to a key, take others away, set limits; at least one scope must be left.
+
+        Arguments:
+            key_id: The key.
+            add: Scopes to add.
+            drop: Scopes to take.
+            limits: Of `LIMITS`; those that are None stay as they are.
 
         Raises:
             NotFound: If there is none of that id.
@@ -254,7 +289,8 @@ class KeyFile:
                 raise InvalidInput(
                     f"Expected a scope to be left to key '{key_id}'; none would. Revoke it instead."
                 )
-            keys[key_id] = key = old.model_copy(update={"scopes": frozenset(scopes)})
+            given = {name: value for name, value in _limits(limits).items() if value is not None}
+            keys[key_id] = key = old.model_copy(update={"scopes": frozenset(scopes), **given})
         return key
 
     def revoke(self, key_id: str) -> ApiKey:

@@ -13,6 +13,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
+from model.domain.errors import StorageError
 from service.work_metrics import WorkMetrics
 from worker.contract import clock
 from worker.contract.cycles import CycleState, CycleStore, Flavour
@@ -20,6 +21,7 @@ from worker.contract.disk import DiskSettings, disk_state
 from worker.contract.feeds import SourceStatus
 from worker.contract.layout import Layout
 from worker.contract.store import Removed, RetentionFigures, Stores
+from worker.contract.suites import SuiteStore
 from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
 from worker.results.verification.series import SCORES_VERSION
@@ -147,6 +149,45 @@ class VerificationMetrics:
                 self.spread_skill.labels(*labels).set(line["spread_skill"])
 
 
+class ChallengerMetrics:
+    """Gauges of the challenger that runs; there are none without one."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"appa_challenger_{name}", text, ("suite", *labels), registry=registry)
+
+        self.compared = gauge("compared", "Cycles of the challenger that were compared.")
+        self.time = gauge("valid_time_seconds", "Valid time of the challenger's newest cycle.")
+        self.difference = gauge(
+            "difference_percent",
+            "Mean square error at withheld stations, challenger against champion: mean, and ends "
+            "of the 95 % interval.",
+            "of",
+        )
+
+    def set(self, suites: SuiteStore) -> None:
+        """Set the gauges to the trial that runs, and clear those of earlier ones."""
+        for gauge in (self.compared, self.time, self.difference):
+            gauge.clear()
+        try:
+            trial = suites.trial()
+            newest = suites.newest(trial) if trial else None
+        except StorageError:
+            return
+        if trial is None:
+            return
+        name = trial.suite.name
+        whole = trial.differences[0] if trial.differences else None
+        self.compared.labels(name).set(whole.cycles if whole else 0)
+        if newest is not None:
+            self.time.labels(name).set(newest.valid_time.timestamp())
+        if whole is not None:
+            ends = {"mean": whole.percent, "low": whole.low, "high": whole.high}
+            for of, value in ends.items():
+                if value is not None:
+                    self.difference.labels(name, of).set(value)
+
+
 class SourceMetrics(Collector):
     """Figures of the sources of observations, from what their process reports."""
 
@@ -269,6 +310,7 @@ class GatewayMetrics:
         self.registry.register(self.sources)
         self.disk = DiskMetrics(self.registry)
         self.verification = VerificationMetrics(self.registry)
+        self.challenger = ChallengerMetrics(self.registry)
 
     def render(self) -> bytes:
         """Return all metrics in the text format of Prometheus."""

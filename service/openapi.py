@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from service.errors import PROBLEM_JSON, PROBLEMS
 from service.problems import ProblemDocument
+from service.settings import GatewaySettings
 
 DESCRIPTION = """\
 Observations in, analyses out: upload BUFR, GRIB or tables, submit filtering, forecast or
@@ -23,7 +24,10 @@ TAGS = [
     {"name": "cycles", "description": "Hourly analyses: their state, explanation and reruns."},
     {"name": "analyses", "description": "Published results and their files."},
     {"name": "fields", "description": "Horizontal fields of results, for maps."},
-    {"name": "ogc", "description": "OGC API - EDR and WMS over the published results."},
+    {
+        "name": "ogc",
+        "description": "OGC API - EDR, Maps and Tiles, and WMS over the published results.",
+    },
     {"name": "catalogue", "description": "A STAC API over the published results."},
     {"name": "webhooks", "description": "Delivery of events over HTTP; for operators."},
     {"name": "system", "description": "Capabilities of running workers, health, metrics."},
@@ -40,6 +44,7 @@ ALWAYS = (
     "request_timeout",
     "internal_error",
     "broker_unavailable",
+    "issuer_unavailable",
 )
 """Errors that any route may answer with."""
 
@@ -96,10 +101,26 @@ def describe(app: FastAPI) -> None:
             schemas["ProblemDocument"] = schema
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
+            _name_issuer(document, app.state.gateway.settings)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _name_issuer(document: dict[str, Any], settings: GatewaySettings) -> None:
+    """Add the issuer of tokens to what operations are secured by, where there is one."""
+    if not settings.oidc_issuer:
+        return
+    document["components"]["securitySchemes"]["OpenIdConnect"] = {
+        "type": "openIdConnect",
+        "openIdConnectUrl": settings.oidc_issuer.rstrip("/") + "/.well-known/openid-configuration",
+        "description": f"A token for '{settings.oidc_audience}', sent as `Authorization: Bearer …`.",
+    }
+    for path in document["paths"].values():
+        for operation in path.values():
+            if isinstance(operation, dict) and operation.get("security"):
+                operation["security"].append({"OpenIdConnect": []})
 
 
 BATCH: dict[str, Any] = {
@@ -217,6 +238,41 @@ CYCLE: dict[str, Any] = {
     "asked_by": "",
 }
 
+
+CHALLENGER: dict[str, Any] = {
+    "champion": {"suite_id": "", "since": None, "note": ""},
+    "challenger": {
+        "id": 1,
+        "suite": {"name": "wider", "errors": {"representativeness": {"factor": 1.2}}},
+        "suite_id": "wider-5b0e77d1",
+        "champion_id": "",
+        "begun": "2025-01-01T09:00:03Z",
+        "first_time": "2025-01-01T06:00:00Z",
+        "counted_from": "2025-01-03T06:00:00Z",
+        "least_cycles": 48,
+        "cycles": {"published": 120},
+        "newest_time": "2025-01-06T05:00:00Z",
+        "verdict": "better",
+        "differences": [
+            {
+                "network": "all",
+                "variables": "all",
+                "cycles": 72,
+                "values": 51840,
+                "percent": -1.8,
+                "low": -3.1,
+                "high": -0.5,
+                "correlation": 0.42,
+            }
+        ],
+        "ended": None,
+        "outcome": None,
+        "by": "",
+        "note": "",
+    },
+    "history": [],
+    "reigns": [],
+}
 
 VERIFICATION: dict[str, Any] = {
     "valid_time": "2025-01-01T06:00:00Z",

@@ -19,6 +19,7 @@ from model.domain.errors import AppaError, StorageError
 from service.errors import PROBLEM_JSON, PROBLEMS, RequestError
 from worker.contract.disk import DiskLow, is_disk_full
 from worker.contract.kinds import KINDS
+from worker.contract.usage import QuotaExceeded
 
 CODES_BY_STATUS = {
     400: "bad_request",
@@ -126,6 +127,8 @@ def appa_problem(request: Request, error: AppaError) -> Response:
         field, known = str(context.pop("field")), context.pop("known", None)
         errors = [FieldProblem(field=field, message=error.message, known=known)]
     headers = error.headers if isinstance(error, RequestError) else None
+    if isinstance(error, QuotaExceeded):  # the rest of an upload is not read
+        headers = {"Retry-After": str(error.retry_after), "Connection": "close"}
     if isinstance(error, StorageError):
         headers = {"Retry-After": "300" if isinstance(error, DiskLow) else "30"}
     return problem_response(

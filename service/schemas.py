@@ -6,7 +6,7 @@ own holders and to those who see everyone's records.
 """
 
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,7 @@ from worker.contract.jobs import JobRecord, JobState, Progress
 from worker.contract.kinds import JobSpec
 from worker.contract.queues import ModelInfo, WorkerReport
 from worker.contract.records import Problem
+from worker.contract.suites import Difference, Outcome, Trial, TrialCycle
 from worker.contract.webhooks import DeliveryState, Webhook
 from worker.results.manifest import AnalysisManifest, ManifestFile, Pin
 from worker.results.verification.series import SeriesRow
@@ -44,6 +45,7 @@ __all__ = [
     "NewWebhook",
     "PinView",
     "Readiness",
+    "TrialView",
     "UploadFormat",
     "VerificationPage",
     "WebhookView",
@@ -83,7 +85,7 @@ class JobView(View):
     analysis_id: str = Field(description="Id under which the result is published.")
     api_key: str = Field(description=_KEY_ID.format("submitted it"))
     request_id: str = Field(description="Request that submitted it, as in the log.")
-    flavour: str = Field(description="`early` or `final`; empty outside the cycles.")
+    flavour: str = Field(description="`early`, `final` or `challenger`; empty outside the cycles.")
     revision: int = Field(ge=1, description="Revision of the result for its valid time.")
     cycle: dict[str, Any] = Field(description="Facts about its cycle; empty outside the cycles.")
 
@@ -162,6 +164,48 @@ class CycleView(View):
         return view.model_copy(update={"asked_by": _visible(cycle.asked_by, caller)})
 
 
+class TrialView(View):
+    """A challenger beside a champion, from its beginning to its end."""
+
+    id: int = Field(description="Number of the trial.")
+    suite: dict[str, Any] = Field(description="What it has of its own: `model`, `errors`, …")
+    suite_id: str = Field(description="Its name and a digest of its content.")
+    champion_id: str = Field(description="Suite beside which it runs; empty for the first one.")
+    begun: datetime = Field(description="When it was first seen in the policy (UTC).")
+    first_time: datetime = Field(description="Valid time of its first cycle (UTC).")
+    counted_from: datetime = Field(description="Valid time of the first cycle compared (UTC).")
+    least_cycles: int = Field(description="Cycles compared before a verdict.")
+    cycles: dict[str, int] = Field(description="Its cycles, by state.")
+    newest_time: datetime | None = Field(description="Valid time of its newest cycle (UTC).")
+    verdict: Literal["better", "worse", "undecided"] = Field(
+        description="What all values together say of it, at the 5 % level."
+    )
+    differences: list[Difference] = Field(
+        description="Its mean square error at withheld stations against the champion's: of all "
+        "values, by network, by variables, by both."
+    )
+    ended: datetime | None = Field(description="When it ended (UTC); null while it runs.")
+    outcome: Outcome | None = Field(description="How it ended; null while it runs.")
+    by: str = Field(description=_KEY_ID.format("ended it"))
+    note: str = Field(description="Why it was ended, or what it waits for.")
+
+    @classmethod
+    def of(
+        cls, trial: Trial, cycles: dict[str, int], newest: TrialCycle | None, caller: ApiKey
+    ) -> Self:
+        """Return what `caller` may see of `trial`."""
+        return cls.model_validate(
+            {
+                **trial.model_dump(exclude={"suite"}),
+                "suite": trial.suite.model_dump(mode="json", exclude_defaults=True),
+                "cycles": cycles,
+                "newest_time": newest.valid_time if newest else None,
+                "verdict": trial.verdict,
+                "by": _visible(trial.by, caller),
+            }
+        )
+
+
 class AnalysisView(View):
     """A published result: its files, and what is needed to reproduce it."""
 
@@ -170,7 +214,7 @@ class AnalysisView(View):
     kind: str = Field(description="Kind of that job: `filtering`, `forecast` or `reanalysis`.")
     valid_time: datetime = Field(description="Analysis time; start of a forecast or reanalysis.")
     times: list[datetime] = Field(description="Valid times in the files (UTC).")
-    flavour: str = Field(description="`early` or `final`; empty outside the cycles.")
+    flavour: str = Field(description="`early`, `final` or `challenger`; empty outside the cycles.")
     revision: int = Field(ge=1, description="Revision for this valid time.")
     cycle: dict[str, Any] = Field(
         description="In a cycle: `key`, `decided`, `caught_up`, `behind_seconds`, `attempt`, and "

@@ -3,6 +3,7 @@
 import ipaddress
 from importlib.util import find_spec
 from typing import Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -25,6 +26,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_fetchable(url: str) -> bool:
+    """Whether an address of an issuer may be asked: by https, or by http on this machine alone."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    return bool(host) and (
+        parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+    )
 
 
 class GatewaySettings(InstallationSettings):
@@ -84,6 +97,39 @@ class GatewaySettings(InstallationSettings):
         description="Addresses of reverse proxies, whose connections are not counted.",
     )
 
+    allow_origins: str = Field(
+        default="",
+        description="Origins of other web pages that may read answers, comma-separated; `*`: all.",
+    )
+
+    oidc_issuer: str = Field(
+        default="",
+        description="Issuer whose tokens are taken besides keys, as its tokens name it (`iss`).",
+    )
+    oidc_audience: str = Field(
+        default="", description="What its tokens for this service have as audience (`aud`)."
+    )
+    oidc_scope_claim: str = Field(
+        default="scope",
+        min_length=1,
+        description="Claim that says what a caller may do; dots lead into objects.",
+    )
+    oidc_scopes: dict[str, list[str]] = Field(
+        default={}, description="Scopes that each value of the claim gives; JSON."
+    )
+    oidc_skew_seconds: int = Field(
+        default=30, ge=0, le=600, description="How far the issuer's clock may be off."
+    )
+    oidc_timeout_seconds: float = Field(
+        default=5.0, gt=0, description="Time in which the issuer has to send its keys."
+    )
+    oidc_refresh_seconds: float = Field(
+        default=3600.0, gt=0, description="Its keys are fetched anew after so long."
+    )
+    oidc_refetch_seconds: float = Field(
+        default=30.0, gt=0, description="Its keys are asked for no more often than this."
+    )
+
     requests_per_minute: int = Field(
         default=1200,
         ge=0,
@@ -91,6 +137,15 @@ class GatewaySettings(InstallationSettings):
     )
     queued_jobs_per_key: int = Field(
         default=64, ge=0, description="Unfinished jobs one key may have; 0: no limit."
+    )
+    bytes_per_day_per_key: int = Field(
+        default=0, ge=0, description="Bytes of uploads of one key a day (UTC); 0: no limit."
+    )
+    rows_per_day_per_key: int = Field(
+        default=0, ge=0, description="Values decoded from them a day; 0: no limit."
+    )
+    jobs_per_day_per_key: int = Field(
+        default=0, ge=0, description="Jobs of one key a day; 0: no limit."
     )
     max_listeners: int = Field(
         default=2000, gt=0, description="Event streams one gateway process holds open at once."
@@ -116,9 +171,28 @@ class GatewaySettings(InstallationSettings):
         return not is_loopback(self.host) if self.require_keys is None else self.require_keys
 
     @property
+    def origins(self) -> tuple[str, ...]:
+        """Return the origins in `allow_origins`."""
+        return tuple(part for text in self.allow_origins.split(",") if (part := text.strip()))
+
+    @property
     def proxies(self) -> tuple[str, ...]:
         """Return the addresses in `trusted_proxies`."""
         return tuple(part for text in self.trusted_proxies.split(",") if (part := text.strip()))
+
+    @model_validator(mode="after")
+    def _refuse_half_an_issuer(self) -> Self:
+        if not self.oidc_issuer and not self.oidc_audience and not self.oidc_scopes:
+            return self
+        if not (self.oidc_audience and self.oidc_scopes and is_fetchable(self.oidc_issuer)):
+            raise ConfigurationError(
+                "Expected all of APPA_OIDC_ISSUER (https://…), APPA_OIDC_AUDIENCE and "
+                'APPA_OIDC_SCOPES ({"value of the claim": ["analyses:read"]}), or none; got '
+                f"issuer '{self.oidc_issuer}', audience '{self.oidc_audience}' and "
+                f"{len(self.oidc_scopes)} values.",
+                issuer=self.oidc_issuer,
+            )
+        return self
 
     @model_validator(mode="after")
     def _refuse_open_gateway(self) -> Self:

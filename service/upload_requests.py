@@ -7,6 +7,7 @@ the sender (report type, observation errors, decoder) are checked before anythin
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from email.message import Message
+from functools import partial
 from typing import Any
 
 import structlog
@@ -23,10 +24,12 @@ from service.gateway import Gateway
 from service.query_parameters import check_known, json_object
 from service.uploads import StoredUpload, check_length, receive_upload
 from worker.contract import traces
-from worker.contract.acceptance import PartFile
 from worker.contract.batches import BatchRecord
+from worker.contract.buckets import BucketUnavailable
 from worker.contract.disk import require_space
+from worker.contract.part_file import PartFile
 from worker.contract.records import new_id
+from worker.contract.usage import Charge, QuotaExceeded, Usage
 from worker.observations.errors import ErrorEntry, ErrorTable
 from worker.observations.formats import FileFormat
 
@@ -192,6 +195,30 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
+class UploadQuota:
+    """What the sender of an upload has used today, and the most bytes of a day (0: no limit)."""
+
+    today: Usage
+    limit: int
+
+    def charge(self, size: int) -> Charge:
+        """Return what an upload of so many bytes adds to the day."""
+        return Charge("bytes", size, self.limit)
+
+    async def within(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield `chunks` as long as the day has room for them.
+
+        Raises:
+            QuotaExceeded: As soon as it has none; the rest is not read.
+        """
+        received = 0
+        async for chunk in chunks:
+            received += len(chunk)
+            self.today.require(self.charge(received))
+            yield chunk
+
+
+@dataclass(frozen=True)
 class UploadOrigin:
     """The sender of an upload and the options that came with it."""
 
@@ -201,6 +228,7 @@ class UploadOrigin:
     report_type: str | None
     errors: str | None
     decoder: str | None
+    quota: UploadQuota | None = None
 
 
 class Disconnected(RequestError):
@@ -212,7 +240,7 @@ async def receive_batch(
 ) -> tuple[BatchRecord, bool]:
     """Receive the body, store it as a batch and notify the ingest workers.
 
-    The upload becomes visible only whole: received under `tmp/`, moved, then recorded. The same
+    The upload becomes visible only whole: received under `tmp/`, kept, then recorded. The same
     content with the same options is the same batch.
 
     Returns:
@@ -225,18 +253,21 @@ async def receive_batch(
     boundary = boundary_of(request.headers.get("content-type", ""))
     form = FilePart(boundary) if boundary else None
     chunks = file_chunks(form, request.stream()) if form else _nonempty(request.stream())
+    if sender.quota is not None:
+        chunks = sender.quota.within(chunks)
     batch_id = new_id("batch")
     try:
         with PartFile(gateway.layout.upload(batch_id)) as part:
             with traces.step("receive"):
                 upload = await receive_upload(chunks, part, limits)
             batch = _record(batch_id, upload, request, sender, form)
-            return await to_thread.run_sync(_keep, gateway, part, batch, sender.idempotency_key)
+            keep = partial(_keep, gateway, part, batch, sender)
+            return await to_thread.run_sync(keep, limiter=gateway.keepers)
     except ClientDisconnect:
         gateway.metrics.uploads.labels("disconnected").inc()
         log.info("upload_disconnected", batch_id=batch_id)
         raise Disconnected("The client went away during the upload; nothing was kept.") from None
-    except RequestError as error:
+    except (RequestError, QuotaExceeded, BucketUnavailable) as error:
         gateway.metrics.uploads.labels(error.code).inc()
         raise
 
@@ -274,10 +305,13 @@ def _record(
 
 
 def _keep(
-    gateway: Gateway, part: PartFile, record: BatchRecord, idempotency_key: str
+    gateway: Gateway, part: PartFile, record: BatchRecord, sender: UploadOrigin
 ) -> tuple[BatchRecord, bool]:
     """Accept the upload, count it and log it."""
-    batch, created = gateway.intake.accept(part, record, idempotency_key=idempotency_key)
+    charge = sender.quota.charge(record.size) if sender.quota is not None else None
+    batch, created = gateway.intake.accept(
+        part, record, idempotency_key=sender.idempotency_key, charge=charge
+    )
     if created:
         gateway.metrics.upload_bytes.inc(record.size)
     gateway.metrics.uploads.labels("created" if created else "known").inc()
@@ -293,7 +327,7 @@ def retry_ingest(gateway: Gateway, batch_id: str) -> BatchRecord:
         NotFound: If there is no such upload, or its bytes are no longer kept.
     """
     batch = gateway.stores.batches.get(batch_id)
-    if not gateway.layout.raw_file(batch.id).exists():
+    if not gateway.intake.uploads.has(batch.id):
         raise NotFound(
             f"Expected the bytes of upload '{batch_id}' to be kept; retention has removed them. "
             "Send the file again."

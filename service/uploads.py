@@ -15,8 +15,8 @@ from anyio import to_thread
 
 from model.domain.errors import DecodeError
 from service.errors import DiskFull, TooLarge, UnsupportedContent, UploadStalled
-from worker.contract.acceptance import PartFile
 from worker.contract.disk import free_bytes, is_disk_full
+from worker.contract.part_file import PartFile
 from worker.observations.formats import FORMATS, HEAD_BYTES, FileFormat, recognise
 
 BLOCK_BYTES = 1 << 20

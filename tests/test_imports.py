@@ -22,19 +22,22 @@ ALLOWED = (
     "worker.observations.stations",
     "worker.observations.store.commits",
     "worker.observations.store.files",
+    "worker.observations.store.places",
     "worker.observations.store.query",
     "worker.observations.units",
     "worker.results.catalogue",
     "worker.results.entries",
     "worker.results.manifest",
+    "worker.results.store",
     "worker.results.verification.series",
 )
 """Modules, and packages with all that is in them (a final dot). Anything else is forbidden until it
 is listed here; what is listed must not need torch, ecCodes or xarray to be imported."""
 
 HEAVY = {"torch", "azula", "eccodes", "jax", "matplotlib"}
-AT_START = HEAVY | {"xarray", "netCDF4"}
-"""Not even loaded when the gateway starts; a data set that is asked for may load the latter two."""
+AT_START = HEAVY | {"xarray", "netCDF4", "joserfc"}
+"""Not even loaded when the gateway starts; a data set that is asked for may load xarray and netCDF4,
+an issuer of tokens that is configured joserfc."""
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from worker.contract.queues import RUN_ASSIMILATION, TaskSender, submit
 from worker.contract.records import utc_now
 from worker.contract.store import Stores
 from worker.results.retention.plan import read_policy
+from worker.results.store import result_store
 
 __all__ = ["AnyStore", "Archivist"]
 
@@ -218,7 +219,7 @@ class Archivist:
             "publishing": False,
             "progress": Progress(message="restored after the job store lost its data"),
         }
-        if self.layout.manifest(job.analysis_id).exists():
+        if result_store(self.layout).bring(job.analysis_id):
             update |= {"state": JobState.SUCCEEDED, "finished": utc_now(), "error": None}
         elif job.state is JobState.CANCELLING:
             update |= {"state": JobState.CANCELLED, "finished": utc_now()}

@@ -155,9 +155,27 @@ def program_files() -> Iterator[str]:
     for name, value in os.environ.items():
         if name.startswith("ECCODES_") or name == "LD_LIBRARY_PATH":
             yield from (path for path in value.split(os.pathsep) if os.path.isabs(path))
-    for folder in dict.fromkeys(path or os.getcwd() for path in sys.path):
-        if not any(Path(folder).is_relative_to(place) for place in installed):
-            yield from _modules(folder)
+
+    def is_elsewhere(path: str) -> bool:
+        return not any(Path(path).is_relative_to(place) for place in installed)
+
+    folders = dict.fromkeys(path or os.getcwd() for path in sys.path)
+    for folder in filter(is_elsewhere, folders):
+        yield from _modules(folder)
+    for place in filter(is_elsewhere, _packages_in_use()):
+        if place not in folders:
+            yield place
+
+
+def _packages_in_use() -> Iterator[str]:
+    """Yield the folders of packages that are loaded.
+
+    `sys.path` does not lead to all: an editable installation is found by a hook of its own, and a
+    package may lack an `__init__.py`.
+    """
+    for name, module in list(sys.modules.items()):
+        if "." not in name:
+            yield from getattr(module, "__path__", ())
 
 
 def _modules(folder: str) -> Iterator[str]:
@@ -171,10 +189,6 @@ def _modules(folder: str) -> Iterator[str]:
             )
             if is_package or entry.name.endswith((".py", ".so", ".dist-info", ".egg-info")):
                 yield entry.path
-    for module in list(sys.modules.values()):  # packages without __init__.py that are in use
-        for place in getattr(module, "__path__", ()) if not getattr(module, "__file__", "") else ():
-            if Path(place).is_relative_to(folder) and place != folder:
-                yield place
 
 
 # -- seccomp

@@ -170,6 +170,10 @@ class ProgressReporter:
         interval: Seconds between two stored values of the same phase.
         limit_seconds: A job that takes longer is stopped.
         meter: Measures the attempt; None where nobody looks at it.
+
+    Attributes:
+        shared: Where several processes work on the job: told the steps of this one, returns those
+            of all.
     """
 
     def __init__(
@@ -187,6 +191,7 @@ class ProgressReporter:
         self.check_stopping = check_stopping
         self.interval = interval
         self.progress = Progress(phase=Phase.LOADING)
+        self.shared: Callable[[int, int], tuple[int, int]] | None = None
         self._last_published = float("-inf")
         self._sampling_since = 0.0
         self._limit = limit_seconds
@@ -200,7 +205,7 @@ class ProgressReporter:
         traces.phase(phase.value)
         update = {"phase": phase, "message": message, "eta_seconds": None}
         self.progress = self.progress.model_copy(update=update)
-        if phase is Phase.SAMPLING:
+        if phase in (Phase.BACKGROUND, Phase.SAMPLING):  # both count steps
             self._sampling_since = time.monotonic()
         self._publish()
 
@@ -236,9 +241,26 @@ class ProgressReporter:
         except RedisError:  # the server restarts; the gate before publication is what counts
             return
 
+    def wait(self) -> None:
+        """Check, and publish what the others have done, while they work and this process does not."""
+        self.check()
+        if time.monotonic() - self._last_published >= self.interval:
+            self._publish()
+
+    def settle(self) -> None:
+        """Take the steps of all for one's own: the common work is done."""
+        if self.shared is not None:
+            step, steps = self.shared(self.progress.step, self.progress.steps)
+            self.progress = self.progress.model_copy(update={"step": step, "steps": steps})
+            self.shared = None
+
     def _publish(self) -> None:
         self._last_published = time.monotonic()
         try:
-            self.store.report(self.lease.record_id, self.lease.token, self.progress)
+            progress = self.progress
+            if self.shared is not None:
+                step, steps = self.shared(progress.step, progress.steps)
+                progress = progress.model_copy(update={"step": step, "steps": steps})
+            self.store.report(self.lease.record_id, self.lease.token, progress)
         except RedisError:
             return

@@ -216,6 +216,13 @@ class WorkerLife:
             from worker.loaded_models import open_models
             from worker.tasks.assimilation import describe_models
 
+            if self.settings.ranks > 1:
+                from worker.ranks import RankGroup, device_of
+
+                device = device_of(0, self.settings.ranks, self.settings.device)
+                runtime.ranks = RankGroup(self.settings, self.settings.ranks)
+                self.settings = self.settings.model_copy(update={"device": device})
+                runtime.report.ranks = self.settings.ranks
             runtime.models = open_models(self.settings)
             describe_models(runtime.models, runtime.report)
             self.app.runtime = runtime

@@ -41,6 +41,7 @@ class Runtime:
     Attributes:
         measures: What this process counts.
         models: The loaded models of a GPU worker (`worker.loaded_models.LoadedModels`), else None.
+        ranks: The other processes of a GPU worker (`worker.ranks.RankGroup`), else None.
         stopping: Set when the process was asked to stop; work ends at its next step.
     """
 
@@ -51,6 +52,7 @@ class Runtime:
     report: WorkerReport
     measures: Measures
     models: Any = None
+    ranks: Any = None
     stopping: threading.Event = field(default_factory=threading.Event)
     _left: threading.Event = field(default_factory=threading.Event)
     _registering: threading.Lock = field(default_factory=threading.Lock)
@@ -147,7 +149,7 @@ def open_runtime(
     report = WorkerReport(
         name=name, queues=list(queues), pid=os.getpid(), host=host, version=code_version()
     )
-    layout = Layout(settings.data_dir.resolve()).create()
+    layout = settings.layout.create()
     stores = open_stores(settings.redis_url, settings.redis_prefix, layout)
     measures = Measures(stores.redis, stores.keys)
     return Runtime(settings, stores, layout, sender, report, measures)

@@ -71,6 +71,7 @@ _OURS = frozenset(
         errno.ENFILE, errno.EAGAIN,
     }
 )  # fmt: skip
+_MODULES = (".py", ".pyc", ".so")
 _OUR_FAULT = CANNOT_START
 """Exit code of a child that met an error of `_OURS`."""
 _BUSY = 0.5
@@ -347,9 +348,15 @@ def carry_out(folder: Path) -> None:
 
 
 def is_our_fault(error: BaseException | None) -> bool:
-    """Return whether an error, or one that caused it, is of our disk or machine."""
+    """Return whether an error, or one that caused it, is of our disk, machine or program.
+
+    Modules are read while a worker runs: one that is missing, may not be read, or does not fit the
+    others, was replaced or is not installed.
+    """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _OURS:
+        if isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno in _OURS):
+            return True
+        if isinstance(error, PermissionError) and str(error.filename).endswith(_MODULES):
             return True
         error = error.__cause__
     return False
@@ -357,8 +364,11 @@ def is_our_fault(error: BaseException | None) -> bool:
 
 def _end_by_our_fault(error: Exception) -> NoReturn:
     """End this child as one whose file is not to blame; its log may lie on the same full disk."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # decoders say of any error that the file is not theirs
+        cause = cause.__cause__
     with contextlib.suppress(OSError):
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(f"{type(cause).__name__}: {cause}", file=sys.stderr, flush=True)
     sys.exit(_OUR_FAULT)
 
 

@@ -5,16 +5,15 @@ them. The records are the truth about what is queued: a message may be lost with
 worker may die; neither loses a job. Two reapers at once do no harm: every step is atomic and a
 duplicate message finds nothing to do.
 
-The reconciler compares the uploads on disk with the records, and ingests those that no record
-knows. The bytes of an upload are on disk before its record is in Redis. A gateway that dies in between, or
+The reconciler compares the uploads that are kept with the records, and ingests those that no record
+knows. The bytes of an upload are stored before its record is in Redis. A gateway that dies in between, or
 a server that lost its data, leaves uploads that were accepted and that nobody would ingest. What
-was said about an upload lies beside its bytes (`raw/<batch>/batch.json`), its rows are in the
+was said about an upload is kept with its bytes (`worker.contract.uploads`), its rows are in the
 observation store under its id: so its record can be made again, without reading a row twice. An
 upload whose content is known under another id is a duplicate and is removed.
 """
 
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -22,13 +21,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from itertools import islice
 
 import structlog
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from model.domain.errors import AppaError
+from model.domain.errors import AppaError, StorageError
 from model.domain.files import file_digest
 from worker.archivist import Archivist
 from worker.contract import traces
@@ -49,6 +48,7 @@ from worker.contract.records import Problem, utc_now
 from worker.contract.redis_server import redis_health
 from worker.contract.store import Stores
 from worker.contract.trace_export import export_traces, finish_traces
+from worker.contract.uploads import UploadStore, upload_store
 from worker.cycling.tick import cycling_tick
 from worker.notifications import WebhookSender
 from worker.observations.formats import detect_format
@@ -95,6 +95,11 @@ class Reconciler:
     _whole_due: float = float("-inf")
     _unusable: set[str] = field(default_factory=set)
 
+    @property
+    def uploads(self) -> UploadStore:
+        """Return where uploads are kept."""
+        return upload_store(self.layout)
+
     def tick(self) -> int:
         """Compare if the last comparison is old enough; return how many records were made."""
         if time.monotonic() < self._due:
@@ -112,39 +117,40 @@ class Reconciler:
         self._due = self._whole_due = float("-inf")
         self.tick()
         self._whole_due = float("-inf")
-        return [name for name in self._unknown() if self.layout.raw_file(name).exists()]
+        return [name for name in self._unknown() if self.uploads.has(name)]
 
     @property
     def unusable(self) -> list[str]:
-        """Uploads on disk that got no record: not readable, or a second copy whose rows are stored."""
+        """Uploads that are kept and got no record: not readable, or a second copy whose rows are stored."""
         return sorted(self._unusable)
 
     def _unknown(self) -> Iterator[str]:
-        """Yield the uploads on disk without a record, newest first.
+        """Yield the uploads that are kept without a record, newest first.
 
         Older ones are compared once an hour, and whenever one is found that is not known: of
         millions that were compared before, few can have lost their record alone.
         """
         whole = time.monotonic() >= self._whole_due
-        with os.scandir(self.layout.raw) as entries:
-            folders = [entry.name for entry in entries if entry.is_dir()]
-        names = sorted((name for name in folders if name not in self._unusable), reverse=True)
-        for first in range(0, len(names), _CHUNK):
-            some = names[first : first + _CHUNK]
+        names = (name for name in self.uploads.names() if name not in self._unusable)
+        compared = 0
+        while some := list(islice(names, _CHUNK)):
             missing = set(some) - self.stores.batches.known(some)
             yield from (name for name in some if name in missing)
-            if not (whole or missing) and first + _CHUNK >= _ALWAYS_COMPARED:
+            compared += len(some)
+            if not (whole or missing) and compared >= _ALWAYS_COMPARED:
                 return
         self._whole_due = time.monotonic() + _WHOLE_SECONDS
 
     def _restore(self, batch_id: str) -> int:
-        content = self.layout.raw_file(batch_id)
         try:
-            if time.time() - content.stat().st_mtime < self.grace_seconds:
-                return 0
+            written = self.uploads.written(batch_id)
+            if written is None or (utc_now() - written).total_seconds() < self.grace_seconds:
+                return 0  # it may be on its way, or is being removed
             record = self._record(batch_id)
-        except FileNotFoundError:  # being removed, or never complete
+        except FileNotFoundError:  # being removed
             return 0
+        except StorageError:  # says nothing about the upload: at a later turn
+            raise
         except (AppaError, ValidationError) as error:
             log.warning("upload not restored", id=batch_id, reason=str(error))
             self._unusable.add(batch_id)
@@ -170,13 +176,8 @@ class Reconciler:
         Raises:
             DecodeError: If nothing was kept about it and its format is not known.
         """
-        kept = self.layout.raw_record(batch_id)
-        record = (
-            BatchRecord.model_validate_json(kept.read_bytes())
-            if kept.exists()
-            else self._recognised(batch_id)
-        )
-        manifest = ObservationStore(str(self.layout.observations)).files.manifest(batch_id)
+        record = self.uploads.record(batch_id) or self._recognised(batch_id)
+        manifest = ObservationStore.of(self.layout).files.manifest(batch_id)
         if manifest is None:
             return record
         update = {
@@ -188,14 +189,15 @@ class Reconciler:
 
     def _recognised(self, batch_id: str) -> BatchRecord:
         """Describe an upload of an older version from its bytes alone."""
-        content = self.layout.raw_file(batch_id)
-        return BatchRecord(
-            id=batch_id,
-            created=datetime.fromtimestamp(content.stat().st_mtime, UTC),
-            sha256=file_digest(content),
-            size=content.stat().st_size,
-            container=detect_format(content),
-        )
+        with self.uploads.local({batch_id: ""}) as found:
+            content = found[batch_id]
+            return BatchRecord(
+                id=batch_id,
+                created=self.uploads.written(batch_id) or utc_now(),
+                sha256=file_digest(content),
+                size=content.stat().st_size,
+                container=detect_format(content),
+            )
 
     def _remove_duplicate(self, record: BatchRecord, batch: BatchRecord) -> None:
         """Remove an upload that was sent again and accepted under another id."""
@@ -203,7 +205,7 @@ class Reconciler:
             self._unusable.add(record.id)
             return
         log.info("duplicate upload removed", id=record.id, same_as=batch.id)
-        shutil.rmtree(self.layout.raw_batch(record.id), ignore_errors=True)
+        self.uploads.forget(record.id)
 
 
 _RESENT_AT_ONCE = 100
@@ -378,7 +380,9 @@ def run_scheduler(
     log.info("ready", worker=name)
 
     def tidy() -> int:
-        return sweep_leftovers(runtime.layout, max(86_400.0, 2.0 * settings.job_limit_seconds))
+        older_than = max(86_400.0, 2.0 * settings.job_limit_seconds)
+        layout = runtime.layout
+        return sweep_leftovers(layout, older_than) + upload_store(layout).sweep(older_than)
 
     reconciler = Reconciler(
         runtime.layout,
@@ -403,7 +407,7 @@ def run_scheduler(
         "archive": archivist.tick,
         "reap": reaper.sweep,
         "reconcile": reconciler.tick,
-        "tidy": tidy,
+        "tidy": _Seldom(tidy, _TIDY_SECONDS),
         "cycles": cycling,
         "announce": missed.tick,
         "webhooks": webhooks.tick,
@@ -416,6 +420,28 @@ def run_scheduler(
         runtime.report.figures.turned = utc_now()
     runtime.leave()
     finish_traces()
+
+
+_TIDY_SECONDS = 600.0
+
+
+@dataclass
+class _Seldom:
+    """Work that is not due at every turn: buckets are listed for it.
+
+    Attributes:
+        work: What to do.
+        pause: Seconds from one start to the next.
+    """
+
+    work: Callable[[], object]
+    pause: float
+    _due: float = float("-inf")
+
+    def __call__(self) -> None:
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + self.pause
+            self.work()
 
 
 def _run_tick(name: str, tick: Callable[[], object], measures: Measures) -> None:

@@ -35,10 +35,23 @@ class WorkerSettings(InstallationSettings):
         description="Compile the denoiser's network at start, which takes minutes; needs a C++ "
         "compiler.",
     )
+    ranks: int = Field(
+        default=1,
+        ge=1,
+        description="Processes of a model worker that share the blankets of long windows, each with "
+        "a GPU of its own where there are any.",
+    )
     ingest_processes: int = Field(default=1, ge=1, description="Processes of an ingest worker.")
     stations: FilePath | None = Field(
         default=None,
         description="List of stations, CSV: where those are that text bulletins name by number.",
+    )
+
+    part_members: int = Field(
+        default=4,
+        ge=0,
+        description="The members of a job are drawn by all model workers that are free, in parts of "
+        "at least so many; 0: by one worker.",
     )
 
     visibility_timeout: int = Field(

@@ -8,7 +8,7 @@ trajectories: what the solver starts from, and what it makes where there is none
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,14 +23,14 @@ from model.assimilation_settings import (
 from model.background import BackgroundPrior, around_forecast
 from model.domain.errors import ConfigurationError
 from model.domain.windows import HOUR, WindowPlan
+from model.execution import OnStep
 from model.latent_model import LatentModel
 from model.nn.embedding import date_rows
 from model.operators.observation_set import ObservationSet
 from model.samplers.sampling import SAMPLERS
 from worker.contract.kinds import SpecBase
-from worker.lease import ProgressReporter
 
-__all__ = ["Analysis", "Background", "Solver", "pairs_info"]
+__all__ = ["Analysis", "Background", "Draw", "Solver", "Split", "pairs_info"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +85,8 @@ class Analysis:
             the means of pairs vary by 0.6 % of what those of independent members would at +12 h.
         memory: Rows and states that were computed at once, and how often less was asked for after
             running out of memory; JSON-able.
+        parts: Numbers of the members that were drawn together; empty if all were.
+        ranks: How many processes shared the blankets.
     """
 
     latents: Tensor
@@ -93,6 +95,30 @@ class Analysis:
     flags: tuple[str, ...] = ()
     antithetic: bool = False
     memory: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[range, ...] = ()
+    ranks: int = 1
+
+
+class Draw(Protocol):
+    """Draws members of an analysis."""
+
+    def __call__(self, members: range, **options: Any) -> Trajectory:
+        """Return the trajectory of members by their numbers; options are those of `assimilate`."""
+
+
+class Split(Protocol):
+    """Has the members of an analysis drawn in parts, here or elsewhere."""
+
+    @property
+    def parts(self) -> tuple[range, ...]:
+        """Numbers of the members of each part; empty if all are drawn together."""
+
+    @property
+    def ranks(self) -> int:
+        """How many processes share the blankets."""
+
+    def __call__(self, draw: Draw) -> tuple[Tensor, Trajectory]:
+        """Return the latents of all members in order, and the trajectory of some of them."""
 
 
 class Solver:
@@ -112,7 +138,7 @@ class Solver:
         self,
         model: LatentModel,
         spec: SpecBase,
-        progress: ProgressReporter,
+        progress: OnStep,
         *,
         minimal_batches: bool = False,
     ) -> None:
@@ -165,12 +191,22 @@ class Solver:
         return self._run(plan, None, self.spec.seed + _BACKGROUND_SEED, prior=prior).latents
 
     def analysis(
-        self, plan: WindowPlan, observations: ObservationSet, background: Background
+        self,
+        plan: WindowPlan,
+        observations: ObservationSet,
+        background: Background,
+        split: Split | None = None,
     ) -> Analysis:
         """Return the analysis of the job, or its forecast when states are tied.
 
         Without observations and without tied states there is nothing to condition on: the
         analysis is the background, and says so.
+
+        Arguments:
+            plan: Times of the states.
+            observations: Those that passed all checks.
+            background: The first guess.
+            split: Has the members drawn in parts; None to draw all at once.
         """
         members, tied = self.spec.members, torch.tensor(plan.tied)
         seeds = (self.spec.seed,) * members
@@ -183,28 +219,51 @@ class Solver:
                 ("zero_observations",),
                 pairs,
             )
-        warm = (
-            self.spec.starts_warm
-            and background.source != "climatology"
-            and background.prior is None
-        )
-        result = self._run(
-            # The states are decoded when they are written, a few at a time: all do not fit in memory.
-            replace(plan, written=_only_last(plan.length)),
-            observations.to(self.model.dtype, self.model.device) if len(observations) else None,
-            self.spec.seed,
-            background=self.resize(background.latents)[:, tied] if tied.any() else None,
-            warm_start=WarmStart(background.latents, plan.times[0]) if warm else None,
-            prior=background.prior,
-        )
+        draw = self.draw(plan, observations, background)
+        if split is None:
+            result = draw(range(members))
+            latents = result.latents
+        else:
+            latents, result = split(draw)
         return Analysis(
-            result.latents,
+            latents,
             seeds,
             asdict(result.settings),
-            ("warm_start",) if warm else (),
+            ("warm_start",) if self._warm(background) else (),
             result.settings.antithetic and (pairs or not tied.any().item()),
             asdict(result.memory),
+            () if split is None else split.parts,
+            1 if split is None else split.ranks,
         )
+
+    def draw(self, plan: WindowPlan, observations: ObservationSet, background: Background) -> Draw:
+        """Return a function that draws members of the analysis by their numbers."""
+        tied = torch.tensor(plan.tied)
+        # The states are decoded when they are written, a few at a time: all do not fit in memory.
+        plan = replace(plan, written=_only_last(plan.length))
+        start = WarmStart(background.latents, plan.times[0]) if self._warm(background) else None
+        seen = None
+        if len(observations):
+            seen = observations.to(self.model.dtype, self.model.device)
+
+        def drawn(members: range, **options: Any) -> Trajectory:
+            known = self.resize(background.latents)[members.start : members.stop, tied]
+            return self._run(
+                plan,
+                seen,
+                self.spec.seed,
+                members,
+                background=known if tied.any() else None,
+                warm_start=start,
+                prior=background.prior,
+                **options,
+            )
+
+        return drawn
+
+    def _warm(self, background: Background) -> bool:
+        climatology = background.source == "climatology"
+        return self.spec.starts_warm and not climatology and background.prior is None
 
     def resize(self, latents: Tensor) -> Tensor:
         """Return an ensemble of the job's size; members repeat if there were fewer."""
@@ -215,18 +274,25 @@ class Solver:
         return antithetic and (self.spec.members <= members or members % 2 == 0)
 
     def _run(
-        self, plan: WindowPlan, observations: ObservationSet | None, seed: int, **options: Any
+        self,
+        plan: WindowPlan,
+        observations: ObservationSet | None,
+        seed: int,
+        members: range | None = None,
+        **options: Any,
     ) -> Trajectory:
+        members = members or range(self.spec.members)
         result = assimilate(
             self.model,
             observations,
             plan,
-            self.spec.members,
+            len(members),
             seed,
+            first_member=members.start,
+            ensemble=self.spec.members,
             settings=self.settings,
-            on_step=self.progress,
             decode=False,  # the latents are decoded once, for the observations and the files alike
-            **options,
+            **{"on_step": self.progress, **options},
         )
         self.memory_retries += result.memory.retries
         return result

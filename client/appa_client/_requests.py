@@ -32,6 +32,7 @@ __all__ = [
     "client_options",
     "create_webhook",
     "cycle_path",
+    "end_trial",
     "list_analyses",
     "list_cycles",
     "list_deliveries",
@@ -281,6 +282,11 @@ def rerun_cycle(
     body = {"cut_off": cut_off.isoformat() if isinstance(cut_off, datetime) else cut_off}
     path = cycle_path(cycle, Flavour.FINAL, "/rerun")
     return Call("POST", path, headers=_key(idempotency_key), json=body)
+
+
+def end_trial(suite: str, verb: str, **body: Any) -> Call:
+    """Promote or drop the challenger that runs."""
+    return Call("POST", f"/v1/challengers/{suite}/{verb}", json=body)
 
 
 def create_webhook(

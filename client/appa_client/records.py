@@ -18,10 +18,12 @@ __all__ = [
     "AnalysisFile",
     "Batch",
     "BatchState",
+    "Challengers",
     "Cycle",
     "CycleChange",
     "CycleExplanation",
     "CycleState",
+    "Difference",
     "Flavour",
     "IngestSummary",
     "Job",
@@ -34,8 +36,10 @@ __all__ = [
     "Progress",
     "Readiness",
     "ReadinessCheck",
+    "Reign",
     "SeriesRow",
     "SourceStatus",
+    "Trial",
     "cycle_key",
 ]
 
@@ -451,6 +455,83 @@ class Cycle(Answer):
         if self.published is None:
             return None
         return (self.published - self.cut_off).total_seconds()
+
+
+class Difference(Answer):
+    """How a challenger's mean square error at withheld stations differs from the champion's.
+
+    Attributes:
+        network: Report type, or `all`.
+        variables: `temperature`, `wind`, `humidity`, `mass`, or `all`.
+        cycles: Cycles compared.
+        values: Values compared.
+        percent: Below zero where the challenger is better.
+        low: Lower end of the 95 % interval; None of few cycles.
+        high: Upper end.
+        correlation: Of the difference with that of the cycle before.
+    """
+
+    network: str
+    variables: str
+    cycles: int
+    values: int
+    percent: float
+    low: float | None = None
+    high: float | None = None
+    correlation: float = 0.0
+
+
+class Trial(Answer):
+    """A challenger beside a champion, from its beginning to its end.
+
+    Attributes:
+        suite: What it has of its own: `model`, `errors`, `checks`, `settings`.
+        suite_id: Its name and a digest of its content.
+        champion_id: Suite beside which it runs; empty for the first one.
+        first_time: Valid time of its first cycle.
+        counted_from: Valid time of the first cycle compared.
+        least_cycles: Cycles compared before a verdict.
+        cycles: Its cycles, by state.
+        newest_time: Valid time of its newest cycle.
+        verdict: `better`, `worse` or `undecided`.
+        differences: Of all values, by network, by variables, by both.
+        outcome: `promoted`, `dropped`, `replaced` or `withdrawn`; None while it runs.
+        note: Why it was ended, or what it waits for.
+    """
+
+    id: int
+    suite: dict[str, Any]
+    suite_id: str
+    champion_id: str
+    begun: datetime
+    first_time: datetime
+    counted_from: datetime
+    least_cycles: int
+    cycles: dict[str, int]
+    newest_time: datetime | None = None
+    verdict: str
+    differences: list[Difference] = []
+    ended: datetime | None = None
+    outcome: str | None = None
+    by: str = ""
+    note: str = ""
+
+
+class Reign(Answer):
+    """Since when a suite has been champion; its id is empty for what the policy says of itself."""
+
+    suite_id: str
+    since: datetime | None = None
+    note: str = ""
+
+
+class Challengers(Answer):
+    """The champion, the challenger if there is one, the trials and the champions before."""
+
+    champion: Reign
+    challenger: Trial | None = None
+    history: list[Trial] = []
+    reigns: list[Reign] = []
 
 
 class OutcomeCount(Answer):

@@ -49,6 +49,9 @@ def _shown(key: ApiKey) -> dict[str, object]:
     return key.model_dump(mode="json", exclude=hidden) | {"scopes": sorted(key.scopes)}
 
 
+DayLimit = Annotated[int | None, typer.Option(min=0, help="Most of a day (UTC); 0: no limit.")]
+
+
 @keys_app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
@@ -57,6 +60,9 @@ def create(
     days: Annotated[int | None, typer.Option(min=1, help="Days until it ends.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=0, help="0: no limit.")] = None,
     queued_jobs: Annotated[int | None, typer.Option(min=0, help="0: no limit.")] = None,
+    bytes_per_day: DayLimit = None,
+    rows_per_day: DayLimit = None,
+    jobs_per_day: DayLimit = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a key; it is shown once and only its hash is kept."""
@@ -67,6 +73,9 @@ def create(
             expires=datetime.now(UTC) + timedelta(days=days) if days else None,
             requests_per_minute=requests_per_minute,
             queued_jobs=queued_jobs,
+            bytes_per_day=bytes_per_day,
+            rows_per_day=rows_per_day,
+            jobs_per_day=jobs_per_day,
         )
         line["record"] = key.id
     if as_json:
@@ -160,16 +169,42 @@ def change(
     key_id: KeyId,
     add: Annotated[list[Scope] | None, typer.Option(help="Scope to add; repeatable.")] = None,
     drop: Annotated[list[Scope] | None, typer.Option(help="Scope to take; repeatable.")] = None,
+    bytes_per_day: DayLimit = None,
+    rows_per_day: DayLimit = None,
+    jobs_per_day: DayLimit = None,
     data_dir: DataFolder = DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Change what a key may do; running gateways follow within a second."""
+    """Change what a key may do and use; running gateways follow within a second."""
     with _audited(data_dir, "change_key", key_id):
-        key = _keys(data_dir).change(key_id, add=add or (), drop=drop or ())
+        key = _keys(data_dir).change(
+            key_id,
+            add=add or (),
+            drop=drop or (),
+            bytes_per_day=bytes_per_day,
+            rows_per_day=rows_per_day,
+            jobs_per_day=jobs_per_day,
+        )
     if as_json:
         print_json(_shown(key))
     else:
         out.print(f"{key.id} ({key.name}): {', '.join(sorted(key.scopes))}", markup=False)
+
+
+@keys_app.command()
+def me(url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False) -> None:
+    """Show what the key in use may do, its limits, and what it has used today."""
+    with gateway_client(url, key) as client:
+        found = client.key()
+    if as_json:
+        print_json(found)
+        return
+    table = Table("today", "used", "limit", "begins anew (UTC)", title=escape(found["name"]))
+    for what, one in found["quotas"].items():
+        reset = short_time(datetime.fromisoformat(one["reset"]))
+        table.add_row(what, str(one["used"]), str(one["limit"] or "none"), reset)
+    out.print(table)
+    out.print(f"scopes: {', '.join(found['scopes'])}", markup=False)
 
 
 @keys_app.command()

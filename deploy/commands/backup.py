@@ -16,7 +16,16 @@ import structlog
 import typer
 from redis.exceptions import RedisError
 
-from deploy.console import DEFAULT_DATA, AsJson, DataFolder, err, mebibytes, out, print_json
+from deploy.console import (
+    DEFAULT_DATA,
+    AsJson,
+    DataFolder,
+    err,
+    installed_layout,
+    mebibytes,
+    out,
+    print_json,
+)
 from model.domain.errors import StorageError
 from worker.backup.backup import BackupManifest, make_backup, opened_backup
 from worker.contract.layout import Layout
@@ -78,7 +87,7 @@ def backup(
     Uploads, observations and results are not in it: copy `observations`, `raw` and `analyses` of the
     data folder after it. Redis is that of APPA_REDIS_URL, or the embedded one of the data folder.
     """
-    layout = Layout(data.resolve())
+    layout = installed_layout(data)
     if not layout.root.is_dir():
         raise StorageError(f"Expected a data folder; '{layout.root}' is none. Give --data.")
     with _broker(layout) as url:
@@ -125,7 +134,7 @@ def restore(
     Copy uploads, observations and results, then say --check: exit status 1 if something that the
     backup names is missing or damaged. What retention removed since the backup is named too.
     """
-    layout = Layout(data.resolve())
+    layout = installed_layout(data)
     with opened_backup(place) as (folder, manifest):
         if check:
             _check(folder, layout, digests=digests, as_json=as_json)
@@ -204,7 +213,7 @@ def recover(
     from worker.backup.restore import recover as rebuild
     from worker.process import message_sender
 
-    layout = Layout(data.resolve())
+    layout = installed_layout(data)
     if not layout.raw.is_dir():
         raise StorageError(f"Expected a data folder; '{layout.root}' is none. Give --data.")
     with _broker(layout) as url, _stores(url, layout) as stores:

@@ -1,4 +1,4 @@
-"""`appa checkpoint`: import, show, verify and compare weights."""
+"""`appa checkpoint`: import, show, verify and compare weights, and fit weighting functions."""
 
 import json
 from collections import Counter
@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.console import AsJson
-from model.domain.errors import AppaError
+from model.domain.errors import AppaError, InvalidInput
 
 if TYPE_CHECKING:
     from lab.parity.case import Comparison
+    from lab.training.weighting import ChannelWeights
     from model.card import Card
     from model.checkpoints.discovery import Candidate
     from model.latent_model import LatentModel
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    no_args_is_help=True, help="Import, show, verify and compare weights.", add_completion=False
+    no_args_is_help=True,
+    help="Import, show, verify and compare weights, and fit weighting functions.",
+    add_completion=False,
 )
 
 SourceFile = Annotated[Path | None, typer.Option(exists=True, help="Instead of looking for it.")]
@@ -166,6 +169,65 @@ def verify(
         typer.echo(f"{folder}: valid, {parameters / 1e6:.1f} million parameters")
         for what in model.inert:
             typer.echo(f"without effect, for want of unchanging fields: {what}")
+
+
+@app.command()
+def weigh(
+    checkpoint: Annotated[str, typer.Argument(help="Folder, card or bundled name.")],
+    target: Annotated[Path, typer.Argument(help="Folder of the new bundle.")],
+    observations: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, help="Files of radiances to fit to; may be repeated."),
+    ] = None,
+    states: Annotated[
+        str | None,
+        typer.Option(help="States at their times (NetCDF or zarr, WeatherBench2 names)."),
+    ] = None,
+    sensor: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this sensor (amsu-a, atms, ...); may be repeated."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the weighting functions of sounders and write the bundle with them.
+
+    Without --observations and --states the peaks of the sensors' descriptions are taken.
+    """
+    from lab.training.datasets import StateStore
+    from lab.training.weighting import fit_weights, known_weights, put_weights, soundings
+    from model.checkpoints.bundle import load_checkpoint, save_checkpoint
+
+    if bool(observations) != bool(states):
+        raise typer.BadParameter("expected both of --observations and --states, or neither")
+    with _explained(as_json):
+        model = load_checkpoint(checkpoint)
+        levels = model.card.levels
+        if observations and states:
+            found = soundings(model, StateStore(states, model.channels), observations)
+            channels = fit_weights(levels, found, sensor or ())
+        else:
+            channels = known_weights(levels, sensor or ())
+        used = put_weights(model, channels)
+        if not used:
+            raise InvalidInput(
+                "Expected a channel that the levels of the model can stand for; got none."
+            )
+        stored = {file.stored for role, file in model.card.files.items() if role == "backbone"}
+        save_checkpoint(model, target, stored=stored.pop() if stored else "float32")
+    _show_channels(channels, target, as_json)
+
+
+def _show_channels(channels: "list[ChannelWeights]", target: Path, as_json: bool) -> None:
+    if as_json:
+        rows = [{"sensor": c.sensor, "channel": c.channel, **c.as_dict()} for c in channels]
+        typer.echo(json.dumps({"folder": str(target), "channels": rows}, indent=1))
+        return
+    for one in channels:
+        fit = "" if one.fit is None else f"  error {one.fit.error:.2f} K of {one.fit.count}"
+        left = f"  left out: {one.why}" if one.why else ""
+        name = f"{one.sensor} {one.channel}"
+        typer.echo(f"{name:<12} peak {one.peak:7.1f} hPa  within {one.inside:4.0%}{fit}{left}")
+    typer.echo(f"written: {target}")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from rich.table import Table
 from deploy.console import AsJson
 
 if TYPE_CHECKING:
+    from deploy.local import LocalStack
     from lab.demo.run import DemoResult
 
 __all__ = ["chaos_app", "demo_app", "rehearse_app"]
@@ -37,11 +38,20 @@ def demo(
     members: Annotated[int, typer.Option(min=2)] = 6,
     cycles: Annotated[int, typer.Option(min=1, help="Hourly analyses after the first.")] = 3,
     lead: Annotated[int, typer.Option(min=6, help="Hours of forecast.")] = 24,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Leave the system running until Ctrl-C, to look around.")
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Keep the system's data here; with --stay OUTPUT/data otherwise."),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of the gateway; 0 takes a free one.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Observe a simulated truth, send BUFR over HTTP, assimilate, forecast, compare.
 
-    Ends with 0 only if the analyses are closer to the truth than their backgrounds.
+    Ends with 0 only if every analysis has less than half the error of climatology and all of them keep
+    up with a forecast for their hours, and every forecast is better than persistence.
     """
     # The commands that need torch import it, not `appa --help`.
     from lab.demo.run import DemoOptions, draw_demo, run_demo
@@ -49,20 +59,28 @@ def demo(
 
     console = Console(stderr=as_json, highlight=False, width=100)
     began = time.monotonic()
-    options = DemoOptions(model, truth, output, members, cycles, lead)
-    result = run_demo(options, console)
-    picture = draw_demo(result, World(model, truth), output / "demo.png")
-    if as_json:
-        print(json.dumps(_as_json(result), indent=1))
-    else:
-        _print(console, result)
-    _real_soundings(model, console)
-    console.print(f"{len(result.files)} files in {output / 'files'}, picture {picture}")
-    console.print(f"took {time.monotonic() - began:.0f} s")
-    if not result.improved:
-        console.print(
-            "the analyses are not closer to the truth than their backgrounds", style="red"
-        )
+    kept = data or (output / "data" if stay else None)
+    options = DemoOptions(model, truth, output, members, cycles, lead, data=kept, port=port)
+
+    def tell(result: "DemoResult", stack: "LocalStack") -> None:
+        picture = draw_demo(result, World(model, truth), output / "demo.png")
+        if as_json:
+            print(json.dumps(_as_json(result), indent=1), flush=True)
+        else:
+            _print(console, result)
+        _real_soundings(model, console)
+        console.print(f"{len(result.files)} files in {output / 'files'}, picture {picture}")
+        console.print(f"took {time.monotonic() - began:.0f} s")
+        if stay:
+            console.print(f"look around at {stack.url}/web/map.html; Ctrl-C stops the system")
+            stack.run()
+        if kept is not None:
+            console.print(f"look at it again with: appa up --data {kept} --model {model}")
+
+    result = run_demo(options, console, tell)
+    for line in result.shortcomings:
+        console.print(line, style="red")
+    if result.shortcomings:
         raise typer.Exit(1)
 
 
@@ -208,7 +226,8 @@ def rehearse(
 
 
 chaos_app = typer.Typer(
-    help="Uploads and jobs under kills, full disks and cuts, and an audit.", add_completion=False
+    help="Uploads, jobs and cycles under kills, full disks and cuts, and an audit.",
+    add_completion=False,
 )
 
 
@@ -216,9 +235,12 @@ chaos_app = typer.Typer(
 def chaos(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long things go wrong.")] = 10.0,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
-    uploads: Annotated[int, typer.Option(min=0, help="Valid uploads a minute.")] = 100,
-    mutated: Annotated[int, typer.Option(min=0, help="Damaged uploads a minute.")] = 1000,
+    uploads: Annotated[int, typer.Option(min=0, help="Valid uploads a minute.")] = 110,
+    mutated: Annotated[int, typer.Option(min=0, help="Damaged inputs a minute.")] = 1000,
     jobs: Annotated[int, typer.Option(min=0, help="Jobs a minute.")] = 6,
+    hours: Annotated[
+        int, typer.Option(min=0, help="Hours a minute that are cycled, each early and finally.")
+    ] = 3,
     model: Annotated[
         str | None, typer.Option(help="Checkpoint of the jobs, instead of a tiny one.")
     ] = None,
@@ -228,9 +250,10 @@ def chaos(
     output: Annotated[Path, typer.Option(help="Where the log goes.")] = Path("chaos-output"),
     as_json: AsJson = False,
 ) -> None:
-    """Kill, pause, cut and fill a fresh system by a seed while it is sent uploads and jobs; audit it.
+    """Kill, pause, cut and fill a fresh system by a seed while it takes in uploads and cycles; audit it.
 
-    Ends with 0 only if all that was accepted ended once and right, and every answer was in order.
+    Ends with 0 only if all that was accepted or fell due ended once and right, and every answer was
+    in order.
     """
     from lab.chaos.plan import Rates
     from lab.chaos.run import chaos_table, run_chaos
@@ -246,7 +269,7 @@ def chaos(
                 Path(folder),
                 lambda line: console.print(line, markup=False),
                 model=model,
-                rates=Rates(uploads=uploads, mutated=mutated, jobs=jobs),
+                rates=Rates(uploads=uploads, mutated=mutated, jobs=jobs, hours=hours),
                 quiet_seconds=60.0 * patience,
             )
         finally:
@@ -262,4 +285,4 @@ def chaos(
     console.print(f"log of the system: {log}")
     if not found.sound:
         raise typer.Exit(1)
-    console.print("all that was accepted ended once and right")
+    console.print("all that was accepted or fell due ended once and right")

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,7 @@ from rich.markup import escape
 from deploy.console import DEFAULT_DATA, AsJson, DataFolder, duration, key_table, out, print_json
 from model.domain.errors import AppaError
 from model.domain.files import code_version
+from worker.contract.buckets import open_bucket
 from worker.contract.disk import disk_state, is_on_network
 from worker.contract.layout import Layout
 from worker.contract.redis_server import connect, redis_health
@@ -53,7 +54,8 @@ class Finding:
     """What was found about one thing.
 
     Attributes:
-        area: `environment`, `broker`, `storage`, `model`, `clock`, `sandbox` or `port`.
+        area: `environment`, `broker`, `storage`, `results`, `uploads`, `observations`, `model`,
+            `clock`, `sandbox` or `port`.
         name: What was looked at.
         state: How it is.
         found: What was found.
@@ -88,7 +90,7 @@ def doctor(
     port: Annotated[int, typer.Option(envvar="APPA_PORT", help="Port of the gateway.")] = 8000,
     as_json: AsJson = False,
 ) -> None:
-    """Examine this machine: environment, broker, storage, model, clock, sandbox, port.
+    """Examine this machine: environment, broker, storage, results, model, clock, sandbox, port.
 
     Exit status: 0 if all is well or there are warnings alone, 1 if there is a problem.
     """
@@ -125,7 +127,7 @@ def examine(setting: Setting) -> Iterator[Finding]:
             yield from check(setting)
         except ModuleNotFoundError as error:
             found = f"cannot be examined: the module '{error.name}' is not installed"
-            extra = "model" if area == "model" else "ingest"
+            extra = {"model": "model", "results": "objects"}.get(area, "ingest")
             advice = f"pip install '{_DISTRIBUTION}[{extra}]', if such workers run here"
             yield Finding(area, area, "warning", found, advice)
         except (AppaError, OSError) as error:
@@ -323,6 +325,56 @@ def _permissions(folder: Path) -> Iterator[Finding]:
         yield Finding("storage", "permissions", "ok", found)
 
 
+# -- results, uploads and observations
+
+
+def _results(setting: Setting) -> Iterator[Finding]:
+    layout = setting.settings.layout
+    folder = layout.root / "analyses"
+    what, command = f"results in {folder} that nobody sees", "appa catalogue send"
+    yield from _moved("results", layout.results_url, folder.glob("*/manifest.json"), what, command)
+
+
+def _uploads(setting: Setting) -> Iterator[Finding]:
+    layout = setting.settings.layout
+    what, command = f"uploads in {layout.raw} that nobody ingests", "appa observations send"
+    yield from _moved("uploads", layout.uploads_url, layout.raw.glob("*/content"), what, command)
+
+
+def _observations(setting: Setting) -> Iterator[Finding]:
+    layout = setting.settings.layout
+    folder = layout.root / "observations"
+    what, command = f"days in {folder} that nobody reads", "appa observations send"
+    yield from _moved("observations", layout.observations_url, folder.glob("date=*"), what, command)
+
+
+def _moved(area: str, url: str, left: Iterable[Path], what: str, command: str) -> Iterator[Finding]:
+    """Try the bucket of an area, and look for what the data folder holds from before."""
+    yield from _bucket(area, url)
+    count = sum(1 for _ in left) if url else 0
+    if count:
+        yield Finding(area, "data folder", "warning", f"{count} {what}", f"Send them: `{command}`.")
+
+
+def _bucket(area: str, url: str) -> Iterator[Finding]:
+    """Try what writing once relies on: a server may take conditions and ignore them."""
+    if not url:
+        yield Finding(area, area, "ok", "in the data folder")
+        return
+    bucket, variable = open_bucket(url), f"APPA_{area.upper()}_URL"
+    if problem := bucket.problem():
+        advice = f"Look at {variable}, AWS_ENDPOINT_URL, AWS_REGION and the credentials."
+        yield Finding(area, "bucket", "problem", problem, advice)
+        return
+    yield Finding(area, "bucket", "ok", f"{url} answers")
+    advice = f"Use a bucket whose server does this, or leave {variable} empty."
+    for promise, fault in bucket.faults():
+        if fault:
+            yield Finding(area, promise, "problem", fault, advice)
+        else:
+            yield Finding(area, promise, "ok", "kept")
+
+
 # -- model
 
 
@@ -412,6 +464,9 @@ CHECKS: dict[str, Callable[[Setting], Iterator[Finding]]] = {
     "environment": _environment,
     "broker": _broker,
     "storage": _storage,
+    "results": _results,
+    "uploads": _uploads,
+    "observations": _observations,
     "model": _model,
     "clock": _clock,
     "sandbox": _sandbox,

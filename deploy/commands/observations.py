@@ -19,17 +19,20 @@ from deploy.console import (
     Key,
     Url,
     gateway_client,
+    installed_layout,
     json_object,
     utc_time,
 )
-from model.domain.errors import AppaError
+from model.domain.errors import AppaError, ConfigurationError
 from worker.contract.layout import Layout
 from worker.contract.records import new_id
+from worker.contract.uploads import send_uploads
 from worker.observations.decoders.base import REASONS, DecodeContext, DecodeReport
 from worker.observations.decoders.decode import decode_many_limited
 from worker.observations.export import ALL_TEMPLATES, ROW_FORMATS
 from worker.observations.store.compaction import compact as compact_hours
 from worker.observations.store.query import MAX_PAGE, ObservationQuery, query_observations
+from worker.observations.store.send import send_store
 from worker.observations.store.store import ObservationStore
 from worker.pipeline.ingest import IngestOptions, ingest
 from worker.sandbox import Limits
@@ -42,7 +45,7 @@ app = typer.Typer(
 
 
 def _store(data: Path) -> ObservationStore:
-    return ObservationStore(str(Layout(data).observations))
+    return ObservationStore.of(installed_layout(data))
 
 
 @app.command("ingest")
@@ -144,7 +147,7 @@ def query(
         form = ROW_FORMATS[format]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    page = query_observations(_store(data).url, question)
+    page = query_observations(_store(data).files, question)
     if as_json:
         groups = page.table.group_by(["report_type", "variable", "rejected_by"]).aggregate(
             [([], "count_all")]
@@ -186,6 +189,28 @@ def compact(
     table = Table("hours", "files before", "files removed", "rows")
     table.add_row(*(str(value) for value in vars(report).values()))
     Console().print(table)
+
+
+@app.command("send")
+def send(data: DataFolder = DEFAULT_DATA) -> None:
+    """Send what the data folder holds to the buckets of APPA_UPLOADS_URL and APPA_OBSERVATIONS_URL.
+
+    For a stopped system; safe to run twice. Exit status 1 if some uploads were not sent; they stay
+    where they are.
+    """
+    layout, left = installed_layout(data), dict[str, str]()
+    if not (layout.uploads_url or layout.observations_url):
+        raise ConfigurationError("Expected APPA_UPLOADS_URL, APPA_OBSERVATIONS_URL or both.")
+    if layout.observations_url:
+        files = send_store(layout)
+        typer.echo(f"{files} files of observations sent to {layout.observations_url}")
+    if layout.uploads_url:
+        sent, left = send_uploads(layout)
+        typer.echo(f"{sent} uploads sent to {layout.uploads_url}")
+    for name, reason in left.items():
+        typer.echo(f"not sent '{name}': {reason}", err=True)
+    if left:
+        raise typer.Exit(1)
 
 
 @app.command("template")

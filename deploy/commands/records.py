@@ -1,13 +1,14 @@
 """Look at what a running system computes and has computed: `appa jobs`, `appa analyses`."""
 
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from appa_client import Analysis, AppaClient, Flavour, Job, JobState, NotFoundError
+from appa_client import Analysis, AppaClient, Job, JobState, NotFoundError
 from deploy.console import (
     DEFAULT_URL,
     AsJson,
@@ -167,7 +168,17 @@ analyses_app = typer.Typer(
 )
 
 Kind = Annotated[str | None, typer.Option(help="Only of this kind: filtering, forecast …")]
-FlavourOption = Annotated[Flavour | None, typer.Option(help="Only these.")]
+
+
+class ResultFlavour(StrEnum):
+    """Flavours of results of the cycles."""
+
+    EARLY = "early"
+    FINAL = "final"
+    CHALLENGER = "challenger"
+
+
+FlavourOption = Annotated[ResultFlavour | None, typer.Option(help="Only these.")]
 
 
 def _version(analysis: Analysis) -> str:
@@ -231,7 +242,7 @@ def latest_analysis(
     _show(found, as_json=as_json)
 
 
-def _latest(client: AppaClient, kind: str | None, flavour: Flavour | None) -> Analysis:
+def _latest(client: AppaClient, kind: str | None, flavour: ResultFlavour | None) -> Analysis:
     found = client.analyses(kind=kind, flavour=flavour, latest=True, limit=1)
     if not found:
         raise NotFoundError("Expected a published analysis; there is none yet.")

@@ -21,12 +21,13 @@ from deploy.console import (
     AsJson,
     DataFolder,
     err,
+    installed_layout,
     key_table,
     mebibytes,
     out,
     print_json,
 )
-from model.domain.errors import AppaError
+from model.domain.errors import AppaError, ConfigurationError
 from worker.contract.disk import disk_state
 from worker.contract.layout import Layout
 from worker.contract.store import open_stores
@@ -183,7 +184,7 @@ def _pin_table(found: list[Pin]) -> Table:
 def _layout(data: Path) -> Layout:
     if not data.is_dir():
         raise AppaError(f"Expected the data folder of an installation; '{data}' is none.")
-    return Layout(data.resolve()).create()
+    return installed_layout(data).create()
 
 
 catalogue_app = typer.Typer(
@@ -226,6 +227,25 @@ def rebuild_command(data: DataFolder = DEFAULT_DATA, as_json: AsJson = False) ->
         return
     out.print(f"{count} results", highlight=False)
     _show_unreadable(unreadable)
+
+
+@catalogue_app.command("send")
+def send_command(data: DataFolder = DEFAULT_DATA) -> None:
+    """Send the results of the data folder to the bucket of APPA_RESULTS_URL; safe to run twice.
+
+    Exit status 1 if some were not sent; they stay where they are.
+    """
+    from worker.results.publication import send_folders
+
+    layout = _layout(data)
+    if not layout.results_url:
+        raise ConfigurationError("Expected APPA_RESULTS_URL, the bucket to send results to.")
+    sent, left = send_folders(layout)
+    out.print(f"{sent} results sent to {layout.results_url}", highlight=False)
+    for name, reason in left.items():
+        err.print(f"not sent '{name}': {reason}", markup=False)
+    if left:
+        raise typer.Exit(1)
 
 
 def _show_entries(entries: list[Entry]) -> None:
@@ -278,7 +298,7 @@ def replay(
         raise typer.Exit(2)
     try:
         checkpoints = model or WorkerSettings().models
-        layout = Layout(data.resolve())
+        layout = installed_layout(data)
         with _logs_apart():
             verdict = run(layout, analysis, checkpoints=checkpoints, device=device, keep=keep)
     except AppaError as error:

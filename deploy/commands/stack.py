@@ -77,6 +77,10 @@ def worker(
             "`sources` alone."
         ),
     ],
+    ranks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes of a model worker that share long windows."),
+    ] = None,
 ) -> None:
     """Run with settings from APPA_* variables (APPA_REDIS_URL, APPA_DATA_DIR, APPA_MODELS, …)."""
     if queues == ["scheduler"]:
@@ -89,5 +93,6 @@ def worker(
         run_feeds()
     else:
         from worker.process import run_worker
+        from worker.settings import WorkerSettings
 
-        run_worker(queues)
+        run_worker(queues, WorkerSettings() if ranks is None else WorkerSettings(ranks=ranks))

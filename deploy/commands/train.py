@@ -74,6 +74,25 @@ def denoiser(config: ConfigOption, output: Path, override: SetOption = None) -> 
     print(train_denoiser(read_config(DenoiserTraining, config, override or []), output))
 
 
+@app.command("unpack")
+def unpack(
+    checkpoint: Annotated[str, typer.Argument(help="A bundle, by name or folder.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; must not exist.")],
+    autoencoder: Annotated[str, typer.Option(help="As --config.")] = "era5-0p25-autoencoder",
+    denoiser: Annotated[str, typer.Option(help="As --config.")] = "era5-0p25-denoiser",
+    override: SetOption = None,
+) -> None:
+    """Start fine-tuning from a bundle: its weights and statistics as runs, and configurations."""
+    from lab.training.train_autoencoder import AutoencoderTraining
+    from lab.training.train_denoiser import DenoiserTraining
+    from lab.training.unpack import unpack_bundle
+
+    first = read_config(AutoencoderTraining, autoencoder, override or [])
+    second = read_config(DenoiserTraining, denoiser, override or [])
+    for path in unpack_bundle(checkpoint, folder, first, second):
+        print(path)
+
+
 @app.command("export")
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of the denoiser run.")],

@@ -118,6 +118,7 @@ def worker_table(reports: Sequence[WorkerReport]) -> Table:
     table = key_table("worker", "state", "busy with, since", keys=("worker", "busy with, since"))
     for r in reports:
         about = f"{', '.join(r.queues)} on {r.device or 'unknown'}"
+        about += f", {r.ranks} ranks" if r.ranks > 1 else ""
         since = f"since {r.started:%Y-%m-%d %H:%M}, version {r.version or 'unknown'}"
         table.add_row(f"{r.name}\n  {about}", _state(r), f"{r.busy_with or 'nothing'}\n{since}")
     return table

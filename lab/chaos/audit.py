@@ -3,10 +3,13 @@
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
 
 from lab.chaos.content import Row
+from lab.chaos.cycles import CycledResult, CycleFound
 from lab.chaos.traffic import JobSent, Ledger, UploadSent
 from worker.contract.batches import BatchState
+from worker.contract.cycles import CycleState
 from worker.contract.jobs import JobState
 
 __all__ = ["BatchFound", "ChaosReport", "Evidence", "JobFound", "Verdict", "judge"]
@@ -24,12 +27,14 @@ class BatchFound:
         sha256: Of its bytes.
         observations: Values stored, by its summary; None without one.
         problem: Its error, for people.
+        created: When it arrived, by the operational clock (UTC).
     """
 
     state: str
     sha256: str
     observations: int | None = None
     problem: str = ""
+    created: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,11 @@ class Evidence:
         damaged: Results that are not whole, for people.
         leftovers: What is stuck, or has grown without bound, for people.
         undisturbed: How many rows damaged content gives where nothing goes wrong, by its hash.
+        due: Keys of the cycles that fell due.
+        cycles: Cycles by key.
+        cycled: What results of cycles were made of.
+        guard: How long before a cut-off an upload must have come to be missed in its cycle.
+        redis_bytes, disk_bytes: What Redis and the data folder take.
     """
 
     batches: Mapping[str, BatchFound]
@@ -62,6 +72,12 @@ class Evidence:
     damaged: Collection[str] = ()
     leftovers: Collection[str] = ()
     undisturbed: Mapping[str, int] = field(default_factory=dict)
+    due: Collection[str] = ()
+    cycles: Mapping[str, CycleFound] = field(default_factory=dict)
+    cycled: Collection[CycledResult] = ()
+    guard: timedelta = timedelta(0)
+    redis_bytes: int = 0
+    disk_bytes: int = 0
 
 
 @dataclass
@@ -71,14 +87,21 @@ class Verdict:
     Attributes:
         accepted: Uploads and jobs that were accepted.
         ended: Of these, how many ended once and right.
-        lost: Of these, how many are unknown, have not ended, or lack rows or a result.
-        doubled: Contents and jobs of which there is more than one.
-        wrongly_rejected: Valid uploads that were refused, rejected or failed, and jobs that failed.
+        cycles: Cycles that fell due.
+        cycles_published: Of these, how many ended with one whole analysis.
+        cycles_excused: Of these, how many ended without one, for a reason that they state.
+        lost: Uploads, jobs and cycles that are unknown, have not ended, or lack rows or a result.
+        doubled: Contents, jobs and cycles of which there is more than one.
+        wrongly_rejected: Valid uploads that were refused, rejected or failed; jobs and cycles that
+            failed.
         findings: A sentence for each of those, and for all else that is not as it should be.
     """
 
     accepted: int = 0
     ended: int = 0
+    cycles: int = 0
+    cycles_published: int = 0
+    cycles_excused: int = 0
     lost: int = 0
     doubled: int = 0
     wrongly_rejected: int = 0
@@ -92,7 +115,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ChaosReport:
-    """The report of an exercise, as it is printed for programs."""
+    """The report of an exercise, as it is printed for programs.
+
+    Attributes:
+        accepted, ended: Uploads and jobs.
+        uploads, jobs: Valid contents and jobs that were sent.
+        mutated: Damaged contents that were uploaded or decoded in batches.
+        http_5xx: Answers of that class, but for 503 and 507 with a reason and a time.
+        redis_bytes, disk_bytes: What Redis and the data folder take in the end.
+    """
 
     seed: int
     minutes: float
@@ -106,13 +137,22 @@ class ChaosReport:
     broker_cuts: int
     mutated: int
     http_5xx: int
+    uploads: int
+    jobs: int
+    cycles: int
+    cycles_published: int
+    cycles_excused: int
+    redis_bytes: int
+    disk_bytes: int
     findings: tuple[str, ...]
 
     @property
     def sound(self) -> bool:
         """Return whether no fault was found."""
         faults = (self.lost, self.doubled, self.wrongly_rejected, self.http_5xx)
-        return not any(faults) and not self.findings and self.ended == self.accepted
+        whole = self.ended == self.accepted
+        whole &= self.cycles_published + self.cycles_excused == self.cycles
+        return not any(faults) and not self.findings and whole
 
     def as_json(self) -> dict[str, object]:
         """Return the report as a JSON object."""
@@ -125,13 +165,16 @@ def judge(ledger: Ledger, evidence: Evidence) -> Verdict:
     by_content: dict[str, list[str]] = defaultdict(list)
     for batch_id, batch in evidence.batches.items():
         by_content[batch.sha256].append(batch_id)
-    for sent in ledger.uploads.values():
-        batches = by_content.pop(sent.content.sha256, [])
-        _upload(sent, batches, evidence, verdict)
-    for batch_id in (batch_id for batches in by_content.values() for batch_id in batches):
+    for sent in ledger.uploads.values():  # damage may have made two of them the same
+        _upload(sent, by_content.get(sent.content.sha256, []), evidence, verdict)
+    known = {sent.content.sha256 for sent in ledger.uploads.values()}
+    strange = (batches for digest, batches in by_content.items() if digest not in known)
+    for batch_id in (batch_id for batches in strange for batch_id in batches):
         verdict.findings.append(f"batch {batch_id} is of a content that nobody sent")
     for job in ledger.jobs.values():
         _job(job, evidence, verdict)
+    _cycles(ledger, evidence, verdict)
+    _unordered_jobs(ledger, evidence, verdict)
     verdict.findings += [*_store(evidence), *_results(evidence), *evidence.leftovers]
     verdict.findings += [f"not whole: {told}" for told in (*ledger.damaged, *evidence.damaged)]
     return verdict
@@ -234,6 +277,84 @@ def _job(sent: JobSent, evidence: Evidence, verdict: Verdict) -> None:
         verdict.count("lost", told)
     else:
         verdict.ended += 1
+
+
+def _cycles(ledger: Ledger, evidence: Evidence, verdict: Verdict) -> None:
+    """Every cycle that fell due ended once: with a whole analysis, or a reason."""
+    results: dict[str, list[CycledResult]] = defaultdict(list)
+    for result in evidence.cycled:
+        results[result.key].append(result)
+    valid = {one.content.sha256 for one in ledger.uploads.values() if not one.content.mutated}
+    uploads = {
+        batch_id: batch
+        for batch_id, batch in evidence.batches.items()
+        if batch.state == BatchState.INGESTED and batch.sha256 in valid
+    }
+    for key in evidence.due:
+        verdict.cycles += 1
+        _cycle(key, results[key], uploads, evidence, verdict)
+    for key in sorted({*evidence.cycles, *results} - set(evidence.due)):
+        verdict.findings.append(f"cycle {key} is none of those that fell due")
+
+
+def _cycle(
+    key: str,
+    results: list[CycledResult],
+    uploads: Mapping[str, BatchFound],
+    evidence: Evidence,
+    verdict: Verdict,
+) -> None:
+    found = evidence.cycles.get(key)
+    ids = [result.id for result in results]
+    if found is None:
+        verdict.count("lost", f"cycle {key} fell due and is unknown")
+    elif len(ids) > 1:
+        verdict.count("doubled", f"cycle {key} has the results {_names(ids)}")
+    elif found.state == CycleState.PUBLISHED and ids == [found.analysis_id]:
+        job = evidence.jobs.get(found.job_id)
+        gaps = list(_gaps(results[0], uploads, evidence))
+        if job is None or (job.state, job.analysis_id) != (JobState.SUCCEEDED, ids[0]):
+            gaps.append(f"its job {found.job_id} is {job.state if job else 'unknown'}")
+        if gaps:
+            verdict.count("lost", f"cycle {key}: {'; '.join(gaps)}")
+        verdict.cycles_published += not gaps
+    elif found.state == CycleState.SKIPPED and found.message and not ids:
+        verdict.cycles_excused += 1
+    elif found.state == CycleState.FAILED and not ids:
+        verdict.count("wrongly_rejected", f"cycle {key} failed: {found.message}")
+    else:
+        told = f"is {found.state} ({found.message or 'no reason'}), its results are {_names(ids)}"
+        verdict.count("lost", f"cycle {key} {told}")
+
+
+def _gaps(
+    result: CycledResult, uploads: Mapping[str, BatchFound], evidence: Evidence
+) -> Iterator[str]:
+    """Yield how an analysis differs from what had arrived by its cut-off, but for what it says."""
+    start, end = result.start.timestamp(), result.end.timestamp()
+    missing, late = [], []
+    for batch_id, batch in uploads.items():
+        if batch.created is None:
+            continue
+        within = any(start < row[2] <= end for row in evidence.rows.get(batch_id, ()))
+        in_time = batch.created <= result.cut_off - evidence.guard
+        if within and in_time and batch_id not in result.seen:
+            missing.append(batch_id)
+        if batch.created > result.cut_off and batch_id in result.used:
+            late.append(batch_id)
+    if missing and not result.says_so:
+        yield f"{len(missing)} uploads that came in time are not in it, such as {missing[0]}"
+    if late:
+        yield f"{len(late)} uploads that came late are in it, such as {late[0]}"
+
+
+def _unordered_jobs(ledger: Ledger, evidence: Evidence, verdict: Verdict) -> None:
+    """No job succeeded but those that were sent, and the last one of each cycle."""
+    ordered = {job_id for sent in ledger.jobs.values() for job_id in sent.ids}
+    ordered |= {cycle.job_id for cycle in evidence.cycles.values()}
+    for job_id in sorted(evidence.jobs.keys() - ordered):
+        if evidence.jobs[job_id].state == JobState.SUCCEEDED:
+            verdict.count("doubled", f"job {job_id} was made beside those that were ordered")
 
 
 def _store(evidence: Evidence) -> Iterator[str]:

@@ -3,8 +3,11 @@
 Each content has stations of its own, so that its rows are found again among all others.
 """
 
+import gzip
 import hashlib
+import io
 import math
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +25,7 @@ from worker.observations.export import ROW_FORMATS
 __all__ = ["NOON", "NO_VALUE", "Content", "Row", "content_of", "damaged", "rows_of"]
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
-"""Everything is observed in the three hours before."""
+"""Where the operational clock begins, unless the system takes longer to start."""
 
 _STATIONS = 3
 _SPAN = 3 * 3600
@@ -78,18 +81,36 @@ class Content:
         return hashlib.sha256(self.data).hexdigest()
 
 
+def _archived(data: bytes, name: str) -> bytes:
+    """Return a compressed archive of one file; equal bytes for equal ones."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+    return gzip.compress(packed.getvalue(), mtime=0)
+
+
 _WRITERS: dict[str, Callable[[pa.Table], bytes]] = {
     "bufr": lambda table: encode_bufr(table, "synop"),
     "csv": lambda table: ROW_FORMATS["csv"].encode(table.select(_COLUMNS)),
     "geojson": lambda table: ROW_FORMATS["geojson"].encode(table.select(_COLUMNS)),
     "parquet": lambda table: ROW_FORMATS["parquet"].encode(table.select(_COLUMNS)),
+    "csv.gz": lambda table: gzip.compress(_WRITERS["csv"](table), mtime=0),
+    "tar.gz": lambda table: _archived(_WRITERS["bufr"](table), "bulletin.bufr"),
 }
 
 
-def content_of(sending: Sending, seed: int) -> Content:
-    """Return what is sent; the same number, form and seed give the same bytes."""
+def content_of(sending: Sending, seed: int, until: datetime = NOON) -> Content:
+    """Return what is sent; the same number, form, seed and time give the same bytes.
+
+    Arguments:
+        sending: Its number and form.
+        seed: Of the exercise.
+        until: Everything is observed in the three hours before.
+    """
     generator = np.random.default_rng([seed, 1, sending.number])
-    table = _reports(sending.number, generator)
+    table = _reports(sending.number, until, generator)
     data = _WRITERS[sending.form](table)
     name = f"chaos-{seed}-{sending.number}.{sending.form}"
     if sending.mutated:
@@ -97,7 +118,7 @@ def content_of(sending: Sending, seed: int) -> Content:
     return Content(name, data, frozenset(rows_of(table)))
 
 
-def _reports(number: int, generator: Generator) -> pa.Table:
+def _reports(number: int, until: datetime, generator: Generator) -> pa.Table:
     """Return temperature and pressure of the stations of a content."""
     stations = [
         f"{_FIRST_NUMBER + (number * _STATIONS + i) % (_LAST_NUMBER - _FIRST_NUMBER):05d}"
@@ -109,7 +130,7 @@ def _reports(number: int, generator: Generator) -> pa.Table:
         "elevation": np.round(generator.uniform(0.0, 500.0, _STATIONS)),
     }
     minutes = generator.integers(1 - _SPAN // 60, 1, _STATIONS)
-    times = np.datetime64(NOON.replace(tzinfo=None), "ns") + minutes * np.timedelta64(60, "s")
+    times = np.datetime64(until.replace(tzinfo=None), "ns") + minutes * np.timedelta64(60, "s")
     values = [
         np.round(generator.uniform(260.0, 300.0, _STATIONS), 2),
         10.0 * np.round(generator.uniform(9_500.0, 10_300.0, _STATIONS)),

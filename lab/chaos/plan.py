@@ -1,4 +1,4 @@
-"""Plan an exercise from its seed: what is sent when, and what goes wrong when.
+"""Plan an exercise from its seed: what is sent and cycled when, and what goes wrong when.
 
 The same minutes and seed give the same plan. A slow machine may not get through it.
 """
@@ -12,7 +12,7 @@ from numpy.random import Generator
 
 __all__ = ["FORMS", "PARTS", "Fault", "Harm", "JobOrder", "Plan", "Rates", "Sending", "chaos_plan"]
 
-FORMS = ("bufr", "csv", "geojson", "parquet")
+FORMS = ("bufr", "csv", "geojson", "parquet", "csv.gz", "tar.gz")
 """Formats of the uploads; the last one waits with large files."""
 
 PARTS = ("gateway", "ingest", "ingest-large", "model", "scheduler")
@@ -103,12 +103,23 @@ class JobOrder:
 
 @dataclass(frozen=True)
 class Rates:
-    """How much of what in a minute, on average."""
+    """How much of what in a minute, on average; ten minutes hold what a release must survive.
 
-    uploads: int = 100
+    Attributes:
+        uploads: Valid contents.
+        mutated: Damaged ones.
+        posted: Share of the damaged ones that is uploaded; the others are decoded in batches.
+        jobs: Small analyses.
+        hours: Hours that are cycled, each early and finally: how fast the clock runs.
+        kills, pauses, full_disks, broker_cuts: Of each kind of harm.
+    """
+
+    uploads: int = 110
     mutated: int = 1000
+    posted: float = 0.3
     jobs: int = 6
-    kills: int = 10
+    hours: int = 3
+    kills: int = 11
     pauses: int = 2
     full_disks: int = 1
     broker_cuts: int = 2
@@ -122,6 +133,9 @@ class Plan:
         seed: What it was drawn from.
         seconds: How long things are sent and go wrong.
         sendings, orders, faults: What happens.
+        batched: Damaged contents that are decoded in batches, without a time of their own.
+        hours: How many hours are cycled.
+        speed: Operational seconds in a real one.
         watermark: Whether work is refused before the disk is full.
     """
 
@@ -130,7 +144,14 @@ class Plan:
     sendings: tuple[Sending, ...]
     orders: tuple[JobOrder, ...]
     faults: tuple[Fault, ...]
+    batched: tuple[Sending, ...]
+    hours: int
+    speed: float
     watermark: bool
+
+    def hours_at(self, at: float) -> int:
+        """Return the operational hours that have passed when a sending or an order is due."""
+        return int(at * self.speed // 3600.0)
 
 
 _REPEATED = 0.05
@@ -148,15 +169,19 @@ def chaos_plan(minutes: float, seed: int, rates: Rates | None = None) -> Plan:
     rates = rates or Rates()
     generator = np.random.default_rng([seed, 0])
     seconds = 60.0 * minutes
+    sendings = _sendings(generator, minutes, rates)
     return Plan(
         seed=seed,
         seconds=seconds,
-        sendings=_sendings(generator, minutes, rates),
+        sendings=sendings,
         orders=tuple(
             JobOrder(at, number, 2, int(generator.integers(2, 6)))
             for number, at in enumerate(_times(generator, minutes, rates.jobs))
         ),
         faults=_faults(generator, minutes, rates),
+        batched=_batched(generator, sendings, minutes, rates),
+        hours=max(1, int(rates.hours * minutes)) if rates.hours else 0,
+        speed=60.0 * rates.hours or 1.0,
         watermark=bool(generator.random() < 0.5),
     )
 
@@ -170,11 +195,10 @@ def _times(generator: Generator, minutes: float, rate: float) -> list[float]:
 
 def _sendings(generator: Generator, minutes: float, rates: Rates) -> tuple[Sending, ...]:
     found: list[Sending] = []
-    for mutated, rate in ((False, rates.uploads), (True, rates.mutated)):
+    for mutated, rate in ((False, rates.uploads), (True, rates.posted * rates.mutated)):
         for at in _times(generator, minutes, rate):
-            form = FORMS[generator.choice(len(FORMS), p=(0.5, 0.2, 0.2, 0.1))]
             keyed = not mutated and generator.random() < _KEYED
-            found.append(Sending(at, len(found), form, mutated, bool(keyed)))
+            found.append(Sending(at, len(found), _form(generator), mutated, bool(keyed)))
     again = [
         Sending(
             one.at + float(generator.uniform(0.0, 20.0)), one.number, one.form, False, one.keyed
@@ -183,6 +207,21 @@ def _sendings(generator: Generator, minutes: float, rates: Rates) -> tuple[Sendi
         if not one.mutated and generator.random() < _REPEATED
     ]
     return tuple(sorted([*found, *again], key=lambda one: (one.at, one.number)))
+
+
+def _form(generator: Generator) -> str:
+    return FORMS[generator.choice(len(FORMS), p=(0.45, 0.15, 0.15, 0.1, 0.05, 0.1))]
+
+
+def _batched(
+    generator: Generator, sendings: tuple[Sending, ...], minutes: float, rates: Rates
+) -> tuple[Sending, ...]:
+    """Return the damaged contents that are not uploaded, numbered on from those that are."""
+    first = 1 + max((one.number for one in sendings), default=-1)
+    count = round(rates.mutated * minutes) - sum(one.mutated for one in sendings)
+    return tuple(
+        Sending(0.0, first + i, _form(generator), mutated=True) for i in range(max(0, count))
+    )
 
 
 def _faults(generator: Generator, minutes: float, rates: Rates) -> tuple[Fault, ...]:

@@ -1,4 +1,4 @@
-"""Run an exercise: a fresh stack, uploads and jobs, harm, healing, and the audit of what is left.
+"""Run an exercise: a fresh stack, uploads, jobs and cycles, harm, healing, and the audit.
 
 What is left is collected as a client reads it, and in Redis and on disk.
 """
@@ -10,9 +10,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -21,31 +21,42 @@ from redis import Redis
 from rich.table import Table
 
 from lab.chaos.audit import BatchFound, ChaosReport, Evidence, JobFound, Verdict, judge
-from lab.chaos.content import Content, Row, rows_of
+from lab.chaos.content import Row, rows_of
+from lab.chaos.cycles import (
+    CycledResult,
+    CycleFound,
+    cycle_found,
+    cycle_policy,
+    cycled_result,
+    due_keys,
+    fast_clock,
+    guard,
+    unended_cycles,
+    wait_for_noon,
+    write_policy,
+)
 from lab.chaos.plan import Harm, Plan, Rates, chaos_plan
-from lab.chaos.stack import DISK_BYTES, ChaosStack
+from lab.chaos.sandbox import DamagedBatches, undisturbed
+from lab.chaos.stack import ChaosStack
 from lab.chaos.traffic import Ledger, Traffic
 from lab.tiny_model import tiny_model
 from model.checkpoints.bundle import save_checkpoint
-from model.domain.files import file_digest
 from worker.contract.kinds import FIRST_YEAR, LAST_YEAR
-from worker.observations.decoders.base import DecodeContext
-from worker.observations.decoders.decode import FileToDecode, decode_in_one_child, decode_limited
-from worker.observations.formats import detect_format
 
 __all__ = [
     "chaos_table",
     "collect",
     "run_chaos",
-    "undisturbed",
     "wait_quiet",
 ]
 
 Report = Callable[[str], None]
 
 _START_SECONDS = 300.0
-_ANSWER_SECONDS = 120.0
+_ANSWER_SECONDS = 300.0
 _TELL_SECONDS = 10.0
+_AGAIN_SECONDS = 1.0
+_OVERTIME_SECONDS = 30.0
 
 
 def run_chaos(
@@ -77,21 +88,36 @@ def run_chaos(
         model = str(folder / "tiny")
         save_checkpoint(tiny_model(), Path(model))
     ledger = Ledger()
-    with ChaosStack(folder, model, watermark=plan.watermark) as stack:
+    with ChaosStack(folder, model, watermark=plan.watermark, clock=fast_clock(plan)) as stack:
         stack.wait_ready(_START_SECONDS)
         report(_beginning(plan, stack))
-        traffic = Traffic(stack.url, plan, ledger)
+        first = wait_for_noon(stack.clock)
+        due = _begin_cycles(stack, plan, first)
+        traffic, damaged = Traffic(stack.url, plan, ledger, first), DamagedBatches(plan)
         traffic.start()
+        damaged.start()
         _do_harm(plan, stack, ledger, report)
         stack.heal()
         report(f"healed after {_done(stack)}; {ledger.accepted} accepted")
         answered = traffic.finish(_ANSWER_SECONDS)
-        stuck = wait_quiet(stack.url, quiet_seconds)
+        damaged.finish(traffic.unsent())
+        stuck = wait_quiet(stack.url, quiet_seconds, due)
         report("quiet: all has ended" if not stuck else "; ".join(stuck))
-        verdict = judge(ledger, collect(stack, ledger, stuck))
+        evidence = collect(stack, ledger, stuck, due)
+        verdict = judge(ledger, evidence)
+        verdict.findings += damaged.findings
         if not answered:
             verdict.findings.append("senders were not answered although all was healed")
-        return _report(plan, stack, ledger, verdict)
+        return _report(plan, stack, ledger, damaged.count, evidence, verdict)
+
+
+def _begin_cycles(stack: ChaosStack, plan: Plan, first: datetime) -> tuple[str, ...]:
+    """Have the hours of a plan cycled; return the keys of the cycles that fall due."""
+    if not plan.hours:
+        return ()
+    policy = cycle_policy(first, plan.hours)
+    write_policy(stack.layout, policy)
+    return due_keys(policy)
 
 
 def _beginning(plan: Plan, stack: ChaosStack) -> str:
@@ -101,23 +127,28 @@ def _beginning(plan: Plan, stack: ChaosStack) -> str:
         disk = "the data lie on a tmpfs, with a watermark"
     else:
         disk = "the data lie on a tmpfs, without a watermark"
-    sent = f"{len(plan.sendings)} uploads and {len(plan.orders)} jobs planned"
+    sent = f"{len(plan.sendings)} uploads, {len(plan.orders)} jobs and {plan.hours} hours planned"
     return f"seed {plan.seed}: {sent}, {len(plan.faults)} faults; {disk}"
 
 
 def _do_harm(plan: Plan, stack: ChaosStack, ledger: Ledger, report: Report) -> None:
-    began = told = time.monotonic()
+    began, told = time.monotonic(), 0.0
     waiting = list(plan.faults)
-    while (now := time.monotonic()) - began < plan.seconds:
+    while (now := time.monotonic() - began) < plan.seconds or (
+        waiting and now < plan.seconds + _OVERTIME_SECONDS
+    ):
         stack.tend()
-        while waiting and waiting[0].at <= now - began:
-            fault = waiting.pop(0)
-            done = "" if stack.harm(fault) else " (nothing to hit)"
+        for fault in [fault for fault in waiting if fault.at <= now]:
+            waiting.remove(fault)
+            done = stack.harm(fault)
+            if not done:  # a part that is down is hit when it is up again
+                waiting.append(replace(fault, at=now + _AGAIN_SECONDS))
             lasts = f" for {fault.seconds:.1f} s" if fault.seconds else ""
-            report(f"{now - began:6.1f} s  {fault.harm} {fault.part}{lasts}{done}")
+            else_ = "" if done else " (nothing to hit, tried again)"
+            report(f"{now:6.1f} s  {fault.harm} {fault.part}{lasts}{else_}")
         if now - told > _TELL_SECONDS:
             told = now
-            report(f"{now - began:6.1f} s  {len(ledger.uploads)} sent, {ledger.accepted} accepted")
+            report(f"{now:6.1f} s  {len(ledger.uploads)} sent, {ledger.accepted} accepted")
         time.sleep(0.05)
 
 
@@ -125,7 +156,16 @@ def _done(stack: ChaosStack) -> str:
     return ", ".join(f"{count} x {harm}" for harm, count in sorted(stack.harmed.counts.items()))
 
 
-def _report(plan: Plan, stack: ChaosStack, ledger: Ledger, verdict: Verdict) -> ChaosReport:
+def _report(
+    plan: Plan,
+    stack: ChaosStack,
+    ledger: Ledger,
+    batched: int,
+    evidence: Evidence,
+    verdict: Verdict,
+) -> ChaosReport:
+    uploads = [sent.content for sent in ledger.uploads.values()]
+    mutated = sum(content.mutated for content in uploads)
     return ChaosReport(
         seed=plan.seed,
         minutes=round(plan.seconds / 60.0, 3),
@@ -137,8 +177,15 @@ def _report(plan: Plan, stack: ChaosStack, ledger: Ledger, verdict: Verdict) -> 
         kills=stack.harmed.kills,
         full_disks=stack.harmed.counts.get(Harm.FULL_DISK, 0),
         broker_cuts=stack.harmed.broker_cuts,
-        mutated=sum(sent.content.mutated for sent in ledger.uploads.values()),
+        mutated=mutated + batched,
         http_5xx=len(ledger.faults),
+        uploads=len(uploads) - mutated,
+        jobs=len(ledger.jobs),
+        cycles=verdict.cycles,
+        cycles_published=verdict.cycles_published,
+        cycles_excused=verdict.cycles_excused,
+        redis_bytes=evidence.redis_bytes,
+        disk_bytes=evidence.disk_bytes,
         findings=tuple([*verdict.findings, *(f"http 5xx: {told}" for told in ledger.faults)]),
     )
 
@@ -161,6 +208,9 @@ _FEW_KEYS = 100
 """What an installation keeps in Redis however much has ended: workers, indices, measures."""
 _FOR_EVER = -1
 _FEW_MEGABYTES = 32
+_BESIDES_MEGABYTES = 160
+"""What the data folder may hold besides uploads and results: mostly the broker's append-only file,
+which is rewritten at 64 MB, then records and logs."""
 _TOGETHER = 200
 _UNACKNOWLEDGED = 8
 """Messages that a process which was killed or cut off may have held; they expire by themselves."""
@@ -187,8 +237,12 @@ def _unfinished(http: httpx.Client) -> dict[str, int]:
     }
 
 
-def wait_quiet(url: str, seconds: float) -> list[str]:
-    """Wait until the system is ready and all that was accepted has ended.
+def _cycles(http: httpx.Client) -> dict[str, CycleFound]:
+    return {one["id"]: cycle_found(one) for one in _pages(http, "/v1/cycles")}
+
+
+def wait_quiet(url: str, seconds: float, due: Sequence[str] = ()) -> list[str]:
+    """Wait until the system is ready and all that was accepted has ended, and all cycles of `due`.
 
     Returns:
         What still waited when time ran out; empty when all is quiet.
@@ -198,7 +252,7 @@ def wait_quiet(url: str, seconds: float) -> list[str]:
     with httpx.Client(base_url=url, timeout=_TIMEOUT) as http:
         while time.monotonic() < end:
             with suppress(httpx.HTTPError, ValueError, KeyError):
-                left = _unfinished(http)
+                left = _unfinished(http) | unended_cycles(due, _cycles(http))
                 ready = http.get("/health/ready")
                 told = [f"{count} {what}" for what, count in left.items()]
                 told += [] if ready.is_success else [ready.json()["detail"]]
@@ -209,7 +263,11 @@ def wait_quiet(url: str, seconds: float) -> list[str]:
 
 
 def collect(
-    stack: ChaosStack, ledger: Ledger, stuck: list[str], settle_seconds: float = 60.0
+    stack: ChaosStack,
+    ledger: Ledger,
+    stuck: list[str],
+    due: Sequence[str] = (),
+    settle_seconds: float = 60.0,
 ) -> Evidence:
     """Return the evidence of a stack that is quiet.
 
@@ -217,16 +275,21 @@ def collect(
         stack: Must run.
         ledger: What was sent.
         stuck: What did not end, from `wait_quiet`.
+        due: Keys of the cycles that fell due.
         settle_seconds: Patience with Redis, which forgets what has ended after some seconds.
     """
     with httpx.Client(base_url=stack.url, timeout=_TIMEOUT) as http:
         batches = {one["id"]: _batch(one) for one in _pages(http, "/v1/batches")}
         jobs = {one["id"]: _job(one) for one in _pages(http, "/v1/jobs")}
-        analyses, damaged = _results(http)
+        cycles = _cycles(http)
+        analyses, cycled, damaged = _results(http)
         rows = _rows(http)
     held = _UNACKNOWLEDGED * (1 + sum(stack.harmed.counts.values()))
     with stack.redis() as redis:
-        leftovers = [*stuck, *_redis(redis, settle_seconds, held), *_disk(stack, set(batches))]
+        leftovers = [*stuck, *_redis(redis, settle_seconds, held)]
+        info: Any = redis.info("memory")
+    disk_bytes = _bytes(stack.layout.root)
+    leftovers += _disk(stack, set(batches), disk_bytes)
     damaged += [
         f"{folder.name} has no manifest"
         for folder in stack.layout.analyses.iterdir()
@@ -235,27 +298,21 @@ def collect(
     mutated = [
         sent.content for sent in ledger.uploads.values() if sent.content.mutated and sent.ids
     ]
-    return Evidence(batches, jobs, rows, analyses, damaged, leftovers, undisturbed(mutated))
-
-
-def undisturbed(contents: Sequence[Content]) -> dict[str, int]:
-    """Return how many rows contents give, by their hashes, decoded here, where nothing goes wrong."""
-    found: dict[str, int] = {}
-    with TemporaryDirectory(prefix="appa-chaos-") as folder:
-        files = []
-        for content in contents:
-            path = Path(folder) / content.name
-            path.write_bytes(content.data)
-            context = DecodeContext(file_name=content.name)
-            files.append(FileToDecode(path, detect_format(path), context))
-        while files:
-            decoded = decode_in_one_child(files[:_TOGETHER])
-            if not decoded:  # it brings its child down, as it may
-                decoded = [decode_limited(files[0].path, files[0].format, files[0].context)]
-            for file, one in zip(files, decoded, strict=False):
-                found[file_digest(file.path)] = one.table.num_rows
-            files = files[len(decoded) :]
-    return found
+    return Evidence(
+        batches,
+        jobs,
+        rows,
+        analyses,
+        damaged,
+        leftovers,
+        undisturbed(mutated),
+        due,
+        cycles,
+        cycled,
+        guard(stack.clock.speed),
+        info["used_memory"],
+        disk_bytes,
+    )
 
 
 def _problem(record: dict[str, Any]) -> str:
@@ -266,18 +323,23 @@ def _problem(record: dict[str, Any]) -> str:
 def _batch(record: dict[str, Any]) -> BatchFound:
     summary = record["summary"] or {}
     found = summary.get("observations")
-    return BatchFound(record["state"], record["sha256"], found, _problem(record))
+    created = datetime.fromisoformat(record["created"])
+    return BatchFound(record["state"], record["sha256"], found, _problem(record), created)
 
 
 def _job(record: dict[str, Any]) -> JobFound:
     return JobFound(record["state"], record["analysis_id"], _problem(record))
 
 
-def _results(http: httpx.Client) -> tuple[dict[str, str], list[str]]:
-    """Return the job of each result, and what is wrong with files of results."""
-    found, damaged = {}, []
+def _results(http: httpx.Client) -> tuple[dict[str, str], list[CycledResult], list[str]]:
+    """Return the job of each result, what those of cycles are made of, and what is not whole."""
+    found: dict[str, str] = {}
+    cycled: list[CycledResult] = []
+    damaged: list[str] = []
     for result in _pages(http, "/v1/analyses"):
         found[result["id"]] = result["job_id"]
+        missing = {"data", "feedback"} - {file["role"] for file in result["files"]}
+        damaged += [f"{result['id']} has no file of {role}" for role in sorted(missing)]
         for file in result["files"]:
             answer = http.get(f"/v1/analyses/{result['id']}/{file['name']}")
             if (
@@ -285,7 +347,10 @@ def _results(http: httpx.Client) -> tuple[dict[str, str], list[str]]:
                 or hashlib.sha256(answer.content).hexdigest() != file["sha256"]
             ):
                 damaged.append(f"{result['id']}/{file['name']}: {answer.status_code}")
-    return found, damaged
+            elif file["role"] == "feedback" and file["name"].endswith(".parquet"):
+                made = cycled_result(result, answer.content)
+                cycled += [made] if made else []
+    return found, cycled, damaged
 
 
 def _rows(http: httpx.Client) -> dict[str, Counter[Row]]:
@@ -349,15 +414,25 @@ def _first_message(redis: Redis, key: str, kind: str) -> str:
     return "?"
 
 
-def _disk(stack: ChaosStack, known: set[str]) -> list[str]:
+def _bytes(folder: Path) -> int:
+    """Return what the files of a folder and those within take."""
+    found = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # merged or archived meanwhile
+            found += path.lstat().st_size if path.is_file() else 0
+    return found
+
+
+def _disk(stack: ChaosStack, known: set[str], used: int) -> list[str]:
     """Return what lies on disk although nobody needs it."""
     layout = stack.layout
     orphans = {path.name for path in layout.raw.iterdir()} - known
     told = [f"raw/{name} is of no known upload" for name in sorted(orphans)]
     told += [f"tmp/{path.name} is left" for path in layout.tmp.iterdir() if _is_upload(path)]
-    used = sum(path.lstat().st_size for path in layout.root.rglob("*") if path.is_file())
-    if stack.can_fill and used > DISK_BYTES // 2:
-        told.append(f"the data folder has grown to {used / 2**20:.0f} MiB")
+    published = [file.parent for file in layout.analyses.glob("*/manifest.json")]
+    besides = used - sum(map(_bytes, (layout.raw, *published)))
+    if besides > _BESIDES_MEGABYTES * 2**20:
+        told.append(f"the data folder holds {besides / 2**20:.0f} MiB besides uploads and results")
     return told
 
 

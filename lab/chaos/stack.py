@@ -24,11 +24,12 @@ from redis.exceptions import RedisError
 from deploy.local import PROCESSES, die_with_parent
 from lab.chaos.plan import BROKER_CUTS, KILLS, PARTS, Fault, Harm
 from model.domain.errors import AppaError
+from worker.contract.clock import CLOCK_VARIABLE, Clock, clock_text
 from worker.contract.layout import Layout
 
 __all__ = ["ChaosStack", "Harmed", "mounting_command"]
 
-DISK_BYTES = 256 * 2**20
+DISK_BYTES = 768 * 2**20
 _WATERMARK_BYTES = 16 * 2**20
 ENVIRONMENT = {
     "APPA_LEASE_SECONDS": "5",
@@ -95,12 +96,14 @@ class ChaosStack:
         folder: An empty folder.
         checkpoint: Name or folder of what the model worker loads.
         watermark: Whether work is refused before the disk is full.
+        clock: What the system takes for the present.
     """
 
-    def __init__(self, folder: Path, checkpoint: str, *, watermark: bool) -> None:
+    def __init__(self, folder: Path, checkpoint: str, *, watermark: bool, clock: Clock) -> None:
         self.folder = folder.resolve()
         self.checkpoint = checkpoint
         self.watermark = watermark
+        self.clock = clock
         self.log = self.folder / "up.log"
         self.harmed = Harmed()
         self.url = ""
@@ -131,6 +134,9 @@ class ChaosStack:
                     **{k: v for k, v in os.environ.items() if not k.startswith("APPA_")},
                     **ENVIRONMENT,
                     "APPA_DISK_LOW_BYTES": str(low),
+                    CLOCK_VARIABLE: clock_text(
+                        self.clock.epoch, self.clock.anchor, self.clock.speed
+                    ),
                     "TMPDIR": str(self._disk / "scratch"),
                     "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
                 },

@@ -9,23 +9,32 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 import httpx
 
-from lab.chaos.content import NOON, Content, content_of
+from lab.chaos.content import Content, content_of
 from lab.chaos.plan import JobOrder, Plan, Sending
 
 __all__ = ["JobSent", "Ledger", "Traffic", "UploadSent", "is_explained"]
 
 _TIMEOUT = 20.0
 _LONGEST_PAUSE = 2.0
-_SENDERS = 4
+_SENDERS = {False: 3, True: 3}
+"""Of valid contents, and of damaged ones, whose number must not delay the valid ones."""
 
 
-def is_explained(answer: httpx.Response) -> bool:
-    """Return whether an answer of the 5xx class says why, and when to try again."""
+def is_explained(answer: httpx.Response, *, bodiless: bool = False) -> bool:
+    """Return whether an answer of the 5xx class says why, and when to try again.
+
+    Arguments:
+        answer: Of the gateway.
+        bodiless: Whether it was asked for by HEAD: it has no room for a reason.
+    """
     if answer.status_code not in (503, 507) or "retry-after" not in answer.headers:
         return False
+    if bodiless:
+        return True
     with suppress(ValueError):
         document = answer.json()
         return isinstance(document, dict) and bool(document.get("code") and document.get("detail"))
@@ -81,8 +90,9 @@ class Ledger:
 
     def fault(self, answer: httpx.Response) -> None:
         """Write down an answer of the 5xx class, unless it is explained."""
-        if answer.status_code >= 500 and not is_explained(answer):
-            request = answer.request
+        request = answer.request
+        head = request.method == "HEAD"
+        if answer.status_code >= 500 and not is_explained(answer, bodiless=head):
             told = f"{request.method} {request.url.path}: {answer.status_code}"
             with self.lock:
                 self.faults.append(f"{told} {answer.text[:200]}")
@@ -103,23 +113,36 @@ class Traffic:
         url: Of the gateway.
         plan: What to send.
         ledger: Where answers are written down.
+        first: What the operational clock shows at the start, a full hour.
     """
 
-    def __init__(self, url: str, plan: Plan, ledger: Ledger) -> None:
+    def __init__(self, url: str, plan: Plan, ledger: Ledger, first: datetime) -> None:
         self.url = url
         self.plan = plan
         self.ledger = ledger
+        self.first = first
         self._began = 0.0
         self._over = threading.Event()
         self._give_up = threading.Event()
-        self._sendings: queue.SimpleQueue[Sending] = queue.SimpleQueue()
+        self._sendings: dict[bool, queue.SimpleQueue[Sending]] = {
+            mutated: queue.SimpleQueue() for mutated in _SENDERS
+        }
         for sending in plan.sendings:
-            self._sendings.put(sending)
-        senders = [(f"send-{i}", self._send_uploads) for i in range(_SENDERS)]
-        self._threads = [
-            threading.Thread(target=work, name=name, daemon=True)
-            for name, work in (*senders, ("jobs", self._send_jobs), ("reader", self._read))
+            self._sendings[sending.mutated].put(sending)
+        until = {False: self._give_up, True: self._over}  # all valid ones are sent
+        senders = [
+            threading.Thread(
+                target=self._send_uploads,
+                args=(self._sendings[mutated], until[mutated]),
+                daemon=True,
+            )
+            for mutated, count in _SENDERS.items()
+            for _ in range(count)
         ]
+        others = [
+            threading.Thread(target=work, daemon=True) for work in (self._send_jobs, self._read)
+        ]
+        self._threads = [*senders, *others]
 
     def start(self) -> None:
         """Begin to send."""
@@ -128,7 +151,7 @@ class Traffic:
             thread.start()
 
     def finish(self, seconds: float) -> bool:
-        """Send nothing new, and get answers for what was begun.
+        """Send what valid contents are left, else nothing new, and get answers for what was begun.
 
         Arguments:
             seconds: Patience with what is not answered.
@@ -144,25 +167,35 @@ class Traffic:
         self._give_up.set()
         return answered
 
+    def unsent(self) -> list[Sending]:
+        """Return the damaged contents that nobody sent; call it at the end."""
+        sent = self.ledger.uploads
+        return [one for one in self.plan.sendings if one.mutated and one.number not in sent]
+
+    def _hour(self, at: float) -> datetime:
+        """Return the last full hour of the operational clock when a sending or an order is due."""
+        return self.first + timedelta(hours=self.plan.hours_at(at))
+
     def _is_due(self, at: float) -> bool:
         """Wait for a time of the plan; return False once nothing new is sent."""
         return not self._over.wait(max(0.0, self._began + at - time.monotonic()))
 
     # -- what senders do
 
-    def _send_uploads(self) -> None:
+    def _send_uploads(self, sendings: "queue.SimpleQueue[Sending]", until: threading.Event) -> None:
         with httpx.Client(base_url=self.url, timeout=_TIMEOUT) as http:
-            while not self._over.is_set():
+            while not until.is_set():
                 with suppress(queue.Empty):
-                    sending = self._sendings.get_nowait()
-                    if self._is_due(sending.at):
+                    sending = sendings.get_nowait()
+                    if not until.wait(max(0.0, self._began + sending.at - time.monotonic())):
                         self._upload(http, sending)
                     continue
                 return
 
     def _upload(self, http: httpx.Client, sending: Sending) -> None:
-        content = content_of(sending, self.plan.seed)
-        entry = self.ledger.upload(sending, content)
+        made = content_of(sending, self.plan.seed, self._hour(sending.at))
+        entry = self.ledger.upload(sending, made)
+        content = entry.content  # of the first time, where it is sent again
         headers = {"Idempotency-Key": content.name} if sending.keyed else {}
         self._insist(
             entry,
@@ -184,7 +217,7 @@ class Traffic:
     def _order(self, http: httpx.Client, order: JobOrder) -> None:
         specification = {
             "kind": "filtering",
-            "valid_time": f"{NOON:%Y-%m-%dT%H:%M:%SZ}",
+            "valid_time": f"{self._hour(order.at):%Y-%m-%dT%H:%M:%SZ}",
             "members": order.members,
             "steps": order.steps,
             "window_hours": 3,
@@ -218,7 +251,7 @@ class Traffic:
     def _read(self) -> None:
         with httpx.Client(base_url=self.url, timeout=_TIMEOUT) as http:
             while not self._over.wait(0.5):
-                for look in _looks():
+                for look in _looks(self.first):
                     with suppress(httpx.TransportError):
                         self.ledger.fault(http.get(look, headers={"Accept-Encoding": "identity"}))
                 with suppress(httpx.TransportError, ValueError):
@@ -227,6 +260,7 @@ class Traffic:
     def _look_at_results(self, http: httpx.Client) -> None:
         """Hold the newest results against their lists of files."""
         found = http.get("/v1/analyses", params={"limit": 3})
+        self.ledger.fault(found)
         if not found.is_success:
             return
         for result in found.json()["items"]:
@@ -235,6 +269,7 @@ class Traffic:
             for file in result["files"]:
                 answer = http.head(f"/v1/analyses/{result['id']}/{file['name']}")
                 size = int(answer.headers.get("content-length", -1))
+                self.ledger.fault(answer)
                 if answer.is_success and size == file["size"]:
                     continue
                 if answer.status_code < 500:
@@ -242,14 +277,16 @@ class Traffic:
                     self.ledger.damaged.append(told)
 
 
-def _looks() -> Iterable[str]:
-    hours = f"start={NOON.replace(hour=9):%Y-%m-%dT%H:%M:%SZ}&end={NOON:%Y-%m-%dT%H:%M:%SZ}"
+def _looks(first: datetime) -> Iterable[str]:
+    begin = first - timedelta(hours=3)
+    hours = f"start={begin:%Y-%m-%dT%H:%M:%SZ}&end={first:%Y-%m-%dT%H:%M:%SZ}"
     return (
         "/health/ready",
         "/v1/capabilities",
         "/v1/batches?limit=20",
         "/v1/batches?state=received",
         "/v1/jobs",
+        "/v1/cycles",
         f"/v1/observations?{hours}&limit=200&format=csv",
         "/v1/analyses",
         "/v1/analyses/latest.json",

@@ -4,7 +4,8 @@ The picture shows the last analysis beside the truth, and errors by hour.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -28,12 +29,18 @@ from lab.pictures import (
     world_field,
 )
 from model.checkpoints.bundle import load_checkpoint
-from model.domain.errors import AppaError
+from model.domain.errors import AppaError, ConfigurationError
 from model.domain.physics import GRAVITY, ZERO_CELSIUS
 from model.domain.windows import HOUR
 from model.latent_model import climatological_states
 
 __all__ = ["DemoOptions", "DemoResult", "draw_demo", "run_demo"]
+
+SHARE_LEFT = 0.5
+"""Most of the error of climatology, where each analysis starts from, that observations may leave."""
+
+BEHIND = 1.05
+"""Analyses may be so much worse than a forecast for their time, on average."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class DemoOptions:
         cycles: Hourly analyses after the first one.
         lead: Hours of forecast.
         window: Hours of observations before the first analysis.
+        data: Where the system keeps its data, which stay; None for a folder that is removed.
+        port: Of the gateway; 0 takes a free one.
     """
 
     checkpoint: str = "appa-t31"
@@ -57,6 +66,8 @@ class DemoOptions:
     cycles: int = 3
     lead: int = 24
     window: int = 24
+    data: Path | None = None
+    port: int = 0
 
 
 @dataclass
@@ -78,14 +89,36 @@ class DemoResult:
     fields: dict[datetime, np.ndarray] = field(default_factory=dict)
 
     @property
-    def improved(self) -> bool:
-        """Whether the analyses that have a background are closer to the truth, on average."""
+    def shortcomings(self) -> list[str]:
+        """What the analyses and forecasts fall short of, a sentence each; empty if nothing.
+
+        Each analysis is a window of its own that starts from climatology: what observations bring is
+        measured against that. A forecast of an earlier window for the same hour is made of nearly
+        the same observations, and may be as good as the analysis; the analyses must keep up with it.
+        Forecasts must know more than the analysis they start from, and than climatology.
+        """
+        found = []
+        for time, errors in self.analyses:
+            share = errors["analysis"].standardised / errors["climatology"].standardised
+            if not share < SHARE_LEFT:
+                found.append(
+                    f"the analysis of {time:%d %b %H UTC} has {share:.0%} of the error of "
+                    f"climatology; expected less than {SHARE_LEFT:.0%}"
+                )
         pairs = [
-            (e["analysis"].standardised, e["background"].standardised)
+            e["analysis"].standardised / e["background"].standardised
             for _, e in self.analyses
             if "background" in e
         ]
-        return bool(pairs) and sum(a for a, _ in pairs) < sum(b for _, b in pairs)
+        if not pairs or not sum(pairs) / len(pairs) < BEHIND:
+            found.append("the analyses fall behind a forecast for the same hours")
+        for lead, errors in self.forecasts:
+            for other in ("persistence", "climatology"):
+                if not errors["forecast"].standardised < errors[other].standardised:
+                    found.append(f"the forecast of {lead} h is not better than {other}")
+        if not self.forecasts:
+            found.append("there is no forecast")
+        return found
 
 
 class Demo:
@@ -153,7 +186,7 @@ class Demo:
             "valid_time": time.isoformat(),
             "members": self.options.members,
             "window_hours": self.options.window,
-            "outputs": ["netcdf", "quicklook"],
+            "outputs": ["netcdf", "feedback", "quicklook"],
         }
         analysis_id = self._job(f"analysis of {time:%d %b %H UTC}", spec)
         fields = self._fields(analysis_id)[0]
@@ -201,36 +234,65 @@ def _shown_leads(lead: int) -> Sequence[int]:
     return [hours for hours in (6, 12, 18, 24, 48) if hours <= lead] or [lead]
 
 
-def run_demo(options: DemoOptions, console: Console) -> DemoResult:
+def run_demo(
+    options: DemoOptions,
+    console: Console,
+    then: Callable[[DemoResult, LocalStack], None] | None = None,
+) -> DemoResult:
     """Starts a stack of its own on a free port, runs the demo against it and stops it.
+
+    Arguments:
+        options: What it does.
+        console: Where progress is shown.
+        then: Called with what came of it while the stack still runs.
 
     Raises:
         AppaError: If the stack or a batch fails.
         AppaClientError: If the gateway or a job fails.
+        ConfigurationError: If the folder for data holds anything.
     """
     torch.set_num_threads(1)  # the cores belong to the workers
     options.output.mkdir(parents=True, exist_ok=True)
+    with _data_folder(options) as data:
+        stack_options = StackOptions(
+            data=data, port=options.port, models=(options.checkpoint,), quiet=True, buckets=False
+        )
+        with LocalStack(stack_options, console) as stack:
+            result = _on(stack, options, console)
+            if then is not None:
+                then(result, stack)
+            return result
+
+
+def _on(stack: LocalStack, options: DemoOptions, console: Console) -> DemoResult:
     columns = (
         TextColumn("{task.description:<32}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )
-    with tempfile.TemporaryDirectory(dir=options.output, prefix="data-") as data:
-        stack_options = StackOptions(
-            data=Path(data), port=0, models=(options.checkpoint,), quiet=True
+    with Progress(*columns, console=console) as progress:
+        waiting = progress.add_task("broker, gateway and workers start", total=1)
+        if not stack.wait_ready(300):
+            log = (stack.options.data / "logs" / "appa.log").read_text()[-2000:]
+            raise AppaError(f"Expected the system to be ready within 300 s.\n{log}")
+        progress.advance(waiting)
+        with AppaClient(stack.url) as client:
+            return Demo(options, client, progress).run()
+
+
+@contextmanager
+def _data_folder(options: DemoOptions) -> Iterator[Path]:
+    if options.data is None:
+        with tempfile.TemporaryDirectory(dir=options.output, prefix="data-") as data:
+            yield Path(data)
+        return
+    if options.data.exists() and any(options.data.iterdir()):
+        raise ConfigurationError(
+            f"Expected an empty folder for the data of the demo; '{options.data}' holds something. "
+            f"Look at an earlier demo with `appa up --data {options.data}`, or remove it."
         )
-        with (
-            LocalStack(stack_options, console) as stack,
-            Progress(*columns, console=console) as progress,
-        ):
-            waiting = progress.add_task("broker, gateway and workers start", total=1)
-            if not stack.wait_ready(300):
-                log = Path(data, "logs", "appa.log").read_text()[-2000:]
-                raise AppaError(f"Expected the system to be ready within 300 s.\n{log}")
-            progress.advance(waiting)
-            with AppaClient(stack.url) as client:
-                return Demo(options, client, progress).run()
+    yield options.data
 
 
 def draw_demo(result: DemoResult, world: World, path: Path) -> Path:

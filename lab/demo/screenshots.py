@@ -1,29 +1,35 @@
-"""Take the pictures of the web pages that the documentation shows, of any running system.
+"""Take the pictures of the web pages that the documentation shows, of a running system or its data.
 
-usage: python -m lab.demo.screenshots URL FOLDER [--view NAME …] [--key KEY]
+usage: python -m lab.demo.screenshots URL|DATA FOLDER [--view NAME …] [--key KEY] [--model NAME]
 
-Each picture is 1280 x 800 and shows the newest results. The process needs Playwright and Chromium
-(Debian: `chromium`); `make screenshots URL=…` runs it over a demo or `appa up` and writes to
-`docs/images`.
+Each picture is 1280 x 800 and shows the newest results. The process needs Playwright
+and Chromium (Debian: `chromium`). `make screenshots` runs it over the data folder that `appa demo
+--stay` leaves, or over the system at `URL=…`, and writes to `docs/images`.
 """
 
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Error, Page, sync_playwright
+from rich.console import Console
 
+from deploy.local import LocalStack, StackOptions
 from model.domain.errors import ConfigurationError, UnknownName
 
-__all__ = ["VIEWS", "View", "shoot"]
+__all__ = ["VIEWS", "View", "shoot", "system_at"]
 
 SIZE = {"width": 1280, "height": 800}
 WAIT = 60_000
 """Milliseconds until a page must have drawn."""
+LARGE = 350_000
+"""Bytes of a picture as it is; more are written with a palette."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +51,32 @@ _DRAWN = """() => window.appaMap?.chart.field && window.appaMap.settled === loca
     && document.getElementById("message").textContent === "" """
 
 
-def _click_the_middle(page: Page) -> None:
-    """Open the meteogram of a place in the middle of the map."""
-    box = page.locator("#map").bounding_box()
-    assert box is not None  # noqa: S101
-    page.mouse.click(box["x"] + 0.53 * box["width"], box["y"] + 0.3 * box["height"])
-    page.wait_for_selector("#point svg", timeout=WAIT)
-    page.wait_for_function(_DRAWN, timeout=WAIT)
+def _profile(page: Page) -> None:
+    """Show the end of the charts of a place."""
+    page.locator("#point svg").last.scroll_into_view_if_needed()
+    page.evaluate("document.getElementById('beside').scrollTo(0, 1e6)")
 
 
 VIEWS: Mapping[str, View] = {
-    "map": View("web/map.html#field=t&level=850&barbs=1", _DRAWN, _click_the_middle),
+    "map": View("web/map.html#field=t&level=850&barbs=1&point=7.6,47.6", _DRAWN),
     "pole": View("web/map.html#field=gh&level=500&view=north", _DRAWN),
-    "observations": View("web/map.html#field=t2m&obs=background", _DRAWN),
+    "observations": View(
+        "web/map.html#field=t2m&contours=0&obs=background&variable=2m_temperature", _DRAWN
+    ),
     "cycles": View(
         "web/cycles.html", "() => !/^(…|)$/.test(document.getElementById('note').textContent)"
     ),
     "verification": View(
-        "web/verification.html", "() => document.getElementById('note').textContent !== '…'"
+        "web/verification.html#flavour=job&show=ensemble",
+        "() => document.getElementById('note').textContent !== '…'",
     ),
-    "work": View("", "() => document.getElementById('readiness').textContent !== '…'"),
+    "work": View(
+        "",
+        "() => document.getElementById('readiness').textContent !== '…'"
+        " && document.querySelector('#job-fields label') !== null",
+    ),
+    "chance": View("web/map.html#field=si10&stat=probability&threshold=10&contours=0", _DRAWN),
+    "place": View("web/map.html#field=msl&point=7.6,47.6", _DRAWN, _profile),
 }
 """Pictures by the name of their file."""
 
@@ -120,20 +132,64 @@ def shoot(
                     "running there, with a published result?"
                 ) from error
             path = folder / f"{name}.png"
-            page.screenshot(path=path)
+            _write(page.screenshot(), path)
             written.append(path)
     return written
+
+
+def _write(picture: bytes, path: Path) -> None:
+    """Write a PNG: as it is, or with a palette of 256 colours if it is large."""
+    if len(picture) <= LARGE:
+        path.write_bytes(picture)
+        return
+    whole = Image.open(BytesIO(picture)).convert("RGB")
+    palette = whole.quantize(256, method=Image.Quantize.FASTOCTREE)
+    whole.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+
+
+@contextmanager
+def system_at(where: str, models: Sequence[str]) -> Iterator[str]:
+    """Yield the address of a system: the one given, or of one that runs on a data folder meanwhile.
+
+    Arguments:
+        where: An address, or the data folder of a system that does not run.
+        models: Checkpoints of the latter.
+
+    Raises:
+        ConfigurationError: If there is neither, the folder is in use, or the system does not start.
+    """
+    if where.startswith(("http://", "https://")):
+        yield where
+        return
+    if not Path(where).is_dir():
+        raise ConfigurationError(
+            f"Expected the address of a gateway or a data folder; got '{where}'. Make one with "
+            "`appa demo --stay`."
+        )
+    options = StackOptions(
+        data=Path(where), port=0, models=tuple(models), quiet=True, buckets=False
+    )
+    with LocalStack(options, Console(stderr=True)) as stack:
+        if not stack.wait_ready(300):
+            raise ConfigurationError(
+                f"Expected the system on '{where}' to be ready within 300 s; its logs/appa.log says "
+                "what happened."
+            )
+        yield stack.url
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Take the pictures that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m lab.demo.screenshots")
-    parser.add_argument("url", help="address of the gateway")
+    parser.add_argument("where", help="address of the gateway, or a data folder")
     parser.add_argument("folder", type=Path, help="where the pictures go")
     parser.add_argument("--view", action="append", choices=list(VIEWS), help="only this one")
     parser.add_argument("--key", help="API key, if one is needed")
+    parser.add_argument("--model", default="appa-t31", help="checkpoint of a data folder's system")
     given = parser.parse_args(arguments)
-    for path in shoot(given.url, given.folder, given.view, given.key):
+    with system_at(given.where, [given.model]) as url:
+        paths = shoot(url, given.folder, given.view, given.key)
+    for path in paths:
         print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
     return 0
 

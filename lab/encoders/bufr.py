@@ -5,19 +5,26 @@ scatterometer winds (312061), sondes (309052), aircraft (311010) and satellite w
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lab.encoders.message import MessageTemplate, ReportTable, build_message, calendar, gather
+from lab.encoders.message import (
+    MessageTemplate,
+    ReportTable,
+    build_message,
+    calendar,
+    gather,
+    reported_direction,
+)
+from model.domain.errors import InvalidInput
 from model.domain.physics import GRAVITY, dewpoint_from_specific_humidity, height_of_pressure
 from model.domain.registry import Registry
 from worker.observations.decoders.bufr.identity import LAST_POSITION, NOMINAL
 from worker.observations.decoders.bufr.upper_air import AMV_METHODS, STANDARD_LEVELS
-from worker.observations.units import wind_direction
 
 __all__ = [
     "AIRCRAFT",
@@ -52,6 +59,14 @@ _WIGOS = re.compile(r"(\d+)-(\d+)-(\d+)-(.+)")
 Columns = dict[str, np.ndarray | list[str] | float | str]
 
 
+def _texts(names: Iterable[str], most: int) -> list[str]:
+    """Return names as they are; cut to the width of their element, many would become one."""
+    found = list(names)
+    if long := next((name for name in found if len(name) > most), None):
+        raise InvalidInput(f"Expected names of at most {most} characters; got '{long}'.", name=long)
+    return found
+
+
 def _place(reports: ReportTable) -> Columns:
     moment = calendar(reports.time)
     moment.pop("#1#second")
@@ -66,7 +81,7 @@ def _common(reports: ReportTable) -> Columns:
         "#1#pressureReducedToMeanSeaLevel": reports.get("mean_sea_level_pressure"),
         "#1#airTemperature": reports.get("2m_temperature"),
         "#1#timeSignificance": float(_MEAN_WIND),
-        "#1#windDirection": np.round(wind_direction(u, v)),
+        "#1#windDirection": reported_direction(u, v),
         "#1#windSpeed": speed,
     }
 
@@ -104,26 +119,26 @@ def _land_identity(reports: ReportTable) -> Columns:
     for i, text in enumerate(reports.station_id):
         if match := _WIGOS.fullmatch(text):
             series[i], issuer[i], issue[i] = (int(match.group(k)) for k in (1, 2, 3))
-            local[i] = match.group(4)[:16]
+            local[i] = match.group(4)
         elif re.fullmatch(r"\d{5}", text):
             block[i], station[i] = int(text[:2]), int(text[2:])
         else:
-            name[i] = text[:20]
+            name[i] = text
     return {
         "#1#wigosIdentifierSeries": series,
         "#1#wigosIssuerOfIdentifier": issuer,
         "#1#wigosIssueNumber": issue,
-        "#1#wigosLocalIdentifierCharacter": local,
+        "#1#wigosLocalIdentifierCharacter": _texts(local, 16),
         "#1#blockNumber": block,
         "#1#stationNumber": station,
-        "#1#stationOrSiteName": name,
+        "#1#stationOrSiteName": _texts(name, 20),
     }
 
 
 def ship(reports: ReportTable) -> Columns:
     """Return columns of ships; a call sign has at most nine characters."""
     return {
-        "#1#shipOrMobileLandStationIdentifier": [t[:9] for t in reports.station_id],
+        "#1#shipOrMobileLandStationIdentifier": _texts(reports.station_id, 9),
         **_place(reports),
         "#1#heightOfBarometerAboveMeanSeaLevel": np.nan_to_num(reports.elevation),
         **_common(reports),
@@ -171,7 +186,7 @@ SCATTEROMETER = MessageTemplate((312_061,), 12, 0, {"": (2,)})
 def scatterometer(reports: ReportTable) -> Columns:
     """Return columns of wind cells; two solutions as instruments give them: the wind is the second."""
     u, v = reports.get("10m_u_component_of_wind"), reports.get("10m_v_component_of_wind")
-    direction, speed = np.round(wind_direction(u, v), 1), np.hypot(u, v)
+    direction, speed = reported_direction(u, v, 1), np.hypot(u, v)
     satellite = [re.fullmatch(r"sat(\d+)", text) for text in reports.station_id]
     return {
         "#1#satelliteIdentifier": np.array([float(m.group(1)) if m else np.nan for m in satellite]),
@@ -200,7 +215,7 @@ _METHODS = {text: number for number, text in AMV_METHODS.items()}
 def _wind(reports: ReportTable) -> tuple[np.ndarray, np.ndarray]:
     """Return the direction in whole degrees and speed in m s-1."""
     u, v = reports.get("u_component_of_wind"), reports.get("v_component_of_wind")
-    return np.round(wind_direction(u, v)), np.hypot(u, v)
+    return reported_direction(u, v), np.hypot(u, v)
 
 
 def sonde_template(levels: int, subcategory: int) -> MessageTemplate:
@@ -217,7 +232,7 @@ def sonde(levels: ReportTable) -> Columns:
     columns: Columns = {
         "#1#blockNumber": float(station[:2]) if wmo else np.nan,
         "#1#stationNumber": float(station[2:]) if wmo else np.nan,
-        "#1#shipOrMobileLandStationIdentifier": "" if wmo else station[:9],
+        "#1#shipOrMobileLandStationIdentifier": "" if wmo else _texts([station], 9)[0],
         "#1#timeSignificance": float(_BALLOON_LAUNCH),
         **calendar(levels.time[:1]),
         "#1#latitude": levels.lat[:1],
@@ -248,7 +263,7 @@ def aircraft(reports: ReportTable) -> Columns:
     direction, speed = _wind(reports)
     q = reports.get("specific_humidity")
     return {
-        "#1#aircraftRegistrationNumberOrOtherIdentification": [t[:8] for t in reports.station_id],
+        "#1#aircraftRegistrationNumberOrOtherIdentification": _texts(reports.station_id, 8),
         **calendar(reports.time),
         "#1#latitude": reports.lat,
         "#1#longitude": reports.lon,

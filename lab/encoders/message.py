@@ -9,8 +9,16 @@ import numpy as np
 import pyarrow as pa
 
 from model.domain.errors import InvalidInput
+from worker.observations.units import wind_direction
 
-__all__ = ["MessageTemplate", "ReportTable", "build_message", "calendar", "gather"]
+__all__ = [
+    "MessageTemplate",
+    "ReportTable",
+    "build_message",
+    "calendar",
+    "gather",
+    "reported_direction",
+]
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,13 @@ def gather(table: pa.Table) -> ReportTable:
         values,
         ascent[lead],
     )
+
+
+def reported_direction(u: np.ndarray, v: np.ndarray, decimals: int = 0) -> np.ndarray:
+    """Return the direction the wind comes from in rounded degrees: 360 for north, 0 for calm alone."""
+    exact = wind_direction(u, v)
+    rounded = np.round(exact, decimals)
+    return np.where((rounded == 0.0) & (exact > 0.0), 360.0, rounded)
 
 
 _MASTER_TABLES = 36

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lab.osse.places import Places, land_stations, sea_stations, sounder_swath
+from lab.osse.places import Places, Swath, land_stations, sea_stations, sounder_swath
 from model.domain.grids import Grid, bilinear, interpolate
 from model.domain.observations import OBSERVATION_SCHEMA, station_draw, validate_table
 from model.domain.variables import Channel
@@ -28,6 +28,8 @@ from model.operators.observation_set import (
     column_codes,
     with_rejections,
 )
+from model.operators.upper_air import gaussian_weighting
+from model.operators.weighting import PEAKS
 
 __all__ = [
     "ERRORS",
@@ -36,6 +38,7 @@ __all__ = [
     "network_reports",
     "reports_table",
     "simulate_observations",
+    "simulate_radiances",
     "withhold_stations",
 ]
 
@@ -79,8 +82,8 @@ def _constant(value: str | None, count: int) -> pa.Array:
 
 def _part(reports: SyntheticReports) -> pa.Table:
     count = len(reports.lat)
-    numbers, station = np.unique(reports.station, return_inverse=True)
-    names = [f"{reports.report_type}-{n:04d}" for n in numbers]
+    numbers, first, station = np.unique(reports.station, return_index=True, return_inverse=True)
+    names = [_name(reports, int(row), int(n)) for row, n in zip(first, numbers, strict=True)]
     time = pa.array((reports.seconds * 1e9).round().astype("datetime64[ns]"))
     columns: dict[str, pa.Array] = {
         "observation_id": pa.array(np.arange(count)),
@@ -108,6 +111,18 @@ def _part(reports: SyntheticReports) -> pa.Table:
         for f in OBSERVATION_SCHEMA
     ]
     return pa.table(arrays, schema=OBSERVATION_SCHEMA)
+
+
+def _name(reports: SyntheticReports, row: int, number: int) -> str:
+    """Return the name of the station that reports in a row.
+
+    An aircraft is seen once, at a place of its own. Its name says when, so that no other hour's has
+    the same one and would make a track with it, in as many characters as BUFR has for a tail number.
+    """
+    if reports.report_type != "aircraft":
+        return f"{reports.report_type}-{number:04d}"
+    end = datetime.fromtimestamp(-(-reports.seconds[row] // 3600) * 3600, UTC)
+    return f"{'ABCDEFGHIJKLMNOPQRSTUVWX'[end.hour]}{end.day:02d}{number:05d}"
 
 
 def reports_table(parts: Sequence[SyntheticReports]) -> pa.Table:
@@ -323,13 +338,17 @@ def _scatterometer_reports(
     ]
 
 
+def _sounder_swath(scan_lines: int, times: Sequence[datetime]) -> Swath:
+    hours = _seconds(times)
+    step = 3600.0 / scan_lines
+    first = np.ceil((hours[0] - 1800.0) / step) * step
+    return sounder_swath(np.arange(first, hours[-1] + 1.0, step))
+
+
 def _sounder_reports(
     network: Network, times: Sequence[datetime], levels: Sequence[int]
 ) -> list[SyntheticReports]:
-    hours = _seconds(times)
-    step = 3600.0 / network.scan_lines
-    first = np.ceil((hours[0] - 1800.0) / step) * step
-    swath = sounder_swath(np.arange(first, hours[-1] + 1.0, step))
+    swath = _sounder_swath(network.scan_lines, times)
     parts = []
     for level in levels:
         for variable, error in ERRORS["satellite"].items():
@@ -350,6 +369,52 @@ def _sounder_reports(
                 )
             )
     return parts
+
+
+AMSU_PEAKS = {channel: peak for channel, peak in PEAKS["amsu-a"].items() if peak >= 90.0}
+"""Channels of AMSU-A below the stratosphere, and the pressure in hPa that each sees most of."""
+
+AMSU_ERROR = 0.3
+
+
+def simulate_radiances(
+    truth: Tensor,
+    grid: Grid,
+    channels: Sequence[Channel],
+    times: Sequence[datetime],
+    seed: int,
+    scan_lines: int,
+) -> pa.Table:
+    """Return brightness temperatures of a truth as AMSU-A would see them, with random errors.
+
+    Weights are Gaussian in the logarithm of pressure, other than those of `model.operators.weighting`
+    with the same peaks: what is assimilated errs. Lines are those of the sounder that brings
+    retrievals. Arguments as in `simulate_observations`; `scan_lines` are lines an hour.
+    """
+    levels = sorted({c.level for c in channels if c.variable == "temperature" and c.level})
+    swath = _sounder_swath(scan_lines, times)
+    parts = [
+        SyntheticReports(
+            report_type="satellite",
+            variable="brightness_temperature",
+            vertical_kind="channel",
+            vertical=np.full(len(swath.lat), float(channel)),
+            seconds=swath.seconds,
+            lat=swath.lat,
+            lon=swath.lon,
+            elevation=np.full(len(swath.lat), np.nan),
+            station=np.zeros(len(swath.lat), dtype=np.int64),
+            error=AMSU_ERROR,
+        )
+        for channel in AMSU_PEAKS
+    ]
+    pressures = 100.0 * np.array(levels, dtype=np.float64)
+    weights: dict[int | tuple[str, int], NDArray[np.float64]] = {
+        n: gaussian_weighting(pressures, 100.0 * peak) for n, peak in AMSU_PEAKS.items()
+    }
+    statics = Statics(weighting_functions=weights)
+    seen, table = build_observation_set(reports_table(parts), grid, channels, times, statics)
+    return _with_errors(table.take(pa.array(seen.rows)), seen, truth, np.random.default_rng(seed))
 
 
 DRIEST = 1e-5

@@ -3,7 +3,9 @@
 What cannot be delivered waits, in order.
 """
 
+import gzip
 import io
+import tarfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +23,12 @@ from numpy.typing import NDArray
 from appa_client import AppaClient, UnavailableError
 from lab.demo.world import World
 from lab.encoders.bufr import encode_bufr
+from lab.encoders.ncep import amsu_dump, surface_dump
+from lab.encoders.prepbufr import prepbufr_sondes
+from lab.encoders.radiances import encode_radiances
+from lab.encoders.text import crex_stations, ship_bulletin
 from lab.osse.cases import CASE_NAME
-from lab.osse.network import simulate_observations
+from lab.osse.network import simulate_observations, simulate_radiances
 from lab.rehearsal.evidence import Sending
 from lab.rehearsal.scenario import Outage, Scenario, Shipment
 from model.checkpoints.bundle import resolve
@@ -37,6 +43,21 @@ DRIEST = 1e-6
 
 _RECEIVERS_OWN = ["observation_id", "batch_id", "received_time", "rejected_by", "qc_flag"]
 _WMO = {"synop": 10_000, "temp": 60_000}
+_METOP_B = 3
+_DUMPED_PART = 2
+"""File of an hour's land stations that comes as NCEP sends it, with tables of its own."""
+_PREPARED_PART, _ZIPPED_PART, _CREX_PART = 1, 1, 1
+"""Files of the sondes that come as PrepBUFR, of the aircraft that come compressed, and of the land stations
+that come as CREX in every other hour, as then the ships come as text."""
+_SOUNDERS = ("", "amsu-a", "atms", "mhs")
+"""Sensor of each file of radiances; the first is a dump of AMSU-A."""
+_CHANNELS = {
+    "atms": {channel: channel + 1 for channel in range(4, 10)},
+    "mhs": {4: 5, 5: 4, 6: 3},
+}
+"""Channels of other sensors that what AMSU-A would see stands for: of the same frequencies, or of moisture
+at much the same heights."""
+_BUOYS, _DRIFTERS, _AMVS = 62, 44, "sat057"
 _REPORTS, _RESENT_REPORTS = 100, 7  # in a message: the same reports in other bytes
 
 
@@ -110,36 +131,63 @@ class ReportSource:
             statics=self.world.statics,
             network=self.scenario.network,
         )
+        if "radiances" in self.scenario.parts:
+            bright = simulate_radiances(
+                truth, self.world.grid, self.world.channels, times,
+                self.scenario.seed + int(hour.timestamp()) // 3600, self.scenario.network.scan_lines,
+            )  # fmt: skip
+            table = pa.concat_tables([table, bright]).unify_dictionaries()
         humid = pc.equal(table["variable"].cast(pa.string()), "specific_humidity")
         wet = pc.or_(pc.invert(humid), pc.greater(table["obs_value"], DRIEST))
         # A value on the hour belongs to the hour that it ends.
         fresh = pc.greater(table["time"], pa.scalar(hour - HOUR, pa.timestamp("ns", tz="UTC")))
-        return _named(table.filter(pc.and_(wet, fresh)), hour)
+        return _as_others(_named(table.filter(pc.and_(wet, fresh))), self.scenario.parts)
 
 
-def _named(table: pa.Table, hour: datetime) -> pa.Table:
+def _named(table: pa.Table) -> pa.Table:
     kinds = table["report_type"].cast(pa.string()).to_pylist()
     stations = table["station_id"].cast(pa.string()).to_pylist()
-    names = [_station(k, s, hour) for k, s in zip(kinds, stations, strict=True)]
+    names = [_station(k, s) for k, s in zip(kinds, stations, strict=True)]
     place = table.schema.get_field_index("station_id")
     field = table.schema.field("station_id")
     column = pa.array(names, pa.string()).dictionary_encode().cast(field.type)
     return table.set_column(place, field, column)
 
 
-def _station(kind: str, station: str, hour: datetime) -> str:
-    """A name that the form of the reports can carry; aircraft never report twice under one."""
-    number = int(station.rsplit("-", 1)[1])
-    if kind in _WMO:
-        return str(_WMO[kind] + number)
-    if kind == "aircraft":
-        return f"{'ABCDEFGHIJKLMNOPQRSTUVWX'[hour.hour]}{hour.day:02d}{number:05d}"
-    return station
+def _as_others(table: pa.Table, parts: Mapping[str, int]) -> pa.Table:
+    """Let a third each of the ships be buoys and drifters, and a quarter of the aircraft satellite winds."""
+    kinds = table["report_type"].cast(pa.string()).to_pylist()
+    stations = table["station_id"].cast(pa.string()).to_pylist()
+    platforms = table["platform"].cast(pa.string()).to_pylist()
+    warm = pc.equal(table["variable"].cast(pa.string()), "temperature").to_pylist()
+    kept = np.ones(len(table), dtype=bool)
+    for n, (kind, station) in enumerate(zip(kinds, stations, strict=True)):
+        if kind == "ship":
+            number = int(station[-4:])
+            other = ("ship", "buoy", "drifter")[number % 3]
+            if other in parts and other != "ship":
+                region = _BUOYS if other == "buoy" else _DRIFTERS
+                kinds[n], stations[n] = other, f"{region}{number:05d}"
+        elif kind == "aircraft" and "amv" in parts and int(station[-4:]) % 4 == 0:
+            kinds[n], stations[n], platforms[n] = "amv", _AMVS, "infrared"
+            kept[n] = not warm[n]
+    for name, texts in (("report_type", kinds), ("station_id", stations), ("platform", platforms)):
+        place = table.schema.get_field_index(name)
+        field = table.schema.field(name)
+        column = pa.array(texts, pa.string()).dictionary_encode().cast(field.type)
+        table = table.set_column(place, field, column)
+    return table.filter(pa.array(kept))
+
+
+def _station(kind: str, station: str) -> str:
+    """A name that the form of the reports can carry."""
+    if kind == "ship":
+        return f"SIM{int(station.rsplit('-', 1)[1]):04d}"
+    return str(_WMO[kind] + int(station.rsplit("-", 1)[1])) if kind in _WMO else station
 
 
 def _content(table: pa.Table, delivery: Shipment) -> Content:
-    kinds = table["report_type"].cast(pa.string())
-    own = table.filter(pc.equal(kinds, delivery.network))
+    own = table.filter(pc.equal(_networks(table), delivery.network))
     own = own.filter(pa.array(_part(own, delivery) == delivery.part))
     seconds = own["time"].cast(pa.int64()).to_numpy() // 1_000_000_000
     if not len(own):
@@ -148,19 +196,60 @@ def _content(table: pa.Table, delivery: Shipment) -> Content:
         buffer = io.BytesIO()
         pq.write_table(own.drop_columns(_RECEIVERS_OWN), buffer)
         return Content(buffer.getvalue(), seconds)
+    if delivery.network == "radiances":
+        return _sounding(own, _SOUNDERS[delivery.part % len(_SOUNDERS)])
+    if delivery.network == "temp" and delivery.part == _PREPARED_PART:
+        return Content(prepbufr_sondes(own), seconds)
+    if delivery.network == "synop" and delivery.part == _DUMPED_PART:
+        return Content(surface_dump(own), seconds)
     other = bool(delivery.copy_of) and not delivery.same_bytes
-    return Content(
-        encode_bufr(
-            own, delivery.network, reports_per_message=_RESENT_REPORTS if other else _REPORTS
-        ),
-        seconds,
-    )
+    each = _RESENT_REPORTS if other else _REPORTS
+    if delivery.hour.hour % 2 and delivery.network == "ship":
+        return Content(ship_bulletin(own), seconds)
+    if delivery.hour.hour % 2 and delivery.network == "synop" and delivery.part == _CREX_PART:
+        return Content(crex_stations(own, each), seconds)
+    data = encode_bufr(own, delivery.network, reports_per_message=each)
+    if delivery.network == "aircraft" and delivery.part == _ZIPPED_PART:
+        data = gzip.compress(data, mtime=0)
+    if delivery.network == "scatterometer":
+        data = _archived(data)
+    return Content(data, seconds)
+
+
+def _sounding(own: pa.Table, sensor: str) -> Content:
+    """Return the brightness temperatures of AMSU-A, or the same as those of another sensor."""
+    channels = _CHANNELS.get(sensor, {})
+    if channels:
+        given = own["vertical"].to_numpy()
+        own = own.filter(pa.array(np.isin(given, list(channels))))
+        renamed = [float(channels[int(number)]) for number in own["vertical"].to_pylist()]
+        place, field = own.schema.get_field_index("vertical"), own.schema.field("vertical")
+        own = own.set_column(place, field, pa.array(renamed).cast(field.type))
+    seconds = own["time"].cast(pa.int64()).to_numpy() // 1_000_000_000
+    data = encode_radiances(own, sensor, _METOP_B) if sensor else amsu_dump(own, _METOP_B)
+    return Content(data, seconds)
+
+
+def _archived(data: bytes) -> bytes:
+    """Return a compressed archive with one file."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
+        entry = tarfile.TarInfo("winds.bufr")
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+    return packed.getvalue()
+
+
+def _networks(table: pa.Table) -> pa.Array:
+    """Return the network whose files each row comes in."""
+    bright = pc.equal(table["variable"].cast(pa.string()), "brightness_temperature")
+    return pc.if_else(bright, "radiances", table["report_type"].cast(pa.string()))
 
 
 def _part(own: pa.Table, delivery: Shipment) -> NDArray[np.int64]:
     """The file each row goes into: by station, or by the order of a swath."""
     parts = delivery.parts
-    if delivery.network in ("satellite", "scatterometer"):
+    if delivery.network in ("satellite", "radiances", "scatterometer", "amv"):
         start = (delivery.hour.astimezone(UTC) - HOUR).timestamp()
         seconds = own["time"].cast(pa.int64()).to_numpy() / 1e9
         place: NDArray[np.float64] = (seconds - start) / 3600.0 * parts

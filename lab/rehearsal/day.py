@@ -213,6 +213,7 @@ def _options(scenario: Scenario, data: Path, clock: Clock) -> StackOptions:
         quiet=True,
         copies={"scheduler": scenario.schedulers, "model": scenario.model_workers},
         environment={**ENVIRONMENT, CLOCK_VARIABLE: text},
+        buckets=False,
     )
 
 

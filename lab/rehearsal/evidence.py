@@ -22,7 +22,7 @@ from model.latent_model import climatological_states
 from worker.contract.clock import Clock
 from worker.contract.layout import Layout
 from worker.contract.store import Stores
-from worker.observations.qc.selection import SUPEROBSERVATIONS
+from worker.observations.columns import SUPEROBSERVATIONS
 from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest

@@ -45,8 +45,12 @@ DAY_PARTS = {
     "temp": 2,
     "scatterometer": 1,
     "satellite": 2,
+    "radiances": 4,
+    "buoy": 1,
+    "drifter": 1,
+    "amv": 1,
 }
-"""Files an hour by network."""
+"""Files an hour by network. Buoys are some of the ships, satellite winds some of the aircraft."""
 
 QUICK_NETWORK = Network(stations=40, ships=4, sondes=4, scan_lines=4)
 QUICK_PARTS = {"synop": 2, "satellite": 1}
@@ -229,6 +233,10 @@ DELAYS: dict[str, Callable[[Generator], float]] = {
     "temp": _sonde,
     "scatterometer": _overpass,
     "satellite": _overpass,
+    "radiances": _overpass,
+    "buoy": _minutes(15.0, 0.5, 5.0, 55.0),
+    "drifter": _minutes(20.0, 0.5, 5.0, 55.0),
+    "amv": _overpass,
 }
 """Minutes after the hour that the reports belong to."""
 
@@ -249,7 +257,7 @@ class Shipment:
 
     Attributes:
         name: Unique, for people.
-        network: Report type of all its reports.
+        network: Report type of all its reports; radiances are of `satellite`.
         hour: Full hour (UTC) that ends the hour its reports belong to.
         part, parts: Which of how many files of the hour.
         arrival: When the sender sends it (UTC).
@@ -282,6 +290,10 @@ def _networks(scenario: Scenario, hour: datetime) -> list[str]:
         "temp": network.sondes if hour.hour in LAUNCHES else 0,
         "scatterometer": network.scatterometer_lines,
         "satellite": network.scan_lines,
+        "radiances": network.scan_lines,
+        "buoy": network.ships,
+        "drifter": network.ships,
+        "amv": network.aircraft,
     }
     return [name for name, count in reporting.items() if count and name in scenario.parts]
 

@@ -15,7 +15,7 @@ from lab.pictures import SIMULATED, curve, date_axis, new_figure, save
 from lab.rehearsal.audit import AuditFinding, Case, audit, late_cut_offs
 from lab.rehearsal.day import Day, Medians, medians
 from lab.rehearsal.evidence import AnalysisEvidence, Evidence
-from lab.rehearsal.scenario import Scenario
+from lab.rehearsal.scenario import DELAYS, Scenario
 from model.domain.windows import HOUR
 from worker.contract.cycles import Flavour, cycle_key
 
@@ -343,7 +343,6 @@ def findings_table(verdict: DayVerdict) -> Table:
     return table
 
 
-_NETWORKS = ("synop", "ship", "aircraft", "temp", "scatterometer", "satellite")
 _COLOURS = {Flavour.EARLY: "tab:orange", Flavour.FINAL: "tab:blue"}
 
 
@@ -387,7 +386,7 @@ def _errors(axes: Axes, day: Day, verdict: DayVerdict) -> None:
 def _arrivals(axes: Axes, day: Day) -> None:
     """Hour of the observations against arrival, with both cut-offs."""
     deliveries = {d.name: d for d in day.plan}
-    for network in _NETWORKS:
+    for network in DELAYS:
         points = [
             (s.acknowledged, (s.acknowledged - deliveries[s.name].hour) / timedelta(minutes=1))
             for s in day.evidence.sendings

@@ -40,6 +40,7 @@ from service.data.library import (
     check_answer,
     check_points,
 )
+from service.errors import NotFound
 from service.problems import add_problem_handlers, problem_response
 
 _INDEX = re.compile(r"[0-9]{1,12}")
@@ -88,6 +89,8 @@ def _select_by_area(dataset: xr.Dataset, polygon: Any) -> xr.Dataset:
     lon, lat = dataset["longitude"].values, dataset["latitude"].values
     lon, lat = lon[(lon >= west) & (lon <= east)], lat[(lat >= south) & (lat <= north)]
     points = int(shapely.intersects_xy(polygon, *np.meshgrid(lon, lat)).sum())
+    if not points:
+        raise NotFound("Expected a cell of the grid within 'coords'; ask for a position.")
     check_points(dataset, points, {"latitude", "longitude"})
     selected: xr.Dataset = select_by_area(dataset, polygon)
     return selected
@@ -157,6 +160,20 @@ def check_reference_system(request: Request) -> None:
         )
 
 
+def check_parameter_names(request: Request) -> None:
+    """Refuse names with a dot, by which xarray reads attributes of a coordinate: `time.year`.
+
+    Raises:
+        InvalidInput: Naming `parameter-name`.
+    """
+    text = request.query_params.get("parameter-name", "")
+    if "." in text:
+        raise InvalidInput(
+            f"Expected 'parameter-name' to name variables of the data set; got {text[:80]!r}.",
+            field="parameter-name",
+        )
+
+
 # The plugin looks these up when it answers.
 zarr_plugin._parse_chunk_path = _chunk_indices  # type: ignore[assignment]
 upstream.output_formats = _formats
@@ -179,7 +196,8 @@ class Edr(upstream.CfEdrPlugin):  # type: ignore[misc]
             opened: OpenDataset = self.library.get(dataset_id)
             if "edr" not in opened.views:
                 opened.views["edr"] = around_the_globe(opened.decoded)
-            return opened.views["edr"]
+            view: xr.Dataset = opened.views["edr"]
+            return view
 
         return super().dataset_router(deps.model_copy(update={"dataset": wide}))  # type: ignore[no-any-return]
 
@@ -284,7 +302,7 @@ def build_application(library: DatasetLibrary, most_values: int) -> FastAPI:
         "description": "Published analyses by zarr and OGC EDR. See docs/data-access.md.",
         "docs_url": None,  # `/docs?data` of the gateway shows the same without other servers
         "redoc_url": None,
-        "dependencies": [Depends(check_reference_system)],
+        "dependencies": [Depends(check_reference_system), Depends(check_parameter_names)],
     }
     rest = DataRest(plugins={plugin.name: plugin for plugin in plugins}, app_kws=about)
     app = rest.app

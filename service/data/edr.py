@@ -254,12 +254,7 @@ def _points(fields: xr.Dataset, grid: Grid, query: Query) -> xr.Dataset:
         extra: dict[str, Float] = {}
     else:
         places, extra = _path(query.coords, grid)
-    if len(places) > MOST_POINTS:
-        raise AnswerTooLarge(
-            f"Expected at most {MOST_POINTS} points; {len(places)} are asked for.",
-            points=len(places),
-            limit=MOST_POINTS,
-        )
+    _check_points(len(places))
     lon, lat = places[:, 0], places[:, 1]
     if not query.linear:
         rows, columns = nearest(grid, lat, lon)
@@ -280,16 +275,28 @@ def _points(fields: xr.Dataset, grid: Grid, query: Query) -> xr.Dataset:
     return at.drop_vars(_HORIZONTAL, errors="ignore").assign_coords({**coordinates, **more})
 
 
+def _check_points(count: int) -> None:
+    if count > MOST_POINTS:
+        raise AnswerTooLarge(
+            f"Expected at most {MOST_POINTS} points; {count} are asked for.",
+            points=count,
+            limit=MOST_POINTS,
+        )
+
+
 def _path(text: str, grid: Grid) -> tuple[Float, dict[str, Float]]:
     """Return the points of lines, no farther apart than the grid's columns, and their z and m."""
     lines = _geometry(text, ("LineString", "MultiLineString"))
     include_z, include_m = bool(lines.has_z), bool(shapely.has_m(lines))
-    step, found = 360.0 / grid.nlon, []
+    step, found, total = 360.0 / grid.nlon, [], 0
     for line in shapely.get_parts(lines):
         points = shapely.get_coordinates(line, include_z=include_z, include_m=include_m)
+        longest = np.abs(np.diff(points[:, :2], axis=0)).max(axis=1)
+        counts = np.maximum(1, np.ceil(longest / step)).astype(np.int64)
+        total += 1 + int(counts.sum())
+        _check_points(total)  # before they are made: a short text may cross the globe often
         found.append(points[:1])
-        for start, end in zip(points[:-1], points[1:], strict=True):
-            count = max(1, int(np.ceil(np.abs(end[:2] - start[:2]).max() / step)))
+        for start, end, count in zip(points[:-1], points[1:], counts, strict=True):
             shares = np.arange(1, count + 1)[:, None] / count
             found.append(start + shares * (end - start))
     path = np.concatenate(found)

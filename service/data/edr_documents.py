@@ -13,6 +13,7 @@ import xarray as xr
 
 from service.data.edr_formats import CRS84
 from service.data.library import DatasetLibrary
+from service.maps import tiles
 from service.maps.collections import ANSWER_FORMATS, ResultCollection
 
 __all__ = ["CONFORMS_TO", "Descriptions", "landing_page"]
@@ -30,6 +31,7 @@ CONFORMS_TO = [
     f"{_EDR}/covjson",
     f"{_EDR}/oas30",
     f"{_EDR}/queries",
+    *tiles.CONFORMS_TO,
 ]
 """Classes of the standards that the service conforms to."""
 
@@ -53,7 +55,7 @@ def landing_page(base: str) -> Json:
     root = f"{base}/ogc"
     return {
         "title": "Appa Service",
-        "description": "Analyses and forecasts by OGC API - Environmental Data Retrieval.",
+        "description": "Analyses and forecasts by OGC API - EDR, Maps and Tiles.",
         "keywords": ["weather", "analysis", "forecast", "ensemble"],
         "links": [
             _link(f"{root}", "self", JSON, "This document"),
@@ -66,6 +68,9 @@ def landing_page(base: str) -> Json:
             _link(f"{base}/docs", "service-doc", "text/html", "Documentation of the API"),
             _link(f"{root}/conformance", "conformance", JSON, "Conformance classes"),
             _link(f"{root}/collections", "data", JSON, "Collections"),
+            _link(
+                f"{root}/tileMatrixSets", f"{tiles.REL}/tiling-schemes", JSON, "Tile matrix sets"
+            ),
             _link(
                 f"{root}/wms?service=WMS&request=GetCapabilities",
                 "alternate",
@@ -104,6 +109,7 @@ class Descriptions:
             "links": [
                 _link(href, "self", JSON, "This document"),
                 _link(f"{href}/position", "data", ANSWER_FORMATS["CoverageJSON"], "Data"),
+                *tiles.collection_links(href),
             ],
             "extent": _extent(collection, of_file["levels"], of_file["members"]),
             "data_queries": {kind: _query(href, kind) for kind in (*_COORDS, "cube")},

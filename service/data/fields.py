@@ -10,10 +10,10 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from dask.base import compute
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from model.domain.ensembles import AntitheticPairs
 from model.domain.errors import InvalidInput, UnknownName
 from model.domain.grids import Grid
+from service.data.extracted import Extracted
 from service.data.library import DatasetLibrary
 from service.data.views import grid_of, place
 from service.errors import NotFound
@@ -30,120 +31,20 @@ from service.maps.answers import (
     DisplayUnits,
     FieldCatalogue,
     FieldInfo,
-    GridInfo,
 )
-from service.maps.fields import FIELDS, MapField, Parts, available_fields, field_named
+from service.maps.fields import MapField, Parts, available_fields, field_named
 from service.maps.requests import FieldRequest, Statistic, View
 from worker.results.catalogue import Catalogue
 from worker.results.manifest import AnalysisManifest
 
-__all__ = ["Extracted", "FieldReader", "colour_maps"]
+__all__ = ["FieldReader"]
 
-KEPT = 24
-"""Extracted fields in memory: 100 MB at 0.25 degrees."""
+KEPT_BYTES = 100_000_000
+"""Extracted fields in memory: 24 at 0.25 degrees, thousands of a coarse grid."""
 
-DIFFERENCES = "RdBu_r"
-SPREADS = "YlOrBr"
-PROBABILITIES = "viridis"
 BACKGROUND_ROLE = "background"
-VECTORS = ("u", "v", "u10", "v10")
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Extracted:
-    """A field on the grid of its result.
-
-    Attributes:
-        request: What was asked, with result, time and levels as found.
-        field: The quantity.
-        values: float32 (Y, X), NaN where undefined.
-        grid: Of the result.
-        manifest: Of the result.
-    """
-
-    request: FieldRequest
-    field: MapField
-    values: NDArray[np.float32]
-    grid: Grid
-    manifest: AnalysisManifest
-
-    @property
-    def bounds(self) -> tuple[float | None, float | None]:
-        """Return the least and the greatest value; None for a field without any."""
-        defined = self.values[np.isfinite(self.values)]
-        return (float(defined.min()), float(defined.max())) if defined.size else (None, None)
-
-    @property
-    def vector(self) -> bool:
-        """Return whether it is a component of a vector, which turns at a pole."""
-        return self.field.name in VECTORS and self.request.statistic.kind not in (
-            "spread",
-            "probability",
-        )
-
-    @property
-    def colours(self) -> tuple[str, tuple[float, float]]:
-        """Return the suggested colour map and the values of its ends."""
-        kind, span = self.request.statistic.kind, self.field.span
-        low, high = (0.0 if x is None else x for x in self.bounds)
-        if kind == "probability":
-            return PROBABILITIES, (0.0, 1.0)
-        if kind == "spread":
-            return SPREADS, (0.0, span or high or 1.0)
-        if self.request.statistic.signed:
-            most = span or max(abs(low), abs(high)) or 1.0
-            return DIFFERENCES, (-most, most)
-        if self.field.range is None:
-            return self.field.colours, (low, high if high > low else low + 1.0)
-        return self.field.colours, self.field.range((self.request.level or np.nan) * 100.0)
-
-    @property
-    def display(self) -> DisplayUnits:
-        """Return how people read the values; departures take no offset."""
-        if self.request.statistic.kind == "probability":
-            return DisplayUnits(units="%", scale=100.0, offset=0.0)
-        shown = self.field.shown
-        plain = self.request.statistic.signed or self.request.statistic.kind == "spread"
-        units = "K" if plain and shown.units == "°C" else shown.units
-        return DisplayUnits(units=units, scale=shown.scale, offset=0.0 if plain else shown.offset)
-
-    def describe(self, grid: GridInfo) -> FieldInfo:
-        """Return the metadata of the field as it is placed on `grid`."""
-        request, manifest, statistic = self.request, self.manifest, self.request.statistic
-        colours, ends = self.colours
-        chance = statistic.kind == "probability"
-        low, high = self.bounds
-        assert request.time is not None  # noqa: S101 (found when extracted)
-        return FieldInfo(
-            result=manifest.id,
-            kind=manifest.kind,
-            flavour=manifest.flavour,
-            revision=manifest.revision,
-            field=self.field.name,
-            long_name=self.field.long_name,
-            units="1" if chance else self.field.units,
-            display=self.display,
-            level=request.level,
-            base=request.base,
-            statistic=str(statistic),
-            threshold=statistic.threshold if chance else None,
-            direction=("above" if statistic.above else "below") if chance else None,
-            other=statistic.other or None,
-            members=manifest.members,
-            valid_time=request.time,
-            reference_time=manifest.valid_time,
-            lead_hours=(request.time - manifest.valid_time).total_seconds() / 3600.0,
-            checkpoint=str(manifest.provenance.get("checkpoint", "")),
-            simulated="simulated" in manifest.flags,
-            minimum=low,
-            maximum=high,
-            colours=colours,
-            range=list(ends),
-            contour=0.0 if chance else self.field.contour,
-            grid=grid,
-        )
 
 
 class FieldReader:
@@ -159,6 +60,8 @@ class FieldReader:
         self._analyses = analyses
         self._lock = Lock()
         self._kept: OrderedDict[FieldRequest, Extracted] = OrderedDict()
+        self._kept_bytes = 0
+        self._reading: dict[FieldRequest, Lock] = {}
 
     def extract(self, request: FieldRequest) -> Extracted:
         """Return a field on the grid of its result.
@@ -173,16 +76,48 @@ class FieldReader:
         opened = _Opened.of(self._library, self._analyses, request.result)
         request = opened.settle(request)
         with self._lock:
-            if request in self._kept:
-                self._kept.move_to_end(request)
-                return self._kept[request]
-        values = self._compute(opened, request)
-        found = Extracted(request, opened.field(request.name), values, opened.grid, opened.manifest)
+            reading = self._reading.setdefault(request, Lock())
+        try:
+            with reading:  # the tiles of a map ask for one field at once: it is read once
+                found = self._recall(request)
+                if found is None:
+                    values = self._compute(opened, request)
+                    field = opened.field(request.name)
+                    found = Extracted(request, field, values, opened.grid, opened.manifest)
+                    self._keep(found)
+                return found
+        finally:
+            with self._lock:
+                self._reading.pop(request, None)
+
+    def _recall(self, request: FieldRequest) -> Extracted | None:
         with self._lock:
-            self._kept[request] = found
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        return found
+            found = self._kept.get(request)
+            if found is not None:
+                self._kept.move_to_end(request)
+            return found
+
+    def _keep(self, found: Extracted) -> None:
+        with self._lock:
+            if found.request in self._kept:
+                return
+            self._kept[found.request] = found
+            self._kept_bytes += found.values.nbytes
+            while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+                _, dropped = self._kept.popitem(last=False)
+                self._kept_bytes -= dropped.values.nbytes
+
+    def settle(self, request: FieldRequest) -> FieldRequest:
+        """Return the request with the result's id, and a time and levels that it holds.
+
+        Raises:
+            NotFound, UnknownName, InvalidInput, StorageError: As `extract` does; no values are read.
+        """
+        return _Opened.of(self._library, self._analyses, request.result).settle(request)
+
+    def levels(self, result: str) -> list[float]:
+        """Return the pressure levels of a result in hPa."""
+        return _Opened.of(self._library, self._analyses, result).levels
 
     def view(self, request: FieldRequest, view: View) -> tuple[FieldInfo, NDArray[np.float32]]:
         """Return the metadata and the values (rows, columns) of a field in a view."""
@@ -254,13 +189,17 @@ class _Opened:
     @classmethod
     def of(cls, library: DatasetLibrary, analyses: Catalogue, name: str) -> "_Opened":
         result = library.resolve(name)
-        return cls(analyses.get(result), library.get(result).decoded)
+        manifest, held = analyses.get(result), library.get(result)
+        known = held.views.get("fields")
+        if not isinstance(known, cls) or known.manifest is not manifest:
+            known = held.views["fields"] = cls(manifest, held.decoded)
+        return known
 
-    @property
+    @cached_property
     def grid(self) -> Grid:
         return grid_of(self.dataset)
 
-    @property
+    @cached_property
     def stored(self) -> dict[str, set[str]]:
         """Return the short names of stored variables, each with what there is of it."""
         found: dict[str, set[str]] = {}
@@ -270,12 +209,12 @@ class _Opened:
                 found.setdefault(short, set()).add(kind or "members")
         return found
 
-    @property
+    @cached_property
     def times(self) -> list[datetime]:
         moments = self.dataset["time"].values.astype("datetime64[us]").astype(object)
         return [moment.replace(tzinfo=UTC) for moment in moments]
 
-    @property
+    @cached_property
     def levels(self) -> list[float]:
         """Return the pressure levels in hPa."""
         if "air_pressure" not in self.dataset:
@@ -458,13 +397,3 @@ class _Opened:
             statistics=[name for name, yes in allowed.items() if yes],
             colours=field.colours,
         )
-
-
-def colour_maps() -> dict[str, list[str]]:
-    """Return the colour maps that fields suggest: 256 colours `#rrggbb` each, from low to high."""
-    names = {field.colours for field in FIELDS.values()}
-    found = {}
-    for name in sorted(names | {DIFFERENCES, SPREADS, PROBABILITIES}):
-        table = matplotlib.colormaps[name](np.arange(256), bytes=True)
-        found[name] = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, _ in table]
-    return found

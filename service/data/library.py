@@ -29,6 +29,7 @@ from worker.contract.kinds import KINDS
 from worker.contract.layout import Layout
 from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
+from worker.results.store import result_store
 
 __all__ = ["AnswerTooLarge", "BoundedAnswers", "check_answer", "check_points"]
 
@@ -68,7 +69,7 @@ class OpenDataset:
 
     raw: xr.Dataset
     close: Callable[[], None]
-    views: dict[str, xr.Dataset] = field(default_factory=dict)
+    views: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def decoded(self) -> xr.Dataset:
@@ -291,9 +292,13 @@ class DatasetLibrary:
             )
         place = (analysis_id, file.name)
         with self._lock:
+            known = place in self._held
+        # One that lies in a bucket is fetched first, while others may use what is open.
+        path = None if known else result_store(self._layout).file(analysis_id, file.name)
+        with self._lock:
             held = self._held.get(place)
             if held is None:
-                path = self._layout.analysis_file(analysis_id, file.name)
+                path = path or self._layout.analysis_file(analysis_id, file.name)
                 held = self._held[place] = OpenedDataset(open_file(path, analysis_id), 0.0)
             held.used = time.monotonic()
             self._held.move_to_end(place)

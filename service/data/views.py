@@ -24,7 +24,7 @@ from model.domain.physics import EARTH_RADIUS
 from service.maps.answers import GridInfo
 from service.maps.requests import View
 
-__all__ = ["Placed", "grid_of", "nearest", "place", "sample"]
+__all__ = ["Placed", "grid_of", "nearest", "place", "sample", "sample_lattice"]
 
 Float = NDArray[np.float64]
 
@@ -85,6 +85,42 @@ def sample(
     closest = np.take_along_axis(defined, np.abs(weights).argmax(axis=1)[:, None], axis=1)[:, 0]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(closest, total / share, np.nan)
+
+
+def sample_lattice(
+    field: NDArray[Any], grid: Grid, lat: Float, lon: Float, *, vector: bool = False
+) -> Float:
+    """Return a field where parallels cross meridians, with shape (H, W), as `sample` does.
+
+    Rows are interpolated first, then columns, which reads and multiplies far less than four cells
+    a point.
+
+    Arguments:
+        field: With shape (Y, X).
+        grid: Of the field.
+        lat: Degrees north, with shape (H,).
+        lon: Degrees east, with shape (W,).
+        vector: Whether it is a component of a vector, which turns at a pole.
+    """
+    cells, shares = bilinear(grid, lat, np.zeros_like(lat), vector=vector)
+    upper, lower = cells[:, 0] // grid.nlon, cells[:, 2] // grid.nlon
+    above = field[upper]
+    below = field[lower]
+    across = np.flatnonzero(cells[:, 2] % grid.nlon)
+    if len(across):  # half a turn further east, beyond a pole
+        below[across] = np.roll(below[across], -(grid.nlon // 2), axis=1)
+    lines = above * shares[:, :1] + below * (shares[:, 2:3] + shares[:, 3:])
+    column = np.mod(lon, 360.0) * (grid.nlon / 360.0)
+    west = np.floor(column)
+    first, part = west.astype(np.int64) % grid.nlon, column - west
+    found = lines[:, first] * (1.0 - part) + lines[:, (first + 1) % grid.nlon] * part
+    gaps = ~np.isfinite(found)
+    if grid.nlon % 2:  # half a turn ends between two columns
+        gaps[across] = True
+    if gaps.any():
+        rows, columns = np.nonzero(gaps)
+        found[gaps] = sample(field, grid, lat[rows], lon[columns], vector=vector)
+    return np.asarray(found)
 
 
 def nearest(grid: Grid, lat: Float, lon: Float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,8 +1,8 @@
 """Draw maps for OGC Web Map Service 1.3.0: capabilities, maps, legends and values under a pixel.
 
 A layer is a field of a collection, `filtering-final/t2m`, or of one result, `RESULT_ID/t2m`. Its styles
-are `mean` and `spread`, its dimensions TIME (valid times) and ELEVATION (hPa). Fields are interpolated
-bilinearly to the pixels.
+are statistics, of which `mean` and `spread` are listed, its dimensions TIME (valid times) and ELEVATION
+(hPa). `service.data.drawing` draws them.
 
 Reference:
     | OpenGIS Web Map Server Implementation Specification, 1.3.0 (OGC 06-042)
@@ -12,33 +12,21 @@ Reference:
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-import matplotlib
-import matplotlib.cm
-import matplotlib.colors
 import numpy as np
-import pyproj
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from PIL import Image
 
 from model.domain.errors import InvalidInput
-from service.data.fields import Extracted, FieldReader
-from service.data.views import sample
-from service.errors import NotFound
+from service.data.drawing import SYSTEMS, Drawing, Layer, Pixels, values_at
 from service.maps.collections import ResultCollection, find_collection, named_collections
-from service.maps.requests import FieldRequest, Statistic
-from service.query_parameters import parse_interval
-from worker.results.catalogue import Catalogue
+from service.maps.requests import parse_statistic
 
 __all__ = ["WebMaps"]
 
 MAX_SIDE = 4096
-STYLES = {"mean": Statistic("mean"), "spread": Statistic("spread")}
-SYSTEMS = ("CRS:84", "EPSG:4326", "EPSG:3857", "EPSG:3413", "EPSG:3031", "EPSG:3995")
+STYLES = ("mean", "spread")
+"""Styles that are listed; every statistic of `/v1/fields` is one."""
+
 _NORTH_FIRST = ("EPSG:4326",)
 _INFO = ("application/json", "text/plain")
 
@@ -48,12 +36,10 @@ class WebMaps:
     """Answers the requests of WMS.
 
     Attributes:
-        reader: Of fields.
-        analyses: What is published.
+        drawing: Of maps.
     """
 
-    reader: FieldReader
-    analyses: Catalogue
+    drawing: Drawing
 
     def answer(self, query: Mapping[str, str], address: str) -> tuple[bytes, str]:
         """Return the body and its media type.
@@ -72,7 +58,8 @@ class WebMaps:
         if request == "getmap":
             return self._map(query), "image/png"
         if request == "getlegendgraphic":
-            return _legend(self._field(query, query.get("layer", ""))), "image/png"
+            layer = self._layer(query, query.get("layer", ""))
+            return self.drawing.legend(self.drawing.request(layer, "time")), "image/png"
         if request == "getfeatureinfo":
             return self._info(query)
         raise InvalidInput(
@@ -81,39 +68,21 @@ class WebMaps:
             field="request",
         )
 
-    def _field(self, query: Mapping[str, str], layer: str) -> Extracted:
+    def _layer(self, query: Mapping[str, str], layer: str) -> Layer:
         name, _, field = layer.partition("/")
-        start, end = parse_interval(query.get("time") or None)
-        if start != end:
-            raise InvalidInput("Expected one time in 'time'; got an interval.", field="time")
-        collection = find_collection(self.analyses, name, start, end)
-        if not collection.holdings:
-            raise NotFound(f"Expected a time of '{name}' in 'time'; got '{query.get('time')}'.")
         style = (query.get("styles") or query.get("style") or "mean").split(",")[0]
-        if style not in STYLES:
-            raise InvalidInput(
-                f"Expected a style of {', '.join(STYLES)}; got '{style[:80]}'.", field="styles"
-            )
-        last = collection.holdings[-1]
-        levels = self.reader.catalogue(last.result).levels
-        default = 500.0 if 500.0 in levels else next(iter(levels), None)
-        level = _number(query, "elevation", default)
-        return self.reader.extract(
-            FieldRequest(last.result, field, level, None, last.time, STYLES[style])
-        )
+        threshold = _number(query, "threshold", None)
+        statistic = parse_statistic(style, threshold, query.get("direction", "above"))
+        return Layer(name, field, statistic, query.get("time"), _number(query, "elevation", None))
 
     def _map(self, query: Mapping[str, str]) -> bytes:
         layers = query.get("layers", "").split(",")
         if len(layers) != 1:
             raise InvalidInput(f"Expected one layer; got {len(layers)}.", field="layers")
-        lat, lon = _pixels(query)
-        found = self._field(query, layers[0])
-        colours = _coloured(found, _values(found, lat, lon))
-        if query.get("transparent", "false").lower() != "true":
-            colours[colours[..., 3] == 0] = 255
-        stream = BytesIO()
-        Image.fromarray(colours).save(stream, "PNG")
-        return stream.getvalue()
+        pixels = _pixels(query)
+        request = self.drawing.request(self._layer(query, layers[0]), "time")
+        transparent = query.get("transparent", "false").lower() == "true"
+        return self.drawing.picture(request, pixels, transparent=transparent)
 
     def _info(self, query: Mapping[str, str]) -> tuple[bytes, str]:
         form = query.get("info_format") or _INFO[0]
@@ -122,12 +91,14 @@ class WebMaps:
                 f"Expected 'info_format' to be {' or '.join(_INFO)}; got '{form[:80]}'.",
                 field="info_format",
             )
-        lat, lon = _pixels(query)
+        pixels = _pixels(query)
+        lat, lon = pixels.places
         column = _side(query, "i" if "i" in query else "x", lat.shape[1] - 1, 0)
         row = _side(query, "j" if "j" in query else "y", lat.shape[0] - 1, 0)
-        found = self._field(query, query.get("query_layers") or query.get("layers", ""))
+        layer = self._layer(query, query.get("query_layers") or query.get("layers", ""))
+        found = self.drawing.extract(layer, "time")
         at = (slice(row, row + 1), slice(column, column + 1))
-        value = float(_values(found, lat[at], lon[at])[0, 0])
+        value = float(values_at(found, Pixels(lat[at], lon[at]))[0, 0])
         about = {
             "layer": query.get("query_layers") or query.get("layers"),
             "long_name": found.field.long_name,
@@ -145,13 +116,13 @@ class WebMaps:
 
     def _capabilities(self, address: str) -> bytes:
         layers = "".join(
-            self._layers(find_collection(self.analyses, name), address)
-            for name in named_collections(self.analyses, 0)
+            self._layers(find_collection(self.drawing.analyses, name), address)
+            for name in named_collections(self.drawing.analyses, 0)
         )
         return _document(address, layers).encode()
 
     def _layers(self, collection: ResultCollection, address: str) -> str:
-        catalogue = self.reader.catalogue(collection.newest)
+        catalogue = self.drawing.reader.catalogue(collection.newest)
         times = [f"{holding.time:%Y-%m-%dT%H:%M:%SZ}" for holding in collection.holdings]
         dimension = (
             f'<Dimension name="time" units="ISO8601" default="{times[-1]}">{",".join(times)}'
@@ -240,8 +211,8 @@ def _side(query: Mapping[str, str], name: str, most: int, least: int = 1) -> int
     return int(text)
 
 
-def _pixels(query: Mapping[str, str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return latitudes and longitudes of the pixels (height, width), infinite off the map."""
+def _pixels(query: Mapping[str, str]) -> Pixels:
+    """Return the pixels that a request means."""
     system = query.get("crs") or query.get("srs", "")
     if system not in SYSTEMS:
         raise InvalidInput(
@@ -259,45 +230,7 @@ def _pixels(query: Mapping[str, str]) -> tuple[NDArray[np.float64], NDArray[np.f
     if "crs" in query and system in _NORTH_FIRST:  # as 1.3.0 has it; 1.1.1 says SRS
         left, bottom, right, top = bottom, left, top, right
     width, height = (_side(query, name, MAX_SIDE) for name in ("width", "height"))
-    x = left + (np.arange(width) + 0.5) * (right - left) / width
-    y = top - (np.arange(height) + 0.5) * (top - bottom) / height
-    x, y = np.meshgrid(x, y)
-    if system in ("CRS:84", "EPSG:4326"):
-        return y, x
-    lon, lat = pyproj.Transformer.from_crs(system, "OGC:CRS84", always_xy=True).transform(x, y)
-    return lat, lon
-
-
-def _values(found: Extracted, lat: Any, lon: Any) -> NDArray[np.float64]:
-    """Return the field at pixels, NaN off the globe."""
-    values = np.full(lat.shape, np.nan)
-    on = np.isfinite(lat) & np.isfinite(lon) & (np.abs(lat) <= 90.0)
-    values[on] = sample(found.values, found.grid, lat[on], lon[on], vector=found.vector)
-    return values
-
-
-def _coloured(found: Extracted, values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Return RGBA of values; transparent where undefined."""
-    name, (low, high) = found.colours
-    with np.errstate(invalid="ignore"):
-        share = (values - low) / (high - low)
-    coloured: NDArray[np.uint8] = matplotlib.colormaps[name](np.clip(share, 0.0, 1.0), bytes=True)
-    coloured[~np.isfinite(values)] = 0
-    return coloured
-
-
-def _legend(found: Extracted) -> bytes:
-    name, (low, high) = found.colours
-    shown = found.display
-    bottom, top = (value * shown.scale + shown.offset for value in (low, high))
-    figure = Figure(figsize=(1.2, 3.0))
-    mapped = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(bottom, top), name)
-    bar = figure.colorbar(mapped, cax=figure.add_axes((0.1, 0.05, 0.2, 0.9)))
-    bar.set_label(f"{found.field.long_name}, {shown.units}", fontsize=7)
-    bar.ax.tick_params(labelsize=7)
-    stream = BytesIO()
-    figure.savefig(stream, format="png", dpi=100)
-    return stream.getvalue()
+    return Pixels.of(system, (left, bottom, right, top), width, height)
 
 
 def _finite(value: float) -> float | None:

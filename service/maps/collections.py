@@ -18,6 +18,7 @@ __all__ = [
     "Holding",
     "ResultCollection",
     "find_collection",
+    "find_holding",
     "named_collections",
 ]
 
@@ -107,6 +108,32 @@ def find_collection(
         holdings=tuple(Holding(t, name) for t in kept),
         fixed=True,
     )
+
+
+def find_holding(
+    analyses: Catalogue, name: str, time: datetime | None = None, parameter: str = "datetime"
+) -> Holding:
+    """Return the result that a collection shows at one valid time, or at its last.
+
+    Arguments:
+        analyses: What is published.
+        name: Of the collection.
+        time: Valid time (UTC); None for the last that it has.
+        parameter: What the request calls the time.
+
+    Raises:
+        NotFound: If there is no such collection, or it has no such time.
+    """
+    if time is None:
+        for moving, kind, flavour in _moving():
+            if moving == name:
+                wanted = ResultFilter(kind, flavour, with_dataset=True)
+                time = max((e.last_time for e in analyses.entries(wanted)), default=None)
+    collection = find_collection(analyses, name, time, time)
+    if not collection.holdings:
+        asked = "none at all" if time is None else f"'{time:%Y-%m-%dT%H:%M:%SZ}'"
+        raise NotFound(f"Expected a time of '{name}' in '{parameter}'; got {asked}.")
+    return collection.holdings[-1]
 
 
 def named_collections(analyses: Catalogue, results: int) -> list[str]:

@@ -25,6 +25,7 @@ from service.errors import NotFound
 from worker.contract.layout import Layout
 from worker.observations.columns import category_codes, float_column, is_one_of
 from worker.results.manifest import AnalysisManifest
+from worker.results.store import result_store
 
 __all__ = [
     "LAYER_NAMES",
@@ -103,6 +104,9 @@ class FeedbackRow(_Answer):
     elevation: float | None = Field(description="Station height, m.")
     vertical_kind: str = Field(description="How `vertical` is read.")
     vertical: float | None = Field(description="Pa or m.")
+    scan_angle: float | None = Field(
+        description="Of a sounder: degrees from nadir, negative before the middle of the scan line."
+    )
     layer: str = Field(description="`surface`, `400-600 hPa` …")
     variable: str = Field(description="Variable id.")
     units: str = Field(description="Of the values.")
@@ -185,7 +189,7 @@ class FeedbackFilter:
 def feedback_path(layout: Layout, manifest: AnalysisManifest) -> Path | None:
     """Return the feedback table of an analysis; None if it was published without."""
     name = manifest.feedback_name
-    return None if name is None else layout.analysis_file(manifest.id, name)
+    return None if name is None else result_store(layout).file(manifest.id, name)
 
 
 def _read(layout: Layout, manifest: AnalysisManifest, columns: Sequence[str]) -> pa.Table:

@@ -2,8 +2,8 @@
 
 A field is a stored variable under its short name, or one computed from stored ones, member by member.
 Values are SI; `Display` says how people read them. Colour maps are matplotlib's, chosen to be told
-apart with the common kinds of colour blindness: RdYlBu, RdBu, PuOr, YlGnBu and YlOrBr of
-ColorBrewer, viridis and cividis. Ranges by level follow the standard atmosphere.
+apart with the common kinds of colour blindness: RdYlBu, RdBu, PuOr, YlGnBu, YlOrBr and
+BuPu of ColorBrewer, viridis and cividis. Ranges by level follow the standard atmosphere.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import MutableHeaders
-from starlette.responses import FileResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import FileResponse, StreamingResponse
 
 from service.auth import GatewayDep, JobWriter, Reader
 from service.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
@@ -34,8 +34,10 @@ from service.schemas import (
     VerificationPage,
 )
 from worker.contract.kinds import KINDS, KindName, UtcTime
+from worker.contract.suites import CHALLENGER
 from worker.results.entries import ResultFilter
-from worker.results.manifest import AnalysisManifest, Pin, pin, pins, unpin
+from worker.results.manifest import AnalysisManifest, ManifestFile, Pin, pin, pins, unpin
+from worker.results.store import Read, result_store
 from worker.results.verification.series import (
     SeriesFilter,
     find_series,
@@ -108,21 +110,21 @@ def _settle_range(request: Request, etag: str, size: int) -> None:
 
 
 def file_response(
-    request: Request, path: pathlib.Path, *, sha256: str, media_type: str
+    request: Request, entry: ManifestFile, path: pathlib.Path, remote: Read | None = None
 ) -> Response:
     """The answer to GET or HEAD of an immutable file.
 
     Arguments:
         request: Its Range, If-Range, If-Match and If-None-Match headers are honoured.
-        path: An existing file.
-        sha256: Of the file; quoted, it is the ETag.
-        media_type: For Content-Type.
+        entry: What its manifest says; the SHA-256, quoted, is the ETag.
+        path: An existing file, unless it is read from afar.
+        remote: Reads it where it lies.
 
     Raises:
         PreconditionFailed: If-Match names another version.
         RangeNotSatisfiable: No byte asked for is in the file.
     """
-    etag = f'"{sha256}"'
+    etag = f'"{entry.sha256}"'
     headers = {"ETag": etag, "Cache-Control": IMMUTABLE, "X-Content-Type-Options": "nosniff"}
     wanted = request.headers.get("if-match")
     if wanted and wanted.strip() != "*" and etag not in _listed(wanted):
@@ -130,18 +132,41 @@ def file_response(
     held = request.headers.get("if-none-match")
     if held and (held.strip() == "*" or etag in _listed(held)):
         return Response(status_code=304, headers=headers)
-    stat = os.stat(path)
-    _settle_range(request, etag, stat.st_size)
-    digest = base64.b64encode(bytes.fromhex(sha256)).decode()
+    stat = None if remote else os.stat(path)
+    _settle_range(request, etag, stat.st_size if stat else entry.size)
+    digest = base64.b64encode(bytes.fromhex(entry.sha256)).decode()
     headers["Repr-Digest"] = f"sha-256=:{digest}:"  # RFC 9530
+    disposition = "inline" if entry.media_type.startswith("image/") else "attachment"
+    if remote is not None:
+        headers["Content-Disposition"] = f'{disposition}; filename="{path.name}"'
+        return _remote_file(request, entry, remote, headers)
     return PublishedFile(
         path,
         headers=headers,
-        media_type=media_type,
+        media_type=entry.media_type,
         stat_result=stat,
         filename=path.name,
-        content_disposition_type="inline" if media_type.startswith("image/") else "attachment",
+        content_disposition_type=disposition,
     )
+
+
+def _remote_file(
+    request: Request, entry: ManifestFile, read: Read, headers: dict[str, str]
+) -> Response:
+    """The answer with a file, or one range of it, that is passed on from where it lies.
+
+    Raises:
+        FileNotFoundError: If it was deleted.
+        StorageError: If it cannot be read now.
+    """
+    first, last, status = 0, entry.size - 1, 200
+    if asked := Headers(scope=request.scope).get("range"):  # as it was settled
+        first, last = (int(text) for text in asked.removeprefix("bytes=").split("-"))
+        headers["Content-Range"], status = f"bytes {first}-{last}/{entry.size}", 206
+    headers |= {"Accept-Ranges": "bytes", "Content-Length": str(last - first + 1)}
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=entry.media_type)
+    return StreamingResponse(read(first, last), status, headers, media_type=entry.media_type)
 
 
 router = APIRouter(prefix="/v1", tags=["analyses"])
@@ -221,7 +246,8 @@ def list_analyses(
     _: Reader,
     kind: Annotated[KindName | None, Query(description="Only analyses of this kind.")] = None,
     flavour: Annotated[
-        Literal["early", "final"] | None, Query(description="Only cycled analyses of this flavour.")
+        Literal["early", "final", "challenger"] | None,
+        Query(description="Only cycled analyses of this flavour; by default no challenger's."),
     ] = None,
     valid_from: Annotated[UtcTime | None, Query(description="Earliest valid time (UTC).")] = None,
     valid_to: Annotated[UtcTime | None, Query(description="Latest valid time (UTC).")] = None,
@@ -295,10 +321,19 @@ def read_analysis_file(
 ) -> Response:
     """Return a file, or byte ranges of it; its ETag is its SHA-256, and it never changes."""
     entry, path = gateway.analyses.file(analysis_id, file)
-    return file_response(request, path, sha256=entry.sha256, media_type=entry.media_type)
+    results = result_store(gateway.layout)
+    remote = results.remote(analysis_id, entry)
+    if remote is not None and "," in request.headers.get("range", ""):  # several ranges
+        path, remote = results.file(analysis_id, file), None
+    try:
+        return file_response(request, entry, path, remote)
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"Expected a file of a published analysis; '{file}' of '{analysis_id}' was just deleted."
+        ) from error
 
 
-SERIES_FLAVOURS = {"early": "early", "final": "final", "job": ""}
+SERIES_FLAVOURS = {"early": "early", "final": "final", CHALLENGER: CHALLENGER, "job": ""}
 
 
 @router.get(
@@ -325,8 +360,11 @@ def read_verification(
         list[str] | None, Query(description="`surface`, `400-600 hPa`, `all` …", max_length=50)
     ] = None,
     flavour: Annotated[
-        Literal["early", "final", "job"] | None,
-        Query(description="Analyses of the cycles, or of single jobs (`job`)."),
+        Literal["early", "final", "challenger", "job"] | None,
+        Query(
+            description="Analyses of the cycles, or of single jobs (`job`); all but "
+            "challengers' by default."
+        ),
     ] = None,
     valid_from: Annotated[UtcTime | None, Query(description="First valid time (UTC).")] = None,
     valid_to: Annotated[UtcTime | None, Query(description="Last valid time (UTC).")] = None,
@@ -347,6 +385,7 @@ def read_verification(
     rows = SeriesFilter(*map(listed_names, (statistic, network, variable, layer)))
     flavours = [] if flavour is None else [SERIES_FLAVOURS[flavour]]
     entries = find_series(gateway.layout, valid_from, valid_to, flavours)
+    entries = [e for e in entries if flavour or e.flavour != CHALLENGER]
     if revisions == "newest":
         entries = newest_revisions(entries)
     page = page_series(gateway.layout, entries, rows, cursor, limit)

@@ -240,8 +240,8 @@ router = APIRouter(prefix="/v1", tags=["analyses"])
         **problem_responses("too_many_listeners"),
         200: {
             "description": "Server-sent events `analysis.published`, `cycle.failed`, "
-            "`cycle.outside_limits` and `cycle.worse_than_cold`, each with the document that "
-            "webhooks deliver; `gap` when events "
+            "`cycle.outside_limits`, `cycle.worse_than_cold`, `challenger.decided` and "
+            "`challenger.ended`, each with the document that webhooks deliver; `gap` when events "
             "after `Last-Event-ID` are no longer kept.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },

@@ -39,7 +39,8 @@ router = APIRouter(prefix="/v1/fields", tags=["fields"])
 _DATA_PROBLEMS = ("not_found", "unknown_name", "not_installed", "storage_error")
 
 Flavour = Annotated[
-    Literal["early", "final"] | None, Query(description="Only cycled analyses of this flavour.")
+    Literal["early", "final", "challenger"] | None,
+    Query(description="Only cycled analyses of this flavour; by default no challenger's."),
 ]
 
 
@@ -226,7 +227,7 @@ def _catalogue(gateway: Gateway, result: str) -> Any:
 async def read_colours(gateway: GatewayDep, _: Reader, response: Response) -> dict[str, list[str]]:
     """Return the colour maps that fields suggest: 256 colours each, from low to high."""
     response.headers["Cache-Control"] = "private, max-age=86400"
-    module = await gateway.data_sets.run(gateway.data_sets.module, "fields")
+    module = await gateway.data_sets.run(gateway.data_sets.module, "extracted")
     found: dict[str, list[str]] = module.colour_maps()
     return found
 

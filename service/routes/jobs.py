@@ -14,6 +14,7 @@ from service.auth import (
     GatewayDep,
     JobReader,
     JobWriter,
+    charge_of,
     check_queue_quota,
     find_batch,
     find_job,
@@ -169,11 +170,13 @@ def submit_job(
 
     Raises:
         QueueQuota: If the caller has too many unfinished jobs.
+        QuotaExceeded: If the job is new and the caller has used up the day.
         DiskLow: If free space on the disk is below the watermark.
         IdempotencyConflict: If the key was used before with another specification.
         AppaError: As `check_job`.
     """
     check_queue_quota(gateway, key)
+    charge = charge_of(gateway, key, "jobs", 1)
     require_space(gateway.layout, gateway.settings)
     check_job(gateway, key, spec)
     record = JobRecord(
@@ -186,7 +189,7 @@ def submit_job(
     )
     unique = f"{key.id}:{idempotency_key}" if idempotency_key else ""
     with traces.step("store job"):
-        job, created = gateway.stores.jobs.create(record, unique_key=unique)
+        job, created = gateway.stores.jobs.create(record, unique_key=unique, charge=charge)
     if job.spec != spec:
         raise IdempotencyConflict(
             f"Expected the same job under Idempotency-Key '{idempotency_key}' as before "
@@ -222,6 +225,7 @@ JobId = Annotated[str, Path(description="Id of the job.", max_length=100)]
             "unknown_name",
             "idempotency_conflict",
             "queue_quota",
+            "quota_exceeded",
             "no_worker",
             "disk_low",
         ),

@@ -17,20 +17,23 @@ from service.auth import (
     ObservationWriter,
     Reader,
     UploadReader,
+    charge_of,
     find_batch,
 )
 from service.errors import NotAcceptable, NotFound
 from service.gateway import Gateway
+from service.keys import ApiKey
 from service.openapi import BATCH, example_page, example_response, problem_responses
 from service.query_parameters import check_known, check_years, listed_names, parse_box
 from service.row_answers import RowAnswer
 from service.schemas import MAX_ITEMS, BatchPage, BatchView
-from service.upload_requests import UploadOrigin, receive_batch, retry_ingest
+from service.upload_requests import UploadOrigin, UploadQuota, receive_batch, retry_ingest
 from worker.contract.batches import BatchState
 from worker.contract.feeds import SourceStatus
 from worker.contract.kinds import UtcTime
 from worker.observations.export import ROW_FORMATS, TEMPLATES, RowFormat
 from worker.observations.formats import FORMATS
+from worker.observations.store.files import StoreFiles
 from worker.observations.store.query import MAX_PAGE, ObservationQuery, query_observations
 
 KNOWN: dict[str, tuple[str, Collection[str]]] = {
@@ -75,6 +78,22 @@ def observation_query(
         offset=offset,
         **values,
     )
+
+
+async def upload_quota(gateway: Gateway, key: ApiKey, length: str | None) -> UploadQuota | None:
+    """Return what a key may still send today; None for who has no key.
+
+    Raises:
+        QuotaExceeded: If it has no rows left, or not the bytes that the upload announces.
+    """
+    if not key.id:
+        return None
+    today = await to_thread.run_sync(gateway.stores.usage.read, key.id)
+    announced = int(length) if length and length.isdigit() else 0
+    today.require(charge_of(gateway, key, "rows", 0))
+    charge = charge_of(gateway, key, "bytes", announced)
+    today.require(charge)
+    return UploadQuota(today, charge.limit)
 
 
 def choose_format(name: str | None, accept: str) -> RowFormat:
@@ -165,6 +184,7 @@ _BATCH = {
             "storage_error",
             "disk_low",
             "disk_full",
+            "quota_exceeded",
         ),
         200: {
             "description": "The same content was sent before: that batch.",
@@ -200,7 +220,8 @@ async def upload_batch(
     ] = "",
 ) -> BatchView:
     """Receive one file of observations, stream it to disk, and queue it for ingest."""
-    sender = UploadOrigin(key.id, idempotency_key, file_name, report_type, errors, decoder)
+    quota = await upload_quota(gateway, key, request.headers.get("content-length"))
+    sender = UploadOrigin(key.id, idempotency_key, file_name, report_type, errors, decoder, quota)
     batch, created = await receive_batch(request, gateway, sender)
     response.status_code = 202 if created else 200
     response.headers["Location"] = (
@@ -284,7 +305,7 @@ async def query_stored(
 
 def _answer_rows(gateway: Gateway, query: ObservationQuery, chosen: RowFormat) -> Response:
     held = gateway.rows.hold()
-    page = query_observations(str(gateway.layout.observations), query, held.add)
+    page = query_observations(StoreFiles.of(gateway.layout), query, held.add)
     held.keep(page.table)
     headers = {"Vary": "Accept", "X-Rows": str(page.table.num_rows)}
     if page.next_offset is not None:

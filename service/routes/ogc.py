@@ -15,6 +15,9 @@ from service.openapi import problem_responses
 from service.query_parameters import listed_names, parse_interval, parse_numbers
 
 MAX_LISTED = 500
+FOR_EVER = "private, max-age=31536000, immutable"
+"""Caching of what one result shows: it never changes."""
+
 LONGLAT = ("CRS84", "OGC:CRS84", "EPSG:4326", "http://www.opengis.net/def/crs/OGC/1.3/CRS84")
 """Reference systems of coordinates; WKT has the longitude first in all of them."""
 
@@ -31,7 +34,8 @@ JsonForm = Annotated[
 _PROBLEMS = ("not_found", "not_installed", "storage_error")
 
 
-def _base(request: Request) -> str:
+def base_url(request: Request) -> str:
+    """Return the address of the gateway as its client knows it, without a final slash."""
     return str(request.base_url).rstrip("/")
 
 
@@ -41,7 +45,7 @@ async def landing_page(
 ) -> Json:
     """Return the landing page of the standard services."""
     module = await gateway.data_sets.run(gateway.data_sets.module, "edr_documents")
-    found: Json = module.landing_page(_base(request))
+    found: Json = module.landing_page(base_url(request))
     return found
 
 
@@ -63,7 +67,7 @@ async def list_collections(
     f: JsonForm = None,
 ) -> Json:
     """Return a collection for each kind and flavour, and for each of the newest results."""
-    base = _base(request)
+    base = base_url(request)
     found = await gateway.data_sets.run(_describe_all, gateway, base, limit)
     links = [{"href": f"{base}/ogc/collections", "rel": "self", "type": "application/json"}]
     return {"links": links, "collections": found}
@@ -85,7 +89,7 @@ async def read_edr_collection(
     request: Request, collection: CollectionId, gateway: GatewayDep, _: Reader, f: JsonForm = None
 ) -> Json:
     """Return a collection: extent in time and height, parameters, queries."""
-    found: Json = await gateway.data_sets.run(_describe, gateway, _base(request), collection)
+    found: Json = await gateway.data_sets.run(_describe, gateway, base_url(request), collection)
     return found
 
 
@@ -235,7 +239,7 @@ async def web_map_service(request: Request, gateway: GatewayDep, _: Reader) -> R
     query = {name.lower(): value for name, value in request.query_params.items()}
     try:
         body, media = await gateway.data_sets.run(
-            _web_map, gateway, query, f"{_base(request)}/ogc/wms"
+            _web_map, gateway, query, f"{base_url(request)}/ogc/wms"
         )
     except AppaError as error:
         kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
@@ -246,7 +250,11 @@ async def web_map_service(request: Request, gateway: GatewayDep, _: Reader) -> R
             "</ServiceException></ServiceExceptionReport>"
         )
         return Response(report, kind.status, media_type="text/xml")
-    return Response(body, media_type=media)
+    named = query.get("layers", "").partition("/")[0]
+    fixed = media == "image/png" and "/" in query.get("layers", "")
+    fixed = fixed and gateway.analyses.find(named) is not None
+    caching = FOR_EVER if fixed else "no-cache"
+    return Response(body, media_type=media, headers={"Cache-Control": caching})
 
 
 def _web_map(gateway: Gateway, query: dict[str, str], address: str) -> tuple[bytes, str]:

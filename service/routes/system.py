@@ -1,6 +1,7 @@
 """Report capabilities, health, readiness and metrics, and describe the problem codes."""
 
 import tempfile
+from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -11,20 +12,24 @@ from redis.exceptions import RedisError
 from model.domain.files import code_version
 from model.domain.observations import QC_FLAGS, REPORT_TYPES
 from model.domain.variables import VARIABLES
-from service.auth import AnyCaller, GatewayDep, MetricsReader
+from service.auth import AnyCaller, GatewayDep, MetricsReader, limits_of
 from service.errors import PROBLEMS, NotFound, Unavailable
 from service.gateway import Gateway
+from service.keys import Scope
 from service.metrics import CONTENT_TYPE, set_cycle_metrics
 from service.openapi import problem_responses
 from service.routes.jobs import can_run_models
 from service.schemas import CapabilitiesView, Live, Readiness, ReadinessCheck, UploadFormat
 from worker.contract.batches import BatchState
+from worker.contract.buckets import open_bucket
 from worker.contract.disk import disk_state, free_bytes
 from worker.contract.jobs import JobState
 from worker.contract.kinds import KINDS
 from worker.contract.queues import GPU_QUEUE, INGEST_QUEUE, QUEUES, WorkerReport, merge
 from worker.contract.redis_server import RedisHealth, redis_health
 from worker.contract.store import RetentionFigures
+from worker.contract.suites import SuiteStore
+from worker.contract.usage import Use
 from worker.observations.formats import FORMATS
 
 router = APIRouter(tags=["system"])
@@ -60,6 +65,48 @@ def read_capabilities(gateway: GatewayDep, _: AnyCaller) -> CapabilitiesView:
     )
 
 
+class QuotaView(BaseModel):
+    """What a key may use of one thing in a day (UTC), and what it has used."""
+
+    limit: int = Field(description="Most of a day; 0: no limit.")
+    used: int = Field(description="Used today.")
+    reset: datetime = Field(description="When counting begins anew (UTC).")
+
+
+class KeyView(BaseModel):
+    """The key of the caller: what it may do and what it has used."""
+
+    id: str = Field(description="Public part of the key; empty where none is needed.")
+    name: str = Field(description="Whose it is or what for.")
+    scopes: list[Scope] = Field(description="What it may do.")
+    expires: datetime | None = Field(description="When it ends (UTC); null for never.")
+    requests_per_minute: int = Field(description="Requests a minute; 0: no limit.")
+    queued_jobs: int = Field(description="Unfinished jobs at once; 0: no limit.")
+    unfinished_jobs: int = Field(description="Unfinished jobs now.")
+    quotas: dict[Use, QuotaView] = Field(
+        description="`bytes` of uploads, `rows` decoded from them, `jobs`."
+    )
+
+
+@router.get("/v1/keys/me", responses=problem_responses())
+def read_own_key(gateway: GatewayDep, key: AnyCaller) -> KeyView:
+    """Return what the caller's key may do, its limits, and what it has used today."""
+    limits, today = limits_of(gateway, key), gateway.stores.usage.read(key.id)
+    return KeyView(
+        id=key.id,
+        name=key.name,
+        scopes=sorted(key.scopes),
+        expires=key.expires,
+        requests_per_minute=limits["requests_per_minute"],
+        queued_jobs=limits["queued_jobs"],
+        unfinished_jobs=gateway.stores.jobs.active(key.id) if key.id else 0,
+        quotas={
+            what: QuotaView(limit=limits[f"{what}_per_day"], used=used, reset=today.reset)
+            for what, used in today.used.items()
+        },
+    )
+
+
 @router.get("/health/live", responses=problem_responses())
 async def live() -> Live:
     """Respond without checking Redis, storage or workers."""
@@ -82,15 +129,24 @@ def ready(
         "storage": _storage(gateway),
     }
     needed = list(checks)
+    if gateway.layout.results_url:
+        checks["results"] = _bucket(gateway.layout.results_url)
+    if gateway.layout.uploads_url:
+        checks["uploads"] = _bucket(gateway.layout.uploads_url)
+    if gateway.layout.observations_url:
+        checks["observations"] = _bucket(gateway.layout.observations_url)
+    buckets = [name for name in ("results", "uploads", "observations") if name in checks]
     for queue in QUEUES:
         checks[queue] = _workers(queue, reports)
-    needed += [INGEST_QUEUE, GPU_QUEUE] if part == "all" else []
+    if part == "all":
+        needed += [INGEST_QUEUE, GPU_QUEUE, *buckets]
     models = [m.name for m in merge([r for r in reports if r.ready]).models]
     checks["disk"] = _disk(gateway)
     is_ready = all(checks[name].ok for name in needed)
     warnings = list(health.warnings) if health.reachable else []
     # Results can still be read, so a load balancer must not take this gateway out.
-    warnings += [] if checks["disk"].ok else [checks["disk"].detail]
+    beside = [checks[name] for name in ("disk", *buckets)]
+    warnings += [check.detail for check in beside if not check.ok]
     answer = Readiness(ready=is_ready, checks=checks, models=models, warnings=warnings)
     if not is_ready:
         missing = "; ".join(f"{n}: {checks[n].detail}" for n in needed if not checks[n].ok)
@@ -121,6 +177,11 @@ def _storage(gateway: Gateway) -> ReadinessCheck:
     if free < gateway.settings.min_free_bytes:
         return ReadinessCheck(ok=False, detail=f"only {free} bytes are free")
     return ReadinessCheck(ok=True, detail=f"{free} bytes free")
+
+
+def _bucket(url: str) -> ReadinessCheck:
+    problem = open_bucket(url).problem()
+    return ReadinessCheck(ok=not problem, detail=problem or url)
 
 
 def _disk(gateway: Gateway) -> ReadinessCheck:
@@ -164,6 +225,7 @@ def metrics(gateway: GatewayDep, _: MetricsReader) -> Response:
         counters.records.clear()
         counters.cycles.clear()
     counters.verification.set(gateway.analyses)
+    counters.challenger.set(SuiteStore(gateway.layout.suites_file))
     figures = RetentionFigures(stores.redis, stores.keys)
     counters.disk.set(gateway.layout, gateway.settings, figures)
     return Response(counters.render(), media_type=CONTENT_TYPE)

@@ -1,6 +1,8 @@
 // Draws a field on a canvas: colours, coastlines, graticule, contours, barbs, observations; zoom and pan.
 
-const KNOT = 0.514444;
+import { barbParts, CALM, KNOT } from "./barbs.js";
+
+const APART = 60; // CSS pixels between the values of contours, at the least
 
 export class Chart {
   constructor(canvas) {
@@ -79,6 +81,7 @@ export class Chart {
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((n) => Math.round(n * ratio));
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    canvas.classList.toggle("closer", this.view.scale > 1);
     const t = this.#transform();
     c.setTransform(1, 0, 0, 1, 0, 0);
     c.clearRect(0, 0, width, height);
@@ -98,7 +101,10 @@ export class Chart {
     };
     stroke(this.graticule, "rgba(40, 50, 60, 0.25)", 0.6);
     stroke(this.coast, "rgba(20, 26, 32, 0.9)", 0.9);
-    if (this.layers.contours) stroke(this.lines, "rgba(20, 26, 32, 0.65)", 0.8);
+    if (this.layers.contours) {
+      stroke(this.lines, "rgba(20, 26, 32, 0.65)", 0.8);
+      this.#labels(t, ratio);
+    }
     if (this.layers.barbs && this.winds) this.#barbs(t, ratio);
     if (this.points) {
       this.points.locate(this.field);
@@ -122,6 +128,28 @@ export class Chart {
       }
     }
     return path;
+  }
+
+  // Values of contours along them, none near another.
+  #labels(t, ratio) {
+    const c = this.context, { field } = this, taken = new Set(), apart = APART * ratio;
+    c.save();
+    c.font = `${10 * ratio}px system-ui, sans-serif`;
+    [c.textAlign, c.textBaseline, c.lineJoin, c.lineWidth] = ["center", "middle", "round", 3 * ratio];
+    [c.strokeStyle, c.fillStyle] = ["rgba(255, 255, 255, 0.85)", "#12161c"];
+    for (const { u, v, du, dv, level } of field.labels) {
+      const x = t.e + u * t.a, y = t.f + v * t.d;
+      if (x < apart / 4 || y < apart / 4 || x > c.canvas.width - apart / 4 || y > c.canvas.height - apart / 4) continue;
+      const [i, j] = [Math.round(x / apart), Math.round(y / apart)];
+      if ([-1, 0, 1].some((k) => [-1, 0, 1].some((l) => taken.has(`${i + k} ${j + l}`)))) continue;
+      taken.add(`${i} ${j}`);
+      const turn = Math.atan(dv * t.d / (du * t.a || 1e-9)); // never upside down
+      c.setTransform(Math.cos(turn), Math.sin(turn), -Math.sin(turn), Math.cos(turn), x, y);
+      const text = String(Number(field.shown(level).toPrecision(5)));
+      c.strokeText(text, 0, 0);
+      c.fillText(text, 0, 0);
+    }
+    c.restore();
   }
 
   #barbs(t, ratio) {
@@ -168,31 +196,61 @@ export class Chart {
     this.draw();
   }
 
+  // By a quarter of the canvas, so many to the right and down.
+  pan(right, down) {
+    if (this.view.scale === 1) return;
+    this.view = { ...this.view, x: this.view.x + right * this.canvas.width / 4, y: this.view.y + down * this.canvas.height / 4 };
+    this.draw();
+  }
+
   #wheel(event) {
     event.preventDefault();
     this.zoom(Math.exp(-event.deltaY / 400), event.clientX, event.clientY);
   }
 
+  // One pointer pans, two pinch; at scale 1 a finger scrolls the page.
   #drag() {
+    const down = new Map(), { canvas } = this;
     let from = null;
-    this.canvas.addEventListener("pointerdown", (event) => {
-      from = { x: event.clientX, y: event.clientY, view: { ...this.view } };
-      this.moved = false;
-      this.canvas.setPointerCapture(event.pointerId);
+    const begin = () => {
+      const held = [...down.values()];
+      from = held.length ? { ...middleOf(held), view: { ...this.view } } : null;
+    };
+    canvas.addEventListener("pointerdown", (event) => {
+      if (!down.size) this.moved = false;
+      down.set(event.pointerId, event);
+      canvas.setPointerCapture(event.pointerId);
+      begin();
     });
-    this.canvas.addEventListener("pointermove", (event) => {
-      if (!from) return;
-      const ratio = window.devicePixelRatio || 1;
-      const [dx, dy] = [event.clientX - from.x, event.clientY - from.y];
+    canvas.addEventListener("pointermove", (event) => {
+      if (!down.has(event.pointerId)) return;
+      down.set(event.pointerId, event);
+      const now = middleOf([...down.values()]);
+      if (down.size > 1) {
+        this.moved = true;
+        this.zoom(now.apart / from.apart, now.x, now.y);
+        return begin();
+      }
+      const ratio = window.devicePixelRatio || 1, [dx, dy] = [now.x - from.x, now.y - from.y];
       if (Math.hypot(dx, dy) > 4) this.moved = true;
       if (!this.moved || this.view.scale === 1) return;
       this.view = { ...from.view, x: from.view.x + dx * ratio, y: from.view.y + dy * ratio };
       this.draw();
     });
     for (const name of ["pointerup", "pointercancel"]) {
-      this.canvas.addEventListener(name, () => { from = null; });
+      canvas.addEventListener(name, (event) => {
+        down.delete(event.pointerId);
+        begin();
+      });
     }
   }
+}
+
+// Between the pointers, and how far they are apart.
+function middleOf(pointers) {
+  const [a, b] = [pointers[0], pointers.at(-1)];
+  const [x, y] = [(a.clientX + b.clientX) / 2, (a.clientY + b.clientY) / 2];
+  return { x, y, apart: Math.max(1, Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY)) };
 }
 
 function graticule(pole) {
@@ -212,36 +270,16 @@ function graticule(pole) {
   return lines;
 }
 
-// A barb points to where the wind comes from: half feathers of 5 knots, whole ones of 10, flags of 50.
 function barb(c, x, y, direction, knots, length, south) {
   c.save();
   c.translate(x, y);
-  if (knots < 2.5) {
-    c.beginPath();
-    c.arc(0, 0, length / 7, 0, 2 * Math.PI);
-    c.stroke();
-    c.restore();
-    return;
-  }
-  c.rotate(direction + Math.PI);
   c.beginPath();
-  c.moveTo(0, 0);
-  c.lineTo(length, 0);
-  let left = Math.round(knots / 5) * 5, place = length;
-  const side = south ? -1 : 1, feather = length * 0.45, gap = length * 0.17;
-  for (; left >= 50; left -= 50, place -= 1.6 * gap) {
-    c.moveTo(place, 0);
-    c.lineTo(place - gap / 2, side * feather);
-    c.lineTo(place - 1.4 * gap, 0);
-  }
-  for (; left >= 10; left -= 10, place -= gap) {
-    c.moveTo(place, 0);
-    c.lineTo(place + gap / 2, side * feather);
-  }
-  if (left >= 5) {
-    if (place === length) place -= gap;
-    c.moveTo(place, 0);
-    c.lineTo(place + gap / 4, side * feather / 2);
+  if (knots < CALM) c.arc(0, 0, length / 7, 0, 2 * Math.PI);
+  else c.rotate(direction + Math.PI);
+  const { lines, flags } = barbParts(knots, length, south);
+  for (const [first, ...rest] of [...lines, ...flags]) {
+    c.moveTo(...first);
+    for (const place of rest) c.lineTo(...place);
   }
   c.stroke();
   c.restore();

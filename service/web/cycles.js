@@ -8,10 +8,10 @@ const PAGE = 500;
 const FLAVOURS = ["early", "final"];
 const COLUMNS = [
   ["state", "where the cycle is in its life"],
-  ["late", "from the cut-off to the analysis being readable"],
+  ["after cut-off", "from the cut-off to the analysis being readable; of a cycle that is due, to the decision"],
   ["used / late / rejected", "observed values"],
   ["skill", "1 − (RMSE of analysis / RMSE of background)², mean over the networks and variables withheld"],
-  ["flags", "of the analysis"],
+  ["flags", "of the analysis, and what the cycle says of itself"],
 ];
 const MOODS = { published: "good", failed: "bad", skipped: "bad", cancelled: "bad", due: "busy", submitted: "busy" };
 const DEFAULTS = { hours: "24", state: "", cycle: "" };
@@ -81,10 +81,16 @@ export function skills(rows) {
   return new Map([...sums].map(([id, { weight, skill }]) => [id, skill / weight]));
 }
 
+// Minutes, hours or days: cycles that are caught up may be years behind.
+function duration(minutes) {
+  const [size, unit] = [[1440, "d"], [60, "h"]].find(([size]) => Math.abs(minutes) >= 2 * size) ?? [1, "min"];
+  return `${Math.round(minutes / size)} ${unit}`;
+}
+
 // To the publication, or to the decision where there is none yet.
 function lateness(cycle) {
-  if (cycle.published) return `${minutes(cycle.cut_off, cycle.published)} min`;
-  return cycle.decided ? `due after ${Math.round(cycle.behind_seconds / 60)} min` : "";
+  if (cycle.published) return duration(minutes(cycle.cut_off, cycle.published));
+  return cycle.decided ? `due: ${duration(cycle.behind_seconds / 60)}` : "";
 }
 
 function counts(observations) {
@@ -93,21 +99,44 @@ function counts(observations) {
   return `${used} / ${late} / ${Object.values(checks).reduce((sum, count) => sum + count, 0)}`;
 }
 
+const words = (name) => name.replaceAll("_", " ");
+
+// Flags of the analysis, then the message of the cycle; each is said once.
+function remarks(cycle, analysis) {
+  const flags = new Set([...(cycle.caught_up ? ["caught_up"] : []), ...(analysis?.flags ?? [])]);
+  return [[...flags].map(words).join(", "), cycle.message].filter(Boolean).join(" · ");
+}
+
 function cellsOf(cycle, skill) {
-  if (!cycle) return ["", "", "", "", ""];
+  if (!cycle) return COLUMNS.map(() => "");
   const button = element("button", cycle.state, MOODS[cycle.state] ?? "");
   button.type = "button";
   button.setAttribute("aria-label", `${cycle.id}: ${cycle.state}`);
   if (cycle.id === state.cycle) button.setAttribute("aria-current", "true");
-  button.addEventListener("click", () => change({ cycle: cycle.id }));
+  button.addEventListener("click", () => choose(cycle.id));
   const mark = element("span");
   mark.append(button, element("small", cycle.revision > (cycle.flavour === "final" ? 2 : 1) ? ` v${cycle.revision}` : ""));
-  const late = element("span", lateness(cycle));
-  late.title = `cut-off ${when(cycle.cut_off)}, published ${when(cycle.published)}`;
-  const analysis = manifests.get(cycle.analysis_id);
-  const shown = skill.get(cycle.analysis_id);
-  return [mark, late, counts(analysis?.observations), shown === undefined ? "" : `${(100 * shown).toFixed(0)} %`,
-    [...(cycle.caught_up ? ["caught up"] : []), ...(analysis?.flags ?? [])].join(", ") || cycle.message];
+  const analysis = manifests.get(cycle.analysis_id), shown = skill.get(cycle.analysis_id);
+  return [mark, lateness(cycle), counts(analysis?.observations), shown === undefined ? "" : `${(100 * shown).toFixed(0)} %`, remarks(cycle, analysis)];
+}
+
+// A row of the board; where it is stacked, its cells have their names from the style sheet.
+function line(time, both, skill) {
+  const row = element("tr"), head = element("th", when(time));
+  Object.assign(head, { scope: "row", role: "rowheader" });
+  for (const flavour of FLAVOURS) {
+    const cells = [...tableRow(cellsOf(both[flavour], skill)).cells], cycle = both[flavour];
+    cells.forEach((cell, i) => {
+      cell.className = ["first", "", "", "", "flags"][i];
+      cell.dataset.name = i ? COLUMNS[i][0] : flavour;
+      cell.role = "cell";
+    });
+    if (cycle) cells[1].title = `cut-off ${when(cycle.cut_off)}, published ${when(cycle.published)}`;
+    row.append(...cells);
+  }
+  row.prepend(head);
+  row.role = "row";
+  return row;
 }
 
 async function refresh() {
@@ -136,18 +165,23 @@ function draw(items, skill) {
     : state.state ? `No cycle is ${state.state}.` : "No cycle yet: see appa cycles init.";
   const hours = new Map();
   for (const cycle of items) hours.set(cycle.valid_time, { ...hours.get(cycle.valid_time), [cycle.flavour]: cycle });
-  fillRows(byId("cycles"), [...hours].map(([time, both]) => {
-    const row = tableRow([when(time), ...FLAVOURS.flatMap((flavour) => cellsOf(both[flavour], skill))]);
-    for (const first of [1, 6]) row.children[first].className = "first";
-    return row;
-  }));
+  fillRows(byId("cycles"), [...hours].map(([time, both]) => line(time, both, skill)));
+}
+
+// A click shows what it asked for, wherever on the page the board was; closing leads back to it.
+async function choose(cycle) {
+  await change({ cycle });
+  byId("explained").scrollIntoView({ block: "nearest" });
 }
 
 async function explain(chosen) {
   const key = state.cycle;
   byId("explained").hidden = !key;
   byId("rerun-sure").hidden = true;
-  if (!key) return;
+  if (!key) {
+    explained = "";
+    return;
+  }
   const found = await getJson(apiUrl(`v1/cycles/${encodeURIComponent(key)}/explain`));
   if (key !== state.cycle) return;
   explained = `${key} ${found.cycle.state} ${found.cycle.revision}`;
@@ -161,8 +195,8 @@ function explanation({ cycle, revisions, window_start: start, window_end: end, b
     ["state", [cycle.state, cycle.message].filter(Boolean).join(": ")],
     ["cut-off", `${when(cycle.cut_off)}, complete ${when(cycle.decided)}, published ${when(cycle.published)}`],
     ["window", start ? `${when(start)} to ${when(end)}` : "–"],
-    ["background", Object.entries(background).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(", ") || "–"],
-    ["flags", flags.join(", ") || "none"],
+    ["background", Object.entries(background).map(([name, value]) => `${words(name)} ${value}`).join(", ") || "–"],
+    ["flags", flags.map(words).join(", ") || "none"],
     ["revisions", revisions.join(", ") || "–"],
   ];
   const list = element("dl");
@@ -175,7 +209,7 @@ function explanation({ cycle, revisions, window_start: start, window_end: end, b
   }
   if (used) parts.push(table("used", ["network", "values"], Object.entries(used)));
   if (late.length) parts.push(table("after the cut-off", ["network", "values", "first", "last"], late.map((l) => [l.network, l.count, when(l.first), when(l.last)])));
-  const why = (rows) => rows.map((r) => [r.network, r.count, r.outcome.replaceAll("_", " "), r.meaning]);
+  const why = (rows) => rows.map((r) => [r.network, r.count, words(r.outcome), r.meaning]);
   if (rejected.length) parts.push(table("rejected", ["network", "values", "check", "meaning"], why(rejected)));
   if (changed) {
     parts.push(element("p", `Against ${changed.from_analysis} (${changed.from_flavour}, revision ${changed.from_revision}), ${changed.kept} values were used by both.`));
@@ -194,6 +228,11 @@ function table(title, names, rows) {
 
 const rerunUrl = () => apiUrl(`v1/cycles/${encodeURIComponent(state.cycle)}/rerun`);
 
+byId("close").addEventListener("click", async () => {
+  const { cycle } = state;
+  await change({ cycle: "" });
+  byId("cycles").querySelector(`[aria-label^="${CSS.escape(cycle)}:"]`)?.focus();
+});
 byId("rerun").addEventListener("click", () => {
   const sure = byId("rerun-sure");
   byId("rerun-said").textContent = "";
@@ -214,7 +253,7 @@ byId("rerun-sure").addEventListener("click", async () => {
 
 const fail = (error) => { byId("note").textContent = `no answer: ${error.message}`; };
 byId("columns").append(...FLAVOURS.flatMap(() => COLUMNS.map(([name, meaning], i) =>
-  Object.assign(element("th", name, i ? "" : "first"), { title: meaning, scope: "col" }))));
+  Object.assign(element("th", name, i ? "" : "first"), { title: meaning, scope: "col", role: "columnheader" }))));
 for (const name of ["hours", "state"]) byId(name).addEventListener("change", (event) => change({ [name]: event.target.value }));
 byId("choice").addEventListener("submit", (event) => event.preventDefault());
 window.addEventListener("hashchange", () => {

@@ -4,6 +4,7 @@ import { apiUrl, get } from "./api.js";
 
 const EARTH = 6371229;
 const RAD = Math.PI / 180;
+const LABELLED = 3; // a line may have its value in every third cell
 
 export class Field {
   constructor(info, values, url) {
@@ -87,10 +88,14 @@ export class Field {
     return image;
   }
 
-  // Lines of equal value (marching squares between the centres of cells), as one path of the map.
+  // Lines of equal value (marching squares between the centres of cells), as one path of the map; their
+  // `labels` are places where the value of a line may be written, with the direction of the line.
   contours() {
+    this.labels = [];
     const path = new Path2D(), step = this.info.contour, { rows, columns, values } = this;
+    const zero = -this.info.display.offset / this.info.display.scale; // round as people read them
     if (!(step > 0)) return path;
+    const signed = /^(increment|difference)/.test(this.info.statistic); // where 0 is noise
     const x = (c) => (c + 0.5) / columns, y = (r) => (r + 0.5) / rows;
     for (let r = 0; r + 1 < rows; r++) {
       for (let c = 0; c + 1 < columns; c++) {
@@ -98,11 +103,15 @@ export class Field {
         const corner = [values[i], values[i + 1], values[i + columns + 1], values[i + columns]];
         const low = Math.min(...corner), high = Math.max(...corner);
         if (Number.isNaN(low + high)) continue;
-        for (let level = Math.ceil(low / step) * step; level < high; level += step) {
+        for (let k = Math.ceil((low - zero) / step); zero + k * step <= high; k++) {
+          if (k === 0 && signed) continue;
+          const level = zero + k * step;
           const cuts = crossings(corner, level).map(([dx, dy]) => [x(c + dx), y(r + dy)]);
-          for (let k = 0; k + 1 < cuts.length; k += 2) {
-            path.moveTo(...cuts[k]);
-            path.lineTo(...cuts[k + 1]);
+          for (let n = 0; n + 1 < cuts.length; n += 2) {
+            path.moveTo(...cuts[n]);
+            path.lineTo(...cuts[n + 1]);
+            const [[u, v], [du, dv]] = [cuts[n], cuts[n + 1]];
+            if ((r + c) % LABELLED === 0) this.labels.push({ u, v, du: du - u, dv: dv - v, level });
           }
         }
       }

@@ -3,11 +3,13 @@
 import { apiUrl, byId, element, getJson, keyForm } from "./api.js";
 import { showCalls } from "./calls.js";
 import { Chart } from "./chart.js";
+import { clock, differenceQuery, follow, followOther, label, middle, others, showThreshold, titleOf, toSi } from "./comparison.js";
 import { Field } from "./field.js";
 import { ObservationPanel } from "./observation_panel.js";
+import { compact, saveCharts, saveMap } from "./picture.js";
 import { showPoint } from "./point.js";
 
-const NAMES = ["time", "result", "field", "level", "stat", "threshold", "direction", "view", "contours", "barbs", "point",
+const NAMES = ["time", "result", "field", "level", "stat", "threshold", "direction", "other", "view", "contours", "barbs", "point",
   "obs", "network", "variable", "layer", "outcome", "row"];
 const DEFAULTS = { field: "t2m", level: "500", stat: "mean", view: "global", direction: "above", contours: "1", barbs: "0", obs: "" };
 const chart = new Chart(byId("map"));
@@ -22,10 +24,14 @@ function readState() {
 
 function change(values) {
   Object.assign(state, values);
+  address();
+  return show();
+}
+
+function address() {
   const kept = NAMES.filter((n) => state[n] && state[n] !== DEFAULTS[n]).map((n) => [n, state[n]]);
   const hash = "#" + new URLSearchParams(kept);
   if (hash !== location.hash) history.replaceState(null, "", hash);
-  return show();
 }
 
 function say(text, bad) {
@@ -50,10 +56,9 @@ function options(id, items, value) {
 function controls(result) {
   const slider = byId("time");
   Object.assign(slider, { max: timeline.length - 1, value: timeline.indexOf(entry()) });
-  const when = state.time.replace("T", " ").slice(0, 16) + "Z";
+  const when = clock(state.time);
   slider.setAttribute("aria-valuetext", when);
   byId("when").textContent = when;
-  const label = (r) => [r.kind, r.flavour, r.lead_hours > 0 ? `+${r.lead_hours} h` : "", `v${r.revision}`, r.id].filter(Boolean).join(" ");
   options("result", entry().results.map((r) => [r.id, label(r)]), result.id);
   const usable = catalogue.fields.filter((f) => f.statistics.length);
   if (!usable.some((f) => f.field === state.field)) state.field = usable[0].field;
@@ -63,14 +68,18 @@ function controls(result) {
   if (!levels.some(([level]) => level === state.level)) state.level = levels.at(-1)?.[0] ?? "";
   options("level", levels, state.level);
   byId("level").parentElement.hidden = !field.leveled;
-  const stats = field.statistics.filter((s) => s !== "difference").flatMap((s) => (s === "member"
+  const against = others(timeline, entry(), result);
+  const stats = field.statistics.filter((s) => s !== "difference" || against.length).flatMap((s) => (s === "member"
     ? Array.from({ length: catalogue.members }, (_, i) => [`member:${i}`, `member ${i}`])
     : [[s, s]]));
   if (!stats.some(([s]) => s === state.stat)) state.stat = stats[0][0];
   options("stat", stats, state.stat);
-  byId("threshold-part").hidden = state.stat !== "probability";
-  byId("threshold").value = state.threshold ?? "";
-  byId("direction").value = state.direction;
+  showThreshold(state, field);
+  byId("other-part").hidden = state.stat !== "difference";
+  if (state.stat === "difference") {
+    if (!against.some(([id]) => id === state.other)) state.other = against[0][0];
+    options("other", against, state.other);
+  }
   byId("view").value = state.view;
   byId("contours").checked = state.contours === "1";
   byId("barbs").checked = state.barbs === "1";
@@ -101,9 +110,17 @@ async function show() {
     const field = controls(result);
     const shared = { result: result.id, time: state.time, view: state.view, width: 1440, height: 721 };
     const level = field.leveled ? { level: state.level } : {};
-    const probability = state.stat === "probability" ? { threshold: state.threshold ?? middle(field), direction: state.direction } : {};
-    if (state.stat === "probability") byId("threshold").value = probability.threshold;
-    const query = { ...shared, ...level, field: state.field, statistic: state.stat, ...probability };
+    const plain = { ...shared, ...level, field: state.field, statistic: "mean" };
+    if (state.stat === "probability" && !state.threshold) {
+      const { info } = await load(plain);
+      if (mine !== turn) return;
+      state.threshold = String(middle(info));
+      showThreshold(state, field);
+    }
+    address(); // what was chosen for want of anything said is in the link, too
+    const query = { ...plain, statistic: state.stat };
+    if (state.stat === "probability") Object.assign(query, { threshold: state.threshold, direction: state.direction });
+    if (state.stat === "difference") Object.assign(query, differenceQuery(state.other));
     const loading = [load(query)];
     const names = new Set(catalogue.fields.map((f) => f.field));
     const parts = field.leveled ? ["u", "v"] : ["u10", "v10"];
@@ -117,7 +134,7 @@ async function show() {
     chart.show(drawn, colours[drawn.info.colours], u && { u, v });
     const shown = await panel.show(state, result.id, colours.RdBu_r, () => mine === turn);
     if (mine !== turn) return;
-    describe(drawn, shown);
+    describe(drawn, shown, field);
     say("");
     if (state.point) await point(result);
     if (mine === turn) settled = location.hash;
@@ -125,8 +142,6 @@ async function show() {
     if (mine === turn) say(error.message, true);
   }
 }
-
-const middle = (field) => ({ K: 273.15, "m s**-1": 15, "m s-1": 15, Pa: 100000, m: 0.001, "1": 0.5 }[field.units] ?? 0);
 
 async function point(result) {
   const group = result.kind === "forecast" ? result.id : [result.kind, result.flavour].filter(Boolean).join("-");
@@ -140,12 +155,11 @@ async function point(result) {
   showCalls([...calls, ...asked.map((url) => ({ url }))]);
 }
 
-function describe(field, observations) {
+function describe(field, observations, known) {
   const { info } = field;
-  const level = info.level === null ? "" : ` ${info.level} hPa`;
   const lead = info.lead_hours > 0 ? ` (+${info.lead_hours} h)` : "";
-  const title = `${info.long_name}${level}, ${info.statistic} (${info.display.units})`;
-  const about = [`${state.time.replace("T", " ").slice(0, 16)}Z${lead}`, info.kind, info.flavour, `${info.members} members`,
+  const title = titleOf(info, known, byId("other").selectedOptions[0]?.text);
+  const about = [`${clock(state.time)}${lead}`, info.kind, info.flavour, `${info.members} members`,
     info.checkpoint, info.simulated ? "simulated" : "", observations ? panel.title(state) : ""].filter(Boolean).join(" · ");
   byId("title").textContent = title;
   byId("about").textContent = about;
@@ -166,11 +180,13 @@ function bar(canvas, field) {
   c.fillStyle = getComputedStyle(canvas).color;
   c.font = "12px system-ui, sans-serif";
   const [low, high] = field.info.range.map((value) => field.shown(value));
-  const digits = Math.max(0, 1 - Math.floor(Math.log10(Math.abs(high - low) || 1)));
-  for (let i = 0; i <= 4; i++) {
+  const ticks = [0, 1, 2, 3, 4].map((i) => low + i / 4 * (high - low));
+  const least = Math.max(0, 1 - Math.floor(Math.log10(Math.abs(high - low) || 1)));
+  const exact = ticks.every((tick) => Math.abs(tick - Number(tick.toFixed(least))) < 1e-3 * Math.abs(high - low));
+  ticks.forEach((tick, i) => {
     c.textAlign = ["left", "center", "center", "center", "right"][i];
-    c.fillText((low + i / 4 * (high - low)).toFixed(digits), i / 4 * width, 28);
-  }
+    c.fillText(`${tick.toFixed(exact ? least : least + 1)}${i === 4 ? ` ${field.info.display.units}` : ""}`, i / 4 * width, 28);
+  });
 }
 
 const degrees = (value, names) => `${Math.abs(value).toFixed(2)}°${names[value < 0 ? 1 : 0]}`;
@@ -196,16 +212,14 @@ byId("map").addEventListener("click", (event) => {
   if (found) change({ point: `${found.lon.toFixed(3)},${found.lat.toFixed(3)}` });
 });
 
+function go(next) {
+  const now = choose();
+  return change({ time: next.time, result: follow(next, now)?.id ?? "", other: followOther(state.other, entry(), next) });
+}
 const step = (by) => {
   const next = timeline[Math.min(timeline.length - 1, Math.max(0, timeline.indexOf(entry()) + by))];
-  return next && next.time !== state.time ? change({ time: next.time, result: follow(next) }) : null;
+  return next && next.time !== state.time ? go(next) : null;
 };
-// Of the next hour the same result if it goes on (a forecast), else one of the same kind and flavour.
-function follow(next) {
-  const now = choose();
-  const same = next.results.find((r) => r.id === now.id) ?? next.results.find((r) => r.kind === now.kind && r.flavour === now.flavour);
-  return same?.id ?? "";
-}
 
 function play() {
   if (playing) {
@@ -213,7 +227,7 @@ function play() {
     playing = null;
   } else {
     playing = setInterval(() => {
-      if (timeline.indexOf(entry()) >= timeline.length - 1) change({ time: timeline[0].time, result: "" });
+      if (timeline.indexOf(entry()) >= timeline.length - 1) go(timeline[0]);
       else step(1);
     }, 500);
   }
@@ -229,51 +243,71 @@ document.addEventListener("keydown", (event) => {
     0: () => chart.home(), b: () => change({ barbs: state.barbs === "1" ? "0" : "1" }), c: () => change({ contours: state.contours === "1" ? "0" : "1" }),
     n: () => panel.step(1), p: () => panel.step(-1),
   }[event.key];
+  const way = event.shiftKey && { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+  if (way) {
+    event.preventDefault();
+    return chart.pan(...way);
+  }
   if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
   act();
 });
 
 byId("time").addEventListener("input", (event) => {
-  const next = timeline[Number(event.target.value)];
-  change({ time: next.time, result: follow(next) });
+  go(timeline[Number(event.target.value)]);
 });
-for (const id of ["result", "field", "level", "stat", "view", "direction"]) {
+for (const id of ["result", "stat", "view", "direction", "other"]) {
   byId(id).addEventListener("change", (event) => change({ [id]: event.target.value }));
 }
-byId("threshold").addEventListener("change", (event) => change({ threshold: event.target.value }));
+for (const id of ["field", "level"]) { // a threshold is one of its field
+  byId(id).addEventListener("change", (event) => change({ [id]: event.target.value, threshold: "" }));
+}
+byId("threshold").addEventListener("change", (event) => {
+  const { display } = catalogue.fields.find((f) => f.field === state.field);
+  change({ threshold: event.target.value === "" ? "" : String(toSi(event.target.value, display)) });
+});
 for (const id of ["contours", "barbs"]) byId(id).addEventListener("change", (event) => change({ [id]: event.target.checked ? "1" : "0" }));
 byId("back").addEventListener("click", () => step(-1));
 byId("forth").addEventListener("click", () => step(1));
 byId("play").addEventListener("click", play);
+for (const form of document.querySelectorAll("main form")) form.addEventListener("submit", (event) => event.preventDefault());
 byId("home").addEventListener("click", () => chart.home());
+byId("closer").addEventListener("click", () => chart.zoom(1.5));
+byId("farther").addEventListener("click", () => chart.zoom(1 / 1.5));
+byId("place").addEventListener("change", (event) => {
+  const [lat, lon] = event.target.value.split(/[\s,;]+/).filter(Boolean).map(Number);
+  const known = Math.abs(lat) <= 90 && Math.abs(lon) <= 360;
+  if (!known) return say("A place is written as latitude and longitude in degrees, such as 50.6 5.6 or -33.9 151.2.", true);
+  return change({ point: `${(((lon + 540) % 360) - 180).toFixed(3)},${lat.toFixed(3)}` });
+});
 byId("close").addEventListener("click", () => {
   byId("point").hidden = true;
   change({ point: "" });
 });
-byId("save").addEventListener("click", () => save().catch((error) => say(error.message, true)));
+for (const [id, act] of [["save", save], ["save-point", savePlace]]) {
+  byId(id).addEventListener("click", () => act().catch((error) => say(error.message, true)));
+}
 window.addEventListener("hashchange", () => {
   state = readState();
   show();
 });
 
-async function save() {
-  const map = byId("map"), scale = map.width / map.clientWidth, room = Math.round(92 * scale);
-  const whole = new OffscreenCanvas(map.width, map.height + room), c = whole.getContext("2d");
-  c.fillStyle = "#ffffff";
-  c.fillRect(0, 0, whole.width, whole.height);
-  c.fillStyle = "#12161c";
-  c.font = `600 ${16 * scale}px system-ui, sans-serif`;
-  c.fillText(byId("title").textContent, 10 * scale, 22 * scale);
-  c.font = `${13 * scale}px system-ui, sans-serif`;
-  c.fillText(byId("about").textContent, 10 * scale, 42 * scale);
-  c.drawImage(map, 0, 52 * scale);
-  c.drawImage(byId("bar"), 10 * scale, map.height + 56 * scale, 420 * scale, 34 * scale);
-  const link = element("a");
-  link.href = URL.createObjectURL(await whole.convertToBlob({ type: "image/png" }));
-  link.download = `appa_${state.field}_${state.time.slice(0, 13).replace(/[-:]/g, "")}Z.png`;
-  link.click();
-  URL.revokeObjectURL(link.href);
+const name = () => `appa_${state.field}_${compact(state.time)}`;
+
+function save() {
+  const bars = [byId("bar"), ...(state.obs ? [byId("obs-bar")] : [])];
+  return saveMap(byId("map"), bars, byId("title").textContent, [byId("about").textContent], name());
+}
+
+// The charts of the place, with what made them.
+function savePlace() {
+  const panel = byId("point-data"), { info } = chart.field;
+  const about = [clock(state.time), info.kind, info.flavour, info.checkpoint, info.simulated ? "simulated" : ""];
+  const stations = [...panel.querySelectorAll(".stations li")].map((item) => [item.textContent.trim(), item.dataset.colour]);
+  return saveCharts(panel, [...panel.querySelectorAll("svg")].map((svg) => ({ svg })), {
+    title: panel.querySelector("h2").textContent, lines: [about.filter(Boolean).join(" · ")],
+    legend: stations.filter(([, colour]) => colour), name: `appa_place_${compact(state.time)}`,
+  });
 }
 
 async function refresh() {

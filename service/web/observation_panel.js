@@ -188,7 +188,10 @@ function fits(count, name, wanted) {
 }
 
 const level = (row) => (row.vertical === null ? words(row.vertical_kind)
-  : row.vertical_kind === "height" ? `${numeral(row.vertical)} m` : `${numeral(row.vertical / 100)} hPa`);
+  : row.vertical_kind === "height" ? `${numeral(row.vertical)} m`
+    : row.vertical_kind === "channel" ? `channel ${numeral(row.vertical)}${viewed(row)}`
+      : `${numeral(row.vertical / 100)} hPa`);
+const viewed = (row) => (row.scan_angle === null ? "" : ` at ${numeral(row.scan_angle)}° from nadir`);
 
 // One observation: its value, departures, error, outcome and why.
 function inFull(row) {

@@ -1,6 +1,9 @@
-// One place: a meteogram of all members and their mean, and the profile of temperature and dewpoint.
+// One place: a meteogram of all members and their mean with what stations reported, and a profile.
 
 import { apiUrl, element, getJson, shape } from "./api.js";
+import { hourOf, ticks } from "./axis.js";
+import { finite, mean, MEAN, MEMBER, readMembers } from "./members.js";
+import { profileChart } from "./profile.js";
 
 const SERIES = [
   ["2 m temperature (°C)", ["t2m"], (t) => t - 273.15, 2, ["2m_temperature"]],
@@ -11,21 +14,21 @@ const SERIES = [
 const WIDTH = 460, HEIGHT = 120, LEFT = 46, RIGHT = 8, TOP = 16, BOTTOM = 18;
 const REACH = 1.5, STATIONS = 3, REPORTS = 5000, HALF_HOUR = 1800000, DAYS = 5 * 86400000;
 const REPORTED = ["#d55e00", "#cc79a7", "#009e73"]; // the nearest station first
-const MEMBER = "var(--soft)", MEAN = "var(--busy)", DRY = "#1a7f4b";
 
-// Returns the addresses that were asked.
+const daysFrom = (time, by) => new Date(Date.parse(time) + by).toISOString().slice(0, 19) + "Z";
+
+// A forecast is shown whole, of analyses the days about the time; returns the addresses that were asked.
 export async function showPoint(panel, { collection, result, time, lon, lat, names, ending }) {
   const [x, y] = [lon.toFixed(3), lat.toFixed(3)];
   const title = `${Math.abs(lat).toFixed(2)}°${lat < 0 ? "S" : "N"} ${Math.abs(lon).toFixed(2)}°${lon < 0 ? "W" : "E"}`;
   panel.replaceChildren(element("h2", title), element("p", "reading …"));
   const surface = SERIES.flatMap(([, parts]) => parts).filter((name) => names.has(name));
   const at = `POINT(${x} ${y})`;
-  const wanted = (group, parts) => apiUrl(`ogc/collections/${encodeURIComponent(group)}/position`, {
-    coords: at, "parameter-name": parts.map((name) => name + ending).join(","), f: "CoverageJSON", method: "nearest",
+  const wanted = (group, parts, datetime) => apiUrl(`ogc/collections/${encodeURIComponent(group)}/position`, {
+    coords: at, "parameter-name": parts.map((name) => name + ending).join(","), f: "CoverageJSON", method: "nearest", datetime,
   });
-  const series = wanted(collection, surface);
-  const profile = wanted(result, ["t", "q"].filter((name) => names.has(name)));
-  profile.searchParams.set("datetime", time);
+  const series = wanted(collection, surface, collection === result ? undefined : `${daysFrom(time, -DAYS)}/${daysFrom(time, DAYS)}`);
+  const profile = wanted(result, ["t", "q", "u", "v"].filter((name) => names.has(name)), time);
   const found = await Promise.allSettled([getJson(series), names.has("t") ? getJson(profile) : null]);
   const parts = [element("h2", title)], asked = names.has("t") ? [series, profile] : [series];
   if (found[0].status === "fulfilled") {
@@ -40,7 +43,7 @@ export async function showPoint(panel, { collection, result, time, lon, lat, nam
       if (lines.length) parts.push(meteogram(name, lines, time, least, near.stations.map((s) => values(s, reported, formula))));
     }
   } else parts.push(element("p", found[0].reason.message, "bad"));
-  if (found[1].status === "fulfilled" && found[1].value) parts.push(profileChart(found[1].value, ending));
+  if (found[1].status === "fulfilled" && found[1].value) parts.push(profileChart(found[1].value, ending, lat < 0));
   else if (found[1].status === "rejected") parts.push(element("p", found[1].reason.message, "bad"));
   panel.replaceChildren(...parts);
   return asked;
@@ -99,42 +102,18 @@ function stationList({ stations, error }) {
   else if (!stations.length) list.append(element("li", `no station reported within ${REACH}° of latitude`));
   for (const [i, { id, network, km }] of stations.entries()) {
     const item = element("li"), mark = element("b");
-    mark.style.background = REPORTED[i];
+    item.dataset.colour = mark.style.background = REPORTED[i];
     item.append(mark, ` ${id || "without a name"} · ${network} · ${km.toFixed(0)} km`);
     list.append(item);
   }
   return list;
 }
 
-// Members by number, each with its values by name (without its ending) and where they lie on one axis.
-function readMembers(document, along, ending) {
-  const members = new Map();
-  for (const coverage of document.coverages ?? [document]) {
-    const number = coverage.realization ?? -1;
-    const places = coverage.domain.axes[along]?.values ?? [];
-    const member = members.get(number) ?? { places, values: {} };
-    for (const [name, range] of Object.entries(coverage.ranges)) member.values[name.slice(0, name.length - ending.length)] = known(range.values);
-    members.set(number, member);
-  }
-  return [...members.entries()].sort((a, b) => a[0] - b[0]).map(([, member]) => member);
-}
-
-const number = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4, useGrouping: false });
-// What is missing is null in CoverageJSON, and would count as 0 in a formula.
-const known = (values) => values.map((value) => value ?? NaN);
-const finite = (value) => Number.isFinite(value);
-const mean = (values) => {
-  const given = values.filter(finite);
-  return given.reduce((sum, value) => sum + value, 0) / given.length;
-};
-
-function axes(svg, title, low, high) {
+function axes(svg, title, low, high, y) {
   svg.append(shape("text", { x: LEFT, y: 11, class: "title" }, title));
-  for (const share of [0, 0.5, 1]) {
-    const y = HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM);
-    svg.append(shape("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y, class: "grid" }));
-    const value = low + share * (high - low);
-    svg.append(shape("text", { x: LEFT - 4, y: y + 4, class: "tick" }, number(value)));
+  for (const value of ticks(low, high)) {
+    svg.append(shape("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value), class: "grid" }));
+    svg.append(shape("text", { x: LEFT - 4, y: y(value) + 4, class: "tick" }, value));
   }
 }
 
@@ -149,7 +128,7 @@ function meteogram(title, lines, now, least, reported = []) {
   const span = times.at(-1) - times[0] || 1;
   const x = (time) => LEFT + (time - times[0]) / span * (WIDTH - LEFT - RIGHT);
   const y = (value) => HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM);
-  axes(svg, title, low, high);
+  axes(svg, title, low, high, y);
   const draw = (values, attributes) => {
     const points = values.map((value, i) => (finite(value) ? `${x(times[i]).toFixed(1)},${y(value).toFixed(1)}` : "")).filter(Boolean);
     if (points.length === 1) {
@@ -179,53 +158,7 @@ function meteogram(title, lines, now, least, reported = []) {
     if (i >= 0) svg.append(shape("text", { x: WIDTH - RIGHT, y: 11, class: "tick value" }, means[i].toFixed(2)));
   }
   for (const time of [times[0], times.at(-1)]) {
-    const text = new Date(time).toISOString().slice(5, 13).replace("T", " ") + "Z";
-    svg.append(shape("text", { x: x(time), y: HEIGHT - 5, class: time === times[0] ? "start" : "tick" }, text));
-  }
-  return svg;
-}
-
-// Magnus over water, Pa and K.
-function dewpoint(q, pressure) {
-  const e = Math.max(q, 1e-8) * pressure / (0.622 + 0.378 * q);
-  const l = Math.log(e / 611.2);
-  return 243.12 * l / (17.62 - l) + 273.15;
-}
-
-function profileChart(document, ending) {
-  const size = 300, svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${size}`, role: "img", "aria-label": "vertical profile" });
-  const [cold, warm, bottom, top] = [-70, 35, Math.log(105000), Math.log(15000)];
-  const y = (pressure) => TOP + (Math.log(pressure) - top) / (bottom - top) * (size - TOP - BOTTOM);
-  // Temperature is skewed: a standard lapse stands nearly upright.
-  const x = (t, pressure) => LEFT + ((t - 273.15 - cold) / (warm - cold) + 0.35 * (1 - (Math.log(pressure) - top) / (bottom - top))) / 1.1 * (WIDTH - LEFT - RIGHT);
-  svg.append(shape("text", { x: LEFT, y: 11, class: "title" }, "profile: temperature, dewpoint (°C), skewed"));
-  for (const level of [1000, 850, 700, 500, 300, 200]) {
-    const place = y(100 * level);
-    svg.append(shape("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: place, y2: place, class: "grid" }));
-    svg.append(shape("text", { x: LEFT - 4, y: place + 4, class: "tick" }, level));
-  }
-  for (let t = -60; t <= 30; t += 15) {
-    const [a, b] = [[t + 273.15, 100000], [t + 273.15, 20000]];
-    svg.append(shape("line", { x1: x(...a), y1: y(a[1]), x2: x(...b), y2: y(b[1]), class: "grid" }));
-    svg.append(shape("text", { x: x(...a), y: size - 4, class: "tick middle" }, t));
-  }
-  const pascals = (level) => (level < 2000 ? 100 * level : level);
-  const lines = readMembers(document, "z", ending)
-    .map(({ places, values }) => ({ levels: places.map(pascals), values }))
-    .filter((m) => m.values.t && m.levels.length > 1);
-  const draw = (levels, values, attributes) => {
-    const points = levels.map((p, i) => (finite(values[i]) ? `${x(values[i], p).toFixed(1)},${y(p).toFixed(1)}` : "")).filter(Boolean);
-    svg.append(shape("polyline", { points: points.join(" "), fill: "none", ...attributes }));
-  };
-  const dew = (m) => m.levels.map((p, i) => (m.values.q ? Math.min(dewpoint(m.values.q[i], p), m.values.t[i]) : NaN));
-  for (const m of lines) {
-    draw(m.levels, m.values.t, { stroke: MEMBER, "stroke-width": 0.8, opacity: 0.7 });
-    draw(m.levels, dew(m), { stroke: DRY, "stroke-width": 0.6, opacity: 0.4 });
-  }
-  if (lines.length) {
-    const { levels } = lines[0];
-    draw(levels, levels.map((_, i) => mean(lines.map((m) => m.values.t[i]))), { stroke: MEAN, "stroke-width": 2 });
-    draw(levels, levels.map((_, i) => mean(lines.map((m) => dew(m)[i]))), { stroke: DRY, "stroke-width": 2 });
+    svg.append(shape("text", { x: x(time), y: HEIGHT - 5, class: time === times[0] ? "start" : "tick" }, hourOf(time)));
   }
   return svg;
 }

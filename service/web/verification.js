@@ -1,45 +1,78 @@
 // Departures and errors at withheld stations over the last days, a panel for each network and
 // variable. Text only ever goes into textContent, so nothing that a sender wrote is read as markup.
 
-import { apiUrl, byId, element, getJson, keyForm, shape } from "./api.js";
+import { apiUrl, byId, element, getJson, keyForm } from "./api.js";
 import { showCalls } from "./calls.js";
+import { outsideLimits } from "./limits.js";
+import { compact, saveCharts } from "./picture.js";
+import { chart, histogram, LIMITS, SIDES } from "./verification_charts.js";
 
 const EVERY = 60000;
 const PANELS = 24;
-const WIDTH = 420, HEIGHT = 150, LEFT = 44, BOTTOM = 20, TOP = 6;
-// Lines of each view: name, colour, dash. `perfect` is the value of a consistent ensemble.
+// Views: lines by statistic, each a name, colour and dash; `perfect` is the value of a consistent
+// ensemble; `signed` values lie on both sides of 0.
 const VIEWS = {
   departures: {
-    rms_background: ["O−B", "#8d99ae", ""],
-    rms_analysis: ["O−A", "#1f77b4", ""],
-    withheld_rmse_background: ["withheld O−B", "#edae49", "5 3"],
-    withheld_rmse_analysis: ["withheld O−A", "#d1495b", "5 3"],
-    chi2: ["chi-square of innovations", "#6a4c93", ""],
+    lines: {
+      rms_background: ["O−B", "#8d99ae", ""],
+      rms_analysis: ["O−A", "#1f77b4", ""],
+      withheld_rmse_background: ["withheld O−B", "#edae49", "5 3"],
+      withheld_rmse_analysis: ["withheld O−A", "#d1495b", "5 3"],
+      chi2: ["chi-square of innovations", "#6a4c93", ""],
+    },
+  },
+  bias: {
+    lines: {
+      bias_background: ["mean O−B", "#8d99ae", ""],
+      bias_analysis: ["mean O−A", "#1f77b4", ""],
+      withheld_bias_background: ["withheld, mean O−B", "#edae49", "5 3"],
+      withheld_bias_analysis: ["withheld, mean O−A", "#d1495b", "5 3"],
+    },
+    signed: true,
   },
   ensemble: {
-    spread_skill: ["spread over skill, O−B", "#8d99ae", ""],
-    withheld_spread_skill_background: ["withheld, background", "#edae49", "5 3"],
-    withheld_spread_skill_analysis: ["withheld, analysis", "#d1495b", "5 3"],
+    lines: {
+      spread_skill: ["spread over skill, O−B", "#8d99ae", ""],
+      withheld_spread_skill_background: ["withheld, background", "#edae49", "5 3"],
+      withheld_spread_skill_analysis: ["withheld, analysis", "#d1495b", "5 3"],
+    },
+    perfect: 1,
   },
   errors: {
-    error: ["observation error, actual", "#1f77b4", ""],
-    desroziers_error: ["observation error, desired", "#1f77b4", "5 3"],
-    spread: ["background spread, actual", "#d1495b", ""],
-    desroziers_spread: ["background spread, desired", "#d1495b", "5 3"],
+    lines: {
+      error: ["observation error, actual", "#1f77b4", ""],
+      desroziers_error: ["observation error, desired", "#1f77b4", "5 3"],
+      spread: ["background spread, actual", "#d1495b", ""],
+      desroziers_spread: ["background spread, desired", "#d1495b", "5 3"],
+    },
+  },
+  counts: {
+    lines: {
+      used: ["values used", "#8d99ae", ""],
+      used_new: ["new values used", "#1f77b4", ""],
+    },
   },
 };
-const SIDES = { background: "#edae49", analysis: "#d1495b" };
-const lines = () => VIEWS[byId("show").value];
+const SHADED = ["shaded: within the control limits of its line", "#8d99ae66", ""];
+const FLAVOURS = ["final", "early", "job"];
+const view = () => VIEWS[byId("show").value];
+const statistics = () => Object.keys(view().lines).flatMap((name) => [name, ...LIMITS.map((ending) => name + ending)]);
+
+// The analyses of a flavour; those of jobs have none, which the list cannot be asked for.
+async function analysesOf(flavour, query) {
+  const url = apiUrl("v1/analyses", { kind: "filtering", flavour: flavour === "job" ? "" : flavour, limit: 500, ...query });
+  const { items } = await getJson(url);
+  return { url, items: items.filter((analysis) => flavour !== "job" || !analysis.flavour) };
+}
 
 async function newest(flavour) {
-  const wanted = flavour === "job" ? "" : flavour;
-  const { items } = await getJson(apiUrl("v1/analyses", { kind: "filtering", latest: true, flavour: wanted }));
-  return items.length ? new Date(items[0].valid_time) : null;
+  const { items } = await analysesOf(flavour, flavour === "job" ? { limit: 100 } : { latest: true });
+  return items.reduce((last, one) => (last && last.valid_time >= one.valid_time ? last : one), null);
 }
 
 async function rowsOf(flavour, from, to) {
   const query = {
-    statistic: [...Object.keys(lines()), "outside_limits"].join(","),
+    statistic: statistics().join(","),
     network: byId("network").value,
     layer: "all",
     flavour: flavour,
@@ -47,26 +80,24 @@ async function rowsOf(flavour, from, to) {
     valid_to: to.toISOString(),
     limit: 20000,
   };
-  calls = [{ url: apiUrl("v1/verification", query) }];
   const rows = [];
   for (let cursor = ""; cursor !== null;) {
     const page = await getJson(apiUrl("v1/verification", { ...query, cursor }));
     rows.push(...page.items);
     cursor = page.next_cursor;
   }
-  return rows.map((row) => ({ ...row, time: Date.parse(row.valid_time) }));
+  return { url: apiUrl("v1/verification", query), rows: rows.map((row) => ({ ...row, time: Date.parse(row.valid_time) })) };
 }
 
 // Panels in the order of how many values they stand for; all networks together first.
 function grouped(rows) {
   const groups = new Map();
   for (const row of rows) {
-    if (row.statistic === "outside_limits") continue;
-    const name = row.network === "all" ? "all networks" : `${row.network}: ${row.variable}`;
-    if (!groups.has(name)) groups.set(name, { name, count: 0, lines: {} });
+    const about = row.variable === "all" ? "" : `: ${row.variable.replaceAll("_", " ")}`;
+    const name = row.network === "all" ? "all networks" : row.network + about;
+    if (!groups.has(name)) groups.set(name, { name, network: row.network, variable: row.variable, count: 0, lines: {} });
     const group = groups.get(name);
-    if (row.statistic === "rms_background") group.count += row.count;
-    if (row.network === "all") group.count = Infinity;
+    if (row.statistic in view().lines) group.count = Math.max(group.count, row.network === "all" ? Infinity : row.count);
     (group.lines[row.statistic] ??= []).push(row);
   }
   return [...groups.values()].sort((a, b) => b.count - a.count).slice(0, PANELS);
@@ -74,117 +105,85 @@ function grouped(rows) {
 
 // Ranks of withheld values among the members, added up over analyses; a file of scores has all of them.
 async function histograms(flavour, from, to) {
-  const query = {
-    kind: "filtering", flavour: flavour === "job" ? "" : flavour,
-    valid_from: from.toISOString(), valid_to: to.toISOString(), limit: 500,
-  };
-  const url = apiUrl("v1/analyses", query), network = byId("network").value;
-  calls.push({ url });
-  const { items } = await getJson(url);
+  const { url, items } = await analysesOf(flavour, { valid_from: from.toISOString(), valid_to: to.toISOString() });
+  const network = byId("network").value;
   const withheld = items.flatMap((analysis) => analysis.scores.withheld ?? [])
     .filter((line) => !network || line.network === network);
-  return Object.keys(SIDES).map((side) => {
+  const ranks = Object.keys(SIDES).map((side) => {
     const found = withheld.map((line) => line[side]?.ranks).filter(Boolean);
     const length = found[0]?.length ?? 0; // the newest analyses' number of members
     const alike = found.filter((ranks) => ranks.length === length);
     return { side, counts: Array.from({ length }, (_, i) => alike.reduce((sum, ranks) => sum + ranks[i], 0)) };
   }).filter(({ counts }) => counts.some(Boolean));
+  return { url, ranks };
 }
 
-function histogram({ side, counts }) {
-  const total = counts.reduce((sum, count) => sum + count, 0), flat = total / counts.length;
-  const top = 1.1 * Math.max(...counts), width = (WIDTH - LEFT - 4) / counts.length;
-  const y = (value) => TOP + (1 - value / top) * (HEIGHT - TOP - BOTTOM);
-  const name = `ranks of ${total} withheld values, ${side}`;
-  const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
-  svg.append(shape("title", {}, `${name}: ${counts.join(", ")}`));
-  counts.forEach((count, i) => svg.append(shape("rect", {
-    x: LEFT + i * width + 1, width: Math.max(1, width - 2), y: y(count), height: y(0) - y(count),
-    fill: SIDES[side], "data-count": count,
-  })));
-  svg.append(shape("line", { class: "perfect", x1: LEFT, x2: WIDTH - 4, y1: y(flat), y2: y(flat) }));
-  svg.append(shape("text", { x: LEFT - 4, y: y(flat) + 4, "text-anchor": "end" }, Number(flat.toPrecision(3))));
-  svg.append(shape("text", { x: LEFT, y: HEIGHT - 5 }, "below all members"));
-  svg.append(shape("text", { x: WIDTH - 4, y: HEIGHT - 5, "text-anchor": "end" }, "above all"));
-  const figure = element("figure");
-  figure.append(element("figcaption", name), svg);
-  return figure;
+// Of a link that names no flavour, the first one that there is.
+async function chosenFlavour() {
+  const { value } = byId("flavour"), named = new URLSearchParams(location.hash.slice(1)).has("flavour");
+  for (const flavour of named ? [value] : [value, ...FLAVOURS]) {
+    const found = await newest(flavour);
+    if (found) return [flavour, found];
+  }
+  return [value, null];
 }
 
-function chart(group, from, to, outside) {
-  const values = Object.values(group.lines).flat();
-  const least = byId("show").value === "ensemble" ? 1 : 1e-12; // the perfect value is always in sight
-  const top = 1.1 * Math.max(...values.map((row) => row.value), least);
-  const span = Math.max(to - from, 1);
-  const x = (time) => LEFT + ((time - from) / span) * (WIDTH - LEFT - 4);
-  const y = (value) => TOP + (1 - Math.max(value, 0) / top) * (HEIGHT - TOP - BOTTOM);
-  const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
-  svg.append(shape("title", {}, group.name));
-  for (const part of [0, 0.5, 1]) {
-    const value = (part * top) / 1.1;
-    svg.append(shape("line", { class: "axis", x1: LEFT, x2: WIDTH, y1: y(value), y2: y(value) }));
-    svg.append(shape("text", { x: LEFT - 4, y: y(value) + 4, "text-anchor": "end" },
-      Number(value.toPrecision(3))));
-  }
-  if (byId("show").value === "ensemble") {
-    svg.append(shape("line", { class: "perfect", x1: LEFT, x2: WIDTH, y1: y(1), y2: y(1) }));
-  }
-  for (const time of outside) {
-    svg.append(shape("line", { class: "outside", x1: x(time), x2: x(time), y1: TOP, y2: y(0) }));
-  }
-  const shown = (time) => new Date(time).toISOString().slice(5, 13).replace("T", " ") + "Z";
-  svg.append(shape("text", { x: LEFT, y: HEIGHT - 5 }, shown(from)));
-  svg.append(shape("text", { x: WIDTH - 4, y: HEIGHT - 5, "text-anchor": "end" }, shown(to)));
-  for (const [statistic, [, colour, dash]] of Object.entries(lines())) {
-    const points = (group.lines[statistic] ?? []).map((row) => `${x(row.time)},${y(row.value)}`);
-    if (!points.length) continue;
-    const line = { points: points.join(" "), stroke: colour, "stroke-dasharray": dash };
-    svg.append(shape("polyline", line));
-    const [cx, cy] = points.at(-1).split(",");
-    svg.append(shape("circle", { cx, cy, r: 2.5, fill: colour }));
-  }
-  const figure = element("figure");
-  figure.append(element("figcaption", group.name), svg);
-  return figure;
-}
-
-// Panels of values alone: counts of all networks have none of these statistics.
-let calls = [], turn = 0;
+let turn = 0, last = null;
 async function refresh() {
-  const mine = ++turn, flavour = byId("flavour").value;
-  legend();
-  const to = await newest(flavour);
-  if (to === null) {
-    byId("note").textContent = `no ${flavour} analyses yet`;
-    byId("panels").replaceChildren();
-    byId("ranks").replaceChildren();
-    return;
-  }
-  const from = new Date(to - 3600000 * Number(byId("hours").value));
-  const rows = await rowsOf(flavour, from, to);
-  const ranks = byId("show").value === "ensemble" ? await histograms(flavour, from, to) : [];
+  const mine = ++turn;
+  const [flavour, found] = await chosenFlavour();
   if (mine !== turn) return; // something else was chosen meanwhile
-  showCalls(calls);
-  const flagged = rows.filter((row) => row.statistic === "outside_limits" && row.value > 0);
-  const outside = flagged.map((row) => row.time);
-  const analyses = new Set(rows.map((row) => row.analysis_id)).size;
-  byId("note").textContent = `${analyses} analyses up to ${to.toISOString().slice(0, 16)}Z, `
-    + `${outside.length} outside their control limits (red bars); SI units`;
-  const first = Math.min(...rows.map((row) => row.time), to.getTime());
-  byId("ranks").replaceChildren(...ranks.map(histogram));
-  byId("panels").replaceChildren(
-    ...grouped(rows).map((group) => chart(group, first, to.getTime(), outside)));
+  byId("flavour").value = flavour;
+  last = found;
+  if (last === null) {
+    byId("note").textContent = `no ${flavour} analyses yet`;
+    for (const id of ["panels", "ranks", "outside"]) byId(id).replaceChildren();
+    return legend();
+  }
+  const to = new Date(last.valid_time), from = new Date(to - 3600000 * Number(byId("hours").value));
+  const asked = [rowsOf(flavour, from, to), outsideLimits(flavour, from, to), ...(byId("show").value === "ensemble" ? [histograms(flavour, from, to)] : [])];
+  const [{ rows, ...series }, limits, histogramsOf] = await Promise.all(asked);
+  if (mine !== turn) return;
+  showCalls([series, limits, histogramsOf].filter(Boolean).map(({ url }) => ({ url })));
+  draw(rows, limits, histogramsOf?.ranks ?? [], to);
 }
+
+function draw(rows, { analyses: flagged, lines }, ranks, to) {
+  const analyses = new Set(rows.map((row) => row.analysis_id)).size, network = byId("network").value;
+  byId("note").textContent = `${analyses} ${analyses === 1 ? "analysis" : "analyses"} up to ${to.toISOString().slice(0, 16)}Z, `
+    + `${flagged} outside their control limits (red bars); SI units`;
+  const outside = lines.filter((line) => !network || line.network === network);
+  const first = rows[0]?.time ?? to.getTime(); // the oldest comes first
+  byId("ranks").replaceChildren(...ranks.map(histogram));
+  byId("panels").replaceChildren(...grouped(rows).map((group) => chart(group, [first, to.getTime()], outside, view())));
+  byId("outside").replaceChildren(...outside.map((line) => element("li", `${new Date(line.time).toISOString().slice(0, 16)}Z: ${line.text}`)));
+  legend();
+}
+
+function save() {
+  const figures = [...document.querySelectorAll("#ranks figure, #panels figure")];
+  if (!figures.length) return null;
+  const chosen = CHOICES.map((id) => byId(id).selectedOptions[0].text), simulated = last.flags.includes("simulated");
+  const about = [last.provenance?.checkpoint, simulated ? "simulated" : ""].filter(Boolean).join(" · ");
+  return saveCharts(byId("panels"), figures.map((figure) => ({ svg: figure.querySelector("svg"), caption: figure.querySelector("figcaption").textContent })), {
+    title: `Verification: ${chosen[1]}, ${chosen[0]} analyses, ${chosen[2]} networks, last ${chosen[3]}`,
+    lines: [byId("note").textContent, about].filter(Boolean), columns: Math.min(3, figures.length),
+    legend: legendOf(), name: `appa_verification_${compact(last.valid_time)}`,
+  });
+}
+
+const banded = () => byId("panels").querySelector(".band") !== null;
+const legendOf = () => [...Object.values(view().lines), ...(banded() ? [SHADED] : [])];
 
 function legend() {
-  byId("legend").replaceChildren(...Object.values(lines()).map(([name, colour, dash]) => {
-    const item = element("li", name);
-    const mark = element("b");
+  byId("legend").replaceChildren(...legendOf().map(([name, colour, dash]) => {
+    const item = element("li", name), mark = element("b", undefined, name === SHADED[0] ? "area" : "");
     mark.style.background = dash ? `repeating-linear-gradient(90deg, ${colour} 0 5px, transparent 5px 8px)` : colour;
     item.prepend(mark);
     return item;
   }));
 }
+
 async function networks() {
   const known = (await getJson(apiUrl("v1/capabilities"))).networks;
   byId("network").append(...known.map((name) => element("option", name)));
@@ -207,6 +206,7 @@ window.addEventListener("hashchange", () => {
   readChoice();
   refresh().catch(fail);
 });
+byId("save").addEventListener("click", () => save()?.catch(fail));
 byId("choice").addEventListener("submit", (event) => event.preventDefault());
 keyForm(() => {
   if (byId("network").options.length === 1) networks().catch(() => {}); // refused without a key

@@ -86,6 +86,9 @@ def test_a_backup_has_every_file_of_the_layout_and_every_key(stores, layout, tmp
         if path.suffix != ".sqlite":
             path.write_text(name)
     Backlog(layout.backlog_file).close()
+    with sqlite3.connect(layout.suites_file) as suites:  # made when the first trial begins
+        suites.execute("CREATE TABLE reigns (suite TEXT)")
+    suites.close()
     results.publish(layout, "an-1", age_days=1, hour=1)
     layout.pins.mkdir()
     layout.pin("an-1").write_text("{}")

@@ -168,6 +168,16 @@ def test_policies_select_pods_that_exist_and_open_no_more_than_is_needed(rendere
     assert all(chosen[name] == {name} for name in out | {"appa-gateway"})
 
 
+def test_the_gateway_reaches_an_issuer_of_tokens_where_it_is_let():
+    let_out = [{"ports": [{"port": 443, "protocol": "TCP"}]}]
+    rendered = documents({**SMALLEST, "gateway": {"egress": let_out}})
+    policy = of_kind(rendered, "NetworkPolicy")["appa-gateway"]
+    kubernetes_validate.validate(policy, "1.31", strict=True)
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["spec"]["egress"] == let_out
+    assert policy["spec"]["ingress"]  # as before
+
+
 def test_workers_grow_with_the_age_of_what_waits():
     rendered = documents(LARGEST)
     deployments = of_kind(rendered, "Deployment")

@@ -95,6 +95,9 @@ def test_settings_in_the_containers_are_known_ones(compose):
     known = {f"APPA_{n.upper()}" for n in {**WorkerSettings.model_fields}}
     known |= {f"APPA_{n.upper()}" for n in GatewaySettings.model_fields}
     known |= set(vars(environment_variables)) & {"OTEL_EXPORTER_OTLP_ENDPOINT"}  # of the SDK
+    known |= {  # of the AWS command line, and of all clients of buckets
+        "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+    }  # fmt: skip
     for name, service in compose["services"].items():
         if name != "redis":
             assert set(service["environment"]) <= known
@@ -125,7 +128,9 @@ def test_what_may_be_set_is_in_the_example_and_the_password_must_be(everything):
     used = set(re.findall(r"\$\{(\w+)[:}]", text))
     assert set(given) == used
     assert [name for name, value in given.items() if not value] == [
-        "APPA_REDIS_PASSWORD", "APPA_MODELS", "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "APPA_REDIS_PASSWORD", "APPA_MODELS", "APPA_RESULTS_URL", "APPA_UPLOADS_URL",
+        "APPA_OBSERVATIONS_URL", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
     ]  # fmt: skip
     for name, value in re.findall(r"\$\{(\w+):-([^}]*)\}", text):
         assert given[name] == value, name
@@ -166,6 +171,6 @@ def test_the_image_of_the_gateway_has_no_torch():
         "optional-dependencies"
     ]
     installed = [line.split(",") for line in re.findall(r"'\.\[([\w,]+)\]'", text)]
-    assert installed == [["ingest", "traces"], ["data", "traces"]]
+    assert installed == [["ingest", "objects", "traces"], ["data", "objects", "traces"]]
     needs = [need for names in installed for extra in names for need in extras[extra]]
     assert not any("torch" in need or "model" in need for need in needs)

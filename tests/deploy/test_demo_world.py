@@ -9,6 +9,7 @@ import pytest
 
 from lab.demo.world import SHOWN, Scorer, World, observation_files
 from worker.observations.decoders.decode import decode_file
+from worker.observations.qc.run import run_checks
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,23 @@ def test_files_decode_to_the_values_that_were_observed(world, table, tmp_path):
             )
             assert len(a) == len(b), (kind, variable)
             np.testing.assert_allclose(a, b, atol=tolerance)
+
+
+def test_hours_of_aircraft_pass_the_checks_of_identity_and_track(world, tmp_path):
+    """Six hours in one window: each report is of a flight of its own, none is a jump or a repeat."""
+    end = world.span[0] + timedelta(hours=6)
+    rows = []
+    for hour in range(6):
+        table = world.observe(end - timedelta(hours=hour), 1)
+        (bufr, _) = observation_files(table, f"hour-{hour}")
+        path = tmp_path / bufr.name
+        path.write_bytes(bufr.content)
+        rows.append(run_checks(decode_file(path).table, "pre")[0])
+    window = run_checks(pa.concat_tables(rows).unify_dictionaries(), "window")[0]
+    aircraft = window.filter(pc.equal(window["report_type"].cast(pa.string()), "aircraft"))
+    assert len(aircraft) == 6 * 200 * 3
+    assert len(pc.unique(aircraft["station_id"].cast(pa.string()))) == 6 * 200
+    assert set(aircraft["rejected_by"].to_pylist()) == {None}
 
 
 def test_the_truth_has_no_error_and_a_shifted_one_has_the_shift(world):

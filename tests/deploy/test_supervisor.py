@@ -56,6 +56,24 @@ def test_lines_carry_the_name_of_their_process(supervised, lines):
     wait_for(lambda: ("one", "hello") in lines and ("two", "up") in lines)
 
 
+def test_a_part_whose_folder_is_lost_comes_back(supervised, lines, tmp_path):
+    """Valkey refuses to start where its folder is missing."""
+    folder = tmp_path / "broker"
+    code = f"import os, time; os.chdir({str(folder)!r}); print('up', flush=True); time.sleep(600)"
+    supervisor = supervised(python("broker", code, folder=folder))
+    supervisor.start_all()
+    wait_for(lambda: ("broker", "up") in lines)
+    folder.rmdir()
+    os.kill(supervisor.pid("broker"), signal.SIGKILL)
+
+    def back():
+        supervisor.tend()
+        return lines.count(("broker", "up")) == 2
+
+    wait_for(back)
+    assert folder.stat().st_mode & 0o077 == 0
+
+
 def test_a_crashed_child_comes_back_after_growing_pauses(supervised, lines):
     supervisor = supervised(python("first", FOREVER), python("weak", "print('up'); exit(3)"))
     supervisor.start_all()

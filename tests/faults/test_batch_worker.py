@@ -70,8 +70,8 @@ def test_a_batch_job_hands_its_work_back_before_its_time_is_over(
     wait_state(stores, first.id, JobState.SUCCEEDED)
     wait_state(stores, second.id, JobState.SUCCEEDED)
     assert [finishes(stores, j.id) for j in (first, second)] == [1, 1]
-    third = submit_job(stores, processes)
     hold.touch()
+    third = submit_job(stores, processes)
     wait_phase(stores, third.id, Phase.SAMPLING)
     batch.send_signal(signal.SIGUSR1)
     wait_for(lambda: any(report.draining for report in stores.workers.alive()))

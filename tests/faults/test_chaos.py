@@ -1,30 +1,55 @@
-"""The standing exercise: its plan, its content, its auditor, and (slow) a minute of it."""
+"""The standing exercise: its plan, content, traffic and cycles, and (slow) a minute of it."""
 
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from deploy.commands.demo import chaos_app
-from lab.chaos import run
-from lab.chaos.audit import BatchFound, ChaosReport, Evidence, JobFound, judge
-from lab.chaos.content import NO_VALUE, Content, content_of, rows_of
-from lab.chaos.plan import BROKER_CUTS, FORMS, KILLS, Harm, JobOrder, Rates, Sending, chaos_plan
-from lab.chaos.run import undisturbed
-from lab.chaos.traffic import JobSent, Ledger, UploadSent, is_explained
+from lab.chaos import run, sandbox
+from lab.chaos.audit import ChaosReport
+from lab.chaos.content import NO_VALUE, NOON, content_of, rows_of
+from lab.chaos.cycles import (
+    CycleFound,
+    cycle_policy,
+    cycled_result,
+    due_keys,
+    unended_cycles,
+    wait_for_noon,
+)
+from lab.chaos.plan import (
+    BROKER_CUTS,
+    FORMS,
+    KILLS,
+    Fault,
+    Harm,
+    Rates,
+    Sending,
+    chaos_plan,
+)
+from lab.chaos.sandbox import DamagedBatches
+from lab.chaos.traffic import Ledger, Traffic, is_explained
+from worker.contract.clock import Clock
 from worker.observations.decoders.decode import decode_file
 
 SEED = 4
 KEYS = [
     "seed", "minutes", "accepted", "ended", "lost", "doubled", "wrongly_rejected", "kills",
-    "full_disks", "broker_cuts", "mutated", "http_5xx", "findings",
+    "full_disks", "broker_cuts", "mutated", "http_5xx", "uploads", "jobs", "cycles",
+    "cycles_published", "cycles_excused", "redis_bytes", "disk_bytes", "findings",
 ]  # fmt: skip
 
 
@@ -34,13 +59,17 @@ KEYS = [
 def test_ten_minutes_hold_what_a_release_must_survive():
     plan = chaos_plan(10, SEED)
     harm = Counter(fault.harm for fault in plan.faults)
-    assert sum(harm[one] for one in KILLS) == 100
+    assert sum(harm[one] for one in KILLS) == 110
     assert harm[Harm.FULL_DISK] == 10
     assert sum(harm[one] for one in BROKER_CUTS) == 20
     valid = [one for one in plan.sendings if not one.mutated]
-    assert len({one.number for one in valid}) == 1_000
-    assert len(valid) > 1_020  # some are sent again
-    assert sum(one.mutated for one in plan.sendings) == 10_000
+    assert len({one.number for one in valid}) == 1_100
+    assert len(valid) > 1_120  # some are sent again
+    damaged = [one for one in (*plan.sendings, *plan.batched) if one.mutated]
+    assert len({one.number for one in damaged}) == len(damaged) == 10_000
+    assert not {one.number for one in valid} & {one.number for one in damaged}
+    assert sum(one.mutated for one in plan.sendings) == 3_000
+    assert (plan.hours, plan.speed) == (30, 180.0)  # the last cut-off is in the last second
     assert {one.form for one in valid} == set(FORMS)
     for series in (plan.sendings, plan.orders, plan.faults):
         times = [one.at for one in series]
@@ -92,163 +121,156 @@ def test_rows_without_a_value_are_rows():
     assert [row[3] for row in rows_of(table)] == [NO_VALUE] * 3 + [28_000]
 
 
-# -- auditor
+def test_content_is_observed_in_the_three_hours_before_it_is_sent():
+    until = NOON + timedelta(hours=5)
+    content = content_of(Sending(0.0, 3, "csv"), SEED, until)
+    assert content.rows != content_of(Sending(0.0, 3, "csv"), SEED).rows
+    seconds = [row[2] for row in content.rows]
+    assert max(seconds) <= until.timestamp() < min(seconds) + 3 * 3600
 
 
-def day() -> tuple[Ledger, Evidence]:
-    """Two valid uploads, a damaged one and a job: all as it should be."""
-    ledger, batches, rows = Ledger(), {}, {}
-    for number, mutated in enumerate((False, False, True)):
-        content = content_of(Sending(0.0, number, "csv", mutated), SEED)
-        batch = f"batch-{number}"
-        ledger.uploads[number] = UploadSent(content, {batch})
-        state = "rejected" if mutated else "ingested"
-        batches[batch] = BatchFound(state, content.sha256, len(content.rows) or None)
-        rows[batch] = Counter(content.rows)
-    ledger.jobs[0] = JobSent(JobOrder(0.0, 0, 2, 3), {"job-0"})
-    jobs = {"job-0": JobFound("succeeded", "an-0")}
-    return ledger, Evidence(batches, jobs, rows, {"an-0": "job-0"})
+# -- sandbox
 
 
-def counts(ledger, evidence) -> tuple[int, ...]:
-    verdict = judge(ledger, evidence)
-    found = (verdict.accepted, verdict.ended)
-    return *found, verdict.lost, verdict.doubled, verdict.wrongly_rejected, len(verdict.findings)
+def test_damaged_contents_are_decoded_in_batches_and_those_that_were_not_sent_as_well(monkeypatch):
+    monkeypatch.setattr(sandbox, "_TOGETHER", 8)
+    plan = chaos_plan(0.1, SEED, Rates(uploads=0, mutated=160, posted=0.25))
+    posted = [one for one in plan.sendings if one.mutated]
+    assert (len(posted), len(plan.batched)) == (4, 12)
+    batches = DamagedBatches(plan)
+    batches.start()
+    batches.finish(posted)
+    assert (batches.count, batches.findings) == (16, [])
 
 
-def with_batch(evidence, name, rows=None, **changes):
-    """The evidence with another record of a batch, and other rows of it."""
-    batches = {**evidence.batches, name: replace(evidence.batches["batch-0"], **changes)}
-    stored = evidence.rows if rows is None else {**evidence.rows, name: rows}
-    return replace(evidence, batches=batches, rows=stored)
+def test_an_error_that_leaves_the_sandbox_is_a_finding(monkeypatch):
+    def escapes(files):
+        raise UnicodeDecodeError("utf-8", b"", 0, 1, "surrogates")
+
+    monkeypatch.setattr(sandbox, "decode_in_one_child", escapes)
+    batches = DamagedBatches(chaos_plan(0.1, SEED, Rates(uploads=0, mutated=20, posted=0.0)))
+    batches.start()
+    batches.finish([])
+    assert batches.count == 0
+    (finding,) = batches.findings
+    assert "UnicodeDecodeError" in finding
 
 
-def test_what_is_right_is_found_right():
-    assert counts(*day()) == (4, 4, 0, 0, 0, 0)
+# -- traffic
 
 
-def test_an_upload_without_a_record_is_lost():
-    ledger, evidence = day()
-    batches = {k: v for k, v in evidence.batches.items() if k != "batch-2"}
-    assert counts(ledger, replace(evidence, batches=batches)) == (4, 3, 1, 0, 0, 1)
+class Accepting(BaseHTTPRequestHandler):
+    """A gateway that accepts everything and answers nothing else."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.dumps({"id": "batch-1"}).encode()
+        self.send_response(202)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
 
 
-def test_an_upload_without_some_of_its_rows_or_with_other_values_is_lost():
-    ledger, evidence = day()
-    rows = Counter(dict(list(evidence.rows["batch-0"].items())[1:]))
-    assert counts(ledger, with_batch(evidence, "batch-0", rows, observations=5))[:5] == (
-        4, 3, 1, 0, 0,
+def test_all_valid_contents_are_sent_and_damaged_ones_that_were_not_are_told():
+    valid = [Sending(0.3, n, "csv") for n in range(12)]
+    damaged = [Sending(60.0, n, "csv", mutated=True) for n in range(12, 24)]
+    plan = replace(chaos_plan(0.1, SEED), sendings=(*valid, *damaged), orders=(), seconds=0.2)
+    ledger = Ledger()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Accepting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        traffic = Traffic(f"http://127.0.0.1:{server.server_port}", plan, ledger, NOON)
+        traffic.start()
+        assert traffic.finish(20.0)
+        server.shutdown()
+    assert set(ledger.uploads) == set(range(12))
+    assert ledger.accepted == 12
+    assert traffic.unsent() == damaged
+
+
+# -- harm
+
+
+def test_harm_that_finds_nothing_to_hit_is_tried_again(monkeypatch):
+    class Down:
+        """A stack whose parts are down at first."""
+
+        done = 0
+        asked = 0
+
+        def tend(self):
+            pass
+
+        def harm(self, fault):
+            self.asked += 1
+            self.done += self.asked > 1
+            return self.asked > 1
+
+    monkeypatch.setattr(run, "_AGAIN_SECONDS", 0.1)
+    plan = replace(chaos_plan(0.1, SEED), seconds=0.2, faults=(Fault(0.15, Harm.KILL, "ingest"),))
+    stack, told = Down(), []
+    run._do_harm(plan, stack, Ledger(), told.append)
+    assert (stack.asked, stack.done) == (2, 1)
+    assert "tried again" in told[0]
+
+
+# -- cycles
+
+
+def test_the_cycles_of_a_policy_are_two_an_hour_and_the_last_cut_off_ends_them():
+    policy = cycle_policy(NOON, 3)
+    assert due_keys(policy) == (
+        "20250101T12Z_early", "20250101T12Z_final", "20250101T13Z_early", "20250101T13Z_final",
+        "20250101T14Z_early", "20250101T14Z_final",
     )  # fmt: skip
-    (station, variable, second, value), *others = evidence.rows["batch-0"]
-    rows = Counter([(station, variable, second, value + 2), *others])
-    assert counts(ledger, with_batch(evidence, "batch-0", rows))[:5] == (4, 3, 1, 0, 0)
-
-
-def test_an_upload_that_did_not_end_is_lost():
-    ledger, evidence = day()
-    stuck = with_batch(evidence, "batch-0", Counter(), state="received", observations=None)
-    assert counts(ledger, stuck) == (4, 3, 1, 0, 0, 1)
-
-
-def test_rows_in_two_batches_or_twice_in_one_are_doubled():
-    ledger, evidence = day()
-    twin = with_batch(evidence, "batch-9", evidence.rows["batch-0"])
-    assert counts(ledger, twin) == (4, 3, 0, 1, 0, 1)
-    twice = evidence.rows["batch-0"] + evidence.rows["batch-0"]
-    assert counts(ledger, with_batch(evidence, "batch-0", twice, observations=12)) == (
-        4, 3, 0, 1, 0, 1,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("state", ["rejected", "failed"])
-def test_a_valid_upload_that_did_not_get_in_was_wrongly_rejected(state):
-    ledger, evidence = day()
-    changed = with_batch(evidence, "batch-0", Counter(), state=state, observations=None)
-    assert counts(ledger, changed) == (4, 3, 0, 0, 1, 1)
-
-
-def test_a_valid_upload_that_was_refused_was_wrongly_rejected():
-    ledger, evidence = day()
-    content = content_of(Sending(0.0, 7, "csv"), SEED)
-    ledger.uploads[7] = UploadSent(content, refusal="415 unsupported_content")
-    assert counts(ledger, evidence) == (4, 4, 0, 0, 1, 1)
-    ledger.uploads[7] = UploadSent(replace(content, mutated=True), refusal="415")
-    assert counts(ledger, evidence) == (4, 4, 0, 0, 0, 0)
-
-
-def test_an_upload_that_was_sent_again_after_a_failure_of_ours_is_right():
-    ledger, evidence = day()
-    earlier = with_batch(evidence, "batch-8", Counter(), state="failed", observations=None)
-    ledger.uploads[0].ids.add("batch-8")
-    assert counts(ledger, earlier) == (4, 4, 0, 0, 0, 0)
-
-
-def test_a_damaged_upload_that_failed_by_a_fault_of_ours_is_a_finding():
-    ledger, evidence = day()
-    failed = replace(evidence.batches["batch-2"], state="failed", problem="internal_error: x")
-    changed = replace(evidence, batches={**evidence.batches, "batch-2": failed})
-    assert counts(ledger, changed) == (4, 3, 0, 0, 1, 1)
-
-
-def test_a_damaged_upload_gives_the_rows_that_it_gives_undisturbed():
-    ledger, evidence = day()
-    content = ledger.uploads[2].content
-    assert counts(ledger, replace(evidence, undisturbed={content.sha256: 0})) == (4, 4, 0, 0, 0, 0)
-    blamed = replace(evidence, undisturbed={content.sha256: 6})
-    assert counts(ledger, blamed) == (4, 3, 0, 0, 1, 1)
-    partly = replace(evidence.batches["batch-2"], state="ingested", observations=5)
-    batches = {**evidence.batches, "batch-2": partly}
-    rows = {
-        **evidence.rows,
-        "batch-2": Counter({("x", "2m_temperature", n, 1): 1 for n in range(5)}),
-    }
-    assert counts(ledger, replace(blamed, batches=batches, rows=rows)) == (4, 3, 1, 0, 0, 1)
-
-
-def test_rows_of_contents_are_counted_where_nothing_goes_wrong():
-    sent = [content_of(Sending(0.0, n, form), SEED) for n, form in enumerate(FORMS)]
-    junk = Content("junk.csv", b"time,lat,lon\n1,2,3\n", frozenset(), mutated=True)
-    assert undisturbed([*sent, junk]) == {**{one.sha256: 6 for one in sent}, junk.sha256: 0}
-
-
-def test_rows_and_summaries_that_differ_are_findings():
-    ledger, evidence = day()
-    orphan = {**evidence.rows, "batch-7": evidence.rows["batch-0"]}
-    assert counts(ledger, replace(evidence, rows=orphan))[-1] == 1
-    assert counts(ledger, with_batch(evidence, "batch-0", observations=5))[-1] == 1
+    assert policy.cut_off(policy.end, "final") == NOON + timedelta(hours=3)
 
 
 @pytest.mark.parametrize(
-    ("found", "results", "expected"),
-    [
-        (JobFound("running", "an-0"), {}, (1, 0, 0)),
-        (JobFound("succeeded", "an-0"), {}, (1, 0, 0)),
-        (JobFound("failed", "an-0", "worker_lost"), {}, (0, 0, 1)),
-        (JobFound("succeeded", "an-0"), {"an-0": "job-0", "an-1": "job-0"}, (0, 1, 0)),
-    ],
+    ("shown", "first"), [(NOON - timedelta(minutes=10), 0), (NOON + timedelta(hours=2.99), 3)]
 )
-def test_a_job_must_end_once_with_one_result(found, results, expected):
-    ledger, evidence = day()
-    changed = replace(evidence, jobs={"job-0": found}, analyses=results)
-    assert counts(ledger, changed)[:5] == (4, 3, *expected)
+def test_an_exercise_begins_at_noon_or_at_the_next_full_hour(shown, first):
+    clock = Clock(shown, time.time(), 3600.0)
+    assert wait_for_noon(clock) == NOON + timedelta(hours=first)
+    assert 0 <= (clock.at(time.time()) - NOON).total_seconds() - 3600 * first < 1800
 
 
-def test_what_is_stuck_or_half_written_is_a_finding_and_ends_with_an_error():
-    ledger, evidence = day()
-    changed = replace(evidence, damaged=["an-0/x.nc: 404"], leftovers=["3 messages are left"])
-    verdict = judge(ledger, changed)
-    assert verdict.ended == verdict.accepted == 4
-    assert verdict.findings == ["3 messages are left", "not whole: an-0/x.nc: 404"]
-    sound = ChaosReport(1, 1.0, 4, 4, 0, 0, 0, 1, 1, 1, 1, 0, ())
-    assert sound.sound
-    assert not replace(sound, findings=tuple(verdict.findings)).sound
-    assert not replace(sound, http_5xx=1).sound
-    assert not replace(sound, ended=3).sound
+def test_what_a_result_is_made_of_is_read_from_its_feedback():
+    table = pa.table(
+        {
+            "batch_id": pa.array(["b-0", "b-1", "b-1", "b-2"]).dictionary_encode(),
+            "rejected_by": pa.array([None, "late", "thinning", "late"]).dictionary_encode(),
+        }
+    )
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer)
+    shown = {
+        "id": "an-1",
+        "cycle": {"key": "20250101T12Z_early", "remark": "uploads ... may be missing"},
+        "cut_off": "2025-01-01T12:20:00Z",
+        "window_start": "2025-01-01T09:00:00Z",
+        "window_end": "2025-01-01T12:00:00Z",
+    }
+    made = cycled_result(shown, buffer.getvalue().to_pybytes())
+    assert (made.seen, made.used) == ({"b-0", "b-1", "b-2"}, {"b-0", "b-1"})
+    assert (made.start, made.end) == (NOON - timedelta(hours=3), NOON)
+    assert (made.cut_off, made.says_so) == (NOON + timedelta(minutes=20), True)
+    assert cycled_result(shown | {"cycle": {}}, b"") is None
+
+
+def test_a_cycle_that_is_absent_or_at_work_has_not_ended():
+    states = {"a": CycleFound("published"), "b": CycleFound("submitted"), "c": CycleFound("due")}
+    assert unended_cycles("abcd", states) == {
+        "cycles submitted": 1,
+        "cycles due": 1,
+        "cycles absent": 1,
+    }
+    assert unended_cycles("a", states) == {}
 
 
 def test_only_a_503_or_507_with_a_reason_and_a_time_is_explained():
-    import httpx
-
     def answer(status, headers, **document):
         return httpx.Response(status, headers=headers, json=document)
 
@@ -259,6 +281,20 @@ def test_only_a_503_or_507_with_a_reason_and_a_time_is_explained():
     assert not is_explained(answer(503, {}, **why))
     assert not is_explained(answer(507, later, code="disk_full"))
     assert not is_explained(httpx.Response(503, headers=later, text="busy"))
+    assert is_explained(httpx.Response(503, headers=later), bodiless=True)
+    assert not is_explained(httpx.Response(503), bodiless=True)
+    assert not is_explained(httpx.Response(500, headers=later), bodiless=True)
+
+
+def test_every_answer_of_the_5xx_class_is_written_down_but_the_explained_ones():
+    ledger, later = Ledger(), {"Retry-After": "5"}
+    for method, status, headers in (
+        ("GET", 200, {}), ("GET", 404, {}), ("HEAD", 503, later), ("HEAD", 500, later),
+        ("GET", 503, later),
+    ):  # fmt: skip
+        request = httpx.Request(method, "http://gateway/v1/jobs")
+        ledger.fault(httpx.Response(status, headers=headers, request=request))
+    assert ledger.faults == ["HEAD /v1/jobs: 500 ", "GET /v1/jobs: 503 "]
 
 
 # -- command
@@ -266,7 +302,8 @@ def test_only_a_503_or_507_with_a_reason_and_a_time_is_explained():
 
 @pytest.mark.parametrize(("lost", "code"), [(0, 0), (1, 1)])
 def test_the_command_prints_the_report_and_ends_by_it(monkeypatch, tmp_path, lost, code):
-    found = ChaosReport(SEED, 2.0, 3, 3 - lost, lost, 0, 0, 1, 1, 1, 9, 0, ("lost: x",) * lost)
+    counted = (3, 3 - lost, lost, 0, 0, 1, 1, 1, 9, 0, 2, 1, 6, 6, 0, 9, 9)
+    found = ChaosReport(SEED, 2.0, *counted, ("lost: x",) * lost)
     monkeypatch.setattr(run, "run_chaos", lambda *_, **__: found)
     arguments = ["--minutes", "2", "--seed", str(SEED), "--json", "--output", str(tmp_path)]
     ended = CliRunner().invoke(chaos_app, arguments)
@@ -289,3 +326,7 @@ def test_a_minute_of_it(tmp_path):
     assert document["accepted"] == document["ended"] > 50
     assert document["kills"] > 5
     assert document["broker_cuts"] > 0
+    assert document["mutated"] == 100
+    assert document["cycles"] == 6
+    assert document["cycles_published"] > 0
+    assert document["cycles_published"] + document["cycles_excused"] == 6

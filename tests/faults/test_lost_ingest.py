@@ -1,7 +1,11 @@
 """Uploads through a real ingest worker, and through one that is killed."""
 
 import hashlib
+import subprocess
+import time
+from contextlib import suppress
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -72,15 +76,53 @@ def test_an_upload_is_taken_in_and_rubbish_is_rejected(stores, processes, conten
     assert rejected.summary.decode_report
 
 
-def test_kill_9_of_the_ingest_worker_and_the_batch_is_taken_in_once(stores, processes, content):
-    worker = processes.appa("worker", "ingest")
+def test_kill_9_of_the_ingest_worker_and_the_batch_is_taken_in_once(
+    stores, processes, content, tmp_path
+):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    worker = processes.appa("worker", "ingest", TMPDIR=str(scratch))
     processes.appa("worker", "scheduler")
     batch = upload(stores, processes, content)
     wait_for(lambda: stores.batches.get(batch.id).state is BatchState.INGESTING)
     processes.kill(worker)
     assert stores.batches.get(batch.id).state is BatchState.INGESTING
-    processes.appa("worker", "ingest")
+    left = scratch / f"appa-limited-{worker.pid}-left"
+    left.mkdir()
+    (left / "request").write_text("of a decoder that is gone")
+    processes.appa("worker", "ingest", TMPDIR=str(scratch))
     done = ended(stores, batch.id)
     assert done.state is BatchState.INGESTED, (done.error, processes.log())
     assert done.attempts >= 2
     assert stored_rows(processes, batch.id) == 5
+    assert not left.exists()
+
+
+def decoders(worker: subprocess.Popen) -> list[psutil.Process]:
+    """Return the processes that decode for a worker now: children of those that fork them."""
+    found = []
+    for process in psutil.Process(worker.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            parent = process.parent()
+            if parent and "worker.zygote" in parent.cmdline():
+                found.append(process)
+    return found
+
+
+def test_decoders_killed_from_outside_reject_no_upload(stores, processes, tmp_path):
+    """As the kernel kills when the machine has no memory: more often than one attempt endures."""
+    path = tmp_path / "upload.parquet"
+    pq.write_table(make_table(40_000), path)
+    worker = processes.appa("worker", "ingest")
+    batch = upload(stores, processes, path.read_bytes())
+    end = time.monotonic() + 60
+    unended = (BatchState.RECEIVED, BatchState.INGESTING)
+    while (now := stores.batches.get(batch.id)).attempts < 2 and now.state in unended:
+        assert time.monotonic() < end, processes.log()
+        for process in decoders(worker):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.005)
+    done = ended(stores, batch.id)
+    assert done.state is BatchState.INGESTED, done.error
+    assert stored_rows(processes, batch.id) == 40_000

@@ -104,18 +104,19 @@ def enter(page: Page, key: str) -> None:
 
 
 def board(page: Page) -> dict[str, list[str]]:
-    lines = [line.locator("td").all_inner_texts() for line in page.locator("#cycles tr").all()]
-    return {cells[0][11:13]: [c.strip() for c in cells[1:]] for cells in lines}
+    lines = page.locator("#cycles tr").all()
+    cells = {line.locator("th").inner_text()[11:13]: line.locator("td") for line in lines}
+    return {hour: [text.strip() for text in row.all_inner_texts()] for hour, row in cells.items()}
 
 
 def test_the_board_says_what_became_of_each_cycle(page: Page) -> None:
     lines = board(page)
     assert list(lines) == ["01", "00", "23"]  # the latest hour first
-    assert lines["01"] == ["due", "due after 10 min", "", "", "", "waiting", "", "", "", ""]
+    assert lines["01"] == ["due", "due: 10 min", "", "", "", "waiting", "", "", "", ""]
     early, final = lines["00"][:5], lines["00"][5:]
     assert early == ["published", "7 min", "1 / 0 / 0", "", ""]
     # used / late / rejected; (30 · 0.75 + 10 · 0) / 40 = 56 %
-    assert final == ["published", "120 min", "2 / 1 / 5", "56 %", "cold_start"]
+    assert final == ["published", "2 h", "2 / 1 / 5", "56 %", "cold start"]
     assert lines["23"] == ["skipped", "", "", "", "nobody <b>sent</b> anything", "", "", "", "", ""]
     assert page.locator("#cycles b, #cycles i").count() == 0  # text is never markup
 
@@ -133,6 +134,80 @@ def test_a_click_explains_a_cycle(page: Page) -> None:
     link = page.get_attribute("#explanation a", "href")
     assert "result=an-f" in link
     assert "obs=background" in link
+
+
+def test_a_chosen_cycle_comes_into_sight_and_is_closed_again(page: Page) -> None:
+    page.evaluate("scrollTo(0, 0)")
+    page.click(f'[aria-label^="{FINAL}"]')
+    page.wait_for_function("() => document.getElementById('explanation').textContent !== ''")
+    page.wait_for_function(
+        "() => document.getElementById('explained').getBoundingClientRect().top < innerHeight - 40"
+    )
+    page.click("#close")
+    page.wait_for_selector("#explained", state="hidden")
+    assert "cycle=" not in page.evaluate("location.hash")
+    page.wait_for_function(
+        f"() => document.activeElement.getAttribute('aria-label')?.startsWith('{FINAL}')"
+    )
+    page.keyboard.press("Enter")  # the same one again
+    page.wait_for_selector("#explained:not([hidden])")
+
+
+CLIPPED = """() => {
+    const found = [], { left, right } = document.getElementById("board").getBoundingClientRect();
+    for (const cell of document.querySelectorAll("#board th, #board td")) {
+        if (getComputedStyle(cell.closest("thead") ?? cell).position === "absolute") continue;
+        const box = cell.getBoundingClientRect();
+        if (!box.width && !cell.textContent) continue; // empty cells take no room on a phone
+        if (cell.scrollWidth > cell.clientWidth + 1 || box.left < left || box.right > right)
+            found.push([cell.textContent, box.left, box.right, cell.scrollWidth, cell.clientWidth]);
+    }
+    return found;
+}"""
+"""Cells with more in them than fits, or that reach beyond the board."""
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1024, 768), (390, 844), (320, 568)])
+def test_no_column_is_cut_off(long_board: Page, width: int, height: int) -> None:
+    long_board.set_viewport_size({"width": width, "height": height})
+    assert long_board.evaluate(CLIPPED) == []
+    wide = long_board.evaluate(
+        "['board', 'cycles'].map(id => document.getElementById(id))"
+        ".concat(document.documentElement).map(e => [e.scrollWidth, e.clientWidth])"
+    )
+    assert all(inside <= room for inside, room in wide), wide
+    row = long_board.locator("#cycles tr").first
+    said = row.inner_text()
+    assert said.count("caught up") == 2  # once for early, once for final
+    assert "caught_up" not in said
+    for name in ("published", "8036 d", "1234567 / 12345 / 123456", "cycles worse than cold"):
+        assert row.get_by_text(name).first.is_visible(), name
+
+
+@pytest.fixture(scope="module")
+def long_board(page: Page, valkey_url_shared: str, tmp_path_factory) -> Iterator[Page]:
+    """A board whose cells hold the longest texts that there are."""
+    gateway = GatewayProcess(valkey_url_shared, tmp_path_factory.mktemp("long")).start()
+    gateway.layout.cycles_file.write_text("start: 2009-01-01T00:00:00Z")
+    stores = open_stores(gateway.redis_url, gateway.prefix)
+    flags = ["caught_up", "continued", "outside_control_limits", "cycles_worse_than_cold"]
+    for flavour, revision in (("early", 11), ("final", 12)):
+        name = f"an-{flavour}"
+        publish(gateway, name, DAY, flavour, revision, [("b1", 0, "synop", DAY, None)])
+        manifest = read_manifest(gateway.layout, name)
+        manifest.observations = {"used": 1234567, "bounds": 123456, "late": 12345}
+        manifest.flags = flags
+        gateway.layout.manifest(name).write_text(manifest.model_dump_json())
+        about = {"analysis_id": name, "revision": revision, "caught_up": True}
+        published = DAY + timedelta(days=8036)
+        put(stores, DAY, flavour, *DONE, published=published, **about)
+    stores.redis.close()
+    opened = page.context.browser.new_page()  # one browser at a time can be driven from here
+    opened.goto(f"{gateway.url}/web/cycles.html#hours=72")
+    opened.wait_for_selector("#cycles tr")
+    yield opened
+    opened.close()
+    gateway.stop()
 
 
 def test_keys_alone_choose_a_cycle(page: Page) -> None:

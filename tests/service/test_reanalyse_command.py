@@ -61,6 +61,7 @@ class Worker:
 
     def __init__(self, stores, bad: datetime | None = None) -> None:
         self.stores, self.bad, self.done = stores, bad, []
+        self.others = set(stores.jobs.ids("queued"))  # left by other tests of this gateway
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.work)
 
@@ -75,8 +76,8 @@ class Worker:
     def work(self) -> None:
         while not self.stop.wait(0.02):
             for job_id in self.stores.jobs.ids("queued"):
-                if self.stores.jobs.get(job_id).kind != "reanalysis":
-                    continue  # left by another test of this gateway
+                if job_id in self.others or self.stores.jobs.get(job_id).kind != "reanalysis":
+                    continue
                 job = acting_worker.start(self.stores, job_id)
                 self.done.append(job.spec.start)
                 if job.spec.start == self.bad:

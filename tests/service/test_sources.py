@@ -17,6 +17,7 @@ from deploy.commands.sources import app
 from tests.worker.decoders.bufr_messages import synop
 from tests.worker.processes import Processes
 from worker.contract.feeds import SourceStatus
+from worker.observations.store.files import StoreFiles
 from worker.observations.store.query import ObservationQuery, read_rows
 
 MINUTE_AGO = datetime.now(UTC) - timedelta(minutes=1)
@@ -113,7 +114,7 @@ def test_a_pull_ends_in_rows_and_names_what_is_not_read(gateway, ingest, tmp_pat
         variables=("2m_temperature",),
         limit=1000,
     )
-    rows = read_rows(str(gateway.layout.observations), query)
+    rows = read_rows(StoreFiles.of(gateway.layout), query)
     assert sorted(rows["obs_value"].to_pylist()) == [271.0, 272.0, 273.0]
     again = pulled(gateway, "gdas", *period)
     assert (again["done_before"], again["states"]) == (2, {"not_decoded": 1})

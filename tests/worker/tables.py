@@ -1,14 +1,19 @@
 """Small observation tables for tests."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from model.checkpoints.bundle import load_checkpoint
 from model.domain.observations import validate_table
+from worker.contract.layout import Layout
 from worker.observations.columns import build_table
 from worker.observations.decoders.base import DecodeContext
+from worker.observations.errors import assign_errors
+from worker.observations.store.store import ObservationStore
 
 RECEIVED = datetime(2024, 1, 1, 12, 30, tzinfo=UTC)
 
@@ -31,3 +36,11 @@ def make_table(
     }
     context = DecodeContext(batch_id=batch_id, received_time=received)
     return validate_table(build_table(context, length, **values))
+
+
+def store_observations(data: Path, checkpoint: Path, count: int = 30) -> None:
+    """Put observations that agree with the mean of a checkpoint's climate into a new data folder."""
+    mean = float(load_checkpoint(checkpoint).state_normalisation.mean[0])
+    table = assign_errors(make_table(count, obs_value=np.full(count, mean)))
+    store = ObservationStore(str(Layout(data).create().observations))
+    store.publish(table, "b1", RECEIVED)

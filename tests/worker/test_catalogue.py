@@ -87,7 +87,7 @@ def test_an_entry_says_what_the_manifest_says(layout: Layout) -> None:
     assert entry == Entry(
         id="an-1", stamp=layout.manifest("an-1").stat().st_mtime_ns, kind="filtering",
         flavour="early", revision=1, valid_time=time, first_time=time, last_time=time,
-        created=made.created, cycle="", checkpoint="", restart_bytes=len(results.RESTART),
+        created=made.created, cycle="", suite="", checkpoint="", restart_bytes=len(results.RESTART),
         dataset="a.nc",
     )  # fmt: skip
 
@@ -135,6 +135,9 @@ FILTERS: dict[str, tuple[ResultFilter, Callable[[AnalysisManifest], bool]]] = {
     "early": (ResultFilter(flavour="early"), lambda m: m.flavour == "early"),
     "manual": (ResultFilter(flavour=""), lambda m: m.flavour == ""),
     "ids": (ResultFilter(ids=["an-3", "fc-0", "none"]), lambda m: m.id in ("an-3", "fc-0")),
+    "all": (ResultFilter(), lambda m: True),
+    "challenger": (ResultFilter(flavour="challenger"), lambda m: False),
+    "with challengers": (ResultFilter(challengers=True), lambda m: True),
     "from": (
         ResultFilter(valid_from=results.BASE + 2 * HOUR),
         lambda m: m.valid_time >= results.BASE + 2 * HOUR,
@@ -155,7 +158,8 @@ def test_filters_accept_what_they_describe(layout: Layout, name: str) -> None:
     wanted, accepts = FILTERS[name]
     made = some_results(layout)
     made += [results.publish(layout, f"fc-{i}", age_days=1, kind="forecast") for i in range(2)]
-    expected = {m.id for m in made if accepts(m)}
+    tried = results.publish(layout, "an-tried", age_days=1, flavour="challenger", hour=1)
+    expected = {m.id for m in made if accepts(m)} | ({tried.id} if "challenger" in name else set())
     with Catalogue(layout) as catalogue:
         assert {entry.id for entry in catalogue.entries(wanted)} == expected
         page = catalogue.select(wanted, None, 100)

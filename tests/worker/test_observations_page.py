@@ -33,7 +33,7 @@ def test_examples_decode(tmp_path, language, count):
 
 def test_yaml_examples_are_accepted():
     errors, checks = (yaml.safe_load(text) for text in blocks("yaml"))
-    assert load_errors(errors).find("synop", "2m_temperature").error == (1.2,)
+    assert load_errors(errors).find("synop", "2m_temperature")[""].error == (1.2,)
     assert load_parameters(checks)["track"]["speed"]["ship"] == 25.0
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import resource
 import signal
@@ -154,6 +155,29 @@ def blame_the_file_for_a_full_disk():
     try:
         meet_a_full_disk()
     except OSError as error:
+        raise DecodeError("Expected ODB-2.", reason="undecodable") from error
+
+
+def load_a_module_of_an_older_version():
+    from worker.observations.decoders.decode import of_an_older_version  # noqa: F401
+
+
+def load_a_module_that_may_not_be_read(path):
+    spec = importlib.util.spec_from_file_location("kept_from_decoders", path)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_a_module_that_may_not_be_read_is_not_the_files_fault(tmp_path):
+    module = tmp_path / "kept_from_decoders.py"
+    module.write_text("")
+    with pytest.raises(StorageError, match="Permission denied: .*kept_from_decoders.py"):
+        run_limited(load_a_module_that_may_not_be_read, str(module), limits=SHORT)
+
+
+def blame_the_file_for_a_module():
+    try:
+        load_a_module_of_an_older_version()
+    except Exception as error:
         raise DecodeError("Expected ODB-2.", reason="undecodable") from error
 
 
@@ -311,6 +335,12 @@ def test_a_program_replaced_under_a_running_worker_is_not_the_files_fault(monkey
     monkeypatch.setattr(add, "__qualname__", "of_an_older_version")
     with pytest.raises(StorageError, match="replaced: AttributeError"):
         run_limited(add, 1, 2, limits=SHORT)
+
+
+@pytest.mark.parametrize("load", [load_a_module_of_an_older_version, blame_the_file_for_a_module])
+def test_a_module_replaced_while_a_file_is_decoded_is_not_the_files_fault(load):
+    with pytest.raises(StorageError, match="replaced: .*cannot import name 'of_an_older_version'"):
+        run_limited(load, limits=SHORT)
 
 
 def test_a_killed_parent_leaves_no_child_and_its_folder_is_swept(tmp_path):
@@ -493,3 +523,25 @@ def test_the_protections_are_found_by_trying(installation):
         places = (str(installation["keys.json"]), str(installation["broker"]))
         found = attempts(*places, server.getsockname()[1], os.getpid())
     assert all(found.values())  # in this process, which nothing confines
+
+
+ELSEWHERE = """
+from pathlib import Path
+from worker.observations.decoders.decode import decode_limited
+decoded = decode_limited(Path("temperatures.csv"))
+print(decoded.table.num_rows, decoded.report.model_dump_json())
+"""
+
+
+def test_a_program_that_is_started_elsewhere_reads_its_decoders(tmp_path):
+    """In an editable installation no entry of the module search path holds the packages."""
+    (tmp_path / "temperatures.csv").write_text(
+        "time,lat,lon,report_type,station_id,variable,obs_value\n"
+        "2024-03-01T00:00:00Z,50.0,5.0,synop,06610,2m_temperature,280.0\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ended = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], cwd=tmp_path, env=kept, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("1 "), ended.stdout

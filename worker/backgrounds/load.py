@@ -12,6 +12,7 @@ for the errors of the observations alone.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from worker.backgrounds.restarts import Restart
 from worker.backgrounds.uploaded import states_table
 from worker.contract.kinds import SpecBase
 from worker.contract.layout import Layout
+from worker.contract.uploads import upload_store
 from worker.loaded_models import LoadedModel
 from worker.sandbox import Limits, run_limited
 from worker.solver import Background, Solver, pairs_info
@@ -84,14 +86,21 @@ def read_first_guess(layout: Layout, batch: str, loaded: LoadedModel, spec: Spec
     Raises:
         InvalidInput: If the upload is gone, lacks channels, or has no state of those hours.
         DecodeError: If it cannot be read within the limits.
+        BucketUnavailable: If it lies in a bucket that does not answer.
     """
-    path = layout.raw_file(batch)
-    if not path.is_file():
+    uploads = upload_store(layout)
+    if not uploads.has(batch):
         raise InvalidInput(
             f"Expected the upload '{batch}' as it was received; it has been deleted. Send it again "
             "and name the new one.",
             field=FIELD,
         )
+    with uploads.local({batch: ""}) as found:
+        return _read_states(found[batch], batch, loaded, spec)
+
+
+def _read_states(path: Path, batch: str, loaded: LoadedModel, spec: SpecBase) -> FirstGuess:
+    """Return the states in a file that a job can start from; see `read_first_guess`."""
     model = loaded.model
     plan = spec.plan(model.blanket_size)
     period = _period(plan, spec, model.blanket_size)

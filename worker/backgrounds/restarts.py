@@ -18,12 +18,15 @@ from torch import Tensor
 
 from model.domain.errors import StorageError
 from worker.contract.layout import Layout
+from worker.contract.suites import CHALLENGER
 from worker.observations.bias import BiasState
 from worker.results.catalogue import Catalogue
-from worker.results.entries import ResultFilter
+from worker.results.entries import Entry, ResultFilter
 from worker.results.manifest import AnalysisManifest
+from worker.results.store import result_store
 
 __all__ = [
+    "Chain",
     "PublishedStates",
     "RESTART_NAME",
     "Restart",
@@ -119,6 +122,36 @@ class PublishedStates:
         return sum(t <= time for t in self.restart.times)
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Which results a cycle may go on from: those of its own suite before all others.
+
+    A challenger goes on from its own results alone, but for those of the champion from before its
+    first hour, of which it is a branch. No other job goes on from a challenger's results, unless
+    its suite was promoted.
+
+    Attributes:
+        suite: Id of its suite; empty for the installation's own.
+        challenger: Whether that suite is on trial.
+        branched: First valid time of the challenger (UTC).
+    """
+
+    suite: str = ""
+    challenger: bool = False
+    branched: datetime | None = None
+
+    def rank(self, entry: Entry) -> int | None:
+        """Return the place of a result, 0 the first; None if it may not be continued."""
+        if entry.flavour and entry.suite == self.suite:
+            return 0
+        if entry.flavour == CHALLENGER:
+            return None
+        if self.challenger:
+            early = self.branched is not None and entry.last_time < self.branched
+            return 1 if early and entry.flavour else None
+        return 1 if entry.flavour else 2
+
+
 def find_restart(
     layout: Layout,
     model: str,
@@ -126,7 +159,7 @@ def find_restart(
     max_age: timedelta,
     *,
     analysis_id: str | None = None,
-    cycled: bool = False,
+    chain: Chain | None = None,
 ) -> PublishedStates | None:
     """Return the newest result up to `at`, its highest revision, that `model` can continue.
 
@@ -136,16 +169,24 @@ def find_restart(
         at: Last valid time accepted (UTC).
         max_age: Oldest valid time accepted, before `at`.
         analysis_id: Only this result.
-        cycled: Prefer any result of the cycles to any other, so that an experiment gets into the
-            chain of analyses only where the cycles have no result of their own.
+        chain: Of a cycle; it prefers any result of the cycles to any other, so that an experiment
+            gets into the chain only where the cycles have no result of their own. None outside.
     """
     ids = None if analysis_id is None else (analysis_id,)
-    wanted = ResultFilter(ids=ids, last_from=at - max_age, last_to=at, with_restart=True)
+    wanted = ResultFilter(
+        ids=ids,
+        last_from=at - max_age,
+        last_to=at,
+        with_restart=True,
+        challengers=chain is not None,
+    )
     with Catalogue(layout) as catalogue:
         found = catalogue.entries(wanted)
         found.sort(key=lambda entry: (entry.last_time, entry.revision, entry.id), reverse=True)
-        if cycled:
-            found.sort(key=lambda entry: not entry.flavour)
+        if chain is not None:
+            ranks = {entry.id: chain.rank(entry) for entry in found}
+            found = [entry for entry in found if ranks[entry.id] is not None]
+            found.sort(key=lambda entry: ranks[entry.id] or 0)
         for entry in found:
             states = _read_states(layout, catalogue, entry.id)
             if states is not None and states.restart.model == model:
@@ -158,7 +199,8 @@ def _read_states(layout: Layout, catalogue: Catalogue, name: str) -> PublishedSt
     manifest = catalogue.find(name)
     if manifest is None:
         return None
+    path = result_store(layout).file(name, RESTART_NAME)  # a bucket that is away is waited for
     try:
-        return PublishedStates(manifest, read_restart(layout.analysis_file(name, RESTART_NAME)))
+        return PublishedStates(manifest, read_restart(path))
     except StorageError:
         return None

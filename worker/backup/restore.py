@@ -32,9 +32,11 @@ from worker.contract.jobs import JobState
 from worker.contract.layout import Layout
 from worker.contract.queues import TaskSender
 from worker.contract.store import Stores, open_stores
+from worker.contract.uploads import upload_store
 from worker.observations.store.store import ObservationStore
 from worker.results.catalogue import Catalogue
 from worker.results.manifest import read_manifest
+from worker.results.store import result_store
 from worker.scheduler import Reconciler
 
 __all__ = [
@@ -234,6 +236,7 @@ def check_installation(
     """
     found = Check()
     listed = (folder / RESULTS).read_text().split()
+    result_store(layout).refresh(now=True)
     for name in listed:
         _check_result(found, layout, name, digests=digests)
     there = {path.parent.name for path in layout.analyses.glob("*/manifest.json")}
@@ -249,23 +252,25 @@ def _check_result(found: Check, layout: Layout, name: str, *, digests: bool) -> 
     except (AppaError, ValueError, OSError) as error:
         found.missing[name] = f"no manifest: {error}"
         return
+    results = result_store(layout)
     for entry in manifest.files:
         found.files += 1
-        path = layout.analysis_file(name, entry.name)
-        size = path.stat().st_size if path.is_file() else None
+        size = results.stored_bytes(name, entry)
         if size != entry.size:
             found.missing[name] = f"{entry.name}: expected {entry.size} bytes, got {size}"
-        elif digests and file_digest(path) != entry.sha256:
+        elif digests and file_digest(results.file(name, entry.name)) != entry.sha256:
             found.missing[name] = f"{entry.name}: its SHA-256 is not that of the manifest"
 
 
 def _check_uploads(found: Check, layout: Layout, stores: Stores) -> None:
-    stored = set(ObservationStore(str(layout.observations)).files.batches())
+    uploads = upload_store(layout)
+    stored = set(ObservationStore.of(layout).files.batches())
     for state in (BatchState.RECEIVED, BatchState.INGESTING):
         for name in stores.batches.ids(state):
             found.uploads += 1
-            if name not in stored and not layout.raw_file(name).is_file():
-                found.missing[name] = f"{state.value}, but its bytes are not in 'raw/{name}'"
+            if name not in stored and not uploads.has(name):
+                where = layout.uploads_url or f"raw/{name}"
+                found.missing[name] = f"{state.value}, but its bytes are not in '{where}'"
     for name in _ingested(stores):
         found.uploads += 1
         if name not in stored:

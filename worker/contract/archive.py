@@ -37,7 +37,7 @@ __all__ = ["Kept", "RecordArchive"]
 log = structlog.get_logger()
 T = TypeVar("T")
 
-_VERSION = 2
+_VERSION = 3
 _LOCK_SECONDS = 20.0
 _MANY = 500
 """Values of one query; SQLite allows 999 at least."""
@@ -58,25 +58,30 @@ CREATE INDEX by_record ON names (noun, id);
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
-_COUNTED = """
+_COUNTING = """
+CREATE TRIGGER added AFTER INSERT ON records WHEN NOT new.present BEGIN
+  INSERT INTO totals VALUES (new.noun, new.owner, new.state, new.kind, 1)
+    ON CONFLICT (noun, owner, state, kind) DO UPDATE SET count = count + 1; END;
+CREATE TRIGGER came AFTER UPDATE ON records WHEN NOT new.present BEGIN
+  INSERT INTO totals VALUES (new.noun, new.owner, new.state, new.kind, 1)
+    ON CONFLICT (noun, owner, state, kind) DO UPDATE SET count = count + 1; END;
+"""
+"""Conflicts name their columns: eccodes brings an SQLite of 2018, which refuses others, and where it is
+imported first it is the one in use."""
+
+_COUNTED = f"""
 CREATE INDEX by_owner ON records (noun, owner, id) WHERE NOT present;
 CREATE INDEX by_owner_and_state ON records (noun, owner, state, id) WHERE NOT present;
 CREATE TABLE totals (
   noun TEXT NOT NULL, owner TEXT NOT NULL, state TEXT NOT NULL, kind TEXT NOT NULL,
   count INTEGER NOT NULL, PRIMARY KEY (noun, owner, state, kind)) WITHOUT ROWID;
-CREATE TRIGGER added AFTER INSERT ON records WHEN NOT new.present BEGIN
-  INSERT INTO totals VALUES (new.noun, new.owner, new.state, new.kind, 1)
-    ON CONFLICT DO UPDATE SET count = count + 1; END;
 CREATE TRIGGER dropped AFTER DELETE ON records WHEN NOT old.present BEGIN
   UPDATE totals SET count = count - 1 WHERE noun = old.noun AND owner = old.owner
     AND state = old.state AND kind = old.kind; END;
 CREATE TRIGGER left AFTER UPDATE ON records WHEN NOT old.present BEGIN
   UPDATE totals SET count = count - 1 WHERE noun = old.noun AND owner = old.owner
     AND state = old.state AND kind = old.kind; END;
-CREATE TRIGGER came AFTER UPDATE ON records WHEN NOT new.present BEGIN
-  INSERT INTO totals VALUES (new.noun, new.owner, new.state, new.kind, 1)
-    ON CONFLICT DO UPDATE SET count = count + 1; END;
-"""
+{_COUNTING}"""
 """Totals are kept by triggers: counting millions of rows would take seconds."""
 
 _OWNERS = f"""
@@ -91,7 +96,14 @@ UPDATE records SET owner = owner_in(record);
 INSERT INTO totals SELECT noun, owner, state, kind, count(*) FROM records WHERE NOT present
   GROUP BY noun, owner, state, kind;
 """
-"""Makes a file of version 1, which did not say whose a record is, one of version 2."""
+"""Makes a file of version 1, which did not say whose a record is, one of this version."""
+
+_NAMED = f"""
+DROP TRIGGER added;
+DROP TRIGGER came;
+{_COUNTING}
+"""
+"""Makes a file of version 2, whose conflicts do not name their columns, one of this version."""
 
 _COLUMNS = "noun, id, state, kind, ended, written, present, record, events"
 
@@ -249,7 +261,7 @@ class RecordArchive:
             names += [(kept.noun, _digest(n), v, kept.id) for n, v in kept.names.items()]
         insert = (
             f"INSERT INTO records ({_COLUMNS}, owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT DO UPDATE SET state = excluded.state, kind = excluded.kind, "
+            "ON CONFLICT (noun, id) DO UPDATE SET state = excluded.state, kind = excluded.kind, "
             "ended = excluded.ended, written = excluded.written, present = excluded.present, "
             "record = excluded.record, events = coalesce(excluded.events, events), "
             "owner = excluded.owner"
@@ -364,7 +376,7 @@ class RecordArchive:
             database.execute(f"PRAGMA journal_mode = {'DELETE' if network else 'WAL'}")
             database.execute("PRAGMA synchronous = FULL")
             database.create_function("owner_in", 1, _owner_in, deterministic=True)
-            create_tables(database, _SCHEMA + _COUNTED, _VERSION, upgrades={1: _OWNERS})
+            create_tables(database, _SCHEMA + _COUNTED, _VERSION, upgrades={1: _OWNERS, 2: _NAMED})
         except sqlite3.Error as error:
             database.close()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:

@@ -17,6 +17,7 @@ from model.domain.errors import InvalidInput
 from worker.contract import clock, scripts
 from worker.contract.record_store import MoveRefused, RecordStore, milliseconds
 from worker.contract.records import Problem, Record, utc_now
+from worker.contract.usage import Charge
 
 __all__ = [
     "ALLOWED_BATCH_MOVES",
@@ -206,7 +207,9 @@ class BatchStore(RecordStore[BatchRecord]):
     def _sources(self, to: str) -> list[str]:
         return [state for state, moves in ALLOWED_BATCH_MOVES.items() if to in moves]
 
-    def create(self, record: BatchRecord, *, idempotency_key: str = "") -> tuple[BatchRecord, bool]:
+    def create(
+        self, record: BatchRecord, *, idempotency_key: str = "", charge: Charge | None = None
+    ) -> tuple[BatchRecord, bool]:
         """Store a new upload, or return the one with the same content and options or key.
 
         A key that is new is bound to the batch, also where its content was known before. After a
@@ -218,18 +221,19 @@ class BatchStore(RecordStore[BatchRecord]):
 
         Raises:
             IdempotencyConflict: If the key was used before with another content.
+            QuotaExceeded: If it is new, and the sender's day has no room for `charge`.
         """
         content = record.identity
         key = f"key:{record.api_key}:{idempotency_key}"
         unique = [key, content] if idempotency_key else [content]
         batch, created = self._create(
-            record, kind=record.container, unique=unique, lane=record.lane
+            record, kind=record.container, unique=unique, lane=record.lane, charge=charge
         )
         self._require_same(batch, record, idempotency_key)
         if not created and batch.may_be_sent_again:
             self.release(unique)
             batch, created = self._create(
-                record, kind=record.container, unique=unique, lane=record.lane
+                record, kind=record.container, unique=unique, lane=record.lane, charge=charge
             )
             self._require_same(batch, record, idempotency_key)
         if not created and record.api_key not in ("", batch.api_key):

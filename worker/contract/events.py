@@ -64,6 +64,8 @@ class EventType(StrEnum):
     CYCLE_FAILED = "cycle.failed"
     CYCLE_OUTSIDE_LIMITS = "cycle.outside_limits"
     CYCLE_WORSE_THAN_COLD = "cycle.worse_than_cold"
+    CHALLENGER_DECIDED = "challenger.decided"
+    CHALLENGER_ENDED = "challenger.ended"
 
 
 class LoggedEvent(Record):

@@ -10,9 +10,11 @@ from typing import Any
 from pydantic import Field
 
 from worker.contract import scripts
-from worker.contract.kinds import JobSpec
+from worker.contract.kinds import KINDS, JobSpec
 from worker.contract.record_store import RecordStore
 from worker.contract.records import Problem, Record, utc_now
+from worker.contract.suites import CHALLENGER
+from worker.contract.usage import Charge
 
 __all__ = [
     "ALLOWED_MOVES",
@@ -115,13 +117,15 @@ class JobRecord(Record):
     )
     request_id: str = Field(default="", description="Request that submitted it, for the logs.")
     trace: str = Field(default="", description="Span that submitted it, a W3C `traceparent`.")
-    flavour: str = Field(default="", description="`early`, `final`, or empty outside the cycles.")
+    flavour: str = Field(
+        default="", description="`early`, `final`, `challenger`, or empty outside the cycles."
+    )
     revision: int = Field(default=1, ge=1, description="Revision of the result for its valid time.")
     cycle: dict[str, Any] = Field(
         default={},
         description=(
-            "Facts about its cycle, passed on to the manifest; of a cold window the analysis that "
-            "it is `compared_with`; else empty."
+            "Facts about its cycle, passed on to the manifest, with the `suite` that it runs; of a "
+            "cold window the analysis that it is `compared_with`; else empty."
         ),
     )
 
@@ -132,7 +136,12 @@ class JobRecord(Record):
 
     @property
     def priority(self) -> int:
-        """Return the priority of its message, one of `queues.PRIORITIES`; lower goes first."""
+        """Return the priority of its message, one of `queues.PRIORITIES`; lower goes first.
+
+        What is only compared with an analysis of the cycles goes behind all that somebody waits for.
+        """
+        if self.flavour == CHALLENGER or COMPARED_WITH in self.cycle:
+            return KINDS["reanalysis"].priority
         return self.spec.priority
 
     @property
@@ -157,28 +166,34 @@ class JobStore(RecordStore[JobRecord]):
     def _sources(self, to: str) -> list[str]:
         return [state for state, moves in ALLOWED_MOVES.items() if to in moves]
 
-    def create(self, record: JobRecord, *, unique_key: str = "") -> tuple[JobRecord, bool]:
+    def create(
+        self, record: JobRecord, *, unique_key: str = "", charge: Charge | None = None
+    ) -> tuple[JobRecord, bool]:
         """Store a new job, or return the one under the same unique key.
 
         Arguments:
             record: In state `queued`.
             unique_key: A caller's own key (idempotency key, cycle): a second job under it is not
                 created.
+            charge: Counted for its owner if the job is new.
 
         Returns:
             The job under that key, and whether it was created now.
 
         Raises:
             StorageError: If it cannot be written to the archive; then there is no job.
+            QuotaExceeded: If it is new, and its owner's day has no room for `charge`.
         """
         unique = [unique_key] if unique_key else []
         if self.archive is None or (unique_key and self.holder(unique_key) is not None):
-            return self._create(record, kind=record.kind, unique=unique)
+            return self._create(record, kind=record.kind, unique=unique, charge=charge)
         # Before it is accepted it is on disk: a server that loses its data does not lose it.
         names = {self.keys.unique(self.noun, name): record.id for name in unique}
         self.archive.put([self.kept(record, names)])
         try:
-            job, created = self._create(record, kind=record.kind, unique=unique, looked_up=True)
+            job, created = self._create(
+                record, kind=record.kind, unique=unique, looked_up=True, charge=charge
+            )
         except BaseException:
             self.archive.drop(self.noun, [record.id])
             raise

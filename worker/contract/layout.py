@@ -8,7 +8,22 @@ from pathlib import Path
 
 from model.domain.errors import InvalidInput
 
-__all__ = ["Layout", "analysis_file_name"]
+__all__ = [
+    "HIDDEN",
+    "OBSERVATIONS_CACHE_BYTES",
+    "RESULTS_CACHE_BYTES",
+    "Layout",
+    "analysis_file_name",
+]
+
+HIDDEN = "deleted-"
+"""Begins the names of folders in `tmp` whose content nobody sees any more."""
+
+RESULTS_CACHE_BYTES = 10 * 2**30
+"""Bound of the copies kept of results in a bucket, unless the settings say otherwise."""
+
+OBSERVATIONS_CACHE_BYTES = 10 * 2**30
+"""The same of observations in a bucket."""
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -49,24 +64,53 @@ def analysis_file_name(
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of the data folder `root`."""
+    """Paths of the data folder `root`.
+
+    Attributes:
+        root: The data folder.
+        results_url: Where results are published, such as `s3://bucket/prefix`; empty: in `root`.
+        results_cache_bytes: Of a bucket, so much is kept in `root` to be read again.
+        uploads_url: Where uploads are kept as they were received; empty: in `root`.
+        observations_url: Where the observation store is; empty: in `root`.
+        observations_cache_bytes: Of a bucket, so much is kept in `root` to be read again.
+    """
 
     root: Path
+    results_url: str = ""
+    results_cache_bytes: int = RESULTS_CACHE_BYTES
+    uploads_url: str = ""
+    observations_url: str = ""
+    observations_cache_bytes: int = OBSERVATIONS_CACHE_BYTES
 
     @property
     def raw(self) -> Path:
-        """Folder of the uploads as they were received."""
+        """Folder of the uploads as they were received, unless they lie in a bucket.
+
+        `worker.contract.uploads` reads and writes it.
+        """
         return self.root / "raw"
 
     @property
     def observations(self) -> Path:
-        """Folder of the observation store: manifests of batches and Parquet files by hour."""
-        return self.root / "observations"
+        """Folder of the observation store: commits and Parquet files by hour.
+
+        With the store in a bucket these are copies of the Parquet files that were read last.
+        """
+        return self.root / ("observations-cache" if self.observations_url else "observations")
 
     @property
     def analyses(self) -> Path:
-        """Folder of published results, one complete folder each."""
-        return self.root / "analyses"
+        """Folder of published results, one complete folder each.
+
+        With results in a bucket these are copies, made again when they are missing: of every
+        manifest, and of the files that were read last (`worker.results.copies`).
+        """
+        return self.root / ("results-cache" if self.results_url else "analyses")
+
+    @property
+    def results_listed(self) -> Path:
+        """Marker last touched when the copies in `analyses` were compared with the bucket."""
+        return self.tmp / "results.listed"
 
     @property
     def catalogue_file(self) -> Path:
@@ -146,6 +190,11 @@ class Layout:
         return self.root / "cycles.yaml"
 
     @property
+    def suites_file(self) -> Path:
+        """`suites.sqlite`: which suite the cycles run, and all trials; absent before the first."""
+        return self.root / "suites.sqlite"
+
+    @property
     def latest_file(self) -> Path:
         """`latest.json`: the newest result of each kind, replaced atomically."""
         return self.root / "latest.json"
@@ -201,6 +250,10 @@ class Layout:
     def manifest(self, analysis_id: str) -> Path:
         """The manifest, written last: without it there is no result."""
         return self.analysis(analysis_id) / "manifest.json"
+
+    def hidden(self, name: str) -> Path:
+        """Where the folder `name` lies between being taken out of sight and being deleted."""
+        return self.tmp / f"{HIDDEN}{_safe(name)}"
 
     def staging(self, analysis_id: str, token: int) -> Path:
         """Folder in which the holder of lease `token` writes a result before it is published."""

@@ -150,6 +150,9 @@ class Measures:
         self.comparisons = self._counter(
             "appa_cycle_comparisons", "Cycles compared with a cold window.", "worse"
         )
+        self.challenger_cycles = self._counter(
+            "appa_challenger_cycles", "Cycles of challengers ended.", "state"
+        )
         self.ticks = self._histogram(
             "appa_scheduler_tick_seconds", "Time of the scheduler's tasks.", DELAYS, "tick"
         )
@@ -174,6 +177,8 @@ class Measures:
             self.announcements.labels(outcome)
         for worse in ("false", "true"):
             self.comparisons.labels(worse)
+        for state in CYCLE_DONE:
+            self.challenger_cycles.labels(state.value)
         for flavour in Flavour:
             for caught_up in ("false", "true"):
                 for state in CYCLE_DONE:

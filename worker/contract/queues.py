@@ -20,6 +20,7 @@ from worker.contract.redis_server import Keyspace
 __all__ = [
     "ANNOUNCE_RESULT",
     "Capabilities",
+    "DRAW_MEMBERS",
     "GPU_QUEUE",
     "INGEST_BATCH",
     "INGEST_LARGE_QUEUE",
@@ -53,10 +54,12 @@ SCHEDULER = "scheduler"
 
 INGEST_BATCH = "appa.ingest_batch"
 RUN_ASSIMILATION = "appa.run_assimilation"
+DRAW_MEMBERS = "appa.draw_members"
 ANNOUNCE_RESULT = "appa.announce_result"
 TASK_ROUTES = {
     INGEST_BATCH: {"queue": INGEST_QUEUE},
     RUN_ASSIMILATION: {"queue": GPU_QUEUE},
+    DRAW_MEMBERS: {"queue": GPU_QUEUE},
     ANNOUNCE_RESULT: {"queue": PRODUCTS_QUEUE},
 }
 """Celery's `task_routes`: which queue a task is sent to, whoever sends it."""
@@ -223,6 +226,7 @@ class WorkerReport(Record):
     )
     draining: bool = Field(default=False, description="Whether it was asked to take no more work.")
     device: str = Field(default="", description="`cpu`, `cuda:0` and its name.")
+    ranks: int = Field(default=1, description="Processes, each with its device, of this worker.")
     pid: int = Field(default=0, description="Process.")
     host: str = Field(default="", description="Machine.")
     version: str = Field(default="", description="Code version.")

@@ -21,6 +21,7 @@ from worker.contract.archive import Kept, RecordArchive
 from worker.contract.events import STREAM_START, StreamId
 from worker.contract.records import Record, utc_now
 from worker.contract.redis_server import Keyspace
+from worker.contract.usage import Charge, QuotaExceeded, UsageCounters
 
 __all__ = ["LeaseLost", "MoveRefused", "NoSuchRecord", "Page", "RecordStore", "milliseconds"]
 
@@ -377,12 +378,17 @@ class RecordStore(Generic[R]):
         unique: Sequence[str] = (),
         lane: str = "",
         looked_up: bool = False,
+        charge: Charge | None = None,
     ) -> tuple[R, bool]:
         """Store a new record, or return the one that holds one of its `unique` keys.
 
         The first key that is held decides; those named before it, still free, then stand for the
         same record. A record in a lane waits there for its owner's turn.
-        `looked_up`: the archive is known to have no other record under the keys.
+        `looked_up`: the archive is known to have no other record under the keys. A new record is
+        charged to its owner.
+
+        Raises:
+            QuotaExceeded: If the owner's day has no room for the charge.
         """
         values = record.model_dump(mode="json")
         keys = [self.keys.unique(self.noun, key) for key in unique]
@@ -390,10 +396,14 @@ class RecordStore(Generic[R]):
             self._recall_keys(keys)
         state, owner = str(values["state"]), str(values["api_key"])
         fields = json.dumps(_to_fields(values))
-        arguments = (state, kind, owner, fields, self._event(state), lane)
+        charged = UsageCounters.text(charge if owner else None)
+        arguments = (state, kind, owner, fields, self._event(state), lane, charged)
         status, known = self._execute(scripts.CREATE, str(values["id"]), arguments, keys)
         if status == "ok":
             return record, True
+        if status == "quota" and charge is not None:
+            today = UsageCounters(self.redis, self.keys).read(owner)
+            raise QuotaExceeded(charge, int(known), today.reset, today.retry_after)
         if self.archive is not None and not self.in_redis([known]):
             self.archive.bind(self.noun, dict.fromkeys(keys, known), known)
         return self.get(known), False

@@ -38,6 +38,10 @@ class Keyspace:
         """Set of the unique keys that name a record."""
         return f"{self.record(noun, record_id)}:keys"
 
+    def parts(self, job_id: str) -> str:
+        """Hash of the parts in which the members of a running job are drawn."""
+        return f"{self.record('job', job_id)}:parts"
+
     def index(self, noun: str) -> str:
         """Stem of the sets of ids: `<stem>:all`, `:state:<state>`, `:kind:<kind>` and so on.
 
@@ -65,9 +69,13 @@ class Keyspace:
         """Hash of the last report of each worker."""
         return f"{self.prefix}:workers:reports"
 
-    def quota(self, key_id: str, window: int) -> str:
-        """Requests of an API key in one window of time."""
-        return f"{self.prefix}:quota:{key_id}:{window}"
+    def rate(self, name: str) -> str:
+        """Time at which the bucket of requests of an API key is full again."""
+        return f"{self.prefix}:quota:{name}"
+
+    def usage(self, key_id: str, day: int) -> str:
+        """Hash of what an API key used on one day, counted from 1970."""
+        return f"{self.prefix}:quota:{key_id}:day:{day}"
 
     def emitted(self, event_id: str) -> str:
         """Mark of an event that was emitted; its text dates from the first release."""

@@ -11,6 +11,7 @@ ARGV = index stem, id, channel, noun.
 __all__ = [
     "BEAT",
     "BIND",
+    "BUCKET",
     "CANCEL",
     "CLAIM",
     "CREATE",
@@ -73,8 +74,45 @@ local function leave_lane()
   if redis.call('EXISTS', waiting) == 0 then redis.call('ZREM', stem .. ':lane:' .. lane, owner) end
 end
 
+local function usage_of(owner, day)
+  return string.sub(stem, 1, #stem - #noun - 7) .. ':quota:' .. owner .. ':day:' .. day
+end
+
+local function charge(owner, what, amount, limit)  -- what is used before, and whether there is room
+  local day = math.floor(redis.call('TIME')[1] / 86400)
+  local usage = usage_of(owner, day)
+  local used = tonumber(redis.call('HGET', usage, what) or 0)
+  if limit > 0 and used + amount > limit then return used, false end
+  redis.call('HINCRBY', usage, what, amount)
+  redis.call('EXPIRE', usage, 259200)
+  return used, true
+end
+
+local THEIRS = {invalid_input = true, unknown_name = true}  -- ends of jobs that no fault of ours made
+
+local function settle_charge(to)  -- an end: rows are counted, what a fault of ours ended is given back
+  local owner = redis.call('HGET', record, 'api_key') or ''
+  if owner == '' or string.find(owner, ':', 1, true) then return end
+  if noun == 'batch' and to == 'ingested' then
+    local summary = cjson.decode(redis.call('HGET', record, 'summary') or 'null')
+    if type(summary) == 'table' and summary.observations > 0 then
+      charge(owner, 'rows', summary.observations, 0)
+    end
+  elseif to == 'failed' then
+    local charged = redis.call('HGET', record, 'charged')
+    if not charged then return end
+    local fault = cjson.decode(redis.call('HGET', record, 'error') or 'null')
+    if noun == 'job' and type(fault) == 'table' and THEIRS[fault.code] then return end
+    local what, amount, day = unpack(cjson.decode(charged))
+    local usage = usage_of(owner, day)
+    if redis.call('EXISTS', usage) == 1 then redis.call('HINCRBY', usage, what, -amount) end
+    redis.call('HDEL', record, 'charged')  -- once
+  end
+end
+
 local function move(from, to, terminal, data)
   mark(terminal)
+  if terminal then settle_charge(to) end
   leave_lane()
   redis.call('HSET', record, 'state', to)
   redis.call('ZREM', stem .. ':state:' .. from, id)
@@ -95,7 +133,8 @@ end
 CREATE = (
     _PRELUDE
     + """
--- ARGV: 5 state, 6 kind, 7 owner, 8 fields, 9 event data, 10 lane or ''; KEYS from 4: unique keys
+-- ARGV: 5 state, 6 kind, 7 owner, 8 fields, 9 event data, 10 lane or '', 11 charge or '';
+-- KEYS from 4: unique keys
 for i = 4, #KEYS do
   local known = redis.call('GET', KEYS[i])
   if known then
@@ -106,6 +145,13 @@ for i = 4, #KEYS do
     end
     return {'exists', known}
   end
+end
+if ARGV[11] ~= '' then
+  local what, amount, limit = unpack(cjson.decode(ARGV[11]))
+  local used, room = charge(ARGV[7], what, amount, limit)
+  if not room then return {'quota', used} end
+  local day = math.floor(redis.call('TIME')[1] / 86400)
+  redis.call('HSET', record, 'charged', cjson.encode({what, amount, day}))
 end
 for i = 4, #KEYS do
   redis.call('SET', KEYS[i], id)
@@ -129,6 +175,17 @@ announce('state', ARGV[9])
 return {'ok', id}
 """
 )
+
+BUCKET = """
+-- KEYS: the bucket; ARGV: 1 what it holds, 2 ms in which it fills. Returns ms to wait, 0 if taken.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + time[2] / 1000
+local full = math.max(now, tonumber(redis.call('GET', KEYS[1]) or now))
+local after = full + ARGV[2] / ARGV[1]
+if after - now > tonumber(ARGV[2]) + 0.001 then return math.ceil(after - now - ARGV[2]) end
+redis.call('SET', KEYS[1], string.format('%.3f', after), 'PX', math.max(1, math.ceil(after - now)))
+return 0
+"""
 
 BIND = (
     _PRELUDE

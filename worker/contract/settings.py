@@ -7,8 +7,11 @@ needs is added by `GatewaySettings` and `WorkerSettings`.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model.domain.errors import ConfigurationError
+from worker.contract.layout import OBSERVATIONS_CACHE_BYTES, RESULTS_CACHE_BYTES, Layout
 
 __all__ = ["InstallationSettings"]
 
@@ -27,6 +30,31 @@ class InstallationSettings(BaseSettings):
     )
     data_dir: Path = Field(
         default=Path("appa-data"), description="Folder of uploads, observations and analyses."
+    )
+    results_url: str = Field(
+        default="",
+        description="Results are published there, such as `s3://bucket/prefix`; in the data folder "
+        "when empty. Endpoint, region and credentials come from the usual `AWS_*` variables.",
+    )
+    results_cache_bytes: int = Field(
+        default=RESULTS_CACHE_BYTES,
+        ge=0,
+        description="Copies of files in that bucket which the data folder keeps to be read again.",
+    )
+    uploads_url: str = Field(
+        default="",
+        description="Uploads are kept there as they were received, such as `s3://bucket/prefix`; in "
+        "the data folder when empty. Credentials as for results.",
+    )
+    observations_url: str = Field(
+        default="",
+        description="The observation store is there, such as `s3://bucket/prefix`; in the data "
+        "folder when empty. Credentials as for results.",
+    )
+    observations_cache_bytes: int = Field(
+        default=OBSERVATIONS_CACHE_BYTES,
+        ge=0,
+        description="Copies of files in that bucket which the data folder keeps to be read again.",
     )
     job_limit_seconds: int = Field(
         default=4 * 3600, gt=0, description="A job that takes longer is stopped at its next step."
@@ -49,3 +77,25 @@ class InstallationSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe level that is logged."
     )
+
+    @property
+    def layout(self) -> Layout:
+        """The paths of this installation, and what of it lies in buckets."""
+        return Layout(
+            self.data_dir.resolve(),
+            self.results_url,
+            self.results_cache_bytes,
+            self.uploads_url,
+            self.observations_url,
+            self.observations_cache_bytes,
+        )
+
+    @field_validator("results_url", "uploads_url", "observations_url")
+    @classmethod
+    def _known_scheme(cls, value: str, about: ValidationInfo) -> str:
+        if value and not value.startswith("s3://"):
+            raise ConfigurationError(
+                f"Expected APPA_{str(about.field_name).upper()} such as s3://bucket/prefix; got "
+                f"'{value}'. Leave it empty to use the data folder."
+            )
+        return value.rstrip("/")

@@ -1,7 +1,7 @@
 """Open all stores in Redis over one connection pool, and count what waits in the queues.
 
-Beside records there are small counters: the requests of each API key in a window of time (quotas) and
-what retention has removed so far (shown on `/metrics`).
+Beside records there are small counters: what each API key uses (`worker.contract.usage`) and what
+retention has removed so far (shown on `/metrics`).
 
 Jobs and uploads wait as records. One that waits for a retry is counted, but not late before the time
 of that. Results wait to be announced as messages of the broker, which carry the time at which they
@@ -9,7 +9,6 @@ were sent.
 """
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +24,7 @@ from worker.contract.events import EventLog
 from worker.contract.feeds import StatusBoard
 from worker.contract.jobs import JobStore
 from worker.contract.layout import Layout
+from worker.contract.parts import PartStore
 from worker.contract.queues import (
     GPU_QUEUE,
     INGEST_LARGE_QUEUE,
@@ -36,11 +36,10 @@ from worker.contract.queues import (
 )
 from worker.contract.records import utc_now
 from worker.contract.redis_server import Keyspace, connect
+from worker.contract.usage import TokenBuckets, UsageCounters
 from worker.contract.webhook_store import WebhookStore
 
 __all__ = [
-    "Allowance",
-    "QuotaCounters",
     "Removed",
     "RetentionFigures",
     "Stores",
@@ -48,51 +47,6 @@ __all__ = [
     "open_stores",
     "waiting",
 ]
-
-
-@dataclass(frozen=True)
-class Allowance:
-    """Whether one request is within the quota of its API key.
-
-    Attributes:
-        allowed: Whether it may go ahead.
-        remaining: Requests left in this window.
-        retry_after: Whole seconds until the next window.
-    """
-
-    allowed: bool
-    remaining: int
-    retry_after: int
-
-
-class QuotaCounters:
-    """Counters per API key; one per window, which Redis forgets by itself."""
-
-    def __init__(self, redis: Redis, keys: Keyspace) -> None:
-        self.redis = redis
-        self.keys = keys
-
-    def take(
-        self, key_id: str, limit: int, *, window_seconds: int = 60, now: float | None = None
-    ) -> Allowance:
-        """Count one request of `key_id` against `limit` per window.
-
-        Arguments:
-            key_id: API key, or the sender's address when there is none.
-            limit: Requests allowed in a window.
-            window_seconds: Length of the windows, which start at whole multiples.
-            now: Seconds since 1970; the present when absent.
-        """
-        now = time.time() if now is None else now
-        window = int(now // window_seconds)
-        key = self.keys.quota(key_id, window)
-        pipe = self.redis.pipeline()
-        pipe.incr(key)
-        pipe.expire(key, 2 * window_seconds)
-        answers: Any = pipe.execute()
-        used = int(answers[0])
-        wait = max(1, round((window + 1) * window_seconds - now))
-        return Allowance(used <= limit, max(0, limit - used), wait)
 
 
 _LAST = "last_run"
@@ -151,11 +105,13 @@ class Stores:
     jobs: JobStore
     batches: BatchStore
     workers: WorkerDirectory
-    quotas: QuotaCounters
+    rates: TokenBuckets
+    usage: UsageCounters
     cycles: CycleStore
     events: EventLog
     webhooks: WebhookStore
     sources: StatusBoard
+    parts: PartStore
     archive: RecordArchive | None = None
 
 
@@ -181,11 +137,13 @@ def open_stores(url: str, prefix: str = "appa", layout: Layout | None = None) ->
         JobStore(redis, keys, archive),
         BatchStore(redis, keys, archive),
         WorkerDirectory(redis, keys),
-        QuotaCounters(redis, keys),
+        TokenBuckets(redis, keys),
+        UsageCounters(redis, keys),
         CycleStore(redis, keys, archive),
         events,
         WebhookStore(redis, keys, events),
         StatusBoard(redis, keys),
+        PartStore(redis, keys),
         archive,
     )
 

@@ -4,6 +4,7 @@ Read from `cycles.yaml` in the data folder; without that file nothing is cycled.
 """
 
 import hashlib
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,16 +13,30 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     RootModel,
     field_validator,
     model_validator,
 )
 
-from model.domain.files import read_yaml_model
+from model.domain.errors import ConfigurationError
+from model.domain.files import read_yaml, read_yaml_model
 from worker.contract.cycles import Flavour
 from worker.contract.kinds import FullHour
+from worker.contract.suites import Suite, SuiteSettings
+from worker.observations.errors import load_errors
+from worker.observations.qc.base import load_parameters
 
-__all__ = ["CatchUp", "ComparisonPolicy", "CutOff", "CyclePolicy", "ForecastPolicy", "read_policy"]
+__all__ = [
+    "CatchUp",
+    "ChallengerPolicy",
+    "ComparisonPolicy",
+    "CutOff",
+    "CyclePolicy",
+    "ForecastPolicy",
+    "frozen_suite",
+    "read_policy",
+]
 
 _LONGEST_MINUTES = 14 * 24 * 60
 
@@ -104,6 +119,40 @@ class ComparisonPolicy(BaseModel):
     )
 
 
+class ChallengerPolicy(BaseModel):
+    """A second suite that makes every final analysis again, to be compared and promoted or dropped.
+
+    What it does not name is as the rest of the policy says.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_]{0,39}$", description="Lower-case letters, digits and '_'."
+    )
+    model: str | None = Field(
+        default=None, description="Checkpoint, which every model worker has loaded."
+    )
+    errors: str | dict[str, Any] = Field(
+        default={},
+        description="Observation errors upon those of the installation: as in errors.yaml, or the "
+        "name of such a file in the data folder.",
+    )
+    checks: str | dict[str, Any] = Field(
+        default={}, description="Parameters of quality control, likewise, as in checks.yaml."
+    )
+    settings: SuiteSettings = Field(default=SuiteSettings(), description="Of the assimilation.")
+    outputs: list[str] = Field(
+        default=["feedback"], min_length=1, description="Formats of its results."
+    )
+    spin_up_hours: int = Field(
+        default=48, ge=0, le=2400, description="Cycles of its first hours are not compared."
+    )
+    least_cycles: int = Field(
+        default=48, ge=3, le=10_000, description="Cycles compared before there is a verdict."
+    )
+
+
 class CyclePolicy(BaseModel):
     """How this installation cycles: which analyses are made when, and from what."""
 
@@ -121,6 +170,11 @@ class CyclePolicy(BaseModel):
     model: str | None = Field(default=None, description="Checkpoint; null for the worker's own.")
     steps: int | None = Field(
         default=None, ge=1, le=1000, description="Diffusion steps; null for the checkpoint's own."
+    )
+    sampler: str | None = Field(default=None, max_length=100, description="Null for the default.")
+    guidance: str | None = Field(default=None, max_length=100, description="Null for the default.")
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        default=None, description="Of the networks' products; null for the worker's own."
     )
     outputs: list[str] = Field(
         default=["netcdf", "feedback", "quicklook"], min_length=1, description="Formats wanted."
@@ -148,6 +202,9 @@ class CyclePolicy(BaseModel):
     compare: ComparisonPolicy | None = Field(
         default=None, description="Comparisons with cold windows; null for none."
     )
+    challenger: ChallengerPolicy | None = Field(
+        default=None, description="A second suite on trial; null for none."
+    )
     withhold: float | None = Field(
         default=None, ge=0.0, le=0.5, description="Share of stations kept back for verification."
     )
@@ -164,6 +221,8 @@ class CyclePolicy(BaseModel):
         default=1, ge=0, le=10, description="New jobs for a cycle whose job has failed."
     )
 
+    _suite: Suite | None = PrivateAttr(default=None)
+
     @model_validator(mode="after")
     def _final_after_early(self) -> Self:
         for hour in range(24):
@@ -177,6 +236,14 @@ class CyclePolicy(BaseModel):
             raise ValueError("Expected 'end' at or after 'start'.")
         return self
 
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        if self.challenger is not None and "feedback" not in self.outputs:
+            raise ValueError("Expected 'feedback' in 'outputs': a challenger is compared by it.")
+        if self.challenger is not None and self.withhold == 0.0:
+            raise ValueError("Expected 'withhold' above 0: a challenger is compared there.")
+        return self
+
     @property
     def step(self) -> timedelta:
         """Return the time from one cycle to the next."""
@@ -185,7 +252,23 @@ class CyclePolicy(BaseModel):
     @property
     def digest(self) -> str:
         """Return the digest of this policy, stored in the manifest of every cycled analysis."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        text = self.model_dump_json(exclude={"challenger"})  # which changes nothing of them
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def suite(self) -> Suite | None:
+        """Return the suite that was put into this policy; None for what it says of itself."""
+        return self._suite
+
+    def with_suite(self, suite: Suite | None) -> "CyclePolicy":
+        """Return the policy with the checkpoint and the settings of a suite, and the suite in it."""
+        if suite is None:
+            return self
+        own = {n: v for n, v in suite.settings.model_dump().items() if v is not None}
+        own |= {"model": suite.model} if suite.model is not None else {}
+        changed = self.model_copy(update=own)
+        changed._suite = suite
+        return changed
 
     def cut_off(self, valid_time: datetime, flavour: str) -> datetime:
         """Return the last arrival accepted by the analysis of `valid_time` in this flavour."""
@@ -204,3 +287,34 @@ def read_policy(path: Path) -> CyclePolicy | None:
         return None
     hint = "Write a commented example with: appa cycles init."
     return read_yaml_model(path, CyclePolicy, "a policy of cycles", hint=hint)
+
+
+def frozen_suite(challenger: ChallengerPolicy, folder: Path) -> Suite:
+    """Return the suite of a challenger with the content of the files that it names.
+
+    Arguments:
+        challenger: As in the policy.
+        folder: The data folder, where files are looked for.
+
+    Raises:
+        ConfigurationError: If a file is absent, or errors or checks are faulty.
+    """
+    errors, checks = (_content(o, folder) for o in (challenger.errors, challenger.checks))
+    load_errors(errors)
+    load_parameters(checks)
+    if "withholding" in checks:
+        raise ConfigurationError(
+            "Expected no 'withholding' among the checks of a challenger: it is compared at the "
+            "stations that the champion withholds, too."
+        )
+    return Suite(
+        name=challenger.name,
+        model=challenger.model,
+        errors=errors,
+        checks=checks,
+        settings=challenger.settings,
+    )
+
+
+def _content(given: str | Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    return read_yaml(folder / given) if isinstance(given, str) else dict(given)

@@ -16,7 +16,6 @@ from worker.contract.cycles import CycleRecord, CycleState, Flavour
 from worker.contract.events import EventType
 from worker.contract.jobs import COMPARED_WITH, TERMINAL, JobRecord, JobState
 from worker.contract.kinds import (
-    KINDS,
     FilteringSpec,
     ForecastSpec,
     JobSpec,
@@ -34,13 +33,16 @@ __all__ = [
     "cycle_seed",
     "filtering_spec",
     "forecast_spec",
+    "queue_as",
     "queue_job",
     "settle",
     "start_comparison",
     "start_forecast",
     "submit_cycle",
+    "suite_facts",
     "wants_comparison",
     "wants_forecast",
+    "why_failed",
 ]
 
 log = structlog.get_logger()
@@ -71,6 +73,9 @@ def filtering_spec(policy: CyclePolicy, record: CycleRecord) -> FilteringSpec:
         members=policy.members,
         model=policy.model,
         steps=policy.steps,
+        sampler=policy.sampler,
+        guidance=policy.guidance,
+        precision=policy.precision,
         seed=cycle_seed(policy, record.valid_time),
         outputs=policy.outputs,
         warm_start=policy.warm_start,
@@ -91,7 +96,13 @@ def cycle_facts(policy: CyclePolicy, record: CycleRecord) -> dict[str, Any]:
         "attempt": record.attempts + 1,
         "policy": policy.digest,
         **({"remark": record.message} if record.message else {}),
+        **suite_facts(policy),
     }
+
+
+def suite_facts(policy: CyclePolicy) -> dict[str, Any]:
+    """Return the suite that was put into the policy, as jobs hold it; nothing without one."""
+    return {"suite": policy.suite.facts} if policy.suite else {}
 
 
 def queue_job(
@@ -103,22 +114,29 @@ def queue_job(
     facts: dict[str, Any],
 ) -> JobRecord:
     """Return the job under `unique_key`, created and queued now or by a scheduler before."""
-    return _queue(
+    return queue_as(
         stores,
         sender,
         spec,
         unique_key,
-        spec.priority,
         flavour=record.flavour.value,
         revision=record.revision,
         cycle=facts,
     )
 
 
-def _queue(
-    stores: Stores, sender: TaskSender, spec: JobSpec, unique_key: str, priority: int, **values: Any
+def queue_as(
+    stores: Stores, sender: TaskSender, spec: JobSpec, unique_key: str, **values: Any
 ) -> JobRecord:
-    """Return the job under `unique_key`, which names it in log lines: nobody asked for it."""
+    """Return the job under `unique_key`, which names it in log lines: nobody asked for it.
+
+    Arguments:
+        stores: All records.
+        sender: Sends the message.
+        spec: What is asked.
+        unique_key: The same for all schedulers.
+        values: Further fields of the record.
+    """
     with traces.began("submit job", **{"appa.request_id": unique_key}):
         job, created = stores.jobs.create(
             JobRecord(
@@ -132,7 +150,7 @@ def _queue(
             unique_key=unique_key,
         )
         if created or job.state is JobState.QUEUED:  # its first message may have been lost
-            submit(sender, RUN_ASSIMILATION, job.id, priority)
+            submit(sender, RUN_ASSIMILATION, job.id, job.priority)
     return job
 
 
@@ -169,6 +187,8 @@ def forecast_spec(policy: CyclePolicy, record: CycleRecord, analysis_id: str) ->
         members=forecast.members or policy.members,
         model=policy.model,
         steps=policy.steps,
+        sampler=policy.sampler,
+        precision=policy.precision,
         seed=cycle_seed(policy, record.valid_time),
         outputs=[name for name in policy.outputs if name != "feedback"] or policy.outputs,
     )
@@ -203,8 +223,8 @@ def start_comparison(
         update={"background": "climatology", "warm_start": False, "outputs": ["feedback"]}
     )
     key = f"cycle:{record.key}:{record.rerun}:cold"
-    priority = KINDS["reanalysis"].priority
-    return _queue(stores, sender, spec, key, priority, cycle={COMPARED_WITH: analysis_id})
+    facts = {COMPARED_WITH: analysis_id, **suite_facts(policy)}
+    return queue_as(stores, sender, spec, key, cycle=facts)
 
 
 def settle(
@@ -245,7 +265,7 @@ def _follow(
         return _published(stores, sender, policy, record, job)
     if job.state is JobState.CANCELLED:
         return _end(stores, record, CycleState.CANCELLED, message="its job was cancelled")
-    return _failed(stores, policy, record, _why(job))
+    return _failed(stores, policy, record, why_failed(job))
 
 
 def count_ended(measures: Measures, record: CycleRecord) -> None:
@@ -290,7 +310,8 @@ def _failed(stores: Stores, policy: CyclePolicy | None, record: CycleRecord, why
     return _end(stores, record, CycleState.FAILED, message=why)
 
 
-def _why(job: JobRecord) -> str:
+def why_failed(job: JobRecord) -> str:
+    """Return why a job failed, in a line."""
     return f"{job.error.code}: {job.error.message}" if job.error else "its job failed"
 
 

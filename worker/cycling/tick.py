@@ -21,7 +21,7 @@ from datetime import datetime
 
 import structlog
 
-from model.domain.errors import ConfigurationError
+from model.domain.errors import AppaError, ConfigurationError
 from worker.contract import clock
 from worker.contract.batches import BatchState, BatchStore
 from worker.contract.cycles import (
@@ -37,6 +37,8 @@ from worker.contract.layout import Layout
 from worker.contract.measures import Measures
 from worker.contract.queues import TaskSender
 from worker.contract.store import Stores
+from worker.contract.suites import SuiteStore
+from worker.cycling.challenger import Challenge
 from worker.cycling.due import Cycle, choose, decide, first_considered, is_too_old
 from worker.cycling.policy import CyclePolicy, read_policy
 from worker.cycling.submit import count_ended, settle, submit_cycle
@@ -187,11 +189,13 @@ class Cycling:
     measures: Measures = field(default_factory=Measures)
     _policy: PolicyFile = field(init=False)
     _arrivals: PendingUploads = field(init=False)
+    _challenge: Challenge = field(init=False)
     _recovered: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._policy = PolicyFile(self.layout)
         self._arrivals = PendingUploads(self.stores.batches)
+        self._challenge = Challenge(self.stores, self.layout, self.sender, self.measures)
 
     def tick(self, now: datetime | None = None) -> int:
         """Settle what has ended, decide what is due, submit what there is room for.
@@ -202,15 +206,28 @@ class Cycling:
         Returns:
             The number of cycles that changed state.
         """
-        policy = self._policy.read()
+        written = self._policy.read()
+        champion = SuiteStore(self.layout.suites_file).champion()
+        policy = written.with_suite(champion) if written else None
         moves = settle(self.stores, self.sender, policy, self.measures)
-        if policy is None:
+        if written is None or policy is None:
             return moves
         if not self._recovered:
             recover(self.stores.cycles, self.layout)
             self._recovered = True
         moment = now or clock.now()
-        return moves + self._decide(policy, moment) + self._submit(policy, moment)
+        moves += self._decide(policy, moment) + self._submit(policy, moment)
+        return moves + self._challenger(written, moment)
+
+    def _challenger(self, policy: CyclePolicy, now: datetime) -> int:
+        """Let the challenger follow; what goes wrong with it holds up no cycle of the champion."""
+        try:
+            return self._challenge.tick(
+                policy, now, hold=lambda: disk_state(self.layout, self.disk).low
+            )
+        except (AppaError, OSError) as error:
+            log.warning("challenger not followed", reason=str(error))
+            return 0
 
     def _decide(self, policy: CyclePolicy, now: datetime) -> int:
         cycles = self.stores.cycles

@@ -22,7 +22,8 @@ from model.domain.regrid import regrid_rows
 from model.domain.variables import VARIABLES
 from worker.backgrounds.uploaded import regrid_field
 from worker.downstream.models import QUARTER_DEGREE, Input, Quantity, ReducedGrid
-from worker.observations.decoders.grib import GribField
+from worker.observations.decoders.grib import GribField, as_listed
+from worker.observations.decoders.grib_products import not_a_state
 from worker.observations.units import conversion, coordinate_factor
 
 __all__ = ["AnalysisFields", "FieldSource", "open_fill"]
@@ -263,20 +264,32 @@ class _NetcdfFill:
         return plane if isinstance(target, Grid) else _to_points(plane, grid, target)
 
 
+_Label = tuple[str, int | None, datetime]
+_CLIMATOLOGY = "climatology"
+
+
 @dataclass
 class _GribFill:
-    """A GRIB file of others; one message is read at a time."""
+    """A GRIB file of others; one message is read at a time.
+
+    Ensemble spread, probabilities and the like bear the names of states: they count as not there.
+    What never changes may come as a climatology.
+    """
 
     path: Path
     name: str = ""
-    _offsets: dict[tuple[str, int | None, datetime], int] = field(default_factory=dict)
+    _offsets: dict[_Label, int] = field(default_factory=dict)
+    _fixed: dict[_Label, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name = self.path.name
         with self.path.open("rb") as file:
             while (handle := eccodes.codes_grib_new_from_file(file, headers_only=True)) is not None:
                 try:
-                    self._offsets.setdefault(_label(handle), _offset(handle))
+                    product = _product(handle)
+                    if product in ("", _CLIMATOLOGY):
+                        known = self._fixed if product else self._offsets
+                        known.setdefault(_label(handle), _offset(handle))
                 finally:
                     eccodes.codes_release(handle)
 
@@ -284,7 +297,10 @@ class _GribFill:
         quantity = wanted.quantity
         names = [(name, wanted.level) for name in quantity.names]
         names += [(f"{name}@{layer}", None) for name, layer in quantity.layers]
-        for (short, level, valid), offset in self._offsets.items():
+        offsets = list(self._offsets.items())
+        if quantity.constant:
+            offsets += self._fixed.items()
+        for (short, level, valid), offset in offsets:
             if (short, level) in names and (quantity.constant or valid == time):
                 return offset
         return None
@@ -306,6 +322,11 @@ class _GribFill:
                 np.asarray(eccodes.codes_get_array(handle, key), dtype=np.float64)
                 for key in ("values", "latitudes", "longitudes")
             )
+            values = as_listed(handle, values)
+        except ValueError as error:
+            raise InvalidInput(
+                f"Expected fields of '{self.name}' that can be placed: {error}."
+            ) from error
         finally:
             eccodes.codes_release(handle)
         scale, shift = _factors(units, wanted.quantity, self.name)
@@ -323,6 +344,11 @@ def _same_points(lat: Plane, lon: Plane, target: ReducedGrid) -> bool:
     return len(lat) == len(rows) and bool(
         np.allclose(lat, rows, atol=1e-3) and np.allclose(lon % 360.0, columns, atol=1e-3)
     )
+
+
+def _product(handle: int) -> str:
+    """Return what a field is that is no state at its time and no accumulation up to it, else ""."""
+    return not_a_state(handle, accumulated=True) and not_a_state(handle, accumulated=False)
 
 
 def _offset(handle: int) -> int:

@@ -390,12 +390,18 @@ class Backlog:
 
     def echoed(self, message: str) -> str | None:
         """Note that an announcement was delivered; return its event if that was not known."""
-        query = (
-            "UPDATE announcements SET sent = ?"
-            " WHERE message = ? AND begun IS NOT NULL AND sent IS NULL RETURNING event"
-        )
+        # RETURNING needs SQLite 3.35; eccodes brings one of 2018, which may be the one in use.
+        unknown = "message = ? AND begun IS NOT NULL AND sent IS NULL"
         with self._transaction():
-            row = self._db.execute(query, (time.time(), message)).fetchone()
+            row = self._db.execute(
+                f"SELECT event FROM announcements WHERE {unknown}",  # noqa: S608 (no outside text)
+                (message,),
+            ).fetchone()
+            if row is not None:
+                self._db.execute(
+                    f"UPDATE announcements SET sent = ? WHERE {unknown}",  # noqa: S608
+                    (time.time(), message),
+                )
         return None if row is None else str(row[0])
 
     # -- plumbing

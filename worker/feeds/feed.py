@@ -18,13 +18,14 @@ from typing import Protocol
 import structlog
 from redis.exceptions import RedisError
 
-from model.domain.errors import AppaError, DecodeError, InvalidInput
+from model.domain.errors import AppaError, DecodeError, InvalidInput, StorageError
 from worker.contract import traces
-from worker.contract.acceptance import Intake, PartFile
+from worker.contract.acceptance import Intake
 from worker.contract.batches import BatchRecord, BatchState
 from worker.contract.disk import DiskSettings, is_disk_full, require_space
 from worker.contract.feeds import SourceStatus
 from worker.contract.measures import Measures
+from worker.contract.part_file import PartFile
 from worker.contract.records import new_id
 from worker.feeds.backlog import Backlog, Item, Received
 from worker.feeds.fetch import Fetched, Fetcher, FetchFailed
@@ -273,7 +274,7 @@ class Feed:
         except DecodeError as error:
             reason = str(error.context.get("reason", "unknown_format"))
             self.backlog.refuse(self.source.name, item, reason, error.message)
-        except (RedisError, OSError) as error:  # ours: tried again for as long as it takes
+        except (RedisError, OSError, StorageError) as error:  # ours: tried again until it works
             full = isinstance(error, OSError) and is_disk_full(error)
             self._close("the disk is full" if full else str(error)[:200])
             self.backlog.postpone(self.source, item, str(error)[:300])

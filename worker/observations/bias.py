@@ -1,11 +1,13 @@
 r"""Correct the biases of sensors, learned from the departures of every cycle.
 
-The bias of a sensor is :math:`z^\top \beta` with a few predictors z (a constant, the logarithm of
-pressure). Each cycle measures its coefficients by the departures O−B of values that are new since
-the cycle before; what all values of one sensor and cycle share (errors of the background there) is
-added to the error of that measurement, so that a single cycle teaches little however many values it
-has. Coefficients follow a Kalman filter with a long memory and are kept with the analysis that they
-belong to. Networks that are not named anchor the rest: they are never corrected.
+The bias of a sensor is :math:`z^\top \beta` with a few predictors z: a constant, the logarithm of
+pressure, the scan angle and its square, the thickness of two layers of the background. They are
+scaled to sizes near 1; one that is not known of a value counts as 0. Each cycle measures its
+coefficients by the departures O−B of values that are new since the cycle before; what all values of
+one sensor and cycle share (errors of the background there) is added to the error of that
+measurement, so that a single cycle teaches little however many values it has. Coefficients follow a
+Kalman filter with a long memory and are kept with the analysis that they belong to. Networks that
+are not named anchor the rest: they are never corrected.
 
 With coefficients :math:`\beta \sim N(m, P)`, departures :math:`d = Z (\beta + \eta) + \epsilon`,
 :math:`\eta \sim N(0, C)` and :math:`\epsilon \sim N(0, R)`,
@@ -17,9 +19,13 @@ References:
     | Auligné, McNally and Dee, "Adaptive bias correction for satellite data in a numerical weather
       prediction system", QJRMS 133, 2007 (the offline adaptive scheme)
     | https://doi.org/10.1002/qj.56
+    | Harris and Kelly, "A satellite radiance-bias correction scheme for data assimilation", QJRMS
+      127, 2001 (scan position and the thicknesses 1000-300 hPa and 200-50 hPa as predictors)
+    | https://doi.org/10.1002/qj.49712757418
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -29,7 +35,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import ConfigurationError
+from model.domain.physics import GAS_CONSTANT_DRY, GRAVITY, height_of_pressure
 from worker.observations.columns import (
+    SUPEROBSERVATIONS,
     BoolArray,
     category_codes,
     float_column,
@@ -41,7 +49,18 @@ from worker.observations.columns import (
 )
 from worker.observations.stations import station_codes
 
-__all__ = ["BIAS_CHECK", "PREDICTORS", "BiasState", "SensorBias", "correct", "update"]
+__all__ = [
+    "BIAS_CHECK",
+    "LAYERS",
+    "PREDICTORS",
+    "BiasState",
+    "Layer",
+    "LayerPredictors",
+    "SensorBias",
+    "correct",
+    "rows_with_layers",
+    "update",
+]
 
 Float = NDArray[np.float64]
 
@@ -53,8 +72,52 @@ _LEARNT_FROM = ("withheld", "thinned")
 PREDICTORS: Mapping[str, Callable[[pa.Table], Float]] = {
     "constant": lambda table: np.ones(len(table)),
     "log_pressure": lambda table: np.log(np.maximum(row_pressure(table), 100.0) / 50_000.0),
+    "scan_angle": lambda table: _scan(table),
+    "scan_angle_squared": lambda table: _scan(table) ** 2,
 }
 """Functions of the rows of a table, each with shape (rows,)."""
+
+_WIDEST_SCAN = 50.0
+"""Degrees from nadir, about where the scans of AMSU-A, MHS and ATMS end."""
+
+
+def _scan(table: pa.Table) -> Float:
+    """Return scan angles in units of the widest, 0 where unknown, with shape (rows,)."""
+    return np.nan_to_num(float_column(table, "scan_angle"), nan=0.0) / _WIDEST_SCAN
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose thickness in the background predicts a bias.
+
+    Attributes:
+        bottom, top: Its bounds in Pa.
+    """
+
+    bottom: float
+    top: float
+
+    def within(self, levels: Sequence[float]) -> "Layer":
+        """Return the part of the layer that lies within levels in Pa; the whole where none does."""
+        bottom, top = min(self.bottom, max(levels)), max(self.top, min(levels))
+        return Layer(bottom, top) if bottom > top else self
+
+    def predictor(self, thickness: Float) -> Float:
+        """Return the thickness in m2 s-2 as mean temperature above the standard atmosphere's, in 10 K."""
+        rise = height_of_pressure(np.array([self.bottom, self.top]))
+        standard = GRAVITY * float(rise[1] - rise[0])
+        by_kelvin = GAS_CONSTANT_DRY * np.log(self.bottom / self.top)
+        return np.asarray((thickness - standard) / (10.0 * by_kelvin))
+
+
+LAYERS: Mapping[str, Layer] = {
+    "thickness_1000_300": Layer(100_000.0, 30_000.0),
+    "thickness_200_50": Layer(20_000.0, 5_000.0),
+}
+"""Predictors that need the background."""
+
+LayerPredictors = Mapping[str, Float]
+"""By name of `LAYERS`, the predictor of each row of a table (rows,), NaN where not known."""
 
 
 class SensorBias(BaseModel):
@@ -96,7 +159,7 @@ class BiasState(BaseModel):
         """Return, by network and variable, the number of sensors and the size of their biases."""
         found: dict[str, list[SensorBias]] = {}
         for name, sensor in self.sensors.items():
-            found.setdefault(name.rpartition("/")[0], []).append(sensor)
+            found.setdefault("/".join(name.split("/")[:2]), []).append(sensor)
         return {
             kind: {
                 "sensors": len(all_),
@@ -106,32 +169,73 @@ class BiasState(BaseModel):
             for kind, all_ in sorted(found.items())
         }
 
+    def coefficients(self) -> dict[str, dict[str, float]]:
+        """Return, by sensor, the coefficient of each predictor where there is more than one."""
+        return {
+            name: dict(zip(sensor.predictors, sensor.mean, strict=True))
+            for name, sensor in sorted(self.sensors.items())
+            if len(sensor.predictors) > 1
+        }
 
-def correct(table: pa.Table, state: BiasState, parameters: Mapping[str, Any]) -> pa.Table:
+
+def rows_with_layers(table: pa.Table, parameters: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Return the rows, ascending, whose sensors have predictors of the background."""
+    if not parameters["enabled"]:
+        return np.zeros(0, dtype=np.int64)
+    network, variable = (_texts(table, name) for name in ("report_type", "variable"))
+    found = np.zeros(len(table), dtype=bool)
+    for kind, about in parameters["sensors"].items():
+        if about and not LAYERS.keys().isdisjoint(about["predictors"]):
+            of_network, _, of_variable = kind.partition("/")
+            found |= (network == of_network) & (variable == of_variable)
+    return np.flatnonzero(found)
+
+
+def _texts(table: pa.Table, name: str) -> NDArray[np.object_]:
+    code, names = category_codes(table, name)
+    return np.array([*names, ""], dtype=object)[code]
+
+
+def correct(
+    table: pa.Table,
+    state: BiasState,
+    parameters: Mapping[str, Any],
+    layers: LayerPredictors | None = None,
+) -> pa.Table:
     """Take the known biases off the values of a feedback table; `obs_bias` says how much it was.
 
+    Sensors with predictors of the background are corrected once that is known, the others before.
+
     Arguments:
-        table: With `obs_bias`, which stays null in rows that are not corrected.
+        table: With `obs_bias`, which stays as it is in rows that are not corrected.
         state: The known biases.
         parameters: Of the check: its sensors.
+        layers: Of the background: sensors that need it are corrected. None for the others.
     """
     if not state.sensors:
         return table
     bias = np.full(len(table), np.nan)
-    for rows, _, names, code, z, predictors in _sensors(table, parameters):
+    for rows, _, names, code, z, predictors in _sensors(table, parameters, layers):
+        if LAYERS.keys().isdisjoint(predictors) == (layers is not None):
+            continue
         told = [s if (s := state.sensors.get(n)) and s.is_of(predictors) else None for n in names]
         means = np.array([np.full(z.shape[1], np.nan) if s is None else s.mean for s in told])
         bias[rows] = (z * means[code]).sum(1)
     bias[~not_rejected(table)] = np.nan
     value = float_column(table, "obs_value") - np.nan_to_num(bias, nan=0.0)
     field = table.schema.field("obs_bias")
+    bias = np.where(np.isnan(bias), float_column(table, "obs_bias"), bias)
     column = pa.array(bias, pa.float64(), mask=np.isnan(bias)).cast(field.type)
     table = table.set_column(table.schema.get_field_index("obs_bias"), field, column)
     return set_column(table, "obs_value", value)
 
 
 def update(
-    state: BiasState, table: pa.Table, parameters: Mapping[str, Any], until: datetime
+    state: BiasState,
+    table: pa.Table,
+    parameters: Mapping[str, Any],
+    until: datetime,
+    layers: LayerPredictors | None = None,
 ) -> BiasState:
     """Return the biases after the departures of one cycle.
 
@@ -140,12 +244,15 @@ def update(
         table: The feedback after all checks; its departures are of corrected values.
         parameters: Of the check: sensors, `initial`, `memory_hours`, `shared`, `forget_days`.
         until: Newest time that the window observed (UTC).
+        layers: Of the background at the first rows of the table; None where no sensor needs any.
     """
     if not parameters["enabled"] or (state.until is not None and until <= state.until):
         return state
-    chosen = table.filter(pa.array(_teaches(table, state.until, until)))
+    taught = np.flatnonzero(_teaches(table, state.until, until))
+    chosen = table.take(taught)
+    known = {name: _padded(values, len(table))[taught] for name, values in (layers or {}).items()}
     sensors = dict(state.sensors)
-    for _, part, names, code, z, predictors in _sensors(chosen, parameters):
+    for _, part, names, code, z, predictors in _sensors(chosen, parameters, known):
         measured = _measure(part, code, z, len(names), parameters["shared"])
         told = _known(state, names, predictors, measured, until, parameters)
         sensors.update(zip(names, told, strict=True))
@@ -154,9 +261,15 @@ def update(
     return BiasState(until=until, sensors=kept)
 
 
+def _padded(values: Float, length: int) -> Float:
+    """Return the values with NaN for rows that were appended since."""
+    return np.append(values, np.full(length - len(values), np.nan))
+
+
 def _teaches(table: pa.Table, after: datetime | None, until: datetime) -> BoolArray:
-    """Mark good rows with a departure, observed since the last cycle."""
+    """Mark good rows with a departure, observed since the last cycle; no means of others."""
     good = not_rejected(table) | is_one_of(table, "rejected_by", _LEARNT_FROM)
+    good &= ~is_one_of(table, "batch_id", [SUPEROBSERVATIONS])
     good &= np.isfinite(float_column(table, "background_departure"))
     good &= float_column(table, "obs_error") > 0
     time = time_column(table)
@@ -173,7 +286,9 @@ Sensors = tuple[NDArray[np.int64], pa.Table, list[str], NDArray[np.int64], Float
 their names."""
 
 
-def _sensors(table: pa.Table, parameters: Mapping[str, Any]) -> list[Sensors]:
+def _sensors(
+    table: pa.Table, parameters: Mapping[str, Any], layers: LayerPredictors | None
+) -> list[Sensors]:
     """Return the rows of each corrected network and variable, by sensor."""
     found = []
     network, networks = category_codes(table, "report_type")
@@ -188,16 +303,27 @@ def _sensors(table: pa.Table, parameters: Mapping[str, Any]) -> list[Sensors]:
             continue
         part = table.take(rows)
         names, code = _split(part, about["by"])
-        unknown = [p for p in about["predictors"] if p not in PREDICTORS]
-        if unknown:
-            raise ConfigurationError(
-                f"Expected predictors of bias among {', '.join(PREDICTORS)}; got {unknown}.",
-                check=BIAS_CHECK,
-            )
-        z = np.stack([PREDICTORS[name](part) for name in about["predictors"]], axis=1)
+        z = np.stack(
+            [_predictor(name, part, rows, layers or {}) for name in about["predictors"]], axis=1
+        )
         sensors = [f"{kind}/{name}" for name in names]
         found.append((rows, part, sensors, code, z, list(about["predictors"])))
     return found
+
+
+def _predictor(
+    name: str, part: pa.Table, rows: NDArray[np.int64], layers: LayerPredictors
+) -> Float:
+    """Return a predictor of the rows of a part of a table, (n,)."""
+    if name in LAYERS:
+        found = layers.get(name)
+        return np.zeros(len(rows)) if found is None else np.nan_to_num(found[rows], nan=0.0)
+    if name not in PREDICTORS:
+        raise ConfigurationError(
+            f"Expected predictors of bias among {', '.join((*PREDICTORS, *LAYERS))}; got ['{name}'].",
+            check=BIAS_CHECK,
+        )
+    return PREDICTORS[name](part)
 
 
 def _split(part: pa.Table, by: str) -> tuple[list[str], NDArray[np.int64]]:
@@ -207,9 +333,11 @@ def _split(part: pa.Table, by: str) -> tuple[list[str], NDArray[np.int64]]:
     if by == "channel":
         channel = np.nan_to_num(float_column(part, "vertical"), nan=-1.0).astype(np.int64)
         platform, platforms = category_codes(part, "platform")
-        known = [*platforms, ""]
-        pairs, code = np.unique(np.stack([platform, channel], 1), axis=0, return_inverse=True)
-        return [f"{known[p]}#{c}" for p, c in pairs], code.reshape(-1)
+        satellite, satellites = category_codes(part, "station_id")
+        known, flown = [*platforms, ""], [*satellites, ""]
+        which = np.stack([satellite, platform, channel], axis=1)
+        triples, code = np.unique(which, axis=0, return_inverse=True)
+        return [f"{flown[s]} {known[p]}#{c}" for s, p, c in triples], code.reshape(-1)
     if by != "station":
         raise ConfigurationError(
             f"Expected biases by station, channel or network; got '{by}'.", check=BIAS_CHECK

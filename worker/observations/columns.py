@@ -19,6 +19,7 @@ from model.domain.physics import pressure_at_height
 
 __all__ = [
     "BoolArray",
+    "SUPEROBSERVATIONS",
     "build_table",
     "coded_column",
     "concat_tables",
@@ -43,6 +44,10 @@ BoolArray = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Column: TypeAlias = NDArray[Any] | pa.Array | Sequence[Any] | np.datetime64 | str | float | None
 """Values of one column: one for each row, or one for all."""
+
+
+SUPEROBSERVATIONS = "superobservations"
+"""Batch of rows that quality control appends: means of others."""
 
 
 class Origin(Protocol):
@@ -293,6 +298,8 @@ _NO_ELEVATION = np.array(
 )
 """Marks of a missing height: all nines (999 m itself is a height), and the ends of integers."""
 _NEAREST_MARK = float(np.abs(_NO_ELEVATION).min())
+_FARTHEST = 1.0e6
+"""m: nothing is observed from as high or as deep; 1e20, 9.97e36 and 3.4e38 fill files where none is known."""
 
 
 def _known_elevation(elevation: Floats) -> Floats:
@@ -300,7 +307,10 @@ def _known_elevation(elevation: Floats) -> Floats:
     known = np.atleast_1d(elevation).copy()
     far = np.flatnonzero(np.abs(known) >= _NEAREST_MARK)
     # In single precision, as most files hold them.
-    known[far[np.isin(known[far].astype(np.float32), _NO_ELEVATION)]] = np.nan
+    unknown = np.isin(known[far].astype(np.float32), _NO_ELEVATION) | (
+        np.abs(known[far]) > _FARTHEST
+    )
+    known[far[unknown]] = np.nan
     return known.reshape(elevation.shape)
 
 

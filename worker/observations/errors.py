@@ -5,7 +5,7 @@ and variable have no entry are rejected as `passive`.
 """
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +38,14 @@ from worker.observations.columns import (
     set_column,
 )
 
-__all__ = ["ErrorEntry", "ErrorTable", "Representativeness", "assign_errors", "load_errors"]
+__all__ = [
+    "ErrorEntry",
+    "ErrorTable",
+    "Representativeness",
+    "assign_errors",
+    "exchange_errors",
+    "load_errors",
+]
 
 DEFAULTS = Path(__file__).with_name("errors.yaml")
 
@@ -66,9 +73,15 @@ class ErrorEntry(BaseModel):
     variable: str = Field(description="Id of the vocabulary.")
     error: OneOrMore = Field(
         description="1 standard deviation, SI, or a share of the value if `relative`; one number, "
-        "or one for each level of `pressure`."
+        "or one for each level of `pressure` or each of `channels`."
     )
     pressure: tuple[Positive, ...] | None = Field(default=None, description="Levels in hPa.")
+    sensors: tuple[str, ...] = Field(
+        default=(), description="Sensors (`platform`) it applies to; none named: all."
+    )
+    channels: tuple[int, ...] | None = Field(
+        default=None, description="Channels, as the sensor counts them, instead of levels."
+    )
     relative: bool = Field(default=False, description="Whether `error` is a share of the value.")
     minimum: float | None = Field(
         default=None, ge=0.0, description="Lower bound of the resulting error, SI."
@@ -92,14 +105,26 @@ class ErrorEntry(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ErrorEntry":
-        if len(self.error) != len(self.pressure or (0,)):
-            raise ValueError("expected one error, or as many as levels in 'pressure'")
+        if self.pressure is not None and self.channels is not None:
+            raise ValueError("expected 'pressure' or 'channels', not both")
+        if len(self.error) != len(self.pressure or self.channels or (0,)):
+            raise ValueError("expected one error, or as many as 'pressure' or 'channels'")
         return self
 
-    def sigma(self, pressure: Floats, value: Floats) -> Floats:
-        """Return 1 standard deviation in SI, with the shape of `pressure` (Pa) and `value` (SI)."""
+    def sigma(self, pressure: Floats, value: Floats, vertical: Floats) -> Floats:
+        """Return 1 standard deviation in SI, (N,); NaN for channels that are not named.
+
+        Arguments:
+            pressure: Pa, (N,).
+            value: SI, (N,).
+            vertical: Vertical coordinate, (N,): the number of a channel.
+        """
         error = np.asarray(self.error, dtype=np.float64)
-        if self.pressure is None:
+        if self.channels is not None:
+            sigma = np.full(len(vertical), np.nan)
+            for channel, one in zip(self.channels, error, strict=True):
+                sigma[vertical == channel] = one
+        elif self.pressure is None:
             sigma = np.full(len(pressure), error[0])
         else:
             order = np.argsort(self.pressure)
@@ -133,20 +158,30 @@ class Representativeness(BaseModel):
 
 
 class ErrorTable(BaseModel):
-    """Observation errors; a later entry of the same network and variable replaces an earlier one."""
+    """Observation errors; a later entry of the same network, variable and sensor replaces an earlier one.
+
+    One that names no sensor replaces those of every sensor.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     representativeness: Representativeness = Representativeness()
     entries: tuple[ErrorEntry, ...] = ()
 
-    def find(self, report_type: str, variable: str) -> ErrorEntry | None:
-        """Return the entry in force, or None."""
-        return self._index.get((report_type, variable))
+    def find(self, report_type: str, variable: str) -> Mapping[str, ErrorEntry]:
+        """Return the entries in force by sensor; "" stands for the sensors that are not named."""
+        return self._index.get((report_type, variable), {})
 
-    @property
-    def _index(self) -> dict[tuple[str, str], ErrorEntry]:
-        return {(r, e.variable): e for e in self.entries for r in e.report_types}
+    @cached_property
+    def _index(self) -> dict[tuple[str, str], dict[str, ErrorEntry]]:
+        found: dict[tuple[str, str], dict[str, ErrorEntry]] = {}
+        for entry in self.entries:
+            for report_type in entry.report_types:
+                known = found.setdefault((report_type, entry.variable), {})
+                if not entry.sensors:
+                    known.clear()
+                known |= dict.fromkeys(entry.sensors or ("",), entry)
+        return found
 
 
 EXTRA_ERRORS: Registry[Mapping[str, Any]] = Registry(
@@ -211,7 +246,7 @@ def assign_errors(table: pa.Table, errors: ErrorTable | None = None) -> pa.Table
     """Return the table with `obs_error` filled, SI units, 1 standard deviation.
 
     A positive error already in the table came from the provider and is kept as it is. Rows whose
-    network and variable have no entry are rejected as `passive`.
+    network, variable, sensor and channel have no entry are rejected as `passive`.
 
     Arguments:
         table: An observation table.
@@ -226,19 +261,41 @@ def assign_errors(table: pa.Table, errors: ErrorTable | None = None) -> pa.Table
     return reject(table, np.isnan(sigma) & not_rejected(table), QC_FLAGS["passive"])
 
 
+def exchange_errors(table: pa.Table, assigned: ErrorTable, wanted: ErrorTable) -> pa.Table:
+    """Return the table with the errors of `wanted` where it has those of `assigned`.
+
+    An error that the sender gave stays, as does one that came from a table that has changed since.
+
+    Arguments:
+        table: An observation table whose errors are assigned.
+        assigned: The error table that was in force.
+        wanted: The one to take.
+    """
+    given, rows = float_column(table, "obs_error"), np.ones(len(table), dtype=bool)
+    before, after = (_assigned(table, errors, rows) for errors in (assigned, wanted))
+    ours = np.isclose(given, before, rtol=1e-5, atol=0.0) & np.isfinite(after)
+    return set_column(table, "obs_error", np.where(ours, after, given))
+
+
 def _assigned(table: pa.Table, errors: ErrorTable, rows: BoolArray) -> Floats:
     report, report_names = category_codes(table, "report_type")
     variable, variable_names = category_codes(table, "variable")
+    platform, platforms = category_codes(table, "platform")
     pressure, value = row_pressure(table), float_column(table, "obs_value")
+    vertical = float_column(table, "vertical")
     sigma = np.full(len(table), np.nan)
     pair = np.where(rows, report * len(variable_names) + variable, -1)
     inflate = errors.representativeness
     for key in np.unique(pair[pair >= 0]):
         name = variable_names[key % len(variable_names)]
-        entry = errors.find(report_names[key // len(variable_names)], name)
-        if entry is None:
-            continue
-        of_pair = pair == key
-        base = entry.sigma(pressure[of_pair], value[of_pair]) * inflate.factor
-        sigma[of_pair] = np.hypot(base, inflate.addend.get(name, 0.0))
+        entries = errors.find(report_names[key // len(variable_names)], name)
+        named = [i for i, sensor in enumerate(platforms) if sensor and sensor in entries]
+        for sensor, entry in entries.items():
+            of_entry = pair == key
+            if sensor:
+                of_entry &= np.isin(platform, [i for i in named if platforms[i] == sensor])
+            elif named:
+                of_entry &= ~np.isin(platform, named)
+            base = entry.sigma(pressure[of_entry], value[of_entry], vertical[of_entry])
+            sigma[of_entry] = np.hypot(base * inflate.factor, inflate.addend.get(name, 0.0))
     return sigma

@@ -5,6 +5,9 @@ issuer of its own (Guide to WIGOS, WMO-No. 1165, table 2.1): 20000 and 20001 for
 number, 20002 for buoys, 20003 for the call signs of ships. `0-20000-0-10382` and `10382` are one
 station, so the number is the canonical identifier of both. Countries issue others, `0-276-0-X12`;
 reports that give a number beside it (`station_alias`) tell which station that is.
+
+Buoys had numbers of five digits in alphanumeric codes and have seven in BUFR: 64787 is 6400787 there
+(ECMWF, "WMO platform identifiers"; WMO, "Rules for allocating WMO numbers").
 """
 
 import re
@@ -24,6 +27,7 @@ _EARLIER = (
     (re.compile(r"0-20002-0-(\d{5,7})"), 0),
     (re.compile(r"0-20003-0-([A-Z0-9]{3,9})"), 0),
 )
+_LONG_BUOY = re.compile(r"([1-7]\d)00(\d{3})")
 _WIGOS = re.compile(r"\d-\d+-\d+-.+")
 _FORMS = (
     (re.compile(r"\d{5}"), ("0-20000-0-", "0-20001-0-", "0-20002-0-")),
@@ -37,8 +41,9 @@ def canonical_station(name: str) -> str:
     name = name.strip()
     for pattern, digits in _EARLIER:
         if found := pattern.fullmatch(name):
-            return found.group(1).zfill(digits)
-    return name
+            name = found.group(1).zfill(digits)
+            break
+    return "".join(found.groups()) if (found := _LONG_BUOY.fullmatch(name)) else name
 
 
 def identifiers(name: str) -> tuple[str, ...]:
@@ -48,7 +53,11 @@ def identifiers(name: str) -> tuple[str, ...]:
     """
     known = canonical_station(name)
     prefixes = [p for pattern, found in _FORMS if pattern.fullmatch(known) for p in found]
-    return tuple(dict.fromkeys([known, name, *(prefix + known for prefix in prefixes)]))
+    found = [known, name, *(prefix + known for prefix in prefixes)]
+    if known.isdigit() and len(known) == 5:
+        long = f"{known[:2]}00{known[2:]}"
+        found += [long, f"0-20002-0-{long}"]
+    return tuple(dict.fromkeys(found))
 
 
 def station_codes(table: pa.Table) -> tuple[NDArray[np.int64], list[str]]:

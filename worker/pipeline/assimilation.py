@@ -10,7 +10,6 @@ the uploads in its manifest that lie in its window and had arrived by its cut-of
 them or refused them. Anything else in the window is new: the last hour's, and what came late.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -32,17 +31,21 @@ from worker.backgrounds.load import (
     load_background,
     read_first_guess,
 )
-from worker.backgrounds.restarts import PublishedStates, find_restart
+from worker.backgrounds.restarts import Chain, PublishedStates, find_restart
 from worker.contract import clock, traces
 from worker.contract.jobs import JobRecord, Phase
 from worker.contract.kinds import SpecBase
 from worker.contract.layout import Layout
 from worker.contract.measures import JobMeter
+from worker.contract.suites import CHALLENGER, CHALLENGES, suite_of
 from worker.lease import ProgressReporter
 from worker.loaded_models import LoadedModel, LoadedModels
 from worker.observations.columns import category_codes
+from worker.observations.errors import exchange_errors, load_errors
+from worker.observations.qc.base import Checks
 from worker.pipeline.departures import check_window, outcomes_by_network
 from worker.pipeline.gather import gather_beside, gather_observations
+from worker.pipeline.parts import Consecutive, PartInputs, Splitter
 from worker.pipeline.results import (
     decode_analysis,
     describe_result,
@@ -51,7 +54,7 @@ from worker.pipeline.results import (
 )
 from worker.results.manifest import AnalysisManifest
 from worker.results.publication import write_manifest
-from worker.solver import Solver
+from worker.solver import Solver, Split
 
 __all__ = [
     "JobInputs",
@@ -71,15 +74,17 @@ class JobInputs:
     Attributes:
         earlier: The states it continues; None for a cold start.
         batches: Uploads whose rows it sees; None for all in the store.
-        checks: Parameters of quality control: those of the installation, a YAML file, or the
-            effective ones of an earlier run, the job's own changes included; None for the defaults.
+        checks: Parameters of quality control: those of the installation, YAML files and mappings
+            in order, or the effective ones of an earlier run, the job's own changes included.
         minimal_batches: Whether the solver takes the smallest sub-batches.
+        parts: Numbers of the members that were drawn together; empty if all were.
     """
 
     earlier: EarlierStates | None = None
     batches: tuple[str, ...] | None = None
-    checks: Path | Mapping[str, Any] | None = None
+    checks: Checks = ()
     minimal_batches: bool = False
+    parts: tuple[range, ...] = ()
 
 
 def present_inputs(job: JobRecord, layout: Layout, loaded: LoadedModel) -> JobInputs:
@@ -94,10 +99,11 @@ def present_inputs(job: JobRecord, layout: Layout, loaded: LoadedModel) -> JobIn
         InvalidInput: If the job names an upload as its first guess that is gone or lacks states.
         DecodeError: If that upload cannot be read within the limits.
     """
+    suite = suite_of(job.cycle)
     exhausted = job.error is not None and job.error.code == ResourceExhausted.code
     return JobInputs(
         earlier=first_guess_of(job.spec, layout, loaded) or _continued(job, layout, loaded),
-        checks=layout.checks_file,
+        checks=(layout.checks_file, suite.checks if suite else None),
         minimal_batches=exhausted,
     )
 
@@ -111,23 +117,32 @@ def first_guess_of(spec: SpecBase, layout: Layout, loaded: LoadedModel) -> First
 
 def _continued(job: JobRecord, layout: Layout, loaded: LoadedModel) -> PublishedStates | None:
     """Return the published result that the job continues, else the newest one it can start from."""
-    spec, known = job.spec, loaded.model.card.background
-    cycled = bool(job.flavour)
+    spec, known, own = job.spec, loaded.model.card.background, _chain(job)
     if known is not None and spec.starts_warm:
         least, most = continued_ages(known.hours)
         until = spec.reference_time - least
-        chain = find_restart(layout, loaded.sha256, until, most - least, cycled=cycled)
+        before = find_restart(layout, loaded.sha256, until, most - least, chain=own)
         plan = spec.plan(loaded.model.blanket_size)
-        if continued(plan, spec, chain, loaded.model) is not None:
-            return chain
+        if continued(plan, spec, before, loaded.model) is not None:
+            return before
     return find_restart(
         layout,
         loaded.sha256,
         spec.first_guess_until,
         spec.first_guess_age,
         analysis_id=spec.continues,
-        cycled=cycled,
+        chain=own,
     )
+
+
+def _chain(job: JobRecord) -> Chain | None:
+    """Return the chain of analyses that a job of the cycles belongs to; None of any other."""
+    if not job.flavour:
+        return None
+    suite = suite_of(job.cycle)
+    branched = job.cycle.get(CHALLENGES, {}).get("branched")
+    first = datetime.fromisoformat(branched) if branched else None
+    return Chain(suite.id if suite else "", job.flavour == CHALLENGER, first)
 
 
 log = structlog.get_logger()
@@ -141,6 +156,7 @@ def assimilate_window(
     folder: Path,
     inputs: JobInputs | None = None,
     meter: JobMeter | None = None,
+    splitter: Splitter | None = None,
 ) -> AnalysisManifest:
     """Run the job and leave all files and the manifest in `folder`, ready to be published.
 
@@ -152,6 +168,7 @@ def assimilate_window(
         folder: Empty; not visible to readers.
         inputs: Those of an earlier run, to repeat it; `present_inputs` when absent.
         meter: Counts outcomes of checks and evaluations that ran out of memory.
+        splitter: Says whether the members are drawn by several workers; never, when absent.
 
     Raises:
         AppaError: With its code kept in the job.
@@ -168,6 +185,7 @@ def assimilate_window(
     gathered = clock.now()
     with traces.step("read observations"):
         table = gather_observations(plan, spec.observations, layout, inputs.batches)
+        table = _with_errors_of_suite(table, job, layout)
 
     progress.phase(Phase.BACKGROUND)
     solver = Solver(model, spec, progress, minimal_batches=inputs.minimal_batches)
@@ -194,7 +212,11 @@ def assimilate_window(
     log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))
 
     progress.phase(Phase.SAMPLING)
-    analysis = solver.analysis(plan, checked.observations, background)
+    split: Split | None = Consecutive(inputs.parts) if inputs.parts else None
+    if splitter is not None and not inputs.parts:
+        given = PartInputs(plan, checked.observations, background, checked.feedback, past)
+        split = splitter(loaded, given, minimal_batches=inputs.minimal_batches)
+    analysis = solver.analysis(plan, checked.observations, background, split)
     if meter is not None:
         meter.assimilated(outcomes_by_network(checked.feedback), solver.memory_retries)
     decoded = decode_analysis(plan, model, checked.monitored, analysis, folder)
@@ -210,6 +232,15 @@ def assimilate_window(
     with traces.step("write manifest"):
         write_manifest(folder, manifest)
     return manifest
+
+
+def _with_errors_of_suite(table: pa.Table, job: JobRecord, layout: Layout) -> pa.Table:
+    """Return the observations with the errors of the job's suite, if it has any of its own."""
+    suite = suite_of(job.cycle)
+    if suite is None or not suite.errors:
+        return table
+    installed = load_errors(layout.errors_file)
+    return exchange_errors(table, installed, load_errors(layout.errors_file, suite.errors))
 
 
 def continued(

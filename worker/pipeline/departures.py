@@ -21,17 +21,28 @@ from model.domain.windows import WindowPlan
 from model.latent_model import LatentModel
 from model.operators.observation_set import ObservationSet, with_rejections
 from worker.contract.kinds import ObservationSelection
-from worker.observations.bias import BIAS_CHECK, BiasState, update
+from worker.observations.bias import (
+    BIAS_CHECK,
+    LAYERS,
+    BiasState,
+    Layer,
+    LayerPredictors,
+    correct,
+    rows_with_layers,
+    update,
+)
 from worker.observations.columns import (
     category_codes,
     count_pairs,
     count_values,
     float_column,
+    groups,
     is_one_of,
     not_rejected,
     set_column,
+    time_column,
 )
-from worker.observations.qc.base import QCContext, load_parameters
+from worker.observations.qc.base import Checks, Override, QCContext, load_parameters
 from worker.observations.qc.run import run_checks
 from worker.observations.stations import canonical_stations
 from worker.results.outputs.states import StateFile, States
@@ -116,11 +127,11 @@ def fill_analysis(table: pa.Table, found: Equivalents, seed: int) -> pa.Table:
 
 
 def _fill(table: pa.Table, found: Equivalents, name: str) -> pa.Table:
-    columns = {f"hofx_{name}": _scatter(table, found.rows, found.hofx.mean(0))}
+    columns = {f"hofx_{name}": _scatter(len(table), found.rows, found.hofx.mean(0))}
     columns[f"{name}_departure"] = float_column(table, "obs_value") - columns[f"hofx_{name}"]
     spread = found.pairs.std(found.hofx)
     if spread is not None:
-        columns[f"{name}_spread"] = _scatter(table, found.rows, spread)
+        columns[f"{name}_spread"] = _scatter(len(table), found.rows, spread)
     for column, values in columns.items():
         field = table.schema.field(column)
         array = pa.array(values, pa.float64(), mask=~np.isfinite(values)).cast(field.type)
@@ -128,8 +139,8 @@ def _fill(table: pa.Table, found: Equivalents, name: str) -> pa.Table:
     return table
 
 
-def _scatter(table: pa.Table, rows: NDArray[np.int64], values: Float) -> Float:
-    column = np.full(len(table), np.nan)
+def _scatter(length: int, rows: NDArray[np.int64], values: Float) -> Float:
+    column = np.full(length, np.nan)
     column[rows] = values
     return column
 
@@ -202,13 +213,77 @@ class WrittenStates:
             self.values[member, place] = trajectory[i].float().cpu().numpy()
 
 
+class BackgroundLayers:
+    """Collects the thickness of layers of the background where sensors need them to know their bias.
+
+    Arguments:
+        table: The observations.
+        rows: Those that need them, (R,); places and times that they share are computed once.
+        model: Its grid and operators; a layer ends where its levels of geopotential do.
+        times: Of the states.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        rows: NDArray[np.int64],
+        model: LatentModel,
+        times: Sequence[datetime],
+    ) -> None:
+        self.length, self.rows = len(table), rows
+        part = table.take(rows)
+        place = groups(time_column(part), float_column(part, "lat"), float_column(part, "lon"))
+        _, first, self.place = np.unique(place, return_index=True, return_inverse=True)
+        self.places = len(first)
+        at = part.take(first)
+        levels = [
+            100.0 * c.level for c in model.channels if c.variable == "geopotential" and c.level
+        ]
+        self.layers = {name: layer.within(levels or [0.0]) for name, layer in LAYERS.items()}
+        wanted = pa.concat_tables([_thickness_rows(at, layer) for layer in self.layers.values()])
+        self.observations, _ = observation_set(wanted.unify_dictionaries(), model, times)
+        self.observations = self.observations.to(model.dtype, model.device)
+        self.total, self.members = np.zeros(len(self.observations)), 0
+
+    def __call__(self, member: int, trajectory: Tensor) -> None:
+        """Add a member's states (T, C, Y, X)."""
+        if len(self.observations):
+            self.total += self.observations.operator(trajectory).double().cpu().numpy()
+        self.members += 1
+
+    def predictors(self) -> LayerPredictors:
+        """Return the predictors of the mean of the members, for all rows of the table."""
+        thickness = np.full((len(self.layers), self.places), np.nan)
+        thickness.flat[self.observations.rows] = self.total / max(self.members, 1)
+        return {
+            name: _scatter(self.length, self.rows, layer.predictor(values)[self.place])
+            for (name, layer), values in zip(self.layers.items(), thickness, strict=True)
+        }
+
+
+def _thickness_rows(at: pa.Table, layer: Layer) -> pa.Table:
+    """Return the rows as if they observed the thickness of a layer, with any value."""
+    new: dict[str, Any] = {
+        "variable": pa.array(["geopotential_thickness"] * len(at)),
+        "vertical_kind": pa.array(["layer"] * len(at)),
+        "vertical": np.full(len(at), layer.bottom),
+        "vertical_top": np.full(len(at), layer.top),
+        "obs_value": np.zeros(len(at)),
+        "obs_error": np.ones(len(at)),
+        "rejected_by": pa.nulls(len(at), pa.string()),
+    }
+    for name, values in new.items():
+        at = set_column(at, name, values)
+    return at
+
+
 def check_window(
     table: pa.Table,
     plan: WindowPlan,
     selection: ObservationSelection,
     model: LatentModel,
     background: Background,
-    checks: Path | Mapping[str, Any] | None = None,
+    checks: Checks = (),
     biases: BiasState | None = None,
     seen: NDArray[np.bool_] | None = None,
     beside: pa.Table | None = None,
@@ -225,7 +300,7 @@ def check_window(
         selection: Cut-off and withheld share.
         model: Its grid, surface and operators.
         background: The first guess at `plan.times`.
-        checks: This installation's parameters, a YAML file; or all parameters of an earlier run.
+        checks: Parameters of this installation and suite, in order; or all of an earlier run.
         biases: Of sensors, as the continued analysis knew them.
         seen: Rows (N,) that the continued analysis has assimilated or refused: they take part in
             the checks of identity and tracks, and no further. None for no such rows.
@@ -242,12 +317,27 @@ def check_window(
         table = with_rejections(table, {"assimilated": rows})
     monitored, table = monitored_set(table, model, plan.times)
     stored = len(table)
-    equivalents = states = None
+    equivalents = states = layers = None
     if stored:
         collected = WrittenStates(plan, model, background.members, scratch)
-        hofx = model_equivalents(
-            background.latents, model, monitored, collected, hours=collected.written
+        biased = np.intersect1d(
+            rows_with_layers(table, context.of(BIAS_CHECK)), monitored.rows, assume_unique=True
         )
+        beneath = BackgroundLayers(table, biased, model, plan.times) if len(biased) else None
+
+        def on_states(member: int, trajectory: Tensor) -> None:
+            collected(member, trajectory)
+            if beneath is not None:
+                beneath(member, trajectory)
+
+        hofx = model_equivalents(
+            background.latents, model, monitored, on_states, hours=collected.written
+        )
+        if beneath is not None:
+            layers = beneath.predictors()
+            table = correct(table, known, context.of(BIAS_CHECK), layers)
+            values = float_column(table, "obs_value")[monitored.rows]
+            monitored = replace(monitored, obs_values=values)
         rows, errors = monitored.rows, monitored.obs_errors
         equivalents, states = (
             Equivalents(rows, errors, hofx, background.antithetic),
@@ -261,7 +351,7 @@ def check_window(
     observations = monitored.select(not_rejected(table)[monitored.rows])
     parameters = dict(context.parameters)
     if background.source != "climatology":  # whose own biases are no sensor's
-        known = update(known, table, context.of(BIAS_CHECK), plan.times[-1])
+        known = update(known, table, context.of(BIAS_CHECK), plan.times[-1], layers)
     return CheckedWindow(
         observations, monitored, table, parameters, equivalents, known, states, beside
     )
@@ -271,7 +361,7 @@ def qc_context(
     selection: ObservationSelection,
     model: LatentModel,
     background: Background,
-    checks: Path | Mapping[str, Any] | None = None,
+    checks: Checks = (),
     biases: BiasState | None = None,
 ) -> QCContext:
     """Return parameters and surroundings of the checks; see `check_window`."""
@@ -291,19 +381,19 @@ def qc_context(
 
 
 def effective_parameters(
-    selection: ObservationSelection, checks: Path | None, *, cold: bool
+    selection: ObservationSelection, checks: Sequence[Override], *, cold: bool
 ) -> dict[str, dict[str, Any]]:
-    """Return the installation's parameters with what a job changes.
+    """Return the parameters of installation and suite with what a job changes.
 
     Arguments:
         selection: What is withheld.
-        checks: The installation's, a YAML file.
+        checks: YAML files and mappings, in order.
         cold: Whether the background is climatology.
     """
     changes: dict[str, Any] = {}
     if selection.withhold is not None:
         changes["withholding"] = {"share": selection.withhold}
-    parameters = load_parameters(checks, changes)
+    parameters = load_parameters(*checks, changes)
     if selection.withhold_stations:
         withholding = parameters["withholding"]
         if not withholding["enabled"]:

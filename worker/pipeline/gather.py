@@ -1,10 +1,8 @@
 """Gather the observations of a window as a job selects them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +18,7 @@ from worker.observations.columns import (
     number_array,
     time_column,
 )
-from worker.observations.qc.base import load_parameters
+from worker.observations.qc.base import Checks, in_order, load_parameters
 from worker.observations.stations import station_codes
 from worker.observations.store.store import ObservationStore
 
@@ -61,7 +59,7 @@ def gather_observations(
     window = observation_window(plan)
     if window is None or batches == ():
         return empty_table()
-    table = ObservationStore(str(layout.observations)).read_window(
+    table = ObservationStore.of(layout).read_window(
         window,
         report_types=selection.report_types,
         batches=selection.batches or () if batches is None else batches,
@@ -74,7 +72,7 @@ def gather_beside(
     plan: WindowPlan,
     selection: ObservationSelection,
     layout: Layout,
-    checks: Path | Mapping[str, Any] | None = None,
+    checks: Checks = (),
     batches: Sequence[str] | None = None,
 ) -> pa.Table:
     """Return stored rows of ascents that a window cuts: those beyond its edges, of the same stations.
@@ -93,13 +91,13 @@ def gather_beside(
     Returns:
         Rows that had arrived by the cut-off and that no check refused then; often none.
     """
-    window, p = observation_window(plan), load_parameters(checks)["ascents"]
+    window, p = observation_window(plan), load_parameters(*in_order(checks))["ascents"]
     networks = [n for n in p["report_types"] if n in (selection.report_types or p["report_types"])]
     if window is None or batches == () or not p["enabled"] or not networks:
         return empty_table()
     reach, seconds = timedelta(hours=p["beyond"]), time_column(table) * 1e-9
     sondes = is_one_of(table, "report_type", networks)
-    store, found = ObservationStore(str(layout.observations)), [empty_table()]
+    store, found = ObservationStore.of(layout), [empty_table()]
     for edge, side in (
         (window.start, AssimilationWindow(window.start - reach, window.start)),
         (window.end, AssimilationWindow(window.end, window.end + reach)),

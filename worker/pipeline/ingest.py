@@ -15,6 +15,7 @@ from model.domain.observations import validate_table
 from worker.contract import traces
 from worker.contract.batches import BatchRecord, IngestSummary
 from worker.contract.layout import Layout
+from worker.contract.uploads import upload_store
 from worker.observations.columns import count_pairs, count_values
 from worker.observations.decoders.base import DecodeContext, Decoded
 from worker.observations.decoders.decode import FileToDecode, decode_in_one_child, decode_limited
@@ -249,16 +250,21 @@ def ingest_batch(
 
     Raises:
         DecodeError: If the upload gives no row.
-        StorageError: If the store cannot be written.
+        StorageError: If the store cannot be written, or a bucket does not answer.
+        FileNotFoundError: If its bytes are not kept.
     """
-    report = ingest(
-        batch.id,
-        layout.raw_file(batch.id),
-        store=ObservationStore(str(layout.observations)),
-        received_time=batch.created,
-        options=options_of(batch, layout),
-        check_lease=check_lease,
-    )
+    store = ObservationStore.of(layout)
+    if (published := store.files.manifest(batch.id)) is not None:  # its bytes may be gone
+        return summary_of(published)
+    with upload_store(layout).local({batch.id: batch.sha256}) as found:
+        report = ingest(
+            batch.id,
+            found[batch.id],
+            store=store,
+            received_time=batch.created,
+            options=options_of(batch, layout),
+            check_lease=check_lease,
+        )
     return report.summary
 
 
@@ -307,8 +313,8 @@ def decode_small(batches: Sequence[BatchRecord], layout: Layout) -> Iterator[Arr
     has time left. Who sent least comes first.
 
     Raises:
-        StorageError: If a child met a full disk or a failing device.
-        OSError: If no child can be started.
+        StorageError: If a child met a full disk or a failing device, or a bucket does not answer.
+        OSError: If no child can be started, or the bytes of one are not kept.
     """
     senders: dict[str, list[Arrived]] = {}
     for batch in batches:
@@ -316,15 +322,21 @@ def decode_small(batches: Sequence[BatchRecord], layout: Layout) -> Iterator[Arr
         context = _context(batch.id, batch.created, options)
         senders.setdefault(batch.api_key, []).append(Arrived(batch, options, context, None))
     for waiting in sorted(senders.values(), key=len):
-        end = time.monotonic() + SENDER_SECONDS
-        while waiting and (left := end - time.monotonic()) > 0:
-            files = [
-                FileToDecode(layout.raw_file(one.batch.id), one.options.format, one.context)
-                for one in waiting
-            ]
-            found = decode_in_one_child(files, SMALL_LIMITS, left)
-            for one, decoded in zip(waiting, found, strict=False):
-                yield replace(one, decoded=decoded)
-            yield from waiting[len(found) : len(found) + 1]
-            waiting = waiting[len(found) + 1 :]
-        yield from waiting
+        wanted = {one.batch.id: one.batch.sha256 for one in waiting}
+        with upload_store(layout).local(wanted) as paths:
+            yield from _decode_of_sender(waiting, paths)
+
+
+def _decode_of_sender(waiting: list[Arrived], paths: Mapping[str, Path]) -> Iterator[Arrived]:
+    """Decode the small uploads of one sender, as long as it has time; yield all."""
+    end = time.monotonic() + SENDER_SECONDS
+    while waiting and (left := end - time.monotonic()) > 0:
+        files = [
+            FileToDecode(paths[one.batch.id], one.options.format, one.context) for one in waiting
+        ]
+        found = decode_in_one_child(files, SMALL_LIMITS, left)
+        for one, decoded in zip(waiting, found, strict=False):
+            yield replace(one, decoded=decoded)
+        yield from waiting[len(found) : len(found) + 1]
+        waiting = waiting[len(found) + 1 :]
+    yield from waiting

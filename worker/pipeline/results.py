@@ -40,6 +40,7 @@ from worker.results.manifest import AnalysisManifest, ManifestFile, describe_fil
 from worker.results.outputs.formats import OUTPUTS
 from worker.results.outputs.product import Product
 from worker.results.outputs.states import StateFile, States
+from worker.results.verification.challenge import challenged
 from worker.results.verification.comparison import compared
 from worker.results.verification.control import verified
 from worker.results.verification.series import SERIES_NAME
@@ -195,7 +196,7 @@ def make_product(
     if product.window is None:  # a forecast: nothing to compare it with yet
         return product
     scored = verified(product, layout, checked.background, decoded.equivalents, decoded.tendency)
-    return compared(scored, layout)
+    return challenged(compared(scored, layout), layout)
 
 
 def _provenance(
@@ -207,7 +208,7 @@ def _provenance(
     gathered: datetime,
 ) -> dict[str, Any]:
     """Return everything needed to make the result again."""
-    files = StoreFiles(str(layout.observations))
+    files = StoreFiles.of(layout)
     return {
         "checkpoint": loaded.name,
         "checkpoint_sha256": loaded.sha256,
@@ -218,8 +219,11 @@ def _provenance(
         "configuration": analysis.configuration,
         "arithmetic": asdict(loaded.arithmetic),
         "memory": analysis.memory,
+        **({"ranks": analysis.ranks} if analysis.ranks > 1 else {}),
+        **({"parts": [[p.start, p.stop] for p in analysis.parts]} if analysis.parts else {}),
         "quality_control": plain(checked.parameters),
         "biases": checked.biases.summary(),
+        "bias_coefficients": checked.biases.coefficients(),
         "gathered": gathered.isoformat(),
         "batches": rows_of_batches(checked.feedback, files),
         "batches_beside": rows_of_batches(checked.beside, files),

@@ -22,8 +22,10 @@ from worker.backgrounds.load import FirstGuess
 from worker.backgrounds.restarts import RESTART_NAME, PublishedStates, read_restart
 from worker.contract.jobs import JobRecord
 from worker.contract.layout import Layout
-from worker.observations.columns import category_codes
-from worker.observations.qc.selection import SUPEROBSERVATIONS
+from worker.contract.suites import suite_of
+from worker.contract.uploads import upload_store
+from worker.observations.columns import SUPEROBSERVATIONS, category_codes
+from worker.observations.qc.base import Override
 from worker.observations.store.files import StoreFiles
 from worker.observations.store.store import ObservationStore
 from worker.pipeline.assimilation import JobInputs
@@ -31,6 +33,7 @@ from worker.pipeline.departures import effective_parameters
 from worker.pipeline.results import code_digest, from_plain, plain
 from worker.replay.comparison import COMPARED, CannotReplay, Finding
 from worker.results.manifest import AnalysisManifest, ManifestFile, describe_file, read_manifest
+from worker.results.store import result_store
 
 __all__ = [
     "Recipe",
@@ -65,7 +68,7 @@ def stored_rows(manifest: AnalysisManifest, layout: Layout) -> StoredRows:
     window = AssimilationWindow(manifest.window_start, manifest.window_end)
     recorded, how = _recorded(manifest, layout)
     counts = _count(window, manifest, layout)
-    files = StoreFiles(str(layout.observations))
+    files = StoreFiles.of(layout)
     if recorded is None:
         recorded = {name: {} for name in counts if _known_then(files, name, manifest)}
     missing, changed = [], []
@@ -122,7 +125,7 @@ def _count(
 ) -> dict[str, int]:
     """Return the number of rows of each upload that the job would be given now."""
     selection = manifest.spec.observations
-    table = ObservationStore(str(layout.observations)).read_window(
+    table = ObservationStore.of(layout).read_window(
         window,
         columns=("batch_id",),
         report_types=selection.report_types,
@@ -137,15 +140,18 @@ def _count(
 
 def feedback_table(manifest: AnalysisManifest, layout: Layout) -> pa.Table | None:
     """Return the published feedback; None if the result has none or it was deleted."""
-    return feedback_in(layout.analysis(manifest.id), manifest)
+    name = manifest.feedback_name
+    return None if name is None else _read_if_there(result_store(layout).file(manifest.id, name))
 
 
 def feedback_in(folder: Path, manifest: AnalysisManifest) -> pa.Table | None:
     """Return the feedback of `manifest` in `folder`, if there is one."""
     name = manifest.feedback_name
-    if name is None or not (folder / name).exists():
-        return None
-    return pq.read_table(folder / name)
+    return None if name is None else _read_if_there(folder / name)
+
+
+def _read_if_there(path: Path) -> pa.Table | None:
+    return pq.read_table(path) if path.exists() else None
 
 
 def compare_rows(recorded: pa.Table, found: pa.Table) -> str:
@@ -233,7 +239,7 @@ def _published(
     """Return the files to compare with, and note which are not as the manifest says."""
     there, faults = [], []
     for file in manifest.files:
-        path = layout.analysis_file(manifest.id, file.name)
+        path = result_store(layout).file(manifest.id, file.name)
         compared = file.name.endswith(COMPARED) and file.role in ("data", "feedback", "restart")
         if not path.exists():
             faults.append(f"{file.name} is gone")
@@ -296,7 +302,7 @@ def _background(
         source = about.get("source", "none")
         findings.append(Finding("background", True, source, source))
         return None
-    path = layout.analysis_file(str(name), RESTART_NAME)
+    path = result_store(layout).file(str(name), RESTART_NAME)
     try:
         earlier = PublishedStates(read_manifest(layout, str(name)), read_restart(path))
     except StorageError:
@@ -314,12 +320,13 @@ def _first_guess(
 ) -> None:
     """Check the upload that was the first guess: the job names it, and reads it again."""
     batch, wanted = str(about["batch_id"]), str(about["batch_sha256"])
-    path = layout.raw_file(batch)
-    if not path.is_file():
+    try:
+        with upload_store(layout).local({batch: ""}) as found:
+            digest = describe_file(found[batch]).sha256
+    except FileNotFoundError:
         missing.append(f"the background: upload '{batch}' as it came in")
         findings.append(Finding("background", False, wanted, "", note="deleted since"))
         return
-    digest = describe_file(path).sha256
     findings.append(Finding("background", digest == wanted, wanted, digest, note=batch))
 
 
@@ -328,7 +335,7 @@ def _quality_control(manifest: AnalysisManifest, layout: Layout) -> Finding:
     recorded = manifest.provenance.get("quality_control", {})
     cold = manifest.background.get("source") == "climatology"
     now: Any = plain(
-        effective_parameters(manifest.spec.observations, layout.checks_file, cold=cold)
+        effective_parameters(manifest.spec.observations, _checks(manifest, layout), cold=cold)
     )
     changed = [
         f"{check}.{name}"
@@ -340,6 +347,12 @@ def _quality_control(manifest: AnalysisManifest, layout: Layout) -> Finding:
     return Finding("quality control", not changed, note=note)
 
 
+def _checks(manifest: AnalysisManifest, layout: Layout) -> list[Override]:
+    """Return the parameters of the checks that installation and suite have today."""
+    suite = suite_of(manifest.cycle)
+    return [layout.checks_file, suite.checks if suite else None]
+
+
 def _inputs(
     manifest: AnalysisManifest, layout: Layout, earlier: PublishedStates | None, rows: StoredRows
 ) -> JobInputs:
@@ -349,8 +362,9 @@ def _inputs(
     return JobInputs(
         earlier=earlier,
         batches=rows.batches,
-        checks=layout.checks_file if checks is None else from_plain(checks),
+        checks=_checks(manifest, layout) if checks is None else from_plain(checks),
         minimal_batches=recorded.get("configuration", {}).get("batch_rows") == 1,
+        parts=tuple(range(start, stop) for start, stop in recorded.get("parts", ())),
     )
 
 

@@ -26,6 +26,7 @@ from worker.replay.comparison import (
 )
 from worker.replay.recipe import Recipe, compare_rows, feedback_in, feedback_table, read_recipe
 from worker.results.manifest import AnalysisManifest
+from worker.results.store import result_store
 from worker.sandbox import scratch_prefix
 
 __all__ = ["QuietProgress", "replay"]
@@ -83,7 +84,8 @@ def replay(
         findings = [*recipe.findings, surroundings, *_inputs_used(recipe.manifest, made)]
         arrays: list[ArrayComparison] = []
         for file in recipe.files:
-            recorded, again = layout.analysis_file(analysis_id, file.name), folder / file.name
+            recorded = result_store(layout).file(analysis_id, file.name)
+            again = folder / file.name
             if again.exists():
                 arrays += compare_files(recorded, again)
         findings = [_explained(f, recipe.manifest, made, layout, folder) for f in findings]

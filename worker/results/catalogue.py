@@ -1,12 +1,12 @@
 """Keep the one catalogue of published results: which there are, in what order, with which files.
 
 The catalogue is `catalogue.sqlite` in the data folder. It is an index and holds nothing that the
-manifests do not say: a result is published by renaming its folder, and a process that dies before
-the row is inserted leaves a complete result. Every question therefore first compares the catalogue
-with the folder of results. While that folder is as it was at the last comparison this costs one
-`stat`; otherwise the manifests that are new or rewritten are read, those that are gone are dropped,
-all in one transaction, by whichever process asks first. Any number of processes and threads may ask
-at once.
+manifests do not say: a result is published by renaming its folder, or by writing its manifest to a
+bucket, and a process that dies before the row is inserted leaves a complete result. Every question
+therefore first compares the catalogue with the folder of results, or of copies of manifests. While
+that folder is as it was at the last comparison this costs one `stat`; otherwise the manifests that
+are new or rewritten are read, those that are gone are dropped, all in one transaction, by whichever
+process asks first. Any number of processes and threads may ask at once.
 
 A file that is damaged, or of another version, is replaced and filled again. Where none can be
 written (a full disk, an archive mounted read-only), and on network file systems, for which SQLite's
@@ -32,6 +32,7 @@ from model.domain.errors import AppaError, InvalidInput, StorageError
 from worker.contract.database import create_tables, snapshot, transaction
 from worker.contract.disk import is_on_network
 from worker.contract.layout import Layout
+from worker.contract.suites import CHALLENGER
 from worker.results.entries import COLUMNS, SCHEMA, SCHEMA_VERSION, Entry, ResultFilter
 from worker.results.manifest import (
     AnalysisManifest,
@@ -39,6 +40,7 @@ from worker.results.manifest import (
     NoSuchAnalysis,
     read_manifest,
 )
+from worker.results.store import result_store
 
 __all__ = ["Catalogue", "Entry", "ResultFilter", "ResultPage"]
 
@@ -97,6 +99,7 @@ class Catalogue:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self._results = result_store(layout)
         self._lock = threading.RLock()
         self._database: sqlite3.Connection | None = None
         self._inode: int | None = None
@@ -123,7 +126,9 @@ class Catalogue:
         except InvalidInput:  # no name of a result
             return None
         if stamp == 0:
-            return None
+            if not self._results.bring(analysis_id):
+                return None
+            stamp = _stamp(self._layout.manifest(analysis_id))
         with self._lock:
             known = self._parsed.get(analysis_id)
             if known is not None and known[0] == stamp:
@@ -150,7 +155,10 @@ class Catalogue:
         return manifest
 
     def file(self, analysis_id: str, name: str) -> tuple[ManifestFile, Path]:
-        """Return a file that the manifest of a result lists, and its path.
+        """Return a file that the manifest of a result lists, and its path on this machine.
+
+        With results in a bucket the path may be of a file that is not here yet: `ResultStore.file`
+        fetches it, `ResultStore.remote` reads it from there.
 
         Raises:
             NoSuchAnalysis: If there is no such result or file.
@@ -165,8 +173,8 @@ class Catalogue:
         )
 
     def entries(self, matching: ResultFilter | None = None) -> list[Entry]:
-        """Return all entries that fit, newest first."""
-        return self._select(matching or ResultFilter(), None, None)[0]
+        """Return all entries that fit, newest first; without a filter those of challengers, too."""
+        return self._select(matching or ResultFilter(challengers=True), None, None)[0]
 
     def manifests(self, matching: ResultFilter | None = None) -> Iterator[AnalysisManifest]:
         """Yield the manifests of all results that fit, newest first."""
@@ -189,9 +197,12 @@ class Catalogue:
         return self.find(rows[0].id) if rows else None
 
     def kinds(self) -> list[tuple[str, str]]:
-        """Return each kind with an empty flavour, and with each flavour that it has."""
-        query = "SELECT DISTINCT kind, flavour FROM results UNION SELECT kind, '' FROM results"
-        return self._ask(lambda database: sorted(database.execute(query).fetchall()))
+        """Return each kind with an empty flavour, and with each flavour but the challengers'."""
+        query = (
+            "SELECT DISTINCT kind, flavour FROM results WHERE flavour != ? "
+            "UNION SELECT kind, '' FROM results"
+        )
+        return self._ask(lambda database: sorted(database.execute(query, (CHALLENGER,)).fetchall()))
 
     def unreadable(self) -> dict[str, str]:
         """Return the folders that hold no result, with the reason."""
@@ -199,7 +210,11 @@ class Catalogue:
         return self._ask(lambda database: dict(database.execute(query).fetchall()))
 
     def rebuild(self) -> int:
-        """Read all manifests again, whatever the catalogue says; return the number of results."""
+        """Read all manifests again, whatever the catalogue says; return the number of results.
+
+        Raises:
+            BucketUnavailable: If they lie in a bucket that does not answer.
+        """
 
         def fill(database: sqlite3.Connection) -> int:
             with transaction(database):
@@ -208,6 +223,7 @@ class Catalogue:
                 self._scan(database)
             return _count(database, "1", [])
 
+        self._results.refresh(now=True)
         with self._lock:
             self._parsed.clear()
             return self._ask(fill)
@@ -232,6 +248,7 @@ class Catalogue:
 
     def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """Return the answer of an up-to-date catalogue: the file, a new file, or one in memory."""
+        self._results.refresh()
         with self._lock:
             replaced = False
             while True:

@@ -9,11 +9,12 @@ from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
+from worker.contract.suites import CHALLENGER
 from worker.results.manifest import RESTART_ROLE, AnalysisManifest
 
 __all__ = ["COLUMNS", "SCHEMA", "SCHEMA_VERSION", "Entry", "ResultFilter"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when a table changes; a catalogue of another version is filled anew."""
 
 SCHEMA = """
@@ -28,6 +29,7 @@ CREATE TABLE results (
     last_time TEXT NOT NULL,
     created TEXT NOT NULL,
     cycle TEXT NOT NULL,
+    suite TEXT NOT NULL,
     checkpoint TEXT NOT NULL,
     restart_bytes INTEGER,
     dataset TEXT NOT NULL,
@@ -49,13 +51,14 @@ class Entry:
         id: Name of the result.
         stamp: Modification time of its manifest, in nanoseconds.
         kind: Kind of the job.
-        flavour: `early`, `final`, or empty outside the cycles.
+        flavour: `early`, `final`, `challenger`, or empty outside the cycles.
         revision: For this valid time.
         valid_time: Analysis time; start of a forecast or reanalysis (UTC).
         first_time: First valid time in the files (UTC).
         last_time: Last valid time in the files (UTC).
         created: When it was finished (UTC).
         cycle: Key of its cycle; empty outside the cycles.
+        suite: Id of the suite that made it; empty for the installation's own.
         checkpoint: Name of the weights; empty if the manifest does not say.
         restart_bytes: Size of its restart files; None without any.
         dataset: File that is served as a data set; empty if there is none.
@@ -71,6 +74,7 @@ class Entry:
     last_time: datetime
     created: datetime
     cycle: str
+    suite: str
     checkpoint: str
     restart_bytes: int | None
     dataset: str
@@ -92,6 +96,7 @@ class Entry:
             last_time=max(times),
             created=manifest.created,
             cycle=str(manifest.cycle.get("key", "")),
+            suite=str(manifest.cycle.get("suite", {}).get("id", "")),
             checkpoint=str(manifest.provenance.get("checkpoint", "")),
             restart_bytes=sum(restarts) if restarts else None,
             dataset=dataset.name if dataset else "",
@@ -129,11 +134,11 @@ def _text(time: datetime) -> str:
 
 @dataclass(frozen=True)
 class ResultFilter:
-    """Conditions on results; None and False set no condition.
+    """Conditions on results; None and False set no condition, but for `challengers`.
 
     Attributes:
         kind: One kind, or any of several.
-        flavour: `early`, `final`, or empty for results outside the cycles.
+        flavour: `early`, `final`, `challenger`, or empty for results outside the cycles.
         valid_from: First valid time accepted.
         valid_to: Last valid time accepted.
         ids: Only these results.
@@ -145,6 +150,8 @@ class ResultFilter:
         created_to: Finished at this time or earlier.
         with_dataset: Only results with a file that is served as a data set.
         with_restart: Only results that can be continued.
+        challengers: Also results of suites on trial, which are left out unless their flavour or
+            their ids are asked for.
     """
 
     kind: str | Collection[str] | None = None
@@ -160,6 +167,7 @@ class ResultFilter:
     created_to: datetime | None = None
     with_dataset: bool = False
     with_restart: bool = False
+    challengers: bool = False
 
     def where(self) -> tuple[str, list[str]]:
         """Return the SQL condition and the values of its parameters."""
@@ -182,5 +190,7 @@ class ResultFilter:
         texts = [text for text, _ in given]
         texts += ["dataset != ''"] * self.with_dataset
         texts += ["restart_bytes IS NOT NULL"] * self.with_restart
+        named = self.challengers or self.flavour is not None or self.ids is not None
+        texts += [f"flavour != '{CHALLENGER}'"] * (not named)
         values = [_text(v) if isinstance(v, datetime) else v for _, v in given]
         return " AND ".join(texts) or "1", values

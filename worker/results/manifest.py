@@ -19,6 +19,7 @@ from model.domain.files import file_digest, write_atomic
 from worker.contract.kinds import JobSpec
 from worker.contract.layout import Layout
 from worker.contract.records import Record, utc_now
+from worker.results.store import result_store
 
 __all__ = [
     "AnalysisManifest",
@@ -70,13 +71,15 @@ class AnalysisManifest(Record):
     kind: str = Field(description="The kind of its job: `filtering`, `forecast`, `reanalysis` …")
     valid_time: datetime = Field(description="Analysis time; start of a forecast or reanalysis.")
     times: list[datetime] = Field(description="Valid times in the files (UTC).")
-    flavour: str = Field(default="", description="`early`, `final`, or empty outside the cycles.")
+    flavour: str = Field(
+        default="", description="`early`, `final`, `challenger`, or empty outside the cycles."
+    )
     revision: int = Field(default=1, ge=1, description="Revision for this valid time.")
     cycle: dict[str, Any] = Field(
         default={},
         description=(
             "Of a cycled result: `key`, `decided`, `caught_up`, `behind_seconds`, `attempt`, "
-            "`policy` (hash)."
+            "`policy` (hash), `suite` if it is not the installation's own."
         ),
     )
     created: datetime = Field(default_factory=utc_now, description="When it was finished (UTC).")
@@ -140,11 +143,13 @@ def read_manifest(layout: Layout, analysis_id: str) -> AnalysisManifest:
     """
     path = layout.manifest(analysis_id)
     try:
-        return AnalysisManifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise StorageError(
-            f"Expected a published result '{analysis_id}'; there is none.", analysis_id=analysis_id
-        ) from None
+        if path.exists() or result_store(layout).bring(analysis_id):
+            return AnalysisManifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:  # deleted this moment
+        pass
+    raise StorageError(
+        f"Expected a published result '{analysis_id}'; there is none.", analysis_id=analysis_id
+    )
 
 
 class NoSuchAnalysis(InvalidInput):
@@ -173,7 +178,7 @@ def pin(layout: Layout, new: Pin) -> Pin:
     known = _read_pin(layout, new.analysis_id)
     if known is None:
         write_atomic(path, new.model_dump_json(indent=1))
-    if not layout.manifest(new.analysis_id).exists():
+    if not result_store(layout).bring(new.analysis_id):
         path.unlink(missing_ok=True)
         raise NoSuchAnalysis(
             f"Expected the id of a published analysis; got '{new.analysis_id}'.",

@@ -1,9 +1,9 @@
 """Publish a result: all of it or nothing, once, by the newest attempt only.
 
-The folder is complete, with its manifest written last, before it gets its public name, which is
-one rename. A worker that was taken for dead and comes back is stopped by the gate in the job
-store, or, should it have passed the gate before, by the name being taken. Staging folders of
-workers that died are swept once they are old.
+The folder is complete, with its manifest written last, before it is published: by one rename in the
+data folder, by one conditional write of the manifest in a bucket (`worker.results.store`). A worker
+that was taken for dead and comes back is stopped by the gate in the job store, or, should it have
+passed the gate before, by the name being taken. What workers that died left is swept once it is old.
 
 `latest.json` in the data folder names the newest results, for programs that read files: an entry
 for each kind (`filtering`), and one for each kind and flavour (`filtering/early`,
@@ -17,25 +17,28 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
-from model.domain.files import sync_folder, write_atomic
+from model.domain.files import file_digest, write_atomic
 from worker.contract import traces
+from worker.contract.buckets import BucketUnavailable
 from worker.contract.jobs import JobRecord, JobStore, Phase
 from worker.contract.layout import Layout
 from worker.lease import ProgressReporter
 from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
-from worker.results.manifest import AnalysisManifest
+from worker.results.manifest import AnalysisManifest, ManifestFile
+from worker.results.store import Outcome, result_store
 
 __all__ = [
     "publish",
-    "replace_manifest",
+    "send_folders",
     "staging_folder",
     "sweep_leftovers",
     "update_latest",
@@ -43,6 +46,12 @@ __all__ = [
 ]
 
 log = structlog.get_logger()
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 900.0
+"""What was computed for minutes is not thrown away while a bucket restarts."""
+
+LONGEST_PAUSE_SECONDS = 30.0
 
 
 @contextmanager
@@ -80,47 +89,101 @@ def write_manifest(folder: Path, manifest: AnalysisManifest) -> None:
     write_atomic(folder / "manifest.json", manifest.model_dump_json(indent=2))
 
 
-def replace_manifest(layout: Layout, manifest: AnalysisManifest) -> None:
-    """Replace the manifest of a published result atomically."""
-    write_atomic(layout.manifest(manifest.id), manifest.model_dump_json(indent=2))
-    os.utime(layout.analyses)  # catalogues look at manifests again when the folder was touched
-
-
 def publish(
-    job: JobRecord, store: JobStore, layout: Layout, staging: Path, progress: ProgressReporter
-) -> None:
-    """Rename the finished folder to its public name.
+    job: JobRecord,
+    store: JobStore,
+    layout: Layout,
+    staging: Path,
+    progress: ProgressReporter,
+    patience: float = PATIENCE_SECONDS,
+) -> Outcome:
+    """Make the finished folder visible under its public name, and return what became of it.
+
+    Arguments:
+        job: As it was claimed.
+        store: The job store, whose gate only the newest attempt passes.
+        layout: The data folder, and where results are published.
+        staging: The folder with all files and the manifest.
+        progress: Asked whether to go on while a bucket does not answer.
+        patience: A bucket that does not answer is asked again for so many seconds.
 
     Raises:
         LeaseLost: If a newer attempt holds the job.
         MoveRefused: If the job is being cancelled.
+        BucketUnavailable: If a bucket does not answer for long; the job is tried again later.
     """
     progress.phase(Phase.PUBLISHING)
+    results = result_store(layout)
+    _patiently(partial(results.prepare, staging), progress, patience)
     with traces.step("open gate"):
         store.open_gate(job.id, job.token)
-    target = layout.analysis(job.analysis_id)
-    try:
-        staging.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
+    outcome = _patiently(partial(results.publish, staging, job.analysis_id), progress, patience)
+    if outcome is Outcome.ALREADY_PUBLISHED:
         # an earlier attempt published and died before it could report success
         log.info("already published", id=job.id, analysis=job.analysis_id)
-        with suppress(OSError):
-            shutil.rmtree(staging)
-    with traces.step("sync folder"):
-        sync_folder(layout.analyses)
+    return outcome
+
+
+def _patiently(step: Callable[[], T], progress: ProgressReporter, patience: float) -> T:
+    """Return what `step` returns; while the bucket does not answer, wait and ask again."""
+    end, pause = time.monotonic() + patience, 1.0
+    while True:
+        try:
+            return step()
+        except BucketUnavailable as error:
+            if time.monotonic() >= end:
+                raise
+            log.warning("waits for the storage of results", reason=error.message)
+        until = time.monotonic() + pause
+        while time.monotonic() < until:
+            progress.wait()
+            time.sleep(0.2)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def send_folders(layout: Layout) -> tuple[int, dict[str, str]]:
+    """Publish in a bucket what was published in the data folder before; safe to run twice.
+
+    What was sent is moved to the copies of what lies in the bucket.
+
+    Returns:
+        How many results were sent, and the reason of each that stays where it is.
+
+    Raises:
+        BucketUnavailable: If the bucket does not answer; what was sent stays there.
+        OSError: If the disk fails.
+    """
+    results, sent, left = result_store(layout), 0, dict[str, str]()
+    for path in sorted(Layout(layout.root).analyses.glob("*/manifest.json")):
+        folder, name = path.parent, path.parent.name
+        manifest = AnalysisManifest.model_validate_json(path.read_bytes())
+        changed = [file.name for file in manifest.files if not _is_whole(folder, file)]
+        if changed:
+            left[name] = f"not as its manifest says: {', '.join(changed)}"
+            continue
+        results.prepare(folder)
+        if results.publish(folder, name) is Outcome.ALREADY_PUBLISHED:
+            left[name] = "another result of this name is in the bucket"
+            continue
+        shutil.rmtree(folder, ignore_errors=True)  # where it could not be moved
+        sent += 1
+    return sent, left
+
+
+def _is_whole(folder: Path, file: ManifestFile) -> bool:
+    path = folder / file.name
+    return path.is_file() and file_digest(path) == file.sha256
 
 
 _STAGING = re.compile(r"an-.*\.\d+")
 
 
 def sweep_leftovers(layout: Layout, older_than: float = 86_400.0) -> int:
-    """Remove staging folders untouched for `older_than` seconds; return how many.
+    """Remove what attempts left untouched for `older_than` seconds; return how many things.
 
     The time must be longer than any job, for a folder belongs to a job while it runs.
     """
-    removed = 0
+    removed = result_store(layout).sweep(older_than)
     for folder in layout.tmp.iterdir():
         try:
             if _STAGING.fullmatch(folder.name) and time.time() - _touched(folder) > older_than:

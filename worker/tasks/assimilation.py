@@ -1,6 +1,7 @@
 """Run the tasks of the queue `gpu`, and report what such a worker can do. Imports torch."""
 
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -21,6 +22,7 @@ from worker.results.outputs.formats import OUTPUTS
 from worker.results.publication import publish, staging_folder
 from worker.runtime import Runtime
 from worker.tasks.attempt import attempt, known_version
+from worker.tasks.members import share_members
 
 __all__ = ["describe_models", "run_assimilation_task"]
 
@@ -59,7 +61,16 @@ def run_assimilation_task(self: "Task[Any, Any]", job_id: str, version: int) -> 
             meter,
         )
         with staging_folder(job, runtime.layout) as folder:
-            assimilate_window(job, runtime.layout, runtime.models, progress, folder, meter=meter)
+            split = partial(share_members, runtime, job, folder, progress)
+            assimilate_window(
+                job,
+                runtime.layout,
+                runtime.models,
+                progress,
+                folder,
+                meter=meter,
+                splitter=split,
+            )
             publish(job, store, runtime.layout, folder, progress)
         store.succeed(job.id, job.token, progress.done())
         runtime.measures.turnaround.labels(job.kind).observe(_seconds_since(job.created))

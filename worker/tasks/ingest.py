@@ -114,12 +114,13 @@ def _together(
     runtime: Runtime, batches: Sequence[BatchRecord], lease: SharedLease
 ) -> dict[str, Outcome]:
     """Ingest small uploads with one commit; return what came out of each, or its error."""
-    store = ObservationStore(str(runtime.layout.observations))
+    store = ObservationStore.of(runtime.layout)
     found: dict[str, Outcome] = {}
     fresh: list[BatchRecord] = []
+    published = store.files.manifests(batch.id for batch in batches)
     for batch in batches:
-        if published := store.files.manifest(batch.id):
-            found[batch.id] = summary_of(published)
+        if batch.id in published:
+            found[batch.id] = summary_of(published[batch.id])
         else:
             fresh.append(batch)
     ready: dict[str, NewBatch] = {}

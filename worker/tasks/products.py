@@ -18,6 +18,7 @@ from worker.contract.events import EventLog, EventType
 from worker.contract.layout import Layout
 from worker.contract.queues import ANNOUNCE_RESULT, MESSAGE_VERSION
 from worker.contract.records import utc_now
+from worker.contract.suites import CHALLENGER
 from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest, read_manifest
@@ -35,14 +36,18 @@ _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 def announce(layout: Layout, events: EventLog, manifest: AnalysisManifest) -> None:
     """Update `latest.json` and the verification series, and emit the events; safe to run twice.
 
+    Of a challenger's result nobody is told: it only joins the series.
+
     Raises:
         OSError: If `latest.json` cannot be written.
         StorageError: If the verification series cannot be extended.
     """
-    with traces.step("update latest.json"):
-        update_latest(layout)
     with traces.step("extend series"):
         append_to_series(layout, manifest)
+    if manifest.flavour == CHALLENGER:
+        return
+    with traces.step("update latest.json"):
+        update_latest(layout)
     with traces.step("emit events"):
         tell_published(events, manifest)
 

@@ -36,13 +36,16 @@ from appa_client.records import (
     Analysis,
     AnalysisFile,
     Batch,
+    Challengers,
     Cycle,
     CycleExplanation,
     Flavour,
     Job,
     Readiness,
+    Reign,
     SeriesRow,
     SourceStatus,
+    Trial,
 )
 
 __all__ = ["AppaClient"]
@@ -442,6 +445,32 @@ class AppaClient:
         answer = self._json(calls.rerun_cycle(cycle, cut_off, idempotency_key))
         return Cycle.model_validate(answer)
 
+    # -- champion and challenger
+
+    def challengers(self) -> Challengers:
+        """Return the suite on trial with its differences from the champion, and the history."""
+        return Challengers.model_validate(self._get("/v1/challengers"))
+
+    def promote_challenger(self, suite_id: str, *, note: str = "", force: bool = False) -> Trial:
+        """Make a challenger the champion.
+
+        Arguments:
+            suite_id: Its id, as in `challengers`.
+            note: Why, for the history.
+            force: Also if it is worse than the champion, or has no analysis yet.
+        """
+        call = calls.end_trial(suite_id, "promote", note=note, force=force)
+        return Trial.model_validate(self._json(call))
+
+    def drop_challenger(self, suite_id: str, *, note: str = "") -> Trial:
+        """End the trial of a challenger."""
+        return Trial.model_validate(self._json(calls.end_trial(suite_id, "drop", note=note)))
+
+    def revert_champion(self, *, note: str = "") -> Reign:
+        """Make the suite champion again that was champion before the last promotion."""
+        call = Call("POST", "/v1/champion/revert", json={"note": note})
+        return Reign.model_validate(self._json(call))
+
     # -- verification
 
     def verification(self, **filters: Any) -> list[SeriesRow]:
@@ -504,6 +533,11 @@ class AppaClient:
         """Return models, formats and networks of the running workers, and the vocabulary."""
         capabilities: dict[str, Any] = self._get("/v1/capabilities")
         return capabilities
+
+    def key(self) -> dict[str, Any]:
+        """Return what the key in use may do, its limits, and what it has used today."""
+        found: dict[str, Any] = self._get("/v1/keys/me")
+        return found
 
     def ready(self) -> bool:
         """Return whether the gateway can be reached and jobs can be run now."""

@@ -98,3 +98,35 @@ def test_reference_systems(http, dataset: str, query: str, crs: str) -> None:
 def test_chunks_that_do_not_exist(http, dataset: str, chunk: str) -> None:
     for variable in ("2m_temperature", "surface_pressure", "time"):
         refused(http.get(f"{dataset}/zarr/{variable}/c/{chunk}"), 404, 422)
+
+
+@pytest.mark.parametrize(
+    "coords",
+    [
+        "POLYGON((0.1 0.1,0.2 0.1,0.2 0.2,0.1 0.1))",
+        "POLYGON EMPTY",
+        "POINT(nan nan)",
+        "POINT(1e400 0)",
+    ],
+)
+def test_areas_without_a_cell(http, dataset: str, coords: str) -> None:
+    for query in (f"{dataset}/edr/area", "/ogc/collections/an-hostile/area"):
+        refused(http.get(query, params={"coords": coords}), 404, 422)
+
+
+@pytest.mark.parametrize("name", ["t2m.probability", "time.year", "t2m,t.a", "."])
+def test_names_that_are_attributes(http, dataset: str, name: str) -> None:
+    for query in (f"{dataset}/edr/position", "/ogc/collections/an-hostile/position"):
+        answer = http.get(query, params={"coords": "POINT(0 0)", "parameter-name": name})
+        assert "parameter-name" in refused(answer, 422)["detail"]
+
+
+def test_a_path_many_times_around_the_globe(http, dataset: str) -> None:
+    """Its text is short, its points are many: they are counted before they are made."""
+    path = ",".join(["-360 0,360 0"] * 3_000)
+    answer = http.get(
+        "/ogc/collections/an-hostile/trajectory", params={"coords": f"LINESTRING({path})"}
+    )
+    problem = refused(answer, 413)
+    # 5 999 segments of 720 degrees, and the first point.
+    assert problem["context"]["points"] == 1 + 5_999 * 2 * published.GRID.shape[1]

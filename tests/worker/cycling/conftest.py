@@ -1,5 +1,6 @@
 """One installation whose scheduler ticks when told, at a time that is told; Redis is real."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,9 +30,11 @@ class Messages:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []
+        self.priorities: dict[str, int] = {}
 
     def send_task(self, name: str, args: tuple, **options) -> None:
         self.sent.append((name, args[0]))
+        self.priorities[args[0]] = options["priority"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Installation:
     stores: Stores
     layout: Layout
     messages: Messages = field(default_factory=Messages)
+    scores: Callable[[JobRecord], dict] = field(default=lambda _: {})
 
     def scheduler(self, disk: Disk | None = None) -> Cycling:
         return Cycling(self.stores, self.layout, self.messages, disk or Disk())
@@ -73,9 +77,11 @@ class Installation:
     def work(self, *, fail: str = "") -> JobRecord | None:
         """Does the oldest waiting job, as a worker would."""
         waiting = self.stores.jobs.ids("queued")
-        if not waiting:
-            return None
-        job = self.stores.jobs.claim(waiting[0], "worker", LEASE)
+        return self.do(self.stores.jobs.get(waiting[0]), fail=fail) if waiting else None
+
+    def do(self, job: JobRecord, *, fail: str = "") -> JobRecord:
+        """Finish a queued job as a model worker would, or fail it."""
+        job = self.stores.jobs.claim(job.id, "worker", LEASE)
         if fail:
             self.stores.jobs.fail(job.id, job.token, Problem(code="broken", message=fail))
         else:
@@ -88,6 +94,7 @@ class Installation:
             id=job.analysis_id, job_id=job.id, kind=job.kind, valid_time=job.spec.valid_time,
             times=[], files=[], members=1, flavour=job.flavour, revision=job.revision,
             cycle=job.cycle, cut_off=job.spec.observations.cut_off, spec=job.spec,
+            scores=self.scores(job),
         )  # fmt: skip
         self.layout.analysis(job.analysis_id).mkdir()
         self.layout.manifest(job.analysis_id).write_text(manifest.model_dump_json())

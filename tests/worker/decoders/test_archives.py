@@ -1,21 +1,29 @@
 """Compressed files and archives: as if each file inside had been sent alone."""
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import random
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from encoded_reports import write_file
 
+from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
-from worker.observations.decoders import archive
-from worker.observations.decoders.base import DecodeContext
+from tests.conftest import REPOSITORY
+from tests.faults.full_disk import can_mount
+from tests.worker.decoders.grib_messages import LAT, LON, message
+from worker.observations.decoders import archive, table
+from worker.observations.decoders.base import DecodeContext, FileBudget
 from worker.observations.decoders.decode import decode_file, decode_limited
 from worker.sandbox import Limits
 
@@ -213,3 +221,56 @@ def test_messages_to_skip_belong_to_one_file(tmp_path):
     assert report.rejected == {"crashed": 1}
     assert report.members["a.bufr"] == whole.report.members["a.bufr"]
     assert report.members["b.bufr"] < whole.report.members["b.bufr"]
+
+
+_ON_A_SMALL_DISK = """
+import sys
+import pytest
+from model.domain.errors import StorageError
+from worker.observations.decoders.decode import decode_limited
+from worker.sandbox import Limits
+path, folder = sys.argv[1:]
+with pytest.raises(StorageError, match="the disk is full"):
+    decode_limited(path, limits=Limits(temp_dir=folder))
+"""
+
+
+@pytest.mark.skipif(not can_mount(), reason="file systems cannot be mounted here")
+@pytest.mark.parametrize("ending", ["gz", "tar", "tgz", "zip"])
+def test_no_room_to_unpack_is_not_the_files_fault(tmp_path, ending):
+    path, small = tmp_path / f"obs.{ending}", tmp_path / "small"
+    small.mkdir()
+    path.write_bytes(PACKED[ending](CSV + CSV.splitlines(keepends=True)[1] * 100_000))
+    mounted = f'mount -t tmpfs -o size=4m none {small} && exec "$@"'
+    program = [sys.executable, "-c", _ON_A_SMALL_DISK, str(path), str(small)]
+    command = ["unshare", "-m", "sh", "-c", mounted, "-", *program]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_a_failing_device_under_a_member_is_not_the_files_fault(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "obs.gz"
+    path.write_bytes(gzip.compress(CSV))
+    monkeypatch.setattr(table.pacsv, "read_csv", fail)
+    with pytest.raises(DecodeError, match="Input/output error"):
+        decode_file(path)
+
+
+@pytest.mark.parametrize("pack", [tar, zipped])
+def test_files_of_an_archive_share_the_values_of_one_file(tmp_path, monkeypatch, pack):
+    """Constant fields take no bytes for their values, and files of them little in an archive."""
+    values = np.full((len(LAT), len(LON)), 250.0)
+    size = values.size
+    monkeypatch.setattr(FileBudget, "FLAT", 3 * size)
+    monkeypatch.setattr(FileBudget, "PER_BYTE", 0)
+    path = tmp_path / "fields"
+    constant = message(values)
+    path.write_bytes(pack({f"{n}.grib": constant for n in range(5)} | {"obs.csv": CSV}))
+    report = decode_file(path).report
+    assert report.members["2.grib"] > 0
+    assert report.rejected == {"too_large": 2}
+    assert report.quarantined[0].detail.startswith(f"3.grib: Expected at most {3 * size} values")
+    assert report.members["obs.csv"] == 1  # holds no more than its bytes say

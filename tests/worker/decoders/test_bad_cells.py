@@ -139,12 +139,13 @@ def test_a_header_that_is_none(tmp_path):
 def test_placeholders_of_positions_and_elevations(tmp_path):
     places = [
         "52,-999,", "52,999.999,", "-999,13,", "99999,13,", "52,9999,", "52,-9999.9,",
-        "52,13,9999", "52,13,-999.9", "52,13,99999.0", "52,13,-9999", "52,13,32767", "52,13,999",
+        "52,13,9999", "52,13,-999.9", "52,13,99999.0", "52,13,-9999", "52,13,32767", "52,13,1e20",
+        "52,13,9.96921e36", "52,13,-3.4e38", "52,13,999",
     ]  # fmt: skip
     rows = "".join(f"2025-01-01T12:00Z,{place},t2m,275\n" for place in places)
     decoded = csv(tmp_path, f"time,lat,lon,elevation,variable,obs_value\n{rows}")
     assert dict(decoded.report.rejected) == {"no_position": 6}
-    assert decoded.table["elevation"].to_pylist() == [None] * 5 + [999.0]
+    assert decoded.table["elevation"].to_pylist() == [None] * 8 + [999.0]
     assert set(decoded.table["obs_value"].to_pylist()) == {275.0}
 
 

@@ -87,6 +87,8 @@ def same(found, expected: np.ndarray, rtol: float = 0.0) -> None:
 
 
 def components(speed: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Note 180 to table B: a direction of 0 with some speed is light and variable.
+    direction = np.where((direction == 0.0) & (speed > 0.0), np.nan, direction)
     angle = np.radians(np.where(speed == 0, 0.0, direction))
     return -speed * np.sin(angle), -speed * np.cos(angle)
 

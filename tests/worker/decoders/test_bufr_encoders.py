@@ -12,6 +12,7 @@ from bufr_messages import decode, values
 from encoded_reports import HOUR, MINUTE, STATIONS, WIND, WIND10, N, ascent, observations, observed
 
 from lab.encoders.bufr import ENCODERS, encode_bufr
+from lab.encoders.message import reported_direction
 from model.domain.errors import InvalidInput, UnknownName
 
 TOLERANCE = {
@@ -115,5 +116,27 @@ def test_errors_name_what_does_not_fit():
         encode_bufr(table, "synop")
 
 
+@pytest.mark.parametrize(("report_type", "width"), [("aircraft", 8), ("ship", 9), ("synop", 20)])
+def test_a_name_too_long_for_its_element_is_not_cut(report_type, width):
+    """Cut, `aircraft-0001` and `aircraft-0002` would be one aircraft."""
+    table = observations(report_type)
+    at = table.schema.get_field_index("station_id")
+    field = table.schema.field(at)
+
+    def named(length):
+        names = pa.array(["P" * length] * table.num_rows).dictionary_encode().cast(field.type)
+        return encode_bufr(table.set_column(at, field, names), report_type)
+
+    assert set(decode(named(width)).table["station_id"].to_pylist()) == {"P" * width}
+    with pytest.raises(InvalidInput, match=f"at most {width} characters"):
+        named(width + 1)
+
+
 def test_every_encoder_belongs_to_a_network():
     assert set(ENCODERS) == set(STATIONS) | {"temp", "dropsonde"}
+
+
+def test_a_north_wind_is_360_and_calm_0():
+    """Half a degree east of north rounds to north, not to the 0 that stands for variable winds."""
+    u, v = np.array([-0.01, 0.01, 0.0, 0.0]), np.array([-5.0, -5.0, -5.0, 0.0])
+    assert reported_direction(u, v).tolist() == [360.0, 360.0, 360.0, 0.0]

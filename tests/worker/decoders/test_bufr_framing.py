@@ -74,6 +74,14 @@ def test_a_file_name_adds_the_group_that_the_same_heading_inside_lacks():
         assert set(decode(plain, name).table["update_sequence"].to_pylist()) == {number}
 
 
+@pytest.mark.parametrize(
+    "heading", [b"ISMD01 EDZW 021200CCB", b"ISMD01  EDZW  021200  CCB", b"ISMD01 EDZW 021200 CCB"]
+)
+def test_spaces_in_headings_do_not_matter(heading):
+    decoded = decode(b"\x01\r\r\n123\r\r\n" + heading + b"\r\r\n" + ONE, "content")
+    assert set(decoded.table["update_sequence"].to_pylist()) == {2}
+
+
 def test_a_length_that_is_too_long_costs_only_its_message():
     lying = bytearray(ONE)
     lying[4:7] = (len(ONE) + len(TWO) - 3).to_bytes(3, "big")

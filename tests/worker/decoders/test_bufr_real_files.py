@@ -39,6 +39,7 @@ def test_values_of_every_variable_are_in_its_units(outcomes):
         "2m_dewpoint_temperature": (180, 340),
         "2m_relative_humidity": (0, 1.1),
         "temperature": (150, 340),
+        "brightness_temperature": (120, 345),
         "specific_humidity": (0, 0.1),
         "relative_humidity": (0, 1.5),
         "surface_pressure": (4e4, 1.1e5),
@@ -119,7 +120,8 @@ def test_messages_without_a_variable_of_ours_say_what_they_hold(outcomes):
         "pybufrkit__wavb_134.bufr": "waves alone",
         "wreport__ascat1.bufr": "no wind was selected",
         "pybufrkit__ahws_139.bufr": "no wind was selected",
-        "pybufrkit__atms_201.bufr": "radiances",
+        "pybufrkit__crit_202.bufr": "radiances",
+        "pybufrkit__smin_49.bufr": "no brightness temperature of a channel of hirs",
         "pybufrkit__prepbufr.bufr": "NCEP's 'GFSCLS1'",
     }
     by_name = {path.name: decoded.report for path, decoded in outcomes.items()}

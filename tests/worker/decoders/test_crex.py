@@ -117,3 +117,15 @@ def test_every_real_message_ends_in_rows_or_a_reason(realdata_dir):
         report = decode_file(path).report
         assert report.rows or report.rejected, path.name
         assert report.decoded + sum(report.rejected.values()) >= report.messages
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("A_SXDL01EDZW171200CCC_C_EDZW_20260117123000.crex", 3), ("x.crex", 0)],
+)
+def test_a_correction_named_by_the_file(tmp_path, name, number):
+    """Over HTTP the raw file is called `content`: the name that the sender gave counts."""
+    path = tmp_path / "content"
+    path.write_bytes(SYNOP[SYNOP.index("CREX") :].encode("ascii"))
+    decoded = decode_file(path, context=DecodeContext(file_name=name))
+    assert set(decoded.table["update_sequence"].to_pylist()) == {number}

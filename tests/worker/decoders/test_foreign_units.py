@@ -204,7 +204,7 @@ def test_odb_placeholders_and_numeric_identifiers(tmp_path):
     assert dict(decoded.report.rejected) == {"no_position": 1}
     assert decoded.report.quarantined[0].report == 1
     (row,) = decoded.table.to_pylist()
-    assert (row["station_id"], row["elevation"]) == ("6030", None)
+    assert (row["station_id"], row["elevation"]) == ("06030", None)
 
 
 def table(tmp_path, text):

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import eccodes
 import numpy as np
 import pytest
 
@@ -85,6 +86,67 @@ def test_scanning_order_does_not_matter(tmp_path):
     np.testing.assert_allclose(
         float_column(table, "obs_value"), 250.0 + float_column(table, "lat") / 10.0, atol=1e-4
     )
+
+
+ALONG, ACROSS = 5, 4
+PROJECTIONS = {
+    "lambert": {"Nx": ALONG, "Ny": ACROSS, "LoVInDegrees": 10, "LaDInDegrees": 45, "Latin1InDegrees": 45,
+                "Latin2InDegrees": 45, "DxInMetres": 100_000, "DyInMetres": 100_000},
+    "polar_stereographic": {"Nx": ALONG, "Ny": ACROSS, "orientationOfTheGridInDegrees": 10,
+                            "LaDInDegrees": 60, "DxInMetres": 100_000, "DyInMetres": 100_000},
+    "regular_ll": {"Ni": ALONG, "Nj": ACROSS, "iDirectionIncrementInDegrees": 1,
+                   "jDirectionIncrementInDegrees": 1, "longitudeOfLastGridPointInDegrees": 9,
+                   "latitudeOfLastGridPointInDegrees": 43},
+}  # fmt: skip
+
+
+def scanned(values, kind, **flags):
+    """A field of 5 x 4 points from 40 N 5 E, with its values in the order in which they are stored."""
+    handle = eccodes.codes_grib_new_from_samples("regular_ll_pl_grib2")
+    keys = {"shortName": "t", "gridType": kind, **PROJECTIONS[kind],
+            "latitudeOfFirstGridPointInDegrees": 40, "longitudeOfFirstGridPointInDegrees": 5,
+            "iScansNegatively": 0, "jScansPositively": 1, **flags}  # fmt: skip
+    for key, value in keys.items():
+        eccodes.codes_set(handle, key, value)
+    eccodes.codes_set_values(handle, np.ravel(values))
+    content = eccodes.codes_get_message(handle)
+    eccodes.codes_release(handle)
+    return content
+
+
+def at_places(table):
+    rows = table.select(["lat", "lon", "obs_value"]).to_pylist()
+    return {(round(r["lat"], 3), round(r["lon"], 3)): round(r["obs_value"], 2) for r in rows}
+
+
+@pytest.mark.parametrize("kind", list(PROJECTIONS))
+def test_values_stay_at_their_places_however_rows_are_scanned(tmp_path, kind):
+    """The first row runs east from 40 N 5 E; the next one lies north of it."""
+    values = 250.0 + np.arange(ACROSS)[:, None] + 0.1 * np.arange(ALONG)
+    fine = {"grid": {"kind": "regular", "nlat": 721, "nlon": 1440}}
+    plain = at_places(decode(tmp_path, scanned(values, kind), **fine).table)
+    assert len(plain) == values.size
+    southmost = sorted(plain, key=lambda place: plain[place])[:ALONG]
+    assert [lon for _, lon in southmost] == sorted(lon for _, lon in southmost)
+    to_and_fro = values.copy()
+    to_and_fro[1::2] = to_and_fro[1::2, ::-1]
+    by_columns = values.T.copy()
+    both = by_columns.copy()
+    both[1::2] = both[1::2, ::-1]
+    for stored, flags in (
+        (to_and_fro, {"alternativeRowScanning": 1}),
+        (by_columns, {"jPointsAreConsecutive": 1}),
+        (both, {"alternativeRowScanning": 1, "jPointsAreConsecutive": 1}),
+    ):
+        found = decode(tmp_path, scanned(stored, kind, **flags), **fine)
+        assert at_places(found.table) == plain, flags
+
+
+@pytest.mark.parametrize("flags", [{"jScansPositively": 0}, {"iScansNegatively": 1}])
+def test_projected_grids_that_eccodes_misplaces_are_refused(tmp_path, flags):
+    decoded = decode(tmp_path, scanned(np.full((ACROSS, ALONG), 250.0), "lambert", **flags))
+    assert len(decoded.table) == 0
+    assert "eastwards and northwards" in decoded.report.quarantined[0].detail
 
 
 def test_missing_points_leave_no_rows(tmp_path):

@@ -44,6 +44,7 @@ def refusal(tmp_path, *messages):
         ({"typeOfGeneratingProcess": 7}, "analysis error"),
         ({"typeOfGeneratingProcess": 9}, "climatology"),
         ({"typeOfGeneratingProcess": 20}, "analysis increment"),
+        ({"typeOfGeneratingProcess": 22}, "generating process 22"),
         ({"typeOfProcessedData": 8}, "event probability"),
         ({"centre": "kwbc", "typeOfGeneratingProcess": 193}, "probability-matched mean"),
         ({**LOCAL, "centre": "ecmf", "dataType": "es"}, "ensemble standard deviation"),

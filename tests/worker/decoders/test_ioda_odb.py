@@ -11,7 +11,8 @@ import pytest
 
 from model.domain.observations import validate_table
 from tests.worker.decoders.accounting import assert_accounted
-from worker.observations.decoders.base import DecodeContext
+from worker.observations.decoders import ioda as ioda_module
+from worker.observations.decoders.base import DecodeContext, FileBudget, MessageLimits
 from worker.observations.decoders.decode import decode_file
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
@@ -63,6 +64,27 @@ def test_ioda_names_that_are_not_utf8(tmp_path, group, name):
     assert decoded.table.num_rows == 0
     assert decoded.report.rejected == {"invalid_table": 1}
     assert "UTF-8" in decoded.report.quarantined[0].detail
+
+
+def test_ioda_fill_values_are_refused_by_their_shapes(tmp_path, monkeypatch):
+    """A thousand million locations in some kilobytes: none of their fill values is read."""
+    path = write_ioda(tmp_path / "obs.nc4", {"airTemperature": np.float32([250, 251, 252])})
+    with netCDF4.Dataset(path, "a") as data:
+        data.createDimension("Many", 10**9)
+        data["ObsValue"].createVariable("windEastward", "f4", ("Many",), chunksizes=(10**6,))
+    assert path.stat().st_size < 100_000
+
+    def read(*_):
+        raise AssertionError("values were read")
+
+    monkeypatch.setattr(ioda_module, "_place", read)
+    report = decode_file(path).report
+    assert report.rejected == {"too_large": 1}
+    assert "1000000000" in report.quarantined[0].detail
+    whole = DecodeContext(limits=MessageLimits(values=10**9))
+    report = decode_file(path, context=whole).report
+    assert report.rejected == {"too_large": 1}
+    assert "values in a file" in report.quarantined[0].detail
 
 
 def test_ioda_aloft_with_errors_and_marks(tmp_path):
@@ -162,6 +184,51 @@ def test_odb_rows(tmp_path):
     assert [r["lon"] for r in rows] == [-10.0, 10.0, 10.0]
     assert rows[0]["station_id"] == "10381"
     assert decoded.report.rejected == {"no_time": 1}  # 25 o'clock
+
+
+class NotRead(Exception):
+    """Raised in place of reading the data of a frame."""
+
+
+@pytest.fixture
+def headers_only(monkeypatch):
+    def refuse(*_):
+        raise NotRead
+
+    monkeypatch.setattr(pyodc.frame.Frame, "_dataframe_internal", refuse)
+
+
+def repeats(path, rows, frames):
+    """Write frames of equal rows, two bytes each."""
+    columns = {f"constant_{n}@hdr": 1 for n in range(4)}
+    table = pd.DataFrame({n: np.full(rows, 1) for n in ("date@hdr", *columns)})
+    pyodc.encode_odb(table, str(path))
+    path.write_bytes(frames * path.read_bytes())
+    return path
+
+
+@pytest.mark.parametrize(("rows", "values"), [(299, 10_000), (300, 1_499)])
+def test_odb_repeats_are_refused_by_their_headers(
+    tmp_path, monkeypatch, headers_only, rows, values
+):
+    path = repeats(tmp_path / "x.odb", 100, 3)
+    monkeypatch.setattr(FileBudget, "FLAT", values)
+    monkeypatch.setattr(FileBudget, "PER_BYTE", 0)
+    context = DecodeContext(limits=MessageLimits(values=rows))
+    report = decode_file(path, context=context).report
+    assert dict(report.rejected) == {"too_large": 1}
+    monkeypatch.setattr(FileBudget, "FLAT", 1_500)
+    context = DecodeContext(limits=MessageLimits(values=300))
+    assert "NotRead" in decode_file(path, context=context).report.quarantined[0].detail
+
+
+def test_odb_frames_of_fewer_than_no_rows_hide_no_others(tmp_path, headers_only):
+    path = repeats(tmp_path / "x.odb", 100, 3)
+    count = (100).to_bytes(8, "little")
+    assert path.read_bytes().count(count) == 3
+    path.write_bytes(path.read_bytes().replace(count, (-200).to_bytes(8, "little", signed=True), 1))
+    report = decode_file(path).report
+    assert "zero rows or more" in report.quarantined[0].detail
 
 
 def test_odb_units_and_clock_of_other_writers(tmp_path):

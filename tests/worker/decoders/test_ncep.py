@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pybufrkit.decoder as pybufrkit
 import pytest
-from ncep_files import PREPBUFR, SONDE_DUMP, SURFACE_DUMP, fortran_records
 
+from lab.encoders.ncep import PREPBUFR, SONDE_DUMP, SURFACE_DUMP, fortran_records
 from model.domain.observations import validate_table
 from model.domain.physics import GRAVITY
 from worker.observations.decoders.base import DecodeContext

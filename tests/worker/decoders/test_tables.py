@@ -12,7 +12,7 @@ import pytest
 from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
 from tests.worker.tables import make_table
-from worker.observations.decoders.base import DecodeContext, MessageLimits
+from worker.observations.decoders.base import DecodeContext, FileBudget, MessageLimits
 from worker.observations.decoders.decode import decode_file
 from worker.observations.export import ROW_FORMATS
 from worker.observations.units import conversion
@@ -175,6 +175,23 @@ def test_row_limit(tmp_path):
     pq.write_table(make_table(20), path)
     decoded = decode_file(path, context=DecodeContext(limits=MessageLimits(values=10)))
     assert decoded.report.rejected == {"too_large": 1}
+
+
+def test_parquet_of_runs_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """A million equal values in the lists of two rows: a few kilobytes."""
+    monkeypatch.setattr(FileBudget, "FLAT", 100_000)
+    path = tmp_path / "runs.parquet"
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(1_000_000, "i1")), 500_000)
+    pq.write_table(pa.table({"lat": lists}), path)
+    assert path.stat().st_size < 50_000
+
+    def read(*_):
+        raise AssertionError("values were read")
+
+    monkeypatch.setattr("worker.observations.decoders.table._decode", read)
+    report = decode_file(path, context=CONTEXT).report
+    assert report.rejected == {"too_large": 1}
+    assert "values in a file" in report.quarantined[0].detail
 
 
 def test_torn_parquet(tmp_path):

@@ -260,3 +260,19 @@ def test_real_synops_agree_with_their_bufr_form(realdata_dir, monkeypatch):
         # BUFR: hundredths of a K and tens of Pa; text: tenths of both.
         limit = {"2m_temperature": 0.06, "2m_dewpoint_temperature": 0.06}.get(key[2], 6.0)
         assert mine[key] == pytest.approx(theirs[key], abs=tolerance.get(key[2], limit)), key
+
+
+@pytest.mark.parametrize(
+    ("heading", "name", "number"),
+    [
+        ("SMDL01 EDZW 171200CCB", "content", 2),
+        ("SMDL01  EDZW  171200  CCB", "content", 2),
+        ("SMDL01 EDZW 171200", "SMDL01_EDZW_171200_CCA.txt", 1),
+        ("SMDL01 EDZW 171200", "SMDL02_EDZW_171200_CCA.txt", 0),
+        ("SMDL01 EDZW 171200", "A_SMDL01EDZW171200CCC_C_EDZW_20260117120500_1.txt", 3),
+    ],
+)
+def test_corrections_however_the_heading_is_written(read, heading, name, number):
+    text = SYNOP.replace("SMDL01 EDZW 171200 CCA", heading)
+    table = read(text, name=name).table
+    assert set(table["update_sequence"].to_pylist()) == {number}

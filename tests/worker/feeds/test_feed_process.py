@@ -12,6 +12,7 @@ from tests.worker.feeds.wis2 import Publisher, bulletin, notification
 from tests.worker.processes import wait_for
 from worker.feeds.backlog import Backlog
 from worker.feeds.sources import Source, SourceFile
+from worker.observations.store.files import StoreFiles
 from worker.observations.store.query import ObservationQuery, read_rows
 
 
@@ -57,7 +58,7 @@ def test_announced_bulletins_become_rows_with_their_arrival(installation, cache,
     query = ObservationQuery(
         start=hour, end=hour + timedelta(hours=1), variables=("2m_temperature",), limit=100
     )
-    rows = read_rows(str(installation.layout.observations), query).to_pylist()
+    rows = read_rows(StoreFiles.of(installation.layout), query).to_pylist()
     assert sorted(row["obs_value"] for row in rows) == [281.0, 282.0, 283.0]
     arrivals = {row["received_time"].replace(tzinfo=UTC) for row in rows}
     assert all(begun - timedelta(seconds=1) < t <= datetime.now(UTC) for t in arrivals)

@@ -20,7 +20,7 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
+def files(tmp_path_factory):
     store = ObservationStore(str(tmp_path_factory.mktemp("store")))
     for i in range(3):
         table = make_table(
@@ -32,21 +32,21 @@ def url(tmp_path_factory):
             rejected_by=["track" if k % 5 == 0 else None for k in range(20)],
         )
         store.publish(table, f"b{i}", START + timedelta(hours=12 + i))
-    return store.url
+    return store.files
 
 
-def ask(url, **question):
+def ask(files, **question):
     return query_observations(
-        url, ObservationQuery(start=START, end=START + timedelta(hours=24), **question)
+        files, ObservationQuery(start=START, end=START + timedelta(hours=24), **question)
     )
 
 
-def test_outcome(url):
-    assert len(ask(url).table) == 60
-    assert len(ask(url, outcome="used").table) == 48
-    assert len(ask(url, outcome="rejected").table) == 12
-    assert len(ask(url, rejected_by=["track"]).table) == 12
-    assert len(ask(url, rejected_by=["buddy"]).table) == 0
+def test_outcome(files):
+    assert len(ask(files).table) == 60
+    assert len(ask(files, outcome="used").table) == 48
+    assert len(ask(files, outcome="rejected").table) == 12
+    assert len(ask(files, rejected_by=["track"]).table) == 12
+    assert len(ask(files, rejected_by=["buddy"]).table) == 0
 
 
 @pytest.mark.parametrize(
@@ -59,23 +59,23 @@ def test_outcome(url):
         ((350, -90, 20, 90), 2),  # -4.2... and 14.2 degrees, west given as 350
     ],
 )
-def test_boxes(url, box, count):
+def test_boxes(files, box, count):
     lon = np.linspace(-180, 170, 20)
-    table = ask(url, box=box, batches=["b0"]).table
+    table = ask(files, box=box, batches=["b0"]).table
     if box[0] == 350:
         count = int(((lon >= -10) & (lon <= 20)).sum())
     assert len(table) == count
 
 
-def test_stations_and_cut_off(url):
-    assert len(ask(url, stations=["00003", "00004"]).table) == 6
-    assert len(ask(url, cut_off=START + timedelta(hours=13)).table) == 40
+def test_stations_and_cut_off(files):
+    assert len(ask(files, stations=["00003", "00004"]).table) == 6
+    assert len(ask(files, cut_off=START + timedelta(hours=13)).table) == 40
 
 
-def test_pages_cover_everything_once(url):
+def test_pages_cover_everything_once(files):
     seen, offset = [], 0
     while offset is not None:
-        page = ask(url, limit=7, offset=offset)
+        page = ask(files, limit=7, offset=offset)
         seen += zip(
             page.table["batch_id"].to_pylist(),
             page.table["observation_id"].to_pylist(),
@@ -86,14 +86,14 @@ def test_pages_cover_everything_once(url):
     assert len(seen) == len(set(seen)) == 60
 
 
-def test_last_full_page_ends(url):
-    assert ask(url, limit=60).next_offset is None
-    assert ask(url, limit=59).next_offset == 59
-    assert len(ask(url, offset=60).table) == 0
+def test_last_full_page_ends(files):
+    assert ask(files, limit=60).next_offset is None
+    assert ask(files, limit=59).next_offset == 59
+    assert len(ask(files, offset=60).table) == 0
 
 
-def test_formats_hold_the_same_rows(url):
-    table = ask(url, columns=["time", "lat", "lon", "variable", "obs_value", "rejected_by"]).table
+def test_formats_hold_the_same_rows(files):
+    table = ask(files, columns=["time", "lat", "lon", "variable", "obs_value", "rejected_by"]).table
     back = pq.read_table(io.BytesIO(ROW_FORMATS["parquet"].encode(table)))
     assert back.to_pylist() == table.to_pylist()
     rows = list(csv.DictReader(io.StringIO(ROW_FORMATS["csv"].encode(table).decode())))
@@ -106,26 +106,26 @@ def test_formats_hold_the_same_rows(url):
     assert features[3]["properties"]["rejected_by"] is None
 
 
-def test_geojson_needs_a_position(url):
+def test_geojson_needs_a_position(files):
     with pytest.raises(InvalidInput, match="lat and lon"):
-        ROW_FORMATS["geojson"].encode(ask(url, columns=["time"]).table)
+        ROW_FORMATS["geojson"].encode(ask(files, columns=["time"]).table)
 
 
 @pytest.mark.parametrize(
     "question",
     [{"limit": 0}, {"box": (0, 50, 10, 40)}, {"outcome": "good"}, {"unknown": 1}, {"offset": -1}],
 )
-def test_faulty_questions(url, question):
+def test_faulty_questions(files, question):
     with pytest.raises(ValidationError):
-        ask(url, **question)
+        ask(files, **question)
 
 
 @pytest.mark.parametrize(
     "question", [{"variables": ["wind"]}, {"report_types": ["x"]}, {"columns": ["x"]}]
 )
-def test_unknown_names(url, question):
+def test_unknown_names(files, question):
     with pytest.raises((ValidationError, UnknownName), match="Unknown"):
-        ask(url, **question)
+        ask(files, **question)
 
 
 def test_times_need_a_zone_and_order():
@@ -135,10 +135,10 @@ def test_times_need_a_zone_and_order():
         ObservationQuery(start=START, end=START)
 
 
-def test_long_times_look_only_at_what_exists(url):
+def test_long_times_look_only_at_what_exists(files):
     long = ObservationQuery(
         start=START - timedelta(days=36_500), end=START + timedelta(days=36_500)
     )
-    page = query_observations(url, long)
+    page = query_observations(files, long)
     assert len(page.table) == 60
     assert page.table["time"].to_pylist()[0] == START + timedelta(minutes=30)

@@ -1,9 +1,13 @@
 """Webhooks against real receivers: signed, tried again, told once, and not sent just anywhere."""
 
+import asyncio
 import json
+import socket
+import ssl
 import threading
 from datetime import UTC, datetime
 
+import httpcore
 import pytest
 from receiver import Receiver
 from standardwebhooks.webhooks import Webhook as Reference
@@ -14,7 +18,7 @@ from worker.contract.kinds import FilteringSpec
 from worker.contract.layout import Layout
 from worker.contract.records import new_id
 from worker.contract.webhooks import Delivery, DeliveryState, Webhook, new_secret
-from worker.notifications import WebhookSender, pause_after
+from worker.notifications import WebhookSender, pause_after, post
 from worker.results.manifest import AnalysisManifest
 from worker.settings import WorkerSettings
 from worker.tasks.products import announce
@@ -145,6 +149,34 @@ def test_this_machine_is_refused_unless_allowed(stores, host):
     assert delivery.state is DeliveryState.FAILED
     assert "public internet" in delivery.attempts[0].error
     assert receiver.received == []
+
+
+def test_a_name_leads_to_the_address_that_was_checked_whatever_it_means_later(monkeypatch):
+    """It means a public address when it is checked, and this machine ever after."""
+    asked, connected = [], []
+
+    def changing(host, port, *_, **__):
+        asked.append(host)
+        address = "127.0.0.1" if len(asked) > 1 else "9.9.9.9"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    async def record(self, host, port, *_, **__):
+        connected.append(host)
+        raise httpcore.ConnectError("not connected in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", changing)
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", record)
+    sent = post(
+        "http://changing.example/hook",
+        {},
+        b"{}",
+        seconds=5.0,
+        allow_private=False,
+        tls=ssl.create_default_context(),
+    )
+    with pytest.raises(httpcore.ConnectError):
+        asyncio.run(sent)
+    assert (asked, connected) == (["changing.example"], ["9.9.9.9"])
 
 
 def test_nobody_listens_there(stores):

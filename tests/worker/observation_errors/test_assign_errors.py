@@ -6,7 +6,8 @@ import pytest
 from model.domain.errors import ConfigurationError
 from tests.worker.tables import make_table
 from worker.observations.columns import float_column
-from worker.observations.errors import assign_errors, load_errors
+from worker.observations.decoders.bufr.radiances import SOUNDERS
+from worker.observations.errors import assign_errors, exchange_errors, load_errors
 
 
 def sonde(pressure, variable="temperature", **columns):
@@ -113,6 +114,17 @@ def test_representativeness_adds_in_quadrature():
                 }
             ]
         },
+        {
+            "entries": [
+                {
+                    "report_types": ["satellite"],
+                    "variable": "brightness_temperature",
+                    "error": [1, 2],
+                    "channels": [1, 2],
+                    "pressure": [1, 2],
+                }
+            ]
+        },
         {"something": 1},
     ],
 )
@@ -121,9 +133,67 @@ def test_faulty_overrides_are_named(override):
         load_errors(override)
 
 
+def radiances(sensors, channels, **columns):
+    return make_table(
+        len(channels), report_type="satellite", platform=sensors, vertical_kind="channel",
+        vertical=np.array(channels, float), variable="brightness_temperature",
+        obs_value=np.full(len(channels), 240.0), **columns,
+    )  # fmt: skip
+
+
+def test_errors_of_radiances_by_sensor_and_channel():
+    """Errors that NCEP used in January 2024, for the same channel number of other sensors as well."""
+    table = assign_errors(
+        radiances(
+            ["amsu-a", "amsu-a", "hirs", "mhs", "amsu-b", "atms", "atms", "msu", "hirs", "iasi"],
+            [5, 8, 5, 5, 3, 5, 22, 3, 20, 5],
+        )
+    )
+    np.testing.assert_allclose(
+        float_column(table, "obs_error"),
+        [0.3, 0.25, 0.36, 2.0, 2.5, 0.55, 3.0, 0.23, np.nan, np.nan], rtol=1e-6,
+    )  # fmt: skip
+    assert table["rejected_by"].to_pylist() == [None] * 8 + ["passive"] * 2
+
+
+def test_every_channel_of_every_sounder_but_visible_light_has_an_error():
+    for name, sounder in SOUNDERS.items():
+        channels = np.arange(1, sounder.channels + 1)
+        errors = float_column(assign_errors(radiances(name, channels)), "obs_error")
+        missing = [20] if name == "hirs" else []
+        assert channels[np.isnan(errors)].tolist() == missing, name
+
+
+def test_an_entry_without_sensors_replaces_those_of_all_sensors():
+    every = {"report_types": ["satellite"], "variable": "brightness_temperature", "error": 1.5}
+    table = radiances(["amsu-a", "atms", "iasi"], [5, 5, 5])
+    errors = load_errors({"entries": [every]})
+    assert float_column(assign_errors(table, errors), "obs_error").tolist() == [1.5] * 3
+    own = {**every, "error": 2.0, "sensors": ["atms"], "channels": [5]}
+    errors = load_errors({"entries": [every, own]})
+    assert float_column(assign_errors(table, errors), "obs_error").tolist() == [1.5, 2.0, 1.5]
+    errors = load_errors({"entries": [own]})
+    np.testing.assert_allclose(
+        float_column(assign_errors(table, errors), "obs_error"), [0.3, 2.0, np.nan], rtol=1e-6
+    )
+
+
 def test_every_entry_names_its_source():
     assert all(e.source and e.source != "override" for e in load_errors().entries)
 
 
 def test_empty_table():
     assert assign_errors(make_table(0)).num_rows == 0
+
+
+def test_errors_are_exchanged_where_they_came_from_the_table():
+    """Of 850 and 500 hPa 0.8 K; the sender of the third value knew its error, the fourth is unknown."""
+    table = assign_errors(sonde([85000.0, 50000.0, 50000.0], obs_error=[np.nan, np.nan, 0.5]))
+    pilots = assign_errors(make_table(1, variable="total_precipitation"))
+    entry = {"report_types": ["temp"], "variable": "temperature", "error": 2.0}
+    wanted = load_errors({"entries": [entry]})
+    new = exchange_errors(table, load_errors(), wanted)
+    np.testing.assert_allclose(float_column(new, "obs_error"), [2.0, 2.0, 0.5])
+    assert np.isnan(float_column(exchange_errors(pilots, load_errors(), wanted), "obs_error")).all()
+    back = exchange_errors(new, wanted, load_errors())
+    np.testing.assert_allclose(float_column(back, "obs_error"), [0.8, 0.8, 0.5], rtol=1e-6)

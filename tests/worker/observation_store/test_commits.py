@@ -10,13 +10,16 @@ import pytest
 
 from model.domain.errors import StorageError
 from model.domain.windows import AssimilationWindow
+from tests.objects.conftest import server
 from tests.worker.tables import make_table
 from worker.contract.records import new_id
 from worker.observations.store import compaction
-from worker.observations.store.commits import CommitLog, log_of
+from worker.observations.store.commits import CommitLog, FileLog
 from worker.observations.store.compaction import SmallFileMerger, sweep_unpublished
 from worker.observations.store.group_commit import NewBatch, publish_many
 from worker.observations.store.store import ObservationStore
+
+__all__ = ["server"]
 
 NOW = datetime.now(UTC).replace(minute=10, second=0, microsecond=0)
 HOUR = NOW.replace(minute=0)
@@ -38,9 +41,15 @@ def batch(number, *, minutes=(5, -30), now=NOW):
 LONG = {"parameters": "x" * 1_000}
 
 
-@pytest.fixture
-def store(tmp_path):
-    return ObservationStore(str(tmp_path / "obs"))
+@pytest.fixture(params=["disk", "bucket"])
+def store(request, tmp_path):
+    if request.param == "disk":
+        return ObservationStore(str(tmp_path / "obs"))
+    server = request.getfixturevalue("server")
+    return ObservationStore(server.observations_url, str(tmp_path / "copies"))
+
+
+on_disk = pytest.mark.parametrize("store", ["disk"], indirect=True)
 
 
 def found(store, cut_off=None):
@@ -54,6 +63,7 @@ def wanted(batches):
     )
 
 
+@on_disk
 def test_batches_share_files_and_each_has_its_manifest(store, tmp_path):
     batches = [batch(n) for n in range(5)]
     manifests = publish_many(store.files, batches)
@@ -73,6 +83,7 @@ def test_batches_share_files_and_each_has_its_manifest(store, tmp_path):
     assert alone[0].content_hash == manifests[0].content_hash
 
 
+@on_disk
 def test_before_its_line_nothing_of_a_commit_is_there_and_after_it_all(store, monkeypatch):
     batches = [batch(n) for n in range(3)]
     with monkeypatch.context() as patch:
@@ -80,7 +91,7 @@ def test_before_its_line_nothing_of_a_commit_is_there_and_after_it_all(store, mo
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        patch.setattr(CommitLog, "_write", full)
+        patch.setattr(FileLog, "_write", full)
         with pytest.raises(StorageError, match="No space left"):
             publish_many(store.files, batches)
     assert found(store) == [] and not list(store.files.batches())
@@ -88,10 +99,11 @@ def test_before_its_line_nothing_of_a_commit_is_there_and_after_it_all(store, mo
     assert found(store) == wanted(batches)
 
 
+@on_disk
 def test_a_torn_line_is_never_read_and_cut_off_by_the_next_writer(store):
     first, second, third = (batch(n) for n in range(3))
     publish_many(store.files, [first])
-    log = log_of(store.files.root, HOUR)
+    log = store.files.log(HOUR)
     whole = log.path.read_bytes()
     publish_many(store.files, [second])
     line = log.path.read_bytes()[len(whole) :]
@@ -118,19 +130,15 @@ def test_a_batch_of_two_attempts_is_published_once(store):
     }
 
 
-def publish_elsewhere(url, numbers, now):
+def publish_elsewhere(store, numbers, now):
     for number in numbers:
-        publish_many(
-            ObservationStore(url).files, [batch(number, now=now), batch(number + 1, now=now)]
-        )
+        publish_many(store.files, [batch(number, now=now), batch(number + 1, now=now)])
 
 
 def test_writers_in_several_processes_and_a_merger_lose_and_double_nothing(store, tmp_path):
     merger = SmallFileMerger(store.files, most_files=2, grace=timedelta(0))
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(publish_elsewhere, str(store.url), range(k, k + 12), NOW) for k in (0, 6)
-        ]
+        jobs = [pool.submit(publish_elsewhere, store, range(k, k + 12), NOW) for k in (0, 6)]
         while not all(job.done() for job in jobs):
             merger.turn()
             names = [name for name, _ in found(store)]
@@ -153,6 +161,7 @@ def test_any_past_state_is_reproducible_from_shared_and_merged_files(store):
         merger.turn()
 
 
+@on_disk
 def test_an_hour_keeps_few_files_however_many_batches_come(store, tmp_path):
     merger = SmallFileMerger(store.files, most_files=8, grace=timedelta(0))
     merger.turn()
@@ -194,6 +203,6 @@ def test_files_of_a_commit_that_never_came_about_are_removed_a_day_later(store, 
             publish_many(store.files, [batch(0)])
     publish_many(store.files, [batch(1)])
     assert sweep_unpublished(store.files, HOUR) == 0
-    monkeypatch.setattr(compaction.time, "time", lambda: datetime.now().timestamp() + 90_000)
+    monkeypatch.setattr(compaction, "utc_now", lambda: datetime.now(UTC) + timedelta(hours=25))
     assert sweep_unpublished(store.files, HOUR) == 1
     assert found(store) == wanted([batch(1)])

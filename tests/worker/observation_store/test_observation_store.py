@@ -4,15 +4,19 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from model.domain.errors import InvalidInput, ResourceExhausted, StorageError
 from model.domain.observations import OBSERVATION_SCHEMA
 from model.domain.windows import AssimilationWindow
+from tests.objects.conftest import server
 from tests.worker.tables import make_table
 from worker.observations.store import store as publishing
 from worker.observations.store.compaction import compact, compact_hour, sweep_hour
 from worker.observations.store.store import ObservationStore
+
+__all__ = ["server"]
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 NOW = DAY + timedelta(hours=12, minutes=30)
@@ -33,10 +37,12 @@ def publish(store, name, *, received=NOW, **columns):
     return store.publish(batch(name, received=received, **columns), name, received)
 
 
-@pytest.fixture(params=["disk", "memory"])
+@pytest.fixture(params=["disk", "bucket"])
 def store(request, tmp_path):
-    url = str(tmp_path / "obs") if request.param == "disk" else f"memory://{tmp_path.name}"
-    return ObservationStore(url)
+    if request.param == "disk":
+        return ObservationStore(str(tmp_path / "obs"))
+    server = request.getfixturevalue("server")
+    return ObservationStore(server.observations_url, str(tmp_path / "copies"))
 
 
 def rows(table):
@@ -53,6 +59,19 @@ def test_round_trip_keeps_every_column(store):
     back = store.read_window(hours(9, 13))
     assert back.schema == OBSERVATION_SCHEMA
     assert back.to_pylist() == table.to_pylist()
+
+
+def test_files_of_an_earlier_version_are_read(tmp_path):
+    """Without the columns that came later: they are null."""
+    store, table = ObservationStore(str(tmp_path)), batch("b1")
+    store.publish(table, "b1", NOW)
+    for path in tmp_path.rglob("*.parquet"):
+        old = pq.read_table(path).drop_columns(["scan_angle", "station_alias"])
+        pq.write_table(old, path)
+    assert store.read_window(hours(9, 13)).to_pylist() == table.to_pylist()
+    store.publish(batch("b2", scan_angle=np.full(4, -48.5)), "b2", NOW)
+    both = store.read_window(hours(9, 13))
+    assert sorted(both["scan_angle"].to_pylist(), key=str) == [-48.5] * 4 + [None] * 4
 
 
 def test_windows_exclude_their_start_and_include_their_end(store):

@@ -213,6 +213,39 @@ def grib_file(path: Path, times=(BEFORE, NOON)) -> tuple[Path, dict[str, np.ndar
     return path, written
 
 
+def field_of(short: str, level: int, value: float, **keys) -> bytes:
+    """A field on the points of `N32`, the same everywhere."""
+    handle = eccodes.codes_grib_new_from_samples(N32.sample)
+    keys |= {"shortName": short, "level": level, "dataDate": int(f"{NOON:%Y%m%d}"),
+             "dataTime": int(f"{NOON:%H%M}")}  # fmt: skip
+    for key, found in keys.items():
+        eccodes.codes_set(handle, key, found)
+    eccodes.codes_set_values(handle, np.full(len(N32.points[0]), value))
+    message: bytes = eccodes.codes_get_message(handle)
+    eccodes.codes_release(handle)
+    return message
+
+
+def test_fields_that_are_no_states_fill_nothing(tmp_path: Path):
+    path, filled = grib_file(tmp_path / "era5.grib")
+    wanted = {
+        (w.quantity.id, w.level): w
+        for w in plan_for("aifs", _Nothing(), _Nothing(), grid=N32).missing[NOON]
+    }
+    wind, land = wanted["vertical_velocity", 500], wanted["land_sea_mask", None]
+    spread = field_of("w", 500, 0.5, productDefinitionTemplateNumber=2, derivedForecast=4)
+    path.write_bytes(spread + path.read_bytes())
+    found = open_fill(path).plane(wind, NOON, N32)
+    np.testing.assert_allclose(found, filled["w", 500, NOON], atol=2e-5)
+    climate = {"typeOfGeneratingProcess": 9}
+    others = spread + field_of("w", 500, 0.5, **climate)
+    fixed = field_of("lsm", 0, 0.25, typeOfLevel="surface", **climate)
+    (tmp_path / "others.grib").write_bytes(others + fixed)
+    fill = open_fill(tmp_path / "others.grib")
+    assert not fill.holds(wind, NOON)
+    np.testing.assert_allclose(fill.plane(land, NOON, N32), 0.25)  # what never changes
+
+
 def test_aifs_gets_points_of_a_reduced_grid(analysis: Path, tmp_path: Path):
     path, filled = grib_file(tmp_path / "era5.grib")
     plan = plan_for("aifs", AnalysisFields(analysis), open_fill(path), grid=N32)

@@ -157,6 +157,7 @@ def _every_variable() -> pa.Table:
         vertical_kind=kind.tolist(),
         vertical=vertical,
         vertical_top=np.where(kind == "layer", 50000.0, np.nan),
+        scan_angle=np.where(kind == "channel", -12.5, np.nan),
         obs_value=np.arange(count) + 0.1,
         obs_error=np.full(count, 0.5),
     )
@@ -177,7 +178,7 @@ def test_our_own_feedback_is_decoded_whole(tmp_path, form, make):
     assert decoded.report.rejected == {}
     columns = (
         "report_type", "station_id", "lat", "lon", "elevation", "time", "vertical_kind",
-        "vertical", "vertical_top", "variable", "obs_value", "obs_error",
+        "vertical", "vertical_top", "scan_angle", "variable", "obs_value", "obs_error",
     )  # fmt: skip
 
     def rows(table: pa.Table) -> list[tuple]:

@@ -9,7 +9,14 @@ import pytest
 from model.domain.errors import ConfigurationError
 from tests.worker.qc.test_checks_after import feedback
 from tests.worker.tables import make_table
-from worker.observations.bias import BIAS_CHECK, BiasState, correct, update
+from worker.observations.bias import (
+    BIAS_CHECK,
+    LAYERS,
+    BiasState,
+    correct,
+    rows_with_layers,
+    update,
+)
 from worker.observations.columns import float_column, set_column
 from worker.observations.qc.base import QCContext, load_parameters
 from worker.observations.qc.run import run_checks
@@ -179,7 +186,7 @@ def test_coefficients_of_former_predictors_are_not_those_of_others(chosen):
 
 def test_a_wrong_predictor_is_named():
     sensors = {"aircraft/temperature": {"by": "station", "predictors": ["scan"]}}
-    with pytest.raises(ConfigurationError, match="constant, log_pressure; got .'scan'."):
+    with pytest.raises(ConfigurationError, match="constant, log_pressure, .*; got .'scan'."):
         learn(BiasState(), hour_of([250.0], 0, 250.0), 0, sensors=sensors)
     sensors = {"aircraft/temperature": {"by": "wing", "predictors": ["constant"]}}
     with pytest.raises(ConfigurationError, match="station, channel or network; got 'wing'"):
@@ -190,3 +197,135 @@ def test_a_cycle_without_such_sensors_changes_only_the_time():
     state = learn(BiasState(), hour_of([250.0], 3, 250.0, network="temp"), 3)
     assert state == BiasState(until=START + timedelta(hours=3))
     assert BiasState.model_validate_json(state.model_dump_json()) == state
+
+
+SOUNDER = ["constant", "scan_angle", "scan_angle_squared", "thickness_1000_300", "thickness_200_50"]
+
+
+def radiances(angles, background, noise, bias=0.0, *, hour=0, satellite="sat004", error=1.0):
+    """Feedback of one channel at scan angles, with O-B of noise and bias."""
+    n = len(angles)
+    table = make_table(
+        n,
+        report_type=["satellite"] * n,
+        station_id=[satellite] * n,
+        platform="amsu-a",
+        variable=["brightness_temperature"] * n,
+        vertical_kind=["channel"] * n,
+        vertical=[6.0] * n,
+        scan_angle=np.asarray(angles),
+        time=[START + timedelta(hours=hour)] * n,
+        obs_value=background + noise + bias,
+        obs_error=[error] * n,
+    )
+    return departures(feedback(table, background))
+
+
+def test_predictors_of_a_sounder_in_closed_form():
+    """The posterior mean in the space of observations: P Z' (Z (P + C) Z' + R)^-1 d."""
+    rng = np.random.default_rng(3)
+    angles = np.array([-48.0, -20.0, 0.0, 15.0, 50.0, 33.0, 5.0])
+    layers = {name: rng.normal(0, 1, 7) for name in LAYERS}
+    departure = rng.normal(0.5, 1, 7)
+    table = radiances(angles, np.full(7, 240.0), departure)
+    found = update(BiasState(), table, PARAMETERS, START, layers)
+    sensor = found.sensors["satellite/brightness_temperature/sat004 amsu-a#6"]
+    u = angles / 50.0
+    z = np.stack([np.ones(7), u, u**2, *layers.values()], axis=1)
+    gain = z.T @ np.linalg.inv(1.25 * z @ z.T + np.eye(7))
+    assert sensor.mean == pytest.approx(gain @ departure, abs=1e-5)
+    assert np.array(sensor.covariance) == pytest.approx(np.eye(5) - gain @ z, abs=1e-5)
+    assert found.coefficients() == {
+        "satellite/brightness_temperature/sat004 amsu-a#6": dict(
+            zip(SOUNDER, sensor.mean, strict=True)
+        )
+    }
+
+
+def test_thickness_is_scaled_by_the_standard_atmosphere():
+    for layer in LAYERS.values():
+        # Hypsometric equation: g dz = R T ln(p1 / p2), in a layer 7 K warmer than the standard one.
+        standard = layer.predictor(np.zeros(1)) * -10.0
+        thickness = 287.0597 * (standard + 7.0) * np.log(layer.bottom / layer.top)
+        assert layer.predictor(thickness) == pytest.approx([0.7])
+    warm, cold = (LAYERS[name].predictor(np.zeros(1)) * -10.0 for name in LAYERS)
+    # ICAO: 111 m to 9164 m, and 11784 m to 20576 m.
+    assert warm[0] == pytest.approx(9.80665 * (9164 - 111) / (287.0597 * np.log(10 / 3)), abs=0.1)
+    assert cold[0] == pytest.approx(9.80665 * (20576 - 11784) / (287.0597 * np.log(4)), abs=0.1)
+
+
+def test_sounders_wait_for_the_background_and_others_do_not():
+    sounder = radiances([0.0, 40.0], np.full(2, 240.0), np.full(2, 2.0))
+    aircraft = hour_of([252.0, 252.0], 0, 250.0)
+    both = pa.concat_tables([sounder, aircraft]).unify_dictionaries()
+    assert rows_with_layers(both, PARAMETERS).tolist() == [0, 1]
+    assert rows_with_layers(both, {**PARAMETERS, "enabled": False}).tolist() == []
+    layers = {name: np.array([1.0, 2.0, np.nan, np.nan]) for name in LAYERS}
+    state = update(BiasState(), both, PARAMETERS, START, layers)
+    first = correct(both, state, PARAMETERS)
+    assert first["obs_bias"].is_valid().to_pylist() == [False, False, True, True]
+    then = correct(first, state, PARAMETERS, layers)
+    assert then["obs_bias"].is_valid().to_pylist() == [True] * 4
+    assert then["obs_bias"].to_pylist()[2:] == first["obs_bias"].to_pylist()[2:]
+    taken = float_column(both, "obs_value") - float_column(then, "obs_value")
+    assert taken == pytest.approx(float_column(then, "obs_bias"))
+    mean = state.sensors["satellite/brightness_temperature/sat004 amsu-a#6"].mean
+    assert taken[1] == pytest.approx(np.dot([1.0, 0.8, 0.64, 2.0, 2.0], mean))
+
+
+def test_satellites_with_the_same_instrument_have_biases_of_their_own():
+    tables = [
+        radiances(np.zeros(20), np.full(20, 240.0), np.full(20, bias), satellite=name)
+        for name, bias in (("sat003", 2.0), ("sat004", -2.0))
+    ]
+    state = learn(BiasState(), pa.concat_tables(tables).unify_dictionaries(), 0)
+    kind = "satellite/brightness_temperature"
+    means = [state.sensors[f"{kind}/{name} amsu-a#6"].mean[0] for name in ("sat003", "sat004")]
+    assert means[0] > 0.5 and means[1] < -0.5
+    assert state.summary()[kind]["sensors"] == 2
+
+
+def test_means_of_others_teach_nothing():
+    table = hour_of([252.0] * 4, 0, 250.0)
+    batch = pa.array(["superobservations"] * 4)
+    assert learn(BiasState(), set_column(table, "batch_id", batch), 0).sensors == {}
+
+
+_COEFFICIENTS = np.array([0.6, 0.4, -0.7, 0.3, -0.2])
+"""K for each predictor of the simulated sounder."""
+_ERROR = 0.5
+
+
+def sounder_days(seed):
+    """A scalar world: the background follows what it is given, sondes anchor it, a sounder is off.
+
+    Returns the error of the bias (rms over scans and layers), and that of the background on average.
+    """
+    rng = np.random.default_rng(seed)
+    state, background, drift = BiasState(), 0.0, []
+    for hour in range(72):
+        angles = np.linspace(-48.3, 48.3, 30)
+        layers = {name: rng.normal(0.3, 1.0, len(angles)) for name in LAYERS}
+        u = angles / 50.0
+        z = np.stack([np.ones(len(u)), u, u**2, *layers.values()], axis=1)
+        noise = rng.normal(0, _ERROR, len(angles)) - background
+        guess = np.full(len(angles), 240.0 + background)
+        table = radiances(angles, guess, noise, z @ _COEFFICIENTS, hour=hour, error=_ERROR)
+        table = departures(correct(table, state, PARAMETERS, layers))
+        anchors = 240.0 + rng.normal(0, 1, 40)
+        sondes = hour_of(anchors, hour, 240.0 + background, network="temp", stations=["S"] * 40)
+        state = update(state, table, PARAMETERS, START + timedelta(hours=hour), layers)
+        # The analysis believes the sounder more than the sondes: uncorrected it would follow it.
+        innovation = [float_column(t, "background_departure").mean() for t in (table, sondes)]
+        background = 0.9 * (background + 0.4 * innovation[0] + 0.2 * innovation[1])
+        background += rng.normal(0, 0.05)
+        drift.append(background)
+    sensor = state.sensors["satellite/brightness_temperature/sat004 amsu-a#6"]
+    wrong = z @ (np.array(sensor.mean) - _COEFFICIENTS)
+    return np.sqrt(np.mean(wrong**2)), np.mean(drift[36:])
+
+
+def test_a_sounder_biased_by_scan_and_thickness_is_corrected_in_three_days_without_drift():
+    worlds = np.array([sounder_days(seed) for seed in range(3)])
+    assert worlds[:, 0].max() < 0.1
+    assert abs(worlds[:, 1].mean()) < 0.05

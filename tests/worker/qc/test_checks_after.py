@@ -244,3 +244,46 @@ def test_disabled_check_does_nothing():
     table = change(stations(), "obs_value", 3, 900.0)
     _, names, _ = run(table, "pre", {"bounds": {"enabled": False}})
     assert set(names) == {None}
+
+
+def soundings(**columns):
+    """Two channels of one satellite in one cell, and what changes."""
+    return make_table(
+        4, report_type="satellite", station_id="sat004", vertical_kind="channel",
+        vertical=[5.0, 5.0, 6.0, 6.0], variable="brightness_temperature", lat=0.5, lon=0.5,
+        obs_error=0.5, **columns,
+    )  # fmt: skip
+
+
+def test_superobservations_keep_channels_and_sensors_apart():
+    """Each channel sees another height: a mean over channels is the temperature of nothing."""
+    table = soundings(obs_value=[240.0, 242.0, 220.0, 222.0], scan_angle=[10.0, 12.0, 10.0, 12.0])
+    merged, names, _ = run(table, "select", grid=GRID, levels=(500, 850))
+    rows = [row for row in merged.to_pylist() if row["rejected_by"] is None]
+    assert [(r["vertical"], r["obs_value"], r["scan_angle"]) for r in rows] == [
+        (5.0, 241.0, 11.0),
+        (6.0, 221.0, 11.0),
+    ]
+    for name in ("platform", "station_id"):
+        apart = soundings().set_column(
+            soundings().schema.get_field_index(name), name, pa.array(["a", "b", "a", "b"])
+        )
+        _, names, _ = run(validate_table(apart), "select", grid=GRID, levels=(500, 850))
+        assert names == [None] * 4
+
+
+def test_superobservations_keep_layers_with_other_bounds_apart():
+    """Both have their mean pressure at 500 hPa."""
+    table = make_table(
+        2, report_type="satellite", vertical_kind="layer", vertical=[100_000.0, 62_500.0],
+        vertical_top=[25_000.0, 40_000.0], variable="geopotential_thickness", lat=0.5, lon=0.5,
+        obs_error=100.0, obs_value=[100_000.0, 32_000.0],
+    )  # fmt: skip
+    _, names, _ = run(table, "select", grid=GRID, levels=(500, 850))
+    assert names == [None] * 2
+
+
+def test_two_sensors_of_a_satellite_that_look_at_one_place_are_no_duplicates():
+    table = soundings(platform=["amsu-a", "mhs", "amsu-a", "amsu-a"], obs_value=[240.0] * 4)
+    _, names, _ = run(table, "window")
+    assert names == [None, None, None, "duplicate"]

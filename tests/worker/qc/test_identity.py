@@ -101,6 +101,10 @@ def test_a_corrected_call_sign_under_its_wigos_identifier():
         ("0-20000-0-06260", "06260"),
         ("0-20001-0-10393", "10393"),
         ("0-20002-0-62170", "62170"),
+        ("6400787", "64787"),  # ECMWF, "WMO platform identifiers": a unique platform
+        ("0-20002-0-6400787", "64787"),
+        ("6412345", "6412345"),  # has no form of five digits
+        ("0-20000-0-6260", "06260"),
         ("0-20003-0-DBLK", "DBLK"),
         ("10382", "10382"),
         ("0-20000-1-10382", "0-20000-1-10382"),  # issue number 1: another station of that number
@@ -111,6 +115,14 @@ def test_a_corrected_call_sign_under_its_wigos_identifier():
 def test_canonical_identifiers(name, canonical):
     assert canonical_station(name) == canonical
     assert identifiers(name)[0] == canonical and name in identifiers(name)
+
+
+def test_a_buoy_in_an_old_code_and_in_bufr_is_one():
+    pressure = {"mean_sea_level_pressure": 101000.0}
+    tac = report(pressure, station="64787", report_type="buoy", batch_id="b1", received=EARLY)
+    bufr = report(pressure, station="6400787", report_type="buoy", batch_id="b2")
+    assert outcomes(tac, bufr) == [None, "duplicate"]
+    assert outcomes(tac, blocklist={"entries": [{"station": "6400787"}]}) == ["blocklist"]
 
 
 def test_a_countrys_identifier_is_linked_by_the_number_beside_it():

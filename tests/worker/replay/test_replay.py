@@ -132,8 +132,7 @@ def test_changed_tables_of_the_installation_do_not_matter_and_are_named(installa
 
 def test_an_upload_taken_in_again_with_other_errors_is_found(installation):
     files = installation.store.files
-    for path in [*(f.path for f in files.manifest("b1").files), files.batch_path("b1")]:
-        files.filesystem.rm_file(files.path(path))
+    files.place.remove([*(f.path for f in files.manifest("b1").files), files.batch_path("b1")])
     installation.observe("b1", 20, errors=LARGER)
     verdict = again(installation, "an-cold")
     assert (verdict.outcome, verdict.exit_code) == (Outcome.DIFFERENT, 1)
@@ -146,8 +145,7 @@ def test_an_upload_taken_in_again_with_other_errors_is_found(installation):
 
 def test_missing_observations_make_it_impossible(installation):
     files = installation.store.files
-    for stored in files.manifest("b2").files:
-        files.filesystem.rm_file(files.path(stored.path))
+    files.place.remove([stored.path for stored in files.manifest("b2").files])
     verdict = again(installation, "an-cold")
     assert (verdict.outcome, verdict.exit_code) == (Outcome.IMPOSSIBLE, 2)
     assert verdict.missing == ("10 of 10 observations of the upload 'b2'",)

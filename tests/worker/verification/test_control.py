@@ -127,6 +127,40 @@ def test_means_of_few_values_are_left_alone():
     assert flagged(policy(), values, count=9)[0] == []
 
 
+def limit_rows(found):
+    return {r.statistic: (r.value, r.count) for r in found.rows if "_limit_" in r.statistic}
+
+
+@pytest.mark.parametrize(
+    ("side", "names"),
+    [("both", ["low", "high"]), ("high", ["high"]), ("low", ["low"])],
+)
+def test_limits_are_rows_of_the_series_also_when_nothing_is_outside(side, names):
+    """Of 1, 2, 3, 4, 100 the median is 3 and the median absolute deviation 1."""
+    rules = [ControlRule(statistic="chi2", side=side)]
+    wanted = policy(cycles=10, minimum=5, sigmas=2.0, rules=rules)
+    _, outcomes = flagged(wanted, [1.0, 2.0, 3.0, 4.0, 100.0, 3.5])
+    reach = 2 * 1.4826
+    known = {"low": 3 - reach, "high": 3 + reach}
+    found = limit_rows(outcomes[-1])
+    assert list(found) == [f"chi2_limit_{name}" for name in names]
+    for name in names:
+        assert found[f"chi2_limit_{name}"] == (pytest.approx(known[name]), 5)
+    assert limit_rows(outcomes[-2]) == {}  # four cycles are too few
+
+
+def test_the_narrowest_limits_of_several_rules_count():
+    rules = [
+        ControlRule(statistic="chi2", sigmas=2.0, side="high"),
+        ControlRule(statistic="chi2", sigmas=3.0),
+    ]
+    values = [1.0, 2.0, 3.0, 4.0, 100.0, 3.5]
+    _, outcomes = flagged(policy(cycles=10, minimum=5, rules=rules), values)
+    found = limit_rows(outcomes[-1])
+    assert found["chi2_limit_high"][0] == pytest.approx(3 + 2 * 1.4826)
+    assert found["chi2_limit_low"][0] == pytest.approx(3 - 3 * 1.4826)
+
+
 def test_counts_are_compared_with_the_same_hour_and_a_lost_network_is_found():
     """Sondes at 0 and 12 UTC only, for ten days; at noon of the last one they do not come."""
     series = Series(ControlPolicy())

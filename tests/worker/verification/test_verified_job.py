@@ -168,6 +168,10 @@ def test_a_cycle_outside_its_limits_is_flagged_in_its_manifest(layout, models):
     (line,) = control["outside"]
     assert (control["cycles"], control["checked"], line["statistic"]) == (30, 1, "chi2")
     assert line["value"] == manifest.scores["chi2"] < line["low"] < 51 * usual < line["high"]
+    series = pq.read_table(layout.analysis("an-1") / SERIES_NAME).to_pylist()
+    limits = {r["statistic"]: (r["value"], r["count"]) for r in series if r["network"] == "all"}
+    assert limits["chi2_limit_low"] == (line["low"], 30)
+    assert limits["chi2_limit_high"] == (line["high"], 30)
     past_cycles(layout, 30, usual)
     again = run(layout, models, "an-2", flavour="early")
     assert "outside_control_limits" not in again.flags

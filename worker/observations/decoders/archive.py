@@ -6,7 +6,7 @@ name. Names are labels only: files are unpacked one at a time into the private f
 limited process.
 
 What comes out is bounded, whatever the headers say: bytes in all, bytes against the size of the
-upload, number of files, and depth.
+upload, number of files, depth, and values, of which all files together may hold as many as one.
 """
 
 import bz2
@@ -27,11 +27,11 @@ import pyarrow as pa
 
 from model.domain.errors import DecodeError
 from worker.observations.columns import concat_tables
-from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
-from worker.observations.decoders.decode import decode_file, distinct_profiles
+from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, FileBudget
+from worker.observations.decoders.decode import EXPANSION, decode_file, distinct_profiles
 from worker.observations.decoders.options import ArchiveOptions
 from worker.observations.formats import ARCHIVE, HEAD_BYTES, detect_format
-from worker.sandbox import scratch_prefix
+from worker.sandbox import is_our_fault, scratch_prefix
 
 __all__ = ["MOST_BYTES", "MOST_FILES", "decode_archive"]
 
@@ -100,6 +100,7 @@ def decode_archive(path: Path, context: DecodeContext) -> Decoded:
     options = ArchiveOptions.of(context.options)
     size = path.stat().st_size
     budget = _Budget(min(MOST_BYTES, max(LEAST_BYTES, MOST_RATIO * size)))
+    context = replace(context, archive=FileBudget(size, EXPANSION))
     report = DecodeReport(format=ARCHIVE, size=size)
     tables: list[pa.Table] = []
     with TemporaryDirectory(prefix=scratch_prefix("archive")) as folder:
@@ -111,6 +112,8 @@ def decode_archive(path: Path, context: DecodeContext) -> Decoded:
                 if len(decoded.table):
                     tables.append(decoded.table)
         except DecodeError as error:
+            if is_our_fault(error):
+                raise
             # What came before the bomb is kept, as what comes before a broken message is.
             report.reject(error.context["reason"], 0, size, error.message)
     report.size = size
@@ -193,6 +196,8 @@ def _files(
     except DecodeError:
         raise
     except _UNREADABLE as error:
+        if is_our_fault(error):  # no room to unpack: the file may be good
+            raise
         what = f"{_label(name)}: {kind} data damaged, cut off or encrypted ({error})"
         report.reject("undecodable", 0, path.stat().st_size, what)
 

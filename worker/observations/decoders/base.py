@@ -3,6 +3,7 @@
 Nothing is dropped silently: every message of a file ends as decoded, or as one of `REASONS`.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ __all__ = [
     "check_rows",
     "finish",
     "nanoseconds",
+    "padded_numbers",
     "parse_times",
     "strip_texts",
     "text_of",
@@ -205,14 +207,15 @@ class FileBudget:
 
     Arguments:
         size: Of the file in bytes.
+        expansion: Bytes that come out of an archive for each of them; 1 for other files.
     """
 
     FLAT = 20_000_000
     PER_BYTE = 8
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, expansion: int = 1) -> None:
         self.size = size
-        self.most = self.FLAT + self.PER_BYTE * size
+        self.most = self.FLAT + self.PER_BYTE * expansion * size
         self.taken = 0
 
     def take(self, values: int = 0) -> None:
@@ -250,6 +253,7 @@ class DecodeContext:
             None for the whole file.
         skip: Messages that brought an earlier process down, with the reason by offset.
         mark: Called with the offset of each message before it is opened.
+        archive: What the files of an archive share; None for a file by itself.
     """
 
     batch_id: str = "local"
@@ -261,6 +265,11 @@ class DecodeContext:
     byte_range: tuple[int, int] | None = None
     skip: Mapping[int, str] = field(default_factory=dict)
     mark: Callable[[int], None] = _no_mark
+    archive: FileBudget | None = None
+
+    def budget(self, size: int) -> FileBudget:
+        """Return the budget of a file of `size` bytes, which is that of its archive if it is in one."""
+        return self.archive or FileBudget(size)
 
 
 @dataclass(frozen=True)
@@ -302,6 +311,25 @@ def text_of(value: Any) -> str:
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     return str(value)
+
+
+_NUMBERED = ("synop", "temp", "pilot")
+_LOST_ZERO = re.compile(r"[1-9]\d{3}")
+
+
+def padded_numbers(ids: np.ndarray, networks: np.ndarray) -> np.ndarray:
+    """Return identifiers of a column of numbers, which lost the zero that WMO blocks 01 to 09 begin with.
+
+    Arguments:
+        ids: Texts, with shape (rows,).
+        networks: Report types, with shape (rows,); others have no numbers of five digits.
+    """
+    lost = [
+        name in _NUMBERED and bool(_LOST_ZERO.fullmatch(text or ""))
+        for text, name in zip(ids, networks, strict=True)
+    ]
+    padded = [f"0{text}" if zero else text for text, zero in zip(ids, lost, strict=True)]
+    return np.array(padded, dtype=object)
 
 
 def parse_times(texts: np.ndarray) -> np.ndarray:

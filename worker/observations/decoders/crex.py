@@ -25,7 +25,12 @@ from worker.observations.decoders.base import DecodeContext, Decoded, DecodeRepo
 from worker.observations.decoders.bufr.block import Block, clean_text
 from worker.observations.decoders.bufr.elements import TableVersion, element_names, elements_of
 from worker.observations.decoders.bufr.families import BUFR_FAMILIES, family_of, unsupported
-from worker.observations.decoders.bufr.framing import Header, correction_number
+from worker.observations.decoders.bufr.framing import (
+    HEADING,
+    Header,
+    NamedHeading,
+    correction_number,
+)
 from worker.observations.decoders.bufr.identity import station_alias
 from worker.observations.decoders.bufr.reports import Collector
 from worker.observations.decoders.bufr.template import Template
@@ -33,7 +38,7 @@ from worker.observations.decoders.bufr.template import Template
 __all__ = ["decode_crex"]
 
 _MESSAGE = re.compile(r"CREX\+\+(.*?)(7777|(?=CREX\+\+)|\Z)", re.DOTALL)
-_HEADING = re.compile(r"([A-Z]{4}\d{2}) ([A-Z]{4}) (\d{6})(?: ([A-Z]{3}))?\s*\Z")
+_HEADING = re.compile(HEADING + r"\s*\Z")
 _DESCRIPTOR = re.compile(r"([BCDR])(\d{2})(\d{3})")
 _KINDS = {"B": 0, "R": 1, "C": 2, "D": 3}
 _VERSION = 36
@@ -58,13 +63,15 @@ def decode_crex(path: Path, context: DecodeContext) -> Decoded:
     text = path.read_bytes().decode("latin-1")
     report = DecodeReport(format="crex", size=len(text), bytes_between=len(text))
     collector, not_used = Collector(), Counter[int]()
+    named = NamedHeading.of(context.file_name or path.name)
     ordinal = 0
     for found in _MESSAGE.finditer(text):
         report.messages += 1
         offset, length = found.start(), found.end() - found.start()
         report.bytes_between -= length
         heading = _HEADING.search(text[max(0, offset - _LOOK_BACK) : offset])
-        update = correction_number((heading.group(4) or "") if heading else "", 0)
+        indicator = named.indicator_of(heading.groups() if heading else None)
+        update = correction_number(indicator, 0)
         try:
             if found.group(2) != "7777":
                 raise DecodeError("Expected 7777 at the end of the message.", reason="truncated")

@@ -39,6 +39,7 @@ from worker.sandbox import (
 )
 
 __all__ = [
+    "EXPANSION",
     "FileToDecode",
     "decode_file",
     "decode_in_one_child",
@@ -86,7 +87,7 @@ _FIRST_PAUSE = 0.5  # seconds
 _alone = threading.Lock()
 _FILES_PER_CHILD = 200
 _BYTES_HELD_PER_BYTE = 8
-_EXPANSION = 4
+EXPANSION = 4
 """Bytes that come out of an archive for each, in the usual case; one file is unpacked at a time."""
 
 
@@ -154,7 +155,7 @@ def _spans(path: Path, parts: int) -> list[tuple[int, int]]:
 def _decode_in_child(
     path: Path, format: str | None, context: DecodeContext, limits: Limits | None
 ) -> Decoded:
-    limits = _with_room(limits or Limits(), path, _EXPANSION if format == ARCHIVE else 1)
+    limits = _with_room(limits or Limits(), path, EXPANSION if format == ARCHIVE else 1)
     skip: dict[int, str] = {}
     deaths: Counter[int] = Counter()
     with TemporaryDirectory(prefix=scratch_prefix("mark"), dir=limits.temp_dir) as folder:

@@ -24,6 +24,7 @@ from worker.observations.decoders.base import (
     check_rows,
     finish,
     nanoseconds,
+    padded_numbers,
     parse_times,
 )
 from worker.observations.decoders.coordinates import degrees_factor, has_place, pascal_factor
@@ -80,7 +81,15 @@ _TEXTS = (
     "rejected_by",
     "units",
 )
-_NUMBERS = ("elevation", "vertical", "vertical_top", "obs_error", "profile_id", "update_sequence")
+_NUMBERS = (
+    "elevation",
+    "vertical",
+    "vertical_top",
+    "scan_angle",
+    "obs_error",
+    "profile_id",
+    "update_sequence",
+)
 ACCEPTED = (*OBSERVATION_SCHEMA.names, "units")
 
 
@@ -121,6 +130,8 @@ def decode_frame(
     values = _values(columns, faults)
     _convert(values, faults)
     _complete(values, length, options.report_type or "other", faults)
+    if "station_id" in columns and _holds_numbers(columns["station_id"]):
+        values["station_id"] = padded_numbers(values["station_id"], values["report_type"])
     _settle_units(values, options, faults, report)
     good = faults.report(report)
     table = build_table(context, int(good.sum()), **{n: v[good] for n, v in values.items()})
@@ -176,6 +187,11 @@ def _plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     return array.cast(pa.string()) if pa.types.is_string_view(array.type) else array
+
+
+def _holds_numbers(column: pa.ChunkedArray | pa.Array) -> bool:
+    kind = _plain(column).type
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _text(column: pa.ChunkedArray | pa.Array, name: str) -> np.ndarray:

@@ -35,7 +35,7 @@ from worker.observations.decoders.options import GribOptions
 from worker.observations.lexicons import GRIB, SURFACE_LEVELS
 from worker.observations.units import conversion
 
-__all__ = ["GribField", "decode_grib", "fields", "frames", "holds_several"]
+__all__ = ["GribField", "as_listed", "decode_grib", "fields", "frames", "holds_several"]
 
 
 def frames(data: mmap.mmap, report: DecodeReport) -> Iterator[tuple[int, int]]:
@@ -139,7 +139,7 @@ def fields(
         DecodeError: Once the fields have more points than a file of this size may.
     """
     context = context or DecodeContext()
-    budget = FileBudget(path.stat().st_size)
+    budget = context.budget(path.stat().st_size)
     if not path.stat().st_size:
         report.reject("empty_file")
         return
@@ -233,6 +233,7 @@ def _field(
     lon = eccodes.codes_get_array(handle, "longitudes").astype(np.float64)
     if not len(values) == len(lat) == len(lon):
         raise ValueError(f"{len(values)} values at {len(lat)} points")
+    values = as_listed(handle, values)
     values = np.where(values <= -1e99, np.nan, values * factors[0] + factors[1])
     time, step = _time(handle)
     pressure = kind in ("isobaricInhPa", "isobaricInPa")
@@ -240,6 +241,45 @@ def _field(
     return GribField(
         variable, hpa if pressure else None, time, step, _origin(handle), values, lat, lon, offset
     )
+
+
+_NORTHEAST = ("lambert", "lambert_bf", "mercator", "polar_stereographic")
+"""Grids whose points ecCodes lists from west to east, row by row to the north, however they are scanned."""
+
+
+def as_listed(handle: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return values (points,) in the order of the points that ecCodes lists.
+
+    ecCodes returns values as they are stored, and for some grids lists the points without regard to
+    the scanning mode (flag table 3.4); in none does it heed rows that run to and fro.
+
+    Raises:
+        ValueError: If that order cannot be made.
+    """
+    westward, northward, by_columns, alternating = (
+        bool(_get(handle, key, int))
+        for key in (
+            "iScansNegatively",
+            "jScansPositively",
+            "jPointsAreConsecutive",
+            "alternativeRowScanning",
+        )
+    )
+    kind = str(_get(handle, "gridType", str))
+    if kind in _NORTHEAST and (westward or not northward):
+        raise ValueError(
+            f"expected a {kind} grid scanned eastwards and northwards; got another way"
+        )
+    turned = kind in _NORTHEAST and by_columns
+    if not alternating and not turned:
+        return values
+    along, across = _get(handle, "Ni", int) or 0, _get(handle, "Nj", int) or 0
+    if along * across != len(values):
+        raise ValueError("expected rows of equal length where they run to and fro")
+    rows = values.reshape((along, across) if by_columns else (across, along)).copy()
+    if alternating:
+        rows[1::2] = rows[1::2, ::-1]
+    return (rows.T if turned else rows).ravel()
 
 
 def _variable(short: str | None, kind: str | None) -> str | None:

@@ -77,6 +77,8 @@ _PROCESSES: Mapping[int, str] = {
     21: "initialisation increment",
 }
 """Types of generating process (table 4.3) that are no states."""
+_LAST_PROCESS, _FIRST_OWN_PROCESS = 21, 192
+"""What lies between is reserved: what it will stand for is unknown."""
 _NCEP_PROCESSES: Mapping[int, str] = {
     192: "forecast confidence indicator",
     193: "probability-matched mean",
@@ -99,6 +101,8 @@ def _grib2(handle: int) -> str:
     process = get(handle, "typeOfGeneratingProcess", int)
     if process in _PROCESSES:
         return _PROCESSES[process]
+    if process is not None and _LAST_PROCESS < process < _FIRST_OWN_PROCESS:
+        return f"generating process {process}"
     if get(handle, "centre", str) == "kwbc" and process in _NCEP_PROCESSES:
         return _NCEP_PROCESSES[process]
     return "event probability" if get(handle, "typeOfProcessedData", int) == 8 else ""

@@ -36,6 +36,7 @@ from worker.observations.units import conversion, coordinate_factor
 
 __all__ = ["decode_ioda", "encode_example"]
 
+_GROUPS = ("MetaData", "ObsValue", "ObsError", "PreQC")
 _AT_SURFACE = {"synop", "ship", "buoy", "drifter", "scatterometer", "gnss"}
 _MISSING = 1e30
 _TIME_UNITS: tuple[tuple[float, tuple[str, ...]], ...] = (
@@ -85,10 +86,9 @@ def _decode(data: Any, context: DecodeContext, report: DecodeReport) -> Decoded:
             reason="invalid_table",
             missing=absent,
         )
-    meta = data["MetaData"]
-    place = _place(meta, IodaOptions.of(context.options), report)
+    _check_size(data, context, report.size)
+    place = _place(data["MetaData"], IodaOptions.of(context.options), report)
     length = len(place["lat"])
-    check_rows(length, context, "locations")
     usable = has_place(place["lat"]) & has_place(place["lon"])
     timed = ~np.isnat(place["time"])
     for row in np.flatnonzero(~usable):
@@ -107,6 +107,15 @@ def _decode(data: Any, context: DecodeContext, report: DecodeReport) -> Decoded:
             report.decoded += 1
     report.bytes_decoded = report.size
     return finish(concat_tables(tables), report)
+
+
+def _check_size(data: Any, context: DecodeContext, size: int) -> None:
+    """Refuse too many locations or values before any is read: fill values take no byte of the file."""
+    groups = [data[name] for name in _GROUPS if name in data.groups]
+    variables = [variable for group in groups for variable in group.variables.values()]
+    locations = [int(variable.shape[0]) for variable in variables if variable.shape]
+    check_rows(max(locations, default=0), context, "locations")
+    context.budget(size).take(sum(int(variable.size) for variable in variables))
 
 
 def _floats(variable: Any) -> np.ndarray:
@@ -193,6 +202,7 @@ def _place(meta: Any, options: IodaOptions, report: DecodeReport) -> dict[str, A
         "top": numbers("Pa", "pressureTop"),
         "height": numbers("m", "height", "geometric_height"),
         "channel": numbers("", "sensorChannelNumber"),
+        "scan_angle": numbers("degree", "sensorViewAngle"),
         "vertical_kind": _coded(meta, "verticalKind", VERTICAL_KINDS),
         "network": asked,
         "report_type": asked or (networks if networks is not None else "other"),
@@ -304,7 +314,7 @@ def _variable(
     with np.errstate(invalid="ignore"):
         flagged = np.array([None, "preqc"], dtype=object)[(marks > _WORST_MARK).astype(int)]
     return {
-        **{n: place[n] for n in ("lat", "lon", "time", "station_id", "elevation", "report_type")},
+        **{n: place[n] for n in _OF_PLACE},
         "variable": ours,
         "vertical_kind": kind,
         "vertical": vertical,
@@ -314,6 +324,9 @@ def _variable(
         "rejected_by": flagged,
     }
 
+
+_OF_PLACE = ("lat", "lon", "time", "station_id", "elevation", "report_type", "scan_angle")
+"""Columns that all variables at a location share."""
 
 Level = tuple[str, str | np.ndarray, np.ndarray]
 """Variable, kind and value of the vertical coordinate."""

@@ -26,6 +26,8 @@ from worker.observations.decoders.base import (
     DecodeReport,
     check_rows,
     finish,
+    nanoseconds,
+    padded_numbers,
     strip_texts,
 )
 from worker.observations.decoders.coordinates import degrees_factor, has_place, pascal_factor
@@ -63,7 +65,7 @@ def decode_odb(path: Path, context: DecodeContext) -> Decoded:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pandas warns about fragmented frames inside pyodc
-            frames = _frames(file, context)
+            frames = _frames(file, report.size, context)
     except DecodeError:
         raise
     except Exception as error:
@@ -72,21 +74,24 @@ def decode_odb(path: Path, context: DecodeContext) -> Decoded:
     if not frames:
         raise DecodeError("Expected at least one ODB-2 frame.", reason="no_messages")
     frame = pd.concat([_short(f) for f in frames], ignore_index=True)
-    check_rows(len(frame), context)
     report.messages, report.reports = len(frames), len(frame)
     table = _rows(frame, context, report)
     report.bytes_decoded, report.decoded = report.size, len(frames) if len(table) else 0
     return finish(table, report)
 
 
-def _frames(file: IO[bytes], context: DecodeContext) -> list[pd.DataFrame]:
-    """Return the frames of a file, refused as soon as they have too many rows."""
-    frames, rows = [], 0
-    for frame in pyodc.read_odb(file):
-        rows += len(frame)
-        check_rows(rows, context)
-        frames.append(frame)
-    return frames
+def _frames(file: IO[bytes], size: int, context: DecodeContext) -> list[pd.DataFrame]:
+    """Return the frames of a file, refused by their headers if they have too many rows or values.
+
+    A row takes two bytes where it repeats the one before, whatever the number of columns.
+    """
+    headers = pyodc.Reader(file, aggregated=False).frames  # no data are read
+    if any(frame.nrows < 0 or frame.ncolumns < 0 for frame in headers):
+        raise DecodeError("Expected frames of zero rows or more.", reason="undecodable")
+    check_rows(sum(frame.nrows for frame in headers), context)
+    context.budget(size).take(sum(frame.nrows * frame.ncolumns for frame in headers))
+    file.seek(0)
+    return list(pyodc.read_odb(file))
 
 
 def _short(frame: pd.DataFrame) -> pd.DataFrame:
@@ -127,6 +132,8 @@ def _rows(frame: pd.DataFrame, context: DecodeContext, report: DecodeReport) -> 
     value, error = _numbers(frame, "obsvalue"), _errors(frame)
     reference, top = (_numbers(frame, f"vertco_reference_{n}") for n in (1, 2))
     networks, stations = _networks(frame, options), _texts(frame, "statid")
+    if "statid" in frame.columns and pd.api.types.is_numeric_dtype(frame["statid"]):
+        stations = padded_numbers(stations, networks)
     lat, lon = _numbers(frame, "lat"), _numbers(frame, "lon")
     if "latlon_rad" in frame.columns:
         in_radians = _numbers(frame, "latlon_rad") == 1
@@ -167,6 +174,7 @@ def _rows(frame: pd.DataFrame, context: DecodeContext, report: DecodeReport) -> 
         "vertical_kind": kinds,
         "vertical": np.where(levelled, reference, np.nan),
         "vertical_top": np.where(kinds == "layer", top, np.nan),
+        "scan_angle": _numbers(frame, "scan_angle"),
         "variable": names,
         "obs_value": value,
         "obs_error": error,
@@ -279,7 +287,7 @@ def _times(date: np.ndarray, time: np.ndarray) -> np.ndarray:
             "second": t % 100,
         }
     )
-    times = pd.to_datetime(clock, errors="coerce").to_numpy().astype("datetime64[ns]")
+    times = nanoseconds(pd.to_datetime(clock, errors="coerce").to_numpy())
     # pandas lets the clock run over into the next day.
     real = (clock["hour"] < 24) & (clock["minute"] < 60) & (clock["second"] < 60)
     return np.where(real.to_numpy(), times, np.datetime64("NaT"))

@@ -4,7 +4,6 @@ What the service itself tells a decoder is not among them: it travels in fields 
 """
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -19,6 +18,7 @@ from pydantic import (
 from model.domain.errors import DecodeError
 from model.domain.observations import REPORT_TYPES
 from model.domain.variables import VARIABLES
+from worker.contract.kinds import ArrivalTime
 from worker.observations.units import conversion
 
 __all__ = [
@@ -166,6 +166,9 @@ class GribOptions(DecoderOptions):
         return tuple(value) if isinstance(value, list) else value
 
 
+Height = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class StationPlace(BaseModel):
     """Where a station is."""
 
@@ -173,14 +176,14 @@ class StationPlace(BaseModel):
 
     lat: float = Field(ge=-90.0, le=90.0, description="Degrees north.")
     lon: float = Field(ge=-180.0, le=360.0, description="Degrees east.")
-    elevation: float | None = Field(default=None, description="Metres above mean sea level.")
-    barometer: float | None = Field(default=None, description="Height of the barometer, likewise.")
+    elevation: Height | None = Field(default=None, description="Metres above mean sea level.")
+    barometer: Height | None = Field(default=None, description="Height of the barometer, likewise.")
 
 
 class TextOptions(DecoderOptions):
     """Alphanumeric bulletins."""
 
-    reference_time: datetime | None = Field(
+    reference_time: ArrivalTime | None = Field(
         default=None,
         strict=False,
         description="A time shortly after the reports, which give day and hour alone.",

@@ -18,7 +18,12 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from model.domain.errors import DecodeError
-from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, check_rows
+from worker.observations.decoders.base import (
+    DecodeContext,
+    Decoded,
+    DecodeReport,
+    check_rows,
+)
 from worker.observations.decoders.coordinates import pressures_by_height
 from worker.observations.decoders.frame import RowFaults, decode_frame, number_column
 from worker.observations.decoders.options import TableOptions
@@ -99,11 +104,21 @@ def decode_parquet(path: Path, context: DecodeContext) -> Decoded:
     try:
         with pq.ParquetFile(path) as file:
             check_rows(file.metadata.num_rows, context)
+            context.budget(report.size).take(_values(file.metadata))
             table = file.read()
             table.validate(full=True)  # torn pages may hold strings that are no UTF-8
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DecodeError(f"Expected a Parquet file; {error}.", reason="undecodable") from error
     return _decode(table, context, report, RowFaults(table.num_rows))
+
+
+def _values(metadata: pq.FileMetaData) -> int:
+    """Return how many values a Parquet file holds: runs of equal ones take few bytes."""
+    return sum(
+        metadata.row_group(group).column(column).num_values
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Parameters are those of `qc.yaml`, overridden by the deployment and by the uploa
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -21,22 +21,30 @@ from model.domain.grids import Grid
 from model.domain.observations import QC_FLAGS
 from model.domain.registry import Registry
 from worker.observations.bias import BiasState
-from worker.observations.columns import BoolArray
+from worker.observations.columns import BoolArray, category_codes, float_column
 
 __all__ = [
     "Check",
     "CheckFunction",
+    "Checks",
     "EXTRA_CHECKS",
+    "Override",
     "QCContext",
     "Stage",
     "Transform",
+    "distinct_levels",
+    "in_order",
     "load_parameters",
 ]
 
 DEFAULTS = Path(__file__).with_name("qc.yaml")
 
+Override = Mapping[str, Any] | str | Path | None
+Checks = Sequence[Override] | Mapping[str, Any]
+"""Overrides of the parameters in their order; or all parameters, of an earlier run."""
 
-def load_parameters(*overrides: Mapping[str, Any] | str | Path | None) -> dict[str, dict[str, Any]]:
+
+def load_parameters(*overrides: Override) -> dict[str, dict[str, Any]]:
     """Return the effective parameters by check, to be stored with each analysis.
 
     Arguments:
@@ -53,6 +61,11 @@ def load_parameters(*overrides: Mapping[str, Any] | str | Path | None) -> dict[s
     return parameters
 
 
+def in_order(checks: Checks) -> Sequence[Override]:
+    """Return the overrides for `load_parameters`; all parameters are one that leaves nothing."""
+    return [checks] if isinstance(checks, Mapping) else checks
+
+
 @lru_cache(maxsize=1)
 def _defaults() -> dict[str, dict[str, Any]]:
     known: dict[str, dict[str, Any]] = dict(read_yaml(DEFAULTS))
@@ -61,7 +74,7 @@ def _defaults() -> dict[str, dict[str, Any]]:
     return known
 
 
-def _parse(override: Mapping[str, Any] | str | Path | None) -> Mapping[str, Any]:
+def _parse(override: Override) -> Mapping[str, Any]:
     if override is None or isinstance(override, Mapping):
         return override or {}
     return read_yaml(Path(override))
@@ -151,3 +164,24 @@ class Check:
 
 EXTRA_CHECKS: Registry[Check] = Registry("quality-control check", "appa.qc_checks", Check)
 """Checks of extensions. They run after the built-in ones of their stage, in order of their names."""
+
+
+_APART = ("layer", "channel")
+
+
+def distinct_levels(table: pa.Table) -> list[NDArray[Any]]:
+    """Return what tells channels and layers apart that have no pressure of their own.
+
+    Arrays of numbers (rows,): sensor (station and platform) and number of a channel, bounds of a
+    layer; 0 for other kinds of level.
+    """
+    kind, kinds = category_codes(table, "vertical_kind")
+    apart, channel = (
+        np.isin(kind, [i for i, name in enumerate(kinds) if name in wanted])
+        for wanted in (_APART, ("channel",))
+    )
+    if not apart.any():
+        return []
+    bounds = [np.nan_to_num(float_column(table, n), nan=-1.0) for n in ("vertical", "vertical_top")]
+    sensor = [category_codes(table, name)[0] for name in ("station_id", "platform")]
+    return [np.where(apart, b, 0.0) for b in bounds] + [np.where(channel, s, 0) for s in sensor]

@@ -26,7 +26,8 @@ from worker.observations.columns import (
     not_rejected,
     time_column,
 )
-from worker.observations.qc.base import CheckFunction, QCContext
+from worker.observations.qc.base import CheckFunction, QCContext, distinct_levels
+from worker.observations.qc.names import distances, nameless, reach
 from worker.observations.stations import station_codes
 
 __all__ = ["ascents", "corrections", "duplicates", "one_barometer", "one_hygrometer", "two_places"]
@@ -38,15 +39,10 @@ _SPEAKING = ("duplicate", "passive", "missing", "blocklist")
 """Outcomes of values with which a correction still replaces what it corrects."""
 
 
-def _anonymous(table: pa.Table, context: QCContext) -> BoolArray:
-    """Return the rows whose station identifier stands for nobody."""
-    return is_one_of(table, "station_id", context.of("duplicates")["anonymous"])
-
-
 def _place(table: pa.Table, context: QCContext) -> list[NDArray[Any]]:
     """Return the rounded position where a station identifier does not stand for a place, else 0."""
     p = context.of("duplicates")
-    placed = is_one_of(table, "report_type", p["by_position"]) | _anonymous(table, context)
+    placed = is_one_of(table, "report_type", p["by_position"]) | nameless(table, context)
     digits = p["position_digits"]
     return [
         np.where(placed, np.round(float_column(table, name), digits), 0.0)
@@ -61,7 +57,7 @@ def _levels(table: pa.Table) -> Codes:
         for name in ("vertical", "vertical_top")
     )
     kinds = [category_codes(table, name)[0] for name in ("variable", "vertical_kind")]
-    return groups(*kinds, vertical, top)
+    return groups(*kinds, vertical, top, *distinct_levels(table))
 
 
 def _launches(table: pa.Table) -> tuple[Codes, NDArray[np.int64], BoolArray]:
@@ -211,17 +207,18 @@ def duplicates(table: pa.Table, context: QCContext) -> BoolArray:
 
 
 def two_places(table: pa.Table, context: QCContext) -> BoolArray:
-    """Mark fixes of one call sign that contradict at least half of its others within a minute.
+    """Mark fixes of one call sign that contradict most of its others within a minute.
 
-    Two ships under one call sign, or one with a wrong position: neither is trusted. Levels of a
+    Two ships under one call sign, or one with a wrong position: neither is trusted. A wild fix
+    between others that agree goes alone. Names that many platforms share say nothing. Levels of a
     profile share the time of their report, wherever they were flown, and are left out.
     """
-    p, limits = context.of("places"), context.of("track")
+    p = context.of("places")
     report, names = category_codes(table, "report_type")
-    reach = np.array([_reach(limits, name, p["seconds"]) for name in names] or [np.nan])[report]
+    far = np.append(reach(context, names, p["seconds"]), np.nan)[report]
     single = np.isnan(float_column(table, "profile_id"))
-    usable = not_rejected(table) & np.isfinite(reach) & single
-    use = np.flatnonzero(usable & ~_anonymous(table, context))
+    usable = not_rejected(table) & np.isfinite(far) & single
+    use = np.flatnonzero(usable & ~nameless(table, context))
     bad = np.zeros(len(table), dtype=bool)
     if not len(use):
         return bad
@@ -233,21 +230,15 @@ def two_places(table: pa.Table, context: QCContext) -> BoolArray:
     _, first = np.unique(fix, return_index=True)
     order = first[np.lexsort((time[first], platform[first]))]
     seen, against = _contradictions(
-        platform[order], time[order], where[order], reach[use][order], p["seconds"]
+        platform[order], time[order], where[order], far[use][order], p["seconds"]
     )
-    wrong = (against > 0) & (2 * against >= seen)
+    wrong = 2 * against > seen
     bad[use] = np.isin(fix, fix[order[wrong]])
     return bad
 
 
-def _reach(limits: Mapping[str, Any], network: str, seconds: float) -> float:
-    """Return the distance in m that two fixes of a network may be apart; NaN where it stands still."""
-    speed = limits["speed"].get(network, np.nan)
-    return float(speed * seconds + 1e3 * limits["slack_km"].get(network, 0.0))
-
-
 def _contradictions(
-    platform: Codes, time: NDArray[Any], where: NDArray[Any], reach: NDArray[Any], seconds: float
+    platform: Codes, time: NDArray[Any], where: NDArray[Any], far: NDArray[Any], seconds: float
 ) -> tuple[Codes, Codes]:
     """Return how many fixes each has beside it in time, and how many of them it contradicts.
 
@@ -258,9 +249,7 @@ def _contradictions(
         near = (platform[shift:] == platform[:-shift]) & (time[shift:] - time[:-shift] <= seconds)
         if not near.any():
             break
-        chord = np.linalg.norm(where[shift:] - where[:-shift], axis=1)
-        distance = 2.0 * EARTH_RADIUS * np.arcsin(np.minimum(chord / 2.0, 1.0))
-        apart = near & (distance > reach[shift:])
+        apart = near & (distances(where[shift:], where[:-shift]) > far[shift:])
         for total, found in ((seen, near), (against, apart)):
             total[shift:] += found
             total[:-shift] += found
@@ -304,7 +293,7 @@ def ascents(table: pa.Table, context: QCContext) -> BoolArray:
     p = context.of("ascents")
     bad = np.zeros(len(table), dtype=bool)
     use = not_rejected(table) & is_one_of(table, "report_type", p["report_types"])
-    use &= ~_anonymous(table, context)
+    use &= ~nameless(table, context)
     rows = np.flatnonzero(use)
     if not len(rows):
         return bad

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from model.domain.grids import unit_vectors
 from model.domain.physics import (
-    EARTH_RADIUS,
     GAS_CONSTANT_DRY,
     dewpoint_from_specific_humidity,
     virtual_temperature,
@@ -40,6 +39,7 @@ from worker.observations.columns import (
     time_column,
 )
 from worker.observations.qc.base import QCContext
+from worker.observations.qc.names import distances, nameless
 from worker.observations.stations import station_codes
 
 __all__ = ["profile", "stuck", "supersaturation", "track"]
@@ -56,11 +56,10 @@ def track(table: pa.Table, context: QCContext) -> BoolArray:
     """
     p = context.of("track")
     report, names = category_codes(table, "report_type")
-    station, stations = station_codes(table)
+    station = station_codes(table)[0]
     speed = np.array([p["speed"].get(n, np.nan) for n in names] or [np.nan])[report]
     slack = np.array([p["slack_km"].get(n, 0.0) for n in names] or [0.0])[report] * 1e3
-    anonymous = [i for i, n in enumerate(stations) if n in context.of("duplicates")["anonymous"]]
-    use = np.flatnonzero(not_rejected(table) & np.isfinite(speed) & ~np.isin(station, anonymous))
+    use = np.flatnonzero(not_rejected(table) & np.isfinite(speed) & ~nameless(table, context))
     bad = np.zeros(len(table), dtype=bool)
     if not len(use):
         return bad
@@ -102,8 +101,7 @@ def _wrong_fixes(
         if len(alive) < 2:
             break
         near = platform[alive[1:]] == platform[alive[:-1]]
-        chord = np.linalg.norm(where[alive[1:]] - where[alive[:-1]], axis=1)
-        distance = 2.0 * EARTH_RADIUS * np.arcsin(np.minimum(chord / 2.0, 1.0))
+        distance = distances(where[alive[1:]], where[alive[:-1]])
         later = time[alive[1:]] - time[alive[:-1]]
         allowed = speed[alive[1:]] * later + slack[alive[1:]]
         linked = near & ~((later == 0.0) & (profile[alive[1:]] == profile[alive[:-1]]))

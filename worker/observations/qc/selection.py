@@ -20,6 +20,7 @@ from model.domain.grids import unit_vectors
 from model.domain.observations import station_draw
 from model.domain.regrid import cell_index
 from worker.observations.columns import (
+    SUPEROBSERVATIONS,
     BoolArray,
     category_codes,
     float_column,
@@ -30,11 +31,10 @@ from worker.observations.columns import (
     set_column,
     time_column,
 )
-from worker.observations.qc.base import QCContext
+from worker.observations.qc.base import QCContext, distinct_levels
 from worker.observations.stations import is_station, station_codes
 
 __all__ = [
-    "SUPEROBSERVATIONS",
     "append_superobservations",
     "box_keys",
     "in_superobservation",
@@ -49,7 +49,8 @@ _DEFAULT_LEVELS = (1000, 925, 850, 700, 600, 500, 400, 300, 250, 200, 150, 100, 
 def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) -> list[NDArray[Any]]:
     """Return the keys that rows of one box share: network, variable, kind of level, cell, level, hour.
 
-    Time boxes are centred on full hours, levels are the nearest of the model's in ln p.
+    Time boxes are centred on full hours, levels are the nearest of the model's in ln p. Channels of
+    a sensor, and layers with other bounds, measure different things and share no box.
     """
     lat, lon = float_column(sub, "lat"), float_column(sub, "lon")
     if context.grid is not None:
@@ -65,7 +66,7 @@ def box_keys(sub: pa.Table, context: QCContext, degrees: float, hours: float) ->
     level = np.where(np.isnan(float_column(sub, "vertical")), -1, level)
     hour = np.floor(time_column(sub) / (hours * _HOUR) + 0.5).astype(np.int64)
     names = ("report_type", "variable", "vertical_kind")
-    return [*(category_codes(sub, n)[0] for n in names), cell, level, hour]
+    return [*(category_codes(sub, n)[0] for n in names), *distinct_levels(sub), cell, level, hour]
 
 
 def withholding(table: pa.Table, context: QCContext) -> BoolArray:
@@ -81,10 +82,7 @@ def withholding(table: pa.Table, context: QCContext) -> BoolArray:
     return drawn | is_station(table, p["stations"])
 
 
-SUPEROBSERVATIONS = "superobservations"
-"""Batch of the appended rows."""
-
-_AVERAGED = ("elevation", "vertical", "vertical_top", "obs_value")
+_AVERAGED = ("elevation", "vertical", "vertical_top", "scan_angle", "obs_value")
 _FEEDBACK = ("hofx_background", "hofx_analysis", "background_departure", "analysis_departure")
 
 

@@ -1,1 +1,1 @@
-"""Store of observations: hourly Parquet files on any fsspec file system."""
+"""Store of observations: hourly Parquet files in a folder or in a bucket."""

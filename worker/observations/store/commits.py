@@ -1,16 +1,20 @@
 """Keep the manifests of many small batches in one log an hour, where one line publishes them all.
 
-    <root>/commits/date=2026-03-01/hour=06.log
+    commits/date=2026-03-01/hour=06.log             in a folder
+    commits/date=2026-03-01/hour=06/000001.log      in a bucket, in parts
 
 The hour is that in the ids of the batches, so that an id tells where its manifest is. A line holds
 its checksum, the id of the commit, the ids of its batches, the hours of their rows and the
-manifests, and is appended and flushed under a lock; a line that a crash left torn is cut off by
-the next writer and never read. Readers keep what they have read of a log and only read what was
-appended since. A batch is published once: whoever holds the lock sees whether another attempt was
-faster.
+manifests. Readers keep what they have read of a log and only read what was appended since. A batch
+is published once: whoever appends a line has read all lines before it.
 
-Logs need a file system with locks. Elsewhere, and for ids without a time, each batch has a
-manifest of its own (`worker.observations.store.files`).
+In a folder a line is appended and flushed under a lock; a line that a crash left torn is cut off by
+the next writer and never read. A bucket has no locks and appends nothing: there a line is added to
+the last part by writing it anew on condition that nobody has done so since it was read
+(`If-Match`), and once a part is full by creating the next one (`If-None-Match: *`). Who is refused
+reads what came in between, and tries again.
+
+For ids without a time each batch has a manifest of its own (`worker.observations.store.files`).
 """
 
 import fcntl
@@ -19,9 +23,10 @@ import os
 import re
 import threading
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -29,8 +34,19 @@ from typing import IO, Any
 
 from model.domain.errors import StorageError
 from model.domain.files import sync_folder
+from worker.contract.buckets import open_bucket
 
-__all__ = ["Commit", "CommitLog", "commit_hour", "hour_of_batch", "log_of"]
+__all__ = [
+    "FULL",
+    "BucketLog",
+    "Commit",
+    "CommitLog",
+    "FileLog",
+    "commit_hour",
+    "hour_of_batch",
+    "hour_of_log",
+    "log_of",
+]
 
 _BATCH = re.compile(r"batch-(\d{8})t(\d{2})\d{7}-[0-9a-f]{8}")
 _COMMIT = re.compile(r"commit-(\d{8})t(\d{2})-[0-9a-f]{16}")
@@ -68,31 +84,33 @@ class Commit:
         name: Its id.
         batches: Ids of its batches.
         hours: Hours that gained a file by it (UTC).
-        start: First byte of the line.
+        part: Number of the part of the log that holds the line, from 1.
+        start: First byte of the line in that part.
         length: Bytes of the line.
     """
 
     name: str
     batches: tuple[str, ...]
     hours: tuple[datetime, ...]
+    part: int
     start: int
     length: int
 
 
-@dataclass
-class CommitLog:
+class CommitLog(ABC):
     """The commits of one hour. Safe for threads and processes.
 
-    Attributes:
-        path: The file; it may not exist yet.
+    Arguments:
+        name: Relative to the root of the store.
     """
 
-    path: Path
-    _commits: dict[str, Commit] = field(default_factory=dict)
-    _by_batch: dict[str, Commit] = field(default_factory=dict)
-    _read: int = 0
-    _inode: int = 0
-    _guard: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._commits: dict[str, Commit] = {}
+        self._by_batch: dict[str, Commit] = {}
+        self._part = 1
+        self._read = 0
+        self._guard = threading.Lock()
 
     def find(self, name: str) -> Commit | None:
         """Return a commit; None while it is not published."""
@@ -102,6 +120,11 @@ class CommitLog:
         """Return the commit that published a batch; None while there is none."""
         return self._by_batch.get(batch_id) or self._refreshed()._by_batch.get(batch_id)
 
+    def of_batches(self, batch_ids: Iterable[str]) -> dict[str, Commit]:
+        """Return the commits that published batches, by batch; the log is read on once."""
+        known = self._refreshed()._by_batch
+        return {name: known[name] for name in batch_ids if name in known}
+
     def commits(self) -> list[Commit]:
         """Return all commits, in order."""
         return list(self._refreshed()._commits.values())
@@ -110,12 +133,9 @@ class CommitLog:
         """Return the manifests of a commit's batches as JSON values."""
         return list(self.contents([commit]))
 
+    @abstractmethod
     def contents(self, commits: Iterable[Commit]) -> Iterator[dict[str, Any]]:
-        """Yield the manifests of the batches of some commits, the file opened once."""
-        with self.path.open("rb") as file:
-            for commit in sorted(commits, key=lambda commit: commit.start):
-                file.seek(commit.start)
-                yield from json.loads(file.read(commit.length).split(b"\t", 4)[4])
+        """Yield the manifests of the batches of some commits, what holds them read once."""
 
     def append(
         self, name: str, hours: Sequence[datetime], manifests: Mapping[str, Mapping[str, Any]]
@@ -135,19 +155,96 @@ class CommitLog:
         """
         line = _line(name, tuple(manifests), hours, list(manifests.values()))
         try:
-            with self._locked() as file:
-                self._refreshed()
-                if known := [batch for batch in manifests if batch in self._by_batch]:
-                    return known
-                self._write(file, line)
+            while True:
+                with self._turn() as held:
+                    end = self._refreshed()._end()  # older than what follows looks at, or the same
+                    if name in self._commits:  # the answer to our own request was lost
+                        return []
+                    if known := [batch for batch in manifests if batch in self._by_batch]:
+                        return known
+                    if self._write(held, end, line):
+                        return []
         except OSError as error:
             raise StorageError(
-                f"Cannot write '{self.path.name}' of the observation store: {error}."
+                f"Cannot write '{self.name}' of the observation store: {error}."
             ) from error
-        return []
 
-    def _write(self, file: IO[bytes], line: bytes) -> None:
-        descriptor, end = file.fileno(), self._read
+    @abstractmethod
+    def _turn(self) -> AbstractContextManager[Any]:
+        """Hold what keeps other writers away, if there is such a thing."""
+
+    @abstractmethod
+    def _end(self) -> Any:
+        """Return where the lines end that were read."""
+
+    @abstractmethod
+    def _write(self, held: Any, end: Any, line: bytes) -> bool:
+        """Write a line at `end`; return False if somebody else has."""
+
+    def _refreshed(self) -> "CommitLog":
+        """Read what was appended since the last call; return this log."""
+        with self._guard:
+            try:
+                self._read_on()
+            except OSError as error:
+                raise StorageError(
+                    f"Cannot read '{self.name}' of the observation store: {error}."
+                ) from error
+            return self
+
+    @abstractmethod
+    def _read_on(self) -> None:
+        """Take the lines after the last one read."""
+
+    def _take(self, data: bytes) -> None:
+        """Add the whole lines at the beginning of `data`; stop at one that is not as written."""
+        at = 0
+        while (end := data.find(b"\n", at)) >= 0:
+            line = data[at : end + 1]
+            parts = line.split(b"\t", 4)
+            if len(parts) != 5 or parts[0] != _checksum(line[9:]):
+                return
+            batches = tuple(parts[2].decode().split(","))
+            hours = tuple(map(_parse_hour, parts[3].decode().split(","))) if parts[3] else ()
+            commit = Commit(parts[1].decode(), batches, hours, self._part, self._read, len(line))
+            self._commits[commit.name] = commit
+            self._by_batch.update(dict.fromkeys(batches, commit))
+            self._read += len(line)
+            at = end + 1
+
+
+class FileLog(CommitLog):
+    """A log that is a file, with a lock.
+
+    Arguments:
+        root: Folder of the store.
+        name: Relative to it; the file may not exist yet.
+    """
+
+    def __init__(self, root: Path, name: str) -> None:
+        super().__init__(name)
+        self.path = root / name
+        self._inode = 0
+
+    def contents(self, commits: Iterable[Commit]) -> Iterator[dict[str, Any]]:
+        with self.path.open("rb") as file:
+            for commit in sorted(commits, key=lambda commit: commit.start):
+                file.seek(commit.start)
+                yield from _manifests(file.read(commit.length))
+
+    @contextmanager
+    def _turn(self) -> Iterator[IO[bytes]]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+
+    def _end(self) -> int:
+        return self._read
+
+    def _write(self, held: IO[bytes], end: int, line: bytes) -> bool:
+        descriptor = held.fileno()
         if os.fstat(descriptor).st_size > end:
             os.ftruncate(descriptor, end)  # what a crash left of a line
         new = end == 0
@@ -162,52 +259,84 @@ class CommitLog:
         if new:
             sync_folder(self.path.parent)
             sync_folder(self.path.parent.parent)
+        return True
 
-    @contextmanager
-    def _locked(self) -> Iterator[IO[bytes]]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        with os.fdopen(descriptor, "r+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
-
-    def _refreshed(self) -> "CommitLog":
-        """Read what was appended since the last call; return this log."""
-        with self._guard:
-            try:
-                with self.path.open("rb") as file:
-                    about = os.fstat(file.fileno())
-                    if about.st_ino != self._inode or about.st_size < self._read:
-                        self._forget(about.st_ino)
-                    if about.st_size > self._read:
-                        file.seek(self._read)
-                        self._take(file.read())
-            except FileNotFoundError:
-                self._forget(0)
-            except OSError as error:
-                raise StorageError(
-                    f"Cannot read '{self.path.name}' of the observation store: {error}."
-                ) from error
-            return self
+    def _read_on(self) -> None:
+        try:
+            with self.path.open("rb") as file:
+                about = os.fstat(file.fileno())
+                if about.st_ino != self._inode or about.st_size < self._read:
+                    self._forget(about.st_ino)
+                if about.st_size > self._read:
+                    file.seek(self._read)
+                    self._take(file.read())
+        except FileNotFoundError:
+            self._forget(0)
 
     def _forget(self, inode: int) -> None:
         self._commits, self._by_batch, self._read, self._inode = {}, {}, 0, inode
 
-    def _take(self, data: bytes) -> None:
-        """Add the whole lines at the beginning of `data`; stop at one that is not as written."""
-        at = 0
-        while (end := data.find(b"\n", at)) >= 0:
-            line = data[at : end + 1]
-            parts = line.split(b"\t", 4)
-            if len(parts) != 5 or parts[0] != _checksum(line[9:]):
+
+FULL = 256 * 1024
+"""Bytes from which on a part takes no more lines. All writers have to agree, so it never changes."""
+
+
+class BucketLog(CommitLog):
+    """A log in parts, which are objects of a bucket.
+
+    Arguments:
+        url: Of the store.
+        name: Relative to it, ending in `.log`; the parts lie in the folder of that name without it.
+    """
+
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__(name)
+        self.url = url
+        self._tag = ""
+        self._content = b""
+
+    def contents(self, commits: Iterable[Commit]) -> Iterator[dict[str, Any]]:
+        by_part: dict[int, list[Commit]] = {}
+        for commit in commits:
+            by_part.setdefault(commit.part, []).append(commit)
+        for part, some in sorted(by_part.items()):
+            content = open_bucket(self.url).read(self._object(part))
+            for commit in sorted(some, key=lambda commit: commit.start):
+                yield from _manifests(content[commit.start : commit.start + commit.length])
+
+    def _object(self, part: int) -> str:
+        return f"{self.name.removesuffix('.log')}/{part:06d}.log"
+
+    def _turn(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def _end(self) -> tuple[int, bytes, str]:
+        with self._guard:
+            return self._part, self._content[: self._read], self._tag
+
+    def _write(self, held: None, end: tuple[int, bytes, str], line: bytes) -> bool:
+        bucket, (part, content, tag) = open_bucket(self.url), end
+        if tag:
+            return bucket.swap(self._object(part), content + line, tag)
+        return bucket.create(self._object(part), line)
+
+    def _read_on(self) -> None:
+        while True:
+            try:
+                found = open_bucket(self.url).read_changed(self._object(self._part), self._tag)
+            except FileNotFoundError:  # no further part yet
                 return
-            batches = tuple(parts[2].decode().split(","))
-            hours = tuple(map(_parse_hour, parts[3].decode().split(","))) if parts[3] else ()
-            commit = Commit(parts[1].decode(), batches, hours, self._read, len(line))
-            self._commits[commit.name] = commit
-            self._by_batch.update(dict.fromkeys(batches, commit))
-            self._read += len(line)
-            at = end + 1
+            if found is not None:
+                self._content, self._tag = found
+                self._take(self._content[self._read :])
+            if len(self._content) < FULL:
+                return
+            self._part, self._read, self._content, self._tag = self._part + 1, 0, b"", ""
+
+
+def _manifests(line: bytes) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(line.split(b"\t", 4)[4])
+    return found
 
 
 def _line(
@@ -226,7 +355,23 @@ def _checksum(body: bytes) -> bytes:
     return f"{zlib.crc32(body):08x}".encode()
 
 
-@lru_cache(maxsize=12)
+def hour_of_log(name: str) -> datetime:
+    """Return the hour (UTC) of a log by the end of its name, `date=2026-03-01/hour=06`."""
+    day, hour = name.removesuffix(".log").split("/")[-2:]
+    return datetime.strptime(f"{day} {hour}", "date=%Y-%m-%d hour=%H").replace(tzinfo=UTC)
+
+
 def log_of(root: str, hour: datetime) -> CommitLog:
-    """Return the log of an hour below the folder `root`; this process keeps what it has read."""
-    return CommitLog(Path(root) / "commits" / f"date={hour:%Y-%m-%d}" / f"hour={hour:%H}.log")
+    """Return the log of an hour of the store at `root`; this process keeps what it has read."""
+    name = f"commits/date={hour:%Y-%m-%d}/hour={hour:%H}.log"
+    return _bucket_log(root, name) if root.startswith("s3://") else _file_log(root, name)
+
+
+@lru_cache(maxsize=12)
+def _file_log(root: str, name: str) -> FileLog:
+    return FileLog(Path(root), name)
+
+
+@lru_cache(maxsize=30)  # a day and some: reading one again takes requests
+def _bucket_log(url: str, name: str) -> BucketLog:
+    return BucketLog(url, name)

@@ -10,14 +10,14 @@ keeps nothing that matters: a new one counts the files of recent hours once.
 import hashlib
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 
 from model.domain.errors import StorageError
+from worker.contract.buckets import BucketUnavailable
+from worker.contract.records import utc_now
 from worker.observations.columns import time_column
 from worker.observations.store.commits import commit_hour
 from worker.observations.store.files import (
@@ -110,12 +110,16 @@ def compact_hour(files: StoreFiles, hour: datetime) -> Compaction:
         batches=tuple(sorted(table["batch_id"].unique().to_pylist())),
     )
     write_file(files, compaction.file.path, content)
+    manifest = f"{folder}/_compaction-{generation:06d}.json"
     try:
-        manifest = compaction.model_dump_json(indent=1).encode()
-        write_file(files, f"{folder}/_compaction-{generation:06d}.json", manifest, exclusive=True)
+        text = compaction.model_dump_json(indent=1).encode()
+        write_file(files, manifest, text, exclusive=True)
+    except BucketUnavailable:  # it may have been written all the same
+        raise
     except StorageError:
-        winner = files.compaction(hour)
-        if winner is None or winner.file.path != compaction.file.path:
+        # Asked for by its name: the list that let us come second may not show it. Its file may
+        # have the name of ours, for the same rows.
+        if compaction.file.path not in (files.read_text(manifest) or ""):
             remove_files(files, [compaction.file.path])
         raise
     return compaction
@@ -144,19 +148,17 @@ _ORPHANED = timedelta(days=1)
 
 def sweep_unpublished(files: StoreFiles, hour: datetime) -> int:
     """Remove files of commits that never came about, a day after they were written."""
-    if not files.local:
-        return 0
     folder, removed = partition_path(hour), 0
     for name in files.names(folder):
         parsed = parse_name(name)
         if parsed is None or commit_hour(parsed[1]) is None:
             continue
-        path = Path(files.path(f"{folder}/{name}"))
-        with suppress(FileNotFoundError):
-            old = time.time() - path.stat().st_mtime > _ORPHANED.total_seconds()
-            if old and files.owned(folder, name, parsed[1]) is None:
-                path.unlink()
-                removed += 1
+        if files.owned(folder, name, parsed[1]) is not None:
+            continue
+        written = files.place.written(f"{folder}/{name}")
+        if written is not None and utc_now() - written > _ORPHANED:
+            remove_files(files, [f"{folder}/{name}"])
+            removed += 1
     return removed
 
 
@@ -227,7 +229,7 @@ class SmallFileMerger:
         """Count the files of the recent hours, once."""
         now = datetime.now(UTC)
         for log in self.files.logs(now - _RECENT):
-            self._seen[str(log.path)] = len(log.commits())
+            self._seen[log.name] = len(log.commits())
         for hour in self.files.existing(hour_of(now - self.look_back), hour_of(now)):
             names = self.files.names(partition_path(hour))
             compaction = self.files.compaction(hour, names)
@@ -242,8 +244,8 @@ class SmallFileMerger:
         logs = list(self.files.logs(datetime.now(UTC) - _RECENT))
         for log in logs:
             commits = log.commits()
-            for commit in commits[self._seen.get(str(log.path), 0) :]:
+            for commit in commits[self._seen.get(log.name, 0) :]:
                 self._gained.update(commit.hours)
-            self._seen[str(log.path)] = len(commits)
-        for path in self._seen.keys() - {str(log.path) for log in logs}:
+            self._seen[log.name] = len(commits)
+        for path in self._seen.keys() - {log.name for log in logs}:
             del self._seen[path]

@@ -3,6 +3,7 @@
     <root>/date=2025-01-01/hour=06/<arrival>__<owner>__<hash>.parquet   rows of one hour
     <root>/date=2025-01-01/hour=06/_compaction-000001.json              one file replaces many
     <root>/commits/date=2025-01-01/hour=06.log                          manifests, a line each commit
+                                           (a folder of parts in a bucket)
     <root>/batches/<batch>.json                                         manifest of a batch alone
 
 The owner of a file is a commit of one or more batches (`worker.observations.store.commits`), or a
@@ -14,16 +15,25 @@ see half a batch, nor a row twice.
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-import fsspec
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from model.domain.errors import InvalidInput, StorageError
-from worker.observations.store.commits import Commit, CommitLog, commit_hour, hour_of_batch, log_of
+from worker.contract.layout import OBSERVATIONS_CACHE_BYTES, Layout
+from worker.observations.store.commits import (
+    Commit,
+    CommitLog,
+    commit_hour,
+    hour_of_batch,
+    hour_of_log,
+    log_of,
+)
+from worker.observations.store.places import Place, place_of
 
 __all__ = [
     "BatchManifest",
@@ -146,27 +156,30 @@ class VisibleFiles:
 
 @dataclass(frozen=True)
 class StoreFiles:
-    """The files below one root, on any fsspec file system.
+    """The files below one root, in a folder or in a bucket.
 
     Attributes:
-        url: Folder or fsspec URL (`/data/observations`, `s3://bucket/observations`).
+        url: The folder, or `s3://bucket/prefix`.
+        cache: Folder of this machine for copies of what lies in a bucket.
+        cache_bytes: Bound of the copies.
     """
 
     url: str
+    cache: str = ""
+    cache_bytes: int = OBSERVATIONS_CACHE_BYTES
+
+    @classmethod
+    def of(cls, layout: Layout) -> "StoreFiles":
+        """Return the files of an installation's store."""
+        folder = str(layout.observations)
+        if not layout.observations_url:
+            return cls(folder)
+        return cls(layout.observations_url, folder, layout.observations_cache_bytes)
 
     @property
-    def filesystem(self) -> Any:
-        """The fsspec file system that holds the store."""
-        return _connect(self.url)[0]
-
-    @property
-    def root(self) -> str:
-        """Path of the root within the file system."""
-        return _connect(self.url)[1]
-
-    def path(self, relative: str) -> str:
-        """Return a path within the file system from one relative to the root."""
-        return f"{self.root}/{relative}"
+    def place(self) -> Place:
+        """Return where the files lie."""
+        return place_of(self.url, self.cache, self.cache_bytes)
 
     def batch_path(self, batch_id: str) -> str:
         """Return the path of a batch's manifest, relative to the root."""
@@ -184,6 +197,26 @@ class StoreFiles:
             return BatchManifest.model_validate(self._resolved(found))
         text = self.read_text(self.batch_path(batch_id))
         return None if text is None else BatchManifest.model_validate_json(text)
+
+    def manifests(self, batch_ids: Iterable[str]) -> dict[str, BatchManifest]:
+        """Return the manifests of those of some batches that are published; cheaper than one by one."""
+        names, found = list(batch_ids), dict[str, BatchManifest]()
+        by_log: dict[CommitLog, list[str]] = {}
+        for name in names:
+            if (log := self.log_of_batch(name)) is not None:
+                by_log.setdefault(log, []).append(name)
+        for log, some in by_log.items():
+            commits = log.of_batches(some)
+            for content in log.contents(set(commits.values())) if commits else ():
+                if content["batch_id"] in commits:
+                    manifest = BatchManifest.model_validate(self._resolved(content))
+                    found[manifest.batch_id] = manifest
+        alone = [name for name in names if name not in found]
+        texts = self.place.read_many([self.batch_path(name) for name in alone])
+        for name, text in zip(alone, texts, strict=True):
+            if text is not None:
+                found[name] = BatchManifest.model_validate_json(text)
+        return found
 
     def content_hashes(self, batch_ids: Iterable[str]) -> dict[str, str]:
         """Return the hash of the rows of each batch that is published, in the order asked for."""
@@ -208,26 +241,24 @@ class StoreFiles:
 
     # -- commits
 
-    @property
-    def local(self) -> bool:
-        """Whether the store is a folder of this machine's file system, which has locks."""
-        protocol = self.filesystem.protocol
-        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
-
     def log_of_batch(self, batch_id: str) -> CommitLog | None:
         """Return the log that may hold a batch; None if batches like it are published alone."""
         hour = hour_of_batch(batch_id)
-        return log_of(self.root, hour) if hour is not None and self.local else None
+        return None if hour is None else self.log(hour)
+
+    def log(self, hour: datetime) -> CommitLog:
+        """Return the log of the batches whose ids name an hour."""
+        return log_of(self.url, hour)
 
     def logs(self, since: datetime = _ALWAYS) -> Iterator[CommitLog]:
         """Yield the logs of the hours from `since` on, in order."""
-        if not self.local:
-            return
         for day in self.names("commits"):
+            if day < f"date={since:%Y-%m-%d}":
+                continue
             for name in self.names(f"commits/{day}"):
-                hour = datetime.strptime(f"{day} {name}", "date=%Y-%m-%d hour=%H.log")
-                if (hour := hour.replace(tzinfo=UTC)) >= since:
-                    yield log_of(self.root, hour)
+                hour = hour_of_log(f"{day}/{name}")
+                if hour >= since:
+                    yield self.log(hour)
 
     def _resolved(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Return a manifest with the values that it shares with others in their places."""
@@ -240,7 +271,7 @@ class StoreFiles:
         return {**manifest, "provenance": provenance}
 
     def _shared(self, digest: str) -> Any:
-        return json.loads(_read_shared(self.url, digest))
+        return json.loads(_read_shared(self, digest))
 
     def owned(self, folder: str, name: str, owner: str) -> tuple[str, ...] | None:
         """Return the batches with rows in a data file; None while it is not published.
@@ -252,35 +283,33 @@ class StoreFiles:
         """
         hour = commit_hour(owner)
         if hour is None:
-            return (owner,) if f"{folder}/{name}" in _published(self.url, owner) else None
-        commit = log_of(self.root, hour).find(owner) if self.local else None
+            return (owner,) if f"{folder}/{name}" in _published(self, owner) else None
+        commit = self.log(hour).find(owner)
         return None if commit is None else commit.batches
 
     def names(self, folder: str) -> list[str]:
         """Return the file names in a folder relative to the root, sorted; empty if it does not exist."""
-        filesystem = self.filesystem
-        try:
-            filesystem.invalidate_cache(self.path(folder))
-            paths = filesystem.ls(self.path(folder), detail=False)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StorageError(
-                f"Cannot list '{folder}' in the observation store: {error}."
-            ) from error
-        return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in paths)
+        return self.place.names(folder)
 
     def read_text(self, relative: str) -> str | None:
         """Return the content of a small file, None if it does not exist."""
-        try:
-            with self.filesystem.open(self.path(relative), "rb") as file:
-                return str(file.read().decode())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StorageError(
-                f"Cannot read '{relative}' of the observation store: {error}."
-            ) from error
+        content = self.place.read(relative)
+        return None if content is None else content.decode()
+
+    def days(self) -> Iterator[datetime]:
+        """Yield the days (UTC) that have a folder, in order."""
+        for name in self.names(""):
+            with suppress(ValueError):
+                day = datetime.fromisoformat(name.removeprefix("date="))
+                yield day.replace(tzinfo=UTC)
+
+    def day_bytes(self, day: datetime) -> int:
+        """Return the bytes of a day."""
+        return self.place.sizes(f"date={day:%Y-%m-%d}")
+
+    def remove_day(self, day: datetime) -> bool:
+        """Delete all rows observed on a day; return whether there were any."""
+        return self.place.remove_folder(f"date={day:%Y-%m-%d}")
 
     def compaction(self, hour: datetime, names: list[str] | None = None) -> Compaction | None:
         """Return the newest compaction of an hour."""
@@ -365,15 +394,6 @@ class StoreFiles:
                     yield hour
 
 
-@lru_cache(maxsize=16)
-def _connect(url: str) -> tuple[Any, str]:
-    try:
-        filesystem, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise StorageError(f"Expected a folder or an fsspec URL; got '{url}': {error}.") from error
-    return filesystem, str(root).rstrip("/")
-
-
 def shared_path(digest: str) -> str:
     """Return the path of a value that manifests share, relative to the root."""
     return f"shared/{digest}.json"
@@ -385,8 +405,8 @@ def _parse_compaction(text: str) -> Compaction:
 
 
 @lru_cache(maxsize=64)
-def _read_shared(url: str, digest: str) -> str:
-    text = StoreFiles(url).read_text(shared_path(digest))
+def _read_shared(files: StoreFiles, digest: str) -> str:
+    text = files.read_text(shared_path(digest))
     if text is None:
         raise StorageError(
             f"Expected '{shared_path(digest)}' in the observation store, which manifests name; it "
@@ -402,17 +422,16 @@ def _replaced(compaction: Compaction | None) -> frozenset[str]:
     return frozenset((*compaction.replaces, compaction.file.path.rsplit("/", 1)[1]))
 
 
-def _published(url: str, batch_id: str) -> frozenset[str]:
+def _published(files: StoreFiles, batch_id: str) -> frozenset[str]:
     """Return the paths of a published batch; empty, and not cached, before its publication."""
     try:
-        return _published_files(url, batch_id)
+        return _published_files(files, batch_id)
     except LookupError:
         return frozenset()
 
 
 @lru_cache(maxsize=8192)
-def _published_files(url: str, batch_id: str) -> frozenset[str]:
-    files = StoreFiles(url)
+def _published_files(files: StoreFiles, batch_id: str) -> frozenset[str]:
     text = files.read_text(files.batch_path(batch_id))
     if text is None:
         raise LookupError(batch_id)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from model.domain.observations import OBSERVATION_SCHEMA, validate_table
 from worker.contract import traces
 from worker.observations.columns import count_values
-from worker.observations.store.commits import hour_of_batch, log_of
+from worker.observations.store.commits import hour_of_batch
 from worker.observations.store.files import (
     SHARED,
     BatchManifest,
@@ -58,8 +58,8 @@ def publish_many(files: StoreFiles, batches: Sequence[NewBatch]) -> list[BatchMa
     """Publish batches with one file an hour for all of them, and one commit; return their manifests.
 
     Each batch is published as a whole and once, as by `publish`: those that another attempt
-    published meanwhile are left as they are. Batches whose ids name no hour, and those of a store
-    without locks, are published one by one.
+    published meanwhile are left as they are. Batches whose ids name no hour are published one by
+    one.
 
     Raises:
         InvalidInput: If rows do not belong to their batch, or spread over too many hours.
@@ -68,7 +68,7 @@ def publish_many(files: StoreFiles, batches: Sequence[NewBatch]) -> list[BatchMa
     together: dict[datetime, list[NewBatch]] = {}
     for batch in batches:
         hour = hour_of_batch(batch.batch_id)
-        if hour is not None and files.local:
+        if hour is not None:
             together.setdefault(hour, []).append(batch)
     found: dict[str, BatchManifest] = {}
     for hour, some in together.items():
@@ -89,10 +89,8 @@ def _commit(
     found: dict[str, BatchManifest] = {}
     waiting = {batch.batch_id: batch for batch in batches}
     while True:
-        for name in list(waiting):
-            if (manifest := files.manifest(name)) is not None:
-                found[name] = manifest
-                del waiting[name]
+        found |= files.manifests(waiting)
+        waiting = {name: batch for name, batch in waiting.items() if name not in found}
         if not waiting:
             return found
         commit = f"commit-{hour:%Y%m%dt%H}-{secrets.token_hex(8)}"
@@ -101,7 +99,7 @@ def _commit(
             name: _with_shared(files, manifest.model_dump(mode="json"))
             for name, manifest in made.items()
         }
-        if not log_of(files.root, hour).append(commit, hours, contents):
+        if not files.log(hour).append(commit, hours, contents):
             return found | made
         remove_files(files, sorted({f.path for manifest in made.values() for f in manifest.files}))
 

@@ -100,7 +100,7 @@ OnBytes = Callable[[int], None]
 
 
 def query_observations(
-    url: str, query: ObservationQuery, on_bytes: OnBytes | None = None
+    files: StoreFiles, query: ObservationQuery, on_bytes: OnBytes | None = None
 ) -> ObservationPage:
     """Return one page of the rows that a query selects.
 
@@ -108,21 +108,21 @@ def query_observations(
     query names a `cut_off`.
 
     Arguments:
-        url: Root of the store, a folder or an fsspec URL.
+        files: The store.
         query: The question.
         on_bytes: Told of the memory that the page takes, while it is read.
     """
     for _ in range(_ATTEMPTS):
         counted = _Counted(on_bytes)
         try:
-            return _page(url, query, counted)
+            return _page(files, query, counted)
         except FileNotFoundError:
             counted.undo()
             continue  # a compaction replaced a file between listing and reading
     raise StorageError("Files of the observation store kept vanishing while they were read.")
 
 
-def read_rows(url: str, query: ObservationQuery, max_rows: int | None = None) -> pa.Table:
+def read_rows(files: StoreFiles, query: ObservationQuery, max_rows: int | None = None) -> pa.Table:
     """Return all rows of the answer as one table, whatever `limit` and `offset`.
 
     Raises:
@@ -130,7 +130,7 @@ def read_rows(url: str, query: ObservationQuery, max_rows: int | None = None) ->
     """
     for _ in range(_ATTEMPTS):
         try:
-            return _collect(url, query, max_rows)
+            return _collect(files, query, max_rows)
         except FileNotFoundError:
             continue
     raise StorageError("Files of the observation store kept vanishing while they were read.")
@@ -144,16 +144,16 @@ def read_files(files: StoreFiles, paths: Sequence[str]) -> pa.Table:
 
 def _dataset(files: StoreFiles, paths: Sequence[str]) -> Any:
     return ds.FileSystemDataset.from_paths(
-        [files.path(path) for path in paths],
+        [str(path) for path in files.place.local(paths)],
         schema=OBSERVATION_SCHEMA,
         format=ds.ParquetFileFormat(),
-        filesystem=_arrow_filesystem(files),
+        filesystem=pafs.LocalFileSystem(),
     )
 
 
-def _collect(url: str, query: ObservationQuery, max_rows: int | None) -> pa.Table:
+def _collect(files: StoreFiles, query: ObservationQuery, max_rows: int | None) -> pa.Table:
     parts, rows = [], 0
-    for batch in _batches(url, query):
+    for batch in _batches(files, query):
         rows += batch.num_rows
         if max_rows is not None and rows > max_rows:
             raise ResourceExhausted(
@@ -184,9 +184,9 @@ class _Counted:
             self.report(-self.size)
 
 
-def _page(url: str, query: ObservationQuery, counted: _Counted) -> ObservationPage:
+def _page(files: StoreFiles, query: ObservationQuery, counted: _Counted) -> ObservationPage:
     parts, skip, room, more = [], query.offset, query.limit, False
-    for batch in _batches(url, query):
+    for batch in _batches(files, query):
         if skip >= batch.num_rows:
             skip -= batch.num_rows
             continue
@@ -214,8 +214,7 @@ def _schema(query: ObservationQuery) -> pa.Schema:
     return pa.schema([OBSERVATION_SCHEMA.field(name) for name in names])
 
 
-def _batches(url: str, query: ObservationQuery) -> Iterator[pa.RecordBatch]:
-    files = StoreFiles(url)
+def _batches(files: StoreFiles, query: ObservationQuery) -> Iterator[pa.RecordBatch]:
     condition, schema = _condition(query), _schema(query)
     hours = list(files.hours(query.start, query.end))
     known = files.known_batches(hours)
@@ -232,17 +231,6 @@ def _batches(url: str, query: ObservationQuery) -> Iterator[pa.RecordBatch]:
         for batch in scanner.to_batches():
             if batch.num_rows:
                 yield batch.cast(schema)
-
-
-def _arrow_filesystem(files: StoreFiles) -> Any:
-    if "file" in _protocols(files.filesystem):
-        return pafs.LocalFileSystem()
-    return pafs.PyFileSystem(pafs.FSSpecHandler(files.filesystem))
-
-
-def _protocols(filesystem: Any) -> tuple[str, ...]:
-    protocol = filesystem.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 def _condition(query: ObservationQuery) -> Any:

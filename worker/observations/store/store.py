@@ -9,7 +9,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.domain.errors import InvalidInput, StorageError
-from model.domain.files import write_atomic
 from model.domain.observations import validate_table
 from model.domain.windows import AssimilationWindow
+from worker.contract.layout import OBSERVATIONS_CACHE_BYTES, Layout
 from worker.observations.columns import time_column
 from worker.observations.store.files import (
     BatchManifest,
@@ -46,7 +45,7 @@ __all__ = [
 def write_file(
     files: StoreFiles, relative: str, content: bytes, *, exclusive: bool = False
 ) -> None:
-    """Write one file: temporary name, fsync, rename on disks; one upload on object stores.
+    """Write one file, which appears whole.
 
     Arguments:
         files: The store.
@@ -57,17 +56,8 @@ def write_file(
     Raises:
         StorageError: If it cannot be written, or exists and `exclusive` is set.
     """
-    path = files.path(relative)
-    protocol = files.filesystem.protocol
     try:
-        if "file" in ((protocol,) if isinstance(protocol, str) else protocol):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(Path(path), content, exclusive=exclusive)
-            return
-        if exclusive and files.filesystem.exists(path):
-            raise FileExistsError(path)
-        # Object stores show an object only when its upload is complete.
-        files.filesystem.pipe_file(path, content)
+        files.place.write(relative, content, exclusive=exclusive)
     except FileExistsError as error:
         raise StorageError(
             f"Expected no '{relative}' yet; it exists: another writer won."
@@ -180,23 +170,33 @@ def put_hour(
 
 def remove_files(files: StoreFiles, paths: list[str]) -> None:
     """Remove files that are still there."""
-    for path in paths:
-        try:
-            files.filesystem.rm_file(files.path(path))
-        except FileNotFoundError:
-            continue
+    files.place.remove(paths)
 
 
 @dataclass(frozen=True)
 class ObservationStore:
-    """Hourly Parquet files below `url`, a folder or an fsspec URL."""
+    """Hourly Parquet files below `url`, a folder or `s3://bucket/prefix`.
+
+    Attributes:
+        url: The root.
+        cache: Folder of this machine for copies of what lies in a bucket.
+        cache_bytes: Bound of the copies.
+    """
 
     url: str
+    cache: str = ""
+    cache_bytes: int = OBSERVATIONS_CACHE_BYTES
+
+    @classmethod
+    def of(cls, layout: Layout) -> "ObservationStore":
+        """Return the store of an installation."""
+        files = StoreFiles.of(layout)
+        return cls(files.url, files.cache, files.cache_bytes)
 
     @property
     def files(self) -> StoreFiles:
         """Names and manifests of the files below the root."""
-        return StoreFiles(str(self.url))
+        return StoreFiles(str(self.url), self.cache, self.cache_bytes)
 
     def publish(
         self,
@@ -245,4 +245,4 @@ class ObservationStore:
             batches=tuple(batches),
             outcome="used" if used_only else "all",
         )
-        return read_rows(str(self.url), query, max_rows)
+        return read_rows(self.files, query, max_rows)

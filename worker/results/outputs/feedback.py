@@ -88,7 +88,7 @@ def _locations(table: pa.Table) -> NDArray[np.int64]:
     """
     text = [category_codes(table, name)[0] for name in (*_TEXTS.values(), *_CODED.values())]
     exact = [time_column(table), time_column(table, "received_time")]
-    columns = ("lat", "lon", "elevation", "vertical", "vertical_top")
+    columns = ("lat", "lon", "elevation", "vertical", "vertical_top", "scan_angle")
     place = [np.nan_to_num(float_column(table, name), nan=-9e9) for name in columns]
     shared = groups(*text, *exact, *place)
     variable = category_codes(table, "variable")[0]
@@ -143,6 +143,9 @@ def _metadata(file: Any, table: pa.Table, first: NDArray[np.int64]) -> None:
         rows = np.isin(kind, [i for i, k in enumerate(kinds) if k in wanted])
         if rows.any():
             _put(group, name, "f8", np.where(rows, values, np.nan), units=units)
+    angle = float_column(table, "scan_angle")[first]
+    if np.isfinite(angle).any():
+        _put(group, "sensorViewAngle", "f4", angle, units="degree")
 
 
 def ioda_name(variable: str) -> str:
@@ -331,6 +334,7 @@ _ODB_NUMBERS = {
     "stalt@hdr": "elevation",
     "vertco_reference_1@body": "vertical",
     "vertco_reference_2@body": "vertical_top",
+    "scan_angle@appa": "scan_angle",
     "obsvalue@body": "obs_value",
     "biascorr@body": "obs_bias",
     "fg_depar@body": "background_departure",

@@ -23,9 +23,12 @@ from worker.contract.jobs import JobRecord, JobState
 from worker.contract.kinds import KINDS, JobKind
 from worker.contract.layout import Layout
 from worker.contract.store import Stores
+from worker.contract.uploads import upload_store
+from worker.observations.store.files import StoreFiles
 from worker.results.catalogue import Catalogue
 from worker.results.entries import Entry
 from worker.results.manifest import is_pinned
+from worker.results.store import result_store
 
 __all__ = [
     "AnalysisRules",
@@ -64,6 +67,9 @@ class AnalysisRules(BaseModel):
 
     early: Rule = Field(default=Rule(days=7, keep=48), description="Early analyses of the cycles.")
     final: Rule = Field(default=Rule(days=90, keep=48), description="Final analyses of the cycles.")
+    challenger: Rule = Field(
+        default=Rule(days=7, keep=24), description="Analyses of suites on trial."
+    )
     manual: Rule = Field(
         default_factory=lambda: next(_rule(k) for k in KINDS.values() if k.cycled),
         description="Analyses outside the cycles.",
@@ -276,7 +282,7 @@ class _Planner:
                 if self._stays(entry):
                     continue
                 going.add(entry.id)
-                size = _size(self.layout.analysis(entry.id))
+                size = result_store(self.layout).size(entry.id)
                 self.add("analysis", entry.id, size, age, rule, sort)
         staying = [e for e in entries if e.id not in going and e.restart_bytes is not None]
         for entry, age in self.old(_by_time(staying), self.policy.restarts):
@@ -295,29 +301,32 @@ class _Planner:
 
     def uploads(self) -> None:
         """Add old uploads whose rows are in the observation store."""
-        found = [(folder, since) for folder, since in _touched(self.layout.raw)]
-        for folder, age in self.old(found, self.policy.uploads):
-            if folder.name in self.in_use.batches:
+        rule = self.policy.uploads
+        if rule.days is None:
+            return
+        # only a rule that keeps a number of the newest has to see them
+        until = None if rule.keep else self.now - timedelta(days=rule.days * self.shorten)
+        kept = upload_store(self.layout).kept(until)
+        found = [(upload, clock.operational(upload.written)) for upload in kept]
+        for upload, age in self.old(found, rule):
+            if upload.id in self.in_use.batches:
                 self.kept["needed by a job"] += 1
                 continue
-            self.add("upload", folder.name, _size(folder), age, self.policy.uploads, "uploads")
+            self.add("upload", upload.id, upload.size, age, rule, "uploads")
 
     def observations(self) -> None:
         """Add whole days of the observation store; a day's age counts from its end."""
-        found = []
-        for folder in self.layout.observations.glob("date=*"):
-            try:
-                day = datetime.fromisoformat(folder.name.removeprefix("date=")).replace(tzinfo=UTC)
-            except ValueError:
-                continue
-            found.append(((folder, day), day + _DAY))
+        files, rule = StoreFiles.of(self.layout), self.policy.observations
+        if rule.days is None:
+            return
+        found = [(day, day + _DAY) for day in files.days()]
         first = self.in_use.observed_from
-        for (folder, day), age in self.old(found, self.policy.observations):
+        for day, age in self.old(found, rule):
             if first is not None and day + _DAY > first:
                 self.kept["needed by a job"] += 1
                 continue
-            name, rule = folder.name.removeprefix("date="), self.policy.observations
-            self.add("observations", name, _size(folder), age, rule, "observations")
+            name, size = f"{day:%Y-%m-%d}", files.day_bytes(day)
+            self.add("observations", name, size, age, rule, "observations")
 
     def logs(self) -> None:
         """Add old log files that nobody writes any more."""
@@ -370,7 +379,3 @@ def _touched(folder: Path) -> list[tuple[Path, datetime]]:
             continue
         found.append((path, clock.operational(datetime.fromtimestamp(stamp, UTC))))
     return found
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

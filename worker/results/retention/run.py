@@ -1,9 +1,9 @@
 """Run retention and compaction now and then, by one scheduler at a time.
 
-One rename takes a result or an upload out of everybody's sight, then its bytes are deleted. A
-result is its folder: the catalogue and all that is made of it follow the folders, so that they lose
-it with that rename. Readers with open files go on reading. Whatever a killed run left under `tmp/deleted-…`
-is deleted at the next one.
+One rename takes a result or an upload out of everybody's sight, then its bytes are deleted; of one
+in a bucket the manifest or record goes first, then the files. The catalogue and all that is made of it
+follow the manifests, so that they lose it in the same moment. Readers with open files go on
+reading. Whatever a killed run left under `tmp/deleted-…` is deleted at the next one.
 
 Deleting and merging take time, so they run in a thread of their own. A key in Redis, which
 expires, says whose turn it is and when the next one comes, so that any number of schedulers is
@@ -15,24 +15,24 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 
 import structlog
 from redis import Redis
 from redis.exceptions import LockError, RedisError
 
 from model.domain.errors import AppaError
-from model.domain.files import sync_folder
 from worker.contract import clock
 from worker.contract.disk import DiskSettings, disk_state
-from worker.contract.layout import Layout
+from worker.contract.layout import HIDDEN, Layout
 from worker.contract.store import RetentionFigures, Stores
+from worker.contract.uploads import upload_store
 from worker.observations.store.compaction import SmallFileMerger, compact
+from worker.observations.store.files import StoreFiles
 from worker.observations.store.store import ObservationStore
 from worker.results.manifest import RESTART_ROLE, is_pinned, read_manifest
-from worker.results.publication import replace_manifest, update_latest
+from worker.results.publication import update_latest
 from worker.results.retention.plan import (
     CompactionRule,
     Item,
@@ -41,11 +41,11 @@ from worker.results.retention.plan import (
     make_plan,
     read_policy,
 )
+from worker.results.store import result_store
 
 __all__ = ["RetentionRunner", "remove", "remove_all", "run_retention", "sweep_removed"]
 
 log = structlog.get_logger()
-_REMOVED = "deleted-"
 
 
 def remove_all(
@@ -85,30 +85,28 @@ def remove(layout: Layout, item: Item) -> bool:
     if item.what == "log":
         (layout.logs / item.name).unlink(missing_ok=True)
         return True
-    day = layout.observations / f"date={item.name}"
-    return _take_out(layout, layout.raw_batch(item.name) if item.what == "upload" else day)
+    if item.what == "upload":
+        return upload_store(layout).forget(item.name)
+    day = datetime.fromisoformat(item.name).replace(tzinfo=UTC)
+    return StoreFiles.of(layout).remove_day(day)
 
 
 def sweep_removed(layout: Layout) -> int:
     """Delete what a killed run had moved away; return the number of folders."""
-    left = list(layout.tmp.glob(f"{_REMOVED}*"))
+    left = list(layout.tmp.glob(f"{HIDDEN}*"))
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
     return len(left)
 
 
 def _remove_analysis(layout: Layout, analysis_id: str) -> bool:
-    folder = layout.analysis(analysis_id)
-    if is_pinned(layout, analysis_id):
+    results = result_store(layout)
+    if is_pinned(layout, analysis_id) or not results.hide(analysis_id):
         return False
-    hidden = _hide(layout, folder)
-    if hidden is None:
+    if is_pinned(layout, analysis_id):  # in the moment before it was hidden
+        results.unhide(analysis_id)
         return False
-    if is_pinned(layout, analysis_id):  # in the moment before the rename
-        hidden.rename(folder)
-        sync_folder(layout.analyses)
-        return False
-    shutil.rmtree(hidden, ignore_errors=True)
+    results.discard(analysis_id)
     return True
 
 
@@ -122,27 +120,10 @@ def _remove_restart(layout: Layout, analysis_id: str) -> bool:
     changed = manifest.model_copy(
         update={"files": rest, "flags": [*manifest.flags, "restart_removed"]}
     )
-    replace_manifest(layout, changed)
-    for file in files:
-        layout.analysis_file(analysis_id, file.name).unlink(missing_ok=True)
+    results = result_store(layout)
+    results.replace_manifest(changed)
+    results.remove_files(analysis_id, files)
     return bool(files)
-
-
-def _hide(layout: Layout, folder: Path) -> Path | None:
-    hidden = layout.tmp / f"{_REMOVED}{folder.name}"
-    try:
-        folder.rename(hidden)
-    except FileNotFoundError:
-        return None
-    sync_folder(folder.parent)
-    return hidden
-
-
-def _take_out(layout: Layout, folder: Path) -> bool:
-    hidden = _hide(layout, folder)
-    if hidden is not None:
-        shutil.rmtree(hidden, ignore_errors=True)
-    return hidden is not None
 
 
 _LOCK_SECONDS = 900.0
@@ -236,7 +217,7 @@ class RetentionRunner:
     def _compact(self, rule: CompactionRule) -> None:
         end = clock.now() - timedelta(hours=rule.after_hours)
         start = end - timedelta(hours=rule.look_back_hours)
-        store = ObservationStore(str(self.layout.observations))
+        store = ObservationStore.of(self.layout)
         report = compact(store.files, start, end, least_files=rule.least_files)
         if report.hours:
             log.info("compacted", **vars(report))
@@ -244,7 +225,7 @@ class RetentionRunner:
     def _merge_small(self, rule: CompactionRule) -> None:
         merger = self._merger
         if merger is None or merger.most_files != rule.new_files:
-            files = ObservationStore(str(self.layout.observations)).files
+            files = ObservationStore.of(self.layout).files
             merger = self._merger = SmallFileMerger(files, most_files=rule.new_files)
         report = merger.turn()
         if report.hours:

@@ -29,6 +29,7 @@ from worker.contract.jobs import COMPARED_WITH
 from worker.contract.layout import Layout
 from worker.results.manifest import read_manifest
 from worker.results.outputs.product import Product
+from worker.results.store import result_store
 from worker.results.verification.report import Row, series_table
 from worker.results.verification.series import (
     ALL,
@@ -45,6 +46,8 @@ __all__ = [
     "compare",
     "compared",
     "is_worse",
+    "read_feedback",
+    "withheld_values",
 ]
 
 RATIO = "log_error_over_cold"
@@ -106,8 +109,8 @@ def compare(analysis_id: str, cycle: pa.Table, cold: pa.Table, end: datetime) ->
     Returns:
         None if they share no such value.
     """
-    both = _withheld(cycle, end).merge(
-        _withheld(cold, end)[["batch_id", "observation_id", _DEPARTURE]],
+    both = withheld_values(cycle, end).merge(
+        withheld_values(cold, end)[["batch_id", "observation_id", _DEPARTURE]],
         on=["batch_id", "observation_id"],
         suffixes=("_cycle", "_cold"),
     )
@@ -124,11 +127,22 @@ def compare(analysis_id: str, cycle: pa.Table, cold: pa.Table, end: datetime) ->
     return Comparison(analysis_id, ratio, int(counts.sum()), tuple(lines))
 
 
-def _withheld(feedback: pa.Table, end: datetime) -> pd.DataFrame:
-    frame = feedback.select([*_COLUMNS, "rejected_by", _DEPARTURE]).to_pandas()
-    newest = frame["time"] > pd.Timestamp(end) - pd.Timedelta(hours=NEWEST_HOURS)
+def withheld_values(
+    feedback: pa.Table, end: datetime, hours: int = NEWEST_HOURS, more: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return the values that were withheld, with what tells them apart and their O-A.
+
+    Arguments:
+        feedback: A table of `FEEDBACK_SCHEMA`.
+        end: Analysis time (UTC).
+        hours: Older values are left out.
+        more: Further columns.
+    """
+    columns = [*_COLUMNS, *more, _DEPARTURE]
+    frame = feedback.select([*columns, "rejected_by"]).to_pandas()
+    newest = frame["time"] > pd.Timestamp(end) - pd.Timedelta(hours=hours)
     wanted = newest & (frame["rejected_by"] == "withheld") & frame[_DEPARTURE].notna()
-    return frame.loc[wanted, [*_COLUMNS, _DEPARTURE]]
+    return frame.loc[wanted, columns]
 
 
 def is_worse(ratios: Sequence[float]) -> bool:
@@ -152,7 +166,9 @@ def compared(product: Product, layout: Layout) -> Product:
     if other is None or product.series is None:
         return product
     try:
-        found = compare(other, _feedback(layout, other), product.feedback, product.reference_time)
+        found = compare(
+            other, read_feedback(layout, other), product.feedback, product.reference_time
+        )
         earlier = _earlier(layout, product.reference_time)
     except AppaError as error:
         log.warning("not compared with its cycle", id=product.job.id, reason=error.message)
@@ -171,8 +187,13 @@ def compared(product: Product, layout: Layout) -> Product:
     return replace(product, scores=scores, series=series, flags=flags)
 
 
-def _feedback(layout: Layout, analysis_id: str) -> pa.Table:
+def read_feedback(layout: Layout, analysis_id: str, more: Sequence[str] = ()) -> pa.Table:
     """Return the feedback of a published analysis.
+
+    Arguments:
+        layout: The data folder.
+        analysis_id: The analysis.
+        more: Columns besides those of `withheld_values`.
 
     Raises:
         StorageError: If it has none, or it cannot be read.
@@ -184,8 +205,8 @@ def _feedback(layout: Layout, analysis_id: str) -> pa.Table:
             "outputs in cycles.yaml."
         )
     try:
-        path = layout.analysis_file(analysis_id, name)
-        return pq.read_table(path, columns=[*_COLUMNS, "rejected_by", _DEPARTURE])
+        path = result_store(layout).file(analysis_id, name)
+        return pq.read_table(path, columns=[*_COLUMNS, *more, "rejected_by", _DEPARTURE])
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"Expected a readable {name} of '{analysis_id}'; {error}.") from error
 

@@ -41,6 +41,8 @@ __all__ = [
     "ControlPolicy",
     "ControlResult",
     "ControlRule",
+    "LIMIT_SUFFIXES",
+    "Limits",
     "Outside",
     "UNCHECKED_FLAG",
     "check_limits",
@@ -119,6 +121,9 @@ def read_control_policy(path: Path) -> ControlPolicy:
     return read_yaml_model(path, ControlPolicy, "control limits", hint=hint)
 
 
+LIMIT_SUFFIXES = ("_limit_low", "_limit_high")
+"""A statistic with one of these is the limit that held for it, in the time series."""
+
 _MAD_TO_SIGMA = 1.4826
 _STEPS = timedelta(hours=2), timedelta(hours=24)
 """Cycles are seldom further apart than the first, and never than the second."""
@@ -140,6 +145,22 @@ class Outside:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Between what one statistic may lie in one cycle; None on a side that is not watched."""
+
+    low: float | None
+    high: float | None
+    cycles: int
+
+    def within(self, other: "Limits") -> "Limits":
+        """Return the narrower of both on each side: several rules may watch one statistic."""
+        lows = [limit for limit in (self.low, other.low) if limit is not None]
+        highs = [limit for limit in (self.high, other.high) if limit is not None]
+        cycles = max(self.cycles, other.cycles)
+        return Limits(max(lows, default=None), min(highs, default=None), cycles)
+
+
+@dataclass(frozen=True)
 class ControlResult:
     """The comparison of one cycle with its control limits.
 
@@ -147,11 +168,24 @@ class ControlResult:
         cycles: Earlier cycles that the limits were made of.
         checked: Number of statistics that have limits.
         outside: Statistics outside their limits.
+        limits: By network, variable, layer and statistic.
     """
 
     cycles: int
     checked: int
     outside: tuple[Outside, ...]
+    limits: Mapping[Key, Limits]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Return rows of the time series: how many are outside, and the limits of each statistic."""
+        rows = [Row(ALL, ALL, ALL, "outside_limits", float(len(self.outside)), self.checked)]
+        for (network, variable, layer, statistic), limits in self.limits.items():
+            for suffix, value in zip(LIMIT_SUFFIXES, (limits.low, limits.high), strict=True):
+                if value is not None:
+                    name = statistic + suffix
+                    rows.append(Row(network, variable, layer, name, value, limits.cycles))
+        return rows
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -215,6 +249,7 @@ def check_limits(
     frame = trailing.to_pandas()
     times = pd.DatetimeIndex(frame["valid_time"].unique())
     history = _Histories(frame, times, valid_time.hour)
+    limits: dict[Key, Limits] = {}
     checked, outside = 0, []
     for rule in policy.rules:
         for key in _matching(rule, current, history.known):
@@ -229,7 +264,13 @@ def check_limits(
             low, high = robust_limits(past, rule.sigmas or policy.sigmas, policy.least_sigma)
             if (value > high and rule.side != "low") or (value < low and rule.side != "high"):
                 outside.append(Outside(*key, value, low, high, len(past)))
-    return ControlResult(len(times), checked, tuple(outside))
+            watched = Limits(
+                None if rule.side == "high" else low,
+                None if rule.side == "low" else high,
+                len(past),
+            )
+            limits[key] = watched.within(limits.get(key, watched))
+    return ControlResult(len(times), checked, tuple(outside), limits)
 
 
 def _matching(rule: ControlRule, current: Mapping[Key, Any], known: Sequence[Key]) -> list[Key]:
@@ -313,8 +354,7 @@ def verified(
     rows = report.rows
     if control is not None:
         scores["control"] = control.scores
-        outside = len(control.outside)
-        rows.append(Row(ALL, ALL, ALL, "outside_limits", float(outside), control.checked))
+        rows += control.rows
         if control.outside:
             flags.append(OUTSIDE_FLAG)
     log.info(

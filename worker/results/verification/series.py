@@ -21,6 +21,7 @@ from model.domain.files import write_atomic
 from worker.contract.layout import Layout
 from worker.contract.records import Record
 from worker.results.manifest import AnalysisManifest
+from worker.results.store import result_store
 
 __all__ = [
     "ALL",
@@ -336,7 +337,8 @@ def append_to_series(layout: Layout, manifest: AnalysisManifest) -> bool:
     target = entry.path(layout)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, layout.analysis_file(manifest.id, SERIES_NAME).read_bytes())
+        source = result_store(layout).file(manifest.id, SERIES_NAME)
+        write_atomic(target, source.read_bytes())
     except OSError as error:
         raise StorageError(
             f"Expected to add '{manifest.id}' to the verification series; {error}."

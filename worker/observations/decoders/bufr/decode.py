@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from model.domain.errors import DecodeError
-from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport, FileBudget
+from worker.observations.decoders.base import DecodeContext, Decoded, DecodeReport
 from worker.observations.decoders.bufr.block import TEXT_KEYS, Block
 from worker.observations.decoders.bufr.dump import DumpUnpacker, PrepCollection, is_ragged
 from worker.observations.decoders.bufr.elements import element_names
@@ -28,11 +28,13 @@ from worker.observations.decoders.bufr.framing import (
     scan,
 )
 from worker.observations.decoders.bufr.identity import station_alias
+from worker.observations.decoders.bufr.layout import ReportLayout
 from worker.observations.decoders.bufr.message import MessagePart, Unpacker
 from worker.observations.decoders.bufr.packing import Packing
 from worker.observations.decoders.bufr.prepbufr import is_prepbufr, read_prepbufr
 from worker.observations.decoders.bufr.ragged import names_of
 from worker.observations.decoders.bufr.reports import Collector, Reports, has_position
+from worker.observations.decoders.bufr.template import Template
 from worker.observations.decoders.options import BufrOptions
 from worker.observations.formats import HEAD_BYTES, foreign_content
 
@@ -58,10 +60,15 @@ _HELD_VALUES = 1_000_000
 
 @dataclass
 class _PartGroup:
-    """Parts of one family and layout, from one or many messages."""
+    """Parts of one family and layout, from one or many messages.
+
+    Attributes:
+        layout: Of the block they become; the parts' own, or one with more levels.
+    """
 
     header: Header
     family: str
+    layout: ReportLayout
     parts: list[MessagePart] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     updates: list[int] = field(default_factory=list)
@@ -117,7 +124,7 @@ class _FileDecoder:
         self.not_used: Counter[int] = Counter()
         self.version = 0
         self.held = 0
-        self.budget = FileBudget(size)
+        self.budget = context.budget(size)
         self.ordinal = 0
         self.mark = context.mark
         self.options = BufrOptions.of(context.options)
@@ -186,7 +193,8 @@ class _FileDecoder:
         family = family_of(header.category, template.codes)
         if family is None:
             raise unsupported(header, template.codes)
-        self._group(frame, header, family, self.unpacker.unpack(message, header))
+        parts = self.unpacker.unpack(message, header)
+        self._group(frame, header, family, parts, template)
 
     def _unpack_by_tables(self, frame: Frame, message: bytes, header: Header) -> None:
         """Unpack a message by the tables of the file."""
@@ -213,19 +221,27 @@ class _FileDecoder:
         self.held += header.data_bytes
 
     def _group(
-        self, frame: Frame, header: Header, family: str, parts: Iterable[MessagePart]
+        self,
+        frame: Frame,
+        header: Header,
+        family: str,
+        parts: Iterable[MessagePart],
+        template: Template | None = None,
     ) -> None:
-        """Put the parts of a message to others of their layout."""
+        """Put the parts of a message to others of their layout, or of one with as many levels or more."""
         update = correction_number(frame.indicator, header.update_sequence)
+        padded = template if BUFR_FAMILIES[family].by_level else None
         for part in parts:
             self.budget.take(part.layout.size * len(part.numbers))
-            key = (family, id(part.layout), header.category, header.subcategory)
-            group = self.groups.setdefault(key, _PartGroup(header, family))
+            padding = padded.padded(part.layout, self.context.limits) if padded else None
+            layout = padding.layout if padding else part.layout
+            key = (family, id(layout), header.category, header.subcategory)
+            group = self.groups.setdefault(key, _PartGroup(header, family, layout))
             group.parts.append(part)
             group.frames.append(frame)
             group.updates.append(update)
             group.firsts.append(self.ordinal)
-            self.held += part.layout.size * len(part.numbers)
+            self.held += layout.size * len(part.numbers)
         self.ordinal += header.subsets
 
     def flush(self) -> None:
@@ -256,10 +272,12 @@ class _FileDecoder:
             places = padded.reports.tolist()
             left -= set(places)
             if places:
+                parts = collection.part_of(padded)
                 self.groups[family, id(collection), number] = _PartGroup(
                     collection.header,
                     family,
-                    collection.part_of(padded),
+                    parts[0].layout,
+                    parts,
                     [collection.frames[place] for place in places],
                     [collection.updates[place] for place in places],
                     [collection.ordinals[p] - collection.numbers[p] for p in places],
@@ -355,7 +373,9 @@ class _FileDecoder:
 
 def _stack(group: _PartGroup) -> Block:
     """Return all reports of a group as one block, in the order of its parts."""
-    parts, layout = group.parts, group.parts[0].layout
+    parts, layout = group.parts, group.layout
+    if any(part.layout is not layout for part in parts):
+        return _stack_padded(group)
     if len(parts) == 1 and parts[0].values is not None:
         return Block(group.header, layout, parts[0].values, parts[0].texts)
     sizes = np.array([len(part.numbers) for part in parts])
@@ -376,6 +396,28 @@ def _stack(group: _PartGroup) -> Block:
     if packed:
         _fill(layout.packing, [parts[n] for n in packed], np.isin(row, packed), values, texts)
     return Block(group.header, layout, values, texts)
+
+
+def _stack_padded(group: _PartGroup) -> Block:
+    """Return all reports of a group in its layout; values of levels that a report lacks are missing."""
+    by_layout: dict[int, list[int]] = {}
+    for n, part in enumerate(group.parts):
+        by_layout.setdefault(id(part.layout), []).append(n)
+    sizes = np.array([len(part.numbers) for part in group.parts])
+    row = np.repeat(np.arange(len(sizes)), sizes)
+    values = np.full((len(row), group.layout.size), np.nan)
+    texts = {code: [""] * len(row) for code in TEXT_KEYS if group.layout.has(code)}
+    for members in by_layout.values():
+        parts = [group.parts[n] for n in members]
+        own = parts[0].layout
+        block = _stack(_PartGroup(group.header, group.family, own, parts))
+        rows = np.flatnonzero(np.isin(row, members))
+        positions = np.arange(own.size) if own.padding is None else own.padding.positions
+        values[rows[:, None], positions] = block.values
+        for code, found in block.texts.items():
+            for place, text in zip(rows.tolist(), found, strict=True):
+                texts[code][place] = text
+    return Block(group.header, group.layout, values, texts)
 
 
 def _fill(

@@ -11,6 +11,7 @@ from model.domain.errors import DecodeError
 from model.domain.registry import Registry
 from worker.observations.decoders.bufr.block import Block
 from worker.observations.decoders.bufr.framing import Header
+from worker.observations.decoders.bufr.radiances import SOUNDERS, decode_radiances
 from worker.observations.decoders.bufr.reports import Reports
 from worker.observations.decoders.bufr.surface import (
     decode_buoy,
@@ -40,6 +41,8 @@ class ReportFamily:
         needs: Groups of elements; the template must hold one of each group.
         decode: Decodes a block into reports.
         empty: What a report without a value of ours usually is.
+        by_level: Whether levels without a value change nothing, so that reports with different
+            numbers of levels may be decoded together.
     """
 
     description: str
@@ -47,6 +50,7 @@ class ReportFamily:
     needs: tuple[Set[int], ...]
     decode: Callable[[Block], Reports]
     empty: str = ""
+    by_level: bool = False
 
     def accepts(self, category: int, codes: Set[int]) -> bool:
         """Return whether a message of this category with these elements belongs to the family."""
@@ -77,7 +81,9 @@ BUFR_FAMILIES: Registry[ReportFamily] = Registry(
         "wind profilers", {2, 6}, ({7_006, 7_007, 7_003, 10_007}, {2_003, 25_032, 2_101}, {11_006},
         {11_001, 11_003}), decode_profiler,
     ),
-    temp=ReportFamily("sondes and pilot balloons", {2}, (_PRESSURE, _WIND | {12_101}), decode_temp),
+    temp=ReportFamily(
+        "sondes and pilot balloons", {2}, (_PRESSURE, _WIND | {12_101}), decode_temp, by_level=True
+    ),
     aircraft=ReportFamily(
         "aircraft", {4}, ({7_010, 7_002, 7_004, 7_007, 10_070}, {12_101, 12_001, 11_002}), decode_aircraft
     ),
@@ -87,6 +93,10 @@ BUFR_FAMILIES: Registry[ReportFamily] = Registry(
     scatterometer=ReportFamily(
         "scatterometer winds", {12}, ({21_102}, {11_012}, {11_011}), decode_scatterometer,
         "no wind was selected in the cell (0 21 102): backscatter alone, or masked over land and ice",
+    ),
+    radiances=ReportFamily(
+        "radiances of sounders", {3, 21}, ({12_063, 12_163}, {2_150, 5_042}, {1_007}, {5_043}),
+        decode_radiances, f"no brightness temperature of a channel of {', '.join(SOUNDERS)}",
     ),
 )  # fmt: skip
 

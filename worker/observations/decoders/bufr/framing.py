@@ -8,16 +8,19 @@ length.
 
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from model.domain.errors import DecodeError
 
 __all__ = [
     "EDITIONS",
+    "HEADING",
     "Frame",
     "Header",
+    "NamedHeading",
     "correction_number",
     "descriptor_count",
     "read_header",
@@ -28,13 +31,47 @@ EDITIONS = (2, 3, 4)
 _SHORTEST = 8 + 17 + 9 + 4 + 4
 _LOOK_BACK = 96
 
-_HEADING = re.compile(rb"([A-Z]{4}\d{2}) ([A-Z]{4}) (\d{6})(?: ([A-Z]{3}))?[\s\x00]*\Z")
+HEADING = r"([A-Z]{4}\d{2}) +([A-Z]{4}) +(\d{6})(?: *([A-Z]{3}))?"
+"""The abbreviated heading of a bulletin: what, centre, day and time, BBB group."""
+_HEADING = re.compile(HEADING.encode() + rb"[\s\x00]*\Z")
 _FILE_NAME = re.compile(
     r"(?<![A-Z0-9])([A-Z]{4}\d{2})[ _.+-]?([A-Z]{4})[ _.+-]?(\d{6})"
     r"(?:[ _.+-]?(CC[A-Z]|AA[A-Z]|RR[A-Z]|COR|AMD|RTD))?(?![A-Z0-9])",
     re.IGNORECASE,
 )
 """Heading in a file name: `A_ISMD01EDZW021200CCA_C_EDZW_…`, `ISMD01_EDZW_021200_CCA.bufr`."""
+
+
+class NamedHeading(NamedTuple):
+    """The heading in the name of a file.
+
+    Attributes:
+        bulletin: The heading without its BBB group and spaces; "" where the name holds none.
+        indicator: The BBB group, or "".
+    """
+
+    bulletin: str
+    indicator: str
+
+    @classmethod
+    def of(cls, file_name: str) -> "NamedHeading":
+        """Return the heading in a name, as WMO file names and those of many switches carry it."""
+        found = _FILE_NAME.search(file_name)
+        if found is None:
+            return cls("", "")
+        return cls("".join(found.group(1, 2, 3)).upper(), (found.group(4) or "").upper())
+
+    def indicator_of(self, heading: Sequence[str | None] | None) -> str:
+        """Return the BBB group of a bulletin: its own, or that of the name if it is the bulletin named.
+
+        Arguments:
+            heading: The groups of `HEADING` in the content; None where there is no heading.
+        """
+        if heading is None:
+            return self.indicator
+        what, centre, time, indicator = heading
+        same = f"{what}{centre}{time}" == self.bulletin
+        return indicator or (self.indicator if same else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +105,13 @@ def scan(data: bytes | mmap.mmap, file_name: str = "") -> Iterator[Frame]:
         file_name: WMO file names carry the bulletin heading when the content has none, or the
             BBB group that it lacks.
     """
-    named = _FILE_NAME.search(file_name)
-    bulletin = "".join(named.group(1, 2, 3)).upper() if named else ""
-    default = (named.group(4) or "").upper() if named else ""
+    named = NamedHeading.of(file_name)
     size, end = len(data), 0
     while (at := data.find(b"BUFR", end)) >= 0:
         before = data[max(end, at - _LOOK_BACK) : at]
         heading = _HEADING.search(before) if before else None
-        indicator = default
-        if heading and (heading.group(4) or b"".join(heading.group(1, 2, 3)) != bulletin.encode()):
-            indicator = (heading.group(4) or b"").decode()
+        groups = [(g or b"").decode() for g in heading.groups()] if heading else None
+        indicator = named.indicator_of(groups)
         length, edition, reason, detail = _frame_length(data, at, size)
         yield Frame(at, length, edition, indicator, at - end, reason, detail)
         end = at + length

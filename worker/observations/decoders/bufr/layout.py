@@ -5,11 +5,11 @@ A layout is the descriptors of a report with delayed replications spelled out.
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["ASSOCIATED", "COUNTS", "ReportLayout"]
+__all__ = ["ASSOCIATED", "COUNTS", "Padding", "ReportLayout"]
 
 ASSOCIATED = 999_999
 """Descriptor under which eccodes lists an associated field (operator 2 04 YYY)."""
@@ -25,6 +25,18 @@ _STATISTICS = (223_255, 224_255, 225_255, 232_255)
 """Operators that mark a value: substituted, statistical, difference, replaced."""
 
 
+class Padding(NamedTuple):
+    """Where the elements of a layout stand in one with more repetitions.
+
+    Attributes:
+        layout: The one with more.
+        positions: In it, of each element, shape (E,).
+    """
+
+    layout: "ReportLayout"
+    positions: np.ndarray
+
+
 class ReportLayout:
     """Positions of elements in one report.
 
@@ -36,6 +48,7 @@ class ReportLayout:
         slots: Place of each element in the expanded descriptors of the template, like all_codes.
         packing: How its values are stored, once learnt (`packing.Packing`), else None.
         compressed: The same for compressed messages (`compressed.CompressedPacking`).
+        padding: Where its elements stand in a layout with more levels, once asked for.
         marks: Elements by the descriptor of the quality mark that stands before them, in files whose
             tables have such marks (`dump.MARKS`).
     """
@@ -48,6 +61,7 @@ class ReportLayout:
         self.counts: tuple[int, ...] = ()
         self.packing: Any = None
         self.compressed: Any = None
+        self.padding: Padding | None = None
         self.marks: Mapping[int, tuple[int, ...]] = {}
         self._where: dict[int, np.ndarray] = {}
 

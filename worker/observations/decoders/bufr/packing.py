@@ -72,6 +72,8 @@ _DESCRIBED = frozenset({222_000, 236_000, 237_000})
 """Operators without data of their own whose elements keep their original widths."""
 _SIGNIFICANCE, _SIGNIFICANCE_WIDTH = 31_021, 6
 _NEVER_MISSING = (*COUNTS, 31_031, ASSOCIATED)
+_FACTORS = np.array([1.0 / 10.0**s if s > 0 else 10.0**-s for s in range(-60, 61)])
+"""By decimal scale, from -60 on."""
 TEXT_SCALE = 127
 """Stands for the scale of a text."""
 
@@ -154,11 +156,10 @@ def make_packing(layout: ReportLayout, storage: Storage) -> Packing:
     text = storage.scales == TEXT_SCALE
     numeric = np.where(text | (widths > WIDEST), 0, widths).astype(np.int64)
     always = np.isin(layout.all_codes, _NEVER_MISSING)
-    factors = [1.0 / 10.0**scale if scale > 0 else 10.0**-scale for scale in range(-60, 61)]
     return Packing(
         offsets,
         numeric,
-        np.array(factors)[np.clip(storage.scales, -60, 60) + 60],
+        _FACTORS[np.clip(storage.scales, -60, 60) + 60],
         storage.references.astype(np.float64),
         ~always & (numeric > 1),
         texts,

@@ -61,6 +61,7 @@ class Reports:
         platform: Detail, N texts or one for all.
         profile: Whether the rows of a report belong to one profile.
         station_alias: Another identifier of each station, N texts, "" where none; empty for none.
+        scan_angle: Of a sounder, degrees from nadir (see `radiances`), (N,); None for others.
     """
 
     report_type: str
@@ -74,6 +75,7 @@ class Reports:
     profile: bool = False
     drop: np.ndarray | None = field(default=None)
     station_alias: list[str] = field(default_factory=list)
+    scan_angle: np.ndarray | None = None
 
 
 _FLAGS = ("preqc", "domain")
@@ -107,6 +109,8 @@ class _PerReport:
     offset: list[np.ndarray] = field(default_factory=list)
     update_sequence: list[np.ndarray] = field(default_factory=list)
     profile: list[np.ndarray] = field(default_factory=list)
+    scan_angle: list[np.ndarray] = field(default_factory=list)
+    scanned: bool = False
 
 
 class Collector:
@@ -154,6 +158,9 @@ class Collector:
         shared.offset.append(offset)
         shared.update_sequence.append(update)
         shared.profile.append(np.full(number, reports.profile))
+        angle = reports.scan_angle
+        shared.scanned |= angle is not None
+        shared.scan_angle.append(np.full(number, np.nan) if angle is None else angle)
         self._count += number
         return rows
 
@@ -255,6 +262,7 @@ class Collector:
         rows = {name: column[order] for name, column in rows.items()}
         report = rows.pop("report")
         profile = np.concatenate(shared.profile)[report]
+        angle = np.concatenate(shared.scan_angle)[report] if shared.scanned else None
         return build_table(
             context,
             len(report),
@@ -265,6 +273,7 @@ class Collector:
             variable=coded_column(rows.pop("variable"), tuple(VARIABLES)),
             vertical_kind=coded_column(rows.pop("vertical_kind"), VERTICAL_KINDS),
             rejected_by=coded_column(rows.pop("rejected_by"), _FLAGS),
+            scan_angle=angle,
             profile_id=number_array(ordinal[report].astype(np.int32), ~profile),
             update_sequence=np.concatenate(shared.update_sequence)[report].astype(np.int16),
             message_offset=np.concatenate(shared.offset)[report],

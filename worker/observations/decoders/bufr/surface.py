@@ -224,7 +224,10 @@ def _wind(block: Block, at_sea: bool) -> list[Values]:
         block.usage.take(at, sensor.chosen & (block.values[:, sensor.at] >= 0.0))
     speed = merged(sensors, list(block.values[:, positions].T))
     given = [block.values[:, at] if at >= 0 else np.full(len(block), np.nan) for at in directions]
-    u, v = wind_components(speed, merged(sensors, given))
+    direction = merged(sensors, given)
+    # Light and variable (note 180 to table B): north is 360, 0 belongs to calm.
+    direction = np.where((direction == 0.0) & (speed > 0.0), np.nan, direction)
+    u, v = wind_components(speed, direction)
     flags = block.suspect(positions) | block.suspect(directions)
     suspect = merged(sensors, list(flags.T))
     domain = None

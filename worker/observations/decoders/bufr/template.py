@@ -13,6 +13,7 @@ could not fit is not believed.
 """
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,14 @@ import numpy as np
 from model.domain.errors import DecodeError
 from worker.observations.decoders.base import MessageLimits
 from worker.observations.decoders.bufr.framing import Header
-from worker.observations.decoders.bufr.layout import ASSOCIATED, COUNTS, ReportLayout
+from worker.observations.decoders.bufr.layout import ASSOCIATED, COUNTS, Padding, ReportLayout
 from worker.observations.decoders.bufr.packing import Storage, make_packing, read_bits
 
 __all__ = ["NO_WIDTH", "Template", "check_first_count"]
 
 _KEPT_LAYOUTS = 512
+_PADDED_SIZE = 30_000
+"""Values of a report from which the work is in the values, not in the layout."""
 _UNKNOWN = -1
 _TRIALS = 3
 
@@ -92,6 +95,37 @@ class Template:
         if counts in self._layouts:
             return self._layouts[counts]
         return self._expand(lambda slots: _count(values, len(slots) - 1, limits), limits)
+
+    def padded(self, layout: ReportLayout, limits: MessageLimits) -> Padding | None:
+        """Return where the elements of a layout stand in one with more repetitions; None if nowhere.
+
+        Reports that differ in their number of levels alone can so be handled together: what one
+        lacks is missing. Counts are rounded up to a power of two, and none or one stays what it is.
+        """
+        counts = tuple(_rounded(count) for count in layout.counts)
+        if counts == layout.counts:
+            return Padding(layout, np.arange(layout.size))
+        if not self._even or layout.size > _PADDED_SIZE:
+            return None
+        if layout.padding is None:
+            wide = self._layouts.get(counts)
+            if wide is None:
+                left = iter(counts)
+                try:
+                    wide = self._expand(lambda slots: next(left), limits)
+                except DecodeError:
+                    return None
+            layout.padding = Padding(wide, _positions(layout.slots, wide.slots))
+        return layout.padding
+
+    @cached_property
+    def _even(self) -> bool:
+        """Whether all repetitions of a replication are alike: none stands inside another."""
+        return not any(
+            code in (31_011, 31_012) or not COUNTS.isdisjoint(self.expanded[at + 1 : at + 1 + span])
+            for at, code in enumerate(self.expanded)
+            if code in COUNTS and (span := (self.expanded[at - 1] - 100_000) // 1_000)
+        )
 
     def walk(self, read: Callable[[list[int]], int], limits: MessageLimits) -> ReportLayout:
         """Return the layout whose counts `read` returns when called with the slots up to each of them."""
@@ -214,6 +248,20 @@ class Template:
             self._layouts.clear()
         self._layouts[counts] = layout
         return layout
+
+
+def _rounded(count: int) -> int:
+    return count if count < 2 else 1 << (count - 1).bit_length()
+
+
+def _positions(slots: np.ndarray, wide: np.ndarray) -> np.ndarray:
+    """Return the place in `wide` of each element of `slots`: the n-th of a slot is the n-th there."""
+    few, many = (np.argsort(part.astype(np.int32), kind="stable") for part in (slots, wide))
+    mine, theirs = slots[few], wide[many]
+    which = np.arange(len(mine)) - np.searchsorted(mine, mine)
+    found = np.empty(len(slots), dtype=np.int64)
+    found[few] = many[np.searchsorted(theirs, mine) + which]
+    return found
 
 
 class _BitCounts:

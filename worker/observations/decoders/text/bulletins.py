@@ -14,6 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from worker.contract.kinds import FIRST_YEAR, LAST_YEAR
+from worker.observations.decoders.bufr.framing import (
+    HEADING,
+    NamedHeading,
+    correction_number,
+)
+
 __all__ = ["CODES", "Clock", "Report", "reports"]
 
 CODES = (
@@ -21,9 +28,8 @@ CODES = (
     "PPAA", "PPBB", "PPCC", "PPDD", "QQAA", "QQBB", "QQCC", "QQDD", "METAR", "SPECI",
 )  # fmt: skip
 _CODE = re.compile(rf"\b({'|'.join(CODES)})\b")
-_HEADING = re.compile(r"^([A-Z]{4}\d{2}) ([A-Z]{4}) (\d{6})(?: ([A-Z]{3}))?[ \t\r]*$", re.MULTILINE)
+_HEADING = re.compile(rf"^{HEADING}[ \t\r]*$", re.MULTILINE)
 _FILE_TIME = re.compile(r"_(\d{14})(?:_|\.|$)")
-_FILE_HEADING = re.compile(r"[A-Z]{4}\d{2}[A-Z]{4}\d{6}([A-Z]{3})?_", re.IGNORECASE)
 _END = re.compile(r"[\x03\x04]|\bNNNN\b|^ZCZC.*$", re.MULTILINE | re.IGNORECASE)
 _BACK = timedelta(days=3)
 _AHEAD = timedelta(hours=6)
@@ -48,17 +54,21 @@ class Report:
     offset: int
     length: int
 
+    @property
+    def corrects(self) -> bool:
+        """Return whether the heading of its bulletin says that it replaces an earlier report."""
+        return correction_number(self.indicator, 0) > 0
+
 
 def reports(text: str, file_name: str = "") -> Iterator[Report]:
     """Yield the reports of a file in order."""
-    named = _FILE_HEADING.search(file_name)
-    default = (named.group(1) or "").upper() if named else ""
+    named = NamedHeading.of(file_name)
     headings = list(_HEADING.finditer(text))
     starts = [0, *(h.end() for h in headings)]
     ends = [*(h.start() for h in headings), len(text)]
-    marks = ["", *((h.group(4) or default) for h in headings)]
+    marks = ["", *(named.indicator_of(h.groups()) for h in headings)]
     if not headings:
-        marks = [default]
+        marks = [named.indicator]
     for start, end, indicator in zip(starts, ends, marks, strict=True):
         yield from _of_bulletin(text, start, end, indicator)
 
@@ -106,6 +116,8 @@ class Clock:
             try:
                 found = datetime.strptime(named.group(1), "%Y%m%d%H%M%S").replace(tzinfo=UTC)
             except ValueError:
+                return cls(arrival, False)
+            if not FIRST_YEAR <= found.year <= LAST_YEAR:
                 return cls(arrival, False)
             return cls(found, True)
         return cls(arrival, False)

@@ -49,6 +49,8 @@ def decode_text(path: Path, context: DecodeContext) -> Decoded:
             reason = error.context.get("reason", "undecodable")
             report.reject(reason, one.offset, one.length, error.message)
             continue
+        if decoded is not None and not decoded.rows and _withdraws(one, decoded):
+            decoded.rows.append(("2m_temperature", "surface", surface.NAN, surface.NAN))
         if decoded is None or not decoded.rows:
             what = f"{one.code} {' '.join(one.words[:3])}"
             report.reject("no_values", one.offset, one.length, what)
@@ -103,6 +105,11 @@ def _table(found: list[tuple[Report, surface.Decoded]], context: DecodeContext) 
 def _height(decoded: surface.Decoded, variable: str) -> float:
     place = decoded.place
     return place.barometer if variable == "surface_pressure" else place.elevation
+
+
+def _withdraws(one: Report, decoded: surface.Decoded) -> bool:
+    """Return whether a report without a value takes back what the station said before."""
+    return not decoded.profile and _correction(one, decoded) > 0
 
 
 def _correction(one: Report, decoded: surface.Decoded) -> int:

@@ -22,6 +22,8 @@ from worker.observations.units import wind_components
 __all__ = ["Decoded", "decode_metar", "decode_synop", "find_place"]
 
 NAN = float("nan")
+_NOTHING = ("46///", "/////")
+"""Groups of a report that says nothing, as NIL does."""
 
 
 @dataclass
@@ -77,19 +79,22 @@ def no_time(what: str) -> DecodeError:
 
 
 def decode_synop(report: Report, clock: Clock, places: Mapping[str, Place]) -> Decoded | None:
-    """Return the values of a SYNOP or SHIP report; None for NIL.
+    """Return the values of a SYNOP or SHIP report; None for NIL that takes nothing back.
 
     Raises:
         DecodeError: With a reason.
     """
-    if "NIL" in report.words:
-        return None
+    words, nothing = report.words, "NIL" in report.words
+    if nothing:
+        if not report.corrects or report.code != "AAXX":
+            return None
+        words = (*words[: words.index("NIL")], *_NOTHING)
     from pymetdecoder import synop  # noqa: PLC0415 (used for text only)
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found: dict[str, Any] = synop.SYNOP().decode(" ".join((report.code, *report.words)))
+            found: dict[str, Any] = synop.SYNOP().decode(" ".join((report.code, *words)))
     except Exception as error:  # the library raises its own and others
         raise DecodeError(f"{report.code}: {error}", reason="undecodable") from error
     day, hour = _value(found, "obs_time", "day"), _value(found, "obs_time", "hour")
@@ -105,6 +110,8 @@ def decode_synop(report: Report, clock: Clock, places: Mapping[str, Place]) -> D
     if position := found.get("station_position"):
         height = 0.0 if report.code == "BBXX" else _value(position, "elevation")
         place = Place(position["latitude"], position["longitude"], height, height)
+    elif nothing and station not in places:
+        return None  # nor had an earlier report of it a place
     else:
         place = find_place(station, places)
     result = Decoded(network, station, time, place)
@@ -159,11 +166,12 @@ def decode_metar(report: Report, clock: Clock, places: Mapping[str, Place]) -> D
     Raises:
         DecodeError: With a reason.
     """
-    if "NIL" in report.words:
+    corrects = report.corrects or "COR" in report.words
+    if "NIL" in report.words and not corrects:
         return None
     from metar import Metar  # noqa: PLC0415 (used for text only)
 
-    words = [word for word in report.words if word != "COR"]
+    words = [word for word in report.words if word not in ("COR", "NIL")]
     day_hour = next((w for w in words if len(w) == 7 and w.endswith("Z") and w[:6].isdigit()), "")
     if not day_hour:
         raise DecodeError(

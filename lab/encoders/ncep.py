@@ -4,11 +4,27 @@ An encoder of its own, from "DX BUFR Tables" (NCEPLIBS-bufr) and the WMO Manual 
 are written as there: `{LEVELS}` count of 8 bits, `[EVENT]` stack, `<PART>` there or not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["NcepTables", "PREPBUFR", "SURFACE_DUMP", "SONDE_DUMP", "fortran_records"]
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lab.encoders.message import calendar, gather, reported_direction
+from model.domain.errors import InvalidInput
+
+__all__ = [
+    "AMSU_DUMP",
+    "NcepTables",
+    "PREPBUFR",
+    "SONDE_DUMP",
+    "SURFACE_DUMP",
+    "amsu_dump",
+    "fortran_records",
+    "surface_dump",
+]
 
 _KINDS = {"{": 360_002, "[": 360_003, "<": 360_004, "(": 360_001}
 _COUNTS = {"{": 8, "[": 8, "<": 1, "(": 16}
@@ -27,7 +43,8 @@ class _Bits:
         self.size = 0
 
     def put(self, number: int, width: int) -> None:
-        assert 0 <= number < 1 << width, (number, width)
+        if not 0 <= number < 1 << width:
+            raise InvalidInput(f"Expected a number that fits into {width} bits; got {number}.")
         self.text.append(format(number, f"0{width}b"))
         self.size += width
 
@@ -373,3 +390,100 @@ SONDE_DUMP = NcepTables(
         "UATMP": 361_125, "UAWND": 361_126, "UAGP": 361_134,
     },
 )  # fmt: skip
+AMSU_DUMP = NcepTables(
+    """
+SAID  001007 0 0 10 CODE TABLE
+SIID  002019 0 0 11 CODE TABLE
+FOVN  005043 0 0 8 NUMERIC
+YEAR  004001 0 0 12 YEAR
+MNTH  004002 0 0 4 MONTH
+DAYS  004003 0 0 6 DAY
+HOUR  004004 0 0 5 HOUR
+MINU  004005 0 0 6 MINUTE
+SECO  004006 0 0 6 SECOND
+CLAT  005002 2 -9000 15 DEG N
+CLON  006002 2 -18000 16 DEG E
+SAZA  007024 2 -9000 15 DEG
+HMSL  007002 -1 -40 20 METER
+CHNM  005042 0 0 6 NUMERIC
+TMBR  012163 2 0 16 DEG K
+""",
+    {
+        "NC021023": "SAID SIID FOVN YEAR MNTH DAYS HOUR MINU SECO CLAT CLON SAZA HMSL {BRIT}",
+        "BRIT": "CHNM TMBR",
+    },
+    {"NC021023": 361_023, "BRIT": 361_024},
+)
+"""Brightness temperatures of AMSU-A, as in `gdas.t06z.1bamua.tm00.bufr_d`."""
+
+_AMSU_A = 570
+_AMSU_SPOTS = 30
+_IN_MESSAGE = 50
+
+
+def surface_dump(table: pa.Table) -> bytes:
+    """Return the land stations of a table as a dump, `gdas.t06z.adpsfc.tm00.bufr_d`."""
+    reports = gather(table.filter(pc.equal(table["report_type"], "synop")))
+    u, v = reports.get("10m_u_component_of_wind"), reports.get("10m_v_component_of_wind")
+    columns = {
+        "CLAT": reports.lat, "CLON": reports.lon, "SELV": np.round(reports.elevation),
+        "TMDB": reports.get("2m_temperature"), "PMSL": reports.get("mean_sea_level_pressure"),
+        "WDIR": reported_direction(u, v), "WSPD": np.hypot(u, v),
+    }  # fmt: skip
+    found = []
+    for n, when in enumerate(_clocks(reports.time)):
+        one = {name: _known(values[n]) for name, values in columns.items()}
+        pressure = {"PRSSQ": {"PMSL": one.pop("PMSL")}}
+        wind = {"WNDSQ": {name: one.pop(name) for name in ("WDIR", "WSPD")}}
+        found.append({**when, **one, **wind, **pressure, "RPID": reports.station_id[n]})
+    return _dump(SURFACE_DUMP, "NC000001", found, 0)
+
+
+def amsu_dump(table: pa.Table, satellite: int) -> bytes:
+    """Return the brightness temperatures of a table as a dump of AMSU-A.
+
+    Spots of a scan line, which share their time, are numbered evenly over it; the zenith angle is
+    left out, so that a reader takes the step between the sensor's own spots.
+    """
+    rows = table.filter(pc.equal(table["variable"], "brightness_temperature"))
+    time = rows["time"].cast(pa.int64()).to_numpy() // 1_000_000_000
+    lat, lon = rows["lat"].to_numpy(), rows["lon"].to_numpy()
+    channel, value = rows["vertical"].to_numpy(), rows["obs_value"].to_numpy()
+    places = np.rec.fromarrays([time, lat, lon])
+    _, first, spot = np.unique(places, return_index=True, return_inverse=True)
+    found = []
+    for n, when in enumerate(_clocks(time[first].astype("datetime64[s]"))):
+        own = np.flatnonzero(spot == n)
+        bright = [{"CHNM": int(channel[i]), "TMBR": float(value[i])} for i in own]
+        line = np.flatnonzero(time[first] == time[first[n]])
+        number = 1 + (_AMSU_SPOTS - 1) * int(np.searchsorted(line, n)) // max(len(line) - 1, 1)
+        found.append(
+            {**when, "SAID": satellite, "SIID": _AMSU_A, "FOVN": number, "BRIT": bright,
+             "CLAT": lat[first[n]], "CLON": lon[first[n]]}
+        )  # fmt: skip
+    return _dump(AMSU_DUMP, "NC021023", found, 21)
+
+
+def _dump(
+    tables: NcepTables, kind: str, reports: Sequence[Mapping[str, Any]], category: int
+) -> bytes:
+    """Return tables and messages of reports as a file of records."""
+    if not reports:
+        return b""
+    when = [int(reports[0][name]) for name in ("YEAR", "MNTH", "DAYS", "HOUR")]
+    parts = [reports[n : n + _IN_MESSAGE] for n in range(0, len(reports), _IN_MESSAGE)]
+    messages = [tables.message(kind, part, when, category) for part in parts]
+    return fortran_records([tables.definitions(when), *messages])
+
+
+def _clocks(time: np.ndarray) -> Iterator[dict[str, int]]:
+    """Yield date and clock of each time, by mnemonic."""
+    names = {"YEAR": "year", "MNTH": "month", "DAYS": "day", "HOUR": "hour", "MINU": "minute",
+             "SECO": "second"}  # fmt: skip
+    parts = calendar(time)
+    for n in range(len(time)):
+        yield {name: int(parts[f"#1#{long}"][n]) for name, long in names.items()}
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,224 @@
+"""Draw fields as pictures: which field a layer means, its values at pixels, their colours, a legend.
+
+WMS, OGC API - Maps and OGC API - Tiles all draw with this. Fields are interpolated bilinearly to the
+centres of pixels. Where the axes of a map are meridians and parallels, as on all tiles, rows and columns
+are interpolated one after the other, with the same values as point by point.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, lru_cache
+from io import BytesIO
+from typing import Any
+
+import matplotlib
+import matplotlib.cm
+import matplotlib.colors
+import numpy as np
+import pyproj
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.domain.errors import InvalidInput
+from service.data.extracted import Extracted
+from service.data.fields import FieldReader
+from service.data.views import sample, sample_lattice
+from service.maps.collections import find_holding
+from service.maps.requests import FieldRequest, Statistic
+from service.query_parameters import parse_interval
+from worker.results.catalogue import Catalogue
+
+__all__ = ["SYSTEMS", "Drawing", "Layer", "Pixels", "values_at"]
+
+Float = NDArray[np.float64]
+
+SYSTEMS = ("CRS:84", "EPSG:4326", "EPSG:3857", "EPSG:3413", "EPSG:3031", "EPSG:3995")
+"""Reference systems of maps. `Pixels` have the longitude first in all of them."""
+
+_DEGREES = ("CRS:84", "EPSG:4326")
+MERCATOR_RADIUS = 6_378_137.0
+"""Metres, of the sphere of Web Mercator."""
+
+DEFAULT_LEVEL = 500.0
+"""hPa, of leveled fields where none is asked for."""
+
+COMPRESSION = 1
+"""Of PNG: smooth fields are hardly smaller with more, which takes several times as long."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a map shows.
+
+    Attributes:
+        collection: `filtering-final`, or the id of a result.
+        field: Name of the quantity; empty for the first that there is.
+        statistic: What is made of the members.
+        time: As a request has it; empty for the last.
+        level: hPa; None for 500.
+    """
+
+    collection: str
+    field: str = ""
+    statistic: Statistic = Statistic()
+    time: str | None = None
+    level: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """The centres of the pixels of a map.
+
+    Attributes:
+        latitude: Degrees north, of rows (H,), or of pixels (H, W); infinite off the map.
+        longitude: Degrees east, of columns (W,), or of pixels (H, W).
+    """
+
+    latitude: Float
+    longitude: Float
+
+    @classmethod
+    def of(
+        cls, system: str, box: tuple[float, float, float, float], width: int, height: int
+    ) -> "Pixels":
+        """Return the pixels of a map.
+
+        Arguments:
+            system: One of `SYSTEMS`.
+            box: Left, bottom, right and top in its units, longitude or easting first.
+            width: Pixels across.
+            height: Pixels down.
+        """
+        left, bottom, right, top = box
+        x = left + (np.arange(width) + 0.5) * (right - left) / width
+        y = top - (np.arange(height) + 0.5) * (top - bottom) / height
+        if system in _DEGREES:
+            return cls(y, x)
+        if system == "EPSG:3857":
+            lat = np.rad2deg(np.arctan(np.sinh(y / MERCATOR_RADIUS)))
+            return cls(lat, np.rad2deg(x / MERCATOR_RADIUS))
+        lon, lat = _transformer(system).transform(*np.meshgrid(x, y))
+        return cls(lat, lon)
+
+    @cached_property
+    def places(self) -> tuple[Float, Float]:
+        """Return latitudes and longitudes of all pixels, each with shape (H, W)."""
+        if self.latitude.ndim == 2:
+            return self.latitude, self.longitude
+        lon, lat = np.meshgrid(self.longitude, self.latitude)
+        return lat, lon
+
+
+@lru_cache(maxsize=len(SYSTEMS))
+def _transformer(system: str) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(system, "OGC:CRS84", always_xy=True)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Draws layers of published results.
+
+    Attributes:
+        reader: Of fields.
+        analyses: What is published.
+    """
+
+    reader: FieldReader
+    analyses: Catalogue
+
+    def request(self, layer: Layer, name: str = "datetime") -> FieldRequest:
+        """Return the one field that a layer means, of one result at one time; nothing is read.
+
+        Arguments:
+            layer: As it was asked for.
+            name: Of the parameter with the time.
+
+        Raises:
+            NotFound: If there is no such collection, or it has no such time.
+            UnknownName: If it has no such field.
+            InvalidInput: If the time, the level or the statistic does not fit.
+        """
+        start, end = parse_interval(layer.time or None)
+        if start != end:
+            raise InvalidInput(f"Expected one time in '{name}'; got an interval.", field=name)
+        time: datetime | None = start
+        holding = find_holding(self.analyses, layer.collection, time, name)
+        field = layer.field or self.reader.catalogue(holding.result).fields[0].field
+        level = layer.level
+        if level is None:
+            levels = self.reader.levels(holding.result)
+            level = DEFAULT_LEVEL if DEFAULT_LEVEL in levels else next(iter(levels), None)
+        return self.reader.settle(
+            FieldRequest(holding.result, field, level, None, holding.time, layer.statistic)
+        )
+
+    def extract(self, layer: Layer, name: str = "datetime") -> Extracted:
+        """Return the field of a layer, with the errors of `request`."""
+        return self.reader.extract(self.request(layer, name))
+
+    def picture(self, request: FieldRequest, pixels: Pixels, *, transparent: bool = True) -> bytes:
+        """Return a map as PNG; what is undefined is transparent, or white."""
+        found = self.reader.extract(request)
+        return _png(found, values_at(found, pixels), transparent)
+
+    def legend(self, request: FieldRequest) -> bytes:
+        """Return the colour bar of a field as PNG, 120 x 300 pixels, in the units people read."""
+        return _legend(self.reader.extract(request))
+
+
+def values_at(found: Extracted, pixels: Pixels) -> Float:
+    """Return a field at pixels, with shape (H, W); NaN off the globe."""
+    lat, lon = pixels.latitude, pixels.longitude
+    on = np.isfinite(lat) & np.isfinite(lon) if lat.ndim == 2 else np.isfinite(lat)
+    on &= np.abs(lat) <= 90.0
+    if lat.ndim == 1:
+        values = np.full((len(lat), len(lon)), np.nan)
+        values[on] = sample_lattice(found.values, found.grid, lat[on], lon, vector=found.vector)
+        return values
+    values = np.full(lat.shape, np.nan)
+    values[on] = sample(found.values, found.grid, lat[on], lon[on], vector=found.vector)
+    return values
+
+
+@lru_cache(maxsize=64)
+def _table(name: str) -> NDArray[np.uint8]:
+    """Return the 256 colours of a map, with shape (256, 3)."""
+    table: NDArray[np.uint8] = matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3]
+    return table
+
+
+def _png(found: Extracted, values: Float, transparent: bool) -> bytes:
+    """Return values in their colours: a picture with a palette where all are defined."""
+    name, (low, high) = found.colours
+    defined = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        share = np.clip((values - low) * (256.0 / (high - low)), 0.0, 255.0)
+    if defined.all():
+        image = Image.fromarray(share.astype(np.uint8))
+        image.putpalette(_table(name).tobytes())
+    else:
+        places = np.where(defined, share, 0.0).astype(np.uint8)
+        colours = np.dstack([_table(name)[places], np.where(defined, 255, 0).astype(np.uint8)])
+        colours[~defined] = (0, 0, 0, 0) if transparent else 255
+        image = Image.fromarray(colours)
+    return _written(lambda stream: image.save(stream, "PNG", compress_level=COMPRESSION))
+
+
+def _legend(found: Extracted) -> bytes:
+    name, (low, high) = found.colours
+    shown = found.display
+    bottom, top = (value * shown.scale + shown.offset for value in (low, high))
+    figure = Figure(figsize=(1.2, 3.0))
+    mapped = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(bottom, top), name)
+    bar = figure.colorbar(mapped, cax=figure.add_axes((0.1, 0.05, 0.2, 0.9)))
+    bar.set_label(f"{found.field.long_name}, {shown.units}", fontsize=7)
+    bar.ax.tick_params(labelsize=7)
+    return _written(lambda stream: figure.savefig(stream, format="png", dpi=100))
+
+
+def _written(write: Callable[[BytesIO], Any]) -> bytes:
+    stream = BytesIO()
+    write(stream)
+    return stream.getvalue()

@@ -1,0 +1,208 @@
+"""Say where published results lie: in the data folder, or in a bucket.
+
+Who publishes, reads or deletes a result asks `result_store(layout)`. There are two kinds. In the
+data folder a result is a folder, and publication is one rename. In a bucket
+(`worker.results.bucket`) its files are objects, and publication is one conditional write of its
+manifest. Both leave a folder of manifests, `Layout.analyses`, over which the catalogue is made.
+"""
+
+import errno
+import importlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from model.domain.files import sync_folder, write_atomic
+from worker.contract import traces
+from worker.contract.layout import Layout
+
+if TYPE_CHECKING:
+    from worker.results.manifest import AnalysisManifest, ManifestFile
+
+__all__ = [
+    "FolderStore",
+    "Outcome",
+    "Read",
+    "ResultStore",
+    "result_store",
+    "take_into",
+]
+
+Read = Callable[[int, int], Iterator[bytes]]
+"""Return the bytes of a file from the first to the last position, both included."""
+
+
+class Outcome(StrEnum):
+    """What became of an attempt to publish."""
+
+    PUBLISHED = "published"
+    ALREADY_PUBLISHED = "already published"
+
+
+class ResultStore(Protocol):
+    """Where results are published."""
+
+    def prepare(self, staging: Path) -> None:
+        """Bring the files of a finished folder where they are to lie, in nobody's sight yet.
+
+        Raises:
+            BucketUnavailable: Nothing is visible; may be repeated.
+        """
+
+    def publish(self, staging: Path, analysis_id: str) -> Outcome:
+        """Make a prepared result visible, whole, unless another attempt has published it.
+
+        Raises:
+            BucketUnavailable: It may be visible or not; may be repeated.
+        """
+
+    def refresh(self, *, now: bool = False) -> None:
+        """Make the folder of manifests agree with what is published; soon, or `now`.
+
+        Raises:
+            BucketUnavailable: Only `now`.
+        """
+
+    def bring(self, analysis_id: str) -> bool:
+        """Bring the manifest of a result into that folder; return whether it is published."""
+
+    def file(self, analysis_id: str, name: str) -> Path:
+        """Return a file of a result on this machine; the path of none if there is no such file.
+
+        Raises:
+            BucketUnavailable: If it cannot be fetched now.
+        """
+
+    def remote(self, analysis_id: str, file: "ManifestFile") -> Read | None:
+        """Return what reads a file where it lies; None if it is on this machine."""
+
+    def stored_bytes(self, analysis_id: str, file: "ManifestFile") -> int | None:
+        """Return the size of a file where it lies; None if it is missing."""
+
+    def size(self, analysis_id: str) -> int:
+        """Return the bytes that deleting a result would free."""
+
+    def replace_manifest(self, manifest: "AnalysisManifest") -> None:
+        """Replace the manifest of a published result, whole."""
+
+    def remove_files(self, analysis_id: str, files: "list[ManifestFile]") -> None:
+        """Delete files of a result that its manifest no longer lists."""
+
+    def hide(self, analysis_id: str) -> bool:
+        """Take a result out of everybody's sight; return whether it was there."""
+
+    def unhide(self, analysis_id: str) -> None:
+        """Publish again what was hidden this moment."""
+
+    def discard(self, analysis_id: str) -> None:
+        """Delete the bytes of what was hidden."""
+
+    def sweep(self, older_than: float) -> int:
+        """Delete what attempts that died left untouched for so many seconds; return how many."""
+
+
+def take_into(layout: Layout, staging: Path, analysis_id: str) -> bool:
+    """Give a finished folder its name in the folder of results; return False if that is taken.
+
+    Raises:
+        OSError: If the disk fails.
+    """
+    try:
+        staging.rename(layout.analysis(analysis_id))
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        with suppress(OSError):
+            shutil.rmtree(staging)
+        return False
+    with traces.step("sync folder"):
+        sync_folder(layout.analyses)
+    return True
+
+
+class FolderStore:
+    """Results as folders of the data folder: complete before they get their public name."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def prepare(self, staging: Path) -> None:
+        return None
+
+    def publish(self, staging: Path, analysis_id: str) -> Outcome:
+        new = take_into(self.layout, staging, analysis_id)
+        return Outcome.PUBLISHED if new else Outcome.ALREADY_PUBLISHED
+
+    def refresh(self, *, now: bool = False) -> None:
+        return None
+
+    def bring(self, analysis_id: str) -> bool:
+        return self.layout.manifest(analysis_id).exists()
+
+    def file(self, analysis_id: str, name: str) -> Path:
+        return self.layout.analysis_file(analysis_id, name)
+
+    def remote(self, analysis_id: str, file: "ManifestFile") -> Read | None:
+        return None
+
+    def stored_bytes(self, analysis_id: str, file: "ManifestFile") -> int | None:
+        path = self.layout.analysis_file(analysis_id, file.name)
+        return path.stat().st_size if path.is_file() else None
+
+    def size(self, analysis_id: str) -> int:
+        folder = self.layout.analysis(analysis_id)
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    def replace_manifest(self, manifest: "AnalysisManifest") -> None:
+        write_atomic(self.layout.manifest(manifest.id), manifest.model_dump_json(indent=2))
+        os.utime(self.layout.analyses)  # catalogues look at manifests again when it was touched
+
+    def remove_files(self, analysis_id: str, files: "list[ManifestFile]") -> None:
+        for file in files:
+            self.layout.analysis_file(analysis_id, file.name).unlink(missing_ok=True)
+
+    def hide(self, analysis_id: str) -> bool:
+        try:
+            self.layout.analysis(analysis_id).rename(self.layout.hidden(analysis_id))
+        except FileNotFoundError:
+            return False
+        sync_folder(self.layout.analyses)
+        return True
+
+    def unhide(self, analysis_id: str) -> None:
+        self.layout.hidden(analysis_id).rename(self.layout.analysis(analysis_id))
+        sync_folder(self.layout.analyses)
+
+    def discard(self, analysis_id: str) -> None:
+        shutil.rmtree(self.layout.hidden(analysis_id), ignore_errors=True)
+
+    def sweep(self, older_than: float) -> int:
+        return 0  # what attempts leave lies in `tmp`, for both kinds of store
+
+
+_opening = threading.Lock()
+
+
+def result_store(layout: Layout) -> ResultStore:
+    """Return where the results of an installation are published: one object for each process.
+
+    Raises:
+        ConfigurationError: If they lie in a bucket, and the extra `objects` is not installed.
+    """
+    with _opening:
+        return _open(layout, os.getpid())
+
+
+@lru_cache(maxsize=8)
+def _open(layout: Layout, process: int) -> ResultStore:
+    """Open a store; the client of a bucket does not survive a fork."""
+    if not layout.results_url:
+        return FolderStore(layout)
+    store: ResultStore = importlib.import_module("worker.results.bucket").BucketStore(layout)
+    return store
