@@ -10,6 +10,7 @@ TABLES = (
     "decode_speed",
     "store_speed",
     "gateway_load",
+    "viewers",
     "ingest_rate",
 )
 

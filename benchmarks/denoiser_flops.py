@@ -33,6 +33,10 @@ CONFIGS = {
         AutoencoderConfig(71, 64, (721, 1440)),
         BackboneConfig(64, 24, (23, 47)),
     ),
+    "released-1deg": (
+        AutoencoderConfig(71, 64, (181, 360)),
+        BackboneConfig(64, 24, (6, 14)),
+    ),
     "medium": (
         AutoencoderConfig(
             16, 32, (64, 80), 8, hid_channels=(32, 64, 128, 256), hid_blocks=(3, 3, 3, 3)

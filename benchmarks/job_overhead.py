@@ -183,7 +183,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        options = StackOptions(Path(folder), port=0, models=(arguments.model,), quiet=True)
+        options = StackOptions(
+            Path(folder), port=0, models=(arguments.model,), quiet=True, buckets=False
+        )
         started = time.perf_counter()
         with LocalStack(options) as stack:
             if not stack.wait_ready(120):

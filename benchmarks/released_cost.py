@@ -36,7 +36,7 @@ from torch.utils.flop_counter import (
 )
 
 from benchmarks.denoiser_flops import CONFIGS
-from benchmarks.observing_network import NETWORK, observed_places
+from benchmarks.observing_network import NETWORK, Place, observed_places
 from model.autoencoder import Autoencoder
 from model.backbone import Backbone
 from model.denoiser import BlanketDenoiser, Precision, reduced_precision
@@ -143,6 +143,11 @@ class Storages(TorchDispatchMode):
 
         self._known[key] = weakref.ref(storage, gone)
 
+    def count_anew(self) -> None:
+        """Forget the work and the peak so far; what lives is still held."""
+        self.peak = self.now
+        self.moved = self.operations = self.decoder = 0
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -164,13 +169,20 @@ class Storages(TorchDispatchMode):
 
 @cache
 def columns(hour: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the state values that the network reads in an hour, and which four each value takes.
+    """Return the state values that the network reads in an hour, and which four each value takes."""
+    return columns_of(observed_places(hour), shape)
+
+
+def columns_of(
+    places: Sequence[Place], shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same of given places on a regular grid.
 
     Values of a place take channels in turn: the six of the surface, or those on levels.
     """
     channels, high, wide = shape
     found = []
-    for place in observed_places(hour):
+    for place in places:
         y, x = (90 - place.lat) / 180 * (high - 1), place.lon % 360 / 360 * wide
         y, x = np.clip(y.astype(int), 0, high - 2), x.astype(int) % wide
         cell = np.stack([(y + i) * wide + (x + j) % wide for i in (0, 1) for j in (0, 1)], axis=-1)
@@ -183,11 +195,18 @@ def columns(hour: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndar
 
 
 class GridPoints:
-    """Values that are the mean of four grid points of one state each, of the first hours."""
+    """Values that are the mean of four grid points of one state each, of the first hours.
 
-    def __init__(self, hours: int, state_shape: tuple[int, int, int]) -> None:
+    Arguments:
+        found: What `columns` returns for each of these hours.
+        state_shape: Of a state.
+    """
+
+    def __init__(
+        self, found: Sequence[tuple[np.ndarray, np.ndarray]], state_shape: tuple[int, int, int]
+    ) -> None:
         self.state_shape = (24, *state_shape)
-        found = [columns(hour, state_shape) for hour in range(hours)]
+        hours = len(found)
         size = int(np.prod(state_shape))
         self.columns = np.concatenate([used + h * size for h, (used, _) in enumerate(found)])
         before = np.cumsum([0, *(len(used) for used, _ in found)])
@@ -214,10 +233,15 @@ class GridPoints:
 
 
 class Released:
-    """The released networks without data."""
+    """The released networks without data.
 
-    def __init__(self, precision: Precision) -> None:
-        self.config, backbone = CONFIGS["released"]
+    Arguments:
+        precision: Of the products.
+        name: Of their configuration: on their own grid, or on a smaller one.
+    """
+
+    def __init__(self, precision: Precision, name: str = "released") -> None:
+        self.config, backbone = CONFIGS[name]
         self.precision = precision
         with torch.device("meta"):  # their initialisation takes long on fake tensors
             self.autoencoder = Autoencoder(self.config).requires_grad_(False).eval()
@@ -298,9 +322,10 @@ class Cost:
     hours: Sequence[HourCost]
 
 
-def evaluate(model: Released, hours: int, budget: int, iterations: int) -> tuple[Storages, Chunks]:
+def evaluate(
+    model: Released, seen: GridPoints, budget: int, iterations: int
+) -> tuple[Storages, Chunks]:
     """Return what an MMPS evaluation with recycled solution, its most expensive form, counts."""
-    seen = GridPoints(hours, model.shape)
     with FAKE:
         x_t = torch.empty(1, 24, *model.config.latent_shape)
         previous = torch.empty(len(seen))
@@ -312,10 +337,11 @@ def evaluate(model: Released, hours: int, budget: int, iterations: int) -> tuple
         MMPSSettings(iterations=iterations),
         chunks=chunks,
     )
-    guide(model.denoise, x_t, sigma, date, rows)  # decides on chunks
-    guide._previous[(0, 0)] = previous
     storages = model.counter(x_t, previous)
     with storages:
+        guide(model.denoise, x_t, sigma, date, rows)  # decides on chunks
+        guide._previous[(0, 0)] = previous
+        storages.count_anew()
         guide(model.denoise, x_t, sigma, date, rows)
     return storages, chunks
 
@@ -366,7 +392,8 @@ def kept_per_state(model: Released) -> int:
 def costs(precision: Precision, most: int, budget: int, iterations: int) -> dict[int, Cost]:
     """Return the cost of evaluations with 1 to `most` observed hours."""
     model = Released(precision)
-    first, chunks = evaluate(model, 1, budget, iterations)
+    seen = GridPoints([columns(0, model.shape)], model.shape)
+    first, chunks = evaluate(model, seen, budget, iterations)
     weights = sum(t.numel() * t.element_size() for t in model.weights)
     products = iterations + 1
     # The network hardly changes its cost with the hour: every sixth one is counted.

@@ -40,7 +40,14 @@ GRID = {
     "zeab": ((8, 0), (16, 0), (32, 0)),
     "lms": ((8, 0), (16, 0), (32, 0)),
 }
-SOLVES = ((2, False), (1, True), (3, True), (7, True))  # (iterations, recycle)
+SOLVES = (
+    (2, False),
+    (1, True),
+    (2, True),
+    (3, True),
+    (4, True),
+    (7, True),
+)  # (iterations, recycle)
 
 
 class GivenLevel(Schedule):
