@@ -207,9 +207,11 @@ def _prior_start(
         guess = torch.stack([guess[s : s + blankets.size] for s in blankets.starts])
     first = 0 if inputs.share is None else inputs.share.first
     solve = inputs.settings.prior_solve
-    transform = None if inputs.prior is None else inputs.prior.propagation
+    transform, spread = None, 1.0
+    if inputs.prior is not None:
+        transform, spread = inputs.prior.propagation, inputs.prior.spread
     start = PriorStart(
-        prior, conditions, inputs.seed, inputs.members, solve, guess, first, transform
+        prior, conditions, inputs.seed, inputs.members, solve, guess, first, transform, spread
     )
     draw = inputs.denoiser(model.denoise, dates, part.blankets, start)
     # The schedule has alpha = 1, so the white noise arrives as it is at any time.

@@ -85,11 +85,13 @@ class BackgroundPrior:
         errors: Of backgrounds: their mean b by season and hour of day, and their covariance P.
         propagation: How errors of the analysed states grow in the analysis of the mean; None as on
             average. Members deviate from it by draws of P: their spread is what it is on average.
+        spread: Factor on these deviations.
     """
 
     background: Tensor
     errors: ZonalGaussianPrior
     propagation: Propagation | None = None
+    spread: float = 1.0
 
     def climatology(self, date: Tensor) -> Tensor:
         """Return the centre of the prior at dates (B, K, 4), with shape (B, K, c, h, w)."""
@@ -117,11 +119,11 @@ def around_forecast(model: LatentModel) -> Around | None:
         analysed, date = analysed.to(model.dtype).to(model.device), date.to(model.device)
         background = shifted_forecast(forecast, analysed, date, known.sigma)
         if known.remainder is None:
-            return BackgroundPrior(background, errors)
+            return BackgroundPrior(background, errors, spread=known.spread)
         propagation = propagate_errors(
             forecast, errors, analysed, date, known.sigma, known.remainder
         )
-        return BackgroundPrior(background, errors, propagation)
+        return BackgroundPrior(background, errors, propagation, known.spread)
 
     return around
 

@@ -101,6 +101,8 @@ class BackgroundCard(_Strict):
             says (`model.background.Propagation`): what a forecast errs by besides, over what is left
             of the errors of new hours when those of the analysed ones are known. None where they
             grow as they do on average.
+        spread: Factor on what members of a cycle deviate by. The mean is best under a covariance that
+            is larger than its errors are; members should tell how large these are.
     """
 
     modes: int = Field(gt=0)
@@ -108,6 +110,7 @@ class BackgroundCard(_Strict):
     sigma: float = Field(gt=0)
     hours: int = Field(default=1, gt=0)
     remainder: float | None = Field(default=None, gt=0)
+    spread: float = Field(default=1.0, gt=0)
 
 
 class RecommendedCard(_Strict):

@@ -94,6 +94,7 @@ def know_errors(
     sigma: float,
     hours: int,
     remainder: float | None = None,
+    spread: float = 1.0,
 ) -> None:
     """Let a model know the errors of its backgrounds.
 
@@ -104,9 +105,12 @@ def know_errors(
         hours: Age of the analysis that a cycle continues.
         remainder: What forecasts err by themselves, where errors grow with the flow; see
             `model.card.BackgroundCard`.
+        spread: Factor on what members deviate by.
     """
     modes, dense = errors.modes.shape[2], errors.dense_index.shape[1]
-    known = BackgroundCard(modes=modes, dense=dense, sigma=sigma, hours=hours, remainder=remainder)
+    known = BackgroundCard(
+        modes=modes, dense=dense, sigma=sigma, hours=hours, remainder=remainder, spread=spread
+    )
     model.background_errors = errors
     model.card = model.card.model_copy(update={"background": known})
 
@@ -207,6 +211,7 @@ def main() -> None:
     )
     parser.add_argument("--weight", type=float, default=10, help="samples the guess counts for")
     parser.add_argument("--inflation", type=float, default=1.0, help="of variances in the bundle")
+    parser.add_argument("--spread", type=float, default=1.0, help="of members, in the bundle")
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
     model, data = load_checkpoint(asked.checkpoint), read_latents(asked.latents)
@@ -216,7 +221,7 @@ def main() -> None:
     prior = cast(ZonalGaussianPrior, model.denoise.base)
     guess = first_guess(prior, asked.guess)
     errors = first_guess(prior, asked.guess)  # replaced in place by every fit: all chains share it
-    know_errors(model, errors, asked.sigma, asked.step, asked.remainder)
+    know_errors(model, errors, asked.sigma, asked.step, asked.remainder, asked.spread)
     chains = _chains(model, asked.nature, len(ends), asked.step)
     done = _resume(asked.output / "chains.pt", chains, ends, errors)
     for number in range(done, asked.sweeps):

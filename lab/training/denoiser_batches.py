@@ -26,8 +26,9 @@ from model.unequal_noise import UNKNOWN, Conditioned, forecast_profile
 __all__ = ["AnalysisErrors", "Batch", "Batches", "Profile", "ProfileLibrary", "draw_profile"]
 
 
-KNOWN = (18, 12)
-"""Known states of the forecasts in use: cycles that continue from six hours before, and longer ones."""
+KNOWN = {18: 0.5, 12: 0.25}
+"""Known states of the forecasts in use and their shares of the draws: cycles that continue from six
+hours before, and longer ones."""
 KNOWN_WEIGHT = 0.1
 """Weight of the error of known states in a forecast, whose use is what follows them."""
 
@@ -78,9 +79,11 @@ def draw_profile(blanket: int, random: torch.Generator, analysed: float | None =
 
     kind = uniform(0, 1)
     if kind < 5 / 7:
-        common = [n for n in KNOWN if n < blanket - 2]
-        place = int(uniform(0, 2 * max(len(common), 1)))
-        known = common[place] if place < len(common) else int(uniform(3, blanket - 2))
+        known, place = int(uniform(3, blanket - 2)), uniform(0, 1)
+        for count, share in KNOWN.items():
+            if 0 <= place < share and count < blanket - 2:
+                known = count
+            place -= share
         if analysed is not None and uniform(0, 1) < 0.6:
             return Profile(forecast_profile(blanket, known, analysed), analysed=True)
         return Profile(forecast_profile(blanket, known, level(0.08, 0.8)))

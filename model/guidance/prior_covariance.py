@@ -320,6 +320,7 @@ class PriorStart:
         first: Number of the first of those blankets; a rank has its own ones only.
         transform: T, where the posterior mean is sought under T Σ Tᵀ with Σ that of the prior;
             deviations of members are drawn from Σ.
+        spread: Factor on these deviations.
     """
 
     def __init__(
@@ -332,6 +333,7 @@ class PriorStart:
         guess: Tensor | None = None,
         first: int = 0,
         transform: Transform | None = None,
+        spread: float = 1.0,
     ) -> None:
         self.prior = prior
         self.observations = conditions.observations()
@@ -342,6 +344,7 @@ class PriorStart:
         self.guess = guess
         self.first = first
         self.transform = transform
+        self.spread = spread
         self._means: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -352,7 +355,7 @@ class PriorStart:
         mean = self.prior.climatology(date).to(x_t)
         seen = self.tangent.select(rows, x_t)
         if seen is None:
-            return mean + self.prior.filter(x_t, torch.sqrt)
+            return mean + self.spread * self.prior.filter(x_t, torch.sqrt)
         if not _alike(seen, rows):
             return self._one_by_one(mean, x_t, rows)
         for i, blanket in enumerate(rows.blanket.tolist()):
@@ -360,7 +363,7 @@ class PriorStart:
                 row = BlanketRows(rows.blanket[i : i + 1], rows.member[i : i + 1])
                 self._means[blanket] = self._mean(mean[i : i + 1], row)
         analysed = torch.cat([self._means[b] for b in rows.blanket.tolist()])
-        return analysed + self._deviations(analysed, x_t, rows)
+        return analysed + self.spread * self._deviations(analysed, x_t, rows)
 
     def _mean(self, climate: Tensor, row: BlanketRows) -> Tensor:
         """Return the posterior mean of one blanket, with shape (1, K, c, h, w)."""

@@ -1,5 +1,6 @@
 """Continuing from a background: two analyses in turn are one analysis of all observations."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -88,7 +89,13 @@ def test_the_mean_is_that_of_errors_that_grew_with_the_flow():
     start = PriorStart(around, conditions, 0, (0, 1), settings, transform=propagation)
     rows = BlanketRows(torch.zeros(2, dtype=torch.long), torch.arange(2))
     white = torch.randn(1, K, C, H, W, generator=generator)
-    pair = start(lambda *_: white, torch.cat([white, -white]), torch.tensor(1.0), DATE[None], rows)
+    given = (lambda *_: white, torch.cat([white, -white]), torch.tensor(1.0), DATE[None], rows)
+    pair = start(*given)
+    narrow = PriorStart(
+        around, conditions, 0, (0, 1), settings, transform=propagation, spread=0.5
+    )(*given)
+    torch.testing.assert_close(narrow.mean(0), pair.mean(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(narrow[0] - narrow[1], 0.5 * (pair[0] - pair[1]), rtol=0, atol=1e-5)
 
     part = known * C * H * W
     covariance = dense(errors)
@@ -131,6 +138,16 @@ def test_without_observations_members_lie_around_the_background(continued):
     torch.testing.assert_close(done.latents.mean(0), prior.background, rtol=0, atol=1e-5)
     deviations = done.latents - prior.background
     assert 0.8 < float(deviations.square().mean()) < 1.2  # the errors' variance is 1
+
+
+def test_members_deviate_by_less_where_the_covariance_is_larger_than_errors_are(continued):
+    model, prior = continued
+    plan = WindowPlan.filtering(datetime(2021, 3, 4, 3, tzinfo=UTC), model.blanket_size)
+    whole = assimilate(model, None, plan, 4, 0, prior=prior).latents
+    narrow = assimilate(model, None, plan, 4, 0, prior=replace(prior, spread=0.8)).latents
+    torch.testing.assert_close(narrow.mean(0), whole.mean(0), rtol=0, atol=1e-5)
+    off = [members - members.mean(0) for members in (whole, narrow)]
+    torch.testing.assert_close(off[1], 0.8 * off[0], rtol=0, atol=1e-5)
 
 
 def test_a_window_that_is_no_blanket_is_refused(continued):
