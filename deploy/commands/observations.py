@@ -32,8 +32,7 @@ from worker.observations.decoders.decode import decode_many_limited
 from worker.observations.export import ALL_TEMPLATES, ROW_FORMATS
 from worker.observations.store.compaction import compact as compact_hours
 from worker.observations.store.query import MAX_PAGE, ObservationQuery, query_observations
-from worker.observations.store.send import send_store
-from worker.observations.store.store import ObservationStore
+from worker.observations.store.store import ObservationStore, send_store
 from worker.pipeline.ingest import IngestOptions, ingest
 from worker.sandbox import Limits
 

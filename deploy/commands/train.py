@@ -83,9 +83,9 @@ def unpack(
     override: SetOption = None,
 ) -> None:
     """Start fine-tuning from a bundle: its weights and statistics as runs, and configurations."""
+    from lab.training.export import unpack_bundle
     from lab.training.train_autoencoder import AutoencoderTraining
     from lab.training.train_denoiser import DenoiserTraining
-    from lab.training.unpack import unpack_bundle
 
     first = read_config(AutoencoderTraining, autoencoder, override or [])
     second = read_config(DenoiserTraining, denoiser, override or [])

@@ -1,7 +1,12 @@
-"""Run the tasks of the queue `gpu`, and report what such a worker can do. Imports torch."""
+"""Run the tasks of the queue `gpu`, and report what such a worker can do. Imports torch.
+
+A job runs on the worker that claims it. Members of it that other model workers draw meanwhile come
+back to it in parts (`worker.pipeline.parts`), and it publishes the whole.
+"""
 
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -10,21 +15,36 @@ from celery import Task, shared_task
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from model.domain.errors import JobCancelled
 from worker.contract import traces
-from worker.contract.jobs import JobRecord
+from worker.contract.jobs import JobRecord, JobState
 from worker.contract.measures import JobMeter
-from worker.contract.queues import ANNOUNCE_RESULT, RUN_ASSIMILATION, WorkerReport, submit
+from worker.contract.parts import PartBoard
+from worker.contract.queues import (
+    ANNOUNCE_RESULT,
+    DRAW_MEMBERS,
+    MESSAGE_VERSION,
+    RUN_ASSIMILATION,
+    WorkerReport,
+    submit,
+)
+from worker.contract.record_store import LeaseLost
 from worker.contract.records import utc_now
 from worker.lease import Lease, ProgressReporter
-from worker.loaded_models import LoadedModels
+from worker.loaded_models import LoadedModel, LoadedModels
 from worker.pipeline.assimilation import assimilate_window
+from worker.pipeline.parts import PartInputs, SharedMembers, cut_members, free_workers, take_parts
 from worker.results.outputs.formats import OUTPUTS
 from worker.results.publication import publish, staging_folder
 from worker.runtime import Runtime
+from worker.solver import Solver, Split
 from worker.tasks.attempt import attempt, known_version
-from worker.tasks.members import share_members
 
-__all__ = ["describe_models", "run_assimilation_task"]
+__all__ = ["describe_models", "draw_members_task", "run_assimilation_task", "share_members"]
+
+log = structlog.get_logger()
+
+_FOLDER = "parts"
 
 
 def describe_models(models: LoadedModels, report: WorkerReport) -> None:
@@ -37,9 +57,6 @@ def describe_models(models: LoadedModels, report: WorkerReport) -> None:
     for entry in OUTPUTS.values():
         entry.load()  # imported now, not while the first result waits
     report.capabilities.formats = {key: entry.description for key, entry in OUTPUTS.items()}
-
-
-log = structlog.get_logger()
 
 
 @shared_task(name=RUN_ASSIMILATION, bind=True)
@@ -90,3 +107,116 @@ def announce(runtime: Runtime, analysis_id: str) -> None:
             submit(runtime.sender, ANNOUNCE_RESULT, analysis_id)
     except (OperationalError, RedisError, OSError) as error:
         log.warning("not announced", id=analysis_id, reason=str(error))
+
+
+# -- members drawn by several workers
+
+
+def share_members(
+    runtime: Runtime,
+    job: JobRecord,
+    folder: Path,
+    progress: ProgressReporter,
+    loaded: LoadedModel,
+    inputs: PartInputs,
+    *,
+    minimal_batches: bool,
+) -> Split | None:
+    """Split the members of a job over the workers that are free; None if it is not worth while.
+
+    Arguments:
+        runtime: Of the worker that holds the job.
+        job: As it was claimed.
+        folder: Its staging folder.
+        progress: Of the job.
+        loaded: The model.
+        inputs: What members are drawn from.
+        minimal_batches: Whether an attempt before ran out of memory.
+    """
+    settings, report = runtime.settings, runtime.report
+    if runtime.ranks is not None:
+        report.ranks = runtime.ranks.count if runtime.ranks.whole else 1
+        together: Split | None = runtime.ranks.split(
+            job.spec, folder, progress, loaded, inputs, minimal_batches=minimal_batches
+        )
+        if together is not None:
+            return together
+    if not settings.part_members or not inputs.divisible:
+        return None
+    free = free_workers(runtime.stores.workers.alive(), report, loaded)
+    parts = cut_members(job.spec.members, 1 + len(free), settings.part_members)
+    if len(parts) == 1:
+        return None
+    inputs.write(folder / _FOLDER, loaded, minimal_batches=minimal_batches)
+    board = runtime.stores.parts.announce(job.id, job.token, parts, report.name, settings.lease)
+    log.info("members split", id=job.id, parts=[len(part) for part in parts])
+    call = partial(_call, runtime, job, len(parts) - 1)
+    return SharedMembers(board, folder / _FOLDER, progress, call)
+
+
+def _call(runtime: Runtime, job: JobRecord, times: int) -> None:
+    try:
+        for _ in range(times):
+            submit(runtime.sender, DRAW_MEMBERS, job.id, job.priority)
+    except (OperationalError, RedisError, OSError) as error:  # then we draw all of them
+        log.warning("no help", id=job.id, reason=str(error))
+
+
+class _PartProgress(ProgressReporter):
+    """Tells the worker that holds the job how far a part is."""
+
+    def _publish(self) -> None:
+        if self.shared is not None:
+            self.shared(self.progress.step, self.progress.steps)
+
+
+@shared_task(name=DRAW_MEMBERS, bind=True)
+def draw_members_task(self: "Task[Any, Any]", job_id: str, version: int) -> None:
+    """Draw parts of the members of a running job until none is left.
+
+    An error ends the help and not the job: the worker that holds it takes the part again, and meets
+    the error itself if it is one of the job.
+    """
+    runtime: Runtime = self.app.runtime
+    worker, lifetime = runtime.report.name, runtime.settings.lease
+    board = runtime.stores.parts.find(job_id, worker, lifetime)
+    job = runtime.stores.jobs.find(job_id)
+    if version != MESSAGE_VERSION or board is None or job is None or not _goes_on(job, board):
+        log.info("nothing to draw", id=job_id)
+        return
+    about: dict[str, str | int] = {"appa.kind": job.kind, "appa.attempt": job.attempts}
+    try:
+        with (
+            traces.work(DRAW_MEMBERS, job, **about),
+            runtime.busy_with(job_id),
+        ):
+            _draw(runtime, job, board)
+    except (JobCancelled, LeaseLost) as error:
+        log.info("help no longer wanted", id=job_id, reason=error.message)
+    except Exception as error:
+        log.warning("help ended", id=job_id, reason=f"{type(error).__name__}: {error}")
+
+
+def _goes_on(job: JobRecord, board: PartBoard) -> bool:
+    return job.state is JobState.RUNNING and job.token == board.token
+
+
+def _draw(runtime: Runtime, job: JobRecord, board: PartBoard) -> None:
+    times = runtime.settings
+    lease = Lease(runtime.stores.jobs, job.id, board.token, times.lease)  # not entered: only asked
+    progress = _PartProgress(
+        runtime.stores.jobs,
+        lease,
+        runtime.check_stopping,
+        times.progress_seconds,
+        times.job_limit_seconds,
+    )
+    loaded = runtime.models.get(job.spec.model).at(job.spec.precision)
+    folder = runtime.layout.staging(job.analysis_id, board.token) / _FOLDER
+    inputs, about = PartInputs.read(folder, job.spec, loaded)
+    solver = Solver(
+        loaded.model, job.spec, progress, minimal_batches=bool(about["minimal_batches"])
+    )
+    draw = solver.draw(inputs.plan, inputs.observations, inputs.background)
+    take_parts(board, draw, folder, progress)
+    log.info("members drawn", id=job.id)

@@ -21,11 +21,11 @@ from deploy.commands.train import read_config
 from lab.tiny_model import LEVELS as TINY_LEVELS
 from lab.tiny_model import tiny_model
 from lab.training.datasets import ChannelStatistics, StateStore, build_cache
+from lab.training.export import unpack_bundle
 from lab.training.loop import prefetched
 from lab.training.streaming import StateStream, dealt
 from lab.training.train_autoencoder import AutoencoderTraining, train_autoencoder
 from lab.training.train_denoiser import DenoiserTraining, Latents, train_denoiser
-from lab.training.unpack import unpack_bundle
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import BackboneConfig
 from model.checkpoints.bundle import save_checkpoint

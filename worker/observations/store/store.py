@@ -1,4 +1,4 @@
-"""Publish batches into the observation store and read windows.
+"""Publish batches into the observation store, read windows, and send a whole store to a bucket.
 
 A batch becomes one file an hour, then its manifest, after which readers see all of it. Files appear
 whole or not at all.
@@ -6,9 +6,10 @@ whole or not at all.
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ import pyarrow.parquet as pq
 from model.domain.errors import InvalidInput, StorageError
 from model.domain.observations import validate_table
 from model.domain.windows import AssimilationWindow
+from worker.contract.buckets import open_bucket
 from worker.contract.layout import OBSERVATIONS_CACHE_BYTES, Layout
 from worker.observations.columns import time_column
+from worker.observations.store.commits import hour_of_log
 from worker.observations.store.files import (
     BatchManifest,
     StoredFile,
@@ -38,6 +41,7 @@ __all__ = [
     "publish",
     "put_hour",
     "remove_files",
+    "send_store",
     "write_file",
 ]
 
@@ -246,3 +250,37 @@ class ObservationStore:
             outcome="used" if used_only else "all",
         )
         return read_rows(self.files, query, max_rows)
+
+
+def send_store(layout: Layout) -> int:
+    """Copy the store of the data folder to the bucket, as an installation moves; return how many files.
+
+    Nobody may write to it meanwhile. Files come first and what makes them count last, as in
+    publication, so that it may be cut off anywhere and run again. The folder is renamed to
+    `observations-sent` at the end, to be deleted by hand.
+
+    Raises:
+        BucketUnavailable: If the bucket does not answer; run it again.
+        OSError: If the disk fails.
+    """
+    source = layout.root / "observations"
+    old, new = StoreFiles(str(source)), StoreFiles.of(layout)
+    bucket, count = open_bucket(layout.observations_url), 0
+    for path in _in_order(source):
+        bucket.send(path, str(path.relative_to(source)))
+        count += 1
+    for log in old.logs():
+        target = new.log(hour_of_log(log.name))
+        for commit in log.commits():
+            manifests = {one["batch_id"]: one for one in log.content(commit)}
+            target.append(commit.name, commit.hours, manifests)
+        count += 1
+    if source.exists():
+        source.rename(layout.root / "observations-sent")
+    return count
+
+
+def _in_order(source: Path) -> Iterator[Path]:
+    """Yield the files to copy: rows, then what manifests share, then manifests."""
+    for pattern in ("date=*/hour=*/[!._]*", "shared/[!.]*", "date=*/hour=*/_*", "batches/[!.]*"):
+        yield from sorted(source.glob(pattern))
