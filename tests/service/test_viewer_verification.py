@@ -21,7 +21,9 @@ from PIL import Image
 from playwright.sync_api import Locator
 from playwright.sync_api import Page as BrowserPage
 from test_gateway_verification import START, put
+from typer.testing import CliRunner
 
+from deploy.commands import verify
 from worker.contract.layout import Layout
 from worker.contract.store import open_stores
 from worker.results.verification.series import SERIES_SCHEMA, SeriesEntry
@@ -230,6 +232,29 @@ def test_a_side_that_is_not_watched_is_shaded_to_the_edge(networks: GatewayProce
         band.wait_for()
         values = [axis_value(panel, y) for _, y in points(band)]
         assert values == pytest.approx([2.0, 2.2, 2.1, 0, 0, 0], abs=0.01)
+
+
+def test_the_command_draws_the_limits_that_the_series_has(
+    networks: GatewayProcess, tmp_path: Path
+) -> None:
+    picture = tmp_path / "series.png"
+    command = ["cycles", "--url", networks.url, "--png", str(picture), "--json"]
+    rows = json.loads(CliRunner().invoke(verify.app, command).stdout)["rows"]
+    found = {
+        (r["network"], r["statistic"], int(r["valid_time"][11:13])): r["value"]
+        for r in rows
+        if "_limit_" in r["statistic"]
+    }
+    hours = {hour: (START + timedelta(hours=hour)).hour for hour in range(3)}
+    assert found == {
+        (network, name, hours[hour]): value
+        for (network, name), values in LIMITS.items()
+        for hour, value in values.items()
+    }
+    # The errors at withheld SYNOP stations are limited: their red at 16 % over white.
+    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    tint = 255 - 0.16 * (255 - np.array([0xD1, 0x49, 0x5B]))
+    assert (np.abs(pixels - tint).max(-1) < 2).sum() > 50_000
 
 
 @needs_browser
