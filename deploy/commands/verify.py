@@ -1,6 +1,5 @@
 """`appa verify`: skill against a simulated truth, against withheld observations, and by cycle."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -219,7 +218,7 @@ def osse(
     if picture is not None:
         draw_skill(report, model.grid, fields, picture)
     if as_json:
-        print(json.dumps(as_values(report), indent=1))
+        print_json(as_values(report))
     else:
         # Tables do not fit the 80 columns that a file or a pipe is taken to have.
         print_report(report, Console(width=None if out.is_terminal else 150))
@@ -243,7 +242,7 @@ def soundings(
     if as_json:
         rows = skill.rows.assign(layer=skill.rows["layer"].astype(str)).to_dict("records")
         values = {"time": skill.time.isoformat(), "used": skill.used, "withheld": skill.withheld}
-        print(json.dumps(values | {"outcomes": skill.outcomes, "rows": rows}, indent=1))
+        print_json(values | {"outcomes": skill.outcomes, "rows": rows})
         return
     Console().print(withheld_table(skill))
 

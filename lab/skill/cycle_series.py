@@ -118,7 +118,7 @@ def _overview(left: Axes, right: Axes, rows: Sequence[SeriesRow]) -> None:
     left.axhline(1.0, color="0.7", linewidth=0.8, zorder=0)
     for row in rows:
         if row.statistic == "outside_limits" and row.value > 0:
-            left.axvline(row.valid_time, color=_OUTSIDE, linewidth=0.8, alpha=0.6)
+            left.axvline(row.valid_time, color=_OUTSIDE, linewidth=0.8, alpha=0.6)  # type: ignore[arg-type]
     style = {"outside_limits": ("statistics outside their limits", _OUTSIDE, "-")}
     _panel(right, rows, (ALL, ALL), style)
 
