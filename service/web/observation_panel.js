@@ -1,6 +1,7 @@
 // What is beside the map about observations: what is shown of them, how many, and one of them in full.
 
 import { apiUrl, byId, element, getJson } from "./api.js";
+import { callsOf, showCalls } from "./calls.js";
 import { Observations } from "./observations.js";
 
 const REACH = 9; // CSS pixels
@@ -74,6 +75,7 @@ export class ObservationPanel {
     this.#options(layer.info, state);
     this.#counts(layer, state);
     this.#scale(layer, colours);
+    showCalls(byId("obs-counts").parentElement, "observations", [{ url: layer.url, binary: true }]);
     if (this.picked !== `${analysis} ${state.row}`) await this.#describe(state, analysis, isNew);
     return layer;
   }
@@ -179,7 +181,7 @@ export class ObservationPanel {
     if (!chosen) return panel.replaceChildren(element("p", `There is no row ${state.row} in this feedback.`, "bad"));
     this.chart.picked = [chosen.lon, chosen.lat];
     this.chart.draw();
-    return panel.replaceChildren(...inFull(chosen), ...(found.length > 1 ? [listed(found, chosen, this.change)] : []));
+    return panel.replaceChildren(...inFull(chosen), ...(found.length > 1 ? [listed(found, chosen, this.change)] : []), callsOf("this place", [{ url }]));
   }
 }
 

@@ -2,7 +2,7 @@
 // variable. Text only ever goes into textContent, so nothing that a sender wrote is read as markup.
 
 import { apiUrl, byId, element, getJson, keyForm } from "./api.js";
-import { showCalls } from "./calls.js";
+import { callsOf, showCalls } from "./calls.js";
 import { outsideLimits } from "./limits.js";
 import { compact, saveCharts } from "./picture.js";
 import { chart, histogram, LIMITS, SIDES } from "./verification_charts.js";
@@ -70,23 +70,19 @@ async function newest(flavour) {
   return items.reduce((last, one) => (last && last.valid_time >= one.valid_time ? last : one), null);
 }
 
+const seriesQuery = (flavour, from, to, about) => ({
+  statistic: statistics().join(","), layer: "all", flavour, valid_from: from.toISOString(), valid_to: to.toISOString(), limit: 20000, ...about,
+});
+
 async function rowsOf(flavour, from, to) {
-  const query = {
-    statistic: statistics().join(","),
-    network: byId("network").value,
-    layer: "all",
-    flavour: flavour,
-    valid_from: from.toISOString(),
-    valid_to: to.toISOString(),
-    limit: 20000,
-  };
+  const query = seriesQuery(flavour, from, to, { network: byId("network").value });
   const rows = [];
   for (let cursor = ""; cursor !== null;) {
     const page = await getJson(apiUrl("v1/verification", { ...query, cursor }));
     rows.push(...page.items);
     cursor = page.next_cursor;
   }
-  return { url: apiUrl("v1/verification", query), rows: rows.map((row) => ({ ...row, time: Date.parse(row.valid_time) })) };
+  return rows.map((row) => ({ ...row, time: Date.parse(row.valid_time) }));
 }
 
 // Panels in the order of how many values they stand for; all networks together first.
@@ -142,20 +138,27 @@ async function refresh() {
   }
   const to = new Date(last.valid_time), from = new Date(to - 3600000 * Number(byId("hours").value));
   const asked = [rowsOf(flavour, from, to), outsideLimits(flavour, from, to), ...(byId("show").value === "ensemble" ? [histograms(flavour, from, to)] : [])];
-  const [{ rows, ...series }, limits, histogramsOf] = await Promise.all(asked);
+  const [rows, limits, ranks] = await Promise.all(asked);
   if (mine !== turn) return;
-  showCalls([series, limits, histogramsOf].filter(Boolean).map(({ url }) => ({ url })));
-  draw(rows, limits, histogramsOf?.ranks ?? [], to);
+  draw(rows, limits, ranks, to);
+  for (const [group, figure] of shown) {
+    const { network, variable } = group;
+    figure.append(callsOf(group.name, [{ url: apiUrl("v1/verification", seriesQuery(flavour, from, to, { network, variable })) }]));
+  }
+  if (ranks) byId("ranks").lastElementChild?.append(callsOf("ranks of withheld values", [{ url: ranks.url }]));
+  showCalls(byId("outside"), "analyses outside their control limits", [{ url: limits.url }]);
 }
 
+let shown = []; // what each panel is about, and the panel
 function draw(rows, { analyses: flagged, lines }, ranks, to) {
   const analyses = new Set(rows.map((row) => row.analysis_id)).size, network = byId("network").value;
   byId("note").textContent = `${analyses} ${analyses === 1 ? "analysis" : "analyses"} up to ${to.toISOString().slice(0, 16)}Z, `
     + `${flagged} outside their control limits (red bars); SI units`;
   const outside = lines.filter((line) => !network || line.network === network);
   const first = rows[0]?.time ?? to.getTime(); // the oldest comes first
-  byId("ranks").replaceChildren(...ranks.map(histogram));
-  byId("panels").replaceChildren(...grouped(rows).map((group) => chart(group, [first, to.getTime()], outside, view())));
+  byId("ranks").replaceChildren(...(ranks?.ranks ?? []).map(histogram));
+  shown = grouped(rows).map((group) => [group, chart(group, [first, to.getTime()], outside, view())]);
+  byId("panels").replaceChildren(...shown.map(([, figure]) => figure));
   byId("outside").replaceChildren(...outside.map((line) => element("li", `${new Date(line.time).toISOString().slice(0, 16)}Z: ${line.text}`)));
   legend();
 }

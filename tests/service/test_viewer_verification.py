@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import check_accessible, needs_browser, open_page, open_window
+from browser import calls_of, check_accessible, needs_browser, open_page, open_window
 from gateway_process import GatewayProcess
 from PIL import Image
 from playwright.sync_api import Locator
@@ -315,7 +315,21 @@ def test_views_of_the_ensemble_and_of_errors_by_network(networks: GatewayProcess
         counts = [int(r.get_attribute("data-count")) for r in page.locator("#ranks rect").all()]
         assert counts == [12, 3, 3, 18]
         assert "network=synop" in page.evaluate("location.hash")
-        assert "network=synop" in page.text_content("#call")
+        calls = calls_of(page, "synop: 2m temperature")
+        items = json.loads(calls.run())["items"]
+        assert {row["network"] for row in items} == {"synop"}
+        panel = page.locator("#panels figure")
+        for name in ("spread_skill", "withheld_spread_skill_analysis"):
+            values = [row["value"] for row in items if row["statistic"] == name]
+            line = panel.locator(f"polyline[data-statistic={name}]")
+            drawn = [axis_value(panel, y) for _, y in points(line)]
+            assert drawn == pytest.approx(values, abs=0.01) and len(values) == 3
+        ranks = json.loads(calls_of(page, "ranks of withheld values").run())["items"]
+        sums = [one["scores"]["withheld"][0]["analysis"]["ranks"] for one in ranks]
+        assert np.sum(sums, axis=0).tolist() == counts
+        limits = calls_of(page, "analyses outside their control limits")
+        flagged = [r["value"] for r in json.loads(limits.run())["items"] if r["value"]]
+        assert flagged == [1.0]
         check_accessible(page)
         page.select_option("#show", "errors")
         page.wait_for_function("() => document.querySelectorAll('#panels polyline').length === 4")
