@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from appa_client import Analysis, SeriesRow
-from lab.pictures import curve, date_axis, new_figure, save
+from lab.pictures import curve, date_axis, heading, new_figure, save
 from model.domain.variables import VARIABLES
 from worker.results.verification.series import ALL, LIMIT_SUFFIXES
 
@@ -37,21 +37,20 @@ _ALONE = timedelta(minutes=20)
 
 
 def about_series(rows: Sequence[SeriesRow], newest: Analysis | None) -> str:
-    """Return the title of a picture: flavour and time; below, checkpoint and "simulated".
+    """Return the heading of a picture: flavour and number; below, time, checkpoint and "simulated".
 
     Arguments:
         rows: At least one, all of one flavour.
         newest: The newest analysis of the series that still is there.
     """
-    first, last = (pick(row.valid_time for row in rows) for pick in (min, max))
     count = len({row.analysis_id for row in rows})
     what = f"{count} {rows[0].flavour or 'job'} {'analysis' if count == 1 else 'analyses'}"
-    title = f"Verification: {what}, {first:%Y-%m-%d %H} to {last:%Y-%m-%d %H} UTC"
-    if newest is None:
-        return title
-    simulated = "simulated" if "simulated" in newest.flags else ""
-    below = [str(newest.provenance.get("checkpoint", "")), simulated]
-    return "\n".join([title, " · ".join(filter(None, below))]).rstrip()
+    return heading(
+        f"Verification: {what}",
+        (row.valid_time for row in rows),
+        "" if newest is None else str(newest.provenance.get("checkpoint", "")),
+        simulated=newest is not None and "simulated" in newest.flags,
+    )
 
 
 def draw_series(rows: Sequence[SeriesRow], title: str, path: Path) -> None:

@@ -293,8 +293,8 @@ window.addEventListener("hashchange", () => {
 const name = () => `appa_${state.field}_${compact(state.time)}`;
 
 function save() {
-  const bars = [byId("bar"), ...(state.obs ? [byId("obs-bar")] : [])];
-  return saveMap(byId("map"), bars, byId("title").textContent, [byId("about").textContent], name());
+  const own = byId("obs-bar"), bars = [byId("bar"), ...(panel.layer && !own.hidden ? [own] : [])];
+  return saveMap(byId("map"), bars, panel.legend, byId("title").textContent, [byId("about").textContent], name());
 }
 
 // The charts of the place, with what made them.

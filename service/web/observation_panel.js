@@ -85,6 +85,12 @@ export class ObservationPanel {
     return [byId("obs").selectedOptions[0].text, ...FILTERS.map((name) => state[name] && words(state[name]))].filter(Boolean).join(" ");
   }
 
+  // Names and colours of the outcomes, where they colour the map.
+  get legend() {
+    const rows = this.layer && !this.layer.scale ? [...byId("obs-counts").rows] : [];
+    return rows.map(({ cells: [name, count] }) => [`${name.textContent} ${count.textContent}`, name.querySelector("b").style.background]);
+  }
+
   #take(layer) {
     this.layer = this.chart.points = layer;
     this.chart.draw();

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 from matplotlib.dates import date2num
+from PIL import Image
 from rich.console import Console
 
 from appa_client import Analysis
@@ -125,15 +126,15 @@ def test_highest_limit_is_in_sight():
 def test_title_tells_time_checkpoint_and_simulated():
     newest = Analysis.model_construct(flags=["simulated"], provenance={"checkpoint": "appa-t31"})
     assert about_series(ROWS, newest) == (
-        "Verification: 2 final analyses, 2003-10-01 00 to 2003-10-01 01 UTC\nappa-t31 · simulated"
+        "Verification: 2 final analyses\n2003-10-01 00 to 2003-10-01 01 UTC · appa-t31 · "
+        "simulated atmosphere, not for real decisions"
     )
-    assert "\n" not in about_series(ROWS[:1], None) and "1 final analysis," in about_series(
-        ROWS[:1], None
-    )
+    assert about_series(ROWS[:1], None) == ("Verification: 1 final analysis\n2003-10-01 00 UTC")
 
 
 def test_picture(tmp_path):
     path = tmp_path / "series.png"
-    draw_series(ROWS, "title", path)
-    assert path.read_bytes().startswith(b"\x89PNG")
+    draw_series(ROWS, "what\nwhen", path)
     assert path.stat().st_size > 10_000
+    with Image.open(path) as picture:
+        assert (picture.format, picture.info["Title"]) == ("PNG", "what · when")

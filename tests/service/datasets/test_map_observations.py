@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import departures
+import numpy as np
 import published
 import pyarrow as pa
 import pytest
 from browser import calls_of, check_accessible, needs_browser, open_window
 from gateway_process import GatewayProcess
 from map_window import point_at, show
+from PIL import Image
 from playwright.sync_api import Page
 
 from model.domain.observations import QC_FLAGS
@@ -196,6 +198,23 @@ def test_the_calls_of_the_layer_answer_what_is_shown(page, table) -> None:
     [row] = json.loads(calls_of(page, "this place").run())["rows"]
     assert row["row"] == 0 and row["outcome"] == "used"
     assert page.inner_text("#picked h2").startswith(row["station_id"])
+
+
+def test_a_saved_map_says_what_its_colours_are(page, table) -> None:
+    """The bar of departures, or the outcomes one by one, below the map."""
+    for by, entries in (("background", 0), ("outcome", 2)):
+        look(page, obs=by)
+        with page.expect_download() as download:
+            page.click("#save")
+        with Image.open(download.value.path()) as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        high = page.evaluate("document.getElementById('map').clientHeight")
+        below = pixels[12 + 2 * 20 + high :]
+        used = [0x00, 0x72, 0xB2]
+        discs = (np.abs(below[40:] - used).max(-1) < 8).sum()
+        assert (discs > 40) == (entries > 0), by
+        right = below[10:20, 420 + 36 : 420 + 36 + 300]  # where the bar of departures lies
+        assert (np.ptp(right, axis=1).max() > 100) == (by == "background"), by
 
 
 def test_two_hundred_thousand_points_are_drawn(page, table) -> None:
