@@ -1,4 +1,4 @@
-"""Share what commands have in common: options, times, sizes, errors, JSON, progress bars.
+"""Share what commands have in common: options, times, sizes, errors, progress bars.
 
 Times are read as people type them: `2003-10-01T06`, `20031001T06`, with or without a zone; UTC.
 """
@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from pydantic import BaseModel
 from rich import box
 from rich.console import Console, ConsoleDimensions
 from rich.progress import (
@@ -28,6 +27,7 @@ from rich.progress import (
 from rich.table import Table
 
 from appa_client import AppaClient, AppaClientError, GatewayError
+from deploy.json_answer import AsJson, print_json, progress_aside
 from model.domain.errors import AppaError
 from worker.contract.layout import Layout
 from worker.contract.settings import InstallationSettings
@@ -48,6 +48,7 @@ __all__ = [
     "mebibytes",
     "out",
     "print_json",
+    "progress_aside",
     "short_time",
     "step_progress",
     "transfer_progress",
@@ -84,7 +85,6 @@ Url = Annotated[str, typer.Option("--url", envvar="APPA_URL", help="Address of t
 Key = Annotated[
     str | None, typer.Option("--key", envvar="APPA_API_KEY", help="API key, if one is needed.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 DataFolder = Annotated[
     Path,
     typer.Option("--data", "--data-dir", envvar="APPA_DATA_DIR", help="Data folder of the system."),
@@ -113,16 +113,6 @@ def gateway_client(url: str, key: str | None) -> Iterator[AppaClient]:
         err.print("[bold red]error[/]: ", end="")
         err.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from error
-
-
-def print_json(value: BaseModel | list[Any] | dict[str, Any]) -> None:
-    """Write one JSON document to standard output."""
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    typer.echo(json.dumps(plain, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
 
 
 def utc_time(text: str) -> datetime:

@@ -23,6 +23,7 @@ __all__ = [
     "SIMULATED",
     "curve",
     "date_axis",
+    "heading",
     "hours_after",
     "limits",
     "new_figure",
@@ -42,9 +43,27 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def heading(
+    what: str, times: Iterable[datetime], checkpoint: str, *, simulated: bool = True
+) -> str:
+    """Return what a picture says of itself: its subject; below, when, of which checkpoint, and more.
+
+    Arguments:
+        what: Is shown.
+        times: Valid times shown (UTC), at least one.
+        checkpoint: Name; empty if it is unknown.
+        simulated: Whether the atmosphere is.
+    """
+    shown = sorted(times)
+    span = " to ".join(dict.fromkeys(f"{t:%Y-%m-%d %H}" for t in (shown[0], shown[-1])))
+    about = (f"{span} UTC", checkpoint, SIMULATED if simulated else "")
+    return f"{what}\n{' · '.join(filter(None, about))}"
+
+
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as PNG and return its path."""
-    figure.savefig(path, dpi=110)
+    """Write the figure as PNG, its heading also among the properties of the file; return its path."""
+    title = " · ".join(figure.get_suptitle().splitlines())
+    figure.savefig(path, dpi=110, metadata={"Title": title})
     return path
 
 

@@ -1,6 +1,5 @@
 """`appa checkpoint`: import, show, verify and compare weights, and fit weighting functions."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deploy.console import AsJson
+from deploy.console import AsJson, print_json
 from model.domain.errors import AppaError, InvalidInput
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ def verify(
             "parameters": parameters,
             "inert": list(model.inert),
         }
-        typer.echo(json.dumps(document))
+        print_json(document)
     else:
         typer.echo(f"{folder}: valid, {parameters / 1e6:.1f} million parameters")
         for what in model.inert:
@@ -220,7 +219,7 @@ def weigh(
 def _show_channels(channels: "list[ChannelWeights]", target: Path, as_json: bool) -> None:
     if as_json:
         rows = [{"sensor": c.sensor, "channel": c.channel, **c.as_dict()} for c in channels]
-        typer.echo(json.dumps({"folder": str(target), "channels": rows}, indent=1))
+        print_json({"folder": str(target), "channels": rows})
         return
     for one in channels:
         fit = "" if one.fit is None else f"  error {one.fit.error:.2f} K of {one.fit.count}"
@@ -253,7 +252,7 @@ def parity(
             "inputs": counts["input"],
             "arrays": [o.as_dict() for o in outcomes],
         }
-        typer.echo(json.dumps(document, indent=1))
+        print_json(document)
     else:
         for outcome in outcomes:
             typer.echo(_line(outcome))
@@ -284,7 +283,7 @@ def _show(
     if as_json:
         document = card.model_dump(mode="json") | {"folder": str(folder)}
         document |= {} if found is None else {"found": found}
-        typer.echo(json.dumps(document, indent=1))
+        print_json(document)
         return
     table = Table(title=card.name, caption=card.description, show_header=False)
     rows: dict[str, Any] = {
@@ -339,6 +338,6 @@ def _explained(as_json: bool = False) -> Iterator[None]:
     except AppaError as error:
         if as_json:
             document = {"error": error.message, "code": error.code, **error.context}
-            typer.echo(json.dumps(document, default=str))
+            print_json(document)
         typer.echo(f"{error.code}: {error.message}", err=True)
         raise typer.Exit(1) from error

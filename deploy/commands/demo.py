@@ -1,6 +1,5 @@
 """`appa demo`, `appa rehearse` and `appa chaos`: the main job, a simulated day, and the worst of days."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -13,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deploy.console import AsJson
+from deploy.console import AsJson, print_json
 
 if TYPE_CHECKING:
     from deploy.local import LocalStack
@@ -65,7 +64,7 @@ def demo(
     def tell(result: "DemoResult", stack: "LocalStack") -> None:
         picture = draw_demo(result, World(model, truth), output / "demo.png")
         if as_json:
-            print(json.dumps(_as_json(result), indent=1), flush=True)
+            print_json(_as_json(result))
         else:
             _print(console, result)
         _real_soundings(model, console)
@@ -213,7 +212,7 @@ def rehearse(
     verdict = judge(day)
     picture = draw_day(day, verdict, output / "rehearsal.png")
     if as_json:
-        print(json.dumps(verdict_json(day, verdict), indent=1, default=str))
+        print_json(verdict_json(day, verdict))
     else:
         for table in (cycle_table(day), summary_table(day, verdict), cost_table(day, verdict)):
             if table is not None:
@@ -277,7 +276,7 @@ def chaos(
             if written.exists():
                 shutil.copyfile(written, log)
     if as_json:
-        print(json.dumps(found.as_json(), indent=1))
+        print_json(found.as_json())
     else:
         console.print(chaos_table(found))
     for finding in found.findings:

@@ -1,6 +1,5 @@
 """`appa observations`: inspect files of observations, and ingest, query and compact the store."""
 
-import json
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +20,7 @@ from deploy.console import (
     gateway_client,
     installed_layout,
     json_object,
+    print_json,
     utc_time,
 )
 from model.domain.errors import AppaError, ConfigurationError
@@ -86,7 +86,7 @@ def ingest_files(
         except AppaError as error:
             entry["error"] = {"code": error.code, "message": error.message}
         done.append(entry)
-    typer.echo(json.dumps(done, indent=2)) if as_json else _print_ingest(done)
+    print_json(done) if as_json else _print_ingest(done)
     if any("error" in entry for entry in done):
         raise typer.Exit(1)
 
@@ -152,7 +152,7 @@ def query(
             [([], "count_all")]
         )
         document = {"rows": page.table.num_rows, "next_offset": page.next_offset}
-        typer.echo(json.dumps({**document, "counts": groups.to_pylist()}, indent=2))
+        print_json({**document, "counts": groups.to_pylist()})
         return
     content = form.encode(page.table)
     if output is not None:
@@ -183,7 +183,7 @@ def compact(
         grace=timedelta(minutes=grace_minutes),
     )
     if as_json:
-        typer.echo(json.dumps(vars(report)))
+        print_json(vars(report))
         return
     table = Table("hours", "files before", "files removed", "rows")
     table.add_row(*(str(value) for value in vars(report).values()))
@@ -191,21 +191,26 @@ def compact(
 
 
 @app.command("send")
-def send(data: DataFolder = DEFAULT_DATA) -> None:
+def send(data: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> None:
     """Send what the data folder holds to the buckets of APPA_UPLOADS_URL and APPA_OBSERVATIONS_URL.
 
     For a stopped system; safe to run twice. Exit status 1 if some uploads were not sent; they stay
     where they are.
     """
     layout, left = installed_layout(data), dict[str, str]()
+    done: dict[str, dict[str, Any]] = {}
     if not (layout.uploads_url or layout.observations_url):
         raise ConfigurationError("Expected APPA_UPLOADS_URL, APPA_OBSERVATIONS_URL or both.")
     if layout.observations_url:
-        files = send_store(layout)
-        typer.echo(f"{files} files of observations sent to {layout.observations_url}")
+        done["files of observations"] = {"sent": send_store(layout), "to": layout.observations_url}
     if layout.uploads_url:
         sent, left = send_uploads(layout)
-        typer.echo(f"{sent} uploads sent to {layout.uploads_url}")
+        done["uploads"] = {"sent": sent, "to": layout.uploads_url}
+    if as_json:
+        print_json({name.replace(" ", "_"): one for name, one in done.items()} | {"not_sent": left})
+    else:
+        for name, one in done.items():
+            typer.echo(f"{one['sent']} {name} sent to {one['to']}")
     for name, reason in left.items():
         typer.echo(f"not sent '{name}': {reason}", err=True)
     if left:
@@ -218,18 +223,24 @@ def template(
     output: Annotated[
         Path | None, typer.Option(help="File or `-`; the template's own name if absent.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Write an example file to start from."""
+    """Write an example file to start from; `--json` tells its name, and is not for `-`."""
     try:
         chosen = ALL_TEMPLATES[format]
     except AppaError as error:
         raise typer.BadParameter(error.message) from error
     if str(output) == "-":
+        if as_json:
+            raise typer.BadParameter("standard output is for the file", param_hint="--json")
         sys.stdout.buffer.write(chosen.write())
         return
     path = output or Path(chosen.file_name)
     path.write_bytes(chosen.write())
-    typer.echo(f"{path}: {chosen.description}")
+    if as_json:
+        print_json({"file": str(path), "format": format, "description": chosen.description})
+    else:
+        typer.echo(f"{path}: {chosen.description}")
 
 
 @app.command()
@@ -251,7 +262,7 @@ def retry(
             except GatewayError as error:
                 done.append({"batch_id": name, "error": str(error)})
     if as_json:
-        typer.echo(json.dumps(done, indent=2))
+        print_json(done)
     else:
         for entry in done:
             typer.echo(f"{entry['batch_id']}: {entry.get('state') or entry['error']}")
@@ -273,7 +284,7 @@ def inspect(
     found = decode_many_limited(_files(paths), DecodeContext(batch_id="inspect"), limits)
     reports = {str(path): decoded.report for path, decoded in found}
     if as_json:
-        typer.echo(json.dumps(_document(reports), indent=2))
+        print_json(_document(reports))
     else:
         _print(reports, explain)
 

@@ -5,13 +5,16 @@ Imports nothing that the answer does not need, for it is asked every minute of e
 
 import os
 import socket
+from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Annotated
 
 import typer
 from redis.exceptions import RedisError
 
+from deploy.json_answer import AsJson, print_json
 from worker.contract.queues import WorkerDirectory, WorkerReport
 from worker.contract.records import utc_now
 from worker.contract.redis_server import Keyspace, connect
@@ -29,6 +32,7 @@ def probe(
         typer.Option(min=1, help="Seconds after which the loop of scheduler or feeds hangs."),
     ] = 600.0,
     host: Annotated[str, typer.Option(help="Where it runs; default: here.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Say whether a worker of these queues reports from this machine, and whether its loop goes round.
 
@@ -38,22 +42,53 @@ def probe(
     """
     url = os.environ.get("APPA_REDIS_URL", "redis://127.0.0.1:6379/0")
     keys = Keyspace(os.environ.get("APPA_REDIS_PREFIX", "appa"))
-    host = host or socket.gethostname()
     try:
         with closing(connect(url, retries=1)) as redis:
             reports = WorkerDirectory(redis, keys).alive()
     except (RedisError, OSError) as error:
-        typer.echo(f"Redis does not answer: {error}")
-        return
+        found = Finding(True, f"Redis does not answer: {error}", redis=False)
+    else:
+        found = _examined(reports, queues, host or socket.gethostname(), stalled)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        typer.echo(found.message, err=not found.well)
+    if not found.well:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is to be said of the workers of some queues on one machine.
+
+    Attributes:
+        well: Whether one of them is, as far as is known.
+        message: A sentence.
+        workers: Names of those that report.
+        hanging: Names of those of them whose loop does not go round.
+        redis: Whether it could be asked.
+    """
+
+    well: bool
+    message: str
+    workers: tuple[str, ...] = ()
+    hanging: tuple[str, ...] = ()
+    redis: bool = True
+
+
+def _examined(
+    reports: Iterable[WorkerReport], queues: list[str], host: str, stalled: float
+) -> Finding:
     own = [r for r in reports if r.host == host and set(r.queues) == set(queues)]
+    names = tuple(r.name for r in own)
+    hanging = tuple(r.name for r in own if _hangs(r, timedelta(seconds=stalled)))
     if not own:
-        typer.echo(f"no worker of {', '.join(queues)} reports from {host}", err=True)
-        raise typer.Exit(1)
-    hanging = [r.name for r in own if _hangs(r, timedelta(seconds=stalled))]
+        return Finding(False, f"no worker of {', '.join(queues)} reports from {host}")
     if len(hanging) == len(own):
-        typer.echo(f"{', '.join(hanging)}: its loop does not go round", err=True)
-        raise typer.Exit(1)
-    typer.echo(f"{', '.join(r.name for r in own if r.name not in hanging)} reports")
+        message = f"{', '.join(hanging)}: its loop does not go round"
+        return Finding(False, message, names, hanging)
+    well = ", ".join(name for name in names if name not in hanging)
+    return Finding(True, f"{well} reports", names, hanging)
 
 
 def _hangs(report: WorkerReport, stalled: timedelta) -> bool:

@@ -230,7 +230,7 @@ def rebuild_command(data: DataFolder = DEFAULT_DATA, as_json: AsJson = False) ->
 
 
 @catalogue_app.command("send")
-def send_command(data: DataFolder = DEFAULT_DATA) -> None:
+def send_command(data: DataFolder = DEFAULT_DATA, as_json: AsJson = False) -> None:
     """Send the results of the data folder to the bucket of APPA_RESULTS_URL; safe to run twice.
 
     Exit status 1 if some were not sent; they stay where they are.
@@ -241,7 +241,10 @@ def send_command(data: DataFolder = DEFAULT_DATA) -> None:
     if not layout.results_url:
         raise ConfigurationError("Expected APPA_RESULTS_URL, the bucket to send results to.")
     sent, left = send_folders(layout)
-    out.print(f"{sent} results sent to {layout.results_url}", highlight=False)
+    if as_json:
+        print_json({"sent": sent, "to": layout.results_url, "not_sent": left})
+    else:
+        out.print(f"{sent} results sent to {layout.results_url}", highlight=False)
     for name, reason in left.items():
         err.print(f"not sent '{name}': {reason}", markup=False)
     if left:

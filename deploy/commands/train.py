@@ -2,14 +2,18 @@
 
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from deploy.console import AsJson, print_json, progress_aside
 from model.domain.errors import InvalidInput
 from model.domain.files import read_yaml
+
+if TYPE_CHECKING:
+    from model.card import Card
 
 __all__ = ["app"]
 
@@ -57,21 +61,37 @@ def read_config(kind: type[Config], name: str, overrides: list[str]) -> Config:
         raise InvalidInput(f"Configuration {path} does not fit: {error}") from error
 
 
+def _tell(answer: dict[str, Any], sentence: str, as_json: bool) -> None:
+    """Say what was made, to a program or to people."""
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(sentence)
+
+
 @app.command("autoencoder")
-def autoencoder(config: ConfigOption, output: Path, override: SetOption = None) -> None:
+def autoencoder(
+    config: ConfigOption, output: Path, override: SetOption = None, as_json: AsJson = False
+) -> None:
     """Train the autoencoder; rerun the same command to resume."""
     # Torch is imported by the commands that need it, not by `appa --help`.
     from lab.training.train_autoencoder import AutoencoderTraining, train_autoencoder
 
-    print(train_autoencoder(read_config(AutoencoderTraining, config, override or []), output))
+    with progress_aside(as_json):
+        made = train_autoencoder(read_config(AutoencoderTraining, config, override or []), output)
+    _tell({"checkpoint": made}, str(made), as_json)
 
 
 @app.command("denoiser")
-def denoiser(config: ConfigOption, output: Path, override: SetOption = None) -> None:
+def denoiser(
+    config: ConfigOption, output: Path, override: SetOption = None, as_json: AsJson = False
+) -> None:
     """Train the denoiser on the latents of a finished autoencoder; rerun to resume."""
     from lab.training.train_denoiser import DenoiserTraining, train_denoiser
 
-    print(train_denoiser(read_config(DenoiserTraining, config, override or []), output))
+    with progress_aside(as_json):
+        made = train_denoiser(read_config(DenoiserTraining, config, override or []), output)
+    _tell({"checkpoint": made}, str(made), as_json)
 
 
 @app.command("unpack")
@@ -81,6 +101,7 @@ def unpack(
     autoencoder: Annotated[str, typer.Option(help="As --config.")] = "era5-0p25-autoencoder",
     denoiser: Annotated[str, typer.Option(help="As --config.")] = "era5-0p25-denoiser",
     override: SetOption = None,
+    as_json: AsJson = False,
 ) -> None:
     """Start fine-tuning from a bundle: its weights and statistics as runs, and configurations."""
     from lab.training.export import unpack_bundle
@@ -89,8 +110,9 @@ def unpack(
 
     first = read_config(AutoencoderTraining, autoencoder, override or [])
     second = read_config(DenoiserTraining, denoiser, override or [])
-    for path in unpack_bundle(checkpoint, folder, first, second):
-        print(path)
+    made = unpack_bundle(checkpoint, folder, first, second)
+    answer = dict(zip(("autoencoder", "denoiser"), made, strict=True))
+    _tell(answer, "\n".join(map(str, made)), as_json)
 
 
 @app.command("export")
@@ -101,6 +123,7 @@ def export(
     description: Annotated[str, typer.Option(help="One sentence for people.")],
     licence: Annotated[str, typer.Option(help="SPDX identifier of the weights.")] = "Apache-2.0",
     simulated: Annotated[bool, typer.Option(help="Trained on a simulated atmosphere.")] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Write the bundle of a training run: card, weights, statistics, prior."""
     from lab.training.export import export_bundle
@@ -108,7 +131,7 @@ def export(
     card = export_bundle(
         run, output, name=name, description=description, simulated=simulated, licence=licence
     )
-    print(f"{card.name}: {', '.join(sorted(card.files))} in {output}")
+    _tell_bundle(card, output, as_json)
 
 
 @app.command("adopt")
@@ -118,12 +141,19 @@ def adopt(
     checkpoint: Annotated[
         str, typer.Option(help="Whose autoencoder and closed form were trained on.")
     ] = "appa-t31",
+    as_json: AsJson = False,
 ) -> None:
     """Write a bundle again with the denoiser of `python -m lab.training.gpu_session`."""
     from lab.training.export import adopt_session
 
     card = adopt_session(checkpoint, session, output)
-    print(f"{card.name}: {', '.join(sorted(card.files))} in {output}")
+    _tell_bundle(card, output, as_json)
+
+
+def _tell_bundle(card: "Card", folder: Path, as_json: bool) -> None:
+    files = {role: file.path for role, file in card.files.items()}
+    answer = {"name": card.name, "folder": folder, "files": files}
+    _tell(answer, f"{card.name}: {', '.join(sorted(files))} in {folder}", as_json)
 
 
 @app.command("osse-case")
@@ -132,6 +162,7 @@ def osse_case(
     output: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
     start: Annotated[datetime, typer.Option(help="First hour, UTC.")],
     days: Annotated[int, typer.Option(min=1)] = 5,
+    as_json: AsJson = False,
 ) -> None:
     """Put a few days of simulated truth beside the weights, for the demo and the skill test."""
     from lab.osse.cases import CASE_NAME, write_case
@@ -147,8 +178,10 @@ def osse_case(
         )
     names = list(dict.fromkeys(c.variable for c in card.parsed_channels()))
     cut = source.dataset.isel(time=slice(chosen.start, chosen.stop))
-    write_case(cut, names, card.levels, output / CASE_NAME)
-    print(f"{output / CASE_NAME}: {(output / CASE_NAME).stat().st_size / 1e6:.1f} MB")
+    case = output / CASE_NAME
+    write_case(cut, names, card.levels, case)
+    size = case.stat().st_size
+    _tell({"file": case, "bytes": size}, f"{case}: {size / 1e6:.1f} MB", as_json)
 
 
 @app.command("nature-run")
@@ -157,9 +190,12 @@ def nature_run(
     years: int = 7,
     start: datetime = datetime(2000, 1, 1),
     seed: int = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate a truth with jcm (extra `lab`); rerun the same command to resume."""
     from lab.training.nature_run import NatureRunConfig, NatureRunProgress, days_in, run
 
     days = days_in(start, years)
-    run(NatureRunConfig(output, start, days, seed), NatureRunProgress(start))
+    with progress_aside(as_json):
+        run(NatureRunConfig(output, start, days, seed), NatureRunProgress(start))
+    _tell({"store": output, "days": days}, f"{output}: {days} days", as_json)

@@ -1,12 +1,11 @@
 """`appa verify`: skill against a simulated truth, against withheld observations, and by cycle."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -14,11 +13,21 @@ from rich.console import Console
 from rich.table import Table
 
 from appa_client import Flavour, SeriesRow
-from deploy.console import DEFAULT_URL, AsJson, Key, Url, gateway_client, out, print_json, utc_time
+from deploy.console import (
+    DEFAULT_URL,
+    AsJson,
+    Key,
+    Url,
+    err,
+    gateway_client,
+    out,
+    print_json,
+    utc_time,
+)
 from model.domain.variables import VARIABLES
-from worker.results.verification.series import ALL
+from worker.results.verification.series import ALL, LIMIT_SUFFIXES
 
-__all__ = ["Line", "STATISTICS", "Summary", "app", "draw_series", "summarise", "summary_table"]
+__all__ = ["Line", "STATISTICS", "Summary", "app", "summarise", "summary_table"]
 
 _ROOT_MEAN_SQUARES = (
     "rms_background",
@@ -40,14 +49,6 @@ _COLUMNS = {
     "withheld_rmse_background": "withheld: background",
     "withheld_rmse_analysis": "analysis",
     "withheld_crps_analysis": "CRPS",
-}
-
-
-_STYLES = {
-    "rms_background": ("O−B", "#8d99ae", "-"),
-    "rms_analysis": ("O−A", "#1f77b4", "-"),
-    "withheld_rmse_background": ("withheld O−B", "#edae49", "--"),
-    "withheld_rmse_analysis": ("withheld O−A", "#d1495b", "--"),
 }
 
 
@@ -91,6 +92,7 @@ class Summary:
 
 def summarise(rows: Sequence[SeriesRow]) -> Summary | None:
     """Means over the cycles, weighted with the number of values; None without rows."""
+    rows = [row for row in rows if not row.statistic.endswith(LIMIT_SUFFIXES)]
     if not rows:
         return None
     groups: dict[tuple[str, str], dict[str, list[SeriesRow]]] = {}
@@ -136,69 +138,6 @@ def summary_table(found: Summary) -> Table:
         cells = [f"{line.values[n]:.3g}" if n in line.values else "" for n in _COLUMNS]
         table.add_row(line.network, label, str(line.cycles), *cells)
     return table
-
-
-def draw_series(rows: Sequence[SeriesRow], path: Path, panels: int = 8) -> None:
-    """Departures and errors at withheld stations over the cycles, a panel for each variable.
-
-    Arguments:
-        rows: At least one.
-        path: A PNG file.
-        panels: The networks and variables with most values get one.
-    """
-    # Slow to import, and only this function needs them.
-    from lab.pictures import date_axis, new_figure, save
-
-    counts: dict[tuple[str, str], int] = {}
-    for row in rows:
-        if row.statistic == "rms_background":
-            key = row.network, row.variable
-            counts[key] = counts.get(key, 0) + row.count
-    chosen = sorted(sorted(counts, key=lambda key: -counts[key])[:panels])
-    height = 1 + (len(chosen) + 1) // 2
-    figure = new_figure(12, 2.2 * height)
-    axes = figure.subplots(height, 2, sharex=True, squeeze=False).ravel()
-    _overview(axes[0], axes[1], rows)
-    for axis, key in zip(axes[2:], chosen, strict=False):
-        _panel(axis, rows, key, _STYLES)
-    for axis in axes[2 + len(chosen) :]:
-        axis.set_visible(False)
-    date_axis(axes[0])
-    save(figure, path)
-
-
-def _overview(left: Any, right: Any, rows: Sequence[SeriesRow]) -> None:
-    """All networks together: chi-square, and how many statistics were outside their limits."""
-    _panel(left, rows, (ALL, ALL), {"chi2": ("chi-square of innovations", "#6a4c93", "-")})
-    left.axhline(1.0, color="0.7", linewidth=0.8, zorder=0)
-    for row in rows:
-        if row.statistic == "outside_limits" and row.value > 0:
-            left.axvline(row.valid_time, color="#d1495b", linewidth=0.8, alpha=0.6)
-    style = {"outside_limits": ("statistics outside their limits", "#d1495b", "-")}
-    _panel(right, rows, (ALL, ALL), style)
-
-
-def _panel(
-    axis: Any,
-    rows: Sequence[SeriesRow],
-    key: tuple[str, str],
-    styles: dict[str, tuple[str, str, str]],
-) -> None:
-    for statistic, (label, colour, dash) in styles.items():
-        points = [
-            (row.valid_time, row.value)
-            for row in rows
-            if (row.network, row.variable) == key and row.statistic == statistic
-        ]
-        if points:
-            axis.plot(*zip(*points, strict=True), dash, color=colour, label=label, linewidth=1.2)
-    units = VARIABLES[key[1]].units if key[1] in VARIABLES else ""
-    title = "all networks" if key[0] == ALL else f"{key[0]}: {key[1]} ({units})"
-    axis.set_title(title, fontsize=9, loc="left")
-    axis.set_ylim(bottom=0)
-    axis.tick_params(labelsize=8)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=7, loc="lower left", ncols=4, frameon=False)
 
 
 app = typer.Typer(
@@ -279,7 +218,7 @@ def osse(
     if picture is not None:
         draw_skill(report, model.grid, fields, picture)
     if as_json:
-        print(json.dumps(as_values(report), indent=1))
+        print_json(as_values(report))
     else:
         # Tables do not fit the 80 columns that a file or a pipe is taken to have.
         print_report(report, Console(width=None if out.is_terminal else 150))
@@ -303,7 +242,7 @@ def soundings(
     if as_json:
         rows = skill.rows.assign(layer=skill.rows["layer"].astype(str)).to_dict("records")
         values = {"time": skill.time.isoformat(), "used": skill.used, "withheld": skill.withheld}
-        print(json.dumps(values | {"outcomes": skill.outcomes, "rows": rows}, indent=1))
+        print_json(values | {"outcomes": skill.outcomes, "rows": rows})
         return
     Console().print(withheld_table(skill))
 
@@ -327,16 +266,14 @@ def cycles(
 ) -> None:
     """How the cycles of the last days fared: departures, withheld stations, chi-square."""
     with gateway_client(url, key) as client:
-        if end is None:
-            newest = client.analyses(kind="filtering", flavour=flavour.value, latest=True)
-            if not newest:
-                out.print(f"no {flavour.value} analyses yet")
-                raise typer.Exit(1)
-            last = newest[0].valid_time
-        else:
-            last = utc_time(end)
+        until = utc_time(end) if end else None
+        newest = client.analyses(kind="filtering", flavour=flavour.value, valid_to=until, limit=1)
+        if until is None and not newest:
+            err.print(f"no {flavour.value} analyses yet")
+            raise typer.Exit(1)
+        last = until or newest[0].valid_time
         rows = client.verification(
-            statistic=STATISTICS,
+            statistic=[*STATISTICS, *(name + end for name in STATISTICS for end in LIMIT_SUFFIXES)],
             layer="all",
             flavour=flavour.value,
             valid_from=utc_time(start) if start else last - timedelta(hours=hours),
@@ -346,10 +283,13 @@ def cycles(
         )
     found = summarise(rows)
     if found is None:
-        out.print("no verification in this period")
+        err.print("no verification in this period")
         raise typer.Exit(1)
     if png is not None:
-        draw_series(rows, png)
+        # Matplotlib is slow to import, and only the picture needs it.
+        from lab.skill.cycle_series import about_series, draw_series
+
+        draw_series(rows, about_series(rows, next(iter(newest), None)), png)
     if as_json:
         print_json({"summary": asdict(found), "rows": [r.model_dump(mode="json") for r in rows]})
         return

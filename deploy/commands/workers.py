@@ -10,7 +10,6 @@ from typing import Annotated
 
 import psutil
 import typer
-from celery import Celery
 from redis.exceptions import RedisError
 from rich.table import Table
 
@@ -82,18 +81,42 @@ def _family(pid: int | None) -> set[int]:
         return {pid}
 
 
-def _command(sender: Celery, command: str, workers: list[str]) -> None:
-    """Send `command`, print the answers, and exit with 1 unless all answered."""
-    answers = send_command(sender, command, workers)
-    for name in workers:
-        out.print(f"{name}: {answers.get(name, 'no answer')}", markup=False, highlight=False)
-    if len(answers) < len(workers):
-        raise typer.Exit(1)
+def _steer(
+    command: str,
+    workers: list[str],
+    settings: WorkerSettings,
+    as_json: bool,
+    wait: float = 0.0,
+    *,
+    end: bool = False,
+) -> None:
+    """Send `command`, say what the workers answer, and exit with 1 unless it is done.
 
-
-def _await_idle(sender: Celery, workers: list[str], seconds: float) -> None:
-    if seconds and not wait_until_idle(sender, workers, seconds):
-        err.print(f"Still at work after {seconds:g} s; see `appa workers list`.", markup=False)
+    Arguments:
+        command: `drain` or `resume`.
+        workers: Their names.
+        settings: Of the installation.
+        as_json: Say it as JSON.
+        wait: Seconds until nothing may run on them any more; 0 to leave that open.
+        end: End their processes then.
+    """
+    with message_sender(settings) as sender:
+        answers = send_command(sender, command, workers)
+        all_answered = len(answers) == len(workers)
+        if not as_json:
+            for name in workers:
+                said = answers.get(name, "no answer")
+                out.print(f"{name}: {said}", markup=False, highlight=False)
+        idle = wait_until_idle(sender, workers, wait) if all_answered and wait else None
+        done = all_answered and idle is not False
+        if done and end:
+            sender.control.shutdown(destination=workers)
+    if as_json:
+        lines = [{"name": name, "answer": answers.get(name)} for name in workers]
+        print_json({"command": command, "workers": lines, "idle": idle, "ended": done and end})
+    if idle is False:
+        err.print(f"Still at work after {wait:g} s; see `appa workers list`.", markup=False)
+    if not done:
         raise typer.Exit(1)
 
 
@@ -125,36 +148,39 @@ def worker_table(reports: Sequence[WorkerReport]) -> Table:
 
 
 @app.command()
-def drain(names: Names = None, queue: Queue = None, pid: Pid = None, wait: Wait = 0.0) -> None:
+def drain(
+    names: Names = None,
+    queue: Queue = None,
+    pid: Pid = None,
+    wait: Wait = 0.0,
+    as_json: AsJson = False,
+) -> None:
     """Let workers take no more work; what runs is finished, the process stays."""
     settings = WorkerSettings()
-    workers = _chosen(settings, names, queue, pid)
-    with message_sender(settings) as sender:
-        _command(sender, "drain", workers)
-        _await_idle(sender, workers, wait)
+    _steer("drain", _chosen(settings, names, queue, pid), settings, as_json, wait)
 
 
 @app.command()
-def resume(names: Names = None, queue: Queue = None) -> None:
+def resume(names: Names = None, queue: Queue = None, as_json: AsJson = False) -> None:
     """Let drained workers take work again."""
     settings = WorkerSettings()
-    workers = _chosen(settings, names, queue)
-    with message_sender(settings) as sender:
-        _command(sender, "resume", workers)
+    _steer("resume", _chosen(settings, names, queue), settings, as_json)
 
 
 @app.command()
-def stop(names: Names = None, queue: Queue = None, pid: Pid = None, wait: Wait = 0.0) -> None:
+def stop(
+    names: Names = None,
+    queue: Queue = None,
+    pid: Pid = None,
+    wait: Wait = 0.0,
+    as_json: AsJson = False,
+) -> None:
     """Drain workers, then end their processes; each finishes what it runs before it ends.
 
     A supervisor starts a process that ended again: `appa up` does, compose and systemd as set up.
     """
     settings = WorkerSettings()
-    workers = _chosen(settings, names, queue, pid)
-    with message_sender(settings) as sender:
-        _command(sender, "drain", workers)
-        _await_idle(sender, workers, wait)
-        sender.control.shutdown(destination=workers)
+    _steer("drain", _chosen(settings, names, queue, pid), settings, as_json, wait, end=True)
 
 
 @app.command("celery", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

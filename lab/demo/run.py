@@ -20,8 +20,8 @@ from appa_client import AppaClient, JobEvent
 from deploy.local import LocalStack, StackOptions
 from lab.demo.world import Errors, Scorer, World, channel_fields, observation_files
 from lab.pictures import (
-    SIMULATED,
     curve,
+    heading,
     hours_after,
     new_figure,
     save,
@@ -324,7 +324,8 @@ def draw_demo(result: DemoResult, world: World, path: Path) -> Path:
         bounds=(-limit, limit),
     )
     _curves(axes[1, 1], result)
-    figure.suptitle(f"2 m temperature and 500 hPa height: {SIMULATED}")
+    what = "2 m temperature and 500 hPa height"
+    figure.suptitle(heading(what, [time], world.card.name))
     return save(figure, path)
 
 

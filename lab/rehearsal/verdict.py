@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from rich.table import Table
 from scipy.stats import t as student
 
-from lab.pictures import SIMULATED, curve, date_axis, new_figure, save
+from lab.pictures import curve, date_axis, heading, new_figure, save
 from lab.rehearsal.audit import AuditFinding, Case, audit, late_cut_offs
 from lab.rehearsal.day import Day, Medians, medians
 from lab.rehearsal.evidence import AnalysisEvidence, Evidence
@@ -361,7 +361,8 @@ def draw_day(day: Day, verdict: DayVerdict, path: Path) -> Path:
     above.legend(ncols=2)
     date_axis(below)
     below.set_xlabel(f"{day.scenario.start:%d %b %Y} and the day after, UTC")
-    figure.suptitle(f"A simulated day of hourly cycles: {SIMULATED}")
+    what = "A simulated day of hourly cycles"
+    figure.suptitle(heading(what, day.scenario.cycles, Path(day.scenario.checkpoint).name))
     return save(figure, path)
 
 

@@ -14,9 +14,9 @@ from lab.osse.scores import CaseFields, Method
 from lab.osse.skill_report import SkillReport
 from lab.osse.summary import SEASONS
 from lab.pictures import (
-    SIMULATED,
     curve,
     date_axis,
+    heading,
     limits,
     new_figure,
     save,
@@ -211,8 +211,9 @@ def draw_skill(report: SkillReport, grid: Grid, fields: CaseFields | None, path:
         for row in range(maps):
             axes = [figure.add_subplot(layout[1 + row, 3 * i : 3 * i + 3]) for i in range(4)]
             _case(axes, grid, fields, row)
-    warning = f"; {SIMULATED}" if report.simulated else ""
-    figure.suptitle(f"Skill of {report.checkpoint}{warning}")
+    times = [start.end for start in report.starts]
+    made = heading("Skill", times, report.checkpoint, simulated=report.simulated)
+    figure.suptitle(made)
     save(figure, path)
 
 

@@ -1,38 +1,59 @@
-// The calls behind what a page shows, as curl and as Python, to copy. The key is left out.
+// The calls that a panel was made of, as curl and as Python, to copy. They ask as the page did: with a
+// key from the environment where it has one, which itself is left out.
 
-import { byId, element } from "./api.js";
+import { element } from "./api.js";
 
-const HEADER = "Authorization: Bearer YOUR_KEY";
+const KEY = "APPA_API_KEY"; // as the command line takes it
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const hasKey = () => sessionStorage.getItem("appa-key") !== null;
+const typeOf = ({ body, file }) => (body ? "application/json" : file ? "application/octet-stream" : "");
 
 // `{ url, method, body, file, binary }`: a JSON body or a file to send; a binary answer goes to a file.
-export function curlOf({ url, method = "GET", body, file, binary }) {
+export function curlOf(call) {
+  const { url, method = "GET", body, file, binary } = call, type = typeOf(call);
   return [
-    `curl ${quoted(String(url))}`, `-H '${HEADER}'`, method !== "GET" && !file && `-X ${method}`,
-    body && `-H 'Content-Type: application/json' -d ${quoted(JSON.stringify(body))}`,
+    `curl ${quoted(String(url))}`, hasKey() && `-H "Authorization: Bearer $${KEY}"`, method !== "GET" && `-X ${method}`,
+    type && `-H 'Content-Type: ${type}'`, body && `-d ${quoted(JSON.stringify(body))}`,
     file && `--data-binary @${quoted(file)}`, binary && "-o answer.bin",
   ].filter(Boolean).join(" ");
 }
 
-export function pythonOf({ url, method = "GET", body, file }) {
-  const parts = [JSON.stringify(method), JSON.stringify(String(url)), 'headers={"Authorization": "Bearer YOUR_KEY"}',
-    body && `content=${JSON.stringify(JSON.stringify(body))}`, file && `content=open(${JSON.stringify(file)}, "rb")`];
-  return `import httpx\nanswer = httpx.request(${parts.filter(Boolean).join(", ")})`;
+export function pythonOf(call) {
+  const { url, method = "GET", body, file, binary } = call, type = typeOf(call);
+  const headers = [hasKey() && `"Authorization": "Bearer " + os.environ["${KEY}"]`, type && `"Content-Type": "${type}"`].filter(Boolean);
+  const parts = [JSON.stringify(method), JSON.stringify(String(url)), headers.length && `headers={${headers.join(", ")}}`,
+    body && `content=${JSON.stringify(JSON.stringify(body))}`, file && `content=Path(${JSON.stringify(file)}).read_bytes()`];
+  const imports = [hasKey() && "import os", file && "from pathlib import Path", "import httpx"].filter(Boolean).join("\n");
+  return `${imports}\nanswer = httpx.request(${parts.filter(Boolean).join(", ")}).${binary ? "content" : "text"}`;
 }
 
-let shown = "";
+const made = new Map(); // by panel: what is open stays open, and what somebody selects stays selected
 
-// Fill the element #call of a page.
-export function showCalls(calls) {
-  const texts = calls.flatMap((call) => [["curl", curlOf(call)], ["Python", pythonOf(call)]]);
-  if (JSON.stringify(texts) === shown) return; // what somebody selects stays selected
-  shown = JSON.stringify(texts);
-  byId("call").replaceChildren(...texts.flatMap(([name, text]) => {
-    const code = element("pre", text), button = element("button", `copy ${name}`);
-    button.type = "button";
-    button.addEventListener("click", () => copy(code, button));
-    return [button, code];
-  }));
+// The calls of a panel, folded, as an element to put into it; of one name it is the same each time.
+export function callsOf(panel, calls) {
+  const texts = calls.flatMap((call) => [["curl", curlOf(call)], ["Python", pythonOf(call)]]), now = JSON.stringify(texts);
+  if (!made.has(panel)) {
+    const details = element("details", undefined, "calls");
+    details.append(element("summary", `API: ${panel}`), element("div"));
+    made.set(panel, { details });
+  }
+  const one = made.get(panel);
+  if (one.shown !== now) {
+    one.shown = now;
+    one.details.lastChild.replaceChildren(...texts.flatMap(([name, text]) => {
+      const code = element("pre", text), button = element("button", `copy ${name}`);
+      button.type = "button";
+      button.addEventListener("click", () => copy(code, button));
+      return [button, code];
+    }));
+  }
+  return one.details;
+}
+
+// Put them behind an element of the panel.
+export function showCalls(before, panel, calls) {
+  const details = callsOf(panel, calls);
+  if (before.nextSibling !== details) before.after(details);
 }
 
 async function copy(code, button) {

@@ -38,6 +38,9 @@ function period(cycles) {
   return { valid_from: times[0], valid_to: times.at(-1) };
 }
 
+const analysesQuery = (cycles) => ({ kind: "filtering", limit: 100, ...period(cycles) });
+const skillQuery = (cycles) => ({ statistic: "withheld_rmse_analysis,withheld_rmse_background", layer: "all", limit: 20000, ...period(cycles) });
+
 async function pages(path, query) {
   const items = [];
   for (let cursor = ""; cursor !== null;) {
@@ -52,7 +55,7 @@ async function pages(path, query) {
 async function readManifests(cycles) {
   const missing = cycles.map((cycle) => cycle.analysis_id).filter((id) => id && !manifests.has(id));
   if (missing.length > 3) {
-    const found = await pages("v1/analyses", { kind: "filtering", limit: 100, ...period(cycles) });
+    const found = await pages("v1/analyses", analysesQuery(cycles));
     for (const analysis of found) manifests.set(analysis.id, analysis);
   }
   await Promise.all(missing.filter((id) => !manifests.has(id)).map(async (id) => {
@@ -146,16 +149,13 @@ async function refresh() {
   const { items } = await getJson(apiUrl("v1/cycles", query));
   let skill = new Map();
   if (items.length) {
-    const statistic = "withheld_rmse_analysis,withheld_rmse_background";
-    const [, rows] = await Promise.all([readManifests(items), pages("v1/verification", { statistic, layer: "all", limit: 20000, ...period(items) })]);
+    const [, rows] = await Promise.all([readManifests(items), pages("v1/verification", skillQuery(items))]);
     skill = skills(rows);
   }
   if (mine !== turn) return;
   draw(items, skill);
-  const calls = [{ url: apiUrl("v1/cycles", query) }];
-  if (state.cycle) calls.push({ url: apiUrl(`v1/cycles/${encodeURIComponent(state.cycle)}/explain`) });
-  if (state.cycle.endsWith("_final")) calls.push({ url: rerunUrl(), method: "POST", body: {} });
-  showCalls(calls);
+  const calls = [["v1/cycles", query], ...(items.length ? [["v1/analyses", analysesQuery(items)], ["v1/verification", skillQuery(items)]] : [])];
+  showCalls(byId("cycles").parentElement, "board", calls.map((call) => ({ url: apiUrl(...call) })));
   const chosen = items.find((cycle) => cycle.id === state.cycle);
   if (explained !== `${state.cycle} ${chosen?.state} ${chosen?.revision}`) await explain(chosen);
 }
@@ -182,12 +182,13 @@ async function explain(chosen) {
     explained = "";
     return;
   }
-  const found = await getJson(apiUrl(`v1/cycles/${encodeURIComponent(key)}/explain`));
+  const url = apiUrl(`v1/cycles/${encodeURIComponent(key)}/explain`), found = await getJson(url);
   if (key !== state.cycle) return;
   explained = `${key} ${found.cycle.state} ${found.cycle.revision}`;
   if (chosen) explained = `${key} ${chosen.state} ${chosen.revision}`;
   byId("rerun-part").hidden = found.cycle.flavour !== "final";
   byId("explanation").replaceChildren(...explanation(found));
+  showCalls(byId("rerun-part"), "this cycle", [{ url }, ...(key.endsWith("_final") ? [{ url: rerunUrl(), method: "POST", body: {} }] : [])]);
 }
 
 function explanation({ cycle, revisions, window_start: start, window_end: end, background, flags, used, late, rejected, changed }) {

@@ -15,7 +15,7 @@ const DEFAULTS = { field: "t2m", level: "500", stat: "mean", view: "global", dir
 const chart = new Chart(byId("map"));
 const cache = new Map();
 const panel = new ObservationPanel(chart, change);
-let state = readState(), timeline = [], catalogue = null, colours = null, playing = null, turn = 0, settled = null, calls = [];
+let state = readState(), timeline = [], catalogue = null, colours = null, playing = null, turn = 0, settled = null;
 
 function readState() {
   const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
@@ -135,6 +135,7 @@ async function show() {
     const shown = await panel.show(state, result.id, colours.RdBu_r, () => mine === turn);
     if (mine !== turn) return;
     describe(drawn, shown, field);
+    showCalls(byId("under"), "map", [drawn, u, v].filter(Boolean).map(({ url }) => ({ url, binary: true })));
     say("");
     if (state.point) await point(result);
     if (mine === turn) settled = location.hash;
@@ -151,8 +152,7 @@ async function point(result) {
   // A result may hold its members, or only their mean.
   const ending = stored.some((f) => f.statistics.includes("member")) ? "" : "_mean";
   const names = new Set(stored.map((f) => f.field));
-  const asked = await showPoint(byId("point-data"), { collection: group, result: result.id, time: state.time, lon, lat, names, ending });
-  showCalls([...calls, ...asked.map((url) => ({ url }))]);
+  await showPoint(byId("point-data"), { collection: group, result: result.id, time: state.time, lon, lat, names, ending });
 }
 
 function describe(field, observations, known) {
@@ -166,8 +166,6 @@ function describe(field, observations, known) {
   document.title = `${info.long_name} ${state.time.slice(0, 16)}Z – Appa`;
   byId("map").setAttribute("aria-label", `${title}, ${about}`);
   bar(byId("bar"), field);
-  calls = [field.url, observations?.url].filter(Boolean).map((url) => ({ url, binary: true }));
-  showCalls(calls);
 }
 
 function bar(canvas, field) {
@@ -295,8 +293,8 @@ window.addEventListener("hashchange", () => {
 const name = () => `appa_${state.field}_${compact(state.time)}`;
 
 function save() {
-  const bars = [byId("bar"), ...(state.obs ? [byId("obs-bar")] : [])];
-  return saveMap(byId("map"), bars, byId("title").textContent, [byId("about").textContent], name());
+  const own = byId("obs-bar"), bars = [byId("bar"), ...(panel.layer && !own.hidden ? [own] : [])];
+  return saveMap(byId("map"), bars, panel.legend, byId("title").textContent, [byId("about").textContent], name());
 }
 
 // The charts of the place, with what made them.
@@ -311,7 +309,8 @@ function savePlace() {
 }
 
 async function refresh() {
-  const found = await getJson(apiUrl("v1/fields/timeline", { limit: 500 }));
+  const url = apiUrl("v1/fields/timeline", { limit: 500 }), found = await getJson(url);
+  showCalls(byId("result").parentElement, "times and results", [{ url }]);
   const newest = timeline.at(-1)?.time;
   timeline = found.items;
   return newest !== timeline.at(-1)?.time;

@@ -1,6 +1,7 @@
 // What is beside the map about observations: what is shown of them, how many, and one of them in full.
 
 import { apiUrl, byId, element, getJson } from "./api.js";
+import { callsOf, showCalls } from "./calls.js";
 import { Observations } from "./observations.js";
 
 const REACH = 9; // CSS pixels
@@ -74,6 +75,7 @@ export class ObservationPanel {
     this.#options(layer.info, state);
     this.#counts(layer, state);
     this.#scale(layer, colours);
+    showCalls(byId("obs-counts").parentElement, "observations", [{ url: layer.url, binary: true }]);
     if (this.picked !== `${analysis} ${state.row}`) await this.#describe(state, analysis, isNew);
     return layer;
   }
@@ -81,6 +83,12 @@ export class ObservationPanel {
   // What is shown, for a title.
   title(state) {
     return [byId("obs").selectedOptions[0].text, ...FILTERS.map((name) => state[name] && words(state[name]))].filter(Boolean).join(" ");
+  }
+
+  // Names and colours of the outcomes, where they colour the map.
+  get legend() {
+    const rows = this.layer && !this.layer.scale ? [...byId("obs-counts").rows] : [];
+    return rows.map(({ cells: [name, count] }) => [`${name.textContent} ${count.textContent}`, name.querySelector("b").style.background]);
   }
 
   #take(layer) {
@@ -179,7 +187,7 @@ export class ObservationPanel {
     if (!chosen) return panel.replaceChildren(element("p", `There is no row ${state.row} in this feedback.`, "bad"));
     this.chart.picked = [chosen.lon, chosen.lat];
     this.chart.draw();
-    return panel.replaceChildren(...inFull(chosen), ...(found.length > 1 ? [listed(found, chosen, this.change)] : []));
+    return panel.replaceChildren(...inFull(chosen), ...(found.length > 1 ? [listed(found, chosen, this.change)] : []), callsOf("this place", [{ url }]));
   }
 }
 

@@ -3,7 +3,7 @@
 import { element } from "./api.js";
 
 const STYLES = ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font", "text-anchor"];
-const MARGIN = 12, LINE = 20, GAP = 10;
+const MARGIN = 12, LINE = 20, GAP = 10, ENTRY = 220;
 
 export const compact = (time) => `${time.slice(0, 13).replace(/[-:]/g, "")}Z`;
 
@@ -37,15 +37,27 @@ async function keep(canvas, name) {
   URL.revokeObjectURL(link.href);
 }
 
-export async function saveMap(map, bars, title, lines, name) {
-  const scale = map.width / map.clientWidth, tall = Math.max(...bars.map((bar) => bar.height));
-  const { canvas, c, top } = sheet(map.parentElement, title, lines, map.clientWidth, map.clientHeight + tall + 2 * GAP, scale);
+// `bars`: canvases of colours; `legend`: [name, colour] of discs on the map.
+export async function saveMap(map, bars, legend, title, lines, name) {
+  const scale = map.width / map.clientWidth, tall = Math.max(...bars.map((bar) => bar.height)) + 2 * GAP;
+  const columns = Math.max(1, Math.floor(map.clientWidth / ENTRY)), rows = Math.ceil(legend.length / columns);
+  const { canvas, c, top } = sheet(map.parentElement, title, lines, map.clientWidth, map.clientHeight + tall + LINE * rows, scale);
   c.drawImage(map, 0, top, map.clientWidth, map.clientHeight);
   let x = MARGIN;
   for (const bar of bars) {
     c.drawImage(bar, x, top + map.clientHeight + GAP);
     x += bar.width + 2 * MARGIN;
   }
+  const ink = c.fillStyle;
+  legend.forEach(([text, colour], i) => {
+    const left = MARGIN + ENTRY * (i % columns), y = top + map.clientHeight + tall + LINE * Math.floor(i / columns);
+    c.fillStyle = colour;
+    c.beginPath();
+    c.arc(left + 6, y, 5, 0, 2 * Math.PI);
+    c.fill();
+    c.fillStyle = ink;
+    c.fillText(text, left + 18, y + 5, ENTRY - 24);
+  });
   await keep(canvas, name);
 }
 

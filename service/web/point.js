@@ -2,6 +2,7 @@
 
 import { apiUrl, element, getJson, shape } from "./api.js";
 import { hourOf, ticks } from "./axis.js";
+import { callsOf } from "./calls.js";
 import { finite, mean, MEAN, MEMBER, readMembers } from "./members.js";
 import { profileChart } from "./profile.js";
 
@@ -17,7 +18,7 @@ const REPORTED = ["#d55e00", "#cc79a7", "#009e73"]; // the nearest station first
 
 const daysFrom = (time, by) => new Date(Date.parse(time) + by).toISOString().slice(0, 19) + "Z";
 
-// A forecast is shown whole, of analyses the days about the time; returns the addresses that were asked.
+// A forecast is shown whole, of analyses the days about the time.
 export async function showPoint(panel, { collection, result, time, lon, lat, names, ending }) {
   const [x, y] = [lon.toFixed(3), lat.toFixed(3)];
   const title = `${Math.abs(lat).toFixed(2)}°${lat < 0 ? "S" : "N"} ${Math.abs(lon).toFixed(2)}°${lon < 0 ? "W" : "E"}`;
@@ -30,12 +31,11 @@ export async function showPoint(panel, { collection, result, time, lon, lat, nam
   const series = wanted(collection, surface, collection === result ? undefined : `${daysFrom(time, -DAYS)}/${daysFrom(time, DAYS)}`);
   const profile = wanted(result, ["t", "q", "u", "v"].filter((name) => names.has(name)), time);
   const found = await Promise.allSettled([getJson(series), names.has("t") ? getJson(profile) : null]);
-  const parts = [element("h2", title)], asked = names.has("t") ? [series, profile] : [series];
+  const parts = [element("h2", title)];
   if (found[0].status === "fulfilled") {
     const members = readMembers(found[0].value, "t", ending);
-    const near = await nearestStations(members[0]?.places ?? [], time, lon, lat).catch((error) => ({ error, stations: [] }));
-    if (near.url) asked.push(near.url);
-    parts.push(stationList(near));
+    const near = await nearestStations(members[0]?.places ?? [], time, lon, lat);
+    parts.push(stationList(near), ...(near.url ? [callsOf("stations", [{ url: near.url }])] : []));
     for (const [name, inputs, formula, least, reported] of SERIES) {
       const lines = members.filter((m) => inputs.every((i) => i in m.values)).map((m) => ({
         times: m.places, values: m.places.map((_, i) => formula(...inputs.map((n) => m.values[n][i]))),
@@ -43,10 +43,11 @@ export async function showPoint(panel, { collection, result, time, lon, lat, nam
       if (lines.length) parts.push(meteogram(name, lines, time, least, near.stations.map((s) => values(s, reported, formula))));
     }
   } else parts.push(element("p", found[0].reason.message, "bad"));
+  parts.push(callsOf("meteogram", [{ url: series }]));
   if (found[1].status === "fulfilled" && found[1].value) parts.push(profileChart(found[1].value, ending, lat < 0));
   else if (found[1].status === "rejected") parts.push(element("p", found[1].reason.message, "bad"));
+  if (names.has("t")) parts.push(callsOf("profile", [{ url: profile }]));
   panel.replaceChildren(...parts);
-  return asked;
 }
 
 // Stations with reports in the time of the meteogram, of a long one in the days about the time that is
@@ -64,8 +65,8 @@ async function nearestStations(times, now, lon, lat) {
     variables: SERIES.flatMap(([, , , , reported]) => reported).join(","), format: "geojson", limit: REPORTS,
     columns: "time,lat,lon,report_type,station_id,variable,obs_value,rejected_by",
   });
-  const stations = new Map();
-  for (const { geometry, properties: report } of (await getJson(url)).features) {
+  const stations = new Map(), answer = await getJson(url).catch((error) => ({ error, features: [] }));
+  for (const { geometry, properties: report } of answer.features) {
     const key = `${report.report_type} ${report.station_id}`;
     const km = distance(lon, lat, ...geometry.coordinates);
     const station = stations.get(key) ?? { id: report.station_id, network: report.report_type, km, reports: [] };
@@ -73,7 +74,7 @@ async function nearestStations(times, now, lon, lat) {
     station.reports.push(report);
     stations.set(key, station);
   }
-  return { url, stations: [...stations.values()].sort((a, b) => a.km - b.km).slice(0, STATIONS) };
+  return { url, error: answer.error, stations: [...stations.values()].sort((a, b) => a.km - b.km).slice(0, STATIONS) };
 }
 
 function distance(lonA, latA, lonB, latB) {

@@ -1,6 +1,7 @@
 // Upload by choosing or dropping files: progress while they travel, then what the decoder made of them.
 
 import { apiUrl, byId, element, getJson, problemText, tableRow } from "./api.js";
+import { callsOf } from "./calls.js";
 
 const ENDED = new Set(["ingested", "rejected", "failed"]);
 const EVERY = 1000;
@@ -79,7 +80,7 @@ export function showReport(batch) {
       parts.push(details);
     }
   }
-  byId("report").replaceChildren(...parts);
+  byId("report").replaceChildren(...parts, callsOf("report", [{ url: apiUrl(`v1/observations/${encodeURIComponent(batch.id)}`) }]));
 }
 
 export function uploads(then) {

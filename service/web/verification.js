@@ -2,15 +2,19 @@
 // variable. Text only ever goes into textContent, so nothing that a sender wrote is read as markup.
 
 import { apiUrl, byId, element, getJson, keyForm } from "./api.js";
-import { showCalls } from "./calls.js";
+import { unitsOf } from "./axis.js";
+import { callsOf, showCalls } from "./calls.js";
 import { outsideLimits } from "./limits.js";
 import { compact, saveCharts } from "./picture.js";
 import { chart, histogram, LIMITS, SIDES } from "./verification_charts.js";
 
 const EVERY = 60000;
 const PANELS = 24;
+const RATIO = "ratio";
+const units = {}; // by variable
 // Views: lines by statistic, each a name, colour and dash; `perfect` is the value of a consistent
-// ensemble; `signed` values lie on both sides of 0.
+// ensemble; `signed` values lie on both sides of 0; `units` are those of the axis, else those of the variable;
+// what is `overall` has other ones, and is shown of all networks together.
 const VIEWS = {
   departures: {
     lines: {
@@ -20,6 +24,7 @@ const VIEWS = {
       withheld_rmse_analysis: ["withheld O−A", "#d1495b", "5 3"],
       chi2: ["chi-square of innovations", "#6a4c93", ""],
     },
+    overall: ["chi2"],
   },
   bias: {
     lines: {
@@ -35,8 +40,10 @@ const VIEWS = {
       spread_skill: ["spread over skill, O−B", "#8d99ae", ""],
       withheld_spread_skill_background: ["withheld, background", "#edae49", "5 3"],
       withheld_spread_skill_analysis: ["withheld, analysis", "#d1495b", "5 3"],
+      chi2: ["chi-square of innovations", "#6a4c93", ""],
     },
     perfect: 1,
+    units: RATIO,
   },
   errors: {
     lines: {
@@ -51,12 +58,15 @@ const VIEWS = {
       used: ["values used", "#8d99ae", ""],
       used_new: ["new values used", "#1f77b4", ""],
     },
+    units: "values",
   },
 };
 const SHADED = ["shaded: within the control limits of its line", "#8d99ae66", ""];
 const FLAVOURS = ["final", "early", "job"];
+const ALL = "all"; // networks, or variables, together
 const view = () => VIEWS[byId("show").value];
-const statistics = () => Object.keys(view().lines).flatMap((name) => [name, ...LIMITS.map((ending) => name + ending)]);
+const statistics = (network = ALL) => Object.keys(view().lines).filter((name) => network === ALL || !view().overall?.includes(name))
+  .flatMap((name) => [name, ...LIMITS.map((ending) => name + ending)]);
 
 // The analyses of a flavour; those of jobs have none, which the list cannot be asked for.
 async function analysesOf(flavour, query) {
@@ -70,34 +80,32 @@ async function newest(flavour) {
   return items.reduce((last, one) => (last && last.valid_time >= one.valid_time ? last : one), null);
 }
 
+const seriesQuery = (flavour, from, to, about) => ({
+  statistic: statistics(about.network || ALL).join(","), layer: ALL, flavour, valid_from: from.toISOString(), valid_to: to.toISOString(), limit: 20000, ...about,
+});
+
 async function rowsOf(flavour, from, to) {
-  const query = {
-    statistic: statistics().join(","),
-    network: byId("network").value,
-    layer: "all",
-    flavour: flavour,
-    valid_from: from.toISOString(),
-    valid_to: to.toISOString(),
-    limit: 20000,
-  };
+  const query = seriesQuery(flavour, from, to, { network: byId("network").value });
   const rows = [];
   for (let cursor = ""; cursor !== null;) {
     const page = await getJson(apiUrl("v1/verification", { ...query, cursor }));
     rows.push(...page.items);
     cursor = page.next_cursor;
   }
-  return { url: apiUrl("v1/verification", query), rows: rows.map((row) => ({ ...row, time: Date.parse(row.valid_time) })) };
+  return rows.map((row) => ({ ...row, time: Date.parse(row.valid_time) }));
 }
 
 // Panels in the order of how many values they stand for; all networks together first.
 function grouped(rows) {
   const groups = new Map();
+  const [whole, single] = [ALL, ""].map((network) => new Set(statistics(network)));
   for (const row of rows) {
-    const about = row.variable === "all" ? "" : `: ${row.variable.replaceAll("_", " ")}`;
-    const name = row.network === "all" ? "all networks" : row.network + about;
+    if (!(row.network === ALL ? whole : single).has(row.statistic)) continue;
+    const about = row.variable === ALL ? "" : `: ${row.variable.replaceAll("_", " ")}`;
+    const name = row.network === ALL ? "all networks" : row.network + about;
     if (!groups.has(name)) groups.set(name, { name, network: row.network, variable: row.variable, count: 0, lines: {} });
     const group = groups.get(name);
-    if (row.statistic in view().lines) group.count = Math.max(group.count, row.network === "all" ? Infinity : row.count);
+    if (row.statistic in view().lines) group.count = Math.max(group.count, row.network === ALL ? Infinity : row.count);
     (group.lines[row.statistic] ??= []).push(row);
   }
   return [...groups.values()].sort((a, b) => b.count - a.count).slice(0, PANELS);
@@ -142,20 +150,29 @@ async function refresh() {
   }
   const to = new Date(last.valid_time), from = new Date(to - 3600000 * Number(byId("hours").value));
   const asked = [rowsOf(flavour, from, to), outsideLimits(flavour, from, to), ...(byId("show").value === "ensemble" ? [histograms(flavour, from, to)] : [])];
-  const [{ rows, ...series }, limits, histogramsOf] = await Promise.all(asked);
+  const [rows, limits, ranks] = await Promise.all(asked);
   if (mine !== turn) return;
-  showCalls([series, limits, histogramsOf].filter(Boolean).map(({ url }) => ({ url })));
-  draw(rows, limits, histogramsOf?.ranks ?? [], to);
+  draw(rows, limits, ranks, to);
+  for (const [group, figure] of shown) {
+    const { network, variable } = group;
+    figure.append(callsOf(group.name, [{ url: apiUrl("v1/verification", seriesQuery(flavour, from, to, { network, variable })) }]));
+  }
+  if (ranks) byId("ranks").lastElementChild?.append(callsOf("ranks of withheld values", [{ url: ranks.url }]));
+  showCalls(byId("outside"), "analyses outside their control limits", [{ url: limits.url }]);
 }
 
+const axisUnits = ({ variable }) => view().units ?? (variable === ALL ? RATIO : unitsOf(units[variable] ?? ""));
+
+let shown = []; // what each panel is about, and the panel
 function draw(rows, { analyses: flagged, lines }, ranks, to) {
   const analyses = new Set(rows.map((row) => row.analysis_id)).size, network = byId("network").value;
   byId("note").textContent = `${analyses} ${analyses === 1 ? "analysis" : "analyses"} up to ${to.toISOString().slice(0, 16)}Z, `
     + `${flagged} outside their control limits (red bars); SI units`;
   const outside = lines.filter((line) => !network || line.network === network);
   const first = rows[0]?.time ?? to.getTime(); // the oldest comes first
-  byId("ranks").replaceChildren(...ranks.map(histogram));
-  byId("panels").replaceChildren(...grouped(rows).map((group) => chart(group, [first, to.getTime()], outside, view())));
+  byId("ranks").replaceChildren(...(ranks?.ranks ?? []).map(histogram));
+  shown = grouped(rows).map((group) => [group, chart(group, [first, to.getTime()], outside, view(), axisUnits(group))]);
+  byId("panels").replaceChildren(...shown.map(([, figure]) => figure));
   byId("outside").replaceChildren(...outside.map((line) => element("li", `${new Date(line.time).toISOString().slice(0, 16)}Z: ${line.text}`)));
   legend();
 }
@@ -185,8 +202,9 @@ function legend() {
 }
 
 async function networks() {
-  const known = (await getJson(apiUrl("v1/capabilities"))).networks;
-  byId("network").append(...known.map((name) => element("option", name)));
+  const known = await getJson(apiUrl("v1/capabilities"));
+  Object.assign(units, known.variables);
+  byId("network").append(...known.networks.map((name) => element("option", name)));
 }
 const fail = (error) => { byId("note").textContent = `no answer: ${error.message}`; };
 const CHOICES = ["flavour", "show", "network", "hours"];
@@ -208,8 +226,8 @@ window.addEventListener("hashchange", () => {
 });
 byId("save").addEventListener("click", () => save()?.catch(fail));
 byId("choice").addEventListener("submit", (event) => event.preventDefault());
-keyForm(() => {
-  if (byId("network").options.length === 1) networks().catch(() => {}); // refused without a key
+keyForm(async () => {
+  if (byId("network").options.length === 1) await networks().catch(() => {}); // refused without a key
   refresh().catch(fail);
 });
 

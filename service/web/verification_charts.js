@@ -4,7 +4,7 @@
 import { element, shape } from "./api.js";
 import { hourOf, ticks } from "./axis.js";
 
-const WIDTH = 420, HEIGHT = 150, LEFT = 44, RIGHT = 4, BOTTOM = 20, TOP = 6;
+const WIDTH = 420, HEIGHT = 150, LEFT = 58, RIGHT = 4, BOTTOM = 20, TOP = 6;
 const ALONE = 3; // half width of a band that one analysis has for itself
 export const SIDES = { background: "#edae49", analysis: "#d1495b" };
 export const LIMITS = ["_limit_low", "_limit_high"]; // endings of a statistic in the series
@@ -16,7 +16,8 @@ function frame(title) {
 }
 
 const level = (y, name) => shape("line", { class: name, x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y });
-const besideAxis = (y, text) => shape("text", { x: LEFT - 4, y: y + 4, "text-anchor": "end" }, text);
+const besideAxis = (y, text) => shape("text", { class: "tick", x: LEFT - 4, y: y + 4, "text-anchor": "end" }, text);
+const alongAxis = (units) => shape("text", { class: "units", transform: `translate(11 ${(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)`, "text-anchor": "middle" }, units);
 const below = (text, right) => shape("text", right
   ? { x: WIDTH - RIGHT, y: HEIGHT - 5, "text-anchor": "end" } : { x: LEFT, y: HEIGHT - 5 }, text);
 
@@ -35,7 +36,7 @@ export function histogram({ side, counts }) {
     x: LEFT + i * width + 1, width: Math.max(1, width - 2), y: y(count), height: y(0) - y(count),
     fill: SIDES[side], "data-count": count,
   })));
-  svg.append(level(y(flat), "perfect"), besideAxis(y(flat), Number(flat.toPrecision(3))));
+  svg.append(level(y(flat), "perfect"), besideAxis(y(flat), Number(flat.toPrecision(3))), alongAxis("values"));
   svg.append(below("below all members"), below("above all", true));
   return figure(name, svg);
 }
@@ -68,8 +69,8 @@ function band(run, x, y, [floor, top]) {
   return [...upper, ...lower.reverse()].join(" ");
 }
 
-// `view`: { lines, perfect, signed } as verification.js lists them; `outside`: lines of limits.js.
-export function chart(group, [from, to], outside, { lines, perfect, signed }) {
+// `view`: { lines, perfect, signed } as verification.js lists them; `outside`: lines of limits.js; `units` of the axis.
+export function chart(group, [from, to], outside, { lines, perfect, signed }, units) {
   const own = outside.filter((line) => line.network === group.network && line.variable === group.variable);
   const limited = own.filter((line) => line.statistic in group.lines);
   const all = [...Object.values(group.lines).flat().map((row) => row.value), ...limited.flatMap(({ low, high }) => [low, high])];
@@ -77,7 +78,8 @@ export function chart(group, [from, to], outside, { lines, perfect, signed }) {
   const floor = signed ? 1.1 * Math.min(...all, 0) : 0;
   const x = (time) => LEFT + ((time - from) / Math.max(to - from, 1)) * (WIDTH - LEFT - RIGHT);
   const y = (value) => TOP + (1 - (Math.max(value, floor) - floor) / ((top - floor) || 1)) * (HEIGHT - TOP - BOTTOM);
-  const svg = frame(group.name);
+  const svg = frame(`${group.name} (${units})`);
+  svg.append(alongAxis(units));
   for (const value of ticks(floor, top > floor ? top : floor + 1)) svg.append(level(y(value), "axis"), besideAxis(y(value), value));
   const shown = Object.entries(lines).filter(([statistic]) => group.lines[statistic]);
   for (const [statistic, [name, fill]] of shown) {

@@ -79,6 +79,8 @@ async function showAnalysis(analysis) {
     return [link, size(file.size), element("code", file.sha256.slice(0, 16))];
   }));
   const picture = analysis.files.find((file) => file.media_type === "image/png");
+  showCalls(byId("files"), "latest analysis", [{ url: apiUrl(`v1/analyses/${encodeURIComponent(analysis.id)}`) },
+    ...(picture ? [{ url: apiUrl(url(picture.name)), binary: true }] : [])]);
   const image = byId("quicklook");
   image.hidden = !picture;
   if (!picture) return;
@@ -108,16 +110,23 @@ function networks(names) {
   select.append(...names.slice(select.options.length - 1).map((name) => element("option", name)));
 }
 
-let asked = [];
-function sayCalls(urls = asked) {
-  asked = urls;
-  showCalls([uploadCall(), jobCall(), ...urls.map((url) => ({ url }))]);
+// Each panel by what it ends with, and what it asked.
+const PANELS = {
+  workers: "v1/capabilities", jobs: "v1/jobs?limit=15", analyses: "v1/analyses?limit=10", batches: "v1/batches?limit=15",
+  events: "v1/events/newest?limit=12",
+};
+const NAMES = { batches: "uploads" };
+const asked = Object.entries(PANELS).map(([id, path]) => [id, apiUrl(path)]);
+
+function sayCalls() {
+  showCalls(byId("report"), "send observations", [uploadCall()]);
+  showCalls(byId("job-form"), "submit a job", [jobCall()]);
+  for (const [id, url] of asked) showCalls(byId(id), NAMES[id] ?? id, [{ url }]);
 }
 
 async function refresh() {
-  const urls = ["v1/capabilities", "v1/jobs?limit=15", "v1/analyses?limit=10", "v1/batches?limit=15", "v1/events/newest?limit=12"].map((path) => apiUrl(path));
-  sayCalls(urls);
-  const [can, jobs, analyses, batches, events] = await Promise.all(urls.map(getJson));
+  sayCalls();
+  const [can, jobs, analyses, batches, events] = await Promise.all(asked.map(([, url]) => getJson(url)));
   networks(can.networks);
   fill("workers", can.workers.map((w) => [
     w.name, w.queues.join(", "), w.device,

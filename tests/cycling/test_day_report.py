@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from PIL import Image
 from planted import SCENARIO, make_case
 from rich.console import Console
 
@@ -93,4 +94,7 @@ def test_a_fault_is_told(day):
 
 
 def test_a_picture_is_drawn(day, tmp_path):
-    assert draw_day(day, judge(day), tmp_path / "day.png").read_bytes()[1:4] == b"PNG"
+    with Image.open(draw_day(day, judge(day), tmp_path / "day.png")) as picture:
+        title = picture.info["Title"]
+    first, last = (f"{t:%Y-%m-%d %H}" for t in (SCENARIO.start, day.scenario.cycles[-1]))
+    assert f"{first} to {last} UTC · appa-t31 · simulated atmosphere" in title

@@ -1,10 +1,12 @@
 """The `appa` command: every name leads somewhere, help is cheap, errors are sentences."""
 
+import importlib
 import os
 import subprocess
 import sys
 
 import pytest
+import typer
 
 from deploy.cli import GROUPS
 
@@ -34,6 +36,26 @@ def test_every_command_has_help(name):
     done = appa(name, "--help")
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+PROCESSES = {"up", "gateway", "worker", "mcp", "workers celery"}
+"""What runs until it is ended, or hands over to another program, has no answer to give."""
+
+
+def test_every_command_with_an_answer_gives_it_to_programs():
+    def leaves(command, words):
+        for name, one in getattr(command, "commands", {}).items():
+            yield from leaves(one, (*words, name))
+        if not hasattr(command, "commands"):
+            yield " ".join(words), {option for p in command.params for option in p.opts}
+
+    found = {}
+    for name, (place, _) in GROUPS.items():
+        module, _, app = place.partition(":")
+        app = getattr(importlib.import_module(module), app)
+        found |= dict(leaves(typer.main.get_command(app), (name,)))
+    assert len(found) > 60
+    assert {words for words, options in found.items() if "--json" not in options} == PROCESSES
 
 
 def test_an_unknown_checkpoint_is_a_sentence_and_no_traceback():

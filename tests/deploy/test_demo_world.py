@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from PIL import Image
 
-from lab.demo.world import SHOWN, Scorer, World, observation_files
+from lab.demo.run import DemoResult, draw_demo
+from lab.demo.world import SHOWN, Errors, Scorer, World, observation_files
 from worker.observations.decoders.decode import decode_file
 from worker.observations.qc.run import run_checks
 
@@ -59,6 +61,18 @@ def test_hours_of_aircraft_pass_the_checks_of_identity_and_track(world, tmp_path
     assert len(aircraft) == 6 * 200 * 3
     assert len(pc.unique(aircraft["station_id"].cast(pa.string()))) == 6 * 200
     assert set(aircraft["rejected_by"].to_pylist()) == {None}
+
+
+def test_the_picture_says_what_it_shows(world, tmp_path):
+    time = world.span[0]
+    errors = {"analysis": Errors(0.2, {})}
+    result = DemoResult(analyses=[(time, errors)], fields={time: world.state(time).numpy()})
+    with Image.open(draw_demo(result, world, tmp_path / "demo.png")) as picture:
+        title = picture.info["Title"]
+    assert title == (
+        f"2 m temperature and 500 hPa height · {time:%Y-%m-%d %H} UTC · appa-t31 · "
+        "simulated atmosphere, not for real decisions"
+    )
 
 
 def test_the_truth_has_no_error_and_a_shifted_one_has_the_shift(world):

@@ -58,3 +58,10 @@ def test_bad_file_and_bad_options_are_told(data, tmp_path):
 
 def test_template_to_standard_output():
     assert run("template", "geojson", "--output", "-").stdout.startswith("{")
+    assert run("template", "geojson", "--output", "-", "--json").exit_code == 2
+
+
+def test_template_tells_programs_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = json.loads(run("template", "geojson", "--json").stdout)
+    assert json.loads((tmp_path / answer["file"]).read_text())["type"] == "FeatureCollection"

@@ -1,11 +1,13 @@
 """`appa verify osse` on a checkpoint of a few numbers: tables, JSON, picture, going on."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from deploy.commands.verify import app
@@ -54,7 +56,10 @@ def test_everything_is_printed_drawn_and_kept(world, tmp_path):
         "not judged",
     ):
         assert words in first.stdout, words
-    assert picture.read_bytes()[:4] == b"\x89PNG"
+    with Image.open(picture) as drawn:
+        assert re.match(
+            r"Skill · 2021-03-04 \d\d to 20.* UTC · .* · simulated", drawn.info["Title"]
+        )
     assert "(kept)" not in first.stderr
     kept = json.loads(keep.read_text())
     keep.write_text(json.dumps(kept | {"starts": kept["starts"][1:]}))

@@ -1,5 +1,6 @@
 """What Celery does for us, seen on real processes: retries, limits, remote control, events."""
 
+import json
 import signal
 import threading
 from datetime import timedelta
@@ -234,6 +235,9 @@ def test_the_command_line_lists_drains_and_stops_workers(stores, processes):
     assert ran("drain", "--queue", "gpu", "--wait", "10") == 0
     assert f"{name}: takes no more from gpu" in processes.log()
     assert stores.workers.alive()[0].draining
+    assert ran("resume", name, "--json") == 0
+    answer = {"name": name, "answer": "takes work from gpu"}
+    assert json.dumps({"command": "resume", "workers": [answer]})[:-1] in processes.log()
     assert ran("celery", "inspect", "ping") == 0
     assert f"{name}: OK" in processes.log()
     assert ran("stop", name) == 0

@@ -1,5 +1,6 @@
 """`appa probe`, as health checks ask it: of a real scheduler that hangs, and of what workers report."""
 
+import json
 import os
 import signal
 import socket
@@ -52,6 +53,10 @@ def test_what_counts_is_a_report_of_these_queues_from_this_machine(probe, stores
     assert probe("products", "ingest")[0] == 0
     report("mine", "gpu", draining=True)
     assert probe("gpu") == (0, "mine reports\n")
+    status, said = probe("gpu", "--json")
+    assert (status, json.loads(said)["workers"]) == (0, ["mine"])
+    status, said = probe("ingest", "--json")
+    assert (status, json.loads(said)["well"]) == (1, False)
 
 
 def test_a_loop_that_does_not_go_round_is_not_well(probe, stores):
@@ -63,9 +68,13 @@ def test_a_loop_that_does_not_go_round_is_not_well(probe, stores):
     stores.workers.register(made, timedelta(seconds=30))
     assert probe("scheduler")[0] == 0
     assert probe("scheduler", "--stalled", "60") == (1, "s: its loop does not go round\n")
+    answer = json.loads(probe("scheduler", "--stalled", "60", "--json")[1])
+    assert (answer["well"], answer["hanging"]) == (False, ["s"])
 
 
 def test_a_redis_that_is_away_says_nothing_about_the_worker(probe, monkeypatch, tmp_path):
     monkeypatch.setenv("APPA_REDIS_URL", f"unix://{tmp_path}/none.sock")
     status, said = probe("gpu")
     assert (status, "Redis does not answer" in said) == (0, True)
+    answer = json.loads(probe("gpu", "--json")[1])
+    assert (answer["well"], answer["redis"]) == (True, False)

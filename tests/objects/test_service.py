@@ -123,6 +123,10 @@ def test_results_of_a_folder_are_sent_to_a_bucket(machine: MakeLayout, server: S
     assert result_store(machine()).file("an-0", "a.nc").read_bytes() == b"0" * 100
     assert result_store(machine()).file("an-1", "a.nc").read_bytes() == b"another's"
     assert send_folders(layout)[0] == 0
+    again = appa("catalogue", "send", *where, "--json", APPA_RESULTS_URL=server.url)
+    answer = json.loads(again.stdout)
+    assert (again.returncode, answer["sent"], answer["to"]) == (1, 0, server.url.rstrip("/"))
+    assert set(answer["not_sent"]) == {"an-1", "an-2"}
     shown = appa("catalogue", "rebuild", *where, "--json", APPA_RESULTS_URL=server.url)
     assert json.loads(shown.stdout)["total"] == 2
 

@@ -328,3 +328,7 @@ def test_uploads_of_a_folder_are_sent_to_a_bucket(machine: MakeLayout, server: S
     assert f"'{damaged.id}': its bytes are not" in done.stderr
     assert read(upload_store(machine()), sent) == b"sent"
     assert [path.parent.name for path in Path(layout.raw).glob("*/content")] == [damaged.id]
+    again = appa("observations", "send", *where, "--json", **about)
+    answer = json.loads(again.stdout)
+    assert answer["uploads"] == {"sent": 0, "to": server.uploads_url.rstrip("/")}
+    assert (again.returncode, list(answer["not_sent"])) == (1, [damaged.id])

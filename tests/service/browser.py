@@ -1,11 +1,16 @@
 """Open a page in a real browser, let its scripts run, and read what a person would see."""
 
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -85,6 +90,43 @@ def open_window(url: str, *, refusals: bool = False) -> Iterator[BrowserPage]:
         yield page
         browser.close()
     assert said == [], said  # errors of scripts, refusals of the content security policy
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What a panel says of the calls it was made of."""
+
+    curl: list[str]
+    python: list[str]
+
+    def run(self, number: int = 0, **env: str) -> bytes:
+        """Run a call of curl as somebody who copied it, and return the answer."""
+        with TemporaryDirectory() as folder:
+            done = subprocess.run(
+                f"{self.curl[number]} -sS --fail", shell=True, cwd=folder, timeout=60,
+                check=True, capture_output=True, env={**os.environ, **env},
+            )  # fmt: skip
+            written = Path(folder) / "answer.bin"
+            return written.read_bytes() if written.exists() else done.stdout
+
+    def run_python(self, number: int = 0, **env: str) -> str | bytes:
+        """Run a call of Python likewise."""
+        said: dict[str, Any] = {}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in env.items():
+                patch.setenv(name, value)
+            exec(self.python[number], said)
+        return said["answer"]
+
+
+def calls_of(page: BrowserPage, panel: str) -> Calls:
+    """The calls of the panel that names itself so, which are folded."""
+    details = page.locator("details.calls").filter(
+        has=page.locator("summary", has_text=re.compile(f"^API: {re.escape(panel)}$"))
+    )
+    details.wait_for(state="attached")
+    texts = details.locator("pre").all_text_contents()
+    return Calls(texts[::2], texts[1::2])
 
 
 SIZES = {"desk": (1280, 720), "phone": (390, 844)}

@@ -1,6 +1,7 @@
 """The page about the API: all its parts come from the gateway, what it shows needs a key."""
 
 import re
+from urllib.parse import urljoin
 
 import httpx
 from browser import BROWSER, needs_browser
@@ -20,6 +21,25 @@ def test_every_part_comes_from_the_gateway(http: httpx.Client) -> None:
     assert "web/swagger/swagger-ui-bundle.js" in parts
     for part in parts:
         assert http.get(f"/{part}").status_code == 200, part
+
+
+PAGES = ["", "docs", "web/map.html", "web/cycles.html", "web/verification.html"]
+
+
+def test_every_page_leads_to_every_other(http: httpx.Client) -> None:
+    links = {}
+    for page in PAGES:
+        [nav] = re.findall(r'<nav aria-label="pages">(.*?)</nav>', http.get(f"/{page}").text, re.S)
+        found = re.findall(r'<a href="([^"]*)"( aria-current="page")?>(.*?)</a>', nav)
+        links[page] = [(urljoin(f"/{page}", href), name) for href, _, name in found]
+        [own] = [urljoin(f"/{page}", href) for href, current, _ in found if current]
+        assert own == f"/{page}"
+    assert [name for _, name in links[""]] == [
+        "map", "observations", "cycles", "verification", "work", "API",
+    ]  # fmt: skip
+    assert all(found == links[""] for found in links.values())
+    for address, _ in links[""]:
+        assert http.get(address).status_code == 200
 
 
 @needs_browser

@@ -1,5 +1,7 @@
 """The board of cycles in a real browser, on a gateway with keys: what it says against the API."""
 
+import json
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import check_accessible, needs_browser, open_window
+from browser import calls_of, check_accessible, needs_browser, open_window
 from gateway_process import GatewayProcess
 from playwright.sync_api import Page
 from test_gateway_cycles import DONE, publish, put
@@ -221,14 +223,28 @@ def test_keys_alone_choose_a_cycle(page: Page) -> None:
     assert not page.is_visible("#rerun")  # only a final analysis is computed again
 
 
-def test_the_calls_are_named(page: Page, guarded: GatewayProcess) -> None:
+def test_the_calls_of_a_panel_answer_what_it_shows(page: Page, guarded: GatewayProcess) -> None:
     page.click(f'[aria-label^="{FINAL}"]')
-    page.wait_for_function("() => document.getElementById('call').textContent.includes('/rerun')")
-    call = page.text_content("#call")
-    assert f"curl '{guarded.url}/v1/cycles?limit=144' -H 'Authorization: Bearer YOUR_KEY'" in call
-    assert "/explain" in call
-    assert f"curl '{guarded.url}/v1/cycles/{FINAL}/rerun' " in call
-    assert "appa_" not in call  # no key
+    page.wait_for_function("() => document.body.textContent.includes('/rerun')")
+    key = {"APPA_API_KEY": page.evaluate("sessionStorage.getItem('appa-key')")}
+    board, chosen = calls_of(page, "board"), calls_of(page, "this cycle")
+    assert board.curl[0] == (
+        f"curl '{guarded.url}/v1/cycles?limit=144' -H \"Authorization: Bearer $APPA_API_KEY\""
+    )
+    assert "appa_" not in "".join(page.locator(".calls").all_text_contents())  # no key
+    cycles = json.loads(board.run(**key))["items"]
+    shown = page.locator("#cycles button").evaluate_all("all => all.map(b => b.ariaLabel)")
+    assert sorted(f"{c['id']}: {c['state']}" for c in cycles) == sorted(shown)
+    assert json.loads(board.run_python(**key))["items"] == cycles
+    analyses = {a["id"]: a for a in json.loads(board.run(1, **key))["items"]}
+    used = analyses["an-f"]["observations"]["used"]
+    assert f"{used} / 1 / 5" in page.inner_text("#cycles")
+    assert {r["analysis_id"] for r in json.loads(board.run(2, **key))["items"]} == {"an-f"}
+    explained = json.loads(chosen.run(**key))
+    assert page.inner_text("#explanation h2") == explained["cycle"]["id"] == FINAL
+    assert f"curl '{guarded.url}/v1/cycles/{FINAL}/rerun' " in chosen.curl[1]
+    with pytest.raises(subprocess.CalledProcessError):  # without a key it is refused
+        chosen.run()
 
 
 @pytest.mark.parametrize("name", ["web/cycles.html", "web/verification.html", ""])
@@ -247,8 +263,8 @@ def test_pages_share_one_shell_and_one_key(page: Page, guarded: GatewayProcess, 
     assert page.locator("nav [aria-current=page]").evaluate("link => link.href") == (
         f"{guarded.url}/{name}"
     )
-    page.click("summary:has-text('API')")
-    assert "Authorization: Bearer YOUR_KEY" in page.inner_text("#call")
+    page.locator(".calls summary").first.click()
+    assert "Authorization: Bearer $APPA_API_KEY" in page.locator(".calls").first.inner_text()
     check_accessible(page)
     page.emulate_media(color_scheme="dark")
     check_accessible(page)

@@ -15,13 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import check_accessible, needs_browser, open_page, open_window
+from browser import calls_of, check_accessible, needs_browser, open_page, open_window
 from gateway_process import GatewayProcess
 from PIL import Image
 from playwright.sync_api import Locator
 from playwright.sync_api import Page as BrowserPage
 from test_gateway_verification import START, put
+from typer.testing import CliRunner
 
+from deploy.commands import verify
 from worker.contract.layout import Layout
 from worker.contract.store import open_stores
 from worker.results.verification.series import SERIES_SCHEMA, SeriesEntry
@@ -80,17 +82,10 @@ LIMITS = {
 """Control limits by network, statistic and hour; a side that is not watched has none."""
 
 
-def put_networks(layout: Layout, hour: int) -> None:
-    """The series of one hour: every statistic of two networks, and what the withheld values say."""
-    valid = START + timedelta(hours=hour)
-    entry = SeriesEntry(valid, "final", 1, f"an-net-{hour}")
-    kinds = (("synop", "2m_temperature"), ("temp", "temperature"))
-    rows = [(n, v, "all", name, NAMES[name], 10) for n, v in kinds for name in NAMES]
-    for (network, name), values in LIMITS.items():
-        if hour in values:
-            rows.append((network, dict(kinds)[network], "all", name, values[hour], 25))
-    rows.append(("all", "all", "all", "outside_limits", 1.0 if hour == 2 else 0.0, 12))
-    columns = [[x] * len(rows) for x in (valid, "final", 1, entry.analysis_id)]
+def put_rows(layout: Layout, entry: SeriesEntry, rows: list[tuple]) -> None:
+    """Rows (network, variable, layer, statistic, value, count) of one analysis into the series."""
+    about = (entry.valid_time, entry.flavour, entry.revision, entry.analysis_id)
+    columns = [[x] * len(rows) for x in about]
     columns += [list(column) for column in zip(*rows, strict=True)]
     arrays = [
         pa.array(values, f.type.value_type if pa.types.is_dictionary(f.type) else f.type)
@@ -101,6 +96,19 @@ def put_networks(layout: Layout, hour: int) -> None:
     pq.write_table(
         pa.Table.from_arrays(arrays, names=SERIES_SCHEMA.names).cast(SERIES_SCHEMA), path
     )
+
+
+def put_networks(layout: Layout, hour: int) -> None:
+    """The series of one hour: every statistic of two networks, and what the withheld values say."""
+    valid = START + timedelta(hours=hour)
+    entry = SeriesEntry(valid, "final", 1, f"an-net-{hour}")
+    kinds = (("synop", "2m_temperature"), ("temp", "temperature"))
+    rows = [(n, v, "all", name, NAMES[name], 10) for n, v in kinds for name in NAMES]
+    for (network, name), values in LIMITS.items():
+        if hour in values:
+            rows.append((network, dict(kinds)[network], "all", name, values[hour], 25))
+    rows.append(("all", "all", "all", "outside_limits", 1.0 if hour == 2 else 0.0, 12))
+    put_rows(layout, entry, rows)
     target = acting_worker.publish(
         layout, entry.analysis_id, {"a.nc": b"1"}, valid=valid, flavour="final"
     )
@@ -124,7 +132,7 @@ def axis_value(panel: Locator, y: float) -> float:
     """What a height of a chart stands for, by the numbers beside its axis."""
     marks = [
         (float(text.get_attribute("y")) - 4, float(text.text_content()))
-        for text in panel.locator("text[x='40']").all()
+        for text in panel.locator("text.tick").all()
     ]
     assert len(marks) > 1
     heights, values = zip(*marks, strict=True)
@@ -228,8 +236,32 @@ def test_a_side_that_is_not_watched_is_shaded_to_the_edge(networks: GatewayProce
         panel = page.locator("#panels figure", has_text="synop")
         band = panel.locator(".band[data-statistic=withheld_rmse_analysis]")
         band.wait_for()
+        assert panel.locator("text.units").text_content() == "K"
         values = [axis_value(panel, y) for _, y in points(band)]
         assert values == pytest.approx([2.0, 2.2, 2.1, 0, 0, 0], abs=0.01)
+
+
+def test_the_command_draws_the_limits_that_the_series_has(
+    networks: GatewayProcess, tmp_path: Path
+) -> None:
+    picture = tmp_path / "series.png"
+    command = ["cycles", "--url", networks.url, "--png", str(picture), "--json"]
+    rows = json.loads(CliRunner().invoke(verify.app, command).stdout)["rows"]
+    found = {
+        (r["network"], r["statistic"], int(r["valid_time"][11:13])): r["value"]
+        for r in rows
+        if "_limit_" in r["statistic"]
+    }
+    hours = {hour: (START + timedelta(hours=hour)).hour for hour in range(3)}
+    assert found == {
+        (network, name, hours[hour]): value
+        for (network, name), values in LIMITS.items()
+        for hour, value in values.items()
+    }
+    # The errors at withheld SYNOP stations are limited: their red at 16 % over white.
+    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    tint = 255 - 0.16 * (255 - np.array([0xD1, 0x49, 0x5B]))
+    assert (np.abs(pixels - tint).max(-1) < 2).sum() > 50_000
 
 
 @needs_browser
@@ -243,6 +275,45 @@ def test_biases_have_an_axis_with_both_signs(networks: GatewayProcess) -> None:
         values = [axis_value(panel, y) for _, y in points(panel.locator(".band"))]
         assert values == pytest.approx([0.4, 0.5, 0.6, -0.6, -0.7, -0.8], abs=0.01)
         check_accessible(page)
+
+
+@needs_browser
+def test_axes_have_the_units_of_what_is_on_them(start_gateway) -> None:
+    """Ratios such as chi-square share no axis with kelvins or metres a second."""
+    gateway = start_gateway()
+    entry = SeriesEntry(START, "final", 1, "an-units")
+    rows = [
+        ("all", "all", "all", "chi2", 1.1, 50),
+        ("temp", "u_component_of_wind", "all", "rms_background", 2.0, 20),
+        ("temp", "u_component_of_wind", "all", "chi2", 7.0, 20),
+        ("temp", "all", "all", "used", 40.0, 40),
+    ]
+    put_rows(gateway.layout, entry, rows)
+    acting_worker.publish(gateway.layout, "an-units", {"a.nc": b"1"}, valid=START, flavour="final")
+    with open_window(f"{gateway.url}{PAGE}") as page:
+        page.wait_for_selector("#panels svg")
+        found = {}
+        for view in ("departures", "ensemble", "counts"):
+            page.select_option("#show", view)
+            page.wait_for_function(
+                "view => document.getElementById('legend').textContent.includes(view)",
+                arg={"departures": "O−A", "ensemble": "skill", "counts": "values used"}[view],
+            )
+            panels = page.locator("#panels figure").all()
+            found[view] = {
+                panel.locator("figcaption").text_content(): (
+                    panel.locator("text.units").text_content(),
+                    panel.locator("polyline").evaluate_all("l => l.map(e => e.dataset.statistic)"),
+                )
+                for panel in panels
+            }
+    wind = "temp: u component of wind"
+    assert found["departures"] == {
+        "all networks": ("ratio", ["chi2"]),
+        wind: ("m s⁻¹", ["rms_background"]),
+    }
+    assert found["ensemble"] == {"all networks": ("ratio", ["chi2"]), wind: ("ratio", ["chi2"])}
+    assert found["counts"] == {"temp": ("values", ["used"])}
 
 
 @needs_browser
@@ -270,6 +341,8 @@ def test_views_of_the_ensemble_and_of_errors_by_network(networks: GatewayProcess
         assert "60 withheld values, analysis" in page.inner_text("#ranks")
         assert page.locator("#panels figure").count() == 2
         assert page.locator("#panels .perfect").count() == 2
+        said = page.locator("#ranks text.units, #panels text.units").all_text_contents()
+        assert said == ["values", "ratio", "ratio"]
         # Limits are drawn where they were passed: in the panel of that network, on its axis.
         assert "1 outside their control limits" in page.inner_text("#note")
         panel = page.locator("#panels figure", has_text="synop")
@@ -290,7 +363,21 @@ def test_views_of_the_ensemble_and_of_errors_by_network(networks: GatewayProcess
         counts = [int(r.get_attribute("data-count")) for r in page.locator("#ranks rect").all()]
         assert counts == [12, 3, 3, 18]
         assert "network=synop" in page.evaluate("location.hash")
-        assert "network=synop" in page.text_content("#call")
+        calls = calls_of(page, "synop: 2m temperature")
+        items = json.loads(calls.run())["items"]
+        assert {row["network"] for row in items} == {"synop"}
+        panel = page.locator("#panels figure")
+        for name in ("spread_skill", "withheld_spread_skill_analysis"):
+            values = [row["value"] for row in items if row["statistic"] == name]
+            line = panel.locator(f"polyline[data-statistic={name}]")
+            drawn = [axis_value(panel, y) for _, y in points(line)]
+            assert drawn == pytest.approx(values, abs=0.01) and len(values) == 3
+        ranks = json.loads(calls_of(page, "ranks of withheld values").run())["items"]
+        sums = [one["scores"]["withheld"][0]["analysis"]["ranks"] for one in ranks]
+        assert np.sum(sums, axis=0).tolist() == counts
+        limits = calls_of(page, "analyses outside their control limits")
+        flagged = [r["value"] for r in json.loads(limits.run())["items"] if r["value"]]
+        assert flagged == [1.0]
         check_accessible(page)
         page.select_option("#show", "errors")
         page.wait_for_function("() => document.querySelectorAll('#panels polyline').length === 4")

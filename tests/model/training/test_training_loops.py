@@ -1,13 +1,17 @@
 """Training: resuming is exact, and a fitted model beats where it started."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+import yaml
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from deploy.commands import train
 from lab.training.datasets import Splits, StateStore, channel_statistics
 from lab.training.loop import TrainingRun
 from lab.training.train_autoencoder import AutoencoderTraining, train_autoencoder
@@ -119,6 +123,18 @@ def test_an_interrupted_autoencoder_run_ends_where_an_uninterrupted_one_does(sto
     assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["step"] == 4
     train_autoencoder(config, tmp_path / "parts")
     assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_commands_answer_programs_with_json_alone(store, tmp_path):
+    config = autoencoder_config(store, tmp_path / "cache", steps=4)
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = ["autoencoder", "--config", str(tmp_path / "a.yaml"), str(tmp_path / "run")]
+    plain = CliRunner().invoke(train.app, command)
+    assert plain.exit_code == 0 and "step 4/4" in plain.stdout
+    done = CliRunner().invoke(train.app, [*command, "--set", "optimisation.steps=8", "--json"])
+    assert done.exit_code == 0 and "step 8/8" in done.stderr
+    answer = json.loads(done.stdout)
+    assert torch.load(answer["checkpoint"], weights_only=True)["step"] == 8
 
 
 def test_training_lowers_the_reconstruction_error_and_writes_metrics(store, tmp_path):

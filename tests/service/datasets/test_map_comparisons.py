@@ -8,7 +8,7 @@ import numpy as np
 import published
 import pytest
 import xarray as xr
-from browser import check_accessible, needs_browser, open_window
+from browser import calls_of, check_accessible, needs_browser, open_window
 from gateway_process import GatewayProcess
 from map_window import point_at
 from PIL import Image
@@ -76,7 +76,7 @@ def test_a_difference_is_that_of_the_two_files(page, files) -> None:
     assert under(page) == pytest.approx(wanted, rel=1e-3, abs=1e-3)
     assert page.inner_text("#readout").split()[-1] == "K"  # no degrees Celsius of a difference
     assert "minus forecast +3 h v1 cp-fc (K)" in page.inner_text("#title")
-    assert "difference%3Acp-fc" in page.text_content("#call")
+    assert "difference%3Acp-fc" in calls_of(page, "map").curl[0]
 
 
 def test_what_is_subtracted_can_be_of_another_time(page, files) -> None:
@@ -112,7 +112,7 @@ def test_a_chance_is_that_of_a_threshold_in_the_units_people_read(page, files) -
     )
     assert under(page) == pytest.approx(100 * float((members < 282).mean()), abs=0.1)
     assert "threshold=282" in page.evaluate("location.hash")  # SI, as the API takes it
-    assert "threshold=282" in page.text_content("#call")
+    assert "threshold=282" in calls_of(page, "map").curl[0]
 
 
 def test_a_threshold_nobody_gave_splits_the_values_and_is_in_the_link(page, files) -> None:

@@ -1,15 +1,18 @@
 """Observations on the map, in a real browser: what is drawn and said against the feedback table."""
 
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 
 import departures
+import numpy as np
 import published
 import pyarrow as pa
 import pytest
-from browser import check_accessible, needs_browser, open_window
+from browser import calls_of, check_accessible, needs_browser, open_window
 from gateway_process import GatewayProcess
 from map_window import point_at, show
+from PIL import Image
 from playwright.sync_api import Page
 
 from model.domain.observations import QC_FLAGS
@@ -187,13 +190,31 @@ def test_a_result_without_feedback_says_so(page, table) -> None:
     assert page.evaluate("window.appaMap.chart.points") is None
 
 
-def test_the_call_of_the_layer_is_named_and_answers(page, http, table) -> None:
-    look(page, obs="background", variable="2m_temperature", outcome="used")
-    call = page.text_content("#call")
-    url = [part for part in call.split("'") if "/feedback" in part][0]
-    assert "Authorization: Bearer YOUR_KEY" in call
-    body = http.get(url).content
+def test_the_calls_of_the_layer_answer_what_is_shown(page, table) -> None:
+    look(page, obs="background", variable="2m_temperature", outcome="used", row="0")
+    page.wait_for_selector("#picked dl")
+    body = calls_of(page, "observations").run()
     assert b'"matching":1,' in body[: 4 + int.from_bytes(body[:4], "little")]
+    [row] = json.loads(calls_of(page, "this place").run())["rows"]
+    assert row["row"] == 0 and row["outcome"] == "used"
+    assert page.inner_text("#picked h2").startswith(row["station_id"])
+
+
+def test_a_saved_map_says_what_its_colours_are(page, table) -> None:
+    """The bar of departures, or the outcomes one by one, below the map."""
+    for by, entries in (("background", 0), ("outcome", 2)):
+        look(page, obs=by)
+        with page.expect_download() as download:
+            page.click("#save")
+        with Image.open(download.value.path()) as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        high = page.evaluate("document.getElementById('map').clientHeight")
+        below = pixels[12 + 2 * 20 + high :]
+        used = [0x00, 0x72, 0xB2]
+        discs = (np.abs(below[40:] - used).max(-1) < 8).sum()
+        assert (discs > 40) == (entries > 0), by
+        right = below[10:20, 420 + 36 : 420 + 36 + 300]  # where the bar of departures lies
+        assert (np.ptp(right, axis=1).max() > 100) == (by == "background"), by
 
 
 def test_two_hundred_thousand_points_are_drawn(page, table) -> None:
@@ -215,24 +236,30 @@ def test_the_page_is_accessible(page, table) -> None:
     look(page, obs="outcome", row="3", point="60,30")
     page.wait_for_selector("#picked table")
     page.wait_for_selector("#point svg")
-    page.click("summary")
+    for summary in page.locator(".calls summary").all():
+        summary.click()
     check_accessible(page)
     page.emulate_media(color_scheme="dark")
     check_accessible(page)
     page.emulate_media(color_scheme="light")
-    page.click("summary")
+    for summary in page.locator(".calls summary").all():
+        summary.click()
 
 
 def test_calls_can_be_copied(page, table) -> None:
     look(page, obs="background", point="60,30")
-    page.click("summary")
-    buttons = page.locator("#call button").all_inner_texts()
-    # Field, observations, meteogram, profile, reports of the nearest stations.
-    assert buttons == ["copy curl", "copy Python"] * 5
+    page.wait_for_selector("#point svg")
+    names = page.locator(".calls:visible summary").all_inner_texts()
+    panels = ["map", "observations", "stations", "meteogram", "profile", "times and results"]
+    assert names == [f"API: {name}" for name in panels]
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.click("#call button")
-    page.wait_for_function("() => document.querySelector('#call button').textContent === 'copied'")
+    panel = page.locator("figure .calls")
+    panel.locator("summary").click()
+    panel.locator("button").first.click()
+    panel.get_by_text("copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
-    assert copied == page.locator("#call pre").first.text_content()
+    assert [copied] == calls_of(page, "map").curl
     assert copied.startswith("curl 'http")
-    page.click("summary")
+    look(page, obs="background", point="60,30", view="north")
+    assert panel.get_attribute("open") is not None  # what was opened stays open
+    panel.locator("summary").click()

@@ -10,7 +10,7 @@ import numpy as np
 import published
 import pytest
 import xarray as xr
-from browser import needs_browser, open_window
+from browser import calls_of, needs_browser, open_window
 from gateway_process import GatewayProcess
 from map_window import point_at, show
 from playwright.sync_api import Page
@@ -151,15 +151,22 @@ def test_a_picture_can_be_saved(page, files, tmp_path: Path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_call_is_named_and_answers(page, files, http):
+def test_the_same_call_is_named_and_answers(page, files):
     time = str(files["mp-an"]["time"].values[0])[:19] + "Z"
     show(page, result="mp-an", time=time, field="t", level="850")
-    call = page.text_content("#call")
-    url = call.split("'")[1]
-    body = http.get(url).content
+    calls = calls_of(page, "map")
+    body = calls.run()
     length = int.from_bytes(body[:4], "little")
     info = json.loads(body[4 : 4 + length])
     assert (info["field"], info["level"], info["result"]) == ("t", 850.0, "mp-an")
+    drawn = page.evaluate("[...window.appaMap.chart.field.values]")
+    assert np.array_equal(np.frombuffer(body[4 + length :], "<f4"), drawn, equal_nan=True)
+    assert calls.run_python() == body
+    show(page, result="mp-an", time=time, field="t", level="850", barbs="1")
+    page.wait_for_function("() => document.body.textContent.includes('field=v&')")
+    assert len(calls_of(page, "map").curl) == 3  # the components of the wind, too
+    timeline = json.loads(calls_of(page, "times and results").run())["items"]
+    assert len(timeline) == 1 + int(page.get_attribute("#time", "max"))
     assert "simulated" in page.inner_text("#about")
     assert "appa-test" in page.inner_text("#about")
 

@@ -1,12 +1,13 @@
 """The meteogram of the map: what the nearest stations reported lies in it, by the store's values."""
 
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 
 import numpy as np
 import published
 import pytest
-from browser import check_accessible, needs_browser, open_window
+from browser import calls_of, check_accessible, needs_browser, open_window
 from gateway_process import GatewayProcess
 from map_window import show
 from playwright.sync_api import Page
@@ -99,7 +100,27 @@ def test_their_reports_lie_in_the_charts(page: Page) -> None:
     dots = page.locator('#point svg[aria-label^="2 m"] circle.report')
     across = [float(d.get_attribute("cx")) for d in dots.all()[:3]]
     assert across == pytest.approx([46.0, (46.0 + 452.0) / 2, 452.0], abs=0.1)
-    assert "/v1/observations?" in page.text_content("#call")
+
+
+def test_the_calls_of_charts_answer_what_is_drawn(page: Page) -> None:
+    """Stations and their reports; all members of the meteogram and of the profile."""
+    reports = json.loads(calls_of(page, "stations").run())["features"]
+    kelvin = [
+        f["properties"]["obs_value"] - 273.15
+        for f in reports
+        if f["properties"]["variable"] == "2m_temperature"
+        and f["properties"]["station_id"] in [name for name, _, _ in STATIONS]
+    ]
+    assert sorted(kelvin) == pytest.approx(sorted(v for v, _ in chart(page, "2 m temperature")))
+    answer = json.loads(calls_of(page, "meteogram").run())
+    members = [coverage["ranges"]["t2m"]["values"] for coverage in answer["coverages"]]
+    shown = float(page.text_content('#point svg[aria-label^="2 m"] text.value'))
+    assert shown == pytest.approx(np.mean([values[0] for values in members]) - 273.15, abs=0.006)
+    lines = page.locator('#point svg[aria-label^="2 m"] polyline')
+    assert lines.count() == len(members) + 1
+    profile = json.loads(calls_of(page, "profile").run())
+    assert {"t", "q", "u", "v"} == set(profile["coverages"][0]["ranges"])
+    assert len(profile["coverages"]) == len(members)
 
 
 def test_the_panel_is_accessible(page: Page) -> None:

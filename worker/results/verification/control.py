@@ -29,6 +29,7 @@ from worker.results.outputs.product import Product
 from worker.results.verification.report import Report, Row, series_table, verify_product
 from worker.results.verification.series import (
     ALL,
+    LIMIT_SUFFIXES,
     OUTSIDE_FLAG,
     SeriesEntry,
     SeriesFilter,
@@ -41,7 +42,6 @@ __all__ = [
     "ControlPolicy",
     "ControlResult",
     "ControlRule",
-    "LIMIT_SUFFIXES",
     "Limits",
     "Outside",
     "UNCHECKED_FLAG",
@@ -120,9 +120,6 @@ def read_control_policy(path: Path) -> ControlPolicy:
     hint = "See docs/verification.md."
     return read_yaml_model(path, ControlPolicy, "control limits", hint=hint)
 
-
-LIMIT_SUFFIXES = ("_limit_low", "_limit_high")
-"""A statistic with one of these is the limit that held for it, in the time series."""
 
 _MAD_TO_SIGMA = 1.4826
 _STEPS = timedelta(hours=2), timedelta(hours=24)

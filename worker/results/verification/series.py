@@ -25,6 +25,7 @@ from worker.results.store import result_store
 
 __all__ = [
     "ALL",
+    "LIMIT_SUFFIXES",
     "MOST_FILES",
     "OUTSIDE_FLAG",
     "SCORES_VERSION",
@@ -45,6 +46,9 @@ __all__ = [
 
 ALL = "all"
 """Network, variable or layer of a statistic that takes them together."""
+
+LIMIT_SUFFIXES = ("_limit_low", "_limit_high")
+"""A statistic with one of these is the control limit that held for it."""
 
 OUTSIDE_FLAG = "outside_control_limits"
 """Flag of an analysis some of whose statistics lie outside their control limits."""
