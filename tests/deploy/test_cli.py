@@ -1,6 +1,7 @@
 """The `appa` command: every name leads somewhere, help is cheap, errors are sentences."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import typer
 
 from deploy.cli import GROUPS
+from deploy.json_answer import print_json
 
 
 def appa(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -124,3 +126,13 @@ def test_the_script_for_a_shell_is_printed():
     assert done.returncode == 0, done.stderr
     assert "complete_bash" in done.stdout
     assert "complete -o" in done.stdout
+
+
+def test_json_has_no_numbers_that_strict_readers_refuse(capsys):
+    print_json({"error": float("nan"), "rows": [(1, float("inf"), 0.5)], "time": None, "ok": True})
+
+    def refuse(name: str) -> float:
+        raise AssertionError(name)
+
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert found == {"error": None, "rows": [[1, None, 0.5]], "time": None, "ok": True}
