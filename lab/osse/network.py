@@ -372,7 +372,7 @@ def _sounder_reports(
     return parts
 
 
-AMSU_PEAKS = {channel: peak for channel, peak in PEAKS["amsu-a"].items() if peak >= 90.0}
+AMSU_PEAKS = {channel: peak for channel, peak in PEAKS["amsu-a"].items() if peak > 80.0}
 """Channels of AMSU-A below the stratosphere, and the pressure in hPa that each sees most of."""
 
 AMSU_ERROR = 0.3

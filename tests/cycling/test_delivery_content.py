@@ -89,7 +89,7 @@ def test_brightness_temperatures_of_the_dump_are_those_of_the_truth(files, sourc
     levels = [c.level for c in world.channels if c.variable == "temperature"]
     column = [i for i, c in enumerate(world.channels) if c.variable == "temperature"]
     x = np.log(levels)
-    weights = np.exp(-0.5 * ((x - np.log(700.0)) / 0.6) ** 2) * np.abs(np.gradient(x))
+    weights = np.exp(-0.5 * ((x - np.log(650.0)) / 0.6) ** 2) * np.abs(np.gradient(x))
     states = np.stack([world.state(t).numpy()[column] for t in (NOON - HOUR, NOON)])
     mean = np.tensordot(weights / weights.sum(), states, (0, 1))
     own = frame[frame["vertical"] == 5.0]
