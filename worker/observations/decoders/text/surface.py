@@ -154,7 +154,7 @@ def _surface(found: Mapping[str, Any], result: Decoded) -> None:
     unit = (wind.get("speed") or {}).get("unit")
     direction = wind.get("direction") or {}
     degrees = 0.0 if direction.get("calm") else _value(wind, "direction")
-    _wind(result, _value(wind, "speed") * {"KT": KNOT, "m/s": 1.0}.get(unit, NAN), degrees)
+    _wind(result, _value(wind, "speed") * {"KT": KNOT, "m/s": 1.0}.get(unit or "", NAN), degrees)
     if unit not in ("KT", "m/s") and _value(wind, "speed") > 0.0:
         result.set_aside["no_unit 10m_wind_speed"] += 1
     for section in ("precipitation_s1", "precipitation_s3"):
