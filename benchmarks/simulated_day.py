@@ -23,10 +23,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lab.rehearsal.content import first_cycle, world_of
 from lab.rehearsal.day import run_day
 from lab.rehearsal.driver import Pace
 from lab.rehearsal.scenario import day_scenario
+from lab.rehearsal.source import first_cycle, world_of
 from lab.rehearsal.verdict import (
     cost_table,
     cycle_table,

@@ -174,10 +174,10 @@ def rehearse(
     Ends with 0 only if every analysis is made of exactly what it should be and errors do not rise.
     """
     # The commands that need torch import it, not `appa --help`.
-    from lab.rehearsal.content import first_cycle, world_of
     from lab.rehearsal.day import run_day
     from lab.rehearsal.driver import Pace
     from lab.rehearsal.scenario import day_scenario
+    from lab.rehearsal.source import first_cycle, world_of
     from lab.rehearsal.verdict import (
         cost_table,
         cycle_table,

@@ -1,18 +1,19 @@
-"""Write surface reports in the character codes of WMO: land stations as CREX, ships as BBXX.
+"""Write surface reports in the character codes of WMO: land stations as CREX or METAR, ships as BBXX.
 
-WMO-No. 306, volume I.2, FM 95 CREX, and volume I.1, FM 13 SHIP.
+WMO-No. 306, volume I.2, FM 95 CREX, and volume I.1, FM 13 SHIP and FM 15 METAR; the remarks of METAR
+are those of the United States (FCM-H1, Surface Weather Observations and Reports, 2019).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lab.encoders.message import ReportTable, gather, reported_direction
-from model.domain.physics import ZERO_CELSIUS
+from model.domain.physics import KNOT, ZERO_CELSIUS
 
-__all__ = ["crex_stations", "ship_bulletin"]
+__all__ = ["crex_stations", "in_metar", "location_indicator", "metar_bulletin", "ship_bulletin"]
 
 _CREX = "T000103 A000 B01001 B01002 D01011 D01012 B05001 B06001 B07030 B10051 B12101 B11001 B11002"
 _MISSING = "/////"
@@ -78,4 +79,58 @@ def _ships(reports: ReportTable) -> Iterator[str]:
             f"{reports.station_id[n]} {when:%d%H}1 99{abs(lat):03d} "
             f"{quadrant[lat >= 0, lon >= 0]}{abs(lon):04d} 46/// /{tens:02d}{force:02d} "
             f"1{sign}{degrees:03d} 4{pressure[n]:04d}"
+        )
+
+
+_LOWEST, _HIGHEST = 95_000.0, 104_990.0
+"""Pa; SLP leaves the hundreds of hPa out, and no other pressure can be told from its digits."""
+
+
+def location_indicator(number: int) -> str:
+    """Return the four characters that stand for an aerodrome with a number up to 4095.
+
+    No country's indicators begin with X.
+    """
+    return f"X{number:03X}"
+
+
+def in_metar(table: pa.Table) -> pa.Table:
+    """Return the rows that a METAR can carry: no pressure below 950 or above 1049.9 hPa."""
+    value, pressure = table["obs_value"], pc.equal(table["variable"], "mean_sea_level_pressure")
+    inside = pc.and_(pc.greater_equal(value, _LOWEST), pc.less_equal(value, _HIGHEST))
+    return table.filter(pc.or_(pc.invert(pressure), inside))
+
+
+def metar_bulletin(table: pa.Table, indicators: Mapping[str, str]) -> bytes:
+    """Return the land stations of a table as METAR: wind in whole knots and tens of degrees.
+
+    Temperature and sea level pressure come to tenths in the remarks; QNH, which the rows do not tell,
+    is missing, as where the sensor fails.
+
+    Arguments:
+        table: Rows of land stations on full hours; those of others are ignored.
+        indicators: Location indicator by station.
+    """
+    reports = gather(in_metar(table.filter(pc.equal(table["report_type"], "synop"))))
+    if not len(reports):
+        return b""
+    first = reports.time[0].astype("datetime64[m]").astype(object)
+    body = "".join(f"{line}=\n" for line in _aerodromes(reports, indicators))
+    return f"SAXX99 KWBC {first:%d%H}00\n{body}".replace("\n", "\r\r\n").encode("ascii")
+
+
+def _aerodromes(reports: ReportTable, indicators: Mapping[str, str]) -> Iterator[str]:
+    direction, speed = _wind(reports)
+    for n, when in enumerate(reports.time.astype("datetime64[m]").astype(object)):
+        celsius = round(10.0 * float(reports.get("2m_temperature")[n] - ZERO_CELSIUS))
+        pressure = float(reports.get("mean_sea_level_pressure")[n])
+        knots = round(float(speed[n]) / KNOT)
+        degrees = 0 if knots == 0 else 10 * round(float(direction[n]) / 10.0) or 360
+        whole = round(abs(celsius) / 10.0)
+        remarks = f"T{int(celsius < 0)}{abs(celsius):03d}"
+        if np.isfinite(pressure):
+            remarks = f"SLP{round(pressure / 10.0) % 1_000:03d} {remarks}"
+        yield (
+            f"METAR {indicators[str(reports.station_id[n])]} {when:%d%H%M}Z {degrees:03d}{knots:02d}KT "
+            f"9999 {'M' if celsius < 0 else ''}{whole:02d}/// Q//// RMK {remarks}"
         )

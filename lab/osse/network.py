@@ -37,6 +37,7 @@ __all__ = [
     "SyntheticReports",
     "network_reports",
     "reports_table",
+    "simulate_fields",
     "simulate_observations",
     "simulate_radiances",
     "withhold_stations",
@@ -371,7 +372,7 @@ def _sounder_reports(
     return parts
 
 
-AMSU_PEAKS = {channel: peak for channel, peak in PEAKS["amsu-a"].items() if peak >= 90.0}
+AMSU_PEAKS = {channel: peak for channel, peak in PEAKS["amsu-a"].items() if peak > 80.0}
 """Channels of AMSU-A below the stratosphere, and the pressure in hPa that each sees most of."""
 
 AMSU_ERROR = 0.3
@@ -414,6 +415,40 @@ def simulate_radiances(
     }
     statics = Statics(weighting_functions=weights)
     seen, table = build_observation_set(reports_table(parts), grid, channels, times, statics)
+    return _with_errors(table.take(pa.array(seen.rows)), seen, truth, np.random.default_rng(seed))
+
+
+_FIELD_LAT, _FIELD_LON = np.arange(80.0, -81.0, -10.0), np.arange(-180.0, 180.0, 10.0)
+_FIELD_LEVELS = (500, 850)
+_FIELD_ERROR = 1.0
+"""K."""
+
+
+def simulate_fields(
+    truth: Tensor, grid: Grid, channels: Sequence[Channel], times: Sequence[datetime], seed: int
+) -> pa.Table:
+    """Return temperatures at the last time as the analysis of another centre gives them on a grid of 10
+    degrees: at 2 m, 500 hPa and 850 hPa, with random errors. Arguments as in `simulate_observations`.
+    """
+    lat, lon = (part.ravel() for part in np.meshgrid(_FIELD_LAT, _FIELD_LON, indexing="ij"))
+    known = {c.level for c in channels if c.variable == "temperature"}
+    levels = [None, *(level for level in _FIELD_LEVELS if level in known)]
+    parts = [
+        SyntheticReports(
+            report_type="gridded",
+            variable="2m_temperature" if level is None else "temperature",
+            vertical_kind="surface" if level is None else "pressure",
+            vertical=np.full(len(lat), np.nan if level is None else 100.0 * level),
+            seconds=np.repeat(_seconds(times[-1:]), len(lat)),
+            lat=lat,
+            lon=lon,
+            elevation=np.full(len(lat), np.nan),
+            station=np.zeros(len(lat), dtype=np.int64),
+            error=_FIELD_ERROR,
+        )
+        for level in levels
+    ]
+    seen, table = build_observation_set(reports_table(parts), grid, channels, times, Statics())
     return _with_errors(table.take(pa.array(seen.rows)), seen, truth, np.random.default_rng(seed))
 
 

@@ -15,10 +15,12 @@ import torch
 
 from deploy.local import StackOptions
 from lab.rehearsal import evidence as collect
-from lab.rehearsal.content import Content, ReportSender, ReportSource
+from lab.rehearsal.content import Content
 from lab.rehearsal.driver import Driver, Pace, RehearsalStack, Report
 from lab.rehearsal.evidence import Evidence
 from lab.rehearsal.scenario import Scenario, Shipment, delivery_plan
+from lab.rehearsal.sender import ReportSender
+from lab.rehearsal.source import ReportSource
 from model.domain.errors import AppaError
 from worker.contract.clock import CLOCK_VARIABLE, Clock, clock_text
 from worker.contract.layout import Layout
@@ -179,13 +181,15 @@ def run_day(
     source = ReportSource(scenario)
     plan = delivery_plan(scenario)
     contents = source.contents(plan)
+    stations = folder / "stations.csv"
+    stations.write_text(source.station_list())
     report(f"{len(plan)} files, {sum(len(c.seconds) for c in contents.values())} values")
     began = time.monotonic()
     for attempt in range(3):
         data = folder / f"data-{attempt}"
         start = pace.start_seconds * 2**attempt
         clock = Clock(scenario.start, time.time() + start, pace.speed)
-        with RehearsalStack(_options(scenario, data, clock)) as stack:
+        with RehearsalStack(_options(scenario, data, clock, stations)) as stack:
             took = stack.start(10.0 * start)
             if time.time() > clock.anchor:
                 report(f"the start took {took:.0f} s, longer than planned: once more")
@@ -203,7 +207,7 @@ def run_day(
     raise AppaError(f"Expected the stack to start within {start:.0f} s; it took {took:.0f} s.")
 
 
-def _options(scenario: Scenario, data: Path, clock: Clock) -> StackOptions:
+def _options(scenario: Scenario, data: Path, clock: Clock, stations: Path) -> StackOptions:
     scenario.configure(Layout(data).create())
     text = clock_text(clock.epoch, clock.anchor, clock.speed)
     return StackOptions(
@@ -212,7 +216,7 @@ def _options(scenario: Scenario, data: Path, clock: Clock) -> StackOptions:
         models=(scenario.checkpoint,),
         quiet=True,
         copies={"scheduler": scenario.schedulers, "model": scenario.model_workers},
-        environment={**ENVIRONMENT, CLOCK_VARIABLE: text},
+        environment={**ENVIRONMENT, CLOCK_VARIABLE: text, "APPA_STATIONS": str(stations.resolve())},
         buckets=False,
     )
 

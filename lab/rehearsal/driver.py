@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Self
 
 from deploy.local import LocalStack, StackOptions, free_port
-from lab.rehearsal.content import ReportSender
 from lab.rehearsal.evidence import Standstill
 from lab.rehearsal.scenario import Scenario
+from lab.rehearsal.sender import ReportSender
 from model.domain.errors import AppaError
 from model.domain.windows import HOUR
 from worker.contract.batches import BatchState

@@ -39,18 +39,21 @@ DAY_NETWORK = Network(stations=400, sondes=80, scan_lines=20, aircraft=200, scat
 """As in the demo: less than the network of the skill tests, so that a day ends in half an hour."""
 
 DAY_PARTS = {
-    "synop": 3,
+    "synop": 4,
     "ship": 1,
     "aircraft": 2,
-    "temp": 2,
+    "temp": 3,
     "scatterometer": 1,
-    "satellite": 2,
+    "satellite": 3,
     "radiances": 4,
     "buoy": 1,
     "drifter": 1,
     "amv": 1,
+    "pilot": 1,
+    "gridded": 1,
 }
-"""Files an hour by network. Buoys are some of the ships, satellite winds some of the aircraft."""
+"""Files an hour by network. Buoys are some of the ships, satellite winds some of the aircraft, pilot
+balloons some of the sondes."""
 
 QUICK_NETWORK = Network(stations=40, ships=4, sondes=4, scan_lines=4)
 QUICK_PARTS = {"synop": 2, "satellite": 1}
@@ -237,6 +240,8 @@ DELAYS: dict[str, Callable[[Generator], float]] = {
     "buoy": _minutes(15.0, 0.5, 5.0, 55.0),
     "drifter": _minutes(20.0, 0.5, 5.0, 55.0),
     "amv": _overpass,
+    "pilot": _sonde,
+    "gridded": _minutes(40.0, 0.3, 20.0, 54.0),
 }
 """Minutes after the hour that the reports belong to."""
 
@@ -294,6 +299,8 @@ def _networks(scenario: Scenario, hour: datetime) -> list[str]:
         "buoy": network.ships,
         "drifter": network.ships,
         "amv": network.aircraft,
+        "pilot": network.sondes if hour.hour in LAUNCHES else 0,
+        "gridded": 1,
     }
     return [name for name, count in reporting.items() if count and name in scenario.parts]
 

@@ -12,8 +12,9 @@ import pytest
 from planted import HOUR, SCENARIO
 
 from deploy.local import free_port
-from lab.rehearsal.content import Content, ReportSender
+from lab.rehearsal.content import Content
 from lab.rehearsal.scenario import delivery_plan
+from lab.rehearsal.sender import ReportSender
 from worker.contract.clock import Clock
 from worker.contract.records import utc_now
 

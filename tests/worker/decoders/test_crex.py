@@ -57,6 +57,14 @@ def test_synop_with_an_element_that_no_table_knows(tmp_path):
     assert decoded.report.reports == 2 and decoded.report.decoded == 1
 
 
+def test_the_digits_of_the_end_mark_within_a_value(tmp_path):
+    """A longitude of -59.777 77 degrees does not end the message."""
+    found = read(tmp_path, SYNOP.replace("01340000", "-5977770").replace("00048", "7777"))
+    row = found.table.to_pylist()[0]
+    assert found.report.decoded == 1 and not found.report.rejected
+    assert (row["lat"], row["lon"]) == (52.47, -59.7777)
+
+
 CHECKED = """CREX++
 T000103 A001 B01011 D01011 D01012 D01023 B10051 B12004 B22042 E++
  1SHIP7     22026 301 417 512 600 70540 80800- 910101 0042 1285++

@@ -1,45 +1,19 @@
 """Alphanumeric bulletins: values by hand from the Manual on Codes, and real ones against their BUFR form."""
 
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 import pytest
 
-from model.domain.observations import validate_table
 from model.domain.physics import GRAVITY, KNOT, specific_humidity_from_dewpoint
-from worker.observations.decoders.base import DecodeContext
+from tests.worker.decoders.text_bulletins import decode, values
 from worker.observations.decoders.decode import decode_file
-
-ARRIVAL = datetime(2026, 1, 17, 12, 40, tzinfo=UTC)
-STATIONS = {
-    "10384": {"lat": 52.47, "lon": 13.4, "elevation": 48.0, "barometer": 49.0},
-    "10393": {"lat": 52.21, "lon": 14.12, "elevation": 112.0},
-}
 
 
 @pytest.fixture
 def read(tmp_path):
-    def decode(text, name="bulletin", received=ARRIVAL, **options):
-        path = tmp_path / name
-        path.write_bytes(text.replace("\n", "\r\r\n").encode("ascii"))
-        context = DecodeContext(received_time=received, options={"stations": STATIONS, **options})
-        decoded = decode_file(path, context=context)
-        assert decoded.report.format == "text"
-        validate_table(decoded.table)
-        return decoded
-
-    return decode
-
-
-def values(decoded, station=None):
-    """Return the values by variable and level."""
-    return {
-        (r["variable"], r["vertical"]) if r["vertical"] is not None else r["variable"]: r[
-            "obs_value"
-        ]
-        for r in decoded.table.to_pylist()
-        if station in (None, r["station_id"])
-    }
+    return partial(decode, tmp_path)
 
 
 SYNOP = """SMDL01 EDZW 171200 CCA

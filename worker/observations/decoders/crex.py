@@ -37,7 +37,8 @@ from worker.observations.decoders.bufr.template import Template
 
 __all__ = ["decode_crex"]
 
-_MESSAGE = re.compile(r"CREX\+\+(.*?)(7777|(?=CREX\+\+)|\Z)", re.DOTALL)
+_MESSAGE = re.compile(r"CREX\+\+(.*?)((?<=\+\+)\s*7777(?!\d)|(?=CREX\+\+)|\Z)", re.DOTALL)
+"""The end mark follows the `++` of the last section: 7777 may stand in a value as well."""
 _HEADING = re.compile(HEADING + r"\s*\Z")
 _DESCRIPTOR = re.compile(r"([BCDR])(\d{2})(\d{3})")
 _KINDS = {"B": 0, "R": 1, "C": 2, "D": 3}
@@ -73,7 +74,7 @@ def decode_crex(path: Path, context: DecodeContext) -> Decoded:
         indicator = named.indicator_of(heading.groups() if heading else None)
         update = correction_number(indicator, 0)
         try:
-            if found.group(2) != "7777":
+            if not found.group(2):
                 raise DecodeError("Expected 7777 at the end of the message.", reason="truncated")
             rows, before = 0, report.reports
             for number, block in enumerate(_blocks(found.group(1), context)):

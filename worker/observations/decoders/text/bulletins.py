@@ -1,8 +1,8 @@
 """Split files of text into bulletins and reports, and tell the month of their days.
 
 A bulletin begins with its abbreviated heading, `SMRO01 YRBK 171200 CCA`; a file without any is one
-bulletin. Reports end with `=`. A code name holds for the reports after it (`AAXX 17121`), those of
-upper-air codes and METAR stand in each report or once before them.
+bulletin. Reports end with `=`, or where the next code name begins. A code name holds for the reports after
+it (`AAXX 17121`), those of upper-air codes and METAR stand in each report or once before them.
 
 Reports give day and hour alone. The month is that of the reference: the time in a WMO file name
 (`A_SMRO01YRBK171200_C_EDZW_20230117120502_…`), the sender's option `reference_time`, or the arrival;
@@ -28,6 +28,8 @@ CODES = (
     "PPAA", "PPBB", "PPCC", "PPDD", "QQAA", "QQBB", "QQCC", "QQDD", "METAR", "SPECI",
 )  # fmt: skip
 _CODE = re.compile(rf"\b({'|'.join(CODES)})\b")
+_PIECE = re.compile(rf"(?:{_CODE.pattern})?(?:(?!{_CODE.pattern})[^=])+=?|{_CODE.pattern}")
+"""A report: nothing in it but its beginning is a code name."""
 _HEADING = re.compile(rf"^{HEADING}[ \t\r]*$", re.MULTILINE)
 _FILE_TIME = re.compile(r"_(\d{14})(?:_|\.|$)")
 _END = re.compile(r"[\x03\x04]|\bNNNN\b|^ZCZC.*$", re.MULTILINE | re.IGNORECASE)
@@ -76,7 +78,7 @@ def reports(text: str, file_name: str = "") -> Iterator[Report]:
 def _of_bulletin(text: str, start: int, end: int, indicator: str) -> Iterator[Report]:
     code = ""
     common: tuple[str, ...] = ()
-    for piece in re.finditer(r"[^=]+=?", text[start:end]):
+    for piece in _PIECE.finditer(text[start:end]):
         body = _END.sub(" ", piece.group().rstrip("="))
         found = _CODE.search(body)
         if found:

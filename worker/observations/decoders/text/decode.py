@@ -57,6 +57,7 @@ def decode_text(path: Path, context: DecodeContext) -> Decoded:
             continue
         report.decoded += 1
         report.bytes_decoded += one.length
+        report.values_set_aside += decoded.set_aside
         found.append((one, decoded))
     report.notes.update(codes)
     report.bytes_between = report.size - sum(one.length for one, _ in found)

@@ -1,6 +1,8 @@
 """Decode SYNOP, SHIP and METAR by pymetdecoder (British Antarctic Survey) and metar."""
 
+import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,6 +12,7 @@ import numpy as np
 
 from model.domain.errors import DecodeError
 from model.domain.physics import (
+    FOOT,
     KNOT,
     ZERO_CELSIUS,
     height_of_pressure,
@@ -24,6 +27,12 @@ __all__ = ["Decoded", "decode_metar", "decode_synop", "find_place"]
 NAN = float("nan")
 _NOTHING = ("46///", "/////")
 """Groups of a report that says nothing, as NIL does."""
+_SPEED_UNITS = {"KT": KNOT, "KTS": KNOT, "MPS": 1.0, "KMH": 1.0 / 3.6}
+_METAR_WIND = re.compile(r"(\d{3}|VRB|///)(P?\d{2,3}|//)(?:G[P\d/]{2,4})?(KTS?|MPS|KMH)?")
+_WIND_RANGE = re.compile(r"\d{3}V\d{3}")
+_TREND = ("NOSIG", "TEMPO", "BECMG", "RMK")
+_CORRECTED = re.compile(r"COR|CC[A-Z]")
+"""Marks of a corrected METAR: of the WMO, and of Canada."""
 
 
 @dataclass
@@ -38,7 +47,7 @@ class Decoded:
         rows: Variable, kind of height, vertical coordinate and value in SI of each value.
         correction: Whether the report itself says that it corrects another.
         profile: Whether its rows are one ascent.
-        barometer: Height that station pressure refers to in m.
+        set_aside: Values that give no row, by reason and variable.
     """
 
     network: str
@@ -48,6 +57,7 @@ class Decoded:
     rows: list[tuple[str, str, float, float]] = field(default_factory=list)
     correction: bool = False
     profile: bool = False
+    set_aside: Counter[str] = field(default_factory=Counter)
 
     def add(self, variable: str, value: float, kind: str = "surface", at: float = NAN) -> None:
         """Add a value unless it is NaN."""
@@ -108,7 +118,7 @@ def decode_synop(report: Report, clock: Clock, places: Mapping[str, Place]) -> D
     if report.code == "BBXX":
         network = "buoy" if station.isdigit() and len(station) in (5, 7) else "ship"
     if position := found.get("station_position"):
-        height = 0.0 if report.code == "BBXX" else _value(position, "elevation")
+        height = 0.0 if report.code == "BBXX" else _elevation(position)
         place = Place(position["latitude"], position["longitude"], height, height)
     elif nothing and station not in places:
         return None  # nor had an earlier report of it a place
@@ -127,6 +137,12 @@ def _value(found: Mapping[str, Any], *names: str) -> float:
     return float(number) if isinstance(number, int | float) else NAN
 
 
+def _elevation(position: Mapping[str, Any]) -> float:
+    """Return the height of a mobile station in m; its group says whether it is in feet."""
+    unit = (position.get("elevation") or {}).get("unit")
+    return _value(position, "elevation") * (FOOT if unit == "ft" else 1.0)
+
+
 def _surface(found: Mapping[str, Any], result: Decoded) -> None:
     result.add("surface_pressure", _value(found, "station_pressure") * 100.0)
     result.add("mean_sea_level_pressure", _value(found, "sea_level_pressure") * 100.0)
@@ -135,10 +151,12 @@ def _surface(found: Mapping[str, Any], result: Decoded) -> None:
     result.add("2m_relative_humidity", _value(found, "relative_humidity") / 100.0)
     result.add("sea_surface_temperature", _value(found, "sea_surface_temperature") + ZERO_CELSIUS)
     wind = found.get("surface_wind") or {}
-    factor = KNOT if (wind.get("speed") or {}).get("unit") == "KT" else 1.0
+    unit = (wind.get("speed") or {}).get("unit")
     direction = wind.get("direction") or {}
     degrees = 0.0 if direction.get("calm") else _value(wind, "direction")
-    _wind(result, _value(wind, "speed") * factor, degrees)
+    _wind(result, _value(wind, "speed") * {"KT": KNOT, "m/s": 1.0}.get(unit or "", NAN), degrees)
+    if unit not in ("KT", "m/s") and _value(wind, "speed") > 0.0:
+        result.set_aside["no_unit 10m_wind_speed"] += 1
     for section in ("precipitation_s1", "precipitation_s3"):
         rain = found.get(section) or {}
         hourly = _value(rain, "time_before_obs") == 1.0
@@ -166,12 +184,12 @@ def decode_metar(report: Report, clock: Clock, places: Mapping[str, Place]) -> D
     Raises:
         DecodeError: With a reason.
     """
-    corrects = report.corrects or "COR" in report.words
-    if "NIL" in report.words and not corrects:
+    marked = any(map(_CORRECTED.fullmatch, report.words[:4]))
+    if "NIL" in report.words and not (report.corrects or marked):
         return None
     from metar import Metar  # noqa: PLC0415 (used for text only)
 
-    words = [word for word in report.words if word not in ("COR", "NIL")]
+    words = [w for w in report.words if w != "NIL" and not _CORRECTED.fullmatch(w)]
     day_hour = next((w for w in words if len(w) == 7 and w.endswith("Z") and w[:6].isdigit()), "")
     if not day_hour:
         raise DecodeError(
@@ -180,6 +198,7 @@ def decode_metar(report: Report, clock: Clock, places: Mapping[str, Place]) -> D
     time = clock.time(int(day_hour[:2]), int(day_hour[2:4]), int(day_hour[4:6]))
     if time is None:
         raise no_time(day_hour)
+    wind = _take_wind(words, words.index(day_hour))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -196,9 +215,52 @@ def decode_metar(report: Report, clock: Clock, places: Mapping[str, Place]) -> D
             "airports.",
             reason="no_position",
         )
-    result = Decoded("synop", station, time, place, correction="COR" in report.words)
+    result = Decoded("synop", station, time, place, correction=marked)
     _aviation(found, result)
+    _aviation_wind(wind, result)
     return result
+
+
+def _take_wind(words: list[str], after: int) -> str:
+    """Take the wind group of a METAR, which stands before trends and remarks, and that of its range away.
+
+    The letter O stands for 0 in it. Returns "" where there is none.
+    """
+    for place in range(after + 1, len(words)):
+        group = words[place].replace("O", "0")
+        if words[place] in _TREND:
+            break
+        if _METAR_WIND.fullmatch(group):
+            ranged = words[place + 1 : place + 2]
+            last = place + 1 + any(map(_WIND_RANGE.fullmatch, ranged))
+            del words[place:last]
+            return group
+    return ""
+
+
+def _aviation_wind(group: str, result: Decoded) -> None:
+    """Add the wind of `dddff(f)Gff(f)KT`.
+
+    `P99KT` is a lower bound, and a speed without a unit says nothing; `000` is the direction of calm
+    alone.
+    """
+    found = _METAR_WIND.fullmatch(group)
+    if found is None or not found.group(2).strip("/"):
+        return
+    digits, unit = found.group(2), found.group(3)
+    reason = "bound" if digits[0] == "P" else "" if unit else "no_unit"
+    direction = float(found.group(1)) if found.group(1).isdigit() else NAN
+    if not reason and direction > 360.0:
+        reason = "direction"
+    if reason:
+        result.set_aside[f"{reason} 10m_wind_speed"] += 1
+        return
+    speed = float(digits) * _SPEED_UNITS[unit]
+    if speed == 0.0:
+        direction = 0.0
+    elif direction == 0.0:
+        direction = NAN
+    _wind(result, speed, direction)
 
 
 def _aviation(found: Any, result: Decoded) -> None:
@@ -213,10 +275,16 @@ def _aviation(found: Any, result: Decoded) -> None:
         pressure = pressure_at_height(above + result.place.barometer)
         result.add("surface_pressure", float(pressure))
     if found.press_sea_level is not None:
-        result.add("mean_sea_level_pressure", found.press_sea_level.value("HPA") * 100.0)
-    if found.wind_speed is not None:
-        speed = found.wind_speed.value("MPS")
-        direction = 0.0 if not speed else NAN
-        if found.wind_dir is not None:
-            direction = found.wind_dir.value()
-        _wind(result, speed, direction)
+        known = None if found.press is None else found.press.value("HPA")
+        result.add("mean_sea_level_pressure", 100.0 * _with_hundreds(found.press_sea_level, known))
+
+
+def _with_hundreds(pressure: Any, known: float | None) -> float:
+    """Return the sea level pressure in hPa of `SLPppp`, which leaves hundreds out.
+
+    They are those that bring it nearest to QNH; without it, what lies between 950 and 1050.
+    """
+    given = float(pressure.value("HPA"))
+    if known is None:
+        return given
+    return min((given - 100.0, given, given + 100.0), key=lambda p: abs(p - known))

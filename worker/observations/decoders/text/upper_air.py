@@ -32,6 +32,8 @@ _LAST_WIND = {"1": 100, "2": 200, "3": 300, "4": 400, "5": 500, "7": 700, "8": 8
               "0": 1000}  # fmt: skip
 _THOUSANDS = {925: 0, 850: 1_000, 250: 10_000, 200: 10_000, 150: 10_000, 100: 10_000, 70: 10_000,
               50: 20_000, 30: 20_000, 20: 20_000, 10: 30_000}  # fmt: skip
+_LOWER_THOUSANDS = (250, 50, 10)
+"""Levels whose height may have one ten thousand less: the digits left out are those that are nearest."""
 _SECTIONS = ("21212", "31313", "41414", "51515", "52525", "53535", "54545", "55555", "61616")
 _SURFACE, _TROPOPAUSE, _MAXIMUM = "99", "88", ("77", "66")
 _MAST_UNITS = {"9": 300.0, "8": 500.0}
@@ -51,6 +53,14 @@ class _Groups:
             return ""
         self.at += 1
         return self.words[self.at - 1]
+
+    def wind_before_level(self) -> bool:
+        """Return whether a wind stands before the group of 1000 hPa: 925 hPa follows that by two groups.
+
+        Where no winds are reported a surface wind may still be, and calm looks like 1000 hPa.
+        """
+        heads = [word[:2] for word in self.words[self.at : self.at + 4]]
+        return heads[1:2] == ["00"] and heads[2:3] != ["92"] and heads[3:4] == ["92"]
 
     def section(self, name: str) -> "_Groups":
         """Return the groups of a section, none if there is no such section."""
@@ -101,6 +111,10 @@ def _ship_place(words: Sequence[str]) -> Place:
     lat, lon, quadrant = int(words[0][2:]) / 10.0, int(words[1][1:]) / 10.0, words[1][0]
     if quadrant not in "1357":
         raise DecodeError(f"Expected quadrant 1, 3, 5 or 7; got {quadrant}.", reason="no_position")
+    if lat > 90.0 or lon > 180.0:
+        raise DecodeError(
+            f"Expected at most 90 and 180 degrees; got {words[0]} {words[1]}.", reason="no_position"
+        )
     return Place(-lat if quadrant in "35" else lat, -lon if quadrant in "57" else lon, 0.0, 0.0)
 
 
@@ -109,13 +123,17 @@ def _standard(groups: _Groups, part: str, last: str, unit: float, result: Decode
     names, factor = (_LOW, 1.0) if part == "A" else (_HIGH, 0.1)
     lowest = _LAST_WIND.get(last)
     least = None if lowest is None else lowest * (1.0 if part == "A" else 0.1)
+    before = np.inf
     while group := groups.next():
         head = group[:2]
         if head == _SURFACE and part == "A":
             pressure = _pressure(group[2:], 1.0)
-            _level(groups, pressure, unit, result, wind=last != "/")
-        elif head in names:
-            pressure = float(names[head])
+            _temperature_group(groups.next(), pressure, result)
+            if last != "/" or groups.wind_before_level():
+                _wind_group(groups.next(), pressure, unit, result)
+        elif head in names and names[head] < before:
+            # Levels come in order, each once: what else begins with their digits is none.
+            pressure = before = float(names[head])
             height = _height(group[2:], names[head])
             if pressure and height == height:
                 result.add("geopotential", height * GRAVITY, "pressure", pressure * 100.0)
@@ -155,8 +173,8 @@ def _height(digits: str, level: int) -> float:
     if base is None:
         return NAN
     found = number * 10.0 + base
-    # Of 250 hPa (9 to 11 km) and 70 hPa (17 to 19 km) the lower thousands may be meant.
-    return found - 10_000.0 if level == 250 and number >= 500 else found
+    # 250 hPa lies at 9 to 11 km, 50 hPa at 18 to 21 km, 10 hPa at 27 to 32 km.
+    return found - 10_000.0 if level in _LOWER_THOUSANDS and number >= 500 else found
 
 
 def _level(groups: _Groups, pressure: float, unit: float, result: Decoded, *, wind: bool) -> None:
@@ -174,6 +192,9 @@ def _temperature_group(group: str, pressure: float, result: Decoded) -> None:
     result.add("temperature", temperature, "pressure", pressure * 100.0)
     if group[3:].isdigit():
         number = int(group[3:])
+        if 50 < number < 56:  # not used (code table 0777)
+            result.set_aside["code specific_humidity"] += 1
+            return
         depression = number / 10.0 if number <= 50 else number - 50.0
         q = specific_humidity_from_dewpoint(
             np.array(temperature - depression), np.array(pressure * 100.0)
@@ -189,7 +210,7 @@ def _wind(group: str, unit: float) -> tuple[float, float]:
     hundreds = direction % 5
     speed += 100 * hundreds
     direction -= hundreds
-    if direction > 360:
+    if direction > 360 or (direction == 0 and speed > 0):  # 0 is calm, 360 north
         return NAN, NAN
     u, v = wind_components(np.array([speed * unit]), np.array([float(direction)]))
     return float(u[0]), float(v[0])
@@ -199,6 +220,8 @@ def _wind_group(
     group: str, at: float, unit: float, result: Decoded, kind: str = "pressure"
 ) -> None:
     u, v = _wind(group, unit)
+    if u != u and len(group) == 5 and group.isdigit():
+        result.set_aside["direction wind"] += 1
     vertical = at * 100.0 if kind == "pressure" else at
     if vertical == vertical:
         result.add("u_component_of_wind", u, kind, vertical)
