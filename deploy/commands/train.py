@@ -141,12 +141,16 @@ def adopt(
     checkpoint: Annotated[
         str, typer.Option(help="Whose autoencoder and closed form were trained on.")
     ] = "appa-t31",
+    share: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Of the session, averaged with the checkpoint's weights."),
+    ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Write a bundle again with the denoiser of `python -m lab.training.gpu_session`."""
     from lab.training.export import adopt_session
 
-    card = adopt_session(checkpoint, session, output)
+    card = adopt_session(checkpoint, session, output, share)
     _tell_bundle(card, output, as_json)
 
 

@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=24)
     parser.add_argument("--step", type=int, default=6, help="hours from cycle to cycle")
     parser.add_argument("--cycles", type=int, default=4, help="of a sweep")
-    parser.add_argument("--sweeps", type=int, default=3)
+    parser.add_argument("--sweeps", type=int, default=3, help="0 takes the guess as it is")
     parser.add_argument("--every", type=int, default=1, help="cycles between kept errors")
     parser.add_argument("--guess", type=float, default=2.0, help="noise of the first covariance")
     parser.add_argument("--sigma", type=float, default=0.5, help="noise of analysed states")
@@ -222,8 +222,8 @@ def main() -> None:
     guess = first_guess(prior, asked.guess)
     errors = first_guess(prior, asked.guess)  # replaced in place by every fit: all chains share it
     know_errors(model, errors, asked.sigma, asked.step, asked.remainder, asked.spread)
-    chains = _chains(model, asked.nature, len(ends), asked.step)
-    done = _resume(asked.output / "chains.pt", chains, ends, errors)
+    chains = _chains(model, asked.nature, len(ends), asked.step) if asked.sweeps else []
+    done = _resume(asked.output / "chains.pt", chains, ends, errors) if chains else 0
     for number in range(done, asked.sweeps):
         began = time.monotonic()
         found = sweep(chains, data, first, asked.cycles, asked.every)

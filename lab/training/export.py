@@ -115,16 +115,20 @@ def export_bundle(
     return save_checkpoint(model, output, stored="float16")
 
 
-def adopt_session(checkpoint: str, session: Path, output: Path) -> Card:
+def adopt_session(checkpoint: str, session: Path, output: Path, share: float = 1.0) -> Card:
     """Write a bundle again with the denoiser of a training session (`lab.training.gpu_session`).
 
     Arguments:
         checkpoint: The bundle whose autoencoder and closed form the session was trained on.
         session: Folder of a finished session.
         output: Folder of the new bundle; must not exist.
+        share: Weight of the session's network in the mean with that of the bundle, from which it
+            was trained on: where it learned from few years, the mean knows unseen ones better than either
+            (arXiv 2109.01903).
 
     Raises:
-        CheckpointError: If the session has not finished, or was trained on other latents.
+        CheckpointError: If the session has not finished, or was trained on other latents, or
+            networks that are to be averaged differ.
     """
     model = load_checkpoint(checkpoint)
     weights, about = load_weights(session)
@@ -136,9 +140,18 @@ def adopt_session(checkpoint: str, session: Path, output: Path) -> Card:
         )
     backbone = Backbone(config)
     backbone.load_state_dict(weights)
+    if share < 1.0:
+        if config != model.card.backbone:
+            raise CheckpointError("Expected a session on the network of the bundle to average both.")
+        former = model.denoise.backbone.state_dict()
+        mean = {k: torch.lerp(former[k].float(), w.float(), share) for k, w in weights.items()}
+        backbone.load_state_dict(mean)
     kept = {k: v for k, v in model.card.provenance.items() if not k.startswith("denoiser")}
     kept.pop("noise_levels_per_blanket", None)
     trained = {k: about[k] for k in ("settings", "steps", "samples", "relative_error")}
+    if share < 1.0:  # errors are those of the session's network by itself
+        trained = {k: v for k, v in trained.items() if k != "relative_error"}
+        trained |= {"share": share, "averaged_with": model.card.provenance.get("denoiser")}
     model.card = model.card.model_copy(
         # Errors of backgrounds are those of the forecast by the former network.
         update={

@@ -374,7 +374,8 @@ def run(
     )
     held_out = torch.linspace(0, data.latents.shape[1] - model.blanket_size, 16).long()
     if data.apart:
-        held_out = torch.arange(data.apart[0].start, data.apart[0].stop - model.blanket_size, 48)
+        last = min(data.apart[0].stop, data.latents.shape[1]) - model.blanket_size
+        held_out = torch.arange(data.apart[0].start, last, 48)
     relative = evaluate(denoiser, data, held_out, model.blanket_size)
     forecast = {}
     if settings.unequal:

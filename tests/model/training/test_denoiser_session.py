@@ -199,6 +199,18 @@ def test_a_bundle_adopts_the_denoiser_of_a_session(model, tmp_path):
         expected = denoiser(x, sigma, date)
         torch.testing.assert_close(adopted.denoise(x, sigma, date), expected, rtol=0.02, atol=0.02)
     assert adopted.card.provenance["denoiser"]["samples"] == 12
+    adopt_session(str(tmp_path / "after"), tmp_path, tmp_path / "same", share=0.25)
+    same = load_checkpoint(tmp_path / "same")
+    for name, weights in same.denoise.backbone.state_dict().items():
+        torch.testing.assert_close(weights, adopted.denoise.backbone.state_dict()[name])
+    other = load_checkpoint(tmp_path / "after")
+    with torch.no_grad():
+        other.denoise.backbone.out_proj.bias.add_(1.0)
+    save_checkpoint(other, tmp_path / "other", stored="float16")
+    adopt_session(str(tmp_path / "other"), tmp_path, tmp_path / "mean", share=0.25)
+    mean = load_checkpoint(tmp_path / "mean").denoise.backbone.out_proj.bias
+    expected = adopted.denoise.backbone.out_proj.bias + 0.75
+    torch.testing.assert_close(mean, expected, rtol=0, atol=2e-3)
     assert adopted.card.backbone.noise_per_state
     decoded = adopted.decode(x[:, 0]), model.decode(x[:, 0])
     torch.testing.assert_close(*decoded, rtol=1e-3, atol=1e-2, equal_nan=True)
