@@ -143,7 +143,9 @@ def adopt(
     ] = "appa-t31",
     share: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, help="Of the session, averaged with the checkpoint's weights."),
+        typer.Option(
+            min=0.0, max=1.0, help="Of the session, averaged with the checkpoint's weights."
+        ),
     ] = 1.0,
     as_json: AsJson = False,
 ) -> None:

@@ -13,19 +13,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lab.encoders.archives import ioda_retrievals, odb_retrievals
-from lab.encoders.ascents import in_temp, pilot_bulletin, temp_bulletin
+from lab.encoders.archives import encode_fields, ioda_retrievals, odb_retrievals
 from lab.encoders.bufr import encode_bufr
-from lab.encoders.fields import encode_fields
 from lab.encoders.ncep import amsu_dump, surface_dump
 from lab.encoders.prepbufr import prepbufr_sondes
 from lab.encoders.radiances import encode_radiances
 from lab.encoders.text import (
     crex_stations,
     in_metar,
+    in_temp,
     location_indicator,
     metar_bulletin,
+    pilot_bulletin,
     ship_bulletin,
+    temp_bulletin,
 )
 from lab.rehearsal.scenario import Shipment
 from model.domain.windows import HOUR

@@ -142,7 +142,9 @@ def adopt_session(checkpoint: str, session: Path, output: Path, share: float = 1
     backbone.load_state_dict(weights)
     if share < 1.0:
         if config != model.card.backbone:
-            raise CheckpointError("Expected a session on the network of the bundle to average both.")
+            raise CheckpointError(
+                "Expected a session on the network of the bundle to average both."
+            )
         former = model.denoise.backbone.state_dict()
         mean = {k: torch.lerp(former[k].float(), w.float(), share) for k, w in weights.items()}
         backbone.load_state_dict(mean)

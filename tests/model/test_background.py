@@ -91,9 +91,9 @@ def test_the_mean_is_that_of_errors_that_grew_with_the_flow():
     white = torch.randn(1, K, C, H, W, generator=generator)
     given = (lambda *_: white, torch.cat([white, -white]), torch.tensor(1.0), DATE[None], rows)
     pair = start(*given)
-    narrow = PriorStart(
-        around, conditions, 0, (0, 1), settings, transform=propagation, spread=0.5
-    )(*given)
+    narrow = PriorStart(around, conditions, 0, (0, 1), settings, transform=propagation, spread=0.5)(
+        *given
+    )
     torch.testing.assert_close(narrow.mean(0), pair.mean(0), rtol=0, atol=1e-5)
     torch.testing.assert_close(narrow[0] - narrow[1], 0.5 * (pair[0] - pair[1]), rtol=0, atol=1e-5)
 

@@ -40,8 +40,7 @@ from worker.results.manifest import AnalysisManifest, ManifestFile, describe_fil
 from worker.results.outputs.formats import OUTPUTS
 from worker.results.outputs.product import Product
 from worker.results.outputs.states import StateFile, States
-from worker.results.verification.challenge import challenged
-from worker.results.verification.comparison import compared
+from worker.results.verification.comparison import challenged, compared
 from worker.results.verification.control import verified
 from worker.results.verification.series import SERIES_NAME
 from worker.results.verification.states import pressure_tendency

@@ -14,7 +14,7 @@ from tests.worker.verification.test_verified_job import (  # noqa: F401
 )
 from worker.contract.kinds import FilteringSpec
 from worker.contract.suites import CHALLENGES, PairedSquares
-from worker.results.verification.challenge import pair_squares
+from worker.results.verification.comparison import pair_squares
 from worker.results.verification.paired import (
     differences,
     group_of,

@@ -1,15 +1,19 @@
-"""Compare a cycle that continues an earlier analysis with a cold window of the same hour.
+"""Compare two analyses of the same hour at the values that were withheld from both.
 
-A chain of analyses can slide: each is consistent with the one before, and all of them drift away from the
-truth. Now and then (`compare` in `cycles.yaml`) the same observations are analysed once more without
-memory, and both are compared at the withheld stations that both had in their window. Of each network
-and variable the ratio of the errors is taken, for errors of pascals and kelvins do not add; their
-logarithms are averaged, weighted by the number of values:
+**With a cold window.** A chain of analyses can slide: each is consistent with the one before, and all
+of them drift away from the truth. Now and then (`compare` in `cycles.yaml`) the same observations are
+analysed once more without memory, and both are compared at the withheld stations that both had in their
+window. Of each network and variable the ratio of the errors is taken, for errors of pascals and kelvins
+do not add; their logarithms are averaged, weighted by the number of values:
 
     r = sum(n log(rmse of the cycle / rmse of the cold window)) / sum(n)
 
 One comparison says little. The newest few are tested together: if r lies above zero by a one-sided t
 test, the cold window is better, and its result is flagged.
+
+**With a challenger** (`pair_squares`). Each suite has squares of O-A in units of the observation error
+that the champion assumes, for a challenger may assume another. Values of the hours since the cycle
+before count: none counts twice.
 """
 
 from collections.abc import Sequence
@@ -27,9 +31,11 @@ from scipy import stats
 from model.domain.errors import AppaError, StorageError
 from worker.contract.jobs import COMPARED_WITH
 from worker.contract.layout import Layout
+from worker.contract.suites import CHALLENGES, PairedSquares
 from worker.results.manifest import read_manifest
 from worker.results.outputs.product import Product
 from worker.results.store import result_store
+from worker.results.verification.paired import CHALLENGE
 from worker.results.verification.report import Row, series_table
 from worker.results.verification.series import (
     ALL,
@@ -43,9 +49,11 @@ from worker.results.verification.series import (
 __all__ = [
     "Comparison",
     "RATIO",
+    "challenged",
     "compare",
     "compared",
     "is_worse",
+    "pair_squares",
     "read_feedback",
     "withheld_values",
 ]
@@ -59,7 +67,7 @@ LEAST_COMPARISONS, MOST_COMPARISONS = 3, 7
 LOOK_BACK = timedelta(days=31)
 SIGNIFICANCE = 0.05
 _COLUMNS = ["batch_id", "observation_id", "report_type", "variable", "time"]
-_DEPARTURE = "analysis_departure"
+_DEPARTURE, _ERROR = "analysis_departure", "obs_error"
 
 log = structlog.get_logger()
 
@@ -217,3 +225,64 @@ def _earlier(layout: Layout, before: datetime) -> list[float]:
     table = read_series(layout, entries, SeriesFilter(statistics=[RATIO]))
     values: list[float] = table["value"].to_pylist()
     return values
+
+
+def pair_squares(
+    champion: pa.Table, challenger: pa.Table, end: datetime, hours: int
+) -> list[PairedSquares]:
+    """Return the squared errors of two analyses at the values that were withheld from both.
+
+    Arguments:
+        champion: Its feedback, a table of `FEEDBACK_SCHEMA`; its observation errors are the unit.
+        challenger: The feedback of the other.
+        end: Time of both analyses (UTC).
+        hours: From one cycle to the next; older values were looked at before.
+
+    Returns:
+        One entry for each network and variable; empty if they share no value.
+    """
+    ours = withheld_values(challenger, end, hours)[["batch_id", "observation_id", _DEPARTURE]]
+    both = withheld_values(champion, end, hours, [_ERROR]).merge(
+        ours, on=["batch_id", "observation_id"], suffixes=("", "_challenger")
+    )
+    both = both[both[_ERROR] > 0]
+    found = []
+    for (network, variable), pairs in both.groupby(["report_type", "variable"], observed=True):
+        sums = [
+            float(((pairs[name].astype(float) / pairs[_ERROR]) ** 2).sum())
+            for name in (_DEPARTURE, f"{_DEPARTURE}_challenger")
+        ]
+        found.append(
+            PairedSquares(
+                network=str(network),
+                variable=str(variable),
+                count=len(pairs),
+                champion=sums[0],
+                challenger=sums[1],
+            )
+        )
+    return found
+
+
+def challenged(product: Product, layout: Layout) -> Product:
+    """Return the result of a challenger with its errors paired with those of the champion.
+
+    An analysis is not lost because it cannot be compared: the log then says why.
+
+    Arguments:
+        product: A verified job with a window of observations.
+        layout: Where the analysis of the champion is.
+    """
+    about = product.job.cycle.get(CHALLENGES)
+    if about is None:
+        return product
+    name, end = about["analysis_id"], product.reference_time
+    try:
+        champion = read_feedback(layout, name, [_ERROR])
+    except AppaError as error:
+        log.warning("not compared with the champion", id=product.job.id, reason=error.message)
+        return product
+    pairs = pair_squares(champion, product.feedback, end, about["hours"])
+    lines = [pair.model_dump() for pair in pairs]
+    found = {"analysis_id": name, "hours": about["hours"], "errors": lines}
+    return replace(product, scores={**product.scores, CHALLENGE: found})
