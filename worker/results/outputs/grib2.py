@@ -4,8 +4,8 @@ Codes are those of the WMO alone, no centre's own, so that every reader knows th
 is the sum of the hour before the valid time: in an analysis its reference time is an hour earlier.
 
 Messages go hour by hour with the same fields in the same order, as CDO reads files of several hours in
-no other. Packing is complex with spatial differences (template 5.3): what NCEP publishes in, read by GDAL
-and so by QGIS, which has no CCSDS (5.42), and smaller than that.
+no other. Packing is simple (template 5.0), which every reader has: GDAL, and so QGIS, lacks CCSDS (5.42),
+and ecCodes loses digits of fields with a small range in complex packing (5.3).
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ __all__ = ["Message", "messages", "write_product"]
 
 TABLES = 28
 BITS = 16
-PACKING = "grid_complex_spatial_differencing"
+PACKING = "grid_simple"
 MISSING = 9.999e20
 UNKNOWN_CENTRE = 255
 WATER = 1000.0
@@ -152,6 +152,7 @@ def _encode(message: Message, sample: str, stream: BinaryIO) -> None:
     try:
         for key, value in message.keys.items():
             eccodes.codes_set(handle, key, value)
+        eccodes.codes_set(handle, "packingType", PACKING)
         eccodes.codes_set(handle, "bitsPerValue", BITS)
         missing = np.isnan(message.values)
         if missing.any():
@@ -159,8 +160,6 @@ def _encode(message: Message, sample: str, stream: BinaryIO) -> None:
             eccodes.codes_set(handle, "missingValue", MISSING)
         values = np.where(missing, MISSING, message.values.astype(np.float64))
         eccodes.codes_set_values(handle, values.ravel())
-        # The sample's field is constant, which ecCodes packs in no other way.
-        eccodes.codes_set(handle, "packingType", PACKING)
         eccodes.codes_write(handle, stream)
     finally:
         eccodes.codes_release(handle)
