@@ -45,7 +45,9 @@ def day() -> Day:
     ]
     clock = Clock(scenario.start, 1.7e9, 60.0)
     lag = timedelta(minutes=12)
-    return Day(scenario, case.plan, case.contents, evidence, timings, clock, lag, 900.0, Path("data"))
+    return Day(
+        scenario, case.plan, case.contents, evidence, timings, clock, lag, 900.0, Path("data")
+    )
 
 
 def shown(table) -> str:
