@@ -51,7 +51,7 @@ SEA_SURFACE = 290.0
 
 
 @dataclass
-class World:
+class BaselineWorld:
     """A store with its statistics and a linear code of its states."""
 
     store: StateStore
@@ -96,7 +96,7 @@ def prepare(store, train, components):
     pca = fit_patch_pca(standardised, (PATCH, PATCH), weights)
     static = {name: value.astype(float) for name, value in store.static().items()}
     statics = Statics(static.get("orography"), static.get("land_sea_mask"))
-    world = World(store, statistics, pca, components, statics)
+    world = BaselineWorld(store, statistics, pca, components, statics)
     states = torch.from_numpy(sample)
     residual = reconstruction_residual(states, world.decode(world.encode(states)))
     world.statics = replace(statics, residual=residual.double().numpy(), typical=statistics.mean)

@@ -58,7 +58,7 @@ CARD = {"float32": 60.0, "bfloat16": 500.0, "bytes": 2500.0}
 
 
 @dataclass(frozen=True)
-class Row:
+class CostRow:
     """One line of the table.
 
     Attributes:
@@ -194,7 +194,7 @@ def columns_of(
     return used, where.reshape(-1, 4)
 
 
-class GridPoints:
+class AveragedPoints:
     """Values that are the mean of four grid points of one state each, of the first hours.
 
     Arguments:
@@ -221,7 +221,7 @@ class GridPoints:
         return len(self.values)
 
     @property
-    def operator(self) -> "GridPoints":
+    def operator(self) -> "AveragedPoints":
         return self
 
     def observe(self, values: Tensor) -> Tensor:
@@ -323,7 +323,7 @@ class Cost:
 
 
 def evaluate(
-    model: Released, seen: GridPoints, budget: int, iterations: int
+    model: Released, seen: AveragedPoints, budget: int, iterations: int
 ) -> tuple[Storages, Chunks]:
     """Return what an MMPS evaluation with recycled solution, its most expensive form, counts."""
     with FAKE:
@@ -392,7 +392,7 @@ def kept_per_state(model: Released) -> int:
 def costs(precision: Precision, most: int, budget: int, iterations: int) -> dict[int, Cost]:
     """Return the cost of evaluations with 1 to `most` observed hours."""
     model = Released(precision)
-    seen = GridPoints([columns(0, model.shape)], model.shape)
+    seen = AveragedPoints([columns(0, model.shape)], model.shape)
     first, chunks = evaluate(model, seen, budget, iterations)
     weights = sum(t.numel() * t.element_size() for t in model.weights)
     products = iterations + 1
@@ -412,7 +412,7 @@ def costs(precision: Precision, most: int, budget: int, iterations: int) -> dict
     return found
 
 
-def table(arguments: argparse.Namespace) -> list[Row]:
+def table(arguments: argparse.Namespace) -> list[CostRow]:
     """Return all lines."""
     rows = []
     latents = 2 * 24 * int(np.prod(CONFIGS["released"][0].latent_shape)) * 4
@@ -431,7 +431,7 @@ def table(arguments: argparse.Namespace) -> list[Row]:
                 work.operations - work.decoder,
             )
             rows += [
-                Row(
+                CostRow(
                     precision,
                     members,
                     hours,

@@ -37,7 +37,7 @@ from worker.contract.logs import configure_logs
 from worker.loaded_models import LoadedModel, LoadedModels, choose_device, open_models
 from worker.pipeline.parts import PartInputs
 from worker.settings import WorkerSettings
-from worker.solver import Draw, Solver, Split
+from worker.solver import Draw, MemberSplit, Solver
 
 __all__ = ["RankGroup", "RanksLost", "SharedBlankets"]
 
@@ -166,7 +166,7 @@ class RankGroup:
         inputs: PartInputs,
         *,
         minimal_batches: bool,
-    ) -> Split | None:
+    ) -> MemberSplit | None:
         """Return how all ranks draw a job; None where they cannot share its window.
 
         Arguments:

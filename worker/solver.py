@@ -30,7 +30,7 @@ from model.operators.observation_set import ObservationSet
 from model.samplers.sampling import SAMPLERS
 from worker.contract.kinds import SpecBase
 
-__all__ = ["Analysis", "Background", "Draw", "Solver", "Split", "pairs_info"]
+__all__ = ["Analysis", "Background", "Draw", "Solver", "MemberSplit", "pairs_info"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ class Draw(Protocol):
         """Return the trajectory of members by their numbers; options are those of `assimilate`."""
 
 
-class Split(Protocol):
+class MemberSplit(Protocol):
     """Has the members of an analysis drawn in parts, here or elsewhere."""
 
     @property
@@ -195,7 +195,7 @@ class Solver:
         plan: WindowPlan,
         observations: ObservationSet,
         background: Background,
-        split: Split | None = None,
+        split: MemberSplit | None = None,
     ) -> Analysis:
         """Return the analysis of the job, or its forecast when states are tied.
 

@@ -48,7 +48,7 @@ from worker.cycling.policy import read_policy
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from worker.results.verification.comparison import Comparison
+    from worker.results.verification.comparison import ColdWindowComparison
 
 _REMARK = 31
 """Columns of a remark: those of the id of an analysis."""
@@ -362,7 +362,7 @@ def deny(
         out.print(f"estimate of the cycle: it took {100 * estimate:.1f} % of their squares away")
 
 
-def _denied(found: "Comparison", title: str) -> Table:
+def _denied(found: "ColdWindowComparison", title: str) -> Table:
     table = Table("network", "variable", "values", "error", "without", title=title)
     for line in found.errors:
         numbers = (str(line.count), f"{line.cycle:.4g}", f"{line.cold:.4g}")

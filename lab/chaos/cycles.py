@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from lab.chaos.content import NOON
-from lab.chaos.plan import Plan
+from lab.chaos.plan import ChaosPlan
 from model.domain.windows import HOUR
 from worker.contract.clock import Clock
 from worker.contract.cycles import CYCLE_DONE, Flavour, cycle_key
@@ -82,7 +82,7 @@ class CycledResult:
         return "may be missing" in self.remark
 
 
-def fast_clock(plan: Plan) -> Clock:
+def fast_clock(plan: ChaosPlan) -> Clock:
     """Return the clock of an exercise that is about to start."""
     return Clock(NOON, time.time() + _LEAD_SECONDS, plan.speed)
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from appa_client import AppaClient, JobEvent
 from deploy.local import LocalStack, StackOptions
-from lab.demo.world import Errors, Scorer, World, channel_fields, observation_files
+from lab.demo.world import Scorer, StateErrors, World, channel_fields, observation_files
 from lab.pictures import (
     curve,
     heading,
@@ -82,8 +82,8 @@ class DemoResult:
         fields: Mean analyses (C, Y, X) by valid time, for the picture.
     """
 
-    analyses: list[tuple[datetime, dict[str, Errors]]] = field(default_factory=list)
-    forecasts: list[tuple[int, dict[str, Errors]]] = field(default_factory=list)
+    analyses: list[tuple[datetime, dict[str, StateErrors]]] = field(default_factory=list)
+    forecasts: list[tuple[int, dict[str, StateErrors]]] = field(default_factory=list)
     reports: dict[datetime, int] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     fields: dict[datetime, np.ndarray] = field(default_factory=dict)

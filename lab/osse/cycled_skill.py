@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from lab.osse.cases import ReadTruth
-from lab.osse.cycling import Chain
+from lab.osse.cycling import AnalysisChain
 from lab.osse.network import Network
 from lab.osse.scores import standardised_rmse
 from lab.osse.summary import channel_groups
@@ -120,7 +120,7 @@ def score_cycles(
     known = model.card.background
     step = 1 if known is None else known.hours
     total = max(round(24 * asked.days) // step, 1) * step
-    chain = Chain(
+    chain = AnalysisChain(
         model,
         truth_at,
         around_forecast(model),

@@ -15,8 +15,8 @@ import torch
 
 from deploy.local import StackOptions
 from lab.rehearsal import evidence as collect
-from lab.rehearsal.content import Content
-from lab.rehearsal.driver import Driver, Pace, RehearsalStack, Report
+from lab.rehearsal.content import DeliveryContent
+from lab.rehearsal.driver import Driver, RehearsalPace, RehearsalStack, Report
 from lab.rehearsal.evidence import Evidence
 from lab.rehearsal.scenario import Scenario, Shipment, delivery_plan
 from lab.rehearsal.sender import ReportSender
@@ -161,7 +161,7 @@ class Day:
 
     scenario: Scenario
     plan: Sequence[Shipment]
-    contents: Mapping[str, Content]
+    contents: Mapping[str, DeliveryContent]
     evidence: Evidence
     timings: Sequence[CycleTiming]
     clock: Clock
@@ -170,7 +170,7 @@ class Day:
 
 
 def run_day(
-    scenario: Scenario, folder: Path, pace: Pace, report: Report = lambda line: None
+    scenario: Scenario, folder: Path, pace: RehearsalPace, report: Report = lambda line: None
 ) -> Day:
     """Runs the scenario in an empty folder.
 
@@ -225,7 +225,7 @@ def _collect(
     driver: Driver,
     source: ReportSource,
     plan: Sequence[Shipment],
-    contents: Mapping[str, Content],
+    contents: Mapping[str, DeliveryContent],
     layout: Layout,
     seconds: float,
 ) -> Day:

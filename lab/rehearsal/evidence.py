@@ -33,7 +33,7 @@ __all__ = [
     "CycleEvidence",
     "ErrorOf",
     "Evidence",
-    "Sending",
+    "DeliveryRecord",
     "Standstill",
     "analyses",
     "climatology",
@@ -46,7 +46,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Sending:
+class DeliveryRecord:
     """What a sender wrote down about a delivery; all times by the operational clock.
 
     Attributes:
@@ -170,7 +170,7 @@ class Evidence:
 
     analyses: tuple[AnalysisEvidence, ...]
     cycles: Mapping[str, CycleEvidence]
-    sendings: tuple[Sending, ...]
+    sendings: tuple[DeliveryRecord, ...]
     stored: Mapping[str, int] = field(default_factory=dict)
     taken_in: Mapping[str, datetime] = field(default_factory=dict)
     standstill: Standstill | None = None

@@ -12,7 +12,7 @@ from typing import Literal
 
 from model.domain.errors import InvalidInput
 
-__all__ = ["FieldRequest", "Statistic", "View", "parse_statistic"]
+__all__ = ["FieldRequest", "Statistic", "MapView", "parse_statistic"]
 
 StatisticKind = Literal["mean", "spread", "member", "increment", "difference", "probability"]
 
@@ -83,7 +83,7 @@ def parse_statistic(
 
 
 @dataclass(frozen=True)
-class View:
+class MapView:
     """Where and how finely a field is shown.
 
     Attributes:

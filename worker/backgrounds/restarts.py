@@ -26,7 +26,7 @@ from worker.results.manifest import AnalysisManifest
 from worker.results.store import result_store
 
 __all__ = [
-    "Chain",
+    "RestartRanking",
     "PublishedStates",
     "RESTART_NAME",
     "Restart",
@@ -123,7 +123,7 @@ class PublishedStates:
 
 
 @dataclass(frozen=True)
-class Chain:
+class RestartRanking:
     """Which results a cycle may go on from: those of its own suite before all others.
 
     A challenger goes on from its own results alone, but for those of the champion from before its
@@ -159,7 +159,7 @@ def find_restart(
     max_age: timedelta,
     *,
     analysis_id: str | None = None,
-    chain: Chain | None = None,
+    chain: RestartRanking | None = None,
 ) -> PublishedStates | None:
     """Return the newest result up to `at`, its highest revision, that `model` can continue.
 

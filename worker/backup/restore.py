@@ -40,7 +40,7 @@ from worker.results.store import result_store
 from worker.scheduler import Reconciler
 
 __all__ = [
-    "Check",
+    "BackupCheck",
     "NotEmpty",
     "Recovered",
     "Restored",
@@ -201,7 +201,7 @@ def _put_file(source: Path, layout: Layout, name: str) -> str:
 
 
 @dataclass
-class Check:
+class BackupCheck:
     """What a backup names, and what of it is not there.
 
     Attributes:
@@ -221,7 +221,7 @@ class Check:
 
 def check_installation(
     folder: Path, layout: Layout, stores: Stores, *, digests: bool = False
-) -> Check:
+) -> BackupCheck:
     """Compare what is in a data folder with what a backup and the records name.
 
     Results: each that the backup lists has a manifest, whose files have the size,
@@ -234,7 +234,7 @@ def check_installation(
         stores: The records, as restored.
         digests: Whether all bytes of results are read.
     """
-    found = Check()
+    found = BackupCheck()
     listed = (folder / RESULTS).read_text().split()
     result_store(layout).refresh(now=True)
     for name in listed:
@@ -245,7 +245,7 @@ def check_installation(
     return found
 
 
-def _check_result(found: Check, layout: Layout, name: str, *, digests: bool) -> None:
+def _check_result(found: BackupCheck, layout: Layout, name: str, *, digests: bool) -> None:
     found.results += 1
     try:
         manifest = read_manifest(layout, name)
@@ -262,7 +262,7 @@ def _check_result(found: Check, layout: Layout, name: str, *, digests: bool) -> 
             found.missing[name] = f"{entry.name}: its SHA-256 is not that of the manifest"
 
 
-def _check_uploads(found: Check, layout: Layout, stores: Stores) -> None:
+def _check_uploads(found: BackupCheck, layout: Layout, stores: Stores) -> None:
     uploads = upload_store(layout)
     stored = set(ObservationStore.of(layout).files.batches())
     for state in (BatchState.RECEIVED, BatchState.INGESTING):

@@ -31,7 +31,7 @@ from worker.backgrounds.load import (
     load_background,
     read_first_guess,
 )
-from worker.backgrounds.restarts import Chain, PublishedStates, find_restart
+from worker.backgrounds.restarts import PublishedStates, RestartRanking, find_restart
 from worker.contract import clock, traces
 from worker.contract.jobs import JobRecord, Phase
 from worker.contract.kinds import SpecBase
@@ -54,7 +54,7 @@ from worker.pipeline.results import (
 )
 from worker.results.manifest import AnalysisManifest
 from worker.results.publication import write_manifest
-from worker.solver import Solver, Split
+from worker.solver import MemberSplit, Solver
 
 __all__ = [
     "JobInputs",
@@ -135,14 +135,14 @@ def _continued(job: JobRecord, layout: Layout, loaded: LoadedModel) -> Published
     )
 
 
-def _chain(job: JobRecord) -> Chain | None:
+def _chain(job: JobRecord) -> RestartRanking | None:
     """Return the chain of analyses that a job of the cycles belongs to; None of any other."""
     if not job.flavour:
         return None
     suite = suite_of(job.cycle)
     branched = job.cycle.get(CHALLENGES, {}).get("branched")
     first = datetime.fromisoformat(branched) if branched else None
-    return Chain(suite.id if suite else "", job.flavour == CHALLENGER, first)
+    return RestartRanking(suite.id if suite else "", job.flavour == CHALLENGER, first)
 
 
 log = structlog.get_logger()
@@ -212,7 +212,7 @@ def assimilate_window(
     log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))
 
     progress.phase(Phase.SAMPLING)
-    split: Split | None = Consecutive(inputs.parts) if inputs.parts else None
+    split: MemberSplit | None = Consecutive(inputs.parts) if inputs.parts else None
     if splitter is not None and not inputs.parts:
         given = PartInputs(plan, checked.observations, background, checked.feedback, past)
         split = splitter(loaded, given, minimal_batches=inputs.minimal_batches)

@@ -25,8 +25,8 @@ from worker.observations.bias import (
     BIAS_CHECK,
     LAYERS,
     BiasState,
-    Layer,
     LayerPredictors,
+    ThicknessLayer,
     correct,
     rows_with_layers,
     update,
@@ -261,7 +261,7 @@ class BackgroundLayers:
         }
 
 
-def _thickness_rows(at: pa.Table, layer: Layer) -> pa.Table:
+def _thickness_rows(at: pa.Table, layer: ThicknessLayer) -> pa.Table:
     """Return the rows as if they observed the thickness of a layer, with any value."""
     new: dict[str, Any] = {
         "variable": pa.array(["geopotential_thickness"] * len(at)),

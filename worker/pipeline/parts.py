@@ -38,7 +38,7 @@ from worker.lease import ProgressReporter
 from worker.loaded_models import LoadedModel
 from worker.observations.columns import not_rejected
 from worker.pipeline.departures import monitored_set
-from worker.solver import Background, Draw, Split
+from worker.solver import Background, Draw, MemberSplit
 
 __all__ = [
     "Consecutive",
@@ -180,7 +180,7 @@ class Splitter(Protocol):
 
     def __call__(
         self, loaded: LoadedModel, inputs: PartInputs, *, minimal_batches: bool
-    ) -> Split | None:
+    ) -> MemberSplit | None:
         """Return how; None to draw all members at once."""
 
 

@@ -131,12 +131,12 @@ def _blocks(content: str, context: DecodeContext) -> Iterator[Block]:
     template = Template(_expanded(codes))
     header = Header(0, 0, 0, 0, 0, int(category.group(1)), 255, _VERSION, 0, 1, False, codes, 0, 0)
     checked = re.search(r"\bE\s*$", head) is not None
-    reader = _Reader(body.partition("++")[0], template, checked)
+    reader = _CrexReader(body.partition("++")[0], template, checked)
     while reader.left():
         yield reader.block(header, context)
 
 
-class _Reader:
+class _CrexReader:
     """Reads the values of reports one after another; `+` stands between reports."""
 
     def __init__(self, body: str, template: Template, checked: bool) -> None:

@@ -33,7 +33,7 @@ from worker.observations.store.commits import (
     hour_of_log,
     log_of,
 )
-from worker.observations.store.places import Place, place_of
+from worker.observations.store.places import StorePlace, place_of
 
 __all__ = [
     "BatchManifest",
@@ -177,7 +177,7 @@ class StoreFiles:
         return cls(layout.observations_url, folder, layout.observations_cache_bytes)
 
     @property
-    def place(self) -> Place:
+    def place(self) -> StorePlace:
         """Return where the files lie."""
         return place_of(self.url, self.cache, self.cache_bytes)
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from worker.observations.decoders.bufr.layout import ReportLayout
 
-__all__ = ["Usage", "what_it_holds"]
+__all__ = ["ElementUsage", "what_it_holds"]
 
 
-class Usage:
+class ElementUsage:
     """Which elements of a block, shape (N, E), were used.
 
     Arguments:
