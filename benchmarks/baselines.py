@@ -72,7 +72,7 @@ class BaselineWorld:
         return (code / self.pca.variance[: self.components].sqrt()).permute(0, 3, 1, 2)
 
     def decode(self, latents):
-        """The reverse."""
+        """Return the physical states (N, C, Y, X) of whitened components (N, c, h, w)."""
         scale = self.pca.variance[: self.components].sqrt()[:, None, None]
         z = torch.einsum("nchw,cd->nhwd", latents * scale, self.pca.components[: self.components])
         z = z + self.pca.mean

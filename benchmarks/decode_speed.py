@@ -50,7 +50,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class DecodeTiming:
-    """One reader on one file."""
+    """Time and peak memory of one reader on one file, with what it read."""
 
     case: str
     reader: str

@@ -147,12 +147,12 @@ class PairTiming:
 
     @property
     def speedup(self) -> float:
-        """On the clock."""
+        """Ratio of the wall-clock time of one process to that of two."""
         return self.seconds[0] / self.seconds[1]
 
     @property
     def processor_speedup(self) -> float:
-        """By processor time: what a machine with nothing else to do would come near."""
+        """Likewise of processor time: the bound for a machine with nothing else to do."""
         return self.processor_seconds[0] / self.processor_seconds[1]
 
 
@@ -248,7 +248,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Measure the speedup of two processes, compute the scaling, and print both tables."""
     asked = _arguments()
     works = [
         Work("members", asked.members, 1, asked.steps, not asked.unobserved),

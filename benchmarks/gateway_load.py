@@ -38,7 +38,7 @@ JOB = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z", "members": 2}
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Median and tail in milliseconds."""
+    """Return the median, the 99th percentile and the maximum of durations, in milliseconds."""
     ordered = sorted(seconds)
     p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
     return {
@@ -49,7 +49,7 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """Return the number of a local TCP port on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -195,7 +195,7 @@ def report_worker(stores: Stores) -> None:
 async def measure(
     options: argparse.Namespace, port: int, stores: Stores, process: psutil.Process
 ) -> dict:
-    """All lines of the table."""
+    """Measure requests, uploads and event streams; return the figures by line of the table."""
     url = f"http://127.0.0.1:{port}"
     report_worker(stores)
     job_id = httpx.post(f"{url}/v1/jobs", json=JOB).json()["id"]
@@ -228,7 +228,7 @@ async def measure(
 
 
 def main() -> None:
-    """Starts, measures, stops, prints."""
+    """Start a gateway with its stores, measure it, stop both and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--clients", type=int, default=16)

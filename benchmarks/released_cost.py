@@ -254,7 +254,7 @@ class Released:
 
     @property
     def weights(self) -> list[Tensor]:
-        """All parameters and buffers."""
+        """Parameters and buffers of both networks, to count their memory."""
         modules = (self.autoencoder, self.denoise)
         return [t for m in modules for t in (*m.parameters(), *m.buffers())]
 
@@ -269,7 +269,7 @@ class Released:
         return states.to(latents.dtype) * 2.0 + 1.0
 
     def read(self, points: DecodedPoints, latents: Tensor) -> Tensor:
-        """Like `LatentModel`'s reading of points."""
+        """Return decoded values at points (*, N), as `LatentModel` reads them: scaled and in float32."""
         with reduced_precision(latents.device, self.precision):
             values = points(latents)
         return values.to(latents.dtype) * 2.0 + 1.0
@@ -413,7 +413,7 @@ def costs(precision: Precision, most: int, budget: int, iterations: int) -> dict
 
 
 def table(arguments: argparse.Namespace) -> list[CostRow]:
-    """Return all lines."""
+    """Return the cost of an evaluation for each precision, number of hours and of members."""
     rows = []
     latents = 2 * 24 * int(np.prod(CONFIGS["released"][0].latent_shape)) * 4
     for precision in arguments.precision:
@@ -453,7 +453,7 @@ def table(arguments: argparse.Namespace) -> list[CostRow]:
 
 
 def main() -> None:
-    """Compute and print."""
+    """Compute what the command line asks for, and print it as a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])

@@ -60,11 +60,11 @@ class _SavedBytes:
 
     @property
     def total(self) -> int:
-        """Bytes of all storages seen."""
+        """Total size of the storages counted so far, in bytes."""
         return sum(self._storages.values())
 
     def add(self, tensor: Tensor) -> None:
-        """Count a tensor's storage once."""
+        """Add the size of a tensor's storage; one that was counted already is not added again."""
         storage = tensor.untyped_storage()
         self._storages[storage._cdata] = storage.nbytes()
         self.device = tensor.device

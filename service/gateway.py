@@ -163,7 +163,7 @@ class Gateway:
 
     @property
     def intake(self) -> Intake:
-        """Return where accepted uploads go."""
+        """Return the layout, stores and sender that take an accepted upload."""
         return Intake(self.layout, self.stores, self.sender)
 
     @property

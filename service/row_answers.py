@@ -54,7 +54,7 @@ class RowBudget:
             return True
 
     def release(self, holder: int) -> None:
-        """Forget what an answer held."""
+        """Release the memory that an answer holds in the budget."""
         with self._lock:
             self._held.pop(holder, None)
 
@@ -90,7 +90,7 @@ class HeldRows:
         self._size = size
 
     def release(self) -> None:
-        """Give the share back."""
+        """Release this answer's share of the budget."""
         self._budget.release(id(self))
 
     def __del__(self) -> None:

@@ -139,7 +139,7 @@ class RankGroup:
 
     @property
     def whole(self) -> bool:
-        """Whether all ranks run."""
+        """Whether the processes of all other ranks exist and run."""
         return bool(self._others) and all(other.poll() is None for other in self._others)
 
     def tell(self, about: dict[str, Any]) -> None:

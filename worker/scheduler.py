@@ -97,7 +97,7 @@ class Reconciler:
 
     @property
     def uploads(self) -> UploadStore:
-        """Return where uploads are kept."""
+        """Return the store of uploads that the layout names: a folder or a bucket."""
         return upload_store(self.layout)
 
     def tick(self) -> int:

@@ -100,7 +100,7 @@ class Analysis:
 
 
 class Draw(Protocol):
-    """Draws members of an analysis."""
+    """Draw members of an analysis by their numbers; see `Solver.analysis`."""
 
     def __call__(self, members: range, **options: Any) -> Trajectory:
         """Return the trajectory of members by their numbers; options are those of `assimilate`."""

@@ -32,7 +32,7 @@ _FORKING = ("ingest", "ingest-large", "model")
 
 
 class Harm(StrEnum):
-    """What goes wrong."""
+    """Kinds of fault that an exercise injects."""
 
     KILL = "kill"
     """SIGKILL for the process of a part, and by `whole` for all it started."""

@@ -76,7 +76,7 @@ class DamagedBatches:
         self._thread = threading.Thread(target=self._work, name="damaged", daemon=True)
 
     def start(self) -> None:
-        """Begin to decode."""
+        """Start the thread that decodes damaged uploads."""
         self._thread.start()
 
     def finish(self, unsent: Sequence[PlannedUpload]) -> None:

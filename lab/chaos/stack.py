@@ -75,7 +75,7 @@ class Harmed:
     counts: dict[Harm, int] = field(default_factory=dict)
 
     def add(self, harm: Harm) -> None:
-        """Count one."""
+        """Count one more fault of this kind."""
         self.counts[harm] = self.counts.get(harm, 0) + 1
 
     @property
@@ -278,7 +278,7 @@ class ChaosStack:
             entry[1]()
 
     def heal(self) -> None:
-        """End all harm that lasts."""
+        """Undo all lasting faults, the newest first."""
         while self._undo:
             self._undo.pop()[1]()
 

@@ -145,7 +145,7 @@ class Traffic:
         self._threads = [*senders, *others]
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start the clock of the exercise and the threads that send uploads and jobs."""
         self._began = time.monotonic()
         for thread in self._threads:
             thread.start()

@@ -81,7 +81,7 @@ class NcepTables:
             self.table[name] = (int(code), int(scale), int(reference), int(width), units)
 
     def definitions(self, when: Sequence[int]) -> bytes:
-        """Return the message of tables."""
+        """Return the BUFR message with the tables A, B and D that the other messages need."""
         bits = _BitWriter()
         kinds = [name for name in self.numbers if name.isupper() and self._is_kind(name)]
         bits.put(len(kinds), 8)

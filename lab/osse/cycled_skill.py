@@ -203,7 +203,7 @@ def spread_ratio(model: LatentModel, analysis: Trajectory, truth: Tensor) -> Ten
 
 
 class Forecasts(Protocol):
-    """What settings say of forecasts."""
+    """The settings that forecasts read; those of skill and of cycled skill both have them."""
 
     @property
     def past(self) -> int:
@@ -211,11 +211,11 @@ class Forecasts(Protocol):
 
     @property
     def members(self) -> int:
-        """Size of the ensemble."""
+        """Number of members of the ensemble."""
 
     @property
     def seed(self) -> int:
-        """Of the members."""
+        """Seed of the random numbers from which members are drawn."""
 
     @property
     def settings(self) -> AssimilationSettings | None:

@@ -99,7 +99,7 @@ class AnalysisChain:
         return done
 
     def cycles(self, count: int) -> Iterator[SimulatedCycle]:
-        """Continue `count` times."""
+        """Yield `count` cycles, each continued from the one before."""
         for _ in range(count):
             yield self._cycle()
 

@@ -319,6 +319,6 @@ class MatrixOptimiser:
         return {str(i): part.state_dict() for i, part in enumerate(self.parts)}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the states of all parts as `state_dict` returned them."""
         for i, part in enumerate(self.parts):
             part.load_state_dict(states[str(i)])

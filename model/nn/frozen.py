@@ -187,7 +187,7 @@ class FrozenBlock:
         return x
 
     def outside(self, g: Tensor) -> Tensor:
-        """Return the adjoint of `inside`."""
+        """Apply the adjoint of `inside` to a gradient; it has the shape of the output."""
         return g
 
     def keeps_hidden(self, x: Tensor) -> bool:

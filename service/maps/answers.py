@@ -65,7 +65,7 @@ class GridInfo(MapAnswer):
 
 
 class FieldInfo(MapAnswer):
-    """What a field is."""
+    """Metadata of a field: its result, quantity, level, time, members and units."""
 
     result: str = Field(description="Id of the result.")
     kind: str = Field(description="Kind of the result.")
@@ -96,7 +96,7 @@ class FieldInfo(MapAnswer):
 
 
 class FieldValues(FieldInfo):
-    """A field as JSON."""
+    """A field with metadata and values, as JSON."""
 
     values: list[list[float | None]] = Field(description="Row by row from the top.")
 

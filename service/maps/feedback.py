@@ -122,7 +122,7 @@ class FeedbackRow(MapAnswer):
 
 
 class FeedbackPoints(FeedbackInfo):
-    """The rows themselves, as JSON."""
+    """Feedback rows with their counts and metadata, as JSON."""
 
     rows: list[FeedbackRow] = Field(description="All that the feedback says of each.")
 

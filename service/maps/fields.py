@@ -89,7 +89,7 @@ class MapField:
 
     @property
     def shown(self) -> Display:
-        """Return how people read it."""
+        """Return the units in which people read the field; its own units where none are set."""
         return self.display or Display(self.units)
 
 

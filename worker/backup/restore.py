@@ -314,7 +314,7 @@ class Recovered:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing was left out."""
+        """Whether all entries were restored: none was unreadable, unusable or too young."""
         return not (self.unreadable or self.unusable or self.young)
 
 

@@ -46,7 +46,7 @@ class Intake:
 
     @property
     def uploads(self) -> UploadStore:
-        """Return where uploads are kept."""
+        """Return the store of uploads that the layout names: a folder or a bucket."""
         return upload_store(self.layout)
 
     def accept(

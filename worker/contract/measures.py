@@ -292,7 +292,7 @@ class SharedMeasures(Collector):
         self._stored = stored
 
     def clear(self) -> None:
-        """Forget what was read."""
+        """Clear the cached measures, so that the next reading asks Redis."""
         self._stored = {}
 
     def collect(self) -> Iterator[Metric]:

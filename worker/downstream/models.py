@@ -102,7 +102,7 @@ class Input:
 
     @property
     def name(self) -> str:
-        """`vertical_velocity_500hPa` or `skin_temperature`."""
+        """Name of the field, with its level: `vertical_velocity_500hPa` or `skin_temperature`."""
         return self.quantity.id if self.level is None else f"{self.quantity.id}_{self.level}hPa"
 
 

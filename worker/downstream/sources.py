@@ -36,7 +36,7 @@ MEAN = -1
 
 
 class FieldSource(Protocol):
-    """Something that holds fields."""
+    """Source of fields for an export: an analysis, a forecast, or files of constants."""
 
     name: str
 

@@ -121,7 +121,7 @@ class Backlog:
         self._changing = threading.Lock()  # the transactions of one thread hold up the other
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the connection to the SQLite file."""
         self._db.close()
 
     # -- notifications

@@ -93,7 +93,7 @@ class Integrity(_MessagePart):
 
 
 class InlineContent(_MessagePart):
-    """Small data inside a message."""
+    """Data of a few kilobytes that a message carries inline, encoded."""
 
     encoding: Literal["utf-8", "base64", "gzip"]
     size: int = Field(ge=0, le=INLINE_BYTES)
@@ -153,7 +153,7 @@ _Time = Annotated[AwareDatetime, BeforeValidator(_as_text)]
 
 
 class Properties(_MessagePart):
-    """What was published."""
+    """Properties of a notification: which data were published, when, and their checksum."""
 
     pubtime: _Time
     data_id: str = Field(min_length=1, max_length=1024)
@@ -166,7 +166,7 @@ class Properties(_MessagePart):
 
 
 class Notification(_MessagePart):
-    """One notification message."""
+    """A notification message of WIS2 (WNM), checked."""
 
     id: UUID
     type: Literal["Feature"]

@@ -93,7 +93,7 @@ class FeedProcess:
         self._sources: dict[str, Source] = {}
 
     async def run(self) -> None:
-        """Work until SIGTERM or SIGINT."""
+        """Fetch announced data and announce results until SIGTERM or SIGINT."""
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -205,7 +205,7 @@ _TRIES = 5
 
 @dataclass
 class SourceTrial:
-    """What a trial found.
+    """Result of trying a source once.
 
     Attributes:
         good: Whether the source works as far as could be seen.
@@ -216,7 +216,7 @@ class SourceTrial:
     steps: list[tuple[str, str]] = field(default_factory=list)
 
     def note(self, step: str, found: str) -> None:
-        """Add a step."""
+        """Append a step with what came of it."""
         self.steps.append((step, found))
 
 

@@ -170,7 +170,7 @@ class FileFormat:
     options: type[DecoderOptions] = DecoderOptions
 
     def load(self) -> Callable[..., Any]:
-        """Import the decoder; see `worker.observations.decoders.base.Decoder`."""
+        """Import and return the decoder, a `worker.observations.decoders.base.Decoder`."""
         decoder: Callable[..., Any] = imported(self.decoder)
         return decoder
 

@@ -239,7 +239,7 @@ class SharedMembers:
 
     @property
     def parts(self) -> tuple[range, ...]:
-        """Member numbers of each part."""
+        """Numbers of the members of each part, as the board holds them."""
         return self.board.parts
 
     def __call__(self, draw: Draw) -> tuple[Tensor, Trajectory]:

@@ -46,7 +46,7 @@ class PublishOutcome(StrEnum):
 
 
 class ResultStore(Protocol):
-    """Where results are published."""
+    """Store in which results are published, and from which they are read."""
 
     def prepare(self, staging: Path) -> None:
         """Bring the files of a finished folder where they are to lie, in nobody's sight yet.

@@ -152,7 +152,7 @@ class _CrexReader:
         return self.at < len(self.body)
 
     def block(self, header: Header, context: DecodeContext) -> Block:
-        """Return the next report."""
+        """Read the next report into a block of one row."""
         self.values, self.texts, self.digit = [], {}, 1
         layout = self.template.walk(
             lambda slots: self._count(slots, context.limits.replications), context.limits

@@ -178,7 +178,7 @@ class StoreFiles:
 
     @property
     def place(self) -> StorePlace:
-        """Return where the files lie."""
+        """Return the folder or bucket in which the files lie."""
         return place_of(self.url, self.cache, self.cache_bytes)
 
     def batch_path(self, batch_id: str) -> str:

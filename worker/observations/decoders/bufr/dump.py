@@ -131,7 +131,7 @@ class _Compressed:
         self.texts: dict[int, list[str]] = {}
 
     def part(self, message: bytes) -> MessagePart:
-        """Return all reports."""
+        """Return the layout, values (N, E) and texts of all N reports of a message."""
         self.body = self.header.data(message)
         self.buffer = np.frombuffer(self.body + b"\0" * 16, dtype=np.uint8)
         layout = self.template.walk(self._count, self.limits)

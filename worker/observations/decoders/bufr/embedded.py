@@ -100,7 +100,7 @@ class _Texts:
         return self._next(1)[0]
 
     def text(self, length: int) -> str:
-        """Return a text without padding."""
+        """Read `length` characters and return them without spaces and zeros at the ends."""
         return self._next(length).decode("latin-1").strip(" \0")
 
     def number(self, length: int) -> int:
@@ -224,7 +224,7 @@ class _Expansion:
         self.associated: list[int] = []
 
     def nodes(self, codes: Sequence[int]) -> tuple[Node, ...]:
-        """Return the nodes of descriptors."""
+        """Expand descriptors (FXXYYY) into elements and loops."""
         return tuple(self._walk(list(codes)))
 
     def _walk(self, codes: list[int], depth: int = 0) -> Iterator[Node]:
