@@ -54,7 +54,7 @@ from worker.pipeline.results import (
 )
 from worker.results.manifest import AnalysisManifest
 from worker.results.publication import write_manifest
-from worker.solver import MemberSplit, Solver
+from worker.solver import Background, MemberSplit, Solver
 
 __all__ = [
     "JobInputs",
@@ -189,12 +189,7 @@ def assimilate_window(
 
     progress.phase(Phase.BACKGROUND)
     solver = Solver(model, spec, progress, minimal_batches=inputs.minimal_batches)
-    before = continued(plan, spec, inputs.earlier, model)
-    if before is None:
-        background, seen = load_background(plan, spec, inputs.earlier, solver), None
-    else:
-        background = continued_background(plan, before, solver)
-        seen = already_seen(table, before.manifest)
+    background, seen = _background_of(plan, spec, inputs, solver, table)
     biases = inputs.earlier.restart.biases if inputs.earlier else None
     beside = gather_beside(table, plan, spec.observations, layout, inputs.checks, inputs.batches)
     checked = check_window(
@@ -232,6 +227,19 @@ def assimilate_window(
     with traces.step("write manifest"):
         write_manifest(folder, manifest)
     return manifest
+
+
+def _background_of(
+    plan: WindowPlan, spec: SpecBase, inputs: JobInputs, solver: Solver, table: pa.Table
+) -> tuple[Background, NDArray[np.bool_] | None]:
+    """Return the background of a window, and which rows (N,) the continued analysis has seen.
+
+    The second is None where no analysis is continued: then every row is new.
+    """
+    before = continued(plan, spec, inputs.earlier, solver.model)
+    if before is None:
+        return load_background(plan, spec, inputs.earlier, solver), None
+    return continued_background(plan, before, solver), already_seen(table, before.manifest)
 
 
 def _with_errors_of_suite(table: pa.Table, job: JobRecord, layout: Layout) -> pa.Table:
