@@ -100,6 +100,31 @@ class _Collected:
     seconds: list[float] = field(default_factory=list)
     by_day: list[float] = field(default_factory=list)
 
+    def skill(
+        self,
+        groups: dict[str, list[int]],
+        start: datetime,
+        days: float,
+        *,
+        continued: bool,
+        cold: float,
+    ) -> CycledSkill:
+        """Return the means of what was collected; `groups` holds channel numbers by quantity."""
+        mean = torch.stack(self.errors).mean(0)
+        return CycledSkill(
+            start=start,
+            days=days,
+            continued=continued,
+            filtering=float(mean.mean()),
+            wind=float(mean[groups["wind"]].mean()),
+            humidity=float(mean[groups["humidity"]].mean()),
+            cold=cold,
+            forecast_24h=float(torch.stack(self.forecasts).mean()),
+            spread_over_error=float(np.nanmean(torch.stack(self.ratios).numpy())),
+            cycle_seconds=float(np.median(self.seconds)),
+            by_day=tuple(self.by_day),
+        )
+
 
 def score_cycles(
     model: LatentModel,
@@ -153,20 +178,8 @@ def score_cycles(
     last = start + total * HOUR
     cold = chain.start(last) if continues else analysis  # which then is that very window
     groups = channel_groups(model.channels)
-    mean = torch.stack(found.errors).mean(0)
-    return CycledSkill(
-        start=start,
-        days=asked.days,
-        continued=continues,
-        filtering=float(mean.mean()),
-        wind=float(mean[groups["wind"]].mean()),
-        humidity=float(mean[groups["humidity"]].mean()),
-        cold=float(_error(model, cold, truth_at(last, 1)[0]).mean()),
-        forecast_24h=float(torch.stack(found.forecasts).mean()),
-        spread_over_error=float(np.nanmean(torch.stack(found.ratios).numpy())),
-        cycle_seconds=float(np.median(found.seconds)),
-        by_day=tuple(found.by_day),
-    )
+    cold_error = float(_error(model, cold, truth_at(last, 1)[0]).mean())
+    return found.skill(groups, start, asked.days, continued=continues, cold=cold_error)
 
 
 def _error(model: LatentModel, analysis: Trajectory, truth: Tensor) -> Tensor:

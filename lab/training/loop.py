@@ -91,6 +91,20 @@ class Optimisation(BaseModel):
         share = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
         return self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * share))
 
+    def set_rate(self, optimiser: torch.optim.Optimizer, step: int) -> None:
+        """Set the learning rate of `step`."""
+        for group in optimiser.param_groups:
+            group["lr"] = self.learning_rate * self.rate(step)
+
+    def update(
+        self, module: nn.Module, optimiser: torch.optim.Optimizer, ema: AveragedModel
+    ) -> None:
+        """Step with clipped gradients, forget them, and average the new weights into `ema`."""
+        nn.utils.clip_grad_norm_(module.parameters(), self.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        ema.update_parameters(module)
+
     def autocast(self, device: str) -> AbstractContextManager[None]:
         """Return the context in which the forward pass is computed.
 

@@ -294,8 +294,7 @@ def train_autoencoder(
     batches = prefetched(read, numbers, config.data.ahead)
     total, counted = torch.zeros(2, device=device), 0
     for step in range(first, settings.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * settings.rate(step)
+        settings.set_rate(optimiser, step)
         random = generator(settings.seed, step, rank)
         for part in range(settings.accumulate):
             x = torch.from_numpy(next(batches)).to(device)
@@ -306,11 +305,8 @@ def train_autoencoder(
                 (loss / settings.accumulate).backward()
             squared = loss_of.squared(restored.detach(), x)
             total += torch.stack([squared, loss.detach() - squared]) / settings.accumulate
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        settings.update(model, optimiser, ema)
         counted += 1
-        ema.update_parameters(model)
         if (step + 1) % settings.log_every == 0:
             samples = settings.log_every * settings.batch * settings.accumulate * world
             squared, spectral = total / counted
