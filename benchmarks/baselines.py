@@ -105,7 +105,7 @@ def prepare(store, train, components):
 
 @dataclass
 class Fitted:
-    """What the baselines know of the training period."""
+    """Statistics of the training period from which the baselines are made."""
 
     prior: ZonalGaussianPrior
     climatology: Climatology

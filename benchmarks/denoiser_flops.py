@@ -55,7 +55,7 @@ ATTENTION = {
 
 @dataclass(frozen=True)
 class FlopsRow:
-    """One line of the table.
+    """Measured rate of one computation in one precision.
 
     Attributes:
         work: What ran.

@@ -90,7 +90,7 @@ class GridRows:
 
 @dataclass(frozen=True)
 class Work:
-    """What the processes do together: members of one blanket each, or one member of many."""
+    """Work shared by the processes: several members of one blanket, or one member of many blankets."""
 
     kind: str
     members: int

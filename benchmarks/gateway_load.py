@@ -109,7 +109,7 @@ async def hammer(
 
 
 def large_upload(port: int, size: int, process: psutil.Process) -> dict[str, float]:
-    """One upload over a plain socket; the gateway's memory is looked at on the way."""
+    """Send one upload over a plain socket while sampling the gateway's memory."""
     block = bytes(MB)
     before = peak = process.memory_info().rss
     head = f"POST /v1/observations HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"
@@ -134,7 +134,7 @@ def large_upload(port: int, size: int, process: psutil.Process) -> dict[str, flo
 
 
 async def listen(port: int, job_id: str, told: dict[int, float], delays: list[float]) -> None:
-    """One listener: notes how long after its report each step arrives."""
+    """Listen to one event stream and record the delay from each report to its arrival."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     async for line in reader:
@@ -257,7 +257,7 @@ def main() -> None:
 
 
 def report(lines: dict[str, dict], *, as_json: bool) -> None:
-    """One table: a line each, its figures after it."""
+    """Print a table with one row per line and its figures in columns."""
     if as_json:
         print(json.dumps(lines))
         return

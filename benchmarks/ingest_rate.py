@@ -293,7 +293,7 @@ def measure_hour(folder: Path, uploads: int) -> dict[str, object]:
 
 
 def beside() -> dict[str, object]:
-    """What else runs on this machine."""
+    """Return a note on the load of this machine by other processes."""
     return {
         "cores": os.cpu_count(),
         "load_average": [round(load, 2) for load in os.getloadavg()],

@@ -59,7 +59,7 @@ CARD = {"float32": 60.0, "bfloat16": 500.0, "bytes": 2500.0}
 
 @dataclass(frozen=True)
 class CostRow:
-    """One line of the table.
+    """Computed cost of one configuration.
 
     Attributes:
         precision: Of the products.
@@ -302,7 +302,7 @@ class Count:
 
 @dataclass(frozen=True)
 class HourCost:
-    """Of decoding what is observed in an hour: each product, bytes kept, share of the whole."""
+    """Cost of decoding the observed points of an hour: products, bytes kept, share of the whole."""
 
     value: Count
     pull: Count
@@ -313,7 +313,7 @@ class HourCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one evaluation of one member."""
+    """Cost of one guided evaluation of one member."""
 
     peak: int
     weights: int

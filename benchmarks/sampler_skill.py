@@ -99,7 +99,7 @@ class GaussianProblem:
 
 @dataclass(frozen=True)
 class SkillRow:
-    """One line of the table.
+    """Error, spread and cost of one sampler with one solver.
 
     Attributes:
         mean_error: Root mean square error of the posterior mean over the posterior spread.

@@ -89,7 +89,7 @@ def publish(layout: Layout, rows: int, number: int) -> None:
 
 
 class Viewer:
-    """One who looks: pans, and changes what is shown.
+    """Simulate one viewer, who pans the map and changes the field shown.
 
     Arguments:
         http: The connection.

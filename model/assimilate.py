@@ -305,7 +305,7 @@ class Trajectory:
 
     @property
     def warm_start(self) -> WarmStart:
-        """What the next cycle starts from."""
+        """Latents and times from which the next cycle starts."""
         return WarmStart(self.latents, self.first_time)
 
     @property

@@ -36,7 +36,7 @@ _TEMPORARY = 4.0  # temporaries of a chunk over what its graph keeps
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """How a computation was cut to fit into memory.
+    """Sizes of the pieces in which a computation fitted into memory.
 
     Attributes:
         rows: Blankets evaluated at once; None if nothing limited them.
@@ -165,7 +165,7 @@ class Batching:
 
     @property
     def use(self) -> MemoryUse:
-        """What the work was cut to."""
+        """Sizes of the pieces in which the work was done."""
         states, kept = (None, None) if self.chunks is None else self.chunks.used
         return MemoryUse(self.rows, states, kept, self.retries)
 

@@ -143,7 +143,7 @@ def _start_sweeping(library: Any) -> None:
 
 @dataclass
 class Gateway:
-    """One gateway process. Routes get it by the dependency `GatewayDep`."""
+    """State of one gateway process; routes get it by the dependency `GatewayDep`."""
 
     settings: GatewaySettings
     layout: Layout

@@ -68,7 +68,7 @@ class DiskMetrics:
         )
 
     def set(self, layout: Layout, settings: DiskSettings, figures: RetentionFigures) -> None:
-        """Looks at the disk and at what Redis knows, as far as these can be reached."""
+        """Update the gauges from the disk and from Redis, as far as these can be reached."""
         try:
             state = disk_state(layout, settings)
             self.free.set(state.free)

@@ -60,7 +60,7 @@ class RowBudget:
 
 
 class HeldRows:
-    """What one answer holds. It ends with `release`, or when nobody refers to it any more."""
+    """Share of the budget held by one answer, until `release` or until it is garbage-collected."""
 
     def __init__(self, budget: RowBudget) -> None:
         self._budget = budget

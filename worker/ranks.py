@@ -200,7 +200,7 @@ class SharedBlankets:
 
     @property
     def ranks(self) -> int:
-        """How many ranks share the window."""
+        """Number of ranks that share the window."""
         return self.group.count
 
     def __call__(self, draw: Draw) -> tuple[Tensor, Trajectory]:

@@ -73,7 +73,7 @@ _SHORT = 3
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What the model made of a job.
+    """Analysis of a job: the latents of its members, and how they were drawn.
 
     Attributes:
         latents: Standardised latents of all times of the plan, with shape (M, T, c, h, w).
@@ -107,7 +107,7 @@ class Draw(Protocol):
 
 
 class MemberSplit(Protocol):
-    """Has the members of an analysis drawn in parts, here or elsewhere."""
+    """Draw the members of an analysis in parts, in this process or in others."""
 
     @property
     def parts(self) -> tuple[range, ...]:
@@ -115,7 +115,7 @@ class MemberSplit(Protocol):
 
     @property
     def ranks(self) -> int:
-        """How many processes share the blankets."""
+        """Number of processes that share the blankets."""
 
     def __call__(self, draw: Draw) -> tuple[Tensor, Trajectory]:
         """Return the latents of all members in order, and the trajectory of some of them."""

@@ -96,7 +96,7 @@ def cycle_table(records: list[Cycle]) -> Table:
 
 
 def change_line(record: Cycle) -> str:
-    """What a watcher is told when a cycle has moved."""
+    """Return the line printed when a watched cycle has changed its state."""
     fresh = record.freshness_seconds
     what = {
         CycleState.WAITING: f"cut-off at {short_time(record.cut_off)}",

@@ -59,7 +59,7 @@ def probe(
 
 @dataclass(frozen=True)
 class QueueHealth:
-    """What is to be said of the workers of some queues on one machine.
+    """Health of the workers of some queues on one machine.
 
     Attributes:
         well: Whether one of them is, as far as is known.

@@ -20,7 +20,7 @@ TOLERANCE = 1
 
 @dataclass(frozen=True)
 class BatchFound:
-    """What the system says of an upload.
+    """Record of an upload as the system returns it after the exercise.
 
     Attributes:
         state: A `BatchState`.
@@ -39,7 +39,7 @@ class BatchFound:
 
 @dataclass(frozen=True)
 class JobFound:
-    """What the system says of a job: its `JobState`, its result, its error."""
+    """Record of a job as the system returns it: its `JobState`, result and error."""
 
     state: str
     analysis_id: str
@@ -48,7 +48,7 @@ class JobFound:
 
 @dataclass(frozen=True)
 class ChaosEvidence:
-    """What is there after an exercise.
+    """State of the system after an exercise, as far as the audit reads it.
 
     Attributes:
         batches: Uploads by id.
@@ -82,7 +82,7 @@ class ChaosEvidence:
 
 @dataclass
 class ChaosVerdict:
-    """How many ended right, and what did not.
+    """Result of the audit: counts of what ended correctly, and a sentence for all that did not.
 
     Attributes:
         accepted: Uploads and jobs that were accepted.

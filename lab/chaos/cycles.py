@@ -45,7 +45,7 @@ _WINDOW_HOURS = 3
 
 @dataclass(frozen=True)
 class CycleFound:
-    """What the system says of a cycle: its `CycleState`, newest job and result, and message."""
+    """Record of a cycle as the system returns it: its `CycleState`, newest job, result and message."""
 
     state: str
     job_id: str = ""
@@ -55,7 +55,7 @@ class CycleFound:
 
 @dataclass(frozen=True)
 class CycledResult:
-    """What a published result of a cycle was made of.
+    """Inputs of a published result of a cycle, from its manifest.
 
     Attributes:
         id: Of the result.

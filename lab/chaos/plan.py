@@ -56,7 +56,7 @@ BROKER_CUTS = frozenset({Harm.BROKER_KILL, Harm.BROKER_PAUSE, Harm.BROKER_CLIENT
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong.
+    """One fault to be injected, with its time and target.
 
     Attributes:
         at: Seconds from the start.
@@ -77,7 +77,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class PlannedUpload:
-    """One upload.
+    """An upload to be sent at a given time of the exercise.
 
     Attributes:
         at: Seconds from the start.
@@ -96,7 +96,7 @@ class PlannedUpload:
 
 @dataclass(frozen=True)
 class JobOrder:
-    """One job: the analysis of an hour.
+    """A job to be submitted: the analysis of an hour.
 
     Attributes:
         at: Seconds from the start.
@@ -113,7 +113,7 @@ class JobOrder:
 
 @dataclass(frozen=True)
 class Rates:
-    """How much of what in a minute, on average; ten minutes hold what a release must survive.
+    """Mean numbers of uploads, jobs and faults in a minute; ten minutes hold what a release must survive.
 
     Attributes:
         uploads: Valid contents.
@@ -137,7 +137,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class ChaosPlan:
-    """What is done in an exercise; every list is in order of time.
+    """Schedule of an exercise: uploads, jobs and faults, each in order of time.
 
     Attributes:
         seed: What it was drawn from.

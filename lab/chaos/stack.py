@@ -70,7 +70,7 @@ def mounting_command(folder: Path, size: int = DISK_BYTES) -> tuple[str, ...] | 
 
 @dataclass
 class Harmed:
-    """What was done: numbers by kind of harm."""
+    """Numbers of faults that were injected, by kind."""
 
     counts: dict[Harm, int] = field(default_factory=dict)
 

@@ -70,7 +70,7 @@ class JobSent:
 
 @dataclass
 class Ledger:
-    """All that was sent, by number, and the answers nobody should get."""
+    """Record of all that was sent, by number, and of answers that must not occur."""
 
     uploads: dict[int, UploadSent] = field(default_factory=dict)
     jobs: dict[int, JobSent] = field(default_factory=dict)

@@ -20,7 +20,7 @@ _SPOTS_IN_MESSAGE = 100
 
 @dataclass(frozen=True)
 class SensorLayout:
-    """How a sensor is written.
+    """Layout of a sensor's BUFR messages: template, keys, channels and scan line.
 
     Attributes:
         template: Descriptor of its messages.

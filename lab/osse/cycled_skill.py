@@ -40,7 +40,7 @@ LEAD = 24
 
 
 class CycledSkill(BaseModel):
-    """Of a chain of cycles; errors are standardised RMSE, averaged over channels and the last day.
+    """Skill of a chain of cycles: standardised RMSE, averaged over channels and the last day.
 
     Attributes:
         start: End of the cold window that the chain begins with (UTC).
@@ -71,7 +71,7 @@ class CycledSkill(BaseModel):
 
 @dataclass(frozen=True)
 class CycleSettings:
-    """How a chain is run.
+    """Settings of a chain of cycles.
 
     Attributes:
         days: Of cycles after the cold window.

@@ -29,7 +29,7 @@ __all__ = ["AnalysisChain", "SimulatedCycle", "mean_only"]
 
 @dataclass(frozen=True)
 class SimulatedCycle:
-    """One cycle.
+    """One cycle of a simulated chain: its observations, background and analysis.
 
     Attributes:
         end: Analysis time (UTC).

@@ -64,7 +64,7 @@ SHOWN = ("2m_temperature", "geopotential_500hPa")
 
 @dataclass(frozen=True)
 class SkillSettings:
-    """One experiment.
+    """Settings of one experiment.
 
     Attributes:
         window: Hours of observations up to the analysis.
@@ -105,7 +105,7 @@ class ScoredStart:
 
 @dataclass(frozen=True)
 class _StartRun:
-    """What the steps of one start share."""
+    """Inputs shared by the steps from one start."""
 
     case: ObservedCase
     settings: SkillSettings

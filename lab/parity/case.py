@@ -37,7 +37,7 @@ class NotRecorded(CheckpointError):
 
 
 class ParityCase:
-    """What a folder records, with the networks it was recorded with.
+    """Recorded arrays of a folder, with the networks that produced them.
 
     Arguments:
         folder: The folder.
@@ -65,7 +65,7 @@ class ParityCase:
 
     @cached_property
     def noise(self) -> dict[str, float]:
-        """How far the recorded float32 outputs are from the float64 ones, by name."""
+        """Largest differences between recorded float32 and float64 outputs, by name."""
         found = {
             name: float((self.single[name].double() - value.double()).abs().max())
             for name, value in self.double.items()
@@ -222,7 +222,7 @@ Status = Literal["matched", "missed", "not carried", "not compared", "input"]
 
 @dataclass(frozen=True)
 class ParityComparison:
-    """One recorded array.
+    """Comparison of one recorded array with what this package computes.
 
     Attributes:
         name: Its name.

@@ -45,7 +45,7 @@ HALF_AN_HOUR = timedelta(minutes=30)
 
 @dataclass
 class Expectation:
-    """What one analysis should be made of: values in its window by upload.
+    """Expected inputs of one analysis: numbers of values in its window, by upload.
 
     Attributes:
         start, end: The window (start, end].
@@ -76,7 +76,7 @@ def expectation(
     contents: Mapping[str, DeliveryContent],
     sendings: Sequence[DeliveryRecord],
 ) -> Expectation:
-    """What an analysis should be made of."""
+    """Return the expected inputs of an analysis."""
     start = valid_time - scenario.window_hours * HOUR + HALF_AN_HOUR
     wanted = Expectation(start, valid_time, scenario.cut_off(valid_time, flavour))
     deliveries = {d.name: d for d in plan}
@@ -139,7 +139,7 @@ class Case:
     evidence: Evidence
 
     def expected(self, analysis: AnalysisEvidence) -> Expectation:
-        """What this analysis should be made of."""
+        """Return the expected inputs of this analysis."""
         return expectation(
             self.scenario,
             analysis.valid_time,

@@ -46,7 +46,7 @@ _REPORTS, _RESENT_REPORTS = 100, 7  # in a message: the same reports in other by
 
 @dataclass(frozen=True, eq=False)
 class DeliveryContent:
-    """A file.
+    """A file to be delivered, with the times of its values.
 
     Attributes:
         data: Its bytes; empty where the network saw nothing.
@@ -66,7 +66,7 @@ class DeliveryContent:
 
 @dataclass(frozen=True)
 class _FileForm:
-    """How files of one kind are written.
+    """Encoder of files of one kind, with the rows that they can carry.
 
     Attributes:
         write: Returns the bytes of rows.

@@ -33,7 +33,7 @@ PHASES = ("loading", "gathering", "background", "sampling", "writing", "publishi
 
 @dataclass(frozen=True)
 class CycleTiming:
-    """One published cycle.
+    """Durations from the cut-off of one published cycle to its publication.
 
     Attributes:
         key: Of the cycle.
@@ -148,7 +148,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Day:
-    """What came of a day.
+    """Results of a simulated day: what was planned, the evidence, and the timings of cycles.
 
     Attributes:
         scenario, plan, contents: What was meant.

@@ -144,7 +144,7 @@ _LAG = 1.5 * HOUR
 
 @dataclass(frozen=True)
 class RehearsalPace:
-    """How fast the day runs, and how patient its driver is.
+    """Speed of the operational clock, and the timeouts of the driver.
 
     Attributes:
         speed: Operational seconds in a real one.

@@ -47,7 +47,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DeliveryRecord:
-    """What a sender wrote down about a delivery; all times by the operational clock.
+    """A sender's record of a delivery; all times are of the operational clock.
 
     Attributes:
         name: Of the delivery.
@@ -136,7 +136,7 @@ class AnalysisEvidence:
 
     @property
     def identity(self) -> tuple[datetime, str, int, str]:
-        """What must be the same however the day was run."""
+        """Fields that must not depend on how the day was run: time, flavour, revision, digest."""
         return self.valid_time, self.flavour, self.revision, self.digest
 
 
@@ -154,7 +154,7 @@ class CycleEvidence:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All of it.
+    """All evidence of a day: deliveries, uploads, cycles and analyses.
 
     Attributes:
         analyses: Published with a flavour.

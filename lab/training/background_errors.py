@@ -54,7 +54,7 @@ def _like(prior: ZonalGaussianPrior) -> ZonalGaussianPrior:
 
 @dataclass(frozen=True)
 class BackgroundErrors:
-    """Errors of backgrounds.
+    """Samples of background errors, with their dates.
 
     Attributes:
         values: Truth minus background, float16 with shape (N, K, c, h, w).

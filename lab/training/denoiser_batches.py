@@ -199,7 +199,7 @@ class ProfileLibrary:
 
 @dataclass(frozen=True)
 class DenoiserBatch:
-    """One step's blankets: what the backbone sees and should answer.
+    """Inputs and targets of the backbone for the blankets of one training step.
 
     Attributes:
         x: Clean blankets, with shape (B, K, c, h, w).

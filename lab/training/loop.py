@@ -54,7 +54,7 @@ Value = TypeVar("Value")
 
 
 class Optimisation(BaseModel):
-    """How a model is fitted.
+    """Settings of the optimiser and of the training loop.
 
     The learning rate rises linearly over `warmup` steps, then falls along a half cosine to
     `final_ratio` of its peak at `steps`.

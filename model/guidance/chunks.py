@@ -64,7 +64,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class SplitEquivalents:
-    """Model equivalents in two stages.
+    """Model equivalents computed in two stages: pieces apart, then their join.
 
     Attributes:
         pieces: The first.

@@ -156,7 +156,7 @@ def _one_piece(split: Callable[[int, int], SplitEquivalents], x: Tensor) -> tupl
 
 @dataclass(frozen=True)
 class MMPSSettings:
-    """How the observation-space system is solved.
+    """Settings of the solver of the observation-space system.
 
     Attributes:
         solver: `gmres` (the Jacobian of a network is not quite symmetric) or `cg`.

@@ -136,7 +136,7 @@ of the one before: only the two finest of the released one are above this."""
 
 @dataclass(frozen=True)
 class FrozenBlock:
-    """What a frozen residual block computes with."""
+    """Weights and settings of a frozen residual block."""
 
     first: FixedConvolution
     second: FixedConvolution

@@ -50,7 +50,7 @@ COMPRESSION = 1
 
 @dataclass(frozen=True)
 class MapLayer:
-    """What a map shows.
+    """Selection of the field that a map shows.
 
     Attributes:
         collection: `filtering-final`, or the id of a result.

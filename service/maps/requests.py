@@ -22,7 +22,7 @@ _RESULT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 @dataclass(frozen=True)
 class Statistic:
-    """What is made of the members.
+    """Statistic computed from the members.
 
     Attributes:
         kind: `mean`, `spread` (standard deviation), one `member`, `increment` (analysis minus
@@ -84,7 +84,7 @@ def parse_statistic(
 
 @dataclass(frozen=True)
 class MapView:
-    """Where and how finely a field is shown.
+    """Region, projection and resolution in which a field is shown.
 
     Attributes:
         name: `global` on latitudes and longitudes, or a polar stereographic plane.
@@ -106,7 +106,7 @@ class MapView:
 
 @dataclass(frozen=True)
 class FieldRequest:
-    """One field.
+    """Request for one field of a result.
 
     Attributes:
         result: Id of the result.

@@ -59,7 +59,7 @@ class NotEmpty(ConfigurationError):
 
 @dataclass(frozen=True)
 class Restored:
-    """What was put back.
+    """Files and keys that were restored.
 
     Attributes:
         files: Names in the data folder.
@@ -202,7 +202,7 @@ def _put_file(source: Path, layout: Layout, name: str) -> str:
 
 @dataclass
 class BackupCheck:
-    """What a backup names, and what of it is not there.
+    """Result of checking a data folder against a backup: what is named, and what is missing.
 
     Attributes:
         results: Published results.
@@ -288,7 +288,7 @@ _PAUSE = 0.5
 
 @dataclass
 class Recovered:
-    """What an installation has after a recovery.
+    """Contents of an installation after a recovery.
 
     Attributes:
         results: Published results in the catalogue.

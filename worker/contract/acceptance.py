@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Intake:
-    """Where accepted files go.
+    """Destination of accepted files: the data folder, stores and message sender.
 
     Attributes:
         layout: The data folder, and where uploads are kept.

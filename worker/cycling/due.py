@@ -22,7 +22,7 @@ _RANK = {Flavour.EARLY: 0, Flavour.FINAL: 1}
 
 @dataclass(frozen=True)
 class DueCycle:
-    """One analysis to be made: its valid time, flavour and last accepted arrival (UTC)."""
+    """An analysis to be made: its valid time, flavour and cut-off for arrivals (UTC)."""
 
     valid_time: datetime
     flavour: Flavour
@@ -36,7 +36,7 @@ class DueCycle:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What `decide` found, each in the order of valid times.
+    """Decisions on cycles, each list in order of valid time.
 
     Attributes:
         announced: Not known yet, cut-off still ahead: to be recorded as waiting.

@@ -31,7 +31,7 @@ EPOCH = datetime(1970, 1, 1)
 
 @dataclass(frozen=True, eq=False)
 class ExportPlan:
-    """Where each field of an export comes from.
+    """Sources chosen for the fields of an export.
 
     Attributes:
         model: What is fed.
@@ -211,7 +211,7 @@ def _horizontal(model: DownstreamModel) -> tuple[Grid, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _ArrayLayout:
-    """How the arrays of a NetCDF file are laid out.
+    """Dimensions of the arrays of a NetCDF file.
 
     Attributes:
         lat, lon: Names of the horizontal dimensions.

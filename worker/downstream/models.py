@@ -86,7 +86,7 @@ QUANTITIES: dict[str, Quantity] = {
 
 @dataclass(frozen=True)
 class Input:
-    """One horizontal field that a model takes.
+    """A horizontal field that a model takes as input.
 
     Attributes:
         quantity: What it is.

@@ -43,7 +43,7 @@ _ANONYMOUS: Mapping[str, dict[str, Any]] = {"s3": {"anon": True}, "gs": {"token"
 
 @dataclass(frozen=True)
 class Archive:
-    """How the files of an archive are named.
+    """Naming scheme of the files of an archive.
 
     Attributes:
         name: On the command line.
@@ -143,7 +143,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class PullOutcome:
-    """What became of a file.
+    """Result of pulling a file: its state, rows stored and reason.
 
     Attributes:
         key: See `RemoteFile.key`.
@@ -168,7 +168,7 @@ class PullOutcome:
 
 
 class Receiver(Protocol):
-    """Where files are handed over to: a running system."""
+    """Destination of pulled files: a running system."""
 
     def send(self, path: Path) -> str | None:
         """Upload a file and return its batch; None if it is of no known form."""

@@ -67,7 +67,7 @@ class Received:
 
 @dataclass(frozen=True)
 class BacklogItem:
-    """Announced data that wait to be fetched.
+    """An announced data set that waits to be fetched.
 
     Attributes:
         attempts: Fetches that have failed so far.

@@ -47,7 +47,7 @@ _GATE_SECONDS = 1.0
 
 
 class FeedSettings(DiskSettings, Protocol):
-    """What a feed needs of the settings of workers."""
+    """Settings of workers that a feed reads."""
 
     @property
     def sources_max_waiting(self) -> int:
@@ -70,7 +70,7 @@ class _Gate:
 
 
 class Feed:
-    """One source at work.
+    """Subscription to one source, and the queue of its announced data.
 
     Arguments:
         source: What to subscribe to.

@@ -77,7 +77,7 @@ def run_feeds(settings: WorkerSettings | None = None) -> None:
 
 
 class FeedProcess:
-    """All sources of an installation at work.
+    """Process that runs all sources of an installation.
 
     Arguments:
         runtime: Settings, stores and registration.

@@ -121,7 +121,7 @@ LayerPredictors = Mapping[str, Float]
 
 
 class SensorBias(BaseModel):
-    """What is known of one sensor."""
+    """Bias estimate of one sensor."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

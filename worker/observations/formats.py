@@ -147,7 +147,7 @@ def imported(name: str) -> Any:
 
 @dataclass(frozen=True)
 class FileFormat:
-    """One file format of observations.
+    """A file format of observations.
 
     Attributes:
         name: Name in the registry, in the API and in the record of a batch.

@@ -24,7 +24,7 @@ _LATITUDES, _LONGITUDES = ("latitude", "lat"), ("longitude", "lon")
 
 
 class StationSite(NamedTuple):
-    """Where a station is: degrees north and east, height of the ground and of the barometer in m."""
+    """Site of a station: degrees north and east, height of the ground and of the barometer in m."""
 
     lat: float
     lon: float

@@ -69,7 +69,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class JobInputs:
-    """What a job depends on besides its specification and its model.
+    """Inputs of a job besides its specification and its model.
 
     Attributes:
         earlier: The states it continues; None for a cold start.
@@ -136,7 +136,7 @@ def _continued(job: JobRecord, layout: Layout, loaded: LoadedModel) -> Published
 
 
 def _chain(job: JobRecord) -> RestartRanking | None:
-    """Return the chain of analyses that a job of the cycles belongs to; None of any other."""
+    """Return which results a job of the cycles may continue, in order; None for other jobs."""
     if not job.flavour:
         return None
     suite = suite_of(job.cycle)

@@ -94,7 +94,7 @@ def _kind(device: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class PartInputs:
-    """What the members of a job are drawn from.
+    """Inputs from which the members of a job are drawn.
 
     Attributes:
         plan: Times of the states.
@@ -176,7 +176,7 @@ def _digest(observations: ObservationSet) -> str:
 
 
 class Splitter(Protocol):
-    """Says whether and how the members of a job are split."""
+    """Decide whether and how the members of a job are split."""
 
     def __call__(
         self, loaded: LoadedModel, inputs: PartInputs, *, minimal_batches: bool

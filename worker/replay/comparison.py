@@ -40,7 +40,7 @@ EXIT_CODES = {ReplayOutcome.IDENTICAL: 0, ReplayOutcome.DIFFERENT: 1, ReplayOutc
 
 @dataclass(frozen=True)
 class InputComparison:
-    """One input of the result, as recorded and as found.
+    """An input of the result, as recorded and as found by the replay.
 
     Attributes:
         name: `checkpoint`, `code`, `observations` …

@@ -39,7 +39,7 @@ Read = Callable[[int, int], Iterator[bytes]]
 
 
 class PublishOutcome(StrEnum):
-    """What became of an attempt to publish."""
+    """Result of an attempt to publish."""
 
     PUBLISHED = "published"
     ALREADY_PUBLISHED = "already published"

@@ -163,7 +163,7 @@ def _call(runtime: Runtime, job: JobRecord, times: int) -> None:
 
 
 class _PartProgress(ProgressReporter):
-    """Tells the worker that holds the job how far a part is."""
+    """Report the progress of a part to the worker that holds the job."""
 
     def _publish(self) -> None:
         if self.shared is not None:

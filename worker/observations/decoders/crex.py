@@ -52,7 +52,7 @@ _TEMPERATURES = (12, 22)
 
 @dataclass(frozen=True)
 class _Element:
-    """How an element is written: decimal scale, units of BUFR, characters if it is a text."""
+    """Encoding of an element: decimal scale, units of BUFR, number of characters of a text."""
 
     scale: int
     units: str
@@ -137,7 +137,7 @@ def _blocks(content: str, context: DecodeContext) -> Iterator[Block]:
 
 
 class _CrexReader:
-    """Reads the values of reports one after another; `+` stands between reports."""
+    """Read the values of reports one after another; `+` separates reports."""
 
     def __init__(self, body: str, template: Template, checked: bool) -> None:
         self.body, self.template, self.checked = body.replace("\r", " "), template, checked

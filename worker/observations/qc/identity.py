@@ -258,7 +258,7 @@ def _contradictions(
 
 @dataclass(frozen=True)
 class _AscentForm:
-    """One form of an ascent: all its parts that came with one launch time.
+    """One version of an ascent: all its parts that came with one launch time.
 
     Attributes:
         network: Code of the report type.

@@ -90,7 +90,7 @@ class BatchManifest(BaseModel):
 
 
 class Compaction(BaseModel):
-    """One file that takes the place of others in one hour.
+    """A compacted file that replaces others of one hour.
 
     Attributes:
         generation: Rises with each compaction of the hour.

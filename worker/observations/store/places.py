@@ -35,7 +35,7 @@ _AT_ONCE = 8
 
 
 class StorePlace(Protocol):
-    """Where the files of a store lie; their names are relative to its root, with `/`."""
+    """Folder or bucket of a store's files; names are relative to its root, with `/`."""
 
     def names(self, folder: str) -> list[str]:
         """Return the names of files and folders in a folder, sorted; none if it does not exist.

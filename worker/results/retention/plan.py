@@ -50,7 +50,7 @@ class _PolicyPart(BaseModel):
 
 
 class Rule(_PolicyPart):
-    """How long results, uploads or files of one category are kept."""
+    """Retention period of results, uploads or files of one category."""
 
     days: float | None = Field(default=None, ge=0, description="Null: for ever.")
     keep: int = Field(default=0, ge=0, description="The newest so many stay whatever their age.")
@@ -109,7 +109,7 @@ class CompactionRule(_PolicyPart):
 
 
 class RetentionPolicy(_PolicyPart):
-    """What an installation keeps for how long: the content of `retention.yaml`."""
+    """Retention periods of an installation: the content of `retention.yaml`."""
 
     analyses: AnalysisRules = Field(default=AnalysisRules())
     restarts: Rule = Field(
@@ -234,7 +234,7 @@ class RetentionItem:
 
 @dataclass(frozen=True)
 class RetentionPlan:
-    """What is to be removed, oldest first, and how many old items stay, by reason."""
+    """Items to be removed, oldest first, and numbers of old items that stay, by reason."""
 
     items: tuple[RetentionItem, ...]
     kept: dict[str, int]

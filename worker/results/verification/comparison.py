@@ -85,7 +85,7 @@ class PairedErrors:
 
 @dataclass(frozen=True)
 class ColdWindowComparison:
-    """Of a cycle with a cold window.
+    """Errors of a cycle compared with those of a cold window at the same time.
 
     Attributes:
         analysis_id: The analysis of the cycle.

@@ -59,7 +59,7 @@ __all__ = [
 
 
 class ControlRule(BaseModel):
-    """One statistic that is watched, for every network, variable and layer it matches."""
+    """A statistic that is watched, for every network, variable and layer that it matches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -148,7 +148,7 @@ class Outside:
 
 @dataclass(frozen=True)
 class ControlLimits:
-    """Between what one statistic may lie in one cycle; None on a side that is not watched."""
+    """Control limits of one statistic in one cycle; None on a side that is not watched."""
 
     low: float | None
     high: float | None

@@ -34,7 +34,7 @@ _WIDEST, _LARGEST_SCALE = 2_048, 60
 
 @dataclass(frozen=True, slots=True)
 class TemplateElement:
-    """One value of a report.
+    """An element of an expanded template, which describes one value of a report.
 
     Attributes:
         code: Descriptor FXXYYY, or `ASSOCIATED`.
@@ -90,7 +90,7 @@ def is_empty(message: bytes) -> bool:
 
 
 class _Texts:
-    """Reads counts and texts of fixed length one after another."""
+    """Read counts and texts of fixed length one after another."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0

@@ -108,7 +108,7 @@ class Packed:
 
 @dataclass
 class PrepReports:
-    """What a set of packed reports gave.
+    """Values read from a set of packed reports.
 
     Attributes:
         networks: Decoded reports with the numbers of those they are among all, one for each network.

@@ -40,7 +40,7 @@ class Column:
 
 @dataclass
 class RaggedReports:
-    """What was read of N reports.
+    """Values read from N reports.
 
     Attributes:
         columns: Numeric elements by mnemonic; of several of one name the first in the template.
@@ -110,7 +110,7 @@ def _compiled(nodes: Sequence[Node]) -> tuple[_Step, ...]:
 
 @dataclass
 class _Place:
-    """Where some reports are being read: all (n,)."""
+    """Reading positions in n reports; every array has shape (n,)."""
 
     report: np.ndarray
     bit: np.ndarray
@@ -122,7 +122,7 @@ class _Place:
 
 
 class _RaggedReader:
-    """Walks through a template with all reports side by side."""
+    """Walk through a template for all reports at once."""
 
     def __init__(self, buffer: np.ndarray, ends: np.ndarray, most: int) -> None:
         self.buffer = buffer
@@ -279,7 +279,7 @@ class Padded:
 
 
 class _PaddingReader(_RaggedReader):
-    """Walks like `_RaggedReader` and writes what it reads into columns, one for each template place."""
+    """Walk like `_RaggedReader` and write the values into columns, one for each place of the template."""
 
     def __init__(
         self, buffer: np.ndarray, ends: np.ndarray, most: int, renumbered: Mapping[str, int]

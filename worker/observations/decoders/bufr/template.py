@@ -265,7 +265,7 @@ def _positions(slots: np.ndarray, wide: np.ndarray) -> np.ndarray:
 
 
 class _BitCounts:
-    """Reads the counts of a report from its bits, while the widths before them are known."""
+    """Read the counts of a report from its bits, while the widths before them are known."""
 
     def __init__(self, widths: np.ndarray, body: bytes, start: int, limits: MessageLimits) -> None:
         self.widths, self.body, self.at, self.limits = widths, body, start, limits
@@ -305,7 +305,7 @@ _TEXT_WIDTH = 64
 
 
 class _BitReader:
-    """Reads numbers of some bits from bytes."""
+    """Read unsigned numbers of given widths in bits from bytes."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

@@ -16,7 +16,7 @@ __all__ = ["ElementUsage", "what_it_holds"]
 
 
 class ElementUsage:
-    """Which elements of a block, shape (N, E), were used.
+    """Record of the elements of a block, shape (N, E), that were used.
 
     Arguments:
         layout: Positions of the elements.

@@ -40,7 +40,7 @@ _FAR = timedelta(days=31)
 
 @dataclass(frozen=True)
 class BulletinReport:
-    """One report.
+    """One report of a bulletin, split into groups.
 
     Attributes:
         code: One of `CODES`.
@@ -96,7 +96,7 @@ def _of_bulletin(text: str, start: int, end: int, indicator: str) -> Iterator[Bu
 
 @dataclass(frozen=True)
 class BulletinClock:
-    """Turns days and hours into times.
+    """Convert the days and hours of reports to times, given a reference time.
 
     Attributes:
         reference: A time shortly after the reports (aware, UTC).

@@ -37,7 +37,7 @@ _CORRECTED = re.compile(r"COR|CC[A-Z]")
 
 @dataclass
 class ReportValues:
-    """What one report gives.
+    """Decoded values of one report, with its station and time.
 
     Attributes:
         network: Its report type.
