@@ -292,7 +292,7 @@ class SharedMeasures(Collector):
         self._stored = stored
 
     def clear(self) -> None:
-        """Clear the cached measures, so that the next reading asks Redis."""
+        """Forget the values that were read last, so that stale ones are not reported."""
         self._stored = {}
 
     def collect(self) -> Iterator[Metric]:

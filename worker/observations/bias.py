@@ -121,7 +121,7 @@ LayerPredictors = Mapping[str, Float]
 
 
 class SensorBias(BaseModel):
-    """Bias estimate of one sensor."""
+    """Bias estimate of one sensor, with its uncertainty and age."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

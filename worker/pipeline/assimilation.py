@@ -117,11 +117,11 @@ def first_guess_of(spec: SpecBase, layout: Layout, loaded: LoadedModel) -> First
 
 def _continued(job: JobRecord, layout: Layout, loaded: LoadedModel) -> PublishedStates | None:
     """Return the published result that the job continues, else the newest one it can start from."""
-    spec, known, own = job.spec, loaded.model.card.background, _chain(job)
+    spec, known, own = job.spec, loaded.model.card.background, _ranking(job)
     if known is not None and spec.starts_warm:
         least, most = continued_ages(known.hours)
         until = spec.reference_time - least
-        before = find_restart(layout, loaded.sha256, until, most - least, chain=own)
+        before = find_restart(layout, loaded.sha256, until, most - least, ranking=own)
         plan = spec.plan(loaded.model.blanket_size)
         if continued(plan, spec, before, loaded.model) is not None:
             return before
@@ -131,11 +131,11 @@ def _continued(job: JobRecord, layout: Layout, loaded: LoadedModel) -> Published
         spec.first_guess_until,
         spec.first_guess_age,
         analysis_id=spec.continues,
-        chain=own,
+        ranking=own,
     )
 
 
-def _chain(job: JobRecord) -> RestartRanking | None:
+def _ranking(job: JobRecord) -> RestartRanking | None:
     """Return which results a job of the cycles may continue, in order; None for other jobs."""
     if not job.flavour:
         return None

@@ -95,9 +95,9 @@ def test_the_cycles_continue_their_own_results_before_those_of_others(layout):
     publish(layout, "an-final", NOON - HOUR, flavour="final", revision=2)
     publish(layout, "an-experiment", NOON, revision=9)
     assert found(layout, NOON) == "an-experiment"
-    assert found(layout, NOON, chain=RestartRanking()) == "an-final"
+    assert found(layout, NOON, ranking=RestartRanking()) == "an-final"
     assert (
-        found(layout, NOON, hours=0, chain=RestartRanking()) == "an-experiment"
+        found(layout, NOON, hours=0, ranking=RestartRanking()) == "an-experiment"
     )  # better than a cold start
 
 
@@ -105,10 +105,10 @@ def test_nobody_goes_on_from_a_challenger_but_its_own_suite(layout):
     publish(layout, "an-champion", NOON - HOUR, flavour="final")
     publish(layout, "an-on-trial", NOON, flavour="challenger", suite="new")
     assert found(layout, NOON) == "an-champion"
-    assert found(layout, NOON, chain=RestartRanking()) == "an-champion"
-    assert found(layout, NOON, chain=RestartRanking("other", challenger=True)) is None
-    assert found(layout, NOON, chain=RestartRanking("new", challenger=True)) == "an-on-trial"
-    assert found(layout, NOON, chain=RestartRanking("new")) == "an-on-trial"  # promoted
+    assert found(layout, NOON, ranking=RestartRanking()) == "an-champion"
+    assert found(layout, NOON, ranking=RestartRanking("other", challenger=True)) is None
+    assert found(layout, NOON, ranking=RestartRanking("new", challenger=True)) == "an-on-trial"
+    assert found(layout, NOON, ranking=RestartRanking("new")) == "an-on-trial"  # promoted
     assert found(layout, NOON, analysis_id="an-on-trial") == "an-on-trial"
 
 
@@ -117,17 +117,17 @@ def test_a_challenger_branches_from_the_champion_before_its_first_hour(layout):
     publish(layout, "an-2", NOON, flavour="final")
     publish(layout, "an-experiment", NOON - HOUR, revision=9)
     branch = RestartRanking("new", challenger=True, branched=NOON)
-    assert found(layout, NOON - HOUR, chain=branch) == "an-1"
-    assert found(layout, NOON, chain=branch) == "an-1"  # its own first hour was not made
+    assert found(layout, NOON - HOUR, ranking=branch) == "an-1"
+    assert found(layout, NOON, ranking=branch) == "an-1"  # its own first hour was not made
     publish(layout, "an-own", NOON - 2 * HOUR, flavour="challenger", suite="new")
-    assert found(layout, NOON, chain=branch) == "an-own"
+    assert found(layout, NOON, ranking=branch) == "an-own"
 
 
 def test_a_champion_goes_on_from_its_suite_before_the_one_before(layout):
     publish(layout, "an-old", NOON, flavour="final")
     publish(layout, "an-new", NOON - HOUR, flavour="final", suite="new")
-    assert found(layout, NOON, chain=RestartRanking("new")) == "an-new"
-    assert found(layout, NOON, chain=RestartRanking()) == "an-old"
+    assert found(layout, NOON, ranking=RestartRanking("new")) == "an-new"
+    assert found(layout, NOON, ranking=RestartRanking()) == "an-old"
     assert (
-        found(layout, NOON, hours=0, chain=RestartRanking("new")) == "an-old"
+        found(layout, NOON, hours=0, ranking=RestartRanking("new")) == "an-old"
     )  # better than a cold start
