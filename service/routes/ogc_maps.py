@@ -107,7 +107,7 @@ class Shown:
         field, _, statistic = self.style.partition(".")
         made = parse_statistic(statistic or "mean", self.threshold, self.direction)
         module = gateway.data_sets.module("drawing")
-        return module.Layer(self.collection, field, made, self.datetime, self.elevation)
+        return module.MapLayer(self.collection, field, made, self.datetime, self.elevation)
 
 
 def _style(style: StyleId) -> str:
