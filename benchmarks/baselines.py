@@ -51,7 +51,7 @@ SEA_SURFACE = 290.0
 
 
 @dataclass
-class World:
+class BaselineWorld:
     """A store with its statistics and a linear code of its states."""
 
     store: StateStore
@@ -72,7 +72,7 @@ class World:
         return (code / self.pca.variance[: self.components].sqrt()).permute(0, 3, 1, 2)
 
     def decode(self, latents):
-        """The reverse."""
+        """Return the physical states (N, C, Y, X) of whitened components (N, c, h, w)."""
         scale = self.pca.variance[: self.components].sqrt()[:, None, None]
         z = torch.einsum("nchw,cd->nhwd", latents * scale, self.pca.components[: self.components])
         z = z + self.pca.mean
@@ -96,7 +96,7 @@ def prepare(store, train, components):
     pca = fit_patch_pca(standardised, (PATCH, PATCH), weights)
     static = {name: value.astype(float) for name, value in store.static().items()}
     statics = Statics(static.get("orography"), static.get("land_sea_mask"))
-    world = World(store, statistics, pca, components, statics)
+    world = BaselineWorld(store, statistics, pca, components, statics)
     states = torch.from_numpy(sample)
     residual = reconstruction_residual(states, world.decode(world.encode(states)))
     world.statics = replace(statics, residual=residual.double().numpy(), typical=statistics.mean)
@@ -105,7 +105,7 @@ def prepare(store, train, components):
 
 @dataclass
 class Fitted:
-    """What the baselines know of the training period."""
+    """Statistics of the training period from which the baselines are made."""
 
     prior: ZonalGaussianPrior
     climatology: Climatology

@@ -49,8 +49,8 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One reader on one file."""
+class DecodeTiming:
+    """Time and peak memory of one reader on one file, with what it read."""
 
     case: str
     reader: str
@@ -149,7 +149,7 @@ def _first_message(path: Path) -> bytes:
     return data[at : at + int.from_bytes(data[at + 4 : at + 7], "big")]
 
 
-def measure(case: str, kind: str, path: str, reader: str) -> Measured:
+def measure(case: str, kind: str, path: str, reader: str) -> DecodeTiming:
     """One reader on one file, in this process."""
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +162,7 @@ def measure(case: str, kind: str, path: str, reader: str) -> Measured:
     seconds = time.process_time() - start
     peak = _peak_kilobytes()
     messages = decode_file(path, "bufr", CONTEXT).report.messages
-    return Measured(case, reader, messages, rows, seconds, peak / 1e3)
+    return DecodeTiming(case, reader, messages, rows, seconds, peak / 1e3)
 
 
 def _peak_kilobytes() -> int:
@@ -181,7 +181,7 @@ def _reader(reader: str, kind: str):
     return lambda path: len(pdbufr.read_bufr(path, columns=COLUMNS[kind], required_columns=False))
 
 
-def compare(files: dict[str, tuple[str, Path]]) -> list[Measured]:
+def compare(files: dict[str, tuple[str, Path]]) -> list[DecodeTiming]:
     """All readers on all files, each in a process of its own, one after another."""
     found = []
     for case, (kind, path) in files.items():
@@ -208,7 +208,7 @@ def scaling(path: Path, processes: tuple[int, ...]) -> list[dict]:
     return found
 
 
-def show(measured: list[Measured], scaled: list[dict], cores: int, load: float) -> None:
+def show(measured: list[DecodeTiming], scaled: list[dict], cores: int, load: float) -> None:
     console = Console()
     table = Table(title=f"BUFR decoding per core ({cores} cores, load {load:.1f})")
     for name in (

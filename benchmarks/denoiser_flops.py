@@ -54,8 +54,8 @@ ATTENTION = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table.
+class FlopsRow:
+    """Measured rate of one computation in one precision.
 
     Attributes:
         work: What ran.
@@ -133,8 +133,8 @@ def median_seconds(work: Callable[[], object], device: str, repeats: int) -> flo
     return statistics.median(taken)
 
 
-def measure(arguments: argparse.Namespace) -> list[Row]:
-    """All lines of the table."""
+def measure(arguments: argparse.Namespace) -> list[FlopsRow]:
+    """Return the measured rates of matrix products, denoiser and decoder, by precision."""
     device, repeats = arguments.device, arguments.repeats
     operations = counted(arguments.config, arguments.batch, arguments.states)
     networks = Networks(arguments.config, device, arguments.batch, arguments.states)
@@ -145,7 +145,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     rows = []
     for precision in arguments.precision:
         rate = matrix_rate(device, precision, size)
-        rows.append(Row(f"matrix product {size}", precision, False, 0.0, 0.0, rate, 1.0, None))
+        rows.append(FlopsRow(f"matrix product {size}", precision, False, 0.0, 0.0, rate, 1.0, None))
         for work, run in (("denoiser", networks.denoise), ("decoder", networks.decode)):
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
@@ -154,7 +154,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
             peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
             count = operations[work]
             rows.append(
-                Row(
+                FlopsRow(
                     work,
                     precision,
                     arguments.compile,
@@ -205,7 +205,7 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
-def _print(rows: list[Row], arguments: argparse.Namespace) -> None:
+def _print(rows: list[FlopsRow], arguments: argparse.Namespace) -> None:
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
     title = f"{arguments.config}, {arguments.batch} blankets, {arguments.states} states, {device}"
     table = Table(title=title)
@@ -226,7 +226,7 @@ def _print(rows: list[Row], arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure what the command line asks for, and print it as a table or JSON."""
     arguments = _parse()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("Expected a GPU for --device cuda; torch finds none. Use --device cpu.")

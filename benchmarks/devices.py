@@ -39,7 +39,7 @@ from model.guidance.jacobian import MMPSSettings
 from model.samplers.sampling import SamplerSettings
 from worker.pipeline.parts import cut_members
 
-__all__ = ["Measured", "Scaling", "computed", "measure"]
+__all__ = ["PairTiming", "Scaling", "computed", "measure"]
 
 START = datetime(2021, 3, 4, tzinfo=UTC)
 ROWS = slice(10, 40, 6)
@@ -47,7 +47,7 @@ ROWS = slice(10, 40, 6)
 
 
 @dataclass(frozen=True)
-class Rows:
+class GridRows:
     """Values of a few rows of every state, in the protocol of `ObservationSet`."""
 
     hours: int
@@ -76,19 +76,21 @@ class Rows:
         hour = np.repeat(np.arange(self.hours), len(self) // self.hours)
         return hour, hour
 
-    def select(self, mask: np.ndarray) -> "Rows":
+    def select(self, mask: np.ndarray) -> "GridRows":
         """Return the rows of the hours that a mask keeps."""
         hours = int(mask.reshape(self.hours, -1).all(axis=1).sum())
-        return Rows(hours, self.channels, self.columns, self.error)
+        return GridRows(hours, self.channels, self.columns, self.error)
 
-    def for_blanket(self, start: int, stop: int) -> "Rows":
+    def for_blanket(self, start: int, stop: int) -> "GridRows":
         """Return those of the states [start, stop)."""
-        return Rows(min(stop, self.hours) - max(start, 0), self.channels, self.columns, self.error)
+        return GridRows(
+            min(stop, self.hours) - max(start, 0), self.channels, self.columns, self.error
+        )
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the processes do together: members of one blanket each, or one member of many."""
+    """Work shared by the processes: several members of one blanket, or one member of many blankets."""
 
     kind: str
     members: int
@@ -111,7 +113,7 @@ def _part(rank: int, count: int, work: Work, folder: str) -> None:
     plan = WindowPlan.reanalysis(START, size + (work.blankets - 1) * stride, stride=stride)
     channels, columns = len(model.channels), int(model.card.grid.nlon)
     error = 0.5 * model.state_normalisation.std.flatten()
-    seen: Any = Rows(plan.length, channels, columns, error) if work.observed else None
+    seen: Any = GridRows(plan.length, channels, columns, error) if work.observed else None
     members = range(work.members)
     options: dict[str, Any] = {"ranks": Ranks()} if work.kind == "blankets" and count > 1 else {}
     if work.kind == "members":
@@ -128,7 +130,7 @@ def _part(rank: int, count: int, work: Work, folder: str) -> None:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PairTiming:
     """Times of one and of two processes.
 
     Attributes:
@@ -145,16 +147,16 @@ class Measured:
 
     @property
     def speedup(self) -> float:
-        """On the clock."""
+        """Ratio of the wall-clock time of one process to that of two."""
         return self.seconds[0] / self.seconds[1]
 
     @property
     def processor_speedup(self) -> float:
-        """By processor time: what a machine with nothing else to do would come near."""
+        """Likewise of processor time: the bound for a machine with nothing else to do."""
         return self.processor_seconds[0] / self.processor_seconds[1]
 
 
-def measure(work: Work) -> Measured:
+def measure(work: Work) -> PairTiming:
     """Return the times of one and of two processes."""
     found = []
     for count in (1, 2):
@@ -167,7 +169,7 @@ def measure(work: Work) -> Measured:
     def both(key: str) -> tuple[float, float]:
         return one[key], two[key]
 
-    return Measured(work.kind, both("wall"), both("processor"), both("memory"))
+    return PairTiming(work.kind, both("wall"), both("processor"), both("memory"))
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Measure the speedup of two processes, compute the scaling, and print both tables."""
     asked = _arguments()
     works = [
         Work("members", asked.members, 1, asked.steps, not asked.unobserved),

@@ -38,7 +38,7 @@ JOB = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z", "members": 2}
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Median and tail in milliseconds."""
+    """Return the median, the 99th percentile and the maximum of durations, in milliseconds."""
     ordered = sorted(seconds)
     p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
     return {
@@ -49,7 +49,7 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """Return the number of a local TCP port on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -109,7 +109,7 @@ async def hammer(
 
 
 def large_upload(port: int, size: int, process: psutil.Process) -> dict[str, float]:
-    """One upload over a plain socket; the gateway's memory is looked at on the way."""
+    """Send one upload over a plain socket while sampling the gateway's memory."""
     block = bytes(MB)
     before = peak = process.memory_info().rss
     head = f"POST /v1/observations HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"
@@ -134,7 +134,7 @@ def large_upload(port: int, size: int, process: psutil.Process) -> dict[str, flo
 
 
 async def listen(port: int, job_id: str, told: dict[int, float], delays: list[float]) -> None:
-    """One listener: notes how long after its report each step arrives."""
+    """Listen to one event stream and record the delay from each report to its arrival."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     async for line in reader:
@@ -195,7 +195,7 @@ def report_worker(stores: Stores) -> None:
 async def measure(
     options: argparse.Namespace, port: int, stores: Stores, process: psutil.Process
 ) -> dict:
-    """All lines of the table."""
+    """Measure requests, uploads and event streams; return the figures by line of the table."""
     url = f"http://127.0.0.1:{port}"
     report_worker(stores)
     job_id = httpx.post(f"{url}/v1/jobs", json=JOB).json()["id"]
@@ -228,7 +228,7 @@ async def measure(
 
 
 def main() -> None:
-    """Starts, measures, stops, prints."""
+    """Start a gateway with its stores, measure it, stop both and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--clients", type=int, default=16)
@@ -257,7 +257,7 @@ def main() -> None:
 
 
 def report(lines: dict[str, dict], *, as_json: bool) -> None:
-    """One table: a line each, its figures after it."""
+    """Print a table with one row per line and its figures in columns."""
     if as_json:
         print(json.dumps(lines))
         return

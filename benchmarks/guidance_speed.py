@@ -115,7 +115,7 @@ class Medium:
 
 
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
-    """After one warm-up."""
+    """Return the median duration of `repeats` calls in seconds, after one warm-up call."""
     work()
     taken = []
     for _ in range(repeats):
@@ -126,7 +126,7 @@ def median_seconds(work: Callable[[], Any], repeats: int) -> float:
 
 
 def gflops(repeats: int = 9) -> float:
-    """Speed of the calibrating product."""
+    """Return the speed of a 1024 x 1024 matrix product in GFLOP/s, to compare machines by."""
     a = torch.randn(1024, 1024)
     return 2 * 1024**3 / median_seconds(lambda: a @ a, repeats) / 1e9
 

@@ -81,7 +81,7 @@ def bulletin_rows(number: int, context: DecodeContext) -> pa.Table:
 
 
 def bulletins(count: int, first: int = 0) -> list[bytes]:
-    """Small BUFR messages, each different."""
+    """Return `count` small BUFR messages with different contents, numbered from `first`."""
     context = DecodeContext(batch_id="bench", received_time=HOUR)
     return [
         encode_bufr(bulletin_rows(number, context), "synop")
@@ -138,7 +138,7 @@ class Stack:
         return used
 
     def stop(self) -> None:
-        """End all parts."""
+        """Terminate the service's processes, killing those that hang, then Redis and the log."""
         for process in self.parts.values():
             process.terminate()
         for process in self.parts.values():
@@ -293,7 +293,7 @@ def measure_hour(folder: Path, uploads: int) -> dict[str, object]:
 
 
 def beside() -> dict[str, object]:
-    """What else runs on this machine."""
+    """Return a note on the load of this machine by other processes."""
     return {
         "cores": os.cpu_count(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
@@ -303,7 +303,7 @@ def beside() -> dict[str, object]:
 
 
 def main() -> None:
-    """Starts, measures, stops, prints."""
+    """Start the service, measure its rate of ingest, stop it and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bulletins", type=int, default=1500)
     parser.add_argument("--clients", type=int, default=8)
@@ -331,7 +331,7 @@ def main() -> None:
 
 
 def report(found: dict[str, object], *, as_json: bool) -> None:
-    """One line a figure."""
+    """Print the figures as JSON or as a table with one figure a line."""
     if as_json:
         print(json.dumps(found))
         return

@@ -125,7 +125,7 @@ def processes(stack: LocalStack) -> dict[str, list[psutil.Process]]:
 
 
 def used(tree: Sequence[psutil.Process]) -> float:
-    """Processor seconds of some processes."""
+    """Return the processor time of processes in seconds; processes that have ended count nothing."""
     total = 0.0
     for process in tree:
         with suppress(psutil.NoSuchProcess):

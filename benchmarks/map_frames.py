@@ -102,7 +102,7 @@ def summary(frames: list[list[float]]) -> dict[str, float]:
 
 
 def measure(url: str, seconds: float, key: str | None) -> dict[str, dict]:
-    """All lines of the table."""
+    """Zoom, pan and change the map in Chromium; return the times of frames by line of the table."""
     found = shutil.which("chromium") or shutil.which("google-chrome")
     if found is None:
         sys.exit("Expected Chromium; none is installed. Install it with: apt-get install chromium")

@@ -58,8 +58,8 @@ CARD = {"float32": 60.0, "bfloat16": 500.0, "bytes": 2500.0}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table.
+class CostRow:
+    """Computed cost of one configuration.
 
     Attributes:
         precision: Of the products.
@@ -194,7 +194,7 @@ def columns_of(
     return used, where.reshape(-1, 4)
 
 
-class GridPoints:
+class AveragedPoints:
     """Values that are the mean of four grid points of one state each, of the first hours.
 
     Arguments:
@@ -221,7 +221,7 @@ class GridPoints:
         return len(self.values)
 
     @property
-    def operator(self) -> "GridPoints":
+    def operator(self) -> "AveragedPoints":
         return self
 
     def observe(self, values: Tensor) -> Tensor:
@@ -254,7 +254,7 @@ class Released:
 
     @property
     def weights(self) -> list[Tensor]:
-        """All parameters and buffers."""
+        """Parameters and buffers of both networks, to count their memory."""
         modules = (self.autoencoder, self.denoise)
         return [t for m in modules for t in (*m.parameters(), *m.buffers())]
 
@@ -269,7 +269,7 @@ class Released:
         return states.to(latents.dtype) * 2.0 + 1.0
 
     def read(self, points: DecodedPoints, latents: Tensor) -> Tensor:
-        """Like `LatentModel`'s reading of points."""
+        """Return decoded values at points (*, N), as `LatentModel` reads them: scaled and in float32."""
         with reduced_precision(latents.device, self.precision):
             values = points(latents)
         return values.to(latents.dtype) * 2.0 + 1.0
@@ -302,7 +302,7 @@ class Count:
 
 @dataclass(frozen=True)
 class HourCost:
-    """Of decoding what is observed in an hour: each product, bytes kept, share of the whole."""
+    """Cost of decoding the observed points of an hour: products, bytes kept, share of the whole."""
 
     value: Count
     pull: Count
@@ -313,7 +313,7 @@ class HourCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one evaluation of one member."""
+    """Cost of one guided evaluation of one member."""
 
     peak: int
     weights: int
@@ -323,7 +323,7 @@ class Cost:
 
 
 def evaluate(
-    model: Released, seen: GridPoints, budget: int, iterations: int
+    model: Released, seen: AveragedPoints, budget: int, iterations: int
 ) -> tuple[Storages, Chunks]:
     """Return what an MMPS evaluation with recycled solution, its most expensive form, counts."""
     with FAKE:
@@ -392,7 +392,7 @@ def kept_per_state(model: Released) -> int:
 def costs(precision: Precision, most: int, budget: int, iterations: int) -> dict[int, Cost]:
     """Return the cost of evaluations with 1 to `most` observed hours."""
     model = Released(precision)
-    seen = GridPoints([columns(0, model.shape)], model.shape)
+    seen = AveragedPoints([columns(0, model.shape)], model.shape)
     first, chunks = evaluate(model, seen, budget, iterations)
     weights = sum(t.numel() * t.element_size() for t in model.weights)
     products = iterations + 1
@@ -412,8 +412,8 @@ def costs(precision: Precision, most: int, budget: int, iterations: int) -> dict
     return found
 
 
-def table(arguments: argparse.Namespace) -> list[Row]:
-    """Return all lines."""
+def table(arguments: argparse.Namespace) -> list[CostRow]:
+    """Return the cost of an evaluation for each precision, number of hours and of members."""
     rows = []
     latents = 2 * 24 * int(np.prod(CONFIGS["released"][0].latent_shape)) * 4
     for precision in arguments.precision:
@@ -431,7 +431,7 @@ def table(arguments: argparse.Namespace) -> list[Row]:
                 work.operations - work.decoder,
             )
             rows += [
-                Row(
+                CostRow(
                     precision,
                     members,
                     hours,
@@ -453,7 +453,7 @@ def table(arguments: argparse.Namespace) -> list[Row]:
 
 
 def main() -> None:
-    """Compute and print."""
+    """Compute what the command line asks for, and print it as a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])

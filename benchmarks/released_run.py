@@ -38,7 +38,7 @@ import yaml
 from benchmarks.denoiser_flops import CONFIGS
 from benchmarks.job_overhead import run_job, wait
 from benchmarks.observing_network import Place, observed_places
-from benchmarks.released_cost import GIB, GridPoints, Released, columns_of, evaluate
+from benchmarks.released_cost import GIB, AveragedPoints, Released, columns_of, evaluate
 from deploy.local import LocalStack, StackOptions, python_command
 from model.autoencoder import Autoencoder
 from model.backbone import Backbone
@@ -154,7 +154,9 @@ def library_bytes() -> int:
 def computed(hours: int, iterations: int) -> tuple[int, float]:
     """Return peak bytes and TFLOP of one guided evaluation of these networks and observations."""
     model = Released("float32", NAME)
-    seen = GridPoints([columns_of([stations(h)], model.shape) for h in range(hours)], model.shape)
+    seen = AveragedPoints(
+        [columns_of([stations(h)], model.shape) for h in range(hours)], model.shape
+    )
     budget = psutil.virtual_memory().total // 2
     storages, _ = evaluate(model, seen, budget, iterations)
     return storages.peak, storages.operations / 1e12

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from azula.denoise import GaussianDenoiser
 from azula.linalg.covariance import FullCovariance
-from azula.noise import Schedule
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lab.parity.trajectories import GivenLevel
 from model.execution import Batching
 from model.guidance.base import BlanketRows, FitReport, Observed
 from model.guidance.jacobian import MMPS, MMPSSettings
@@ -50,14 +50,7 @@ SOLVES = (
 )  # (iterations, recycle)
 
 
-class GivenLevel(Schedule):
-    """Takes the noise level itself as the time."""
-
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(t), t
-
-
-class Problem:
+class GaussianProblem:
     """The field, its observations and its exact posterior."""
 
     def __init__(self) -> None:
@@ -105,8 +98,8 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table.
+class SkillRow:
+    """Error, spread and cost of one sampler with one solver.
 
     Attributes:
         mean_error: Root mean square error of the posterior mean over the posterior spread.
@@ -127,8 +120,13 @@ class Row:
 
 
 def run(
-    problem: Problem, name: str, steps: int, corrections: int, iterations: int, recycle: bool
-) -> Row:
+    problem: GaussianProblem,
+    name: str,
+    steps: int,
+    corrections: int,
+    iterations: int,
+    recycle: bool,
+) -> SkillRow:
     report = FitReport()
     denoiser = TrajectoryDenoiser(
         problem.denoise,
@@ -150,7 +148,7 @@ def run(
     products = steps * (1 + corrections) * (2 + 3 * (iterations + recycle))
     error = np.sqrt((((x[0] - problem.mean) / problem.spread) ** 2).mean())
     ratio = np.sqrt((x[1:].var(axis=0, ddof=1) / problem.spread**2).mean())
-    return Row(
+    return SkillRow(
         name,
         steps,
         corrections,
@@ -163,9 +161,9 @@ def run(
     )
 
 
-def show(rows: list[Row]) -> None:
+def show(rows: list[SkillRow]) -> None:
     table = Table(title="Sampler, steps and solver iterations against the exact posterior")
-    for column in Row.__dataclass_fields__:
+    for column in SkillRow.__dataclass_fields__:
         table.add_column(column, justify="left" if column == "sampler" else "right")
     for row in sorted(rows, key=lambda r: r.products):
         table.add_row(
@@ -179,7 +177,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--quick", action="store_true", help="few steps only")
     arguments = parser.parse_args()
-    problem = Problem()
+    problem = GaussianProblem()
     rows: list[Any] = []
     for name, lengths in GRID.items():
         for steps, corrections in lengths[: 1 if arguments.quick else None]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lab.rehearsal.day import run_day
-from lab.rehearsal.driver import Pace
+from lab.rehearsal.driver import RehearsalPace
 from lab.rehearsal.scenario import day_scenario
 from lab.rehearsal.source import first_cycle, world_of
 from lab.rehearsal.verdict import (
@@ -63,7 +63,7 @@ def main() -> None:
     )
     console = Console(stderr=arguments.json, highlight=False, width=130)
     with tempfile.TemporaryDirectory() as folder:
-        pace = Pace(scenario.speed_for(arguments.job_seconds), start_seconds=30.0)
+        pace = RehearsalPace(scenario.speed_for(arguments.job_seconds), start_seconds=30.0)
         day = run_day(scenario, Path(folder), pace, console.print)
     verdict = judge(day)
     if arguments.picture:

@@ -95,7 +95,7 @@ def read_once(folder: str, hour: int, columns: str) -> None:
 
 
 def measure(folder: Path, hour: int, columns: str, repeats: int) -> dict:
-    """Median of fresh processes."""
+    """Return the median time and memory of reading an hour, each time in a fresh process."""
     results = []
     for _ in range(repeats):
         command = [
@@ -117,7 +117,7 @@ def measure(folder: Path, hour: int, columns: str, repeats: int) -> dict:
 
 
 def main() -> None:
-    """Builds, reads, compacts, reads again."""
+    """Build an observation store, read it, compact it, read it again, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows-per-day", type=int, default=10_000_000)
     parser.add_argument("--days", type=int, default=30)
@@ -154,7 +154,7 @@ def main() -> None:
 
 
 def report(lines: dict, *, as_json: bool) -> None:
-    """One table."""
+    """Print the lines as JSON or as one table."""
     if as_json:
         print(json.dumps(lines))
         return

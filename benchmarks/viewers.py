@@ -89,7 +89,7 @@ def publish(layout: Layout, rows: int, number: int) -> None:
 
 
 class Viewer:
-    """One who looks: pans, and changes what is shown.
+    """Simulate one viewer, who pans the map and changes the field shown.
 
     Arguments:
         http: The connection.
@@ -187,7 +187,7 @@ def first_load(url: str) -> dict[str, float]:
 
 
 def measure(url: str, options: argparse.Namespace, process: psutil.Process | None) -> dict:
-    """All lines of the table."""
+    """Measure the first load and many viewers at once; return the figures by line of the table."""
     lines: dict[str, dict] = {"first load": first_load(url)}
     asyncio.run(watch(url, 2, 2, 0.0))  # warm: libraries are loaded at the first request
 
@@ -231,7 +231,7 @@ def own_gateway(rows: int) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def main() -> None:
-    """Starts, measures, stops, prints."""
+    """Start a gateway unless `--url` names one, measure it, stop it and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", help="A running gateway without keys, instead of its own.")
     parser.add_argument("--viewers", type=int, default=20)

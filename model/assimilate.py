@@ -5,6 +5,7 @@ tied to a background, and which are written. A plan is carried out in one or sev
 with its conditions, its start and a run of the sampler.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -304,7 +305,7 @@ class Trajectory:
 
     @property
     def warm_start(self) -> WarmStart:
-        """What the next cycle starts from."""
+        """Latents and times from which the next cycle starts."""
         return WarmStart(self.latents, self.first_time)
 
     @property
@@ -365,11 +366,6 @@ def assimilate(
         InvalidInput: If background, observations and plan do not fit together.
     """
     settings = settings or recommended_settings(latent_model)
-    sampler = settings.sampler
-    if settings.start == "prior":
-        sampler = warm_sampler(sampler, settings.entry, latent_model.schedule)
-    elif warm_start is not None:
-        sampler = warm_sampler(sampler, settings.warm, latent_model.schedule)
     stride = plan.stride or latent_model.blanket_stride
     plan = _blanket_by_blanket(plan, latent_model.blanket_size, settings)
     passes = plan_passes(plan, latent_model.blanket_size, stride)
@@ -393,7 +389,7 @@ def assimilate(
         members=tuple(range(first_member, first_member + members)),
         seed=seed,
         settings=settings,
-        sampler=sampler,
+        sampler=_sampler_of(settings, latent_model, warm_start),
         warm_start=warm_start,
         prior=prior,
         batching=Batching(
@@ -406,19 +402,21 @@ def assimilate(
         share=None if local is None else local.share,
         ensemble=ensemble,
     )
-    latents, tied = _tied_latents(inputs, background)
-    total = len(passes) * sampler.steps
-    for number, part in enumerate(passes):
-        known = tied | (torch.arange(plan.length) < part.known)
-        drawn = sample_pass(inputs, part, number, latents, known, on_step, total)
-        first, stop = part.inside(plan.length)
-        # Known states stay as they are: they have been conditioned on.
-        new = [i for i in range(first, stop) if not known[i]]
-        latents[:, new] = drawn[:, [i - part.first for i in new]]
-    result = _result(inputs, latents, decode)
+    result = _result(inputs, _sample_passes(inputs, passes, background, on_step), decode)
     if local is not None and not local.writes:
         return replace(result, states=result.states[:, :0], times=())
     return result
+
+
+def _sampler_of(
+    settings: AssimilationSettings, model: LatentModel, warm_start: WarmStart | None
+) -> SamplerSettings:
+    """Return the sampler, entered at a lower noise level where it need not start from noise."""
+    if settings.start == "prior":
+        return warm_sampler(settings.sampler, settings.entry, model.schedule)
+    if warm_start is not None:
+        return warm_sampler(settings.sampler, settings.warm, model.schedule)
+    return settings.sampler
 
 
 def _blanket_by_blanket(plan: WindowPlan, size: int, settings: AssimilationSettings) -> WindowPlan:
@@ -430,6 +428,27 @@ def _blanket_by_blanket(plan: WindowPlan, size: int, settings: AssimilationSetti
     if settings.start == "prior" and whole:
         return replace(plan, new_states_per_pass=max(size // 2, 1))
     return plan
+
+
+def _sample_passes(
+    inputs: PassInputs, passes: Sequence[Pass], background: Tensor | None, on_step: OnStep
+) -> Tensor:
+    """Sample one pass after the other, each given the states before it.
+
+    Returns:
+        The latents of the whole window, with shape (M, T, c, h, w).
+    """
+    length = inputs.plan.length
+    latents, tied = _tied_latents(inputs, background)
+    total = len(passes) * inputs.sampler.steps
+    for number, part in enumerate(passes):
+        known = tied | (torch.arange(length) < part.known)
+        drawn = sample_pass(inputs, part, number, latents, known, on_step, total)
+        first, stop = part.inside(length)
+        # Known states stay as they are: they have been conditioned on.
+        new = [i for i in range(first, stop) if not known[i]]
+        latents[:, new] = drawn[:, [i - part.first for i in new]]
+    return latents
 
 
 def _tied_latents(inputs: PassInputs, background: Tensor | None) -> tuple[Tensor, Tensor]:

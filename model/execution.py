@@ -36,7 +36,7 @@ _TEMPORARY = 4.0  # temporaries of a chunk over what its graph keeps
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """How a computation was cut to fit into memory.
+    """Sizes of the pieces in which a computation fitted into memory.
 
     Attributes:
         rows: Blankets evaluated at once; None if nothing limited them.
@@ -60,11 +60,11 @@ class _SavedBytes:
 
     @property
     def total(self) -> int:
-        """Bytes of all storages seen."""
+        """Total size of the storages counted so far, in bytes."""
         return sum(self._storages.values())
 
     def add(self, tensor: Tensor) -> None:
-        """Count a tensor's storage once."""
+        """Add the size of a tensor's storage; one that was counted already is not added again."""
         storage = tensor.untyped_storage()
         self._storages[storage._cdata] = storage.nbytes()
         self.device = tensor.device
@@ -165,7 +165,7 @@ class Batching:
 
     @property
     def use(self) -> MemoryUse:
-        """What the work was cut to."""
+        """Sizes of the pieces in which the work was done."""
         states, kept = (None, None) if self.chunks is None else self.chunks.used
         return MemoryUse(self.rows, states, kept, self.retries)
 

@@ -46,7 +46,7 @@ def expected_states(denoise: Denoise, known: Tensor, date: Tensor, sigma: float)
 
 @torch.no_grad()
 def forecast_mean(denoise: Denoise, known: Tensor, date: Tensor, sigma: float) -> Tensor:
-    """Return `expected_states` without derivatives."""
+    """Return what `expected_states` does, without recording derivatives."""
     return expected_states(denoise, known, date, sigma)
 
 

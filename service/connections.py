@@ -70,7 +70,7 @@ class ConnectionLimits:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol within `limits`."""
+    """HTTP protocol of uvicorn that refuses connections and requests beyond `limits`."""
 
     limits: ConnectionLimits
 

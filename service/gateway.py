@@ -143,7 +143,7 @@ def _start_sweeping(library: Any) -> None:
 
 @dataclass
 class Gateway:
-    """One gateway process. Routes get it by the dependency `GatewayDep`."""
+    """State of one gateway process; routes get it by the dependency `GatewayDep`."""
 
     settings: GatewaySettings
     layout: Layout
@@ -163,7 +163,7 @@ class Gateway:
 
     @property
     def intake(self) -> Intake:
-        """Return where accepted uploads go."""
+        """Return the layout, stores and sender that take an accepted upload."""
         return Intake(self.layout, self.stores, self.sender)
 
     @property

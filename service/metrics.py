@@ -68,7 +68,7 @@ class DiskMetrics:
         )
 
     def set(self, layout: Layout, settings: DiskSettings, figures: RetentionFigures) -> None:
-        """Looks at the disk and at what Redis knows, as far as these can be reached."""
+        """Update the gauges from the disk and from Redis, as far as these can be reached."""
         try:
             state = disk_state(layout, settings)
             self.free.set(state.free)
@@ -188,6 +188,40 @@ class ChallengerMetrics:
                     self.difference.labels(name, of).set(value)
 
 
+class CycleMetrics:
+    """Gauges of the cycles: how many are in each state, and how old the newest analyses are."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.count = Gauge("appa_cycles", "Cycles, by state.", ("state",), registry=registry)
+        self.age = Gauge(
+            "appa_cycle_newest_age_seconds",
+            "Age of the newest cycled analysis: now minus its valid time, by flavour.",
+            ("flavour",),
+            registry=registry,
+        )
+        self.freshness = Gauge(
+            "appa_cycle_freshness_seconds",
+            "From the cut-off to the published analysis, of the newest one, by flavour.",
+            ("flavour",),
+            registry=registry,
+        )
+
+    def set(self, cycles: CycleStore) -> None:
+        """Set the gauges from the store; ages are absent where nothing is cycled."""
+        self.age.clear()
+        self.freshness.clear()
+        for state in CycleState:
+            self.count.labels(state.value).set(cycles.count(state))
+        now = clock.now()
+        for flavour in Flavour:
+            page = cycles.select(state=CycleState.PUBLISHED, flavour=flavour, limit=1)
+            for newest in page.items:
+                age = (now - newest.valid_time).total_seconds()
+                self.age.labels(flavour.value).set(age)
+                if newest.freshness_seconds is not None:
+                    self.freshness.labels(flavour.value).set(newest.freshness_seconds)
+
+
 class SourceMetrics(Collector):
     """Figures of the sources of observations, from what their process reports."""
 
@@ -287,20 +321,7 @@ class GatewayMetrics:
             "appa_records", "Jobs and batches, by state.", ("noun", "state"), registry=self.registry
         )
 
-        self.cycles = Gauge("appa_cycles", "Cycles, by state.", ("state",), registry=self.registry)
-        self.cycle_age = Gauge(
-            "appa_cycle_newest_age_seconds",
-            "Age of the newest cycled analysis: now minus its valid time, by flavour.",
-            ("flavour",),
-            registry=self.registry,
-        )
-        self.cycle_freshness = Gauge(
-            "appa_cycle_freshness_seconds",
-            "From the cut-off to the published analysis, of the newest one, by flavour.",
-            ("flavour",),
-            registry=self.registry,
-        )
-
+        self.cycles = CycleMetrics(self.registry)
         self.webhook_messages = Gauge(
             "appa_webhook_messages_waiting",
             "Messages of webhooks that are not delivered yet, those to be tried again included.",
@@ -315,19 +336,3 @@ class GatewayMetrics:
     def render(self) -> bytes:
         """Return all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
-
-
-def set_cycle_metrics(metrics: GatewayMetrics, cycles: CycleStore) -> None:
-    """Sets the gauges of the cycles from the store; nothing is set where nothing is cycled."""
-    metrics.cycle_age.clear()
-    metrics.cycle_freshness.clear()
-    for state in CycleState:
-        metrics.cycles.labels(state.value).set(cycles.count(state))
-    now = clock.now()
-    for flavour in Flavour:
-        page = cycles.select(state=CycleState.PUBLISHED, flavour=flavour, limit=1)
-        for newest in page.items:
-            age = (now - newest.valid_time).total_seconds()
-            metrics.cycle_age.labels(flavour.value).set(age)
-            if newest.freshness_seconds is not None:
-                metrics.cycle_freshness.labels(flavour.value).set(newest.freshness_seconds)

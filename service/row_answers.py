@@ -54,13 +54,13 @@ class RowBudget:
             return True
 
     def release(self, holder: int) -> None:
-        """Forget what an answer held."""
+        """Release the memory that an answer holds in the budget."""
         with self._lock:
             self._held.pop(holder, None)
 
 
 class HeldRows:
-    """What one answer holds. It ends with `release`, or when nobody refers to it any more."""
+    """Share of the budget held by one answer, until `release` or until it is garbage-collected."""
 
     def __init__(self, budget: RowBudget) -> None:
         self._budget = budget
@@ -90,7 +90,7 @@ class HeldRows:
         self._size = size
 
     def release(self) -> None:
-        """Give the share back."""
+        """Release this answer's share of the budget."""
         self._budget.release(id(self))
 
     def __del__(self) -> None:

@@ -172,12 +172,12 @@ class GatewaySettings(InstallationSettings):
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """Return the origins in `allow_origins`."""
+        """Return the origins listed in `allow_origins`, without spaces and empty entries."""
         return tuple(part for text in self.allow_origins.split(",") if (part := text.strip()))
 
     @property
     def proxies(self) -> tuple[str, ...]:
-        """Return the addresses in `trusted_proxies`."""
+        """Return the addresses listed in `trusted_proxies`, without spaces and empty entries."""
         return tuple(part for text in self.trusted_proxies.split(",") if (part := text.strip()))
 
     @model_validator(mode="after")

@@ -71,7 +71,7 @@ def _recognise(head: bytes) -> FileFormat:
         ) from error
 
 
-class Pace:
+class UploadPace:
     """Drop an upload that pauses for too long, or sends less than the rate asked for.
 
     Only the time spent waiting for the sender counts, in stretches of the longest pause.
@@ -123,7 +123,7 @@ async def receive_upload(
     block = bytearray()
     format: FileFormat | None = None
     received = 0
-    pace = Pace(limits)
+    pace = UploadPace(limits)
     while (chunk := await pace.next(chunks)) is not None:
         received += len(chunk)
         if received > limits.max_bytes:

@@ -37,7 +37,7 @@ from worker.contract.logs import configure_logs
 from worker.loaded_models import LoadedModel, LoadedModels, choose_device, open_models
 from worker.pipeline.parts import PartInputs
 from worker.settings import WorkerSettings
-from worker.solver import Draw, Solver, Split
+from worker.solver import Draw, MemberSplit, Solver
 
 __all__ = ["RankGroup", "RanksLost", "SharedBlankets"]
 
@@ -139,7 +139,7 @@ class RankGroup:
 
     @property
     def whole(self) -> bool:
-        """Whether all ranks run."""
+        """Whether the processes of all other ranks exist and run."""
         return bool(self._others) and all(other.poll() is None for other in self._others)
 
     def tell(self, about: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ class RankGroup:
         inputs: PartInputs,
         *,
         minimal_batches: bool,
-    ) -> Split | None:
+    ) -> MemberSplit | None:
         """Return how all ranks draw a job; None where they cannot share its window.
 
         Arguments:
@@ -200,7 +200,7 @@ class SharedBlankets:
 
     @property
     def ranks(self) -> int:
-        """How many ranks share the window."""
+        """Number of ranks that share the window."""
         return self.group.count
 
     def __call__(self, draw: Draw) -> tuple[Tensor, Trajectory]:

@@ -57,7 +57,7 @@ from worker.pipeline.ingest import summary_of
 from worker.process import message_sender
 from worker.results.publication import sweep_leftovers
 from worker.results.retention.run import RetentionRunner
-from worker.runtime import open_runtime
+from worker.runtime import Runtime, open_runtime
 from worker.settings import WorkerSettings
 from worker.tasks.products import MissedResults
 
@@ -97,7 +97,7 @@ class Reconciler:
 
     @property
     def uploads(self) -> UploadStore:
-        """Return where uploads are kept."""
+        """Return the store of uploads that the layout names: a folder or a bucket."""
         return upload_store(self.layout)
 
     def tick(self) -> int:
@@ -367,6 +367,27 @@ def run_scheduler(
     runtime = open_runtime(settings, [SCHEDULER], name, message_sender(settings))
     for warning in redis_health(runtime.stores.redis).warnings:
         log.warning("redis", advice=warning)
+    runtime.report.ready = True
+    runtime.start_reporting()
+    log.info("ready", worker=name)
+    turn = _ticks(runtime, settings)
+    turn |= {f"further-{number}": tick for number, tick in enumerate(ticks)}
+    while not stop.wait(settings.sweep_seconds):
+        for name, tick in turn.items():
+            _run_tick(name, tick, runtime.measures)
+        runtime.report.figures.turned = utc_now()
+    runtime.leave()
+    finish_traces()
+
+
+def _ticks(runtime: Runtime, settings: WorkerSettings) -> dict[str, Callable[[], object]]:
+    """Return what the scheduler does at every turn, by name, in order."""
+
+    def tidy() -> int:
+        older_than = max(86_400.0, 2.0 * settings.job_limit_seconds)
+        layout = runtime.layout
+        return sweep_leftovers(layout, older_than) + upload_store(layout).sweep(older_than)
+
     reaper = Reaper(
         runtime.stores,
         runtime.sender,
@@ -375,15 +396,6 @@ def run_scheduler(
         settings.resend_seconds,
         runtime.measures,
     )
-    runtime.report.ready = True
-    runtime.start_reporting()
-    log.info("ready", worker=name)
-
-    def tidy() -> int:
-        older_than = max(86_400.0, 2.0 * settings.job_limit_seconds)
-        layout = runtime.layout
-        return sweep_leftovers(layout, older_than) + upload_store(layout).sweep(older_than)
-
     reconciler = Reconciler(
         runtime.layout,
         runtime.stores,
@@ -400,26 +412,17 @@ def run_scheduler(
     )
     webhooks = WebhookSender(runtime.stores.webhooks, settings, runtime.measures)
     missed = MissedResults(runtime.layout, runtime.stores.events)
-    cycling = cycling_tick(runtime)
     retention = RetentionRunner(runtime.stores, runtime.layout, settings)
-
-    turn: dict[str, Callable[[], object]] = {
+    return {
         "archive": archivist.tick,
         "reap": reaper.sweep,
         "reconcile": reconciler.tick,
         "tidy": _Seldom(tidy, _TIDY_SECONDS),
-        "cycles": cycling,
+        "cycles": cycling_tick(runtime),
         "announce": missed.tick,
         "webhooks": webhooks.tick,
         "retention": retention.tick,
-        **{f"further-{number}": tick for number, tick in enumerate(ticks)},
     }
-    while not stop.wait(settings.sweep_seconds):
-        for name, tick in turn.items():
-            _run_tick(name, tick, runtime.measures)
-        runtime.report.figures.turned = utc_now()
-    runtime.leave()
-    finish_traces()
 
 
 _TIDY_SECONDS = 600.0

@@ -30,7 +30,7 @@ from model.operators.observation_set import ObservationSet
 from model.samplers.sampling import SAMPLERS
 from worker.contract.kinds import SpecBase
 
-__all__ = ["Analysis", "Background", "Draw", "Solver", "Split", "pairs_info"]
+__all__ = ["Analysis", "Background", "Draw", "Solver", "MemberSplit", "pairs_info"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ _SHORT = 3
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What the model made of a job.
+    """Analysis of a job: the latents of its members, and how they were drawn.
 
     Attributes:
         latents: Standardised latents of all times of the plan, with shape (M, T, c, h, w).
@@ -100,14 +100,14 @@ class Analysis:
 
 
 class Draw(Protocol):
-    """Draws members of an analysis."""
+    """Draw members of an analysis by their numbers; see `Solver.analysis`."""
 
     def __call__(self, members: range, **options: Any) -> Trajectory:
         """Return the trajectory of members by their numbers; options are those of `assimilate`."""
 
 
-class Split(Protocol):
-    """Has the members of an analysis drawn in parts, here or elsewhere."""
+class MemberSplit(Protocol):
+    """Draw the members of an analysis in parts, in this process or in others."""
 
     @property
     def parts(self) -> tuple[range, ...]:
@@ -115,7 +115,7 @@ class Split(Protocol):
 
     @property
     def ranks(self) -> int:
-        """How many processes share the blankets."""
+        """Number of processes that share the blankets."""
 
     def __call__(self, draw: Draw) -> tuple[Tensor, Trajectory]:
         """Return the latents of all members in order, and the trajectory of some of them."""
@@ -195,7 +195,7 @@ class Solver:
         plan: WindowPlan,
         observations: ObservationSet,
         background: Background,
-        split: Split | None = None,
+        split: MemberSplit | None = None,
     ) -> Analysis:
         """Return the analysis of the job, or its forecast when states are tied.
 

@@ -183,7 +183,7 @@ def upload(
 
 
 def list_batches(state: str | None, limit: int) -> Call:
-    """Ask for the newest uploads."""
+    """Return the request for the newest `limit` uploads, of one state if given."""
     return Call("GET", "/v1/batches", _given(state=state, limit=limit))
 
 

@@ -14,7 +14,7 @@ from deploy.console import AsJson, print_json
 from model.domain.errors import AppaError, InvalidInput
 
 if TYPE_CHECKING:
-    from lab.parity.case import Comparison
+    from lab.parity.case import ParityComparison
     from lab.training.weighting import ChannelWeights
     from model.card import Card
     from model.checkpoints.discovery import Candidate
@@ -261,7 +261,7 @@ def parity(
         raise typer.Exit(1)
 
 
-def _totals(outcomes: "list[Comparison]", counts: Counter[str]) -> str:
+def _totals(outcomes: "list[ParityComparison]", counts: Counter[str]) -> str:
     words = [f"{counts[word]} {word}" for word in ("matched", "missed", "not carried")]
     names = sorted({o.name for o in outcomes if o.status == "not compared"})
     if names:
@@ -269,7 +269,7 @@ def _totals(outcomes: "list[Comparison]", counts: Counter[str]) -> str:
     return ", ".join(words)
 
 
-def _line(outcome: "Comparison") -> str:
+def _line(outcome: "ParityComparison") -> str:
     numbers = ""
     if outcome.error is not None and outcome.tolerance is not None:
         numbers = f"error {outcome.error:.2e}  allowed {outcome.tolerance:.2e}"

@@ -48,7 +48,7 @@ from worker.cycling.policy import read_policy
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from worker.results.verification.comparison import Comparison
+    from worker.results.verification.comparison import ColdWindowComparison
 
 _REMARK = 31
 """Columns of a remark: those of the id of an analysis."""
@@ -96,7 +96,7 @@ def cycle_table(records: list[Cycle]) -> Table:
 
 
 def change_line(record: Cycle) -> str:
-    """What a watcher is told when a cycle has moved."""
+    """Return the line printed when a watched cycle has changed its state."""
     fresh = record.freshness_seconds
     what = {
         CycleState.WAITING: f"cut-off at {short_time(record.cut_off)}",
@@ -362,7 +362,7 @@ def deny(
         out.print(f"estimate of the cycle: it took {100 * estimate:.1f} % of their squares away")
 
 
-def _denied(found: "Comparison", title: str) -> Table:
+def _denied(found: "ColdWindowComparison", title: str) -> Table:
     table = Table("network", "variable", "values", "error", "without", title=title)
     for line in found.errors:
         numbers = (str(line.count), f"{line.cycle:.4g}", f"{line.cold:.4g}")

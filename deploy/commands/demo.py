@@ -178,7 +178,7 @@ def rehearse(
     """
     # The commands that need torch import it, not `appa --help`.
     from lab.rehearsal.day import run_day
-    from lab.rehearsal.driver import Pace
+    from lab.rehearsal.driver import RehearsalPace
     from lab.rehearsal.scenario import day_scenario
     from lab.rehearsal.source import first_cycle, world_of
     from lab.rehearsal.verdict import (
@@ -207,7 +207,7 @@ def rehearse(
         doubled=doubled,
     )
     limit = None if limit_minutes is None else 60.0 * limit_minutes
-    pace = Pace(speed or scenario.speed_for(job_seconds), start_seconds=30.0, limit=limit)
+    pace = RehearsalPace(speed or scenario.speed_for(job_seconds), start_seconds=30.0, limit=limit)
     output.mkdir(parents=True, exist_ok=True)
     console.print(f"the operational clock runs {pace.speed:.0f} times as fast as the real one")
     folder = Path(tempfile.mkdtemp(dir=output, prefix="data-"))

@@ -23,7 +23,7 @@ from deploy.console import (
 from model.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from worker.downstream.export import Plan
+    from worker.downstream.export import ExportPlan
 
 __all__ = ["export_app"]
 
@@ -94,7 +94,7 @@ def _file(name: str, folder: Path, url: str, key: str | None) -> Path:
 
 def _plan(
     model: str, files: list[Path], fill: list[Path], time: datetime | None, member: int | None
-) -> "Plan":
+) -> "ExportPlan":
     from worker.downstream.export import plan_export
     from worker.downstream.models import model_named
     from worker.downstream.sources import MEAN, AnalysisFields, open_fill
@@ -111,7 +111,7 @@ def _plan(
     return plan_export(wanted, time or first.times[-1], sources, first.attributes)
 
 
-def _show(plan: "Plan", as_json: bool) -> None:
+def _show(plan: "ExportPlan", as_json: bool) -> None:
     """Print each field with its source at each time."""
     missing: dict[str, list[Any]] = {
         f"{t:%Y-%m-%dT%H:%MZ}": [f.name for f in fields] for t, fields in plan.missing.items()

@@ -46,7 +46,7 @@ def probe(
         with closing(connect(url, retries=1)) as redis:
             reports = WorkerDirectory(redis, keys).alive()
     except (RedisError, OSError) as error:
-        found = Finding(True, f"Redis does not answer: {error}", redis=False)
+        found = QueueHealth(True, f"Redis does not answer: {error}", redis=False)
     else:
         found = _examined(reports, queues, host or socket.gethostname(), stalled)
     if as_json:
@@ -58,8 +58,8 @@ def probe(
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What is to be said of the workers of some queues on one machine.
+class QueueHealth:
+    """Health of the workers of some queues on one machine.
 
     Attributes:
         well: Whether one of them is, as far as is known.
@@ -78,17 +78,17 @@ class Finding:
 
 def _examined(
     reports: Iterable[WorkerReport], queues: list[str], host: str, stalled: float
-) -> Finding:
+) -> QueueHealth:
     own = [r for r in reports if r.host == host and set(r.queues) == set(queues)]
     names = tuple(r.name for r in own)
     hanging = tuple(r.name for r in own if _hangs(r, timedelta(seconds=stalled)))
     if not own:
-        return Finding(False, f"no worker of {', '.join(queues)} reports from {host}")
+        return QueueHealth(False, f"no worker of {', '.join(queues)} reports from {host}")
     if len(hanging) == len(own):
         message = f"{', '.join(hanging)}: its loop does not go round"
-        return Finding(False, message, names, hanging)
+        return QueueHealth(False, message, names, hanging)
     well = ", ".join(name for name in names if name not in hanging)
-    return Finding(True, f"{well} reports", names, hanging)
+    return QueueHealth(True, f"{well} reports", names, hanging)
 
 
 def _hangs(report: WorkerReport, stalled: timedelta) -> bool:

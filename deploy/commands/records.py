@@ -95,7 +95,7 @@ def list_jobs(
     limit: Limit = 30,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs of the installation, newest first."""
     with gateway_client(url, key) as client:
         found = client.jobs(state=state, kind=kind, limit=limit)
     if as_json:

@@ -34,12 +34,12 @@ from worker.contract.store import open_stores
 from worker.results.catalogue import Catalogue
 from worker.results.entries import Entry, ResultFilter
 from worker.results.manifest import Pin, pin, pins, unpin
-from worker.results.retention.plan import InUse, Item, find_in_use, make_plan, read_policy
+from worker.results.retention.plan import InUse, RetentionItem, find_in_use, make_plan, read_policy
 from worker.results.retention.run import remove_all
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from worker.replay.comparison import ArrayComparison, Finding, Verdict
+    from worker.replay.comparison import ArrayComparison, InputComparison, ReplayVerdict
 
 __all__ = ["catalogue_app", "replay_app", "retention_app"]
 
@@ -70,7 +70,7 @@ def _in_use(layout: Layout, stopped: bool) -> InUse:
         ) from error
 
 
-def _item_table(items: list[Item], title: str) -> Table:
+def _item_table(items: list[RetentionItem], title: str) -> Table:
     table = key_table("what", "name", "days", "size", "reason", keys=("name", "size"), title=title)
     for item in items:
         name, reason = escape(item.name), escape(item.reason)
@@ -78,7 +78,7 @@ def _item_table(items: list[Item], title: str) -> Table:
     return table
 
 
-def _show_items(items: list[Item], title: str) -> None:
+def _show_items(items: list[RetentionItem], title: str) -> None:
     out.print(_item_table(items, title))
     out.print(f"{len(items)} in all, {mebibytes(sum(i.size for i in items))}", highlight=False)
 
@@ -325,7 +325,7 @@ def _logs_apart() -> Iterator[None]:
         structlog.configure(**before)
 
 
-def _show_verdict(verdict: "Verdict") -> None:
+def _show_verdict(verdict: "ReplayVerdict") -> None:
     if verdict.findings:
         out.print(_findings(verdict.findings))
     if verdict.arrays:
@@ -336,7 +336,7 @@ def _show_verdict(verdict: "Verdict") -> None:
     out.print(f"{verdict.analysis_id}: [bold]{escape(verdict.outcome)}[/]{took}")
 
 
-def _findings(findings: "tuple[Finding, ...]") -> Table:
+def _findings(findings: "tuple[InputComparison, ...]") -> Table:
     table = Table("what went in", "", "recorded", "now")
     for f in findings:
         values = (f.recorded, f.found) if f.same is False else (f.recorded, "")

@@ -33,7 +33,7 @@ from deploy.console import (
 )
 from worker.contract.feeds import SourceStatus
 from worker.contract.layout import Layout
-from worker.feeds.archives import ARCHIVES, Outcome, Pull, RemoteFile
+from worker.feeds.archives import ARCHIVES, Pull, PullOutcome, RemoteFile
 from worker.feeds.backlog import Backlog, feeds_run
 from worker.feeds.sources import Source, SourceFile
 
@@ -317,7 +317,7 @@ def _print_files(files: list[RemoteFile], count: int, *, as_json: bool) -> None:
     out.print(f"{len(files)} of {count} files, {mebibytes(sum(f.size for f in files))}")
 
 
-def _summary(outcomes: list[Outcome], before: int, note: str, *, as_json: bool) -> None:
+def _summary(outcomes: list[PullOutcome], before: int, note: str, *, as_json: bool) -> None:
     unread = [o for o in outcomes if o.state != "ingested"]
     if as_json:
         print_json(

@@ -189,7 +189,7 @@ def _since(then: datetime, now: datetime) -> str:
 
 
 def show_status(found: Status) -> None:
-    """Print it for people."""
+    """Print the status of an installation for people: what is wrong, what is late, then its parts."""
     state = "[green]ready[/]" if found.readiness.ready else "[red]not ready[/]"
     out.print(f"Appa Service {found.version}: {state}", highlight=False)
     for text in found.wrong:

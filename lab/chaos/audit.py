@@ -12,7 +12,7 @@ from worker.contract.batches import BatchState
 from worker.contract.cycles import CycleState
 from worker.contract.jobs import JobState
 
-__all__ = ["BatchFound", "ChaosReport", "Evidence", "JobFound", "Verdict", "judge"]
+__all__ = ["BatchFound", "ChaosReport", "ChaosEvidence", "JobFound", "ChaosVerdict", "judge"]
 
 TOLERANCE = 1
 """Units of the precision of a variable by which a value may differ from what was sent."""
@@ -20,7 +20,7 @@ TOLERANCE = 1
 
 @dataclass(frozen=True)
 class BatchFound:
-    """What the system says of an upload.
+    """Record of an upload as the system returns it after the exercise.
 
     Attributes:
         state: A `BatchState`.
@@ -39,7 +39,7 @@ class BatchFound:
 
 @dataclass(frozen=True)
 class JobFound:
-    """What the system says of a job: its `JobState`, its result, its error."""
+    """Record of a job as the system returns it: its `JobState`, result and error."""
 
     state: str
     analysis_id: str
@@ -47,8 +47,8 @@ class JobFound:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What is there after an exercise.
+class ChaosEvidence:
+    """State of the system after an exercise, as far as the audit reads it.
 
     Attributes:
         batches: Uploads by id.
@@ -81,8 +81,8 @@ class Evidence:
 
 
 @dataclass
-class Verdict:
-    """How many ended right, and what did not.
+class ChaosVerdict:
+    """Result of the audit: counts of what ended correctly, and a sentence for all that did not.
 
     Attributes:
         accepted: Uploads and jobs that were accepted.
@@ -159,9 +159,9 @@ class ChaosReport:
         return {**asdict(self), "findings": list(self.findings)}
 
 
-def judge(ledger: Ledger, evidence: Evidence) -> Verdict:
+def judge(ledger: Ledger, evidence: ChaosEvidence) -> ChaosVerdict:
     """Return what became of everything that was sent."""
-    verdict = Verdict()
+    verdict = ChaosVerdict()
     by_content: dict[str, list[str]] = defaultdict(list)
     for batch_id, batch in evidence.batches.items():
         by_content[batch.sha256].append(batch_id)
@@ -180,7 +180,9 @@ def judge(ledger: Ledger, evidence: Evidence) -> Verdict:
     return verdict
 
 
-def _upload(sent: UploadSent, batches: list[str], evidence: Evidence, verdict: Verdict) -> None:
+def _upload(
+    sent: UploadSent, batches: list[str], evidence: ChaosEvidence, verdict: ChaosVerdict
+) -> None:
     name = sent.content.name
     verdict.accepted += bool(sent.ids)
     if sent.refusal and not sent.content.mutated:
@@ -205,7 +207,7 @@ def _mutated(
     sent: UploadSent,
     found: Mapping[str, BatchFound],
     undisturbed: Mapping[str, int],
-    verdict: Verdict,
+    verdict: ChaosVerdict,
 ) -> None:
     """Damaged content may be read or rejected, but must end by what is in it."""
     ends = (BatchState.INGESTED, BatchState.REJECTED)
@@ -224,14 +226,14 @@ def _mutated(
     verdict.count(fault, f"{sent.content.name}: {stored} of {expected} rows are stored. {told}")
 
 
-def _unfinished(sent: UploadSent, found: Mapping[str, BatchFound], verdict: Verdict) -> None:
+def _unfinished(sent: UploadSent, found: Mapping[str, BatchFound], verdict: ChaosVerdict) -> None:
     told = "; ".join(f"{i} {batch.state} {batch.problem}".strip() for i, batch in found.items())
     ends = (BatchState.REJECTED, BatchState.FAILED)
     rejected = all(batch.state in ends for batch in found.values())
     verdict.count("wrongly_rejected" if rejected else "lost", f"{sent.content.name}: {told}")
 
 
-def _rows(sent: UploadSent, stored: Counter[Row], verdict: Verdict) -> None:
+def _rows(sent: UploadSent, stored: Counter[Row], verdict: ChaosVerdict) -> None:
     """Compare the rows of an ingested upload with those that were sent."""
     name = sent.content.name
     values: dict[tuple[str, str, int], list[int]] = defaultdict(list)
@@ -253,7 +255,7 @@ def _rows(sent: UploadSent, stored: Counter[Row], verdict: Verdict) -> None:
     verdict.ended += bool(sent.ids)
 
 
-def _job(sent: JobSent, evidence: Evidence, verdict: Verdict) -> None:
+def _job(sent: JobSent, evidence: ChaosEvidence, verdict: ChaosVerdict) -> None:
     name = f"job {sent.order.number}"
     verdict.accepted += bool(sent.ids)
     if sent.refusal:
@@ -279,7 +281,7 @@ def _job(sent: JobSent, evidence: Evidence, verdict: Verdict) -> None:
         verdict.ended += 1
 
 
-def _cycles(ledger: Ledger, evidence: Evidence, verdict: Verdict) -> None:
+def _cycles(ledger: Ledger, evidence: ChaosEvidence, verdict: ChaosVerdict) -> None:
     """Every cycle that fell due ended once: with a whole analysis, or a reason."""
     results: dict[str, list[CycledResult]] = defaultdict(list)
     for result in evidence.cycled:
@@ -301,8 +303,8 @@ def _cycle(
     key: str,
     results: list[CycledResult],
     uploads: Mapping[str, BatchFound],
-    evidence: Evidence,
-    verdict: Verdict,
+    evidence: ChaosEvidence,
+    verdict: ChaosVerdict,
 ) -> None:
     found = evidence.cycles.get(key)
     ids = [result.id for result in results]
@@ -328,7 +330,7 @@ def _cycle(
 
 
 def _gaps(
-    result: CycledResult, uploads: Mapping[str, BatchFound], evidence: Evidence
+    result: CycledResult, uploads: Mapping[str, BatchFound], evidence: ChaosEvidence
 ) -> Iterator[str]:
     """Yield how an analysis differs from what had arrived by its cut-off, but for what it says."""
     start, end = result.start.timestamp(), result.end.timestamp()
@@ -348,7 +350,7 @@ def _gaps(
         yield f"{len(late)} uploads that came late are in it, such as {late[0]}"
 
 
-def _unordered_jobs(ledger: Ledger, evidence: Evidence, verdict: Verdict) -> None:
+def _unordered_jobs(ledger: Ledger, evidence: ChaosEvidence, verdict: ChaosVerdict) -> None:
     """No job succeeded but those that were sent, and the last one of each cycle."""
     ordered = {job_id for sent in ledger.jobs.values() for job_id in sent.ids}
     ordered |= {cycle.job_id for cycle in evidence.cycles.values()}
@@ -357,7 +359,7 @@ def _unordered_jobs(ledger: Ledger, evidence: Evidence, verdict: Verdict) -> Non
             verdict.count("doubled", f"job {job_id} was made beside those that were ordered")
 
 
-def _store(evidence: Evidence) -> Iterator[str]:
+def _store(evidence: ChaosEvidence) -> Iterator[str]:
     """Yield where the observation store and the records of uploads differ."""
     for batch_id in evidence.rows.keys() - evidence.batches.keys():
         if evidence.rows[batch_id]:
@@ -370,7 +372,7 @@ def _store(evidence: Evidence) -> Iterator[str]:
             yield f"{batch_id} has {stored} rows; its summary says {batch.observations}"
 
 
-def _results(evidence: Evidence) -> Iterator[str]:
+def _results(evidence: ChaosEvidence) -> Iterator[str]:
     known = {job.analysis_id for job in evidence.jobs.values()}
     for analysis_id in evidence.analyses.keys() - known:
         yield f"result {analysis_id} is of no known job"

@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.random import Generator
 
-from lab.chaos.plan import Sending
+from lab.chaos.plan import PlannedUpload
 from lab.encoders.bufr import encode_bufr
 from worker.observations.columns import build_table
 from worker.observations.decoders.base import DecodeContext
 from worker.observations.export import ROW_FORMATS
 
-__all__ = ["NOON", "NO_VALUE", "Content", "Row", "content_of", "damaged", "rows_of"]
+__all__ = ["NOON", "NO_VALUE", "UploadContent", "Row", "content_of", "damaged", "rows_of"]
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 """Where the operational clock begins, unless the system takes longer to start."""
@@ -60,7 +60,7 @@ def _in_units(value: float | None, variable: str) -> int:
 
 
 @dataclass(frozen=True)
-class Content:
+class UploadContent:
     """The bytes of an upload and what they say.
 
     Attributes:
@@ -101,7 +101,7 @@ _WRITERS: dict[str, Callable[[pa.Table], bytes]] = {
 }
 
 
-def content_of(sending: Sending, seed: int, until: datetime = NOON) -> Content:
+def content_of(sending: PlannedUpload, seed: int, until: datetime = NOON) -> UploadContent:
     """Return what is sent; the same number, form, seed and time give the same bytes.
 
     Arguments:
@@ -114,8 +114,8 @@ def content_of(sending: Sending, seed: int, until: datetime = NOON) -> Content:
     data = _WRITERS[sending.form](table)
     name = f"chaos-{seed}-{sending.number}.{sending.form}"
     if sending.mutated:
-        return Content(name, damaged(data, generator), frozenset(), mutated=True)
-    return Content(name, data, frozenset(rows_of(table)))
+        return UploadContent(name, damaged(data, generator), frozenset(), mutated=True)
+    return UploadContent(name, data, frozenset(rows_of(table)))
 
 
 def _reports(number: int, until: datetime, generator: Generator) -> pa.Table:

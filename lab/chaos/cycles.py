@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from lab.chaos.content import NOON
-from lab.chaos.plan import Plan
+from lab.chaos.plan import ChaosPlan
 from model.domain.windows import HOUR
 from worker.contract.clock import Clock
 from worker.contract.cycles import CYCLE_DONE, Flavour, cycle_key
@@ -45,7 +45,7 @@ _WINDOW_HOURS = 3
 
 @dataclass(frozen=True)
 class CycleFound:
-    """What the system says of a cycle: its `CycleState`, newest job and result, and message."""
+    """Record of a cycle as the system returns it: its `CycleState`, newest job, result and message."""
 
     state: str
     job_id: str = ""
@@ -55,7 +55,7 @@ class CycleFound:
 
 @dataclass(frozen=True)
 class CycledResult:
-    """What a published result of a cycle was made of.
+    """Inputs of a published result of a cycle, from its manifest.
 
     Attributes:
         id: Of the result.
@@ -82,7 +82,7 @@ class CycledResult:
         return "may be missing" in self.remark
 
 
-def fast_clock(plan: Plan) -> Clock:
+def fast_clock(plan: ChaosPlan) -> Clock:
     """Return the clock of an exercise that is about to start."""
     return Clock(NOON, time.time() + _LEAD_SECONDS, plan.speed)
 

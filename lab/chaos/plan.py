@@ -10,7 +10,17 @@ from enum import StrEnum
 import numpy as np
 from numpy.random import Generator
 
-__all__ = ["FORMS", "PARTS", "Fault", "Harm", "JobOrder", "Plan", "Rates", "Sending", "chaos_plan"]
+__all__ = [
+    "FORMS",
+    "PARTS",
+    "Fault",
+    "Harm",
+    "JobOrder",
+    "ChaosPlan",
+    "Rates",
+    "PlannedUpload",
+    "chaos_plan",
+]
 
 FORMS = ("bufr", "csv", "geojson", "parquet", "csv.gz", "tar.gz")
 """Formats of the uploads; the last one waits with large files."""
@@ -22,7 +32,7 @@ _FORKING = ("ingest", "ingest-large", "model")
 
 
 class Harm(StrEnum):
-    """What goes wrong."""
+    """Kinds of fault that an exercise injects."""
 
     KILL = "kill"
     """SIGKILL for the process of a part, and by `whole` for all it started."""
@@ -46,7 +56,7 @@ BROKER_CUTS = frozenset({Harm.BROKER_KILL, Harm.BROKER_PAUSE, Harm.BROKER_CLIENT
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong.
+    """One fault to be injected, with its time and target.
 
     Attributes:
         at: Seconds from the start.
@@ -66,8 +76,8 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Sending:
-    """One upload.
+class PlannedUpload:
+    """An upload to be sent at a given time of the exercise.
 
     Attributes:
         at: Seconds from the start.
@@ -86,7 +96,7 @@ class Sending:
 
 @dataclass(frozen=True)
 class JobOrder:
-    """One job: the analysis of an hour.
+    """A job to be submitted: the analysis of an hour.
 
     Attributes:
         at: Seconds from the start.
@@ -103,7 +113,7 @@ class JobOrder:
 
 @dataclass(frozen=True)
 class Rates:
-    """How much of what in a minute, on average; ten minutes hold what a release must survive.
+    """Mean numbers of uploads, jobs and faults in a minute; ten minutes hold what a release must survive.
 
     Attributes:
         uploads: Valid contents.
@@ -126,8 +136,8 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is done in an exercise; every list is in order of time.
+class ChaosPlan:
+    """Schedule of an exercise: uploads, jobs and faults, each in order of time.
 
     Attributes:
         seed: What it was drawn from.
@@ -141,10 +151,10 @@ class Plan:
 
     seed: int
     seconds: float
-    sendings: tuple[Sending, ...]
+    sendings: tuple[PlannedUpload, ...]
     orders: tuple[JobOrder, ...]
     faults: tuple[Fault, ...]
-    batched: tuple[Sending, ...]
+    batched: tuple[PlannedUpload, ...]
     hours: int
     speed: float
     watermark: bool
@@ -158,7 +168,7 @@ _REPEATED = 0.05
 _KEYED = 0.2
 
 
-def chaos_plan(minutes: float, seed: int, rates: Rates | None = None) -> Plan:
+def chaos_plan(minutes: float, seed: int, rates: Rates | None = None) -> ChaosPlan:
     """Return the plan of an exercise.
 
     Arguments:
@@ -170,7 +180,7 @@ def chaos_plan(minutes: float, seed: int, rates: Rates | None = None) -> Plan:
     generator = np.random.default_rng([seed, 0])
     seconds = 60.0 * minutes
     sendings = _sendings(generator, minutes, rates)
-    return Plan(
+    return ChaosPlan(
         seed=seed,
         seconds=seconds,
         sendings=sendings,
@@ -193,14 +203,14 @@ def _times(generator: Generator, minutes: float, rate: float) -> list[float]:
     return [float((i + generator.random()) * stretch) for i in range(number)]
 
 
-def _sendings(generator: Generator, minutes: float, rates: Rates) -> tuple[Sending, ...]:
-    found: list[Sending] = []
+def _sendings(generator: Generator, minutes: float, rates: Rates) -> tuple[PlannedUpload, ...]:
+    found: list[PlannedUpload] = []
     for mutated, rate in ((False, rates.uploads), (True, rates.posted * rates.mutated)):
         for at in _times(generator, minutes, rate):
             keyed = not mutated and generator.random() < _KEYED
-            found.append(Sending(at, len(found), _form(generator), mutated, bool(keyed)))
+            found.append(PlannedUpload(at, len(found), _form(generator), mutated, bool(keyed)))
     again = [
-        Sending(
+        PlannedUpload(
             one.at + float(generator.uniform(0.0, 20.0)), one.number, one.form, False, one.keyed
         )
         for one in found
@@ -214,13 +224,13 @@ def _form(generator: Generator) -> str:
 
 
 def _batched(
-    generator: Generator, sendings: tuple[Sending, ...], minutes: float, rates: Rates
-) -> tuple[Sending, ...]:
+    generator: Generator, sendings: tuple[PlannedUpload, ...], minutes: float, rates: Rates
+) -> tuple[PlannedUpload, ...]:
     """Return the damaged contents that are not uploaded, numbered on from those that are."""
     first = 1 + max((one.number for one in sendings), default=-1)
     count = round(rates.mutated * minutes) - sum(one.mutated for one in sendings)
     return tuple(
-        Sending(0.0, first + i, _form(generator), mutated=True) for i in range(max(0, count))
+        PlannedUpload(0.0, first + i, _form(generator), mutated=True) for i in range(max(0, count))
     )
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from redis import Redis
 from rich.table import Table
 
-from lab.chaos.audit import BatchFound, ChaosReport, Evidence, JobFound, Verdict, judge
+from lab.chaos.audit import BatchFound, ChaosEvidence, ChaosReport, ChaosVerdict, JobFound, judge
 from lab.chaos.content import Row, rows_of
 from lab.chaos.cycles import (
     CycledResult,
@@ -35,7 +35,7 @@ from lab.chaos.cycles import (
     wait_for_noon,
     write_policy,
 )
-from lab.chaos.plan import Harm, Plan, Rates, chaos_plan
+from lab.chaos.plan import ChaosPlan, Harm, Rates, chaos_plan
 from lab.chaos.sandbox import DamagedBatches, undisturbed
 from lab.chaos.stack import ChaosStack
 from lab.chaos.traffic import Ledger, Traffic
@@ -111,7 +111,7 @@ def run_chaos(
         return _report(plan, stack, ledger, damaged.count, evidence, verdict)
 
 
-def _begin_cycles(stack: ChaosStack, plan: Plan, first: datetime) -> tuple[str, ...]:
+def _begin_cycles(stack: ChaosStack, plan: ChaosPlan, first: datetime) -> tuple[str, ...]:
     """Have the hours of a plan cycled; return the keys of the cycles that fall due."""
     if not plan.hours:
         return ()
@@ -120,7 +120,7 @@ def _begin_cycles(stack: ChaosStack, plan: Plan, first: datetime) -> tuple[str, 
     return due_keys(policy)
 
 
-def _beginning(plan: Plan, stack: ChaosStack) -> str:
+def _beginning(plan: ChaosPlan, stack: ChaosStack) -> str:
     if not stack.can_fill:
         disk = "the disk is not filled: no file system can be mounted here"
     elif plan.watermark:
@@ -131,7 +131,7 @@ def _beginning(plan: Plan, stack: ChaosStack) -> str:
     return f"seed {plan.seed}: {sent}, {len(plan.faults)} faults; {disk}"
 
 
-def _do_harm(plan: Plan, stack: ChaosStack, ledger: Ledger, report: Report) -> None:
+def _do_harm(plan: ChaosPlan, stack: ChaosStack, ledger: Ledger, report: Report) -> None:
     began, told = time.monotonic(), 0.0
     waiting = list(plan.faults)
     while (now := time.monotonic() - began) < plan.seconds or (
@@ -157,12 +157,12 @@ def _done(stack: ChaosStack) -> str:
 
 
 def _report(
-    plan: Plan,
+    plan: ChaosPlan,
     stack: ChaosStack,
     ledger: Ledger,
     batched: int,
-    evidence: Evidence,
-    verdict: Verdict,
+    evidence: ChaosEvidence,
+    verdict: ChaosVerdict,
 ) -> ChaosReport:
     uploads = [sent.content for sent in ledger.uploads.values()]
     mutated = sum(content.mutated for content in uploads)
@@ -268,7 +268,7 @@ def collect(
     stuck: list[str],
     due: Sequence[str] = (),
     settle_seconds: float = 60.0,
-) -> Evidence:
+) -> ChaosEvidence:
     """Return the evidence of a stack that is quiet.
 
     Arguments:
@@ -298,7 +298,7 @@ def collect(
     mutated = [
         sent.content for sent in ledger.uploads.values() if sent.content.mutated and sent.ids
     ]
-    return Evidence(
+    return ChaosEvidence(
         batches,
         jobs,
         rows,

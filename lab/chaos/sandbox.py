@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lab.chaos.content import Content, content_of
-from lab.chaos.plan import Plan, Sending
+from lab.chaos.content import UploadContent, content_of
+from lab.chaos.plan import ChaosPlan, PlannedUpload
 from model.domain.files import file_digest
 from worker.observations.decoders.base import DecodeContext, Decoded
 from worker.observations.decoders.decode import FileToDecode, decode_in_one_child, decode_limited
@@ -23,12 +23,12 @@ _TOGETHER = 200
 _TRIES = 4
 
 
-def undisturbed(contents: Sequence[Content]) -> dict[str, int]:
+def undisturbed(contents: Sequence[UploadContent]) -> dict[str, int]:
     """Return how many rows contents give, by their hashes, decoded here, where nothing goes wrong."""
     return {digest: decoded.table.num_rows for digest, decoded in _decoded(contents)}
 
 
-def _decoded(contents: Sequence[Content]) -> Iterator[tuple[str, Decoded]]:
+def _decoded(contents: Sequence[UploadContent]) -> Iterator[tuple[str, Decoded]]:
     """Yield the hash of each content and what came out of the sandbox, in their order."""
     with TemporaryDirectory(prefix="appa-chaos-") as folder:
         files = []
@@ -66,7 +66,7 @@ class DamagedBatches:
         findings: What the sandbox let through, for people.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ChaosPlan) -> None:
         self.plan = plan
         self.count = 0
         self.findings: list[str] = []
@@ -76,10 +76,10 @@ class DamagedBatches:
         self._thread = threading.Thread(target=self._work, name="damaged", daemon=True)
 
     def start(self) -> None:
-        """Begin to decode."""
+        """Start the thread that decodes damaged uploads."""
         self._thread.start()
 
-    def finish(self, unsent: Sequence[Sending]) -> None:
+    def finish(self, unsent: Sequence[PlannedUpload]) -> None:
         """Decode what is left without pauses, and what was to be uploaded and was not."""
         self._over.set()
         self._thread.join()
@@ -92,7 +92,7 @@ class DamagedBatches:
             self._over.wait(max(0.0, due - time.monotonic()))
             self._decode(batch)
 
-    def _decode(self, sendings: Sequence[Sending]) -> None:
+    def _decode(self, sendings: Sequence[PlannedUpload]) -> None:
         contents = [content_of(sending, self.plan.seed) for sending in sendings]
         count = 0
         try:

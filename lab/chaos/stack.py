@@ -70,12 +70,12 @@ def mounting_command(folder: Path, size: int = DISK_BYTES) -> tuple[str, ...] | 
 
 @dataclass
 class Harmed:
-    """What was done: numbers by kind of harm."""
+    """Numbers of faults that were injected, by kind."""
 
     counts: dict[Harm, int] = field(default_factory=dict)
 
     def add(self, harm: Harm) -> None:
-        """Count one."""
+        """Count one more fault of this kind."""
         self.counts[harm] = self.counts.get(harm, 0) + 1
 
     @property
@@ -278,7 +278,7 @@ class ChaosStack:
             entry[1]()
 
     def heal(self) -> None:
-        """End all harm that lasts."""
+        """Undo all lasting faults, the newest first."""
         while self._undo:
             self._undo.pop()[1]()
 

@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 
 import httpx
 
-from lab.chaos.content import Content, content_of
-from lab.chaos.plan import JobOrder, Plan, Sending
+from lab.chaos.content import UploadContent, content_of
+from lab.chaos.plan import ChaosPlan, JobOrder, PlannedUpload
 
 __all__ = ["JobSent", "Ledger", "Traffic", "UploadSent", "is_explained"]
 
@@ -52,7 +52,7 @@ class UploadSent:
         doubtful: How often no answer came: it may have been accepted.
     """
 
-    content: Content
+    content: UploadContent
     ids: set[str] = field(default_factory=set)
     refusal: str = ""
     doubtful: int = 0
@@ -70,7 +70,7 @@ class JobSent:
 
 @dataclass
 class Ledger:
-    """All that was sent, by number, and the answers nobody should get."""
+    """Record of all that was sent, by number, and of answers that must not occur."""
 
     uploads: dict[int, UploadSent] = field(default_factory=dict)
     jobs: dict[int, JobSent] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Ledger:
     damaged: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def upload(self, sending: Sending, content: Content) -> UploadSent:
+    def upload(self, sending: PlannedUpload, content: UploadContent) -> UploadSent:
         """Return the entry of a content."""
         with self.lock:
             return self.uploads.setdefault(sending.number, UploadSent(content))
@@ -116,7 +116,7 @@ class Traffic:
         first: What the operational clock shows at the start, a full hour.
     """
 
-    def __init__(self, url: str, plan: Plan, ledger: Ledger, first: datetime) -> None:
+    def __init__(self, url: str, plan: ChaosPlan, ledger: Ledger, first: datetime) -> None:
         self.url = url
         self.plan = plan
         self.ledger = ledger
@@ -124,7 +124,7 @@ class Traffic:
         self._began = 0.0
         self._over = threading.Event()
         self._give_up = threading.Event()
-        self._sendings: dict[bool, queue.SimpleQueue[Sending]] = {
+        self._sendings: dict[bool, queue.SimpleQueue[PlannedUpload]] = {
             mutated: queue.SimpleQueue() for mutated in _SENDERS
         }
         for sending in plan.sendings:
@@ -145,7 +145,7 @@ class Traffic:
         self._threads = [*senders, *others]
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start the clock of the exercise and the threads that send uploads and jobs."""
         self._began = time.monotonic()
         for thread in self._threads:
             thread.start()
@@ -167,7 +167,7 @@ class Traffic:
         self._give_up.set()
         return answered
 
-    def unsent(self) -> list[Sending]:
+    def unsent(self) -> list[PlannedUpload]:
         """Return the damaged contents that nobody sent; call it at the end."""
         sent = self.ledger.uploads
         return [one for one in self.plan.sendings if one.mutated and one.number not in sent]
@@ -182,7 +182,9 @@ class Traffic:
 
     # -- what senders do
 
-    def _send_uploads(self, sendings: "queue.SimpleQueue[Sending]", until: threading.Event) -> None:
+    def _send_uploads(
+        self, sendings: "queue.SimpleQueue[PlannedUpload]", until: threading.Event
+    ) -> None:
         with httpx.Client(base_url=self.url, timeout=_TIMEOUT) as http:
             while not until.is_set():
                 with suppress(queue.Empty):
@@ -192,7 +194,7 @@ class Traffic:
                     continue
                 return
 
-    def _upload(self, http: httpx.Client, sending: Sending) -> None:
+    def _upload(self, http: httpx.Client, sending: PlannedUpload) -> None:
         made = content_of(sending, self.plan.seed, self._hour(sending.at))
         entry = self.ledger.upload(sending, made)
         content = entry.content  # of the first time, where it is sent again

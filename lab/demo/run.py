@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from appa_client import AppaClient, JobEvent
 from deploy.local import LocalStack, StackOptions
-from lab.demo.world import Errors, Scorer, World, channel_fields, observation_files
+from lab.demo.world import Scorer, StateErrors, World, channel_fields, observation_files
 from lab.pictures import (
     curve,
     heading,
@@ -45,7 +45,7 @@ BEHIND = 1.05
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demo does.
+    """Settings of the demo.
 
     Attributes:
         checkpoint: Name or folder.
@@ -72,7 +72,7 @@ class DemoOptions:
 
 @dataclass
 class DemoResult:
-    """What came of it.
+    """Results of the demo: errors of analyses and forecasts, counts of reports, and files.
 
     Attributes:
         analyses: (valid time, method to errors), in order.
@@ -82,15 +82,15 @@ class DemoResult:
         fields: Mean analyses (C, Y, X) by valid time, for the picture.
     """
 
-    analyses: list[tuple[datetime, dict[str, Errors]]] = field(default_factory=list)
-    forecasts: list[tuple[int, dict[str, Errors]]] = field(default_factory=list)
+    analyses: list[tuple[datetime, dict[str, StateErrors]]] = field(default_factory=list)
+    forecasts: list[tuple[int, dict[str, StateErrors]]] = field(default_factory=list)
     reports: dict[datetime, int] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     fields: dict[datetime, np.ndarray] = field(default_factory=dict)
 
     @property
     def shortcomings(self) -> list[str]:
-        """What the analyses and forecasts fall short of, a sentence each; empty if nothing.
+        """Quality goals that analyses and forecasts miss, a sentence each; empty if they meet all.
 
         Each analysis is a window of its own that starts from climatology: what observations bring is
         measured against that. A forecast of an earlier window for the same hour is made of nearly
@@ -122,7 +122,7 @@ class DemoResult:
 
 
 class Demo:
-    """One run against a started stack."""
+    """Run the demo against a started stack."""
 
     def __init__(self, options: DemoOptions, client: AppaClient, progress: Progress) -> None:
         self.options = options

@@ -23,7 +23,7 @@ from rich.console import Console
 from deploy.local import LocalStack, StackOptions
 from model.domain.errors import ConfigurationError, UnknownName
 
-__all__ = ["VIEWS", "View", "shoot", "system_at"]
+__all__ = ["VIEWS", "Screenshot", "shoot", "system_at"]
 
 SIZE = {"width": 1280, "height": 800}
 WAIT = 60_000
@@ -33,7 +33,7 @@ LARGE = 350_000
 
 
 @dataclass(frozen=True)
-class View:
+class Screenshot:
     """A picture of a page.
 
     Attributes:
@@ -57,26 +57,28 @@ def _profile(page: Page) -> None:
     page.evaluate("document.getElementById('beside').scrollTo(0, 1e6)")
 
 
-VIEWS: Mapping[str, View] = {
-    "map": View("web/map.html#field=t&level=850&barbs=1&point=7.6,47.6", _DRAWN),
-    "pole": View("web/map.html#field=gh&level=500&view=north", _DRAWN),
-    "observations": View(
+VIEWS: Mapping[str, Screenshot] = {
+    "map": Screenshot("web/map.html#field=t&level=850&barbs=1&point=7.6,47.6", _DRAWN),
+    "pole": Screenshot("web/map.html#field=gh&level=500&view=north", _DRAWN),
+    "observations": Screenshot(
         "web/map.html#field=t2m&contours=0&obs=background&variable=2m_temperature", _DRAWN
     ),
-    "cycles": View(
+    "cycles": Screenshot(
         "web/cycles.html", "() => !/^(…|)$/.test(document.getElementById('note').textContent)"
     ),
-    "verification": View(
+    "verification": Screenshot(
         "web/verification.html#flavour=job&show=ensemble",
         "() => document.getElementById('note').textContent !== '…'",
     ),
-    "work": View(
+    "work": Screenshot(
         "",
         "() => document.getElementById('readiness').textContent !== '…'"
         " && document.querySelector('#job-fields label') !== null",
     ),
-    "chance": View("web/map.html#field=si10&stat=probability&threshold=10&contours=0", _DRAWN),
-    "place": View("web/map.html#field=msl&point=7.6,47.6", _DRAWN, _profile),
+    "chance": Screenshot(
+        "web/map.html#field=si10&stat=probability&threshold=10&contours=0", _DRAWN
+    ),
+    "place": Screenshot("web/map.html#field=msl&point=7.6,47.6", _DRAWN, _profile),
 }
 """Pictures by the name of their file."""
 

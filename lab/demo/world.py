@@ -32,7 +32,7 @@ from model.domain.windows import HOUR
 from model.operators.base import Statics
 
 __all__ = [
-    "Errors",
+    "StateErrors",
     "ObservationFile",
     "SHOWN",
     "Scorer",
@@ -132,7 +132,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Errors:
+class StateErrors:
     """Root mean square errors against the truth.
 
     Attributes:
@@ -158,7 +158,7 @@ class Scorer:
         self.names = [c.name for c in channels]
         self.std = std.double().flatten().cpu()
 
-    def __call__(self, fields: Array | torch.Tensor, truth: Array | torch.Tensor) -> Errors:
+    def __call__(self, fields: Array | torch.Tensor, truth: Array | torch.Tensor) -> StateErrors:
         """Scores fields (C, Y, X) against the truth (C, Y, X); NaN cells of the truth are left out."""
         exact = torch.as_tensor(truth)
         values = torch.where(torch.isnan(exact), torch.nan, torch.as_tensor(fields))
@@ -167,7 +167,7 @@ class Scorer:
             column: float(error[self.names.index(channel)]) * factor
             for column, channel, _, factor in SHOWN
         }
-        return Errors(float((error / self.std).mean()), shown)
+        return StateErrors(float((error / self.std).mean()), shown)
 
 
 def channel_fields(dataset: xr.Dataset, channels: Sequence[Channel], time: int = 0) -> Array:

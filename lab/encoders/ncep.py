@@ -37,7 +37,7 @@ DRF16BT 031002 0 0 16 NUMERIC
 """
 
 
-class _Bits:
+class _BitWriter:
     def __init__(self) -> None:
         self.text: list[str] = []
         self.size = 0
@@ -81,8 +81,8 @@ class NcepTables:
             self.table[name] = (int(code), int(scale), int(reference), int(width), units)
 
     def definitions(self, when: Sequence[int]) -> bytes:
-        """Return the message of tables."""
-        bits = _Bits()
+        """Return the BUFR message with the tables A, B and D that the other messages need."""
+        bits = _BitWriter()
         kinds = [name for name in self.numbers if name.isupper() and self._is_kind(name)]
         bits.put(len(kinds), 8)
         for name in kinds:
@@ -110,7 +110,7 @@ class NcepTables:
         inner = any(name in members for members in self.sequences.values())
         return not inner and self.sequences[name] != "SID"
 
-    def _sequence(self, bits: _Bits, code: int, name: str, codes: Sequence[int]) -> None:
+    def _sequence(self, bits: _BitWriter, code: int, name: str, codes: Sequence[int]) -> None:
         bits.chars(f"{code:06d}{name}", 6 + 64)
         bits.put(len(codes), 8)
         for member in codes:
@@ -147,13 +147,15 @@ class NcepTables:
         self, kind: str, reports: Sequence[Mapping[str, Any]], when: Sequence[int], category: int
     ) -> bytes:
         """Return a compressed message of reports, none of which holds parts that are repeated."""
-        bits = _Bits()
+        bits = _BitWriter()
         self._columns(bits, self.sequences[kind], reports)
         return _message(
             category, (self.numbers[kind],), len(reports), bits.bytes(), when, flags=192
         )
 
-    def _columns(self, bits: _Bits, members: str, reports: Sequence[Mapping[str, Any]]) -> None:
+    def _columns(
+        self, bits: _BitWriter, members: str, reports: Sequence[Mapping[str, Any]]
+    ) -> None:
         for member in members.split():
             if member[0] in _KINDS:
                 bits.put(1, _COUNTS[member[0]])
@@ -164,7 +166,7 @@ class NcepTables:
             else:
                 self._column(bits, member, [report.get(member) for report in reports])
 
-    def _column(self, bits: _Bits, name: str, values: list[Any]) -> None:
+    def _column(self, bits: _BitWriter, name: str, values: list[Any]) -> None:
         _, scale, reference, width, units = self.table[name]
         if units.startswith("CCITT"):
             bits.put(0, width)
@@ -184,7 +186,7 @@ class NcepTables:
             bits.put((1 << size) - 1 if number is None else number - least, size)
 
     def _report(self, kind: str, report: Mapping[str, Any]) -> bytes:
-        bits = _Bits()
+        bits = _BitWriter()
         self._put(bits, self.sequences[kind], report, 0)
         padding = -(bits.size + 24) % 8
         length = (bits.size + 24 + padding) // 8
@@ -192,7 +194,7 @@ class NcepTables:
         bits.put(0, padding) if padding else None
         return length.to_bytes(2, "big") + bits.bytes()
 
-    def _put(self, bits: _Bits, members: str, values: Mapping[str, Any], factor: int) -> None:
+    def _put(self, bits: _BitWriter, members: str, values: Mapping[str, Any], factor: int) -> None:
         for member in members.split():
             if member.isdigit():
                 factor = int(member) % 1_000 if member.startswith("207") else factor
@@ -208,7 +210,7 @@ class NcepTables:
             else:
                 self._value(bits, member, values.get(member), factor)
 
-    def _value(self, bits: _Bits, name: str, value: Any, factor: int) -> None:
+    def _value(self, bits: _BitWriter, name: str, value: Any, factor: int) -> None:
         _, scale, reference, width, units = self.table[name]
         if units.startswith("CCITT"):
             bits.chars(value or "", width // 8)

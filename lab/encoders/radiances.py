@@ -19,8 +19,8 @@ _SPOTS_IN_MESSAGE = 100
 
 
 @dataclass(frozen=True)
-class Sensor:
-    """How a sensor is written.
+class SensorLayout:
+    """Layout of a sensor's BUFR messages: template, keys, channels and scan line.
 
     Attributes:
         template: Descriptor of its messages.
@@ -41,9 +41,9 @@ class Sensor:
 
 _THROUGH = "tovsOrAtovsOrAvhrrInstrumentationChannelNumber"
 SENSORS = {
-    "amsu-a": Sensor(310_009, 3, {"#1#satelliteSensorIndicator": 3.0}, _THROUGH, 28, 30),
-    "mhs": Sensor(310_010, 3, {"#1#satelliteSensorIndicator": 11.0}, _THROUGH, 43, 90),
-    "atms": Sensor(310_061, 21, {"#1#satelliteInstruments": 621.0}, "channelNumber", 1, 96),
+    "amsu-a": SensorLayout(310_009, 3, {"#1#satelliteSensorIndicator": 3.0}, _THROUGH, 28, 30),
+    "mhs": SensorLayout(310_010, 3, {"#1#satelliteSensorIndicator": 11.0}, _THROUGH, 43, 90),
+    "atms": SensorLayout(310_061, 21, {"#1#satelliteInstruments": 621.0}, "channelNumber", 1, 96),
 }
 
 
@@ -92,7 +92,7 @@ def _gather(rows: pa.Table) -> Spots:
     return Spots(when, lat[first], lon[first], channels, brightness)
 
 
-def _messages(found: Spots, how: Sensor, satellite: int) -> Iterator[bytes]:
+def _messages(found: Spots, how: SensorLayout, satellite: int) -> Iterator[bytes]:
     width = "extended" if how.template == 310_061 else ""
     counts = {width: (len(found.channels),)} if width else {}
     template = MessageTemplate((how.template,), how.category, 0, counts)

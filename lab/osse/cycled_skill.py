@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from lab.osse.cases import ReadTruth
-from lab.osse.cycling import Chain
+from lab.osse.cycling import AnalysisChain
 from lab.osse.network import Network
 from lab.osse.scores import standardised_rmse
 from lab.osse.summary import channel_groups
@@ -40,7 +40,7 @@ LEAD = 24
 
 
 class CycledSkill(BaseModel):
-    """Of a chain of cycles; errors are standardised RMSE, averaged over channels and the last day.
+    """Skill of a chain of cycles: standardised RMSE, averaged over channels and the last day.
 
     Attributes:
         start: End of the cold window that the chain begins with (UTC).
@@ -71,7 +71,7 @@ class CycledSkill(BaseModel):
 
 @dataclass(frozen=True)
 class CycleSettings:
-    """How a chain is run.
+    """Settings of a chain of cycles.
 
     Attributes:
         days: Of cycles after the cold window.
@@ -100,6 +100,31 @@ class _Collected:
     seconds: list[float] = field(default_factory=list)
     by_day: list[float] = field(default_factory=list)
 
+    def skill(
+        self,
+        groups: dict[str, list[int]],
+        start: datetime,
+        days: float,
+        *,
+        continued: bool,
+        cold: float,
+    ) -> CycledSkill:
+        """Return the means of what was collected; `groups` holds channel numbers by quantity."""
+        mean = torch.stack(self.errors).mean(0)
+        return CycledSkill(
+            start=start,
+            days=days,
+            continued=continued,
+            filtering=float(mean.mean()),
+            wind=float(mean[groups["wind"]].mean()),
+            humidity=float(mean[groups["humidity"]].mean()),
+            cold=cold,
+            forecast_24h=float(torch.stack(self.forecasts).mean()),
+            spread_over_error=float(np.nanmean(torch.stack(self.ratios).numpy())),
+            cycle_seconds=float(np.median(self.seconds)),
+            by_day=tuple(self.by_day),
+        )
+
 
 def score_cycles(
     model: LatentModel,
@@ -120,7 +145,7 @@ def score_cycles(
     known = model.card.background
     step = 1 if known is None else known.hours
     total = max(round(24 * asked.days) // step, 1) * step
-    chain = Chain(
+    chain = AnalysisChain(
         model,
         truth_at,
         around_forecast(model),
@@ -153,20 +178,8 @@ def score_cycles(
     last = start + total * HOUR
     cold = chain.start(last) if continues else analysis  # which then is that very window
     groups = channel_groups(model.channels)
-    mean = torch.stack(found.errors).mean(0)
-    return CycledSkill(
-        start=start,
-        days=asked.days,
-        continued=continues,
-        filtering=float(mean.mean()),
-        wind=float(mean[groups["wind"]].mean()),
-        humidity=float(mean[groups["humidity"]].mean()),
-        cold=float(_error(model, cold, truth_at(last, 1)[0]).mean()),
-        forecast_24h=float(torch.stack(found.forecasts).mean()),
-        spread_over_error=float(np.nanmean(torch.stack(found.ratios).numpy())),
-        cycle_seconds=float(np.median(found.seconds)),
-        by_day=tuple(found.by_day),
-    )
+    cold_error = float(_error(model, cold, truth_at(last, 1)[0]).mean())
+    return found.skill(groups, start, asked.days, continued=continues, cold=cold_error)
 
 
 def _error(model: LatentModel, analysis: Trajectory, truth: Tensor) -> Tensor:
@@ -203,7 +216,7 @@ def spread_ratio(model: LatentModel, analysis: Trajectory, truth: Tensor) -> Ten
 
 
 class Forecasts(Protocol):
-    """What settings say of forecasts."""
+    """The settings that forecasts read; those of skill and of cycled skill both have them."""
 
     @property
     def past(self) -> int:
@@ -211,11 +224,11 @@ class Forecasts(Protocol):
 
     @property
     def members(self) -> int:
-        """Size of the ensemble."""
+        """Number of members of the ensemble."""
 
     @property
     def seed(self) -> int:
-        """Of the members."""
+        """Seed of the random numbers from which members are drawn."""
 
     @property
     def settings(self) -> AssimilationSettings | None:

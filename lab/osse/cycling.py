@@ -24,12 +24,12 @@ from model.domain.windows import HOUR, WindowPlan
 from model.latent_model import LatentModel
 from model.nn.embedding import date_rows
 
-__all__ = ["Chain", "Cycle", "mean_only"]
+__all__ = ["AnalysisChain", "SimulatedCycle", "mean_only"]
 
 
 @dataclass(frozen=True)
-class Cycle:
-    """One cycle.
+class SimulatedCycle:
+    """One cycle of a simulated chain: its observations, background and analysis.
 
     Attributes:
         end: Analysis time (UTC).
@@ -51,7 +51,7 @@ def mean_only(settings: AssimilationSettings) -> AssimilationSettings:
 
 
 @dataclass
-class Chain:
+class AnalysisChain:
     """Analyses that continue from each other.
 
     Attributes:
@@ -98,12 +98,12 @@ class Chain:
         self.last, self.end = done.latents.mean(0), end
         return done
 
-    def cycles(self, count: int) -> Iterator[Cycle]:
-        """Continue `count` times."""
+    def cycles(self, count: int) -> Iterator[SimulatedCycle]:
+        """Yield `count` cycles, each continued from the one before."""
         for _ in range(count):
             yield self._cycle()
 
-    def _cycle(self) -> Cycle:
+    def _cycle(self) -> SimulatedCycle:
         if self.last is None or self.end is None or self.around is None:
             raise RuntimeError("Expected a chain that was started and can be continued.")
         end = self.end + self.step * HOUR
@@ -120,7 +120,7 @@ class Chain:
             prior=prior,
         )
         self.last, self.end = done.latents.mean(0), end
-        return Cycle(end, len(seen), prior.background, done)
+        return SimulatedCycle(end, len(seen), prior.background, done)
 
     def _new_rows(self, end: datetime) -> pa.Table:
         """Return what the network reports of the hours up to `end` since the last analysis."""

@@ -191,7 +191,7 @@ def observe(
         truth_at: Reads the truth.
         end: UTC.
         fields: Members an hour before and at `end`, each with shape (M, C, Y, X).
-        seed: Of observation errors; those that a `lab.osse.cycling.Chain` of the seed sees.
+        seed: Of observation errors; those that a `lab.osse.cycling.AnalysisChain` of the seed sees.
         withhold: Share of the stations that is left out.
     """
     states = torch.nan_to_num(truth_at(end - HOUR, 2), nan=273.0)

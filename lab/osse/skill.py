@@ -64,7 +64,7 @@ SHOWN = ("2m_temperature", "geopotential_500hPa")
 
 @dataclass(frozen=True)
 class SkillSettings:
-    """One experiment.
+    """Settings of one experiment.
 
     Attributes:
         window: Hours of observations up to the analysis.
@@ -104,8 +104,8 @@ class ScoredStart:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What the steps of one start share."""
+class _StartRun:
+    """Inputs shared by the steps from one start."""
 
     case: ObservedCase
     settings: SkillSettings
@@ -126,7 +126,7 @@ def score_start(
     on_phase("observing")
     case = observe_case(model, truth_at, end, s.window, s.lead, s.network, s.seed, s.withhold)
     scorer = StartScorer(model)
-    run = _Run(case, s, scorer, on_step)
+    run = _StartRun(case, s, scorer, on_step)
     # Before anything else that takes memory, so that the peak is that of a cycle.
     on_phase(Method.FILTERING)
     analysis = _cycle(run, Method.FILTERING, 0, None)
@@ -166,7 +166,7 @@ def score_start(
     return ScoredStart(skill, _fields(case, analysis))
 
 
-def _cycle(run: _Run, method: Method, later: int, warm: WarmStart | None) -> Trajectory:
+def _cycle(run: _StartRun, method: Method, later: int, warm: WarmStart | None) -> Trajectory:
     """Run one hourly cycle, timed with the building of its operators, and score its end."""
     s, case = run.settings, run.case
     plan = WindowPlan.filtering(case.end + timedelta(hours=later), s.window)
@@ -203,7 +203,7 @@ class _NoCorrection(nn.Module):
         return torch.zeros_like(x)
 
 
-def _ablation(run: _Run, bare: LatentModel) -> None:
+def _ablation(run: _StartRun, bare: LatentModel) -> None:
     s, case = run.settings, run.case
     analysis = assimilate(
         bare,
@@ -217,7 +217,7 @@ def _ablation(run: _Run, bare: LatentModel) -> None:
     run.scorer.score(Method.ABLATION, analysis.states.mean(0)[-1], case.last)
 
 
-def _ranks(run: _Run, analysis: Trajectory) -> tuple[int, Ranks]:
+def _ranks(run: _StartRun, analysis: Trajectory) -> tuple[int, Ranks]:
     """Return the number of withheld observations, and their ranks among independent members."""
     seen, rows = run.case.withheld()
     if not len(seen):
@@ -238,7 +238,7 @@ def _ranks(run: _Run, analysis: Trajectory) -> tuple[int, Ranks]:
     return len(seen), counted
 
 
-def _score_forecast(run: _Run, analysis: Trajectory) -> None:
+def _score_forecast(run: _StartRun, analysis: Trajectory) -> None:
     s, case, scorer = run.settings, run.case, run.scorer
     forecast = scorer.timed(
         Method.FORECAST,

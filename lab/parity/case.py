@@ -29,7 +29,7 @@ from model.checkpoints.assemble import load_strictly, load_tensors
 from model.denoiser import BlanketDenoiser
 from model.domain.errors import CheckpointError
 
-__all__ = ["Comparison", "NotRecorded", "ParityCase", "Status", "compare"]
+__all__ = ["ParityComparison", "NotRecorded", "ParityCase", "Status", "compare"]
 
 
 class NotRecorded(CheckpointError):
@@ -37,7 +37,7 @@ class NotRecorded(CheckpointError):
 
 
 class ParityCase:
-    """What a folder records, with the networks it was recorded with.
+    """Recorded arrays of a folder, with the networks that produced them.
 
     Arguments:
         folder: The folder.
@@ -65,7 +65,7 @@ class ParityCase:
 
     @cached_property
     def noise(self) -> dict[str, float]:
-        """How far the recorded float32 outputs are from the float64 ones, by name."""
+        """Largest differences between recorded float32 and float64 outputs, by name."""
         found = {
             name: float((self.single[name].double() - value.double()).abs().max())
             for name, value in self.double.items()
@@ -221,8 +221,8 @@ Status = Literal["matched", "missed", "not carried", "not compared", "input"]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One recorded array.
+class ParityComparison:
+    """Comparison of one recorded array with what this package computes.
 
     Attributes:
         name: Its name.
@@ -247,7 +247,9 @@ class Comparison:
         return asdict(self)
 
 
-def compare(case: ParityCase, name: str, ours: Tensor, noise: float | None = None) -> Comparison:
+def compare(
+    case: ParityCase, name: str, ours: Tensor, noise: float | None = None
+) -> ParityComparison:
     """Compare one array with the recorded one.
 
     Arguments:
@@ -259,14 +261,14 @@ def compare(case: ParityCase, name: str, ours: Tensor, noise: float | None = Non
     theirs = case.outputs[name]
     if ours.shape != theirs.shape:
         note = f"shape {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
-        return Comparison(name, case.label, "missed", note=note)
+        return ParityComparison(name, case.label, "missed", note=note)
     allowed = _tolerance(case, name, theirs, noise)
     if not theirs.is_floating_point():
         error = float((ours.long() - theirs.long()).abs().max()) if theirs.numel() else 0.0
     else:
         error = float((ours.double() - theirs.double()).abs().max()) if theirs.numel() else 0.0
     status: Status = "matched" if error <= allowed else "missed"  # a NaN is missed
-    return Comparison(name, case.label, status, error, allowed)
+    return ParityComparison(name, case.label, status, error, allowed)
 
 
 def _tolerance(case: ParityCase, name: str, theirs: Tensor, noise: float | None) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.osse.places import CircularOrbit, Float, seen_from
-from lab.parity.case import Comparison, ParityCase, compare, split_numbers
+from lab.parity.case import ParityCase, ParityComparison, compare, split_numbers
 from model.autoencoder import SATURATIONS
 from model.backbone import Backbone
 from model.denoiser import denoiser_loss
@@ -185,7 +185,7 @@ def _levels(
             handle.remove()
 
 
-def solve(case: ParityCase) -> Iterator[Comparison]:
+def solve(case: ParityCase) -> Iterator[ParityComparison]:
     """Yield `gmres.<matrix>.it<n>`, from zero or from a recorded start, and in single precision."""
     for name, match in case.names(r"gmres\.(\w+)(\.f32)?\.it(\d+)(\.x0)?"):
         kind = torch.float32 if match[2] else torch.float64
@@ -210,14 +210,14 @@ _RADIUS = 5.0
 """Radius in degrees where the name gives none."""
 
 
-def tracks(case: ParityCase) -> Iterator[Comparison]:
+def tracks(case: ParityCase) -> Iterator[ParityComparison]:
     """Yield `orbit.<i>`: latitude and longitude below satellite i."""
     for name, match in case.names(r"orbit\.(\d+)"):
         orbit = case.orbits[int(match[1])]
         ours, theirs = _track(orbit), case.outputs[name].double().numpy()
         if ours.shape != theirs.shape:
             note = f"shape {ours.shape} instead of {theirs.shape}"
-            yield Comparison(name, case.label, "missed", note=note)
+            yield ParityComparison(name, case.label, "missed", note=note)
             continue
         # The chord between corresponding points, as an angle: longitudes mean little at a pole.
         a, b = (_vectors(points.reshape(-1, 2)) for points in (ours, theirs))
@@ -225,7 +225,7 @@ def tracks(case: ParityCase) -> Iterator[Comparison]:
         yield _outcome(case, name, error, _slack(orbit), "degrees of arc")
 
 
-def fields_of_view(case: ParityCase) -> Iterator[Comparison]:
+def fields_of_view(case: ParityCase) -> Iterator[ParityComparison]:
     """Yield `orbit.coarse.*` and `orbit.full.*`: the points that are seen each hour."""
     for name, match in case.names(r"orbit\.coarse\.(\d+)x(\d+)\.(\d+)\.(fov|dt)([\d.]+)"):
         orbit = case.orbits[int(match[3])]
@@ -274,19 +274,21 @@ def _seen(
     radius: float,
     orbit: dict[str, Any],
     theirs: np.ndarray,
-) -> Comparison:
+) -> ParityComparison:
     if distance.shape != theirs.shape:
         note = f"shape {distance.shape} instead of {theirs.shape}"
-        return Comparison(name, case.label, "missed", note=note)
+        return ParityComparison(name, case.label, "missed", note=note)
     differing = (distance <= radius) != theirs
     edge = np.abs(distance[differing] - radius)
     note = f"{int(differing.sum())} of {int(theirs.sum())} points differ, by degrees from the edge"
     return _outcome(case, name, float(edge.max()) if edge.size else 0.0, _slack(orbit), note)
 
 
-def _outcome(case: ParityCase, name: str, error: float, allowed: float, note: str) -> Comparison:
+def _outcome(
+    case: ParityCase, name: str, error: float, allowed: float, note: str
+) -> ParityComparison:
     status: Literal["matched", "missed"] = "matched" if error <= allowed else "missed"
-    return Comparison(name, case.label, status, error, allowed, note)
+    return ParityComparison(name, case.label, status, error, allowed, note)
 
 
 def _vectors(points: Float) -> Float:

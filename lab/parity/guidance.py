@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lab.parity.case import Comparison, ParityCase, compare
+from lab.parity.case import ParityCase, ParityComparison, compare
 from model.guidance.base import BlanketRows, Observed, ObservedBlankets
 from model.guidance.jacobian import MMPS, SDA, Linearisation, MMPSSettings, SDASettings
 from model.guidance.observed import DecodedObservations, ObservationsOfStates
@@ -163,7 +163,7 @@ def observations(case: ParityCase) -> Iterator[tuple[str, Tensor]]:
         yield f"obs.A_clean.{n}", recorded.blanket(n).operator(states)
 
 
-def derived_inputs(case: ParityCase) -> Iterator[Comparison]:
+def derived_inputs(case: ParityCase) -> Iterator[ParityComparison]:
     """Yield observed values and variances, which follow from other recorded arrays."""
     recorded = RecordedObservations(case)
     used = 0

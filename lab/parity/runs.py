@@ -21,7 +21,7 @@ import torch
 from azula.noise import Schedule
 from torch import Tensor
 
-from lab.parity.case import Comparison, NotRecorded, ParityCase, compare
+from lab.parity.case import NotRecorded, ParityCase, ParityComparison, compare
 from model.samplers.sampling import SamplerSettings, time_grid
 from model.samplers.schedule import SCHEDULES
 
@@ -145,7 +145,7 @@ def _steps(case: ParityCase, run: str, method: str, draws_a_step: int) -> int:
     return len(ancestral)
 
 
-def grids(case: ParityCase) -> Iterator[Comparison]:
+def grids(case: ParityCase) -> Iterator[ParityComparison]:
     """Yield time grids and noise levels: of as many steps as the name or the configuration says.
 
     A grid without a kind in its name (`samp.grid8`) is of times if it lies within [0, 1], else of
@@ -174,7 +174,7 @@ def _within_unit(values: Tensor) -> bool:
     return bool(values.numel()) and bool(((values >= 0) & (values <= 1)).all())
 
 
-def _nearest(case: ParityCase, name: str, times: Tensor, kind: str) -> Comparison:
+def _nearest(case: ParityCase, name: str, times: Tensor, kind: str) -> ParityComparison:
     """Compare with the grid in float32, as the samplers build it, and in float64; keep the nearer."""
     theirs = case.outputs[name]
     outcomes = []

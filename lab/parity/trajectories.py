@@ -10,7 +10,7 @@ from azula.noise import Schedule
 from torch import Tensor
 
 from lab.parity import components, guidance
-from lab.parity.case import Comparison, NotRecorded, ParityCase, Status, compare
+from lab.parity.case import NotRecorded, ParityCase, ParityComparison, Status, compare
 from lab.parity.guidance import RecordedObservations, masked
 from lab.parity.runs import GRIDS, clock, grids, recorded_runs, trajectory_dates
 from model.domain.errors import ConfigurationError
@@ -22,6 +22,7 @@ from model.trajectory import Blankets, TrajectoryDenoiser, fold, unfold
 
 __all__ = [
     "FAMILIES",
+    "GivenLevel",
     "OutputFamily",
     "blankets_of",
     "compare_folder",
@@ -174,7 +175,7 @@ def _run(
     return case.flat(x)
 
 
-Produce = Callable[[ParityCase], Iterator[tuple[str, Tensor] | Comparison]]
+Produce = Callable[[ParityCase], Iterator[tuple[str, Tensor] | ParityComparison]]
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,9 @@ INPUTS = re.compile(
 """What is given to the computations; anything else in a folder must be matched."""
 
 
-def compare_folder(folder: Path, runs: Iterable[str] = ("float32", "float64")) -> list[Comparison]:
+def compare_folder(
+    folder: Path, runs: Iterable[str] = ("float32", "float64")
+) -> list[ParityComparison]:
     """Compare everything recorded in a folder.
 
     Arguments:
@@ -252,7 +255,7 @@ def compare_folder(folder: Path, runs: Iterable[str] = ("float32", "float64")) -
     Raises:
         CheckpointError: If the folder cannot be read.
     """
-    outcomes: list[Comparison] = []
+    outcomes: list[ParityComparison] = []
     for run in runs:
         case = ParityCase(folder, getattr(torch, run))
         found = {o.name: o for o in _known_in_advance(case)}
@@ -263,21 +266,23 @@ def compare_folder(folder: Path, runs: Iterable[str] = ("float32", "float64")) -
                 ]
                 found |= {o.name: o for o in _attempt(case, family, left)}
         for name in case.outputs.keys() - found.keys():
-            found[name] = Comparison(name, case.label, "missed", note="unknown name")
+            found[name] = ParityComparison(name, case.label, "missed", note="unknown name")
         outcomes += [found[name] for name in sorted(found)]
     return outcomes
 
 
-def _known_in_advance(case: ParityCase) -> Iterator[Comparison]:
+def _known_in_advance(case: ParityCase) -> Iterator[ParityComparison]:
     for name in case.outputs:
         for pattern, what in NOT_CARRIED.items():
             if re.fullmatch(pattern, name):
-                yield Comparison(name, case.label, "not carried", note=what)
+                yield ParityComparison(name, case.label, "not carried", note=what)
         if INPUTS.fullmatch(name):
-            yield Comparison(name, case.label, "input")
+            yield ParityComparison(name, case.label, "input")
 
 
-def _attempt(case: ParityCase, family: OutputFamily, names: list[str]) -> Iterator[Comparison]:
+def _attempt(
+    case: ParityCase, family: OutputFamily, names: list[str]
+) -> Iterator[ParityComparison]:
     """Yield outcomes of the recorded arrays `names`; what breaks half-way leaves the rest missed."""
     if not names:
         return
@@ -286,11 +291,13 @@ def _attempt(case: ParityCase, family: OutputFamily, names: list[str]) -> Iterat
     case.assumed.clear()
     try:
         for produced in family.produce(case):
-            name = produced.name if isinstance(produced, Comparison) else produced[0]
+            name = produced.name if isinstance(produced, ParityComparison) else produced[0]
             if name not in open_names:
                 continue
             open_names.remove(name)
-            outcome = produced if isinstance(produced, Comparison) else compare(case, *produced)
+            outcome = (
+                produced if isinstance(produced, ParityComparison) else compare(case, *produced)
+            )
             yield _with_assumptions(case, outcome)
     except ConfigurationError as error:
         why = error.message
@@ -302,10 +309,10 @@ def _attempt(case: ParityCase, family: OutputFamily, names: list[str]) -> Iterat
     except Exception as error:  # a comparison reports whatever goes wrong and goes on
         why = f"{type(error).__name__}: {error}"
     for name in sorted(open_names):
-        yield _with_assumptions(case, Comparison(name, case.label, status, note=why))
+        yield _with_assumptions(case, ParityComparison(name, case.label, status, note=why))
 
 
-def _with_assumptions(case: ParityCase, outcome: Comparison) -> Comparison:
+def _with_assumptions(case: ParityCase, outcome: ParityComparison) -> ParityComparison:
     """Add to the note of a miss what was taken because the configuration does not say it."""
     if outcome.status != "missed" or not case.assumed:
         return outcome

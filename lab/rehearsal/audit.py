@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from lab.rehearsal.content import Content
-from lab.rehearsal.evidence import AnalysisEvidence, Evidence, Sending
+from lab.rehearsal.content import DeliveryContent
+from lab.rehearsal.evidence import AnalysisEvidence, DeliveryRecord, Evidence
 from lab.rehearsal.scenario import Scenario, Shipment
 from model.domain.windows import HOUR
 from worker.contract.cycles import FIRST_REVISION, CycleState, Flavour, cycle_key
@@ -45,7 +45,7 @@ HALF_AN_HOUR = timedelta(minutes=30)
 
 @dataclass
 class Expectation:
-    """What one analysis should be made of: values in its window by upload.
+    """Expected inputs of one analysis: numbers of values in its window, by upload.
 
     Attributes:
         start, end: The window (start, end].
@@ -73,10 +73,10 @@ def expectation(
     valid_time: datetime,
     flavour: str,
     plan: Sequence[Shipment],
-    contents: Mapping[str, Content],
-    sendings: Sequence[Sending],
+    contents: Mapping[str, DeliveryContent],
+    sendings: Sequence[DeliveryRecord],
 ) -> Expectation:
-    """What an analysis should be made of."""
+    """Return the expected inputs of an analysis."""
     start = valid_time - scenario.window_hours * HOUR + HALF_AN_HOUR
     wanted = Expectation(start, valid_time, scenario.cut_off(valid_time, flavour))
     deliveries = {d.name: d for d in plan}
@@ -100,7 +100,7 @@ def expectation(
 
 
 def late_cut_offs(
-    scenario: Scenario, plan: Sequence[Shipment], sendings: Sequence[Sending]
+    scenario: Scenario, plan: Sequence[Shipment], sendings: Sequence[DeliveryRecord]
 ) -> tuple[str, ...]:
     """Deliveries that the senders did not get in on the planned side of their own cut-offs.
 
@@ -135,11 +135,11 @@ class Case:
 
     scenario: Scenario
     plan: Sequence[Shipment]
-    contents: Mapping[str, Content]
+    contents: Mapping[str, DeliveryContent]
     evidence: Evidence
 
     def expected(self, analysis: AnalysisEvidence) -> Expectation:
-        """What this analysis should be made of."""
+        """Return the expected inputs of this analysis."""
         return expectation(
             self.scenario,
             analysis.valid_time,

@@ -31,7 +31,7 @@ from lab.encoders.text import (
 from lab.rehearsal.scenario import Shipment
 from model.domain.windows import HOUR
 
-__all__ = ["Content", "content_of", "indicator"]
+__all__ = ["DeliveryContent", "content_of", "indicator"]
 
 _RECEIVERS_OWN = ["observation_id", "batch_id", "received_time", "rejected_by", "qc_flag"]
 _METOP_B = 3
@@ -45,8 +45,8 @@ _REPORTS, _RESENT_REPORTS = 100, 7  # in a message: the same reports in other by
 
 
 @dataclass(frozen=True, eq=False)
-class Content:
-    """A file.
+class DeliveryContent:
+    """A file to be delivered, with the times of its values.
 
     Attributes:
         data: Its bytes; empty where the network saw nothing.
@@ -65,13 +65,13 @@ class Content:
 
 
 @dataclass(frozen=True)
-class _Form:
-    """How files of one kind are written.
+class _FileForm:
+    """Encoder of files of one kind, with the rows that they can carry.
 
     Attributes:
         write: Returns the bytes of rows.
         carried: Returns the rows that files of this kind can carry.
-        report_type: As in `Content`.
+        report_type: As in `DeliveryContent`.
     """
 
     write: Callable[[pa.Table, Shipment], bytes]
@@ -79,7 +79,7 @@ class _Form:
     report_type: str = ""
 
 
-def content_of(table: pa.Table, delivery: Shipment) -> Content:
+def content_of(table: pa.Table, delivery: Shipment) -> DeliveryContent:
     """Return the file of a delivery, from all that was observed in its hour."""
     own = table.filter(pc.equal(_networks(table), delivery.network))
     own = own.filter(pa.array(_part(own, delivery) == delivery.part))
@@ -87,10 +87,10 @@ def content_of(table: pa.Table, delivery: Shipment) -> Content:
     own = form.carried(own) if len(own) else own
     seconds = own["time"].cast(pa.int64()).to_numpy() // 1_000_000_000
     data = form.write(own, delivery) if len(own) else b""
-    return Content(data, seconds, form.report_type)
+    return DeliveryContent(data, seconds, form.report_type)
 
 
-def _form(delivery: Shipment) -> _Form:
+def _form(delivery: Shipment) -> _FileForm:
     odd = delivery.hour.hour % 2 == 1
     kind = delivery.network, delivery.part
     found = (_ODD_HOURS.get(kind) if odd else None) or _FORMS.get(kind)
@@ -125,7 +125,7 @@ def _fields(own: pa.Table, delivery: Shipment) -> bytes:
     return encode_fields(own, edition=1 if delivery.hour.hour % 2 else 2)
 
 
-def _sounder(sensor: str) -> _Form:
+def _sounder(sensor: str) -> _FileForm:
     """Return the form of brightness temperatures of AMSU-A, or of the same as those of another sensor."""
 
     def carried(own: pa.Table) -> pa.Table:
@@ -138,7 +138,7 @@ def _sounder(sensor: str) -> _Form:
         place, field = own.schema.get_field_index("vertical"), own.schema.field("vertical")
         return own.set_column(place, field, pa.array(renamed).cast(field.type))
 
-    return _Form(lambda own, _: encode_radiances(own, sensor, _METOP_B), carried)
+    return _FileForm(lambda own, _: encode_radiances(own, sensor, _METOP_B), carried)
 
 
 def _archived(data: bytes) -> bytes:
@@ -151,28 +151,28 @@ def _archived(data: bytes) -> bytes:
     return packed.getvalue()
 
 
-_BUFR = _Form(_bufr)
-_FORMS: Mapping[tuple[str, int], _Form] = {
-    ("synop", 2): _Form(lambda own, _: surface_dump(own)),
-    ("synop", 3): _Form(_metar, in_metar),
-    ("temp", 1): _Form(lambda own, _: prepbufr_sondes(own)),
-    ("temp", 2): _Form(lambda own, _: temp_bulletin(own), in_temp),
-    ("pilot", 0): _Form(lambda own, _: pilot_bulletin(own)),
-    ("aircraft", 1): _Form(lambda own, delivery: gzip.compress(_bufr(own, delivery), mtime=0)),
-    ("scatterometer", 0): _Form(lambda own, delivery: _archived(_bufr(own, delivery))),
-    ("satellite", 0): _Form(_parquet),
-    ("satellite", 1): _Form(lambda own, _: ioda_retrievals(own), report_type="satellite"),
-    ("satellite", 2): _Form(lambda own, _: odb_retrievals(own)),
-    ("gridded", 0): _Form(_fields),
-    ("radiances", 0): _Form(lambda own, _: amsu_dump(own, _METOP_B)),
+_BUFR = _FileForm(_bufr)
+_FORMS: Mapping[tuple[str, int], _FileForm] = {
+    ("synop", 2): _FileForm(lambda own, _: surface_dump(own)),
+    ("synop", 3): _FileForm(_metar, in_metar),
+    ("temp", 1): _FileForm(lambda own, _: prepbufr_sondes(own)),
+    ("temp", 2): _FileForm(lambda own, _: temp_bulletin(own), in_temp),
+    ("pilot", 0): _FileForm(lambda own, _: pilot_bulletin(own)),
+    ("aircraft", 1): _FileForm(lambda own, delivery: gzip.compress(_bufr(own, delivery), mtime=0)),
+    ("scatterometer", 0): _FileForm(lambda own, delivery: _archived(_bufr(own, delivery))),
+    ("satellite", 0): _FileForm(_parquet),
+    ("satellite", 1): _FileForm(lambda own, _: ioda_retrievals(own), report_type="satellite"),
+    ("satellite", 2): _FileForm(lambda own, _: odb_retrievals(own)),
+    ("gridded", 0): _FileForm(_fields),
+    ("radiances", 0): _FileForm(lambda own, _: amsu_dump(own, _METOP_B)),
     ("radiances", 1): _sounder("amsu-a"),
     ("radiances", 2): _sounder("atms"),
     ("radiances", 3): _sounder("mhs"),
 }
 """Form of the files of an hour by network and part; BUFR of the WMO where none is named."""
-_ODD_HOURS: Mapping[tuple[str, int], _Form] = {
-    ("synop", 1): _Form(lambda own, delivery: crex_stations(own, _at_once(delivery))),
-    ("ship", 0): _Form(lambda own, _: ship_bulletin(own)),
+_ODD_HOURS: Mapping[tuple[str, int], _FileForm] = {
+    ("synop", 1): _FileForm(lambda own, delivery: crex_stations(own, _at_once(delivery))),
+    ("ship", 0): _FileForm(lambda own, _: ship_bulletin(own)),
 }
 """Forms of files that come otherwise in every other hour."""
 

@@ -15,8 +15,8 @@ import torch
 
 from deploy.local import StackOptions
 from lab.rehearsal import evidence as collect
-from lab.rehearsal.content import Content
-from lab.rehearsal.driver import Driver, Pace, RehearsalStack, Report
+from lab.rehearsal.content import DeliveryContent
+from lab.rehearsal.driver import Driver, RehearsalPace, RehearsalStack, Report
 from lab.rehearsal.evidence import Evidence
 from lab.rehearsal.scenario import Scenario, Shipment, delivery_plan
 from lab.rehearsal.sender import ReportSender
@@ -33,7 +33,7 @@ PHASES = ("loading", "gathering", "background", "sampling", "writing", "publishi
 
 @dataclass(frozen=True)
 class CycleTiming:
-    """One published cycle.
+    """Durations from the cut-off of one published cycle to its publication.
 
     Attributes:
         key: Of the cycle.
@@ -148,7 +148,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Day:
-    """What came of a day.
+    """Results of a simulated day: what was planned, the evidence, and the timings of cycles.
 
     Attributes:
         scenario, plan, contents: What was meant.
@@ -162,7 +162,7 @@ class Day:
 
     scenario: Scenario
     plan: Sequence[Shipment]
-    contents: Mapping[str, Content]
+    contents: Mapping[str, DeliveryContent]
     evidence: Evidence
     timings: Sequence[CycleTiming]
     clock: Clock
@@ -172,7 +172,7 @@ class Day:
 
 
 def run_day(
-    scenario: Scenario, folder: Path, pace: Pace, report: Report = lambda line: None
+    scenario: Scenario, folder: Path, pace: RehearsalPace, report: Report = lambda line: None
 ) -> Day:
     """Runs the scenario in an empty folder.
 
@@ -227,7 +227,7 @@ def _collect(
     driver: Driver,
     source: ReportSource,
     plan: Sequence[Shipment],
-    contents: Mapping[str, Content],
+    contents: Mapping[str, DeliveryContent],
     layout: Layout,
     seconds: float,
 ) -> Day:

@@ -23,7 +23,7 @@ from worker.contract.cycles import CYCLE_DONE, CycleState, Flavour, cycle_key
 from worker.contract.jobs import JobState
 from worker.contract.store import Stores
 
-__all__ = ["Driver", "Pace", "RehearsalStack", "Report"]
+__all__ = ["Driver", "RehearsalPace", "RehearsalStack", "Report"]
 
 _TEND_SECONDS = 0.1
 
@@ -143,8 +143,8 @@ _LAG = 1.5 * HOUR
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How fast the day runs, and how patient its driver is.
+class RehearsalPace:
+    """Speed of the operational clock, and the timeouts of the driver.
 
     Attributes:
         speed: Operational seconds in a real one.
@@ -165,7 +165,7 @@ class Driver:
     """Drive one day on a running stack: outage, kills, reruns, the end."""
 
     scenario: Scenario
-    pace: Pace
+    pace: RehearsalPace
     clock: Clock
     stack: RehearsalStack
     sender: ReportSender

@@ -33,7 +33,7 @@ __all__ = [
     "CycleEvidence",
     "ErrorOf",
     "Evidence",
-    "Sending",
+    "DeliveryRecord",
     "Standstill",
     "analyses",
     "climatology",
@@ -46,8 +46,8 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Sending:
-    """What a sender wrote down about a delivery; all times by the operational clock.
+class DeliveryRecord:
+    """A sender's record of a delivery; all times are of the operational clock.
 
     Attributes:
         name: Of the delivery.
@@ -136,7 +136,7 @@ class AnalysisEvidence:
 
     @property
     def identity(self) -> tuple[datetime, str, int, str]:
-        """What must be the same however the day was run."""
+        """Fields that must not depend on how the day was run: time, flavour, revision, digest."""
         return self.valid_time, self.flavour, self.revision, self.digest
 
 
@@ -154,7 +154,7 @@ class CycleEvidence:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All of it.
+    """All evidence of a day: deliveries, uploads, cycles and analyses.
 
     Attributes:
         analyses: Published with a flavour.
@@ -170,7 +170,7 @@ class Evidence:
 
     analyses: tuple[AnalysisEvidence, ...]
     cycles: Mapping[str, CycleEvidence]
-    sendings: tuple[Sending, ...]
+    sendings: tuple[DeliveryRecord, ...]
     stored: Mapping[str, int] = field(default_factory=dict)
     taken_in: Mapping[str, datetime] = field(default_factory=dict)
     standstill: Standstill | None = None

@@ -8,8 +8,8 @@ from datetime import datetime
 import httpx
 
 from appa_client import AppaClient, UnavailableError
-from lab.rehearsal.content import Content
-from lab.rehearsal.evidence import Sending
+from lab.rehearsal.content import DeliveryContent
+from lab.rehearsal.evidence import DeliveryRecord
 from lab.rehearsal.scenario import Outage, Shipment
 from worker.contract.clock import Clock
 
@@ -34,7 +34,7 @@ class ReportSender(threading.Thread):
         self,
         url: str,
         plan: Sequence[Shipment],
-        contents: Mapping[str, Content],
+        contents: Mapping[str, DeliveryContent],
         clock: Clock,
         outage: Outage | None,
     ) -> None:
@@ -44,7 +44,7 @@ class ReportSender(threading.Thread):
         self.contents = contents
         self.clock = clock
         self.outage = outage
-        self.sendings: list[Sending] = []
+        self.sendings: list[DeliveryRecord] = []
         self.error: BaseException | None = None
         self._stop_asked = threading.Event()
 
@@ -90,7 +90,9 @@ class ReportSender(threading.Thread):
                 self._pause()
                 continue
             first = doubtful or tried
-            self.sendings.append(Sending(delivery.name, batch.id, first, self._now(), refused))
+            self.sendings.append(
+                DeliveryRecord(delivery.name, batch.id, first, self._now(), refused)
+            )
             return
 
     def _pause(self) -> None:

@@ -12,7 +12,7 @@ from lab.demo.world import World
 from lab.osse.cases import CASE_NAME
 from lab.osse.network import simulate_fields, simulate_observations, simulate_radiances
 from lab.osse.places import land_stations
-from lab.rehearsal.content import Content, content_of, indicator
+from lab.rehearsal.content import DeliveryContent, content_of, indicator
 from lab.rehearsal.scenario import Scenario, Shipment
 from model.checkpoints.bundle import resolve
 from model.domain.windows import HOUR
@@ -54,10 +54,10 @@ class ReportSource:
         self.scenario = scenario
         self.world = world or World(scenario.world, scenario.truth)
 
-    def contents(self, plan: Iterable[Shipment]) -> dict[str, Content]:
+    def contents(self, plan: Iterable[Shipment]) -> dict[str, DeliveryContent]:
         """The content of all deliveries, by name."""
         deliveries = list(plan)
-        found: dict[str, Content] = {}
+        found: dict[str, DeliveryContent] = {}
         for hour in sorted({d.hour for d in deliveries}):
             table = self.observed(hour)
             for delivery in deliveries:

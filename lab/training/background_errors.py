@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lab.osse.cases import open_truth
-from lab.osse.cycling import Chain, mean_only
+from lab.osse.cycling import AnalysisChain, mean_only
 from lab.training.latent_years import LatentYears, read_latents
 from model.assimilation_settings import recommended_settings
 from model.background import around_forecast
@@ -32,7 +32,7 @@ from model.domain.windows import HOUR
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
 
-__all__ = ["Errors", "first_guess", "fit_errors", "know_errors", "sweep"]
+__all__ = ["BackgroundErrors", "first_guess", "fit_errors", "know_errors", "sweep"]
 
 
 def first_guess(prior: ZonalGaussianPrior, sigma: float) -> ZonalGaussianPrior:
@@ -53,8 +53,8 @@ def _like(prior: ZonalGaussianPrior) -> ZonalGaussianPrior:
 
 
 @dataclass(frozen=True)
-class Errors:
-    """Errors of backgrounds.
+class BackgroundErrors:
+    """Samples of background errors, with their dates.
 
     Attributes:
         values: Truth minus background, float16 with shape (N, K, c, h, w).
@@ -66,7 +66,9 @@ class Errors:
 
 
 @torch.no_grad()
-def fit_errors(guess: ZonalGaussianPrior, errors: Errors, weight: float) -> ZonalGaussianPrior:
+def fit_errors(
+    guess: ZonalGaussianPrior, errors: BackgroundErrors, weight: float
+) -> ZonalGaussianPrior:
     """Fit the variances of a Gaussian of mean zero to errors, along its eigenvectors.
 
     A few hundred blankets determine variances, no more: with EOFs and covariances of their own
@@ -120,8 +122,8 @@ def _variances(prior: ZonalGaussianPrior) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sweep(
-    chains: list[Chain], truth: LatentYears, first: datetime, cycles: int, every: int
-) -> Errors:
+    chains: list[AnalysisChain], truth: LatentYears, first: datetime, cycles: int, every: int
+) -> BackgroundErrors:
     """Advance all chains and return the errors of their backgrounds every few cycles.
 
     Arguments:
@@ -141,7 +143,7 @@ def sweep(
             x, date = truth.blankets(torch.tensor([0]), torch.tensor([start]), size)
             values.append((x[0].float() - cycle.background).half())
             dates.append(date[0])
-    return Errors(torch.stack(values), torch.stack(dates))
+    return BackgroundErrors(torch.stack(values), torch.stack(dates))
 
 
 def starts(data: LatentYears, first: datetime, count: int, hours: int) -> list[datetime]:
@@ -154,7 +156,7 @@ def starts(data: LatentYears, first: datetime, count: int, hours: int) -> list[d
 
 
 def _resume(
-    path: Path, chains: list[Chain], ends: list[datetime], errors: ZonalGaussianPrior
+    path: Path, chains: list[AnalysisChain], ends: list[datetime], errors: ZonalGaussianPrior
 ) -> int:
     """Set or start the chains; return how many sweeps they have made."""
     if path.exists():
@@ -170,7 +172,7 @@ def _resume(
     return 0
 
 
-def _keep(path: Path, chains: list[Chain], sweeps: int, errors: ZonalGaussianPrior) -> None:
+def _keep(path: Path, chains: list[AnalysisChain], sweeps: int, errors: ZonalGaussianPrior) -> None:
     state = {
         "last": [chain.last for chain in chains],
         "end": [cast(datetime, chain.end).isoformat() for chain in chains],
@@ -181,11 +183,11 @@ def _keep(path: Path, chains: list[Chain], sweeps: int, errors: ZonalGaussianPri
         torch.save(state, file)
 
 
-def _chains(model: LatentModel, url: str, count: int, step: int) -> list[Chain]:
+def _chains(model: LatentModel, url: str, count: int, step: int) -> list[AnalysisChain]:
     truth, around = open_truth(model, model.card.name, url), around_forecast(model)
     settings = mean_only(recommended_settings(model))
     return [
-        Chain(model, truth, around, step=step, settings=settings, seed=100_003 * number)
+        AnalysisChain(model, truth, around, step=step, settings=settings, seed=100_003 * number)
         for number in range(count)
     ]
 

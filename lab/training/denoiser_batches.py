@@ -23,7 +23,14 @@ from model.denoiser import Scalings, noise_time
 from model.gaussian_prior import ZonalGaussianPrior
 from model.unequal_noise import UNKNOWN, Conditioned, forecast_profile
 
-__all__ = ["AnalysisErrors", "Batch", "Batches", "Profile", "ProfileLibrary", "draw_profile"]
+__all__ = [
+    "AnalysisErrors",
+    "DenoiserBatch",
+    "Batches",
+    "Profile",
+    "ProfileLibrary",
+    "draw_profile",
+]
 
 
 KNOWN = {18: 0.5, 12: 0.25}
@@ -191,8 +198,8 @@ class ProfileLibrary:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One step's blankets: what the backbone sees and should answer.
+class DenoiserBatch:
+    """Inputs and targets of the backbone for the blankets of one training step.
 
     Attributes:
         x: Clean blankets, with shape (B, K, c, h, w).
@@ -245,7 +252,7 @@ class Batches:
         self.library = ProfileLibrary(base, None if errors is None else errors.sigma)
 
     @torch.no_grad()
-    def draw(self, step: int) -> Batch:
+    def draw(self, step: int) -> DenoiserBatch:
         """Draw blankets, dates, noise levels (stratified over the range) and noise of one step."""
         random = torch.Generator().manual_seed(1_000_003 + step)
         x, date = self._blankets(random)
@@ -260,7 +267,7 @@ class Batches:
         if unequal:
             parts += self._unequal(x[:unequal], noise[:unequal], date[:unequal], random)
         seen, times, target, weight = (torch.cat(p) for p in zip(*reversed(parts), strict=True))
-        return Batch(x, seen, times, date, target, weight)
+        return DenoiserBatch(x, seen, times, date, target, weight)
 
     def _blankets(self, random: torch.Generator) -> tuple[Tensor, Tensor]:
         count = len(self.data.latents)

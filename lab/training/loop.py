@@ -54,7 +54,7 @@ Value = TypeVar("Value")
 
 
 class Optimisation(BaseModel):
-    """How a model is fitted.
+    """Settings of the optimiser and of the training loop.
 
     The learning rate rises linearly over `warmup` steps, then falls along a half cosine to
     `final_ratio` of its peak at `steps`.
@@ -90,6 +90,20 @@ class Optimisation(BaseModel):
             return (step + 1) / self.warmup
         share = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
         return self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * share))
+
+    def set_rate(self, optimiser: torch.optim.Optimizer, step: int) -> None:
+        """Set the learning rate of `step`."""
+        for group in optimiser.param_groups:
+            group["lr"] = self.learning_rate * self.rate(step)
+
+    def update(
+        self, module: nn.Module, optimiser: torch.optim.Optimizer, ema: AveragedModel
+    ) -> None:
+        """Step with clipped gradients, forget them, and average the new weights into `ema`."""
+        nn.utils.clip_grad_norm_(module.parameters(), self.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        ema.update_parameters(module)
 
     def autocast(self, device: str) -> AbstractContextManager[None]:
         """Return the context in which the forward pass is computed.
@@ -319,6 +333,6 @@ class MatrixOptimiser:
         return {str(i): part.state_dict() for i, part in enumerate(self.parts)}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the states of all parts as `state_dict` returned them."""
         for i, part in enumerate(self.parts):
             part.load_state_dict(states[str(i)])

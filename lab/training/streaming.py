@@ -35,14 +35,14 @@ __all__ = [
     "DataConfig",
     "GridConfig",
     "StateStream",
-    "States",
+    "StandardisedStates",
     "dealt",
     "spread",
     "states_of_part",
 ]
 
 
-class States(Protocol):
+class StandardisedStates(Protocol):
     """Standardised states of a period: a stream, or a cache."""
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class StateStream:
         return self.read(np.arange(part.start, part.stop))
 
 
-def spread(states: States, most: int) -> Iterator[NDArray[np.float32]]:
+def spread(states: StandardisedStates, most: int) -> Iterator[NDArray[np.float32]]:
     """Yield at most so many states (1, C, Y, X), evenly spread over the period, one by one."""
     for position in np.linspace(0, len(states) - 1, min(most, len(states))).astype(np.int64):
         yield states.read(position[None])
@@ -171,7 +171,7 @@ class DataConfig(BaseModel):
             raise InvalidInput(f"Expected states of the {split} period in {self.store}; none are.")
         return found
 
-    def source(self, store: StateStore, split: str, every_hours: int) -> States:
+    def source(self, store: StateStore, split: str, every_hours: int) -> StandardisedStates:
         """Return the standardised states of a split, from the store or, where asked, a cache."""
         if self.cached:
             return self.states(store, split, every_hours)

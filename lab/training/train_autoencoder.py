@@ -45,7 +45,7 @@ from lab.training.loop import (
     setup_distributed,
     without_exchange,
 )
-from lab.training.streaming import DataConfig, States, dealt, spread
+from lab.training.streaming import DataConfig, StandardisedStates, dealt, spread
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.diagnostics.realism import legendre_projection, power_spectrum
 from model.domain.grids import Grid
@@ -294,8 +294,7 @@ def train_autoencoder(
     batches = prefetched(read, numbers, config.data.ahead)
     total, counted = torch.zeros(2, device=device), 0
     for step in range(first, settings.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * settings.rate(step)
+        settings.set_rate(optimiser, step)
         random = generator(settings.seed, step, rank)
         for part in range(settings.accumulate):
             x = torch.from_numpy(next(batches)).to(device)
@@ -306,11 +305,8 @@ def train_autoencoder(
                 (loss / settings.accumulate).backward()
             squared = loss_of.squared(restored.detach(), x)
             total += torch.stack([squared, loss.detach() - squared]) / settings.accumulate
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        settings.update(model, optimiser, ema)
         counted += 1
-        ema.update_parameters(model)
         if (step + 1) % settings.log_every == 0:
             samples = settings.log_every * settings.batch * settings.accumulate * world
             squared, spectral = total / counted
@@ -326,7 +322,7 @@ def train_autoencoder(
     return folder / "last.pt"
 
 
-def _beginning(config: AutoencoderTraining, states: States, grid: Grid) -> Autoencoder:
+def _beginning(config: AutoencoderTraining, states: StandardisedStates, grid: Grid) -> Autoencoder:
     """Return the autoencoder that training starts with."""
     torch.manual_seed(config.optimisation.seed)
     model = Autoencoder(AutoencoderConfig(**config.autoencoder))
@@ -357,7 +353,9 @@ class _Reconstruct(torch.nn.Module):
         return self.autoencoder.decode(z)
 
 
-def _pca(config: AutoencoderTraining, states: States, model: Autoencoder, grid: Grid) -> PatchPCA:
+def _pca(
+    config: AutoencoderTraining, states: StandardisedStates, model: Autoencoder, grid: Grid
+) -> PatchPCA:
     sample = (torch.from_numpy(x) for x in spread(states, config.data.sample_states))
     pca = fit_patch_pca(sample, model.config.patch_size, torch.from_numpy(grid.area_weights))
     latent = model.config.lat_channels
@@ -365,7 +363,9 @@ def _pca(config: AutoencoderTraining, states: States, model: Autoencoder, grid: 
     return pca
 
 
-def _loss(config: AutoencoderTraining, store: StateStore, states: States) -> ReconstructionLoss:
+def _loss(
+    config: AutoencoderTraining, store: StateStore, states: StandardisedStates
+) -> ReconstructionLoss:
     """Return the loss, with the power of states spread through the training period."""
     sample = None
     if config.spectral_weight > 0 or config.amplitude_weight > 0:
@@ -384,7 +384,7 @@ def _loss(config: AutoencoderTraining, store: StateStore, states: States) -> Rec
 
 @torch.no_grad()
 def validate(
-    model: Autoencoder, states: States, loss_of: ReconstructionLoss, batch: int = 16
+    model: Autoencoder, states: StandardisedStates, loss_of: ReconstructionLoss, batch: int = 16
 ) -> dict[str, Tensor]:
     """Return the standardised reconstruction error of states, and its relative part.
 

@@ -299,26 +299,19 @@ def train_denoiser(
 
     total, counted = torch.zeros((), device=device), 0
     for step in range(first, settings.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * settings.rate(step)
+        settings.set_rate(optimiser, step)
         random = generator(settings.seed, step, rank)
         for part in range(settings.accumulate):
-            chosen = torch.randint(len(latents.starts), (settings.batch,), generator=random)
-            x, date = latents.blankets(chosen.sort().values)
-            x = x.repeat_interleave(config.noise_levels, 0).to(device)
-            date = date.repeat_interleave(config.noise_levels, 0).to(device)
-            sigma = schedule.sigma(torch.rand(len(x), generator=random)).to(device)
-            noise = torch.randn(x.shape, generator=random).to(device)
+            x, date, sigma, noise = (
+                v.to(device) for v in _drawn(config, latents, schedule, random)
+            )
             with without_exchange(denoiser.backbone, part + 1 < settings.accumulate):
                 with settings.autocast(device.type):
                     loss = denoiser_loss(denoiser, x, sigma, date, noise=noise)
                 (loss / settings.accumulate).backward()
             total += loss.detach() / settings.accumulate
-        nn.utils.clip_grad_norm_(backbone.parameters(), settings.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        settings.update(backbone, optimiser, ema)
         counted += 1
-        ema.update_parameters(backbone)
         if (step + 1) % settings.log_every == 0:
             samples = settings.log_every * settings.batch * settings.accumulate * world
             extra = {}
@@ -331,6 +324,26 @@ def train_denoiser(
         on_step(step + 1, settings.steps)
     run.save(settings.steps, backbone, ema, optimiser)
     return folder / "last.pt"
+
+
+def _drawn(
+    config: DenoiserTraining,
+    latents: Latents,
+    schedule: RectifiedSchedule,
+    random: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw the blankets of a step, each at several noise levels.
+
+    Returns:
+        Clean blankets (B, K, c, h, w), their dates (B, K, 4), noise levels (B,) and standard
+        normal noise with the shape of the blankets.
+    """
+    chosen = torch.randint(len(latents.starts), (config.optimisation.batch,), generator=random)
+    x, date = latents.blankets(chosen.sort().values)
+    x = x.repeat_interleave(config.noise_levels, 0)
+    date = date.repeat_interleave(config.noise_levels, 0)
+    sigma = schedule.sigma(torch.rand(len(x), generator=random))
+    return x, date, sigma, torch.randn(x.shape, generator=random)
 
 
 @torch.no_grad()

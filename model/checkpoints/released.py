@@ -262,11 +262,7 @@ def load_released(
             levels,
             name=name or _plain(run),
             licence=licence,
-            provenance={
-                "layout": "run folders of the public implementation",
-                "autoencoder": {"file": ae_file.name, "sha256": sha256(ae_file)},
-                "backbone": {"file": vit_file.name, "sha256": sha256(vit_file)},
-            },
+            provenance=_provenance(ae_file, vit_file),
         )
         states = _state_statistics(store, card, run.state_statistics)
     latents = _latent_statistics(run.latent_statistics, card)
@@ -275,17 +271,20 @@ def load_released(
         autoencoder, backbone = Autoencoder(card.autoencoder), Backbone(card.backbone)
     load_strictly(autoencoder, ae_tensors, ae_file)
     load_strictly(backbone, vit_tensors, vit_file)
+    statistics = {**states, **latents}
     try:
-        return assemble(
-            card,
-            autoencoder,
-            backbone,
-            {**states, **latents},
-            static=fields,
-            precision=precision,
-        )
+        return assemble(card, autoencoder, backbone, statistics, static=fields, precision=precision)
     except AppaError as error:
         raise CheckpointError(f"{run.state_statistics}: {error.message}") from error
+
+
+def _provenance(autoencoder: Path, backbone: Path) -> dict[str, Any]:
+    """Return what the card says of the files that the weights were read from."""
+    return {
+        "layout": "run folders of the public implementation",
+        "autoencoder": {"file": autoencoder.name, "sha256": sha256(autoencoder)},
+        "backbone": {"file": backbone.name, "sha256": sha256(backbone)},
+    }
 
 
 def _static_fields(files: Sequence[Path], card: Card) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model.execution import Chunks
-from model.guidance.chunks import Split
+from model.guidance.chunks import SplitEquivalents
 
 __all__ = [
     "BlanketRows",
@@ -82,7 +82,7 @@ class Observed:
     present: Tensor
     predict: Callable[[Tensor], Tensor]
     parts: tuple[tuple[str, int], ...]
-    split: Callable[[int, int], Split] | None = None
+    split: Callable[[int, int], SplitEquivalents] | None = None
 
 
 class ObservedBlankets(Protocol):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.guidance.solvers import Tangent
 
-__all__ = ["ChunkedTangent", "Piece", "Split", "whole"]
+__all__ = ["ChunkedTangent", "Piece", "SplitEquivalents", "whole"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Split:
-    """Model equivalents in two stages.
+class SplitEquivalents:
+    """Model equivalents computed in two stages: pieces apart, then their join.
 
     Attributes:
         pieces: The first.
@@ -75,9 +75,9 @@ class Split:
     join: Callable[[Sequence[Tensor]], Tensor]
 
 
-def whole(predict: Callable[[Tensor], Tensor]) -> Split:
+def whole(predict: Callable[[Tensor], Tensor]) -> SplitEquivalents:
     """Return model equivalents that need no decoder as a single piece."""
-    return Split((Piece(predict, None, None, 0),), lambda values: values[0])
+    return SplitEquivalents((Piece(predict, None, None, 0),), lambda values: values[0])
 
 
 class ChunkedTangent:
@@ -93,7 +93,7 @@ class ChunkedTangent:
         y: The model equivalents there, without gradient.
     """
 
-    def __init__(self, split: Split, x: Tensor, kept: int) -> None:
+    def __init__(self, split: SplitEquivalents, x: Tensor, kept: int) -> None:
         self.x = x.detach()
         self._pieces = split.pieces
         self._tangents: list[Tangent | None] = []

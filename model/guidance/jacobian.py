@@ -45,7 +45,7 @@ from torch import Tensor
 
 from model.execution import Chunks
 from model.guidance.base import BlanketRows, Denoise, Fit, FitReport, Observed, ObservedBlankets
-from model.guidance.chunks import ChunkedTangent, Split
+from model.guidance.chunks import ChunkedTangent, SplitEquivalents
 from model.guidance.solvers import (
     SOLVERS,
     GuessedStart,
@@ -82,7 +82,7 @@ class Linearisation:
         x_t: Tensor,
         sigma: Tensor,
         date: Tensor,
-        split: Callable[[int, int], Split] | None = None,
+        split: Callable[[int, int], SplitEquivalents] | None = None,
         chunks: Chunks | None = None,
     ) -> None:
         def evaluate() -> None:
@@ -115,8 +115,8 @@ class Linearisation:
         """Linearise the model equivalents of observations, divided by `unit` (B, N)."""
         split = seen.split
 
-        def scaled(limit: int, size: int) -> Split:
-            parts = cast(Callable[[int, int], Split], split)(limit, size)
+        def scaled(limit: int, size: int) -> SplitEquivalents:
+            parts = cast(Callable[[int, int], SplitEquivalents], split)(limit, size)
             return replace(parts, join=lambda values: parts.join(values) / unit)
 
         return cls(
@@ -142,7 +142,7 @@ class Linearisation:
         return torch.autograd.grad(self._x_hat, self._x_t, w, retain_graph=True)[0]
 
 
-def _one_piece(split: Callable[[int, int], Split], x: Tensor) -> tuple[object, int]:
+def _one_piece(split: Callable[[int, int], SplitEquivalents], x: Tensor) -> tuple[object, int]:
     """Linearise the piece that decodes most of its states; return it and how many these are."""
     pieces = [piece for piece in split(1, x.shape[1]).pieces if piece.decoded]
     if not pieces:
@@ -156,7 +156,7 @@ def _one_piece(split: Callable[[int, int], Split], x: Tensor) -> tuple[object, i
 
 @dataclass(frozen=True)
 class MMPSSettings:
-    """How the observation-space system is solved.
+    """Settings of the solver of the observation-space system.
 
     Attributes:
         solver: `gmres` (the Jacobian of a network is not quite symmetric) or `cg`.

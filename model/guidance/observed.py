@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.guidance.base import BlanketRows, Decode, Observed, ObservedBlankets
-from model.guidance.chunks import Piece, Split, whole
+from model.guidance.chunks import Piece, SplitEquivalents, whole
 from model.linear_decoder import ReadsColumns, TangentDecoder
 from model.tiled_decoder import PartialDecoder
 
@@ -151,7 +151,7 @@ def _decoded_values(decode: Decode, index: Tensor, latents: Tensor) -> Tensor:
 
 def _split(
     groups: Sequence[_StateGroup], decode: Decode, like: Tensor, limit: int, size: int
-) -> Split:
+) -> SplitEquivalents:
     """Return the model equivalents (B, N), shaped as `like`, of blankets of `size` states."""
     pieces: list[Piece] = []
     parts: list[tuple[_StateGroup, Tensor, slice]] = []
@@ -169,7 +169,7 @@ def _split(
             total = total.index_add(0, rows, y)
         return total
 
-    return Split(tuple(pieces), join)
+    return SplitEquivalents(tuple(pieces), join)
 
 
 class DecodedObservations:
@@ -329,7 +329,7 @@ class JointObservations:
         )
 
 
-def _side_by_side(seen: Sequence[Observed], limit: int, size: int) -> Split:
+def _side_by_side(seen: Sequence[Observed], limit: int, size: int) -> SplitEquivalents:
     """Return several kinds in pieces, side by side."""
     splits = [whole(s.predict) if s.split is None else s.split(limit, size) for s in seen]
     ends = list(accumulate(len(s.pieces) for s in splits))
@@ -338,4 +338,4 @@ def _side_by_side(seen: Sequence[Observed], limit: int, size: int) -> Split:
         parts = [values[end - len(s.pieces) : end] for s, end in zip(splits, ends, strict=True)]
         return torch.cat([s.join(p) for s, p in zip(splits, parts, strict=True)], dim=1)
 
-    return Split(tuple(piece for s in splits for piece in s.pieces), join)
+    return SplitEquivalents(tuple(piece for s in splits for piece in s.pieces), join)

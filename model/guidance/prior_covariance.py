@@ -254,7 +254,7 @@ class GaussianPrior(Protocol):
         """Return the mean at dates (B, K, 4)."""
 
     def filter(self, x: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return U g(Λ) U* x."""
+        """Return U g(Λ) U* x, with g applied to each eigenvalue; x and the result have the same shape."""
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ of the one before: only the two finest of the released one are above this."""
 
 @dataclass(frozen=True)
 class FrozenBlock:
-    """What a frozen residual block computes with."""
+    """Weights and settings of a frozen residual block."""
 
     first: FixedConvolution
     second: FixedConvolution
@@ -187,7 +187,7 @@ class FrozenBlock:
         return x
 
     def outside(self, g: Tensor) -> Tensor:
-        """Return the adjoint of `inside`."""
+        """Apply the adjoint of `inside` to a gradient; it has the shape of the output."""
         return g
 
     def keeps_hidden(self, x: Tensor) -> bool:

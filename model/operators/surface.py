@@ -185,7 +185,7 @@ class SurfaceHumidityFamily:
     linear = False
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """Accept `2m_relative_humidity`."""
+        """Return whether the variable is `2m_relative_humidity` at the surface."""
         return variable == "2m_relative_humidity" and vertical_kind == "surface"
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
@@ -233,7 +233,7 @@ class SurfaceDewpointFamily:
     linear = False
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """Accept `2m_dewpoint_temperature`."""
+        """Return whether the variable is `2m_dewpoint_temperature` at the surface."""
         return variable == "2m_dewpoint_temperature" and vertical_kind == "surface"
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:

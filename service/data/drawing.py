@@ -30,7 +30,7 @@ from service.maps.requests import FieldRequest, Statistic
 from service.query_parameters import parse_interval
 from worker.results.catalogue import Catalogue
 
-__all__ = ["SYSTEMS", "Drawing", "Layer", "Pixels", "values_at"]
+__all__ = ["SYSTEMS", "Drawing", "MapLayer", "Pixels", "values_at"]
 
 Float = NDArray[np.float64]
 
@@ -49,8 +49,8 @@ COMPRESSION = 1
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What a map shows.
+class MapLayer:
+    """Selection of the field that a map shows.
 
     Attributes:
         collection: `filtering-final`, or the id of a result.
@@ -128,7 +128,7 @@ class Drawing:
     reader: FieldReader
     analyses: Catalogue
 
-    def request(self, layer: Layer, name: str = "datetime") -> FieldRequest:
+    def request(self, layer: MapLayer, name: str = "datetime") -> FieldRequest:
         """Return the one field that a layer means, of one result at one time; nothing is read.
 
         Arguments:
@@ -154,7 +154,7 @@ class Drawing:
             FieldRequest(holding.result, field, level, None, holding.time, layer.statistic)
         )
 
-    def extract(self, layer: Layer, name: str = "datetime") -> Extracted:
+    def extract(self, layer: MapLayer, name: str = "datetime") -> Extracted:
         """Return the field of a layer, with the errors of `request`."""
         return self.reader.extract(self.request(layer, name))
 

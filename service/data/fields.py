@@ -33,7 +33,7 @@ from service.maps.answers import (
     FieldInfo,
 )
 from service.maps.fields import MapField, Parts, available_fields, field_named
-from service.maps.requests import FieldRequest, Statistic, View
+from service.maps.requests import FieldRequest, MapView, Statistic
 from worker.results.catalogue import Catalogue
 from worker.results.manifest import AnalysisManifest
 
@@ -119,7 +119,7 @@ class FieldReader:
         """Return the pressure levels of a result in hPa."""
         return _Opened.of(self._library, self._analyses, result).levels
 
-    def view(self, request: FieldRequest, view: View) -> tuple[FieldInfo, NDArray[np.float32]]:
+    def view(self, request: FieldRequest, view: MapView) -> tuple[FieldInfo, NDArray[np.float32]]:
         """Return the metadata and the values (rows, columns) of a field in a view."""
         found = self.extract(request)
         placed = place(found.values, found.grid, view, vector=found.vector)

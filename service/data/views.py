@@ -22,7 +22,7 @@ from model.domain.errors import InvalidInput, StorageError
 from model.domain.grids import Grid, bilinear
 from model.domain.physics import EARTH_RADIUS
 from service.maps.answers import GridInfo
-from service.maps.requests import View
+from service.maps.requests import MapView
 
 __all__ = ["Placed", "grid_of", "nearest", "place", "sample", "sample_lattice"]
 
@@ -131,14 +131,14 @@ def nearest(grid: Grid, lat: Float, lon: Float) -> tuple[NDArray[np.int64], NDAr
     return rows.astype(np.int64), columns
 
 
-def place(field: NDArray[Any], grid: Grid, view: View, *, vector: bool = False) -> Placed:
+def place(field: NDArray[Any], grid: Grid, view: MapView, *, vector: bool = False) -> Placed:
     """Return a field (Y, X) in a view."""
     if view.name == "global":
         return _cylindrical(field, grid, view)
     return _polar(field, grid, view, vector)
 
 
-def _cylindrical(field: NDArray[Any], grid: Grid, view: View) -> Placed:
+def _cylindrical(field: NDArray[Any], grid: Grid, view: MapView) -> Placed:
     step = 360.0 / grid.nlon
     west, south, east, north = view.box or (-180.0, -90.0, 180.0 - step, 90.0)
     east += 360.0 * (east < west)
@@ -182,7 +182,7 @@ def _within(latitude: Float, south: float, north: float) -> NDArray[np.bool_]:
     return inside
 
 
-def polar_points(view: View, size: int) -> tuple[Float, Float]:
+def polar_points(view: MapView, size: int) -> tuple[Float, Float]:
     """Return latitudes and longitudes of a polar view, each with shape (size, size)."""
     half = half_width(view)
     centres = (np.arange(size) + 0.5) / size * 2.0 - 1.0
@@ -193,7 +193,7 @@ def polar_points(view: View, size: int) -> tuple[Float, Float]:
     return (90.0 - colatitude) if north else (colatitude - 90.0), longitude
 
 
-def half_width(view: View) -> float:
+def half_width(view: MapView) -> float:
     """Return half the width of a polar view in metres.
 
     Raises:
@@ -207,7 +207,7 @@ def half_width(view: View) -> float:
     return float(2.0 * EARTH_RADIUS * np.tan(np.deg2rad(90.0 - edge) / 2.0))
 
 
-def _polar(field: NDArray[Any], grid: Grid, view: View, vector: bool) -> Placed:
+def _polar(field: NDArray[Any], grid: Grid, view: MapView, vector: bool) -> Placed:
     size = min(view.width, view.height)
     latitude, longitude = polar_points(view, size)
     values = sample(field, grid, latitude.ravel(), longitude.ravel(), vector=vector)

@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 
 from model.domain.errors import InvalidInput
-from service.data.drawing import SYSTEMS, Drawing, Layer, Pixels, values_at
+from service.data.drawing import SYSTEMS, Drawing, MapLayer, Pixels, values_at
 from service.maps.collections import ResultCollection, find_collection, named_collections
 from service.maps.requests import parse_statistic
 
@@ -68,12 +68,14 @@ class WebMaps:
             field="request",
         )
 
-    def _layer(self, query: Mapping[str, str], layer: str) -> Layer:
+    def _layer(self, query: Mapping[str, str], layer: str) -> MapLayer:
         name, _, field = layer.partition("/")
         style = (query.get("styles") or query.get("style") or "mean").split(",")[0]
         threshold = _number(query, "threshold", None)
         statistic = parse_statistic(style, threshold, query.get("direction", "above"))
-        return Layer(name, field, statistic, query.get("time"), _number(query, "elevation", None))
+        return MapLayer(
+            name, field, statistic, query.get("time"), _number(query, "elevation", None)
+        )
 
     def _map(self, query: Mapping[str, str]) -> bytes:
         layers = query.get("layers", "").split(",")

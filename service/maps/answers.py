@@ -19,6 +19,7 @@ __all__ = [
     "FieldInfo",
     "FieldValues",
     "GridInfo",
+    "MapAnswer",
     "ShownResult",
     "Timeline",
     "TimelineEntry",
@@ -26,11 +27,13 @@ __all__ = [
 ]
 
 
-class _Answer(BaseModel):
+class MapAnswer(BaseModel):
+    """Base of what the map asks for: no other fields, NaN and infinity sent as null."""
+
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
 
-class DisplayUnits(_Answer):
+class DisplayUnits(MapAnswer):
     """How people read the values: value * scale + offset; differences take no offset."""
 
     units: str = Field(description="Units that people read.")
@@ -38,7 +41,7 @@ class DisplayUnits(_Answer):
     offset: float = Field(description="Added after the factor.")
 
 
-class GridInfo(_Answer):
+class GridInfo(MapAnswer):
     """Where the values lie: cell centres, rows from the top."""
 
     view: Literal["global", "north", "south"] = Field(description="The view asked for.")
@@ -61,8 +64,8 @@ class GridInfo(_Answer):
     projection: str = Field(description="PROJ string of the plane of `extent`.")
 
 
-class FieldInfo(_Answer):
-    """What a field is."""
+class FieldInfo(MapAnswer):
+    """Metadata of a field: its result, quantity, level, time, members and units."""
 
     result: str = Field(description="Id of the result.")
     kind: str = Field(description="Kind of the result.")
@@ -93,12 +96,12 @@ class FieldInfo(_Answer):
 
 
 class FieldValues(FieldInfo):
-    """A field as JSON."""
+    """A field with metadata and values, as JSON."""
 
     values: list[list[float | None]] = Field(description="Row by row from the top.")
 
 
-class AvailableField(_Answer):
+class AvailableField(MapAnswer):
     """A field that a result can show."""
 
     field: str = Field(description="Name in requests.")
@@ -112,7 +115,7 @@ class AvailableField(_Answer):
     colours: str = Field(description="Suggested colour map.")
 
 
-class FieldCatalogue(_Answer):
+class FieldCatalogue(MapAnswer):
     """What can be asked of one result."""
 
     result: str = Field(description="Id of the result.")
@@ -129,7 +132,7 @@ class FieldCatalogue(_Answer):
     fields: list[AvailableField] = Field(description="Fields, in the order of a menu.")
 
 
-class ShownResult(_Answer):
+class ShownResult(MapAnswer):
     """A result at one valid time."""
 
     id: str = Field(description="Id of the result.")
@@ -141,7 +144,7 @@ class ShownResult(_Answer):
     created: datetime = Field(description="When it was finished (UTC).")
 
 
-class TimelineEntry(_Answer):
+class TimelineEntry(MapAnswer):
     """A valid time and the results that hold it."""
 
     time: datetime = Field(description="Valid time (UTC).")
@@ -150,7 +153,7 @@ class TimelineEntry(_Answer):
     )
 
 
-class Timeline(_Answer):
+class Timeline(MapAnswer):
     """What exists, earliest valid time first."""
 
     items: list[TimelineEntry] = Field(description="Valid times that any result holds.")

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from model.domain.errors import StorageError
 from model.domain.observations import DEPARTURE_LAYERS, FEEDBACK_SCHEMA, QC_FLAGS
 from model.domain.variables import VARIABLES
 from service.errors import NotFound
+from service.maps.answers import MapAnswer
 from worker.contract.layout import Layout
 from worker.observations.columns import category_codes, float_column, is_one_of
 from worker.results.manifest import AnalysisManifest
@@ -48,11 +49,7 @@ _NUMBERS = ("lon", "lat", "obs_error", "background_departure", "analysis_departu
 _NEEDED = (*_TEXTS, "lon", "lat", "vertical")
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
-
-
-class FeedbackCount(_Answer):
+class FeedbackCount(MapAnswer):
     """Observed values that share network, variable, layer and outcome."""
 
     network: str = Field(description="Report type.")
@@ -62,7 +59,7 @@ class FeedbackCount(_Answer):
     count: int = Field(description="Observed values.")
 
 
-class FeedbackColumn(_Answer):
+class FeedbackColumn(MapAnswer):
     """A column of the binary body."""
 
     name: str = Field(description="What it holds.")
@@ -71,7 +68,7 @@ class FeedbackColumn(_Answer):
     names: list[str] = Field(description="What its numbers stand for; empty for plain numbers.")
 
 
-class FeedbackInfo(_Answer):
+class FeedbackInfo(MapAnswer):
     """What the points of an analysis are, and how many there are of each kind."""
 
     result: str = Field(description="Id of the analysis.")
@@ -88,7 +85,7 @@ class FeedbackInfo(_Answer):
     columns: list[FeedbackColumn] = Field(description="Columns of the binary body, in order.")
 
 
-class FeedbackRow(_Answer):
+class FeedbackRow(MapAnswer):
     """One observed value and what the analysis made of it."""
 
     row: int = Field(description="Row of the feedback, from 0.")
@@ -125,7 +122,7 @@ class FeedbackRow(_Answer):
 
 
 class FeedbackPoints(FeedbackInfo):
-    """The rows themselves, as JSON."""
+    """Feedback rows with their counts and metadata, as JSON."""
 
     rows: list[FeedbackRow] = Field(description="All that the feedback says of each.")
 

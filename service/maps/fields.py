@@ -31,7 +31,7 @@ Members = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Parts:
-    """What a formula gets.
+    """Inputs of a formula: stored variables at the level asked for.
 
     Attributes:
         at: Stored variables at the level asked for, by short name, each with shape (*, Y, X).
@@ -46,7 +46,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Display:
-    """How people read values: `value * scale + offset` in `units`."""
+    """Conversion to the units that people read: `value * scale + offset` in `units`."""
 
     units: str
     scale: float = 1.0
@@ -55,7 +55,7 @@ class Display:
 
 @dataclass(frozen=True)
 class MapField:
-    """One quantity that maps can show.
+    """A quantity that maps can show.
 
     Attributes:
         name: In requests: a short name of a stored variable, or of a derived quantity.
@@ -89,7 +89,7 @@ class MapField:
 
     @property
     def shown(self) -> Display:
-        """Return how people read it."""
+        """Return the units in which people read the field; its own units where none are set."""
         return self.display or Display(self.units)
 
 

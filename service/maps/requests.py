@@ -12,7 +12,7 @@ from typing import Literal
 
 from model.domain.errors import InvalidInput
 
-__all__ = ["FieldRequest", "Statistic", "View", "parse_statistic"]
+__all__ = ["FieldRequest", "Statistic", "MapView", "parse_statistic"]
 
 StatisticKind = Literal["mean", "spread", "member", "increment", "difference", "probability"]
 
@@ -22,7 +22,7 @@ _RESULT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 @dataclass(frozen=True)
 class Statistic:
-    """What is made of the members.
+    """Statistic computed from the members.
 
     Attributes:
         kind: `mean`, `spread` (standard deviation), one `member`, `increment` (analysis minus
@@ -83,8 +83,8 @@ def parse_statistic(
 
 
 @dataclass(frozen=True)
-class View:
-    """Where and how finely a field is shown.
+class MapView:
+    """Region, projection and resolution in which a field is shown.
 
     Attributes:
         name: `global` on latitudes and longitudes, or a polar stereographic plane.
@@ -106,7 +106,7 @@ class View:
 
 @dataclass(frozen=True)
 class FieldRequest:
-    """One field.
+    """Request for one field of a result.
 
     Attributes:
         result: Id of the result.

@@ -55,7 +55,7 @@ class ChallengersView(BaseModel):
 
 
 class Decision(BaseModel):
-    """Why a trial is ended."""
+    """Request to end a trial, with a note on why."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,7 +63,7 @@ class Decision(BaseModel):
 
 
 class Promotion(Decision):
-    """Why a challenger is promoted."""
+    """Request to promote a challenger, with a note on why."""
 
     force: bool = Field(
         default=False, description="Also if it is worse than the champion, or has no analysis yet."

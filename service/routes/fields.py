@@ -22,7 +22,7 @@ from service.maps.answers import (
     TimelineEntry,
     frame,
 )
-from service.maps.requests import FieldRequest, View, parse_statistic
+from service.maps.requests import FieldRequest, MapView, parse_statistic
 from service.openapi import problem_responses
 from service.query_parameters import check_years, parse_box
 from worker.contract.kinds import KindName, UtcTime
@@ -117,17 +117,17 @@ def _view(
     edge: Annotated[
         float, Query(ge=-85, le=85, description="Latitude at the middle of a polar view's edges.")
     ] = 30.0,
-) -> View:
+) -> MapView:
     """Return the view of a request."""
     found = parse_box(box)
     if found is not None and view != "global":
         raise InvalidInput(
             f"Expected 'box' with view=global only; got view={view}. Use 'edge'.", field="box"
         )
-    return View(view, width, height, found, centre, edge)
+    return MapView(view, width, height, found, centre, edge)
 
 
-ViewDep = Annotated[View, Depends(_view)]
+ViewDep = Annotated[MapView, Depends(_view)]
 
 
 def _request(
@@ -197,7 +197,7 @@ async def read_field(
     return Response(body, media_type=media, headers={"Cache-Control": caching})
 
 
-def _answer(gateway: Gateway, request: FieldRequest, view: View, form: str) -> bytes:
+def _answer(gateway: Gateway, request: FieldRequest, view: MapView, form: str) -> bytes:
     info, values = gateway.data_sets.fields.view(request, view)
     if form == "binary":
         return frame(info, np.ascontiguousarray(values, dtype="<f4").tobytes())

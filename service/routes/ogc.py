@@ -51,7 +51,7 @@ async def landing_page(
 
 @router.get("/conformance", responses=problem_responses("not_installed"))
 async def read_conformance(gateway: GatewayDep, _: Reader, f: JsonForm = None) -> Json:
-    """Return the conformance classes."""
+    """Return the conformance classes of OGC API - EDR that the service implements."""
     module = await gateway.data_sets.run(gateway.data_sets.module, "edr_documents")
     return {"conformsTo": module.CONFORMS_TO}
 

@@ -107,7 +107,7 @@ class Shown:
         field, _, statistic = self.style.partition(".")
         made = parse_statistic(statistic or "mean", self.threshold, self.direction)
         module = gateway.data_sets.module("drawing")
-        return module.Layer(self.collection, field, made, self.datetime, self.elevation)
+        return module.MapLayer(self.collection, field, made, self.datetime, self.elevation)
 
 
 def _style(style: StyleId) -> str:
@@ -140,7 +140,7 @@ ShownDep = Annotated[Shown, Depends(_shown)]
 
 @router.get("/tileMatrixSets", responses=problem_responses())
 async def list_tile_matrix_sets(request: Request, _: Reader, f: JsonForm = None) -> Json:
-    """Return the tile matrix sets."""
+    """Return the tile matrix sets in which maps are served, each with its CRS and link."""
     root = f"{base_url(request)}/ogc/tileMatrixSets"
     found = tiles.TILE_MATRIX_SETS.values()
     return {

@@ -16,7 +16,7 @@ from service.auth import AnyCaller, GatewayDep, MetricsReader, limits_of
 from service.errors import PROBLEMS, NotFound, Unavailable
 from service.gateway import Gateway
 from service.keys import Scope
-from service.metrics import CONTENT_TYPE, set_cycle_metrics
+from service.metrics import CONTENT_TYPE
 from service.openapi import problem_responses
 from service.routes.jobs import can_run_models
 from service.schemas import CapabilitiesView, Live, Readiness, ReadinessCheck, UploadFormat
@@ -217,13 +217,13 @@ def metrics(gateway: GatewayDep, _: MetricsReader) -> Response:
         for batch_state in BatchState:
             count = stores.batches.count(batch_state)
             counters.records.labels("batch", batch_state.value).set(count)
-        set_cycle_metrics(counters, stores.cycles)
+        counters.cycles.set(stores.cycles)
         counters.webhook_messages.set(stores.webhooks.waiting())
         counters.sources.set(stores.sources.read())
     except RedisError:
         counters.sources.set([])
         counters.records.clear()
-        counters.cycles.clear()
+        counters.cycles.count.clear()
     counters.verification.set(gateway.analyses)
     counters.challenger.set(SuiteStore(gateway.layout.suites_file))
     figures = RetentionFigures(stores.redis, stores.keys)

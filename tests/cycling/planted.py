@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from lab.rehearsal.audit import Case
-from lab.rehearsal.content import Content
+from lab.rehearsal.content import DeliveryContent
 from lab.rehearsal.evidence import (
     AnalysisEvidence,
     BatchUse,
     CycleEvidence,
+    DeliveryRecord,
     Evidence,
-    Sending,
     Standstill,
 )
 from lab.rehearsal.scenario import DAY_NETWORK, Scenario, delivery_plan
@@ -57,17 +57,17 @@ def _late(scenario: Scenario, cut_off: datetime) -> timedelta:
     return last - cut_off if first <= cut_off < last else timedelta(seconds=30)
 
 
-def _content(delivery) -> Content:
+def _content(delivery) -> DeliveryContent:
     """Values every five minutes of the delivery's hour, one more for each part."""
     end = int(delivery.hour.timestamp())
-    return Content(b"x", np.arange(end - 3300, end + 1, 300 - 20 * delivery.part))
+    return DeliveryContent(b"x", np.arange(end - 3300, end + 1, 300 - 20 * delivery.part))
 
 
-def _sending(scenario: Scenario, delivery) -> Sending:
+def _sending(scenario: Scenario, delivery) -> DeliveryRecord:
     first, last = (scenario.start + h * HOUR for h in scenario.outage_hours)
     at = last + MINUTE if first <= delivery.arrival < last else delivery.arrival
     name = delivery.copy_of if delivery.same_bytes else delivery.name
-    return Sending(delivery.name, f"batch-{name}", at, at + 20 * SECOND)
+    return DeliveryRecord(delivery.name, f"batch-{name}", at, at + 20 * SECOND)
 
 
 def _analysis(plan, contents, sendings, time, flavour, cut_off, revision, late):

@@ -7,7 +7,7 @@ import pytest
 from planted import HOUR, MINUTE, SCENARIO, make_case, with_analysis, with_cycle
 
 from lab.rehearsal.audit import alike, audit, late_cut_offs, same_day
-from lab.rehearsal.evidence import BatchUse, Sending
+from lab.rehearsal.evidence import BatchUse, DeliveryRecord
 
 
 @pytest.fixture(scope="module")
@@ -231,5 +231,5 @@ def test_slipped_deliveries_are_found_outside_the_outage(case):
     assert late_cut_offs(SCENARIO, case.plan, case.evidence.sendings) == ()
     first = case.plan[0]
     late = SCENARIO.cut_off(first.hour, "early") + MINUTE
-    sendings = (Sending(first.name, "batch", late, late), *case.evidence.sendings[1:])
+    sendings = (DeliveryRecord(first.name, "batch", late, late), *case.evidence.sendings[1:])
     assert late_cut_offs(SCENARIO, case.plan, sendings) == (first.name,)

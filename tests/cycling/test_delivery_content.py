@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from planted import HOUR
 
-from lab.rehearsal.content import Content, indicator
+from lab.rehearsal.content import DeliveryContent, indicator
 from lab.rehearsal.scenario import Scenario, delivery_plan
 from lab.rehearsal.source import ReportSource
 from model.domain.grids import bilinear, interpolate
@@ -338,7 +338,7 @@ def test_parts_share_no_station_and_leave_none_out(files):
 
 
 def test_values_at_the_start_of_an_interval_are_outside_it():
-    content = Content(b"x", np.array([100, 200, 300]))
+    content = DeliveryContent(b"x", np.array([100, 200, 300]))
     at = [datetime.fromtimestamp(s, UTC) for s in (100, 200, 300)]
     assert content.within(at[0], at[1]) == 1
     assert content.within(at[0], at[2]) == 2

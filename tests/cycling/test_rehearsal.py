@@ -9,7 +9,7 @@ import pytest
 
 from lab.rehearsal.audit import Case, alike, audit, same_day
 from lab.rehearsal.day import Day, run_day
-from lab.rehearsal.driver import Pace
+from lab.rehearsal.driver import RehearsalPace
 from lab.rehearsal.scenario import QUICK_NETWORK, QUICK_PARTS, Scenario
 from model.checkpoints.bundle import save_checkpoint
 from tests.model.checkpoint_parts import tiny_model
@@ -65,7 +65,7 @@ def test_a_morning_of_cycles_is_made_of_what_had_arrived(scenario, tmp_path):
         outage_hours=None,
         guard_minutes=9.0,
     )
-    day = run_day(morning, tmp_path, Pace(600.0, start_seconds=12.0, patience=120.0))
+    day = run_day(morning, tmp_path, RehearsalPace(600.0, start_seconds=12.0, patience=120.0))
     assert judged(day) == ()
     assert len(day.timings) == 8
     flags = {a.key: set(a.flags) for a in day.evidence.analyses}
@@ -80,7 +80,7 @@ def test_a_morning_of_cycles_is_made_of_what_had_arrived(scenario, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_a_day_with_an_outage_and_the_same_day_with_doubled_parts(scenario, tmp_path):
-    pace = Pace(240.0, start_seconds=15.0, patience=180.0)
+    pace = RehearsalPace(240.0, start_seconds=15.0, patience=180.0)
     (tmp_path / "one").mkdir()
     single = run_day(scenario, tmp_path / "one", pace)
     assert judged(single) == ()

@@ -12,7 +12,7 @@ import pytest
 from planted import HOUR, SCENARIO
 
 from deploy.local import free_port
-from lab.rehearsal.content import Content
+from lab.rehearsal.content import DeliveryContent
 from lab.rehearsal.scenario import delivery_plan
 from lab.rehearsal.sender import ReportSender
 from worker.contract.clock import Clock
@@ -74,7 +74,7 @@ def make_sender(port: int, contents) -> ReportSender:
 
 @pytest.fixture
 def contents():
-    return {d.name: Content(d.name.encode(), np.zeros(1, np.int64)) for d in PLAN}
+    return {d.name: DeliveryContent(d.name.encode(), np.zeros(1, np.int64)) for d in PLAN}
 
 
 def test_files_wait_in_order_for_a_gateway_that_is_away(contents):
@@ -113,7 +113,7 @@ def test_a_lost_answer_leaves_doubt_since_the_first_try(contents):
 
 
 def test_a_file_without_content_is_not_sent(contents):
-    contents[PLAN[2].name] = Content(b"", np.zeros(0, np.int64))
+    contents[PLAN[2].name] = DeliveryContent(b"", np.zeros(0, np.int64))
     gateway = Gateway(free_port())
     server = gateway.serve()
     sender = make_sender(gateway.port, contents)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from lab.demo.run import DemoResult
-from lab.demo.world import Errors
+from lab.demo.world import StateErrors
 
 START = datetime(2024, 10, 1, 23, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -15,12 +15,12 @@ def made(
     analysis: float = 0.18, background: float = 0.18, forecast: float = 0.22, climate: float = 0.54
 ) -> DemoResult:
     """A run whose errors are those given; persistence has 0.4."""
-    first = {"climatology": Errors(climate, {}), "analysis": Errors(analysis, {})}
-    later = {**first, "background": Errors(background, {})}
+    first = {"climatology": StateErrors(climate, {}), "analysis": StateErrors(analysis, {})}
+    later = {**first, "background": StateErrors(background, {})}
     lead = {"climatology": climate, "persistence": 0.4, "forecast": forecast}
     return DemoResult(
         analyses=[(START, first), (START + HOUR, later), (START + 2 * HOUR, later)],
-        forecasts=[(24, {name: Errors(error, {}) for name, error in lead.items()})],
+        forecasts=[(24, {name: StateErrors(error, {}) for name, error in lead.items()})],
     )
 
 
@@ -51,5 +51,5 @@ def test_what_is_not_good_enough_is_said(run: DemoResult, said: str) -> None:
 
 def test_one_bad_analysis_among_good_ones_is_enough() -> None:
     run = made()
-    run.analyses[1][1]["analysis"] = Errors(0.3, {})
+    run.analyses[1][1]["analysis"] = StateErrors(0.3, {})
     assert any("02 Oct 00 UTC" in line for line in run.shortcomings)

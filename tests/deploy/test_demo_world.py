@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lab.demo.run import DemoResult, draw_demo
-from lab.demo.world import SHOWN, Errors, Scorer, World, observation_files
+from lab.demo.world import SHOWN, Scorer, StateErrors, World, observation_files
 from worker.observations.decoders.decode import decode_file
 from worker.observations.qc.run import run_checks
 
@@ -65,7 +65,7 @@ def test_hours_of_aircraft_pass_the_checks_of_identity_and_track(world, tmp_path
 
 def test_the_picture_says_what_it_shows(world, tmp_path):
     time = world.span[0]
-    errors = {"analysis": Errors(0.2, {})}
+    errors = {"analysis": StateErrors(0.2, {})}
     result = DemoResult(analyses=[(time, errors)], fields={time: world.state(time).numpy()})
     with Image.open(draw_demo(result, world, tmp_path / "demo.png")) as picture:
         title = picture.info["Title"]

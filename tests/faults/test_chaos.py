@@ -36,8 +36,8 @@ from lab.chaos.plan import (
     KILLS,
     Fault,
     Harm,
+    PlannedUpload,
     Rates,
-    Sending,
     chaos_plan,
 )
 from lab.chaos.sandbox import DamagedBatches
@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_plan_and_bytes_and_another_one_others():
 
 
 def test_content_says_what_our_decoder_reads_in_it(tmp_path):
-    content = content_of(Sending(0.0, 3, "bufr"), SEED)
+    content = content_of(PlannedUpload(0.0, 3, "bufr"), SEED)
     path = tmp_path / "content"
     path.write_bytes(content.data)
     table = decode_file(path).table
@@ -123,8 +123,8 @@ def test_rows_without_a_value_are_rows():
 
 def test_content_is_observed_in_the_three_hours_before_it_is_sent():
     until = NOON + timedelta(hours=5)
-    content = content_of(Sending(0.0, 3, "csv"), SEED, until)
-    assert content.rows != content_of(Sending(0.0, 3, "csv"), SEED).rows
+    content = content_of(PlannedUpload(0.0, 3, "csv"), SEED, until)
+    assert content.rows != content_of(PlannedUpload(0.0, 3, "csv"), SEED).rows
     seconds = [row[2] for row in content.rows]
     assert max(seconds) <= until.timestamp() < min(seconds) + 3 * 3600
 
@@ -175,8 +175,8 @@ class Accepting(BaseHTTPRequestHandler):
 
 
 def test_all_valid_contents_are_sent_and_damaged_ones_that_were_not_are_told():
-    valid = [Sending(0.3, n, "csv") for n in range(12)]
-    damaged = [Sending(60.0, n, "csv", mutated=True) for n in range(12, 24)]
+    valid = [PlannedUpload(0.3, n, "csv") for n in range(12)]
+    damaged = [PlannedUpload(60.0, n, "csv", mutated=True) for n in range(12, 24)]
     plan = replace(chaos_plan(0.1, SEED), sendings=(*valid, *damaged), orders=(), seconds=0.2)
     ledger = Ledger()
     with ThreadingHTTPServer(("127.0.0.1", 0), Accepting) as server:

@@ -10,8 +10,8 @@ import pytest
 from redis import Redis
 
 from lab.chaos import run
-from lab.chaos.audit import BatchFound, ChaosReport, Evidence, JobFound, judge
-from lab.chaos.content import NOON, Content, content_of
+from lab.chaos.audit import BatchFound, ChaosEvidence, ChaosReport, JobFound, judge
+from lab.chaos.content import NOON, UploadContent, content_of
 from lab.chaos.cycles import (
     CycledResult,
     CycleFound,
@@ -19,7 +19,7 @@ from lab.chaos.cycles import (
 from lab.chaos.plan import (
     FORMS,
     JobOrder,
-    Sending,
+    PlannedUpload,
 )
 from lab.chaos.sandbox import undisturbed
 from lab.chaos.traffic import JobSent, Ledger, UploadSent
@@ -31,11 +31,11 @@ SEED = 4
 # -- uploads and jobs
 
 
-def day() -> tuple[Ledger, Evidence]:
+def day() -> tuple[Ledger, ChaosEvidence]:
     """Two valid uploads, a damaged one and a job: all as it should be."""
     ledger, batches, rows = Ledger(), {}, {}
     for number, mutated in enumerate((False, False, True)):
-        content = content_of(Sending(0.0, number, "csv", mutated), SEED)
+        content = content_of(PlannedUpload(0.0, number, "csv", mutated), SEED)
         batch = f"batch-{number}"
         ledger.uploads[number] = UploadSent(content, {batch})
         state = "rejected" if mutated else "ingested"
@@ -43,7 +43,7 @@ def day() -> tuple[Ledger, Evidence]:
         rows[batch] = Counter(content.rows)
     ledger.jobs[0] = JobSent(JobOrder(0.0, 0, 2, 3), {"job-0"})
     jobs = {"job-0": JobFound("succeeded", "an-0")}
-    return ledger, Evidence(batches, jobs, rows, {"an-0": "job-0"})
+    return ledger, ChaosEvidence(batches, jobs, rows, {"an-0": "job-0"})
 
 
 def counts(ledger, evidence) -> tuple[int, ...]:
@@ -99,7 +99,7 @@ def test_rows_in_two_batches_or_twice_in_one_are_doubled():
 # -- cycles
 
 
-def cycled_day(**changes) -> tuple[Ledger, Evidence]:
+def cycled_day(**changes) -> tuple[Ledger, ChaosEvidence]:
     """The day, and a cycle of it that was published; with changes of what it was made of."""
     ledger, evidence = day()
     arrived = NOON + timedelta(minutes=5)
@@ -204,7 +204,7 @@ def test_a_valid_upload_that_did_not_get_in_was_wrongly_rejected(state):
 
 def test_a_valid_upload_that_was_refused_was_wrongly_rejected():
     ledger, evidence = day()
-    content = content_of(Sending(0.0, 7, "csv"), SEED)
+    content = content_of(PlannedUpload(0.0, 7, "csv"), SEED)
     ledger.uploads[7] = UploadSent(content, refusal="415 unsupported_content")
     assert counts(ledger, evidence) == (4, 4, 0, 0, 1, 1)
     ledger.uploads[7] = UploadSent(replace(content, mutated=True), refusal="415")
@@ -247,8 +247,8 @@ def test_a_damaged_upload_gives_the_rows_that_it_gives_undisturbed():
 
 
 def test_rows_of_contents_are_counted_where_nothing_goes_wrong():
-    sent = [content_of(Sending(0.0, n, form), SEED) for n, form in enumerate(FORMS)]
-    junk = Content("junk.csv", b"time,lat,lon\n1,2,3\n", frozenset(), mutated=True)
+    sent = [content_of(PlannedUpload(0.0, n, form), SEED) for n, form in enumerate(FORMS)]
+    junk = UploadContent("junk.csv", b"time,lat,lon\n1,2,3\n", frozenset(), mutated=True)
     assert undisturbed([*sent, junk]) == {**{one.sha256: 6 for one in sent}, junk.sha256: 0}
 
 

@@ -31,7 +31,7 @@ from worker.observations.store import commits, compaction
 from worker.observations.store.compaction import compact_hour, sweep_hour, sweep_unpublished
 from worker.observations.store.group_commit import publish_many
 from worker.observations.store.store import ObservationStore
-from worker.results.retention.plan import Item
+from worker.results.retention.plan import RetentionItem
 from worker.results.retention.run import remove
 
 
@@ -219,7 +219,7 @@ def test_a_day_is_removed_with_its_copies(
     days = list(here.files.days())
     assert HOUR.replace(hour=0) in days and all(here.files.day_bytes(day) > 0 for day in days)
     for day in days:
-        item = Item("observations", f"{day:%Y-%m-%d}", 1, 1.0, "test")
+        item = RetentionItem("observations", f"{day:%Y-%m-%d}", 1, 1.0, "test")
         assert remove(layout, item) and not remove(layout, item)
     assert found(here) == [] and list(here.files.days()) == []
     assert objects(server, ".parquet") == [] and list(layout.observations.rglob("*.parquet")) == []

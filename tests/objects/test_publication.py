@@ -22,9 +22,9 @@ from worker.results.bucket import BucketStore, file_object
 from worker.results.catalogue import Catalogue
 from worker.results.manifest import AnalysisManifest, Pin, describe_file, pin, read_manifest
 from worker.results.publication import sweep_leftovers, write_manifest
-from worker.results.retention.plan import Item, RetentionPlan
+from worker.results.retention.plan import RetentionItem, RetentionPlan
 from worker.results.retention.run import remove, remove_all
-from worker.results.store import Outcome, result_store
+from worker.results.store import PublishOutcome, result_store
 from worker.settings import WorkerSettings
 
 BASE = datetime(2025, 1, 1, tzinfo=UTC)
@@ -51,14 +51,14 @@ def stage(layout: Layout, name: str, data: bytes = LARGE, hour: int = 0, token: 
     return folder
 
 
-def publish(layout: Layout, name: str, **values) -> Outcome:
+def publish(layout: Layout, name: str, **values) -> PublishOutcome:
     store, folder = result_store(layout), stage(layout, name, **values)
     store.prepare(folder)
     return store.publish(folder, name)
 
 
-def item(what: str, name: str) -> Item:
-    return Item(what=what, name=name, size=1, age_days=1.0, reason="test")
+def item(what: str, name: str) -> RetentionItem:
+    return RetentionItem(what=what, name=name, size=1, age_days=1.0, reason="test")
 
 
 def test_files_come_first_and_the_manifest_makes_the_result(
@@ -73,7 +73,7 @@ def test_files_come_first_and_the_manifest_makes_the_result(
     assert server.names("manifests/") == []
     elsewhere = Catalogue(machine())
     assert elsewhere.find("an-1") is None and elsewhere.rebuild() == 0
-    assert store.publish(folder, "an-1") is Outcome.PUBLISHED
+    assert store.publish(folder, "an-1") is PublishOutcome.PUBLISHED
     assert server.names("manifests/") == ["manifests/an-1.json"]
     assert server.get(f"files/an-1/{sha}/a.nc") == LARGE
     assert elsewhere.get("an-1").files[0].sha256 == sha
@@ -88,7 +88,7 @@ def test_the_first_of_two_attempts_wins_and_the_second_leaves_nothing(
 ) -> None:
     one, two = machine(), machine()
     ready = threading.Barrier(2)
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, PublishOutcome] = {}
 
     def attempt(number: int, layout: Layout) -> None:
         folder = stage(layout, "an-1", data=b"%d" % number * 1000)
@@ -102,8 +102,8 @@ def test_the_first_of_two_attempts_wins_and_the_second_leaves_nothing(
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outcomes.values()) == [Outcome.ALREADY_PUBLISHED, Outcome.PUBLISHED]
-    winner = next(n for n, outcome in outcomes.items() if outcome is Outcome.PUBLISHED)
+    assert sorted(outcomes.values()) == [PublishOutcome.ALREADY_PUBLISHED, PublishOutcome.PUBLISHED]
+    winner = next(n for n, outcome in outcomes.items() if outcome is PublishOutcome.PUBLISHED)
     for layout in (one, two, machine()):
         assert result_store(layout).file("an-1", "a.nc").read_bytes() == b"%d" % winner * 1000
     assert len(server.names("files/")) == 2  # the loser's own file is gone, the equal one is not
@@ -115,7 +115,7 @@ def test_an_answer_that_was_lost_is_no_defeat(machine: MakeLayout, server: S3Ser
     store.prepare(folder)
     text = (folder / "manifest.json").read_bytes()
     assert store.bucket.create("manifests/an-1.json", text)  # done; the worker never learned
-    assert store.publish(folder, "an-1") is Outcome.PUBLISHED
+    assert store.publish(folder, "an-1") is PublishOutcome.PUBLISHED
     assert len(server.names("files/")) == 2
 
 
@@ -125,7 +125,7 @@ def test_errors_for_a_while_are_waited_out_and_for_long_are_told(
     layout = machine()
     failures = iter([500, 503])
     server.meddle = lambda method, path: next(failures, None)
-    assert publish(layout, "an-1") is Outcome.PUBLISHED
+    assert publish(layout, "an-1") is PublishOutcome.PUBLISHED
     assert next(failures, None) is None
     server.meddle = lambda method, path: 500
     monkeypatch.setattr(objects, "_PATIENT", {"max_retries": 1})

@@ -24,7 +24,7 @@ from worker.contract.records import new_id
 from worker.contract.store import Stores
 from worker.contract.uploads import KeptUpload, UploadStore, upload_store
 from worker.process import message_sender
-from worker.results.retention.plan import InUse, Item, RetentionPolicy, make_plan
+from worker.results.retention.plan import InUse, RetentionItem, RetentionPolicy, make_plan
 from worker.results.retention.run import remove
 from worker.scheduler import Reconciler
 from worker.settings import WorkerSettings
@@ -172,7 +172,7 @@ def test_retention_walks_the_bucket_and_ends_what_it_began(
 
     assert planned(29.0) == []
     assert planned(31.0) == [old.id]
-    item = Item("upload", old.id, 3, 31.0, "test")
+    item = RetentionItem("upload", old.id, 3, 31.0, "test")
     deletions = iter([None])  # one request is done, then the server fails
     server.meddle = lambda method, path: next(deletions, 500) if method == "POST" else None
     with pytest.raises(BucketUnavailable):

@@ -23,7 +23,7 @@ from worker.contract.queues import QUEUES, WorkerReport
 from worker.contract.records import Problem, new_id
 from worker.contract.store import open_stores
 from worker.results.manifest import Pin
-from worker.results.retention.plan import Item
+from worker.results.retention.plan import RetentionItem
 
 RUNNER = CliRunner()
 SPEC = {"kind": "reanalysis", "start": "2025-01-01T06:00Z", "end": "2025-01-01T08:00Z"}
@@ -228,7 +228,7 @@ def test_what_is_copied_from_other_tables_is_whole_on_80_columns() -> None:
         id="5b0e77d1", name="a name of forty letters, for all to read", created=time, sha256="",
         scopes={"analyses:read", "jobs:write", "observations:write"}, expires=time, queued_jobs=7,
     )  # fmt: skip
-    item = Item("result", new_id("an"), 123_456_789, 123.4, "filtering older than 60 days")
+    item = RetentionItem("result", new_id("an"), 123_456_789, 123.4, "filtering older than 60 days")
     pinned = Pin(analysis_id=new_id("an"), by="5b0e77d1", note="the storm of the century " * 4)
     tables = {
         sources._table([source]): ["global-broker-of-meteo-france", "received 1234567"],

@@ -22,7 +22,7 @@ from service.stac.documents import Addresses, build_item
 from tests.service.datasets import published
 from worker.contract.kinds import FilteringSpec, ForecastSpec
 from worker.results.manifest import AnalysisManifest, ManifestFile
-from worker.results.retention.plan import Item
+from worker.results.retention.plan import RetentionItem
 from worker.results.retention.run import remove
 
 SIX = datetime(2025, 1, 1, 6, tzinfo=UTC)
@@ -279,7 +279,7 @@ def test_new_and_deleted_analyses_show_at_once_and_keys_are_asked_for(
     (folder / "manifest.json").write_text(manifest.model_dump_json())
     (item,) = client.search().items()
     assert "restart" in item.assets
-    assert remove(gateway.layout, Item("restart", "an-new", 1, 99.0, ""))
+    assert remove(gateway.layout, RetentionItem("restart", "an-new", 1, 99.0, ""))
     (item,) = client.search().items()
     assert "restart" not in item.assets
     assert "restart_removed" in item.properties["appa:flags"]

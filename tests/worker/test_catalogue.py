@@ -23,7 +23,7 @@ from worker.results.catalogue import Catalogue
 from worker.results.entries import Entry, ResultFilter
 from worker.results.manifest import AnalysisManifest, NoSuchAnalysis, describe_file, read_manifest
 from worker.results.publication import write_manifest
-from worker.results.retention.plan import Item, RetentionPlan
+from worker.results.retention.plan import RetentionItem, RetentionPlan
 from worker.results.retention.run import remove_all
 
 HOUR = timedelta(hours=1)
@@ -45,7 +45,7 @@ def asked(layout: Layout, **wanted: Any) -> list[str]:
 
 
 def drop(layout: Layout, what: Literal["analysis", "restart"], name: str) -> None:
-    item = Item(what=what, name=name, size=1, age_days=1.0, reason="test")
+    item = RetentionItem(what=what, name=name, size=1, age_days=1.0, reason="test")
     assert remove_all(layout, RetentionPlan((item,), {})) == [item]
 
 

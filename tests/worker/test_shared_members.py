@@ -17,7 +17,7 @@ from worker.contract.kinds import FilteringSpec
 from worker.contract.layout import Layout
 from worker.contract.store import open_stores
 from worker.pipeline.parts import SharedMembers, cut_members
-from worker.replay.comparison import Outcome
+from worker.replay.comparison import ReplayOutcome
 from worker.replay.replay import replay
 
 ENDS = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
@@ -189,7 +189,7 @@ def test_two_workers_draw_the_ensemble_of_one(system, checkpoint):
     assert all(0 <= eta < 600 for eta in etas)
     assert done_steps(stores, job) == 80
     verdict = replay(Layout(processes.data), job.analysis_id, checkpoints=[str(checkpoint)])
-    assert verdict.outcome is Outcome.IDENTICAL, verdict.findings
+    assert verdict.outcome is ReplayOutcome.IDENTICAL, verdict.findings
     alone = start(system, 40, members=3)  # too few to split
     wait_state(stores, alone.id, *ENDS, seconds=60)
     assert "parts" not in manifest(processes, alone).provenance

@@ -26,7 +26,7 @@ from worker.results.manifest import AnalysisManifest
 from worker.results.store import result_store
 
 __all__ = [
-    "Chain",
+    "RestartRanking",
     "PublishedStates",
     "RESTART_NAME",
     "Restart",
@@ -123,7 +123,7 @@ class PublishedStates:
 
 
 @dataclass(frozen=True)
-class Chain:
+class RestartRanking:
     """Which results a cycle may go on from: those of its own suite before all others.
 
     A challenger goes on from its own results alone, but for those of the champion from before its
@@ -159,7 +159,7 @@ def find_restart(
     max_age: timedelta,
     *,
     analysis_id: str | None = None,
-    chain: Chain | None = None,
+    ranking: RestartRanking | None = None,
 ) -> PublishedStates | None:
     """Return the newest result up to `at`, its highest revision, that `model` can continue.
 
@@ -169,8 +169,8 @@ def find_restart(
         at: Last valid time accepted (UTC).
         max_age: Oldest valid time accepted, before `at`.
         analysis_id: Only this result.
-        chain: Of a cycle; it prefers any result of the cycles to any other, so that an experiment
-            gets into the chain only where the cycles have no result of their own. None outside.
+        ranking: Of a cycle; it prefers any result of the cycles to any other, so that an experiment
+            is continued only where the cycles have no result of their own. None outside.
     """
     ids = None if analysis_id is None else (analysis_id,)
     wanted = ResultFilter(
@@ -178,13 +178,13 @@ def find_restart(
         last_from=at - max_age,
         last_to=at,
         with_restart=True,
-        challengers=chain is not None,
+        challengers=ranking is not None,
     )
     with Catalogue(layout) as catalogue:
         found = catalogue.entries(wanted)
         found.sort(key=lambda entry: (entry.last_time, entry.revision, entry.id), reverse=True)
-        if chain is not None:
-            ranks = {entry.id: chain.rank(entry) for entry in found}
+        if ranking is not None:
+            ranks = {entry.id: ranking.rank(entry) for entry in found}
             found = [entry for entry in found if ranks[entry.id] is not None]
             found.sort(key=lambda entry: ranks[entry.id] or 0)
         for entry in found:

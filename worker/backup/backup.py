@@ -63,7 +63,7 @@ class IncompleteBackup(InvalidInput):
 
 
 class Part(Record):
-    """One file of a backup."""
+    """One file of a backup, with its size and checksum."""
 
     name: str = Field(description="Path in the backup.")
     size: int = Field(ge=0, description="Bytes.")
@@ -71,7 +71,7 @@ class Part(Record):
 
 
 class BackupManifest(Record):
-    """What a backup holds."""
+    """Manifest of a backup: when, where and of what it was made, and its files."""
 
     format: Literal["appa-backup"] = Field(default="appa-backup", description="What this is.")
     version: Literal[1] = Field(default=1, description="Of this layout.")

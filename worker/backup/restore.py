@@ -40,7 +40,7 @@ from worker.results.store import result_store
 from worker.scheduler import Reconciler
 
 __all__ = [
-    "Check",
+    "BackupCheck",
     "NotEmpty",
     "Recovered",
     "Restored",
@@ -59,7 +59,7 @@ class NotEmpty(ConfigurationError):
 
 @dataclass(frozen=True)
 class Restored:
-    """What was put back.
+    """Files and keys that were restored.
 
     Attributes:
         files: Names in the data folder.
@@ -201,8 +201,8 @@ def _put_file(source: Path, layout: Layout, name: str) -> str:
 
 
 @dataclass
-class Check:
-    """What a backup names, and what of it is not there.
+class BackupCheck:
+    """Result of checking a data folder against a backup: what is named, and what is missing.
 
     Attributes:
         results: Published results.
@@ -221,7 +221,7 @@ class Check:
 
 def check_installation(
     folder: Path, layout: Layout, stores: Stores, *, digests: bool = False
-) -> Check:
+) -> BackupCheck:
     """Compare what is in a data folder with what a backup and the records name.
 
     Results: each that the backup lists has a manifest, whose files have the size,
@@ -234,7 +234,7 @@ def check_installation(
         stores: The records, as restored.
         digests: Whether all bytes of results are read.
     """
-    found = Check()
+    found = BackupCheck()
     listed = (folder / RESULTS).read_text().split()
     result_store(layout).refresh(now=True)
     for name in listed:
@@ -245,7 +245,7 @@ def check_installation(
     return found
 
 
-def _check_result(found: Check, layout: Layout, name: str, *, digests: bool) -> None:
+def _check_result(found: BackupCheck, layout: Layout, name: str, *, digests: bool) -> None:
     found.results += 1
     try:
         manifest = read_manifest(layout, name)
@@ -262,7 +262,7 @@ def _check_result(found: Check, layout: Layout, name: str, *, digests: bool) -> 
             found.missing[name] = f"{entry.name}: its SHA-256 is not that of the manifest"
 
 
-def _check_uploads(found: Check, layout: Layout, stores: Stores) -> None:
+def _check_uploads(found: BackupCheck, layout: Layout, stores: Stores) -> None:
     uploads = upload_store(layout)
     stored = set(ObservationStore.of(layout).files.batches())
     for state in (BatchState.RECEIVED, BatchState.INGESTING):
@@ -288,7 +288,7 @@ _PAUSE = 0.5
 
 @dataclass
 class Recovered:
-    """What an installation has after a recovery.
+    """Contents of an installation after a recovery.
 
     Attributes:
         results: Published results in the catalogue.
@@ -314,7 +314,7 @@ class Recovered:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing was left out."""
+        """Whether all entries were restored: none was unreadable, unusable or too young."""
         return not (self.unreadable or self.unusable or self.young)
 
 

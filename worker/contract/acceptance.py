@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Intake:
-    """Where accepted files go.
+    """Destination of accepted files: the data folder, stores and message sender.
 
     Attributes:
         layout: The data folder, and where uploads are kept.
@@ -46,7 +46,7 @@ class Intake:
 
     @property
     def uploads(self) -> UploadStore:
-        """Return where uploads are kept."""
+        """Return the store of uploads that the layout names: a folder or a bucket."""
         return upload_store(self.layout)
 
     def accept(

@@ -301,7 +301,7 @@ class RecordArchive:
             self._write(lambda d: d.executemany(insert, rows))
 
     def release(self, noun: str, names: Sequence[str]) -> None:
-        """Make unique keys free again."""
+        """Delete unique names of a kind of record, so that new records may take them."""
         rows = [(noun, _digest(name)) for name in names]
         delete = "DELETE FROM names WHERE noun = ? AND name = ?"
         self._write(lambda d: d.executemany(delete, rows))

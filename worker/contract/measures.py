@@ -49,7 +49,7 @@ _REMEMBERED_SECONDS = 90 * 86_400
 
 
 class Measures:
-    """What one process has counted.
+    """Counters of one process.
 
     Arguments:
         redis: Where it is added up; None keeps it here.
@@ -268,7 +268,7 @@ def _field(name: str, labels: Mapping[str, str]) -> str:
 
 
 class SharedMeasures(Collector):
-    """What all processes of an installation have counted, for the registry of a gateway.
+    """Counters of all processes of an installation, for the registry of a gateway.
 
     Arguments:
         redis: The server.
@@ -292,7 +292,7 @@ class SharedMeasures(Collector):
         self._stored = stored
 
     def clear(self) -> None:
-        """Forget what was read."""
+        """Forget the values that were read last, so that stale ones are not reported."""
         self._stored = {}
 
     def collect(self) -> Iterator[Metric]:

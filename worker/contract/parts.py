@@ -124,7 +124,7 @@ class PartBoard:
 
 
 class PartStore:
-    """Boards of running jobs."""
+    """Store of the boards on which running jobs announce their parts, in Redis."""
 
     def __init__(self, redis: Redis, keys: Keyspace) -> None:
         self.redis = redis

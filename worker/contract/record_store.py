@@ -435,7 +435,7 @@ class RecordStore(Generic[R]):
             raise self.missing(record_id)
 
     def release(self, unique: Sequence[str]) -> None:
-        """Make unique keys free again."""
+        """Delete unique keys in Redis and in the archive, so that new records may take them."""
         keys = [self.keys.unique(self.noun, name) for name in unique]
         self.redis.delete(*keys)
         if self.archive is not None:

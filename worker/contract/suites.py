@@ -103,7 +103,7 @@ def suite_of(cycle: Mapping[str, Any]) -> Suite | None:
 
 
 class Outcome(StrEnum):
-    """How a trial ended."""
+    """How the trial of a challenger ended."""
 
     PROMOTED = "promoted"
     DROPPED = "dropped"

@@ -92,7 +92,7 @@ class Charge:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a key has used today.
+    """Usage of a key since the last reset, by what is counted.
 
     Attributes:
         used: By what is counted.

@@ -12,7 +12,7 @@ from model.domain.windows import HOUR
 from worker.contract.cycles import CycleRecord, CycleState, Flavour, cycle_key, parse_cycle_key
 from worker.cycling.policy import CyclePolicy
 
-__all__ = ["Cycle", "Decisions", "choose", "decide", "first_considered", "is_too_old"]
+__all__ = ["DueCycle", "Decisions", "choose", "decide", "first_considered", "is_too_old"]
 
 LONGEST_GAP = timedelta(days=31)
 """Missed cycles further back than this leave no record of having been skipped."""
@@ -21,8 +21,8 @@ _RANK = {Flavour.EARLY: 0, Flavour.FINAL: 1}
 
 
 @dataclass(frozen=True)
-class Cycle:
-    """One analysis to be made: its valid time, flavour and last accepted arrival (UTC)."""
+class DueCycle:
+    """An analysis to be made: its valid time, flavour and cut-off for arrivals (UTC)."""
 
     valid_time: datetime
     flavour: Flavour
@@ -36,7 +36,7 @@ class Cycle:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What `decide` found, each in the order of valid times.
+    """Decisions on cycles, each list in order of valid time.
 
     Attributes:
         announced: Not known yet, cut-off still ahead: to be recorded as waiting.
@@ -44,9 +44,9 @@ class Decisions:
         skipped: Not to be made, and why.
     """
 
-    announced: tuple[Cycle, ...] = ()
-    ready: tuple[Cycle, ...] = ()
-    skipped: tuple[tuple[Cycle, str], ...] = ()
+    announced: tuple[DueCycle, ...] = ()
+    ready: tuple[DueCycle, ...] = ()
+    skipped: tuple[tuple[DueCycle, str], ...] = ()
 
 
 def first_considered(policy: CyclePolicy, now: datetime, newest: str | None) -> datetime:
@@ -89,14 +89,14 @@ def decide(
 
 def _undecided(
     policy: CyclePolicy, now: datetime, known: Mapping[str, CycleState], first: datetime
-) -> list[Cycle]:
+) -> list[DueCycle]:
     """Return cycles of the grid without a record, and those that wait, also of older policies."""
     last = now if policy.end is None else min(now, policy.end)
     times = [first + i * policy.step for i in range(max(0, (last - first) // policy.step + 1))]
     grid = [(time, flavour) for time in times for flavour in Flavour]
     fresh = [(t, f) for t, f in grid if cycle_key(t, f) not in known]
     waiting = [parse_cycle_key(k) for k, state in known.items() if state is CycleState.WAITING]
-    found = [Cycle(t, f, policy.cut_off(t, f)) for t, f in {*fresh, *waiting}]
+    found = [DueCycle(t, f, policy.cut_off(t, f)) for t, f in {*fresh, *waiting}]
     return sorted(found, key=lambda cycle: (cycle.valid_time, _RANK[cycle.flavour]))
 
 
@@ -105,7 +105,7 @@ def is_too_old(policy: CyclePolicy, now: datetime, cut_off: datetime) -> bool:
     return now - cut_off > timedelta(hours=policy.catch_up.max_age_hours)
 
 
-def _reason_to_skip(policy: CyclePolicy, now: datetime, cycle: Cycle) -> str:
+def _reason_to_skip(policy: CyclePolicy, now: datetime, cycle: DueCycle) -> str:
     if is_too_old(policy, now, cycle.cut_off):
         hours = (now - cycle.cut_off) / HOUR
         limit = policy.catch_up.max_age_hours

@@ -39,7 +39,7 @@ from worker.contract.queues import TaskSender
 from worker.contract.store import Stores
 from worker.contract.suites import SuiteStore
 from worker.cycling.challenger import Challenge
-from worker.cycling.due import Cycle, choose, decide, first_considered, is_too_old
+from worker.cycling.due import DueCycle, choose, decide, first_considered, is_too_old
 from worker.cycling.policy import CyclePolicy, read_policy
 from worker.cycling.submit import count_ended, settle, submit_cycle
 from worker.results.catalogue import Catalogue
@@ -76,8 +76,8 @@ class PendingUploads:
     _since: dict[str, float] = field(default_factory=dict)
 
     def complete(
-        self, cycles: Sequence[Cycle], now: datetime, grace_seconds: float
-    ) -> Mapping[Cycle, str]:
+        self, cycles: Sequence[DueCycle], now: datetime, grace_seconds: float
+    ) -> Mapping[DueCycle, str]:
         """Return the cycles that need not wait longer, with a remark where uploads are missing.
 
         Arguments:
@@ -88,7 +88,7 @@ class PendingUploads:
         oldest = oldest_unfinished(self.batches) if cycles else None
         present = {cycle.key for cycle in cycles}
         self._since = {key: t for key, t in self._since.items() if key in present}
-        done: dict[Cycle, str] = {}
+        done: dict[DueCycle, str] = {}
         for cycle in cycles:
             since = self._since.setdefault(cycle.key, time.monotonic())
             waited = time.monotonic() - since
@@ -243,7 +243,7 @@ class Cycling:
                 moves += self._make_due(policy, now, cycle, record, complete[cycle])
         return moves + len(found.announced)
 
-    def _skip(self, cycle: Cycle, reason: str) -> bool:
+    def _skip(self, cycle: DueCycle, reason: str) -> bool:
         record, _ = self.stores.cycles.create(_record(cycle))
         if record.state is not CycleState.WAITING:
             return False
@@ -256,7 +256,7 @@ class Cycling:
         return moved
 
     def _make_due(
-        self, policy: CyclePolicy, now: datetime, cycle: Cycle, record: CycleRecord, remark: str
+        self, policy: CyclePolicy, now: datetime, cycle: DueCycle, record: CycleRecord, remark: str
     ) -> bool:
         following = policy.cut_off(cycle.valid_time + policy.step, cycle.flavour)
         return self.stores.cycles.change(
@@ -296,7 +296,7 @@ def _hold(cycles: CycleStore, record: CycleRecord) -> bool:
     return cycles.change(record, CycleState.DUE, message=remark)
 
 
-def _record(cycle: Cycle) -> CycleRecord:
+def _record(cycle: DueCycle) -> CycleRecord:
     return CycleRecord(
         id=cycle.key,
         valid_time=cycle.valid_time,

@@ -23,15 +23,15 @@ from model.domain.grids import Grid
 from worker.downstream.models import DownstreamModel, Input
 from worker.downstream.sources import FieldSource
 
-__all__ = ["Plan", "described", "plan_export", "write_export"]
+__all__ = ["ExportPlan", "described", "plan_export", "write_export"]
 
 Plane = NDArray[np.float32]
 EPOCH = datetime(1970, 1, 1)
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """Where each field of an export comes from.
+class ExportPlan:
+    """Sources chosen for the fields of an export.
 
     Attributes:
         model: What is fed.
@@ -88,7 +88,7 @@ def plan_export(
     time: datetime,
     sources: Sequence[FieldSource],
     attributes: Mapping[str, Any] | None = None,
-) -> Plan:
+) -> ExportPlan:
     """Decide where each field comes from: the first source that holds it.
 
     Arguments:
@@ -107,7 +107,7 @@ def plan_export(
                 missing.setdefault(when, []).append(wanted)
             else:
                 chosen[wanted, when] = source
-    return Plan(model, time, chosen, missing, attributes or {})
+    return ExportPlan(model, time, chosen, missing, attributes or {})
 
 
 def described(missing: Sequence[Input]) -> str:
@@ -123,7 +123,7 @@ def described(missing: Sequence[Input]) -> str:
     )
 
 
-def write_export(plan: Plan, folder: Path) -> list[Path]:
+def write_export(plan: ExportPlan, folder: Path) -> list[Path]:
     """Write the input of a model and its provenance into a folder, and return the files.
 
     Raises:
@@ -151,7 +151,7 @@ def write_export(plan: Plan, folder: Path) -> list[Path]:
 # -- one array for each field (AIFS, by anemoi-inference)
 
 
-def _write_npz(plan: Plan, folder: Path) -> list[Path]:
+def _write_npz(plan: ExportPlan, folder: Path) -> list[Path]:
     """Write `date`, `latitudes`, `longitudes` and each field with shape (times, points)."""
     path = folder / "input.npz"
     grid = plan.model.grid
@@ -174,7 +174,7 @@ def _write_npz(plan: Plan, folder: Path) -> list[Path]:
 # -- bare arrays (Pangu-Weather)
 
 
-def _write_npy(plan: Plan, folder: Path) -> list[Path]:
+def _write_npy(plan: ExportPlan, folder: Path) -> list[Path]:
     """Write `input_surface.npy` (4, Y, X) and `input_upper.npy` (5, 13, Y, X), float32."""
     written = []
     for array, inputs in _by_array(plan.model).items():
@@ -210,8 +210,8 @@ def _horizontal(model: DownstreamModel) -> tuple[Grid, tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class _Form:
-    """How the arrays of a NetCDF file are laid out.
+class _ArrayLayout:
+    """Dimensions of the arrays of a NetCDF file.
 
     Attributes:
         lat, lon: Names of the horizontal dimensions.
@@ -222,21 +222,23 @@ class _Form:
 
     lat: str
     lon: str
-    before: Callable[[Plan], dict[str, int]]
+    before: Callable[[ExportPlan], dict[str, int]]
     inner: str
     ascending: bool = False
 
 
 _FORMS = {
-    "graphcast": _Form("lat", "lon", lambda p: {"batch": 1, "time": len(p.times)}, "level", True),
-    "fcn3": _Form("lat", "lon", lambda p: {"time": len(p.times)}, "variable"),
-    "aurora": _Form(
+    "graphcast": _ArrayLayout(
+        "lat", "lon", lambda p: {"batch": 1, "time": len(p.times)}, "level", True
+    ),
+    "fcn3": _ArrayLayout("lat", "lon", lambda p: {"time": len(p.times)}, "variable"),
+    "aurora": _ArrayLayout(
         "latitude", "longitude", lambda p: {"batch": 1, "history": len(p.times)}, "level"
     ),
 }
 
 
-def _write_netcdf(plan: Plan, folder: Path) -> list[Path]:
+def _write_netcdf(plan: ExportPlan, folder: Path) -> list[Path]:
     path = folder / "input.nc"
     form = _FORMS[plan.model.form]
     with replaced_file(path) as partial, netCDF4.Dataset(partial, "w") as file:
@@ -258,7 +260,7 @@ def _time(before: tuple[str, ...], t: int) -> tuple[int, ...]:
     return (0,) * (len(before) - 1) + (t,)
 
 
-def _coordinates(plan: Plan, form: _Form, file: netCDF4.Dataset) -> None:
+def _coordinates(plan: ExportPlan, form: _ArrayLayout, file: netCDF4.Dataset) -> None:
     """Write dimensions and coordinates under the names that the model's own code reads."""
     grid, (rows, columns) = _horizontal(plan.model)
     sizes = {**form.before(plan), form.lat: rows, form.lon: columns}
@@ -317,7 +319,7 @@ def _earth2studio(wanted: Input) -> str:
     return f"{_EARTH2STUDIO[wanted.quantity.id]}{wanted.level or ''}"
 
 
-_WRITERS: dict[str, Callable[[Plan, Path], list[Path]]] = {
+_WRITERS: dict[str, Callable[[ExportPlan, Path], list[Path]]] = {
     "npz": _write_npz,
     "npy": _write_npy,
     **dict.fromkeys(_FORMS, _write_netcdf),

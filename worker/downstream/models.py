@@ -86,7 +86,7 @@ QUANTITIES: dict[str, Quantity] = {
 
 @dataclass(frozen=True)
 class Input:
-    """One horizontal field that a model takes.
+    """A horizontal field that a model takes as input.
 
     Attributes:
         quantity: What it is.
@@ -102,7 +102,7 @@ class Input:
 
     @property
     def name(self) -> str:
-        """`vertical_velocity_500hPa` or `skin_temperature`."""
+        """Name of the field, with its level: `vertical_velocity_500hPa` or `skin_temperature`."""
         return self.quantity.id if self.level is None else f"{self.quantity.id}_{self.level}hPa"
 
 

@@ -36,7 +36,7 @@ MEAN = -1
 
 
 class FieldSource(Protocol):
-    """Something that holds fields."""
+    """Source of fields for an export: a published result, or a file given to fill its gaps."""
 
     name: str
 

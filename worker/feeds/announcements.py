@@ -133,7 +133,7 @@ class Announcer:
         self._turning = threading.Lock()
 
     async def run(self) -> None:
-        """Announce until cancelled."""
+        """Connect to the broker and announce new results until the task is cancelled."""
         connect(self._client, self.settings.wis2_broker, self.settings.wis2_protocol, hours=24)
         try:
             while True:

@@ -32,7 +32,7 @@ from fsspec.core import url_to_fs
 from model.domain.errors import ConfigurationError, InvalidInput, StorageError
 from worker.contract.layout import Layout
 
-__all__ = ["ARCHIVES", "Archive", "Outcome", "Pull", "RemoteFile"]
+__all__ = ["ARCHIVES", "Archive", "PullOutcome", "Pull", "RemoteFile"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ _ANONYMOUS: Mapping[str, dict[str, Any]] = {"s3": {"anon": True}, "gs": {"token"
 
 @dataclass(frozen=True)
 class Archive:
-    """How the files of an archive are named.
+    """Naming scheme of the files of an archive.
 
     Attributes:
         name: On the command line.
@@ -142,8 +142,8 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a file.
+class PullOutcome:
+    """Result of pulling a file: its state, rows stored and reason.
 
     Attributes:
         key: See `RemoteFile.key`.
@@ -168,7 +168,7 @@ class Outcome:
 
 
 class Receiver(Protocol):
-    """Where files are handed over to: a running system."""
+    """Destination of pulled files: a running system."""
 
     def send(self, path: Path) -> str | None:
         """Upload a file and return its batch; None if it is of no known form."""
@@ -200,7 +200,7 @@ class Pull:
     only: tuple[str, ...] = ()
     ahead: int = 8
     options: Mapping[str, Any] | None = None
-    _known: dict[str, Outcome] = field(default_factory=dict)
+    _known: dict[str, PullOutcome] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Connect to the file system and read the ledger.
@@ -249,7 +249,7 @@ class Pull:
 
     def run(
         self, files: list[RemoteFile], receiver: Receiver, on_file: OnFile
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[PullOutcome]:
         """Pull `files`, and yield what became of each as it is known.
 
         Raises:
@@ -269,12 +269,14 @@ class Pull:
         while waiting:
             yield self._settle(*waiting.popleft(), receiver)
 
-    def _settle(self, file: RemoteFile, batch: str, receiver: Receiver) -> Outcome:
+    def _settle(self, file: RemoteFile, batch: str, receiver: Receiver) -> PullOutcome:
         state, rows, detail = receiver.outcome(batch)
         return self._note(file, state, rows, detail, batch)
 
-    def _note(self, file: RemoteFile, state: str, rows: int, detail: str, batch: str) -> Outcome:
-        outcome = Outcome(file.key, file.relative, state, rows, detail, batch)
+    def _note(
+        self, file: RemoteFile, state: str, rows: int, detail: str, batch: str
+    ) -> PullOutcome:
+        outcome = PullOutcome(file.key, file.relative, state, rows, detail, batch)
         self._known[file.key] = outcome
         self._ledger.parent.mkdir(parents=True, exist_ok=True)
         with self._ledger.open("a") as ledger:
@@ -370,12 +372,12 @@ def _end_line(ledger: Path) -> None:
             file.write("\n")
 
 
-def _read(ledger: Path) -> Iterator[Outcome]:
+def _read(ledger: Path) -> Iterator[PullOutcome]:
     """Yield what a ledger holds; a last line that was cut off is left out."""
     if not ledger.exists():
         return
     for line in ledger.read_text().splitlines():
         try:
-            yield Outcome(**json.loads(line))
+            yield PullOutcome(**json.loads(line))
         except (ValueError, TypeError):
             continue

@@ -24,10 +24,10 @@ from typing import Any
 
 from worker.contract.database import transaction
 from worker.contract.feeds import SourceStatus
-from worker.feeds.notification import Content, Integrity, Link, Notification
+from worker.feeds.notification import InlineContent, Integrity, Link, Notification
 from worker.feeds.sources import Source
 
-__all__ = ["Announcement", "Backlog", "Item", "Received", "feeds_run", "only_one"]
+__all__ = ["Announcement", "Backlog", "BacklogItem", "Received", "feeds_run", "only_one"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS items(
@@ -66,8 +66,8 @@ class Received:
 
 
 @dataclass(frozen=True)
-class Item:
-    """Announced data that wait to be fetched.
+class BacklogItem:
+    """An announced data set that waits to be fetched.
 
     Attributes:
         attempts: Fetches that have failed so far.
@@ -79,7 +79,7 @@ class Item:
     file_name: str
     links: tuple[Link, ...]
     integrity: Integrity | None
-    content: Content | None
+    content: InlineContent | None
     attempts: int
     published: float
     received: float
@@ -121,7 +121,7 @@ class Backlog:
         self._changing = threading.Lock()  # the transactions of one thread hold up the other
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the connection to the SQLite file."""
         self._db.close()
 
     # -- notifications
@@ -204,7 +204,7 @@ class Backlog:
 
     # -- fetching
 
-    def due(self, source: str, limit: int, busy: Iterable[str], now: float) -> list[Item]:
+    def due(self, source: str, limit: int, busy: Iterable[str], now: float) -> list[BacklogItem]:
         """Return items of a source whose time has come, oldest first, but for those `busy`."""
         skipped = set(busy)
         rows = self._db.execute(
@@ -222,7 +222,9 @@ class Backlog:
         ).fetchone()
         return None if row[0] is None else float(row[0])
 
-    def finish(self, source: str, item: Item, batch: str, size: int, *, created: bool) -> None:
+    def finish(
+        self, source: str, item: BacklogItem, batch: str, size: int, *, created: bool
+    ) -> None:
         """End an item: its data are accepted, or their bytes were known."""
         now = time.time()
         with self._transaction():
@@ -233,13 +235,15 @@ class Backlog:
                 self._set(source, "last_accepted", now)
                 self._set(source, "latency", max(0.0, now - item.published))
 
-    def refuse(self, source: str, item: Item, reason: str, detail: str) -> None:
+    def refuse(self, source: str, item: BacklogItem, reason: str, detail: str) -> None:
         """End an item whose data cannot be used; counted by reason."""
         with self._transaction():
             self._end(item, "refused", reason, detail, "", time.time())
             self._count(source, f"refused:{reason}")
 
-    def postpone(self, source: Source, item: Item, detail: str, wait: float | None = None) -> None:
+    def postpone(
+        self, source: Source, item: BacklogItem, detail: str, wait: float | None = None
+    ) -> None:
         """Try an item again after a pause that doubles with each failure, plus or minus a fifth."""
         pause = source.retry_seconds * 2.0 ** min(item.attempts, 30)
         pause = min(max(pause, wait or 0.0), source.retry_max_seconds) * random.uniform(0.8, 1.2)  # noqa: S311
@@ -252,7 +256,7 @@ class Backlog:
             self._count(source.name, "failures")
 
     def _end(
-        self, item: Item, state: str, reason: str, detail: str, batch: str, now: float
+        self, item: BacklogItem, state: str, reason: str, detail: str, batch: str, now: float
     ) -> None:
         """An update that came meanwhile has another notification and goes on waiting."""
         self._db.execute(
@@ -444,14 +448,14 @@ def _links(links: Sequence[Link]) -> str:
     return json.dumps([link.model_dump(exclude_none=True) for link in links])
 
 
-def _item(row: Sequence[Any]) -> Item:
-    return Item(
+def _item(row: Sequence[Any]) -> BacklogItem:
+    return BacklogItem(
         data_id=row[0],
         notification=row[1],
         file_name=row[2],
         links=tuple(Link.model_validate(link) for link in json.loads(row[3])),
         integrity=Integrity.model_validate_json(row[4]) if row[4] else None,
-        content=Content.model_validate_json(row[5]) if row[5] else None,
+        content=InlineContent.model_validate_json(row[5]) if row[5] else None,
         attempts=row[6],
         published=row[7],
         received=row[8],

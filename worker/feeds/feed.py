@@ -27,7 +27,7 @@ from worker.contract.feeds import SourceStatus
 from worker.contract.measures import Measures
 from worker.contract.part_file import PartFile
 from worker.contract.records import new_id
-from worker.feeds.backlog import Backlog, Item, Received
+from worker.feeds.backlog import Backlog, BacklogItem, Received
 from worker.feeds.fetch import Fetched, Fetcher, FetchFailed
 from worker.feeds.notification import parse
 from worker.feeds.sources import Source
@@ -47,7 +47,7 @@ _GATE_SECONDS = 1.0
 
 
 class FeedSettings(DiskSettings, Protocol):
-    """What a feed needs of the settings of workers."""
+    """Settings of workers that a feed reads."""
 
     @property
     def sources_max_waiting(self) -> int:
@@ -70,7 +70,7 @@ class _Gate:
 
 
 class Feed:
-    """One source at work.
+    """Subscription to one source, and the queue of its announced data.
 
     Arguments:
         source: What to subscribe to.
@@ -242,7 +242,7 @@ class Feed:
             log.warning("source paused", source=self.source.name, reason=reason)
         self._gate = _Gate(reason, room, time.monotonic())
 
-    async def _handle(self, fetcher: Fetcher, item: Item) -> None:
+    async def _handle(self, fetcher: Fetcher, item: BacklogItem) -> None:
         """Bring one item to its end, or to another try; nothing that happens here ends the feed."""
         asked = {"request_id": item.notification} if item.notification else {}
         named = {f"appa.{name}": value for name, value in asked.items()}
@@ -256,7 +256,7 @@ class Feed:
             self._busy.pop(item.data_id, None)
             self._fresh.set()
 
-    async def _brought(self, fetcher: Fetcher, item: Item) -> None:
+    async def _brought(self, fetcher: Fetcher, item: BacklogItem) -> None:
         try:
             with traces.step("bring"):
                 await self._bring(fetcher, item)
@@ -265,7 +265,7 @@ class Feed:
             detail = f"{type(error).__name__}: {error}"[:300]
             self.backlog.postpone(self.source, item, detail)
 
-    async def _bring(self, fetcher: Fetcher, item: Item) -> None:
+    async def _bring(self, fetcher: Fetcher, item: BacklogItem) -> None:
         try:
             found = await fetcher.fetch(item)
             record, created = await asyncio.to_thread(self._accept, item, found)
@@ -288,7 +288,7 @@ class Feed:
             about = {"source": self.source.name, "batch_id": record.id, "created": created}
             log.info("accepted", **about, data_id=item.data_id, size=size, origin=found.origin)
 
-    def _accept(self, item: Item, found: Fetched) -> tuple[BatchRecord, bool]:
+    def _accept(self, item: BacklogItem, found: Fetched) -> tuple[BatchRecord, bool]:
         """Hand data over as the gateway does with an upload; it arrives now.
 
         Raises:
@@ -312,7 +312,7 @@ class Feed:
             )
             return self.intake.accept(part, record)
 
-    def _failed(self, item: Item, error: FetchFailed) -> None:
+    def _failed(self, item: BacklogItem, error: FetchFailed) -> None:
         age = time.time() - item.received
         hopeless = age > 3600 * self.source.give_up_hours
         corrupt = error.reason == "integrity" and item.attempts + 1 >= _CORRUPT

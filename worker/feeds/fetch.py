@@ -22,8 +22,8 @@ import stamina
 from model.domain.errors import AppaError, DecodeError
 from model.domain.files import code_version
 from worker.contract.webhooks import AddressRefused
-from worker.feeds.backlog import Item
-from worker.feeds.notification import IntegrityError, Link
+from worker.feeds.backlog import BacklogItem
+from worker.feeds.notification import Link, MismatchedData
 from worker.feeds.sources import Source
 from worker.notifications import CheckedBackend
 
@@ -97,7 +97,7 @@ class Fetcher:
     ) -> None:
         await self._pool.aclose()
 
-    async def fetch(self, item: Item) -> Fetched:
+    async def fetch(self, item: BacklogItem) -> Fetched:
         """Return the data of an item: those inside the notification, else from its links in turn.
 
         Raises:
@@ -111,7 +111,7 @@ class Fetcher:
                 data = await self._follow(link)
                 self._check(item, data, link.length)
                 return Fetched(data, link.href)
-            except IntegrityError as error:
+            except MismatchedData as error:
                 failures.append(FetchFailed("integrity", error.message, retryable=True))
             except FetchFailed as error:
                 failures.append(error)
@@ -122,7 +122,7 @@ class Fetcher:
         passing = [failure for failure in failures if failure.retryable]
         raise (passing or failures)[0]
 
-    def _inline(self, item: Item, failures: list[FetchFailed]) -> bytes | None:
+    def _inline(self, item: BacklogItem, failures: list[FetchFailed]) -> bytes | None:
         if item.content is None:
             return None
         try:
@@ -133,13 +133,13 @@ class Fetcher:
             return None
         return data
 
-    def _check(self, item: Item, data: bytes, length: int | None) -> None:
+    def _check(self, item: BacklogItem, data: bytes, length: int | None) -> None:
         if item.integrity is not None:
             item.integrity.check(data)
         elif length is not None and len(data) != length:
-            raise IntegrityError(f"Expected {length} bytes as announced; got {len(data)}.")
+            raise MismatchedData(f"Expected {length} bytes as announced; got {len(data)}.")
         if not data:
-            raise IntegrityError("Expected data; got none.")
+            raise MismatchedData("Expected data; got none.")
 
     async def _follow(self, link: Link) -> bytes:
         if link.length is not None and link.length > self.source.max_bytes:

@@ -33,9 +33,9 @@ from model.domain.errors import DecodeError, InvalidInput
 
 __all__ = [
     "CORE",
-    "Content",
+    "InlineContent",
     "Integrity",
-    "IntegrityError",
+    "MismatchedData",
     "Link",
     "Notification",
     "Properties",
@@ -55,19 +55,19 @@ _DATA = ("update", "canonical")
 _METHODS = Literal["sha256", "sha384", "sha512", "sha3-256", "sha3-384", "sha3-512"]
 
 
-class IntegrityError(DecodeError):
+class MismatchedData(DecodeError):
     """Data that are not those announced: another checksum or another size."""
 
     code = "integrity"
 
 
-class _Part(BaseModel):
+class _MessagePart(BaseModel):
     """Base of the parts: members that are not named here are allowed and not kept."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Integrity(_Part):
+class Integrity(_MessagePart):
     """The checksum of the data, base64."""
 
     method: _METHODS
@@ -79,21 +79,21 @@ class Integrity(_Part):
         return cls(method=method, value=base64.b64encode(digest).decode())
 
     def check(self, data: bytes) -> None:
-        """Raise `IntegrityError` unless `data` have this checksum."""
+        """Raise `MismatchedData` unless `data` have this checksum."""
         found = hashlib.new(self.method.replace("sha3-", "sha3_"), data).digest()
         try:
             expected = base64.b64decode(self.value, validate=True)
         except binascii.Error:
             expected = b""
         if found != expected:
-            raise IntegrityError(
+            raise MismatchedData(
                 f"Expected data with the {self.method} checksum '{self.value[:44]}'; got "
                 f"'{base64.b64encode(found).decode()[:44]}' over {len(data)} bytes."
             )
 
 
-class Content(_Part):
-    """Small data inside a message."""
+class InlineContent(_MessagePart):
+    """Data of a few kilobytes that a message carries inline, encoded."""
 
     encoding: Literal["utf-8", "base64", "gzip"]
     size: int = Field(ge=0, le=INLINE_BYTES)
@@ -133,7 +133,7 @@ def _unpacked(data: bytes, limit: int) -> bytes:
     return found
 
 
-class Link(_Part):
+class Link(_MessagePart):
     """Where the data, or something about them, can be fetched."""
 
     href: str = Field(min_length=1, max_length=4096)
@@ -152,8 +152,8 @@ def _as_text(value: object) -> object:
 _Time = Annotated[AwareDatetime, BeforeValidator(_as_text)]
 
 
-class Properties(_Part):
-    """What was published."""
+class Properties(_MessagePart):
+    """Properties of a notification: which data were published, when, and their checksum."""
 
     pubtime: _Time
     data_id: str = Field(min_length=1, max_length=1024)
@@ -162,11 +162,11 @@ class Properties(_Part):
     start_datetime: _Time | None = None
     end_datetime: _Time | None = None
     integrity: Integrity | None = None
-    content: Content | None = None
+    content: InlineContent | None = None
 
 
-class Notification(_Part):
-    """One notification message."""
+class Notification(_MessagePart):
+    """A notification message of WIS2 (WNM), checked."""
 
     id: UUID
     type: Literal["Feature"]

@@ -29,7 +29,7 @@ from worker.contract.logs import configure_logs
 from worker.contract.records import utc_now
 from worker.contract.trace_export import export_traces, finish_traces
 from worker.feeds.announcements import Announcer
-from worker.feeds.backlog import Backlog, Item, only_one
+from worker.feeds.backlog import Backlog, BacklogItem, only_one
 from worker.feeds.feed import Feed
 from worker.feeds.fetch import Fetcher
 from worker.feeds.notification import Notification, parse
@@ -42,7 +42,7 @@ from worker.settings import WorkerSettings
 
 __all__ = [
     "FeedProcess",
-    "Trial",
+    "SourceTrial",
     "run_feeds",
     "try_source",
 ]
@@ -77,7 +77,7 @@ def run_feeds(settings: WorkerSettings | None = None) -> None:
 
 
 class FeedProcess:
-    """All sources of an installation at work.
+    """Process that runs all sources of an installation.
 
     Arguments:
         runtime: Settings, stores and registration.
@@ -93,7 +93,7 @@ class FeedProcess:
         self._sources: dict[str, Source] = {}
 
     async def run(self) -> None:
-        """Work until SIGTERM or SIGINT."""
+        """Fetch announced data and announce results until SIGTERM or SIGINT."""
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -204,8 +204,8 @@ _TRIES = 5
 
 
 @dataclass
-class Trial:
-    """What a trial found.
+class SourceTrial:
+    """Result of trying a source once.
 
     Attributes:
         good: Whether the source works as far as could be seen.
@@ -216,13 +216,13 @@ class Trial:
     steps: list[tuple[str, str]] = field(default_factory=list)
 
     def note(self, step: str, found: str) -> None:
-        """Add a step."""
+        """Append a step with what came of it."""
         self.steps.append((step, found))
 
 
-def try_source(source: Source, seconds: float) -> Trial:
+def try_source(source: Source, seconds: float) -> SourceTrial:
     """Try a source for so many seconds and return what was found."""
-    trial = Trial()
+    trial = SourceTrial()
     inbox: queue.Queue[Delivered] = queue.Queue()
     update = {"client_id": f"appa-test-{secrets.token_hex(6)}"}
     subscription = Subscription(source.model_copy(update=update), inbox.put, keep=False)
@@ -236,7 +236,7 @@ def try_source(source: Source, seconds: float) -> Trial:
     return trial
 
 
-def _subscribed(subscription: Subscription, trial: Trial, end: float) -> bool:
+def _subscribed(subscription: Subscription, trial: SourceTrial, end: float) -> bool:
     """Wait for the broker's answer to the subscriptions."""
     while not subscription.granted and time.monotonic() < end:
         if subscription.detail.startswith("refused"):
@@ -269,7 +269,9 @@ def _why(subscription: Subscription) -> str:
     return subscription.detail
 
 
-def _listen(source: Source, inbox: "queue.Queue[Delivered]", trial: Trial, end: float) -> None:
+def _listen(
+    source: Source, inbox: "queue.Queue[Delivered]", trial: SourceTrial, end: float
+) -> None:
     """Fetch the first data that are announced in time."""
     tries = 0
     while tries < _TRIES and (left := end - time.monotonic()) > 0:
@@ -293,9 +295,9 @@ def _listen(source: Source, inbox: "queue.Queue[Delivered]", trial: Trial, end: 
         trial.note("data", "none announced in this time; wait longer with --seconds")
 
 
-def _fetched(source: Source, notification: Notification, trial: Trial) -> bool:
+def _fetched(source: Source, notification: Notification, trial: SourceTrial) -> bool:
     properties = notification.properties
-    item = Item(
+    item = BacklogItem(
         data_id=properties.data_id,
         notification=str(notification.id),
         file_name=notification.file_name,

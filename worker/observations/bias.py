@@ -54,7 +54,7 @@ __all__ = [
     "LAYERS",
     "PREDICTORS",
     "BiasState",
-    "Layer",
+    "ThicknessLayer",
     "LayerPredictors",
     "SensorBias",
     "correct",
@@ -87,7 +87,7 @@ def _scan(table: pa.Table) -> Float:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ThicknessLayer:
     """A layer whose thickness in the background predicts a bias.
 
     Attributes:
@@ -97,10 +97,10 @@ class Layer:
     bottom: float
     top: float
 
-    def within(self, levels: Sequence[float]) -> "Layer":
+    def within(self, levels: Sequence[float]) -> "ThicknessLayer":
         """Return the part of the layer that lies within levels in Pa; the whole where none does."""
         bottom, top = min(self.bottom, max(levels)), max(self.top, min(levels))
-        return Layer(bottom, top) if bottom > top else self
+        return ThicknessLayer(bottom, top) if bottom > top else self
 
     def predictor(self, thickness: Float) -> Float:
         """Return the thickness in m2 s-2 as mean temperature above the standard atmosphere's, in 10 K."""
@@ -110,9 +110,9 @@ class Layer:
         return np.asarray((thickness - standard) / (10.0 * by_kelvin))
 
 
-LAYERS: Mapping[str, Layer] = {
-    "thickness_1000_300": Layer(100_000.0, 30_000.0),
-    "thickness_200_50": Layer(20_000.0, 5_000.0),
+LAYERS: Mapping[str, ThicknessLayer] = {
+    "thickness_1000_300": ThicknessLayer(100_000.0, 30_000.0),
+    "thickness_200_50": ThicknessLayer(20_000.0, 5_000.0),
 }
 """Predictors that need the background."""
 
@@ -121,7 +121,7 @@ LayerPredictors = Mapping[str, Float]
 
 
 class SensorBias(BaseModel):
-    """What is known of one sensor."""
+    """Bias estimate of one sensor, with its uncertainty and age."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -147,7 +147,7 @@ def imported(name: str) -> Any:
 
 @dataclass(frozen=True)
 class FileFormat:
-    """One file format of observations.
+    """A file format of observations.
 
     Attributes:
         name: Name in the registry, in the API and in the record of a batch.
@@ -170,7 +170,7 @@ class FileFormat:
     options: type[DecoderOptions] = DecoderOptions
 
     def load(self) -> Callable[..., Any]:
-        """Import the decoder; see `worker.observations.decoders.base.Decoder`."""
+        """Import and return the decoder, a `worker.observations.decoders.base.Decoder`."""
         decoder: Callable[..., Any] = imported(self.decoder)
         return decoder
 

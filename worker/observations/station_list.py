@@ -17,14 +17,14 @@ from model.domain.errors import ConfigurationError
 from model.domain.physics import FOOT
 from worker.observations.stations import canonical_station
 
-__all__ = ["Place", "airport", "default_list", "read_list"]
+__all__ = ["StationSite", "airport", "default_list", "read_list"]
 
 _IDENTIFIERS = ("traditional_station_identifier", "station_id", "wigos_station_identifier")
 _LATITUDES, _LONGITUDES = ("latitude", "lat"), ("longitude", "lon")
 
 
-class Place(NamedTuple):
-    """Where a station is: degrees north and east, height of the ground and of the barometer in m."""
+class StationSite(NamedTuple):
+    """Site of a station: degrees north and east, height of the ground and of the barometer in m."""
 
     lat: float
     lon: float
@@ -38,7 +38,7 @@ def default_list() -> str:
 
 
 @lru_cache(maxsize=4)
-def read_list(path: str) -> Mapping[str, Place]:
+def read_list(path: str) -> Mapping[str, StationSite]:
     """Return the places by canonical identifier; none for an empty path.
 
     Raises:
@@ -46,7 +46,7 @@ def read_list(path: str) -> Mapping[str, Place]:
     """
     if not path:
         return {}
-    found: dict[str, Place] = {}
+    found: dict[str, StationSite] = {}
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
@@ -66,14 +66,14 @@ def read_list(path: str) -> Mapping[str, Place]:
     return found
 
 
-def _add(found: dict[str, Place], row: Mapping[str, str | None]) -> None:
+def _add(found: dict[str, StationSite], row: Mapping[str, str | None]) -> None:
     """Add the station of a row; a row without a position is left out."""
     lat, lon = _number(row, *_LATITUDES), _number(row, *_LONGITUDES)
     if not (abs(lat) <= 90.0 and abs(lon) <= 360.0):
         return
     ground = _number(row, "elevation")
     barometer = _number(row, "barometer_height")
-    place = Place(lat, lon, ground, barometer if barometer == barometer else ground)
+    place = StationSite(lat, lon, ground, barometer if barometer == barometer else ground)
     for column in _IDENTIFIERS:
         if name := (row.get(column) or "").strip():
             found.setdefault(canonical_station(name), place)
@@ -95,10 +95,10 @@ def _airports() -> Mapping[str, Mapping[str, Any]]:
     return found
 
 
-def airport(code: str) -> Place | None:
+def airport(code: str) -> StationSite | None:
     """Return the place of an airport by its ICAO code, None if it is not known."""
     entry = _airports().get(code)
     if entry is None:
         return None
     height = float(entry["elevation"]) * FOOT
-    return Place(float(entry["lat"]), float(entry["lon"]), height, height)
+    return StationSite(float(entry["lat"]), float(entry["lon"]), height, height)

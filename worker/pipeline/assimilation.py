@@ -31,7 +31,7 @@ from worker.backgrounds.load import (
     load_background,
     read_first_guess,
 )
-from worker.backgrounds.restarts import Chain, PublishedStates, find_restart
+from worker.backgrounds.restarts import PublishedStates, RestartRanking, find_restart
 from worker.contract import clock, traces
 from worker.contract.jobs import JobRecord, Phase
 from worker.contract.kinds import SpecBase
@@ -54,7 +54,7 @@ from worker.pipeline.results import (
 )
 from worker.results.manifest import AnalysisManifest
 from worker.results.publication import write_manifest
-from worker.solver import Solver, Split
+from worker.solver import Background, MemberSplit, Solver
 
 __all__ = [
     "JobInputs",
@@ -69,7 +69,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class JobInputs:
-    """What a job depends on besides its specification and its model.
+    """Inputs of a job besides its specification and its model.
 
     Attributes:
         earlier: The states it continues; None for a cold start.
@@ -117,11 +117,11 @@ def first_guess_of(spec: SpecBase, layout: Layout, loaded: LoadedModel) -> First
 
 def _continued(job: JobRecord, layout: Layout, loaded: LoadedModel) -> PublishedStates | None:
     """Return the published result that the job continues, else the newest one it can start from."""
-    spec, known, own = job.spec, loaded.model.card.background, _chain(job)
+    spec, known, own = job.spec, loaded.model.card.background, _ranking(job)
     if known is not None and spec.starts_warm:
         least, most = continued_ages(known.hours)
         until = spec.reference_time - least
-        before = find_restart(layout, loaded.sha256, until, most - least, chain=own)
+        before = find_restart(layout, loaded.sha256, until, most - least, ranking=own)
         plan = spec.plan(loaded.model.blanket_size)
         if continued(plan, spec, before, loaded.model) is not None:
             return before
@@ -131,18 +131,18 @@ def _continued(job: JobRecord, layout: Layout, loaded: LoadedModel) -> Published
         spec.first_guess_until,
         spec.first_guess_age,
         analysis_id=spec.continues,
-        chain=own,
+        ranking=own,
     )
 
 
-def _chain(job: JobRecord) -> Chain | None:
-    """Return the chain of analyses that a job of the cycles belongs to; None of any other."""
+def _ranking(job: JobRecord) -> RestartRanking | None:
+    """Return which results a job of the cycles may continue, in order; None for other jobs."""
     if not job.flavour:
         return None
     suite = suite_of(job.cycle)
     branched = job.cycle.get(CHALLENGES, {}).get("branched")
     first = datetime.fromisoformat(branched) if branched else None
-    return Chain(suite.id if suite else "", job.flavour == CHALLENGER, first)
+    return RestartRanking(suite.id if suite else "", job.flavour == CHALLENGER, first)
 
 
 log = structlog.get_logger()
@@ -189,12 +189,7 @@ def assimilate_window(
 
     progress.phase(Phase.BACKGROUND)
     solver = Solver(model, spec, progress, minimal_batches=inputs.minimal_batches)
-    before = continued(plan, spec, inputs.earlier, model)
-    if before is None:
-        background, seen = load_background(plan, spec, inputs.earlier, solver), None
-    else:
-        background = continued_background(plan, before, solver)
-        seen = already_seen(table, before.manifest)
+    background, seen = _background_of(plan, spec, inputs, solver, table)
     biases = inputs.earlier.restart.biases if inputs.earlier else None
     beside = gather_beside(table, plan, spec.observations, layout, inputs.checks, inputs.batches)
     checked = check_window(
@@ -212,7 +207,7 @@ def assimilate_window(
     log.info("observations", id=job.id, stored=len(table), used=len(checked.observations))
 
     progress.phase(Phase.SAMPLING)
-    split: Split | None = Consecutive(inputs.parts) if inputs.parts else None
+    split: MemberSplit | None = Consecutive(inputs.parts) if inputs.parts else None
     if splitter is not None and not inputs.parts:
         given = PartInputs(plan, checked.observations, background, checked.feedback, past)
         split = splitter(loaded, given, minimal_batches=inputs.minimal_batches)
@@ -232,6 +227,19 @@ def assimilate_window(
     with traces.step("write manifest"):
         write_manifest(folder, manifest)
     return manifest
+
+
+def _background_of(
+    plan: WindowPlan, spec: SpecBase, inputs: JobInputs, solver: Solver, table: pa.Table
+) -> tuple[Background, NDArray[np.bool_] | None]:
+    """Return the background of a window, and which rows (N,) the continued analysis has seen.
+
+    The second is None where no analysis is continued: then every row is new.
+    """
+    before = continued(plan, spec, inputs.earlier, solver.model)
+    if before is None:
+        return load_background(plan, spec, inputs.earlier, solver), None
+    return continued_background(plan, before, solver), already_seen(table, before.manifest)
 
 
 def _with_errors_of_suite(table: pa.Table, job: JobRecord, layout: Layout) -> pa.Table:

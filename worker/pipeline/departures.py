@@ -25,8 +25,8 @@ from worker.observations.bias import (
     BIAS_CHECK,
     LAYERS,
     BiasState,
-    Layer,
     LayerPredictors,
+    ThicknessLayer,
     correct,
     rows_with_layers,
     update,
@@ -261,7 +261,7 @@ class BackgroundLayers:
         }
 
 
-def _thickness_rows(at: pa.Table, layer: Layer) -> pa.Table:
+def _thickness_rows(at: pa.Table, layer: ThicknessLayer) -> pa.Table:
     """Return the rows as if they observed the thickness of a layer, with any value."""
     new: dict[str, Any] = {
         "variable": pa.array(["geopotential_thickness"] * len(at)),
@@ -320,29 +320,17 @@ def check_window(
     equivalents = states = layers = None
     if stored:
         collected = WrittenStates(plan, model, background.members, scratch)
-        biased = np.intersect1d(
-            rows_with_layers(table, context.of(BIAS_CHECK)), monitored.rows, assume_unique=True
+        settings = context.of(BIAS_CHECK)
+        hofx, layers = _background_equivalents(
+            table, monitored, plan, model, background, collected, settings
         )
-        beneath = BackgroundLayers(table, biased, model, plan.times) if len(biased) else None
-
-        def on_states(member: int, trajectory: Tensor) -> None:
-            collected(member, trajectory)
-            if beneath is not None:
-                beneath(member, trajectory)
-
-        hofx = model_equivalents(
-            background.latents, model, monitored, on_states, hours=collected.written
-        )
-        if beneath is not None:
-            layers = beneath.predictors()
-            table = correct(table, known, context.of(BIAS_CHECK), layers)
+        if layers is not None:
+            table = correct(table, known, settings, layers)
             values = float_column(table, "obs_value")[monitored.rows]
             monitored = replace(monitored, obs_values=values)
         rows, errors = monitored.rows, monitored.obs_errors
-        equivalents, states = (
-            Equivalents(rows, errors, hofx, background.antithetic),
-            collected.values,
-        )
+        equivalents = Equivalents(rows, errors, hofx, background.antithetic)
+        states = collected.values
         table = fill_background(table, equivalents)
         table, _ = run_checks(table, "background", context)
     table, _ = run_checks(table, "select", context)
@@ -355,6 +343,46 @@ def check_window(
     return CheckedWindow(
         observations, monitored, table, parameters, equivalents, known, states, beside
     )
+
+
+def _background_equivalents(
+    table: pa.Table,
+    monitored: ObservationSet,
+    plan: WindowPlan,
+    model: LatentModel,
+    background: Background,
+    collected: WrittenStates,
+    bias_settings: Mapping[str, Any],
+) -> tuple[Float, LayerPredictors | None]:
+    """Decode the background once, for H(x_b), the written states and the predictors of biases.
+
+    Arguments:
+        table: Feedback rows.
+        monitored: H of those that can be monitored.
+        plan: Times of the states.
+        model: Decodes them.
+        background: The first guess at `plan.times`.
+        collected: Takes the states at the written times.
+        bias_settings: Parameters of the bias correction.
+
+    Returns:
+        H(x_b) of each member at the monitored rows, with shape (M, N), and the thickness of layers
+        at the rows whose bias depends on it; None without such rows.
+    """
+    biased = np.intersect1d(
+        rows_with_layers(table, bias_settings), monitored.rows, assume_unique=True
+    )
+    beneath = BackgroundLayers(table, biased, model, plan.times) if len(biased) else None
+
+    def on_states(member: int, trajectory: Tensor) -> None:
+        collected(member, trajectory)
+        if beneath is not None:
+            beneath(member, trajectory)
+
+    hofx = model_equivalents(
+        background.latents, model, monitored, on_states, hours=collected.written
+    )
+    return hofx, None if beneath is None else beneath.predictors()
 
 
 def qc_context(

@@ -38,7 +38,7 @@ from worker.lease import ProgressReporter
 from worker.loaded_models import LoadedModel
 from worker.observations.columns import not_rejected
 from worker.pipeline.departures import monitored_set
-from worker.solver import Background, Draw, Split
+from worker.solver import Background, Draw, MemberSplit
 
 __all__ = [
     "Consecutive",
@@ -94,7 +94,7 @@ def _kind(device: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class PartInputs:
-    """What the members of a job are drawn from.
+    """Inputs from which the members of a job are drawn.
 
     Attributes:
         plan: Times of the states.
@@ -176,11 +176,11 @@ def _digest(observations: ObservationSet) -> str:
 
 
 class Splitter(Protocol):
-    """Says whether and how the members of a job are split."""
+    """Decide whether and how the members of a job are split."""
 
     def __call__(
         self, loaded: LoadedModel, inputs: PartInputs, *, minimal_batches: bool
-    ) -> Split | None:
+    ) -> MemberSplit | None:
         """Return how; None to draw all members at once."""
 
 
@@ -239,7 +239,7 @@ class SharedMembers:
 
     @property
     def parts(self) -> tuple[range, ...]:
-        """Member numbers of each part."""
+        """Numbers of the members of each part, as the board holds them."""
         return self.board.parts
 
     def __call__(self, draw: Draw) -> tuple[Tensor, Trajectory]:

@@ -20,14 +20,14 @@ __all__ = [
     "COMPARED",
     "CannotReplay",
     "EXIT_CODES",
-    "Finding",
-    "Outcome",
-    "Verdict",
+    "InputComparison",
+    "ReplayOutcome",
+    "ReplayVerdict",
     "compare_files",
 ]
 
 
-class Outcome(StrEnum):
+class ReplayOutcome(StrEnum):
     """Whether a replay gave the same result."""
 
     IDENTICAL = "identical"
@@ -35,12 +35,12 @@ class Outcome(StrEnum):
     IMPOSSIBLE = "cannot be replayed"
 
 
-EXIT_CODES = {Outcome.IDENTICAL: 0, Outcome.DIFFERENT: 1, Outcome.IMPOSSIBLE: 2}
+EXIT_CODES = {ReplayOutcome.IDENTICAL: 0, ReplayOutcome.DIFFERENT: 1, ReplayOutcome.IMPOSSIBLE: 2}
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One input of the result, as recorded and as found.
+class InputComparison:
+    """An input of the result, as recorded and as found by the replay.
 
     Attributes:
         name: `checkpoint`, `code`, `observations` …
@@ -82,7 +82,7 @@ class ArrayComparison:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReplayVerdict:
     """The outcome of a replay, with all that was compared.
 
     Attributes:
@@ -95,8 +95,8 @@ class Verdict:
     """
 
     analysis_id: str
-    outcome: Outcome
-    findings: tuple[Finding, ...] = ()
+    outcome: ReplayOutcome
+    findings: tuple[InputComparison, ...] = ()
     arrays: tuple[ArrayComparison, ...] = ()
     missing: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -120,7 +120,7 @@ class CannotReplay(AppaError):
 
     code = "cannot_replay"
 
-    def __init__(self, missing: list[str], findings: list[Finding]) -> None:
+    def __init__(self, missing: list[str], findings: list[InputComparison]) -> None:
         super().__init__("; ".join(missing))
         self.missing = missing
         self.findings = findings

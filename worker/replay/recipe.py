@@ -31,7 +31,7 @@ from worker.observations.store.store import ObservationStore
 from worker.pipeline.assimilation import JobInputs
 from worker.pipeline.departures import effective_parameters
 from worker.pipeline.results import code_digest, from_plain, plain
-from worker.replay.comparison import COMPARED, CannotReplay, Finding
+from worker.replay.comparison import COMPARED, CannotReplay, InputComparison
 from worker.results.manifest import AnalysisManifest, ManifestFile, describe_file, read_manifest
 from worker.results.store import result_store
 
@@ -58,13 +58,15 @@ class StoredRows:
 
     batches: tuple[str, ...]
     missing: tuple[str, ...]
-    finding: Finding
+    finding: InputComparison
 
 
 def stored_rows(manifest: AnalysisManifest, layout: Layout) -> StoredRows:
     """Look up the uploads of `manifest` in the observation store."""
     if manifest.window_start is None or manifest.window_end is None:
-        return StoredRows((), (), Finding("uploads", True, note="no observations were asked for"))
+        return StoredRows(
+            (), (), InputComparison("uploads", True, note="no observations were asked for")
+        )
     window = AssimilationWindow(manifest.window_start, manifest.window_end)
     recorded, how = _recorded(manifest, layout)
     counts = _count(window, manifest, layout)
@@ -90,7 +92,7 @@ def stored_rows(manifest: AnalysisManifest, layout: Layout) -> StoredRows:
     if since:
         rows = sum(counts[name] for name in since)
         notes.append(f"left out: {rows} observations of {len(since)} uploads that came since")
-    finding = Finding(
+    finding = InputComparison(
         "uploads",
         same=not (missing or changed),
         recorded=len(recorded),
@@ -199,7 +201,7 @@ class Recipe:
     inputs: JobInputs
     checkpoint: Path
     files: tuple[ManifestFile, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[InputComparison, ...]
 
 
 def read_recipe(layout: Layout, analysis_id: str, checkpoints: Sequence[str]) -> Recipe:
@@ -219,7 +221,7 @@ def read_recipe(layout: Layout, analysis_id: str, checkpoints: Sequence[str]) ->
     except StorageError as error:
         raise CannotReplay([error.message], []) from error
     missing: list[str] = []
-    findings: list[Finding] = []
+    findings: list[InputComparison] = []
     files = _published(manifest, layout, missing, findings)
     checkpoint = _checkpoint(manifest, checkpoints, missing, findings)
     findings += _code(manifest)
@@ -234,7 +236,7 @@ def read_recipe(layout: Layout, analysis_id: str, checkpoints: Sequence[str]) ->
 
 
 def _published(
-    manifest: AnalysisManifest, layout: Layout, missing: list[str], findings: list[Finding]
+    manifest: AnalysisManifest, layout: Layout, missing: list[str], findings: list[InputComparison]
 ) -> tuple[ManifestFile, ...]:
     """Return the files to compare with, and note which are not as the manifest says."""
     there, faults = [], []
@@ -249,7 +251,7 @@ def _published(
             there.append(file)
     if not there:
         missing.append("no file with numbers to compare (restart file or NetCDF)")
-    findings.append(Finding("published files", not faults, note="; ".join(faults)))
+    findings.append(InputComparison("published files", not faults, note="; ".join(faults)))
     return tuple(there)
 
 
@@ -257,7 +259,7 @@ def _checkpoint(
     manifest: AnalysisManifest,
     checkpoints: Sequence[str],
     missing: list[str],
-    findings: list[Finding],
+    findings: list[InputComparison],
 ) -> Path | None:
     """Return the folder whose card has the recorded hash."""
     wanted = str(manifest.provenance.get("checkpoint_sha256", ""))
@@ -273,24 +275,28 @@ def _checkpoint(
             known[file_digest(card)] = card.parent
     folder = known.get(wanted)
     found = wanted if folder else ", ".join(f"{h[:12]} ({p.name})" for h, p in known.items())
-    findings.append(Finding("checkpoint", folder is not None, wanted, found, note=str(name)))
+    findings.append(
+        InputComparison("checkpoint", folder is not None, wanted, found, note=str(name))
+    )
     if folder is None:
         missing.append(f"checkpoint '{name}' with the SHA-256 {wanted[:12]}…; give its folder")
     return folder
 
 
-def _code(manifest: AnalysisManifest) -> list[Finding]:
+def _code(manifest: AnalysisManifest) -> list[InputComparison]:
     recorded = manifest.provenance
     version, digest = recorded.get("code_version", ""), recorded.get("code_sha256")
     same = None if digest is None else digest == code_digest()
     return [
-        Finding("code version", version == code_version(), version, code_version()),
-        Finding("code", same, digest or "", code_digest(), note="sources of model and worker"),
+        InputComparison("code version", version == code_version(), version, code_version()),
+        InputComparison(
+            "code", same, digest or "", code_digest(), note="sources of model and worker"
+        ),
     ]
 
 
 def _background(
-    manifest: AnalysisManifest, layout: Layout, missing: list[str], findings: list[Finding]
+    manifest: AnalysisManifest, layout: Layout, missing: list[str], findings: list[InputComparison]
 ) -> PublishedStates | None:
     """Return the result that was continued; None without one."""
     about = manifest.background
@@ -300,23 +306,23 @@ def _background(
         return None
     if name is None:
         source = about.get("source", "none")
-        findings.append(Finding("background", True, source, source))
+        findings.append(InputComparison("background", True, source, source))
         return None
     path = result_store(layout).file(str(name), RESTART_NAME)
     try:
         earlier = PublishedStates(read_manifest(layout, str(name)), read_restart(path))
     except StorageError:
         missing.append(f"the background: result '{name}' and its {RESTART_NAME}")
-        findings.append(Finding("background", False, name, "", note="deleted since"))
+        findings.append(InputComparison("background", False, name, "", note="deleted since"))
         return None
     wanted, digest = about.get("restart_sha256"), describe_file(path).sha256
     same = None if wanted is None else digest == wanted
-    findings.append(Finding("background", same, wanted or "", digest, note=str(name)))
+    findings.append(InputComparison("background", same, wanted or "", digest, note=str(name)))
     return earlier
 
 
 def _first_guess(
-    about: Mapping[str, Any], layout: Layout, missing: list[str], findings: list[Finding]
+    about: Mapping[str, Any], layout: Layout, missing: list[str], findings: list[InputComparison]
 ) -> None:
     """Check the upload that was the first guess: the job names it, and reads it again."""
     batch, wanted = str(about["batch_id"]), str(about["batch_sha256"])
@@ -325,12 +331,12 @@ def _first_guess(
             digest = describe_file(found[batch]).sha256
     except FileNotFoundError:
         missing.append(f"the background: upload '{batch}' as it came in")
-        findings.append(Finding("background", False, wanted, "", note="deleted since"))
+        findings.append(InputComparison("background", False, wanted, "", note="deleted since"))
         return
-    findings.append(Finding("background", digest == wanted, wanted, digest, note=batch))
+    findings.append(InputComparison("background", digest == wanted, wanted, digest, note=batch))
 
 
-def _quality_control(manifest: AnalysisManifest, layout: Layout) -> Finding:
+def _quality_control(manifest: AnalysisManifest, layout: Layout) -> InputComparison:
     """Compare the recorded parameters, which are used, with those chosen today."""
     recorded = manifest.provenance.get("quality_control", {})
     cold = manifest.background.get("source") == "climatology"
@@ -344,7 +350,7 @@ def _quality_control(manifest: AnalysisManifest, layout: Layout) -> Finding:
         if recorded.get(check, {}).get(name) != now.get(check, {}).get(name)
     ]
     note = f"changed since, recorded ones used: {', '.join(changed)}" if changed else ""
-    return Finding("quality control", not changed, note=note)
+    return InputComparison("quality control", not changed, note=note)
 
 
 def _checks(manifest: AnalysisManifest, layout: Layout) -> list[Override]:

@@ -19,9 +19,9 @@ from worker.pipeline.results import environment, plain
 from worker.replay.comparison import (
     ArrayComparison,
     CannotReplay,
-    Finding,
-    Outcome,
-    Verdict,
+    InputComparison,
+    ReplayOutcome,
+    ReplayVerdict,
     compare_files,
 )
 from worker.replay.recipe import Recipe, compare_rows, feedback_in, feedback_table, read_recipe
@@ -57,7 +57,7 @@ def replay(
     device: str | None = None,
     keep: Path | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
-) -> Verdict:
+) -> ReplayVerdict:
     """Make a published result again and compare; nothing in the data folder is changed.
 
     Arguments:
@@ -72,8 +72,11 @@ def replay(
         recipe = read_recipe(layout, analysis_id, checkpoints)
         device = device or _device(recipe)
     except CannotReplay as error:
-        return Verdict(
-            analysis_id, Outcome.IMPOSSIBLE, tuple(error.findings), missing=tuple(error.missing)
+        return ReplayVerdict(
+            analysis_id,
+            ReplayOutcome.IMPOSSIBLE,
+            tuple(error.findings),
+            missing=tuple(error.missing),
         )
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=scratch_prefix("replay")) as scratch:
@@ -89,7 +92,7 @@ def replay(
             if again.exists():
                 arrays += compare_files(recorded, again)
         findings = [_explained(f, recipe.manifest, made, layout, folder) for f in findings]
-    return Verdict(
+    return ReplayVerdict(
         analysis_id, _judge(findings, arrays), tuple(findings), tuple(arrays), seconds=seconds
     )
 
@@ -110,7 +113,7 @@ def _run(
     folder: Path,
     device: str,
     on_step: Callable[[int, int], None],
-) -> tuple[Finding, AnalysisManifest]:
+) -> tuple[InputComparison, AnalysisManifest]:
     """Run the job with as many threads as before, and in the same arithmetic."""
     recorded: dict[str, Any] = recipe.manifest.provenance.get("environment", {})
     before = torch.get_num_threads()
@@ -130,10 +133,10 @@ def _run(
     changed = {k: (v, present.get(k)) for k, v in recorded.items() if present.get(k) != v}
     note = ", ".join(f"{name}: {old} → {new}" for name, (old, new) in changed.items())
     same = not changed if recorded else None
-    return Finding("environment", same, recorded, present, note=note), made
+    return InputComparison("environment", same, recorded, present, note=note), made
 
 
-def _inputs_used(manifest: AnalysisManifest, made: AnalysisManifest) -> list[Finding]:
+def _inputs_used(manifest: AnalysisManifest, made: AnalysisManifest) -> list[InputComparison]:
     """Compare what the second run used with what the first had used."""
     one, other = manifest.provenance, made.provenance
     found = []
@@ -150,8 +153,8 @@ def _inputs_used(manifest: AnalysisManifest, made: AnalysisManifest) -> list[Fin
         note = ""
         if isinstance(first, dict) and not same:
             note = ", ".join(_changed(first, second))
-        found.append(Finding(name, same, first, second, note))
-    counts = Finding(
+        found.append(InputComparison(name, same, first, second, note))
+    counts = InputComparison(
         "outcomes of checks",
         manifest.observations == made.observations,
         manifest.observations,
@@ -173,12 +176,12 @@ def _changed(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> li
 
 
 def _explained(
-    finding: Finding,
+    finding: InputComparison,
     manifest: AnalysisManifest,
     made: AnalysisManifest,
     layout: Layout,
     folder: Path,
-) -> Finding:
+) -> InputComparison:
     """Add to a finding how the observations differ, where both feedback files are there."""
     if finding.name != "observations" or finding.same is not False:
         return finding
@@ -188,7 +191,7 @@ def _explained(
     return replace(finding, note=compare_rows(recorded, again))
 
 
-def _judge(findings: list[Finding], arrays: list[ArrayComparison]) -> Outcome:
+def _judge(findings: list[InputComparison], arrays: list[ArrayComparison]) -> ReplayOutcome:
     used = all(f.same is not False for f in findings if f.name in _DECISIVE)
     same = bool(arrays) and used and all(array.same for array in arrays)
-    return Outcome.IDENTICAL if same else Outcome.DIFFERENT
+    return ReplayOutcome.IDENTICAL if same else ReplayOutcome.DIFFERENT

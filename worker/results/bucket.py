@@ -30,7 +30,7 @@ from worker.contract.buckets import BucketUnavailable, StoredObject, open_bucket
 from worker.contract.layout import Layout
 from worker.results.copies import Copies
 from worker.results.manifest import AnalysisManifest, ManifestFile
-from worker.results.store import Outcome, Read, take_into
+from worker.results.store import PublishOutcome, Read, take_into
 
 __all__ = ["BucketStore", "file_object", "manifest_object"]
 
@@ -79,7 +79,7 @@ class BucketStore:
             for file in manifest.files:
                 self.bucket.send(staging / file.name, file_object(manifest.id, file))
 
-    def publish(self, staging: Path, analysis_id: str) -> Outcome:
+    def publish(self, staging: Path, analysis_id: str) -> PublishOutcome:
         text = (staging / "manifest.json").read_bytes()
         name = manifest_object(analysis_id)
         with traces.step("put manifest"):
@@ -89,13 +89,13 @@ class BucketStore:
             if there != text:  # else the answer to our own first request was lost
                 self._drop_own(AnalysisManifest.model_validate_json(text), there)
                 self.bring(analysis_id)
-                return Outcome.ALREADY_PUBLISHED
+                return PublishOutcome.ALREADY_PUBLISHED
         with suppress(OSError, BucketUnavailable):  # the copy is a convenience
             written = self.bucket.stat(name).written
             self.copies.date(staging / "manifest.json", written)
             take_into(self.layout, staging, analysis_id)
             self.copies.trim()
-        return Outcome.PUBLISHED
+        return PublishOutcome.PUBLISHED
 
     def _manifest_text(self, analysis_id: str) -> bytes | None:
         try:

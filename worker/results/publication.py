@@ -34,7 +34,7 @@ from worker.lease import ProgressReporter
 from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
 from worker.results.manifest import AnalysisManifest, ManifestFile
-from worker.results.store import Outcome, result_store
+from worker.results.store import PublishOutcome, result_store
 
 __all__ = [
     "publish",
@@ -96,7 +96,7 @@ def publish(
     staging: Path,
     progress: ProgressReporter,
     patience: float = PATIENCE_SECONDS,
-) -> Outcome:
+) -> PublishOutcome:
     """Make the finished folder visible under its public name, and return what became of it.
 
     Arguments:
@@ -118,7 +118,7 @@ def publish(
     with traces.step("open gate"):
         store.open_gate(job.id, job.token)
     outcome = _patiently(partial(results.publish, staging, job.analysis_id), progress, patience)
-    if outcome is Outcome.ALREADY_PUBLISHED:
+    if outcome is PublishOutcome.ALREADY_PUBLISHED:
         # an earlier attempt published and died before it could report success
         log.info("already published", id=job.id, analysis=job.analysis_id)
     return outcome
@@ -162,7 +162,7 @@ def send_folders(layout: Layout) -> tuple[int, dict[str, str]]:
             left[name] = f"not as its manifest says: {', '.join(changed)}"
             continue
         results.prepare(folder)
-        if results.publish(folder, name) is Outcome.ALREADY_PUBLISHED:
+        if results.publish(folder, name) is PublishOutcome.ALREADY_PUBLISHED:
             left[name] = "another result of this name is in the bucket"
             continue
         shutil.rmtree(folder, ignore_errors=True)  # where it could not be moved

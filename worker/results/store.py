@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FolderStore",
-    "Outcome",
+    "PublishOutcome",
     "Read",
     "ResultStore",
     "result_store",
@@ -38,15 +38,15 @@ Read = Callable[[int, int], Iterator[bytes]]
 """Return the bytes of a file from the first to the last position, both included."""
 
 
-class Outcome(StrEnum):
-    """What became of an attempt to publish."""
+class PublishOutcome(StrEnum):
+    """Result of an attempt to publish."""
 
     PUBLISHED = "published"
     ALREADY_PUBLISHED = "already published"
 
 
 class ResultStore(Protocol):
-    """Where results are published."""
+    """Store in which results are published, and from which they are read."""
 
     def prepare(self, staging: Path) -> None:
         """Bring the files of a finished folder where they are to lie, in nobody's sight yet.
@@ -55,7 +55,7 @@ class ResultStore(Protocol):
             BucketUnavailable: Nothing is visible; may be repeated.
         """
 
-    def publish(self, staging: Path, analysis_id: str) -> Outcome:
+    def publish(self, staging: Path, analysis_id: str) -> PublishOutcome:
         """Make a prepared result visible, whole, unless another attempt has published it.
 
         Raises:
@@ -135,9 +135,9 @@ class FolderStore:
     def prepare(self, staging: Path) -> None:
         return None
 
-    def publish(self, staging: Path, analysis_id: str) -> Outcome:
+    def publish(self, staging: Path, analysis_id: str) -> PublishOutcome:
         new = take_into(self.layout, staging, analysis_id)
-        return Outcome.PUBLISHED if new else Outcome.ALREADY_PUBLISHED
+        return PublishOutcome.PUBLISHED if new else PublishOutcome.ALREADY_PUBLISHED
 
     def refresh(self, *, now: bool = False) -> None:
         return None

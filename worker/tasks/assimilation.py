@@ -37,7 +37,7 @@ from worker.pipeline.parts import PartInputs, SharedMembers, cut_members, free_w
 from worker.results.outputs.formats import OUTPUTS
 from worker.results.publication import publish, staging_folder
 from worker.runtime import Runtime
-from worker.solver import Solver, Split
+from worker.solver import MemberSplit, Solver
 from worker.tasks.attempt import attempt, known_version
 
 __all__ = ["describe_models", "draw_members_task", "run_assimilation_task", "share_members"]
@@ -121,7 +121,7 @@ def share_members(
     inputs: PartInputs,
     *,
     minimal_batches: bool,
-) -> Split | None:
+) -> MemberSplit | None:
     """Split the members of a job over the workers that are free; None if it is not worth while.
 
     Arguments:
@@ -136,7 +136,7 @@ def share_members(
     settings, report = runtime.settings, runtime.report
     if runtime.ranks is not None:
         report.ranks = runtime.ranks.count if runtime.ranks.whole else 1
-        together: Split | None = runtime.ranks.split(
+        together: MemberSplit | None = runtime.ranks.split(
             job.spec, folder, progress, loaded, inputs, minimal_batches=minimal_batches
         )
         if together is not None:
@@ -163,7 +163,7 @@ def _call(runtime: Runtime, job: JobRecord, times: int) -> None:
 
 
 class _PartProgress(ProgressReporter):
-    """Tells the worker that holds the job how far a part is."""
+    """Report the progress of a part to the worker that holds the job."""
 
     def _publish(self) -> None:
         if self.shared is not None:

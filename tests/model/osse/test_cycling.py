@@ -9,9 +9,9 @@ import torch
 
 from lab.osse.cases import observe_case
 from lab.osse.cycled_skill import CycleSettings, score_cycles
-from lab.osse.cycling import Chain, mean_only
+from lab.osse.cycling import AnalysisChain, mean_only
 from lab.osse.skill import without_network
-from lab.training.background_errors import Errors, first_guess, fit_errors
+from lab.training.background_errors import BackgroundErrors, first_guess, fit_errors
 from model.assimilate import assimilate, recommended_settings
 from model.background import around_forecast
 from model.diagnostics.scores import rmse
@@ -29,7 +29,7 @@ def informed():
 
 def chain_of(model, **options):
     options = {"network": NETWORK, "withhold": 0.0, **options}
-    return Chain(model, partial(true_states, model), around_forecast(model), **options)
+    return AnalysisChain(model, partial(true_states, model), around_forecast(model), **options)
 
 
 def test_a_chain_sees_the_observations_of_each_hour_once(informed):
@@ -119,11 +119,11 @@ def test_fitted_errors_have_the_covariance_they_were_drawn_from(informed):
     drawn = wanted.sample(date, generator)
     assert float(wanted.variance.max()) == pytest.approx(0.04 * 0.25 / 0.29)  # given noise of 1/4
     other = first_guess(prior, 2.0)
-    fitted = fit_errors(other, Errors(drawn.half(), date), weight=10)
+    fitted = fit_errors(other, BackgroundErrors(drawn.half(), date), weight=10)
     probe = torch.randn(3, 4, *prior.latent_shape, generator=generator)
     torch.testing.assert_close(
         fitted.covariance_times(probe), wanted.covariance_times(probe), rtol=0, atol=0.004
     )
-    few = fit_errors(other, Errors(drawn[:1].half(), date[:1]), weight=1e6)
+    few = fit_errors(other, BackgroundErrors(drawn[:1].half(), date[:1]), weight=1e6)
     torch.testing.assert_close(few.variance, other.variance, rtol=1e-4, atol=1e-6)
     assert float(fitted.mean.abs().max()) == 0.0

@@ -18,7 +18,7 @@ from tests.worker.replay.runs import NOON, SMALL, Installation, make_installatio
 from worker.backgrounds.load import consecutive
 from worker.backgrounds.restarts import RESTART_NAME, read_restart
 from worker.contract.kinds import FilteringSpec, ForecastSpec, ReanalysisSpec
-from worker.replay.comparison import Outcome
+from worker.replay.comparison import ReplayOutcome
 from worker.replay.replay import replay
 from worker.results.manifest import AnalysisManifest
 
@@ -182,7 +182,7 @@ def test_a_replay_reads_the_upload_again(made, window, tmp_path):
         return replay(made.layout, window.id, checkpoints=[str(made.checkpoint)])
 
     verdict = again()
-    assert verdict.outcome is Outcome.IDENTICAL, verdict.findings
+    assert verdict.outcome is ReplayOutcome.IDENTICAL, verdict.findings
     [about] = [f for f in verdict.findings if f.name == "background"]
     assert (about.same, about.note) == (True, "b-window")
     path = made.layout.raw_file("b-window")
@@ -191,7 +191,7 @@ def test_a_replay_reads_the_upload_again(made, window, tmp_path):
         verdict = again()
     finally:
         (tmp_path / "away").rename(path)
-    assert verdict.outcome is Outcome.IMPOSSIBLE
+    assert verdict.outcome is ReplayOutcome.IMPOSSIBLE
     assert "b-window" in verdict.missing[0]
 
 

@@ -8,8 +8,8 @@ import torch
 
 from worker.backgrounds.restarts import (
     RESTART_NAME,
-    Chain,
     Restart,
+    RestartRanking,
     find_restart,
     write_restart,
 )
@@ -95,9 +95,9 @@ def test_the_cycles_continue_their_own_results_before_those_of_others(layout):
     publish(layout, "an-final", NOON - HOUR, flavour="final", revision=2)
     publish(layout, "an-experiment", NOON, revision=9)
     assert found(layout, NOON) == "an-experiment"
-    assert found(layout, NOON, chain=Chain()) == "an-final"
+    assert found(layout, NOON, ranking=RestartRanking()) == "an-final"
     assert (
-        found(layout, NOON, hours=0, chain=Chain()) == "an-experiment"
+        found(layout, NOON, hours=0, ranking=RestartRanking()) == "an-experiment"
     )  # better than a cold start
 
 
@@ -105,10 +105,10 @@ def test_nobody_goes_on_from_a_challenger_but_its_own_suite(layout):
     publish(layout, "an-champion", NOON - HOUR, flavour="final")
     publish(layout, "an-on-trial", NOON, flavour="challenger", suite="new")
     assert found(layout, NOON) == "an-champion"
-    assert found(layout, NOON, chain=Chain()) == "an-champion"
-    assert found(layout, NOON, chain=Chain("other", challenger=True)) is None
-    assert found(layout, NOON, chain=Chain("new", challenger=True)) == "an-on-trial"
-    assert found(layout, NOON, chain=Chain("new")) == "an-on-trial"  # promoted
+    assert found(layout, NOON, ranking=RestartRanking()) == "an-champion"
+    assert found(layout, NOON, ranking=RestartRanking("other", challenger=True)) is None
+    assert found(layout, NOON, ranking=RestartRanking("new", challenger=True)) == "an-on-trial"
+    assert found(layout, NOON, ranking=RestartRanking("new")) == "an-on-trial"  # promoted
     assert found(layout, NOON, analysis_id="an-on-trial") == "an-on-trial"
 
 
@@ -116,16 +116,18 @@ def test_a_challenger_branches_from_the_champion_before_its_first_hour(layout):
     publish(layout, "an-1", NOON - HOUR, flavour="final")
     publish(layout, "an-2", NOON, flavour="final")
     publish(layout, "an-experiment", NOON - HOUR, revision=9)
-    branch = Chain("new", challenger=True, branched=NOON)
-    assert found(layout, NOON - HOUR, chain=branch) == "an-1"
-    assert found(layout, NOON, chain=branch) == "an-1"  # its own first hour was not made
+    branch = RestartRanking("new", challenger=True, branched=NOON)
+    assert found(layout, NOON - HOUR, ranking=branch) == "an-1"
+    assert found(layout, NOON, ranking=branch) == "an-1"  # its own first hour was not made
     publish(layout, "an-own", NOON - 2 * HOUR, flavour="challenger", suite="new")
-    assert found(layout, NOON, chain=branch) == "an-own"
+    assert found(layout, NOON, ranking=branch) == "an-own"
 
 
 def test_a_champion_goes_on_from_its_suite_before_the_one_before(layout):
     publish(layout, "an-old", NOON, flavour="final")
     publish(layout, "an-new", NOON - HOUR, flavour="final", suite="new")
-    assert found(layout, NOON, chain=Chain("new")) == "an-new"
-    assert found(layout, NOON, chain=Chain()) == "an-old"
-    assert found(layout, NOON, hours=0, chain=Chain("new")) == "an-old"  # better than a cold start
+    assert found(layout, NOON, ranking=RestartRanking("new")) == "an-new"
+    assert found(layout, NOON, ranking=RestartRanking()) == "an-old"
+    assert (
+        found(layout, NOON, hours=0, ranking=RestartRanking("new")) == "an-old"
+    )  # better than a cold start

@@ -16,7 +16,7 @@ from model.domain.errors import DecodeError, InvalidInput
 from tests.worker.feeds.wis2 import DATA, NOON, manifest, notification
 from worker.feeds.announcements import notification_of
 from worker.feeds.backlog import Backlog, Received
-from worker.feeds.notification import Content, Integrity, IntegrityError, parse
+from worker.feeds.notification import InlineContent, Integrity, MismatchedData, parse
 from worker.feeds.sources import Source, parse_broker, valid_filter
 from worker.settings import WorkerSettings
 
@@ -87,9 +87,9 @@ def test_every_checksum_of_the_standard(method):
     value = base64.b64encode(hashlib.new(method.replace("sha3-", "sha3_"), DATA).digest()).decode()
     Integrity(method=method, value=value).check(DATA)
     for wrong in (DATA[:-1], b"", DATA + b" "):
-        with pytest.raises(IntegrityError, match=f"with the {method} checksum"):
+        with pytest.raises(MismatchedData, match=f"with the {method} checksum"):
             Integrity(method=method, value=value).check(wrong)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(MismatchedData):
         Integrity(method=method, value="not base64").check(DATA)
 
 
@@ -176,13 +176,13 @@ def test_payloads_that_are_no_json(payload):
 
 def test_inline_content_that_grows_without_bound_is_stopped():
     bomb = base64.b64encode(gzip.compress(bytes(2_000_000))).decode()
-    content = Content(encoding="gzip", size=100, value=bomb[:4096])
+    content = InlineContent(encoding="gzip", size=100, value=bomb[:4096])
     assert len(bomb) < 4096
     with pytest.raises(DecodeError, match="at most 10000 bytes"):
         content.decode(10_000)
     with pytest.raises(DecodeError, match="ends too early"):
-        Content(encoding="gzip", size=9, value=bomb[:40]).decode(10_000)
-    assert Content(encoding="utf-8", size=5, value="Grüße").decode(100) == "Grüße".encode()
+        InlineContent(encoding="gzip", size=9, value=bomb[:40]).decode(10_000)
+    assert InlineContent(encoding="utf-8", size=5, value="Grüße").decode(100) == "Grüße".encode()
 
 
 @pytest.mark.parametrize(

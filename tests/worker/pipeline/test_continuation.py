@@ -17,7 +17,7 @@ from worker.loaded_models import load_models
 from worker.observations.errors import assign_errors
 from worker.observations.store.store import ObservationStore
 from worker.pipeline.assimilation import already_seen
-from worker.replay.comparison import Outcome
+from worker.replay.comparison import ReplayOutcome
 from worker.replay.replay import replay
 from worker.results.manifest import read_manifest
 
@@ -96,7 +96,7 @@ def test_the_background_spreads_as_its_errors_do(chain):
 
 def test_an_analysis_that_continues_replays_identically(chain):
     verdict = replay(chain.layout, "an-second", checkpoints=[chain.checkpoint])
-    assert verdict.outcome is Outcome.IDENTICAL, verdict.findings
+    assert verdict.outcome is ReplayOutcome.IDENTICAL, verdict.findings
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_hourly_cycles_may_be_chains_side_by_side(tmp_path):
     assert [m.background.get("analysis_id") for m in made[2:]] == ["an-0", "an-1"]
     assert made[3].observations["assimilated"] == sum(made[1].observations.values())
     verdict = replay(place.layout, "an-3", checkpoints=[place.checkpoint])
-    assert verdict.outcome is Outcome.IDENTICAL, verdict.findings
+    assert verdict.outcome is ReplayOutcome.IDENTICAL, verdict.findings
 
 
 def test_a_checkpoint_that_does_not_know_its_errors_starts_from_the_trajectory(tmp_path):

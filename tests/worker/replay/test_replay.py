@@ -17,7 +17,7 @@ from worker.backgrounds.restarts import RESTART_NAME, Restart, read_restart, wri
 from worker.contract.kinds import FilteringSpec
 from worker.loaded_models import load_models
 from worker.observations.store.compaction import compact
-from worker.replay.comparison import Finding, Outcome, Verdict
+from worker.replay.comparison import InputComparison, ReplayOutcome, ReplayVerdict
 from worker.replay.replay import replay
 
 LARGER = {
@@ -39,18 +39,18 @@ def installation(original, tmp_path) -> Installation:
     return original.at(tmp_path / "data")
 
 
-def again(installation: Installation, name: str) -> Verdict:
+def again(installation: Installation, name: str) -> ReplayVerdict:
     return replay(installation.layout, name, checkpoints=[str(installation.checkpoint)])
 
 
-def finding(verdict: Verdict, name: str) -> Finding:
+def finding(verdict: ReplayVerdict, name: str) -> InputComparison:
     (found,) = [f for f in verdict.findings if f.name == name]
     return found
 
 
-def assert_identical(verdict: Verdict) -> None:
+def assert_identical(verdict: ReplayVerdict) -> None:
     differing = [a for a in verdict.arrays if not a.same]
-    assert (verdict.outcome, differing) == (Outcome.IDENTICAL, []), verdict.findings
+    assert (verdict.outcome, differing) == (ReplayOutcome.IDENTICAL, []), verdict.findings
     assert verdict.exit_code == 0
 
 
@@ -92,7 +92,7 @@ def test_the_precision_of_the_worker_is_made_again(installation):
     assert_identical(again(installation, "an-bf16"))
     manifest = installation.layout.manifest("an-bf16")
     manifest.write_text(manifest.read_text().replace('"bfloat16"', '"float32"'))
-    assert again(installation, "an-bf16").outcome is Outcome.DIFFERENT
+    assert again(installation, "an-bf16").outcome is ReplayOutcome.DIFFERENT
 
 
 def test_what_came_since_is_left_out(installation):
@@ -135,7 +135,7 @@ def test_an_upload_taken_in_again_with_other_errors_is_found(installation):
     files.place.remove([*(f.path for f in files.manifest("b1").files), files.batch_path("b1")])
     installation.observe("b1", 20, errors=LARGER)
     verdict = again(installation, "an-cold")
-    assert (verdict.outcome, verdict.exit_code) == (Outcome.DIFFERENT, 1)
+    assert (verdict.outcome, verdict.exit_code) == (ReplayOutcome.DIFFERENT, 1)
     assert finding(verdict, "uploads").note == "content changed: b1"
     assert finding(verdict, "observations").same is False
     assert "20 errors changed" in finding(verdict, "observations").note
@@ -147,9 +147,9 @@ def test_missing_observations_make_it_impossible(installation):
     files = installation.store.files
     files.place.remove([stored.path for stored in files.manifest("b2").files])
     verdict = again(installation, "an-cold")
-    assert (verdict.outcome, verdict.exit_code) == (Outcome.IMPOSSIBLE, 2)
+    assert (verdict.outcome, verdict.exit_code) == (ReplayOutcome.IMPOSSIBLE, 2)
     assert verdict.missing == ("10 of 10 observations of the upload 'b2'",)
-    assert again(installation, "fc-next").outcome is Outcome.IDENTICAL  # it needs none
+    assert again(installation, "fc-next").outcome is ReplayOutcome.IDENTICAL  # it needs none
 
 
 def test_a_pruned_background_makes_it_impossible(installation):

@@ -10,7 +10,7 @@ from worker.contract.layout import Layout
 from worker.results.catalogue import Catalogue
 from worker.results.entries import ResultFilter
 from worker.results.manifest import Pin, pin, read_manifest
-from worker.results.retention.plan import Item, RetentionPlan
+from worker.results.retention.plan import RetentionItem, RetentionPlan
 from worker.results.retention.run import remove, remove_all, sweep_removed
 
 
@@ -19,8 +19,8 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path).create()
 
 
-def item(what: str, name: str) -> Item:
-    return Item(what=what, name=name, size=1, age_days=1.0, reason="test")
+def item(what: str, name: str) -> RetentionItem:
+    return RetentionItem(what=what, name=name, size=1, age_days=1.0, reason="test")
 
 
 def test_a_result_vanishes_everywhere_at_once(layout: Layout) -> None:

@@ -18,7 +18,7 @@ from worker.results.verification.control import (
     robust_limits,
     trailing_series,
 )
-from worker.results.verification.report import Row, series_table
+from worker.results.verification.report import StatisticRow, series_table
 from worker.results.verification.series import SERIES_SCHEMA, SeriesEntry, read_series
 
 START = datetime(2003, 10, 1, tzinfo=UTC)
@@ -26,7 +26,7 @@ HOUR = timedelta(hours=1)
 
 
 def row(statistic, value, count=100, network="synop", variable="2m_temperature"):
-    return Row(network, variable, "all", statistic, float(value), count)
+    return StatisticRow(network, variable, "all", statistic, float(value), count)
 
 
 class Series:

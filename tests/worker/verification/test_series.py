@@ -10,7 +10,7 @@ from model.domain.errors import StorageError
 from worker.contract.kinds import FilteringSpec
 from worker.contract.layout import Layout
 from worker.results.manifest import AnalysisManifest, describe_file
-from worker.results.verification.report import Row, series_table
+from worker.results.verification.report import StatisticRow, series_table
 from worker.results.verification.series import (
     SERIES_NAME,
     SERIES_SCHEMA,
@@ -25,9 +25,9 @@ from worker.results.verification.series import (
 
 START = datetime(2003, 10, 31, 22, tzinfo=UTC)
 ROWS = [
-    Row("all", "all", "all", "chi2", 1.5, 400),
-    Row("temp", "temperature", "400-600 hPa", "rms_background", 0.8, 20),
-    Row("temp", "temperature", "all", "rms_background", float("nan"), 20),
+    StatisticRow("all", "all", "all", "chi2", 1.5, 400),
+    StatisticRow("temp", "temperature", "400-600 hPa", "rms_background", 0.8, 20),
+    StatisticRow("temp", "temperature", "all", "rms_background", float("nan"), 20),
 ]
 
 
@@ -144,7 +144,7 @@ def test_a_missing_source_is_said(layout):
 
 def test_dictionaries_of_many_files_are_joined(layout):
     for hour, network in enumerate(["temp", "synop", "ship"]):
-        rows = [Row(network, "all", "all", "used", hour, hour)]
+        rows = [StatisticRow(network, "all", "all", "used", hour, hour)]
         append_to_series(layout, publish(layout, entry_at(hour), rows))
     table = read_series(layout, find_series(layout))
     assert table["network"].to_pylist() == ["temp", "synop", "ship"]

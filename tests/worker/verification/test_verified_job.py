@@ -21,7 +21,7 @@ from worker.observations.errors import assign_errors
 from worker.observations.store.store import ObservationStore
 from worker.pipeline.assimilation import assimilate_window
 from worker.results.manifest import read_manifest
-from worker.results.verification.report import Row, series_table
+from worker.results.verification.report import StatisticRow, series_table
 from worker.results.verification.series import (
     SERIES_NAME,
     SeriesEntry,
@@ -176,7 +176,7 @@ def past_cycles(layout, count, chi2):
     for hour in range(1, count + 1):
         entry = SeriesEntry(NOON - timedelta(hours=hour), "early", 1, f"an-past-{hour}")
         entry.path(layout).parent.mkdir(parents=True, exist_ok=True)
-        rows = [Row("all", "all", "all", "chi2", chi2 * (1 + 0.01 * (hour % 5)), 500)]
+        rows = [StatisticRow("all", "all", "all", "chi2", chi2 * (1 + 0.01 * (hour % 5)), 500)]
         pq.write_table(series_table(entry, rows), entry.path(layout))
 
 

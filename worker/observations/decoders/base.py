@@ -73,7 +73,7 @@ REASONS: Mapping[str, str] = {
 
 
 class Quarantined(BaseModel):
-    """One message set aside: where it is and why.
+    """A message that was not decoded: its position and the reason.
 
     Attributes:
         offset: First byte in the file.
@@ -235,7 +235,7 @@ class FileBudget:
 
 
 def _no_mark(offset: int) -> None:
-    """Record nothing."""
+    """Ignore the offset; the default where nobody watches the progress of decoding."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ _TEMPERATURES = (12, 22)
 
 @dataclass(frozen=True)
 class _Element:
-    """How an element is written: decimal scale, units of BUFR, characters if it is a text."""
+    """Encoding of an element: decimal scale, units of BUFR, number of characters of a text."""
 
     scale: int
     units: str
@@ -131,13 +131,13 @@ def _blocks(content: str, context: DecodeContext) -> Iterator[Block]:
     template = Template(_expanded(codes))
     header = Header(0, 0, 0, 0, 0, int(category.group(1)), 255, _VERSION, 0, 1, False, codes, 0, 0)
     checked = re.search(r"\bE\s*$", head) is not None
-    reader = _Reader(body.partition("++")[0], template, checked)
+    reader = _CrexReader(body.partition("++")[0], template, checked)
     while reader.left():
         yield reader.block(header, context)
 
 
-class _Reader:
-    """Reads the values of reports one after another; `+` stands between reports."""
+class _CrexReader:
+    """Read the values of reports one after another; `+` separates reports."""
 
     def __init__(self, body: str, template: Template, checked: bool) -> None:
         self.body, self.template, self.checked = body.replace("\r", " "), template, checked
@@ -152,7 +152,7 @@ class _Reader:
         return self.at < len(self.body)
 
     def block(self, header: Header, context: DecodeContext) -> Block:
-        """Return the next report."""
+        """Read the next report into a block of one row."""
         self.values, self.texts, self.digit = [], {}, 1
         layout = self.template.walk(
             lambda slots: self._count(slots, context.limits.replications), context.limits

@@ -117,7 +117,7 @@ class GribField:
 
     @property
     def name(self) -> str:
-        """`temperature_500hPa` or `2m_temperature`."""
+        """Name of the field, with its level: `temperature_500hPa` or `2m_temperature`."""
         return self.variable if self.level is None else f"{self.variable}_{self.level:g}hPa"
 
 

@@ -45,7 +45,7 @@ ReportTypeName = Annotated[str, _known("report type", REPORT_TYPES)]
 
 
 class DecoderOptions(BaseModel):
-    """The options of every format."""
+    """Options that all formats share: the network of rows without one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -97,7 +97,7 @@ class BufrOptions(DecoderOptions):
 
 
 class TableOptions(_PlainUnits):
-    """Parquet, CSV and GeoJSON."""
+    """Options of tables: Parquet, CSV and GeoJSON."""
 
     columns: dict[str, str] = Field(
         default_factory=dict, description="Our name of a column, by the sender's."
@@ -105,7 +105,7 @@ class TableOptions(_PlainUnits):
 
 
 class IodaOptions(_PlainUnits):
-    """IODA-style NetCDF."""
+    """Options of NetCDF files in the style of IODA."""
 
 
 class OdbOptions(_PlainUnits):
@@ -170,7 +170,7 @@ Height = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class StationPlace(BaseModel):
-    """Where a station is."""
+    """Coordinates and heights of a station, as the sender of an upload gives them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -181,7 +181,7 @@ class StationPlace(BaseModel):
 
 
 class TextOptions(DecoderOptions):
-    """Alphanumeric bulletins."""
+    """Options of alphanumeric bulletins (SYNOP, METAR, TEMP …)."""
 
     reference_time: ArrivalTime | None = Field(
         default=None,

@@ -257,8 +257,8 @@ def _contradictions(
 
 
 @dataclass(frozen=True)
-class _Form:
-    """One form of an ascent: all its parts that came with one launch time.
+class _AscentForm:
+    """One version of an ascent: all its parts that came with one launch time.
 
     Attributes:
         network: Code of the report type.
@@ -301,7 +301,7 @@ def ascents(table: pa.Table, context: QCContext) -> BoolArray:
     rank = {names.index(n): i for i, n in enumerate(p["report_types"]) if n in names}
     variable = category_codes(table, "variable")[0]
     for ascent in _same_ascent(_forms(table, rows, context), p):
-        best: dict[int, _Form] = {}
+        best: dict[int, _AscentForm] = {}
         for form in sorted(
             ascent, key=lambda f: (rank[f.network], not f.seen, -f.worth, f.received)
         ):
@@ -315,7 +315,7 @@ def ascents(table: pa.Table, context: QCContext) -> BoolArray:
     return bad
 
 
-def _forms(table: pa.Table, rows: NDArray[np.int64], context: QCContext) -> list[_Form]:
+def _forms(table: pa.Table, rows: NDArray[np.int64], context: QCContext) -> list[_AscentForm]:
     """Return the forms of ascents, sorted by station and launch."""
     p = context.of("ascents")
     seen = np.zeros(len(rows), bool) if context.seen is None else context.seen[rows]
@@ -334,13 +334,13 @@ def _forms(table: pa.Table, rows: NDArray[np.int64], context: QCContext) -> list
         worth = len(np.unique(level[mine])) * (2 if drifts[at] else 1)
         begin = mine[np.argmin(time_column(sub)[mine])]
         found.append(
-            _Form(int(network[at]), int(station[at]), int(launch[at]), where[begin], worth,
+            _AscentForm(int(network[at]), int(station[at]), int(launch[at]), where[begin], worth,
                   int(received[mine].min()), bool(seen[mine].any()), rows[mine])
         )  # fmt: skip
     return sorted(found, key=lambda f: (f.station, f.launch))
 
 
-def _same_ascent(forms: Sequence[_Form], p: Mapping[str, Any]) -> Iterator[list[_Form]]:
+def _same_ascent(forms: Sequence[_AscentForm], p: Mapping[str, Any]) -> Iterator[list[_AscentForm]]:
     """Yield the forms of each ascent that came in more than one."""
     for _, of_station in groupby(forms, key=lambda form: form.station):
         waiting = list(of_station)
@@ -352,7 +352,7 @@ def _same_ascent(forms: Sequence[_Form], p: Mapping[str, Any]) -> Iterator[list[
                 yield same
 
 
-def _near(first: _Form, other: _Form, p: Mapping[str, Any]) -> bool:
+def _near(first: _AscentForm, other: _AscentForm, p: Mapping[str, Any]) -> bool:
     apart = EARTH_RADIUS * float(np.linalg.norm(first.where - other.where))
     late = (other.launch - first.launch) / _MINUTE
     return bool(late <= p["minutes"] and apart <= 1e3 * p["kilometres"])

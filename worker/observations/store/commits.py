@@ -126,7 +126,7 @@ class CommitLog(ABC):
         return {name: known[name] for name in batch_ids if name in known}
 
     def commits(self) -> list[Commit]:
-        """Return all commits, in order."""
+        """Return all commits, the oldest first, after reading those that are new."""
         return list(self._refreshed()._commits.values())
 
     def content(self, commit: Commit) -> list[dict[str, Any]]:

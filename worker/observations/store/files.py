@@ -33,7 +33,7 @@ from worker.observations.store.commits import (
     hour_of_log,
     log_of,
 )
-from worker.observations.store.places import Place, place_of
+from worker.observations.store.places import StorePlace, place_of
 
 __all__ = [
     "BatchManifest",
@@ -90,7 +90,7 @@ class BatchManifest(BaseModel):
 
 
 class Compaction(BaseModel):
-    """One file that takes the place of others in one hour.
+    """A compacted file that replaces others of one hour.
 
     Attributes:
         generation: Rises with each compaction of the hour.
@@ -177,8 +177,8 @@ class StoreFiles:
         return cls(layout.observations_url, folder, layout.observations_cache_bytes)
 
     @property
-    def place(self) -> Place:
-        """Return where the files lie."""
+    def place(self) -> StorePlace:
+        """Return the folder or bucket in which the files lie."""
         return place_of(self.url, self.cache, self.cache_bytes)
 
     def batch_path(self, batch_id: str) -> str:

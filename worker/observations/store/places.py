@@ -28,14 +28,14 @@ from worker.contract.layout import HIDDEN
 if TYPE_CHECKING:
     from worker.contract.objects import Bucket
 
-__all__ = ["BucketPlace", "FolderPlace", "Place", "place_of"]
+__all__ = ["BucketPlace", "FolderPlace", "StorePlace", "place_of"]
 
 _AT_ONCE = 8
 """Files fetched at the same time."""
 
 
-class Place(Protocol):
-    """Where the files of a store lie; their names are relative to its root, with `/`."""
+class StorePlace(Protocol):
+    """Folder or bucket of a store's files; names are relative to its root, with `/`."""
 
     def names(self, folder: str) -> list[str]:
         """Return the names of files and folders in a folder, sorted; none if it does not exist.
@@ -234,7 +234,7 @@ def _parquet(folder: Path) -> Iterator[Path]:
 
 
 @lru_cache(maxsize=16)
-def place_of(url: str, cache: str, cache_bytes: int) -> Place:
+def place_of(url: str, cache: str, cache_bytes: int) -> StorePlace:
     """Return where the files of a store lie.
 
     Arguments:

@@ -118,7 +118,7 @@ class _Rows:
 
     @property
     def bits(self) -> int:
-        """Return the bits to keep."""
+        """Return how many bits of the mantissa are kept, from sampled rows of members and their spread."""
         sampled = sampled_rows(int(np.prod(self.shape)), self.width)
         member, hour, row = np.unravel_index(sampled, self.shape)
         fields, around = self._fields(self.product.states[:, hour, self.channel, row])

@@ -24,7 +24,7 @@ class States(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(M, T, C, Y, X)."""
+        """Members, times, channels, rows and columns: (M, T, C, Y, X)."""
 
     def __getitem__(self, index: Any) -> Any:
         """Return a part of them as an array."""

@@ -33,7 +33,7 @@ from worker.results.store import result_store
 __all__ = [
     "AnalysisRules",
     "CompactionRule",
-    "Item",
+    "RetentionItem",
     "InUse",
     "RetentionPlan",
     "RetentionPolicy",
@@ -45,12 +45,12 @@ __all__ = [
 ]
 
 
-class _Part(BaseModel):
+class _PolicyPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Rule(_Part):
-    """How long results, uploads or files of one category are kept."""
+class Rule(_PolicyPart):
+    """Retention period of results, uploads or files of one category."""
 
     days: float | None = Field(default=None, ge=0, description="Null: for ever.")
     keep: int = Field(default=0, ge=0, description="The newest so many stay whatever their age.")
@@ -96,7 +96,7 @@ def _rule(kind: JobKind) -> Rule:
     return Rule(days=kind.keep_days, keep=kind.keep_newest)
 
 
-class CompactionRule(_Part):
+class CompactionRule(_PolicyPart):
     """Merging of the small files of an hour of the observation store."""
 
     after_hours: float = Field(default=6.0, ge=0, description="Hours younger than this wait.")
@@ -108,8 +108,8 @@ class CompactionRule(_Part):
     every_minutes: float = Field(default=60.0, gt=0, description="Pause between runs.")
 
 
-class RetentionPolicy(_Part):
-    """What an installation keeps for how long: the content of `retention.yaml`."""
+class RetentionPolicy(_PolicyPart):
+    """Retention periods of an installation: the content of `retention.yaml`."""
 
     analyses: AnalysisRules = Field(default=AnalysisRules())
     restarts: Rule = Field(
@@ -214,7 +214,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Item:
+class RetentionItem:
     """A result, upload, day of observations or file to remove.
 
     Attributes:
@@ -234,9 +234,9 @@ class Item:
 
 @dataclass(frozen=True)
 class RetentionPlan:
-    """What is to be removed, oldest first, and how many old items stay, by reason."""
+    """Items to be removed, oldest first, and numbers of old items that stay, by reason."""
 
-    items: tuple[Item, ...]
+    items: tuple[RetentionItem, ...]
     kept: dict[str, int]
 
     @property
@@ -251,7 +251,7 @@ class _Planner:
     ) -> None:
         self.layout, self.policy, self.in_use = layout, policy, in_use
         self.now, self.shorten = now, shorten
-        self.items: list[Item] = []
+        self.items: list[RetentionItem] = []
         self.kept: Counter[str] = Counter()
 
     def old(self, found: Iterable[tuple[T, datetime]], rule: Rule) -> list[tuple[T, float]]:
@@ -269,7 +269,7 @@ class _Planner:
     def add(self, what: What, name: str, size: int, age: float, rule: Rule, sort: str) -> None:
         limit = (rule.days or 0) * self.shorten
         self.items.append(
-            Item(what, name, size, round(age, 3), f"{sort}: older than {limit:g} days")
+            RetentionItem(what, name, size, round(age, 3), f"{sort}: older than {limit:g} days")
         )
 
     def analyses(self, entries: Sequence[Entry]) -> None:

@@ -35,7 +35,7 @@ from worker.results.manifest import RESTART_ROLE, is_pinned, read_manifest
 from worker.results.publication import update_latest
 from worker.results.retention.plan import (
     CompactionRule,
-    Item,
+    RetentionItem,
     RetentionPlan,
     find_in_use,
     make_plan,
@@ -49,8 +49,10 @@ log = structlog.get_logger()
 
 
 def remove_all(
-    layout: Layout, plan: RetentionPlan, on_removed: Callable[[Item], None] = lambda item: None
-) -> list[Item]:
+    layout: Layout,
+    plan: RetentionPlan,
+    on_removed: Callable[[RetentionItem], None] = lambda item: None,
+) -> list[RetentionItem]:
     """Remove what is planned; what fails is logged and tried again at the next run.
 
     Arguments:
@@ -76,7 +78,7 @@ def remove_all(
     return gone
 
 
-def remove(layout: Layout, item: Item) -> bool:
+def remove(layout: Layout, item: RetentionItem) -> bool:
     """Remove one item; return whether it was there and not pinned."""
     if item.what == "analysis":
         return _remove_analysis(layout, item.name)
@@ -134,7 +136,7 @@ _LOW_SECONDS = 30.0
 """Pause between runs while the disk is low."""
 
 
-def run_retention(layout: Layout, stores: Stores, disk: DiskSettings) -> list[Item]:
+def run_retention(layout: Layout, stores: Stores, disk: DiskSettings) -> list[RetentionItem]:
     """Remove what the policy lets go now; return what was removed.
 
     Raises:

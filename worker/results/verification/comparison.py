@@ -36,7 +36,7 @@ from worker.results.manifest import read_manifest
 from worker.results.outputs.product import Product
 from worker.results.store import result_store
 from worker.results.verification.paired import CHALLENGE
-from worker.results.verification.report import Row, series_table
+from worker.results.verification.report import StatisticRow, series_table
 from worker.results.verification.series import (
     ALL,
     WORSE_FLAG,
@@ -47,7 +47,7 @@ from worker.results.verification.series import (
 )
 
 __all__ = [
-    "Comparison",
+    "ColdWindowComparison",
     "RATIO",
     "challenged",
     "compare",
@@ -84,8 +84,8 @@ class PairedErrors:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Of a cycle with a cold window.
+class ColdWindowComparison:
+    """Errors of a cycle compared with those of a cold window at the same time.
 
     Attributes:
         analysis_id: The analysis of the cycle.
@@ -105,7 +105,9 @@ class Comparison:
         return asdict(self) | {"errors": [asdict(line) for line in self.errors]}
 
 
-def compare(analysis_id: str, cycle: pa.Table, cold: pa.Table, end: datetime) -> Comparison | None:
+def compare(
+    analysis_id: str, cycle: pa.Table, cold: pa.Table, end: datetime
+) -> ColdWindowComparison | None:
     """Compare two analyses at the values that were withheld from both.
 
     Arguments:
@@ -132,7 +134,7 @@ def compare(analysis_id: str, cycle: pa.Table, cold: pa.Table, end: datetime) ->
     counts = np.array([line.count for line in lines])
     ratios = np.log([line.cycle / line.cold for line in lines])
     ratio = float((counts * ratios).sum() / counts.sum())
-    return Comparison(analysis_id, ratio, int(counts.sum()), tuple(lines))
+    return ColdWindowComparison(analysis_id, ratio, int(counts.sum()), tuple(lines))
 
 
 def withheld_values(
@@ -190,7 +192,7 @@ def compared(product: Product, layout: Layout) -> Product:
     flags = (*product.flags, WORSE_FLAG) if worse else product.flags
     job = product.job
     entry = SeriesEntry(product.reference_time, job.flavour, job.revision, job.analysis_id)
-    row = series_table(entry, [Row(ALL, ALL, ALL, RATIO, found.ratio, found.count)])
+    row = series_table(entry, [StatisticRow(ALL, ALL, ALL, RATIO, found.ratio, found.count)])
     series = pa.concat_tables([product.series, row]).unify_dictionaries()
     return replace(product, scores=scores, series=series, flags=flags)
 

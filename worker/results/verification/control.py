@@ -26,7 +26,12 @@ from model.domain.errors import AppaError
 from model.domain.files import read_yaml_model
 from worker.contract.layout import Layout
 from worker.results.outputs.product import Product
-from worker.results.verification.report import Report, Row, series_table, verify_product
+from worker.results.verification.report import (
+    StatisticRow,
+    VerificationReport,
+    series_table,
+    verify_product,
+)
 from worker.results.verification.series import (
     ALL,
     LIMIT_SUFFIXES,
@@ -42,7 +47,7 @@ __all__ = [
     "ControlPolicy",
     "ControlResult",
     "ControlRule",
-    "Limits",
+    "ControlLimits",
     "Outside",
     "UNCHECKED_FLAG",
     "check_limits",
@@ -54,7 +59,7 @@ __all__ = [
 
 
 class ControlRule(BaseModel):
-    """One statistic that is watched, for every network, variable and layer it matches."""
+    """A statistic that is watched, for every network, variable and layer that it matches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -142,19 +147,19 @@ class Outside:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Between what one statistic may lie in one cycle; None on a side that is not watched."""
+class ControlLimits:
+    """Control limits of one statistic in one cycle; None on a side that is not watched."""
 
     low: float | None
     high: float | None
     cycles: int
 
-    def within(self, other: "Limits") -> "Limits":
+    def within(self, other: "ControlLimits") -> "ControlLimits":
         """Return the narrower of both on each side: several rules may watch one statistic."""
         lows = [limit for limit in (self.low, other.low) if limit is not None]
         highs = [limit for limit in (self.high, other.high) if limit is not None]
         cycles = max(self.cycles, other.cycles)
-        return Limits(max(lows, default=None), min(highs, default=None), cycles)
+        return ControlLimits(max(lows, default=None), min(highs, default=None), cycles)
 
 
 @dataclass(frozen=True)
@@ -171,17 +176,19 @@ class ControlResult:
     cycles: int
     checked: int
     outside: tuple[Outside, ...]
-    limits: Mapping[Key, Limits]
+    limits: Mapping[Key, ControlLimits]
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[StatisticRow]:
         """Return rows of the time series: how many are outside, and the limits of each statistic."""
-        rows = [Row(ALL, ALL, ALL, "outside_limits", float(len(self.outside)), self.checked)]
+        rows = [
+            StatisticRow(ALL, ALL, ALL, "outside_limits", float(len(self.outside)), self.checked)
+        ]
         for (network, variable, layer, statistic), limits in self.limits.items():
             for suffix, value in zip(LIMIT_SUFFIXES, (limits.low, limits.high), strict=True):
                 if value is not None:
                     name = statistic + suffix
-                    rows.append(Row(network, variable, layer, name, value, limits.cycles))
+                    rows.append(StatisticRow(network, variable, layer, name, value, limits.cycles))
         return rows
 
     @property
@@ -232,7 +239,7 @@ def robust_limits(
 
 
 def check_limits(
-    rows: Iterable[Row], valid_time: datetime, trailing: pa.Table, policy: ControlPolicy
+    rows: Iterable[StatisticRow], valid_time: datetime, trailing: pa.Table, policy: ControlPolicy
 ) -> ControlResult:
     """Compare the statistics of one cycle with those of the cycles before.
 
@@ -246,7 +253,7 @@ def check_limits(
     frame = trailing.to_pandas()
     times = pd.DatetimeIndex(frame["valid_time"].unique())
     history = _Histories(frame, times, valid_time.hour)
-    limits: dict[Key, Limits] = {}
+    limits: dict[Key, ControlLimits] = {}
     checked, outside = 0, []
     for rule in policy.rules:
         for key in _matching(rule, current, history.known):
@@ -261,7 +268,7 @@ def check_limits(
             low, high = robust_limits(past, rule.sigmas or policy.sigmas, policy.least_sigma)
             if (value > high and rule.side != "low") or (value < low and rule.side != "high"):
                 outside.append(Outside(*key, value, low, high, len(past)))
-            watched = Limits(
+            watched = ControlLimits(
                 None if rule.side == "high" else low,
                 None if rule.side == "low" else high,
                 len(past),
@@ -366,7 +373,9 @@ def verified(
     return replace(product, scores=scores, series=series, flags=tuple(dict.fromkeys(flags)))
 
 
-def _control(report: Report, entry: SeriesEntry, layout: Layout) -> ControlResult | None:
+def _control(
+    report: VerificationReport, entry: SeriesEntry, layout: Layout
+) -> ControlResult | None:
     """Return the comparison with control limits; None for a flavour that is not watched."""
     policy = read_control_policy(layout.verification_file)
     if not policy.enabled or entry.flavour not in policy.flavours:

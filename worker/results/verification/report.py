@@ -42,8 +42,8 @@ from worker.results.verification.states import StateScore, score_states
 __all__ = [
     "ALL_LAYERS",
     "EnsembleScore",
-    "Report",
-    "Row",
+    "VerificationReport",
+    "StatisticRow",
     "WithheldScore",
     "count_rows",
     "departure_rows",
@@ -221,7 +221,7 @@ _WITHHELD = ("rmse", "bias", "crps", "spread_skill", "outliers", "flatness")
 
 
 @dataclass(frozen=True)
-class Row:
+class StatisticRow:
     """One statistic of one network, variable and layer, with the number of values behind it."""
 
     network: str
@@ -232,16 +232,18 @@ class Row:
     count: int
 
 
-def departure_rows(lines: Iterable[DepartureStatistics]) -> Iterator[Row]:
+def departure_rows(lines: Iterable[DepartureStatistics]) -> Iterator[StatisticRow]:
     """Yield the statistics of the departures of values in use."""
     for line in lines:
         for name in _DEPARTURES:
             value = getattr(line, name)
             if value is not None:
-                yield Row(line.report_type, line.variable, line.layer, name, value, line.count)
+                yield StatisticRow(
+                    line.report_type, line.variable, line.layer, name, value, line.count
+                )
 
 
-def withheld_rows(lines: Iterable[WithheldScore]) -> Iterator[Row]:
+def withheld_rows(lines: Iterable[WithheldScore]) -> Iterator[StatisticRow]:
     """Yield the scores against withheld stations, `withheld_rmse_analysis` and so on."""
     for line in lines:
         sides: tuple[tuple[str, EnsembleScore | None], ...] = (
@@ -253,25 +255,29 @@ def withheld_rows(lines: Iterable[WithheldScore]) -> Iterator[Row]:
                 value = getattr(score, name)
                 if value is not None:
                     statistic = f"withheld_{name}_{side}"
-                    yield Row(line.network, line.variable, line.layer, statistic, value, line.count)
+                    yield StatisticRow(
+                        line.network, line.variable, line.layer, statistic, value, line.count
+                    )
 
 
-def state_rows(lines: Iterable[StateScore], members: int) -> Iterator[Row]:
+def state_rows(lines: Iterable[StateScore], members: int) -> Iterator[StatisticRow]:
     """Yield spectra and balance; of energies also the ratio of analysis to background."""
     for line in lines:
-        yield Row(STATES, ALL, line.level, f"{line.quantity}_analysis", line.analysis, members)
+        yield StatisticRow(
+            STATES, ALL, line.level, f"{line.quantity}_analysis", line.analysis, members
+        )
         if line.background is None:
             continue
         name = line.quantity
-        yield Row(STATES, ALL, line.level, f"{name}_background", line.background, members)
+        yield StatisticRow(STATES, ALL, line.level, f"{name}_background", line.background, members)
         if name.startswith("kinetic_energy") and line.background > 0:
             ratio = line.analysis / line.background
-            yield Row(STATES, ALL, line.level, f"{name}_ratio", ratio, members)
+            yield StatisticRow(STATES, ALL, line.level, f"{name}_ratio", ratio, members)
 
 
 def count_rows(
     used: Mapping[str, int], new: Mapping[str, int], chi2: float | None
-) -> Iterator[Row]:
+) -> Iterator[StatisticRow]:
     """Yield the values used, of all networks and of each, and the chi-square of the new ones.
 
     Arguments:
@@ -281,12 +287,12 @@ def count_rows(
     """
     for statistic, counts in (("used", used), ("used_new", new)):
         for network, count in {ALL: sum(counts.values()), **counts}.items():
-            yield Row(network, ALL, ALL, statistic, float(count), count)
+            yield StatisticRow(network, ALL, ALL, statistic, float(count), count)
     if chi2 is not None:
-        yield Row(ALL, ALL, ALL, "chi2", chi2, sum(new.values()))
+        yield StatisticRow(ALL, ALL, ALL, "chi2", chi2, sum(new.values()))
 
 
-def series_table(entry: SeriesEntry, rows: Sequence[Row]) -> pa.Table:
+def series_table(entry: SeriesEntry, rows: Sequence[StatisticRow]) -> pa.Table:
     """Return the rows of one result as a table of `SERIES_SCHEMA`, without those not finite."""
     rows = [row for row in rows if np.isfinite(row.value)]
     count = len(rows)
@@ -308,7 +314,7 @@ def series_table(entry: SeriesEntry, rows: Sequence[Row]) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class Report:
+class VerificationReport:
     """The verification of one job.
 
     Attributes:
@@ -332,14 +338,17 @@ class Report:
     impact: tuple[Impact, ...] = ()
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[StatisticRow]:
         """Return all statistics, for the time series."""
         return [
             *count_rows(self.used, self.used_new, self.chi2),
             *departure_rows(self.departures),
             *withheld_rows(self.withheld),
             *state_rows(self.states, self.members),
-            *(Row(one.network, ALL, ALL, IMPACT, one.share, one.count) for one in self.impact),
+            *(
+                StatisticRow(one.network, ALL, ALL, IMPACT, one.share, one.count)
+                for one in self.impact
+            ),
         ]
 
     @property
@@ -367,7 +376,7 @@ def verify_product(
     background: Equivalents | None,
     analysis: Equivalents,
     tendency: tuple[float, float] | None = None,
-) -> Report:
+) -> VerificationReport:
     """Score a finished job against its observations and by its states.
 
     Arguments:
@@ -395,7 +404,7 @@ def verify_product(
     if tendency is not None:
         names = ("pressure_tendency", "mass_tendency")
         states += [StateScore(n, ALL, v, None) for n, v in zip(names, tendency, strict=True)]
-    return Report(
+    return VerificationReport(
         _used(feedback),
         _used(fresh),
         _chi2(fresh),

@@ -11,7 +11,7 @@ import numpy as np
 
 from worker.observations.decoders.bufr.framing import Header
 from worker.observations.decoders.bufr.layout import ReportLayout
-from worker.observations.decoders.bufr.usage import Usage
+from worker.observations.decoders.bufr.usage import ElementUsage
 
 __all__ = ["Block", "LAST_USED_MARK", "TEXT_KEYS", "clean_text"]
 
@@ -64,9 +64,9 @@ class Block:
         return len(self.values)
 
     @cached_property
-    def usage(self) -> Usage:
+    def usage(self) -> ElementUsage:
         """Which elements were read so far."""
-        return Usage(self.layout, self.values, self.texts)
+        return ElementUsage(self.layout, self.values, self.texts)
 
     def text(self, code: int) -> list[str] | None:
         """Return an identifying text of each report, or None if the layout lacks it."""

@@ -12,7 +12,13 @@ import numpy as np
 from model.domain.errors import DecodeError
 from worker.observations.decoders.base import MessageLimits
 from worker.observations.decoders.bufr.block import TEXT_KEYS, clean_text
-from worker.observations.decoders.bufr.embedded import Element, EmbeddedTables, Loop, Node, flat
+from worker.observations.decoders.bufr.embedded import (
+    EmbeddedTables,
+    Loop,
+    Node,
+    TemplateElement,
+    flat,
+)
 from worker.observations.decoders.bufr.framing import Frame, Header, correction_number
 from worker.observations.decoders.bufr.identity import compose_time
 from worker.observations.decoders.bufr.layout import COUNTS, ReportLayout
@@ -125,7 +131,7 @@ class _Compressed:
         self.texts: dict[int, list[str]] = {}
 
     def part(self, message: bytes) -> MessagePart:
-        """Return all reports."""
+        """Return the layout, values (N, E) and texts of all N reports of a message."""
         self.body = self.header.data(message)
         self.buffer = np.frombuffer(self.body + b"\0" * 16, dtype=np.uint8)
         layout = self.template.walk(self._count, self.limits)
@@ -291,7 +297,7 @@ class PrepCollection:
 def is_ragged(nodes: Sequence[Node]) -> bool:
     """Return whether reports of a template differ in layout, and say their length."""
     first = nodes[0] if nodes else None
-    sized = isinstance(first, Element) and first.name == "BYTCNT"
+    sized = isinstance(first, TemplateElement) and first.name == "BYTCNT"
     return sized and any(isinstance(node, Loop) and node.kind for node in nodes)
 
 

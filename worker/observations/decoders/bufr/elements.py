@@ -32,7 +32,7 @@ class TableVersion(NamedTuple):
 
 
 class Element(NamedTuple):
-    """An element of a table.
+    """An element of BUFR table B.
 
     Attributes:
         name: eccodes' key.

@@ -21,7 +21,7 @@ from worker.observations.decoders.bufr.framing import Header
 from worker.observations.decoders.bufr.layout import ASSOCIATED, COUNTS
 from worker.observations.decoders.bufr.packing import TEXT_SCALE, Storage
 
-__all__ = ["EmbeddedTables", "Element", "Loop", "STACK", "flat", "holds_tables", "is_empty"]
+__all__ = ["EmbeddedTables", "TemplateElement", "Loop", "STACK", "flat", "holds_tables", "is_empty"]
 
 TABLE_CATEGORY = 11
 STACK = 360_003
@@ -33,8 +33,8 @@ _WIDEST, _LARGEST_SCALE = 2_048, 60
 
 
 @dataclass(frozen=True, slots=True)
-class Element:
-    """One value of a report.
+class TemplateElement:
+    """An element of an expanded template, which describes one value of a report.
 
     Attributes:
         code: Descriptor FXXYYY, or `ASSOCIATED`.
@@ -66,11 +66,11 @@ class Loop:
     """
 
     kind: int
-    count: Element
+    count: TemplateElement
     body: tuple["Node", ...]
 
 
-Node = Element | Loop
+Node = TemplateElement | Loop
 
 
 def holds_tables(message: bytes) -> bool:
@@ -90,7 +90,7 @@ def is_empty(message: bytes) -> bool:
 
 
 class _Texts:
-    """Reads counts and texts of fixed length one after another."""
+    """Read counts and texts of fixed length one after another."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
@@ -100,7 +100,7 @@ class _Texts:
         return self._next(1)[0]
 
     def text(self, length: int) -> str:
-        """Return a text without padding."""
+        """Read `length` characters and return them without spaces and zeros at the ends."""
         return self._next(length).decode("latin-1").strip(" \0")
 
     def number(self, length: int) -> int:
@@ -137,7 +137,7 @@ class EmbeddedTables:
         complete: Whether data followed; tables after that begin anew.
     """
 
-    elements: dict[int, Element] = field(default_factory=dict)
+    elements: dict[int, TemplateElement] = field(default_factory=dict)
     sequences: dict[int, tuple[int, ...]] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     complete: bool = False
@@ -175,7 +175,7 @@ class EmbeddedTables:
         width = texts.number(3)
         if not 0 <= width <= _WIDEST or abs(scale) > _LARGEST_SCALE:
             raise _bad(f"{code:06d} has {width} bits and scale {scale}")
-        self.elements[code] = Element(
+        self.elements[code] = TemplateElement(
             code,
             name[:8].strip(),
             width,
@@ -224,7 +224,7 @@ class _Expansion:
         self.associated: list[int] = []
 
     def nodes(self, codes: Sequence[int]) -> tuple[Node, ...]:
-        """Return the nodes of descriptors."""
+        """Expand descriptors (FXXYYY) into elements and loops."""
         return tuple(self._walk(list(codes)))
 
     def _walk(self, codes: list[int], depth: int = 0) -> Iterator[Node]:
@@ -270,7 +270,7 @@ class _Expansion:
             yield from self._walk(list(self.tables.sequences[code]), depth + 1)
         else:
             if self.associated and code // 1_000 != 31:
-                yield Element(ASSOCIATED, "", sum(self.associated))
+                yield TemplateElement(ASSOCIATED, "", sum(self.associated))
             yield self._element(code)
 
     def _operator(self, operator: int, value: int) -> Iterator[Node]:
@@ -281,7 +281,7 @@ class _Expansion:
         elif operator == 204:
             self.associated = [*self.associated, value] if value else self.associated[:-1]
         elif operator == 205:
-            yield Element(205_000 + value, "", value * 8, text=True)
+            yield TemplateElement(205_000 + value, "", value * 8, text=True)
         elif operator == 206:
             self.local = value
         elif operator == 207:
@@ -294,21 +294,21 @@ class _Expansion:
                 reason="unsupported_template",
             )
 
-    def _element(self, code: int) -> Element:
+    def _element(self, code: int) -> TemplateElement:
         found = self.tables.elements.get(code)
         local, self.local = self.local, 0
         if local:
-            return Element(code, found.name if found else "", local)
+            return TemplateElement(code, found.name if found else "", local)
         if found is None:
             raise _unknown(code)
         if found.text:
             width = self.characters * 8 or found.width
-            return Element(code, found.name, width, text=True)
+            return TemplateElement(code, found.name, width, text=True)
         if code // 1_000 == 31 or "TABLE" in found.units.upper():
             return found
         # Operator 2 07 YYY: scale + Y, width + (10 Y + 2) / 3, reference x 10^Y.
         more = self.wider + (10 * self.factor + 2) // 3 * bool(self.factor)
-        return Element(
+        return TemplateElement(
             code, found.name, found.width + more, found.scale + self.scaled + self.factor,
             found.reference * 10**self.factor, False, found.units,
         )  # fmt: skip

@@ -96,7 +96,7 @@ class Packed:
         return read_reports(self.nodes, *self.joined(), most)
 
     def part(self, reports: slice) -> "Packed":
-        """Return some of the reports."""
+        """Return the same packed data restricted to a slice of the reports."""
         return replace(
             self,
             starts=self.starts[reports],
@@ -108,7 +108,7 @@ class Packed:
 
 @dataclass
 class PrepReports:
-    """What a set of packed reports gave.
+    """Values read from a set of packed reports.
 
     Attributes:
         networks: Decoded reports with the numbers of those they are among all, one for each network.
@@ -199,7 +199,7 @@ class _Table:
         return np.where(virtual, dry, chosen)
 
     def empty(self) -> np.ndarray:
-        """Return NaN, (N, K)."""
+        """Return an array of NaN with shape (N, K): reports by levels."""
         return np.full((self.number, self.levels), np.nan)
 
     def _events(self, name: str, event: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from worker.observations.decoders.bufr.block import TEXT_KEYS
-from worker.observations.decoders.bufr.embedded import STACK, Element, Loop, Node
+from worker.observations.decoders.bufr.embedded import STACK, Loop, Node, TemplateElement
 from worker.observations.decoders.bufr.packing import WIDEST, gather_bits
 
 __all__ = ["Column", "Padded", "RaggedReports", "names_of", "read_padded", "read_reports"]
@@ -40,7 +40,7 @@ class Column:
 
 @dataclass
 class RaggedReports:
-    """What was read of N reports.
+    """Values read from N reports.
 
     Attributes:
         columns: Numeric elements by mnemonic; of several of one name the first in the template.
@@ -64,10 +64,10 @@ def names_of(nodes: Sequence[Node]) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _ElementRun:
     """Elements that follow each other without a replication between them."""
 
-    elements: tuple[Element, ...]
+    elements: tuple[TemplateElement, ...]
     offsets: np.ndarray
     bits: int
 
@@ -78,31 +78,31 @@ class _Repeat:
 
     kind: int
     width: int
-    steps: tuple["_Run | _Repeat", ...]
+    steps: tuple["_ElementRun | _Repeat", ...]
     least: int
 
 
-_Step = _Run | _Repeat
+_Step = _ElementRun | _Repeat
 
 
 def _compiled(nodes: Sequence[Node]) -> tuple[_Step, ...]:
     steps: list[_Step] = []
-    waiting: list[Element] = []
+    waiting: list[TemplateElement] = []
 
     def end_run() -> None:
         if waiting:
             widths = np.array([element.width for element in waiting])
             offsets = np.cumsum(widths) - widths
-            steps.append(_Run(tuple(waiting), offsets, int(widths.sum())))
+            steps.append(_ElementRun(tuple(waiting), offsets, int(widths.sum())))
             waiting.clear()
 
     for node in nodes:
-        if isinstance(node, Element):
+        if isinstance(node, TemplateElement):
             waiting.append(node)
             continue
         end_run()
         body = _compiled(node.body)
-        least = sum(step.bits if isinstance(step, _Run) else step.width for step in body)
+        least = sum(step.bits if isinstance(step, _ElementRun) else step.width for step in body)
         steps.append(_Repeat(node.kind, node.count.width, body, least))
     end_run()
     return tuple(steps)
@@ -110,7 +110,7 @@ def _compiled(nodes: Sequence[Node]) -> tuple[_Step, ...]:
 
 @dataclass
 class _Place:
-    """Where some reports are being read: all (n,)."""
+    """Reading positions in n reports; every array has shape (n,)."""
 
     report: np.ndarray
     bit: np.ndarray
@@ -121,8 +121,8 @@ class _Place:
         return _Place(self.report[chosen], self.bit[chosen], self.level[chosen], self.event[chosen])
 
 
-class _Reader:
-    """Walks through a template with all reports side by side."""
+class _RaggedReader:
+    """Walk through a template for all reports at once."""
 
     def __init__(self, buffer: np.ndarray, ends: np.ndarray, most: int) -> None:
         self.buffer = buffer
@@ -130,12 +130,12 @@ class _Reader:
         self.most = most
         self.broken = np.zeros(len(ends), dtype=bool)
         self.turns = 0
-        self.seen: dict[int, tuple[_Run, list[_Place]]] = {}
+        self.seen: dict[int, tuple[_ElementRun, list[_Place]]] = {}
 
     def walk(self, steps: Sequence[_Step], place: _Place, in_levels: bool) -> np.ndarray:
         """Return the bits after the steps, (n,)."""
         for step in steps:
-            if isinstance(step, _Run):
+            if isinstance(step, _ElementRun):
                 _, places = self.seen.setdefault(id(step), (step, []))
                 places.append(_Place(place.report, place.bit, place.level, place.event))
                 place.bit = place.bit + step.bits
@@ -193,7 +193,7 @@ def read_reports(
     """
     buffer = np.frombuffer(body + b"\0" * 8, dtype=np.uint8)
     number = len(starts)
-    reader = _Reader(buffer, ends, most)
+    reader = _RaggedReader(buffer, ends, most)
     zero = np.zeros(number, dtype=np.int64)
     place = _Place(np.arange(number), starts.astype(np.int64), zero, zero)
     last = reader.walk(_compiled(nodes), place, in_levels=False)
@@ -205,7 +205,11 @@ def read_reports(
 
 
 def _take(
-    run: _Run, places: list[_Place], buffer: np.ndarray, broken: np.ndarray, result: RaggedReports
+    run: _ElementRun,
+    places: list[_Place],
+    buffer: np.ndarray,
+    broken: np.ndarray,
+    result: RaggedReports,
 ) -> None:
     """Read the values of a run at all its places into the columns."""
     report = np.concatenate([place.report for place in places])
@@ -231,7 +235,7 @@ def _take(
         result.columns.setdefault(element.name, Column(report, level, event, value))
 
 
-def _values(buffer: np.ndarray, bit: np.ndarray, element: Element) -> np.ndarray:
+def _values(buffer: np.ndarray, bit: np.ndarray, element: TemplateElement) -> np.ndarray:
     stored = gather_bits(buffer, bit[:, None], np.array([element.width]))[:, 0]
     number = stored.astype(np.float64) + element.reference
     scale = element.scale
@@ -274,8 +278,8 @@ class Padded:
     texts: dict[int, list[str]]
 
 
-class _PaddingReader(_Reader):
-    """Walks like `_Reader` and writes what it reads into columns, one for each place in the template."""
+class _PaddingReader(_RaggedReader):
+    """Walk like `_RaggedReader` and write the values into columns, one for each place of the template."""
 
     def __init__(
         self, buffer: np.ndarray, ends: np.ndarray, most: int, renumbered: Mapping[str, int]
@@ -289,14 +293,14 @@ class _PaddingReader(_Reader):
     def walk(self, steps: Sequence[_Step], place: _Place, in_levels: bool) -> np.ndarray:
         """Return the bits after the steps, (n,)."""
         for step in steps:
-            if isinstance(step, _Run):
+            if isinstance(step, _ElementRun):
                 self._append(step, place)
                 place.bit = place.bit + step.bits
             else:
                 place.bit = self._repeat(step, place, in_levels)
         return place.bit
 
-    def _append(self, run: _Run, place: _Place) -> None:
+    def _append(self, run: _ElementRun, place: _Place) -> None:
         # A report that runs beyond its end is broken; its bits are read as if they were there.
         inside = np.minimum(place.bit, len(self.buffer) * 8 - 64 - run.bits)
         for element, offset in zip(run.elements, run.offsets.tolist(), strict=True):
@@ -312,7 +316,9 @@ class _PaddingReader(_Reader):
             self.codes.append(code)
             self.columns.append(column)
 
-    def _text(self, code: int, element: Element, report: np.ndarray, bit: np.ndarray) -> None:
+    def _text(
+        self, code: int, element: TemplateElement, report: np.ndarray, bit: np.ndarray
+    ) -> None:
         if code not in TEXT_KEYS or code in self.texts:
             return
         texts = [""] * len(self.ends)
@@ -361,9 +367,9 @@ def read_padded(
         yield Padded(some[sound], np.array(reader.codes, dtype=np.int32), values, texts)
 
 
-def _runs(steps: Sequence[_Step]) -> Iterator[_Run]:
+def _runs(steps: Sequence[_Step]) -> Iterator[_ElementRun]:
     for step in steps:
-        if isinstance(step, _Run):
+        if isinstance(step, _ElementRun):
             yield step
         else:
             yield from _runs(step.steps)

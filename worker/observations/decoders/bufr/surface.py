@@ -26,7 +26,7 @@ from worker.observations.decoders.bufr.reports import Reports, Values
 from worker.observations.units import wind_components
 
 __all__ = [
-    "Sensor",
+    "ElementOccurrence",
     "bad_location",
     "choose",
     "decode_buoy",
@@ -57,7 +57,7 @@ _DUBIOUS = 2
 
 
 @dataclass(frozen=True)
-class Sensor:
+class ElementOccurrence:
     """One occurrence of an element in the reports.
 
     Attributes:
@@ -146,7 +146,7 @@ def choose(
     codes: Sequence[int],
     coordinates: tuple[int, ...],
     rank: Callable[[np.ndarray], np.ndarray],
-) -> list[Sensor]:
+) -> list[ElementOccurrence]:
     """Return the occurrences of a quantity, and which of them counts in each report.
 
     The lowest finite rank counts, the first of equals; no statistics, no second value of a height.
@@ -176,13 +176,13 @@ def choose(
         return []
     ranks = np.array([ranks for _, ranks, _ in found])
     best = np.where(np.isfinite(ranks.min(axis=0)), ranks.argmin(axis=0), -1)
-    sensors = [Sensor(at, best == n, height) for n, (at, _, height) in enumerate(found)]
+    sensors = [ElementOccurrence(at, best == n, height) for n, (at, _, height) in enumerate(found)]
     for sensor in sensors:
         block.usage.take(sensor.at, sensor.chosen)
     return sensors
 
 
-def merged(sensors: list[Sensor], columns: list[np.ndarray]) -> np.ndarray:
+def merged(sensors: list[ElementOccurrence], columns: list[np.ndarray]) -> np.ndarray:
     """Return for each report the entry of the sensor that counts, (N,); NaN or false if none does."""
     empty = (
         np.zeros_like(columns[0]) if columns[0].dtype == bool else np.full_like(columns[0], np.nan)

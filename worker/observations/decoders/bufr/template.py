@@ -265,7 +265,7 @@ def _positions(slots: np.ndarray, wide: np.ndarray) -> np.ndarray:
 
 
 class _BitCounts:
-    """Reads the counts of a report from its bits, while the widths before them are known."""
+    """Read the counts of a report from its bits, while the widths before them are known."""
 
     def __init__(self, widths: np.ndarray, body: bytes, start: int, limits: MessageLimits) -> None:
         self.widths, self.body, self.at, self.limits = widths, body, start, limits
@@ -304,8 +304,8 @@ _INCREMENT_WIDTH = 6
 _TEXT_WIDTH = 64
 
 
-class _Bits:
-    """Reads numbers of some bits from bytes."""
+class _BitReader:
+    """Read unsigned numbers of given widths in bits from bytes."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -345,7 +345,7 @@ def check_first_count(
     """
     if ASSOCIATED in expanded or len(widths) != len(expanded):
         return
-    bits = _Bits(header.data(message))
+    bits = _BitReader(header.data(message))
     at = _to_first_count(bits, expanded, widths, header)
     count = None if at is None else bits.read(widths[at])
     if at is None or count is None:
@@ -356,7 +356,7 @@ def check_first_count(
 
 
 def _to_first_count(
-    bits: _Bits, expanded: tuple[int, ...], widths: tuple[int, ...], header: Header
+    bits: _BitReader, expanded: tuple[int, ...], widths: tuple[int, ...], header: Header
 ) -> int | None:
     """Move to the first count; return its place among the descriptors, or None if there is none."""
     for at, (code, width) in enumerate(zip(expanded, widths, strict=True)):
@@ -367,7 +367,7 @@ def _to_first_count(
     return None
 
 
-def _skip_element(bits: _Bits, width: int, header: Header) -> bool:
+def _skip_element(bits: _BitReader, width: int, header: Header) -> bool:
     bits.skip(width)
     if header.compressed:
         increment = bits.read(_INCREMENT_WIDTH)

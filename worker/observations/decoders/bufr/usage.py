@@ -12,11 +12,11 @@ import numpy as np
 
 from worker.observations.decoders.bufr.layout import ReportLayout
 
-__all__ = ["Usage", "what_it_holds"]
+__all__ = ["ElementUsage", "what_it_holds"]
 
 
-class Usage:
-    """Which elements of a block, shape (N, E), were used.
+class ElementUsage:
+    """Record of the elements of a block, shape (N, E), that were used.
 
     Arguments:
         layout: Positions of the elements.

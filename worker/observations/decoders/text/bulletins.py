@@ -21,7 +21,7 @@ from worker.observations.decoders.bufr.framing import (
     correction_number,
 )
 
-__all__ = ["CODES", "Clock", "Report", "reports"]
+__all__ = ["CODES", "BulletinClock", "BulletinReport", "reports"]
 
 CODES = (
     "AAXX", "BBXX", "OOXX", "TTAA", "TTBB", "TTCC", "TTDD", "UUAA", "UUBB", "UUCC", "UUDD",
@@ -39,8 +39,8 @@ _FAR = timedelta(days=31)
 
 
 @dataclass(frozen=True)
-class Report:
-    """One report.
+class BulletinReport:
+    """One report of a bulletin, split into groups.
 
     Attributes:
         code: One of `CODES`.
@@ -62,7 +62,7 @@ class Report:
         return correction_number(self.indicator, 0) > 0
 
 
-def reports(text: str, file_name: str = "") -> Iterator[Report]:
+def reports(text: str, file_name: str = "") -> Iterator[BulletinReport]:
     """Yield the reports of a file in order."""
     named = NamedHeading.of(file_name)
     headings = list(_HEADING.finditer(text))
@@ -75,7 +75,7 @@ def reports(text: str, file_name: str = "") -> Iterator[Report]:
         yield from _of_bulletin(text, start, end, indicator)
 
 
-def _of_bulletin(text: str, start: int, end: int, indicator: str) -> Iterator[Report]:
+def _of_bulletin(text: str, start: int, end: int, indicator: str) -> Iterator[BulletinReport]:
     code = ""
     common: tuple[str, ...] = ()
     for piece in _PIECE.finditer(text[start:end]):
@@ -91,12 +91,12 @@ def _of_bulletin(text: str, start: int, end: int, indicator: str) -> Iterator[Re
             if found:
                 common, words = words[:1], words[1:]
             words = common + words
-        yield Report(code, words, indicator, start + piece.start(), len(piece.group()))
+        yield BulletinReport(code, words, indicator, start + piece.start(), len(piece.group()))
 
 
 @dataclass(frozen=True)
-class Clock:
-    """Turns days and hours into times.
+class BulletinClock:
+    """Convert the days and hours of reports to times, given a reference time.
 
     Attributes:
         reference: A time shortly after the reports (aware, UTC).
@@ -107,7 +107,7 @@ class Clock:
     sure: bool
 
     @classmethod
-    def of(cls, file_name: str, option: datetime | None, arrival: datetime) -> "Clock":
+    def of(cls, file_name: str, option: datetime | None, arrival: datetime) -> "BulletinClock":
         """Return the clock of a file."""
         if option is not None:
             return cls(

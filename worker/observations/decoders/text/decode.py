@@ -13,14 +13,16 @@ from worker.observations.decoders.base import DecodeContext, Decoded, DecodeRepo
 from worker.observations.decoders.bufr.framing import correction_number
 from worker.observations.decoders.options import TextOptions
 from worker.observations.decoders.text import surface
-from worker.observations.decoders.text.bulletins import Clock, Report, reports
+from worker.observations.decoders.text.bulletins import BulletinClock, BulletinReport, reports
 from worker.observations.decoders.text.surface import decode_metar, decode_synop
 from worker.observations.decoders.text.upper_air import decode_upper_air
-from worker.observations.station_list import Place, read_list
+from worker.observations.station_list import StationSite, read_list
 
 __all__ = ["decode_text"]
 
-_Decode = Callable[[Report, Clock, Mapping[str, Place]], surface.Decoded | None]
+_Decode = Callable[
+    [BulletinReport, BulletinClock, Mapping[str, StationSite]], surface.ReportValues | None
+]
 
 
 def _decoder_of(code: str) -> _Decode:
@@ -35,9 +37,9 @@ def decode_text(path: Path, context: DecodeContext) -> Decoded:
     name = context.file_name or path.name
     options = TextOptions.of(context.options)
     report = DecodeReport(format="text", size=len(data))
-    clock = Clock.of(name, options.reference_time, context.received_time)
+    clock = BulletinClock.of(name, options.reference_time, context.received_time)
     places = {**read_list(context.stations), **_places(options)}
-    found: list[tuple[Report, surface.Decoded]] = []
+    found: list[tuple[BulletinReport, surface.ReportValues]] = []
     codes: Counter[str] = Counter()
     for one in reports(data.decode("latin-1"), name):
         report.messages += 1
@@ -64,17 +66,19 @@ def decode_text(path: Path, context: DecodeContext) -> Decoded:
     return finish(_table(found, context), report)
 
 
-def _places(options: TextOptions) -> dict[str, Place]:
+def _places(options: TextOptions) -> dict[str, StationSite]:
     """Return the places of the option `stations`."""
     found = {}
     for name, place in options.stations.items():
         ground = surface.NAN if place.elevation is None else place.elevation
         barometer = ground if place.barometer is None else place.barometer
-        found[name] = Place(place.lat, place.lon, ground, barometer)
+        found[name] = StationSite(place.lat, place.lon, ground, barometer)
     return found
 
 
-def _table(found: list[tuple[Report, surface.Decoded]], context: DecodeContext) -> pa.Table:
+def _table(
+    found: list[tuple[BulletinReport, surface.ReportValues]], context: DecodeContext
+) -> pa.Table:
     rows = [
         (number, one, decoded, row)
         for number, (one, decoded) in enumerate(found)
@@ -103,15 +107,15 @@ def _table(found: list[tuple[Report, surface.Decoded]], context: DecodeContext) 
     )
 
 
-def _height(decoded: surface.Decoded, variable: str) -> float:
+def _height(decoded: surface.ReportValues, variable: str) -> float:
     place = decoded.place
     return place.barometer if variable == "surface_pressure" else place.elevation
 
 
-def _withdraws(one: Report, decoded: surface.Decoded) -> bool:
+def _withdraws(one: BulletinReport, decoded: surface.ReportValues) -> bool:
     """Return whether a report without a value takes back what the station said before."""
     return not decoded.profile and _correction(one, decoded) > 0
 
 
-def _correction(one: Report, decoded: surface.Decoded) -> int:
+def _correction(one: BulletinReport, decoded: surface.ReportValues) -> int:
     return max(correction_number(one.indicator, 0), int(decoded.correction))

@@ -18,11 +18,11 @@ from model.domain.physics import (
     height_of_pressure,
     pressure_at_height,
 )
-from worker.observations.decoders.text.bulletins import Clock, Report
-from worker.observations.station_list import Place, airport
+from worker.observations.decoders.text.bulletins import BulletinClock, BulletinReport
+from worker.observations.station_list import StationSite, airport
 from worker.observations.units import wind_components
 
-__all__ = ["Decoded", "decode_metar", "decode_synop", "find_place"]
+__all__ = ["ReportValues", "decode_metar", "decode_synop", "find_place"]
 
 NAN = float("nan")
 _NOTHING = ("46///", "/////")
@@ -36,8 +36,8 @@ _CORRECTED = re.compile(r"COR|CC[A-Z]")
 
 
 @dataclass
-class Decoded:
-    """What one report gives.
+class ReportValues:
+    """Decoded values of one report, with its station and time.
 
     Attributes:
         network: Its report type.
@@ -53,7 +53,7 @@ class Decoded:
     network: str
     station: str
     time: datetime
-    place: Place
+    place: StationSite
     rows: list[tuple[str, str, float, float]] = field(default_factory=list)
     correction: bool = False
     profile: bool = False
@@ -65,7 +65,7 @@ class Decoded:
             self.rows.append((variable, kind, at, float(value)))
 
 
-def find_place(station: str, places: Mapping[str, Place]) -> Place:
+def find_place(station: str, places: Mapping[str, StationSite]) -> StationSite:
     """Return the place of a station by its identifier.
 
     Raises:
@@ -88,7 +88,9 @@ def no_time(what: str) -> DecodeError:
     )
 
 
-def decode_synop(report: Report, clock: Clock, places: Mapping[str, Place]) -> Decoded | None:
+def decode_synop(
+    report: BulletinReport, clock: BulletinClock, places: Mapping[str, StationSite]
+) -> ReportValues | None:
     """Return the values of a SYNOP or SHIP report; None for NIL that takes nothing back.
 
     Raises:
@@ -119,12 +121,12 @@ def decode_synop(report: Report, clock: Clock, places: Mapping[str, Place]) -> D
         network = "buoy" if station.isdigit() and len(station) in (5, 7) else "ship"
     if position := found.get("station_position"):
         height = 0.0 if report.code == "BBXX" else _elevation(position)
-        place = Place(position["latitude"], position["longitude"], height, height)
+        place = StationSite(position["latitude"], position["longitude"], height, height)
     elif nothing and station not in places:
         return None  # nor had an earlier report of it a place
     else:
         place = find_place(station, places)
-    result = Decoded(network, station, time, place)
+    result = ReportValues(network, station, time, place)
     _surface(found, result)
     return result
 
@@ -143,7 +145,7 @@ def _elevation(position: Mapping[str, Any]) -> float:
     return _value(position, "elevation") * (FOOT if unit == "ft" else 1.0)
 
 
-def _surface(found: Mapping[str, Any], result: Decoded) -> None:
+def _surface(found: Mapping[str, Any], result: ReportValues) -> None:
     result.add("surface_pressure", _value(found, "station_pressure") * 100.0)
     result.add("mean_sea_level_pressure", _value(found, "sea_level_pressure") * 100.0)
     result.add("2m_temperature", _value(found, "air_temperature") + ZERO_CELSIUS)
@@ -166,7 +168,7 @@ def _surface(found: Mapping[str, Any], result: Decoded) -> None:
             break
 
 
-def _wind(result: Decoded, speed: float, direction: float) -> None:
+def _wind(result: ReportValues, speed: float, direction: float) -> None:
     if direction != direction:
         result.add("10m_wind_speed", speed)
         return
@@ -175,7 +177,9 @@ def _wind(result: Decoded, speed: float, direction: float) -> None:
     result.add("10m_v_component_of_wind", float(v[0]))
 
 
-def decode_metar(report: Report, clock: Clock, places: Mapping[str, Place]) -> Decoded | None:
+def decode_metar(
+    report: BulletinReport, clock: BulletinClock, places: Mapping[str, StationSite]
+) -> ReportValues | None:
     """Return the values of a METAR or SPECI; None for NIL.
 
     QNH is the sea level pressure of the standard atmosphere that has the aerodrome's pressure at
@@ -215,7 +219,7 @@ def decode_metar(report: Report, clock: Clock, places: Mapping[str, Place]) -> D
             "airports.",
             reason="no_position",
         )
-    result = Decoded("synop", station, time, place, correction=marked)
+    result = ReportValues("synop", station, time, place, correction=marked)
     _aviation(found, result)
     _aviation_wind(wind, result)
     return result
@@ -238,7 +242,7 @@ def _take_wind(words: list[str], after: int) -> str:
     return ""
 
 
-def _aviation_wind(group: str, result: Decoded) -> None:
+def _aviation_wind(group: str, result: ReportValues) -> None:
     """Add the wind of `dddff(f)Gff(f)KT`.
 
     `P99KT` is a lower bound, and a speed without a unit says nothing; `000` is the direction of calm
@@ -263,7 +267,7 @@ def _aviation_wind(group: str, result: Decoded) -> None:
     _wind(result, speed, direction)
 
 
-def _aviation(found: Any, result: Decoded) -> None:
+def _aviation(found: Any, result: ReportValues) -> None:
     for variable, quantity in (
         ("2m_temperature", found.temp),
         ("2m_dewpoint_temperature", found.dewpt),

@@ -17,9 +17,9 @@ from model.domain.physics import (
     ZERO_CELSIUS,
     specific_humidity_from_dewpoint,
 )
-from worker.observations.decoders.text.bulletins import Clock, Report
-from worker.observations.decoders.text.surface import NAN, Decoded, find_place, no_time
-from worker.observations.station_list import Place
+from worker.observations.decoders.text.bulletins import BulletinClock, BulletinReport
+from worker.observations.decoders.text.surface import NAN, ReportValues, find_place, no_time
+from worker.observations.station_list import StationSite
 from worker.observations.units import wind_components
 
 __all__ = ["decode_upper_air"]
@@ -69,7 +69,9 @@ class _Groups:
         return _Groups(self.words[self.words.index(name) + 1 :])
 
 
-def decode_upper_air(report: Report, clock: Clock, places: Mapping[str, Place]) -> Decoded | None:
+def decode_upper_air(
+    report: BulletinReport, clock: BulletinClock, places: Mapping[str, StationSite]
+) -> ReportValues | None:
     """Return the levels of one part of an ascent; None for NIL.
 
     Raises:
@@ -93,7 +95,7 @@ def decode_upper_air(report: Report, clock: Clock, places: Mapping[str, Place]) 
         station, taken = words[1] if len(words) > 1 else "", 2
         place = find_place(station, places)
     network = "temp" if report.code[0] in "TU" else "pilot"
-    result = Decoded(network, station, time, place, profile=True)
+    result = ReportValues(network, station, time, place, profile=True)
     groups = _Groups(words[taken:])
     speed_unit = KNOT if knots else 1.0
     part = report.code[2]
@@ -104,7 +106,7 @@ def decode_upper_air(report: Report, clock: Clock, places: Mapping[str, Place]) 
     return result
 
 
-def _ship_place(words: Sequence[str]) -> Place:
+def _ship_place(words: Sequence[str]) -> StationSite:
     """Return the place of a ship from `99LaLaLa QcLoLoLoLo`; balloons start at sea level."""
     if len(words) < 2 or not (words[0][:2] == "99" and words[0].isdigit() and words[1].isdigit()):
         raise DecodeError("Expected the position of a ship (99LLL QLLLL).", reason="no_position")
@@ -115,10 +117,12 @@ def _ship_place(words: Sequence[str]) -> Place:
         raise DecodeError(
             f"Expected at most 90 and 180 degrees; got {words[0]} {words[1]}.", reason="no_position"
         )
-    return Place(-lat if quadrant in "35" else lat, -lon if quadrant in "57" else lon, 0.0, 0.0)
+    return StationSite(
+        -lat if quadrant in "35" else lat, -lon if quadrant in "57" else lon, 0.0, 0.0
+    )
 
 
-def _standard(groups: _Groups, part: str, last: str, unit: float, result: Decoded) -> None:
+def _standard(groups: _Groups, part: str, last: str, unit: float, result: ReportValues) -> None:
     """Add the surface, standard levels, tropopause and wind maxima of part A or C."""
     names, factor = (_LOW, 1.0) if part == "A" else (_HIGH, 0.1)
     lowest = _LAST_WIND.get(last)
@@ -177,14 +181,16 @@ def _height(digits: str, level: int) -> float:
     return found - 10_000.0 if level in _LOWER_THOUSANDS and number >= 500 else found
 
 
-def _level(groups: _Groups, pressure: float, unit: float, result: Decoded, *, wind: bool) -> None:
+def _level(
+    groups: _Groups, pressure: float, unit: float, result: ReportValues, *, wind: bool
+) -> None:
     """Take the temperature and wind groups of a level."""
     _temperature_group(groups.next(), pressure, result)
     if wind:
         _wind_group(groups.next(), pressure, unit, result)
 
 
-def _temperature_group(group: str, pressure: float, result: Decoded) -> None:
+def _temperature_group(group: str, pressure: float, result: ReportValues) -> None:
     if len(group) != 5 or not group[:3].isdigit() or not pressure > 0:
         return
     temperature = int(group[:3]) / 10.0
@@ -217,7 +223,7 @@ def _wind(group: str, unit: float) -> tuple[float, float]:
 
 
 def _wind_group(
-    group: str, at: float, unit: float, result: Decoded, kind: str = "pressure"
+    group: str, at: float, unit: float, result: ReportValues, kind: str = "pressure"
 ) -> None:
     u, v = _wind(group, unit)
     if u != u and len(group) == 5 and group.isdigit():
@@ -228,7 +234,7 @@ def _wind_group(
         result.add("v_component_of_wind", v, kind, vertical)
 
 
-def _significant(groups: _Groups, part: str, last: str, unit: float, result: Decoded) -> None:
+def _significant(groups: _Groups, part: str, last: str, unit: float, result: ReportValues) -> None:
     """Add the significant levels of temperature, then of wind (section 21212), of part B or D."""
     factor = 1.0 if part == "B" else 0.1
     for pressure, group in _numbered(groups, factor):
@@ -244,7 +250,7 @@ def _numbered(groups: _Groups, factor: float) -> Iterator[tuple[float, str]]:
             yield _pressure(group[2:], factor), groups.next()
 
 
-def _pilot_standard(groups: _Groups, part: str, unit: float, result: Decoded) -> None:
+def _pilot_standard(groups: _Groups, part: str, unit: float, result: ReportValues) -> None:
     """Add the winds at standard pressures: `55nPP`, then n groups from level PP upwards."""
     levels = list((_LOW if part == "A" else _HIGH).items())
     names = [name for name, _ in levels]
@@ -259,7 +265,7 @@ def _pilot_standard(groups: _Groups, part: str, unit: float, result: Decoded) ->
             )
 
 
-def _pilot_heights(groups: _Groups, part: str, unit: float, result: Decoded) -> None:
+def _pilot_heights(groups: _Groups, part: str, unit: float, result: ReportValues) -> None:
     """Add the winds at heights: `9tuuu`, tens and three units of 300 m (`8`: 500 m) for three groups.
 
     Height 0 is the surface; levels by pressure (section 21212) follow as in TEMP.
