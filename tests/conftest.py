@@ -17,9 +17,21 @@ _SKIPPED = pytest.StashKey[list[str]]()
 ALLOWED_SKIPS = tuple((Path(__file__).parent / "allowed_skips.txt").read_text().split("\n"))
 """Reasons, one a line, for which a test may be skipped where CI is set."""
 
+LONGEST = tuple((Path(__file__).parent / "longest_files.txt").read_text().split())
+"""The files that take longest, the longest first, below this folder."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SKIPPED] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first: begun last, one keeps a worker busy while the others wait."""
+    folder = Path(__file__).parent
+    turn = {folder / name: i for i, name in enumerate(LONGEST)}
+    if gone := [str(path) for path in turn if not path.exists()]:
+        raise pytest.UsageError(f"longest_files.txt names files that do not exist: {gone}")
+    items.sort(key=lambda item: turn.get(item.path, len(turn)))
 
 
 class SkipRecorder:
