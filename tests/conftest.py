@@ -1,4 +1,4 @@
-"""Shared fixtures: where outside data lie."""
+"""Shared fixtures: where outside data lie, and a tiny checkpoint; the order of the files; their skips."""
 
 import os
 from pathlib import Path
@@ -93,3 +93,14 @@ def parity_dir() -> Path:
 def realdata_dir() -> Path:
     """Real observation files."""
     return _shared("realdata")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a tiny model with random weights, to be read."""
+    from model.checkpoints.bundle import save_checkpoint
+    from tests.model.checkpoint_parts import tiny_model
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save_checkpoint(tiny_model(), folder)
+    return folder
