@@ -72,7 +72,7 @@ class World:
         return (code / self.pca.variance[: self.components].sqrt()).permute(0, 3, 1, 2)
 
     def decode(self, latents):
-        """The reverse."""
+        """Whitened components (N, c, h, w) to physical states (N, C, Y, X)."""
         scale = self.pca.variance[: self.components].sqrt()[:, None, None]
         z = torch.einsum("nchw,cd->nhwd", latents * scale, self.pca.components[: self.components])
         z = z + self.pca.mean

@@ -50,7 +50,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One reader on one file."""
+    """What one reader took for one file."""
 
     case: str
     reader: str

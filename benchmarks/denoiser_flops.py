@@ -121,7 +121,7 @@ def matrix_rate(device: str, precision: Precision, size: int) -> float:
 
 
 def median_seconds(work: Callable[[], object], device: str, repeats: int) -> float:
-    """Median of several runs, after warming up."""
+    """Return how long a call takes on the device, after two that warm up."""
     taken = []
     for i in range(repeats + 2):
         _finish(device)
@@ -134,7 +134,7 @@ def median_seconds(work: Callable[[], object], device: str, repeats: int) -> flo
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
-    """All lines of the table."""
+    """Count the operations of each part of the network, and time it."""
     device, repeats = arguments.device, arguments.repeats
     operations = counted(arguments.config, arguments.batch, arguments.states)
     networks = Networks(arguments.config, device, arguments.batch, arguments.states)
@@ -226,7 +226,6 @@ def _print(rows: list[Row], arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measures and prints."""
     arguments = _parse()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("Expected a GPU for --device cuda; torch finds none. Use --device cpu.")

@@ -145,7 +145,7 @@ class Measured:
 
     @property
     def speedup(self) -> float:
-        """On the clock."""
+        """How many times as fast two processes are, by the clock."""
         return self.seconds[0] / self.seconds[1]
 
     @property
@@ -246,7 +246,6 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Print both tables."""
     asked = _arguments()
     works = [
         Work("members", asked.members, 1, asked.steps, not asked.unobserved),

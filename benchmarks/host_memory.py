@@ -94,7 +94,6 @@ def measured(members: int, hours: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the table."""
     parser = argparse.ArgumentParser(description="Host memory of writing a result.")
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--hours", nargs="+", type=int, default=[6, 24, 72])

