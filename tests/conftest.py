@@ -1,7 +1,10 @@
 """Shared fixtures: where outside data lie, and a tiny checkpoint; the order of the files; their skips."""
 
 import os
+from functools import cache
 from pathlib import Path
+
+import httpx._transports.default as http_transports
 
 # Before eccodes. The wheels of pyproj (libproj 9.5) and of eckitlib, which eccodes loads (libproj 9.8),
 # export the same symbols: loaded second, pyproj finds no database and glibc reports a bad free when
@@ -12,6 +15,10 @@ import pytest
 
 # Workers of pytest-xdist are told the width of its terminal, which is nobody's wish for our tables.
 os.environ.pop("COLUMNS", None)
+
+# Each call of `httpx.get` makes a client, and each client reads the certificates of all authorities: 30 to
+# 60 ms of processor, which a test that polls takes from the processes it waits for. Here once is enough.
+http_transports.create_ssl_context = cache(http_transports.create_ssl_context)
 
 _SKIPPED = pytest.StashKey[list[str]]()
 ALLOWED_SKIPS = tuple((Path(__file__).parent / "allowed_skips.txt").read_text().split("\n"))
