@@ -14,7 +14,7 @@ import torch
 from torch._functorch import config as compiler
 
 from model.backbone import Backbone
-from model.denoiser import Precision
+from model.denoiser import Precision, native_precision
 
 __all__ = [
     "Arithmetic",
@@ -75,8 +75,8 @@ def choose_arithmetic(
     """
     on_gpu = device.type == "cuda"
     if precision == "auto":
-        fast = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bfloat16" if fast else "float32"
+        # Processors of one centre differ in their units, and its results should not.
+        precision = native_precision(device) if on_gpu else "float32"
     return Arithmetic(precision, tf32 and on_gpu, attention, compiled)
 
 

@@ -166,6 +166,9 @@ def rehearse(
         bool, typer.Option(help="Start the diffusion from the earlier analysis.")
     ] = True,
     output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("rehearsal"),
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the data folder, to look at with `appa up --data`.")
+    ] = False,
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -207,8 +210,12 @@ def rehearse(
     pace = Pace(speed or scenario.speed_for(job_seconds), start_seconds=30.0, limit=limit)
     output.mkdir(parents=True, exist_ok=True)
     console.print(f"the operational clock runs {pace.speed:.0f} times as fast as the real one")
-    with tempfile.TemporaryDirectory(dir=output, prefix="data-") as folder:
-        day = run_day(scenario, Path(folder), pace, lambda line: console.print(line))
+    folder = Path(tempfile.mkdtemp(dir=output, prefix="data-"))
+    try:
+        day = run_day(scenario, folder, pace, lambda line: console.print(line))
+    finally:
+        if not keep:
+            shutil.rmtree(folder)
     verdict = judge(day)
     picture = draw_day(day, verdict, output / "rehearsal.png")
     if as_json:
@@ -218,6 +225,8 @@ def rehearse(
             if table is not None:
                 console.print(table)
     console.print(f"picture: {picture}")
+    if keep:
+        console.print(f"data: {day.data}")
     if not verdict.sound:
         console.print(findings_table(verdict))
         raise typer.Exit(1)

@@ -180,7 +180,12 @@ def osse(
         float, typer.Option(min=0.0, help="Days of hourly cycles, scored on the last; 0 for none.")
     ] = 0.0,
     seed: int = 0,
-    precision: Annotated[Precision, typer.Option(help="Of the networks.")] = Precision.BFLOAT16,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="Of the networks; without it bfloat16 where the device has units for it."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Observe a simulated truth, assimilate, forecast, and score everything against it."""
@@ -200,7 +205,7 @@ def osse(
             utc_time(last) if last else None,
             starts,
             states,
-            precision.value,
+            precision.value if precision else None,
             keep,
             finished,
             cycles,

@@ -157,6 +157,7 @@ class Day:
         clock: The operational clock it ran on.
         longest_lag: Most that a due cycle waited beyond its cut-off, by the operational clock.
         seconds: Real time from the first process to the last analysis.
+        data: The data folder, while it is kept.
     """
 
     scenario: Scenario
@@ -167,6 +168,7 @@ class Day:
     clock: Clock
     longest_lag: timedelta
     seconds: float
+    data: Path
 
 
 def run_day(
@@ -252,4 +254,5 @@ def _collect(
         driver.clock,
         driver.longest_lag,
         seconds,
+        layout.root,
     )

@@ -81,7 +81,7 @@ class BatchUse:
 
     Attributes:
         rows: All.
-        late: Rejected as late.
+        late: Came after the cut-off.
         entered: Passed on to the checks against window and background: in time and not spoilt.
         used: Assimilated, or merged into something assimilated.
         duplicates: Rejected as repeating another report.
@@ -215,7 +215,7 @@ def _analysis(
     layout: Layout, manifest: AnalysisManifest, error: ErrorOf | None
 ) -> AnalysisEvidence:
     feedback = _file(layout, manifest, "feedback", ".parquet")
-    batches, used, repeated, digest = read_use(feedback)
+    batches, used, repeated, digest = read_use(feedback, manifest.cut_off)
     fields = _file(layout, manifest, "data", ".nc")
     return AnalysisEvidence(
         analysis_id=manifest.id,
@@ -243,21 +243,30 @@ def _file(layout: Layout, manifest: AnalysisManifest, role: str, suffix: str) ->
     return layout.analysis_file(manifest.id, name)
 
 
-def read_use(path: Path) -> tuple[dict[str, BatchUse], int, int, str]:
-    """Use by upload, values in use, of these repeated ones, and the digest of what entered."""
-    columns = ["batch_id", "rejected_by", "obs_value", *_VALUE]
+def read_use(
+    path: Path, cut_off: datetime | None = None
+) -> tuple[dict[str, BatchUse], int, int, str]:
+    """Use by upload, values in use, of these repeated ones, and the digest of what entered.
+
+    Values without an error are `passive` from ingest on, so that no later check says that they came
+    after the cut-off; the time of their arrival does.
+    """
+    columns = ["batch_id", "rejected_by", "received_time", "obs_value", *_VALUE]
     rows = pq.read_table(path, columns=columns).to_pandas(categories=[])
     for name in ("batch_id", "rejected_by", "report_type", "station_id", "variable"):
         rows[name] = rows[name].astype(object)
     used = rows["rejected_by"].isna()
     reports = rows[rows["batch_id"] != SUPEROBSERVATIONS]
     outcome = reports["rejected_by"]
+    late = outcome == "late"
+    if cut_off is not None:
+        late |= (outcome == "passive") & (reports["received_time"] > cut_off)
     marks = pd.DataFrame(
         {
             "batch": reports["batch_id"],
             "rows": 1,
-            "late": outcome == "late",
-            "entered": ~outcome.isin(CORRUPT),
+            "late": late,
+            "entered": ~outcome.isin(CORRUPT) & ~late,
             # what was merged is used, under another name
             "used": outcome.isna(),
             "duplicates": outcome == "duplicate",

@@ -23,7 +23,7 @@ from lab.osse.skill_report import SkillReport, make_report
 from lab.training.denoiser_skill import relative_errors
 from model.assimilate import assimilate
 from model.checkpoints.bundle import load_checkpoint
-from model.denoiser import Precision
+from model.denoiser import Precision, native_precision
 from model.diagnostics.equivalents import model_equivalents, observation_set
 from model.domain.errors import InvalidInput
 from model.domain.windows import HOUR, WindowPlan
@@ -57,7 +57,7 @@ class Experiment:
         first, last: Earliest and latest time of the truth used (UTC).
         starts: Analysis times, at most.
         states: Test states of the autoencoder.
-        precision: Of the networks.
+        precision: Of the networks; None for what the device has units for.
         keep: A file for the results of finished starts.
         finished: Whether to report what is kept and compute nothing.
         cycle_days: Length of a chain of hourly cycles; 0 for none.
@@ -70,7 +70,7 @@ class Experiment:
     last: datetime | None = None
     starts: int = 12
     states: int = 24
-    precision: Precision = "bfloat16"
+    precision: Precision | None = None
     keep: Path | None = None
     finished: bool = False
     cycle_days: float = 0.0
@@ -105,7 +105,8 @@ def verify_osse(
     Returns:
         The report, the checkpoint, and maps of one case.
     """
-    model = load_checkpoint(asked.checkpoint, precision=asked.precision)
+    precision = asked.precision or native_precision(torch.device("cpu"))
+    model = load_checkpoint(asked.checkpoint, precision=precision)
     truth = open_truth(model, asked.checkpoint, asked.truth, asked.first, asked.last)
     made_by = experiment(model, settings, asked.truth) | {"cycle_days": asked.cycle_days}
     kept = ResultsFile(asked.keep, made_by)

@@ -4,10 +4,10 @@
 
 1. simulate many truths side by side (`NatureModel` mapped over seeds) and encode them at once; only
    float16 latents stay, on the device (a year of hours is 0.5 GB);
-2. train the learned correction of the closed form on them with large batches in bfloat16, at one
-   noise level for a blanket and at a level per state (`noise_profiles`), with a constant rate and a
-   linear cool-down at the end, as good as a cosine and usable at every stop (arXiv 2603.25687),
-   from an earlier session where OUTPUT holds one;
+2. train the learned correction of the closed form on them with large batches, in bfloat16 where the
+   device has units for it, at one noise level for a blanket and at a level per state
+   (`noise_profiles`), with a constant rate and a linear cool-down at the end, as good as a cosine
+   and usable at every stop (arXiv 2603.25687), from an earlier session where OUTPUT holds one;
 3. compare it with the closed form by noise level and as a forecast, on hours it has not seen;
 4. write weights in parts of at most 16 MB, the learning curve and what was done.
 
@@ -38,7 +38,7 @@ from lab.training.latent_years import LatentYears, read_latents
 from lab.training.loop import MatrixOptimiser, averaged
 from model.backbone import Backbone, BackboneConfig
 from model.checkpoints.bundle import load_checkpoint
-from model.denoiser import BlanketDenoiser
+from model.denoiser import BlanketDenoiser, native_precision, reduced_precision
 from model.domain.errors import CheckpointError
 from model.domain.files import open_atomic, write_atomic
 from model.domain.windows import HOUR
@@ -172,7 +172,8 @@ def _encode(model: LatentModel, fields: dict[str, Any], device: str) -> Tensor:
         for c in model.channels
     ]
     states = torch.stack(rows, dim=2)
-    with torch.autocast(torch.device(device).type, torch.bfloat16):
+    where = torch.device(device)
+    with reduced_precision(where, native_precision(where)):
         latents = [model.encode(truth).half() for truth in states]
     return torch.stack(latents)
 
@@ -220,12 +221,14 @@ def train(
         device=settings.device,
         errors=errors,
     )
+    device = torch.device(settings.device)
+    precision = native_precision(device)
     began, kept, counted, total = time.monotonic(), time.monotonic(), 0, 0.0
     last = math.inf if settings.steps is None else step + settings.steps
     while (now := time.monotonic()) < deadline and step < last:
         share = (now - began) / max(deadline - began, 1e-9)
         batch = batches.draw(step)
-        with torch.autocast(batch.x.device.type, torch.bfloat16):
+        with reduced_precision(device, precision):
             correction = backbone(batch.seen, batch.noise_time, batch.date)
         loss = (batch.weight * (correction.float() - batch.target).square()).mean()
         loss.backward()
@@ -241,7 +244,7 @@ def train(
             _keep(output / "state.pt", step, seen, backbone, ema, optimiser)
             kept = now
     _keep(output / "state.pt", step, seen, backbone, ema, optimiser)
-    return BlanketDenoiser(ema.module, base, "bfloat16")
+    return BlanketDenoiser(ema.module, base, precision)
 
 
 def _untrained(settings: Session, model: LatentModel) -> Backbone:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from model.denoiser import native_precision, reduced_precision
 from model.domain.errors import ConfigurationError
 from model.domain.files import open_atomic, write_atomic
 
@@ -71,7 +72,7 @@ class Optimisation(BaseModel):
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     ema_decay: float = 0.999
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     save_minutes: float = 3.0
     log_every: int = 50
@@ -90,9 +91,14 @@ class Optimisation(BaseModel):
         share = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
         return self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * share))
 
-    def autocast(self, device: str) -> torch.autocast:
-        """Return the context in which the forward pass is computed."""
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+    def autocast(self, device: str) -> AbstractContextManager[None]:
+        """Return the context in which the forward pass is computed.
+
+        `auto` is bfloat16 where the device has units for it.
+        """
+        where = torch.device(device)
+        precision = native_precision(where) if self.precision == "auto" else self.precision
+        return reduced_precision(where, precision)
 
 
 def averaged(module: nn.Module, decay: float) -> AveragedModel:

@@ -41,7 +41,12 @@ from lab.training.streaming import DataConfig, StateStream, states_of_part
 from lab.training.train_autoencoder import AutoencoderTraining
 from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backbone import Backbone, BackboneConfig
-from model.denoiser import BlanketDenoiser, denoiser_loss
+from model.denoiser import (
+    BlanketDenoiser,
+    denoiser_loss,
+    native_precision,
+    reduced_precision,
+)
 from model.domain.errors import CheckpointError
 from model.domain.files import open_atomic, write_atomic
 from model.execution import OnStep
@@ -152,7 +157,7 @@ def _encode(data: DataConfig, run: Path, split: str) -> ArrayCache:
 
     @torch.no_grad()
     def encode(states: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.autocast(device.type, torch.bfloat16):
+        with reduced_precision(device, native_precision(device)):
             latents = model.encode(torch.from_numpy(states).to(device)).float()
         return np.asarray(latents.cpu().numpy(), np.float32)
 

@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -44,7 +45,9 @@ def day() -> Day:
     ]
     clock = Clock(scenario.start, 1.7e9, 60.0)
     lag = timedelta(minutes=12)
-    return Day(scenario, case.plan, case.contents, evidence, timings, clock, lag, 900.0)
+    return Day(
+        scenario, case.plan, case.contents, evidence, timings, clock, lag, 900.0, Path("data")
+    )
 
 
 def shown(table) -> str:

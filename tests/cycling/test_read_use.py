@@ -1,5 +1,7 @@
 """What the audit reads from a feedback file, on files written by hand."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,6 +37,19 @@ def test_rows_are_counted_by_upload_and_outcome(tmp_path):
     assert batches == {"a": BatchUse(10, 2, 7, 5, 0), "b": BatchUse(4, 0, 0, 0, 4)}
     assert used == 6  # five and the merged one
     assert repeated == 0
+
+
+def test_values_without_an_error_that_came_too_late_did_not_enter(tmp_path):
+    received = np.array(["2024-01-01T12:54", "2024-01-01T12:56"] * 3, "datetime64[ns]")
+    table = rejected(
+        make_table(6, batch_id="a", received_time=received), passive=[0, 1, 2, 3], bounds=[4]
+    )
+    path, cut_off = written(tmp_path, table), datetime(2024, 1, 1, 12, 55, tzinfo=UTC)
+    (use,) = read_use(path, cut_off)[0].values()
+    # two passive ones in time, and the last row, which its own check would have called late
+    assert (use.late, use.entered, use.used) == (2, 3, 1)
+    assert read_use(path)[0]["a"].entered == 5
+    assert read_use(path)[3] != read_use(path, cut_off)[3]
 
 
 def test_values_that_are_used_twice_are_seen_whatever_their_upload(tmp_path):

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from lab.training.loop import Optimisation
+from model.denoiser import native_precision
 from model.domain.errors import UnknownName
 from tests.model.checkpoint_parts import DATE, tiny_model
 from worker.arithmetic import Arithmetic, arithmetic_in, choose_arithmetic, compile_backbone
@@ -33,6 +35,23 @@ def test_precision_follows_the_device(monkeypatch, device, asked, has, precision
     assert (chosen.precision, chosen.tf32) == (precision, tf32)
     assert choose_arithmetic(device, asked, tf32=False).tf32 is False
     assert chosen.at("bfloat16") == Arithmetic("bfloat16", chosen.tf32)
+
+
+@pytest.mark.parametrize(
+    ("units", "precision"),
+    [
+        ({"avx2": True, "avx512_f": True}, "float32"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bfloat16"),
+        ({"neon": True, "bf16": True}, "bfloat16"),
+        ({"neon": True, "bf16": False}, "float32"),
+    ],
+)
+def test_a_processor_computes_in_bfloat16_where_it_has_units_for_it(monkeypatch, units, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert native_precision(CPU) == precision
+    with Optimisation(steps=1).autocast("cpu"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == getattr(torch, precision)
 
 
 def test_settings_reach_the_model_and_the_capabilities(monkeypatch, tmp_path):

@@ -121,8 +121,9 @@ class ObservationSelection(BaseModel):
     deny: Annotated[list[str], AfterValidator(_networks)] = Field(
         default=[],
         description=(
-            "Report types not to use, to learn what they are worth. An earlier analysis that is "
-            "continued may have seen them."
+            "Report types not to assimilate, to learn what they are worth: their values are in the "
+            "feedback as `passive`, those of withheld stations as `withheld`. An earlier analysis "
+            "that is continued may have seen them."
         ),
     )
     batches: list[str] | None = Field(
@@ -146,14 +147,12 @@ class ObservationSelection(BaseModel):
 
     @property
     def report_types(self) -> tuple[str, ...]:
-        """Return the report types to use; empty for all."""
-        if not self.deny:
-            return tuple(self.networks or ())
-        return tuple(name for name in self.networks or REPORT_TYPES if name not in self.deny)
+        """Return the report types to look at; empty for all."""
+        return tuple(self.networks or ())
 
     @model_validator(mode="after")
     def _something_left(self) -> Self:
-        if self.deny and not self.report_types:
+        if self.deny and set(self.deny) >= set(self.networks or REPORT_TYPES):
             raise ValueError(f"Expected a network that is not denied; got deny={self.deny}.")
         return self
 

@@ -386,7 +386,7 @@ def effective_parameters(
     """Return the parameters of installation and suite with what a job changes.
 
     Arguments:
-        selection: What is withheld.
+        selection: What is withheld or denied.
         checks: YAML files and mappings, in order.
         cold: Whether the background is climatology.
     """
@@ -399,6 +399,10 @@ def effective_parameters(
         if not withholding["enabled"]:
             withholding.update(enabled=True, share=0.0)
         withholding["stations"] = [*withholding["stations"], *selection.withhold_stations]
+    if selection.deny:
+        denial = parameters["denial"]
+        before = denial["report_types"] if denial["enabled"] else []
+        denial.update(enabled=True, report_types=[*before, *selection.deny])
     if cold:
         # Far from climatology is not wrong: only the spread counts, not the fixed limits.
         limits = parameters["background_check"]["limits"]

@@ -175,6 +175,18 @@ def test_withholding_is_stable_and_has_its_share():
     assert names.count("withheld") == 24 * len(chosen)
 
 
+def test_a_denied_network_is_passive_except_where_it_is_withheld():
+    table = join(stations(40), make_table(5, report_type="ship", station_id=list("abcde")))
+    share = {"withholding": {"share": 0.3}}
+    _, before, _ = run(table, "select", share)
+    _, names, report = run(table, "select", share | {"denial": {"report_types": ["synop"]}})
+    synop = [name == "synop" for name in table["report_type"].to_pylist()]
+    assert [n for n, s in zip(names, synop, strict=True) if not s] == [None] * 5
+    for old, new, denied in zip(before, names, synop, strict=True):
+        assert new == ("passive" if denied and old is None else old)
+    assert report.rejected["denial"] == names.count("passive") > 0
+
+
 def test_superobservation_mean_error_and_members():
     n = 4
     table = make_table(

@@ -110,6 +110,27 @@ def test_manifest_and_series_hold_the_scores(layout, models):
     assert {r["flavour"] for r in table.to_pylist()} == {"early"}
 
 
+def test_a_job_that_denies_a_network_keeps_what_it_withholds_of_it(layout, models):
+    mean = float(models.models[0].model.state_normalisation.mean[0])
+    names = [f"CALL{i}" for i in range(8)]
+    ships = make_table(
+        8, batch_id="b2", report_type="ship", station_id=names, obs_value=np.full(8, mean)
+    )
+    ships = assign_errors(ships)
+    ObservationStore(str(layout.observations)).publish(ships, "b2", RECEIVED)
+    chosen = {"withhold": 0.3, "withhold_stations": [NAMED], "deny": ["synop"]}
+    denying = FilteringSpec(
+        valid_time=NOON, members=3, steps=3, outputs=["feedback"], observations=chosen
+    )
+    with_it, without = run(layout, models), run(layout, models, "an-2", denying)
+    assert without.observations["used"] == 8 < with_it.observations["used"]
+    assert without.observations["withheld"] == with_it.observations["withheld"] == len(WITHHELD) + 1
+    assert without.observations["passive"] == with_it.observations["used"] - 8 > 40
+    (kept,), (denied,) = (m.scores["withheld"] for m in (with_it, without))
+    assert kept["count"] == denied["count"] and kept["analysis"] != denied["analysis"]
+    assert set(without.scores["impact"]) == {"ship"}
+
+
 def test_departures_in_the_feedback_give_the_withheld_error(layout, models):
     manifest = run(layout, models)
     (path,) = layout.analysis(manifest.id).glob("*obsfb*.parquet")

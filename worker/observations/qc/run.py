@@ -38,6 +38,7 @@ from worker.observations.qc.identity import (
 from worker.observations.qc.kinematic import profile, stuck, supersaturation, track
 from worker.observations.qc.selection import (
     append_superobservations,
+    denial,
     in_superobservation,
     thinning,
     withholding,
@@ -89,6 +90,7 @@ CHECKS: tuple[Check, ...] = (
     Check("barometer", "duplicate", "select", one_barometer),
     Check("hygrometer", "duplicate", "select", one_hygrometer),
     Check("withholding", "withheld", "select", withholding),
+    Check("denial", "passive", "select", denial),
     Check(
         "superobbing", "thinned", "select", in_superobservation, prepare=append_superobservations
     ),

@@ -37,6 +37,7 @@ from worker.observations.stations import is_station, station_codes
 __all__ = [
     "append_superobservations",
     "box_keys",
+    "denial",
     "in_superobservation",
     "thinning",
     "withholding",
@@ -80,6 +81,15 @@ def withholding(table: pa.Table, context: QCContext) -> BoolArray:
     chosen = [i for i, name in enumerate(names) if station_draw(name, p["salt"]) < p["share"]]
     drawn = np.isin(station, chosen) & is_one_of(table, "report_type", p["report_types"])
     return drawn | is_station(table, p["stations"])
+
+
+def denial(table: pa.Table, context: QCContext) -> BoolArray:
+    """Mark rows of the networks that a job denies.
+
+    It comes after `withholding`: stations that are withheld stay so, and an analysis without a
+    network can be compared at the same values as the one with it.
+    """
+    return is_one_of(table, "report_type", context.of("denial")["report_types"])
 
 
 _AVERAGED = ("elevation", "vertical", "vertical_top", "scan_angle", "obs_value")
