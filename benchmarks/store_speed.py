@@ -58,7 +58,7 @@ def observations(rng: np.random.Generator, rows: int, hour: datetime, batch: str
 
 
 def build(folder: Path, days: int, rows_per_day: int, full_hours: int, batches: int) -> dict:
-    """The store; returns what building it took."""
+    """Fill the store batch by batch; return what that took."""
     rng = np.random.default_rng(0)
     store = ObservationStore(str(folder))
     middle = days * 12

@@ -1,7 +1,10 @@
-"""Shared fixtures: where outside data lie."""
+"""Shared fixtures: where outside data lie, and a tiny checkpoint; the order of the files; their skips."""
 
 import os
+from functools import cache
 from pathlib import Path
+
+import httpx._transports.default as http_transports
 
 # Before eccodes. The wheels of pyproj (libproj 9.5) and of eckitlib, which eccodes loads (libproj 9.8),
 # export the same symbols: loaded second, pyproj finds no database and glibc reports a bad free when
@@ -13,13 +16,29 @@ import pytest
 # Workers of pytest-xdist are told the width of its terminal, which is nobody's wish for our tables.
 os.environ.pop("COLUMNS", None)
 
+# Each call of `httpx.get` makes a client, and each client reads the certificates of all authorities: 30 to
+# 60 ms of processor, which a test that polls takes from the processes it waits for. Here once is enough.
+http_transports.create_ssl_context = cache(http_transports.create_ssl_context)
+
 _SKIPPED = pytest.StashKey[list[str]]()
 ALLOWED_SKIPS = tuple((Path(__file__).parent / "allowed_skips.txt").read_text().split("\n"))
 """Reasons, one a line, for which a test may be skipped where CI is set."""
 
+LONGEST = tuple((Path(__file__).parent / "longest_files.txt").read_text().split())
+"""The files that take longest, the longest first, below this folder."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SKIPPED] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first: begun last, one keeps a worker busy while the others wait."""
+    folder = Path(__file__).parent
+    turn = {folder / name: i for i, name in enumerate(LONGEST)}
+    if gone := [str(path) for path in turn if not path.exists()]:
+        raise pytest.UsageError(f"longest_files.txt names files that do not exist: {gone}")
+    items.sort(key=lambda item: turn.get(item.path, len(turn)))
 
 
 class SkipRecorder:
@@ -81,3 +100,14 @@ def parity_dir() -> Path:
 def realdata_dir() -> Path:
     """Real observation files."""
     return _shared("realdata")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a tiny model with random weights, to be read."""
+    from model.checkpoints.bundle import save_checkpoint
+    from tests.model.checkpoint_parts import tiny_model
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save_checkpoint(tiny_model(), folder)
+    return folder

@@ -53,7 +53,6 @@ from worker.cycling.tick import cycling_tick
 from worker.notifications import WebhookSender
 from worker.observations.formats import detect_format
 from worker.observations.store.store import ObservationStore
-from worker.pipeline.ingest import summary_of
 from worker.process import message_sender
 from worker.results.publication import sweep_leftovers
 from worker.results.retention.run import RetentionRunner
@@ -183,7 +182,7 @@ class Reconciler:
         update = {
             "state": BatchState.INGESTED,
             "finished": manifest.created,
-            "summary": summary_of(manifest),
+            "summary": manifest.summary,
         }
         return record.model_copy(update=update)
 

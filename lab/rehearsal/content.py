@@ -30,6 +30,7 @@ from lab.encoders.text import (
 )
 from lab.rehearsal.scenario import Shipment
 from model.domain.windows import HOUR
+from worker.observations.columns import set_column
 
 __all__ = ["DeliveryContent", "content_of", "indicator"]
 
@@ -135,8 +136,7 @@ def _sounder(sensor: str) -> _FileForm:
         given = own["vertical"].to_numpy()
         own = own.filter(pa.array(np.isin(given, list(channels))))
         renamed = [float(channels[int(number)]) for number in own["vertical"].to_pylist()]
-        place, field = own.schema.get_field_index("vertical"), own.schema.field("vertical")
-        return own.set_column(place, field, pa.array(renamed).cast(field.type))
+        return set_column(own, "vertical", np.array(renamed))
 
     return _FileForm(lambda own, _: encode_radiances(own, sensor, _METOP_B), carried)
 

@@ -16,6 +16,7 @@ from lab.rehearsal.content import DeliveryContent, content_of, indicator
 from lab.rehearsal.scenario import Scenario, Shipment
 from model.checkpoints.bundle import resolve
 from model.domain.windows import HOUR
+from worker.observations.columns import repeated_column, set_column
 
 __all__ = ["ReportSource", "first_cycle", "world_of"]
 
@@ -118,10 +119,7 @@ def _named(table: pa.Table) -> pa.Table:
     kinds = table["report_type"].cast(pa.string()).to_pylist()
     stations = table["station_id"].cast(pa.string()).to_pylist()
     names = [_station(k, s) for k, s in zip(kinds, stations, strict=True)]
-    place = table.schema.get_field_index("station_id")
-    field = table.schema.field("station_id")
-    column = pa.array(names, pa.string()).dictionary_encode().cast(field.type)
-    return table.set_column(place, field, column)
+    return set_column(table, "station_id", repeated_column(names))
 
 
 def _as_others(table: pa.Table, parts: Mapping[str, int]) -> pa.Table:
@@ -147,10 +145,7 @@ def _as_others(table: pa.Table, parts: Mapping[str, int]) -> pa.Table:
         elif kind == "temp" and "pilot" in parts and int(station[-4:]) % 5 == 4:
             kinds[n], kept[n] = "pilot", wind[n]
     for name, texts in (("report_type", kinds), ("station_id", stations), ("platform", platforms)):
-        place = table.schema.get_field_index(name)
-        field = table.schema.field(name)
-        column = pa.array(texts, pa.string()).dictionary_encode().cast(field.type)
-        table = table.set_column(place, field, column)
+        table = set_column(table, name, repeated_column(texts))
     return table.filter(pa.array(kept))
 
 

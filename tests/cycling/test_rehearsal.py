@@ -11,24 +11,15 @@ from lab.rehearsal.audit import Case, alike, audit, same_day
 from lab.rehearsal.day import Day, run_day
 from lab.rehearsal.driver import RehearsalPace
 from lab.rehearsal.scenario import QUICK_NETWORK, QUICK_PARTS, Scenario
-from model.checkpoints.bundle import save_checkpoint
-from tests.model.checkpoint_parts import tiny_model
 
 # The tiny model's weights are random: departures from its background mean nothing.
 NO_BACKGROUND_CHECKS = {n: {"enabled": False} for n in ("background_check", "buddy", "orography")}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(tiny_model(), folder)
-    return str(folder)
-
-
 @pytest.fixture
 def scenario(checkpoint):
     return Scenario(
-        checkpoint=checkpoint,
+        checkpoint=str(checkpoint),
         network=QUICK_NETWORK,
         parts=QUICK_PARTS,
         window_hours=1,

@@ -1,12 +1,9 @@
-"""`appa up` as a user runs it: ready, upload, job, files, Ctrl-C; and what happens to its parts."""
+"""`appa up` as a user runs it: ready, upload, job, files, metrics, traces, Ctrl-C."""
 
-import io
 import itertools
 import json
-import os
 import re
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -15,111 +12,14 @@ from pathlib import Path
 
 import httpx
 import psutil
-import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.local import free_port
-from model.checkpoints.bundle import save_checkpoint
 from model.domain.files import code_version
 from tests.deploy.collector import Collector
 from tests.deploy.observability import Prometheus, alerts, family, metrics_of, queries
-from tests.faults.full_disk import can_mount, fill
-from tests.model.checkpoint_parts import tiny_model
-from tests.worker.processes import wait_for
-from tests.worker.tables import make_table
-from worker.contract.layout import Layout
-from worker.contract.store import open_stores
-from worker.feeds.sources import SourceFile
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(tiny_model(), folder)
-    return folder
-
-
-class Up:
-    """`appa up` in a process of its own."""
-
-    def __init__(
-        self, data: Path, *arguments: str, within: tuple[str, ...] = (), **environment: str
-    ) -> None:
-        self.data = data
-        self.output = data.parent / "up.log"
-        command = [sys.executable, "-m", "deploy.cli", "up", "--data", str(data), "--port", "0"]
-        with self.output.open("w") as stream:
-            self.process = subprocess.Popen(
-                [*within, *command, *arguments],
-                cwd=REPOSITORY,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                umask=0o022,  # as most people have it
-            )
-
-    @property
-    def url(self) -> str:
-        """Printed once everything is ready."""
-        wait_for(lambda: re.search(r"ready in [^:]*: (\S+)", self.output.read_text()), 90)
-        return re.search(r"ready in [^:]*: (\S+)", self.output.read_text())[1]
-
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def child(self, *words: str) -> psutil.Process:
-        return next(
-            p for p in psutil.Process(self.process.pid).children() if set(words) <= set(p.cmdline())
-        )
-
-    def interrupt(self) -> int:
-        """Ctrl-C; the exit code."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(60)
-
-
-@pytest.fixture
-def up(tmp_path, checkpoint):
-    made = []
-
-    def start(within: tuple[str, ...] = (), **environment: str) -> Up:
-        model = ("--model", str(checkpoint))
-        made.append(Up(tmp_path / "data", *model, within=within, **environment))
-        return made[-1]
-
-    yield start
-    for one in made:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
-
-
-def upload(url: str, **headers: str) -> dict:
-    """An upload, taken in."""
-    content = io.BytesIO()
-    pq.write_table(make_table(10), content)
-    answer = httpx.post(
-        f"{url}/v1/observations", content=content.getvalue(), headers=headers, timeout=30
-    )
-    assert answer.status_code == 202, answer.text
-    return ended(url + answer.headers["location"])
-
-
-def ended(address: str) -> dict:
-    ends = {"ingested", "rejected", "succeeded", "failed", "cancelled"}
-    wait_for(lambda: httpx.get(address, timeout=30).json()["state"] in ends, 60)
-    return httpx.get(address, timeout=30).json()
-
-
-def submit(url: str, **values) -> str:
-    body = {"kind": "filtering", "valid_time": "2024-01-01T12:00:00Z", "members": 2, "steps": 3}
-    body |= {"outputs": ["netcdf"], **values}
-    answer = httpx.post(f"{url}/v1/jobs", json=body, timeout=30)
-    assert answer.status_code == 202, answer.text
-    return url + answer.headers["location"]
+from tests.deploy.up import Up, ended, submit, upload
+from tests.worker.processes import REPOSITORY, wait_for
 
 
 def samples(url: str) -> dict[tuple, float]:
@@ -328,82 +228,3 @@ def assert_private(data: Path) -> None:
         if path.exists() and (mode := stat.S_IMODE(path.lstat().st_mode)) & 0o077
     }
     assert open_to_others == {}
-
-
-@pytest.mark.skipif(not can_mount(), reason="file systems cannot be mounted here")
-def test_a_full_disk_ends_no_part_and_uploads_go_on_when_there_is_room(tmp_path, up):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    stack = up(
-        within=("unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size=32m none {folder}; exec "$@"', "-"),
-        APPA_DISK_LOW_BYTES="0",
-        APPA_MIN_FREE_BYTES="0",
-        APPA_RETRY_BACKOFF_SECONDS="1",
-        APPA_RETRY_BACKOFF_MAX_SECONDS="1",
-        APPA_RESEND_SECONDS="2",
-    )  # fmt: skip
-    url = stack.url
-    inside = Path(f"/proc/{stack.process.pid}/root{folder}")  # as the stack sees it
-    fill(inside / "ballast")
-    told = len(stack.output.read_text())
-    while len(stack.output.read_text()) < told + 8_000:  # more than the log's last block holds
-        answer = httpx.post(f"{url}/v1/observations", content=b"time,lat,lon\n", timeout=60)
-        assert answer.status_code in (503, 507), answer.text
-    stack.child("ingest").kill()
-    wait_for(lambda: stack.output.read_text().count("restart in") == 1)
-    assert stack.process.poll() is None
-    (inside / "ballast").unlink()
-    wait_for(lambda: _answers(f"{url}/health/ready"), 90)
-    assert upload(url)["state"] == "ingested"
-    assert "log lines were dropped: [Errno 28]" in (inside / "logs" / "appa.log").read_text()
-    assert stack.interrupt() == 0
-
-
-def test_killed_parts_come_back_and_jobs_survive_a_restart_of_all(up):
-    stack = up(APPA_LEASE_SECONDS="2", APPA_SWEEP_SECONDS="0.3", APPA_RESEND_SECONDS="3")
-    url = stack.url
-    long = submit(url, steps=900)
-    wait_for(lambda: httpx.get(long).json()["progress"]["step"] > 0)
-    stack.child("gpu").kill()
-    stack.child("gateway").kill()
-    wait_for(lambda: "restart in" in stack.output.read_text())
-    wait_for(lambda: _answers(f"{url}/health/ready"), 60)
-    wait_for(lambda: httpx.get(long).json()["attempts"] == 2, 60)
-    assert stack.interrupt() == 0  # in the middle of the second attempt
-    before = stack.output.read_text()
-    assert "model ended with -9" in before and "gateway ended with -9" in before
-
-    again = up()
-    job_id = long.rsplit("/", 1)[1]
-    httpx.delete(f"{again.url}/v1/jobs/{job_id}")
-    assert ended(f"{again.url}/v1/jobs/{job_id}")["state"] == "cancelled"
-    following = ended(submit(again.url))
-    assert following["state"] == "succeeded"
-    assert again.interrupt() == 0
-
-
-def test_one_data_folder_has_one_stack_and_other_servers_may_be_used(up, own_broker):
-    stack = up(APPA_REDIS_URL=own_broker.url)
-    url = stack.url
-    assert not [p for p in stack.children() if "valkey-server" in p.name()]
-    stores = open_stores(own_broker.url)
-    wait_for(lambda: len(stores.workers.alive()) >= 3)
-    assert len(httpx.get(f"{url}/v1/sources").json()) == 0
-    file = SourceFile(Layout(stack.data).sources_file)
-    file.add(name="away", broker=f"mqtt://127.0.0.1:{free_port()}", topics=["cache/#"])
-    wait_for(lambda: httpx.get(f"{url}/v1/sources").json())  # the process of the feeds was started
-    assert httpx.get(f"{url}/v1/sources").json()[0]["connected"] is False
-    assert stack.child("worker", "sources").is_running()
-    second = up(APPA_REDIS_URL=own_broker.url)
-    assert second.process.wait(30) == 2
-    assert "in use" in second.output.read_text()
-    time.sleep(0.1)
-    assert _answers(f"{url}/health/live")
-    stores.redis.close()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).is_success
-    except httpx.TransportError:
-        return False

@@ -1,6 +1,9 @@
 """Small uploads through real workers: together, past a large file, and each once after a kill."""
 
 import hashlib
+import io
+import os
+import signal
 
 import httpx
 import numpy as np
@@ -60,23 +63,28 @@ def test_one_message_brings_all_that_wait_in_few_commits(stores, processes):
     assert list(store.files.batches()) == sorted(b.id for b in batches)
 
 
-def test_a_small_bulletin_does_not_wait_behind_a_large_file(stores, processes, tmp_path):
-    processes.appa("worker", "ingest-large")
+def test_a_small_bulletin_does_not_wait_behind_a_large_file(stores, processes):
+    """The large one is held while it is taken in, however long that would last."""
+    busy = processes.appa("worker", "ingest-large", APPA_LEASE_SECONDS="120")  # outlasts the hold
     processes.appa("worker", "ingest")
     wait_for(
         lambda: stores.workers.ready(INGEST_LARGE_QUEUE) and stores.workers.ready("ingest"), 60
     )
-    path = tmp_path / "large.parquet"
-    rows = 250_000
+    rows = 20_000
     time = np.datetime64("2026-03-01T00:00", "ns") + np.arange(rows) * np.timedelta64(10, "ms")
-    pq.write_table(make_table(rows, time=time), path)
-    large = received(stores, processes, path.read_bytes(), "parquet")
+    content = io.BytesIO()
+    pq.write_table(make_table(rows, time=time), content)
+    large = received(stores, processes, content.getvalue(), "parquet")
+    assert large.lane is Lane.LARGE
     call(stores, processes, large)
     wait_for(lambda: stores.batches.get(large.id).state is BatchState.INGESTING)
+    os.killpg(busy.pid, signal.SIGSTOP)
     small = received(stores, processes, bulletins(1)[0])
+    assert small.lane is Lane.SMALL
     call(stores, processes, small)
     wait_for(lambda: stores.batches.get(small.id).state is BatchState.INGESTED)
     assert stores.batches.get(large.id).state is BatchState.INGESTING
+    os.killpg(busy.pid, signal.SIGCONT)
     wait_for(lambda: stores.batches.get(large.id).state is BatchState.INGESTED, 90)
 
 

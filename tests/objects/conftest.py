@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.conftest import up
 from tests.objects.s3_server import S3Server
 from tests.service.conftest import start_gateway, valkey_url_shared
 from tests.worker.conftest import own_broker, prefix, processes, shared_broker, stores
@@ -17,6 +18,7 @@ __all__ = [
     "shared_broker",
     "start_gateway",
     "stores",
+    "up",
     "valkey_url_shared",
 ]
 

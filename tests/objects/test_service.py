@@ -14,18 +14,16 @@ import pytest
 import xarray as xr
 
 from deploy.local import LocalStack, StackOptions
-from tests.deploy.test_local_stack import REPOSITORY, checkpoint, ended, submit, up, upload
+from tests.deploy.up import ended, submit, upload
 from tests.objects.conftest import MakeLayout
 from tests.objects.s3_server import S3Server
 from tests.objects.test_publication import LARGE, publish
 from tests.service.gateway_process import StartGateway
-from tests.worker.processes import wait_for
+from tests.worker.processes import REPOSITORY, wait_for
 from worker.contract.layout import Layout
 from worker.results.catalogue import Catalogue
 from worker.results.publication import send_folders
 from worker.results.store import result_store
-
-__all__ = ["checkpoint", "up"]
 
 
 def test_files_and_ranges_are_passed_on_without_a_copy(

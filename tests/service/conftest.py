@@ -47,6 +47,16 @@ def gateway(valkey_url_shared: str) -> Iterator[GatewayProcess]:
         process.stop()
 
 
+@pytest.fixture(scope="module")
+def guarded(valkey_url_shared: str) -> Iterator[GatewayProcess]:
+    """A gateway that asks for keys, one for each file."""
+    with tempfile.TemporaryDirectory(prefix="appa-guarded-") as folder:
+        environment = {"APPA_REQUIRE_KEYS": "true"}
+        process = GatewayProcess(valkey_url_shared, Path(folder), environment=environment).start()
+        yield process
+        process.stop()
+
+
 @pytest.fixture
 def http(gateway: GatewayProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=gateway.url, timeout=30) as client:

@@ -4,7 +4,6 @@ import json
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,17 +76,13 @@ def fill(gateway: GatewayProcess, stores: Stores) -> None:
 
 
 @pytest.fixture(scope="module")
-def guarded(valkey_url_shared: str, tmp_path_factory) -> Iterator[GatewayProcess]:
-    folder: Path = tmp_path_factory.mktemp("cycles")
-    gateway = GatewayProcess(
-        valkey_url_shared, folder, environment={"APPA_REQUIRE_KEYS": "true"}
-    ).start()
-    gateway.layout.cycles_file.write_text("start: 2009-01-01T00:00:00Z")
-    stores = open_stores(gateway.redis_url, gateway.prefix)
-    fill(gateway, stores)
+def guarded(guarded: GatewayProcess) -> GatewayProcess:
+    """A gateway with cycles."""
+    guarded.layout.cycles_file.write_text("start: 2009-01-01T00:00:00Z")
+    stores = open_stores(guarded.redis_url, guarded.prefix)
+    fill(guarded, stores)
     stores.redis.close()
-    yield gateway
-    gateway.stop()
+    return guarded
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,7 @@ import json
 import stat
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -25,15 +23,6 @@ from service.settings import GatewaySettings
 from worker.contract.store import open_stores
 
 FILTERING = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z"}
-
-
-@pytest.fixture(scope="module")
-def guarded(valkey_url_shared: str) -> Iterator[GatewayProcess]:
-    with tempfile.TemporaryDirectory(prefix="appa-guarded-") as folder:
-        environment = {"APPA_REQUIRE_KEYS": "true"}
-        process = GatewayProcess(valkey_url_shared, Path(folder), environment=environment).start()
-        yield process
-        process.stop()
 
 
 def call(

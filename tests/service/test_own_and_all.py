@@ -1,11 +1,9 @@
 """A key sees, retries and cancels its own uploads and jobs; those of others need a scope."""
 
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import acting_worker
 import httpx
@@ -56,15 +54,6 @@ class Caller:
         page = self("GET", f"/v1/{what}", params={"limit": 500, **params}).json()
         assert page["total"] == len(page["items"])
         return {item["id"] for item in page["items"]}
-
-
-@pytest.fixture(scope="module")
-def guarded(valkey_url_shared: str) -> Iterator[GatewayProcess]:
-    with tempfile.TemporaryDirectory(prefix="appa-own-") as folder:
-        environment = {"APPA_REQUIRE_KEYS": "true"}
-        process = GatewayProcess(valkey_url_shared, Path(folder), environment=environment).start()
-        yield process
-        process.stop()
 
 
 @pytest.fixture(scope="module")

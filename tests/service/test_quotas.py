@@ -1,11 +1,9 @@
 """What a key may use in a day: bytes, rows and jobs, over a real gateway and a real server of keys."""
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import acting_worker
 import httpx
@@ -19,15 +17,6 @@ from worker.contract.store import Stores, open_stores
 
 FILTERING = {"kind": "filtering", "valid_time": "2025-01-01T06:00:00Z"}
 LEASE = timedelta(seconds=60)
-
-
-@pytest.fixture(scope="module")
-def guarded(valkey_url_shared: str) -> Iterator[GatewayProcess]:
-    with tempfile.TemporaryDirectory(prefix="appa-quotas-") as folder:
-        environment = {"APPA_REQUIRE_KEYS": "true"}
-        process = GatewayProcess(valkey_url_shared, Path(folder), environment=environment).start()
-        yield process
-        process.stop()
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoints.bundle import load_checkpoint, save_checkpoint
+from model.checkpoints.bundle import load_checkpoint
 from tests.faults.steps import finishes, manifest, published, submit_job, wait_phase, wait_state
-from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import Processes, wait_for
 from tests.worker.tables import RECEIVED, make_table
 from worker.backgrounds.restarts import RESTART_NAME, read_restart
@@ -23,13 +22,6 @@ from worker.observations.store.store import ObservationStore
 
 ENDS = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 SMALL = {"members": 2, "steps": 3, "outputs": ["netcdf"]}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(tiny_model(), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,8 @@ from datetime import timedelta
 import psutil
 import pytest
 
-from model.checkpoints.bundle import save_checkpoint
 from model.domain.errors import ConfigurationError
 from tests.faults.steps import finishes, manifest, published, submit_job, wait_state
-from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import Processes, wait_for
 from tests.worker.tables import make_table, store_observations
 from worker.contract.jobs import JobState, Phase
@@ -20,13 +18,6 @@ from worker.replay.replay import replay
 
 ENDS = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 NOON = make_table(1)["time"][0].as_py().to_pydatetime()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(tiny_model(), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from model.checkpoints.bundle import save_checkpoint
 from tests.faults.steps import finishes, manifest, published, submit_job, wait_state
-from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import Processes, wait_for
 from tests.worker.tables import make_table, store_observations
 from worker.backgrounds.restarts import RESTART_NAME, read_restart
@@ -96,13 +94,6 @@ def test_a_broker_that_forgets_the_parts_costs_help_and_no_part_twice(stores, tm
     latents, own = shared(draw)
     assert latents.flatten().tolist() == [0, 0, 2, 2] and own.latents[0] == 2
     assert drawn == [range(2), range(2, 4)] and not folder.exists()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(tiny_model(), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,6 @@ __all__ = [
     "ingest_batch",
     "options_of",
     "prepare",
-    "summary_of",
 ]
 
 Overrides = Mapping[str, Any] | str | Path | None
@@ -111,7 +110,7 @@ def ingest(
     """
     options = options or IngestOptions()
     if (published := store.files.manifest(batch_id)) is not None:
-        return IngestReport(published, summary_of(published))
+        return IngestReport(published, published.summary)
     traces.phase("decoding")
     effective = Effective()
     effective.of(options)  # before the work of decoding
@@ -220,14 +219,6 @@ def _counts(table: pa.Table, column: str) -> dict[str, int]:
     return dict(sorted(count_values(table, column).items()))
 
 
-def summary_of(manifest: BatchManifest) -> IngestSummary:
-    """Return what came out of an upload, as its rows in the store tell it."""
-    kept = manifest.provenance.get("summary")
-    if kept is None:
-        return IngestSummary(observations=manifest.rows)
-    return IngestSummary.model_validate(kept)
-
-
 def _described(options: IngestOptions) -> dict[str, Any]:
     return {
         "format": options.format,
@@ -255,7 +246,7 @@ def ingest_batch(
     """
     store = ObservationStore.of(layout)
     if (published := store.files.manifest(batch.id)) is not None:  # its bytes may be gone
-        return summary_of(published)
+        return published.summary
     with upload_store(layout).local({batch.id: batch.sha256}) as found:
         report = ingest(
             batch.id,

@@ -30,7 +30,6 @@ from worker.pipeline.ingest import (
     decode_small,
     ingest_batch,
     prepare,
-    summary_of,
 )
 from worker.runtime import Runtime
 from worker.tasks.attempt import DecodedAlone, attempt, attempt_together, known_version
@@ -120,7 +119,7 @@ def _together(
     published = store.files.manifests(batch.id for batch in batches)
     for batch in batches:
         if batch.id in published:
-            found[batch.id] = summary_of(published[batch.id])
+            found[batch.id] = published[batch.id].summary
         else:
             fresh.append(batch)
     ready: dict[str, NewBatch] = {}

@@ -33,6 +33,7 @@ from model.domain.errors import ConfigurationError
 from model.domain.grids import Grid
 from model.domain.variables import channels
 from model.nn.convolution import ResidualBlock
+from tests.model.training.tiny_runs import denoiser_training
 
 GRID = Grid("tiny", "gaussian", 8, 16)
 LEVELS = (500, 850)
@@ -130,27 +131,6 @@ def training(store, cache, grid=GRID, levels=LEVELS, **changes) -> AutoencoderTr
                 "halo": 1,
             },
             "optimisation": optimisation | changes,
-        }
-    )
-
-
-def denoising(config: AutoencoderTraining, run: Path) -> DenoiserTraining:
-    return DenoiserTraining.model_validate(
-        {
-            "data": config.data.model_dump(),
-            "autoencoder_run": run,
-            "noise_levels": 2,
-            "backbone": {
-                "in_channels": 6,
-                "blanket_size": 4,
-                "shape": (2, 4),
-                "patch_size": (2, 1, 2),
-                "hid_channels": 16,
-                "hid_blocks": 1,
-                "attention_heads": 2,
-                "mod_features": 8,
-            },
-            "optimisation": config.optimisation.model_dump(),
         }
     )
 
@@ -253,7 +233,7 @@ def work(rank: int, world: int, store: str, folder: str) -> None:
         train_autoencoder(config, root / "parts", stop)
     train_autoencoder(config, root / "parts")
     dist.barrier()
-    train_denoiser(denoising(config, root / "whole"), root / "denoiser")
+    train_denoiser(denoiser_training(config, root / "whole"), root / "denoiser")
     dist.destroy_process_group()
 
 
@@ -261,7 +241,7 @@ def test_two_ranks_learn_what_one_process_of_twice_the_batch_does(store, tmp_pat
     alone = tmp_path / "alone"
     config = training(store, alone / "cache")
     train_autoencoder(config, alone / "whole")
-    train_denoiser(denoising(config, alone / "whole"), alone / "denoiser")
+    train_denoiser(denoiser_training(config, alone / "whole"), alone / "denoiser")
     both = tmp_path / "both"
     both.mkdir()
     mp.spawn(work, (2, str(store), str(both)), nprocs=2)
@@ -350,7 +330,9 @@ def test_fine_tuning_starts_from_the_weights_and_statistics_of_a_bundle(tmp_path
     changes = {"steps": 1, "learning_rate": 0.0, "ema_decay": 0.0}
     config = training(store, tmp_path / "unused", grid, TINY_LEVELS, **changes)
     tuning = tmp_path / "tuning"
-    paths = unpack_bundle(str(tmp_path / "bundle"), tuning, config, denoising(config, tuning))
+    paths = unpack_bundle(
+        str(tmp_path / "bundle"), tuning, config, denoiser_training(config, tuning)
+    )
     first = read_config(AutoencoderTraining, str(paths[0]), [])
     second = read_config(DenoiserTraining, str(paths[1]), [])
     train_autoencoder(first, tmp_path / "autoencoder")

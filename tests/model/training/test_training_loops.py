@@ -15,11 +15,12 @@ from deploy.commands import train
 from lab.training.datasets import Splits, StateStore, channel_statistics
 from lab.training.loop import TrainingRun
 from lab.training.train_autoencoder import AutoencoderTraining, train_autoencoder
-from lab.training.train_denoiser import DenoiserTraining, load_autoencoder, train_denoiser
+from lab.training.train_denoiser import load_autoencoder, train_denoiser
 from model.diagnostics.realism import power_spectrum
 from model.domain.errors import ConfigurationError, InvalidInput
 from model.domain.grids import Grid
 from model.domain.variables import channels
+from tests.model.training.tiny_runs import denoiser_training
 
 LEVELS = (500, 850)
 GRID = Grid("tiny", "gaussian", 8, 16)
@@ -181,24 +182,8 @@ def test_a_second_run_of_the_decoder_keeps_the_encoder_and_raises_the_damped_pow
 def test_an_interrupted_denoiser_run_ends_where_an_uninterrupted_one_does(store, tmp_path, prior):
     data = autoencoder_config(store, tmp_path / "cache")
     train_autoencoder(data, tmp_path / "ae")
-    values = {
-        "data": data.data.model_dump(),
-        "autoencoder_run": tmp_path / "ae",
-        "prior": prior,
-        "noise_levels": 2,
-        "backbone": {
-            "in_channels": 6,
-            "blanket_size": 4,
-            "shape": (2, 4),
-            "patch_size": (2, 1, 2),
-            "hid_channels": 16,
-            "hid_blocks": 1,
-            "attention_heads": 2,
-            "mod_features": 8,
-        },
-        "optimisation": data.optimisation.model_dump() | {"save_minutes": 0.0},
-    }
-    config = DenoiserTraining.model_validate(values)
+    optimisation = data.optimisation.model_dump() | {"save_minutes": 0.0}
+    config = denoiser_training(data, tmp_path / "ae", prior=prior, optimisation=optimisation)
     train_denoiser(config, tmp_path / "whole")
     with pytest.raises(Interrupted):
         train_denoiser(config, tmp_path / "parts", stop_at(3))

@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from model.checkpoints.bundle import load_checkpoint, save_checkpoint
+from model.checkpoints.bundle import load_checkpoint
 from service.keys import OPEN
 from service.routes.cycles import explain
 from service.schemas import CycleView
-from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import Processes, wait_for
 from tests.worker.tables import make_table
 from worker.contract.cycles import CycleState
@@ -38,11 +37,9 @@ PREFIX = "test-cycled"
 
 
 @pytest.fixture(scope="module")
-def system(shared_broker, tmp_path_factory):
+def system(shared_broker, checkpoint, tmp_path_factory):
     """Stores, data folder and scheduler, after both hours were cycled and noon was made again."""
     data = tmp_path_factory.mktemp("data")
-    checkpoint = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(tiny_model(), checkpoint)
     layout = Layout(data).create()
     mean = float(load_checkpoint(checkpoint).state_normalisation.mean[0])
     for number, (batch, received) in enumerate(ARRIVALS.items()):

@@ -16,8 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 from deploy.commands.challenger import app
-from model.checkpoints.bundle import load_checkpoint, save_checkpoint
-from tests.model.checkpoint_parts import tiny_model
+from model.checkpoints.bundle import load_checkpoint
 from tests.service.gateway_process import GatewayProcess
 from tests.worker.processes import Processes, wait_for
 from tests.worker.tables import make_table
@@ -74,10 +73,8 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(shared_broker, tmp_path_factory) -> Iterator[Story]:
+def story(shared_broker, checkpoint, tmp_path_factory) -> Iterator[Story]:
     data = tmp_path_factory.mktemp("data")
-    checkpoint = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(tiny_model(), checkpoint)
     layout = Layout(data).create()
     _observe(layout, float(load_checkpoint(checkpoint).state_normalisation.mean[0]))
     processes = Processes(shared_broker.url, PREFIX, data)

@@ -7,9 +7,8 @@ import sys
 
 import numpy as np
 
-from model.checkpoints.bundle import load_checkpoint, save_checkpoint
+from model.checkpoints.bundle import load_checkpoint
 from tests.faults.steps import manifest, submit_job, wait_state
-from tests.model.checkpoint_parts import tiny_model
 from tests.worker.processes import REPOSITORY
 from tests.worker.tables import RECEIVED, make_table
 from worker.contract.jobs import JobState
@@ -20,10 +19,8 @@ from worker.observations.store.store import ObservationStore
 ENDS = (JobState.SUCCEEDED, JobState.FAILED)
 
 
-def test_identical_with_another_number_of_threads(stores, processes, tmp_path):
+def test_identical_with_another_number_of_threads(stores, processes, checkpoint):
     """Threads change the order of sums: the replay takes as many as the first run had."""
-    checkpoint = tmp_path / "tiny"
-    save_checkpoint(tiny_model(), checkpoint)
     mean = float(load_checkpoint(checkpoint).state_normalisation.mean[0])
     layout = Layout(processes.data).create()
     table = assign_errors(make_table(30, obs_value=np.full(30, mean)))

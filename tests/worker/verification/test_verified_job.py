@@ -8,9 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.checkpoints.bundle import load_checkpoint, save_checkpoint
+from model.checkpoints.bundle import load_checkpoint
 from model.domain.observations import station_draw
-from tests.model.checkpoint_parts import tiny_model
 from tests.worker.tables import RECEIVED, make_table
 from worker.contract.jobs import JobRecord
 from worker.contract.kinds import FilteringSpec, ForecastSpec
@@ -46,11 +45,9 @@ class Quiet:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    save_checkpoint(tiny_model(), folder)
-    model = load_checkpoint(folder)
-    return LoadedModels((LoadedModel("tiny", "ab" * 32, model, folder),), torch.device("cpu"))
+def models(checkpoint):
+    model = load_checkpoint(checkpoint)
+    return LoadedModels((LoadedModel("tiny", "ab" * 32, model, checkpoint),), torch.device("cpu"))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from model.domain.errors import InvalidInput, StorageError
+from worker.contract.batches import IngestSummary
 from worker.contract.layout import OBSERVATIONS_CACHE_BYTES, Layout
 from worker.observations.store.commits import (
     Commit,
@@ -87,6 +88,14 @@ class BatchManifest(BaseModel):
     rows: int
     files: tuple[StoredFile, ...]
     provenance: dict[str, Any] = {}
+
+    @property
+    def summary(self) -> IngestSummary:
+        """Return what came out of the upload, as its rows in the store tell it."""
+        kept = self.provenance.get("summary")
+        if kept is None:
+            return IngestSummary(observations=self.rows)
+        return IngestSummary.model_validate(kept)
 
 
 class Compaction(BaseModel):

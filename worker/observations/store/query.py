@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
@@ -143,6 +142,8 @@ def read_files(files: StoreFiles, paths: Sequence[str]) -> pa.Table:
 
 
 def _dataset(files: StoreFiles, paths: Sequence[str]) -> Any:
+    import pyarrow.dataset as ds  # noqa: PLC0415 (it brings pandas: time and memory at every start)
+
     return ds.FileSystemDataset.from_paths(
         [str(path) for path in files.place.local(paths)],
         schema=OBSERVATION_SCHEMA,
