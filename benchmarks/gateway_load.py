@@ -49,13 +49,6 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
     }
 
 
-def free_port() -> int:
-    """Return the number of a local TCP port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start_gateway(redis_url: str, folder: Path) -> tuple[subprocess.Popen, int]:
     """A gateway process, once it answers."""
     port = free_port()

@@ -56,7 +56,7 @@ def test_a_morning_of_cycles_is_made_of_what_had_arrived(scenario, tmp_path):
         outage_hours=None,
         guard_minutes=9.0,
     )
-    day = run_day(morning, tmp_path, RehearsalPace(600.0, start_seconds=12.0, patience=120.0))
+    day = run_day(morning, tmp_path, RehearsalPace(600.0, start_seconds=20.0, patience=120.0))
     assert judged(day) == ()
     assert len(day.timings) == 8
     flags = {a.key: set(a.flags) for a in day.evidence.analyses}
