@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+import typer
 from typer.testing import CliRunner
 
 from deploy.commands.backup import backup_app, recover_app, restore_app
@@ -47,7 +48,7 @@ def address(
     structlog.reset_defaults()
 
 
-def call(app, *words: str, data: Layout) -> str:
+def call(app: typer.Typer, *words: str, data: Layout) -> str:
     done = CliRunner().invoke(app, [*words, "--data", str(data.root)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
@@ -72,6 +73,7 @@ def test_nothing_is_lost_with_the_machine(
     with pytest.raises(InvalidInput, match="exists"):
         call(backup_app, address, data=lost)
 
+    assert stores.archive is not None
     stores.archive.close()
     shutil.rmtree(lost.root)
     stores.redis.flushall()
@@ -84,7 +86,7 @@ def test_nothing_is_lost_with_the_machine(
     assert result_store(new).file("an-1", "a.nc").read_bytes() == LARGE
     assert stores.jobs.get(job.id) == job
     call(recover_app, "--grace", "0", data=new)  # what came after the backup
-    assert stores.batches.find(upload.id).sha256 == upload.sha256
+    assert stores.batches.get(upload.id).sha256 == upload.sha256
     assert read(upload_store(new), upload) == LARGE
 
 
