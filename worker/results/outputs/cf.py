@@ -57,7 +57,7 @@ def encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     Deflate rather than zstd: every NetCDF reader has it, zstd needs a plugin in many.
     """
     fields = {
-        n: v for n, v in dataset.data_vars.items() if {"latitude", "longitude"} <= set(v.dims)
+        n: v for n, v in dataset.variables.items() if {"latitude", "longitude"} <= set(v.dims)
     }
     return {
         str(name): {
@@ -79,7 +79,7 @@ def _lay_out(hour: xr.Dataset, path: Path, hours: int) -> None:
     """
     empty = _without_int64(hour.isel(time=slice(0, 0)))
     for name, chosen in encoding(hour).items():
-        empty[name].encoding |= chosen
+        empty.variables[name].encoding |= chosen
     for array in empty.variables.values():
         if array.dims == ("time",):
             array.encoding["chunksizes"] = (hours,)

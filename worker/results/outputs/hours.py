@@ -58,7 +58,7 @@ class RoundedHours:
 
     def _rounded(self, t: int) -> xr.Dataset:
         rounded = round_dataset(self._exact(t), self.kept)
-        self._rounding.append({n: v.attrs for n, v in rounded.data_vars.items() if n in self.kept})
+        self._rounding.append({name: rounded.variables[name].attrs for name in self.kept})
         return rounded
 
     def _exact(self, t: int) -> xr.Dataset:
@@ -79,7 +79,7 @@ class RoundedHours:
     def _check(self, t: int, found: Mapping[Hashable, xr.Variable]) -> None:
         exact = self._exact(t)
         for name, attributes in self._rounding[t].items():
-            exact[name].attrs = attributes
+            exact.variables[name].attrs = attributes
         same_dataset(exact.variables, found)
 
 
