@@ -62,6 +62,7 @@ BROKER_OPTIONS: dict[str, str] = {
     "appendonly": "yes",
     "appendfsync": "everysec",
     "maxmemory-policy": "noeviction",
+    "stream-node-max-bytes": "512",  # taken at once by each stream, of which most hold two events
     "save": "",
 }
 """How Redis or Valkey must be set up; `docker-compose.yml` says the same."""

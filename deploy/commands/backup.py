@@ -27,7 +27,8 @@ from deploy.console import (
     print_json,
 )
 from model.domain.errors import StorageError
-from worker.backup.backup import BackupManifest, make_backup, opened_backup
+from worker.backup.backup import BackupManifest, make_backup
+from worker.backup.bucket import is_address, opened, send_backup
 from worker.contract.layout import Layout
 from worker.contract.redis_server import redis_health
 from worker.contract.store import Stores, open_stores
@@ -77,7 +78,11 @@ def _stores(url: str, layout: Layout) -> Iterator[Stores]:
 @backup_app.command()
 def backup(
     place: Annotated[
-        Path, typer.Argument(help="A new or empty folder, or a new file ….tar or ….tar.gz.")
+        str,
+        typer.Argument(
+            help="A new or empty folder, a new file ….tar or ….tar.gz, or a new object "
+            "s3://bucket/folder/….tar.gz."
+        ),
     ],
     data: DataFolder = DEFAULT_DATA,
     as_json: AsJson = False,
@@ -86,31 +91,52 @@ def backup(
 
     Uploads, observations and results are not in it: copy `observations`, `raw` and `analyses` of the
     data folder after it. Redis is that of APPA_REDIS_URL, or the embedded one of the data folder.
+    One in a bucket also holds the series of verification and the audit log.
     """
     layout = installed_layout(data)
     if not layout.root.is_dir():
         raise StorageError(f"Expected a data folder; '{layout.root}' is none. Give --data.")
+    prefix = WorkerSettings().redis_prefix
     with _broker(layout) as url:
-        made = make_backup(layout, url, WorkerSettings().redis_prefix, place)
+        if is_address(place):
+            made = send_backup(layout, url, prefix, place)
+        else:
+            made = make_backup(layout, url, prefix, Path(place))
     if as_json:
         print_json(made)
         return
     _show_backup(place, made)
+    if not is_address(place):
+        copied = "observations, raw, analyses, verification, logs"
+        out.print("not in it: uploads, observations, results; copy them now, in this order:")
+        out.print(copied, highlight=False)
+    elif left := _in_folder(layout):
+        out.print(f"not in it, nor in a bucket: {', '.join(left)}; copy them now", highlight=False)
 
 
-def _show_backup(place: Path, made: BackupManifest) -> None:
+def _in_folder(layout: Layout) -> list[str]:
+    """Return the folders of what lies in the data folder and not in a bucket."""
+    places = {
+        "observations": layout.observations_url,
+        "raw": layout.uploads_url,
+        "analyses": layout.results_url,
+    }
+    return [name for name, url in places.items() if not url]
+
+
+def _show_backup(place: str, made: BackupManifest) -> None:
     size = mebibytes(sum(part.size for part in made.parts))
     text = f"{place}: {len(made.parts)} parts, {size}"
     out.print(text, markup=False, highlight=False, soft_wrap=True)
     moment = "of one moment" if made.one_moment else "read in parts while others wrote"
     out.print(f"{made.keys} keys of Redis ({made.server}), {moment}", highlight=False)
-    out.print("not in it: uploads, observations, results; copy them now, in this order:")
-    out.print("observations, raw, analyses, verification, logs", highlight=False)
 
 
 @restore_app.command()
 def restore(
-    place: Annotated[Path, typer.Argument(help="A backup: its folder, or its tar file.")],
+    place: Annotated[
+        str, typer.Argument(help="A backup: its folder, its tar file, or s3://bucket/….tar.gz.")
+    ],
     data: DataFolder = DEFAULT_DATA,
     replace: Annotated[
         bool,
@@ -135,15 +161,22 @@ def restore(
     backup names is missing or damaged. What retention removed since the backup is named too.
     """
     layout = installed_layout(data)
-    with opened_backup(place) as (folder, manifest):
+    with opened(place) as (folder, manifest):
         if check:
             _check(folder, layout, digests=digests, as_json=as_json)
         else:
-            _restore(folder, manifest, layout, replace=replace, as_json=as_json)
+            whole = is_address(place)
+            _restore(folder, manifest, layout, replace=replace, whole=whole, as_json=as_json)
 
 
 def _restore(
-    folder: Path, manifest: BackupManifest, layout: Layout, *, replace: bool, as_json: bool
+    folder: Path,
+    manifest: BackupManifest,
+    layout: Layout,
+    *,
+    replace: bool,
+    whole: bool,
+    as_json: bool,
 ) -> None:
     from worker.backup.restore import require_room, restore_backup
 
@@ -168,7 +201,9 @@ def _restore(
         out.print(f"what was there is in {done.aside}", markup=False, highlight=False)
     for warning in warnings:
         err.print(f"redis: {warning}", markup=False)
-    out.print("next: copy observations, raw, analyses, verification; then say --check")
+    left = [*_in_folder(layout), *(() if whole else ("verification", "logs"))]
+    copy = f"copy {', '.join(left)}; then " if left else ""
+    out.print(f"next: {copy}say --check", highlight=False)
 
 
 def _check(folder: Path, layout: Layout, *, digests: bool, as_json: bool) -> None:

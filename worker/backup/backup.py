@@ -8,6 +8,7 @@ A backup is a folder, or the same folder in one tar file:
     files/keys.json        and every other file that lies directly in the data folder: SQLite files
                            (catalogue, records, backlog of the feeds), keys, sources, policies, errors
     files/pins/…           pins of results, and the lists of what was pulled from archives
+    files/verification/…   series of verification and `logs/audit*.jsonl`, in a bucket alone
 
 The order makes a backup of a running system whole. Redis is read first and the SQLite files after
 it: a record leaves Redis only once it is in the archive of records, so it is in one of both copies
@@ -96,7 +97,9 @@ def is_passing(path: Path) -> bool:
     return name.endswith(_PASSING) or name.startswith(".part-") or ".damaged-" in name
 
 
-def make_backup(layout: Layout, url: str, prefix: str, place: Path) -> BackupManifest:
+def make_backup(
+    layout: Layout, url: str, prefix: str, place: Path, *, whole: bool = False
+) -> BackupManifest:
     """Back up an installation, which may go on running.
 
     Arguments:
@@ -104,6 +107,8 @@ def make_backup(layout: Layout, url: str, prefix: str, place: Path) -> BackupMan
         url: Its Redis server.
         prefix: Of its keys.
         place: A folder that is new or empty, or a new file `….tar` or `….tar.gz`.
+        whole: Whether it holds the series of verification and the audit log, which are copied
+            beside it otherwise.
 
     Raises:
         InvalidInput: If there is no data folder, or something is at `place`.
@@ -112,10 +117,10 @@ def make_backup(layout: Layout, url: str, prefix: str, place: Path) -> BackupMan
     _require_place(layout, place)
     if not is_archive(place):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _fill(layout, url, prefix, place)
+        return _fill(layout, url, prefix, place, whole=whole)
     with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as text:
         folder = Path(text)
-        manifest = _fill(layout, url, prefix, folder)
+        manifest = _fill(layout, url, prefix, folder, whole=whole)
         packed = folder.with_name(f"{folder.name}.part")
         try:
             _pack(folder, manifest, packed, compressed=not place.name.endswith(".tar"))
@@ -147,14 +152,15 @@ def _has_entries(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _fill(layout: Layout, url: str, prefix: str, folder: Path) -> BackupManifest:
+def _fill(layout: Layout, url: str, prefix: str, folder: Path, *, whole: bool) -> BackupManifest:
     """Write all parts to `folder`, Redis first, the manifest last."""
     begun = utc_now()
     copy = dump_keys(url, prefix, folder / BROKER)
     with Catalogue(layout) as catalogue:
         listed = "".join(f"{entry.id}\n" for entry in catalogue.entries())
     write_atomic(folder / RESULTS, listed, mode=0o600)
-    names = [BROKER, RESULTS, *(_copy_file(layout, path, folder) for path in _files(layout))]
+    paths = [*_files(layout), *(_beside(layout) if whole else ())]
+    names = [BROKER, RESULTS, *(_copy_file(layout, path, folder) for path in paths)]
     parts = [_part(folder, name) for name in sorted(names)]
     manifest = BackupManifest(
         created=begun,
@@ -178,6 +184,12 @@ def _files(layout: Layout) -> Iterator[Path]:
     for name in _KEPT_FOLDERS:
         # in `pulls` lie folders of files under way as well, which are fetched again
         yield from (p for p in sorted((layout.root / name).glob("*")) if p.is_file())
+
+
+def _beside(layout: Layout) -> Iterator[Path]:
+    """Yield what only the data folder has, wherever results, uploads and observations lie."""
+    yield from sorted(layout.verification.glob("*/*.parquet"))
+    yield from sorted(layout.logs.glob("audit*.jsonl"))
 
 
 def _copy_file(layout: Layout, path: Path, folder: Path) -> str:

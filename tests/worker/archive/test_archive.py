@@ -548,3 +548,14 @@ def test_redis_is_flat_over_a_month_in_compressed_time(month, layout, capsys):
     disk = layout.records_file.stat().st_size
     with capsys.disabled():
         print(json.dumps({"used_memory": [sizes[2], sizes[-1]], "disk_per_record": disk // 1440}))
+
+
+def test_events_of_years_are_capped_and_their_marks_expire(stores, monkeypatch):
+    monkeypatch.setattr("worker.contract.events.LENGTH", 200)
+    for number in range(1000):
+        assert stores.events.emit("analysis.published", f"an-{number}", {"files": ["a" * 60]})
+    marks = list(stores.redis.scan_iter(stores.keys.emitted("*")))
+    assert len(marks) == 1000 and all(0 < stores.redis.ttl(m) <= 90 * 86_400 for m in marks)
+    # Redis trims whole nodes of a stream, of at most 100 entries.
+    assert 200 <= stores.redis.xlen(stores.events.stream) <= 300
+    assert stores.events.last(1)[0].data == {"files": ["a" * 60]}

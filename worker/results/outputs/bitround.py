@@ -17,6 +17,7 @@ References:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,6 +181,23 @@ def _guard(ratio: float) -> int:
     return int(np.ceil(np.log2(max(ratio, 1e-30) / (2 * FRACTION))))
 
 
+def _median(values: NDArray[Any]) -> float:
+    """Return the median of some numbers (n,), without the checks that `np.median` makes."""
+    low, high = (values.size - 1) // 2, values.size // 2
+    middle = np.partition(values, (low, high))
+    return float((float(middle[low]) + float(middle[high])) / 2)
+
+
+def _ninth_tenth(values: NDArray[np.float64]) -> float:
+    """Return the quantile 0.9 of some numbers (n,), between two as `np.quantile` takes it."""
+    place = (values.size - 1) * 0.9
+    low = int(place)
+    high = min(low + 1, values.size - 1)
+    ordered = np.partition(values, (low, high))
+    a, b, share = float(ordered[low]), float(ordered[high]), place - low
+    return a + (b - a) * share if share < 0.5 else b - (b - a) * (1 - share)
+
+
 def keep_bits(values: Float, spread: Float | None = None) -> int:
     """Return how many mantissa bits of a field on one level to keep.
 
@@ -206,17 +224,18 @@ def bits_of_rows(rows: Float, around: Float | None = None) -> int:
     used = _used(rows)
     if not used.any():
         return 0
-    exponent = np.frexp(rows)[1].astype(np.float64) - 1
+    exponent = np.frexp(rows)[1] - 1
     bits = [information_bits(rows)]
     left, right = _pairs(rows)
     differences = np.abs(left - right, dtype=np.float64)
-    if (differences > 0).any():
-        typical = float(np.median(exponent[used]))
-        bits.append(_guard(2.0**typical / float(np.median(differences[differences > 0]))))
+    differences = differences[differences > 0]
+    if differences.size:
+        typical = _median(exponent[used])
+        bits.append(_guard(2.0**typical / _median(differences)))
     if around is not None:
         where = used & np.isfinite(around) & (around > 0)
         if where.any():
-            bits.append(_guard(float(np.quantile(2.0 ** exponent[where] / around[where], 0.9))))
+            bits.append(_guard(_ninth_tenth(np.ldexp(1.0, exponent[where]) / around[where])))
     return min(max(bits), MANTISSA)
 
 

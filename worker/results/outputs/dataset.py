@@ -329,11 +329,13 @@ def round_dataset(
     rounded: dict[str, xr.Variable] = {}
     mirrored = dataset.attrs.get("mirrored_members") == "true"
     pairs = AntitheticPairs.of(range(dataset.sizes["realization"]), mirrored)
-    for name, array in dataset.data_vars.items():
+    for name in dataset.data_vars:  # as variables: an array of a dataset takes long to make
+        array, guide = dataset.variables[name], _spread_name(name)
         if not {"latitude", "longitude"} <= set(array.dims):
             continue
+        spread = None if name == guide else dataset.variables.get(guide)
         bits = None if kept is None else kept[str(name)]
-        rounded[str(name)] = _rounded(array, dataset.get(_spread_name(name)), pairs, bits)
+        rounded[str(name)] = _rounded(array, spread, pairs, bits)
     return dataset.assign(rounded).assign_attrs(bit_rounding=METHOD)
 
 
@@ -342,15 +344,15 @@ def _spread_name(name: Hashable) -> str:
 
 
 def _rounded(
-    array: xr.DataArray,
-    spread: xr.DataArray | None,
+    array: xr.Variable,
+    spread: xr.Variable | None,
     pairs: AntitheticPairs,
     kept: Sequence[int] | None,
-) -> Any:
+) -> xr.Variable:
     """Return a variable with rounded values and what was rounded."""
     # Members first: a row of the spread stands for the same row of every member.
     whole = array.transpose("realization", ...) if "realization" in array.dims else array
-    scale = None if spread is None or array.name == spread.name else spread.values
+    scale = None if spread is None else spread.values
     if kept is None and scale is None and "realization" in array.dims:
         scale = mean_and_spread(whole.values, pairs)[1]
     values, notes = _round(whole.values, scale, "air_pressure" in array.dims, kept)

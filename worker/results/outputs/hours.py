@@ -4,7 +4,7 @@ A result may be larger than the memory. Its hours are converted, rounded and wri
 with the same values as if it were rounded whole, and compared one at a time with what is read back.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,26 +58,29 @@ class RoundedHours:
 
     def _rounded(self, t: int) -> xr.Dataset:
         rounded = round_dataset(self._exact(t), self.kept)
-        self._rounding.append({n: v.attrs for n, v in rounded.data_vars.items() if n in self.kept})
+        self._rounding.append({name: rounded.variables[name].attrs for name in self.kept})
         return rounded
 
     def _exact(self, t: int) -> xr.Dataset:
         return to_dataset(self.product.hour(t)).assign_attrs(self._attributes)
 
-    def check(self, found: xr.Dataset) -> None:
+    def check(self, read: Callable[[int], Mapping[Hashable, xr.Variable]]) -> None:
         """Compare what is read back with the exact values.
+
+        Arguments:
+            read: Returns the variables of the hour of this number.
 
         Raises:
             StorageError: Naming the first variable that differs by more than its rounding.
         """
         for t in range(len(self._rounding)):
-            self._check(t, found.isel(time=slice(t, t + 1)))
+            self._check(t, read(t))
 
-    def _check(self, t: int, found: xr.Dataset) -> None:
+    def _check(self, t: int, found: Mapping[Hashable, xr.Variable]) -> None:
         exact = self._exact(t)
         for name, attributes in self._rounding[t].items():
-            exact[name].attrs = attributes
-        same_dataset(exact, found)
+            exact.variables[name].attrs = attributes
+        same_dataset(exact.variables, found)
 
 
 def _of_all(hours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -101,58 +104,76 @@ def bits_of_result(product: Product) -> dict[str, list[int]]:
     kept: dict[str, list[int]] = {}
     for variable in product.variables:
         first, last = channels_of(product, variable)
+        levels = [_Level(product, variable, channel) for channel in range(first, last + 1)]
         for kind in (kind for kind, there in kinds.items() if there):
-            kept[f"{variable.short}{kind}"] = [
-                _Rows(product, variable, channel, kind).bits for channel in range(first, last + 1)
-            ]
+            kept[f"{variable.short}{kind}"] = [level.bits(kind) for level in levels]
     return kept
 
 
-class _Rows:
-    """The rows of a field on one level: of all members, of their mean or of their spread."""
+Ensemble = tuple[Float, Float, Float | None]
+"""Members (M, n, X), and their mean and spread (n, X) in some rows; no spread of one member."""
 
-    def __init__(self, product: Product, variable: Variable, channel: int, kind: str) -> None:
-        self.product, self.variable, self.channel, self.kind = product, variable, channel, kind
-        members, hours, _, rows, self.width = product.states.shape
-        self.shape = (members if kind == "" else 1, hours, rows)
 
-    @property
-    def bits(self) -> int:
-        """Return how many bits of the mantissa are kept, from sampled rows of members and their spread."""
-        sampled = sampled_rows(int(np.prod(self.shape)), self.width)
-        member, hour, row = np.unravel_index(sampled, self.shape)
-        fields, around = self._fields(self.product.states[:, hour, self.channel, row])
+class _Level:
+    """A quantity on one level, of which rows of all hours are looked at."""
+
+    def __init__(self, product: Product, variable: Variable, channel: int) -> None:
+        self.product, self.variable, self.channel = product, variable, channel
+        self.members, self.hours, _, self.rows, self.width = product.states.shape
+        self._whole: Ensemble | None = None
+
+    def bits(self, kind: str) -> int:
+        """Return the bits to keep of all members, of their `_mean` or of their `_spread`."""
+        shape = (self.members if kind == "" else 1, self.hours, self.rows)
+        sampled = sampled_rows(int(np.prod(shape)), self.width)
+        member, hour, row = np.unravel_index(sampled, shape)
+        fields, around = _fields(self._at(hour, row), kind)
         rows = fields[member, np.arange(len(sampled))]
         if usable_rows(rows).any():
             return bits_of_rows(rows, around)
-        hours = [self._usable(hour) for hour in range(self.shape[1])]
+        hours = [self._usable(hour, kind) for hour in range(self.hours)]
         spreads = [spread for _, spread in hours if spread is not None]
         rows = np.concatenate([rows for rows, _ in hours])
         return bits_of_rows(rows, np.concatenate(spreads) if spreads else None)
 
-    def _usable(self, hour: int) -> tuple[Float, Float | None]:
+    def _usable(self, hour: int, kind: str) -> tuple[Float, Float | None]:
         """Return those rows of an hour that say something, and the spread there."""
-        fields, around = self._fields(self.product.states[:, hour, self.channel])
+        states = self.product.states[:, hour, self.channel]
+        fields, around = _fields(self._ensemble(states), kind)
         usable = usable_rows(fields)
         spread = None if around is None else np.broadcast_to(around, fields.shape)[usable]
         return fields[usable], spread
 
-    def _fields(self, states: Float) -> tuple[Float, Float | None]:
-        """Return the field in rows of all members, and the spread where it guides rounding.
+    def _at(self, hour: NDArray[np.intp], row: NDArray[np.intp]) -> Ensemble:
+        """Return these rows of these hours; where they are few, all are computed once."""
+        count = self.hours * self.rows
+        if len(sampled_rows(count, self.width)) < count:
+            return self._ensemble(self.product.states[:, hour, self.channel, row])
+        if self._whole is None:
+            states = self.product.states[:, :, self.channel]
+            self._whole = self._ensemble(states.reshape(self.members, count, self.width))
+        ensemble, mean, spread = self._whole
+        place = hour * self.rows + row
+        return ensemble[:, place], mean[place], None if spread is None else spread[place]
 
-        Arguments:
-            states: With shape (M, n, X).
-
-        Returns:
-            With shapes (M or 1, n, X) and (n, X).
-        """
+    def _ensemble(self, states: Float) -> Ensemble:
+        """Return members, mean and spread of states with shape (M, n, X)."""
         ensemble, _ = clip(self.variable, np.ascontiguousarray(states))
-        mean, spread = mean_and_spread(ensemble, self.product.pairs)
-        if self.kind == "":
-            return ensemble, spread
-        if self.kind == "_mean" or spread is None:
-            return mean[None], spread
-        return spread[None], None
+        return ensemble, *mean_and_spread(ensemble, self.product.pairs)
+
+
+def _fields(ensemble: Ensemble, kind: str) -> tuple[Float, Float | None]:
+    """Return the field in rows of all members, and the spread where it guides rounding.
+
+    Returns:
+        With shapes (M or 1, n, X) and (n, X).
+    """
+    members, mean, spread = ensemble
+    if kind == "":
+        return members, spread
+    if kind == "_mean" or spread is None:
+        return mean[None], spread
+    return spread[None], None
 
 
 def _fail(name: str, what: str) -> None:
@@ -185,17 +206,19 @@ def _compare(name: str, wanted: xr.Variable, found: xr.Variable) -> None:
         _fail(name, f"differs by {error.max():g}, more than the recorded rounding")
 
 
-def same_dataset(wanted: xr.Dataset, found: xr.Dataset) -> None:
+def same_dataset(
+    wanted: Mapping[Hashable, xr.Variable], found: Mapping[Hashable, xr.Variable]
+) -> None:
     """Compare dimensions, coordinates, missing values and values.
 
     Arguments:
-        wanted: Before rounding, with the attributes of the rounded one.
+        wanted: Variables before rounding, with the attributes of the rounded ones.
         found: As read from the file.
 
     Raises:
         StorageError: Naming the first variable that differs.
     """
-    for name in wanted.variables:
-        if name not in found.variables:
+    for name, variable in wanted.items():
+        if name not in found:
             _fail(str(name), "absent")
-        _compare(str(name), wanted[name].variable, found[name].variable)
+        _compare(str(name), variable, found[name])
