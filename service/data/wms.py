@@ -19,7 +19,7 @@ import numpy as np
 from model.domain.errors import InvalidInput
 from service.data.drawing import SYSTEMS, Drawing, Layer, Pixels, values_at
 from service.maps.collections import ResultCollection, find_collection, named_collections
-from service.maps.requests import parse_statistic
+from service.maps.requests import Canvas, parse_statistic
 
 __all__ = ["WebMaps"]
 
@@ -79,10 +79,9 @@ class WebMaps:
         layers = query.get("layers", "").split(",")
         if len(layers) != 1:
             raise InvalidInput(f"Expected one layer; got {len(layers)}.", field="layers")
-        pixels = _pixels(query)
+        canvas = _canvas(query)
         request = self.drawing.request(self._layer(query, layers[0]), "time")
-        transparent = query.get("transparent", "false").lower() == "true"
-        return self.drawing.picture(request, pixels, transparent=transparent)
+        return self.drawing.picture(request, canvas)
 
     def _info(self, query: Mapping[str, str]) -> tuple[bytes, str]:
         form = query.get("info_format") or _INFO[0]
@@ -91,8 +90,7 @@ class WebMaps:
                 f"Expected 'info_format' to be {' or '.join(_INFO)}; got '{form[:80]}'.",
                 field="info_format",
             )
-        pixels = _pixels(query)
-        lat, lon = pixels.places
+        lat, lon = Pixels.of(_canvas(query)).places
         column = _side(query, "i" if "i" in query else "x", lat.shape[1] - 1, 0)
         row = _side(query, "j" if "j" in query else "y", lat.shape[0] - 1, 0)
         layer = self._layer(query, query.get("query_layers") or query.get("layers", ""))
@@ -211,8 +209,8 @@ def _side(query: Mapping[str, str], name: str, most: int, least: int = 1) -> int
     return int(text)
 
 
-def _pixels(query: Mapping[str, str]) -> Pixels:
-    """Return the pixels that a request means."""
+def _canvas(query: Mapping[str, str]) -> Canvas:
+    """Return the part of the world that a request means."""
     system = query.get("crs") or query.get("srs", "")
     if system not in SYSTEMS:
         raise InvalidInput(
@@ -230,7 +228,8 @@ def _pixels(query: Mapping[str, str]) -> Pixels:
     if "crs" in query and system in _NORTH_FIRST:  # as 1.3.0 has it; 1.1.1 says SRS
         left, bottom, right, top = bottom, left, top, right
     width, height = (_side(query, name, MAX_SIDE) for name in ("width", "height"))
-    return Pixels.of(system, (left, bottom, right, top), width, height)
+    transparent = query.get("transparent", "false").lower() == "true"
+    return Canvas(system, (left, bottom, right, top), width, height, transparent)
 
 
 def _finite(value: float) -> float | None:

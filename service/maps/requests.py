@@ -12,7 +12,7 @@ from typing import Literal
 
 from model.domain.errors import InvalidInput
 
-__all__ = ["FieldRequest", "Statistic", "View", "parse_statistic"]
+__all__ = ["Canvas", "FieldRequest", "Statistic", "View", "parse_statistic"]
 
 StatisticKind = Literal["mean", "spread", "member", "increment", "difference", "probability"]
 
@@ -102,6 +102,25 @@ class View:
     box: tuple[float, float, float, float] | None = None
     centre: float = 0.0
     edge: float = 30.0
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A part of the world, and how finely it is drawn.
+
+    Attributes:
+        system: Reference system, as WMS names it.
+        box: Left, bottom, right and top in its units, longitude or easting first.
+        width: Pixels across.
+        height: Pixels down.
+        transparent: Whether what is undefined is transparent, or white.
+    """
+
+    system: str
+    box: tuple[float, float, float, float]
+    width: int
+    height: int
+    transparent: bool = True
 
 
 @dataclass(frozen=True)

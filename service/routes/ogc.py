@@ -238,9 +238,9 @@ async def web_map_service(request: Request, gateway: GatewayDep, _: Reader) -> R
     """Answer requests of WMS 1.3.0, which describes itself; errors are its exception reports."""
     query = {name.lower(): value for name, value in request.query_params.items()}
     try:
-        body, media = await gateway.data_sets.run(
-            _web_map, gateway, query, f"{base_url(request)}/ogc/wms"
-        )
+        drawn = query.get("request", "").lower() in ("getmap", "getlegendgraphic")
+        run = gateway.data_sets.draw if drawn else gateway.data_sets.run
+        body, media = await run(_web_map, gateway, query, f"{base_url(request)}/ogc/wms")
     except AppaError as error:
         kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
         report = (
