@@ -67,13 +67,14 @@ VIEWS: Mapping[str, View] = {
         "web/cycles.html", "() => !/^(…|)$/.test(document.getElementById('note').textContent)"
     ),
     "verification": View(
-        "web/verification.html#flavour=job&show=ensemble",
+        "web/verification.html#show=departures",
         "() => document.getElementById('note').textContent !== '…'",
     ),
     "work": View(
         "",
         "() => document.getElementById('readiness').textContent !== '…'"
-        " && document.querySelector('#job-fields label') !== null",
+        " && document.querySelector('#job-fields label') && document.querySelector('#files td')"
+        " && document.querySelector('#analyses td')",
     ),
     "chance": View("web/map.html#field=si10&stat=probability&threshold=10&contours=0", _DRAWN),
     "place": View("web/map.html#field=msl&point=7.6,47.6", _DRAWN, _profile),
