@@ -159,11 +159,11 @@ class Drawing:
         return self.reader.extract(self.request(layer, name))
 
     def picture(self, request: FieldRequest, canvas: Canvas) -> bytes:
-        """Return a map as PNG; what is undefined is transparent, or white."""
+        """Return a map as PNG."""
 
         def draw() -> bytes:
             found = self.reader.extract(request)
-            return _png(found, values_at(found, Pixels.of(canvas)), canvas.transparent)
+            return _png(found, values_at(found, Pixels.of(canvas)), canvas.background)
 
         return self.kept.get((request, canvas), draw)
 
@@ -195,7 +195,7 @@ def _table(name: str) -> NDArray[np.uint8]:
     return table
 
 
-def _png(found: Extracted, values: Float, transparent: bool) -> bytes:
+def _png(found: Extracted, values: Float, background: tuple[int, int, int] | None) -> bytes:
     """Return values in their colours: a picture with a palette where all are defined."""
     name, (low, high) = found.colours
     defined = np.isfinite(values)
@@ -207,7 +207,7 @@ def _png(found: Extracted, values: Float, transparent: bool) -> bytes:
     else:
         places = np.where(defined, share, 0.0).astype(np.uint8)
         colours = np.dstack([_table(name)[places], np.where(defined, 255, 0).astype(np.uint8)])
-        colours[~defined] = (0, 0, 0, 0) if transparent else 255
+        colours[~defined] = (0, 0, 0, 0) if background is None else (*background, 255)
         image = Image.fromarray(colours)
     return _written(lambda stream: image.save(stream, "PNG", compress_level=COMPRESSION))
 

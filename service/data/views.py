@@ -119,7 +119,7 @@ def sample_lattice(
     if gaps.any():
         rows, columns = np.nonzero(gaps)
         found[gaps] = sample(field, grid, lat[rows], lon[columns], vector=vector)
-    return found
+    return np.asarray(found)
 
 
 def nearest(grid: Grid, lat: Float, lon: Float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -10,6 +10,7 @@ Reference:
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
@@ -53,6 +54,10 @@ class WebMaps:
             NotFound: If there is no such layer or time.
         """
         request = query.get("request", "").lower()
+        if query.get("service", "WMS").upper() != "WMS":
+            raise InvalidInput(
+                f"Expected 'service' to be WMS; got '{query['service'][:80]}'.", field="service"
+            )
         if request == "getcapabilities":
             return self._capabilities(address), "text/xml"
         if request == "getmap":
@@ -76,6 +81,11 @@ class WebMaps:
         return Layer(name, field, statistic, query.get("time"), _number(query, "elevation", None))
 
     def _map(self, query: Mapping[str, str]) -> bytes:
+        form = query.get("format") or "image/png"
+        if form.partition(";")[0].strip() != "image/png":
+            raise InvalidInput(
+                f"Expected 'format' to be image/png; got '{form[:80]}'.", field="format"
+            )
         layers = query.get("layers", "").split(",")
         if len(layers) != 1:
             raise InvalidInput(f"Expected one layer; got {len(layers)}.", field="layers")
@@ -229,7 +239,16 @@ def _canvas(query: Mapping[str, str]) -> Canvas:
         left, bottom, right, top = bottom, left, top, right
     width, height = (_side(query, name, MAX_SIDE) for name in ("width", "height"))
     transparent = query.get("transparent", "false").lower() == "true"
-    return Canvas(system, (left, bottom, right, top), width, height, transparent)
+    background = None if transparent else _background(query.get("bgcolor") or "0xFFFFFF")
+    return Canvas(system, (left, bottom, right, top), width, height, background)
+
+
+def _background(text: str) -> tuple[int, int, int]:
+    """Return red, green and blue of a colour as WMS writes it, `0xRRGGBB`."""
+    if not re.fullmatch(r"0[xX][0-9A-Fa-f]{6}", text):
+        raise InvalidInput(f"Expected 'bgcolor' as 0xRRGGBB; got '{text[:80]}'.", field="bgcolor")
+    red, green, blue = bytes.fromhex(text[2:])
+    return red, green, blue
 
 
 def _finite(value: float) -> float | None:

@@ -113,14 +113,14 @@ class Canvas:
         box: Left, bottom, right and top in its units, longitude or easting first.
         width: Pixels across.
         height: Pixels down.
-        transparent: Whether what is undefined is transparent, or white.
+        background: Red, green and blue of what is undefined; None for transparent.
     """
 
     system: str
     box: tuple[float, float, float, float]
     width: int
     height: int
-    transparent: bool = True
+    background: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ async def _map(
         )
     box = _box(bbox, system)
 
-    canvas = Canvas(system, box, width, height, transparent)
+    canvas = Canvas(system, box, width, height, None if transparent else (255, 255, 255))
     return await _picture(request, gateway, shown, canvas)
 
 
