@@ -19,7 +19,8 @@ help:
 	@echo "make test       all tests          make test-slow   slow science too"
 	@echo "make lint types docs  checks       make bench       tables of speed and skill"
 	@echo "make audit      secrets among the files, advisories against the packages"
-	@echo "make screenshots  pictures of the pages into docs/images, of demo-output/data or URL=…"
+	@echo "make screenshots  pictures of the pages into docs/images, of demo-output/data or URL=…;"
+	@echo "                VIEWS='cycles verification' of a system that cycles"
 	@echo "make coverage   what the tests reach"
 
 $(STAMP): pyproject.toml client/pyproject.toml constraints.txt
@@ -70,7 +71,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 URL   ?= demo-output/data
-VIEWS ?= map pole chance observations work
+VIEWS ?= map place pole chance observations work
 screenshots: $(STAMP)
 	$(BIN)/python -m lab.demo.screenshots $(URL) docs/images $(VIEWS:%=--view %)
 

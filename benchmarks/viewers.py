@@ -1,13 +1,16 @@
 """How the gateway serves people who look: maps, tiles and the calls of the page, and the first load.
 
     python -m benchmarks.viewers [--url URL] [--viewers 20] [--steps 20] [--pause 0.5]
-        [--rows 181] [--json]
+        [--rows 181] [--forgetful] [--json]
 
 Each viewer pans over the world; a step asks for six tiles at once, as map libraries do, and every third
-one changes the field, level and statistic by the calls that the page makes. Without `--url` a Valkey
-and a gateway of its own start on loopback with three results of six members; processor time is then
-that of the gateway for each request, which other work on the machine hardly changes, while times are
-those that viewers see, who share the machine with it. The first load is the map with its first field.
+one changes the field, level and statistic by the calls that the page makes. As a browser does, each has
+six connections, keeps what is immutable and asks for the rest by its tag; `--forgetful` viewers keep
+nothing. Without `--url` a Valkey and a gateway of its own start on loopback with three results of six
+members; processor time is then that of the gateway for each request, which other work on the machine
+hardly changes, while times are those that viewers see, who share the machine with it. What the viewers
+themselves take, and how late their own timers fire, says how far times are theirs. The first load is
+the map with its first field.
 """
 
 import argparse
@@ -23,9 +26,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 import numpy as np
@@ -46,6 +50,8 @@ from worker.results.outputs.product import Product
 
 NOON = datetime(2025, 3, 20, 12, tzinfo=UTC)
 MEMBERS = 6
+CONNECTIONS = 6
+"""To one host, as browsers have them."""
 LEVELS = (500, 850)
 API_GOAL_MS, FIRST_LOAD_GOAL_MB = 100.0, 1.5
 _PARTS = re.compile(r'(?:src|href|from)[= ]"(\.?/?[\w/]+\.(?:js|css))"')
@@ -88,16 +94,89 @@ def publish(layout: Layout, rows: int, number: int) -> None:
     folder.rename(layout.analysis(manifest.id))
 
 
+@dataclass
+class Answer:
+    """What a request gave."""
+
+    status: int
+    tag: str
+    immutable: bool
+    body: bytes
+
+
+class Browser:
+    """Six connections to one gateway, and a cache; far cheaper than a client library.
+
+    Arguments:
+        url: Of the gateway.
+        forgetful: Whether nothing is kept.
+    """
+
+    def __init__(self, url: str, forgetful: bool) -> None:
+        split = urlsplit(url)
+        self.host, self.port = split.hostname or "", split.port or 80
+        self.forgetful = forgetful
+        self.idle: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter] | None]
+        self.idle = asyncio.Queue()
+        for _ in range(CONNECTIONS):
+            self.idle.put_nowait(None)
+        self.kept: dict[str, Answer] = {}
+        self.sent = self.unchanged = self.from_cache = 0
+
+    async def get(self, path: str, seconds: list[float]) -> bytes:
+        """Return a body; the time is noted if the gateway was asked.
+
+        Raises:
+            RuntimeError: If the answer is an error.
+        """
+        known = self.kept.get(path)
+        if known is not None and known.immutable:
+            self.from_cache += 1
+            return known.body
+        began = time.perf_counter()
+        connection = await self.idle.get() or await asyncio.open_connection(self.host, self.port)
+        answer = await self._exchange(*connection, path, known.tag if known else "")
+        self.idle.put_nowait(connection)
+        seconds.append(time.perf_counter() - began)
+        self.sent += 1
+        if answer.status == 304 and known is not None:
+            self.unchanged += 1
+            return known.body
+        if answer.status >= 400:
+            raise RuntimeError(f"{path}: {answer.status} {answer.body[:300]!r}")
+        if (answer.immutable or answer.tag) and not self.forgetful:
+            self.kept[path] = answer
+        return answer.body
+
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, tag: str
+    ) -> Answer:
+        asked = f"If-None-Match: {tag}\r\n" if tag else ""
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\n{asked}\r\n".encode())
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        lines = (line.partition(":") for line in head.split("\r\n")[1:])
+        headers = {name.lower(): value.strip() for name, _, value in lines}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        immutable = "immutable" in headers.get("cache-control", "")
+        return Answer(int(head[9:12]), headers.get("etag", ""), immutable, body)
+
+    def close(self) -> None:
+        """Close all connections."""
+        while not self.idle.empty():
+            if connection := self.idle.get_nowait():
+                connection[1].close()
+
+
 class Viewer:
     """Simulate one viewer, who pans the map and changes the field shown.
 
     Arguments:
-        http: The connection.
+        browser: Of this viewer.
         number: Of the viewer; all that it does is drawn from it.
     """
 
-    def __init__(self, http: httpx.AsyncClient, number: int) -> None:
-        self.http = http
+    def __init__(self, browser: Browser, number: int) -> None:
+        self.browser = browser
         self.draw = random.Random(number)
         self.api: list[float] = []
         self.tiles: list[float] = []
@@ -113,20 +192,13 @@ class Viewer:
                 await self._change()
             await self._pan()
             await asyncio.sleep(pause * self.draw.uniform(0.5, 1.5))
-
-    async def _ask(self, path: str, kept: list[float]) -> httpx.Response:
-        began = time.perf_counter()
-        answer = await self.http.get(path)
-        kept.append(time.perf_counter() - began)
-        if answer.status_code >= 400:
-            raise RuntimeError(f"{path}: {answer.status_code} {answer.text[:300]}")
-        return answer
+        self.browser.close()
 
     async def _change(self) -> None:
-        timeline = (await self._ask("/v1/fields/timeline", self.api)).json()["items"]
+        get = self.browser.get
+        timeline = json.loads(await get("/v1/fields/timeline", self.api))["items"]
         result = self.draw.choice(self.draw.choice(timeline)["results"])["id"]
-        known = await self._ask(f"/v1/fields/catalogue?result={result}", self.api)
-        catalogue = known.json()
+        catalogue = json.loads(await get(f"/v1/fields/catalogue?result={result}", self.api))
         field = self.draw.choice([f for f in catalogue["fields"] if not f["layer"]])
         statistic = self.draw.choice([s for s in ("mean", "spread") if s in field["statistics"]])
         level = self.draw.choice(catalogue["levels"]) if field["leveled"] else None
@@ -135,7 +207,7 @@ class Viewer:
         self.result = result
         asked = f"result={result}&field={field['field']}&statistic={statistic}"
         asked += f"&level={level:g}" if level else ""
-        await self._ask(f"/v1/fields?{asked}&width=960&height=480", self.api)
+        await get(f"/v1/fields?{asked}&width=960&height=480", self.api)
 
     async def _pan(self) -> None:
         most = 2**self.zoom
@@ -146,16 +218,24 @@ class Viewer:
             for y in (0, 1)
             for x in (0, 1, 2)
         ]
-        await asyncio.gather(*(self._ask(path, self.tiles) for path in wanted))
+        await asyncio.gather(*(self.browser.get(path, self.tiles) for path in wanted))
 
 
-async def watch(url: str, viewers: int, steps: int, pause: float) -> tuple[list, list]:
-    """Return the seconds of all calls of the API, and of all tiles."""
-    limits = httpx.Limits(max_connections=6 * viewers)
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
-        people = [Viewer(http, number) for number in range(viewers)]
-        await asyncio.gather(*(one.look(steps, pause) for one in people))
-    return [s for one in people for s in one.api], [s for one in people for s in one.tiles]
+async def _lateness(late: list[float]) -> None:
+    """Note how late timers fire in this process, until cancelled."""
+    while True:
+        due = time.perf_counter() + 0.01
+        await asyncio.sleep(0.01)
+        late.append(time.perf_counter() - due)
+
+
+async def watch(url: str, options: argparse.Namespace, late: list[float]) -> list[Viewer]:
+    """Return viewers who have looked."""
+    people = [Viewer(Browser(url, options.forgetful), n) for n in range(options.viewers)]
+    clock = asyncio.create_task(_lateness(late))
+    await asyncio.gather(*(one.look(options.steps, options.pause) for one in people))
+    clock.cancel()
+    return people
 
 
 def first_load(url: str) -> dict[str, float]:
@@ -189,24 +269,35 @@ def first_load(url: str) -> dict[str, float]:
 def measure(url: str, options: argparse.Namespace, process: psutil.Process | None) -> dict:
     """Measure the first load and many viewers at once; return the figures by line of the table."""
     lines: dict[str, dict] = {"first load": first_load(url)}
-    asyncio.run(watch(url, 2, 2, 0.0))  # warm: libraries are loaded at the first request
+    warming = argparse.Namespace(viewers=2, steps=2, pause=0.0, forgetful=True)
+    asyncio.run(watch(url, warming, []))  # libraries are loaded at the first request
 
     def spent() -> float:
         return sum(process.cpu_times()[:2]) if process else 0.0
 
-    before, began = spent(), time.perf_counter()
-    api, tiles = asyncio.run(watch(url, options.viewers, options.steps, options.pause))
-    seconds = time.perf_counter() - began
+    late: list[float] = []
+    before, own, began = spent(), time.process_time(), time.perf_counter()
+    people = asyncio.run(watch(url, options, late))
+    seconds, own = time.perf_counter() - began, time.process_time() - own
+    busy = spent() - before
+    api = [s for one in people for s in one.api]
+    tiles = [s for one in people for s in one.tiles]
+    browsers = [one.browser for one in people]
+    sent = sum(one.sent for one in browsers)
     lines["calls of the page"] = {"count": len(api), **percentiles(api), "goal_p99_ms": API_GOAL_MS}
     lines["tiles"] = {"count": len(tiles), **percentiles(tiles)}
     lines["load"] = {
         "viewers": options.viewers,
-        "requests_per_second": (len(api) + len(tiles)) / seconds,
+        "requests_per_second": sent / seconds,
+        "from_cache": sum(one.from_cache for one in browsers),
+        "not_modified": sum(one.unchanged for one in browsers),
     }
     if process:
-        lines["load"]["processor_ms_per_request"] = (
-            1e3 * (spent() - before) / (len(api) + len(tiles))
-        )
+        lines["load"]["processor_ms_per_request"] = 1e3 * busy / sent
+    lines["the viewers themselves"] = {
+        "processor_ms_per_request": 1e3 * own / sent,
+        "timers_late_p99_ms": percentiles(late)["p99_ms"],
+    }
     return lines
 
 
@@ -238,6 +329,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pause", type=float, default=0.5, help="Seconds between steps, about.")
     parser.add_argument("--rows", type=int, default=181, help="Of the grid: 181 are 1 degree.")
+    parser.add_argument("--forgetful", action="store_true", help="No viewer keeps any answer.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     load = os.getloadavg()[0]

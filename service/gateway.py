@@ -42,6 +42,10 @@ log = structlog.get_logger()
 READERS = 8
 """Requests that read data sets at the same time: fewer than the gateway has threads."""
 
+PAINTERS = 2
+"""Pictures drawn at the same time. Maps ask for many at once, each of which keeps a processor busy:
+what else is asked for does not wait behind them, and more threads would only delay each other."""
+
 KEEPERS = 16
 """Uploads on their way to a bucket at the same time: one that does not answer must not take all
 threads."""
@@ -64,7 +68,9 @@ class DataSets:
         self._library: Any = None
         self._fields: Any = None
         self._descriptions: Any = None
+        self._drawing: Any = None
         self.readers = CapacityLimiter(READERS)
+        self.painters = CapacityLimiter(PAINTERS)
 
     def module(self, name: str) -> Any:
         """Return the module `service.data.<name>`.
@@ -112,7 +118,10 @@ class DataSets:
     @property
     def drawing(self) -> Any:
         """Return what draws maps and tiles, a `service.data.drawing.Drawing`."""
-        return self.module("drawing").Drawing(self.fields, self._analyses)
+        with self._building:
+            if self._drawing is None:
+                self._drawing = self.module("drawing").Drawing(self.fields, self._analyses)
+            return self._drawing
 
     @property
     def descriptions(self) -> Any:
@@ -126,6 +135,10 @@ class DataSets:
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function that reads data sets in a thread, as many at once as may read."""
         return await to_thread.run_sync(function, *arguments, limiter=self.readers)
+
+    async def draw(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function that draws in a thread, as many at once as may draw."""
+        return await to_thread.run_sync(function, *arguments, limiter=self.painters)
 
 
 def _start_sweeping(library: Any) -> None:

@@ -67,13 +67,14 @@ VIEWS: Mapping[str, Screenshot] = {
         "web/cycles.html", "() => !/^(…|)$/.test(document.getElementById('note').textContent)"
     ),
     "verification": Screenshot(
-        "web/verification.html#flavour=job&show=ensemble",
+        "web/verification.html#show=departures",
         "() => document.getElementById('note').textContent !== '…'",
     ),
     "work": Screenshot(
         "",
         "() => document.getElementById('readiness').textContent !== '…'"
-        " && document.querySelector('#job-fields label') !== null",
+        " && document.querySelector('#job-fields label') && document.querySelector('#files td')"
+        " && document.querySelector('#analyses td')",
     ),
     "chance": Screenshot(
         "web/map.html#field=si10&stat=probability&threshold=10&contours=0", _DRAWN

@@ -6,7 +6,7 @@ are interpolated one after the other, with the same values as point by point.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, lru_cache
 from io import BytesIO
@@ -24,9 +24,10 @@ from PIL import Image
 from model.domain.errors import InvalidInput
 from service.data.extracted import Extracted
 from service.data.fields import FieldReader
+from service.data.kept import Kept
 from service.data.views import sample, sample_lattice
 from service.maps.collections import find_holding
-from service.maps.requests import FieldRequest, Statistic
+from service.maps.requests import Canvas, FieldRequest, Statistic
 from service.query_parameters import parse_interval
 from worker.results.catalogue import Catalogue
 
@@ -43,6 +44,9 @@ MERCATOR_RADIUS = 6_378_137.0
 
 DEFAULT_LEVEL = 500.0
 """hPa, of leveled fields where none is asked for."""
+
+PICTURE_BYTES = 32_000_000
+"""Pictures in memory: some thousand tiles, for those who look at the same map."""
 
 COMPRESSION = 1
 """Of PNG: smooth fields are hardly smaller with more, which takes several times as long."""
@@ -80,18 +84,10 @@ class Pixels:
     longitude: Float
 
     @classmethod
-    def of(
-        cls, system: str, box: tuple[float, float, float, float], width: int, height: int
-    ) -> "Pixels":
-        """Return the pixels of a map.
-
-        Arguments:
-            system: One of `SYSTEMS`.
-            box: Left, bottom, right and top in its units, longitude or easting first.
-            width: Pixels across.
-            height: Pixels down.
-        """
-        left, bottom, right, top = box
+    def of(cls, canvas: Canvas) -> "Pixels":
+        """Return the pixels of a map."""
+        system, width, height = canvas.system, canvas.width, canvas.height
+        left, bottom, right, top = canvas.box
         x = left + (np.arange(width) + 0.5) * (right - left) / width
         y = top - (np.arange(height) + 0.5) * (top - bottom) / height
         if system in _DEGREES:
@@ -123,10 +119,14 @@ class Drawing:
     Attributes:
         reader: Of fields.
         analyses: What is published.
+        kept: The pictures drawn last.
     """
 
     reader: FieldReader
     analyses: Catalogue
+    kept: Kept[tuple[FieldRequest, Canvas], bytes] = field(
+        default_factory=lambda: Kept(PICTURE_BYTES, len)
+    )
 
     def request(self, layer: MapLayer, name: str = "datetime") -> FieldRequest:
         """Return the one field that a layer means, of one result at one time; nothing is read.
@@ -158,10 +158,14 @@ class Drawing:
         """Return the field of a layer, with the errors of `request`."""
         return self.reader.extract(self.request(layer, name))
 
-    def picture(self, request: FieldRequest, pixels: Pixels, *, transparent: bool = True) -> bytes:
-        """Return a map as PNG; what is undefined is transparent, or white."""
-        found = self.reader.extract(request)
-        return _png(found, values_at(found, pixels), transparent)
+    def picture(self, request: FieldRequest, canvas: Canvas) -> bytes:
+        """Return a map as PNG."""
+
+        def draw() -> bytes:
+            found = self.reader.extract(request)
+            return _png(found, values_at(found, Pixels.of(canvas)), canvas.background)
+
+        return self.kept.get((request, canvas), draw)
 
     def legend(self, request: FieldRequest) -> bytes:
         """Return the colour bar of a field as PNG, 120 x 300 pixels, in the units people read."""
@@ -171,12 +175,14 @@ class Drawing:
 def values_at(found: Extracted, pixels: Pixels) -> Float:
     """Return a field at pixels, with shape (H, W); NaN off the globe."""
     lat, lon = pixels.latitude, pixels.longitude
-    on = np.isfinite(lat) & np.isfinite(lon) if lat.ndim == 2 else np.isfinite(lat)
-    on &= np.abs(lat) <= 90.0
+    on = np.isfinite(lat) & (np.abs(lat) <= 90.0)
+    if lat.ndim == 1 and on.all():
+        return sample_lattice(found.values, found.grid, lat, lon, vector=found.vector)
     if lat.ndim == 1:
         values = np.full((len(lat), len(lon)), np.nan)
         values[on] = sample_lattice(found.values, found.grid, lat[on], lon, vector=found.vector)
         return values
+    on &= np.isfinite(lon)
     values = np.full(lat.shape, np.nan)
     values[on] = sample(found.values, found.grid, lat[on], lon[on], vector=found.vector)
     return values
@@ -189,7 +195,7 @@ def _table(name: str) -> NDArray[np.uint8]:
     return table
 
 
-def _png(found: Extracted, values: Float, transparent: bool) -> bytes:
+def _png(found: Extracted, values: Float, background: tuple[int, int, int] | None) -> bytes:
     """Return values in their colours: a picture with a palette where all are defined."""
     name, (low, high) = found.colours
     defined = np.isfinite(values)
@@ -201,7 +207,7 @@ def _png(found: Extracted, values: Float, transparent: bool) -> bytes:
     else:
         places = np.where(defined, share, 0.0).astype(np.uint8)
         colours = np.dstack([_table(name)[places], np.where(defined, 255, 0).astype(np.uint8)])
-        colours[~defined] = (0, 0, 0, 0) if transparent else 255
+        colours[~defined] = (0, 0, 0, 0) if background is None else (*background, 255)
         image = Image.fromarray(colours)
     return _written(lambda stream: image.save(stream, "PNG", compress_level=COMPRESSION))
 

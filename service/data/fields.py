@@ -6,23 +6,20 @@ and spreads that a file stores are taken from it. The newest extracted fields st
 panning, zooming and the tiles of a map read the file once.
 """
 
-from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from dask.base import compute
 from numpy.typing import NDArray
 
 from model.domain.ensembles import AntitheticPairs
 from model.domain.errors import InvalidInput, UnknownName
 from model.domain.grids import Grid
 from service.data.extracted import Extracted
+from service.data.kept import Kept
 from service.data.library import DatasetLibrary
 from service.data.views import grid_of, place
 from service.errors import NotFound
@@ -58,10 +55,7 @@ class FieldReader:
     def __init__(self, library: DatasetLibrary, analyses: Catalogue) -> None:
         self._library = library
         self._analyses = analyses
-        self._lock = Lock()
-        self._kept: OrderedDict[FieldRequest, Extracted] = OrderedDict()
-        self._kept_bytes = 0
-        self._reading: dict[FieldRequest, Lock] = {}
+        self._kept: Kept[FieldRequest, Extracted] = Kept(KEPT_BYTES, lambda one: one.values.nbytes)
 
     def extract(self, request: FieldRequest) -> Extracted:
         """Return a field on the grid of its result.
@@ -74,38 +68,14 @@ class FieldReader:
             StorageError: If the file cannot be read.
         """
         opened = _Opened.of(self._library, self._analyses, request.result)
-        request = opened.settle(request)
-        with self._lock:
-            reading = self._reading.setdefault(request, Lock())
-        try:
-            with reading:  # the tiles of a map ask for one field at once: it is read once
-                found = self._recall(request)
-                if found is None:
-                    values = self._compute(opened, request)
-                    field = opened.field(request.name)
-                    found = Extracted(request, field, values, opened.grid, opened.manifest)
-                    self._keep(found)
-                return found
-        finally:
-            with self._lock:
-                self._reading.pop(request, None)
+        settled = opened.settle(request)
 
-    def _recall(self, request: FieldRequest) -> Extracted | None:
-        with self._lock:
-            found = self._kept.get(request)
-            if found is not None:
-                self._kept.move_to_end(request)
-            return found
+        def read() -> Extracted:
+            values = self._compute(opened, settled)
+            field = opened.field(settled.name)
+            return Extracted(settled, field, values, opened.grid, opened.manifest)
 
-    def _keep(self, found: Extracted) -> None:
-        with self._lock:
-            if found.request in self._kept:
-                return
-            self._kept[found.request] = found
-            self._kept_bytes += found.values.nbytes
-            while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
-                _, dropped = self._kept.popitem(last=False)
-                self._kept_bytes -= dropped.values.nbytes
+        return self._kept.get(settled, read)  # the tiles of a map ask for one field at once
 
     def settle(self, request: FieldRequest) -> FieldRequest:
         """Return the request with the result's id, and a time and levels that it holds.
@@ -131,7 +101,7 @@ class FieldReader:
         Raises:
             NotFound: If there is no such result, or it holds no data set.
         """
-        return _Opened.of(self._library, self._analyses, result).catalogue()
+        return _Opened.of(self._library, self._analyses, result).catalogue
 
     def _compute(self, opened: "_Opened", request: FieldRequest) -> NDArray[np.float32]:
         statistic = request.statistic
@@ -158,7 +128,7 @@ class FieldReader:
                 f"'{field.name}' is made of members. Ask for {' or '.join(field.needs)}.",
                 field="statistic",
             )
-        dataset = self._library.get(manifest.id, BACKGROUND_ROLE).decoded
+        dataset = self._library.get(manifest.id, BACKGROUND_ROLE).plain
         return replace(opened, dataset=dataset).statistic(request)
 
     def _other(self, opened: "_Opened", request: FieldRequest) -> Array:
@@ -192,7 +162,7 @@ class _Opened:
         manifest, held = analyses.get(result), library.get(result)
         known = held.views.get("fields")
         if not isinstance(known, cls) or known.manifest is not manifest:
-            known = held.views["fields"] = cls(manifest, held.decoded)
+            known = held.views["fields"] = cls(manifest, held.plain)
         return known
 
     @cached_property
@@ -322,12 +292,10 @@ class _Opened:
             name: self._pick(name, request, request.base, of)
             for name in (field.needs if field.layer else ())
         }
-        read: tuple[Mapping[str, Any], Mapping[str, Any]]
-        (read,) = compute((at, below))  # type: ignore[no-untyped-call]
         if field.formula is None:
-            return np.asarray(read[0][field.name])
+            return at[field.name]
         pressure = np.nan if request.level is None else request.level * 100.0
-        exact = [{name: a.astype(np.float64) for name, a in part.items()} for part in read]
+        exact = [{name: a.astype(np.float64) for name, a in part.items()} for part in (at, below)]
         return np.asarray(field.formula(Parts(exact[0], exact[1], pressure)))
 
     def _check_members(self, field: MapField, of: str | int | None) -> None:
@@ -342,8 +310,8 @@ class _Opened:
 
     def _pick(
         self, name: str, request: FieldRequest, level: float | None, of: str | int | None
-    ) -> Any:
-        """Return a stored variable lazily, members first."""
+    ) -> Array:
+        """Return a stored variable, members first."""
         array = self.dataset[f"{name}_{of}" if isinstance(of, str) else name]
         assert request.time is not None  # noqa: S101 (settled)
         array = array.isel(time=self.times.index(request.time))
@@ -351,8 +319,9 @@ class _Opened:
             array = array.isel(air_pressure=self.levels.index(level))  # type: ignore[arg-type]
         if isinstance(of, int):
             array = array.isel(realization=[of])
-        return array.transpose(..., "latitude", "longitude").data
+        return np.asarray(array.transpose(..., "latitude", "longitude").values)
 
+    @cached_property
     def catalogue(self) -> FieldCatalogue:
         """Return what can be asked of this result."""
         grid, manifest = self.grid, self.manifest

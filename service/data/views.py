@@ -92,8 +92,8 @@ def sample_lattice(
 ) -> Float:
     """Return a field where parallels cross meridians, with shape (H, W), as `sample` does.
 
-    Rows are interpolated first, then columns, which reads and multiplies far less than four cells
-    a point.
+    Columns are interpolated first, of the rows that are needed, then rows, which reads and multiplies
+    far less than four cells a point.
 
     Arguments:
         field: With shape (Y, X).
@@ -104,19 +104,18 @@ def sample_lattice(
     """
     cells, shares = bilinear(grid, lat, np.zeros_like(lat), vector=vector)
     upper, lower = cells[:, 0] // grid.nlon, cells[:, 2] // grid.nlon
-    above = field[upper]
-    below = field[lower]
-    across = np.flatnonzero(cells[:, 2] % grid.nlon)
-    if len(across):  # half a turn further east, beyond a pole
-        below[across] = np.roll(below[across], -(grid.nlon // 2), axis=1)
-    lines = above * shares[:, :1] + below * (shares[:, 2:3] + shares[:, 3:])
+    top, bottom = min(upper.min(), lower.min()), max(upper.max(), lower.max()) + 1
     column = np.mod(lon, 360.0) * (grid.nlon / 360.0)
     west = np.floor(column)
     first, part = west.astype(np.int64) % grid.nlon, column - west
-    found = lines[:, first] * (1.0 - part) + lines[:, (first + 1) % grid.nlon] * part
+    part = part.astype(np.float32)
+    band = field[top:bottom]
+    lines = band.take(first, axis=1) * (1.0 - part)
+    lines += band.take((first + 1) % grid.nlon, axis=1) * part
+    found = lines.take(upper - top, axis=0) * shares[:, :1]
+    found += lines.take(lower - top, axis=0) * (shares[:, 2:3] + shares[:, 3:])
     gaps = ~np.isfinite(found)
-    if grid.nlon % 2:  # half a turn ends between two columns
-        gaps[across] = True
+    gaps[cells[:, 2] % grid.nlon > 0] = True  # beyond a pole: half a turn further east
     if gaps.any():
         rows, columns = np.nonzero(gaps)
         found[gaps] = sample(field, grid, lat[rows], lon[columns], vector=vector)

@@ -10,6 +10,7 @@ Reference:
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
@@ -19,7 +20,7 @@ import numpy as np
 from model.domain.errors import InvalidInput
 from service.data.drawing import SYSTEMS, Drawing, MapLayer, Pixels, values_at
 from service.maps.collections import ResultCollection, find_collection, named_collections
-from service.maps.requests import parse_statistic
+from service.maps.requests import Canvas, parse_statistic
 
 __all__ = ["WebMaps"]
 
@@ -53,6 +54,10 @@ class WebMaps:
             NotFound: If there is no such layer or time.
         """
         request = query.get("request", "").lower()
+        if query.get("service", "WMS").upper() != "WMS":
+            raise InvalidInput(
+                f"Expected 'service' to be WMS; got '{query['service'][:80]}'.", field="service"
+            )
         if request == "getcapabilities":
             return self._capabilities(address), "text/xml"
         if request == "getmap":
@@ -78,13 +83,17 @@ class WebMaps:
         )
 
     def _map(self, query: Mapping[str, str]) -> bytes:
+        form = query.get("format") or "image/png"
+        if form.partition(";")[0].strip() != "image/png":
+            raise InvalidInput(
+                f"Expected 'format' to be image/png; got '{form[:80]}'.", field="format"
+            )
         layers = query.get("layers", "").split(",")
         if len(layers) != 1:
             raise InvalidInput(f"Expected one layer; got {len(layers)}.", field="layers")
-        pixels = _pixels(query)
+        canvas = _canvas(query)
         request = self.drawing.request(self._layer(query, layers[0]), "time")
-        transparent = query.get("transparent", "false").lower() == "true"
-        return self.drawing.picture(request, pixels, transparent=transparent)
+        return self.drawing.picture(request, canvas)
 
     def _info(self, query: Mapping[str, str]) -> tuple[bytes, str]:
         form = query.get("info_format") or _INFO[0]
@@ -93,8 +102,7 @@ class WebMaps:
                 f"Expected 'info_format' to be {' or '.join(_INFO)}; got '{form[:80]}'.",
                 field="info_format",
             )
-        pixels = _pixels(query)
-        lat, lon = pixels.places
+        lat, lon = Pixels.of(_canvas(query)).places
         column = _side(query, "i" if "i" in query else "x", lat.shape[1] - 1, 0)
         row = _side(query, "j" if "j" in query else "y", lat.shape[0] - 1, 0)
         layer = self._layer(query, query.get("query_layers") or query.get("layers", ""))
@@ -213,8 +221,8 @@ def _side(query: Mapping[str, str], name: str, most: int, least: int = 1) -> int
     return int(text)
 
 
-def _pixels(query: Mapping[str, str]) -> Pixels:
-    """Return the pixels that a request means."""
+def _canvas(query: Mapping[str, str]) -> Canvas:
+    """Return the part of the world that a request means."""
     system = query.get("crs") or query.get("srs", "")
     if system not in SYSTEMS:
         raise InvalidInput(
@@ -232,7 +240,17 @@ def _pixels(query: Mapping[str, str]) -> Pixels:
     if "crs" in query and system in _NORTH_FIRST:  # as 1.3.0 has it; 1.1.1 says SRS
         left, bottom, right, top = bottom, left, top, right
     width, height = (_side(query, name, MAX_SIDE) for name in ("width", "height"))
-    return Pixels.of(system, (left, bottom, right, top), width, height)
+    transparent = query.get("transparent", "false").lower() == "true"
+    background = None if transparent else _background(query.get("bgcolor") or "0xFFFFFF")
+    return Canvas(system, (left, bottom, right, top), width, height, background)
+
+
+def _background(text: str) -> tuple[int, int, int]:
+    """Return red, green and blue of a colour as WMS writes it, `0xRRGGBB`."""
+    if not re.fullmatch(r"0[xX][0-9A-Fa-f]{6}", text):
+        raise InvalidInput(f"Expected 'bgcolor' as 0xRRGGBB; got '{text[:80]}'.", field="bgcolor")
+    red, green, blue = bytes.fromhex(text[2:])
+    return red, green, blue
 
 
 def _finite(value: float) -> float | None:

@@ -132,7 +132,9 @@ def find_holding(
     collection = find_collection(analyses, name, time, time)
     if not collection.holdings:
         asked = "none at all" if time is None else f"'{time:%Y-%m-%dT%H:%M:%SZ}'"
-        raise NotFound(f"Expected a time of '{name}' in '{parameter}'; got {asked}.")
+        raise NotFound(
+            f"Expected a time of '{name}' in '{parameter}'; got {asked}.", field=parameter
+        )
     return collection.holdings[-1]
 
 

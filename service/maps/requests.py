@@ -12,7 +12,7 @@ from typing import Literal
 
 from model.domain.errors import InvalidInput
 
-__all__ = ["FieldRequest", "Statistic", "MapView", "parse_statistic"]
+__all__ = ["Canvas", "FieldRequest", "MapView", "Statistic", "parse_statistic"]
 
 StatisticKind = Literal["mean", "spread", "member", "increment", "difference", "probability"]
 
@@ -102,6 +102,25 @@ class MapView:
     box: tuple[float, float, float, float] | None = None
     centre: float = 0.0
     edge: float = 30.0
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A part of the world, and how finely it is drawn.
+
+    Attributes:
+        system: Reference system, as WMS names it.
+        box: Left, bottom, right and top in its units, longitude or easting first.
+        width: Pixels across.
+        height: Pixels down.
+        background: Red, green and blue of what is undefined; None for transparent.
+    """
+
+    system: str
+    box: tuple[float, float, float, float]
+    width: int
+    height: int
+    background: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """Serve horizontal fields of results for maps: values, what a result holds, what exists by time."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Response
+from numpy.typing import NDArray
 
 from model.domain.coastlines import light_coastlines
 from model.domain.errors import InvalidInput
@@ -16,6 +18,7 @@ from service.errors import AnswerTooLarge, NotFound
 from service.gateway import Gateway
 from service.maps.answers import (
     FieldCatalogue,
+    FieldInfo,
     FieldValues,
     ShownResult,
     Timeline,
@@ -32,6 +35,7 @@ MAX_SIDE = 4096
 MAX_JSON_VALUES = 200_000
 MAX_RESULTS = 2000
 BINARY = "application/octet-stream"
+JSON = "application/json"
 FOR_EVER = "private, max-age=31536000, immutable"
 
 router = APIRouter(prefix="/v1/fields", tags=["fields"])
@@ -46,19 +50,35 @@ Flavour = Annotated[
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which result is asked for.
+    """Which result is asked for: by its name, or the newest that fits."""
 
-    Attributes:
-        result: Its id.
-        fixed: Whether it was named by its id, which never changes content.
-    """
+    name: str | None
+    kind: KindName | None
+    flavour: str | None
+    time: datetime | None
 
-    result: str
-    fixed: bool
+    def find(self, gateway: Gateway) -> tuple[str, bool]:
+        """Return the id of the result, and whether it was named by it, so that it stays the same.
+
+        Raises:
+            NotFound: If nothing published fits.
+        """
+        if self.name is not None:
+            return self.name, gateway.analyses.find(self.name) is not None
+        time = self.time
+        wanted = ResultFilter(self.kind, self.flavour, start=time, end=time, with_dataset=True)
+        manifest = gateway.analyses.latest(wanted)
+        if manifest is None:
+            asked = {"kind": self.kind, "flavour": self.flavour, "time": time and time.isoformat()}
+            given = ", ".join(f"{name}={value}" for name, value in asked.items() if value)
+            raise NotFound(
+                f"Expected a published result with a data set for {given or 'any kind'}; there is "
+                "none. List what exists with GET /v1/fields/timeline."
+            )
+        return manifest.id, False
 
 
-def _wanted(
-    gateway: GatewayDep,
+async def _wanted(
     _: Reader,
     result: Annotated[
         str | None,
@@ -73,32 +93,16 @@ def _wanted(
         Query(description="Valid time (UTC); default: the analysis time, or the first one after."),
     ] = None,
 ) -> Wanted:
-    """Return the result that a request means.
-
-    Raises:
-        NotFound: If nothing published fits.
-    """
+    """Return which result a request means; it is looked for where data sets are read."""
     check_years("time", time)
-    if result is not None:
-        known = gateway.analyses.find(result) is not None
-        return Wanted(result, known)
-    wanted = ResultFilter(kind, flavour, start=time, end=time, with_dataset=True)
-    manifest = gateway.analyses.latest(wanted)
-    if manifest is None:
-        asked = {"kind": kind, "flavour": flavour, "time": time and time.isoformat()}
-        given = ", ".join(f"{name}={value}" for name, value in asked.items() if value)
-        raise NotFound(
-            f"Expected a published result with a data set for {given or 'any kind'}; there is none. "
-            "List what exists with GET /v1/fields/timeline."
-        )
-    return Wanted(manifest.id, fixed=False)
+    return Wanted(result, kind, flavour, time)
 
 
 WantedDep = Annotated[Wanted, Depends(_wanted)]
 Time = Annotated[UtcTime | None, Query(description="Valid time (UTC).")]
 
 
-def _view(
+async def _view(
     view: Annotated[
         Literal["global", "north", "south"],
         Query(description="Latitudes and longitudes, or a polar stereographic plane."),
@@ -130,8 +134,7 @@ def _view(
 ViewDep = Annotated[MapView, Depends(_view)]
 
 
-def _request(
-    wanted: WantedDep,
+async def _request(
     field: Annotated[
         str, Query(description="Such as `t2m`, `t`, `gh`, `ws`, `r`, `thickness`.", max_length=50)
     ],
@@ -159,10 +162,10 @@ def _request(
         Query(description="Valid time of the result subtracted; default: the same."),
     ] = None,
 ) -> FieldRequest:
-    """Return the field of a request."""
+    """Return the field of a request, of a result that is still to be found."""
     check_years("other_time", other_time)
     made = parse_statistic(statistic, threshold, direction, other_time)
-    return FieldRequest(wanted.result, field, level, base, time, made)
+    return FieldRequest("", field, level, base, time, made)
 
 
 RequestDep = Annotated[FieldRequest, Depends(_request)]
@@ -191,14 +194,21 @@ async def read_field(
     f: Annotated[Literal["binary", "json"], Query(description="Form of the answer.")] = "binary",
 ) -> Response:
     """Return a horizontal field of a result with all that a map needs to draw it."""
-    body = await gateway.data_sets.run(_answer, gateway, request, view, f)
-    caching = FOR_EVER if wanted.fixed else "no-cache"
-    media = BINARY if f == "binary" else "application/json"
+    body, fixed = await gateway.data_sets.run(_answer, gateway, wanted, request, view, f)
+    caching = FOR_EVER if fixed else "no-cache"
+    media = BINARY if f == "binary" else JSON
     return Response(body, media_type=media, headers={"Cache-Control": caching})
 
 
-def _answer(gateway: Gateway, request: FieldRequest, view: MapView, form: str) -> bytes:
-    info, values = gateway.data_sets.fields.view(request, view)
+def _answer(
+    gateway: Gateway, wanted: Wanted, request: FieldRequest, view: MapView, form: str
+) -> tuple[bytes, bool]:
+    result, fixed = wanted.find(gateway)
+    info, values = gateway.data_sets.fields.view(replace(request, result=result), view)
+    return _written(info, values, form), fixed
+
+
+def _written(info: FieldInfo, values: NDArray[np.float32], form: str) -> bytes:
     if form == "binary":
         return frame(info, np.ascontiguousarray(values, dtype="<f4").tobytes())
     if values.size > MAX_JSON_VALUES:
@@ -212,15 +222,19 @@ def _answer(gateway: Gateway, request: FieldRequest, view: MapView, form: str) -
     return FieldValues(**info.model_dump(), values=listed).model_dump_json().encode()
 
 
-@router.get("/catalogue", responses=problem_responses(*_DATA_PROBLEMS))
-async def read_field_catalogue(gateway: GatewayDep, wanted: WantedDep) -> FieldCatalogue:
+@router.get(
+    "/catalogue", response_model=FieldCatalogue, responses=problem_responses(*_DATA_PROBLEMS)
+)
+async def read_field_catalogue(gateway: GatewayDep, wanted: WantedDep) -> Response:
     """Return the fields, levels, times and statistics of one result."""
-    found: FieldCatalogue = await gateway.data_sets.run(_catalogue, gateway, wanted.result)
-    return found
+    body, fixed = await gateway.data_sets.run(_catalogue, gateway, wanted)
+    caching = "private, max-age=3600" if fixed else "no-cache"
+    return Response(body, media_type=JSON, headers={"Cache-Control": caching})
 
 
-def _catalogue(gateway: Gateway, result: str) -> Any:
-    return gateway.data_sets.fields.catalogue(result)
+def _catalogue(gateway: Gateway, wanted: Wanted) -> tuple[str, bool]:
+    result, fixed = wanted.find(gateway)
+    return gateway.data_sets.fields.catalogue(result).model_dump_json(), fixed
 
 
 @router.get("/colours", responses=problem_responses("not_installed"))
@@ -237,7 +251,7 @@ async def read_coastlines(gateway: GatewayDep, _: Reader) -> Response:
     """Return coastlines as lists of [longitude, latitude], for maps that are drawn by the reader."""
     body = await gateway.data_sets.run(_coastlines)
     headers = {"Cache-Control": "private, max-age=86400"}
-    return Response(body, media_type="application/json", headers=headers)
+    return Response(body, media_type=JSON, headers=headers)
 
 
 @cache
@@ -245,8 +259,8 @@ def _coastlines() -> bytes:
     return json.dumps(light_coastlines(), separators=(",", ":")).encode()
 
 
-@router.get("/timeline", responses=problem_responses("storage_error"))
-def read_timeline(
+@router.get("/timeline", response_model=Timeline, responses=problem_responses("storage_error"))
+async def read_timeline(
     gateway: GatewayDep,
     _: Reader,
     kind: Annotated[KindName | None, Query(description="Only results of this kind.")] = None,
@@ -256,21 +270,25 @@ def read_timeline(
     limit: Annotated[
         int, Query(ge=1, le=MAX_RESULTS, description="Most results; the newest are kept.")
     ] = 500,
-) -> Timeline:
+) -> Response:
     """Return the valid times that exist, each with the results that hold it."""
     check_years("valid_from", valid_from)
     check_years("valid_to", valid_to)
     wanted = ResultFilter(kind, flavour, start=valid_from, end=valid_to, with_dataset=True)
+    body = await to_thread.run_sync(_timeline, gateway, wanted, limit)
+    return Response(body, media_type=JSON)
+
+
+def _timeline(gateway: Gateway, wanted: ResultFilter, limit: int) -> str:
     entries = gateway.analyses.entries(wanted)
+    first, last = wanted.start, wanted.end
     by_time: dict[datetime, list[ShownResult]] = {}
     for entry in entries[:limit]:
         for time in _times(gateway, entry):
-            if (valid_from is None or time >= valid_from) and (
-                valid_to is None or time <= valid_to
-            ):
+            if (first is None or time >= first) and (last is None or time <= last):
                 by_time.setdefault(time, []).append(_shown(entry, time))
     items = [TimelineEntry(time=t, results=_ordered(by_time[t])) for t in sorted(by_time)]
-    return Timeline(items=items, truncated=len(entries) > limit)
+    return Timeline(items=items, truncated=len(entries) > limit).model_dump_json()
 
 
 def _times(gateway: Gateway, entry: Entry) -> list[datetime]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from model.domain.errors import AppaError, InvalidInput
 from service.auth import GatewayDep, Reader
-from service.errors import PROBLEMS
+from service.errors import PROBLEMS, NotFound
 from service.gateway import Gateway
 from service.maps.collections import ANSWER_FORMATS, find_collection, named_collections
 from service.openapi import problem_responses
@@ -17,6 +17,17 @@ from service.query_parameters import listed_names, parse_interval, parse_numbers
 MAX_LISTED = 500
 FOR_EVER = "private, max-age=31536000, immutable"
 """Caching of what one result shows: it never changes."""
+
+_WMS_CODES = {
+    **dict.fromkeys(("format", "info_format"), "InvalidFormat"),
+    **dict.fromkeys(("layers", "field"), "LayerNotDefined"),
+    **dict.fromkeys(("i", "j", "x", "y"), "InvalidPoint"),
+    **dict.fromkeys(("time", "elevation", "level"), "InvalidDimensionValue"),
+    "crs": "InvalidCRS",
+    "request": "OperationNotSupported",
+    "statistic": "StyleNotDefined",
+}
+"""Codes of the exceptions of WMS 1.3.0 (OGC 06-042, table E.1) by what does not fit."""
 
 LONGLAT = ("CRS84", "OGC:CRS84", "EPSG:4326", "http://www.opengis.net/def/crs/OGC/1.3/CRS84")
 """Reference systems of coordinates; WKT has the longitude first in all of them."""
@@ -238,23 +249,30 @@ async def web_map_service(request: Request, gateway: GatewayDep, _: Reader) -> R
     """Answer requests of WMS 1.3.0, which describes itself; errors are its exception reports."""
     query = {name.lower(): value for name, value in request.query_params.items()}
     try:
-        body, media = await gateway.data_sets.run(
-            _web_map, gateway, query, f"{base_url(request)}/ogc/wms"
-        )
+        drawn = query.get("request", "").lower() in ("getmap", "getlegendgraphic")
+        run = gateway.data_sets.draw if drawn else gateway.data_sets.run
+        body, media = await run(_web_map, gateway, query, f"{base_url(request)}/ogc/wms")
     except AppaError as error:
-        kind = PROBLEMS.get(error.code, PROBLEMS["internal_error"])
+        status = PROBLEMS.get(error.code, PROBLEMS["internal_error"]).status
         report = (
             '<?xml version="1.0" encoding="UTF-8"?>'
             '<ServiceExceptionReport version="1.3.0" xmlns="http://www.opengis.net/ogc">'
-            f"<ServiceException code={quoteattr(error.code)}>{escape(error.message)}"
+            f"<ServiceException code={quoteattr(_wms_code(error))}>{escape(error.message)}"
             "</ServiceException></ServiceExceptionReport>"
         )
-        return Response(report, kind.status, media_type="text/xml")
+        status = 400 if status in (404, 422) else status  # clients read no report of these
+        return Response(report, status, media_type="text/xml")
     named = query.get("layers", "").partition("/")[0]
     fixed = media == "image/png" and "/" in query.get("layers", "")
     fixed = fixed and gateway.analyses.find(named) is not None
     caching = FOR_EVER if fixed else "no-cache"
     return Response(body, media_type=media, headers={"Cache-Control": caching})
+
+
+def _wms_code(error: AppaError) -> str:
+    """Return the code of an exception report: that of WMS if it has one, else that of the API."""
+    missing = "layers" if isinstance(error, NotFound) else ""
+    return _WMS_CODES.get(str(error.context.get("field", missing)), error.code)
 
 
 def _web_map(gateway: Gateway, query: dict[str, str], address: str) -> tuple[bytes, str]:

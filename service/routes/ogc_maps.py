@@ -18,7 +18,7 @@ from service.auth import GatewayDep, Reader
 from service.gateway import Gateway
 from service.maps import tiles
 from service.maps.collections import find_collection
-from service.maps.requests import parse_statistic
+from service.maps.requests import Canvas, parse_statistic
 from service.openapi import problem_responses
 from service.query_parameters import parse_numbers
 from service.routes.ogc import FOR_EVER, CollectionId, JsonForm, base_url
@@ -110,12 +110,12 @@ class Shown:
         return module.MapLayer(self.collection, field, made, self.datetime, self.elevation)
 
 
-def _style(style: StyleId) -> str:
+async def _style(style: StyleId) -> str:
     """Declare the style in the path, which `_shown` reads where there is one."""
     return style
 
 
-def _shown(
+async def _shown(
     request: Request,
     collection: CollectionId,
     datetime: Annotated[
@@ -204,9 +204,7 @@ async def read_legend(
     request: Request, style: StyleId, gateway: GatewayDep, _: Reader, shown: ShownDep
 ) -> Response:
     """Return the colour bar of a style, in the units that people read."""
-    return await _picture(
-        request, gateway, shown, "legend", lambda drawing, asked: drawing.legend(asked)
-    )
+    return await _picture(request, gateway, shown, None)
 
 
 async def _map(
@@ -242,13 +240,8 @@ async def _map(
         )
     box = _box(bbox, system)
 
-    def draw(drawing: Any, asked: Any) -> bytes:
-        pixels = gateway.data_sets.module("drawing").Pixels.of(system, box, width, height)
-        body: bytes = drawing.picture(asked, pixels, transparent=transparent)
-        return body
-
-    part = f"{system} {box} {width} {height} {transparent}"
-    return await _picture(request, gateway, shown, part, draw)
+    canvas = Canvas(system, box, width, height, None if transparent else (255, 255, 255))
+    return await _picture(request, gateway, shown, canvas)
 
 
 for _path, _name in (
@@ -346,14 +339,8 @@ async def _tile(
     """Return a tile of 256 x 256 pixels."""
     tile = tiles.Tile(tiles.tile_matrix_set(matrices), tile_matrix, tile_row, tile_col)
 
-    def draw(drawing: Any, asked: Any) -> bytes:
-        module = gateway.data_sets.module("drawing")
-        pixels = module.Pixels.of(tile.matrices.system, tile.box, tiles.SIDE, tiles.SIDE)
-        body: bytes = drawing.picture(asked, pixels)
-        return body
-
-    part = f"{tile.matrices.id} {tile.zoom} {tile.row} {tile.column}"
-    return await _picture(request, gateway, shown, part, draw)
+    canvas = Canvas(tile.matrices.system, tile.box, tiles.SIDE, tiles.SIDE)
+    return await _picture(request, gateway, shown, canvas)
 
 
 _DESCRIBED = problem_responses(*_PROBLEMS)
@@ -387,11 +374,11 @@ for _styled, _base in (
 
 
 async def _picture(
-    request: Request, gateway: Gateway, shown: Shown, part: str, draw: Any
+    request: Request, gateway: Gateway, shown: Shown, canvas: Canvas | None
 ) -> Response:
-    """Return a picture, or that the client's is still the one; drawn only if it is not."""
+    """Return a map, or a legend without one; or that the client's is still it, which draws nothing."""
     held = {tag.strip().removeprefix("W/") for tag in _tags(request)}
-    body, tag, fixed = await gateway.data_sets.run(_drawn, gateway, shown, part, held, draw)
+    body, tag, fixed = await gateway.data_sets.draw(_drawn, gateway, shown, canvas, held)
     headers = {"ETag": tag, "Cache-Control": FOR_EVER if fixed else "private, no-cache"}
     if body is None:
         return Response(status_code=304, headers=headers)
@@ -403,11 +390,14 @@ def _tags(request: Request) -> list[str]:
 
 
 def _drawn(
-    gateway: Gateway, shown: Shown, part: str, held: set[str], draw: Any
+    gateway: Gateway, shown: Shown, canvas: Canvas | None, held: set[str]
 ) -> tuple[bytes | None, str, bool]:
     drawing = gateway.data_sets.drawing
     asked = drawing.request(shown.layer(gateway))
-    made = hashlib.sha256(f"{code_version()} {asked!r} {part}".encode()).hexdigest()
+    made = hashlib.sha256(f"{code_version()} {asked!r} {canvas!r}".encode()).hexdigest()
     tag = f'"{made[:32]}"'
     fixed = gateway.analyses.find(shown.collection) is not None
-    return (None if tag in held or "*" in held else draw(drawing, asked)), tag, fixed
+    if tag in held or "*" in held:
+        return None, tag, fixed
+    body = drawing.legend(asked) if canvas is None else drawing.picture(asked, canvas)
+    return body, tag, fixed

@@ -1,6 +1,7 @@
 // What a field is compared with: another result of the same or of another time, or a threshold.
 
 import { byId } from "./api.js";
+import { unitsOf } from "./axis.js";
 
 const EARLIER = 24;
 
@@ -44,7 +45,7 @@ export function middle({ minimum, maximum, display }) {
 export function showThreshold(state, field) {
   byId("threshold-part").hidden = state.stat !== "probability";
   byId("threshold").value = state.threshold ? toShown(state.threshold, field.display) : "";
-  byId("threshold-units").textContent = field.display.units;
+  byId("threshold-units").textContent = unitsOf(field.display.units);
   byId("direction").value = state.direction;
 }
 
@@ -53,10 +54,10 @@ export function titleOf(info, field, taken) {
   const level = info.level === null ? "" : ` ${info.base === null ? "" : `${info.base}–`}${info.level} hPa`;
   const { statistic, display } = info;
   const told = {
-    probability: () => `chance of ${info.direction === "above" ? "more" : "less"} than ${toShown(info.threshold, field.display)} ${field.display.units}`,
+    probability: () => `chance of ${info.direction === "above" ? "more" : "less"} than ${toShown(info.threshold, field.display)} ${unitsOf(field.display.units)}`,
     difference: () => `minus ${taken}`,
     increment: () => "analysis minus background",
     member: () => statistic.replace(":", " "),
   }[statistic.split(":")[0]]?.() ?? statistic;
-  return `${info.long_name}${level}, ${told} (${display.units})`;
+  return `${info.long_name}${level}, ${told} (${unitsOf(display.units)})`;
 }

@@ -120,7 +120,7 @@ function cellsOf(cycle, skill) {
   const mark = element("span");
   mark.append(button, element("small", cycle.revision > (cycle.flavour === "final" ? 2 : 1) ? ` v${cycle.revision}` : ""));
   const analysis = manifests.get(cycle.analysis_id), shown = skill.get(cycle.analysis_id);
-  return [mark, lateness(cycle), counts(analysis?.observations), shown === undefined ? "" : `${(100 * shown).toFixed(0)} %`, remarks(cycle, analysis)];
+  return [mark, lateness(cycle), counts(analysis?.observations), shown === undefined ? "" : `${(100 * shown).toFixed(0)} %`.replace("-", "−"), remarks(cycle, analysis)];
 }
 
 // A row of the board; where it is stacked, its cells have their names from the style sheet.

@@ -1,6 +1,7 @@
 // The map: what is shown is in the address, so that every state is a link.
 
 import { apiUrl, byId, element, getJson, keyForm } from "./api.js";
+import { unitsOf } from "./axis.js";
 import { showCalls } from "./calls.js";
 import { Chart } from "./chart.js";
 import { clock, differenceQuery, follow, followOther, label, middle, others, showThreshold, titleOf, toSi } from "./comparison.js";
@@ -183,7 +184,7 @@ function bar(canvas, field) {
   const exact = ticks.every((tick) => Math.abs(tick - Number(tick.toFixed(least))) < 1e-3 * Math.abs(high - low));
   ticks.forEach((tick, i) => {
     c.textAlign = ["left", "center", "center", "center", "right"][i];
-    c.fillText(`${tick.toFixed(exact ? least : least + 1)}${i === 4 ? ` ${field.info.display.units}` : ""}`, i / 4 * width, 28);
+    c.fillText(`${tick.toFixed(exact ? least : least + 1)}${i === 4 ? ` ${unitsOf(field.info.display.units)}` : ""}`, i / 4 * width, 28);
   });
 }
 
@@ -201,7 +202,7 @@ function under(clientX, clientY) {
 byId("map").addEventListener("pointermove", (event) => {
   const found = under(event.clientX, event.clientY), { info } = chart.field ?? {};
   byId("readout").textContent = found
-    ? `${degrees(found.lat, "NS")} ${degrees(found.lon, "EW")}  ${Number.isNaN(found.value) ? "–" : chart.field.shown(found.value).toPrecision(5)} ${info.display.units}`
+    ? `${degrees(found.lat, "NS")} ${degrees(found.lon, "EW")}  ${Number.isNaN(found.value) ? "–" : chart.field.shown(found.value).toPrecision(5)} ${unitsOf(info.display.units)}`
     : "";
 });
 byId("map").addEventListener("click", (event) => {

@@ -1,6 +1,7 @@
 // What is beside the map about observations: what is shown of them, how many, and one of them in full.
 
 import { apiUrl, byId, element, getJson } from "./api.js";
+import { unitsOf } from "./axis.js";
 import { callsOf, showCalls } from "./calls.js";
 import { Observations } from "./observations.js";
 
@@ -139,7 +140,7 @@ export class ObservationPanel {
     }
     c.fillStyle = getComputedStyle(canvas).color;
     c.font = "12px system-ui, sans-serif";
-    const ends = [`−${numeral(scale.most)}`, "0", `${numeral(scale.most)} ${scale.units}`];
+    const ends = [`−${numeral(scale.most)}`, "0", `${numeral(scale.most)} ${unitsOf(scale.units)}`];
     ends.forEach((text, i) => {
       c.textAlign = ["left", "center", "right"][i];
       c.fillText(text, i / 2 * width, 26);
@@ -210,11 +211,11 @@ function inFull(row) {
     ["variable", `${words(row.variable)}, ${level(row)}`],
     ["time", `${row.time.slice(0, 19).replace("T", " ")}Z, arrived ${row.received_time.slice(0, 19).replace("T", " ")}Z`],
     ["place", `${numeral(row.lat)}° ${numeral(row.lon)}°${row.elevation === null ? "" : `, ${numeral(row.elevation)} m`}`],
-    ["value", `${numeral(row.obs_value, 6)} ${row.units}`],
-    ["error", `${numeral(row.obs_error)} ${row.units}`],
-    ["O−B", row.background_departure === null ? "–" : `${signed(row.background_departure)} ${row.units}${ratio(row.background_departure, row.obs_error, row.background_spread ?? 0)}`],
-    ["O−A", row.analysis_departure === null ? "–" : `${signed(row.analysis_departure)} ${row.units}`],
-    ...(row.obs_bias === null ? [] : [["bias taken off", `${signed(row.obs_bias)} ${row.units}`]]),
+    ["value", `${numeral(row.obs_value, 6)} ${unitsOf(row.units)}`],
+    ["error", `${numeral(row.obs_error)} ${unitsOf(row.units)}`],
+    ["O−B", row.background_departure === null ? "–" : `${signed(row.background_departure)} ${unitsOf(row.units)}${ratio(row.background_departure, row.obs_error, row.background_spread ?? 0)}`],
+    ["O−A", row.analysis_departure === null ? "–" : `${signed(row.analysis_departure)} ${unitsOf(row.units)}`],
+    ...(row.obs_bias === null ? [] : [["bias taken off", `${signed(row.obs_bias)} ${unitsOf(row.units)}`]]),
     ["outcome", row.outcome === "used" ? "used" : `rejected by ${words(row.outcome)}: ${row.meaning}`],
     ["upload", `${row.batch_id}, number ${row.observation_id}`],
   ];

@@ -1,6 +1,7 @@
 """WMS by OWSLib: colours of pixels against the values of the file, in every reference system."""
 
 from io import BytesIO
+from xml.etree import ElementTree
 
 import httpx
 import matplotlib
@@ -10,6 +11,7 @@ import pyproj
 import pytest
 import xarray as xr
 from gateway_process import GatewayProcess
+from owslib.util import ServiceException
 from owslib.wms import WebMapService
 from PIL import Image
 
@@ -103,27 +105,57 @@ def test_value_under_a_pixel_and_legend(gateway, field) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "status", "says"),
+    ("query", "code", "says"),
     [
-        ({"request": "GetCoffee"}, 422, "GetMap"),
-        ({"layers": "none/t"}, 404, "filtering"),
-        ({"layers": "wm-an/x"}, 422, "t2m"),
-        ({"layers": "wm-an/t,wm-an/u"}, 422, "one layer"),
-        ({"crs": "EPSG:9"}, 422, "EPSG:3857"),
-        ({"bbox": "1,1,0,0"}, 422, "bbox"),
-        ({"width": "99999"}, 422, "4096"),
-        ({"styles": "x"}, 422, "spread"),
-        ({"time": "2020-01-01T00:00:00Z"}, 404, "time"),
-        ({"elevation": "700"}, 422, "500, 850"),
-        ({"elevation": "up"}, 422, "number"),
+        ({"request": "GetCoffee"}, "OperationNotSupported", "GetMap"),
+        ({"service": "WFS"}, "invalid_input", "WMS"),
+        ({"layers": "none/t"}, "LayerNotDefined", "filtering"),
+        ({"layers": "wm-an/x"}, "LayerNotDefined", "t2m"),
+        ({"layers": "wm-an/t,wm-an/u"}, "LayerNotDefined", "one layer"),
+        ({"crs": "EPSG:9"}, "InvalidCRS", "EPSG:3857"),
+        ({"bbox": "1,1,0,0"}, "invalid_input", "bbox"),
+        ({"width": "99999"}, "invalid_input", "4096"),
+        ({"styles": "x"}, "StyleNotDefined", "spread"),
+        ({"time": "2020-01-01T00:00:00Z"}, "InvalidDimensionValue", "time"),
+        ({"elevation": "700"}, "InvalidDimensionValue", "500, 850"),
+        ({"elevation": "up"}, "InvalidDimensionValue", "number"),
+        ({"format": "image/jpeg"}, "InvalidFormat", "image/png"),
+        ({"bgcolor": "red"}, "invalid_input", "0xRRGGBB"),
+        ({"request": "GetFeatureInfo", "i": 9, "j": 0}, "InvalidPoint", "0 to 8"),
     ],
 )
-def test_errors_are_exception_reports(gateway, field, query, status: int, says: str) -> None:
+def test_errors_are_exception_reports(gateway, field, query, code: str, says: str) -> None:
     asked = {
         "request": "GetMap", "layers": "wm-an/t", "crs": "CRS:84", "bbox": "0,0,9,9",
         "width": "9", "height": "9", **query,
     }  # fmt: skip
     answer = httpx.get(f"{gateway.url}/ogc/wms", params=asked)
-    assert answer.status_code == status
-    assert "<ServiceException code=" in answer.text
-    assert says in answer.text
+    assert answer.status_code == 400
+    (report,) = ElementTree.fromstring(answer.content)
+    assert report.tag == "{http://www.opengis.net/ogc}ServiceException"
+    assert report.get("code") == code
+    assert says in str(report.text)
+
+
+def test_a_client_raises_the_report_instead_of_taking_it_for_a_map(gateway, field) -> None:
+    wms = WebMapService(f"{gateway.url}/ogc/wms", version="1.3.0")
+    asked = {"srs": "CRS:84", "bbox": (0, 0, 9, 9), "size": (9, 9), "format": "image/png"}
+    for layer, time in (("none/t", TIME), ("wm-an/none", TIME), ("wm-an/t", "2020-01-01T00:00Z")):
+        with pytest.raises(ServiceException, match="Expected"):
+            wms.getmap(layers=[layer], styles=["mean"], time=time, **asked)
+
+
+def test_what_is_undefined_has_the_colour_asked_for(gateway, field) -> None:
+    undefined = field["sst_mean"].isnull().all("latitude").values  # 24 columns of 15 degrees
+    assert 0 < undefined.sum() < 24
+    asked = {"layers": "wm-an/sst", "bbox": "-7.5,-82.5,352.5,82.5", "width": 24, "height": 11}
+    request = {"request": "GetMap", "crs": "CRS:84", "format": "image/png", **asked}
+    for extra, wanted in (
+        ({}, (255, 255, 255, 255)),
+        ({"bgcolor": "0x0A141E"}, (10, 20, 30, 255)),
+        ({"bgcolor": "0x0A141E", "transparent": "TRUE"}, (0, 0, 0, 0)),
+    ):
+        answer = httpx.get(f"{gateway.url}/ogc/wms", params={**request, **extra})
+        pixels = np.asarray(Image.open(BytesIO(answer.content)).convert("RGBA"))
+        assert (pixels[:, undefined] == wanted).all()
+        assert (pixels[:, ~undefined] != wanted).any(axis=-1).all()

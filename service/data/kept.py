@@ -1,0 +1,65 @@
+"""Keep what was made last, by what was asked: fields that were read, pictures that were drawn."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from threading import Lock
+from typing import Generic, TypeVar
+
+__all__ = ["Kept"]
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class Kept(Generic[Key, Value]):
+    """Values by key, those used last up to some bytes; safe to use from several threads.
+
+    What many ask for at once is made once: the others wait for it.
+
+    Arguments:
+        most: Bytes; one value is kept however large it is.
+        size: Bytes of a value.
+    """
+
+    def __init__(self, most: int, size: Callable[[Value], int]) -> None:
+        self._most = most
+        self._size = size
+        self._lock = Lock()
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+        self._bytes = 0
+        self._making: dict[Key, Lock] = {}
+
+    def get(self, key: Key, make: Callable[[], Value]) -> Value:
+        """Return the value of a key, made if there is none; whatever `make` raises is raised."""
+        known = self._recall(key)
+        if known is not None:
+            return known
+        with self._lock:
+            making = self._making.setdefault(key, Lock())
+        try:
+            with making:
+                found = self._recall(key)
+                if found is None:
+                    found = make()
+                    self._keep(key, found)
+                return found
+        finally:
+            with self._lock:
+                self._making.pop(key, None)
+
+    def _recall(self, key: Key) -> Value | None:
+        with self._lock:
+            found = self._values.get(key)
+            if found is not None:
+                self._values.move_to_end(key)
+            return found
+
+    def _keep(self, key: Key, value: Value) -> None:
+        with self._lock:
+            if key in self._values:
+                return
+            self._values[key] = value
+            self._bytes += self._size(value)
+            while self._bytes > self._most and len(self._values) > 1:
+                _, dropped = self._values.popitem(last=False)
+                self._bytes -= self._size(dropped)
