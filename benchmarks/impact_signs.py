@@ -27,7 +27,7 @@ from deploy.local import python_command
 
 
 @dataclass
-class Network:
+class NetworkSigns:
     """What estimates and experiments say of one network.
 
     Attributes:
@@ -65,9 +65,9 @@ def deny(network: str, cycle: str, url: str, key: str | None) -> dict[str, Any]:
     return answer
 
 
-def compare_signs(cycles: list[str], url: str, key: str | None) -> dict[str, Network]:
+def compare_signs(cycles: list[str], url: str, key: str | None) -> dict[str, NetworkSigns]:
     """Deny each network of each cycle, and return what was found by network."""
-    found: dict[str, Network] = defaultdict(Network)
+    found: dict[str, NetworkSigns] = defaultdict(NetworkSigns)
     with AppaClient(url, key=key) as client:
         analyses = {cycle: client.cycle(cycle).analysis_id for cycle in cycles}
         impact = {cycle: client.analysis(one).scores["impact"] for cycle, one in analyses.items()}

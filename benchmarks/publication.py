@@ -67,7 +67,7 @@ def publish(layout: Layout, count: int) -> dict[str, float]:
 
 
 def measure(folder: Path, count: int, delays: list[float]) -> dict[str, dict[str, float]]:
-    """All lines of the table."""
+    """Return median and longest time of a publication, to the data folder and by delay of a bucket."""
     lines = {"data folder": publish(Layout(folder / "plain").create(), count)}
     server = S3Server()
     os.environ |= server.environment

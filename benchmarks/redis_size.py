@@ -85,7 +85,7 @@ def batch(stores: Stores, number: int) -> BatchRecord:
 
 
 def ended_batch(stores: Stores, number: int) -> None:
-    """An upload that was ingested."""
+    """Write the record of an upload that has been ingested."""
     made = batch(stores, number)
     claimed = stores.batches.claim(made.id, "w", LEASE)
     found = IngestSummary(observations=40, decode_report={"messages": {"decoded": 12}})
@@ -93,7 +93,7 @@ def ended_batch(stores: Stores, number: int) -> None:
 
 
 def cycle(stores: Stores, number: int) -> None:
-    """A cycle that was published."""
+    """Write the record of a cycle that has been published."""
     time = TIME + timedelta(hours=number)
     record = CycleRecord(
         id=cycle_key(time, "final"), valid_time=time, flavour="final", cut_off=time

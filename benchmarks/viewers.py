@@ -95,8 +95,8 @@ def publish(layout: Layout, rows: int, number: int) -> None:
 
 
 @dataclass
-class Answer:
-    """What a request gave."""
+class ViewerAnswer:
+    """Answer to a request: its status, and what a browser keeps it by."""
 
     status: int
     tag: str
@@ -120,7 +120,7 @@ class Browser:
         self.idle = asyncio.Queue()
         for _ in range(CONNECTIONS):
             self.idle.put_nowait(None)
-        self.kept: dict[str, Answer] = {}
+        self.kept: dict[str, ViewerAnswer] = {}
         self.sent = self.unchanged = self.from_cache = 0
 
     async def get(self, path: str, seconds: list[float]) -> bytes:
@@ -150,7 +150,7 @@ class Browser:
 
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, tag: str
-    ) -> Answer:
+    ) -> ViewerAnswer:
         asked = f"If-None-Match: {tag}\r\n" if tag else ""
         writer.write(f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\n{asked}\r\n".encode())
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -158,10 +158,10 @@ class Browser:
         headers = {name.lower(): value.strip() for name, _, value in lines}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         immutable = "immutable" in headers.get("cache-control", "")
-        return Answer(int(head[9:12]), headers.get("etag", ""), immutable, body)
+        return ViewerAnswer(int(head[9:12]), headers.get("etag", ""), immutable, body)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close the connections that no request is using."""
         while not self.idle.empty():
             if connection := self.idle.get_nowait():
                 connection[1].close()
@@ -230,7 +230,7 @@ async def _lateness(late: list[float]) -> None:
 
 
 async def watch(url: str, options: argparse.Namespace, late: list[float]) -> list[Viewer]:
-    """Return viewers who have looked."""
+    """Let all viewers look at once, and return them with the times of their requests."""
     people = [Viewer(Browser(url, options.forgetful), n) for n in range(options.viewers)]
     clock = asyncio.create_task(_lateness(late))
     await asyncio.gather(*(one.look(options.steps, options.pause) for one in people))

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.domain.errors import InvalidInput
+from service.data.cache import BoundedCache
 from service.data.extracted import Extracted
 from service.data.fields import FieldReader
-from service.data.kept import Kept
 from service.data.views import sample, sample_lattice
 from service.maps.collections import find_holding
 from service.maps.requests import Canvas, FieldRequest, Statistic
@@ -124,8 +124,8 @@ class Drawing:
 
     reader: FieldReader
     analyses: Catalogue
-    kept: Kept[tuple[FieldRequest, Canvas], bytes] = field(
-        default_factory=lambda: Kept(PICTURE_BYTES, len)
+    kept: BoundedCache[tuple[FieldRequest, Canvas], bytes] = field(
+        default_factory=lambda: BoundedCache(PICTURE_BYTES, len)
     )
 
     def request(self, layer: MapLayer, name: str = "datetime") -> FieldRequest:
@@ -159,7 +159,7 @@ class Drawing:
         return self.reader.extract(self.request(layer, name))
 
     def picture(self, request: FieldRequest, canvas: Canvas) -> bytes:
-        """Return a map as PNG."""
+        """Return the map of a field on a canvas as PNG; drawn once where many ask."""
 
         def draw() -> bytes:
             found = self.reader.extract(request)

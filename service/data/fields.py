@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from model.domain.ensembles import AntitheticPairs
 from model.domain.errors import InvalidInput, UnknownName
 from model.domain.grids import Grid
+from service.data.cache import BoundedCache
 from service.data.extracted import Extracted
-from service.data.kept import Kept
 from service.data.library import DatasetLibrary
 from service.data.views import grid_of, place
 from service.errors import NotFound
@@ -55,7 +55,9 @@ class FieldReader:
     def __init__(self, library: DatasetLibrary, analyses: Catalogue) -> None:
         self._library = library
         self._analyses = analyses
-        self._kept: Kept[FieldRequest, Extracted] = Kept(KEPT_BYTES, lambda one: one.values.nbytes)
+        self._kept: BoundedCache[FieldRequest, Extracted] = BoundedCache(
+            KEPT_BYTES, lambda one: one.values.nbytes
+        )
 
     def extract(self, request: FieldRequest) -> Extracted:
         """Return a field on the grid of its result.
