@@ -167,7 +167,7 @@ def rehearse(
     ] = True,
     output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("rehearsal"),
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the data folder, to look at with `appa up --data`.")
+        bool, typer.Option("--keep", help="Keep the data folder, to look at with `appa up`.")
     ] = False,
     seed: int = 0,
     as_json: AsJson = False,

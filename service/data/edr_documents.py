@@ -98,9 +98,13 @@ class Descriptions:
         self._known: OrderedDict[str, Json] = OrderedDict()
 
     def describe(self, collection: ResultCollection, base: str) -> Json:
-        """Return the metadata of a collection."""
+        """Return the metadata of a collection, by its newest result that can be read.
+
+        Raises:
+            StorageError: If none of its results can be read.
+        """
         href = f"{base}/ogc/collections/{quote(collection.id)}"
-        of_file = self._of_file(collection.newest)
+        of_file = collection.of_newest(self._of_file)
         return {
             "id": collection.id,
             "title": collection.title,

@@ -19,7 +19,7 @@ import numpy as np
 
 from model.domain.errors import InvalidInput
 from service.data.drawing import SYSTEMS, Drawing, MapLayer, Pixels, values_at
-from service.maps.collections import ResultCollection, find_collection, named_collections
+from service.maps.collections import ResultCollection, describe_readable, named_collections
 from service.maps.requests import Canvas, parse_statistic
 
 __all__ = ["WebMaps"]
@@ -125,14 +125,14 @@ class WebMaps:
         return "\n".join(f"{name} = {value}" for name, value in about.items()).encode(), form
 
     def _capabilities(self, address: str) -> bytes:
-        layers = "".join(
-            self._layers(find_collection(self.drawing.analyses, name), address)
-            for name in named_collections(self.drawing.analyses, 0)
+        analyses = self.drawing.analyses
+        layers = describe_readable(
+            analyses, named_collections(analyses, 0), lambda one: self._layers(one, address)
         )
-        return _document(address, layers).encode()
+        return _document(address, "".join(layers)).encode()
 
     def _layers(self, collection: ResultCollection, address: str) -> str:
-        catalogue = self.drawing.reader.catalogue(collection.newest)
+        catalogue = collection.of_newest(self.drawing.reader.catalogue)
         times = [f"{holding.time:%Y-%m-%dT%H:%M:%SZ}" for holding in collection.holdings]
         dimension = (
             f'<Dimension name="time" units="ISO8601" default="{times[-1]}">{",".join(times)}'

@@ -4,10 +4,14 @@ A collection of a kind holds every valid time once, from the result with the sho
 highest revision, of these the newest. A time series over it is therefore that of the best results.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
+import structlog
+
+from model.domain.errors import StorageError
 from service.errors import NotFound
 from worker.contract.kinds import KINDS
 from worker.results.catalogue import Catalogue
@@ -17,10 +21,15 @@ __all__ = [
     "ANSWER_FORMATS",
     "Holding",
     "ResultCollection",
+    "describe_readable",
     "find_collection",
     "find_holding",
     "named_collections",
 ]
+
+log = structlog.get_logger()
+
+Told = TypeVar("Told")
 
 ANSWER_FORMATS = {
     "CoverageJSON": "application/prs.coverage+json",
@@ -61,10 +70,20 @@ class ResultCollection:
     holdings: tuple[Holding, ...]
     fixed: bool
 
-    @property
-    def newest(self) -> str:
-        """Return the id of the result with the latest valid time."""
-        return self.holdings[-1].result
+    def of_newest(self, read: Callable[[str], Told]) -> Told:
+        """Return what `read` says of the result with the latest valid time that can be read.
+
+        Raises:
+            StorageError: If none can be read.
+        """
+        unreadable: StorageError | None = None
+        for result in dict.fromkeys(one.result for one in reversed(self.holdings)):
+            try:
+                return read(result)
+            except StorageError as error:
+                log.warning("result not readable", id=result, reason=error.message)
+                unreadable = error
+        raise unreadable or NotFound(f"Expected results in '{self.id}'; there are none.")
 
 
 def _moving() -> Iterator[tuple[str, str, str | None]]:
@@ -147,6 +166,19 @@ def named_collections(analyses: Catalogue, results: int) -> list[str]:
     ]
     page = analyses.select(ResultFilter(with_dataset=True), None, results)
     return names + [manifest.id for manifest in page.items]
+
+
+def describe_readable(
+    analyses: Catalogue, names: Iterable[str], describe: Callable[[ResultCollection], Told]
+) -> list[Told]:
+    """Return what `describe` says of each collection; those that cannot be read are left out."""
+    found = []
+    for name in names:
+        try:
+            found.append(describe(find_collection(analyses, name)))
+        except StorageError as error:
+            log.warning("collection left out", id=name, reason=error.message)
+    return found
 
 
 def _of_kind(

@@ -10,7 +10,12 @@ from model.domain.errors import AppaError, InvalidInput
 from service.auth import GatewayDep, Reader
 from service.errors import PROBLEMS, NotFound
 from service.gateway import Gateway
-from service.maps.collections import ANSWER_FORMATS, find_collection, named_collections
+from service.maps.collections import (
+    ANSWER_FORMATS,
+    describe_readable,
+    find_collection,
+    named_collections,
+)
 from service.openapi import problem_responses
 from service.query_parameters import listed_names, parse_interval, parse_numbers
 
@@ -77,7 +82,10 @@ async def list_collections(
     ] = 50,
     f: JsonForm = None,
 ) -> Json:
-    """Return a collection for each kind and flavour, and for each of the newest results."""
+    """Return a collection for each kind and flavour, and for each of the newest results.
+
+    A result that cannot be read is left out.
+    """
     base = base_url(request)
     found = await gateway.data_sets.run(_describe_all, gateway, base, limit)
     links = [{"href": f"{base}/ogc/collections", "rel": "self", "type": "application/json"}]
@@ -85,8 +93,11 @@ async def list_collections(
 
 
 def _describe_all(gateway: Gateway, base: str, limit: int) -> list[Json]:
-    names = named_collections(gateway.analyses, limit)
-    return [_describe(gateway, base, name) for name in names]
+    return describe_readable(
+        gateway.analyses,
+        named_collections(gateway.analyses, limit),
+        lambda one: gateway.data_sets.descriptions.describe(one, base),
+    )
 
 
 def _describe(gateway: Gateway, base: str, name: str) -> Json:

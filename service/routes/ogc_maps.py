@@ -178,7 +178,7 @@ async def list_styles(
 
 def _styles(gateway: Gateway, name: str, root: str) -> list[Json]:
     collection = find_collection(gateway.analyses, name)
-    catalogue = gateway.data_sets.fields.catalogue(collection.newest)
+    catalogue = collection.of_newest(gateway.data_sets.fields.catalogue)
     listed = (*LISTED, "increment") if collection.fixed else LISTED
     found = []
     for field in catalogue.fields:

@@ -94,7 +94,7 @@ def test_jobs_are_cancelled(client: AppaClient) -> None:
 def test_analyses(client: AppaClient, gateway: GatewayProcess) -> None:
     first, second = new_id("an"), new_id("an")
     time = datetime(2190, 5, 1, 6, tzinfo=UTC)  # later than those of other tests
-    files = {"surface_ensemble_mean_and_spread_20900501T06Z.nc": b"CDF\x01", "q.png": b"\x89PNG"}
+    files = {"surface_ensemble_mean_and_spread_20900501T06Z.grib2": b"GRIB", "q.png": b"\x89PNG"}
     for hour, name in enumerate((first, second)):
         valid = time + timedelta(hours=hour)
         acting_worker.publish(gateway.layout, name, files, valid=valid, flavour="final")

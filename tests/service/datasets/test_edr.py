@@ -17,6 +17,7 @@ from edr_pydantic.capabilities import ConformanceModel, LandingPageModel
 from edr_pydantic.collections import Collections
 from gateway_process import GatewayProcess
 from owslib.ogcapi.edr import EnvironmentalDataRetrieval
+from owslib.wms import WebMapService
 
 from service.data.edr import Query, answer
 from service.data.library import DatasetLibrary
@@ -178,6 +179,15 @@ def test_some_results_may_lack_a_parameter_or_be_unreadable(gateway, files, tmp_
     assert "msl_mean" in refused.text
     alone = httpx.get(url.format("ed-broken"), params=place)
     assert alone.status_code == 503
+    # The kind is described by its newest result that can be read; the broken one is left out.
+    listed = httpx.get(f"{gateway.url}/ogc/collections", timeout=60).json()["collections"]
+    parameters = {one["id"]: one["parameter_names"] for one in listed}
+    assert "ed-broken" not in parameters
+    assert {"t2m_mean", "t_mean"} <= set(parameters["filtering"])
+    styles = httpx.get(f"{gateway.url}/ogc/collections/filtering/styles", timeout=60)
+    assert "t2m" in {one["id"] for one in styles.json()["styles"]}
+    capabilities = WebMapService(f"{gateway.url}/ogc/wms", version="1.3.0", timeout=60)
+    assert "filtering/t2m" in capabilities.contents
 
 
 def test_cube_across_the_seam_as_coveragejson_and_netcdf(gateway, files) -> None:
