@@ -27,8 +27,13 @@ from deploy.console import (
     print_json,
 )
 from model.domain.errors import StorageError
-from worker.backup.backup import BackupManifest, make_backup
-from worker.backup.bucket import is_address, opened, send_backup
+from worker.backup.backup import (
+    BackupManifest,
+    is_address,
+    make_backup,
+    opened_at,
+    send_backup,
+)
 from worker.contract.layout import Layout
 from worker.contract.redis_server import redis_health
 from worker.contract.store import Stores, open_stores
@@ -161,7 +166,7 @@ def restore(
     backup names is missing or damaged. What retention removed since the backup is named too.
     """
     layout = installed_layout(data)
-    with opened(place) as (folder, manifest):
+    with opened_at(place) as (folder, manifest):
         if check:
             _check(folder, layout, digests=digests, as_json=as_json)
         else:

@@ -1,6 +1,6 @@
 """Make a backup: what an installation knows, without the bulk of uploads, observations and results.
 
-A backup is a folder, or the same folder in one tar file:
+A backup is a folder, or the same folder in one tar file, on disk or in a bucket:
 
     manifest.json          written last: every part with its size and SHA-256
     broker.jsonl           the keys of Redis
@@ -33,6 +33,7 @@ from pydantic import Field, ValidationError
 from model.domain.errors import InvalidInput, StorageError
 from model.domain.files import code_version, file_digest, sync_file, write_atomic
 from worker.backup.broker import dump_keys
+from worker.contract.buckets import open_bucket
 from worker.contract.layout import Layout
 from worker.contract.records import Record, utc_now
 from worker.results.catalogue import Catalogue
@@ -44,10 +45,13 @@ __all__ = [
     "IncompleteBackup",
     "Part",
     "RESULTS",
+    "is_address",
     "is_archive",
     "is_passing",
     "make_backup",
+    "opened_at",
     "opened_backup",
+    "send_backup",
 ]
 
 MANIFEST, BROKER, RESULTS, FILES = "manifest.json", "broker.jsonl", "results.txt", "files"
@@ -296,3 +300,66 @@ def _verify_part(folder: Path, part: Part, place: Path) -> None:
             backup=str(place),
             part=part.name,
         )
+
+
+def is_address(place: str) -> bool:
+    """Return whether a backup lies in a bucket."""
+    return place.startswith("s3://")
+
+
+def send_backup(layout: Layout, url: str, prefix: str, address: str) -> BackupManifest:
+    """Back up an installation, which may go on running, to one object.
+
+    Arguments:
+        layout: The data folder.
+        url: Its Redis server.
+        prefix: Of its keys.
+        address: A new object, `s3://bucket/prefix/NAME.tar` or `….tar.gz`.
+
+    Raises:
+        InvalidInput: If there is no data folder, or something is at `address`.
+        StorageError: If Redis does not answer, or a file cannot be read.
+        BucketUnavailable: If the bucket does not answer; nothing of the backup is there.
+    """
+    parent, name = _split(address)
+    bucket = open_bucket(parent)
+    try:
+        bucket.stat(name)
+    except FileNotFoundError:
+        pass
+    else:
+        raise InvalidInput(f"Expected a new object; '{address}' exists. Give another name.")
+    with tempfile.TemporaryDirectory(prefix="appa-backup-") as text:
+        packed = Path(text) / name
+        made = make_backup(layout, url, prefix, packed, whole=True)
+        bucket.send(packed, name)
+    return made
+
+
+@contextmanager
+def opened_at(place: str) -> Iterator[tuple[Path, BackupManifest]]:
+    """Yield the folder and the manifest of a backup on disk or in a bucket; see `opened_backup`."""
+    if not is_address(place):
+        with opened_backup(Path(place)) as found:
+            yield found
+        return
+    parent, name = _split(place)
+    with tempfile.TemporaryDirectory(prefix="appa-backup-") as text:
+        packed = Path(text) / name
+        try:
+            with packed.open("wb") as stream:
+                stream.writelines(open_bucket(parent).content(name))
+        except FileNotFoundError:
+            raise InvalidInput(f"Expected a backup; '{place}' does not exist.") from None
+        with opened_backup(packed) as found:
+            yield found
+
+
+def _split(address: str) -> tuple[str, str]:
+    """Return the address of the folder of an object, and its name there."""
+    parent, _, name = address.rpartition("/")
+    if parent in ("s3:", "s3:/") or not name or not is_archive(Path(name)):
+        raise InvalidInput(
+            f"Expected an address such as s3://bucket/backups/{{date}}.tar.gz; got '{address}'."
+        )
+    return parent, name
