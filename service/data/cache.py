@@ -1,4 +1,4 @@
-"""Keep what was made last, by what was asked: fields that were read, pictures that were drawn."""
+"""Keep what was made last, by what was asked: fields, pictures, descriptions."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -12,13 +12,13 @@ Value = TypeVar("Value")
 
 
 class BoundedCache(Generic[Key, Value]):
-    """Values by key, those used last up to some bytes; safe to use from several threads.
+    """Values by key, those used last up to a total size; safe to use from several threads.
 
     What many ask for at once is made once: the others wait for it.
 
     Arguments:
-        most: Bytes; one value is kept however large it is.
-        size: Bytes of a value.
+        most: Total size; one value is kept however large it is.
+        size: Returns the size of a value, such as its bytes; 1 to count values.
     """
 
     def __init__(self, most: int, size: Callable[[Value], int]) -> None:
@@ -26,7 +26,7 @@ class BoundedCache(Generic[Key, Value]):
         self._size = size
         self._lock = Lock()
         self._values: OrderedDict[Key, Value] = OrderedDict()
-        self._bytes = 0
+        self._total = 0
         self._making: dict[Key, Lock] = {}
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
@@ -59,7 +59,7 @@ class BoundedCache(Generic[Key, Value]):
             if key in self._values:
                 return
             self._values[key] = value
-            self._bytes += self._size(value)
-            while self._bytes > self._most and len(self._values) > 1:
+            self._total += self._size(value)
+            while self._total > self._most and len(self._values) > 1:
                 _, dropped = self._values.popitem(last=False)
-                self._bytes -= self._size(dropped)
+                self._total -= self._size(dropped)

@@ -3,14 +3,13 @@
 The parameters of a collection are those of its newest result, read once for each result.
 """
 
-from collections import OrderedDict
 from datetime import datetime
-from threading import Lock
 from typing import Any
 from urllib.parse import quote
 
 import xarray as xr
 
+from service.data.cache import BoundedCache
 from service.data.edr_formats import CRS84
 from service.data.library import DatasetLibrary
 from service.maps import tiles
@@ -94,8 +93,7 @@ class Descriptions:
 
     def __init__(self, library: DatasetLibrary) -> None:
         self._library = library
-        self._lock = Lock()
-        self._known: OrderedDict[str, Json] = OrderedDict()
+        self._known: BoundedCache[str, Json] = BoundedCache(1000, lambda _: 1)
 
     def describe(self, collection: ResultCollection, base: str) -> Json:
         """Return the metadata of a collection, by its newest result that can be read.
@@ -123,16 +121,7 @@ class Descriptions:
         }
 
     def _of_file(self, result: str) -> Json:
-        with self._lock:
-            if result in self._known:
-                self._known.move_to_end(result)
-                return self._known[result]
-        found = _read(self._library.get(result).decoded)
-        with self._lock:
-            self._known[result] = found
-            while len(self._known) > 1000:
-                self._known.popitem(last=False)
-        return found
+        return self._known.get(result, lambda: _read(self._library.get(result).decoded))
 
 
 def _read(dataset: xr.Dataset) -> Json:

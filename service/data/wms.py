@@ -19,7 +19,7 @@ import numpy as np
 
 from model.domain.errors import InvalidInput
 from service.data.drawing import SYSTEMS, Drawing, MapLayer, Pixels, values_at
-from service.maps.collections import ResultCollection, describe_readable, named_collections
+from service.maps.collections import ResultCollection, describe_collections
 from service.maps.requests import Canvas, parse_statistic
 
 __all__ = ["WebMaps"]
@@ -125,9 +125,8 @@ class WebMaps:
         return "\n".join(f"{name} = {value}" for name, value in about.items()).encode(), form
 
     def _capabilities(self, address: str) -> bytes:
-        analyses = self.drawing.analyses
-        layers = describe_readable(
-            analyses, named_collections(analyses, 0), lambda one: self._layers(one, address)
+        layers = describe_collections(
+            self.drawing.analyses, 0, lambda one: self._layers(one, address)
         )
         return _document(address, "".join(layers)).encode()
 

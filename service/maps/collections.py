@@ -4,7 +4,7 @@ A collection of a kind holds every valid time once, from the result with the sho
 highest revision, of these the newest. A time series over it is therefore that of the best results.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
@@ -21,10 +21,9 @@ __all__ = [
     "ANSWER_FORMATS",
     "Holding",
     "ResultCollection",
-    "describe_readable",
+    "describe_collections",
     "find_collection",
     "find_holding",
-    "named_collections",
 ]
 
 log = structlog.get_logger()
@@ -157,7 +156,7 @@ def find_holding(
     return collection.holdings[-1]
 
 
-def named_collections(analyses: Catalogue, results: int) -> list[str]:
+def _names(analyses: Catalogue, results: int) -> list[str]:
     """Return the ids of the collections that hold anything, with so many of the newest results."""
     names = [
         name
@@ -168,12 +167,15 @@ def named_collections(analyses: Catalogue, results: int) -> list[str]:
     return names + [manifest.id for manifest in page.items]
 
 
-def describe_readable(
-    analyses: Catalogue, names: Iterable[str], describe: Callable[[ResultCollection], Told]
+def describe_collections(
+    analyses: Catalogue, results: int, describe: Callable[[ResultCollection], Told]
 ) -> list[Told]:
-    """Return what `describe` says of each collection; those that cannot be read are left out."""
+    """Return what `describe` says of the collections that hold anything, and of so many newest results.
+
+    Those that cannot be read are left out.
+    """
     found = []
-    for name in names:
+    for name in _names(analyses, results):
         try:
             found.append(describe(find_collection(analyses, name)))
         except StorageError as error:

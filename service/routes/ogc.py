@@ -12,9 +12,8 @@ from service.errors import PROBLEMS, NotFound
 from service.gateway import Gateway
 from service.maps.collections import (
     ANSWER_FORMATS,
-    describe_readable,
+    describe_collections,
     find_collection,
-    named_collections,
 )
 from service.openapi import problem_responses
 from service.query_parameters import listed_names, parse_interval, parse_numbers
@@ -93,9 +92,9 @@ async def list_collections(
 
 
 def _describe_all(gateway: Gateway, base: str, limit: int) -> list[Json]:
-    return describe_readable(
+    return describe_collections(
         gateway.analyses,
-        named_collections(gateway.analyses, limit),
+        limit,
         lambda one: gateway.data_sets.descriptions.describe(one, base),
     )
 
