@@ -59,12 +59,16 @@ def native_precision(device: torch.device) -> Precision:
     return "bfloat16" if native else "float32"
 
 
-def reduced_precision(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+def reduced_precision(
+    device: torch.device, precision: Precision | None = None
+) -> AbstractContextManager[None]:
     """Return a context in which products and convolutions on `device` run in `precision`.
+
+    None is what the device has units for, see `native_precision`.
 
     `float32` leaves the surroundings as they are, so that a training loop's own autocast holds.
     """
-    if precision == "float32":
+    if (precision or native_precision(device)) == "float32":
         return nullcontext()
     # The cache of cast weights would keep stale copies alive across nested guidance passes.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)

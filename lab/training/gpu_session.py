@@ -172,8 +172,7 @@ def _encode(model: LatentModel, fields: dict[str, Any], device: str) -> Tensor:
         for c in model.channels
     ]
     states = torch.stack(rows, dim=2)
-    where = torch.device(device)
-    with reduced_precision(where, native_precision(where)):
+    with reduced_precision(torch.device(device)):
         latents = [model.encode(truth).half() for truth in states]
     return torch.stack(latents)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lab.training.datasets import StateStore
 from model.checkpoints.bundle import load_checkpoint
-from model.denoiser import native_precision, reduced_precision
+from model.denoiser import reduced_precision
 from model.domain.errors import InvalidInput
 from model.domain.files import write_atomic
 from model.domain.windows import HOUR
@@ -122,7 +122,7 @@ def encode_store(
         file.seek(0, 2)
         for start in range(done, len(hours), 96):
             states = torch.from_numpy(store.read(slice(start, min(start + 96, len(hours)))))
-            with reduced_precision(states.device, native_precision(states.device)):
+            with reduced_precision(states.device):
                 latents = model.encode(states).half()
             file.write(latents.numpy().tobytes())
             done += len(latents)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from model.denoiser import native_precision, reduced_precision
+from model.denoiser import reduced_precision
 from model.domain.errors import ConfigurationError
 from model.domain.files import open_atomic, write_atomic
 
@@ -110,9 +110,8 @@ class Optimisation(BaseModel):
 
         `auto` is bfloat16 where the device has units for it.
         """
-        where = torch.device(device)
-        precision = native_precision(where) if self.precision == "auto" else self.precision
-        return reduced_precision(where, precision)
+        precision = None if self.precision == "auto" else self.precision
+        return reduced_precision(torch.device(device), precision)
 
 
 def averaged(module: nn.Module, decay: float) -> AveragedModel:

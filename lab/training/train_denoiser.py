@@ -44,7 +44,6 @@ from model.backbone import Backbone, BackboneConfig
 from model.denoiser import (
     BlanketDenoiser,
     denoiser_loss,
-    native_precision,
     reduced_precision,
 )
 from model.domain.errors import CheckpointError
@@ -157,7 +156,7 @@ def _encode(data: DataConfig, run: Path, split: str) -> ArrayCache:
 
     @torch.no_grad()
     def encode(states: NDArray[np.float32]) -> NDArray[np.float32]:
-        with reduced_precision(device, native_precision(device)):
+        with reduced_precision(device):
             latents = model.encode(torch.from_numpy(states).to(device)).float()
         return np.asarray(latents.cpu().numpy(), np.float32)
 
