@@ -37,7 +37,7 @@ class Up:
 
     @property
     def url(self) -> str:
-        """Printed once everything is ready."""
+        """Return the address that is printed once everything is ready, and wait for it."""
         wait_for(lambda: re.search(r"ready in [^:]*: (\S+)", self.output.read_text()), 90)
         return re.search(r"ready in [^:]*: (\S+)", self.output.read_text())[1]
 
@@ -50,13 +50,13 @@ class Up:
         )
 
     def interrupt(self) -> int:
-        """Ctrl-C; the exit code."""
+        """Send what Ctrl-C sends, and return the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
 
 
 def upload(url: str, **headers: str) -> dict:
-    """An upload, taken in."""
+    """Post a table and return its record once it is in the store."""
     content = io.BytesIO()
     pq.write_table(make_table(10), content)
     answer = httpx.post(

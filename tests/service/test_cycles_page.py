@@ -77,7 +77,7 @@ def fill(gateway: GatewayProcess, stores: Stores) -> None:
 
 @pytest.fixture(scope="module")
 def guarded(guarded: GatewayProcess) -> GatewayProcess:
-    """A gateway with cycles."""
+    """Yield a gateway that knows cycles in every state."""
     guarded.layout.cycles_file.write_text("start: 2009-01-01T00:00:00Z")
     stores = open_stores(guarded.redis_url, guarded.prefix)
     fill(guarded, stores)
