@@ -48,6 +48,16 @@ def gateway(valkey_url_shared: str) -> Iterator[GatewayProcess]:
 
 
 @pytest.fixture(scope="module")
+def own_gateway(
+    valkey_url_shared: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GatewayProcess]:
+    """A gateway for one file, whose newest results are those that the file publishes."""
+    process = GatewayProcess(valkey_url_shared, tmp_path_factory.mktemp("own-gateway")).start()
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="module")
 def guarded(valkey_url_shared: str) -> Iterator[GatewayProcess]:
     """A gateway that asks for keys, one for each file."""
     with tempfile.TemporaryDirectory(prefix="appa-guarded-") as folder:

@@ -19,6 +19,7 @@ import pytest
 from gateway_process import GatewayProcess, StartGateway
 
 from worker.contract.records import Problem
+from worker.contract.store import open_stores
 
 BUFR = b"BUFR"
 
@@ -62,10 +63,16 @@ def test_raw_body(http: httpx.Client, gateway: GatewayProcess) -> None:
     assert http.get(answer.headers["location"]).json() == batch
 
 
-def test_a_message_waits_for_the_ingest_worker(http, stores, gateway) -> None:
-    batch = http.post("/v1/observations", content=content(20)).json()
-    waiting = stores.redis.lrange(f"{gateway.prefix}:broker:ingest", 0, -1)
-    assert any(batch["id"] in message for message in map(_arguments, waiting))
+def test_one_message_brings_all_small_uploads_that_wait(start_gateway: StartGateway) -> None:
+    gateway = start_gateway()
+    with httpx.Client(base_url=gateway.url, timeout=30) as http:
+        first, _ = (
+            http.post("/v1/observations", content=content(seed)).json() for seed in (20, 21)
+        )
+    stores = open_stores(gateway.redis_url, gateway.prefix)
+    [waiting] = stores.redis.lrange(f"{gateway.prefix}:broker:ingest", 0, -1)
+    stores.redis.close()
+    assert first["id"] in _arguments(waiting)
 
 
 def _arguments(message: str) -> str:

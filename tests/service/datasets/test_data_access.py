@@ -23,6 +23,12 @@ from zarr.storage import ZipStore
 
 
 @pytest.fixture(scope="module")
+def gateway(own_gateway: GatewayProcess) -> GatewayProcess:
+    """One whose newest results are those of this file."""
+    return own_gateway
+
+
+@pytest.fixture(scope="module")
 def files(gateway: GatewayProcess, tmp_path_factory) -> dict[str, Path]:
     """A filtering analysis as NetCDF and one as zipped zarr, and a forecast."""
     folder = tmp_path_factory.mktemp("written")
