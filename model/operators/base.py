@@ -137,6 +137,8 @@ Int = NDArray[np.int64]
 
 LARGEST_MAP = 1 << 27
 """State values; above this, distinct indices are found by sorting."""
+SPARSE = 20
+"""State values for each index; above this, sorting the few indices costs less than a map."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ def expand_stencils(
 def _compress(index: Int) -> tuple[Int, Int]:
     """Return distinct values, ascending, and the number of each entry's value among them."""
     span = int(index.max()) + 1 if len(index) else 0
-    if span > LARGEST_MAP:
+    if span > min(LARGEST_MAP, SPARSE * len(index)):
         return np.unique(index, return_inverse=True)
     # Marking beats sorting by a factor of ten where a map of all state values fits in memory.
     seen = np.zeros(span, dtype=bool)
