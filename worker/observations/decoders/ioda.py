@@ -332,7 +332,7 @@ def _levelled(columns: dict[str, Any], given: np.ndarray, report: DecodeReport) 
     lost = needed & ~np.isfinite(columns["vertical"])
     if count := int(np.count_nonzero(lost & given)):
         report.values_set_aside[f"no_level {columns['variable']}"] += count
-    return ~lost
+    return np.asarray(~lost)
 
 
 _LEVELLED = ("pressure", "height", "layer", "channel")
