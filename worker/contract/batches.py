@@ -36,6 +36,8 @@ _CORRECTION = re.compile(
     r"[A-Z]{4}\d{2}[ _.+-]?[A-Z]{4}[ _.+-]?\d{6}[ _.+-]?(CC[A-Z]|AA[A-Z]|COR|AMD)(?![A-Z0-9])", re.I
 )
 """Heading of a correction in a file name, such as `A_ISMD01EDZW021200CCA_C_EDZW_…`."""
+_OF_BULLETINS = frozenset({"bufr", "text", "crex", "archive"})
+"""Containers whose decoders read the heading of a bulletin from the name of the file."""
 
 
 class BatchState(StrEnum):
@@ -168,7 +170,7 @@ class BatchRecord(Record):
         A bulletin that its file name calls a correction says more than its bytes: that they are
         valid again after an earlier correction.
         """
-        named = _CORRECTION.search(self.file_name) if self.container == "bufr" else None
+        named = _CORRECTION.search(self.file_name) if self.container in _OF_BULLETINS else None
         content = f"sha256:{self.sha256}" + (f":{named.group(1).upper()}" if named else "")
         if not self.options:
             return content

@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from model.domain.errors import DecodeError, InvalidInput
+from worker.observations.decoders.bufr.framing import NamedHeading
 
 __all__ = [
     "CORE",
@@ -209,10 +210,17 @@ class Notification(_MessagePart):
 
     @property
     def file_name(self) -> str:
-        """Return a name for people: the last part of the link, or of the data's identifier."""
+        """Return a name for people: the last part of the link, or of the data's identifier.
+
+        The one that holds the heading of a bulletin, which tells corrections: caches may name files
+        otherwise than their identifiers.
+        """
         link = self.data_links[0].href if self.data_links else ""
-        name = posixpath.basename(unquote(urlsplit(link).path))
-        return name or posixpath.basename(self.properties.data_id)
+        named = posixpath.basename(unquote(urlsplit(link).path))
+        identified = posixpath.basename(self.properties.data_id)
+        told, known = NamedHeading.of(named), NamedHeading.of(identified)
+        more = known.bulletin == told.bulletin and known.indicator and not told.indicator
+        return identified if more or (known.bulletin and not told.bulletin) else named or identified
 
     def to_json(self) -> str:
         """Return the message as it is published, times in UTC to the second."""

@@ -258,7 +258,8 @@ def build_table(origin: Origin, length: int, **columns: Column) -> pa.Table:
     """Return a table in `OBSERVATION_SCHEMA` from arrays of `length`, or single values repeated.
 
     Absent columns are null (`platform`: empty). NaN becomes null where the column may be null, and
-    so do elevations that only mark a missing one, such as 9999.
+    so do elevations that only mark a missing one, such as 9999, and values that fill files where
+    none is known, such as 9.97e36.
     `observation_id` counts from 0, `batch_id` and `received_time` come from the origin,
     `qc_flag` from `rejected_by`. `lon` is wrapped; `time` is datetime64 in UTC.
 
@@ -281,6 +282,8 @@ def build_table(origin: Origin, length: int, **columns: Column) -> pa.Table:
     }
     if columns.get("elevation") is not None:
         columns["elevation"] = _known_elevation(np.asarray(columns["elevation"], dtype=np.float64))
+    if columns.get("obs_value") is not None:
+        columns["obs_value"] = _known_value(np.asarray(columns["obs_value"], dtype=np.float64))
     if columns.get("lon") is not None:
         columns["lon"] = wrap_longitude(np.asarray(columns["lon"], dtype=np.float64))
     columns.setdefault("qc_flag", _flag_numbers(columns.get("rejected_by"), length))
@@ -312,6 +315,16 @@ def _known_elevation(elevation: Floats) -> Floats:
     )
     known[far[unknown]] = np.nan
     return known.reshape(elevation.shape)
+
+
+_FILLING = 1.0e15
+"""Beyond every quantity in any unit; 1e20, 9.97e36 and 3.4e38 fill files where no value is known."""
+
+
+def _known_value(value: Floats) -> Floats:
+    """Return observed values, NaN where the number fills a place without one; infinity stays."""
+    filling = (np.abs(value) >= _FILLING) & np.isfinite(value)
+    return np.where(filling, np.nan, value) if filling.any() else value
 
 
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:

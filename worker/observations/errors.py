@@ -242,11 +242,18 @@ def sources(entries: Iterable[ErrorEntry]) -> list[tuple[str, str, str]]:
     return [(", ".join(e.report_types), e.variable, e.source) for e in entries]
 
 
+_FACTOR = 1_000.0
+_LEAST, _LARGEST = 1e-9, 1e9
+"""Errors in SI where the table has none: those of rain in m and humidity are 1e-5 and more."""
+
+
 def assign_errors(table: pa.Table, errors: ErrorTable | None = None) -> pa.Table:
     """Return the table with `obs_error` filled, SI units, 1 standard deviation.
 
-    A positive error already in the table came from the provider and is kept as it is. Rows whose
-    network, variable, sensor and channel have no entry are rejected as `passive`.
+    A positive error already in the table came from the provider and is kept as it is, unless it is a
+    thousandth of that of the error table or less, or a thousand times as large: weights of 1e60, or of
+    fill values, would spoil the whole analysis. Rows whose network, variable, sensor and channel have
+    no entry are rejected as `passive`.
 
     Arguments:
         table: An observation table.
@@ -254,9 +261,11 @@ def assign_errors(table: pa.Table, errors: ErrorTable | None = None) -> pa.Table
     """
     errors = load_errors() if errors is None else errors
     given = float_column(table, "obs_error")
+    known = _assigned(table, errors, np.ones(len(table), dtype=bool))
     with np.errstate(invalid="ignore"):
-        missing = ~(np.isfinite(given) & (given > 0.0))
-    sigma = np.where(missing, _assigned(table, errors, missing), given)
+        missing = ~((given > _LEAST) & (given < _LARGEST))
+        missing |= (given <= known / _FACTOR) | (given >= known * _FACTOR)
+    sigma = np.where(missing, known, given)
     table = set_column(table, "obs_error", sigma)
     return reject(table, np.isnan(sigma) & not_rejected(table), QC_FLAGS["passive"])
 

@@ -25,9 +25,11 @@ __all__ = [
 def wind_components(speed: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the eastward and northward wind from speed in m s-1 and the direction it comes from in degrees.
 
-    Calm (speed zero) gives zeros, whatever the direction.
+    Calm (speed zero) gives zeros, whatever the direction; a direction beyond 0 to 360 is none.
     """
-    angle = np.deg2rad(np.where(speed == 0.0, 0.0, direction))
+    with np.errstate(invalid="ignore"):
+        real = np.where((direction >= 0.0) & (direction <= 360.0), direction, np.nan)
+    angle = np.deg2rad(np.where(speed == 0.0, 0.0, real))
     # The sum turns -0.0 into 0.0.
     return -speed * np.sin(angle) + 0.0, -speed * np.cos(angle) + 0.0
 

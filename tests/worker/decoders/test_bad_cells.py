@@ -9,8 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from model.domain.errors import DecodeError
 from model.domain.observations import validate_table
+from worker.observations.decoders.base import DecodeContext
 from worker.observations.decoders.decode import decode_file
+from worker.observations.decoders.table import decode_csv
 
 HEADER = "time,lat,lon,variable,obs_value"
 GOOD = "2025-01-01T12:00Z,52,13,t2m,275"
@@ -215,3 +218,58 @@ def test_a_text_where_netcdf_should_hold_numbers(tmp_path):
     decoded = decode_file(path)
     assert dict(decoded.report.rejected) == {"invalid_table": 1}
     assert "MetaData/stationElevation" in details(decoded)[0]
+
+
+@pytest.mark.parametrize("fill", ["9.969209968386869e36", "-9.97e36", "1e20", "-3.4028235e38"])
+def test_a_fill_value_is_no_value(tmp_path, fill):
+    """What netCDF and GRIB tools put where there is none; a job has no use for it either."""
+    text = f"{HEADER}\n{GOOD}\n{GOOD.replace('275', fill)}\n"
+    assert csv(tmp_path, text).table["obs_value"].to_pylist() == [275.0, None]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "words"),
+    [
+        (b"", "empty_file", "empty"),
+        (b"\xef\xbb\xbf\r\n\r\n", "empty_file", "empty"),
+        (f"{HEADER}\n".encode(), "no_values", "rows after the header"),
+        (f"{HEADER}\n{GOOD}\n".encode("utf-16"), "invalid_table", "UTF-16"),
+        (f"{HEADER}\n{GOOD}\n".encode("utf-16-le"), "invalid_table", "UTF-16"),
+        (f"{HEADER}\n{GOOD}\n".replace(",", ";").encode(), "invalid_table", "semicolons"),
+        (f"{HEADER}\n{GOOD}\n".replace(",", "\t").encode(), "invalid_table", "tabs"),
+    ],
+)
+def test_a_csv_file_without_rows_is_refused_by_what_it_is(tmp_path, content, reason, words):
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(DecodeError, match=words) as caught:
+        decode_csv(path, DecodeContext())
+    assert caught.value.context["reason"] == reason
+
+
+def test_every_feature_of_geojson_gives_rows_or_a_reason(tmp_path):
+    good = {"time": "2025-01-01T12:00Z", "values": {"t2m": 275.0}}
+    place = {"type": "Point", "coordinates": [13.0, 52.0]}
+    features = [
+        {"geometry": place, "properties": {**good, "values": {}}},
+        {"geometry": place, "properties": {**good, "values": []}},
+        {"geometry": place, "properties": {**good, "values": {"t2m": {"units": "K"}}}},
+        {"geometry": place, "properties": {"time": good["time"]}},
+        {"geometry": place, "properties": {**good, "lat": 1.0}},
+        {"geometry": {"type": "Point", "coordinates": [13.0]}, "properties": good},
+        None,
+        {"geometry": place, "properties": good},
+    ]
+    path = tmp_path / "x.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    decoded = decode_file(path)
+    assert len(decoded.table) == 1
+    assert details(decoded) == [
+        "feature 1: expected values by variable; got none",
+        "feature 2: expected values by variable; got none",
+        "feature 3: no value of t2m",
+        "feature 4: neither values nor variable and obs_value",
+        "feature 5: the property lat is not that of the point",
+        "feature 6: expected the coordinates longitude and latitude; got fewer",
+        "feature 7: expected a feature; got null or another type",
+    ]

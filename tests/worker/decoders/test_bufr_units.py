@@ -48,6 +48,13 @@ def test_missing_direction_gives_no_components():
     assert np.isnan(u[0]) and np.isnan(v[0])
 
 
+def test_a_direction_that_no_compass_has_gives_no_components():
+    """Nine bits hold up to 511 degrees: 450 is no wind from the east."""
+    u, v = wind_components(np.array([3.0, 3.0, 3.0, 0.0]), np.array([450.0, 361.0, -90.0, 511.0]))
+    assert np.isnan(u[:3]).all() and np.isnan(v[:3]).all()
+    assert (u[3], v[3]) == (0.0, 0.0)
+
+
 def test_specific_humidity_at_the_ice_point():
     # e = 611.2 Pa by definition of Bolton's formula; q = eps e / (p - (1 - eps) e).
     q = specific_humidity_from_dewpoint(np.array([273.15]), np.array([100_000.0]))[0]

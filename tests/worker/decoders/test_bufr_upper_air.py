@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from bufr_messages import TIME, decode, message, row, sonde, value, values
+from bufr_messages import TIME, decode, message, row, sonde, synop, value, values
 
 DAY = np.timedelta64(1, "s")
 
@@ -136,6 +136,17 @@ def test_satellite_wind():
     )
     assert wind["rejected_by"] is None
     assert table.num_rows == 2
+
+
+def test_winds_from_nowhere_are_counted():
+    level = {"pressure": 85_000.0, "windDirection": 450, "windSpeed": 3.0, "airTemperature": 280.0}
+    decoded = decode(sonde([level]))
+    assert set(decoded.report.rows_by_variable) == {"temperature"}
+    not_used = decoded.report.not_used
+    assert (not_used["011001 windDirection"], not_used["011002 windSpeed"]) == (1, 1)
+    decoded = decode(synop(windDirection=450, windSpeed=3.0))
+    assert dict(decoded.report.rows_by_variable) == {"10m_wind_speed": 1}
+    assert decoded.report.not_used["011001 windDirection"] == 1
 
 
 def test_poor_satellite_winds_are_flagged():

@@ -66,6 +66,19 @@ def test_ioda_pressures(tmp_path, values, units):
     assert decoded.table["vertical"].to_pylist() == [85000.0, 50000.0, 25000.0]
 
 
+def test_ioda_levels_are_those_of_each_location(tmp_path):
+    """Some sondes of a file have no sensor of pressure; the third location has no level at all."""
+    path = ioda(
+        tmp_path / "x.nc4",
+        pressure=([85000.0, np.nan, np.nan], "Pa"),
+        height=([1457.0, 5574.0, np.nan], "m"),
+    )
+    decoded = read(path)
+    assert decoded.table["vertical_kind"].to_pylist() == ["pressure", "height"]
+    assert decoded.table["vertical"].to_pylist() == [85000.0, 5574.0]
+    assert dict(decoded.report.values_set_aside) == {"no_level temperature": 1}
+
+
 def test_ioda_heights_positions_and_unknown_units(tmp_path):
     path = ioda(
         tmp_path / "x.nc4",

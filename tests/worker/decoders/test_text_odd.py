@@ -278,3 +278,54 @@ def test_a_mobile_station_gives_its_height_in_metres_or_feet(read, indicator, me
 def test_synops_with_more_than_99_knots(read, group, speed):
     found = values(read(f"AAXX 17124\n10384 31680 {group} 10037="))
     assert np.hypot(found[EAST], found[NORTH]) == pytest.approx(speed)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AAXX 17121 10384 COR 41590 63005 10082=",
+        "AAXX 17121 COR 10384 41590 63005 10082=",
+        "AAXX COR 17121 10384 41590 63005 10082=",
+        "AAXX 17121 10384 CCA 41590 63005 10082=",
+    ],
+)
+def test_a_mark_of_correction_is_no_group_of_a_synop(read, text):
+    """Taken for a group it moved the others: 41590 became a wind of 90 m/s from 150 degrees."""
+    decoded = read(text)
+    found = values(decoded)
+    assert found["2m_temperature"] == pytest.approx(281.35)
+    assert [found[EAST], found[NORTH]] == pytest.approx(wind(5.0, 300))
+    assert set(decoded.table["update_sequence"].to_pylist()) == {1}
+
+
+def test_a_mark_of_correction_in_an_ascent(read):
+    decoded = read("TTAA COR 67121 10384 99010 08256 27015 92780 05060 27520=")
+    assert set(decoded.table["update_sequence"].to_pylist()) == {1}
+    assert set(decoded.table["station_id"].to_pylist()) == {"10384"}
+
+
+def test_groups_that_are_none(read):
+    decoded = read("AAXX 17121 10384 4159 63005 10082=")
+    assert dict(decoded.report.rejected) == {"undecodable": 1}
+    assert dict(read("AAXX 17121 10384 nil=").report.rejected) == {"no_values": 1}
+    decoded = read("AAXX 17121 10384 41590 63005 1008 20056 30I05 333 10123=")
+    assert set(values(decoded)) == {"2m_dewpoint_temperature", EAST, NORTH}
+    assert dict(decoded.report.values_set_aside) == {"malformed group": 2}
+
+
+@pytest.mark.parametrize("place", ["99935 10079", "99541 11899"])
+def test_ships_nowhere_in_bbxx(read, place):
+    """189.9 degrees east are no place of a ship: longitudes end at 180."""
+    decoded = read(f"BBXX DBXY 17124 {place} 41598 63005 10082=")
+    assert dict(decoded.report.rejected) == {"no_position": 1}
+
+
+def test_the_end_of_a_day(read):
+    decoded = read("METAR EDDF 162400Z 24010KT CAVOK 08/03 Q1015=")
+    assert [t.isoformat()[:16] for t in set(decoded.table["time"].to_pylist())] == [
+        "2026-01-17T00:00"
+    ]
+    assert values(decoded)["2m_temperature"] == pytest.approx(281.15)
+    for clock in ("162420Z", "162500Z", "161260Z"):
+        decoded = read(f"METAR EDDF {clock} 24010KT CAVOK 08/03 Q1015=")
+        assert dict(decoded.report.rejected) == {"no_time": 1}

@@ -139,6 +139,26 @@ def test_what_a_message_says():
     assert parse(json.dumps(old).encode()).properties.data_id == "io-appa/1"
 
 
+PLAIN, CORRECTED = "A_ISMD01EDZW021200_C_EDZW.bufr4", "A_ISMD01EDZW021200CCA_C_EDZW.bufr4"
+
+
+@pytest.mark.parametrize(
+    ("link", "data_id", "expected"),
+    [
+        ("d41d8cd9.bufr4", CORRECTED, CORRECTED),
+        (PLAIN, CORRECTED, CORRECTED),
+        (CORRECTED, PLAIN, CORRECTED),
+        (CORRECTED, "1", CORRECTED),
+        ("d41d8cd9.bufr4", "1", "d41d8cd9.bufr4"),
+        ("A_ISMD02EDZW021200_C_EDZW.bufr4", CORRECTED, "A_ISMD02EDZW021200_C_EDZW.bufr4"),
+    ],
+)
+def test_the_name_that_tells_a_correction_counts(link, data_id, expected):
+    """Caches may call a file by its checksum: the heading then stands in the identifier alone."""
+    message = notification(DATA, f"https://cache.example.org/{link}", f"de-dwd/synop/{data_id}")
+    assert parse(json.dumps(message).encode()).file_name == expected
+
+
 @pytest.mark.parametrize(
     ("message", "field"),
     [

@@ -28,6 +28,16 @@ def test_values_of_the_published_radiosonde_table():
     )
 
 
+def test_errors_that_no_sensor_has_are_those_of_the_table():
+    """1e-30 K would weigh more than all other observations together; 9.97e36 fills netCDF files."""
+    given = np.array([0.1, 30.0, 1e-30, 1e-4, 9.96921e36, 1e20, 0.0, -999.0])
+    table = assign_errors(sonde([85000.0] * 8, obs_error=given))
+    expected = [0.1, 30.0, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]
+    np.testing.assert_allclose(float_column(table, "obs_error"), expected, rtol=1e-6)
+    unknown = assign_errors(sonde([85000.0] * 2, "total_precipitation", obs_error=[1e-30, 1e-3]))
+    assert unknown["rejected_by"].to_pylist() == ["passive", None]
+
+
 def test_interpolation_is_linear_in_the_logarithm_of_pressure():
     # Halfway between 300 (0.9 K) and 250 hPa (1.2 K) in ln p lies their geometric mean.
     table = assign_errors(sonde([np.sqrt(300.0 * 250.0) * 100.0]))

@@ -214,3 +214,16 @@ def test_an_observation_that_comes_twice_is_refused():
     table = make_feedback()
     with pytest.raises(InvalidInput, match="1 of 102 rows"):
         checked_feedback(pa.concat_tables([table, table.slice(0, 1)]))
+
+
+@pytest.mark.parametrize("fill", [9.969209968386869e36, -9.969209968386869e36, np.inf])
+def test_a_value_that_is_a_fill_value_costs_no_job(product, tmp_path, fill):
+    """NetCDF fills masked floats with 9.969209968386869e36; converted files hold it as a value."""
+    table = product.feedback
+    values = float_column(table, "obs_value").copy()
+    values[0] = fill
+    place = table.schema.get_field_index("obs_value")
+    table = table.set_column(place, table.schema.field(place), pa.array(values))
+    written = write(make_product(members=2, feedback=table), tmp_path)
+    assert [role for _, role in written] == ["feedback", "feedback"]
+    assert pq.read_table(written[0][0])["obs_value"][0].as_py() == fill

@@ -178,12 +178,15 @@ def test_a_correction_named_by_the_senders_file_wins(tmp_path):
 
 def test_a_correction_of_equal_bytes_is_an_upload_of_its_own():
     names = ["ISMD01EDZW011200", "ISMD01EDZW011200CCA", "ISMD01EDZW011200CCB", "other.bufr"]
-    keys = [
-        BatchRecord(id="b", sha256="0" * 64, size=1, container="bufr", file_name=name).identity
-        for name in names
-    ]
-    assert keys[0] == keys[3]
-    assert len(set(keys)) == 3
+    for container, different in (("bufr", 3), ("text", 3), ("crex", 3), ("archive", 3), ("csv", 1)):
+        keys = [
+            BatchRecord(
+                id="b", sha256="0" * 64, size=1, container=container, file_name=name
+            ).identity
+            for name in names
+        ]
+        assert keys[0] == keys[3]
+        assert len(set(keys)) == different
 
 
 def test_an_installation_and_an_upload_override_errors(tmp_path):

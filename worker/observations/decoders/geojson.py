@@ -43,8 +43,8 @@ def decode_geojson(path: Path, context: DecodeContext) -> Decoded:
     for number, feature in enumerate(features, 1):
         try:
             rows.extend(_rows(feature))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            detail = f"feature {number}: {type(error).__name__}: {error}"
+        except ValueError as error:
+            detail = f"feature {number}: {error}"
             report.reject("invalid_table", detail=detail, report=number)
         places.extend([number] * (len(rows) - len(places)))
     if not rows:
@@ -77,37 +77,61 @@ def _features(document: Any) -> list[Any]:
     )
 
 
-def _rows(feature: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    geometry, properties = feature["geometry"], feature["properties"]
-    if not isinstance(geometry, dict) or not isinstance(properties, dict):
-        raise ValueError("expected a geometry and properties; got null or another type")
-    if geometry["type"] != "Point":
-        raise ValueError(f"expected a Point; got {geometry['type']}")
-    lon, lat, *height = geometry["coordinates"]
-    # A coordinate that is no number is named by its column, like any other cell.
-    shared = {"lat": lat, "lon": lon, **properties}
-    if height and "elevation" not in shared:
-        shared["elevation"] = height[0]
+def _rows(feature: Any) -> Iterator[dict[str, Any]]:
+    shared = _shared(feature)
     values = shared.pop("values", None)
     if unknown := [name for name in shared if name not in ACCEPTED]:
         raise ValueError(f"unknown properties {', '.join(map(repr, unknown[:5]))}")
     if "time" not in shared:
-        raise KeyError("time")
+        raise ValueError("no time")
     if values is None:
-        yield {**shared, "variable": shared["variable"], "obs_value": shared["obs_value"]}
+        if absent := [name for name in ("variable", "obs_value") if name not in shared]:
+            raise ValueError(f"neither values nor {' and '.join(absent)}")
+        yield shared
         return
-    for variable, value in dict(values).items():
+    if not isinstance(values, dict) or not values:
+        raise ValueError("expected values by variable; got none")
+    for variable, value in values.items():
         entry = value if isinstance(value, dict) else {"value": value}
         if unknown := [name for name in entry if name not in ("value", "units", "error")]:
             raise ValueError(
                 f"unknown properties {', '.join(map(repr, unknown[:5]))} of {variable}"
             )
+        if "value" not in entry:
+            raise ValueError(f"no value of {variable}")
         row = {**shared, "variable": variable, "obs_value": entry["value"]}
         if "units" in entry:
             row["units"] = entry["units"]
         if "error" in entry:
             row["obs_error"] = entry["error"]
         yield row
+
+
+def _shared(feature: Any) -> dict[str, Any]:
+    """Return the properties of a feature with its place; nothing may give another latitude or longitude.
+
+    Raises:
+        ValueError: Saying what it is in place of a point with properties.
+    """
+    if not isinstance(feature, dict):
+        raise ValueError("expected a feature; got null or another type")
+    geometry, properties = feature.get("geometry"), feature.get("properties")
+    if not isinstance(geometry, dict) or not isinstance(properties, dict):
+        raise ValueError("expected a geometry and properties; got null or another type")
+    if geometry.get("type") != "Point":
+        raise ValueError(f"expected a Point; got {geometry.get('type')}")
+    coordinates = geometry.get("coordinates")
+    if not isinstance(coordinates, list) or len(coordinates) < 2:
+        raise ValueError("expected the coordinates longitude and latitude; got fewer")
+    # A coordinate that is no number is named by its column, like any other cell.
+    lon, lat, *height = coordinates
+    for name, own in (("lat", lat), ("lon", lon)):
+        if properties.get(name, own) != own:
+            raise ValueError(f"the property {name} is not that of the point")
+    shared = {**properties, "lat": lat, "lon": lon}
+    if height and "elevation" not in shared:
+        shared["elevation"] = height[0]
+    return shared
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:

@@ -102,6 +102,7 @@ def _decode(data: Any, context: DecodeContext, report: DecodeReport) -> Decoded:
         columns = _variable(data, name, place, context, report)
         if columns is not None:
             good = usable & timed & np.isfinite(columns["obs_value"])
+            good &= _levelled(columns, good, report)
             part = {n: v[good] if np.ndim(v) else v for n, v in columns.items()}
             tables.append(build_table(context, int(good.sum()), **part))
             report.decoded += 1
@@ -325,6 +326,17 @@ def _variable(
     }
 
 
+def _levelled(columns: dict[str, Any], given: np.ndarray, report: DecodeReport) -> np.ndarray:
+    """Return which locations have the level that their value needs; count the values of the others."""
+    needed = np.isin(np.asarray(columns["vertical_kind"]).astype(str), _LEVELLED)
+    lost = needed & ~np.isfinite(columns["vertical"])
+    if count := int(np.count_nonzero(lost & given)):
+        report.values_set_aside[f"no_level {columns['variable']}"] += count
+    return np.asarray(~lost)
+
+
+_LEVELLED = ("pressure", "height", "layer", "channel")
+
 _OF_PLACE = ("lat", "lon", "time", "station_id", "elevation", "report_type", "scan_angle")
 """Columns that all variables at a location share."""
 
@@ -340,10 +352,12 @@ def _level(name: str, place: dict[str, Any]) -> Level | None:
     nowhere = np.full(len(place["lat"]), np.nan)
     if surface and (place["network"] in _AT_SURFACE or not aloft):
         return surface, "surface", nowhere
-    for kind in ("pressure", "height"):
-        if np.isfinite(place[kind]).any():
-            return aloft, kind, place[kind]
-    return surface, "surface", nowhere
+    pressed, high = (np.isfinite(place[name]) for name in ("pressure", "height"))
+    if not (pressed | high).any():
+        return surface, "surface", nowhere
+    # Each location has the level that it gives; sondes without a sensor of pressure give heights.
+    kind = np.where(pressed | ~high, "pressure", "height").astype(object)
+    return aloft, kind, np.where(pressed, place["pressure"], place["height"])
 
 
 def _own_level(name: str, place: dict[str, Any]) -> Level | None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -90,6 +90,8 @@ def decode_earth2studio(
 _LINE_BYTES = 100_000
 """Far more than a row has; pyarrow gives up on lines of 1 MB."""
 
+_MARKED = 64
+"""First bytes, of the header: a zero among them is half of a letter in UTF-16."""
 _UNNAMED = "\x00"
 _NULLS = ["", "NaN", "nan", "NA", "null", "None"]
 
@@ -178,16 +180,13 @@ def _lines(content: bytes, report: DecodeReport) -> _Lines:
     """
     if b"\r" in content:
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    ended = content.endswith(b"\n")
     content = content.rstrip(b"\n") + b"\n"
     text = np.frombuffer(content, dtype=np.uint8)
     ends = np.flatnonzero(text == ord("\n"))
     starts = np.append(0, ends[:-1] + 1)
     if len(ends) < 2:
-        raise DecodeError(
-            f"Expected a header line and rows; found no line end in {report.size} bytes. curl keeps "
-            "line ends with --data-binary or -T, not with -d.",
-            reason="invalid_table",
-        )
+        _refuse_one_line(content, report.size, ended)
     quotes = np.flatnonzero(text == ord('"'))
     odd = (np.searchsorted(quotes, ends) - np.searchsorted(quotes, starts)) % 2 == 1
     long = ends - starts > _LINE_BYTES
@@ -202,10 +201,29 @@ def _lines(content: bytes, report: DecodeReport) -> _Lines:
     return _Lines(content, kept + 1)
 
 
+def _refuse_one_line(content: bytes, size: int, ended: bool) -> NoReturn:
+    """Refuse a file without a row by what it is: empty, a header alone, or lines run together."""
+    if not content.strip():
+        raise DecodeError("Expected a CSV file; got an empty one.", reason="empty_file")
+    if ended:
+        raise DecodeError("Expected rows after the header line; got none.", reason="no_values")
+    raise DecodeError(
+        f"Expected a header line and rows; found no line end in {size} bytes. curl keeps "
+        "line ends with --data-binary or -T, not with -d.",
+        reason="invalid_table",
+    )
+
+
 def _header(content: bytes) -> list[str]:
     """Return the names in the first line, empty where a column has none."""
     line = content.split(b"\n", 1)[0].decode()
     names = [name.strip() for name in next(csv.reader([line]))]
+    for mark, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(names) == 1 and mark in line:
+            raise DecodeError(
+                f"Expected commas between columns and decimal points; got {called}.",
+                reason="invalid_table",
+            )
     repeated = [name for name, count in Counter(names).items() if name and count > 1]
     if repeated:
         raise DecodeError(
@@ -231,7 +249,13 @@ def _without_unnamed(table: pa.Table, report: DecodeReport) -> pa.Table:
 
 
 def _utf8(content: bytes, report: DecodeReport) -> bytes:
-    """Return the text without byte order mark; invalid UTF-8 becomes question marks, noted."""
+    """Return the text without byte order mark; invalid UTF-8 becomes question marks, noted.
+
+    Raises:
+        DecodeError: For UTF-16, which tools of Windows write.
+    """
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:_MARKED]:
+        raise DecodeError("Expected text in UTF-8; got UTF-16.", reason="invalid_table")
     content = content.removeprefix(b"\xef\xbb\xbf")
     try:
         content.decode()

@@ -234,6 +234,8 @@ def check_ioda(table: pa.Table, path: Path) -> None:
     table = _with_bias(table)
     code, names = category_codes(table, "variable")
     flags, values = float_column(table, "qc_flag"), float_column(table, "obs_value")
+    # A value that is the fill value itself, as earlier versions stored it, is read back as none.
+    values = np.where(values == netCDF4.default_fillvals["f8"], np.nan, values)
     with netCDF4.Dataset(path) as file:
         for i, variable in enumerate(names):
             rows = code == i

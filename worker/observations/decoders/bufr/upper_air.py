@@ -263,6 +263,8 @@ _WITHOUT_FORECAST, _WITH_FORECAST = (5, 2), (6, 1)
 def decode_amv(block: Block) -> Reports:
     """Return the wind components at the assigned pressure."""
     u, v = wind_components(block.first(11_002), block.first(11_001))
+    given = np.array([block.layout.first(code) for code in (11_002, 11_001)])
+    block.usage.leave(given, np.repeat(np.isnan(u)[:, None], 2, axis=1))
     at = block.layout.first(11_003), block.layout.first(11_004)
     u = np.where(np.isnan(u), block.at(at[0]), u)
     v = np.where(np.isnan(v), block.at(at[1]), v)

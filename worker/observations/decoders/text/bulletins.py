@@ -21,12 +21,14 @@ from worker.observations.decoders.bufr.framing import (
     correction_number,
 )
 
-__all__ = ["CODES", "BulletinClock", "BulletinReport", "reports"]
+__all__ = ["CODES", "CORRECTED", "BulletinClock", "BulletinReport", "reports"]
 
 CODES = (
     "AAXX", "BBXX", "OOXX", "TTAA", "TTBB", "TTCC", "TTDD", "UUAA", "UUBB", "UUCC", "UUDD",
     "PPAA", "PPBB", "PPCC", "PPDD", "QQAA", "QQBB", "QQCC", "QQDD", "METAR", "SPECI",
 )  # fmt: skip
+CORRECTED = re.compile(r"COR|CC[A-Z]")
+"""Marks of a corrected report: of the WMO, and of Canada."""
 _CODE = re.compile(rf"\b({'|'.join(CODES)})\b")
 _PIECE = re.compile(rf"(?:{_CODE.pattern})?(?:(?!{_CODE.pattern})[^=])+=?|{_CODE.pattern}")
 """A report: nothing in it but its beginning is a code name."""
@@ -44,7 +46,7 @@ class BulletinReport:
 
     Attributes:
         code: One of `CODES`.
-        words: The groups after the code name, those of the section before the reports included.
+        words: The groups after the code name in capitals, those of the section before the reports included.
         indicator: The BBB group of its bulletin, or "".
         offset: Its first character in the file.
         length: Characters.
@@ -84,12 +86,13 @@ def _of_bulletin(text: str, start: int, end: int, indicator: str) -> Iterator[Bu
         if found:
             code, common = found.group(), ()
             body = body[found.end() :]
-        words = tuple(body.split())
+        words = tuple(body.upper().split())
         if not code or not words:
             continue
         if code == "AAXX":
             if found:
-                common, words = words[:1], words[1:]
+                date = 2 if CORRECTED.fullmatch(words[0]) else 1
+                common, words = words[:date], words[date:]
             words = common + words
         yield BulletinReport(code, words, indicator, start + piece.start(), len(piece.group()))
 
@@ -126,8 +129,10 @@ class BulletinClock:
 
     def time(self, day: int, hour: int, minute: int = 0) -> datetime | None:
         """Return the latest time with this day and clock that is not after the reference; None if there
-        is none, or if only a guess would place it.
+        is none, or if only a guess would place it. 24 is the end of the day, with no minute after it.
         """
+        if minute > 59 or 60 * hour + minute > 24 * 60:
+            return None
         latest = self.reference + _AHEAD
         for months in range(3):
             year, month = latest.year, latest.month - months
@@ -139,5 +144,5 @@ class BulletinClock:
             found += timedelta(hours=hour, minutes=minute)
             if found <= latest:
                 back = _FAR if self.sure else _BACK
-                return found if self.reference - found <= back and hour <= 24 else None
+                return found if self.reference - found <= back else None
         return None

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -18,11 +18,11 @@ from model.domain.physics import (
     height_of_pressure,
     pressure_at_height,
 )
-from worker.observations.decoders.text.bulletins import BulletinClock, BulletinReport
+from worker.observations.decoders.text.bulletins import CORRECTED, BulletinClock, BulletinReport
 from worker.observations.station_list import StationSite, airport
 from worker.observations.units import wind_components
 
-__all__ = ["ReportValues", "decode_metar", "decode_synop", "find_place"]
+__all__ = ["ReportValues", "decode_metar", "decode_synop", "find_place", "without_marks"]
 
 NAN = float("nan")
 _NOTHING = ("46///", "/////")
@@ -31,8 +31,13 @@ _SPEED_UNITS = {"KT": KNOT, "KTS": KNOT, "MPS": 1.0, "KMH": 1.0 / 3.6}
 _METAR_WIND = re.compile(r"(\d{3}|VRB|///)(P?\d{2,3}|//)(?:G[P\d/]{2,4})?(KTS?|MPS|KMH)?")
 _WIND_RANGE = re.compile(r"\d{3}V\d{3}")
 _TREND = ("NOSIG", "TEMPO", "BECMG", "RMK")
-_CORRECTED = re.compile(r"COR|CC[A-Z]")
-"""Marks of a corrected METAR: of the WMO, and of Canada."""
+_GROUP = re.compile(r"[\d/]{5}")
+_SECTION = re.compile(r"222(?:\d\d|//)|333|444|555|ICE|NIL")
+"""Where section 1 of SYNOP and SHIP ends."""
+_NEEDED = {"AAXX": 4, "BBXX": 6, "OOXX": 8}
+"""Groups up to the wind, whose places say what they are."""
+_FIRST_GROUP = {"AAXX": 0, "BBXX": 1, "OOXX": 1}
+"""Before it stands a call sign."""
 
 
 @dataclass
@@ -96,11 +101,13 @@ def decode_synop(
     Raises:
         DecodeError: With a reason.
     """
-    words, nothing = report.words, "NIL" in report.words
+    words, marked = without_marks(report.words)
+    nothing = "NIL" in words
     if nothing:
-        if not report.corrects or report.code != "AAXX":
+        if not (report.corrects or marked) or report.code != "AAXX":
             return None
         words = (*words[: words.index("NIL")], *_NOTHING)
+    malformed = _malformed(report.code, words)
     from pymetdecoder import synop  # noqa: PLC0415 (used for text only)
 
     try:
@@ -121,14 +128,46 @@ def decode_synop(
         network = "buoy" if station.isdigit() and len(station) in (5, 7) else "ship"
     if position := found.get("station_position"):
         height = 0.0 if report.code == "BBXX" else _elevation(position)
+        if abs(position["latitude"]) > 90.0 or abs(position["longitude"]) > 180.0:
+            raise DecodeError(
+                f"Expected at most 90 and 180 degrees; got {' '.join(words[2:4])}.",
+                reason="no_position",
+            )
         place = StationSite(position["latitude"], position["longitude"], height, height)
     elif nothing and station not in places:
         return None  # nor had an earlier report of it a place
     else:
         place = find_place(station, places)
-    result = ReportValues(network, station, time, place)
+    result = ReportValues(network, station, time, place, correction=marked)
+    if malformed:
+        result.set_aside["malformed group"] += malformed
     _surface(found, result)
     return result
+
+
+def without_marks(words: Sequence[str]) -> tuple[tuple[str, ...], bool]:
+    """Return the groups of a report without marks of a correction at its beginning, and if it has any."""
+    kept = tuple(w for n, w in enumerate(words) if n > _MARKS or not CORRECTED.fullmatch(w))
+    return kept, len(kept) < len(words)
+
+
+_MARKS = 3
+"""Last group that may be a mark: after the date and the station."""
+
+
+def _malformed(code: str, words: Sequence[str]) -> int:
+    """Return how many groups of section 1 are none of five digits or strokes, and are left out.
+
+    Raises:
+        DecodeError: If one up to the wind is: those after it would be taken for another.
+    """
+    last = next((n for n, word in enumerate(words) if _SECTION.fullmatch(word)), len(words))
+    wrong = [n for n in range(_FIRST_GROUP[code], last) if not _GROUP.fullmatch(words[n])]
+    if wrong and wrong[0] < _NEEDED[code]:
+        raise DecodeError(
+            f"{code}: expected groups of five digits; got {words[wrong[0]]}", reason="undecodable"
+        )
+    return len(wrong)
 
 
 def _value(found: Mapping[str, Any], *names: str) -> float:
@@ -188,12 +227,12 @@ def decode_metar(
     Raises:
         DecodeError: With a reason.
     """
-    marked = any(map(_CORRECTED.fullmatch, report.words[:4]))
+    marked = any(map(CORRECTED.fullmatch, report.words[:4]))
     if "NIL" in report.words and not (report.corrects or marked):
         return None
     from metar import Metar  # noqa: PLC0415 (used for text only)
 
-    words = [w for w in report.words if w != "NIL" and not _CORRECTED.fullmatch(w)]
+    words = [w for w in report.words if w != "NIL" and not CORRECTED.fullmatch(w)]
     day_hour = next((w for w in words if len(w) == 7 and w.endswith("Z") and w[:6].isdigit()), "")
     if not day_hour:
         raise DecodeError(
@@ -202,7 +241,9 @@ def decode_metar(
     time = clock.time(int(day_hour[:2]), int(day_hour[2:4]), int(day_hour[4:6]))
     if time is None:
         raise no_time(day_hour)
-    wind = _take_wind(words, words.index(day_hour))
+    place_of_time = words.index(day_hour)
+    words[place_of_time] = f"{time:%d%H%M}Z"  # the library reads nothing of a report at 24:00
+    wind = _take_wind(words, place_of_time)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

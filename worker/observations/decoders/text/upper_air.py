@@ -18,7 +18,13 @@ from model.domain.physics import (
     specific_humidity_from_dewpoint,
 )
 from worker.observations.decoders.text.bulletins import BulletinClock, BulletinReport
-from worker.observations.decoders.text.surface import NAN, ReportValues, find_place, no_time
+from worker.observations.decoders.text.surface import (
+    NAN,
+    ReportValues,
+    find_place,
+    no_time,
+    without_marks,
+)
 from worker.observations.station_list import StationSite
 from worker.observations.units import wind_components
 
@@ -79,7 +85,8 @@ def decode_upper_air(
     """
     if "NIL" in report.words:
         return None
-    words = [word for word in report.words if word != "NIL"]
+    kept, marked = without_marks(report.words)
+    words = list(kept)
     ship = report.code[0] in "UQ"
     station = words.pop(0) if ship and words else ""
     if not words or len(words[0]) != 5 or not words[0][:4].isdigit():
@@ -95,7 +102,7 @@ def decode_upper_air(
         station, taken = words[1] if len(words) > 1 else "", 2
         place = find_place(station, places)
     network = "temp" if report.code[0] in "TU" else "pilot"
-    result = ReportValues(network, station, time, place, profile=True)
+    result = ReportValues(network, station, time, place, correction=marked, profile=True)
     groups = _Groups(words[taken:])
     speed_unit = KNOT if knots else 1.0
     part = report.code[2]
