@@ -7,7 +7,6 @@ line, for people or for machines. `serve` runs the application with uvicorn.
 Data sets are guarded by keys and a bounded number of readers.
 """
 
-import asyncio
 import gc
 import logging
 import os
@@ -40,7 +39,7 @@ from model.domain.files import code_version
 from service.audit import AuditLog
 from service.auth import authenticate
 from service.connections import BodyLimit, ConnectionLimits, limited_protocol
-from service.gateway import READERS, Gateway, open_gateway, running
+from service.gateway import PAINTERS, READERS, Gateway, open_gateway, running
 from service.keys import Scope as KeyScope
 from service.metrics import GatewayMetrics
 from service.openapi import describe
@@ -60,11 +59,16 @@ from service.routes import (
     system,
 )
 from service.settings import GatewaySettings
+from service.turns import PictureTurns, Turns
 from worker.contract.logs import configure_logs
 from worker.contract.trace_export import export_traces
 from worker.contract.traces import carried_on, trace_id
 
 PREFIX = "/v1/data"
+SWITCH_SECONDS = 0.001
+"""A thread that computes gives way after so long, a fifth of Python's default: the event loop takes the
+interpreter back many times a request, each time from as many threads as draw and read."""
+
 log = structlog.get_logger()
 
 
@@ -73,7 +77,7 @@ class DataAccess:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self._slots = asyncio.Semaphore(READERS)
+        self._turns = Turns(READERS)
         self._building = threading.Lock()
         self._application: ASGIApp | None = None
 
@@ -93,28 +97,13 @@ class DataAccess:
             return
         if scope["method"] == "HEAD":  # the server leaves the body out
             scope = {**scope, "method": "GET"}
-        await self._serve(scope, receive, send)
+        await self._turns.take(self._serve, scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Holds a slot until the answer is known; sending it to a slow client needs none."""
-        await self._slots.acquire()
-        held = True
-
-        async def send_on(message: Message) -> None:
-            nonlocal held
-            if held and message["type"] == "http.response.start":
-                held = False
-                self._slots.release()
-            await send(message)
-
-        try:
-            application = self._application
-            if application is None:
-                application = await to_thread.run_sync(self._build)
-            await application(scope, receive, send_on)
-        finally:
-            if held:
-                self._slots.release()
+        application = self._application
+        if application is None:
+            application = await to_thread.run_sync(self._build)
+        await application(scope, receive, send)
 
     def _build(self) -> ASGIApp:
         with self._building:
@@ -330,8 +319,10 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             allow_methods=("GET",),
             allow_headers=("Authorization", "X-API-Key"),
         )
+    metrics = gateway.metrics
+    app.add_middleware(PictureTurns, count=PAINTERS + 2, told=metrics.pictures_waiting)
     audit = AuditLog(gateway.layout.audit_file)
-    app.add_middleware(RequestContext, metrics=gateway.metrics, audit=audit)
+    app.add_middleware(RequestContext, metrics=metrics, audit=audit)
     describe(app)
     return app
 
@@ -344,6 +335,7 @@ def serve(settings: GatewaySettings) -> None:
     app = create_app(settings)
     gc.collect()
     gc.freeze()  # what is loaded stays: looking it over again stops all requests for 0.2 s
+    sys.setswitchinterval(SWITCH_SECONDS)
     uvicorn.run(
         app,
         http=limited_protocol(ConnectionLimits.of(settings)),

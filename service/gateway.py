@@ -8,6 +8,7 @@ import gc
 import importlib
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from anyio import CapacityLimiter, to_thread
 from celery import Celery
 from fastapi import FastAPI
 
+from model.domain.errors import AppaError
 from service.errors import NotInstalled
 from service.event_feed import EventFeed
 from service.keys import KeyFile
@@ -33,6 +35,7 @@ from worker.contract.redis_server import redis_health
 from worker.contract.store import Stores, open_stores
 from worker.contract.trace_export import finish_traces
 from worker.results.catalogue import Catalogue
+from worker.results.entries import ResultFilter
 
 if TYPE_CHECKING:
     from service.oidc import TokenIssuer
@@ -50,7 +53,14 @@ KEEPERS = 16
 """Uploads on their way to a bucket at the same time: one that does not answer must not take all
 threads."""
 
-_SWEEP_SECONDS = 5.0
+NEWEST = 8
+"""Results that are open before anybody asks for them, while people look at any: of a result that is
+published all of them ask at once."""
+
+_LOOKING_SECONDS = 300.0
+"""People look so long after they asked for something."""
+
+_TEND_SECONDS = 1.0
 
 
 class DataSets:
@@ -69,6 +79,10 @@ class DataSets:
         self._fields: Any = None
         self._descriptions: Any = None
         self._drawing: Any = None
+        self._asked = time.monotonic()
+        self._opened: set[str] = set()
+        self._closing = threading.Event()
+        self._tending = threading.Thread(target=self._tend, name="datasets-tend", daemon=True)
         self.readers = CapacityLimiter(READERS)
         self.painters = CapacityLimiter(PAINTERS)
 
@@ -99,7 +113,7 @@ class DataSets:
         with self._building:
             if self._library is None:
                 self._library = self.module("library").DatasetLibrary(self._analyses, self._layout)
-                _start_sweeping(self._library)
+                self._tending.start()
             return self._library
 
     @property
@@ -134,24 +148,48 @@ class DataSets:
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function that reads data sets in a thread, as many at once as may read."""
+        self._asked = time.monotonic()
         return await to_thread.run_sync(function, *arguments, limiter=self.readers)
 
     async def draw(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function that draws in a thread, as many at once as may draw."""
+        self._asked = time.monotonic()
         return await to_thread.run_sync(function, *arguments, limiter=self.painters)
 
+    def close(self) -> None:
+        """Stop opening data sets ahead; those that are open stay so."""
+        self._closing.set()
+        if self._tending.is_alive():
+            self._tending.join()
 
-def _start_sweeping(library: Any) -> None:
-    pause = threading.Event()
+    def open_newest(self) -> None:
+        """Open results that came since the last call, of the newest `NEWEST`, if people look.
 
-    def sweep_on() -> None:
-        while not pause.wait(_SWEEP_SECONDS):
+        Nothing is fetched from a bucket. A result that cannot be read is tried once, and told.
+        """
+        if self._fields is None or time.monotonic() - self._asked > _LOOKING_SECONDS:
+            self._opened = set()  # closed by now; they are opened again once somebody looks
+            return
+        newest = self._analyses.select(ResultFilter(with_dataset=True), None, NEWEST).items
+        opened, self._opened = self._opened, {manifest.id for manifest in newest}
+        for manifest in newest:
+            file = manifest.dataset_file
+            if manifest.id in opened or file is None:
+                continue
+            if self._layout.analysis_file(manifest.id, file.name).exists():
+                try:
+                    self.fields.catalogue(manifest.id)
+                except AppaError as error:
+                    log.warning("result_not_opened", analysis_id=manifest.id, reason=error.message)
+
+    def _tend(self) -> None:
+        """Close what is deleted or idle and open what is new, until the gateway stops."""
+        while not self._closing.wait(_TEND_SECONDS):
             try:
-                library.sweep()
-            except OSError as error:
-                log.warning("datasets_not_swept", error=str(error))
-
-    threading.Thread(target=sweep_on, name="datasets-sweep", daemon=True).start()
+                self.library.sweep()
+                self.open_newest()
+            except (AppaError, OSError) as error:
+                log.warning("datasets_not_tended", error=str(error))
 
 
 @dataclass
@@ -238,6 +276,7 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await gateway.feed.stop()
+        await to_thread.run_sync(gateway.data_sets.close)
         gateway.stores.redis.close()
         gateway.analyses.close()
         if gateway.stores.archive is not None:

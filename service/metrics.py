@@ -317,6 +317,11 @@ class GatewayMetrics:
         self.listeners = Gauge(
             "appa_event_listeners", "Open event streams.", registry=self.registry
         )
+        self.pictures_waiting = Gauge(
+            "appa_pictures_waiting",
+            "Maps, tiles and legends that wait for their turn.",
+            registry=self.registry,
+        )
         self.records = Gauge(
             "appa_records", "Jobs and batches, by state.", ("noun", "state"), registry=self.registry
         )

@@ -1,14 +1,39 @@
 """Keep what was made last, by what was asked: fields, pictures, descriptions."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Generic, TypeVar
 
-__all__ = ["BoundedCache"]
+__all__ = ["BoundedCache", "KeyedLocks"]
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+
+
+class KeyedLocks(Generic[Key]):
+    """A lock for each key, so that those who make the same wait for each other and nobody else does."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._locks: dict[Key, Lock] = {}
+        self._wanted: Counter[Key] = Counter()
+
+    @contextmanager
+    def hold(self, key: Key) -> Iterator[None]:
+        """Hold the lock of a key."""
+        with self._lock:
+            lock = self._locks.setdefault(key, Lock())
+            self._wanted[key] += 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                self._wanted[key] -= 1
+                if not self._wanted[key]:
+                    del self._locks[key], self._wanted[key]
 
 
 class BoundedCache(Generic[Key, Value]):
@@ -27,25 +52,19 @@ class BoundedCache(Generic[Key, Value]):
         self._lock = Lock()
         self._values: OrderedDict[Key, Value] = OrderedDict()
         self._total = 0
-        self._making: dict[Key, Lock] = {}
+        self._making: KeyedLocks[Key] = KeyedLocks()
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
         """Return the value of a key, made if there is none; whatever `make` raises is raised."""
         known = self._recall(key)
         if known is not None:
             return known
-        with self._lock:
-            making = self._making.setdefault(key, Lock())
-        try:
-            with making:
-                found = self._recall(key)
-                if found is None:
-                    found = make()
-                    self._keep(key, found)
-                return found
-        finally:
-            with self._lock:
-                self._making.pop(key, None)
+        with self._making.hold(key):
+            found = self._recall(key)
+            if found is None:
+                found = make()
+                self._keep(key, found)
+            return found
 
     def _recall(self, key: Key) -> Value | None:
         with self._lock:

@@ -23,6 +23,7 @@ from xpublish.utils.api import DATASET_ID_ATTR_KEY
 from zarr.storage import ZipStore
 
 from model.domain.errors import StorageError
+from service.data.cache import KeyedLocks
 from service.errors import AnswerTooLarge, NotFound
 from worker.contract.kinds import KINDS
 from worker.contract.layout import Layout
@@ -259,6 +260,7 @@ class DatasetLibrary:
         self._capacity = capacity
         self._idle = idle_seconds
         self._lock = threading.Lock()
+        self._opening: KeyedLocks[tuple[str, str]] = KeyedLocks()
         self._held: OrderedDict[tuple[str, str], OpenedDataset] = OrderedDict()
 
     def names(self) -> list[str]:
@@ -305,20 +307,30 @@ class DatasetLibrary:
                 analysis_id=analysis_id,
             )
         place = (analysis_id, file.name)
-        with self._lock:
-            known = place in self._held
-        # One that lies in a bucket is fetched first, while others may use what is open.
-        path = None if known else result_store(self._layout).file(analysis_id, file.name)
+        held = self._use(place)
+        if held is None:
+            with self._opening.hold(place):  # others may use what is open meanwhile
+                held = self._use(place) or self._open(place)
+        return held.dataset
+
+    def _use(self, place: tuple[str, str]) -> OpenedDataset | None:
+        """Return a data set that is open, which is the one used last from now on."""
         with self._lock:
             held = self._held.get(place)
-            if held is None:
-                path = path or self._layout.analysis_file(analysis_id, file.name)
-                held = self._held[place] = OpenedDataset(open_file(path, analysis_id), 0.0)
-            held.used = time.monotonic()
-            self._held.move_to_end(place)
+            if held is not None:
+                held.used = time.monotonic()
+                self._held.move_to_end(place)
+            return held
+
+    def _open(self, place: tuple[str, str]) -> OpenedDataset:
+        # One that lies in a bucket is fetched first.
+        path = result_store(self._layout).file(*place)
+        held = OpenedDataset(open_file(path, place[0]), time.monotonic())
+        with self._lock:
+            self._held[place] = held
             while len(self._held) > self._capacity:
                 self._close(next(iter(self._held)))
-            return held.dataset
+        return held
 
     def sweep(self) -> int:
         """Close what is deleted or idle, so that deleted files free their space; return how many."""

@@ -9,8 +9,11 @@ import published
 import pytest
 from fastapi.testclient import TestClient
 
+from model.domain.errors import StorageError
+from service import gateway
 from service.app import create_app
-from service.data import drawing
+from service.data import drawing, library
+from service.gateway import PAINTERS
 from service.settings import GatewaySettings
 
 TILES = "/ogc/collections/mv-an/styles/t2m/map/tiles/WebMercatorQuad"
@@ -67,6 +70,110 @@ def test_fields_do_not_wait_behind_tiles(client: TestClient, monkeypatch) -> Non
             ]
             assert not wait(others, 30).not_done
             assert not any(tile.done() for tile in tiles)
+            in_turn = f"appa_pictures_waiting {24.0 - PAINTERS - 2}"
+            until = time.monotonic() + 30
+            while in_turn not in (told := client.get("/metrics").text):
+                assert time.monotonic() < until, told
         finally:
             may_go_on.set()
     assert {one.result().status_code for one in (*tiles, *others)} == {200}
+    assert "appa_pictures_waiting 0.0" in client.get("/metrics").text
+
+
+def test_what_describes_a_map_service_does_not_wait_behind_tiles(
+    client: TestClient, monkeypatch
+) -> None:
+    draw, may_go_on, begun = drawing._png, Event(), Event()
+
+    def held(*arguments):
+        begun.set()
+        assert may_go_on.wait(60)
+        return draw(*arguments)
+
+    monkeypatch.setattr(drawing, "_png", held)
+    wms = "/ogc/wms?service=WMS&version=1.3.0&request"
+    drawn = "&layers=mv-an/t2m&styles=&crs=CRS:84&bbox=0,0,9,9&width=9&height=9&format=image/png"
+    with ThreadPoolExecutor(16) as pool:
+        maps = [pool.submit(client.get, f"{wms}=GetMap{drawn}&x={n}") for n in range(8)]
+        try:
+            assert begun.wait(60)
+            about = pool.submit(client.get, f"{wms}=GetCapabilities")
+            assert about.result(30).status_code == 200
+            assert not any(one.done() for one in maps)
+        finally:
+            may_go_on.set()
+    assert {one.result().status_code for one in maps} == {200}
+
+
+def test_a_data_set_that_is_being_opened_keeps_nobody_from_another(
+    client: TestClient, tmp_path, monkeypatch
+) -> None:
+    layout = client.app.state.gateway.layout
+    published.publish_result(layout, "mv-b", tmp_path / "y", published.Wanted(seed=2))
+    open_file, may_go_on, begun, opened = library.open_file, Event(), Event(), []
+
+    def slowly(path, analysis_id):
+        begun.set()
+        assert may_go_on.wait(60)
+        opened.append(analysis_id)
+        return open_file(path, analysis_id)
+
+    monkeypatch.setattr(library, "open_file", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        cold = [pool.submit(client.get, "/v1/fields?result=mv-b&field=t2m") for _ in range(4)]
+        try:
+            assert begun.wait(60)
+            other = pool.submit(client.get, "/v1/fields?result=mv-an&field=msl")
+            assert other.result(30).status_code == 200
+            assert not any(one.done() for one in cold)
+        finally:
+            may_go_on.set()
+    assert {one.result().status_code for one in cold} == {200}
+    assert opened == ["mv-b"]
+
+
+def test_a_new_result_is_open_before_anybody_asks(
+    client: TestClient, tmp_path, monkeypatch
+) -> None:
+    layout, open_file, opened = client.app.state.gateway.layout, library.open_file, []
+
+    def told(path, analysis_id):
+        opened.append(analysis_id)
+        return open_file(path, analysis_id)
+
+    monkeypatch.setattr(library, "open_file", told)
+    published.publish_result(layout, "mv-b", tmp_path / "y", published.Wanted(seed=2))
+    until = time.monotonic() + 60
+    while not opened and time.monotonic() < until:
+        time.sleep(0.05)
+    assert client.get("/v1/fields?result=mv-b&field=t2m").status_code == 200
+    assert opened == ["mv-b"]
+
+
+def test_a_result_that_cannot_be_read_is_tried_once(
+    client: TestClient, tmp_path, monkeypatch
+) -> None:
+    data_sets, tried = client.app.state.gateway.data_sets, []
+    data_sets.close()
+
+    def refuse(path, analysis_id):
+        tried.append(analysis_id)
+        raise StorageError("Expected a readable data set.")
+
+    monkeypatch.setattr(library, "open_file", refuse)
+    layout = client.app.state.gateway.layout
+    published.publish_result(layout, "mv-b", tmp_path / "y", published.Wanted(seed=2))
+    for _ in range(3):
+        data_sets.open_newest()
+    assert tried == ["mv-b"]
+
+
+def test_nothing_is_opened_while_nobody_looks(client: TestClient, tmp_path, monkeypatch) -> None:
+    data_sets, opened = client.app.state.gateway.data_sets, []
+    data_sets.close()
+    monkeypatch.setattr(gateway, "_LOOKING_SECONDS", 0.0)
+    monkeypatch.setattr(library, "open_file", lambda *about: opened.append(about))
+    layout = client.app.state.gateway.layout
+    published.publish_result(layout, "mv-b", tmp_path / "y", published.Wanted(seed=2))
+    data_sets.open_newest()
+    assert not opened
