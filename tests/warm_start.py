@@ -36,6 +36,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "sources": ("deploy.commands.stack", "worker.feeds.process"),
     "ingest": (*_WORKER, "worker.tasks.ingest", "celery.concurrency.prefork"),
     "gpu": (*_WORKER, "worker.tasks.assimilation"),
+    "workers": (*_CELERY, "deploy.commands.workers"),
 }
 """What processes of each kind import before they begin to work."""
 

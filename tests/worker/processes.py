@@ -91,7 +91,7 @@ class Processes:
 
     def appa(self, *arguments: str, **environment: str) -> Process:
         command, *rest = arguments
-        kind = QUEUES.get(rest[0], rest[0]) if command == "worker" else ""
+        kind = QUEUES.get(rest[0], rest[0]) if command == "worker" else command
         if kind in KINDS:
             return self._fork(kind, ["deploy.cli", *arguments], environment)
         return self.start(sys.executable, "-m", "deploy.cli", *arguments, **environment)
