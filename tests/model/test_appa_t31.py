@@ -135,10 +135,11 @@ def test_an_analysis_of_few_observations_beats_climatology_by_far(model, truth):
     observations, _ = build_observation_set(table, model.grid, model.channels, times, model.statics)
     settings = replace(
         recommended_settings(model),
-        prior_solve=PriorStartSettings(iterations=25, tolerance=0.01, member_iterations=15),
+        # The deviations of a pair cancel in its mean, which alone is compared.
+        prior_solve=PriorStartSettings(iterations=25, tolerance=0.01, member_iterations=5),
     )
     plan = WindowPlan.filtering(end, 24)
-    analysis = assimilate(model, observations, plan, 3, 0, settings=settings)
+    analysis = assimilate(model, observations, plan, 2, 0, settings=settings)
     error = standardised(model, analysis.states.mean(0)[-1], states[-1])
     climate = standardised(model, climatological_states(model, [end])[0], states[-1])
     assert error < 0.85 * climate

@@ -4,7 +4,6 @@ import os
 import secrets
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.warm_start import Started, start_warm
 from worker.contract.layout import Layout
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ class GatewayProcess:
     prefix: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Started | None = None
 
     @property
     def url(self) -> str:
@@ -60,13 +60,12 @@ class GatewayProcess:
             **self.environment,
         }
         with (self.data_dir / "gateway.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command or [sys.executable, "-m", "service"],
-                env=environment,
-                cwd=REPOSITORY,
-                stdout=log,
-                stderr=log,
-            )
+            if command is None:
+                self.process = start_warm("gateway", ["service"], environment, log)
+            else:
+                self.process = subprocess.Popen(
+                    command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log
+                )
         for _ in range(600):
             if self.process.poll() is not None:
                 raise RuntimeError(f"gateway ended at start:\n{self.log}")

@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
+
+from tests.warm_start import KINDS, Started, start_warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUB = REPOSITORY / "tests" / "worker" / "stubs" / "gpu_worker.py"
@@ -22,13 +25,23 @@ QUICK = {
     "OMP_NUM_THREADS": "1",
 }
 
+QUEUES = {"ingest-large": "ingest", "products": "ingest"}
+"""The kind of a worker's fork, where it is not called as its queue."""
+
+Process = subprocess.Popen | Started
+
 
 def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Returns as soon as `condition` holds; fails after `seconds`."""
-    end = time.monotonic() + seconds
+    """Returns soon after `condition` holds; fails after `seconds`.
+
+    It looks often at first and ten times a second in the end: each look takes processor time from
+    the processes that are waited for.
+    """
+    begin = time.monotonic()
     while not condition():
-        assert time.monotonic() < end, f"nothing after {seconds} s"
-        time.sleep(0.02)
+        waited = time.monotonic() - begin
+        assert waited < seconds, f"nothing after {seconds} s"
+        time.sleep(min(max(0.02, waited / 50), 0.1))
 
 
 @dataclass
@@ -39,34 +52,51 @@ class Processes:
     prefix: str
     data: Path
     environment: dict[str, str] = field(default_factory=dict)
-    running: list[subprocess.Popen] = field(default_factory=list)
+    running: list[Process] = field(default_factory=list)
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen:
+        """Start any program."""
+
+        def begin(whole: dict[str, str], log: IO[str]) -> subprocess.Popen:
+            return subprocess.Popen(
+                command,
+                env=whole,
+                cwd=REPOSITORY,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+        return self._start(begin, environment)
+
+    def _start(self, begin: Callable[[dict[str, str], IO[str]], Any], environment) -> Any:
         own = {
             "APPA_REDIS_URL": self.redis_url,
             "APPA_REDIS_PREFIX": self.prefix,
             "APPA_DATA_DIR": str(self.data),
         }
         log = (self.data / f"log-{len(self.running)}.txt").open("w")
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **QUICK, **self.environment, **own, **environment},
-            cwd=REPOSITORY,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = begin({**os.environ, **QUICK, **self.environment, **own, **environment}, log)
         log.close()
         self.running.append(process)
         return process
 
-    def stub_worker(self, **environment: str) -> subprocess.Popen:
-        return self.start(sys.executable, str(STUB), **environment)
+    def _fork(self, kind: str, arguments: list[str], environment: dict[str, str]) -> Started:
+        return self._start(
+            lambda whole, log: start_warm(kind, arguments, whole, log, session=True), environment
+        )
 
-    def appa(self, *arguments: str, **environment: str) -> subprocess.Popen:
+    def stub_worker(self, **environment: str) -> Started:
+        return self._fork("stub", [str(STUB)], environment)
+
+    def appa(self, *arguments: str, **environment: str) -> Process:
+        command, *rest = arguments
+        kind = QUEUES.get(rest[0], rest[0]) if command == "worker" else command
+        if kind in KINDS:
+            return self._fork(kind, ["deploy.cli", *arguments], environment)
         return self.start(sys.executable, "-m", "deploy.cli", *arguments, **environment)
 
-    def kill(self, process: subprocess.Popen) -> None:
+    def kill(self, process: Process) -> None:
         """As `kill -9` does: process and children are gone at once."""
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
