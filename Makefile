@@ -7,9 +7,9 @@ STAMP   = $(VENV)/.installed
 # A file stays with one worker, and files begin in the order of tests/longest_files.txt; left to itself,
 # pytest-xdist begins with those of most tests, and the long ones of few tests come last.
 SPREAD  = -n $(JOBS) --dist loadfile --no-loadscope-reorder
-# Hundreds of processes are started, each of which would compile all modules where Python is told to
-# keep no bytecode; empty says that it may.
-TESTING = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+# Where Python is told to keep no bytecode, each process that starts, hundreds in the tests, would compile
+# all our modules again; empty says that it may.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: help demo up client test test-slow coverage docs lint types audit format bench screenshots lock clean
 .DEFAULT_GOAL := help
@@ -43,7 +43,7 @@ client: $(STAMP)
 	$(BIN)/python client/make_sync.py
 
 test: $(STAMP)
-	$(TESTING) $(BIN)/python -m pytest -m 'not slow' $(SPREAD)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' $(SPREAD)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest
