@@ -35,6 +35,7 @@ __all__ = [
     "number_array",
     "reject",
     "row_pressure",
+    "rows_of",
     "set_column",
     "text_array",
     "time_column",
@@ -74,8 +75,19 @@ class _Remembered(threading.local):
         for known, values in self.tables:
             if known is table:
                 return values
-        self.tables = [(table, {}), *self.tables[: _REMEMBERED_TABLES - 1]]
-        return self.tables[0][1]
+        return self._begin(table, {})
+
+    def carry(self, table: pa.Table, changed: pa.Table, name: str) -> None:
+        """Know of a table what was read of the one that it differs from in one column."""
+        if len(table) <= _REMEMBERED_ROWS:
+            values = self.of(table)
+            self._begin(changed, {key: read for key, read in values.items() if key[1] != name})
+
+    def _begin(
+        self, table: pa.Table, values: dict[tuple[str, str], Any]
+    ) -> dict[tuple[str, str], Any]:
+        self.tables = [(table, values), *self.tables[: _REMEMBERED_TABLES - 1]]
+        return values
 
 
 _remembered = _Remembered()
@@ -156,14 +168,25 @@ def is_one_of(table: pa.Table, name: str, values: Iterable[str]) -> BoolArray:
 
 def not_rejected(table: pa.Table) -> BoolArray:
     """Return the mask of rows that no check has rejected."""
-    return np.array(pc.is_null(table["rejected_by"]).to_numpy(), dtype=bool)
+    return _once(table, "null", "rejected_by", _read_nulls).copy()
+
+
+def _read_nulls(table: pa.Table, name: str) -> BoolArray:
+    return np.array(pc.is_null(table[name]).to_numpy(), dtype=bool)
+
+
+def rows_of(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """Return some rows of a table, distinct and ascending; the table itself where these are all."""
+    return table if len(rows) == len(table) else table.take(rows)
 
 
 def set_column(table: pa.Table, name: str, values: NDArray[Any] | pa.Array) -> pa.Table:
     """Return the table with one column replaced, cast to the type it had; NaN becomes null."""
     field = table.schema.field(name)
     array = values if isinstance(values, pa.Array | pa.ChunkedArray) else _array_of(values, True)
-    return table.set_column(table.schema.get_field_index(name), field, array.cast(field.type))
+    changed = table.set_column(table.schema.get_field_index(name), field, array.cast(field.type))
+    _remembered.carry(table, changed, name)
+    return changed
 
 
 def groups(*keys: NDArray[Any]) -> NDArray[np.int64]:

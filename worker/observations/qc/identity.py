@@ -24,6 +24,7 @@ from worker.observations.columns import (
     groups,
     is_one_of,
     not_rejected,
+    rows_of,
     time_column,
 )
 from worker.observations.qc.base import CheckFunction, QCContext, distinct_levels
@@ -182,7 +183,7 @@ def duplicates(table: pa.Table, context: QCContext) -> BoolArray:
     bad = np.zeros(len(table), dtype=bool)
     if not len(rows):
         return bad
-    sub = table.take(rows)
+    sub = rows_of(table, rows)
     identity = groups(
         category_codes(sub, "report_type")[0],
         station_codes(table)[0][rows],
@@ -319,7 +320,7 @@ def _forms(table: pa.Table, rows: NDArray[np.int64], context: QCContext) -> list
     """Return the forms of ascents, sorted by station and launch."""
     p = context.of("ascents")
     seen = np.zeros(len(rows), bool) if context.seen is None else context.seen[rows]
-    sub = table.take(rows)
+    sub = rows_of(table, rows)
     network, station = category_codes(sub, "report_type")[0], station_codes(table)[0][rows]
     ascent, launch, drifts = _launches(sub)
     long = np.bincount(ascent)[ascent] >= p["least"]

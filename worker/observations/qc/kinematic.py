@@ -36,6 +36,7 @@ from worker.observations.columns import (
     is_one_of,
     not_rejected,
     row_pressure,
+    rows_of,
     time_column,
 )
 from worker.observations.qc.base import QCContext
@@ -197,7 +198,7 @@ def profile(table: pa.Table, context: QCContext) -> BoolArray:
     rows = np.flatnonzero(use)
     if not len(rows):
         return bad
-    sub = table.take(rows)
+    sub = rows_of(table, rows)
     levels, number = _levels(sub)
     wrong_t, wrong_z = _hydrostatic(levels, p)
     wrong_t |= _spikes(levels, p)
@@ -298,7 +299,7 @@ def supersaturation(table: pa.Table, context: QCContext) -> BoolArray:
             continue
         moist, warm = (variable == names.index(name) for name in (humidity, temperature))
         rows = np.flatnonzero((moist | warm) & not_rejected(table))
-        sub = table.take(rows)
+        sub = rows_of(table, rows)
         value, moist, warm = float_column(sub, "obs_value"), moist[rows], warm[rows]
         beside = _beside(sub, np.where(warm, value, np.nan))
         dewpoint = value
