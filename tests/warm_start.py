@@ -196,6 +196,7 @@ def _become(asked: dict, log: int, reply: int) -> None:
     if asked["session"]:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.write(reply, f"pid {os.getpid()}".encode())  # it has its session: it may be killed
@@ -217,7 +218,9 @@ def _threads() -> int:
 
 
 def _main(descriptor: int, kind: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the owner ends its forks first
+    # Ctrl-C, or SIGTERM to the whole group: the owner ends, which closes `control`, and forks are killed.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     for name in KINDS[kind]:
         import_module(name)
     if (threads := _threads()) != 1:
