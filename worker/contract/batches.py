@@ -125,6 +125,9 @@ class BatchRecord(Record):
         default={},
         description="How to read it: `report_type`, `errors`, and options of its decoder.",
     )
+    version: int = Field(
+        default=0, ge=0, description="How often its data were announced as updated (WIS2)."
+    )
     attempts: int = Field(default=0, ge=0, description="How often a worker has started it.")
     lost: int = Field(default=0, ge=0, description="How often the worker of an attempt died.")
     retry_at: datetime | None = Field(
@@ -167,11 +170,12 @@ class BatchRecord(Record):
     def identity(self) -> str:
         """Return the key of the content: uploads of the same bytes and options share it.
 
-        A bulletin that its file name calls a correction says more than its bytes: that they are
-        valid again after an earlier correction.
+        A bulletin that its file name or its announcement calls a correction says more than its
+        bytes: that they are valid again after an earlier correction.
         """
         named = _CORRECTION.search(self.file_name) if self.container in _OF_BULLETINS else None
         content = f"sha256:{self.sha256}" + (f":{named.group(1).upper()}" if named else "")
+        content += f":update{self.version}" if self.version else ""
         if not self.options:
             return content
         text = json.dumps(self.options, sort_keys=True)

@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS items(
   published REAL NOT NULL, received REAL NOT NULL, file_name TEXT NOT NULL, links TEXT NOT NULL,
   integrity TEXT, content TEXT, attempts INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL,
   reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '', batch TEXT NOT NULL DEFAULT '',
-  ended REAL);
+  ended REAL, version INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS waiting ON items(source, due) WHERE state = 'waiting';
 CREATE INDEX IF NOT EXISTS ended ON items(ended) WHERE ended IS NOT NULL;
 CREATE TABLE IF NOT EXISTS counters(
@@ -71,6 +71,7 @@ class BacklogItem:
 
     Attributes:
         attempts: Fetches that have failed so far.
+        version: How often the data were announced as updated.
         published, received: When, in seconds since 1970.
     """
 
@@ -83,6 +84,7 @@ class BacklogItem:
     attempts: int
     published: float
     received: float
+    version: int
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class Backlog:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")  # what is confirmed must survive a power cut
         self._db.executescript(_SCHEMA)
+        if "version" not in {row[1] for row in self._db.execute("PRAGMA table_info(items)")}:
+            self._db.execute("ALTER TABLE items ADD COLUMN version INTEGER NOT NULL DEFAULT 0")
         self._lines: dict[str, str] = {}
         self._changing = threading.Lock()  # the transactions of one thread hold up the other
 
@@ -157,11 +161,12 @@ class Backlog:
         if message.deletes:
             return "refused:deletion"
         found = self._db.execute(
-            "SELECT state, published, links, reason FROM items WHERE data_id = ?", (data_id,)
+            "SELECT state, published, links, version FROM items WHERE data_id = ?", (data_id,)
         ).fetchone()
         published = message.properties.pubtime.timestamp()
         if found is None or (message.updates and published > found[1]):
-            self._store(source, received, published)
+            before = found[3] if found is not None else 0
+            self._store(source, received, published, before + message.updates)
             return "fresh"
         state, _, links, _ = found
         known = [Link.model_validate(link) for link in json.loads(links)]
@@ -170,12 +175,13 @@ class Backlog:
             self._more_links(source, data_id, state, [*known, *new][:_MAX_LINKS], received.time)
         return "duplicates"
 
-    def _store(self, source: Source, received: Received, published: float) -> None:
+    def _store(self, source: Source, received: Received, published: float, version: int) -> None:
         message = received.notification
         properties = message.properties
         self._db.execute(
             "INSERT OR REPLACE INTO items(data_id, source, state, notification, published, received,"
-            " file_name, links, integrity, content, due) VALUES (?,?,'waiting',?,?,?,?,?,?,?,?)",
+            " file_name, links, integrity, content, due, version)"
+            " VALUES (?,?,'waiting',?,?,?,?,?,?,?,?,?)",
             (
                 properties.data_id,
                 source.name,
@@ -187,6 +193,7 @@ class Backlog:
                 properties.integrity.model_dump_json() if properties.integrity else None,
                 properties.content.model_dump_json() if properties.content else None,
                 received.time,
+                version,
             ),
         )
 
@@ -209,7 +216,7 @@ class Backlog:
         skipped = set(busy)
         rows = self._db.execute(
             "SELECT data_id, notification, file_name, links, integrity, content, attempts,"
-            " published, received FROM items WHERE state = 'waiting' AND source = ? AND due <= ?"
+            " published, received, version FROM items WHERE state = 'waiting' AND source = ? AND due <= ?"
             " ORDER BY due LIMIT ?",
             (source, now, limit + len(skipped)),
         )
@@ -459,6 +466,7 @@ def _item(row: Sequence[Any]) -> BacklogItem:
         attempts=row[6],
         published=row[7],
         received=row[8],
+        version=row[9],
     )
 
 

@@ -306,6 +306,7 @@ class Feed:
                 container=format.name,
                 file_name="".join(c for c in item.file_name if c.isprintable())[:255],
                 options={"report_type": report_type} if report_type else {},
+                version=item.version,
                 api_key=self.source.sender,
                 request_id=item.notification,
                 trace=traces.traceparent(),

@@ -307,6 +307,7 @@ def _fetched(source: Source, notification: Notification, trial: SourceTrial) -> 
         attempts=0,
         published=0.0,
         received=0.0,
+        version=0,
     )
 
     async def fetch() -> str:

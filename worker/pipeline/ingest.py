@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from model.domain.errors import DecodeError
@@ -16,7 +17,7 @@ from worker.contract import traces
 from worker.contract.batches import BatchRecord, IngestSummary
 from worker.contract.layout import Layout
 from worker.contract.uploads import upload_store
-from worker.observations.columns import count_pairs, count_values
+from worker.observations.columns import count_pairs, count_values, float_column, set_column
 from worker.observations.decoders.base import DecodeContext, Decoded
 from worker.observations.decoders.decode import FileToDecode, decode_in_one_child, decode_limited
 from worker.observations.errors import ErrorTable, assign_errors, load_errors
@@ -59,6 +60,7 @@ class IngestOptions:
         checks: Parameters of quality control, deployment first, then upload.
         limits: Bounds of the decoding process.
         processes: Decoding processes for one large BUFR file.
+        version: How often its data were announced as updated: the least correction number of its rows.
     """
 
     format: str | None = None
@@ -69,6 +71,7 @@ class IngestOptions:
     checks: tuple[Overrides, ...] = ()
     limits: Limits | None = None
     processes: int = 1
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def prepare(
     """
     _require_rows(decoded)
     errors, parameters = (effective or Effective()).of(options)
-    table = assign_errors(validate_table(decoded.table), errors)
+    table = assign_errors(_updated(validate_table(decoded.table), options.version), errors)
     table, checked = run_checks(table, "pre", QCContext(parameters=parameters))
     summary = _summarise(table, decoded, checked)
     provenance = {
@@ -174,6 +177,18 @@ def prepare(
         "quality_control": parameters,
     }
     return NewBatch(table, context.batch_id, context.received_time, provenance), summary
+
+
+def _updated(table: pa.Table, version: int) -> pa.Table:
+    """Return the table with a correction number of at least `version` in every row.
+
+    Data that are announced as updated replace what came under their name before, also where the
+    bulletin in them has no mark of a correction.
+    """
+    if not version:
+        return table
+    own = np.nan_to_num(float_column(table, "update_sequence"), nan=0.0)
+    return set_column(table, "update_sequence", np.maximum(own, version))
 
 
 def _context(batch_id: str, received_time: datetime, options: IngestOptions) -> DecodeContext:
@@ -268,6 +283,7 @@ def options_of(batch: BatchRecord, layout: Layout) -> IngestOptions:
         decoder=batch.options.get("decoder", {}),
         errors=(layout.errors_file, batch.options.get("errors")),
         checks=(layout.checks_file,),
+        version=batch.version,
     )
 
 

@@ -202,6 +202,8 @@ def test_updates_replace_and_deletions_are_counted(installation, cache, publishe
     wait_for(lambda: installation.status().accepted == 2)
     assert sorted(installation.contents()) == sorted([old, new])
     assert installation.status().duplicates == 1
+    uploads = installation.stores.batches.page().items
+    assert [batch.version for batch in uploads] == [1, 0]  # newest first
 
 
 def test_nothing_is_lost_or_taken_twice_through_kills_and_broker_restarts(

@@ -4,8 +4,10 @@ import base64
 import gzip
 import hashlib
 import json
+import sqlite3
 import uuid
 import warnings
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -46,6 +48,23 @@ def settings() -> WorkerSettings:
         wis2_url="https://appa.example.org/",
         wis2_metadata_id="urn:wmo:md:io-appa:analyses",
     )
+
+
+def test_a_backlog_of_before_versions_counts_them_from_now_on(tmp_path):
+    path = tmp_path / "backlog.sqlite"
+    Backlog(path).close()
+    with closing(sqlite3.connect(path)) as old:
+        old.execute("ALTER TABLE items DROP COLUMN version")
+    backlog = Backlog(path)
+    for number, rel in enumerate(("canonical", "update", "update")):
+        told = notification(
+            b"x", "https://h/1", "id/1", properties={"pubtime": f"2025-01-01T0{number}:00:00Z"}
+        )
+        told["links"][0]["rel"] = rel
+        backlog.take(SOURCE, [Received(parse(json.dumps(told).encode()), 1.0)])
+        [item] = backlog.due(SOURCE.name, 9, (), 2e9)
+        assert item.version == number
+    backlog.close()
 
 
 def test_our_announcements_pass_the_test_suite_of_wis2():

@@ -189,6 +189,30 @@ def test_a_correction_of_equal_bytes_is_an_upload_of_its_own():
         assert len(set(keys)) == different
 
 
+def test_data_announced_as_updated_replace_those_before(tmp_path, store):
+    """WIS2 says so with the link `update`; the bulletin need not have a mark of its own."""
+    metar = "SADL31 EDZW 011220{}\nMETAR EDDF 011220Z 24015KT 9999 {} Q1013=\n"
+    for batch, version, mark, air in (
+        ("b1", 2, "", "05/M03"), ("b2", 0, "", "01/M03"), ("b3", 0, " CCA", "02/M03")
+    ):  # fmt: skip
+        run(tmp_path, store, metar.format(mark, air), f"{batch}.txt", batch, version=version)
+    rows, _ = run_checks(store.read_window(WINDOW), "window")
+    [used] = (
+        row
+        for row in rows.to_pylist()
+        if row["variable"] == "2m_temperature" and row["rejected_by"] is None
+    )
+    assert (used["update_sequence"], used["obs_value"]) == (2, pytest.approx(278.15))
+
+
+def test_an_update_of_equal_bytes_is_an_upload_of_its_own():
+    keys = {
+        BatchRecord(id="b", sha256="0" * 64, size=1, container="bufr", version=version).identity
+        for version in (0, 1, 2, 2)
+    }
+    assert len(keys) == 3
+
+
 def test_an_installation_and_an_upload_override_errors(tmp_path):
     def entries(error):
         return {
