@@ -89,6 +89,11 @@ def test_a_year_that_nanoseconds_cannot_count_is_no_time(tmp_path, date):
     assert dict(odb(tmp_path, **{"date@hdr": [date]}).report.rejected) == {"no_time": 1}
 
 
+def _csv_of(stations: list[str]) -> str:
+    rows = [f"2025-01-01T12:00Z,52,5,2m_temperature,280,synop,{name}\n" for name in stations]
+    return "time,lat,lon,variable,obs_value,report_type,station_id\n" + "".join(rows)
+
+
 @pytest.mark.parametrize("kind", [pa.int32(), pa.float64()])
 def test_a_column_of_numbers_has_lost_the_zero_of_blocks_01_to_09(tmp_path, kind):
     columns = {
@@ -99,4 +104,9 @@ def test_a_column_of_numbers_has_lost_the_zero_of_blocks_01_to_09(tmp_path, kind
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     found = decode_file(tmp_path / "x.parquet").table["station_id"].to_pylist()
     assert found == ["06260", "10384", "6260"]
+    (tmp_path / "x.csv").write_text(_csv_of(["6260", "10384", "0-20000-0-06260"]))
+    found = decode_file(tmp_path / "x.csv").table["station_id"].to_pylist()
+    assert found == ["06260", "10384", "0-20000-0-06260"]
+    (tmp_path / "x.csv").write_text(_csv_of(["6260", "10384", "06270"]))  # zeros are kept here
+    assert decode_file(tmp_path / "x.csv").table["station_id"].to_pylist()[0] == "6260"
     assert odb(tmp_path, **{"statid@hdr": [6260.0]}).table["station_id"].to_pylist() == ["06260"]

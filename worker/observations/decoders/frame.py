@@ -130,7 +130,7 @@ def decode_frame(
     values = _values(columns, faults)
     _convert(values, faults)
     _complete(values, length, options.report_type or "other", faults)
-    if "station_id" in columns and _holds_numbers(columns["station_id"]):
+    if "station_id" in columns and _lost_zeros(columns["station_id"], values["station_id"]):
         values["station_id"] = padded_numbers(values["station_id"], values["report_type"])
     _settle_units(values, options, faults, report)
     good = faults.report(report)
@@ -189,9 +189,15 @@ def _plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return array.cast(pa.string()) if pa.types.is_string_view(array.type) else array
 
 
-def _holds_numbers(column: pa.ChunkedArray | pa.Array) -> bool:
+def _lost_zeros(column: pa.ChunkedArray | pa.Array, texts: np.ndarray) -> bool:
+    """Return whether identifiers may have been numbers once: they are, or none begins with a zero.
+
+    Spreadsheets and tables of other programs write `6260` for `06260`.
+    """
     kind = _plain(column).type
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return True
+    return not any(text.startswith("0") and text.isdigit() for text in texts if text)
 
 
 def _text(column: pa.ChunkedArray | pa.Array, name: str) -> np.ndarray:
