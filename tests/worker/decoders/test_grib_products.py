@@ -47,6 +47,18 @@ def refusal(tmp_path, *messages):
         ({"typeOfGeneratingProcess": 22}, "generating process 22"),
         ({"typeOfProcessedData": 8}, "event probability"),
         ({"centre": "kwbc", "typeOfGeneratingProcess": 193}, "probability-matched mean"),
+        (
+            {"centre": "edzw", "typeOfGeneratingProcess": 201},
+            "difference of analysis and first guess",
+        ),
+        (
+            {"centre": "edzw", "typeOfGeneratingProcess": 207},
+            "analysis increment filtered in time",
+        ),
+        (
+            {"centre": "egrr", "typeOfGeneratingProcess": 201},
+            "generating process 201 of centre 'egrr'",
+        ),
         ({**LOCAL, "centre": "ecmf", "dataType": "es"}, "ensemble standard deviation"),
         ({**LOCAL, "centre": "ecmf", "stream": "moda"}, "monthly mean"),
         ({"productDefinitionTemplateNumber": 1, "perturbationNumber": 3}, "ensemble member 3"),
@@ -117,6 +129,9 @@ def test_ensemble_products_of_ncep_in_grib1(tmp_path, octets, name):
         {"productDefinitionTemplateNumber": 60, "perturbationNumber": 0},
         {"typeOfGeneratingProcess": 2, "stepRange": 6},
         {"typeOfGeneratingProcess": 13},
+        {"typeOfGeneratingProcess": 255},
+        {"centre": "edzw", "typeOfGeneratingProcess": 203},
+        {"centre": "kwbc", "typeOfGeneratingProcess": 195},
         {**LOCAL, "centre": "ecmf", "dataType": "fc"},
         {"edition": 1, "timeRangeIndicator": 1},
         {"edition": 1, "timeRangeIndicator": 10},

@@ -77,13 +77,39 @@ _PROCESSES: Mapping[int, str] = {
     21: "initialisation increment",
 }
 """Types of generating process (table 4.3) that are no states."""
-_LAST_PROCESS, _FIRST_OWN_PROCESS = 21, 192
-"""What lies between is reserved: what it will stand for is unknown."""
+_LAST_PROCESS, _FIRST_OWN_PROCESS, _MISSING_PROCESS = 21, 192, 255
+"""What lies between the first two is reserved, what follows the second is a centre's own."""
 _NCEP_PROCESSES: Mapping[int, str] = {
     192: "forecast confidence indicator",
     193: "probability-matched mean",
     194: "neighbourhood probability",
     197: "ensemble agreement scale",
+}
+_DWD_PROCESSES: Mapping[int, str] = {
+    193: "calibrated forecast",
+    194: "calibrated ensemble forecast",
+    196: "invariant data",
+    197: "smoothed forecast",
+    198: "smoothed and calibrated forecast",
+    199: "neighbourhood probability",
+    200: "difference of two analyses",
+    201: "difference of analysis and first guess",
+    204: "product of a statistical model",
+    206: "bias filtered in time",
+    207: "analysis increment filtered in time",
+    208: "analysis increment filtered in time",
+    220: "post-processed product",
+    221: "model error",
+    225: "simulated radar",
+    226: "radar observations",
+}
+_DWD_STATES = frozenset({192, 195, 202, 203, 205})
+_OWN_PROCESSES = {"kwbc": _NCEP_PROCESSES, "edzw": _DWD_PROCESSES, "lssw": _DWD_PROCESSES}
+"""By centre; those of DWD and of MeteoSwiss are ecCodes' local table 4.3 for `edzw`."""
+_OWN_STATES = {
+    "kwbc": frozenset(range(_FIRST_OWN_PROCESS, _MISSING_PROCESS)) - _NCEP_PROCESSES.keys(),
+    "edzw": _DWD_STATES,
+    "lssw": _DWD_STATES,
 }
 
 
@@ -98,14 +124,23 @@ def _grib2(handle: int) -> str:
         return f"percentile {get(handle, 'percentileValue', int)} of an ensemble"
     if template not in _STATES:
         return _TEMPLATES.get(template, f"product definition template 4.{template}")
+    generated = _generated(handle)
+    probability = get(handle, "typeOfProcessedData", int) == 8
+    return generated or ("event probability" if probability else "")
+
+
+def _generated(handle: int) -> str:
+    """Return what a field is by the process that made it; empty for those that make states."""
     process = get(handle, "typeOfGeneratingProcess", int)
-    if process in _PROCESSES:
-        return _PROCESSES[process]
-    if process is not None and _LAST_PROCESS < process < _FIRST_OWN_PROCESS:
-        return f"generating process {process}"
-    if get(handle, "centre", str) == "kwbc" and process in _NCEP_PROCESSES:
-        return _NCEP_PROCESSES[process]
-    return "event probability" if get(handle, "typeOfProcessedData", int) == 8 else ""
+    if process is None or process <= _LAST_PROCESS or process == _MISSING_PROCESS:
+        return _PROCESSES.get(process, "") if process is not None else ""
+    centre = get(handle, "centre", str)
+    if process in _OWN_STATES.get(centre, ()):
+        return ""
+    unknown = f"generating process {process}"
+    if process < _FIRST_OWN_PROCESS:
+        return unknown
+    return _OWN_PROCESSES.get(centre, {}).get(process, f"{unknown} of centre '{centre}'")
 
 
 # -- GRIB 1
