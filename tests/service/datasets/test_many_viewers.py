@@ -47,8 +47,10 @@ def test_a_tile_that_many_ask_for_is_drawn_once(client: TestClient, monkeypatch)
     assert len(drawn) == 2
 
 
-def test_fields_do_not_wait_behind_tiles(client: TestClient, monkeypatch) -> None:
-    draw, may_go_on, begun = drawing._png, Event(), Event()
+@pytest.fixture
+def held_drawing(monkeypatch: pytest.MonkeyPatch) -> tuple[Event, Event]:
+    """Pictures are drawn once the second is set; the first says that one has begun."""
+    draw, begun, may_go_on = drawing._png, Event(), Event()
 
     def held(*arguments):
         begun.set()
@@ -56,6 +58,11 @@ def test_fields_do_not_wait_behind_tiles(client: TestClient, monkeypatch) -> Non
         return draw(*arguments)
 
     monkeypatch.setattr(drawing, "_png", held)
+    return begun, may_go_on
+
+
+def test_fields_do_not_wait_behind_tiles(client: TestClient, held_drawing) -> None:
+    begun, may_go_on = held_drawing
     with ThreadPoolExecutor(40) as pool:
         tiles = [pool.submit(client.get, f"{TILES}/3/2/{n % 8}?x={n}") for n in range(24)]
         try:
@@ -81,16 +88,9 @@ def test_fields_do_not_wait_behind_tiles(client: TestClient, monkeypatch) -> Non
 
 
 def test_what_describes_a_map_service_does_not_wait_behind_tiles(
-    client: TestClient, monkeypatch
+    client: TestClient, held_drawing
 ) -> None:
-    draw, may_go_on, begun = drawing._png, Event(), Event()
-
-    def held(*arguments):
-        begun.set()
-        assert may_go_on.wait(60)
-        return draw(*arguments)
-
-    monkeypatch.setattr(drawing, "_png", held)
+    begun, may_go_on = held_drawing
     wms = "/ogc/wms?service=WMS&version=1.3.0&request"
     drawn = "&layers=mv-an/t2m&styles=&crs=CRS:84&bbox=0,0,9,9&width=9&height=9&format=image/png"
     with ThreadPoolExecutor(16) as pool:
