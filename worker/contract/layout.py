@@ -103,7 +103,7 @@ class Layout:
         """Folder of published results, one complete folder each.
 
         With results in a bucket these are copies, made again when they are missing: of every
-        manifest, and of the files that were read last (`worker.results.copies`).
+        manifest, and of the files that were read last (`worker.results.bucket`).
         """
         return self.root / ("results-cache" if self.results_url else "analyses")
 

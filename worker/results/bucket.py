@@ -7,15 +7,17 @@ A result is published when its manifest exists. Files without one are an attempt
 it left when it died; those are deleted once they are older than any job. Deletion goes the other
 way: the manifest first, then the files.
 
-The folder `Layout.analyses` holds copies (`worker.results.copies`): all manifests, over which the
+The folder `Layout.analyses` holds copies (`Copies`): all manifests, over which the
 catalogue is made, and files that were read or made here, up to a bound. Copies of manifests are
 compared with the bucket now and then, for other machines publish and delete as well.
 """
 
+import os
+import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -27,8 +29,8 @@ from pydantic import ValidationError
 from model.domain.errors import InvalidInput
 from worker.contract import traces
 from worker.contract.buckets import BucketUnavailable, StoredObject, open_bucket
-from worker.contract.layout import Layout
-from worker.results.copies import Copies
+from worker.contract.file_cache import FileCache
+from worker.contract.layout import HIDDEN, Layout
 from worker.results.manifest import AnalysisManifest, ManifestFile
 from worker.results.store import PublishOutcome, Read, take_into
 
@@ -37,6 +39,8 @@ __all__ = ["BucketStore", "file_object", "manifest_object"]
 log = structlog.get_logger()
 
 _MANIFESTS, _FILES = "manifests", "files"
+_MANIFEST = "manifest.json"
+_SECOND = 1_000_000_000
 _REFRESH_SECONDS = 30.0
 _AT_ONCE = 16
 """Manifests fetched at the same time when many are missing here."""
@@ -54,6 +58,98 @@ def file_object(analysis_id: str, file: ManifestFile) -> str:
 
 def _objects(manifest: AnalysisManifest) -> set[str]:
     return {file_object(manifest.id, file) for file in manifest.files}
+
+
+class Copies:
+    """The copies below `Layout.analyses`; any number of processes may share them.
+
+    A file is fetched whole when something needs it on this machine (xarray, a restart, feedback), its
+    SHA-256 is compared with the manifest, and it stays to be read again. What nobody used for longest
+    is deleted when the files exceed the bound; readers that hold it open go on reading.
+
+    Arguments:
+        layout: The data folder, and the bound of the files.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        bound, lock = layout.results_cache_bytes, layout.tmp / "results.trim"
+        self.cache = FileCache(layout.analyses, bound, lock, _copied_files)
+
+    # -- manifests
+
+    def names(self) -> set[str]:
+        """Return the results whose manifests are here."""
+        with suppress(FileNotFoundError):
+            return set(os.listdir(self.layout.analyses))
+        return set()
+
+    def has(self, analysis_id: str, listed: StoredObject) -> bool:
+        """Return whether the manifest here is the one in the bucket, by size and time."""
+        try:
+            found = (self.layout.analyses / analysis_id / _MANIFEST).stat()
+        except OSError:
+            return False
+        return (found.st_size, int(found.st_mtime)) == (
+            listed.size,
+            int(listed.written.timestamp()),
+        )
+
+    def put_manifest(self, analysis_id: str, text: bytes, written: datetime) -> None:
+        """Copy a manifest that was written at `written`."""
+        folder = self.layout.analysis(analysis_id)
+        new = self.layout.tmp / f"manifest-{secrets.token_hex(8)}"
+        new.mkdir(parents=True)
+        try:
+            (new / _MANIFEST).write_bytes(text)
+            self.date(new / _MANIFEST, written)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                (new / _MANIFEST).replace(folder / _MANIFEST)
+                os.utime(self.layout.analyses)  # catalogues look at manifests again then
+                return
+            self.layout.analyses.mkdir(exist_ok=True)
+            with suppress(OSError):  # another process was quicker
+                new.rename(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def date(self, manifest: Path, written: datetime) -> None:
+        """Give a manifest the second in which it was written in the bucket.
+
+        The rest of the time is our own: catalogues tell two versions of one second apart by it.
+        """
+        stamp = int(written.timestamp()) * _SECOND + time.time_ns() % _SECOND
+        os.utime(manifest, ns=(stamp, stamp))
+
+    def forget(self, analysis_id: str) -> None:
+        """Delete the copies of a result."""
+        gone = self.layout.tmp / f"{HIDDEN}{secrets.token_hex(8)}"
+        with suppress(OSError):
+            (self.layout.analyses / analysis_id).rename(gone)
+            shutil.rmtree(gone)
+
+    # -- files
+
+    def use(self, path: Path) -> bool:
+        """Return whether a file is here, and note that it is used."""
+        return self.cache.use(path)
+
+    def put_file(self, path: Path, entry: ManifestFile, content: Iterable[bytes]) -> None:
+        """Copy a file of a result, unless another thread has just done so.
+
+        Raises:
+            BucketUnavailable: If the content is not what the manifest says.
+            OSError: If the disk is full.
+        """
+        self.cache.put(path, entry.sha256, content)
+
+    def trim(self) -> int:
+        """Delete the files that were not used for longest until the rest fits; return how many."""
+        return self.cache.trim()
+
+
+def _copied_files(analyses: Path) -> Iterator[Path]:
+    yield from (p for p in analyses.glob("*/*") if p.name != _MANIFEST and p.is_file())
 
 
 class BucketStore:
