@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from appa_client import AppaClient, JobEvent
 from deploy.local import LocalStack, StackOptions
@@ -150,7 +150,7 @@ class Demo:
         """Uploads the reports of the `hours` hours up to `end`, and waits until they are stored."""
         table = self.world.observe(end, hours)
         files = list(observation_files(table, f"{end:%Y%m%dT%H}"))
-        task = self.progress.add_task(f"observations to {end:%d %b %H UTC}", total=2 * len(files))
+        task = _begin(self.progress, f"observations to {end:%d %b %H UTC}", 2 * len(files))
         batches = []
         for file in files:
             batches.append(self.client.upload(file.content, file_name=file.name))
@@ -164,7 +164,7 @@ class Demo:
 
     def _job(self, label: str, spec: dict[str, object]) -> str:
         """Submits a job, follows it, downloads its files; returns the analysis' id."""
-        task = self.progress.add_task(label, total=None)
+        task = _begin(self.progress, label)
         job = self.client.submit(spec)
 
         def follow(event: JobEvent) -> None:
@@ -230,6 +230,13 @@ class Demo:
             return [channel_fields(dataset, self.world.channels, i) for i in range(count)]
 
 
+def _begin(progress: Progress, label: str, total: int | None = None) -> TaskID:
+    """Show a step: as a bar on a terminal, where bars are not drawn as a line."""
+    if not progress.console.is_terminal:
+        progress.console.print(f"{label} …")
+    return progress.add_task(label, total=total)
+
+
 def _shown_leads(lead: int) -> Sequence[int]:
     return [hours for hours in (6, 12, 18, 24, 48) if hours <= lead] or [lead]
 
@@ -272,7 +279,7 @@ def _on(stack: LocalStack, options: DemoOptions, console: Console) -> DemoResult
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        waiting = progress.add_task("broker, gateway and workers start", total=1)
+        waiting = _begin(progress, "broker, gateway and workers start", 1)
         if not stack.wait_ready(300):
             log = (stack.options.data / "logs" / "appa.log").read_text()[-2000:]
             raise AppaError(f"Expected the system to be ready within 300 s.\n{log}")
