@@ -17,9 +17,16 @@ __all__ = [
     "conversion",
     "coordinate_factor",
     "pressure_from_flight_level",
+    "no_direction",
     "wind_components",
     "wind_direction",
 ]
+
+
+def no_direction(direction: np.ndarray) -> np.ndarray:
+    """Return which directions in degrees are beyond 0 to 360; one that is missing is not."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray((direction < 0.0) | (direction > 360.0))
 
 
 def wind_components(speed: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -27,8 +34,7 @@ def wind_components(speed: np.ndarray, direction: np.ndarray) -> tuple[np.ndarra
 
     Calm (speed zero) gives zeros, whatever the direction; a direction beyond 0 to 360 is none.
     """
-    with np.errstate(invalid="ignore"):
-        real = np.where((direction >= 0.0) & (direction <= 360.0), direction, np.nan)
+    real = np.where(no_direction(direction), np.nan, direction)
     angle = np.deg2rad(np.where(speed == 0.0, 0.0, real))
     # The sum turns -0.0 into 0.0.
     return -speed * np.sin(angle) + 0.0, -speed * np.cos(angle) + 0.0

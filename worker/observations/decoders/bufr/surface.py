@@ -23,7 +23,7 @@ import numpy as np
 from worker.observations.decoders.bufr.block import Block
 from worker.observations.decoders.bufr.identity import observation_time, satellite_id, station_id
 from worker.observations.decoders.bufr.reports import Reports, Values
-from worker.observations.units import wind_components
+from worker.observations.units import no_direction, wind_components
 
 __all__ = [
     "ElementOccurrence",
@@ -221,8 +221,7 @@ def _wind(block: Block, at_sea: bool) -> list[Values]:
     positions = np.array([sensor.at for sensor in sensors])
     directions = np.array([_direction_of(block, int(at)) for at in positions])
     for at, sensor in zip(directions.tolist(), sensors, strict=True):
-        with np.errstate(invalid="ignore"):
-            real = ~(block.values[:, at] > 360.0) & (block.values[:, sensor.at] >= 0.0)
+        real = ~no_direction(block.values[:, at]) & (block.values[:, sensor.at] >= 0.0)
         block.usage.take(at, sensor.chosen & real)
     speed = merged(sensors, list(block.values[:, positions].T))
     given = [block.values[:, at] if at >= 0 else np.full(len(block), np.nan) for at in directions]
@@ -379,8 +378,7 @@ def selected(block: Block, code: int) -> np.ndarray:
     number = np.nan_to_num(block.at(index_at)).astype(np.int64)
     valid = (number >= 1) & (number <= solutions.shape[1])
     others = np.arange(solutions.shape[1]) != np.where(valid, number - 1, -1)[:, None]
-    with np.errstate(invalid="ignore"):
-        impossible = (solutions > 360.0) & (code == 11_011)
+    impossible = no_direction(solutions) & (code == 11_011)
     block.usage.leave(positions, others | impossible)
     picked = (
         solutions[np.arange(len(block)), np.where(valid, number - 1, 0)]
