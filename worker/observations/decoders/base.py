@@ -3,7 +3,6 @@
 Nothing is dropped silently: every message of a file ends as decoded, or as one of `REASONS`.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.domain.errors import DecodeError
@@ -314,7 +314,7 @@ def text_of(value: Any) -> str:
 
 
 _NUMBERED = ("synop", "temp", "pilot")
-_LOST_ZERO = re.compile(r"[1-9]\d{3}")
+_LOST_ZERO = r"^[1-9]\d{3}$"
 
 
 def padded_numbers(ids: np.ndarray, networks: np.ndarray) -> np.ndarray:
@@ -324,12 +324,11 @@ def padded_numbers(ids: np.ndarray, networks: np.ndarray) -> np.ndarray:
         ids: Texts, with shape (rows,).
         networks: Report types, with shape (rows,); others have no numbers of five digits.
     """
-    lost = [
-        name in _NUMBERED and bool(_LOST_ZERO.fullmatch(text or ""))
-        for text, name in zip(ids, networks, strict=True)
-    ]
-    padded = [f"0{text}" if zero else text for text, zero in zip(ids, lost, strict=True)]
-    return np.array(padded, dtype=object)
+    short = pc.match_substring_regex(pa.array(ids, pa.string()), _LOST_ZERO)
+    lost = np.isin(networks, _NUMBERED) & pc.fill_null(short, False).to_numpy(zero_copy_only=False)
+    padded = np.array(ids, dtype=object)
+    padded[lost] = "0" + padded[lost]
+    return padded
 
 
 def parse_times(texts: np.ndarray) -> np.ndarray:

@@ -197,7 +197,8 @@ def _lost_zeros(column: pa.ChunkedArray | pa.Array, texts: np.ndarray) -> bool:
     kind = _plain(column).type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return True
-    return not any(text.startswith("0") and text.isdigit() for text in texts if text)
+    zeros = pc.match_substring_regex(pa.array(texts, pa.string()), r"^0\d*$")
+    return not pc.any(zeros, min_count=0).as_py()
 
 
 def _text(column: pa.ChunkedArray | pa.Array, name: str) -> np.ndarray:
