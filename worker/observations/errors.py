@@ -29,7 +29,6 @@ from model.domain.observations import QC_FLAGS, REPORT_TYPES
 from model.domain.registry import Registry
 from model.domain.variables import VARIABLES
 from worker.observations.columns import (
-    BoolArray,
     category_codes,
     float_column,
     not_rejected,
@@ -261,7 +260,7 @@ def assign_errors(table: pa.Table, errors: ErrorTable | None = None) -> pa.Table
     """
     errors = load_errors() if errors is None else errors
     given = float_column(table, "obs_error")
-    known = _assigned(table, errors, np.ones(len(table), dtype=bool))
+    known = _assigned(table, errors)
     with np.errstate(invalid="ignore"):
         missing = ~((given > _LEAST) & (given < _LARGEST))
         missing |= (given <= known / _FACTOR) | (given >= known * _FACTOR)
@@ -280,20 +279,20 @@ def exchange_errors(table: pa.Table, assigned: ErrorTable, wanted: ErrorTable) -
         assigned: The error table that was in force.
         wanted: The one to take.
     """
-    given, rows = float_column(table, "obs_error"), np.ones(len(table), dtype=bool)
-    before, after = (_assigned(table, errors, rows) for errors in (assigned, wanted))
+    given = float_column(table, "obs_error")
+    before, after = (_assigned(table, errors) for errors in (assigned, wanted))
     ours = np.isclose(given, before, rtol=1e-5, atol=0.0) & np.isfinite(after)
     return set_column(table, "obs_error", np.where(ours, after, given))
 
 
-def _assigned(table: pa.Table, errors: ErrorTable, rows: BoolArray) -> Floats:
+def _assigned(table: pa.Table, errors: ErrorTable) -> Floats:
     report, report_names = category_codes(table, "report_type")
     variable, variable_names = category_codes(table, "variable")
     platform, platforms = category_codes(table, "platform")
     pressure, value = row_pressure(table), float_column(table, "obs_value")
     vertical = float_column(table, "vertical")
     sigma = np.full(len(table), np.nan)
-    pair = np.where(rows, report * len(variable_names) + variable, -1)
+    pair = report * len(variable_names) + variable
     inflate = errors.representativeness
     for key in np.unique(pair[pair >= 0]):
         name = variable_names[key % len(variable_names)]

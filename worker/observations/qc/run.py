@@ -143,8 +143,6 @@ def run_checks(
             bad = np.append(bad, np.zeros(len(table) - len(bad), dtype=bool))
         else:
             bad = check.reject(table, context)
-        if not bad.any():
-            continue
         fresh = bad & not_rejected(table)
         if not fresh.any():
             continue
