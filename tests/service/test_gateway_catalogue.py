@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -49,22 +48,20 @@ def publish_forecast(layout, name: str, start: datetime, lead: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def gateway(valkey_url_shared: str, tmp_path_factory) -> Iterator[GatewayProcess]:
-    """Early and final analyses of twelve hours, and a forecast of a day."""
-    process = GatewayProcess(valkey_url_shared, tmp_path_factory.mktemp("catalogue")).start()
+def gateway(own_gateway: GatewayProcess) -> GatewayProcess:
+    """One with early and final analyses of twelve hours, and a forecast of a day."""
     for number in range(12):
         for flavour, revision in (("early", 1), ("final", 2)):
             acting_worker.publish(
-                process.layout,
+                own_gateway.layout,
                 f"an-{number:02d}-{flavour}",
                 {f"appa_an_{number:02d}.nc": b"field %d" % number, "ql.png": b"\x89PNG"},
                 valid=hours(number),
                 flavour=flavour,
                 revision=revision,
             )
-    publish_forecast(process.layout, "fc-00", hours(0), 24)
-    yield process
-    process.stop()
+    publish_forecast(own_gateway.layout, "fc-00", hours(0), 24)
+    return own_gateway
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tests.warm_start import KINDS, Started, start_warm
 
@@ -25,7 +25,7 @@ QUICK = {
     "OMP_NUM_THREADS": "1",
 }
 
-QUEUES = {"ingest-large": "ingest", "products": "ingest"}
+FORKED_AS = {"ingest-large": "ingest", "products": "ingest"}
 """The kind of a worker's fork, where it is not called as its queue."""
 
 Process = subprocess.Popen | Started
@@ -55,10 +55,10 @@ class Processes:
     running: list[Process] = field(default_factory=list)
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen:
-        """Start any program."""
-
-        def begin(whole: dict[str, str], log: IO[str]) -> subprocess.Popen:
-            return subprocess.Popen(
+        """Start a program that is no process of ours."""
+        whole = self._environment(environment)
+        with self._log() as log:
+            process = subprocess.Popen(
                 command,
                 env=whole,
                 cwd=REPOSITORY,
@@ -66,32 +66,32 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.running.append(process)
+        return process
 
-        return self._start(begin, environment)
+    def _fork(self, kind: str, arguments: list[str], environment: dict[str, str]) -> Started:
+        with self._log() as log:
+            process = start_warm(kind, arguments, self._environment(environment), log, session=True)
+        self.running.append(process)
+        return process
 
-    def _start(self, begin: Callable[[dict[str, str], IO[str]], Any], environment) -> Any:
+    def _environment(self, wanted: dict[str, str]) -> dict[str, str]:
         own = {
             "APPA_REDIS_URL": self.redis_url,
             "APPA_REDIS_PREFIX": self.prefix,
             "APPA_DATA_DIR": str(self.data),
         }
-        log = (self.data / f"log-{len(self.running)}.txt").open("w")
-        process = begin({**os.environ, **QUICK, **self.environment, **own, **environment}, log)
-        log.close()
-        self.running.append(process)
-        return process
+        return {**os.environ, **QUICK, **self.environment, **own, **wanted}
 
-    def _fork(self, kind: str, arguments: list[str], environment: dict[str, str]) -> Started:
-        return self._start(
-            lambda whole, log: start_warm(kind, arguments, whole, log, session=True), environment
-        )
+    def _log(self) -> IO[str]:
+        return (self.data / f"log-{len(self.running)}.txt").open("w")
 
     def stub_worker(self, **environment: str) -> Started:
         return self._fork("stub", [str(STUB)], environment)
 
     def appa(self, *arguments: str, **environment: str) -> Process:
         command, *rest = arguments
-        kind = QUEUES.get(rest[0], rest[0]) if command == "worker" else command
+        kind = FORKED_AS.get(rest[0], rest[0]) if command == "worker" else command
         if kind in KINDS:
             return self._fork(kind, ["deploy.cli", *arguments], environment)
         return self.start(sys.executable, "-m", "deploy.cli", *arguments, **environment)
