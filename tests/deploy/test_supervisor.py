@@ -89,6 +89,61 @@ def test_a_crashed_child_comes_back_after_growing_pauses(supervised, lines):
     assert lines.count(("first", "up")) == 1
 
 
+@pytest.fixture
+def forking(lines, tmp_path):
+    """A supervisor of parts that run FOREVER as forks of a process that has `json` loaded."""
+    (tmp_path / "forever.py").write_text("import os\nprint(os.getppid())\n" + FOREVER)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    command = (sys.executable, "-m", "forever")
+    parts = [Process("base", command), Process("a", command, forked=True)]
+    supervisor = Supervisor(
+        [*parts, Process("b", command, forked=True)],
+        environment,
+        lambda name, text: lines.append((name, text)),
+        ["json"],
+    )
+    supervisor.start_all()
+    wait_for(lambda: all((name, "up") in lines for name in ("base", "a", "b")))
+    yield supervisor
+    supervisor.stop()
+
+
+def test_forked_parts_look_like_any_other_and_come_back(forking, lines):
+    a = psutil.Process(forking.pid("a"))
+    assert a.ppid() == forking.preloaded_pid
+    assert psutil.Process(forking.pid("base")).ppid() == os.getpid()
+    assert " ".join(a.cmdline()).strip() == f"{sys.executable} -m forever"
+    a.kill()
+
+    def back():
+        forking.tend()
+        return lines.count(("a", "up")) == 2
+
+    wait_for(back)
+    assert ("appa", "a ended with -9; restart in 0.5 s") in lines
+    assert psutil.Process(forking.pid("a")).ppid() == forking.preloaded_pid
+
+
+def test_parts_outlive_what_they_were_forked_from_as_new_interpreters(forking, lines):
+    before = [forking.pid("a"), forking.pid("b")]
+    os.kill(forking.preloaded_pid, signal.SIGKILL)
+
+    def back():
+        forking.tend()
+        return all(lines.count((name, "up")) == 2 for name in ("a", "b"))
+
+    wait_for(back)
+    wait_for(lambda: not any(_alive(pid) for pid in before))
+    assert {psutil.Process(forking.pid(name)).ppid() for name in ("a", "b")} == {os.getpid()}
+
+
+def test_stop_ends_forked_parts_in_good_order(forking, lines):
+    pids = [forking.pid(name) for name in ("base", "a", "b")] + [forking.preloaded_pid]
+    forking.stop()
+    wait_for(lambda: not any(_alive(pid) for pid in pids))
+    assert not any("killed" in text for name, text in lines if name == "appa")
+
+
 def test_stop_ends_everything_even_what_will_not(supervised, lines):
     stubborn = (
         "import signal, subprocess, sys, time\n"
@@ -107,13 +162,17 @@ def test_stop_ends_everything_even_what_will_not(supervised, lines):
     assert ("appa", "mule did not stop in time: killed") in lines
 
 
-def test_a_killed_supervisor_leaves_no_children(tmp_path):
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_killed_supervisor_leaves_no_children(tmp_path, monkeypatch, forked):
+    (tmp_path / "forever.py").write_text(FOREVER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     script = (
         "import os, sys, time\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
         "from deploy.local import Process, Supervisor\n"
-        f"part = Process('sleeper', (sys.executable, '-c', {FOREVER!r}))\n"
-        "s = Supervisor([part], dict(os.environ), lambda n, t: print(n, t, s.pid('sleeper'), flush=True))\n"
+        f"part = Process('sleeper', (sys.executable, '-m', 'forever'), forked={forked})\n"
+        "def say(n, t): print(n, t, s.pid('sleeper'), flush=True)\n"
+        "s = Supervisor([part], dict(os.environ), say, ['json'])\n"
         "s.start_all()\n"
         "time.sleep(600)\n"
     )

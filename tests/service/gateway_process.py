@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.warm_start import Started, start_warm
+from tests.warm_start import Fork, start_warm
 from worker.contract.layout import Layout
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ class GatewayProcess:
     prefix: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | Started | None = None
+    process: subprocess.Popen[bytes] | Fork | None = None
 
     @property
     def url(self) -> str:

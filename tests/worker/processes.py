@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tests.warm_start import KINDS, Started, start_warm
+from tests.warm_start import KINDS, Fork, start_warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUB = REPOSITORY / "tests" / "worker" / "stubs" / "gpu_worker.py"
@@ -28,7 +28,7 @@ QUICK = {
 FORKED_AS = {"ingest-large": "ingest", "products": "ingest"}
 """The kind of a worker's fork, where it is not called as its queue."""
 
-Process = subprocess.Popen | Started
+Process = subprocess.Popen | Fork
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -69,7 +69,7 @@ class Processes:
         self.running.append(process)
         return process
 
-    def _fork(self, kind: str, arguments: list[str], environment: dict[str, str]) -> Started:
+    def _fork(self, kind: str, arguments: list[str], environment: dict[str, str]) -> Fork:
         with self._log() as log:
             process = start_warm(kind, arguments, self._environment(environment), log, session=True)
         self.running.append(process)
@@ -86,7 +86,7 @@ class Processes:
     def _log(self) -> IO[str]:
         return (self.data / f"log-{len(self.running)}.txt").open("w")
 
-    def stub_worker(self, **environment: str) -> Started:
+    def stub_worker(self, **environment: str) -> Fork:
         return self._fork("stub", [str(STUB)], environment)
 
     def appa(self, *arguments: str, **environment: str) -> Process:

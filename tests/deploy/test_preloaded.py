@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.warm_start import Started, start_warm
+from tests.warm_start import Fork, start_warm
 
 TELL = """
 import os, sys, worker.process
@@ -17,7 +17,7 @@ print(sorted(int(n) for n in os.listdir("/proc/self/fd"))[:4], os.getsid(0) == o
 """
 
 
-def started(folder: Path, code: str, *arguments: str, session: bool = False) -> Started:
+def started(folder: Path, code: str, *arguments: str, session: bool = False) -> Fork:
     program = folder / "program.py"
     program.write_text(code)
     with (folder / "log").open("w") as log:

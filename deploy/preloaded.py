@@ -1,0 +1,311 @@
+"""Start processes as forks of one that has their modules loaded.
+
+Nearly all the processor time of a start goes into imports, and most of what an idle process holds are
+modules. `Preloaded` runs a server (`python -m deploy.preloaded`) that imports what several processes
+import and has one thread, as `worker.zygote` does for decoding. What it is asked to start are forks
+of it, which take environment, arguments and output of their own, run the same `__main__`, and share
+the pages of modules until they write to them. In `ps` they look like any `python -m …`.
+
+A server ends when its owner closes it or dies, and its forks are sent `ending` then.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["Fork", "Preloaded"]
+
+_MESSAGE = 131_072  # bytes of a request at most; the environment is most of it
+_PR_SET_PDEATHSIG = 1
+
+
+class Fork:
+    """A process that was forked, with what we use of `subprocess.Popen`.
+
+    Attributes:
+        pid: Its number, not given to another process before its end was told here.
+        returncode: As that of `subprocess.Popen`; None while it is not known to have ended.
+    """
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._channel = channel
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        return self._ended(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: After `timeout` seconds.
+        """
+        code = self._ended(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+        return code
+
+    def _ended(self, seconds: float | None) -> int | None:
+        """Return the exit code, once it is told; the process stays a zombie until then."""
+        if self.returncode is None:
+            self._channel.settimeout(seconds)
+            try:
+                said = self._channel.recv(64)
+            except (BlockingIOError, TimeoutError):
+                return None
+            self._channel.close()
+            # Without an answer the server is gone: how its forks end is told to nobody.
+            self.returncode = int(said.removeprefix(b"code ") or -signal.SIGKILL)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+
+class Preloaded:
+    """A running server. It loads while the caller goes on.
+
+    Arguments:
+        modules: What it imports.
+        environment: All of it; libraries of linear algebra are given one thread, for they would
+            start others when they are loaded.
+        ending: Signal to the forks when the server ends.
+        output: Takes what it writes itself, to both streams; None shares the caller's stderr.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        ending: signal.Signals = signal.SIGTERM,
+        output: IO[Any] | int | None = None,
+    ) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for name in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            self._control.setsockopt(socket.SOL_SOCKET, name, 2 * _MESSAGE)
+        options = [str(theirs.fileno()), str(int(ending)), *modules]
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "deploy.preloaded", *options],
+                env={**environment, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if output is None else output,
+                stderr=None if output is None else subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Return the number of the server's process."""
+        return self._process.pid
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        output: IO[Any] | int,
+        *,
+        session: bool = False,
+        umask: int | None = None,
+    ) -> Fork:
+        """Run `python -m MODULE …` or `python FILE …` as a fork, once the server has loaded.
+
+        Arguments:
+            arguments: The module or the file, then what follows.
+            environment: All of it.
+            output: Takes what the process writes, to both streams.
+            session: Whether it gets a session of its own.
+            umask: Of what it creates; None takes the server's.
+
+        Raises:
+            ChildProcessError: If the server has ended, or cannot fork.
+        """
+        request = {"arguments": [*arguments], "environment": {**environment}}
+        request |= {"session": session, "umask": umask}
+        channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        number = output if isinstance(output, int) else output.fileno()
+        with suppress(BrokenPipeError, ConnectionResetError), theirs:
+            message = json.dumps(request).encode()
+            socket.send_fds(self._control, [message], [number, theirs.fileno()])
+        with suppress(ConnectionResetError):
+            said = channel.recv(64).decode()
+            if said.startswith("pid "):
+                return Fork(int(said.removeprefix("pid ")), channel)
+        channel.close()
+        raise ChildProcessError("The process that forks others, or the fork, ended.")
+
+    def close(self) -> None:
+        """End the server, and with it its forks."""
+        self._control.close()
+        self._process.wait()
+
+
+# -- the server's side
+
+
+class _Born(Exception):
+    """Raised in a new child, up to where nothing of the server is left."""
+
+    def __init__(self, asked: dict[str, Any], output: int, reply: int) -> None:
+        self.asked, self.output, self.reply = asked, output, reply
+
+
+class _Server:
+    """Fork for each request that comes over `control`, until that is closed."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self.living: set[int] = set()
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(control, selectors.EVENT_READ)
+
+    def serve(self, ending: int) -> None:
+        """Serve until the owner is gone; send `ending` to all children then.
+
+        Raises:
+            _Born: In each child.
+        """
+        while True:
+            for key, _ in self.selector.select():
+                if key.fileobj is self.control:
+                    if not self._request():
+                        for pid in self.living:
+                            os.kill(pid, ending)
+                        return
+                elif isinstance(key.fileobj, int):
+                    self._tell_end(key.fileobj, *key.data)
+                else:  # the owner knows, or has gone: nobody asks for this number any more
+                    self.selector.unregister(key.fileobj)
+                    key.fileobj.close()
+                    os.waitpid(key.data, 0)
+                    self.living.discard(key.data)
+
+    def _request(self) -> bool:
+        message, given, _, _ = socket.recv_fds(self.control, _MESSAGE, 2)
+        if not message:
+            return False
+        output, reply = given
+        channel = socket.socket(fileno=reply)
+        try:
+            pid = os.fork()
+        except OSError:  # no memory or process table for it now
+            pid = -1
+        if pid == 0:
+            raise _Born(json.loads(message), output, channel.detach())
+        os.close(output)
+        if pid < 0:
+            channel.close()
+            return True
+        self.living.add(pid)
+        self.selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, channel))
+        return True
+
+    def _tell_end(self, descriptor: int, pid: int, channel: socket.socket) -> None:
+        """Tell the code of a child that has ended; it is a zombie until the owner has read it."""
+        self.selector.unregister(descriptor)
+        os.close(descriptor)
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        if found is not None:  # it always is: only WNOHANG finds none
+            killed = found.si_code != os.CLD_EXITED
+            with suppress(OSError):  # nobody waits for it
+                channel.send(f"code {-found.si_status if killed else found.si_status}".encode())
+        self.selector.register(channel, selectors.EVENT_READ, pid)
+
+
+def _become(asked: dict[str, Any], output: int, reply: int, server: int, ending: int) -> None:
+    """Turn this child into the process asked for."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ending)
+    if os.getppid() != server:  # it ended before that
+        os._exit(1)
+    if asked["session"]:
+        os.setsid()
+    if asked["umask"] is not None:
+        os.umask(asked["umask"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.write(reply, f"pid {os.getpid()}".encode())  # it has its session: it may be killed
+    os.closerange(3, max(int(name) for name in os.listdir("/dev/fd")) + 1)
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    name, *rest = sys.argv = list(asked["arguments"])
+    if name.endswith(".py"):
+        _show_command([sys.executable, name, *rest])
+        runpy.run_path(name, run_name="__main__")
+    else:
+        _show_command([sys.executable, "-m", name, *rest])
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _show_command(command: Sequence[str]) -> None:
+    """Have `ps` show this command, as much of it as the server's own took.
+
+    The kernel reads arguments where they lay at the start of the program: fields 48 and 49 of proc(5).
+    """
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    text = b"".join(os.fsencode(word) + b"\0" for word in command)[: end - start]
+    ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
+
+
+def _threads() -> int:
+    """Count the threads of this process, but not jemalloc's own, which it starts again in a fork."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return len(names) - names.count("jemalloc_bg_thd")
+
+
+def _load(modules: Sequence[str]) -> None:
+    """Import modules, and leave what they made to no collector: a look at it would copy its pages."""
+    for name in modules:
+        import_module(name)
+    if (threads := _threads()) != 1:
+        raise RuntimeError(f"a module of {modules} starts {threads - 1} threads: forks have none")
+    gc.collect()
+    gc.freeze()
+
+
+def _main(descriptor: int, ending: int, modules: Sequence[str]) -> None:
+    # Ctrl-C, or SIGTERM to the whole group: the owner ends, which closes `control`.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _load(modules)
+    own = os.getpid()
+    try:
+        _Server(socket.socket(fileno=descriptor)).serve(ending)
+    except _Born as born:
+        # The exception holds the server's frames, whose sockets must not close numbers that are reused.
+        found = born.asked, born.output, born.reply
+    else:
+        return
+    _become(*found, own, ending)
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
