@@ -200,7 +200,8 @@ class Card(_Strict):
         background: Errors of backgrounds of hourly cycles.
         recommended: How analyses are made with it.
         latent_shape: (c, h, w).
-        files: By role: autoencoder, backbone, statistics, and where there are any static, base, background.
+        files: By role: autoencoder, backbone, statistics, and where there are any static, base, background,
+            tangent.
         code_version: Version of this package that wrote the bundle.
         provenance: Where the weights come from and how they were trained.
     """

@@ -21,7 +21,12 @@ from model.domain.grids import Grid
 from model.domain.variables import Channel
 from model.gaussian_prior import ZonalGaussianPrior
 from model.guidance.base import CovarianceFilter
-from model.linear_decoder import LinearDecoder, TangentDecoder, fit_linear_decoder
+from model.linear_decoder import (
+    LinearDecoder,
+    TangentDecoder,
+    fit_linear_decoder,
+    linear_decoder_of,
+)
 from model.nn.embedding import date_rows
 from model.operators.base import ModelDomain, Statics
 from model.samplers.schedule import SCHEDULES, NoiseSchedule
@@ -165,6 +170,7 @@ class LatentModel(nn.Module):
             temperatures; and `reconstruction_residual`, with
             shape (C, Y), which observation errors then include.
         background_errors: Of the backgrounds of hourly cycles; None where they are not known.
+        tangent: A linear map close to the decoder; None fits one at its first use, which takes seconds.
         precision: Of the products inside the networks.
     """
 
@@ -177,6 +183,7 @@ class LatentModel(nn.Module):
         latent_normalisation: LatentNormalisation,
         static: Mapping[str, Tensor] | None = None,
         background_errors: ZonalGaussianPrior | None = None,
+        tangent: LinearDecoder | None = None,
         *,
         precision: Precision = "float32",
     ) -> None:
@@ -188,6 +195,7 @@ class LatentModel(nn.Module):
         self.latent_normalisation = latent_normalisation
         self.static = dict(static or {})
         self.background_errors = background_errors
+        self._tangent = tangent
         self.precision: Precision = precision
         self.denoise.precision = precision
         self._grid = card.grid.grid()
@@ -210,6 +218,7 @@ class LatentModel(nn.Module):
                 self.latent_normalisation,
                 self.static,
                 self.background_errors,
+                self._tangent,
                 precision=precision,
             )
             self._views[precision] = view.train(self.training)
@@ -342,16 +351,21 @@ class LatentModel(nn.Module):
         of_states = self.state_normalisation
         return TangentDecoder(lambda: self.tangent, of_states.mean, of_states.std)
 
-    @cached_property
-    @torch.no_grad()
-    def tangent(self) -> LinearDecoder:
-        """A linear map fitted to the decoder at first use, on latents drawn from the prior.
+    @property
+    def tiles_sphere(self) -> bool:
+        """Whether latent columns cover the grid once, with equal patches, as a linear map needs."""
+        (_, h, w), (_, rows, columns) = self.latent_shape, self.state_shape
+        return rows % h == 0 and columns % w == 0
 
-        It is derived from the weights, so it is no part of the checkpoint.
-        """
-        c, h, w = self.latent_shape
-        states, rows, columns = self.state_shape
-        decoder = LinearDecoder(c, states, (rows // h, columns // w), reach=1)
+    @property
+    def tangent(self) -> LinearDecoder:
+        """A linear map close to the decoder, fitted on latents drawn from the prior if none was given."""
+        if self._tangent is None:
+            self._tangent = self._fit_tangent()
+        return self._tangent
+
+    @torch.no_grad()
+    def _fit_tangent(self) -> LinearDecoder:
         generator = torch.Generator().manual_seed(0)
         base = self.denoise.base
         if isinstance(base, ZonalGaussianPrior):
@@ -359,8 +373,9 @@ class LatentModel(nn.Module):
             date = months[:, None].expand(-1, self.blanket_size, -1).to(self.device)
             latents = base.sample(date, generator).flatten(0, 1)[::3]
         else:
-            latents = torch.randn(32, c, h, w, generator=generator).to(self.device)
+            latents = torch.randn(32, *self.latent_shape, generator=generator).to(self.device)
         pairs = ((z[None], self.decode_standardised(z[None])) for z in latents.to(self.dtype))
+        decoder = linear_decoder_of(self.latent_shape, self.state_shape)
         return fit_linear_decoder(decoder, pairs).to(self.device)
 
     def _check_static(self) -> None:

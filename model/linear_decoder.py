@@ -30,6 +30,7 @@ __all__ = [
     "ReadsColumns",
     "TangentDecoder",
     "fit_linear_decoder",
+    "linear_decoder_of",
     "neighbours",
     "neighbours_at",
     "neighbours_transposed",
@@ -126,6 +127,14 @@ class LinearDecoder(nn.Module):
         p, q = self.patch
         states = rearrange(patches, "n h w (c p q) -> n c (h p) (w q)", p=p, q=q)
         return states.reshape(*lead, *states.shape[1:])
+
+
+def linear_decoder_of(
+    latent_shape: tuple[int, int, int], state_shape: tuple[int, int, int]
+) -> LinearDecoder:
+    """Return the map that approximates a decoder of these shapes, of zeros until it is fitted."""
+    (c, h, w), (states, rows, columns) = latent_shape, state_shape
+    return LinearDecoder(c, states, (rows // h, columns // w), reach=1)
 
 
 @torch.no_grad()

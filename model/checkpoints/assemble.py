@@ -19,6 +19,7 @@ from model.domain.errors import CheckpointError
 from model.domain.files import file_digest
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel, LatentNormalisation, StateNormalisation
+from model.linear_decoder import LinearDecoder
 
 __all__ = ["assemble", "check_sha256", "load_pickled", "load_strictly", "load_tensors", "sha256"]
 
@@ -145,6 +146,7 @@ def assemble(
     static: dict[str, Tensor] | None = None,
     base: ZonalGaussianPrior | None = None,
     background: ZonalGaussianPrior | None = None,
+    tangent: LinearDecoder | None = None,
     precision: Precision = "float32",
 ) -> LatentModel:
     """Put a model together from its parts.
@@ -157,6 +159,7 @@ def assemble(
         static: Unchanging fields; see `LatentModel`.
         base: Closed-form part of the denoiser.
         background: Errors of backgrounds.
+        tangent: See `LatentModel`.
         precision: Of the products inside the networks.
     """
     static = dict(static or {})
@@ -174,5 +177,13 @@ def assemble(
     )
     denoise = BlanketDenoiser(backbone, base)
     return LatentModel(
-        card, autoencoder, denoise, states, latents, static, background, precision=precision
+        card,
+        autoencoder,
+        denoise,
+        states,
+        latents,
+        static,
+        background,
+        tangent,
+        precision=precision,
     )

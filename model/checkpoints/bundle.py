@@ -23,6 +23,7 @@ from model.domain.errors import AppaError, CheckpointError
 from model.domain.files import code_version, sync_file
 from model.gaussian_prior import ZonalGaussianPrior
 from model.latent_model import LatentModel
+from model.linear_decoder import LinearDecoder, linear_decoder_of
 
 __all__ = ["WEIGHTS", "load_checkpoint", "resolve", "save_checkpoint"]
 
@@ -103,6 +104,10 @@ def _load_bundle(folder: Path, precision: Precision, *, verify: bool) -> LatentM
         if sizes is not None
     }
     networks: dict[str, nn.Module] = {"autoencoder": autoencoder, "backbone": backbone}
+    tangent: LinearDecoder | None = None
+    if "tangent" in tensors:
+        state_shape = len(card.channels), *card.grid.grid().shape
+        tangent = networks["tangent"] = linear_decoder_of(card.latent_shape, state_shape)
     if "background" in priors:
         # It leaves out what it shares with the closed form: the eigenvectors.
         tensors["background"] = tensors.get("base", {}) | tensors["background"]
@@ -117,6 +122,7 @@ def _load_bundle(folder: Path, precision: Precision, *, verify: bool) -> LatentM
             statistics,
             static=tensors.get("static"),
             **priors,
+            tangent=tangent,
             precision=precision,
         )
     except AppaError as error:
@@ -206,6 +212,9 @@ def _arrays(model: LatentModel, stored: Storage) -> dict[str, dict[str, Tensor]]
             for name, value in errors.items()
             if name not in shared or not torch.equal(value, shared[name])
         }
+    if model.card.base is not None and model.tiles_sphere:
+        # What every job uses takes seconds to fit.
+        arrays["tangent"] = dict(model.tangent.state_dict())
     if model.static:
         arrays["static"] = dict(model.static)
     return arrays
