@@ -5,6 +5,8 @@ centres of pixels. Where the axes of a map are meridians and parallels, as on al
 are interpolated one after the other, with the same values as point by point.
 """
 
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,7 +33,7 @@ from service.maps.requests import Canvas, FieldRequest, Statistic
 from service.query_parameters import parse_interval
 from worker.results.catalogue import Catalogue
 
-__all__ = ["SYSTEMS", "Drawing", "MapLayer", "Pixels", "values_at"]
+__all__ = ["SYSTEMS", "Drawing", "MapLayer", "Pixels", "area_of", "values_at"]
 
 Float = NDArray[np.float64]
 
@@ -110,6 +112,20 @@ class Pixels:
 @lru_cache(maxsize=len(SYSTEMS))
 def _transformer(system: str) -> pyproj.Transformer:
     return pyproj.Transformer.from_crs(system, "OGC:CRS84", always_xy=True)
+
+
+def area_of(system: str) -> tuple[float, float, float, float]:
+    """Return what a system shows of the globe, (left, bottom, right, top): a hemisphere where it is polar."""
+    if system in _DEGREES:
+        return -180.0, -90.0, 180.0, 90.0
+    half = math.pi * MERCATOR_RADIUS
+    if system != "EPSG:3857":
+        inverse = pyproj.enums.TransformDirection.INVERSE
+        x, y = _transformer(system).transform(
+            np.arange(0.0, 360.0), np.zeros(360), direction=inverse
+        )
+        half = float(max(np.abs(x).max(), np.abs(y).max()))
+    return -half, -half, half, half
 
 
 @dataclass(frozen=True)
@@ -219,9 +235,15 @@ def _legend(found: Extracted) -> bytes:
     figure = Figure(figsize=(1.2, 3.0))
     mapped = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(bottom, top), name)
     bar = figure.colorbar(mapped, cax=figure.add_axes((0.1, 0.05, 0.2, 0.9)))
-    bar.set_label(f"{found.field.long_name}, {shown.units}", fontsize=7)
+    bar.set_label(f"{found.field.long_name}, {_readable(shown.units)}", fontsize=7)
     bar.ax.tick_params(labelsize=7)
     return _written(lambda stream: figure.savefig(stream, format="png", dpi=100))
+
+
+def _readable(units: str) -> str:
+    """Return units as people write them: "m s⁻¹" of "m s-1"."""
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return units if units == "1" else re.sub(r"-?\d", lambda m: m[0].translate(raised), units)
 
 
 def _written(write: Callable[[BytesIO], Any]) -> bytes:

@@ -1,8 +1,8 @@
 """Draw maps for OGC Web Map Service 1.3.0: capabilities, maps, legends and values under a pixel.
 
 A layer is a field of a collection, `filtering-final/t2m`, or of one result, `RESULT_ID/t2m`. Its styles
-are statistics, of which `mean` and `spread` are listed, its dimensions TIME (valid times) and ELEVATION
-(hPa). `service.data.drawing` draws them.
+are statistics, of which `mean`, the default, and `spread` are listed, its dimensions TIME (valid times, the
+last of which is `current`) and ELEVATION (hPa). `service.data.drawing` draws them.
 
 Reference:
     | OpenGIS Web Map Server Implementation Specification, 1.3.0 (OGC 06-042)
@@ -13,12 +13,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
 from model.domain.errors import InvalidInput
-from service.data.drawing import SYSTEMS, Drawing, MapLayer, Pixels, values_at
+from service.data.drawing import SYSTEMS, Drawing, MapLayer, Pixels, area_of, values_at
 from service.maps.collections import ResultCollection, describe_collections
 from service.maps.requests import Canvas, parse_statistic
 
@@ -26,7 +27,7 @@ __all__ = ["WebMaps"]
 
 MAX_SIDE = 4096
 STYLES = ("mean", "spread")
-"""Styles that are listed; every statistic of `/v1/fields` is one."""
+"""Styles that are listed, the first for `default`; every statistic of `/v1/fields` is one."""
 
 _NORTH_FIRST = ("EPSG:4326",)
 _INFO = ("application/json", "text/plain")
@@ -75,11 +76,17 @@ class WebMaps:
 
     def _layer(self, query: Mapping[str, str], layer: str) -> MapLayer:
         name, _, field = layer.partition("/")
-        style = (query.get("styles") or query.get("style") or "mean").split(",")[0]
+        asked = (query.get("styles") or query.get("style") or "default").split(",")[0]
+        style = STYLES[0] if asked == "default" else asked
+        time = query.get("time")
         threshold = _number(query, "threshold", None)
         statistic = parse_statistic(style, threshold, query.get("direction", "above"))
         return MapLayer(
-            name, field, statistic, query.get("time"), _number(query, "elevation", None)
+            name,
+            field,
+            statistic,
+            None if time == "current" else time,
+            _number(query, "elevation", None),
         )
 
     def _map(self, query: Mapping[str, str]) -> bytes:
@@ -134,8 +141,8 @@ class WebMaps:
         catalogue = collection.of_newest(self.drawing.reader.catalogue)
         times = [f"{holding.time:%Y-%m-%dT%H:%M:%SZ}" for holding in collection.holdings]
         dimension = (
-            f'<Dimension name="time" units="ISO8601" default="{times[-1]}">{",".join(times)}'
-            "</Dimension>"
+            f'<Dimension name="time" units="ISO8601" default="{times[-1]}" current="1">'
+            f"{','.join(times)}</Dimension>"
         )
         parts = [f"<Layer><Title>{escape(collection.title)}</Title>"]
         for field in catalogue.fields:
@@ -197,8 +204,19 @@ def _document(address: str, layers: str) -> str:
         "<EX_GeographicBoundingBox><westBoundLongitude>-180</westBoundLongitude>"
         "<eastBoundLongitude>180</eastBoundLongitude><southBoundLatitude>-90</southBoundLatitude>"
         "<northBoundLatitude>90</northBoundLatitude></EX_GeographicBoundingBox>"
-        '<BoundingBox CRS="CRS:84" minx="-180" miny="-90" maxx="180" maxy="90"/>'
-        f"{layers}</Layer></Capability></WMS_Capabilities>"
+        f"{''.join(map(_bounding_box, SYSTEMS))}{layers}</Layer></Capability></WMS_Capabilities>"
+    )
+
+
+@cache
+def _bounding_box(system: str) -> str:
+    """Return the extent of the globe, of a hemisphere where the map is polar, in a system's own axes."""
+    west, south, east, north = area_of(system)
+    if system in _NORTH_FIRST:
+        west, south, east, north = south, west, north, east
+    return (
+        f'<BoundingBox CRS="{system}" minx="{west:.10g}" miny="{south:.10g}" '
+        f'maxx="{east:.10g}" maxy="{north:.10g}"/>'
     )
 
 

@@ -89,6 +89,33 @@ def test_a_client_finds_the_layers_and_their_dimensions(gateway, field) -> None:
     assert Image.open(BytesIO(image.read())).size == (90, 45)
 
 
+def test_defaults_may_be_named(gateway, field) -> None:
+    asked = {"crs": "CRS:84", "bbox": "-180,-90,180,90"}
+    unnamed = picture(gateway, **asked)
+    for named in ({"styles": "default"}, {"time": "current"}, {"time": TIME, "styles": "mean"}):
+        assert (picture(gateway, **asked, **named) == unnamed).all(), named
+
+
+def test_extents_are_in_the_axes_of_each_system(gateway, field) -> None:
+    answer = httpx.get(f"{gateway.url}/ogc/wms", params={"request": "GetCapabilities"})
+    boxes = {
+        box.get("CRS"): [float(box.get(name)) for name in ("minx", "miny", "maxx", "maxy")]
+        for box in ElementTree.fromstring(answer.content).findall(".//{*}BoundingBox")
+    }
+    assert boxes["CRS:84"] == [-180, -90, 180, 90]
+    assert boxes["EPSG:4326"] == [-90, -180, 90, 180]
+    mercator = pyproj.CRS("EPSG:3857").area_of_use  # which stops at 85.06 degrees
+    assert boxes["EPSG:3857"] == pytest.approx(
+        [-20037508.34, -20037508.34, 20037508.34, 20037508.34]
+    )
+    assert (mercator.west, mercator.east) == (-180, 180)
+    # A stereographic map shows the equator at 2 a k, of the sphere nearly: 12.7 thousand km times its scale.
+    for system in ("EPSG:3413", "EPSG:3031", "EPSG:3995"):
+        left, bottom, right, top = boxes[system]
+        assert -left == right == top == -bottom
+        assert 12.2e6 < right < 12.6e6
+
+
 def test_value_under_a_pixel_and_legend(gateway, field) -> None:
     url = f"{gateway.url}/ogc/wms"
     asked = {
