@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import structlog
@@ -45,7 +45,7 @@ _TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def warm_up(model: LatentModel) -> None:
-    """Run a minimal analysis: one member, one diffusion step, one observation at the equator.
+    """Run a minimal analysis: one member, one step of everything, one observation at the equator.
 
     Raises:
         Exception: Any error of the model.
@@ -68,11 +68,14 @@ def warm_up(model: LatentModel) -> None:
     )
     observations, _ = observation_set(table, model, plan.times)
     settings = recommended_settings(model)
+    once: dict[str, Any] = {"iterations": 1} if hasattr(settings.guidance, "iterations") else {}
     settings = replace(
         settings,
         sampler=replace(settings.sampler, steps=1),
         warm=replace(settings.warm, steps=1),
         entry=replace(settings.entry, steps=1),
+        prior_solve=replace(settings.prior_solve, iterations=1, steps=1, member_iterations=1),
+        guidance=replace(settings.guidance, **once),
     )
     assimilate(model, observations.to(model.dtype, model.device), plan, 1, 0, settings=settings)
 

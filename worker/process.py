@@ -248,7 +248,8 @@ class WorkerLife:
         signals.worker_process_shutdown.connect(
             lambda **_: finish_traces(), weak=False, dispatch_uid="traces"
         )
-        if not {INGEST_QUEUE, INGEST_LARGE_QUEUE}.isdisjoint(self.queues):
+        # A large upload takes longer than the start of what decodes it, and bulletins do not.
+        if INGEST_QUEUE in self.queues:
             warm_up()
             threading.Thread(target=_tell_protections, name="protections", daemon=True).start()
 
