@@ -118,7 +118,7 @@ class NotAcceptable(RequestError):
 
 
 class PreconditionFailed(RequestError):
-    """If-Match names another version of the file."""
+    """The file does not have the entity tag given in If-Match."""
 
     code = "precondition_failed"
 

@@ -1,6 +1,6 @@
-r"""Take fields from the result's grid to a view: a box of latitudes and longitudes, or a polar plane.
+r"""Resample fields from the result's grid to a view: a latitude-longitude box or a polar plane.
 
-A global view holds values of the grid itself, every so many rows and columns where there are too
+A global view holds values of the grid itself, subsampled in rows and columns where there are too
 many. Polar views are interpolated bilinearly to a stereographic plane that touches the pole of a
 sphere of radius R,
 
