@@ -55,7 +55,7 @@ _MOVING = (1, 4)
 _BUOY_NUMBER = 1_005
 _INCREMENT_WIDTH = 6
 _WHOLE = 65_530
-"""Bytes from which on a report tells no length."""
+"""Length in bytes above which a report does not contain its length."""
 
 
 class DumpUnpacker(Unpacker):
@@ -295,7 +295,7 @@ class PrepCollection:
 
 
 def is_ragged(nodes: Sequence[Node]) -> bool:
-    """Return whether reports of a template differ in layout, and say their length."""
+    """Return whether reports of a template differ in layout and contain their length."""
     first = nodes[0] if nodes else None
     sized = isinstance(first, TemplateElement) and first.name == "BYTCNT"
     return sized and any(isinstance(node, Loop) and node.kind for node in nodes)
