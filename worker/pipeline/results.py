@@ -164,7 +164,7 @@ def make_product(
         background: The first guess.
         analysis: The result of the solver.
         decoded: Its states and equivalents.
-        layout: Of the data folder, for the hashes of batches and earlier scores.
+        layout: The data folder, for the hashes of batches and earlier scores.
         gathered: Operational time at which the observations were read.
         scratch: Folder for decoded states.
     """
@@ -206,7 +206,7 @@ def _provenance(
     layout: Layout,
     gathered: datetime,
 ) -> dict[str, Any]:
-    """Return everything needed to make the result again."""
+    """Return everything needed to reproduce the result."""
     files = StoreFiles.of(layout)
     return {
         "checkpoint": loaded.name,
@@ -239,11 +239,11 @@ def decode_analysis(
     analysis: Analysis,
     scratch: Path,
 ) -> DecodedAnalysis:
-    """Decode the members of an analysis, once for all that is made of their states.
+    """Decode the members of an analysis once, for equivalents, written states and tendencies.
 
     Arguments:
         plan: Times of the states, and which of them are written.
-        model: Decodes them.
+        model: Decodes the states.
         monitored: Rows of the feedback that have equivalents.
         analysis: The result of the solver.
         scratch: Folder for decoded states.
@@ -301,7 +301,7 @@ def write_outputs(
         path = folder / SERIES_NAME
         pq.write_table(product.series, path, compression="zstd")
         written.append((path, "verification"))
-    if not any(plan.tied):  # a forecast is nothing to start from
+    if not any(plan.tied):  # no job continues a forecast
         path = folder / RESTART_NAME
         write_restart(Restart(plan.times, analysis.latents, loaded.sha256, biases), path)
         written.append((path, "restart"))
