@@ -34,7 +34,7 @@ __all__ = [
 
 
 class OperatorOfStates(ReadsColumns, Protocol):
-    """An operator with both of its uses: on whole states, and on the values it reads alone.
+    """An operator that can be applied to whole states, or only to the values that it reads.
 
     `observe(flat[..., columns])`, with `flat` the states as (*, T C Y X), is the same as the call.
     """
