@@ -40,7 +40,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Statics:
-    """Fields that do not change, and instrument descriptions.
+    """Fields that do not change in time, and weighting functions of instruments.
 
     Attributes:
         orography: Height of the model's ground above mean sea level in m, with shape
@@ -103,7 +103,7 @@ class ModelDomain:
         grid: Horizontal grid.
         channels: Channel order of the states; C of them.
         length: T, the number of hourly states.
-        statics: Unchanging fields.
+        statics: Static fields.
     """
 
     grid: Grid
@@ -308,7 +308,7 @@ class OperatorFamily(Protocol):
     linear: bool
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """Return whether the family gives model equivalents of `variable` at that kind of height."""
+        """Return whether the family observes `variable` with that kind of vertical coordinate."""
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
         """Return stencils for points that all observe `variable`.
