@@ -116,8 +116,8 @@ def in_metar(table: pa.Table) -> pa.Table:
 def metar_bulletin(table: pa.Table, indicators: Mapping[str, str]) -> bytes:
     """Return the land stations of a table as METAR: wind in whole knots and tens of degrees.
 
-    Temperature and sea level pressure come to tenths in the remarks; QNH, which the rows do not tell,
-    is missing, as where the sensor fails.
+    Temperature and sea level pressure are given to tenths in the remarks; QNH, which the rows lack, is
+    coded as missing, as by a failed sensor.
 
     Arguments:
         table: Rows of land stations on full hours; those of others are ignored.
