@@ -181,7 +181,7 @@ def _depression(reports: ReportTable) -> np.ndarray:
 
 def temp_bulletin(table: pa.Table) -> bytes:
     """Return the sondes of a table, by WMO number, at standard levels: temperature to 0.15 K, wind to 2.5
-    degrees and half a knot; heights and the surface, which the rows do not tell, are missing.
+    degrees and half a knot; heights and the surface, which the rows lack, are coded as missing.
     """
     return _bulletin(table, "temp", "USXX99", _temp)
 
@@ -206,7 +206,7 @@ def _bulletin(
 
 
 def _levels(reports: ReportTable) -> Mapping[int, int]:
-    """Return the place of each level by its pressure in hPa."""
+    """Return the position of each level by its pressure in hPa."""
     return {round(pressure / 100.0): n for n, pressure in enumerate(reports.vertical.tolist())}
 
 
