@@ -97,10 +97,9 @@ class BackgroundCard(_Strict):
         sigma: Noise level that analysed states are taken to have in the forecast of the new hours.
         hours: How many hours older the previous analysis is that a cycle continues from: the lead
             time of the background.
-        remainder: The factor rho on the model error of the forecast, if analysis errors grow
-            by the network's tangent linear (`model.background.Propagation`): the model error over
-            the part of the errors of new hours that those of the analysed ones do not explain. None
-            for the average growth.
+        remainder: rho of `model.background.Propagation`, for errors that grow by the network's tangent
+            linear: the model error of the forecast over the part of the errors of new hours that
+            the errors of the analysed ones do not explain. None for the average growth.
         spread: Factor on the deviations of members from their mean. The mean is most accurate with a
             covariance larger than its errors; the spread of the members should match these errors.
     """
@@ -114,7 +113,7 @@ class BackgroundCard(_Strict):
 
 
 class RecommendedCard(_Strict):
-    """How analyses are made unless a job chooses otherwise; what is left out is as in the release.
+    """Default settings of analyses; fields that are left out have the values of the release.
 
     The attributes are those of `model.assimilation_settings.AssimilationSettings`. Which values
     serve a checkpoint depends on its training, so they are part of it.

@@ -256,7 +256,7 @@ class TangentDecoder:
 
 @dataclass(frozen=True, eq=False)
 class _ColumnGroup:
-    """Patches of which the same channels are read.
+    """Patches whose values are read in the same channels.
 
     Attributes:
         places: Their indices in (T, h, w), with shape (R,).

@@ -38,7 +38,7 @@ SIDE, COARSE_SIDE = 4, 2
 """Largest side of a tile in points, on the finest level and on the others. Smaller tiles compute fewer
 points that are not needed, but a larger share of overlapping margins."""
 WORTH = 0.95
-"""Levels of which a larger share is needed, on average, are evaluated whole."""
+"""Levels that need a larger share of their tiles, on average, are evaluated whole."""
 
 
 @dataclass(frozen=True, eq=False)

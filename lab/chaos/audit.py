@@ -209,7 +209,7 @@ def _mutated(
     undisturbed: Mapping[str, int],
     verdict: ChaosVerdict,
 ) -> None:
-    """Check damaged content: it may be ingested or rejected, whatever faults were injected."""
+    """Check that damaged content was ingested or rejected as it would be without faults."""
     ends = (BatchState.INGESTED, BatchState.REJECTED)
     ended = [batch for batch in found.values() if batch.state in ends]
     if not ended:

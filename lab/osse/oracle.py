@@ -2,7 +2,7 @@
 
 ``python -m lab.osse.oracle NATURE.zarr --days 10`` cycles an ensemble of the very circulation model that
 made the truth, every hour, by a local ensemble transform Kalman filter (`lab.osse.letkf`) from the same
-simulated observations as every other method, and scores it as they are. No forecast can be better than
+simulated observations as every other method, and scores it in the same way. No forecast can be better than
 that of the truth's own model: this is the bound that a learned one is measured against.
 
 Members begin as states of another truth, five days apart around the season, so that the first

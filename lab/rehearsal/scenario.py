@@ -267,7 +267,7 @@ class Shipment:
         part, parts: Which of how many files of the hour.
         arrival: When the sender sends it (UTC).
         copy_of: Name of the delivery whose reports it repeats; empty for none.
-        same_bytes: Whether that file is repeated as it was; else the same reports come in another.
+        same_bytes: Whether that file is repeated byte for byte; else its reports are encoded anew.
     """
 
     name: str

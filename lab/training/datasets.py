@@ -371,7 +371,7 @@ def build_cache(
     read: Callable[[range], NDArray[np.float32]],
     convert: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda values: values,
 ) -> ArrayCache:
-    """Write items of shape `item` for `times`; a finished cache is left as it is.
+    """Write items of shape `item` for `times`, unless the cache is finished already.
 
     Every rank does its share. The index is written last, so a cache is never half read; an interrupted
     build resumes with the missing parts, with any number of ranks.

@@ -79,7 +79,7 @@ class StateStream:
 
 
 def spread(states: StandardisedStates, most: int) -> Iterator[NDArray[np.float32]]:
-    """Yield at most so many states (1, C, Y, X), evenly spread over the period, one by one."""
+    """Yield at most `most` states (1, C, Y, X), evenly spread over the period, one by one."""
     for position in np.linspace(0, len(states) - 1, min(most, len(states))).astype(np.int64):
         yield states.read(position[None])
 

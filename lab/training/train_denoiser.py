@@ -91,7 +91,7 @@ def decoder_response(autoencoder: Autoencoder, latents: Tensor, std: Tensor) -> 
 
 
 def latent_scale(std: Tensor, response: Tensor) -> Tensor:
-    """Return what latents are divided by, with shape (c,): their mean square over channels becomes 1.
+    """Return the scale of latents (c,): divided by it, their mean square over channels is 1.
 
     Arguments:
         std: Standard deviation of each channel, with shape (c,).

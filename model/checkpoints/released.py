@@ -280,7 +280,7 @@ def load_released(
 
 
 def _provenance(autoencoder: Path, backbone: Path) -> dict[str, Any]:
-    """Return what the card says of the files that the weights were read from."""
+    """Return the provenance for the card: the files that the weights were read from."""
     return {
         "layout": "run folders of the public implementation",
         "autoencoder": {"file": autoencoder.name, "sha256": sha256(autoencoder)},

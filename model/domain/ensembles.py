@@ -43,7 +43,7 @@ class AntitheticPairs:
 
     Attributes:
         pairs: Positions of members that share their noise, each member in one of them: (0, 1) for
-            two of opposite noise, (0,) for one that shares it with nobody.
+            two of opposite noise, (0,) for one with noise of its own.
     """
 
     pairs: tuple[tuple[int, ...], ...]

@@ -190,7 +190,7 @@ Precondition = Callable[[Observed, Tensor], LinearMap]
 
 
 class _Gain:
-    """The system R + H Sigma H^T at one point, remembering the adjoints it computed."""
+    """The system R + H Sigma H^T at one point; it keeps the adjoints that it computes."""
 
     def __init__(
         self, point: Linearisation, variance: Tensor, sigma: Tensor, *, tweedie: bool

@@ -3,7 +3,7 @@
 The states of all rows of a batch that some observation reads are decoded together, and only
 those; then the operator of each blanket sees the states of all its members at once.
 
-A forecast knows the states up to its start: they are observations of the whole latent state with
+In a forecast the states up to its start are known: they are observations of the latent state with
 a small error, so the same guidance applies, and no decoder is needed for them.
 """
 

@@ -298,7 +298,7 @@ class GuessedStart:
         return rest
 
     def joined(self, rest: LinearSolution) -> LinearSolution:
-        """Return the solution with what was solved for its residual."""
+        """Return the solution, given that of the remaining system, whose vectors come second."""
         factor = self.solution.coefficients
         if self._shares:
             count = rest.coefficients.shape[1]

@@ -101,10 +101,10 @@ class _Adjoint(torch.autograd.Function):
 
 
 def asked_for(ctx: Any, position: int) -> bool:
-    """Return whether the running backward pass wants the gradient of an input, not only knows it.
+    """Return whether the running backward pass computes the gradient of an input.
 
-    `needs_input_grad` covers the latter alone; the tangent-linear products of guidance ask for
-    gradients in the cotangent, never in x.
+    `needs_input_grad` only says that the input requires one; the tangent-linear products of guidance
+    compute gradients in the cotangent, never in x.
     """
     node = ctx.next_functions[position][0]
     return node is not None and torch._C._will_engine_execute_node(node)

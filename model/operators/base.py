@@ -48,9 +48,9 @@ class Statics:
         land_sea_mask: Land fraction in [0, 1], with shape (nlat, nlon), or None.
         weighting_functions: For brightness temperatures: sensor and channel number to the weights
             of the temperatures on the model's levels, from the top down; weights may sum to less
-            than 1. A number alone stands for the channel of any sensor that has no own one.
-        residual: What the model cannot represent of each channel, 1 standard deviation in SI
-            units with shape (C, nlat), or None; see `model.operators.composite`.
+            than 1. A number alone applies to any sensor without an entry of its own.
+        residual: Reconstruction residual of each channel, 1 standard deviation in SI units with
+            shape (C, nlat), or None; see `model.operators.composite`.
         typical: A typical value of each channel with shape (C,); goes with `residual`.
     """
 
@@ -286,7 +286,7 @@ class Built:
 
     Attributes:
         stencil: Where each of the `n` points takes its K ingredients.
-        parameters: What the pointwise function needs besides, each with shape `(n,)`.
+        parameters: Other arguments of the pointwise function, each with shape `(n,)`.
         accepted: Points inside the model's domain; the others have arbitrary stencils.
         reason: Quality-control outcome of the points that are not accepted.
     """

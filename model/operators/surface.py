@@ -1,6 +1,6 @@
 r"""Observe surface variables at a point, and station pressure.
 
-* 2 m temperature is carried from the model's ground to the station's height with 6.5 K per km
+* 2 m temperature is adjusted from the model's ground to the station's height with 6.5 K per km
   where both heights are known (a constant offset: the operator is affine).
 * Sea surface temperature is interpolated from sea cells only, where the land-sea mask is known;
   a point without any is outside the domain.
@@ -19,7 +19,7 @@ r"""Observe surface variables at a point, and station pressure.
   and constant below the lowest (the surface layer is taken as well mixed). The pressure is that of
   the standard atmosphere at the station's height, so a station above the model's ground reads
   the drier air up there; 20 hPa of weather change the vapour pressure by 2 %. The temperature
-  that relative humidity refers to is that at 2 m, carried to the station's height as above; of
+  that relative humidity refers to is that at 2 m, adjusted to the station's height as above; for
   states without it, that of the column.
 """
 
