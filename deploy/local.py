@@ -214,6 +214,7 @@ class Supervisor:
             self.write(
                 "appa", "the process that parts are forked from ended; each starts by itself"
             )
+            self._forks.close()
             self._forks = None
         for name, child in self.children.items():
             if child.restart_at is None and child.process.poll() is not None:
