@@ -70,7 +70,8 @@ GROUPS: dict[str, tuple[str, str]] = {
 EXTRAS: dict[str, str] = {
     **dict.fromkeys(("up", "demo", "rehearse", "chaos"), "local"),
     **dict.fromkeys(("verify", "checkpoint", "replay", "worker gpu"), "model"),
-    **dict.fromkeys(("observations", "sources", "worker", "recover", "export", "deny"), "ingest"),
+    **dict.fromkeys(("observations", "sources", "worker", "workers"), "ingest"),
+    **dict.fromkeys(("restore", "recover", "export", "deny"), "ingest"),
     "train": "lab",
     "gateway": "data",
     "mcp": "mcp",

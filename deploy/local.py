@@ -59,6 +59,10 @@ PROCESSES: dict[str, tuple[str, ...]] = {
 OPTIONAL: frozenset[str] = frozenset({"sources"})
 """Those started only if they have something to do."""
 
+_STOP_SECONDS: dict[str, float] = {"gateway": 15.0, "model": 60.0}
+"""Grace periods from SIGTERM to SIGKILL that differ from the default of `Process`: the gateway gives
+requests ten seconds, a job ends at its next step."""
+
 _PRELOADED: tuple[str, ...] = (
     "deploy.commands.stack",
     "service.app",
@@ -186,8 +190,8 @@ class Supervisor:
                 self.start(part.name)
 
     def load(self) -> None:
-        """Start the process that parts are forked from; return while it imports its modules."""
-        if self.preloaded and self._forks is None:
+        """Start the process that parts are forked from (Linux only); return while it imports modules."""
+        if self.preloaded and self._forks is None and sys.platform == "linux":
             with self._logged("appa") as output:
                 self._forks = Preloaded(self.preloaded, self.environment, output=output)
 
@@ -206,6 +210,12 @@ class Supervisor:
         Call it a few times a second.
         """
         now = time.monotonic()
+        if self._forks is not None and self._forks.ended:
+            self.write(
+                "appa", "the process that parts are forked from ended; each starts by itself"
+            )
+            self._forks.close()
+            self._forks = None
         for name, child in self.children.items():
             if child.restart_at is None and child.process.poll() is not None:
                 if now - child.started > _STEADY:
@@ -363,6 +373,7 @@ class LocalStack:
             Process(
                 name if i == 0 else f"{name}-{i + 1}",
                 python_command(command),
+                stop_seconds=_STOP_SECONDS.get(name, Process.stop_seconds),
                 forked=name != "model",
             )
             for name, command in PROCESSES.items()
@@ -452,7 +463,7 @@ class LocalStack:
 
 def _broker_socket(layout: Layout) -> tuple[Path, Path | None]:
     """Return where the embedded server listens, and the folder made for it if the path was too long."""
-    path = layout.broker / "broker.sock"
+    path = layout.broker_socket
     if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
         return path, None
     folder = Path(tempfile.mkdtemp(prefix=scratch_prefix("socket")))
@@ -484,13 +495,18 @@ def embedded_broker(layout: Layout, seconds: float = 60.0) -> Iterator[str]:
     Raises:
         ConfigurationError: If the data folder is in use, but the server does not answer.
     """
-    running = layout.broker / "broker.sock"
+    running = layout.broker_socket
     if _answers(f"unix://{running}"):
         yield f"unix://{running}"
         return
     with _locked(layout):
         path, folder = _broker_socket(layout)
-        server = subprocess.Popen(broker_command(layout.broker, path), start_new_session=True)
+        server = subprocess.Popen(
+            broker_command(layout.broker, path),
+            stdout=2,  # answers of commands go to stdout
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
         try:
             end = time.monotonic() + seconds
             while not _answers(f"unix://{path}"):

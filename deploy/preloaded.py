@@ -28,6 +28,7 @@ from typing import IO, Any
 __all__ = ["Fork", "Preloaded"]
 
 _MESSAGE = 131_072  # maximum size of a request in bytes; most of it is the environment
+_PATIENCE = 60.0  # seconds to import modules, on a slow disk
 _PR_SET_PDEATHSIG = 1
 
 
@@ -43,6 +44,7 @@ class Fork:
         self.pid = pid
         self.returncode: int | None = None
         self._channel = channel
+        self._process = os.pidfd_open(pid)
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""
@@ -61,21 +63,36 @@ class Fork:
 
     def _ended(self, seconds: float | None) -> int | None:
         """Return the exit code once the server has reported it; the process is a zombie until then."""
-        if self.returncode is None:
-            self._channel.settimeout(seconds)
-            try:
-                said = self._channel.recv(64)
-            except (BlockingIOError, TimeoutError):
-                return None
-            self._channel.close()
-            # Without a reply the server is gone, and with it the exit codes of its forks.
-            self.returncode = int(said.removeprefix(b"code ") or -signal.SIGKILL)
+        if self.returncode is not None:
+            return self.returncode
+        self._channel.settimeout(seconds)
+        try:
+            said = self._channel.recv(64)
+        except (BlockingIOError, TimeoutError):
+            return None
+        except ConnectionResetError:
+            said = b""
+        if said:
+            self.returncode = int(said.removeprefix(b"code "))
+        elif self._has_ended(seconds):
+            # The server had gone: it sent this process SIGTERM, and its exit code is lost.
+            self.returncode = -signal.SIGTERM
+        else:
+            return None
+        self._channel.close()
+        os.close(self._process)
         return self.returncode
 
-    def send_signal(self, number: int) -> None:
+    def _has_ended(self, seconds: float | None) -> bool:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process, selectors.EVENT_READ)
+            return bool(selector.select(seconds))
+
+    def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._process, number)
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -150,20 +167,29 @@ class Preloaded:
         request |= {"session": session, "umask": umask}
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         number = output if isinstance(output, int) else output.fileno()
-        with suppress(BrokenPipeError, ConnectionResetError), theirs:
-            message = json.dumps(request).encode()
-            socket.send_fds(self._control, [message], [number, theirs.fileno()])
-        with suppress(ConnectionResetError):
-            said = channel.recv(64).decode()
-            if said.startswith("pid "):
-                return Fork(int(said.removeprefix("pid ")), channel)
-        channel.close()
-        raise ChildProcessError("The process that forks others, or the fork, ended.")
+        channel.settimeout(_PATIENCE)
+        try:
+            with theirs:
+                message = json.dumps(request).encode()
+                socket.send_fds(self._control, [message], [number, theirs.fileno()])
+            return Fork(int(channel.recv(64).decode().removeprefix("pid ")), channel)
+        except (OSError, ValueError) as error:  # it ended, hangs, or cannot take the request
+            channel.close()
+            raise ChildProcessError("The process that forks others does not answer.") from error
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has ended."""
+        return self._process.poll() is not None
 
     def close(self) -> None:
         """End the server, and with it its forks."""
         self._control.close()
-        self._process.wait()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 # -- the server's side
@@ -191,20 +217,26 @@ class _Server:
         Raises:
             _Born: In each child.
         """
-        while True:
-            for key, _ in self.selector.select():
-                if key.fileobj is self.control:
-                    if not self._request():
-                        for pid in self.living:
-                            os.kill(pid, ending)
-                        return
-                elif isinstance(key.fileobj, int):
-                    self._tell_end(key.fileobj, *key.data)
-                else:  # the owner has read the exit code or is gone: reap the zombie
-                    self.selector.unregister(key.fileobj)
-                    key.fileobj.close()
-                    os.waitpid(key.data, 0)
-                    self.living.discard(key.data)
+        with self.selector:  # closed in a child, too, before its descriptor is reused
+            while self._serve_once():
+                pass
+            for pid in self.living:
+                os.kill(pid, ending)
+
+    def _serve_once(self) -> bool:
+        """Handle what has happened; return False once the owner is gone."""
+        for key, _ in self.selector.select():
+            if key.fileobj is self.control:
+                if not self._request():
+                    return False
+            elif isinstance(key.fileobj, int):
+                self._tell_end(key.fileobj, *key.data)
+            else:  # the owner has read the exit code or is gone: reap the zombie
+                self.selector.unregister(key.fileobj)
+                key.fileobj.close()
+                os.waitpid(key.data, 0)
+                self.living.discard(key.data)
+        return True
 
     def _request(self) -> bool:
         message, given, _, _ = socket.recv_fds(self.control, _MESSAGE, 2)
@@ -240,6 +272,8 @@ class _Server:
 
 def _become(asked: dict[str, Any], output: int, reply: int, server: int, ending: int) -> None:
     """Turn this child into the process asked for."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ending)
     if os.getppid() != server:  # the server ended before prctl
         os._exit(1)
@@ -247,8 +281,6 @@ def _become(asked: dict[str, Any], output: int, reply: int, server: int, ending:
         os.setsid()
     if asked["umask"] is not None:
         os.umask(asked["umask"])
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for stream in (1, 2):
         os.dup2(output, stream)
     os.write(reply, f"pid {os.getpid()}".encode())  # after setsid: it may be killed

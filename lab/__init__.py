@@ -1,1 +1,1 @@
-"""Make and judge: training, simulated experiments, parity, demo and rehearsal; never imported by servers."""
+"""Training, simulated experiments, parity, demo, chaos test and rehearsal; not imported by servers."""

@@ -46,13 +46,13 @@ def new_figure(width: float, height: float) -> Figure:
 def heading(
     what: str, times: Iterable[datetime], checkpoint: str, *, simulated: bool = True
 ) -> str:
-    """Return what a picture says of itself: its subject; below, when, of which checkpoint, and more.
+    """Return the heading of a picture: its subject, and below it times, checkpoint and a disclaimer.
 
     Arguments:
-        what: Is shown.
+        what: Subject of the picture.
         times: Valid times shown (UTC), at least one.
         checkpoint: Name; empty if it is unknown.
-        simulated: Whether the atmosphere is.
+        simulated: Whether the atmosphere is simulated, which the disclaimer says.
     """
     shown = sorted(times)
     span = " to ".join(dict.fromkeys(f"{t:%Y-%m-%d %H}" for t in (shown[0], shown[-1])))
@@ -102,7 +102,7 @@ def world_field(
         title: Above the map.
         label: Units, beside the colour bar.
         colours: Name of a colour map.
-        bounds: Lowest and highest value that is told apart.
+        bounds: Range of the colour scale.
         steps: How many colours.
     """
     shown = WorldMap(axes, grid, title)

@@ -1,6 +1,6 @@
-"""Make a tiny model with random weights: its jobs cost a second or two, and their fields mean nothing.
+"""Make a tiny model with random weights: its jobs take a second or two, its fields are meaningless.
 
-The standing exercise and the tests of everything around the model run on it.
+The chaos test and the tests of everything around the model run on it.
 """
 
 from collections.abc import Iterable

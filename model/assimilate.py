@@ -66,7 +66,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PassInputs:
-    """The arguments of `assimilate`, with what is the same in every pass."""
+    """The arguments of `assimilate` and other values that all passes share."""
 
     model: LatentModel
     observations: WindowObservations | None
@@ -86,7 +86,7 @@ class PassInputs:
     def denoiser(
         self, denoise: Denoise, dates: Tensor, blankets: Blankets, guidance: Guidance | None
     ) -> TrajectoryDenoiser:
-        """Return the denoiser of a pass, of this rank's share of it where there are ranks."""
+        """Return the denoiser of a pass, limited to this rank's share if there are ranks."""
         where: dict[str, Any] = {}
         if self.ranks is not None and self.share is not None:
             whole = self.share.whole
@@ -132,7 +132,7 @@ def sample_pass(
         earlier = whole if inputs.ensemble is None else whole[list(inputs.members)]
     if inputs.settings.start == "prior":
         guess = None if earlier is None else whole.mean(dim=0)
-        if inputs.prior is not None:  # near enough for a single linearisation
+        if inputs.prior is not None:  # close enough to the solution for a single linearisation
             guess = inputs.prior.climatology(dates[None])[0].to(start)
         start = _prior_start(inputs, part, dates, conditions, noise(start), guess)
         if inputs.prior is not None:
@@ -152,10 +152,10 @@ def sample_pass(
 
 
 def _forecast_from(inputs: PassInputs, part: Pass, known: Tensor) -> int | None:
-    """Return with how many known states a pass begins, if all it does is to forecast from them.
+    """Return the number of known states that a pass forecasts from; None if it is no pure forecast.
 
-    That takes a network with a noise level per state; without one, the known states are
-    observations of a blanket like any others.
+    A forecast by a single evaluation needs a network with one noise level per state. Without it,
+    the known states are assimilated as observations of the latent state.
     """
     model, first = inputs.model, part.first
     if inputs.settings.start != "prior" or not model.card.backbone.noise_per_state:
@@ -191,7 +191,7 @@ def _prior_start(
 ) -> Tensor:
     """Return members of the posterior under the closed-form prior, with the shape of `white`.
 
-    An earlier trajectory (T, c, h, w) is a first guess of their mean.
+    `guess`, an earlier trajectory (T, c, h, w), is the first guess of the posterior mean.
     """
     model, prior = inputs.model, inputs.prior or inputs.model.denoise.base
     if not isinstance(prior, ZonalGaussianPrior | BackgroundPrior):
@@ -215,7 +215,7 @@ def _prior_start(
         prior, conditions, inputs.seed, inputs.members, solve, guess, first, transform, spread
     )
     draw = inputs.denoiser(model.denoise, dates, part.blankets, start)
-    # The schedule has alpha = 1, so the white noise arrives as it is at any time.
+    # The schedule has alpha = 1, so the white noise is not scaled, whatever the diffusion time.
     members: Tensor = draw(white, torch.ones((), dtype=torch.float64)).mean
     return members
 
@@ -287,8 +287,8 @@ class Trajectory:
             (M, T, c, h, w): what the next cycle's warm start needs.
         first_time: Valid time of the first latent state.
         fits: (noise level, fit to the observations), from noisy to clean.
-        settings: How it was made.
-        memory: How the work was cut to fit into memory.
+        settings: Settings it was drawn with.
+        memory: How the work was split to fit into memory.
         seed: Seed of the inputs.
         members: Number of each member; with the seed it determines the member's noise.
     """
@@ -310,7 +310,7 @@ class Trajectory:
 
     @property
     def pairs(self) -> AntitheticPairs:
-        """How the members of an analysis depend on each other."""
+        """Which members form antithetic pairs."""
         return AntitheticPairs.of(self.members, self.settings.antithetic)
 
 
@@ -339,25 +339,26 @@ def assimilate(
         observations: An `ObservationSet` on the states of `plan.times`; None for none.
         plan: Which states are observed, tied and written.
         members: M, the number of members.
-        seed: With a member's number it determines the member, whatever is computed beside it.
+        seed: With a member's number it determines the member, whatever the size of the ensemble
+            and its batches.
         background: The tied states in order of time, physical (M or 1, T_tied, C, Y, X) or
             standardised latents (M or 1, T_tied, c, h, w).
         settings: How the plan is carried out; None for what suits the checkpoint.
         on_step: Called with (i, n) before every diffusion step; may raise `JobCancelled`.
-        warm_start: An earlier trajectory that overlaps the window: sampling starts from it, or
-            where it starts from the prior, the solver does.
-        prior: What is known of a window of one blanket before its observations, which then are
-            those that the last analysis has not seen; None for climatology. Members are drawn
-            from the posterior in closed form: re-noising them every hour would forget what the
-            cycle knows.
+        warm_start: An earlier trajectory that overlaps the window: the first state of sampling, or
+            with a start from the prior the first guess of the solver.
+        prior: Prior of a window of one blanket, centred on a background; `observations` must then
+            be those that the previous analysis has not used. None for the climatological prior.
+            Members are drawn from the posterior in closed form: re-noising them every hour would
+            discard what earlier cycles have learned.
         diagnostics: Called with the noise level and fit of every evaluation.
         first_member: Number of the first member, where an ensemble is made in several jobs.
-        ensemble: Size of the whole ensemble, over which a warm start is dealt out by the number of
-            each member; None where these members are all.
+        ensemble: Size of the whole ensemble, so that each member takes the member of the warm start
+            with its own number; None if these members are all.
         ranks: The processes that make this trajectory together, each calling with the same
             arguments; each returns the states of its own blankets. None for this process alone.
-        decode: Whether the written states are decoded, which a caller that decodes the latents
-            itself does not need: there are none then.
+        decode: Whether to decode the written states. False is for callers that decode the latents
+            themselves: the result then has no states.
 
     Returns:
         The ensemble.
@@ -411,7 +412,7 @@ def assimilate(
 def _sampler_of(
     settings: AssimilationSettings, model: LatentModel, warm_start: WarmStart | None
 ) -> SamplerSettings:
-    """Return the sampler, entered at a lower noise level where it need not start from noise."""
+    """Return the sampler, which starts at a lower noise level unless it starts from pure noise."""
     if settings.start == "prior":
         return warm_sampler(settings.sampler, settings.entry, model.schedule)
     if warm_start is not None:
@@ -420,9 +421,9 @@ def _sampler_of(
 
 
 def _blanket_by_blanket(plan: WindowPlan, size: int, settings: AssimilationSettings) -> WindowPlan:
-    """Return the plan of a forecast in passes of a blanket each, where sampling starts from the prior.
+    """Return the plan; a forecast that starts from the prior is split into passes of one blanket.
 
-    Each blanket is started by itself, so one without a tied state would know nothing of them.
+    Blankets are started independently: one without a tied state would not depend on any of them.
     """
     whole = plan.new_states_per_pass is None and any(plan.tied) and plan.length > size
     if settings.start == "prior" and whole:
@@ -445,7 +446,7 @@ def _sample_passes(
         known = tied | (torch.arange(length) < part.known)
         drawn = sample_pass(inputs, part, number, latents, known, on_step, total)
         first, stop = part.inside(length)
-        # Known states stay as they are: they have been conditioned on.
+        # Known states are kept: the new ones were drawn conditional on them.
         new = [i for i in range(first, stop) if not known[i]]
         latents[:, new] = drawn[:, [i - part.first for i in new]]
     return latents

@@ -3,7 +3,8 @@
 A warm start begins with the trajectory of the previous cycle instead of pure noise. One hour
 later all but the newest states have been analysed before. Noise of an intermediate level is
 added to them, and sampling continues from there: the large scales are kept, what the new
-observations change is drawn again, and the cost is a fraction of a cold start. Not in the papers.
+observations change is drawn again, and the cost is a fraction of a cold start. The published method
+has no warm start.
 """
 
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class GuidanceSettings(Protocol):
 
 
 Build = Callable[[Conditions, Any], Guidance]
-"""From conditions and the settings of its own kind."""
+"""Builds a guidance from conditions and its own settings."""
 
 
 def _mmps(conditions: Conditions, settings: MMPSSettings) -> Guidance:
@@ -66,17 +67,18 @@ GUIDANCE: Registry[Build] = Registry(
     sda=_sda,
     prior_covariance=build_prior_covariance,
 )
-"""By the `method` of their settings, whose type is the annotation of `settings`."""
+"""Builders of guidances by name (`method`). The annotation of a builder's argument `settings` is the
+class of its settings."""
 
 
 def _settings_kind(method: str) -> Any:
-    """Return the dataclass of the settings of a guidance; None if it does not say."""
+    """Return the dataclass of the settings of a guidance; None if its builder is not annotated."""
     kind = get_type_hints(GUIDANCE[method]).get("settings")
     return kind if isinstance(kind, type) and is_dataclass(kind) else None
 
 
 def guidance_settings(method: str, **values: Any) -> GuidanceSettings:
-    """Return settings of a guidance, its defaults with `values` in their places.
+    """Return the settings of a guidance: its defaults, updated with `values`.
 
     Raises:
         UnknownName: If there is no such guidance.
@@ -110,7 +112,7 @@ class WarmStart:
     first_time: datetime
 
     def at(self, members: int, hours: list[int]) -> Tensor:
-        """Return a guess of the states at other hours.
+        """Return first guesses of the states at the given hours.
 
         Arguments:
             members: M; members repeat if there were fewer.
@@ -159,10 +161,11 @@ class AssimilationSettings:
         guidance: The guidance and its settings; the type says which method.
         mode: How blankets are composed, one of `model.trajectory.MODES`.
         tie_error_std: One standard deviation of tied states, in latent units.
-        forecast_spread: Factor on what members of a forecast deviate by (`model.forecast`).
+        forecast_spread: Factor on the deviations of forecast members from the forecast mean
+            (`model.forecast`).
         batch_rows: The largest number of blankets evaluated at once; None to measure it.
-        decode_states: The largest number of states decoded and differentiated at once, of which
-            none is kept; None to derive it from the memory budget.
+        decode_states: The largest number of states decoded and differentiated at once, without
+            keeping their graphs; None to derive it from the memory budget.
         memory_budget: Bytes that an evaluation may use; None for half of the memory.
     """
 
@@ -181,7 +184,7 @@ class AssimilationSettings:
 
     @property
     def smallest(self) -> "AssimilationSettings":
-        """The same, asking for the least memory at once."""
+        """The same settings with the smallest batches, which need the least memory."""
         return replace(self, batch_rows=1, decode_states=1)
 
     @property

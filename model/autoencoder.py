@@ -78,7 +78,7 @@ class AutoencoderConfig:
         pixel_shuffle: Space-to-depth between levels instead of strided convolutions.
         ffn_factor: Width of the hidden convolution in residual blocks over the level's width.
         patch_size: Space-to-depth of the input.
-        periodic: Circular padding inside the convolutions; not carried, must be False.
+        periodic: Circular padding inside the convolutions; not supported, must be False.
         halo: None keeps the columns wrapped around the longitude as part of the latent, as the
             release does. A number of latent columns is wrapped around on each side while encoding
             and decoding and cut off again, so that latents cover the sphere once and their
@@ -177,7 +177,7 @@ class Autoencoder(nn.Module):
         return self.config.latent_shape
 
     def recompute_blocks(self, recompute: bool = True) -> None:
-        """Have backward passes compute residual blocks again instead of keeping what they hold."""
+        """Turn activation checkpointing of the residual blocks on, or off with `recompute=False`."""
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 module.checkpointing = recompute
@@ -240,9 +240,10 @@ class Autoencoder(nn.Module):
         return x.reshape(*lead, *x.shape[1:])
 
     def decode_levels(self, z: Tensor, count: int) -> Tensor:
-        """Return what the first levels of the decoder make of latents (N, c, h, w).
+        """Apply the first `count` levels of the decoder to latents (N, c, h, w).
 
-        With shape (N, C, H, W) of the padded image that the next level begins with.
+        Returns:
+            The padded image that is the input of the next level, with shape (N, C, H, W).
         """
         x = self._wrapped(z)
         for level in self.decoder.levels()[:count]:

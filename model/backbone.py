@@ -34,7 +34,7 @@ class BackboneConfig:
         hid_blocks: Number of transformer blocks.
         spatial: Axes of a blanket (time, latitude, longitude); must be 3.
         patch_size: States, rows and columns of a patch.
-        window_size: Local attention; not carried, must be None.
+        window_size: Local attention; not supported, must be None.
         attention_heads: Heads of each block.
         qk_norm: Whether queries and keys are normalised.
         rope: Whether positions rotate queries and keys.
@@ -100,8 +100,8 @@ class BackboneConfig:
 class Backbone(nn.Module):
     """The transformer.
 
-    What does not change between evaluations (positions, rotary angles) is kept while the
-    parameters it comes from stay as they are; nothing of it is part of the state dict.
+    Position embeddings and rotary angles are cached until the parameters they are computed from
+    change; they are not part of the state dict.
 
     Arguments:
         config: The sizes.
@@ -183,7 +183,7 @@ class Backbone(nn.Module):
         return nn.functional.linear(patches, weight[:, :split]) + vector[:, None]
 
     def modulation(self, t: Tensor) -> Tensor:
-        """Return what noise times (), (B,) or (B, K) modulate the blocks with, (B or 1, D)."""
+        """Return the modulation vectors of noise times (), (B,) or (B, K), with shape (B or 1, D)."""
         if not self.config.noise_per_state:
             encoded: Tensor = self.diffusion_time_encoder(t.reshape(-1))
             return encoded

@@ -1,20 +1,21 @@
-r"""Continue from the last analysis: a Gaussian prior around its forecast, with the errors these make.
+r"""Build the prior of a cycle: a Gaussian around the forecast from the last analysis.
 
-A cold window knows of the past what its own observations say. A cycle knows more: the last analysis
-holds everything observed before. Its states that lie in the new window, and a forecast of those that
-do not, are the background :math:`x_b`. What cycles in a simulated world have erred by,
-:math:`x - x_b`, is fitted by a Gaussian of the same form as the climatological one
-(`model.gaussian_prior`), so that
+A cold window has no information but its own observations. A cycle also has the last analysis, which
+holds the information of everything observed before. The states of that analysis that lie in the new
+window, and a forecast of the others, are the background :math:`x_b`. Errors of backgrounds,
+:math:`x - x_b`, were collected from cycles in a simulated world and fitted by a Gaussian of the same
+form as the climatological one (`model.gaussian_prior`), so that
 
 .. math:: x \sim \mathcal{N}(x_b + b, P)
 
-takes the place of the climatological prior, and only observations that the last analysis has not
-seen are assimilated. With errors of white noise, P is far too confident: errors of neighbouring
-hours are nearly the same. A P that does not come from the cycle's own errors lets the cycle slide.
+replaces the climatological prior, and only observations that the last analysis has not used are
+assimilated. A P of errors that are white in time would be far too confident: errors of neighbouring
+hours are nearly the same. With a P that was not estimated from the cycle's own errors, a chain of
+analyses drifts away from the truth.
 
-P says how errors grow on average. Those of today grow with the flow: `Propagation` has the forecast's own
-tangent carry errors of the analysed states into the new hours, which makes of the analysis a
-four-dimensional variational one whose model is the network.
+P describes how errors grow on average; on a given day their growth depends on the flow. `Propagation`
+therefore carries errors of the analysed states into the new hours by the tangent-linear forecast, which
+makes the analysis a 4D-Var whose forecast model is the network.
 """
 
 from collections.abc import Callable
@@ -40,26 +41,26 @@ __all__ = [
 ]
 
 EXACT = 0.02
-"""Noise, far below any error of an analysis, at which the regression on analysed states is taken."""
+"""Noise level of the analysed states in the regression on them; far below any analysis error."""
 
 
 class Propagation:
-    r"""Let errors of the analysed states grow into the new hours with the flow.
+    r"""Propagate errors of the analysed states to the new hours by the tangent-linear forecast.
 
-    With :math:`\delta \sim \mathcal{N}(0, P)` parted into that of the analysed states and that of the new
-    ones, A the regression of the second on the first under P, and F the tangent of the forecast at
-    the analysed states,
+    With :math:`\delta \sim \mathcal{N}(0, P)` split into the errors of the analysed states
+    :math:`\delta_a` and of the new ones :math:`\delta_n`, A the regression of :math:`\delta_n` on
+    :math:`\delta_a` under P, and F the tangent linear of the forecast at the analysed states,
 
     .. math:: T \delta = (\delta_a, \; F \delta_a + \rho \, (\delta_n - A \delta_a))
 
-    has the covariance :math:`T P T^\top`: errors of the analysis as on average, their growth as of
-    today, and :math:`\rho` times what they do not explain for what the forecast errs by itself
-    (weak-constraint 4D-Var; Trémolet 2006, https://doi.org/10.1256/qj.05.224).
+    has the covariance :math:`T P T^\top`: average errors of the analysis, flow-dependent growth, and
+    as model error :math:`\rho` times the part of :math:`\delta_n` that :math:`\delta_a` does not
+    explain (weak-constraint 4D-Var; Trémolet 2006, https://doi.org/10.1256/qj.05.224).
 
     Arguments:
-        tangent: Of :math:`F - \rho A` at the analysed states, with shape (1, k, c, h, w), to (1, n).
-        known: k.
-        remainder: :math:`\rho`.
+        tangent: Tangent linear of :math:`F - \rho A`, from (1, k, c, h, w) to (1, n).
+        known: k, the number of analysed states.
+        remainder: :math:`\rho`, the factor on the model error.
     """
 
     def __init__(self, tangent: Tangent, known: int, remainder: float) -> None:
@@ -78,13 +79,13 @@ class Propagation:
 
 @dataclass(frozen=True)
 class BackgroundPrior:
-    """A Gaussian around a background; follows `model.guidance.prior_covariance.GaussianPrior`.
+    """A Gaussian around a background; implements `model.guidance.prior_covariance.GaussianPrior`.
 
     Attributes:
         background: x_b, with shape (K, c, h, w).
-        errors: Of backgrounds: their mean b by season and hour of day, and their covariance P.
-        propagation: How errors of the analysed states grow in the analysis of the mean; None as on
-            average. Members deviate from it by draws of P: their spread is what it is on average.
+        errors: Background errors: their mean b by season and hour of day, and their covariance P.
+        propagation: Flow-dependent growth of errors in the analysis of the mean; None for the
+            average growth that P describes. Deviations of members from the mean always follow P.
         spread: Factor on these deviations.
     """
 
@@ -103,16 +104,19 @@ class BackgroundPrior:
 
 
 Around = Callable[[Tensor, Tensor], BackgroundPrior]
-"""The mean of the first states of a window (k, c, h, w), and dates of all of them (K, 4) -> what is
-known of the window."""
+"""The mean of the first states of a window (k, c, h, w), and dates of all of them (K, 4) -> the
+prior of the window."""
 
 
 def around_forecast(model: LatentModel) -> Around | None:
-    """Return how a checkpoint continues an analysis; None if it does not know its errors."""
+    """Return the function that builds the prior of a continued cycle from the last analysis.
+
+    None if the checkpoint has no statistics of background errors.
+    """
     errors, known = model.background_errors, model.card.background
     if errors is None or known is None:
         return None
-    # A network for one noise level knows nothing of a blanket of which a part is known.
+    # A network with one noise level for the whole blanket cannot take known and unknown states.
     forecast = model.denoise if model.card.backbone.noise_per_state else model.denoise.base
 
     def around(analysed: Tensor, date: Tensor) -> BackgroundPrior:
@@ -136,11 +140,11 @@ def propagate_errors(
     sigma: float,
     remainder: float,
 ) -> Propagation:
-    """Return how errors of analysed states grow in the forecast from them.
+    """Linearise the forecast from analysed states to propagate their errors.
 
     Arguments:
         denoise: A denoiser of blankets whose states carry different noise, differentiable twice.
-        errors: Of backgrounds on average.
+        errors: Average background errors.
         analysed: The first states of the window, with shape (k, c, h, w), k < K.
         date: Dates of all its states, with shape (K, 4).
         sigma: Noise level that the analysed states are taken to have in the forecast.
@@ -154,14 +158,14 @@ def propagate_errors(
         follows = regression.gain(blanket)[:, known:]
         return (expected_states(denoise, states, date, sigma) - remainder * follows).flatten(1)
 
-    # What is compiled has first derivatives only.
+    # Compiled functions have first derivatives only.
     with torch.compiler.set_stance("force_eager"):
         return Propagation(Tangent(grown, analysed[None]), known, remainder)
 
 
 @torch.no_grad()
 def shifted_forecast(denoise: Denoise, analysed: Tensor, date: Tensor, sigma: float) -> Tensor:
-    """Return the background of a window: what was analysed of it, and a forecast of the rest.
+    """Return the background of a window: its analysed states, and a forecast of the others.
 
     Arguments:
         denoise: A denoiser of blankets whose states carry different noise.

@@ -1,6 +1,6 @@
 """Describe a checkpoint by its card: everything about it that is not an array, as YAML.
 
-Nothing about a model is known from anywhere else: grid, channels, sizes of the networks, time
+The card is the only source of information about a model: grid, channels, sizes of the networks, time
 step, schedule and the files with their hashes are all here, and the loader checks each of them.
 """
 
@@ -90,19 +90,18 @@ class BaseCard(_Strict):
 
 
 class BackgroundCard(_Strict):
-    """The errors of backgrounds of cycles; absent where they are not known.
+    """Background errors of cycles; absent if they were not estimated.
 
     Attributes:
         modes, dense: Sizes of their Gaussian; see `model.gaussian_prior.ZonalGaussianPrior`.
         sigma: Noise level that analysed states are taken to have in the forecast of the new hours.
-        hours: How long before its own time the analysis ends that a cycle continues; the errors are
-            those of forecasts over so long.
-        remainder: Where errors of the analysis grow as the network's own tangent at the background
-            says (`model.background.Propagation`): what a forecast errs by besides, over what is left
-            of the errors of new hours when those of the analysed ones are known. None where they
-            grow as they do on average.
-        spread: Factor on what members of a cycle deviate by. The mean is best under a covariance that
-            is larger than its errors are; members should tell how large these are.
+        hours: How many hours older the previous analysis is that a cycle continues from: the lead
+            time of the background.
+        remainder: rho of `model.background.Propagation`, for errors that grow by the network's tangent
+            linear: the model error of the forecast over the part of the errors of new hours that
+            the errors of the analysed ones do not explain. None for the average growth.
+        spread: Factor on the deviations of members from their mean. The mean is most accurate with a
+            covariance larger than its errors; the spread of the members should match these errors.
     """
 
     modes: int = Field(gt=0)
@@ -114,7 +113,7 @@ class BackgroundCard(_Strict):
 
 
 class RecommendedCard(_Strict):
-    """How analyses are made unless a job chooses otherwise; what is left out is as in the release.
+    """Default settings of analyses; fields that are left out have the values of the release.
 
     The attributes are those of `model.assimilation_settings.AssimilationSettings`. Which values
     serve a checkpoint depends on its training, so they are part of it.
@@ -127,8 +126,8 @@ class RecommendedCard(_Strict):
         prior_solve: How the systems of a start from the prior are solved.
         guidance: `method`, a name of `model.assimilation_settings.GUIDANCE`, and its settings.
         tie_error_std: One standard deviation of tied states, in latent units.
-        forecast_spread: Factor on what members of a forecast deviate by, where the network takes a
-            noise level per state.
+        forecast_spread: Factor on the deviations of forecast members from the forecast mean, where
+            the network takes a noise level per state.
     """
 
     sampler: SamplerSettings = SamplerSettings()
@@ -146,8 +145,8 @@ class RecommendedCard(_Strict):
         return cls(
             start="prior",
             guidance={"method": "prior_covariance", "iterations": 8, "tolerance": 0.1},
-            # What the members are known to. Error of appa-t31 at +24 h: 0.34 with 0.3 (and 0.52
-            # with 0.1, which 60 iterations do not solve), 0.306 with 0.7, 0.32 with 2;
+            # About the analysis error of a member. Error of appa-t31 at +24 h: 0.34 with 0.3 (and
+            # 0.52 with 0.1, which 60 iterations do not solve), 0.306 with 0.7, 0.32 with 2;
             # persistence has 0.40.
             tie_error_std=0.7,
         )
@@ -200,8 +199,7 @@ class Card(_Strict):
         background: Errors of backgrounds of hourly cycles.
         recommended: How analyses are made with it.
         latent_shape: (c, h, w).
-        files: By role: autoencoder, backbone, statistics, and where there are any static, base, background,
-            tangent.
+        files: By role: autoencoder, backbone, statistics; optionally static, base, background, tangent.
         code_version: Version of this package that wrote the bundle.
         provenance: Where the weights come from and how they were trained.
     """

@@ -12,8 +12,8 @@ References:
     | https://arxiv.org/abs/2206.00364
 
 with data variance 1. azula's `KarrasDenoiser` has this form too, but takes a time instead of a
-noise level, feeds ln sigma to the backbone, and knows no other base. Heavy products run in
-float32, or in bfloat16 with float32 sums and statistics.
+noise level, feeds ln sigma to the backbone, and has no other base. Matrix products run in float32,
+or in bfloat16 with float32 sums and statistics.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -44,10 +44,10 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def native_precision(device: torch.device) -> Precision:
-    """Return bfloat16 where `device` has units for its products, else float32.
+    """Return bfloat16 where `device` multiplies it in hardware, else float32.
 
-    Without them bfloat16 is emulated: on a processor with AVX2 alone a product takes ninety times as
-    long as in float32.
+    Elsewhere bfloat16 is emulated: on a processor with AVX2 alone a product takes ninety times as long
+    as in float32.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -64,9 +64,8 @@ def reduced_precision(
 ) -> AbstractContextManager[None]:
     """Return a context in which products and convolutions on `device` run in `precision`.
 
-    None is what the device has units for, see `native_precision`.
-
-    `float32` leaves the surroundings as they are, so that a training loop's own autocast holds.
+    None takes that of `native_precision`. `float32` changes nothing, so that a training loop's own
+    autocast stays in force.
     """
     if (precision or native_precision(device)) == "float32":
         return nullcontext()
@@ -92,15 +91,15 @@ class Denoises(Protocol):
 
 @dataclass(frozen=True)
 class Scalings:
-    """What the backbone sees and how far it corrects, both broadcast against (B, K, c, h, w).
+    """Scalings of the backbone's input and output, broadcast against (B, K, c, h, w).
 
     Attributes:
         c_in: Brings x_t to variance about 1: one over the standard deviation of x_t.
         c_out: Brings the correction to variance about 1: the standard deviation of x given x_t
             under the base. The training loss is weighted by its inverse square.
         c_estimate: If given, the backbone sees the base's estimate times this instead of x_t
-            times `c_in`. Under the standard normal base the two are the same; a base that knows
-            more spares the backbone the work of finding the signal under the noise.
+            times `c_in`. Under the standard normal base the two are the same; a more accurate base
+            relieves the backbone of separating the signal from the noise.
     """
 
     c_in: Tensor
@@ -129,7 +128,7 @@ class StandardNormalBase(nn.Module):
 
 
 class BlanketDenoiser(nn.Module):
-    """A backbone under preconditioning; follows `Denoises`.
+    """A preconditioned backbone; implements `Denoises`.
 
     Arguments:
         backbone: Maps scaled blankets (B, K, c, h, w), noise times () or (B,) and dates
@@ -220,7 +219,7 @@ def denoiser_loss(
 
 
 def noise_time(sigma: Tensor) -> Tensor:
-    """Return the time by which the backbone knows noise levels, 10 ln sigma, in float64."""
+    """Return the noise time that the backbone takes as input, 10 ln sigma, in float64."""
     return 10 * torch.log(sigma.to(torch.float64))
 
 

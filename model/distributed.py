@@ -1,7 +1,7 @@
 """Share a long trajectory among ranks, each of which holds the states of its own blankets.
 
-Blankets are denoised independently, so ranks only meet after each denoising, where neighbouring
-blankets overlap: every rank adds the contributions of the others to the states it holds. Noise
+Blankets are denoised independently, so ranks communicate only after each denoising, where
+neighbouring blankets overlap: every rank adds the contributions of the others to its states. Noise
 depends on the valid time of a state, so ranks draw the same numbers for shared states without
 communication. The memory of a rank grows with its blankets, not with the trajectory.
 """
@@ -119,7 +119,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class LocalWindow:
-    """What one rank has of a plan.
+    """The part of a plan that one rank computes.
 
     Attributes:
         plan: The plan of the states held; written are those the rank owns.

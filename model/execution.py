@@ -1,10 +1,10 @@
-"""Run long computations: as much at once as memory allows, with progress and cancellation.
+"""Run long computations in batches that fit into memory, with progress and cancellation.
 
 A batch of blankets is split into equal sub-batches that fit a memory budget. The memory of one
-row is measured: the bytes that reverse mode keeps for one evaluation of one row. Where a single
-row is much, guidance works through its decoded states in chunks (`model.guidance.chunks`), whose
-size follows from the bytes that one state keeps. If an evaluation runs out of memory all the
-same, it is retried with smaller chunks, and when they are as small as can be, with fewer rows.
+row is measured: the bytes that reverse mode keeps for one evaluation of one row. As even a single
+row may be large, guidance works through its decoded states in chunks (`model.guidance.chunks`),
+whose size follows from the bytes that one state keeps. If an evaluation still runs out of memory, it
+is retried with smaller chunks, and once these cannot shrink further, with fewer rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ OnStep = Callable[[int, int], None]
 
 
 def no_progress(step: int, steps: int) -> None:
-    """Report nothing: the default where nobody listens."""
+    """Report nothing: the default for `on_step`."""
 
 
 _SHARE = 0.5  # of the machine's memory, when no budget is given
@@ -42,7 +42,7 @@ class MemoryUse:
         rows: Blankets evaluated at once; None if nothing limited them.
         states: States decoded and differentiated at once; None if they were not counted.
         kept_states: States whose derivatives were kept between iterations; None likewise.
-        retries: How often less was asked for after running out of memory.
+        retries: How often sizes were reduced after running out of memory.
     """
 
     rows: int | None
@@ -80,7 +80,7 @@ def _counting() -> Iterator[_SavedBytes]:
     def pack(tensor: Tensor) -> Tensor:
         for counter in counters:
             counter.add(tensor)
-        # An output that its own node saves as it is would keep the whole graph alive in a circle.
+        # Detached: a node that saves its own output would form a reference cycle with its graph.
         return tensor.detach()
 
     token = _COUNTERS.set(counters)
@@ -110,8 +110,9 @@ class Chunks:
         """Derive both numbers from the budget, unless they are known.
 
         Arguments:
-            before: Builds what is kept whatever the chunks, such as the denoiser's graph.
-            one: Linearises the decoding of few states; returns what is kept of it, and how many.
+            before: Builds what is kept independently of the chunks, such as the denoiser's graph.
+            one: Linearises the decoding of a few states; returns the object that is kept and the
+                number of states.
         """
         if self.states is not None:
             before()
@@ -135,7 +136,7 @@ class Chunks:
         return True
 
     def ask(self, states: int) -> None:
-        """Note how many states an evaluation decodes: more than these cannot have been used."""
+        """Record how many states an evaluation decodes, an upper bound of both numbers in `used`."""
         self._asked = max(self._asked, states)
 
     @property
@@ -152,7 +153,7 @@ class Batching:
     Arguments:
         budget: Bytes that an evaluation may use; None for half of the machine's or device's.
         rows: The largest number of rows of a sub-batch; None to derive it from the budget.
-        chunks: Those of the work, which shrink before the rows do; None where it has none.
+        chunks: Chunks of the work, which shrink before the rows do; None if it has none.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class Batching:
                 if not _out_of_memory(error):
                     raise
                 self._ask_for_less(stop - start, error)
-            # Here and not above: the error holds on to what did not fit.
+            # After the except clause: the exception keeps the tensors that did not fit alive.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return torch.cat(done)

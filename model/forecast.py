@@ -1,17 +1,17 @@
 r"""Forecast with a denoiser that takes a noise level per state: the past is known, the future is not.
 
 A blanket whose first states carry the noise of an analysis, :math:`\sigma_a`, and whose others carry so
-much that nothing is known of them, is a forecast: its denoised future is the conditional mean
+much noise that they hold no information, is a forecast: its denoised future is the conditional mean
 :math:`\mathbb{E}[x_{k:} \mid x_{:k}]` (diffusion forcing, arXiv 2407.01392). One evaluation gives all
-hours of a blanket; longer forecasts go on from its last states.
+hours of a blanket; longer forecasts continue from its last states.
 
-Members deviate from that mean, each of its own past, by draws of the conditional covariance of the closed
-form under the same noise,
+A member is the mean given its own past states plus a deviation, drawn from the conditional covariance of
+the closed form under the same noise,
 
 .. math:: \delta = s - \Sigma (\Sigma + N)^{-1} (s + N^{1/2} \epsilon), \qquad s \sim \mathcal{N}(0, \Sigma)
 
-times a factor: the network knows more than the closed form. Antithetic pairs have opposite draws, so that
-their mean is that of their two forecasts.
+times a factor, because the network's forecast has other errors than the closed form's. Antithetic pairs
+have opposite draws, so that their mean is that of their two forecasts.
 """
 
 import torch
@@ -25,7 +25,7 @@ __all__ = ["expected_states", "forecast_deviations", "forecast_mean"]
 
 
 def expected_states(denoise: Denoise, known: Tensor, date: Tensor, sigma: float) -> Tensor:
-    """Return what is expected to follow known states, differentiable in them.
+    """Return the expected states after known ones, differentiable in the known states.
 
     Arguments:
         denoise: A denoiser of blankets whose states carry different noise.
@@ -46,7 +46,7 @@ def expected_states(denoise: Denoise, known: Tensor, date: Tensor, sigma: float)
 
 @torch.no_grad()
 def forecast_mean(denoise: Denoise, known: Tensor, date: Tensor, sigma: float) -> Tensor:
-    """Return what `expected_states` does, without recording derivatives."""
+    """Return the result of `expected_states` without gradient."""
     return expected_states(denoise, known, date, sigma)
 
 
@@ -54,14 +54,14 @@ def forecast_mean(denoise: Denoise, known: Tensor, date: Tensor, sigma: float) -
 def forecast_deviations(
     prior: ZonalGaussianPrior, known: int, sigma: float, white: Tensor, noise: Tensor
 ) -> Tensor:
-    """Return draws of what the closed form leaves unknown of a forecast.
+    """Draw forecast errors from the conditional covariance of the closed form.
 
     Arguments:
         prior: The closed form.
         known: k, the number of known states.
         sigma: Noise level that they are taken to have.
         white: Standard normal numbers for the draws of the prior, with shape (M, K, c, h, w).
-        noise: Others, for the noise of the states, with the same shape.
+        noise: Independent ones for the noise of the states, with the same shape.
 
     Returns:
         Deviations of the states after the known ones, with shape (M, K - k, c, h, w).

@@ -4,7 +4,8 @@ Around a mean that follows the season and the hour of day, anomalies are Gaussia
 that does not depend on longitude. The zonal Fourier transform then decouples wavenumbers; for each,
 latitude and channel are expanded in empirical orthogonal functions (EOFs) and time in cosines
 (DCT-II). Over the q coefficients of largest variance the full complex covariance is kept, which
-carries propagation in time; the others are independent, and what the EOFs leave is white in space.
+carries propagation in time; the others are independent, and the rest, which the EOFs do not span, is
+white in space.
 Everything is diagonal after a unitary transform :math:`U`,
 
 .. math:: \Sigma = U \Lambda U^*, \qquad
@@ -59,7 +60,7 @@ def _cosines(size: int) -> Tensor:
 
 
 class ZonalGaussianPrior(nn.Module):
-    """The prior; as a denoiser it follows the `Denoises` protocol.
+    """The prior; as a denoiser it implements the `Denoises` protocol.
 
     Arguments:
         blanket_size: K, states of a blanket.
@@ -112,7 +113,7 @@ class ZonalGaussianPrior(nn.Module):
 
     @property
     def wave_weights(self) -> Tensor:
-        """How often each wavenumber stands in the spectrum of a real field, float64 (waves, 1)."""
+        """Multiplicity of each wavenumber in the spectrum of a real field, float64 (waves, 1)."""
         weights = torch.full((len(self.eofs), 1), 2.0, dtype=torch.float64, device=self.eofs.device)
         weights[0] = 1.0
         if self.latent_shape[2] % 2 == 0:
@@ -273,7 +274,7 @@ def _each(gain: Gain, variances: Tensor) -> Tensor:
 
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
-"""Gives (latents (B, K, c, h, w), dates (B, K, 4)) anew at each call."""
+"""Starts a new iteration over (latents (B, K, c, h, w), dates (B, K, 4)) at each call."""
 
 
 @torch.no_grad()
@@ -287,8 +288,8 @@ def fit_zonal_gaussian(
     Arguments:
         prior: The prior to fit, in place.
         batches: Training blankets.
-        shrinkage: Share of the off-diagonal covariance that is taken away, because it is
-            estimated from a finite sample.
+        shrinkage: Share of the off-diagonal covariance that is removed, because it is estimated
+            from a finite sample.
     """
     _fit_mean(prior, batches)
     _fit_modes(prior, batches)

@@ -95,8 +95,8 @@ class LatentNormalisation(nn.Module):
     Arguments:
         mean: Mean of each latent channel, with shape (c,).
         std: What each latent channel is divided by, positive, with shape (c,).
-        noise: Standard deviation of the noise that the decoder was trained to bear; the square is
-            added to the variance, as in the release.
+        noise: Standard deviation of the noise that the decoder was trained with; the square is added
+            to the variance, as in the release.
 
     Raises:
         InvalidInput: If the shapes do not match or a value is not finite and positive.
@@ -146,7 +146,7 @@ INERT_WITHOUT: Mapping[str, tuple[str, ...]] = {
     "land_sea_mask": ("sea surface temperature from sea cells only, and missing on land",),
     _RESIDUAL: ("representativeness in the observation errors",),
 }
-"""What does nothing without an unchanging field."""
+"""Features that are inactive without a static field, by the name of the field."""
 
 
 def _channel(name: str) -> int | tuple[str, int]:
@@ -164,12 +164,12 @@ class LatentModel(nn.Module):
         denoise: The denoiser of blankets of standardised latents.
         state_normalisation: Statistics of the states.
         latent_normalisation: Statistics of the latents.
-        static: Unchanging fields by name, each with shape (Y, X): `orography` in m above mean
-            sea level, `land_sea_mask` as a fraction; and `weighting_function.<sensor>.<number>`
+        static: Static fields by name: `orography` in m above mean sea level and `land_sea_mask` as a
+            fraction, with shape (Y, X); `weighting_function.<sensor>.<number>`
             (`weighting_function.<number>` for any sensor), with shape (levels,), for brightness
-            temperatures; and `reconstruction_residual`, with
-            shape (C, Y), which observation errors then include.
-        background_errors: Of the backgrounds of hourly cycles; None where they are not known.
+            temperatures; `reconstruction_residual`, with shape (C, Y), which observation errors then
+            include.
+        background_errors: Errors of the backgrounds of hourly cycles; None if not estimated.
         tangent: A linear map close to the decoder; None fits one at its first use, which takes seconds.
         precision: Of the products inside the networks.
     """
@@ -272,7 +272,7 @@ class LatentModel(nn.Module):
 
     @property
     def statics(self) -> Statics:
-        """The unchanging fields, for observation operators."""
+        """The static fields, for observation operators."""
         fields = {k: v.double().cpu().numpy() for k, v in self.static.items()}
         weights = {_channel(k): v for k, v in fields.items() if k.startswith(_WEIGHTING)}
         return Statics(
@@ -285,12 +285,12 @@ class LatentModel(nn.Module):
 
     @property
     def inert(self) -> tuple[str, ...]:
-        """What does nothing because the checkpoint lacks an unchanging field; see `INERT_WITHOUT`."""
+        """Features inactive because the checkpoint lacks a static field; see `INERT_WITHOUT`."""
         absent = [words for name, words in INERT_WITHOUT.items() if name not in self.static]
         return tuple(word for words in absent for word in words)
 
     def domain(self, length: int) -> ModelDomain:
-        """Return what observation operators of a trajectory of `length` hourly states are built from."""
+        """Return the domain of observation operators for a trajectory of `length` hourly states."""
         return ModelDomain(self.grid, self.channels, length, self.statics)
 
     def encode(self, states: Tensor) -> Tensor:
@@ -325,7 +325,7 @@ class LatentModel(nn.Module):
 
     @cached_property
     def decode_partly(self) -> PartialDecoder:
-        """Like `decode` without mask, and of the values that an operator reads alone."""
+        """Like `decode` without mask; it can also decode only the values that an operator reads."""
         return PartialDecoder(
             self.autoencoder, lambda z: self.decode(z, mask=False), self._decoded_points
         )
@@ -394,7 +394,7 @@ class LatentModel(nn.Module):
 
 @torch.no_grad()
 def climatological_states(model: LatentModel, times: Sequence[datetime]) -> Tensor:
-    """Return the mean states (T, C, Y, X): seasonal where the checkpoint knows the season."""
+    """Return climatological mean states (T, C, Y, X), seasonal if there is a closed-form prior."""
     prior = model.denoise.base
     if isinstance(prior, ZonalGaussianPrior):
         return model.decode(prior.climatology(date_rows(times)[None])[0], mask=False)

@@ -132,7 +132,7 @@ class LinearDecoder(nn.Module):
 def linear_decoder_of(
     latent_shape: tuple[int, int, int], state_shape: tuple[int, int, int]
 ) -> LinearDecoder:
-    """Return the map that approximates a decoder of these shapes, of zeros until it is fitted."""
+    """Return a linear decoder for these shapes; its weights are zero until it is fitted."""
     (c, h, w), (states, rows, columns) = latent_shape, state_shape
     return LinearDecoder(c, states, (rows // h, columns // w), reach=1)
 
@@ -182,7 +182,7 @@ class TangentDecoder:
     """Standardised latents to physical states by a linear map.
 
     Arguments:
-        decoder: Gives the map to standardised states; asked at first use.
+        decoder: Returns the map to standardised states; called at first use.
         mean: Mean of the states by channel, with shape (C,).
         std: Their standard deviation, with shape (C,).
     """
@@ -256,7 +256,7 @@ class TangentDecoder:
 
 @dataclass(frozen=True, eq=False)
 class _ColumnGroup:
-    """Patches of which the same channels are read.
+    """Patches whose values are read in the same channels.
 
     Attributes:
         places: Their indices in (T, h, w), with shape (R,).

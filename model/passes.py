@@ -1,8 +1,7 @@
 """Split a window plan into passes of the sampler, each with its own observations.
 
-There is one pass, or several that each add some new states. This is the only place that turns a
-plan into work; filtering, reanalysis and forecast all come out as passes with states that are
-known, and states that are not.
+There is one pass, or several that each add some new states. Only this module turns a plan into
+work: filtering, reanalysis and forecast all become passes with known states and states to generate.
 """
 
 import math
@@ -46,7 +45,11 @@ class Pass:
 
 
 def _cover(plan: WindowPlan, start: int, stop: int, size: int, stride: int, known: int) -> Pass:
-    """Cover [start, stop), adding states on the side that knows nothing."""
+    """Cover [start, stop) by whole blankets.
+
+    Surplus states come after `stop` where the last state is neither observed nor tied, else before
+    `start`.
+    """
     blankets = Blankets.covering(stop - start, size, stride)
     extra = blankets.length - (stop - start)
     last = stop - 1
@@ -98,7 +101,7 @@ class _OperatorOfMiddle:
         self._middle = middle
         self._size = size
 
-    # Asked only by what reads columns: an operator of whole states need not have either.
+    # Used only by code that reads columns; an operator of whole states may lack both.
 
     @property
     def state_shape(self) -> tuple[int, int, int, int]:
@@ -143,14 +146,14 @@ class _Shifted:
 
     @cached_property
     def operator(self) -> OperatorOfStates:
-        """One object for all calls: what others derive from an operator they keep under it."""
+        """The same object at each call, because callers cache data under it."""
         return _OperatorOfMiddle(self._inner.operator, self._middle, self._size)
 
 
 def blanket_observations(
     observations: WindowObservations, plan: WindowPlan, part: Pass
 ) -> list[ObservationsOfStates | None]:
-    """Return what each blanket of a pass sees.
+    """Return the observations of each blanket of a pass.
 
     An observation between two states belongs to the later one, as in (start, end] windows. It is
     used where the plan says that state is observed, and once: not again in a later pass.

@@ -1,10 +1,10 @@
-"""Decode only the points that observations read, with the values that the whole would have.
+"""Decode only the points that observations read, with the same values as in a full decode.
 
 The decoder is convolutional: a point depends on the latents within its receptive field alone.
-The coarse levels of the decoder are evaluated whole, and from the first level on of which a part
-suffices, tiles of it (:mod:`model.nn.tiles`). Longitudes are wrapped in the latents, so a patch at
-the date line reads the columns that the whole decoding reads there; the rows beyond the poles are
-the zeros of the convolutions.
+The coarse levels of the decoder are evaluated whole. From the first level that is needed only in
+part, tiles are evaluated (:mod:`model.nn.tiles`). Longitudes are wrapped in the latents, so a patch
+at the date line reads the same columns as a full decode; the rows beyond the poles are the zeros of
+the convolutions.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,22 +35,22 @@ from model.nn.tiles import (
 __all__ = ["DecodedPoints", "PartialDecoder", "needed_tiles"]
 
 SIDE, COARSE_SIDE = 4, 2
-"""Points of a tile at most, of the finest level and of the others: the smaller, the less is
-computed that nobody needs, and the more of what is computed are margins of neighbours."""
+"""Largest side of a tile in points, on the finest level and on the others. Smaller tiles compute fewer
+points that are not needed, but a larger share of overlapping margins."""
 WORTH = 0.95
-"""Levels of which a larger share is needed, on average, are evaluated whole."""
+"""Levels that need a larger share of their tiles, on average, are evaluated whole."""
 
 
 @dataclass(frozen=True, eq=False)
 class TiledLevel:
-    """What is evaluated of one level of the decoder.
+    """The part of one level of the decoder that is evaluated.
 
     Attributes:
         modules: Residual blocks, then a convolution or an upsampling by one.
         covers: Before and after each of their convolutions.
         side: Points of a tile.
-        entry: Where the first cover stands among the tiles handed in, with shape (n,).
-        handed: Number of these, of all states.
+        entry: Positions of the first cover's tiles among the input tiles, with shape (n,).
+        handed: Number of input tiles, over all states.
     """
 
     modules: tuple[nn.Module, ...]
@@ -91,11 +91,11 @@ def needed_tiles(autoencoder: Autoencoder, read: Sequence[Mask]) -> tuple[list[T
     """Return the levels that are evaluated in tiles, coarse to fine, and their share of the work.
 
     Arguments:
-        autoencoder: The decoder is its.
+        autoencoder: The autoencoder whose decoder is used.
         read: Points wanted of the padded image of each state, each with shape (H, W).
 
     Returns:
-        No levels, and a share of 1, where the whole had better be decoded.
+        No levels, and a share of 1, where decoding whole states is at least as fast.
     """
     config, decoder = autoencoder.config, autoencoder.decoder
     frozen = not any(p.requires_grad for p in decoder.parameters())
@@ -130,7 +130,7 @@ def tile_side(autoencoder: Autoencoder, number: int) -> int:
 
 
 def _level(autoencoder: Autoencoder, number: int, points: Sequence[Mask]) -> TiledLevel | None:
-    """Return the tiles needed to give these points of a level; None if the whole is as good."""
+    """Return the tiles needed for these points of a level; None if it is evaluated whole."""
     side, reach = tile_side(autoencoder, number), autoencoder.config.kernel_size // 2
     if reach > side or any(size % side for size in points[0].shape):
         return None
@@ -152,7 +152,7 @@ def _convolutions(module: nn.Module) -> list[Conv2d]:
 
 
 def _handing_on(levels: list[TiledLevel], stride: int) -> list[TiledLevel]:
-    """Return levels that are handed the tiles of the one before, cut smaller where these are."""
+    """Connect levels: find the input tiles of each among those of the level before, cut to size."""
     found = levels[:1]
     for before, level in zip(levels, levels[1:], strict=False):
         numbers = before.covers[-1].parts(before.side * stride // level.side)
@@ -163,7 +163,7 @@ def _handing_on(levels: list[TiledLevel], stride: int) -> list[TiledLevel]:
 
 
 def _evaluate(level: TiledLevel, tables: _Tables, tiles: Tensor) -> Tensor:
-    """Return the last tiles of a level from those handed in, members (m * n, C, t, t) alike."""
+    """Return the output tiles of a level from its input tiles, both (m * n, C, t, t), m members."""
     x, k = select(tiles, level.handed, tables.entry), 0
     for module in level.modules:
         around = tables.around[k:]
@@ -195,13 +195,13 @@ class DecodedPoints:
     """The values of some points of some states, as a map from latents.
 
     Arguments:
-        autoencoder: The decoder is its.
+        autoencoder: The autoencoder whose decoder is used.
         points: Flat indices in (s, C, Y, X) of the values.
         states: s.
 
     Attributes:
         channel: Channel of each value, with shape (u,).
-        share: Of the work of decoding the states whole.
+        share: Work over that of decoding the whole states.
     """
 
     def __init__(self, autoencoder: Autoencoder, points: Int, states: int) -> None:
@@ -234,7 +234,7 @@ class DecodedPoints:
         return tiles.permute(0, 2, 3, 1).reshape(len(latents), -1).index_select(1, index)
 
     def _places(self, state: Int, y: Int, x: Int) -> Int:
-        """Return where the values stand in (n, rows, columns, C) of the last tiles."""
+        """Return flat indices of the values in the last tiles (n, rows, columns, C)."""
         config, cover = self._autoencoder.config, self._levels[-1].covers[-1]
         high, wide = (self._levels[-1].side * p for p in config.patch_size)
         number = (state * cover.rows + y // high) * cover.columns + x // wide
@@ -249,10 +249,10 @@ class DecodedPoints:
 
 
 class PartialDecoder:
-    """A decoder that can also decode the values alone that an operator reads.
+    """A decoder that can also decode only the values that an operator reads.
 
     Arguments:
-        autoencoder: Its decoder.
+        autoencoder: The autoencoder whose decoder is used.
         whole: From standardised latents (P, c, h, w) to physical states (P, C, Y, X).
         values: From standardised latents (m, s, c, h, w) and the points to physical values (m, u).
     """
@@ -277,7 +277,7 @@ class PartialDecoder:
         """Return the points of a few states that an operator reads.
 
         Arguments:
-            operator: What is found for it is kept as long as it lives.
+            operator: The operator; results are cached for as long as it exists.
             states: Numbers of the states in the operator's window.
             index: Flat indices of the values in (s, C, Y, X) of these states.
         """

@@ -60,7 +60,7 @@ class Blankets:
     def covering(cls, length: int, size: int, stride: int) -> "Blankets":
         """Return the fewest blankets that cover at least `length` states."""
         if not 1 <= stride <= size:
-            return cls(1, size, stride)  # refused there
+            return cls(1, size, stride)  # raises InvalidInput
         return cls(1 + max(0, -(-(length - size) // stride)), size, stride)
 
     @property

@@ -1,9 +1,9 @@
 r"""Condition the closed-form prior on blankets whose states carry different noise, exactly.
 
-Forecasting knows the past and not the future; filtering knows the recent past nearly and the newest
-hour hardly: one blanket, a noise level per state (diffusion forcing, arXiv 2407.01392; rolling
-diffusion, arXiv 2506.20024). With a covariance :math:`\Sigma` and noise :math:`N` of different
-variance per state,
+In a forecast the past is known and the future is not; in filtering the recent past is nearly known and
+the newest hour hardly. Both are blankets with one noise level per state (diffusion forcing, arXiv
+2407.01392; rolling diffusion, arXiv 2506.20024). With a covariance :math:`\Sigma` and noise :math:`N`
+of different variance per state,
 
 .. math:: \mathbb{E}[x \mid x + N^{1/2} \epsilon] = \mu + \Sigma (\Sigma + N)^{-1} (x_t - \mu), \qquad
     \mathrm{Cov} = N - N (\Sigma + N)^{-1} N
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["UNKNOWN", "Conditioned", "Factors", "factorise", "forecast_profile"]
 
 UNKNOWN = 100.0
-"""Noise level of a state of which nothing is known: far above the spread of any EOF."""
+"""Noise level of an unknown state: far above the standard deviation of any EOF."""
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """What the solution needs of one profile: the inverses of each EOF's own part (waves, r, K, K) over
 frequencies; Woodbury's middle matrix of the dense coefficients, complex (waves, q, q); their
-covariance, complex (waves, q, q); the gain on what the EOFs leave (waves, K, K) over states; the
+covariance, complex (waves, q, q); the gain outside the EOFs (waves, K, K) over states; the
 prior's and the posterior's mean variance of each state (K,), float64."""
 
 
 def forecast_profile(blanket: int, known: int, sigma: float) -> Tensor:
-    """Return levels (K,) of a blanket whose first `known` states carry `sigma`, the others nothing."""
+    """Return noise levels (K,): `sigma` for the first `known` states, `UNKNOWN` for the others."""
     levels = torch.full((blanket,), UNKNOWN)
     levels[:known] = sigma
     return levels
@@ -123,7 +123,7 @@ class Conditioned:
 
 @torch.no_grad()
 def factorise(prior: "ZonalGaussianPrior", sigma: Tensor) -> Factors:
-    """Return the factors of a prior and a noise level per state (K,), in double precision inside."""
+    """Return the factors of a prior and a noise level per state (K,), computed in double precision."""
     waves, size, r = prior.modes.shape
     k = prior.blanket_size
     cosines, levels = prior.cosines.double(), sigma.double()
@@ -176,7 +176,7 @@ def _each_eof(matrices: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def _own_blocks(matrix: Tensor, frequency: Tensor, eof: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return what a matrix of dense coefficients couples within one EOF, (waves, r, K, K).
+    """Return the blocks of a matrix of dense coefficients within each EOF, (waves, r, K, K).
 
     Arguments:
         matrix: Complex, with shape (waves, q, q).

@@ -347,6 +347,7 @@ def serve(settings: GatewaySettings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        forwarded_allow_ips=list(settings.proxies),
         timeout_graceful_shutdown=10,
         timeout_keep_alive=30,
         backlog=2048,

@@ -94,7 +94,8 @@ class GatewaySettings(InstallationSettings):
     )
     trusted_proxies: str = Field(
         default="127.0.0.1,::1",
-        description="Addresses of reverse proxies, whose connections are not counted.",
+        description="Addresses of reverse proxies: their connections are not counted, and they are "
+        "believed whose requests they pass on.",
     )
 
     allow_origins: str = Field(

@@ -94,10 +94,7 @@ def doctor(
 
     Exit status: 0 if all is well or there are warnings alone, 1 if there is a problem.
     """
-    settings = WorkerSettings(data_dir=data)
-    own_broker = Layout(data.resolve()).broker / "broker.sock"
-    if "APPA_REDIS_URL" not in os.environ and own_broker.exists():  # that of `appa up`
-        settings = settings.model_copy(update={"redis_url": f"unix://{own_broker}"})
+    settings = WorkerSettings(data_dir=data).beside_up()
     findings = list(examine(Setting(settings, host, port)))
     problems = [one for one in findings if one.state == "problem"]
     if as_json:

@@ -57,10 +57,8 @@ def _in_use(layout: Layout, stopped: bool) -> InUse:
     """Return what unfinished work needs. Raise if Redis cannot be reached: nothing may be removed."""
     if stopped:
         return InUse()
-    settings = WorkerSettings()
-    embedded = layout.broker / "broker.sock"
-    use_embedded = "redis_url" not in settings.model_fields_set and embedded.exists()
-    url = f"unix://{embedded}" if use_embedded else settings.redis_url
+    settings = WorkerSettings(data_dir=layout.root).beside_up()
+    url = settings.redis_url
     try:
         return find_in_use(open_stores(url, settings.redis_prefix))
     except RedisError as error:

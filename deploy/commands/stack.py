@@ -73,8 +73,8 @@ def worker(
     queues: Annotated[
         list[str],
         typer.Argument(
-            help="Queues to take work from: `ingest`, `products`, `gpu`; or `scheduler` or "
-            "`sources` alone."
+            help="Queues to take work from: `ingest`, `ingest-large`, `products`, `gpu`; or "
+            "`scheduler` or `sources` alone."
         ),
     ],
     ranks: Annotated[

@@ -129,7 +129,7 @@ def _state(report: WorkerReport) -> str:
 @app.command("list")
 def list_workers(as_json: AsJson = False) -> None:
     """List the worker processes: queues, state, device, what they work on."""
-    reports = _reports(WorkerSettings())
+    reports = _reports(WorkerSettings().beside_up())
     if as_json:
         print_json([report.model_dump(mode="json") for report in reports])
         return
@@ -156,14 +156,14 @@ def drain(
     as_json: AsJson = False,
 ) -> None:
     """Let workers take no more work; what runs is finished, the process stays."""
-    settings = WorkerSettings()
+    settings = WorkerSettings().beside_up()
     _steer("drain", _chosen(settings, names, queue, pid), settings, as_json, wait)
 
 
 @app.command()
 def resume(names: Names = None, queue: Queue = None, as_json: AsJson = False) -> None:
     """Let drained workers take work again."""
-    settings = WorkerSettings()
+    settings = WorkerSettings().beside_up()
     _steer("resume", _chosen(settings, names, queue), settings, as_json)
 
 
@@ -179,12 +179,12 @@ def stop(
 
     A supervisor starts a process that ended again: `appa up` does, compose and systemd as set up.
     """
-    settings = WorkerSettings()
+    settings = WorkerSettings().beside_up()
     _steer("drain", _chosen(settings, names, queue, pid), settings, as_json, wait, end=True)
 
 
 @app.command("celery", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def celery_command(context: typer.Context) -> None:
     """Run a command of Celery on this installation: for example `inspect active`, `events` or `flower`."""
-    with message_sender(WorkerSettings()) as sender:
+    with message_sender(WorkerSettings().beside_up()) as sender:
         sender.start(argv=context.args)

@@ -1,1 +1,1 @@
-"""The standing exercise: uploads, jobs and cycles under kills, full disks and cuts of the broker."""
+"""Chaos test: uploads, jobs and cycles under kills, full disks and cuts of the broker."""

@@ -1,4 +1,4 @@
-"""Hold what was accepted in an exercise against what became of it."""
+"""Audit a chaos exercise: compare what was accepted with what became of it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
@@ -55,14 +55,14 @@ class ChaosEvidence:
         jobs: Jobs by id.
         rows: Rows of the observation store by the upload that they name.
         analyses: The job of each published result, by the id of the result.
-        damaged: Results that are not whole, for people.
-        leftovers: What is stuck, or has grown without bound, for people.
-        undisturbed: How many rows damaged content gives where nothing goes wrong, by its hash.
+        damaged: Descriptions of incomplete results.
+        leftovers: Descriptions of what is stuck or has grown without bound.
+        undisturbed: Number of rows that damaged content gives without faults, by its hash.
         due: Keys of the cycles that fell due.
         cycles: Cycles by key.
-        cycled: What results of cycles were made of.
-        guard: How long before a cut-off an upload must have come to be missed in its cycle.
-        redis_bytes, disk_bytes: What Redis and the data folder take.
+        cycled: Inputs of the results of cycles.
+        guard: Time before a cut-off by which an upload must have arrived to be missed in its cycle.
+        redis_bytes, disk_bytes: Memory of Redis and size of the data folder.
     """
 
     batches: Mapping[str, BatchFound]
@@ -91,10 +91,10 @@ class ChaosVerdict:
         cycles_published: Of these, how many ended with one whole analysis.
         cycles_excused: Of these, how many ended without one, for a reason that they state.
         lost: Uploads, jobs and cycles that are unknown, have not ended, or lack rows or a result.
-        doubled: Contents, jobs and cycles of which there is more than one.
+        doubled: Contents, jobs and cycles that were processed more than once.
         wrongly_rejected: Valid uploads that were refused, rejected or failed; jobs and cycles that
             failed.
-        findings: A sentence for each of those, and for all else that is not as it should be.
+        findings: A sentence for each of these faults and for any other.
     """
 
     accepted: int = 0
@@ -108,21 +108,21 @@ class ChaosVerdict:
     findings: list[str] = field(default_factory=list)
 
     def count(self, fault: str, finding: str) -> None:
-        """Count a fault by the name of its number, and say what it is."""
+        """Increment the counter of a fault, by the counter's name, and record the finding."""
         setattr(self, fault, getattr(self, fault) + 1)
         self.findings.append(f"{fault.replace('_', ' ')}: {finding}")
 
 
 @dataclass(frozen=True)
 class ChaosReport:
-    """The report of an exercise, as it is printed for programs.
+    """The report of an exercise, as printed in JSON.
 
     Attributes:
         accepted, ended: Uploads and jobs.
         uploads, jobs: Valid contents and jobs that were sent.
         mutated: Damaged contents that were uploaded or decoded in batches.
-        http_5xx: Answers of that class, but for 503 and 507 with a reason and a time.
-        redis_bytes, disk_bytes: What Redis and the data folder take in the end.
+        http_5xx: Responses of that class, except 503 and 507 with a reason and `Retry-After`.
+        redis_bytes, disk_bytes: Memory of Redis and size of the data folder at the end.
     """
 
     seed: int
@@ -160,7 +160,7 @@ class ChaosReport:
 
 
 def judge(ledger: Ledger, evidence: ChaosEvidence) -> ChaosVerdict:
-    """Return what became of everything that was sent."""
+    """Return the verdict on everything that was sent."""
     verdict = ChaosVerdict()
     by_content: dict[str, list[str]] = defaultdict(list)
     for batch_id, batch in evidence.batches.items():
@@ -209,7 +209,7 @@ def _mutated(
     undisturbed: Mapping[str, int],
     verdict: ChaosVerdict,
 ) -> None:
-    """Damaged content may be read or rejected, but must end by what is in it."""
+    """Check that damaged content was ingested or rejected as it would be without faults."""
     ends = (BatchState.INGESTED, BatchState.REJECTED)
     ended = [batch for batch in found.values() if batch.state in ends]
     if not ended:
@@ -282,7 +282,7 @@ def _job(sent: JobSent, evidence: ChaosEvidence, verdict: ChaosVerdict) -> None:
 
 
 def _cycles(ledger: Ledger, evidence: ChaosEvidence, verdict: ChaosVerdict) -> None:
-    """Every cycle that fell due ended once: with a whole analysis, or a reason."""
+    """Check that every due cycle ended once: with a complete analysis, or with a reason."""
     results: dict[str, list[CycledResult]] = defaultdict(list)
     for result in evidence.cycled:
         results[result.key].append(result)
@@ -332,7 +332,7 @@ def _cycle(
 def _gaps(
     result: CycledResult, uploads: Mapping[str, BatchFound], evidence: ChaosEvidence
 ) -> Iterator[str]:
-    """Yield how an analysis differs from what had arrived by its cut-off, but for what it says."""
+    """Yield uploads in time that an analysis lacks without saying so, and late ones that it used."""
     start, end = result.start.timestamp(), result.end.timestamp()
     missing, late = [], []
     for batch_id, batch in uploads.items():
@@ -351,7 +351,7 @@ def _gaps(
 
 
 def _unordered_jobs(ledger: Ledger, evidence: ChaosEvidence, verdict: ChaosVerdict) -> None:
-    """No job succeeded but those that were sent, and the last one of each cycle."""
+    """Check that only submitted jobs and the last job of each cycle succeeded."""
     ordered = {job_id for sent in ledger.jobs.values() for job_id in sent.ids}
     ordered |= {cycle.job_id for cycle in evidence.cycles.values()}
     for job_id in sorted(evidence.jobs.keys() - ordered):

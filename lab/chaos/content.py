@@ -25,7 +25,7 @@ from worker.observations.export import ROW_FORMATS
 __all__ = ["NOON", "NO_VALUE", "UploadContent", "Row", "content_of", "damaged", "rows_of"]
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
-"""Where the operational clock begins, unless the system takes longer to start."""
+"""Start of the operational clock."""
 
 _STATIONS = 3
 _SPAN = 3 * 3600
@@ -44,7 +44,7 @@ Row = tuple[str, str, int, int]
 
 
 def rows_of(table: pa.Table) -> list[Row]:
-    """Return what is compared of the rows of a table."""
+    """Return the rows of a table in the form in which the audit compares them."""
     seconds = table["time"].cast(pa.int64()).to_numpy() // 1_000_000_000
     columns = (table[name].to_pylist() for name in ("station_id", "variable", "obs_value"))
     return [
@@ -54,19 +54,19 @@ def rows_of(table: pa.Table) -> list[Row]:
 
 
 def _in_units(value: float | None, variable: str) -> int:
-    if value is None or not math.isfinite(value):  # damaged content may say so
+    if value is None or not math.isfinite(value):  # possible in damaged content
         return NO_VALUE
     return round(value / _VARIABLES.get(variable, 1.0))
 
 
 @dataclass(frozen=True)
 class UploadContent:
-    """The bytes of an upload and what they say.
+    """The bytes of an upload and the rows that they encode.
 
     Attributes:
         name: Of the file.
         data: Its bytes.
-        rows: What must be in the store; empty for damaged content, of which nothing is known.
+        rows: Rows that must be stored; empty for damaged content, whose rows are unknown.
         mutated: Whether it is damaged.
     """
 
@@ -102,7 +102,7 @@ _WRITERS: dict[str, Callable[[pa.Table], bytes]] = {
 
 
 def content_of(sending: PlannedUpload, seed: int, until: datetime = NOON) -> UploadContent:
-    """Return what is sent; the same number, form, seed and time give the same bytes.
+    """Return the content of an upload; the same number, form, seed and time give the same bytes.
 
     Arguments:
         sending: Its number and form.
@@ -196,7 +196,7 @@ def _repeat(data: bytes, generator: Generator) -> bytes:
 
 
 def _extreme(data: bytes, generator: Generator) -> bytes:
-    """Set a few bytes to the ends of their range: lengths, counts and scales live there."""
+    """Set a few bytes to the ends of their range, to hit lengths, counts and scales."""
     if not data:
         return data
     place = int(generator.integers(len(data)))

@@ -1,7 +1,7 @@
-"""Cycle hours on a fast clock during an exercise, and read what became of each.
+"""Run cycles on an accelerated clock during an exercise, and read their outcome.
 
-The operational clock shows some hours in a minute, so that cycles fall due while things go wrong.
-It begins at `NOON`; a system that takes longer to start begins at a later full hour.
+The operational clock advances some hours per minute, so that cycles fall due while faults are
+injected. It starts at `NOON`; if the system takes longer to start, cycles begin at a later full hour.
 """
 
 import io
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _LEAD_SECONDS = 30.0
-"""What a system may take to start without a later beginning."""
+"""Start-up time of the system above which cycles begin at a later hour."""
 _EARLY_MINUTES, _FINAL_MINUTES = 20, 60
 _WINDOW_HOURS = 3
 
@@ -63,8 +63,8 @@ class CycledResult:
         cut_off: Last arrival accepted (UTC).
         start, end: Of its window, exclusive and inclusive (UTC).
         seen: Uploads that its feedback names.
-        used: Of these, the ones with a row that did not come late.
-        remark: What the cycle says about how it was made.
+        used: Of these, the ones with a row that was not late.
+        remark: The cycle's remark on how it was made.
     """
 
     id: str
@@ -130,13 +130,13 @@ def due_keys(policy: CyclePolicy) -> tuple[str, ...]:
 
 
 def cycle_found(record: Mapping[str, Any]) -> CycleFound:
-    """Return what is audited of a cycle, as the gateway shows it."""
+    """Return the audited fields of a cycle's record from the gateway."""
     names = ("state", "job_id", "analysis_id", "message")
     return CycleFound(**{name: str(record[name]) for name in names})
 
 
 def unended_cycles(due: Iterable[str], found: Mapping[str, CycleFound]) -> dict[str, int]:
-    """Return how many of the cycles that are due have not ended, by state; none without any."""
+    """Return the number of due cycles that have not ended, by state."""
     counts: dict[str, int] = {}
     for key in due:
         state = found[key].state if key in found else "absent"
@@ -146,10 +146,10 @@ def unended_cycles(due: Iterable[str], found: Mapping[str, CycleFound]) -> dict[
 
 
 def cycled_result(result: Mapping[str, Any], feedback: bytes) -> CycledResult | None:
-    """Return what a result was made of; None if it is of no cycle.
+    """Return the inputs of a cycle's result; None for a result of no cycle.
 
     Arguments:
-        result: As the gateway shows it.
+        result: Its record from the gateway.
         feedback: Its feedback table, Parquet.
     """
     about = result["cycle"]
@@ -171,8 +171,8 @@ def cycled_result(result: Mapping[str, Any], feedback: bytes) -> CycledResult | 
 
 
 def guard(speed: float) -> timedelta:
-    """Return how long before a cut-off an upload must have come to be missed for certain.
+    """Return the time before a cut-off by which an upload must have arrived to count as missing.
 
-    The gateway dates an upload before it writes the record of it, and may be stopped in between.
+    The gateway timestamps an upload before it writes its record, and may be paused in between.
     """
     return timedelta(seconds=12.0 * speed)

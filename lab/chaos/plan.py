@@ -1,6 +1,6 @@
-"""Plan an exercise from its seed: what is sent and cycled when, and what goes wrong when.
+"""Plan an exercise from its seed: the times of uploads, jobs, cycles and faults.
 
-The same minutes and seed give the same plan. A slow machine may not get through it.
+The same minutes and seed give the same plan. A slow machine may not complete it.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 FORMS = ("bufr", "csv", "geojson", "parquet", "csv.gz", "tar.gz")
-"""Formats of the uploads; the last one waits with large files."""
+"""Formats of the uploads; the last one is queued with large files."""
 
 PARTS = ("gateway", "ingest", "ingest-large", "model", "scheduler")
 """Parts of `appa up` that are killed and paused."""
@@ -35,7 +35,7 @@ class Harm(StrEnum):
     """Kinds of fault that an exercise injects."""
 
     KILL = "kill"
-    """SIGKILL for the process of a part, and by `whole` for all it started."""
+    """SIGKILL for the process of a part; with `Fault.whole` also for those it started."""
     KILL_CHILD = "kill child"
     """SIGKILL for a process that a part has started: a Celery child, a decoder."""
     PAUSE = "pause"
@@ -60,7 +60,7 @@ class Fault:
 
     Attributes:
         at: Seconds from the start.
-        harm: What.
+        harm: Kind of fault.
         part: Which part it hits, for kills and pauses.
         seconds: How long it lasts.
         whole: Whether a kill takes the processes that the part started with it.
@@ -81,7 +81,7 @@ class PlannedUpload:
 
     Attributes:
         at: Seconds from the start.
-        number: Of its content; the one that is sent again has the same number.
+        number: Of its content; repeated uploads of a content share it.
         form: One of `FORMS`.
         mutated: Whether its bytes are damaged.
         keyed: Whether it comes with an idempotency key.
@@ -113,15 +113,15 @@ class JobOrder:
 
 @dataclass(frozen=True)
 class Rates:
-    """Mean numbers of uploads, jobs and faults in a minute; ten minutes hold what a release must survive.
+    """Mean numbers of uploads, jobs and faults per minute; a release must pass ten minutes of these.
 
     Attributes:
         uploads: Valid contents.
         mutated: Damaged ones.
         posted: Share of the damaged ones that is uploaded; the others are decoded in batches.
         jobs: Small analyses.
-        hours: Hours that are cycled, each early and finally: how fast the clock runs.
-        kills, pauses, full_disks, broker_cuts: Of each kind of harm.
+        hours: Operational hours, each with an early and a final cycle; sets the speed of the clock.
+        kills, pauses, full_disks, broker_cuts: Faults of each kind.
     """
 
     uploads: int = 110
@@ -141,11 +141,11 @@ class ChaosPlan:
 
     Attributes:
         seed: What it was drawn from.
-        seconds: How long things are sent and go wrong.
-        sendings, orders, faults: What happens.
+        seconds: Duration of traffic and faults.
+        sendings, orders, faults: Uploads, jobs and faults.
         batched: Damaged contents that are decoded in batches, without a time of their own.
         hours: How many hours are cycled.
-        speed: Operational seconds in a real one.
+        speed: Operational seconds per real second.
         watermark: Whether work is refused before the disk is full.
     """
 
@@ -160,7 +160,7 @@ class ChaosPlan:
     watermark: bool
 
     def hours_at(self, at: float) -> int:
-        """Return the operational hours that have passed when a sending or an order is due."""
+        """Return the full operational hours that have passed when an upload or a job is due."""
         return int(at * self.speed // 3600.0)
 
 
@@ -172,9 +172,9 @@ def chaos_plan(minutes: float, seed: int, rates: Rates | None = None) -> ChaosPl
     """Return the plan of an exercise.
 
     Arguments:
-        minutes: How long things are sent and go wrong.
-        seed: Decides all that is drawn.
-        rates: How much in a minute.
+        minutes: Duration of traffic and faults.
+        seed: Seed of all random choices.
+        rates: Mean numbers per minute.
     """
     rates = rates or Rates()
     generator = np.random.default_rng([seed, 0])
@@ -197,7 +197,7 @@ def chaos_plan(minutes: float, seed: int, rates: Rates | None = None) -> ChaosPl
 
 
 def _times(generator: Generator, minutes: float, rate: float) -> list[float]:
-    """Return as many times in order as the rate asks for, one in each of equal stretches."""
+    """Return times in seconds at a mean rate per minute, one drawn in each of equal intervals."""
     number = max(1, round(rate * minutes)) if rate else 0
     stretch = 60.0 * minutes / max(number, 1)
     return [float((i + generator.random()) * stretch) for i in range(number)]

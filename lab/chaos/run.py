@@ -1,6 +1,6 @@
-"""Run an exercise: a fresh stack, uploads, jobs and cycles, harm, healing, and the audit.
+"""Run an exercise: a fresh stack, uploads, jobs and cycles, faults, recovery, and the audit.
 
-What is left is collected as a client reads it, and in Redis and on disk.
+Evidence is collected through the API, from Redis and from disk.
 """
 
 import hashlib
@@ -72,13 +72,13 @@ def run_chaos(
     """Run an exercise against a fresh stack.
 
     Arguments:
-        minutes: How long things are sent and go wrong.
+        minutes: Duration of traffic and faults.
         seed: Of the plan.
         folder: An empty folder; the log of the stack stays in it.
-        report: Told how it goes.
+        report: Called with lines of progress.
         model: Checkpoint of the jobs; None makes a tiny one.
-        rates: How much of what in a minute.
-        quiet_seconds: Patience after the healing with what was accepted.
+        rates: Mean numbers of uploads, jobs and faults per minute.
+        quiet_seconds: Longest wait after the faults until accepted work has ended.
 
     Raises:
         AppaError: If the stack does not start.
@@ -112,7 +112,7 @@ def run_chaos(
 
 
 def _begin_cycles(stack: ChaosStack, plan: ChaosPlan, first: datetime) -> tuple[str, ...]:
-    """Have the hours of a plan cycled; return the keys of the cycles that fall due."""
+    """Start the cycles of a plan; return the keys of those that fall due."""
     if not plan.hours:
         return ()
     policy = cycle_policy(first, plan.hours)
@@ -205,7 +205,7 @@ _UNFINISHED = {
     "jobs": ("queued", "running", "cancelling"),
 }
 _FEW_KEYS = 100
-"""What an installation keeps in Redis however much has ended: workers, indices, measures."""
+"""Keys that an installation keeps in Redis after all work has ended: workers, indices, metrics."""
 _FOR_EVER = -1
 _FEW_MEGABYTES = 32
 _BESIDES_MEGABYTES = 160
@@ -228,7 +228,7 @@ def _pages(http: httpx.Client, path: str, **parameters: str) -> Iterator[dict[st
 
 
 def _unfinished(http: httpx.Client) -> dict[str, int]:
-    """Return how many uploads and jobs have not ended, by noun and state; none without any."""
+    """Return the number of uploads and jobs that have not ended, by noun and state."""
     return {
         f"{noun} {state}": total
         for noun, states in _UNFINISHED.items()
@@ -272,11 +272,11 @@ def collect(
     """Return the evidence of a stack that is quiet.
 
     Arguments:
-        stack: Must run.
+        stack: A running stack.
         ledger: What was sent.
         stuck: What did not end, from `wait_quiet`.
         due: Keys of the cycles that fell due.
-        settle_seconds: Patience with Redis, which forgets what has ended after some seconds.
+        settle_seconds: Longest wait for Redis to expire the keys of ended work.
     """
     with httpx.Client(base_url=stack.url, timeout=_TIMEOUT) as http:
         batches = {one["id"]: _batch(one) for one in _pages(http, "/v1/batches")}
@@ -332,7 +332,7 @@ def _job(record: dict[str, Any]) -> JobFound:
 
 
 def _results(http: httpx.Client) -> tuple[dict[str, str], list[CycledResult], list[str]]:
-    """Return the job of each result, what those of cycles are made of, and what is not whole."""
+    """Return the job of each result, the inputs of results of cycles, and incomplete results."""
     found: dict[str, str] = {}
     cycled: list[CycledResult] = []
     damaged: list[str] = []
@@ -415,7 +415,7 @@ def _first_message(redis: Redis, key: str, kind: str) -> str:
 
 
 def _bytes(folder: Path) -> int:
-    """Return what the files of a folder and those within take."""
+    """Return the size of all files below a folder."""
     found = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):  # merged or archived meanwhile
@@ -424,7 +424,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _disk(stack: ChaosStack, known: set[str], used: int) -> list[str]:
-    """Return what lies on disk although nobody needs it."""
+    """Return descriptions of files that nothing needs any more, and of excessive size."""
     layout = stack.layout
     orphans = {path.name for path in layout.raw.iterdir()} - known
     told = [f"raw/{name} is of no known upload" for name in sorted(orphans)]

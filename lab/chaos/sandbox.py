@@ -1,7 +1,7 @@
-"""Feed damaged contents in batches to the sandbox that decodes uploads, beside all else that goes on.
+"""Decode damaged contents in batches in the sandbox for uploads, while the exercise runs.
 
-Thousands of them are tried in the time in which hundreds can be uploaded. A damaged content may give
-rows or be rejected; it must not harm the process that asked.
+This tries thousands of contents in the time in which hundreds can be uploaded. Damaged content may
+give rows or be rejected; it must not affect the calling process.
 """
 
 import threading
@@ -24,7 +24,7 @@ _TRIES = 4
 
 
 def undisturbed(contents: Sequence[UploadContent]) -> dict[str, int]:
-    """Return how many rows contents give, by their hashes, decoded here, where nothing goes wrong."""
+    """Return the number of rows of contents, by hash, decoded here without injected faults."""
     return {digest: decoded.table.num_rows for digest, decoded in _decoded(contents)}
 
 
@@ -38,7 +38,7 @@ def _decoded(contents: Sequence[UploadContent]) -> Iterator[tuple[str, Decoded]]
             files.append(FileToDecode(path, None, DecodeContext(file_name=content.name)))
         while files:
             decoded = decode_in_one_child(files[:_TOGETHER])
-            if not decoded:  # it brings its child down, as it may
+            if not decoded:  # the first file crashed the child process, which is allowed
                 decoded = [_decoded_alone(files[0])]
             for file, one in zip(files, decoded, strict=False):
                 yield file_digest(file.path), one
@@ -46,7 +46,7 @@ def _decoded(contents: Sequence[UploadContent]) -> Iterator[tuple[str, Decoded]]
 
 
 def _decoded_alone(file: FileToDecode) -> Decoded:
-    """Decode a file in a child of its own; a machine that is too busy is asked again."""
+    """Decode a file in its own child process; retry if the machine is too busy."""
     for _ in range(_TRIES - 1):
         try:
             return decode_limited(file.path, file.format, file.context)
@@ -63,7 +63,7 @@ class DamagedBatches:
 
     Attributes:
         count: How many have been decoded.
-        findings: What the sandbox let through, for people.
+        findings: Descriptions of errors that escaped the sandbox.
     """
 
     def __init__(self, plan: ChaosPlan) -> None:
@@ -80,7 +80,7 @@ class DamagedBatches:
         self._thread.start()
 
     def finish(self, unsent: Sequence[PlannedUpload]) -> None:
-        """Decode what is left without pauses, and what was to be uploaded and was not."""
+        """Decode the rest without pauses, and the contents that should have been uploaded."""
         self._over.set()
         self._thread.join()
         self._decode(unsent)

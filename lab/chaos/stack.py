@@ -1,4 +1,4 @@
-"""Run a fresh `appa up` on a small file system of its own, and do harm to it from outside.
+"""Run a fresh `appa up` on a small file system of its own, and inject faults from outside.
 
 The data folder and the folder of temporary files lie on a tmpfs that only the stack sees, where a
 file system can be mounted (as root, or in a user namespace). Elsewhere they lie in a plain folder,
@@ -47,14 +47,14 @@ ENVIRONMENT = {
     "APPA_QUEUED_JOBS_PER_KEY": "0",
     "OMP_NUM_THREADS": "1",
 }
-"""Pauses of minutes become seconds, and what is harmed on purpose is not given up."""
+"""Intervals of minutes become seconds, and injected faults do not use up the retries."""
 
 _BROKER = "valkey-server"
 _READY = re.compile(r"ready in [^:]*: (\S+)")
 
 
 def mounting_command(folder: Path, size: int = DISK_BYTES) -> tuple[str, ...] | None:
-    """Return what to put before a command that shall have a file system of its own at `folder`.
+    """Return a prefix that runs a command with a file system of its own mounted at `folder`.
 
     Returns:
         Program and arguments; None where no file system can be mounted.
@@ -80,7 +80,7 @@ class Harmed:
 
     @property
     def kills(self) -> int:
-        """Return how many processes were killed, the broker's apart."""
+        """Return how many processes were killed, except the broker's."""
         return sum(self.counts.get(harm, 0) for harm in KILLS)
 
     @property
@@ -96,7 +96,7 @@ class ChaosStack:
         folder: An empty folder.
         checkpoint: Name or folder of what the model worker loads.
         watermark: Whether work is refused before the disk is full.
-        clock: What the system takes for the present.
+        clock: The operational clock of the system.
     """
 
     def __init__(self, folder: Path, checkpoint: str, *, watermark: bool, clock: Clock) -> None:
@@ -196,10 +196,9 @@ class ChaosStack:
             path = self._seen(Path(found[1])) if found else path
         return Redis(unix_socket_path=str(path), decode_responses=True, socket_timeout=10)
 
-    # -- harm
-
+    # -- faults
     def harm(self, fault: Fault) -> bool:
-        """Do it, if what it hits is there; return whether it was done."""
+        """Inject a fault if its target runs; return whether it was injected."""
         with suppress(psutil.NoSuchProcess, RedisError, OSError):
             if self._harm(fault):
                 self.harmed.add(fault.harm)
@@ -271,7 +270,7 @@ class ChaosStack:
         self._undo.append((time.monotonic() + seconds, undo))
 
     def tend(self) -> None:
-        """End what has lasted long enough; call it a few times a second."""
+        """End faults whose duration has passed; call it a few times a second."""
         now = time.monotonic()
         for entry in [entry for entry in self._undo if entry[0] <= now]:
             self._undo.remove(entry)
@@ -294,7 +293,7 @@ class ChaosStack:
         return []
 
     def _running(self, name: str, least: int = 1) -> list[psutil.Process]:
-        """Return the processes of a part; of the next one that runs, where it is down."""
+        """Return the processes of a part, or of the next running part if it is down."""
         first = PARTS.index(name)
         for part in (*PARTS[first:], *PARTS[:first]):
             if len(found := self._part(part)) >= least:

@@ -1,6 +1,6 @@
-"""Send the uploads and jobs of a plan as their senders would, and write down every answer.
+"""Send the uploads and jobs of a plan as real senders would, and record every response.
 
-A sender that gets no answer, or one that asks for patience, sends the same again.
+A sender that gets no response, or one that asks to try again later, sends the same again.
 """
 
 import queue
@@ -21,15 +21,15 @@ __all__ = ["JobSent", "Ledger", "Traffic", "UploadSent", "is_explained"]
 _TIMEOUT = 20.0
 _LONGEST_PAUSE = 2.0
 _SENDERS = {False: 3, True: 3}
-"""Of valid contents, and of damaged ones, whose number must not delay the valid ones."""
+"""Threads for valid contents, and for damaged ones, which are many and must not delay the valid ones."""
 
 
 def is_explained(answer: httpx.Response, *, bodiless: bool = False) -> bool:
-    """Return whether an answer of the 5xx class says why, and when to try again.
+    """Return whether a 5xx response says why, and when to try again.
 
     Arguments:
         answer: Of the gateway.
-        bodiless: Whether it was asked for by HEAD: it has no room for a reason.
+        bodiless: Whether it answers a HEAD request and has no body for a reason.
     """
     if answer.status_code not in (503, 507) or "retry-after" not in answer.headers:
         return False
@@ -43,13 +43,13 @@ def is_explained(answer: httpx.Response, *, bodiless: bool = False) -> bool:
 
 @dataclass
 class UploadSent:
-    """A content and what its sender was told.
+    """An uploaded content and the responses to it.
 
     Attributes:
         content: What was sent.
-        ids: Batches named by answers that accepted it.
-        refusal: Status and code of a refusal for good; empty when there was none.
-        doubtful: How often no answer came: it may have been accepted.
+        ids: Batches named by responses that accepted it.
+        refusal: Status and body of a permanent refusal; empty when there was none.
+        doubtful: How often there was no response: it may have been accepted.
     """
 
     content: UploadContent
@@ -60,7 +60,7 @@ class UploadSent:
 
 @dataclass
 class JobSent:
-    """A job and what its sender was told: as `UploadSent`."""
+    """A submitted job and the responses to it; attributes as in `UploadSent`."""
 
     order: JobOrder
     ids: set[str] = field(default_factory=set)
@@ -89,7 +89,7 @@ class Ledger:
             return self.jobs.setdefault(order.number, JobSent(order))
 
     def fault(self, answer: httpx.Response) -> None:
-        """Write down an answer of the 5xx class, unless it is explained."""
+        """Record a 5xx response, unless it is explained."""
         request = answer.request
         head = request.method == "HEAD"
         if answer.status_code >= 500 and not is_explained(answer, bodiless=head):
@@ -107,12 +107,12 @@ class Ledger:
 
 
 class Traffic:
-    """Threads that carry out the sendings and orders of a plan, and read meanwhile.
+    """Threads that send the uploads and jobs of a plan, and read from the API meanwhile.
 
     Arguments:
         url: Of the gateway.
         plan: What to send.
-        ledger: Where answers are written down.
+        ledger: Where responses are recorded.
         first: What the operational clock shows at the start, a full hour.
     """
 
@@ -151,13 +151,13 @@ class Traffic:
             thread.start()
 
     def finish(self, seconds: float) -> bool:
-        """Send what valid contents are left, else nothing new, and get answers for what was begun.
+        """Send the remaining valid contents, nothing else that is new, and wait for responses.
 
         Arguments:
-            seconds: Patience with what is not answered.
+            seconds: Longest wait.
 
         Returns:
-            Whether all was answered.
+            Whether all requests were answered.
         """
         self._over.set()
         end = time.monotonic() + seconds
@@ -168,12 +168,12 @@ class Traffic:
         return answered
 
     def unsent(self) -> list[PlannedUpload]:
-        """Return the damaged contents that nobody sent; call it at the end."""
+        """Return the damaged contents that were not sent; call it at the end."""
         sent = self.ledger.uploads
         return [one for one in self.plan.sendings if one.mutated and one.number not in sent]
 
     def _hour(self, at: float) -> datetime:
-        """Return the last full hour of the operational clock when a sending or an order is due."""
+        """Return the last full hour of the operational clock when an upload or a job is due."""
         return self.first + timedelta(hours=self.plan.hours_at(at))
 
     def _is_due(self, at: float) -> bool:
@@ -230,7 +230,7 @@ class Traffic:
         self._insist(entry, lambda: http.post("/v1/jobs", json=specification, headers=headers))
 
     def _insist(self, entry: UploadSent | JobSent, send: Callable[[], httpx.Response]) -> None:
-        """Send until there is an answer for good, or nobody waits for it any more."""
+        """Send until there is a final response, or the exercise gives up."""
         while not self._give_up.is_set():
             pause = 0.3
             try:
@@ -260,7 +260,7 @@ class Traffic:
                     self._look_at_results(http)
 
     def _look_at_results(self, http: httpx.Client) -> None:
-        """Hold the newest results against their lists of files."""
+        """Compare the newest results with their lists of files."""
         found = http.get("/v1/analyses", params={"limit": 3})
         self.ledger.fault(found)
         if not found.is_success:

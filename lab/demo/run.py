@@ -37,10 +37,10 @@ from model.latent_model import climatological_states
 __all__ = ["DemoOptions", "DemoResult", "draw_demo", "run_demo"]
 
 SHARE_LEFT = 0.5
-"""Most of the error of climatology, where each analysis starts from, that observations may leave."""
+"""Largest error of an analysis over that of climatology, from which each analysis starts."""
 
 BEHIND = 1.05
-"""Analyses may be so much worse than a forecast for their time, on average."""
+"""Largest mean ratio of the error of an analysis to that of a forecast for the same time."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ class DemoResult:
     def shortcomings(self) -> list[str]:
         """Quality goals that analyses and forecasts miss, a sentence each; empty if they meet all.
 
-        Each analysis is a window of its own that starts from climatology: what observations bring is
-        measured against that. A forecast of an earlier window for the same hour is made of nearly
-        the same observations, and may be as good as the analysis; the analyses must keep up with it.
-        Forecasts must know more than the analysis they start from, and than climatology.
+        Each analysis is a window of its own that starts from climatology, so its error is compared
+        with that of climatology. A forecast of an earlier window for the same hour uses nearly the
+        same observations and may be as good as the analysis; the analyses must keep up with it.
+        Forecasts must be better than persistence and climatology.
         """
         found = []
         for time, errors in self.analyses:
@@ -147,7 +147,7 @@ class Demo:
         return self.result
 
     def _send(self, end: datetime, hours: int) -> None:
-        """Uploads the reports of the `hours` hours up to `end`, and waits until they are stored."""
+        """Upload the reports of the `hours` hours up to `end`, and wait until they are stored."""
         table = self.world.observe(end, hours)
         files = list(observation_files(table, f"{end:%Y%m%dT%H}"))
         task = _begin(self.progress, f"observations to {end:%d %b %H UTC}", 2 * len(files))
@@ -163,7 +163,7 @@ class Demo:
         self.result.reports[end] = table.num_rows
 
     def _job(self, label: str, spec: dict[str, object]) -> str:
-        """Submits a job, follows it, downloads its files; returns the analysis' id."""
+        """Submit a job, follow it and download its files; return the id of the analysis."""
         task = _begin(self.progress, label)
         job = self.client.submit(spec)
 
@@ -200,7 +200,7 @@ class Demo:
         return analysis_id
 
     def _forecast(self, time: datetime, analysis_id: str) -> list[np.ndarray]:
-        """A forecast without newer observations: the background of the cycles that follow."""
+        """Forecast without newer observations: the background of the cycles that follow."""
         spec = {
             "kind": "forecast",
             "valid_time": time.isoformat(),
@@ -231,7 +231,7 @@ class Demo:
 
 
 def _begin(progress: Progress, label: str, total: int | None = None) -> TaskID:
-    """Show a step: as a bar on a terminal, where bars are not drawn as a line."""
+    """Show a step: as a progress bar on a terminal, elsewhere as a line of text."""
     if not progress.console.is_terminal:
         progress.console.print(f"{label} …")
     return progress.add_task(label, total=total)
@@ -246,12 +246,12 @@ def run_demo(
     console: Console,
     then: Callable[[DemoResult, LocalStack], None] | None = None,
 ) -> DemoResult:
-    """Starts a stack of its own on a free port, runs the demo against it and stops it.
+    """Start a stack, run the demo against it and stop it.
 
     Arguments:
-        options: What it does.
+        options: Settings of the demo.
         console: Where progress is shown.
-        then: Called with what came of it while the stack still runs.
+        then: Called with the result while the stack still runs.
 
     Raises:
         AppaError: If the stack or a batch fails.

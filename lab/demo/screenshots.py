@@ -29,7 +29,7 @@ SIZE = {"width": 1280, "height": 800}
 WAIT = 60_000
 """Milliseconds until a page must have drawn."""
 LARGE = 350_000
-"""Bytes of a picture as it is; more are written with a palette."""
+"""Bytes above which a picture is written with a palette."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ _DRAWN = """() => window.appaMap?.chart.field && window.appaMap.settled === loca
 
 
 def _profile(page: Page) -> None:
-    """Show the end of the charts of a place."""
+    """Scroll to the last chart of a point."""
     page.locator("#point svg").last.scroll_into_view_if_needed()
     page.evaluate("document.getElementById('beside').scrollTo(0, 1e6)")
 
@@ -152,7 +152,7 @@ def _write(picture: bytes, path: Path) -> None:
 
 @contextmanager
 def system_at(where: str, models: Sequence[str]) -> Iterator[str]:
-    """Yield the address of a system: the one given, or of one that runs on a data folder meanwhile.
+    """Yield the address of a system: the one given, or that of one started on a data folder.
 
     Arguments:
         where: An address, or the data folder of a system that does not run.

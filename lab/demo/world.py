@@ -44,7 +44,7 @@ __all__ = [
 
 BUFR_TYPES = ("synop", "ship", "temp", "aircraft", "scatterometer")
 NETWORK = Network(stations=400, scan_lines=20, aircraft=200, scatterometer_lines=20)
-"""Less than the network of the skill tests, so that the demo ends in minutes."""
+"""Smaller than the network of the skill tests, so that the demo ends in minutes."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class World:
         return self.truth.span
 
     def state(self, time: datetime) -> Tensor:
-        """The true state (C, Y, X) in SI units."""
+        """Return the true state (C, Y, X) in SI units."""
         return self.truth(time, 1)[0]
 
     def observe(self, end: datetime, hours: int, seed: int = 0) -> pa.Table:
-        """Simulated observations of the `hours` hours up to `end`."""
+        """Simulate observations of the `hours` hours up to `end`."""
         first = end - (hours - 1) * HOUR
         truth = torch.nan_to_num(self.truth(first, hours), nan=273.0)
         times = [first + i * HOUR for i in range(hours)]
@@ -101,20 +101,20 @@ class World:
 
 
 def observation_files(table: pa.Table, label: str) -> Iterator[ObservationFile]:
-    """A BUFR file of all conventional reports, and a Parquet file of the sounder's retrievals."""
+    """Yield a BUFR file of conventional reports and a Parquet file of the sounder's retrievals."""
     messages = [encode_bufr(table, kind) for kind in BUFR_TYPES]
     types = table["report_type"].cast(pa.string())
     retrievals = table.filter(pc.equal(types, "satellite"))
     yield ObservationFile(f"{label}.bufr", b"".join(messages), table.num_rows - retrievals.num_rows)
     buffer = io.BytesIO()
-    # Identity and arrival are the receiver's to decide.
+    # The receiver sets these: identity, arrival and flags.
     own = ["observation_id", "batch_id", "received_time", "rejected_by", "qc_flag"]
     pq.write_table(retrievals.drop_columns(own), buffer)
     yield ObservationFile(f"{label}-sounder.parquet", buffer.getvalue(), retrievals.num_rows)
 
 
 def real_soundings(start: Path) -> Path | None:
-    """A file of real radiosonde reports beside the repository, if there is one."""
+    """Return the file of real radiosonde reports below `start`, if there is one."""
     path = start / "bufr" / "upperair_sonde_wind" / "pdbufr__temp.bufr"
     return path if path.exists() else None
 
@@ -145,7 +145,7 @@ class StateErrors:
 
 
 class Scorer:
-    """Scores fields against the truth.
+    """Score fields against the truth.
 
     Arguments:
         grid: Of all fields.
@@ -159,7 +159,7 @@ class Scorer:
         self.std = std.double().flatten().cpu()
 
     def __call__(self, fields: Array | torch.Tensor, truth: Array | torch.Tensor) -> StateErrors:
-        """Scores fields (C, Y, X) against the truth (C, Y, X); NaN cells of the truth are left out."""
+        """Score fields (C, Y, X) against the truth (C, Y, X); NaN cells of the truth are left out."""
         exact = torch.as_tensor(truth)
         values = torch.where(torch.isnan(exact), torch.nan, torch.as_tensor(fields))
         error = rmse(values, exact, self.grid)
@@ -171,7 +171,7 @@ class Scorer:
 
 
 def channel_fields(dataset: xr.Dataset, channels: Sequence[Channel], time: int = 0) -> Array:
-    """The ensemble mean of a result file at one of its times, with shape (C, Y, X)."""
+    """Return the ensemble mean of a result file at one of its times, with shape (C, Y, X)."""
     fields = []
     for channel in channels:
         name = f"{VARIABLES[channel.variable].short}_mean"

@@ -1,1 +1,1 @@
-"""Encode observation tables in the forms of files that centres send, for tests and rehearsals."""
+"""Encode observation tables in the file formats of data centres, for tests and rehearsals."""

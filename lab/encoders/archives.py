@@ -1,4 +1,4 @@
-"""Write what archives and centres keep: observations as IODA-style NetCDF and ODB-2, fields as GRIB.
+"""Write the formats of archives: observations as IODA-style NetCDF and ODB-2, fields as GRIB.
 
 JCSDA jedi-docs, `inside/conventions/objects_and_layouts.md`; ECMWF, ODB governance: `varno`, `obstype`
 and `vertco_type`. All are written by the formats' own libraries, with names and numbers from there.
@@ -34,8 +34,8 @@ _SATELLITE, _PRESSURE = 7, 1
 def ioda_retrievals(table: pa.Table) -> bytes:
     """Return the retrievals of a table as a file with a location for each place and level.
 
-    Numbers have 32 bits, as in the files of JCSDA; pressures come in hPa and name it, and errors are
-    not given. The file does not name its network: the sender does.
+    Numbers have 32 bits, as in the files of JCSDA; pressures are in hPa, as their attribute `units`
+    says, and errors are not given. The file does not name its network: the sender does.
     """
     reports = gather(_retrievals(table))
     return _written(lambda path: _write_ioda(path, reports))
@@ -93,7 +93,7 @@ def odb_retrievals(table: pa.Table) -> bytes:
 
 
 def _written(write: Callable[[Path], None]) -> bytes:
-    """Return the bytes of a file, as neither library writes anywhere else."""
+    """Return the bytes of a temporary file: neither library can write to memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
         write(path)

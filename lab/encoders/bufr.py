@@ -60,7 +60,7 @@ Columns = dict[str, np.ndarray | list[str] | float | str]
 
 
 def _texts(names: Iterable[str], most: int) -> list[str]:
-    """Return names as they are; cut to the width of their element, many would become one."""
+    """Return the names; refuse long ones, which would collide if cut to their element's width."""
     found = list(names)
     if long := next((name for name in found if len(name) > most), None):
         raise InvalidInput(f"Expected names of at most {most} characters; got '{long}'.", name=long)

@@ -1,7 +1,7 @@
-"""Write files as NCEP does: tables in messages of their own, then reports by those tables.
+"""Write BUFR files as NCEP does: messages that hold the tables, then reports encoded by them.
 
-An encoder of its own, from "DX BUFR Tables" (NCEPLIBS-bufr) and the WMO Manual on Codes; sequences
-are written as there: `{LEVELS}` count of 8 bits, `[EVENT]` stack, `<PART>` there or not.
+An independent encoder after "DX BUFR Tables" (NCEPLIBS-bufr) and the WMO Manual on Codes; sequences
+are written as there: `{LEVELS}` count of 8 bits, `[EVENT]` stack, `<PART>` optional.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,8 +134,8 @@ class NcepTables:
 
         Arguments:
             kind: Mnemonic of the sequence.
-            reports: Values by mnemonic: numbers in the units of the table, texts, lists for what
-                is repeated, and dicts for parts that are there.
+            reports: Values by mnemonic: numbers in the units of the table, texts, lists for
+                repeated sequences, and dicts for optional ones that are present.
             when: Year, month, day and hour.
             category: Data category.
         """

@@ -1,4 +1,4 @@
-"""Encode sondes as NCEP's PrepBUFR: the mass and the wind of an ascent are reports of their own."""
+"""Encode sondes as NCEP's PrepBUFR: mass and wind of an ascent are separate reports."""
 
 from typing import Any
 

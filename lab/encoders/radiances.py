@@ -1,7 +1,7 @@
 """Encode brightness temperatures as the satellite agencies do: AMSU-A and MHS (ATOVS), ATMS.
 
-ATOVS messages (310009, 310010) count the channels of all their sensors through, that of ATMS (310061)
-has numbers of its own; code tables 0 02 048, 0 02 150 and C-8.
+ATOVS messages (310009, 310010) number channels consecutively over all sensors, those of ATMS (310061)
+per sensor; code tables 0 02 048, 0 02 150 and C-8.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ class Spots:
 def encode_radiances(table: pa.Table, sensor: str, satellite: int) -> bytes:
     """Return messages of the brightness temperatures of a table.
 
-    Spots are numbered in their order, over and over from the first of a scan line to the last.
+    Spots are numbered in their order, starting again from 1 after the last of a scan line.
 
     Arguments:
         table: Rows in `OBSERVATION_SCHEMA`; other variables are ignored.

@@ -116,8 +116,8 @@ def in_metar(table: pa.Table) -> pa.Table:
 def metar_bulletin(table: pa.Table, indicators: Mapping[str, str]) -> bytes:
     """Return the land stations of a table as METAR: wind in whole knots and tens of degrees.
 
-    Temperature and sea level pressure come to tenths in the remarks; QNH, which the rows do not tell,
-    is missing, as where the sensor fails.
+    Temperature and sea level pressure are given to tenths in the remarks; QNH, which the rows lack, is
+    coded as missing, as by a failed sensor.
 
     Arguments:
         table: Rows of land stations on full hours; those of others are ignored.
@@ -181,7 +181,7 @@ def _depression(reports: ReportTable) -> np.ndarray:
 
 def temp_bulletin(table: pa.Table) -> bytes:
     """Return the sondes of a table, by WMO number, at standard levels: temperature to 0.15 K, wind to 2.5
-    degrees and half a knot; heights and the surface, which the rows do not tell, are missing.
+    degrees and half a knot; heights and the surface, which the rows lack, are coded as missing.
     """
     return _bulletin(table, "temp", "USXX99", _temp)
 
@@ -206,7 +206,7 @@ def _bulletin(
 
 
 def _levels(reports: ReportTable) -> Mapping[int, int]:
-    """Return the place of each level by its pressure in hPa."""
+    """Return the position of each level by its pressure in hPa."""
     return {round(pressure / 100.0): n for n, pressure in enumerate(reports.vertical.tolist())}
 
 

@@ -156,8 +156,8 @@ def windowed_analysis(
     Arguments:
         prior: Over blankets of K states.
         decode: From latents (n, c, h, w) to physical states (n, C, Y, X), differentiable.
-        observations: On trajectories of K states; their errors should include what the decoder
-            cannot represent, see :meth:`ObservationSet.with_representativeness`.
+        observations: On trajectories of K states; their errors should include representativeness
+            errors, see :meth:`ObservationSet.with_representativeness`.
         date: Year, month, day, hour of the states, with shape (K, 4).
         members: How many members to draw; 0 gives the posterior mean.
         generator: Source of the draws.
@@ -194,7 +194,7 @@ Float = NDArray[np.float64]
 
 
 ROWS = 1024
-"""Rows of the localisation that are made at a time."""
+"""Rows of the localisation that are computed at a time."""
 
 
 def _localisation(a: Tensor, b: Tensor, half_width: float) -> Tensor:
@@ -256,7 +256,7 @@ def prior_anomalies(
     count: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return climatological anomalies drawn from a prior, where no climatological states are at hand.
+    """Draw climatological anomalies from a prior, in place of a sample of climatological states.
 
     Arguments:
         prior: Over blankets of K states.
@@ -313,7 +313,7 @@ def one_hour_analysis(
 
 
 def score_persistence(scorer: StartScorer, case: ObservedCase) -> None:
-    """Score climatology, and the truth of 6 hours before and, where there is one, of 24."""
+    """Score climatology, and persistence of the truth over 6 hours and, if possible, over 24."""
     scorer.score(Method.CLIMATOLOGY, climatological_states(case.model, [case.end])[0], case.last)
     last = case.window - 1
     if last >= 6:
@@ -321,7 +321,7 @@ def score_persistence(scorer: StartScorer, case: ObservedCase) -> None:
     if last >= 24:
         scorer.score(Method.PERSISTENCE_24, case.truth[last - 24], case.last)
     elif len(case.truth) > last + 24:
-        # The window is too short to look back a day: the day ahead stands for it.
+        # The window is too short to look back a day: the following day is used instead.
         scorer.score(Method.PERSISTENCE_24, case.last, case.truth[last + 24])
 
 
@@ -329,7 +329,7 @@ def score_interpolation(scorer: StartScorer, case: ObservedCase, members: int) -
     """Score optimal interpolation of the last hour; do nothing where there is no closed-form prior.
 
     Arguments:
-        scorer: Takes the scores.
+        scorer: Collects the scores.
         case: The window.
         members: Climatological states behind the covariance.
     """

@@ -1,4 +1,4 @@
-"""Open a simulated truth, and observe one window of it: what every method may know.
+"""Open a simulated truth, and observe one window of it: the input of every method that is scored.
 
 A truth is the case beside the weights, or any store of states. A case is a few days of simulated
 truth in one small file. Values are rounded to a fraction of their channel's standard deviation,
@@ -88,7 +88,7 @@ def _encoding(array: xr.DataArray) -> dict[str, object]:
     chunks = tuple(1 if d == "level" else n for d, n in zip(array.dims, array.shape, strict=True))
     compressor = Blosc("zstd", clevel=7, shuffle=Blosc.BITSHUFFLE)
     if np.isnan(values).any():
-        # Undefined on land, and slow: plain compression suffices.
+        # Undefined on land, and slowly varying: plain compression suffices.
         return {"chunks": chunks, "compressors": (compressor,)}
     if VARIABLES[str(array.name)].nonnegative:
         filters = [BitRound(MANTISSA_BITS)]
@@ -188,9 +188,9 @@ def open_truth(
 
 
 def analysis_times(truth: Truth, window: int, lead: int, count: int) -> list[datetime]:
-    """Return up to `count` analysis times over what the truth allows, at changing hours of the day.
+    """Return up to `count` analysis times, spread over the truth, at different hours of the day.
 
-    There are fewer where their windows would overlap.
+    There are fewer if their windows would overlap.
 
     Raises:
         InvalidInput: If the truth is too short for one.
@@ -212,7 +212,7 @@ def analysis_times(truth: Truth, window: int, lead: int, count: int) -> list[dat
 
 
 def as_if_used(table: pa.Table) -> pa.Table:
-    """Return the rows that were withheld, as if they had not been."""
+    """Return the withheld rows, with their rejection removed."""
     rejected = pc.equal(table["rejected_by"].cast(pa.string()), "withheld")
     rows = table.filter(pc.fill_null(rejected, False))
     place = rows.schema.get_field_index("rejected_by")
@@ -264,7 +264,7 @@ class ObservedCase:
         return self.table.filter(pa.array(self.table["time"].to_numpy() <= latest))
 
     def observations(self, later: int = 0) -> ObservationSet:
-        """Return what the window that ends `later` hours after `end` assimilates."""
+        """Return the observations that the window ending `later` hours after `end` assimilates."""
         return self._set(self.known(later), later)[0]
 
     def withheld(self) -> tuple[ObservationSet, pa.Table]:
@@ -294,7 +294,7 @@ def observe_case(
         end: Analysis time (UTC).
         window: Hours of observations.
         lead: Hours of truth after `end`, beyond the first.
-        network: What observes.
+        network: The simulated observing network.
         seed: Of the errors; the analysis time is added, so that each start has its own.
         withhold: Share of the surface stations and radiosondes that is left out: by their names,
             the same ones at every start.

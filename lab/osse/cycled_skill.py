@@ -1,9 +1,9 @@
 """Score a chain of cycles on its last day: analyses, forecasts, spread and cost.
 
-Where the checkpoint continues the analysis of several hours before, the hourly cycles are as many chains
-side by side, alike but for their phase; one of them is run.
-Where the checkpoint does not know the errors of its backgrounds, every cycle is a cold window of its
-own, as it is in operation; those that are not scored are then left out.
+If cycles continue from the analysis of several hours before, hourly cycles form that many independent
+chains, which differ only in their hours; one of them is run. If the checkpoint has no statistics of
+background errors, every cycle is a cold window, as in operation, and those that are not scored are
+left out.
 """
 
 import time
@@ -78,7 +78,7 @@ class CycleSettings:
         members: Size of the ensemble, even.
         past: States that a forecast is tied to.
         seed: Of observation errors and members.
-        network: What observes.
+        network: The simulated observing network.
         withhold: Share of the stations that is left out.
         settings: How the checkpoint assimilates; None for what its card recommends.
     """
@@ -139,7 +139,7 @@ def score_cycles(
         model: The checkpoint.
         truth_at: Reads the truth, up to a day after the chain.
         start: End of the cold window (UTC).
-        asked: How.
+        asked: Settings of the chain.
         on_step: Called with (i, n) before every hour.
     """
     known = model.card.background
@@ -176,7 +176,7 @@ def score_cycles(
             ahead = truth_at(end + LEAD * HOUR, 1)[0]
             found.forecasts.append(_error(model, forecast, ahead))
     last = start + total * HOUR
-    cold = chain.start(last) if continues else analysis  # which then is that very window
+    cold = chain.start(last) if continues else analysis  # already the cold window at `last`
     groups = channel_groups(model.channels)
     cold_error = float(_error(model, cold, truth_at(last, 1)[0]).mean())
     return found.skill(groups, start, asked.days, continued=continues, cold=cold_error)

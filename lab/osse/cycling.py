@@ -2,7 +2,7 @@
 
 A chain begins with a cold window. From then on it sees each observation once: those of the hours
 since the analysis that it continues (`model.background`). Hourly cycles that continue from several
-hours before are as many chains side by side, alike but for their phase.
+hours before form that many independent chains, which differ only in their hours.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class SimulatedCycle:
     Attributes:
         end: Analysis time (UTC).
         observations: Number assimilated.
-        background: What was known before, with shape (K, c, h, w).
+        background: Background of the window, with shape (K, c, h, w).
         analysis: The members.
     """
 
@@ -45,7 +45,7 @@ class SimulatedCycle:
 
 
 def mean_only(settings: AssimilationSettings) -> AssimilationSettings:
-    """Return settings under which the mean of two members costs little more than itself."""
+    """Return settings with a single iteration for members, for callers that need only the mean."""
     solve = replace(settings.prior_solve, member_iterations=1)
     return replace(settings, prior_solve=solve)
 
@@ -57,12 +57,12 @@ class AnalysisChain:
     Attributes:
         model: The checkpoint.
         truth_at: Reads the truth.
-        around: What is known before the observations of a new hour; None where hours cannot be
-            continued.
+        around: Builds the prior of a cycle from the last analysis; None if the checkpoint cannot
+            continue one.
         members: Size of the ensemble, even.
         step: Hours from one analysis to the next.
         settings: How the checkpoint assimilates.
-        network: What observes.
+        network: The simulated observing network.
         seed: Of observation errors and members; the analysis time is added.
         withhold: Share of the stations that is left out.
         last: The newest trajectory's mean, with shape (K, c, h, w); set by `start`.

@@ -33,7 +33,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LocalObservations:
-    """Observations with their places and what the ensemble has there.
+    """Observations with their positions and the ensemble's equivalents.
 
     Attributes:
         equivalents: Of the members, with shape (M, N), in units of the observation errors.
@@ -56,7 +56,7 @@ def local_weights(perturbations: Tensor, innovation: Tensor, share: Tensor) -> T
     Arguments:
         perturbations: Y, with shape (M, N).
         innovation: d, with shape (N,).
-        share: How much each observation counts at each point, with shape (P, N).
+        share: Localisation weight of each observation at each point, with shape (P, N).
 
     Returns:
         With shape (P, M, M): column i holds the weights of analysis member i.
@@ -82,9 +82,9 @@ class LETKF:
     Attributes:
         grid: Of the states.
         pressure: Pa of the levels of the states, with shape (L,).
-        half_width: Half the reach of an observation, m.
-        half_depth: Half its reach in the logarithm of pressure.
-        relaxation: Share of the background's spread that is given back, 0 to 1.
+        half_width: Half the horizontal radius of the localisation, m.
+        half_depth: Half its vertical radius in the logarithm of pressure.
+        relaxation: Factor of the relaxation to the background's spread, 0 to 1.
         stride: Rows and columns from one set of weights to the next; must divide both numbers.
     """
 
@@ -122,7 +122,7 @@ class LETKF:
         return mean + self._relaxed(analysed, deviations)
 
     def _near(self, seen: LocalObservations) -> Tensor:
-        """Return the horizontal share of observations at the points with weights, shape (P, N)."""
+        """Return horizontal localisation weights of observations at the analysis points, (P, N)."""
         rows, columns = self._points()
         latitude, longitude = np.meshgrid(rows, columns, indexing="ij")
         points = torch.from_numpy(unit_vectors(latitude.ravel(), longitude.ravel())).float()

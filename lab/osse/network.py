@@ -117,8 +117,8 @@ def _part(reports: SyntheticReports) -> pa.Table:
 def _name(reports: SyntheticReports, row: int, number: int) -> str:
     """Return the name of the station that reports in a row.
 
-    An aircraft is seen once, at a place of its own. Its name says when, so that no other hour's has
-    the same one and would make a track with it, in as many characters as BUFR has for a tail number.
+    Each aircraft reports once. Its name encodes the hour, so that aircraft of different hours do not
+    share a name and look like one track, and has at most the characters of a tail number in BUFR.
     """
     if reports.report_type != "aircraft":
         return f"{reports.report_type}-{number:04d}"
@@ -186,7 +186,7 @@ MANDATORY = (1000, 925, 850, 700, 500, 400, 300, 250, 200, 150, 100, 50)
 
 @dataclass(frozen=True)
 class Network:
-    """How much of what observes.
+    """Size of the simulated observing network.
 
     Attributes:
         stations: Surface stations on land, hourly.
@@ -373,7 +373,7 @@ def _sounder_reports(
 
 
 AMSU_PEAKS = {channel: peak for channel, peak in PEAKS["amsu-a"].items() if peak > 80.0}
-"""Channels of AMSU-A below the stratosphere, and the pressure in hPa that each sees most of."""
+"""Channels of AMSU-A below the stratosphere, and the peaks of their weighting functions in hPa."""
 
 AMSU_ERROR = 0.3
 
@@ -388,9 +388,10 @@ def simulate_radiances(
 ) -> pa.Table:
     """Return brightness temperatures of a truth as AMSU-A would see them, with random errors.
 
-    Weights are Gaussian in the logarithm of pressure, other than those of `model.operators.weighting`
-    with the same peaks: what is assimilated errs. Lines are those of the sounder that brings
-    retrievals. Arguments as in `simulate_observations`; `scan_lines` are lines an hour.
+    Weights are Gaussian in the logarithm of pressure and so differ from those of
+    `model.operators.weighting` with the same peaks: the operator of the assimilation has errors. Scan
+    lines are those of the sounder's retrievals. Arguments as in `simulate_observations`; `scan_lines`
+    are lines an hour.
     """
     levels = sorted({c.level for c in channels if c.variable == "temperature" and c.level})
     swath = _sounder_swath(scan_lines, times)
@@ -479,7 +480,7 @@ def simulate_observations(
         times: Their valid times, UTC.
         seed: Of the errors.
         statics: Orography and land-sea mask.
-        network: What observes.
+        network: The simulated observing network.
 
     Returns:
         An observation table; `obs_error` holds the standard deviation that was used. Places
@@ -488,7 +489,7 @@ def simulate_observations(
     statics, network = statics or Statics(), network or Network()
     levels = sorted({c.level for c in channels if c.level is not None})
     parts = network_reports(network, grid, statics, times, levels)
-    # The truth is observed as it is; what a model cannot represent of it is not our error.
+    # The truth is observed exactly: representativeness is no error of the simulated instruments.
     statics = replace(statics, residual=None)
     table = reports_table(parts)
     observations, table = build_observation_set(table, grid, channels, times, statics)

@@ -1,12 +1,12 @@
-"""Measure how much the observations hold: a perfect-model ensemble filter in the simulated world.
+"""Measure how much information the observations hold, by a perfect-model ensemble filter.
 
 ``python -m lab.osse.oracle NATURE.zarr --days 10`` cycles an ensemble of the very circulation model that
 made the truth, every hour, by a local ensemble transform Kalman filter (`lab.osse.letkf`) from the same
-simulated observations as every other method, and scores it as they are. No forecast can be better than
+simulated observations as every other method, and scores it in the same way. No forecast can be better than
 that of the truth's own model: this is the bound that a learned one is measured against.
 
 Members begin as states of another truth, five days apart around the season, so that the first
-analyses know no more than climatology. Increments are added to winds, temperature, humidity and surface
+background is no better than climatology. Increments are added to winds, temperature, humidity and surface
 pressure on the model's own levels. Needs jcm, of the ``training`` extra.
 """
 
@@ -76,19 +76,19 @@ class NatureEnsemble:
         """Advance an hour.
 
         Returns:
-            What observations see, with shape (M, C, Y, X), and what is analysed: winds,
+            States that observations read, with shape (M, C, Y, X), and the analysed fields: winds,
             temperature, humidity by level and the logarithm of surface pressure, (M, D, Y, X).
         """
         self.members, seen, analysed, self._rain = self._hour(self.members)
         return _tensor(seen), _tensor(analysed)
 
     def add(self, increments: Tensor) -> Tensor:
-        """Add increments (M, D, Y, X) to what is analysed; return what observations see then."""
+        """Add increments (M, D, Y, X) to the analysed fields; return the states (M, C, Y, X)."""
         self.members, seen = self._changed(self.members, increments.numpy(), self._rain)
         return _tensor(seen)
 
     def ahead(self, hours: int) -> Tensor:
-        """Return what observations would see after a free forecast, with shape (M, C, Y, X)."""
+        """Return the states after a forecast without observations, with shape (M, C, Y, X)."""
         states, seen = self.members, None
         for _ in range(hours):
             states, seen, _, _ = self._hour(states)
@@ -120,7 +120,7 @@ class NatureEnsemble:
         self, state: RunState, increments: jax.Array, rain: jax.Array
     ) -> tuple[RunState, jax.Array]:
         core, sphere = state.dynamics, self.nature.model.coords.horizontal
-        # Its own inverse: latitudes turn round and the axes change places.
+        # The inverse of `north_first`: flip latitudes and swap the axes.
         grid = jnp.swapaxes(jnp.flip(increments, axis=-2), -1, -2)
         u, v, temperature, humidity = jnp.split(grid[:-1], 4)
         vorticity, divergence = uv_nodal_to_vor_div_modal(sphere, u, v)
@@ -156,7 +156,7 @@ def climatological_members(
         start: Time (UTC) that the members get.
         count: How many.
         seed: Of the other truth.
-        spin_up_days: Simulated before the first of them, and thrown away.
+        spin_up_days: Days simulated before the first of them and discarded.
     """
     day = jax.jit(partial(nature.advance, hours=24))
     state = nature.initial(seed)
@@ -184,14 +184,14 @@ def observe(
     seed: int,
     withhold: float = 0.1,
 ) -> LocalObservations:
-    """Simulate the observations of the hour that ends at `end`, and what the members have there.
+    """Simulate observations of the hour that ends at `end`, and their equivalents in the members.
 
     Arguments:
         model: Gives grid and channels.
         truth_at: Reads the truth.
         end: UTC.
         fields: Members an hour before and at `end`, each with shape (M, C, Y, X).
-        seed: Of observation errors; those that a `lab.osse.cycling.AnalysisChain` of the seed sees.
+        seed: Of observation errors; the same as in a `lab.osse.cycling.AnalysisChain` with this seed.
         withhold: Share of the stations that is left out.
     """
     states = torch.nan_to_num(truth_at(end - HOUR, 2), nan=273.0)
@@ -209,7 +209,7 @@ def observe(
     table = withhold_stations(table, withhold, seed)
     seen, used = observation_set(table, model, [end - HOUR, end])
     both = torch.nan_to_num(torch.stack(fields, dim=1), nan=273.0)
-    # Without what an autoencoder loses: this model loses nothing.
+    # Without representativeness errors: this model has no autoencoder.
     error = seen.error_std
     lat, lon = (used[name].to_numpy()[seen.rows] for name in ("lat", "lon"))
     kinds = np.array(used["vertical_kind"].cast(pa.string()).to_pylist())[seen.rows]
@@ -227,11 +227,11 @@ def observe(
 
 @dataclass(frozen=True)
 class OracleCycle:
-    """One hour.
+    """One hourly cycle.
 
     Attributes:
         end: Analysis time (UTC).
-        analysis: What observations see of the members, with shape (M, C, Y, X).
+        analysis: States of the members, with shape (M, C, Y, X).
         seconds: Wall clock of forecast and analysis.
     """
 

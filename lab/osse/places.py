@@ -148,7 +148,7 @@ def _fibonacci(count: int, turn: float) -> tuple[Float, Float]:
 
 
 def _crowding(lat: Float) -> Float:
-    """Return how readily a land place keeps a station: most in the northern middle latitudes."""
+    """Return the relative density of land stations: largest in the northern middle latitudes."""
     north = np.exp(-(((lat - 45.0) / 22.0) ** 2))
     south = 0.35 * np.exp(-(((lat + 25.0) / 18.0) ** 2))
     return 0.12 + north + south

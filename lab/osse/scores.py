@@ -1,7 +1,7 @@
 r"""Score the methods of one start: standardised errors, spectra, wall clock and memory.
 
-Results are numbers only, so that they can be kept in a file. The spectral deviation says by how
-much the power spectra of one set of states depart from those of another: with P_l the power at
+Results are numbers only, so that they can be kept in a file. The spectral deviation is the relative
+difference of the power spectra of one set of states from those of another: with P_l the power at
 total wavenumber l (`model.diagnostics.realism`), averaged over states,
 
 .. math:: d_l = \frac{\sum P_l(\text{states})}{\sum P_l(\text{reference})} - 1
@@ -156,8 +156,8 @@ class StartSkill(BaseModel):
         errors: Method to C numbers.
         spread_ratio: Spread over error of the filtering ensemble, C numbers.
         seconds: Wall clock by method.
-        processor: Processor seconds over all cores by method: what a busy machine leaves alike.
-        memory: GiB the process had held at most after the cold `cycle`, and in the `end`.
+        processor: Processor seconds over all cores by method, hardly affected by other load.
+        memory: Peak memory of the process in GiB, after the cold `cycle` and at the `end`.
         chi: Root mean square post-fit innovation by noise level, in units of the error.
         ranks: Of withheld observations among independent members.
     """
@@ -228,11 +228,11 @@ class StartScorer:
         self.processor: dict[Method, float] = {}
 
     def score(self, method: Method, states: Tensor, truth: Tensor) -> None:
-        """Note the errors of states against the truth, both with shape (C, Y, X)."""
+        """Record the errors of states against the truth, both with shape (C, Y, X)."""
         self.errors[method] = tuple(standardised_rmse(self.model, states, truth).tolist())
 
     def timed(self, method: Method, work: Callable[[], Result]) -> Result:
-        """Do the work and note its wall clock, and its processor time over all cores."""
+        """Do the work; record its wall clock, and its processor time over all cores."""
         begin, used = time.perf_counter(), time.process_time()
         result = work()
         self.seconds[method] = time.perf_counter() - begin
@@ -277,7 +277,7 @@ class SpectralError:
         self._reference: Tensor | None = None
 
     def add(self, state: Tensor, reference: Tensor) -> None:
-        """Add one state and what it should be, with shape (C, Y, X); NaN where undefined."""
+        """Add one state and its reference, both with shape (C, Y, X); NaN where undefined."""
         # A field with gaps has no spectrum: its channel becomes NaN.
         state = torch.where(torch.isnan(reference), torch.nan, state)
         power, wanted = (power_spectrum(x, self.grid) for x in (state, reference))
@@ -319,7 +319,7 @@ class SpectralError:
 
 
 class AutoencoderSkill(BaseModel):
-    """Of reconstructed states against the states themselves.
+    """Errors and spectra of reconstructed states against the originals.
 
     Attributes:
         times: Valid times of the states (UTC).

@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 OnPhase = Callable[[str], None]
-"""Called with the name of what begins."""
+"""Called with the name of each phase as it begins."""
 
 SHOWN = ("2m_temperature", "geopotential_500hPa")
 """Channels whose maps are kept, where the checkpoint has them."""
@@ -72,12 +72,12 @@ class SkillSettings:
         lead: Hours of forecast; 0 for none.
         past: States that the forecast is tied to.
         seed: Of observation errors and members.
-        network: What observes.
+        network: The simulated observing network.
         withhold: Share of the surface stations and radiosondes kept for the rank histograms.
         anomalies: Climatological states behind the one-hour optimal interpolation.
         warm: Whether the cycle an hour later is run too, for its cost.
-        windowed: Whether windowed optimal interpolation is scored, the longest of the baselines.
-        ablation: Whether filtering is repeated without what the network has learned.
+        windowed: Whether windowed optimal interpolation is scored, the slowest of the baselines.
+        ablation: Whether filtering is repeated without the network's correction.
         settings: How the checkpoint assimilates; None for what its card recommends.
     """
 
@@ -188,7 +188,7 @@ def _cycle(run: _StartRun, method: Method, later: int, warm: WarmStart | None) -
 
 
 def without_network(model: LatentModel) -> LatentModel | None:
-    """Return a checkpoint whose network corrects nothing; None where it has no closed form."""
+    """Return a checkpoint without the network's correction; None if it has no closed form."""
     if not isinstance(model.denoise.base, ZonalGaussianPrior):
         return None
     bare = copy.copy(model)
@@ -226,7 +226,7 @@ def _ranks(run: _StartRun, analysis: Trajectory) -> tuple[int, Ranks]:
     rng = np.random.default_rng(run.settings.seed)
     kinds, stations = observation_kinds(rows)
     chosen = analysis.pairs.independent
-    # The errors of the set include what the model cannot represent of a place.
+    # The errors of the set include representativeness errors.
     found = [ranks(members[list(c)], seen.obs_values, seen.obs_errors, rng) for c in chosen]
     counted = station_ranks(
         np.concatenate(found),
@@ -275,7 +275,7 @@ class _Contents(BaseModel):
 
 
 def experiment(model: LatentModel, settings: SkillSettings, truth: str | None) -> dict[str, Any]:
-    """Return everything that the figures depend on but the code: results of two of these do not mix."""
+    """Return all that the figures depend on, except the code; a results file is of one experiment."""
     values = {k: v for k, v in asdict(settings).items() if k not in ("settings", "network")}
     values |= {"network": asdict(settings.network), "truth": truth, "precision": model.precision}
     values["settings"] = repr(settings.settings or recommended_settings(model))
@@ -298,7 +298,7 @@ class ResultsFile:
 
     def __init__(self, path: Path | None, made_by: dict[str, Any]) -> None:
         self.path = path
-        # As it will be read back: JSON knows no tuples.
+        # As it will be read back: JSON has no tuples.
         wanted = json.loads(json.dumps(made_by))
         self._contents = _Contents(experiment=wanted)
         self._fields: CaseFields | None = None

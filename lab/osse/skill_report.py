@@ -1,4 +1,4 @@
-"""Report the skill of a checkpoint in one object, and judge it by the goals of the embedded one.
+"""Report the skill of a checkpoint in one object, and check it against the bundled one's goals.
 
 This is what `appa verify osse` prints.
 """
@@ -41,10 +41,10 @@ __all__ = [
 ]
 
 STRONG_EXCESS = 0.5
-"""A rank histogram whose outer bins hold half as much again as they should is a strong U."""
+"""Outer-bin excess of a rank histogram above which it has a strong U shape."""
 
 MEMBERS = 8
-"""The costs are those of so many members."""
+"""Size of the ensemble for which the goals of cost hold."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _ensemble(starts: Sequence[StartSkill], ranks: Sequence[RankShape]) -> tuple
 def summed_memory(starts: Sequence[StartSkill]) -> tuple[float, float]:
     """Return the peak memory in GiB of a cycle, and of everything.
 
-    A process never forgets its peak, so the start with the lowest shows what a cycle needs.
+    The peak of a process never decreases, so the lowest over all starts is that of a cycle.
     """
     return min(s.memory["cycle"] for s in starts), max(s.memory["end"] for s in starts)
 
@@ -196,7 +196,7 @@ class SkillReport:
 
     Attributes:
         checkpoint: Its name.
-        simulated: Whether it knows a simulated climate.
+        simulated: Whether it was trained on a simulated climate.
         unseen: Whether all starts lie in the card's test period; None if it names none.
         settings: The experiment.
         channels: Names, in order.
@@ -235,7 +235,7 @@ def make_report(
     cycled: CycledSkill | None = None,
     relative_error: dict[str, float] | None = None,
 ) -> SkillReport:
-    """Sum up the starts of an experiment, at least one, and what was measured beside them."""
+    """Summarise the starts of an experiment, at least one, and the other measurements."""
     forecasts = forecast_rows(starts, model.channels)
     ranks = rank_shapes(s.ranks for s in starts)
     return SkillReport(
@@ -282,7 +282,7 @@ def _utc_seconds(time: datetime) -> float:
 def as_json(report: SkillReport) -> dict[str, Any]:
     """Return plain values: every table, every start and every channel; NaN is None.
 
-    The figures by which a checkpoint is judged come by short names: `cold`, `cycled`, `denoiser`.
+    The main figures of a checkpoint have short names: `cold`, `cycled`, `denoiser`.
     """
     values = {f.name: _plain(getattr(report, f.name)) for f in fields(report)}
     named = {"filtering": Method.FILTERING, "ablation": Method.ABLATION}

@@ -167,7 +167,7 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def group_rows(starts: Sequence[StartSkill], channels: Sequence[Channel]) -> tuple[GroupRow, ...]:
-    """Return what each group's analyses reach, beside the baselines."""
+    """Return the errors of each group's analyses, and of the baselines."""
     means = channel_means(starts)
     ratio = np.array([s.spread_ratio for s in starts])
     shown = (Method.FILTERING, Method.WINDOWED, Method.OPTIMAL_INTERPOLATION, Method.CLIMATOLOGY)

@@ -33,7 +33,7 @@ __all__ = ["ParityComparison", "NotRecorded", "ParityCase", "Status", "compare"]
 
 
 class NotRecorded(CheckpointError):
-    """A recording lacks what a comparison needs: it cannot be made, whatever we compute."""
+    """A recording lacks what a comparison needs, so the comparison cannot be made."""
 
 
 class ParityCase:
@@ -76,13 +76,13 @@ class ParityCase:
         return found | {name: float(v["max_abs_diff"]) for name, v in recorded.items()}
 
     def stated(self, key: str, first: Any) -> Any:
-        """Return what the configuration says, or the first recording's value, noting that it was taken."""
+        """Return a configured value; if absent, the first recording's, which is noted as assumed."""
         if key not in self.config:
             self.assume(key, first)
         return self.config.get(key, first)
 
     def assume(self, key: str, value: Any) -> None:
-        """Note a value that the configuration does not say, for the reports of misses."""
+        """Note a value that the configuration lacks, for the notes of mismatches."""
         self.assumed[key] = value
 
     def array(self, name: str) -> Tensor:
@@ -243,7 +243,7 @@ class ParityComparison:
     note: str = ""
 
     def as_dict(self) -> dict[str, str | float | None]:
-        """Return the fields as JSON can hold them."""
+        """Return a JSON-serialisable dictionary."""
         return asdict(self)
 
 

@@ -172,7 +172,7 @@ def two_levels(case: ParityCase) -> Tensor:
 def _levels(
     levels: Sequence[Sequence[nn.Module]], call: Callable[[], Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return a call's result, and what the last module of each level gave meanwhile."""
+    """Return the result of a call, and the output of the last module of each level."""
     seen: list[Tensor] = []
     handles = [
         level[-1].register_forward_hook(lambda _, __, output: seen.append(output))

@@ -68,7 +68,7 @@ class RecordedObservations:
 
     @cached_property
     def observed_steps(self) -> int:
-        """How many of the first states are observed, which the lengths of the vectors tell."""
+        """How many of the first states are observed, inferred from the lengths of the vectors."""
         total = self.size + (self.count - 1) * self.stride
         wanted = [len(self.case.single[f"obs.cov.{n}"]) for n in range(self.count)]
         for steps in range(total, -1, -1):
@@ -88,7 +88,7 @@ class RecordedObservations:
         return self.case.decoder.decode(z * std + mean)
 
     def decoded(self, count: int) -> DecodedObservations:
-        """Return what guidance takes, for the first `count` blankets."""
+        """Return the observations of the first `count` blankets for guidance."""
         # Guidance through the whole decoder needs no more of an operator than its call.
         seen = [cast(ObservationsOfStates, self.blanket(n)) for n in range(count)]
         return DecodedObservations(seen, self.decode)

@@ -1,15 +1,15 @@
-"""Read what a recording says of its runs: dates, time grids, step counts and sampler settings.
+"""Read the settings of recorded runs: dates, time grids, step counts and sampler settings.
 
-Nothing is taken for granted. In `config.json`, beside the sizes:
+In `config.json`, beside the sizes:
 
 * `trajectory`: `start` (`2020-02-28`, `2020-02-28T18:00` or `[2020, 2, 28, 18]`), `start_hour` where
   `start` has none, and `dt_hours`;
 * `samplers`: settings of `SamplerSettings` for all runs, and under the name of a run (`rewind`) or
-  of its method (`pc`) those that are its own.
+  of its method (`pc`) those for it alone.
 
-The recording's arrays tell the rest: a stochastic run draws once a step, or once a correction, and
-the deterministic ones are as long as the ancestral one unless `samplers.steps` says otherwise. What
-neither tells raises `NotRecorded`.
+The rest follows from the recorded arrays: a stochastic run draws once a step, or once a correction,
+and the deterministic ones are as long as the ancestral one unless `samplers.steps` says otherwise. If
+neither gives the number of steps, `NotRecorded` is raised.
 """
 
 import re

@@ -283,7 +283,7 @@ def _known_in_advance(case: ParityCase) -> Iterator[ParityComparison]:
 def _attempt(
     case: ParityCase, family: OutputFamily, names: list[str]
 ) -> Iterator[ParityComparison]:
-    """Yield outcomes of the recorded arrays `names`; what breaks half-way leaves the rest missed."""
+    """Yield outcomes of the recorded arrays `names`; after an error the remaining ones are missed."""
     if not names:
         return
     open_names, why = set(names), "nothing was computed for it"
@@ -313,7 +313,7 @@ def _attempt(
 
 
 def _with_assumptions(case: ParityCase, outcome: ParityComparison) -> ParityComparison:
-    """Add to the note of a miss what was taken because the configuration does not say it."""
+    """Add to the note of a mismatch the values assumed because the configuration lacks them."""
     if outcome.status != "missed" or not case.assumed:
         return outcome
     taken = ", ".join(f"{key} ({value})" for key, value in case.assumed.items())

@@ -1,8 +1,8 @@
-"""Audit a day: hold every cycle against what it should have been, from plan and evidence alone.
+"""Audit a day: compare every cycle with what it should have been, from plan and evidence alone.
 
-Which observations each analysis should have had is worked out from the plan and the senders' log.
-Checks of the cycles: all there, in order, when their time had come, going on from the right
-background. Checks of what analyses are made of: all that was there in time, once, nothing else.
+The observations that each analysis should have used follow from the plan and the senders' log.
+Checks of cycles: complete, in order, on time, continued from the right background. Checks of
+observations: all that arrived in time are used, once, and no others.
 """
 
 from collections import Counter
@@ -50,8 +50,8 @@ class Expectation:
     Attributes:
         start, end: The window (start, end].
         cut_off: Last arrival.
-        must: Uploads that were there.
-        may: Uploads on their way at the cut-off.
+        must: Uploads that had arrived by the cut-off.
+        may: Uploads that were arriving at the cut-off.
         copies: Uploads that repeat another, whose values may not be used again.
     """
 
@@ -64,7 +64,7 @@ class Expectation:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to use for certain."""
+        """Whether there are certainly no observations to use."""
         return not any(self.must.values()) and not any(self.may.values())
 
 
@@ -102,9 +102,9 @@ def expectation(
 def late_cut_offs(
     scenario: Scenario, plan: Sequence[Shipment], sendings: Sequence[DeliveryRecord]
 ) -> tuple[str, ...]:
-    """Deliveries that the senders did not get in on the planned side of their own cut-offs.
+    """Return deliveries that arrived on the other side of a cut-off of their hour than planned.
 
-    Those planned for the outage are meant to come late and are not counted.
+    Those planned for the outage are meant to be late and are not counted.
     """
     deliveries = {d.name: d for d in plan}
     found = []
@@ -122,7 +122,7 @@ def late_cut_offs(
 
 @dataclass(frozen=True)
 class AuditFinding:
-    """Something that is not as it should be."""
+    """A deviation from the expected outcome."""
 
     check: str
     cycle: str
@@ -150,7 +150,7 @@ class Case:
         )
 
     def files_in_time(self, analysis: AnalysisEvidence) -> frozenset[str] | None:
-        """Names of the files that this analysis should hold; None if a race decided about one."""
+        """Return the names of the files to be used; None if one was arriving at the cut-off."""
         wanted = self.expected(analysis)
         names = {s.batch_id: s.name for s in reversed(self.evidence.sendings)}
         return None if wanted.may else frozenset(names[batch] for batch in wanted.must)
@@ -161,11 +161,11 @@ Findings = Iterator[tuple[str, str]]
 
 
 _HICCUP = 20.0
-"""Real s that a busy machine may let a scheduler wait: more than an hour on a fast clock."""
+"""Real seconds by which a busy machine may delay a scheduler: more than an hour on a fast clock."""
 
 
 def complete(case: Case) -> Findings:
-    """Each cycle has one early and one final analysis, and nothing else was published."""
+    """Check that each cycle has one early and one final analysis, and that there are no others."""
     wanted = {(t, f.value) for t in case.scenario.cycles for f in Flavour}
     counts = Counter((a.valid_time, a.flavour) for a in case.evidence.analyses)
     for time, flavour in sorted(wanted | set(counts)):
@@ -182,7 +182,7 @@ def complete(case: Case) -> Findings:
 
 
 def revisions(case: Case) -> Findings:
-    """Early analyses are revision 1, final ones 2; the early one was decided first."""
+    """Check that early analyses are revision 1, final ones 2, and that early ones came first."""
     for analysis in case.evidence.analyses:
         right = FIRST_REVISION[Flavour(analysis.flavour)]
         if analysis.revision != right:
@@ -194,7 +194,7 @@ def revisions(case: Case) -> Findings:
 
 
 def deadlines(case: Case) -> Findings:
-    """Cut-off and window are those of the policy."""
+    """Check that cut-off and window are those of the policy."""
     for analysis in case.evidence.analyses:
         wanted = case.expected(analysis)
         for name, got, right in (
@@ -207,7 +207,7 @@ def deadlines(case: Case) -> Findings:
 
 
 def patience(case: Case) -> Findings:
-    """A cycle is decided once its cut-off has passed and all uploads that came in time are in."""
+    """Check that cycles were decided after their cut-off and the ingest of all uploads in time."""
     for time in case.scenario.cycles:
         for flavour in Flavour:
             record = case.evidence.cycles.get(cycle_key(time, flavour))
@@ -221,7 +221,7 @@ def patience(case: Case) -> Findings:
 
 
 def _last_taken_in(case: Case, cut_off: datetime) -> datetime:
-    """When the last upload that was there by the cut-off was in the store."""
+    """Return when the last upload that had arrived by the cut-off was ingested."""
     ends = [
         case.evidence.taken_in[s.batch_id]
         for s in case.evidence.sendings
@@ -231,7 +231,7 @@ def _last_taken_in(case: Case, cut_off: datetime) -> datetime:
 
 
 def catching_up(case: Case) -> Findings:
-    """Cycles whose turn came while nothing ran are made afterwards and say so; no others do."""
+    """Check that the cycles that fell due while nothing ran, and no others, were caught up."""
     stop = case.evidence.standstill
     for time in case.scenario.cycles:
         for flavour in Flavour:
@@ -259,7 +259,7 @@ def catching_up(case: Case) -> Findings:
 
 
 def _had_reason(case: Case, cut_off: datetime) -> bool:
-    """Whether nothing ran at the cut-off, or the uploads took their time."""
+    """Return whether nothing ran at the cut-off, or ingest was slow."""
     stop = case.evidence.standstill
     if stop is not None and stop.killed - HOUR <= cut_off < stop.ready:
         return True
@@ -267,7 +267,7 @@ def _had_reason(case: Case, cut_off: datetime) -> bool:
 
 
 def backgrounds(case: Case) -> Findings:
-    """Each analysis says what it started from; where it can, it goes on from an earlier one."""
+    """Check that each analysis names its background, and continues an earlier one if possible."""
     published = {a.analysis_id: a for a in case.evidence.analyses}
     first = case.scenario.cycles[0]
     for analysis in case.evidence.analyses:
@@ -286,7 +286,7 @@ def backgrounds(case: Case) -> Findings:
 
 
 def storage(case: Case) -> Findings:
-    """Every file was sent, and is in the store with all its values."""
+    """Check that every file was sent, and is in the store with all its values."""
     sent = {s.name: s.batch_id for s in case.evidence.sendings}
     for delivery in case.plan:
         content = case.contents[delivery.name]
@@ -304,7 +304,7 @@ def storage(case: Case) -> Findings:
 
 
 def observations(case: Case) -> Findings:
-    """All values that had arrived by the cut-off entered, no others did."""
+    """Check that all values that had arrived by the cut-off entered, and no others."""
     names = {s.batch_id: s.name for s in reversed(case.evidence.sendings)}
     for analysis in case.evidence.analyses:
         wanted = case.expected(analysis)
@@ -328,7 +328,7 @@ def observations(case: Case) -> Findings:
 
 
 def counts(case: Case) -> Findings:
-    """The manifest counts as many values in use as the feedback holds."""
+    """Check that the manifest counts as many values in use as the feedback holds."""
     for analysis in case.evidence.analyses:
         if analysis.counted != analysis.used:
             yield (
@@ -339,7 +339,7 @@ def counts(case: Case) -> Findings:
 
 
 def duplicates(case: Case) -> Findings:
-    """What was sent twice was used once; the same bytes are the same upload."""
+    """Check that what was sent twice was used once, and that the same bytes are one upload."""
     sent = {s.name: s.batch_id for s in case.evidence.sendings}
     for delivery in case.plan:
         same = sent.get(delivery.name) == sent.get(delivery.copy_of)
@@ -360,7 +360,7 @@ def duplicates(case: Case) -> Findings:
 
 
 def silence(case: Case) -> Findings:
-    """An analysis without observations says so, and no other does."""
+    """Check that analyses without observations, and no others, are flagged as such."""
     for analysis in case.evidence.analyses:
         wanted, said = case.expected(analysis), "zero_observations" in analysis.flags
         if wanted.empty and not said:
@@ -390,7 +390,7 @@ CHECKS: dict[str, Callable[[Case], Findings]] = {
 
 
 def audit(case: Case) -> tuple[AuditFinding, ...]:
-    """All findings; none means that the day was as it should be."""
+    """Return all findings; none means that the day passed."""
     return tuple(
         AuditFinding(name, cycle, message)
         for name, check in CHECKS.items()
@@ -399,7 +399,7 @@ def audit(case: Case) -> tuple[AuditFinding, ...]:
 
 
 def same_day(one: Case, other: Case) -> tuple[AuditFinding, ...]:
-    """What was published in one run of a day and not in the other.
+    """Return what was published in one run of a day and not in the other.
 
     Compared are valid time, flavour and revision, and the observations of each analysis for which
     the senders got the same files in by its cut-off in both runs.
@@ -419,6 +419,6 @@ def same_day(one: Case, other: Case) -> tuple[AuditFinding, ...]:
 
 
 def alike(one: Case, other: Case, analysis: AnalysisEvidence) -> bool:
-    """Whether the senders got the same files in by the cut-off of an analysis in both runs."""
+    """Return whether the same files arrived by the cut-off of an analysis in both runs."""
     here, there = (case.files_in_time(analysis) for case in (one, other))
     return here is not None and here == there

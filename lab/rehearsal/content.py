@@ -1,4 +1,4 @@
-"""Choose the form in which each file of an hour comes, and encode it as a centre would send it."""
+"""Choose the format of each file of an hour, and encode it as a data centre would send it."""
 
 import gzip
 import io
@@ -40,8 +40,8 @@ _CHANNELS = {
     "atms": {channel: channel + 1 for channel in range(4, 10)},
     "mhs": {4: 5, 5: 4, 6: 3},
 }
-"""Channels of other sensors that what AMSU-A would see stands for: of the same frequencies, or of moisture
-at much the same heights."""
+"""Channels of AMSU-A, and those of other sensors under which they are sent: of the same frequencies, or
+moisture channels that peak at similar heights."""
 _REPORTS, _RESENT_REPORTS = 100, 7  # in a message: the same reports in other bytes
 
 
@@ -50,9 +50,9 @@ class DeliveryContent:
     """A file to be delivered, with the times of its values.
 
     Attributes:
-        data: Its bytes; empty where the network saw nothing.
+        data: Its bytes; empty if the network has no reports.
         seconds: Time of each of its values, s since 1970, whole seconds.
-        report_type: What the sender must say with it, as the file does not; empty for nothing.
+        report_type: Report type that the sender must state, as the file does not; empty for none.
     """
 
     data: bytes
@@ -127,7 +127,7 @@ def _fields(own: pa.Table, delivery: Shipment) -> bytes:
 
 
 def _sounder(sensor: str) -> _FileForm:
-    """Return the form of brightness temperatures of AMSU-A, or of the same as those of another sensor."""
+    """Return the form of brightness temperatures of AMSU-A, or of these as another sensor's channels."""
 
     def carried(own: pa.Table) -> pa.Table:
         channels = _CHANNELS.get(sensor, {})
@@ -174,7 +174,7 @@ _ODD_HOURS: Mapping[tuple[str, int], _FileForm] = {
     ("synop", 1): _FileForm(lambda own, delivery: crex_stations(own, _at_once(delivery))),
     ("ship", 0): _FileForm(lambda own, _: ship_bulletin(own)),
 }
-"""Forms of files that come otherwise in every other hour."""
+"""Forms that replace those of `_FORMS` in odd hours."""
 
 
 def _networks(table: pa.Table) -> pa.Array:
@@ -184,7 +184,7 @@ def _networks(table: pa.Table) -> pa.Array:
 
 
 def _part(own: pa.Table, delivery: Shipment) -> NDArray[np.int64]:
-    """The file each row goes into: by station, or by the order of a swath."""
+    """Return the number of the file of each row: by station, or by time along a swath."""
     parts = delivery.parts
     if delivery.network in ("satellite", "radiances", "scatterometer", "amv"):
         start = (delivery.hour.astimezone(UTC) - HOUR).timestamp()

@@ -1,4 +1,4 @@
-"""Run a day on the real stack, from its plan to its evidence and what its analyses cost.
+"""Run a day on the real stack, and collect its evidence and the costs of its analyses.
 
 Costs are real seconds: by phase, and from cut-off to publication.
 """
@@ -44,7 +44,7 @@ class CycleTiming:
         phases: Real s by phase of the last attempt.
         cost: From its last start to publication; real s.
         fresh: From cut-off to publication; real s.
-        queued: Of these, what it waited for earlier cycles; real s.
+        queued: Of these, the wait for earlier cycles; real s.
     """
 
     key: str
@@ -60,7 +60,7 @@ class CycleTiming:
 
 
 def timings(stores: Stores, keys: Iterable[str], clock: Clock) -> list[CycleTiming]:
-    """Of all published cycles, by key."""
+    """Return the timings of all published cycles, by key."""
     found = []
     for record in stores.cycles.load(keys):
         job = stores.jobs.find(record.job_id) if record.job_id else None
@@ -86,7 +86,7 @@ def timings(stores: Stores, keys: Iterable[str], clock: Clock) -> list[CycleTimi
 
 
 def phase_seconds(events: Sequence[tuple[str, str, Any]]) -> dict[str, float]:
-    """Seconds between the first event of each phase and that of the next, in the last attempt.
+    """Return seconds from the first event of each phase to that of the next, in the last attempt.
 
     The server stamps events with its own time in milliseconds.
     """
@@ -117,7 +117,7 @@ class Medians:
 
 
 def medians(found: Iterable[CycleTiming], warm: Iterable[str]) -> Medians | None:
-    """Of the cycles that started warm at the first attempt and without delay; None if none did.
+    """Return medians of cycles that started warm, at the first attempt, without delay; None if none.
 
     Arguments:
         found: From `timings`.
@@ -143,7 +143,7 @@ ENVIRONMENT = {
     "APPA_LEASE_SECONDS": "6.0",
     "APPA_REPORT_SECONDS": "1.0",
 }
-"""Real seconds that would be hours of a rehearsal at their usual values."""
+"""Intervals in real seconds; their usual values would be hours of a rehearsal."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +151,11 @@ class Day:
     """Results of a simulated day: what was planned, the evidence, and the timings of cycles.
 
     Attributes:
-        scenario, plan, contents: What was meant.
+        scenario, plan, contents: What was planned.
         evidence: What was found.
         timings: Of all published cycles.
         clock: The operational clock it ran on.
-        longest_lag: Most that a due cycle waited beyond its cut-off, by the operational clock.
+        longest_lag: Longest wait of a due cycle after its cut-off, by the operational clock.
         seconds: Real time from the first process to the last analysis.
         data: The data folder, while it is kept.
     """
@@ -174,7 +174,7 @@ class Day:
 def run_day(
     scenario: Scenario, folder: Path, pace: RehearsalPace, report: Report = lambda line: None
 ) -> Day:
-    """Runs the scenario in an empty folder.
+    """Run the scenario in an empty folder.
 
     Raises:
         AppaError: If the stack does not start, or the day does not come to its end.

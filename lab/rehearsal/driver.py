@@ -29,7 +29,7 @@ _TEND_SECONDS = 0.1
 
 
 class RehearsalStack:
-    """The one-machine stack under a thread that looks after it.
+    """The one-machine stack, supervised by a thread.
 
     Arguments:
         options: What to run; the port stays the same over restarts.
@@ -69,7 +69,7 @@ class RehearsalStack:
         return self._stack
 
     def start(self, seconds: float) -> float:
-        """Starts all processes; returns after how many real seconds they were ready.
+        """Start all processes; return the real seconds until they were ready.
 
         Raises:
             AppaError: If they are not within `seconds`.
@@ -86,19 +86,19 @@ class RehearsalStack:
         if not ready:
             log = (stack.layout.logs / "appa.log").read_text()[-2000:]
             raise AppaError(f"Expected the system to be ready within {seconds:.0f} s.\n{log}")
-        with self._lock:  # until here, waiting looked after it
+        with self._lock:  # until here `wait_ready` supervised it
             self._stack = stack
         return time.monotonic() - began
 
     def stop(self) -> None:
-        """Stops all processes in good order."""
+        """Stop all processes gracefully."""
         with self._lock:
             stack, self._stack = self._stack, None
         if stack is not None:
             stack.__exit__(None, None, None)
 
     def kill_all(self) -> None:
-        """As a power cut: every process is gone at once and nobody restarts it."""
+        """Kill every process at once, as a power cut does; none is restarted."""
         with self._lock:
             stack = self._running
             self._stack = None
@@ -109,14 +109,14 @@ class RehearsalStack:
         stack.__exit__(None, None, None)  # closes log, lock and connections
 
     def kill(self, part: str) -> int:
-        """Kills one part, which the supervisor then starts again; returns the process id."""
+        """Kill one part, which the supervisor then restarts; return its process id."""
         with self._lock:
             pid = self._running.supervisor.pid(part)
             _kill_group(pid)
         return pid
 
     def part_of(self, worker: str) -> str | None:
-        """The part whose process registered as `worker` (`gpu.<pid>@<host>`)."""
+        """Return the part whose process registered as `worker` (`gpu.<pid>@<host>`)."""
         with self._lock:
             children = self._running.supervisor.children
             pids = {child.process.pid: name for name, child in children.items()}
@@ -150,8 +150,8 @@ class RehearsalPace:
         speed: Operational seconds in a real one.
         start_seconds: Real time that the stack gets to start; doubled and tried again if it is not
             enough.
-        patience: Real seconds after which a day that makes no progress is given up.
-        limit: Real seconds after which a day is judged as it is; None for no limit.
+        patience: Real seconds without progress after which a day is aborted.
+        limit: Real seconds after which a day is evaluated as it is; None for no limit.
     """
 
     speed: float
@@ -187,7 +187,7 @@ class Driver:
         return self.clock.at(time.time())
 
     def follow(self) -> None:
-        """Until every cycle has ended and every file is sent."""
+        """Follow the day until every cycle has ended and every file is sent."""
         began = self._moved = time.monotonic()
         while True:
             if self.sender.error is not None:
@@ -214,7 +214,7 @@ class Driver:
         return not any(batches.count(s) for s in (BatchState.RECEIVED, BatchState.INGESTING))
 
     def _look(self) -> int:
-        """Counts ended cycles and watches the lag of the others."""
+        """Count the ended cycles and record the lag of the others."""
         records = self.stack.stores.cycles.load(self.keys)
         ended = {r.key: r.state.value for r in records if r.state in CYCLE_DONE}
         fresh = sorted(set(ended) - self._ended)
@@ -235,7 +235,7 @@ class Driver:
         return len(ended)
 
     def _outage(self, end: datetime) -> None:
-        """Kills everything, and starts it again at the end."""
+        """Kill everything, and start it again at `end`."""
         killed = self.now()
         self.stack.kill_all()
         self.report(f"{killed:%d %b %H:%M} UTC: everything killed")
@@ -247,7 +247,7 @@ class Driver:
         self.report(f"{self.now():%d %b %H:%M} UTC: everything runs again")
 
     def _kill_a_model_worker(self) -> None:
-        """Once its time has come, as soon as the last of the model workers is at work."""
+        """Kill the last model worker, once the planned time has come and it runs a job."""
         if len(self.kills) >= len(self.scenario.kills):
             return
         if self.now() < self.scenario.start + self.scenario.kills[len(self.kills)] * HOUR:

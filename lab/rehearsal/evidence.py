@@ -1,6 +1,6 @@
-"""Collect what a rehearsal leaves behind (manifests, feedback, records, truth) as plain values.
+"""Collect the evidence of a rehearsal (manifests, feedback, records, truth) as plain values.
 
-The audit looks at nothing else.
+The audit uses nothing else.
 """
 
 import hashlib
@@ -51,9 +51,9 @@ class DeliveryRecord:
 
     Attributes:
         name: Of the delivery.
-        batch_id: What the gateway called it.
+        batch_id: Id of its batch, from the gateway.
         tried: Start of the first try that may have been accepted.
-        acknowledged: When the gateway's answer was there.
+        acknowledged: When the gateway's response had arrived.
         refused: Tries that certainly were not accepted.
     """
 
@@ -82,7 +82,7 @@ class BatchUse:
     Attributes:
         rows: All.
         late: Came after the cut-off.
-        entered: Passed on to the checks against window and background: in time and not spoilt.
+        entered: Passed on to the checks against window and background: in time and not corrupt.
         used: Assimilated, or merged into something assimilated.
         duplicates: Rejected as repeating another report.
     """
@@ -106,8 +106,8 @@ class AnalysisEvidence:
         used: Rows without a rejection in its feedback.
         repeated: Of these, values that are there more than once.
         batches: By upload.
-        digest: Of the observations that entered, whatever their uploads were called.
-        error: Standardised RMSE against the truth; None where there is nothing to compare with.
+        digest: Of the observations that entered, independent of the ids of their uploads.
+        error: Standardised RMSE against the truth; None where there is no truth.
         created: When it was finished, real seconds since 1970.
     """
 
@@ -160,8 +160,8 @@ class Evidence:
         analyses: Published with a flavour.
         cycles: By key.
         sendings: In order.
-        stored: Values that each upload left in the store; -1 for one that was not taken in.
-        taken_in: When each upload was in the store, by the operational clock.
+        stored: Values stored of each upload; -1 for one that was not ingested.
+        taken_in: When each upload was ingested, by the operational clock.
         standstill: The outage as it was; None if there was none.
         climatology: Standardised RMSE of the climatology by valid time.
         speed: Operational seconds in a real one.
@@ -246,10 +246,10 @@ def _file(layout: Layout, manifest: AnalysisManifest, role: str, suffix: str) ->
 def read_use(
     path: Path, cut_off: datetime | None = None
 ) -> tuple[dict[str, BatchUse], int, int, str]:
-    """Use by upload, values in use, of these repeated ones, and the digest of what entered.
+    """Return use by upload, numbers of used and of repeated values, and the digest of those entered.
 
-    Values without an error are `passive` from ingest on, so that no later check says that they came
-    after the cut-off; the time of their arrival does.
+    Values without an error are `passive` from ingest on, so that no later check marks them as late;
+    they are late by their time of arrival.
     """
     columns = ["batch_id", "rejected_by", "received_time", "obs_value", *_VALUE]
     rows = pq.read_table(path, columns=columns).to_pandas(categories=[])
@@ -267,7 +267,7 @@ def read_use(
             "rows": 1,
             "late": late,
             "entered": ~outcome.isin(CORRUPT) & ~late,
-            # what was merged is used, under another name
+            # merged rows are used as part of a superobservation
             "used": outcome.isna(),
             "duplicates": outcome == "duplicate",
         }
@@ -287,7 +287,7 @@ def _digest(rows: pd.DataFrame) -> str:
 
 
 def cycles(stores: Stores, keys: Iterable[str]) -> dict[str, CycleEvidence]:
-    """Records of the cycles that exist."""
+    """Return the records of the cycles that exist, by key."""
     return {
         record.key: CycleEvidence(
             record.key,
@@ -302,7 +302,7 @@ def cycles(stores: Stores, keys: Iterable[str]) -> dict[str, CycleEvidence]:
 
 
 def stored(stores: Stores, batch_ids: Iterable[str]) -> dict[str, int]:
-    """Values that each upload left in the store; -1 for one that was not taken in."""
+    """Return the number of values stored of each upload; -1 for one that was not ingested."""
     found = {}
     for batch_id in batch_ids:
         summary = stores.batches.get(batch_id).summary
@@ -311,13 +311,13 @@ def stored(stores: Stores, batch_ids: Iterable[str]) -> dict[str, int]:
 
 
 def taken_in(stores: Stores, batch_ids: Iterable[str], clock: Clock) -> dict[str, datetime]:
-    """When each upload was in the store, by the operational clock."""
+    """Return when each upload was ingested, by the operational clock."""
     ends = {batch_id: stores.batches.get(batch_id).finished for batch_id in batch_ids}
     return {batch: clock.at(end.timestamp()) for batch, end in ends.items() if end is not None}
 
 
 def error_of(scenario: Scenario, world: World) -> ErrorOf | None:
-    """Compares with the truth; None where the model has another grid than the truth."""
+    """Return the function that scores against the truth; None if the model has another grid."""
     if scenario.checkpoint != scenario.world:
         return None
     model = load_checkpoint(scenario.checkpoint)
@@ -332,7 +332,7 @@ def error_of(scenario: Scenario, world: World) -> ErrorOf | None:
 
 
 def climatology(scenario: Scenario, world: World) -> dict[datetime, float]:
-    """Standardised RMSE of the checkpoint's climatology at every cycle."""
+    """Return the standardised RMSE of the checkpoint's climatology at every cycle."""
     if scenario.checkpoint != scenario.world:
         return {}
     model = load_checkpoint(scenario.checkpoint)

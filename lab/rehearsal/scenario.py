@@ -1,6 +1,6 @@
-"""Describe a rehearsal: its day, its network, what goes wrong in it, and which file is sent when.
+"""Describe a rehearsal: its day, network and faults, and when each file is sent.
 
-How long reports take to arrive is a distribution for each network.
+Delays of reports are drawn from a distribution for each network.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ __all__ = [
 MINUTE = timedelta(minutes=1)
 
 DAY_NETWORK = Network(stations=400, sondes=80, scan_lines=20, aircraft=200, scatterometer_lines=20)
-"""As in the demo: less than the network of the skill tests, so that a day ends in half an hour."""
+"""As in the demo: smaller than in the skill tests, so that a day ends in half an hour."""
 
 DAY_PARTS = {
     "synop": 4,
@@ -57,7 +57,7 @@ balloons some of the sondes."""
 
 QUICK_NETWORK = Network(stations=40, ships=4, sondes=4, scan_lines=4)
 QUICK_PARTS = {"synop": 2, "satellite": 1}
-"""Enough to count by."""
+"""A minimal network: enough for checks that count observations."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Scenario:
         checkpoint: Name or folder of what the model workers load.
         world: Checkpoint whose simulated truth is observed.
         truth: A store of states instead of that checkpoint's case.
-        network: What observes.
+        network: The simulated observing network.
         parts: Files an hour by network; one that is not named sends none.
         window_hours: Of each analysis.
         members: Of each analysis.
@@ -89,14 +89,14 @@ class Scenario:
         early, final: Cut-offs in minutes after the valid time.
         warm_start: As in the policy.
         background_max_age_hours: As in the policy.
-        silent_hour: Nobody observes anything in it; None for no such hour.
-        copied_hour: Two of its deliveries come twice; None for none.
+        silent_hour: Hour without observations; None for none.
+        copied_hour: Hour in which two deliveries come twice; None for none.
         outage_hours: First and last moment of the outage, in hours from the start; None for none.
         kills: When a model worker is killed, in hours from the start.
         schedulers, model_workers: How many of each run.
-        guard_minutes: No delivery is planned so close to a cut-off: who wins such a race proves
-            nothing.
-        settle_hours: Analyses before this hour still gather their first window.
+        guard_minutes: No delivery is planned closer to a cut-off, as the outcome of such a race is
+            undetermined.
+        settle_hours: Analyses before this hour have an incomplete window.
         seed: Of delays and observation errors.
         checks: Changed parameters of quality control.
     """
@@ -140,11 +140,11 @@ class Scenario:
         return Outage(self.start + first * HOUR, self.start + last * HOUR)
 
     def hour(self, number: int | None) -> datetime | None:
-        """Valid time of a numbered hour."""
+        """Return the valid time of a numbered hour."""
         return None if number is None else self.start + number * HOUR
 
     def cut_off(self, valid_time: datetime, flavour: str) -> datetime:
-        """Last arrival that an analysis may use, as the scenario means it."""
+        """Return the last arrival that an analysis may use."""
         return valid_time + (self.early if flavour == Flavour.EARLY else self.final) * MINUTE
 
     @property
@@ -153,11 +153,11 @@ class Scenario:
         return self.cut_off(self.cycles[-1], Flavour.FINAL)
 
     def speed_for(self, job_seconds: float) -> float:
-        """How fast the clock may run: an hour lasts as long as its two analyses, and a bit."""
+        """Return the speed of the clock at which an hour lasts 15 % longer than its two analyses."""
         return 3600.0 / (2.0 * job_seconds * 1.15)
 
     def policy(self) -> CyclePolicy:
-        """What the installation is told in `cycles.yaml`."""
+        """Return the policy for the installation's `cycles.yaml`."""
         return CyclePolicy.model_validate(
             {
                 "start": self.start,
@@ -177,7 +177,7 @@ class Scenario:
         )
 
     def configure(self, layout: Layout) -> None:
-        """Writes the policy, and checks that differ, into the data folder."""
+        """Write the policy, and changed parameters of checks, to the data folder."""
         policy = self.policy().model_dump(mode="json")
         layout.cycles_file.write_text(yaml.safe_dump(policy, sort_keys=False))
         if self.checks:
@@ -188,7 +188,7 @@ class Scenario:
 def day_scenario(
     hours: int, *, outage: bool = True, doubled: bool = False, **values: Any
 ) -> Scenario:
-    """The usual day, scaled to `hours`: silence, copies, an outage in the middle, two kills.
+    """Return the usual day, scaled to `hours`: silence, copies, an outage in the middle, two kills.
 
     Arguments:
         hours: Cycles.
@@ -211,7 +211,7 @@ def day_scenario(
 
 
 def _minutes(median: float, shape: float, low: float, high: float) -> Callable[[Generator], float]:
-    """Log-normal around a median, within limits."""
+    """Return a log-normal distribution of minutes around a median, clipped to limits."""
 
     def draw(rng: Generator) -> float:
         return min(max(median * rng.lognormal(0.0, shape), low), high)
@@ -224,7 +224,7 @@ def _sonde(rng: Generator) -> float:
 
 
 def _overpass(rng: Generator) -> float:
-    """30 to 120 minutes, most of them in the first half; one in twelve waits for another pass."""
+    """Draw 30 to 120 minutes, most in the first half; one in twelve waits for another pass."""
     tail = rng.exponential(90.0) if rng.random() < 1 / 12 else 0.0
     return 30.0 + 90.0 * rng.beta(2.0, 3.0) + tail
 
@@ -253,7 +253,7 @@ def delay_minutes(network: str, rng: Generator) -> float:
 
 LAUNCHES = (0, 12)
 HELD_LATE, HELD_TOO_LATE = 3, 5
-"""Every so many hours a file misses the early cut-off, and another one the final cut-off."""
+"""Hours between files that miss the early cut-off, and between files that miss the final one."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ class Shipment:
         part, parts: Which of how many files of the hour.
         arrival: When the sender sends it (UTC).
         copy_of: Name of the delivery whose reports it repeats; empty for none.
-        same_bytes: Whether that file is repeated as it was; else the same reports come in another.
+        same_bytes: Whether that file is repeated byte for byte; else its reports are encoded anew.
     """
 
     name: str
@@ -281,7 +281,7 @@ class Shipment:
 
 
 def delivery_plan(scenario: Scenario) -> tuple[Shipment, ...]:
-    """All deliveries of the day, in the order of their sending."""
+    """Return all deliveries of the day, in the order of their sending."""
     found = [d for number in range(scenario.hours) for d in _of_hour(scenario, number)]
     return tuple(sorted(found, key=lambda d: (d.arrival, d.name)))
 
@@ -312,7 +312,7 @@ def _of_hour(scenario: Scenario, number: int) -> Iterator[Shipment]:
     for network in _networks(scenario, hour):
         parts = scenario.parts[network]
         for part in range(parts):
-            # Each file has a generator of its own: more networks or hours change no other file.
+            # One generator per file: more networks or hours do not change other files.
             place = (scenario.seed, number, list(DELAYS).index(network), part)
             rng = np.random.default_rng(place)
             minutes = delay_minutes(network, rng)
@@ -344,7 +344,7 @@ def _held_up(
 
 
 def _again(scenario: Scenario, delivery: Shipment) -> Shipment:
-    """Part 0 as it was, part 1 in another file."""
+    """Return a repeated delivery: part 0 with the same bytes, part 1 encoded differently."""
     same = delivery.part == 0
     return replace(
         delivery,
@@ -356,12 +356,12 @@ def _again(scenario: Scenario, delivery: Shipment) -> Shipment:
 
 
 def _clear_of_cut_offs(scenario: Scenario, arrival: datetime) -> datetime:
-    """The arrival, moved behind any cut-off that it comes too close to.
+    """Return the arrival, moved behind any cut-off that it comes too close to.
 
     Cut-offs recur every hour at the same minutes.
     """
     guard = scenario.guard_minutes * MINUTE
-    for _ in range(3):  # leaving one may meet the other
+    for _ in range(3):  # moving away from one may come close to the other
         for cut_off in (scenario.early, scenario.final):
             since = (arrival - scenario.start - cut_off * MINUTE) % HOUR
             if since < guard:

@@ -1,4 +1,4 @@
-"""Send each file of a plan at its time over HTTP; what cannot be delivered waits, in order."""
+"""Send each file of a plan at its time over HTTP; failed deliveries are retried, in order."""
 
 import threading
 import time
@@ -20,14 +20,14 @@ _TIMEOUT = 30.0
 
 
 class ReportSender(threading.Thread):
-    """Sends a plan.
+    """Send the files of a plan.
 
     Arguments:
         url: Of the gateway.
         plan: Deliveries in order.
         contents: Their bytes, by name; those without any are not sent.
-        clock: Tells when.
-        outage: When nobody answers; senders try again once it is over.
+        clock: The operational clock.
+        outage: When the gateway is down; senders try again once it is over.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ReportSender(threading.Thread):
         self._stop_asked = threading.Event()
 
     def stop(self) -> None:
-        """Ends after the file in hand."""
+        """Stop after the current file."""
         self._stop_asked.set()
 
     def run(self) -> None:
@@ -61,7 +61,7 @@ class ReportSender(threading.Thread):
                     if not self._wait_until(delivery.arrival):
                         return
                     self._send(client, delivery)
-        except BaseException as error:  # told by the driver, which is another thread
+        except BaseException as error:  # raised by the driver, in another thread
             self.error = error
 
     def _now(self) -> datetime:

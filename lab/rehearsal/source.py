@@ -1,4 +1,4 @@
-"""Observe a simulated atmosphere hour by hour, under the names that its stations report under."""
+"""Observe a simulated atmosphere hour by hour, with station names that the formats can encode."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -29,9 +29,9 @@ _BUOYS, _DRIFTERS, _AMVS = 62, 44, "sat057"
 
 
 def world_of(checkpoint: str, truth: str | None) -> str:
-    """The checkpoint whose truth is observed: the one that cycles, if there is a truth on its grid.
+    """Return the checkpoint whose truth is observed: the cycling one, if there is a truth on its grid.
 
-    Else the one that ships with a case: then what analyses are made of can be audited, but not
+    Else it is the one that ships with a case: then the inputs of analyses can be audited, but not
     their errors.
     """
     own = truth is not None or (resolve(checkpoint) / CASE_NAME).exists()
@@ -39,12 +39,12 @@ def world_of(checkpoint: str, truth: str | None) -> str:
 
 
 def first_cycle(world: str, truth: str | None) -> datetime:
-    """A few hours into the truth, at 06 UTC in the case that ships."""
+    """Return the time of the first cycle: 6 hours into the truth, 06 UTC in the case that ships."""
     return World(world, truth).span[0] + 6 * HOUR
 
 
 class ReportSource:
-    """Makes the content of deliveries, an hour at a time.
+    """Make the content of deliveries, an hour at a time.
 
     Arguments:
         scenario: Network and seed.
@@ -56,7 +56,7 @@ class ReportSource:
         self.world = world or World(scenario.world, scenario.truth)
 
     def contents(self, plan: Iterable[Shipment]) -> dict[str, DeliveryContent]:
-        """The content of all deliveries, by name."""
+        """Return the content of all deliveries, by name."""
         deliveries = list(plan)
         found: dict[str, DeliveryContent] = {}
         for hour in sorted({d.hour for d in deliveries}):
@@ -67,7 +67,7 @@ class ReportSource:
         return found
 
     def observed(self, hour: datetime) -> pa.Table:
-        """Every value of the hour that ends at `hour`, with the names stations report under."""
+        """Return every value of the hour that ends at `hour`, with the names that stations report."""
         first, _ = self.world.span
         times = [t for t in (hour - HOUR, hour) if t >= first]
         truth = torch.nan_to_num(self.world.truth(times[0], len(times)), nan=273.0)
@@ -99,7 +99,7 @@ class ReportSource:
         return _as_others(_named(table.filter(pc.and_(wet, fresh))), self.scenario.parts)
 
     def station_list(self) -> str:
-        """Return the list of stations (`APPA_STATIONS`), which bulletins in text leave the places to."""
+        """Return the list of stations (`APPA_STATIONS`): text bulletins hold no positions."""
         network = self.scenario.network
         lines = ["station_id,lat,lon,elevation"]
         for kind, count, seed in (
@@ -123,8 +123,8 @@ def _named(table: pa.Table) -> pa.Table:
 
 
 def _as_others(table: pa.Table, parts: Mapping[str, int]) -> pa.Table:
-    """Let a third each of the ships be buoys and drifters, a quarter of the aircraft satellite winds, and a
-    fifth of the sondes pilot balloons, which see winds alone.
+    """Turn a third each of the ships into buoys and drifters, a quarter of the aircraft into satellite
+    winds, and a fifth of the sondes into pilot balloons, which report winds alone.
     """
     kinds = table["report_type"].cast(pa.string()).to_pylist()
     stations = table["station_id"].cast(pa.string()).to_pylist()
@@ -150,7 +150,7 @@ def _as_others(table: pa.Table, parts: Mapping[str, int]) -> pa.Table:
 
 
 def _station(kind: str, station: str) -> str:
-    """A name that the form of the reports can carry."""
+    """Return a station name that the format of the reports can encode."""
     if kind == "ship":
         return f"SIM{int(station.rsplit('-', 1)[1]):04d}"
     return str(_WMO[kind] + int(station.rsplit("-", 1)[1])) if kind in _WMO else station

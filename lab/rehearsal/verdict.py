@@ -56,12 +56,14 @@ class Trend:
 
     @property
     def rises(self) -> bool:
-        """Whether chance alone would hardly give such a slope."""
+        """Whether the slope is significantly above zero."""
         return self.slope > self.margin
 
 
 def trend(times: Sequence[float], values: Sequence[float]) -> Trend:
-    """The line through values (n,) at times (n,), in order of time; n of at least 4.
+    """Fit a line to values (n,) at times (n,), in order of time; n of at least 4.
+
+    The error of the slope allows for correlation of neighbouring residuals.
 
     Raises:
         ValueError: If there are fewer.
@@ -85,7 +87,7 @@ class DaySkill:
     """Standardised RMSE over the day.
 
     Attributes:
-        cold: Of the first analysis, which knows one hour of observations and no earlier analysis.
+        cold: Of the first analysis, which uses one hour of observations and no earlier analysis.
         climatology: Mean over the day.
         early, final: Lines through the analyses after the window has filled; slope an hour.
     """
@@ -109,7 +111,7 @@ def _series(
 
 
 def day_skill(scenario: Scenario, evidence: Evidence) -> DaySkill | None:
-    """The skill of a day; None where it is too short or there is no truth to compare with."""
+    """Return the skill of a day; None if it is too short or there is no truth."""
     early, final = (_series(evidence, scenario, f) for f in Flavour)
     first = [
         a.error
@@ -123,7 +125,7 @@ def day_skill(scenario: Scenario, evidence: Evidence) -> DaySkill | None:
 
 
 def judge_skill(skill: DaySkill) -> tuple[AuditFinding, ...]:
-    """No drift, and better than a cold start and than climatology."""
+    """Check that errors do not drift, and are below those of a cold start and of climatology."""
     return tuple(AuditFinding("skill", name, message) for name, message in _judge(skill))
 
 
@@ -145,8 +147,8 @@ class DayVerdict:
     """The judgement of one day.
 
     Attributes:
-        findings: Of the audit and of skill; none if all is as it should be.
-        skill: Where there is a truth to compare with.
+        findings: Of the audit and of skill; none if the day passed.
+        skill: None without a truth.
         timing: Of the undisturbed warm cycles.
         late_cut_offs: Files that came in on the other side of a cut-off than planned.
     """
@@ -158,17 +160,17 @@ class DayVerdict:
 
     @property
     def sound(self) -> bool:
-        """Whether there is nothing to find fault with."""
+        """Whether there are no findings."""
         return not self.findings
 
 
 def _goes_on(analysis: AnalysisEvidence) -> bool:
-    """Whether an analysis went on from an earlier one: from its trajectory, or with its memory."""
+    """Return whether an analysis continued an earlier one: by warm start, or with it as the prior."""
     return not {"warm_start", "continued"}.isdisjoint(analysis.flags)
 
 
 def judge(day: Day) -> DayVerdict:
-    """Audits a day and looks at its errors."""
+    """Audit a day and check its errors."""
     found = audit(Case(day.scenario, day.plan, day.contents, day.evidence))
     skill = day_skill(day.scenario, day.evidence)
     warm = [a.key for a in day.evidence.analyses if _goes_on(a)]
@@ -229,7 +231,7 @@ def _line(line: Trend) -> dict[str, float | bool]:
 
 
 def cycle_table(day: Day) -> Table:
-    """A line for each valid time: what each analysis was made of, and its error."""
+    """Return a table with a row for each valid time: inputs and error of each analysis."""
     table = Table(title="Cycles: uploads and values used, standardised RMSE against the truth")
     table.add_column("valid time")
     for name in ("early", "final"):
@@ -315,7 +317,7 @@ def summary_table(day: Day, verdict: DayVerdict) -> Table:
 
 
 def cost_table(day: Day, verdict: DayVerdict) -> Table | None:
-    """Cost of an hourly warm cycle and freshness; None if no cycle started warm."""
+    """Return a table of cost and freshness of hourly warm cycles; None if no cycle started warm."""
     timing = verdict.timing
     if timing is None:
         return None
@@ -336,7 +338,7 @@ def cost_table(day: Day, verdict: DayVerdict) -> Table | None:
 
 
 def findings_table(verdict: DayVerdict) -> Table:
-    """What is not as it should be."""
+    """Return a table of the findings."""
     table = Table("check", "cycle", "finding", title="Findings of the audit")
     for finding in verdict.findings:
         table.add_row(finding.check, finding.cycle, finding.message)
@@ -385,7 +387,7 @@ def _errors(axes: Axes, day: Day, verdict: DayVerdict) -> None:
 
 
 def _arrivals(axes: Axes, day: Day) -> None:
-    """Hour of the observations against arrival, with both cut-offs."""
+    """Plot the hour of the observations against arrival, with both cut-offs."""
     deliveries = {d.name: d for d in day.plan}
     for network in DELAYS:
         points = [

@@ -1,4 +1,4 @@
-"""Draw how cycles fared: departures and errors at withheld stations over time, with control limits.
+"""Draw the verification of cycles: departures and errors at withheld stations, with control limits.
 
 The limits of a statistic are those that held for each analysis (`chi2_limit_low` and so on in the
 series); they are shaded as on the page of verification: to the edge of the panel where only one side
@@ -33,7 +33,7 @@ _DEPARTURES: Mapping[str, Style] = {
 _OUTSIDE = "#d1495b"
 _SHADE = 0.16
 _ALONE = timedelta(minutes=20)
-"""Half width of a band that one analysis has for itself."""
+"""Half width of the band of limits of a single analysis."""
 
 
 def about_series(rows: Sequence[SeriesRow], newest: Analysis | None) -> str:
@@ -41,7 +41,7 @@ def about_series(rows: Sequence[SeriesRow], newest: Analysis | None) -> str:
 
     Arguments:
         rows: At least one, all of one flavour.
-        newest: The newest analysis of the series that still is there.
+        newest: The newest analysis of the series that still exists.
     """
     count = len({row.analysis_id for row in rows})
     what = f"{count} {rows[0].flavour or 'job'} {'analysis' if count == 1 else 'analyses'}"
@@ -112,7 +112,7 @@ def control_limits(
 
 
 def _overview(left: Axes, right: Axes, rows: Sequence[SeriesRow]) -> None:
-    """All networks together: chi-square, and how many statistics were outside their limits."""
+    """Plot for all networks together chi-square, and how many statistics were outside their limits."""
     _panel(left, rows, (ALL, ALL), {"chi2": ("chi-square of innovations", "#6a4c93", "-")})
     left.axhline(1.0, color="0.7", linewidth=0.8, zorder=0)
     for row in rows:
@@ -165,7 +165,7 @@ def _shade(
 
 
 def _runs(times: Times, limits: Mapping[datetime, object]) -> Iterator[list[datetime]]:
-    """Yield the analyses with limits that follow each other without one that has none."""
+    """Yield runs of consecutive analyses that all have limits."""
     run: list[datetime] = []
     for time in times:
         if time in limits:

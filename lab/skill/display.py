@@ -1,4 +1,4 @@
-"""Show the skill of a checkpoint: tables for people, and one picture of errors, maps and ranks."""
+"""Show the skill of a checkpoint: tables for the terminal, and a picture of errors, maps and ranks."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -103,9 +103,9 @@ def groups_table(report: SkillReport) -> Table:
 
 
 def forecast_tables(report: SkillReport) -> Iterator[Table]:
-    """A table for each season with a start, and one for all where there are several."""
+    """Yield a table for each season with a start, and one for all where there are several."""
     seasons = list(dict.fromkeys(r.season for r in report.forecasts))
-    # Of a single season, all seasons would be the same table again.
+    # With a single season, the table of all seasons would be the same.
     for season in seasons[:1] if len(seasons) == 2 else seasons:
         rows = [r for r in report.forecasts if r.season == season]
         name = "all seasons" if season == "all" else season
@@ -145,7 +145,7 @@ def spectra_table(report: SkillReport) -> Table:
 
 
 def ranks_table(report: SkillReport) -> Table:
-    """Rank histograms: shares of the bins in units of what is expected."""
+    """Return a table of rank histograms: shares of the bins over the expected share."""
     table = _table(
         "Ranks of withheld observations among members with observation errors (flat: 1.00 each)",
         ("observations", "shape"),
@@ -178,7 +178,7 @@ def _remarks(report: SkillReport) -> Iterator[str]:
 
 
 def goals_table(report: SkillReport) -> Table:
-    """What was aimed at, found, and whether that is met."""
+    """Return a table of the goals, the figures found, and whether each goal is met."""
     table = _table("Goals", ("what", "goal", "found", ""), ())
     for goal in report.goals:
         verdict = {True: "met", False: "[bold]MISSED[/bold]", None: "not judged"}[goal.met]
@@ -264,7 +264,7 @@ def _ranks(axes: Axes, report: SkillReport) -> None:
 
 
 def _case(axes: list[Axes], grid: Grid, fields: CaseFields, row: int) -> None:
-    """Truth, analysis, error and spread of one channel."""
+    """Draw truth, analysis, error and spread of one channel."""
     name = fields.channels[row]
     units = VARIABLES[parse_channel(name).variable].units
     truth, analysis, spread = (f[row] for f in (fields.truth, fields.analysis, fields.spread))

@@ -49,7 +49,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is asked for.
+    """Options of a verification in a simulated world.
 
     Attributes:
         checkpoint: Name or folder.
@@ -57,11 +57,11 @@ class Experiment:
         first, last: Earliest and latest time of the truth used (UTC).
         starts: Analysis times, at most.
         states: Test states of the autoencoder.
-        precision: Of the networks; None for what the device has units for.
+        precision: Of the networks; None for what the device supports in hardware.
         keep: A file for the results of finished starts.
         finished: Whether to report what is kept and compute nothing.
         cycle_days: Length of a chain of hourly cycles; 0 for none.
-        shorten: Whether a shorter chain, or none, will do where the truth is short.
+        shorten: Whether to run a shorter chain, or none, if the truth is too short.
     """
 
     checkpoint: str
@@ -100,7 +100,7 @@ class _Display:
 def verify_osse(
     asked: Experiment, settings: SkillSettings
 ) -> tuple[SkillReport, LatentModel, CaseFields | None]:
-    """Scores the autoencoder and every start that is not kept already.
+    """Score the autoencoder and every start whose results are not kept yet.
 
     Returns:
         The report, the checkpoint, and maps of one case.
@@ -214,7 +214,7 @@ def _cycles(
 
 
 def seasons_first(ends: list[datetime]) -> list[datetime]:
-    """Another order: the first four are a quarter of the period apart."""
+    """Return the times reordered, so that the first four are a quarter of the period apart."""
     stride = -(-len(ends) // 4)
     return [end for first in range(stride) for end in ends[first::stride]]
 
@@ -288,7 +288,7 @@ def verify_withheld(
     seed: int = 0,
     on_step: OnStep = no_progress,
 ) -> WithheldSkill:
-    """Assimilates files with a share of the stations withheld, and scores against those.
+    """Assimilate files with a share of the stations withheld, and score against those.
 
     Raises:
         InvalidInput: If the files hold no usable report.
@@ -319,7 +319,7 @@ def verify_withheld(
 
 
 def withheld_table(skill: WithheldSkill) -> Table:
-    """The skill as a table for people."""
+    """Return the skill as a table for the terminal."""
     table = Table(
         title=f"Real soundings of {skill.time:%Y-%m-%d %H UTC}: RMS departures at withheld stations "
         f"({skill.used} values used, {skill.withheld} withheld)"

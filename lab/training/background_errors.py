@@ -1,11 +1,11 @@
-"""Fit the errors of backgrounds to those of cycles in a simulated world.
+"""Fit the Gaussian of background errors to errors of cycles in a simulated world.
 
 ``python -m lab.training.background_errors NATURE.zarr LATENTS.f16 OUTPUT`` runs chains of
 cycles (`lab.osse.cycling`) spread over the training years, collects the true errors of their
 backgrounds, fits a Gaussian to them, and repeats with it: a better covariance makes better
 analyses, whose errors it must fit again. The first covariance is that of the climatological prior
-given white noise. OUTPUT keeps the last states of the chains, the errors and the fit, and in the end
-the bundle of the checkpoint that knows them; the same command goes on from it.
+given white noise. OUTPUT keeps the last states of the chains, the errors and the fit, and at the end
+the bundle of the checkpoint with that fit; the same command, run again, continues from there.
 """
 
 import argparse
@@ -98,16 +98,16 @@ def know_errors(
     remainder: float | None = None,
     spread: float = 1.0,
 ) -> None:
-    """Let a model know the errors of its backgrounds.
+    """Attach background errors to a model and describe them in its card.
 
     Arguments:
         model: The checkpoint.
         errors: Their Gaussian.
         sigma: Noise level that analysed states are taken to have in forecasts.
         hours: Age of the analysis that a cycle continues.
-        remainder: What forecasts err by themselves, where errors grow with the flow; see
+        remainder: Factor on the model error of forecasts, for flow-dependent errors; see
             `model.card.BackgroundCard`.
-        spread: Factor on what members deviate by.
+        spread: Factor on the deviations of members from their mean.
     """
     modes, dense = errors.modes.shape[2], errors.dense_index.shape[1]
     known = BackgroundCard(
@@ -129,9 +129,9 @@ def sweep(
     Arguments:
         chains: Started ones.
         truth: Latents of the truth, hourly from `first` on (UTC).
-        first: Of the latents.
-        cycles: How far.
-        every: Cycles between errors that are kept: neighbours are alike.
+        first: Time of the first latent.
+        cycles: Number of cycles of each chain.
+        every: Cycles between errors that are kept, as errors of consecutive ones are similar.
     """
     values, dates = [], []
     for chain in chains:
@@ -147,7 +147,7 @@ def sweep(
 
 
 def starts(data: LatentYears, first: datetime, count: int, hours: int) -> list[datetime]:
-    """Return analysis times over the training hours, at changing hours of the day."""
+    """Return analysis times spread over the training hours, at different hours of the day."""
     apart = data.apart[0] if data.apart else slice(0, 0)
     total = data.latents.shape[1] - hours - 48
     chosen = np.linspace(24, total, count).astype(int) + 7 * np.arange(count) % 24

@@ -1,17 +1,17 @@
 """Read states to train on: from a zarr store, split into periods, standardised and cached.
 
 Stores have the layout of WeatherBench2: ERA5 or a nature run alike. They differ in the order of
-latitude and of dimensions and in the levels they hold; what leaves this file is always (time,
-channel, latitude north to south, longitude from 0 eastward) in SI units.
+latitude and of dimensions and in the levels they hold; this module always returns (time, channel,
+latitude north to south, longitude from 0 eastward) in SI units.
 
-Training, validation and test periods never overlap and lie apart by a gap. Statistics are the mean
+Training, validation and test periods never overlap and are separated by gaps. Statistics are the mean
 and standard deviation of each channel over the training period, weighted by area.
 
 Standardised states (where asked) and latents are cached on disk as one half-precision array, read by
 memory map. Decompressing a store again for every epoch can cost more than a training step; a flat
 float16 array costs a page fault. Rounding is 2^-11 relative, far below the autoencoder's error. All
-ranks build a cache together, on a file system that they share; one that was interrupted goes on.
-States of which a period takes terabytes are read as they are drawn (`lab.training.streaming`).
+ranks build a cache together, on a file system that they share; an interrupted build is resumed. If a
+period takes terabytes, its states are read as they are drawn instead (`lab.training.streaming`).
 """
 
 import json
@@ -119,7 +119,7 @@ STATIC_NAMES = {
     "orography": ("geopotential_at_surface", 1.0 / GRAVITY),
     "land_sea_mask": ("land_sea_mask", 1.0),
 }
-"""Our static field: the store's name and the factor to our unit (m for orography)."""
+"""Static fields by name: the variable in the store, and the factor to our unit (m for orography)."""
 
 
 class StateStore:
@@ -132,8 +132,8 @@ class StateStore:
         options: Of the file system; None for anonymous reading of public buckets.
 
     Raises:
-        InvalidInput: If the store is not a store, or lacks a variable, level or dimension; all
-            that is missing is named.
+        InvalidInput: If there is no store, or it lacks variables, levels or dimensions, which are
+            named.
         ConfigurationError: If reading it needs a package that is not installed.
     """
 
@@ -171,9 +171,11 @@ class StateStore:
             )
 
     def check_grid(self, grid: Grid) -> None:
-        """Raises:
-        InvalidInput: If the store's rows or columns differ from the grid's by more than
-            a thousandth of a degree.
+        """Check that the store is on a grid.
+
+        Raises:
+            InvalidInput: If the store's rows or columns differ from the grid's by more than a
+                thousandth of a degree.
         """
         longitude = self.dataset["longitude"].values
         same = (
@@ -217,7 +219,7 @@ class StateStore:
         places: dict[str, list[int]] = {}
         for place, channel in enumerate(self.channels):
             places.setdefault(channel.variable, []).append(place)
-        # One variable at a time, and of that the levels needed: beside the states no more is held.
+        # One variable at a time, and only the levels needed, to limit the memory beside the states.
         for name, own in places.items():
             variable = part[name]
             if "level" in variable.dims:
@@ -369,18 +371,18 @@ def build_cache(
     read: Callable[[range], NDArray[np.float32]],
     convert: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda values: values,
 ) -> ArrayCache:
-    """Write items of shape `item` for `times`; a finished cache is left as it is.
+    """Write items of shape `item` for `times`, unless the cache is finished already.
 
-    Every rank does its share. The index is written last, so a cache is never half read; a build that
-    was interrupted goes on with the parts that it lacks, with any number of ranks.
+    Every rank does its share. The index is written last, so a cache is never half read; an interrupted
+    build resumes with the missing parts, with any number of ranks.
 
     Arguments:
         folder: On a file system that all ranks share.
         times: Valid times, ascending, with shape (N,).
         item: Shape of an item.
-        size: Items of a part; of three parts the values are in memory at once.
-        read: Returns what the items at some positions are made of; called from other threads.
-        convert: Makes the items of it.
+        size: Items of a part; three parts are in memory at once.
+        read: Returns the input for the items at some positions; called from other threads.
+        convert: Converts that input to the items.
     """
     index = folder / "index.json"
     if index.exists():
@@ -409,13 +411,13 @@ def build_cache(
 
 
 def _lengthen(path: Path, size: int) -> None:
-    """Make a file of so many bytes, or leave it as it is; several ranks do so at once."""
+    """Extend a file to a size in bytes, unless it has it; several ranks may do so at once."""
     with path.open("ab") as file:
         file.truncate(size)
 
 
 def _write_at(path: Path, first: int, content: bytes) -> None:
-    """Write into a file and to the disk; a map would lose what other machines write beside it."""
+    """Write into a file and flush it; a memory map could undo what other machines write nearby."""
     with path.open("r+b") as file:
         file.seek(first)
         file.write(content)

@@ -1,13 +1,13 @@
-"""Draw what the denoiser is trained on: blankets, noise levels of their states, targets.
+"""Draw training batches of the denoiser: blankets, noise levels of their states, targets.
 
-Besides one level for all states, the released way, a network is trained on blankets whose states
-carry different noise: a known past and an unknown future (a forecast), noise that grows along the
-blanket (rolling filtering, arXiv 2506.20024), stretches of their own level (gaps, late data; after
-diffusion forcing, arXiv 2407.01392). What a cycle knows of the past is no truth with white noise but
-an analysis, whose errors last and lie where nothing observes: forecasts are also learned from what
-analyses show of true states, so that they become the best regression from what is really known.
-The closed form of a profile costs a factorisation, so a library of profiles is kept and renewed a
-little at every step.
+Besides one level for all states, as released, a network is trained on blankets whose states carry
+different noise: a known past and an unknown future (a forecast), noise that grows along the blanket
+(rolling filtering, arXiv 2506.20024), stretches with their own level (gaps, late data; after diffusion
+forcing, arXiv 2407.01392). In a cycle the known past is not the truth plus white noise but an
+analysis, whose errors are correlated in time and lie where there are no observations. Forecasts are
+therefore also trained on simulated analyses of true states, so that the network learns the best
+regression on analyses. The closed form of a profile of levels costs a factorisation, so a library of
+profiles is kept and gradually renewed.
 """
 
 import math
@@ -37,12 +37,12 @@ KNOWN = {18: 0.5, 12: 0.25}
 """Known states of the forecasts in use and their shares of the draws: cycles that continue from six
 hours before, and longer ones."""
 KNOWN_WEIGHT = 0.1
-"""Weight of the error of known states in a forecast, whose use is what follows them."""
+"""Weight of the error of known states in a forecast, which is used for the states after them."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Levels of noise of a blanket.
+    """Noise levels of the states of a blanket.
 
     Attributes:
         sigma: With shape (K,).
@@ -54,7 +54,7 @@ class Profile:
 
     @property
     def known(self) -> int:
-        """Return the number of states of which something is known."""
+        """Return the number of known states, whose level is below `UNKNOWN`."""
         return int((self.sigma < UNKNOWN).sum())
 
     @property
@@ -69,13 +69,14 @@ class Profile:
 def draw_profile(blanket: int, random: torch.Generator, analysed: float | None = None) -> Profile:
     """Draw the levels of a blanket: forecasts, one in seven rolling, one in seven stretches.
 
-    Cycles and forecasts know a past with little noise and no future: most draws go there.
+    Most draws are of the kind that cycles and forecasts use: a past with little noise and an unknown
+    future.
 
     Arguments:
         blanket: K, its states.
-        random: Drawn from.
-        analysed: Noise level that analysed states are said to have; three in five forecasts then
-            begin at them. None where no errors of analyses are known.
+        random: Source of the draws.
+        analysed: Noise level that analysed states are taken to have; three in five forecasts then
+            start from them. None where no errors of analyses are known.
     """
 
     def uniform(low: float, high: float) -> float:
@@ -106,21 +107,21 @@ def draw_profile(blanket: int, random: torch.Generator, analysed: float | None =
 
 
 class AnalysisErrors:
-    """What analyses miss of a truth, drawn anew.
+    """Simulate the errors of analyses of true blankets.
 
-    An analysis is a conditional mean: its error is uncorrelated with itself, not with the truth. Of what
-    it hardly sees it knows next to nothing instead of the truth plus much noise. Along each
-    eigenvector, with variances v of the truth and r of the error, it misses a share r / v of the truth's
-    anomaly, and besides adds noise of variance r (1 - r / v). The noise is what is left of samples
-    without that share: zonally shifted, mixed two by two, of either sign, scaled.
+    An analysis is a conditional mean: its error is uncorrelated with the analysis, not with the truth.
+    Where there are hardly any observations it is close to climatology, not the truth plus much noise.
+    Along each eigenvector, with variances v of the truth and r of the error, it misses a share r / v of
+    the truth's anomaly and adds noise of variance r (1 - r / v). The noise is made of sampled errors
+    without that share: zonally shifted, mixed in pairs, of either sign, scaled.
 
     Arguments:
         prior: The closed form, v.
-        errors: What backgrounds err by, r, with the same eigenvectors.
+        errors: Background errors, r, with the same eigenvectors.
         x: True blankets, with shape (N, K, c, h, w).
         missed: Truth minus background of each, with the same shape.
         date: Their dates, with shape (N, K, 4).
-        sigma: Noise level that analysed states are said to have.
+        sigma: Noise level that analysed states are taken to have.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class AnalysisErrors:
         return -scale.square() * self._share(x, date) - scale * noise
 
     def _share(self, x: Tensor, date: Tensor) -> Tensor:
-        """Return what is missed of blankets (B, K, c, h, w) on average."""
+        """Return the share of the anomalies of blankets (B, K, c, h, w) that analyses miss."""
         return self._shares.filter(x - self.prior.climatology(date), lambda share: share)
 
     def _noise(self, random: torch.Generator) -> Tensor:
@@ -172,7 +173,7 @@ class ProfileLibrary:
 
     Arguments:
         prior: The closed form.
-        analysed: Noise level that analysed states are said to have, if errors of analyses are known.
+        analysed: Noise level that analysed states are taken to have, if their errors are known.
         size: Profiles kept, about 35 MB each for appa-t31.
     """
 
@@ -206,8 +207,7 @@ class DenoiserBatch:
         seen: The closed form's scaled estimates.
         noise_time: 10 ln sigma, with shape (B, K).
         date: Dates, with shape (B, K, 4).
-        target: Errors of the closed form over their expected size: a correction of 1 everywhere
-            would be as large as what the closed form leaves.
+        target: Errors of the closed form over their expected size, c_out.
         weight: Of each state's error, 1 on average, with shape (B, K, 1, 1, 1).
     """
 
@@ -220,17 +220,17 @@ class DenoiserBatch:
 
 
 class Batches:
-    """Draw batches from the step, so that a run that goes on does not repeat what was seen.
+    """Draw batches seeded by the step, so that a resumed run does not repeat earlier ones.
 
     Arguments:
         data: Latents; of several truths the first is held out.
         base: The closed form.
         blankets: Blankets of a batch.
-        levels: Times each blanket is used, at another noise.
+        levels: How often each blanket is used, with different noise.
         sigma: Lowest and highest level where all states carry one, drawn log-uniformly.
         unequal: Share of a batch whose states carry different noise.
         device: Where batches are made.
-        errors: What analyses miss, if known.
+        errors: Errors of analyses, if known.
     """
 
     def __init__(
@@ -276,7 +276,7 @@ class Batches:
         seeds = torch.randint(first, count, (self.size,), generator=random)
         x, date = self.data.blankets(seeds, chosen, self.base.blanket_size)
         x, date = x.to(self.device), date.to(self.device)
-        # Both halves of a batch see each blanket where they can.
+        # Repeated as a whole, so that both parts of a batch hold each blanket where possible.
         return x.repeat(self.levels, 1, 1, 1, 1), date.repeat(self.levels, 1, 1)
 
     def _equal(
@@ -313,6 +313,6 @@ class Batches:
 def _scaled(
     x: Tensor, estimate: Tensor, scale: Scalings, levels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the backbone sees, the noise times and the target."""
+    """Return the backbone's input, the noise times and the target."""
     c_estimate = cast(Tensor, scale.c_estimate).to(x)
     return estimate * c_estimate, noise_time(levels).to(x), (x - estimate) / scale.c_out.to(x)

@@ -25,7 +25,8 @@ def relative_errors(denoiser: BlanketDenoiser, batches: Batches) -> dict[float, 
 
     Arguments:
         denoiser: The correction and its base.
-        batches: Gives clean blankets (B, K, c, h, w) and their dates (B, K, 4), anew at each call.
+        batches: Starts a new iteration over clean blankets (B, K, c, h, w) and their dates
+            (B, K, 4) at each call.
     """
     device = next(denoiser.parameters()).device
     random = torch.Generator().manual_seed(7)
@@ -49,7 +50,7 @@ def evaluate(
 
     Arguments:
         denoiser: The correction and its base.
-        data: Latents of which truth `seed` was not trained on.
+        data: Latents; truth `seed` was not trained on.
         starts: Hours at which the compared blankets start.
         blanket: States of a blanket.
         seed: Index of the truth.
@@ -75,9 +76,9 @@ def evaluate_forecast(
 
     Arguments:
         denoiser: The correction, made for a level per state, and its base.
-        data: Latents of which truth `seed` was not trained on.
+        data: Latents; truth `seed` was not trained on.
         starts: Hours at which the compared blankets start.
-        known: States known up to `sigma`; what follows is unknown.
+        known: Number of known states, with noise `sigma`; the states after them are unknown.
         sigma: Noise level of the known states.
         seed: Index of the truth.
     """

@@ -2,9 +2,9 @@
 
 A bundle comes from a denoiser run and its autoencoder (`export_bundle`), or from another bundle whose
 denoiser is replaced by that of a training session (`adopt_session`). `unpack_bundle` is the way back:
-fine-tuning needs weights and statistics alike, for latents and states must be scaled as the networks
-know them. What it writes are finished runs of the autoencoder and the denoiser without optimisers, the
-statistics, and configurations that name all of it:
+fine-tuning needs the statistics as well as the weights, because latents and states must be scaled as in
+training. It writes finished runs of the autoencoder and the denoiser without optimisers, the statistics,
+and configurations that refer to these:
 
     appa train unpack my-bundle tuning --set data.store=gs://...
     appa train denoiser tuning/run --config tuning/denoiser.yaml
@@ -122,9 +122,9 @@ def adopt_session(checkpoint: str, session: Path, output: Path, share: float = 1
         checkpoint: The bundle whose autoencoder and closed form the session was trained on.
         session: Folder of a finished session.
         output: Folder of the new bundle; must not exist.
-        share: Weight of the session's network in the mean with that of the bundle, from which it
-            was trained on: where it learned from few years, the mean knows unseen ones better than either
-            (arXiv 2109.01903).
+        share: Weight of the session's network in the mean with that of the bundle, from which the
+            session started: after training on few years, the mean generalises better to unseen years
+            than either (arXiv 2109.01903).
 
     Raises:
         CheckpointError: If the session has not finished, or was trained on other latents, or
@@ -155,7 +155,7 @@ def adopt_session(checkpoint: str, session: Path, output: Path, share: float = 1
         trained = {k: v for k, v in trained.items() if k != "relative_error"}
         trained |= {"share": share, "averaged_with": model.card.provenance.get("denoiser")}
     model.card = model.card.model_copy(
-        # Errors of backgrounds are those of the forecast by the former network.
+        # Removed: the background errors were those of forecasts by the former network.
         update={
             "backbone": config,
             "background": None,
@@ -167,16 +167,16 @@ def adopt_session(checkpoint: str, session: Path, output: Path, share: float = 1
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as they were before they were written as JSON."""
+    """Return settings read from JSON, with its lists as tuples again."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 @torch.no_grad()
 def _residual(model: LatentModel, config: DenoiserTraining, store: StateStore) -> Tensor:
-    """Return what the autoencoder loses of training states, by channel and row, with shape (C, Y).
+    """Return the reconstruction residual of training states, by channel and row, with shape (C, Y).
 
-    It is alike at neighbouring places and hours, so that many observations do not average it away
-    as they do with independent errors; `residual_inflation` stands for that.
+    It is correlated between neighbouring points and hours, so it does not average out over many
+    observations as independent errors do; `residual_inflation` accounts for that.
     """
     period = list(chain(*store.within(config.data.splits.bounds("train"))))
     chosen = np.linspace(0, len(period) - 1, min(48, len(period))).astype(int)
@@ -239,14 +239,14 @@ def _provenance(config: DenoiserTraining, step: int) -> dict[str, Any]:
 def unpack_bundle(
     checkpoint: str, folder: Path, autoencoder: AutoencoderTraining, denoiser: DenoiserTraining
 ) -> tuple[Path, Path]:
-    """Write the runs, statistics and configurations that training goes on from.
+    """Write the runs, statistics and configurations that training continues from.
 
     Arguments:
         checkpoint: A bundle, by name or folder.
         folder: Where to write; must not exist.
-        autoencoder: How the autoencoder is to be trained on; data and networks are those of the
-            bundle, but for the store and its periods.
-        denoiser: Likewise the denoiser.
+        autoencoder: Settings for further training of the autoencoder; data and networks are replaced
+            by those of the bundle, except the store and its periods.
+        denoiser: Likewise for the denoiser.
 
     Returns:
         The configurations of autoencoder and denoiser.
@@ -301,7 +301,7 @@ def _statistics(model: LatentModel) -> ChannelStatistics:
 
 
 def _prior(model: LatentModel, run: Path) -> dict[str, Any] | None:
-    """Leave the closed form where training looks for it; None if the bundle has none."""
+    """Save the closed form where training looks for it; None if the bundle has none."""
     base, card = model.denoise.base, model.card.base
     if card is None or not isinstance(base, ZonalGaussianPrior):
         return None

@@ -1,17 +1,17 @@
-"""Train the denoiser of the embedded model in minutes of one GPU, or in hours of a processor.
+"""Train the denoiser of the bundled model in minutes on one GPU, or in hours on a CPU.
 
 ``python -m lab.training.gpu_session OUTPUT --minutes 9 --device cuda`` does all of it in one process:
 
 1. simulate many truths side by side (`NatureModel` mapped over seeds) and encode them at once; only
    float16 latents stay, on the device (a year of hours is 0.5 GB);
 2. train the learned correction of the closed form on them with large batches, in bfloat16 where the
-   device has units for it, at one noise level for a blanket and at a level per state
-   (`noise_profiles`), with a constant rate and a linear cool-down at the end, as good as a cosine
-   and usable at every stop (arXiv 2603.25687), from an earlier session where OUTPUT holds one;
+   device supports it in hardware, at one noise level for a blanket and at a level per state
+   (`lab.training.denoiser_batches`), with a constant rate and a linear cool-down at the end, as good
+   as a cosine and usable at every stop (arXiv 2603.25687), resuming a session that OUTPUT holds;
 3. compare it with the closed form by noise level and as a forecast, on hours it has not seen;
 4. write weights in parts of at most 16 MB, the learning curve and what was done.
 
-A session that is cut leaves its last state; the same command goes on from it. ``--latents FILE``
+An interrupted session leaves its last state; the same command resumes it. ``--latents FILE``
 reads latents from disk (`save_latents`) instead of simulating. Needs jcm for step 1; no network.
 """
 
@@ -58,7 +58,7 @@ __all__ = [
 PART_BYTES = 16_000_000
 KEEP_SECONDS = 60
 OPEN_GATE = 0.5
-"""Weight of what a block adds, before training."""
+"""Initial gate of each block, the weight of its output."""
 Log = Callable[[dict[str, Any]], None]
 
 
@@ -71,7 +71,7 @@ class Session:
         device: Of torch; jax takes its own default device.
         seeds: Truths simulated side by side; the first is held out.
         days: Length of each truth.
-        spin_up_days: Simulated before, from rest, and thrown away.
+        spin_up_days: Simulated before, from rest, and discarded.
         simulate_share: Share of the minutes that simulation may take.
         width: Features of a token.
         depth: Blocks.
@@ -198,10 +198,10 @@ def train(
     log: Log,
     errors: AnalysisErrors | None = None,
 ) -> BlanketDenoiser:
-    """Train until the deadline, going on from `output`; return the averaged denoiser.
+    """Train until the deadline, resuming from `output`; return the averaged denoiser.
 
-    The last `cool_down` of the time that is left lowers the rate to zero. Batches and noise are
-    drawn from the step, so that a session that goes on does not repeat what was seen.
+    The rate falls to zero over the last `cool_down` of the remaining time. Batches and noise are
+    seeded by the step, so that a resumed session does not repeat earlier ones.
     """
     base = cast(ZonalGaussianPrior, model.denoise.base).float()
     backbone = _untrained(settings, model).to(settings.device)
@@ -247,10 +247,10 @@ def train(
 
 
 def _untrained(settings: Session, model: LatentModel) -> Backbone:
-    """Return a backbone that corrects nothing yet, with open gates.
+    """Return an untrained backbone with zero output and gates at `OPEN_GATE`.
 
-    The released gates begin at about 0.05: what the blocks add is too faint for the output to
-    learn from. At 0.5 the loss falls twice as far in the first thousand samples.
+    As released, gates start at about 0.05, where the output of the blocks is too weak for the last
+    layer to learn from. At 0.5 the loss falls twice as far in the first thousand samples.
     """
     backbone = Backbone(settings.backbone(model))
     nn.init.zeros_(backbone.out_proj.weight)
@@ -317,15 +317,15 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_errors(paths: list[Path], model: LatentModel, data: LatentYears) -> AnalysisErrors | None:
-    """Read what backgrounds erred by from files of `lab.training.background_errors`, if there are any.
+    """Read background errors from files of `lab.training.background_errors`; None without any.
 
     Arguments:
         paths: The files.
-        model: Knows the errors of its backgrounds.
+        model: A checkpoint with background errors.
         data: The truth of those backgrounds.
 
     Raises:
-        CheckpointError: If the model does not know them.
+        CheckpointError: If the model has no background errors.
     """
     if not paths:
         return None
@@ -418,7 +418,7 @@ def main() -> None:
     parser.add_argument("--unequal", type=float)
     parser.add_argument("--compiled", action="store_true", help="compile the blocks")
     options = vars(parser.parse_args())
-    # torch needs the memory that jax would otherwise take whole.
+    # By default jax would take all of the memory, which torch needs as well.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     torch.backends.cuda.matmul.allow_tf32 = True
     names = ("output", "checkpoint", "latents", "errors")

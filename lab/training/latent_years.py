@@ -5,7 +5,7 @@ hour, hours set apart), so that hours are read when they are drawn and nothing i
 
     python -m lab.training.latent_years nature.zarr nature.f16 --apart 2003-05-01 2004-08-01
 
-encodes the hours of a store of states; run again it goes on with those that came since.
+encodes the hours of a store of states; run again, it appends the hours added since.
 """
 
 import argparse

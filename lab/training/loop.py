@@ -78,7 +78,7 @@ class Optimisation(BaseModel):
     log_every: int = 50
 
     def optimiser(self, module: nn.Module) -> torch.optim.AdamW:
-        """Return AdamW over the parameters that learn."""
+        """Return AdamW over the trainable parameters."""
         parameters = [p for p in module.parameters() if p.requires_grad]
         return torch.optim.AdamW(
             parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
@@ -99,7 +99,7 @@ class Optimisation(BaseModel):
     def update(
         self, module: nn.Module, optimiser: torch.optim.Optimizer, ema: AveragedModel
     ) -> None:
-        """Step with clipped gradients, forget them, and average the new weights into `ema`."""
+        """Step with clipped gradients, reset them, and average the new weights into `ema`."""
         nn.utils.clip_grad_norm_(module.parameters(), self.clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -108,7 +108,7 @@ class Optimisation(BaseModel):
     def autocast(self, device: str) -> AbstractContextManager[None]:
         """Return the context in which the forward pass is computed.
 
-        `auto` is bfloat16 where the device has units for it.
+        `auto` is bfloat16 where the device supports it in hardware.
         """
         precision = None if self.precision == "auto" else self.precision
         return reduced_precision(torch.device(device), precision)
@@ -127,13 +127,13 @@ def averaged_weights(checkpoint: Path) -> tuple[dict[str, Tensor], int]:
 
 
 def generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """Return random numbers of one step of one rank, the same in every run with this seed."""
+    """Return the random generator of one step of one rank, the same in every run with this seed."""
     mixed = (seed * 1_000_003 + step) * 4_099 + rank
     return torch.Generator().manual_seed(mixed % (2**63))
 
 
 def setup_distributed() -> torch.device:
-    """Join the group torchrun describes, if any, and name this process's device."""
+    """Join the process group that torchrun describes, if any; return this process's device."""
     if "LOCAL_RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if torch.cuda.is_available():
@@ -144,7 +144,7 @@ def setup_distributed() -> torch.device:
 
 
 def wait_for_file(path: Path) -> None:
-    """Return when a file is there that another rank makes: no collective waits for hours."""
+    """Wait for a file that another rank writes; a collective operation would time out after a while."""
     while not path.exists():
         time.sleep(0.1)
 
@@ -167,7 +167,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def without_exchange(module: nn.Module, more: bool) -> AbstractContextManager[Any]:
-    """Return the context of a backward pass: gradients are exchanged with the last of a step."""
+    """Return the context of a backward pass: ranks exchange gradients in the last one of a step."""
     if more and isinstance(module, DistributedDataParallel):
         return module.no_sync()
     return nullcontext()
@@ -226,7 +226,7 @@ class TrainingRun:
                     f"{', '.join(sorted(differing))}. Use another folder for another run."
                 )
         if self.rank == 0:
-            write_atomic(path, yaml.safe_dump(values, sort_keys=False))  # others read it now
+            write_atomic(path, yaml.safe_dump(values, sort_keys=False))  # other ranks may read it
 
     def resume(self, *parts: Any) -> int:
         """Load the state of `parts` if there is a checkpoint; return the next step."""
@@ -320,7 +320,7 @@ class MatrixOptimiser:
         self.rates = learning_rate, other_rate
 
     def step(self, factor: float) -> None:
-        """Update at `factor` times the learning rates and forget the gradients."""
+        """Update at `factor` times the learning rates and reset the gradients."""
         for part, rate in zip(self.parts, self.rates, strict=True):
             for group in part.param_groups:
                 group["lr"] = rate * factor

@@ -254,14 +254,14 @@ OnBlock = Callable[[int, int, dict[str, np.ndarray]], None]
 
 @dataclass(frozen=True)
 class NatureRunConfig:
-    """What makes one nature run.
+    """Settings of one nature run.
 
     Attributes:
         output: The zarr store.
         start: Valid time of the first hour, UTC.
         days: Length after the spin-up.
         seed: Of the perturbation of the initial state; another seed is another truth.
-        spin_up_days: Simulated before ``start`` and thrown away.
+        spin_up_days: Simulated before ``start`` and discarded.
         block_days: Days between two saved states.
     """
 
@@ -324,7 +324,7 @@ def load_state(path: Path, template: RunState) -> tuple[int, RunState]:
 
 
 def _begin(config: NatureRunConfig, nature: NatureModel) -> tuple[NatureStore, int, RunState]:
-    """Open or make the store; the day to go on from and the state there."""
+    """Open or create the store; return it, the day to resume from and the state on that day."""
     store = NatureStore(config.output, config.start)
     state = nature.initial(config.seed)
     if not store.exists:
@@ -394,7 +394,7 @@ def _keep(
 
 
 class NatureRunProgress:
-    """Print a line a block: date, speed, time left, and a few numbers to trust it by."""
+    """Print a line per block: date, speed, time left, and a few numbers that show a sane climate."""
 
     def __init__(self, start: datetime) -> None:
         self.start = start

@@ -1,6 +1,6 @@
 """Bring a nature run to pressure levels, and store it in zarr while it grows.
 
-Interpolate from sigma levels to pressure levels and the screen, the way the big centres do it.
+Interpolation from sigma levels to pressure levels and to 2 m and 10 m follows operational practice.
 
 Between model levels ln T is linear in ln p (a constant lapse rate is then exact, an isothermal
 layer is its limit), wind is linear in ln p and specific humidity linear in p. Geopotential is the
@@ -12,7 +12,7 @@ for high and for hot terrain of
     K. E. Trenberth, J. C. Berry, L. E. Buja, "Vertical Interpolation and Truncation of
     Model-Coordinate Data", NCAR/TN-396+STR, 1993, section 3 (ECMWF's scheme),
 
-from which the reduction to mean sea level comes too; wind and humidity are held.
+from which the reduction to mean sea level comes too; wind and humidity are kept constant.
 
 SPEEDY (F. Molteni, "Atmospheric simulations using a GCM with simplified physical
 parametrizations", Clim. Dyn. 20, 2003; ``suflux.f90``) has no surface layer of its own. It
@@ -25,13 +25,11 @@ Every function takes the array namespace first (``numpy`` or ``jax.numpy``): the
 them inside ``jit``, the tests with numpy alone. Vertical axis first and downwards (level 0 at the
 top), any trailing shape ``(...)``; temperature in K, pressure in Pa, geopotential in m² s⁻².
 
-Store a nature run in zarr while it grows, laid out like WeatherBench2's ERA5 stores.
-
-Names, units and rounding of the variables follow those stores. Zarr format 2 with consolidated
-metadata, dimensions (time, level, latitude, longitude), one chunk a day and variable. The store
-may be read while it grows: days are written first, then the time axis, then the consolidated
-metadata (one atomic rename), and only what that file lists counts. A run killed at any point
-leaves a valid store; what lies beyond the listed time is overwritten.
+The store is laid out like WeatherBench2's ERA5 stores, with their names, units and rounding of
+variables: zarr format 2 with consolidated metadata, dimensions (time, level, latitude, longitude),
+one chunk a day and variable. It may be read while it grows: days are written first, then the time
+axis, then the consolidated metadata (one atomic rename), which alone says how far the store reaches.
+A run killed at any point leaves a valid store; data beyond the listed times are overwritten.
 """
 
 from dataclasses import dataclass
@@ -69,7 +67,7 @@ Array = Any
 NATURE_RUN_VIRTUAL = 0.608
 """R_vapour / R_dry − 1, rounded as the recorded nature run has it.
 
-A nature run that is taken up again must go on bit for bit, so this is not `physics.VIRTUAL`.
+A resumed nature run must continue bit for bit, so this is not `physics.VIRTUAL`.
 """
 
 EXPONENT = GAS_CONSTANT_DRY * STANDARD_LAPSE_RATE / GRAVITY
@@ -193,7 +191,8 @@ def _profile(xp: ModuleType, fields: SigmaFields) -> tuple[Array, Array, Array, 
 def to_pressure_levels(xp: ModuleType, fields: SigmaFields, pressure: Array) -> PressureFields:
     """Interpolate one instant to ``pressure`` (Pa, (pressure level,), any order).
 
-    Above the top full level the topmost layer's slope is carried on; choose levels under it.
+    Above the top full level values are extrapolated with the topmost layer's slope; choose levels
+    below it.
     """
     ln_p, ln_t, humidity, phi = _profile(xp, fields)
     wind_u = xp.concatenate([fields.u, fields.u[-1:]], axis=0)

@@ -1,9 +1,9 @@
 """Read states as training draws them, ahead of the step that needs them.
 
-A year of states at 0.25° takes 2.6 TB in single precision: a period is not cached but read where it
-lies, each state when it is its turn. Every epoch deals all states of a period to the ranks in an order
-of its own, so that no two ranks read the same state and none is read twice. Which states a step sees
-follows from its number: a run that is resumed needs no memory of what was read.
+A year of states at 0.25° takes 2.6 TB in single precision, so a period is not cached: each state is read
+from the store when it is needed. Every epoch deals all states of a period to the ranks in its own random
+order, so that no two ranks read the same state and none is read twice. The states of a step follow from
+its number, so a resumed run needs no record of what was read.
 """
 
 import math
@@ -54,7 +54,7 @@ class StandardisedStates(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class StateStream:
-    """States that are read from the store, and standardised, whenever they are asked for.
+    """States that are read from the store and standardised on access.
 
     Attributes:
         store: The store.
@@ -79,7 +79,7 @@ class StateStream:
 
 
 def spread(states: StandardisedStates, most: int) -> Iterator[NDArray[np.float32]]:
-    """Yield at most so many states (1, C, Y, X), evenly spread over the period, one by one."""
+    """Yield at most `most` states (1, C, Y, X), evenly spread over the period, one by one."""
     for position in np.linspace(0, len(states) - 1, min(most, len(states))).astype(np.int64):
         yield states.read(position[None])
 
@@ -92,7 +92,7 @@ def dealt(
     Arguments:
         number: Of the batch, from the beginning of the run.
         batch: States of a batch.
-        count: N, of which is drawn.
+        count: N, the number of states to draw from.
         seed: Of the run.
         rank: Of this process.
         world: How many there are.
@@ -135,10 +135,10 @@ class DataConfig(BaseModel):
     every_hours: int = 5
     """Training states are taken this far apart; 5 visits every hour of the day."""
     cached: bool = False
-    """Whether the states of whole periods are kept on disk, beside the statistics, instead of read
-    from the store when it is their turn."""
+    """Whether the states of whole periods are cached on disk, beside the statistics, instead of read
+    from the store when they are needed."""
     ahead: Annotated[int, Field(ge=0)] = 2
-    """Batches that are read while others are learned from."""
+    """Number of batches that are prefetched."""
     sample_states: Annotated[int, Field(gt=0)] = 400
     """States that statistics, principal components and spectra are taken from, at most."""
     storage_options: dict[str, Any] | None = None
@@ -164,7 +164,7 @@ class DataConfig(BaseModel):
         return ChannelStatistics.load(path)
 
     def indices(self, store: StateStore, split: str, every_hours: int) -> NDArray[np.int64]:
-        """Return which of the store's times are taken of a split, `every_hours` apart, in order."""
+        """Return indices of a split along the store's time, `every_hours` apart, in order."""
         runs = [run[::every_hours] for run in store.within(self.splits.bounds(split))]
         found = np.array(list(chain(*runs)), np.int64)
         if not len(found):

@@ -2,8 +2,8 @@ r"""Train the autoencoder: latitude-weighted and spectral errors of standardised
 
 The loop reads top to bottom: data, model, then steps of draw, forward, backward, average, log,
 save. The autoencoder starts at the principal components of its patches: a linear code of each
-patch is the line it must beat; starting there, every training step goes into what a linear code
-cannot do.
+patch is the baseline to beat; starting there, every training step goes into what a linear code
+cannot represent.
 
 With error coefficients :math:`e_{lm}` of channel c in spherical harmonics and the mean power
 :math:`P_{cl}` of that channel's states at total wavenumber l, the loss is
@@ -13,11 +13,11 @@ With error coefficients :math:`e_{lm}` of channel c in spherical harmonics and t
     + \alpha \, \overline{\left( \frac{\hat p_{cl} - p_{cl}}{P_{cl}} \right)^2}
 
 The first mean is over channels and where each is defined on the sphere, the others over channels
-and wavenumbers; p are the powers of a batch, decoded and given. Squared error alone is spent where
-the variance is: the short waves of stratospheric temperature and of geopotential carry a millionth
-of it, so a code trained without the second term leaves them out, and the spectra of decoded states
-fall short by half. Where something must be left out, the least squared error damps it (the double
-penalty of Subich et al., arXiv 2501.19374); the third term asks for the right power instead.
+and wavenumbers; p are the powers of a batch, decoded and given. Squared error alone is dominated by
+large variances: the short waves of stratospheric temperature and of geopotential carry a millionth of
+it, so a code trained without the second term leaves them out, and the spectra of decoded states fall
+short by half. Detail that the code cannot hold is damped by least squares (the double penalty of
+Subich et al., arXiv 2501.19374); the third term asks for the right power instead.
 """
 
 import math
@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 START_STD = 0.5
-"""Standard deviation of the latents at the start: the saturation bends values of 5 and more."""
+"""Standard deviation of the latents at the start, well inside the saturation's bound of 5."""
 
 
 class PatchPCA:
@@ -84,10 +84,12 @@ class PatchPCA:
 def fit_patch_pca(
     states: Tensor | Iterable[Tensor], patch: tuple[int, int], weights: Tensor
 ) -> PatchPCA:
-    """Arguments:
-    states: Standardised, with shape (N, C, Y, X), or several such, which are looked at one by one.
-    patch: (p, q), rows and columns of a patch.
-    weights: Area share of each row, with shape (Y,).
+    """Fit the area-weighted principal components of patches.
+
+    Arguments:
+        states: Standardised, with shape (N, C, Y, X), or several such, which are read one by one.
+        patch: (p, q), rows and columns of a patch.
+        weights: Area share of each row, with shape (Y,).
     """
     p, q = patch
     row = weights.double().unflatten(0, (-1, p)).sum(1)
@@ -149,20 +151,22 @@ def _ends(module: torch.nn.Module) -> tuple[torch.nn.Conv2d, torch.nn.Conv2d]:
 
 
 ROUNDING = 5e-7
-"""Share of a channel's power below which a wavenumber is left out: what half precision, in which
-states are kept, rounds away is 1e-7 of it."""
+"""Share of a channel's power below which a wavenumber is left out: rounding to half precision, in which
+states are cached, has 1e-7 of it."""
 
 
 class ReconstructionLoss(nn.Module):
-    """Arguments:
-    grid: The grid.
-    states: Some standardised states, whose mean power errors are compared with, with shape
-        (N, C, Y, X); None where there is the squared error alone.
-    defined: Where each channel has values (not the sea surface temperature on land), with
-        shape (C, Y, X). A channel with gaps has no spectrum and is not in the second term.
-    spectral_weight: λ.
-    largest: Last total wavenumber of the second and third terms; the mean (0) is not in them.
-    amplitude_weight: α. With it and λ at 0 there is the squared error alone.
+    """The loss of reconstructed states; its three terms are those of the module's equation.
+
+    Arguments:
+        grid: The grid.
+        states: Some standardised states, whose mean power errors are compared with, with shape
+            (N, C, Y, X); None where there is the squared error alone.
+        defined: Where each channel has values (not the sea surface temperature on land), with
+            shape (C, Y, X). A channel with gaps has no spectrum and is not in the second term.
+        spectral_weight: λ.
+        largest: Last total wavenumber of the second and third terms; the mean (0) is not in them.
+        amplitude_weight: α. With it and λ at 0 there is the squared error alone.
     """
 
     weights: Tensor
@@ -210,7 +214,7 @@ class ReconstructionLoss(nn.Module):
     def amplitude(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the third term of the loss, without α."""
         found, wanted = self._power(output).mean(0), self._power(target).mean(0)
-        # Over the mean power of all states: that of a batch may be next to nothing.
+        # Relative to the mean power of all states: that of a batch may be almost zero.
         count = (self.relative > 0).sum().clamp(min=1)
         deviation = (found - wanted) * self.relative * count
         return deviation.square().sum() / count
@@ -251,11 +255,11 @@ class AutoencoderTraining(BaseModel):
     amplitude_weight: float = 0.0
     """Weight of the deviation of the power itself."""
     decoder_of: Path | None = None
-    """A finished run to start from, whose encoder is kept: latents stay what they are."""
+    """A finished run to start from, whose encoder is frozen, so that latents do not change."""
     starts_from: Path | None = None
     """A finished run, or a bundle that was unpacked, whose weights to start from."""
     checkpointing: bool = False
-    """Whether the backward pass computes residual blocks again instead of keeping what they hold."""
+    """Whether the backward pass recomputes residual blocks instead of storing their activations."""
 
 
 def train_autoencoder(
@@ -264,7 +268,7 @@ def train_autoencoder(
     """Train until `optimisation.steps`, resuming from `folder` if it holds a checkpoint.
 
     Arguments:
-        config: What to train on what.
+        config: Settings of the run.
         folder: Of the run.
         on_step: Called after each step; may raise to stop.
 

@@ -91,7 +91,7 @@ def decoder_response(autoencoder: Autoencoder, latents: Tensor, std: Tensor) -> 
 
 
 def latent_scale(std: Tensor, response: Tensor) -> Tensor:
-    """Return what latents are divided by, with shape (c,): their mean square over channels becomes 1.
+    """Return the scale of latents (c,): divided by it, their mean square over channels is 1.
 
     Arguments:
         std: Standard deviation of each channel, with shape (c,).
@@ -112,14 +112,15 @@ def load_autoencoder(folder: Path) -> Autoencoder:
 
 
 class Latents:
-    """Cached latents of one split, scaled per channel by what they do to the state.
+    """Cached latents of one split, scaled per channel.
 
     Arguments:
         data: Where states come from.
         run: Folder of the autoencoder that encodes them; latents are kept in it.
         blanket: States of a blanket.
         split: `train`, `validation` or `test`.
-        scaling: By what they do to the state, or, as the release does, by how much they vary.
+        scaling: `response` scales by the response of the decoded state, `std` by the standard
+            deviation, as released.
     """
 
     def __init__(
@@ -207,18 +208,18 @@ class DenoiserTraining(BaseModel):
     data: DataConfig
     autoencoder_run: Path
     latent_scaling: Scaling = "response"
-    """What latents are divided by: `response`, what they do to the state; `std`, as the release does."""
+    """Scaling of latents: `response` of the decoded state, or `std`, standard deviation, as released."""
     starts_from: Path | None = None
     """A finished run, or a bundle that was unpacked, whose weights to start from."""
     checkpointing: bool = False
-    """Whether the backward pass computes transformer blocks again instead of keeping what they hold."""
+    """Whether the backward pass recomputes transformer blocks instead of storing their activations."""
     backbone: dict[str, Any]
     optimisation: Optimisation
     prior: PriorConfig | None = None
     residual_inflation: float = 6.0
-    """Factor on what the autoencoder loses, where observation errors include it. Error of the
-    analysis at one start, with one Gauss-Newton step: 0.223 with 1, 0.216 with 2, 0.211 with 3,
-    0.207 with 5, 0.206 with 8, 0.209 with 12."""
+    """Factor on the reconstruction residual in observation errors. Error of the analysis at one start,
+    with one Gauss-Newton step: 0.223 with 1, 0.216 with 2, 0.211 with 3, 0.207 with 5, 0.206 with 8,
+    0.209 with 12."""
     noise_levels: int = 4
     """How many noise levels each blanket is used at."""
     sigma_min: float = 1e-2
@@ -272,7 +273,7 @@ def train_denoiser(
     """Train until `optimisation.steps`, resuming from `folder` if it holds a checkpoint.
 
     Arguments:
-        config: What to train on what.
+        config: Settings of the run.
         folder: Of the run.
         on_step: Called after each step; may raise to stop.
 

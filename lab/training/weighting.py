@@ -1,8 +1,8 @@
 """Fit the weighting functions of a checkpoint: from known peaks, or to radiances above known states.
 
-A sounder measures above the states of a store (ERA5, analyses, a nature run); each brightness temperature
-is put beside the temperatures of the model's levels at its place, in the state nearest in time. What
-the fit makes of them is in `model.operators.weighting`.
+Brightness temperatures of a sounder are collocated with the states of a store (ERA5, analyses, a nature
+run): each with the temperatures of the model's levels at its position, in the state nearest in time. The
+fit is that of `model.operators.weighting`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,14 +44,14 @@ __all__ = [
 ]
 
 FARTHEST_SECONDS = 1_800
-"""Between a brightness temperature and the state it is put beside."""
+"""Largest time between a brightness temperature and its state."""
 
 Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelWeights:
-    """What is known of one channel.
+    """The weights of one channel, or why it cannot be used.
 
     Attributes:
         sensor, channel: Which.
@@ -110,7 +110,7 @@ def _chosen(sensors: Iterable[str]) -> list[str]:
 def _judged(
     levels: Float, sensor: str, channel: int, weights: Float, peak: float, fit: FittedChannel | None
 ) -> ChannelWeights:
-    """Return the weights of a channel, or why it must not be used: it sees too much elsewhere."""
+    """Return the weights of a channel, unusable if too much of them lies outside the levels."""
     inside = share_inside(levels, peak)
     why = "" if inside >= LEAST_INSIDE else f"{inside:.0%} of it within the levels of the model"
     kept = None if why else weights
@@ -197,11 +197,11 @@ def _profiles(model: LatentModel, states: StateStore, number: int, lat: Float, l
 def fit_weights(
     levels: Sequence[int], found: Soundings, sensors: Iterable[str] = ()
 ) -> list[ChannelWeights]:
-    """Fit every channel of which there are enough values; those of sensors without a name are left.
+    """Fit every channel that has enough values; sensors without a name are left out.
 
     Arguments:
         levels: hPa, ascending.
-        found: Brightness temperatures beside profiles.
+        found: Brightness temperatures with collocated profiles.
         sensors: Only these; all there are if empty.
     """
     pressures, wanted = 100.0 * np.array(levels, dtype=np.float64), set(sensors)
@@ -222,7 +222,7 @@ def fit_weights(
 
 
 def put_weights(model: LatentModel, channels: Iterable[ChannelWeights]) -> int:
-    """Put the weights that can be used into a model, and all that is known into its card; return how many."""
+    """Add usable weights to a model, and the results of all channels to its card; return their number."""
     known: dict[str, dict[str, Any]] = {}
     used = 0
     for one in channels:

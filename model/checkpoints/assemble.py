@@ -40,8 +40,10 @@ def sha256(path: Path) -> str:
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raises:
-    CheckpointError: If the file does not have that hash.
+    """Check the SHA-256 of a file.
+
+    Raises:
+        CheckpointError: If the file has another hash or cannot be read.
     """
     got = sha256(path)
     if got != expected:
@@ -125,8 +127,8 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
 
 def _widened(value: Tensor) -> Tensor:
     half = value.dtype in (torch.float16, torch.bfloat16)
-    # A copy of its own: arrays mapped from a file are not aligned, and sums over them round
-    # differently from those over the same arrays elsewhere.
+    # Copied: arrays mapped from a file are not aligned, and sums over them round differently from
+    # sums over the same values in aligned memory.
     return value.float() if half else value.clone()
 
 
@@ -156,7 +158,7 @@ def assemble(
         autoencoder: With its weights.
         backbone: With its weights.
         statistics: state_mean and state_std (C,), latent_mean and latent_std (c,).
-        static: Unchanging fields; see `LatentModel`.
+        static: Static fields; see `LatentModel`.
         base: Closed-form part of the denoiser.
         background: Errors of backgrounds.
         tangent: See `LatentModel`.

@@ -1,6 +1,6 @@
 """Load a checkpoint and save one as a bundle: card and safetensors in one folder.
 
-A bundle appears whole or not at all. The authors' run folders load as they are.
+Bundles are written atomically. The authors' run folders load without conversion.
 """
 
 import os
@@ -109,7 +109,7 @@ def _load_bundle(folder: Path, precision: Precision, *, verify: bool) -> LatentM
         state_shape = len(card.channels), *card.grid.grid().shape
         tangent = networks["tangent"] = linear_decoder_of(card.latent_shape, state_shape)
     if "background" in priors:
-        # It leaves out what it shares with the closed form: the eigenvectors.
+        # The file leaves out the arrays that are the same as those of the base.
         tensors["background"] = tensors.get("base", {}) | tensors["background"]
     for role, module in (networks | priors).items():
         load_strictly(module, tensors[role], folder / card.files[role].path)
@@ -213,7 +213,7 @@ def _arrays(model: LatentModel, stored: Storage) -> dict[str, dict[str, Tensor]]
             if name not in shared or not torch.equal(value, shared[name])
         }
     if model.card.base is not None and model.tiles_sphere:
-        # What every job uses takes seconds to fit.
+        # Stored because every job uses it and fitting it takes seconds.
         arrays["tangent"] = dict(model.tangent.state_dict())
     if model.static:
         arrays["static"] = dict(model.static)

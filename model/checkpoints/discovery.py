@@ -1,4 +1,4 @@
-"""Find the parts of a run under the folder that the authors' scripts leave.
+"""Find the parts of a training run in the folders that the authors' scripts write.
 
 The layout, at any depth below one root:
 
@@ -9,14 +9,14 @@ The layout, at any depth below one root:
     autoencoders/<run>/latents/<dump>/ae/              config.yaml and model.pth
     autoencoders/<run>/latents/<dump>/denoisers/<run>/ config.yaml, model_best.pth, model_last.pth
 
-A folder counts only with weights, a store only with statistics. The denoiser belongs to the dump
-above it, and was trained on the latents of that dump's `ae`: so the denoiser decides, unless a part
-is given. Where several candidates remain, nothing is guessed.
+A dump is a training set encoded to latents. Folders without weights and stores without statistics are
+left out. A denoiser was trained on the latents of the dump whose folder it lies in, encoded by that
+dump's `ae`, so the denoiser determines the other parts unless they are given. If several candidates
+remain, that is an error.
 
 Static fields come from a file of ERA5: NetCDF, GRIB 1 or 2, and zarr (also in a zip file), on any
-global rectilinear grid: finer fields
-are averaged over the model's cells, coarser ones interpolated. Surface geopotential becomes height
-by division by standard gravity; a percentage becomes a fraction.
+global rectilinear grid. Finer fields are averaged over the model's cells, coarser ones interpolated.
+Surface geopotential becomes height by division by standard gravity; a percentage becomes a fraction.
 """
 
 import os
@@ -55,7 +55,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "orography": ("geopotential_at_surface", "z", "geopotential", "orog", "orography"),
     "land_sea_mask": ("land_sea_mask", "lsm", "sftlf"),
 }
-"""Our field and its names in files, the clearest first."""
+"""Names of each static field in files, the preferred one first."""
 
 _LIMITS = {"orography": (-600.0, 9000.0), "land_sea_mask": (-0.01, 1.01)}
 _UNITS = {"orography": "height in m or geopotential in m2 s-2", "land_sea_mask": "fraction or %"}
@@ -65,7 +65,7 @@ _LATITUDES, _LONGITUDES = ("latitude", "lat"), ("longitude", "lon")
 
 @dataclass(frozen=True, eq=False)
 class _Plane:
-    """A field as a file holds it: its name and units there, values at points (n,), degrees."""
+    """A field as read from a file: name and units of the file, values (n,) at points in degrees."""
 
     name: str
     units: str
@@ -75,7 +75,7 @@ class _Plane:
 
 
 def read_static(path: Path, grid: Grid) -> dict[str, Tensor]:
-    """Return what a file holds of the unchanging fields.
+    """Read the static fields, orography and land-sea mask, from a file.
 
     Arguments:
         path: NetCDF, GRIB or zarr.
@@ -177,7 +177,7 @@ def _of_dataset(path: Path, *, zarr: bool) -> Iterator[_Plane]:
                 field = field.isel(time=0)
             field = field.squeeze(drop=True)
             if lat is None or lon is None or set(field.dims) != {lat, lon}:
-                continue  # on levels: not the ground
+                continue  # on levels: not a surface field
             j, i = np.meshgrid(dataset[lat].values, dataset[lon].values, indexing="ij")
             values = field.transpose(lat, lon).values
             points = (np.asarray(x, dtype=np.float64).ravel() for x in (values, j, i))
@@ -207,12 +207,12 @@ _STORE_MARKS = {".zgroup", ".zmetadata", "zarr.json"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that was found under the root.
+    """A folder or file under the root that may be a part of a run.
 
     Attributes:
-        part: Which part of a run it may be: an attribute of `ReleasedRun`.
+        part: Which part it may be: an attribute of `ReleasedRun`.
         path: Folder or file.
-        left: Why it cannot be that part or was not taken; empty if it may be or was.
+        left: Why it is unusable or was not chosen; empty if it is usable or was chosen.
     """
 
     part: str
@@ -220,7 +220,7 @@ class Candidate:
     left: str = ""
 
     def as_dict(self) -> dict[str, str | bool]:
-        """Return it as JSON can hold it."""
+        """Return a JSON-serialisable dictionary."""
         return {"part": self.part, "path": str(self.path), "taken": not self.left, "why": self.left}
 
 
@@ -233,7 +233,7 @@ class ReleasedRun:
         denoiser: Folder with `config.yaml` and the backbone's weights.
         latent_statistics: The latents' `stats.pth`.
         state_statistics: The zarr store of ERA5 statistics.
-        found: All that was looked at, and why what was not taken was left.
+        found: All candidates, each with the reason if it was not chosen.
     """
 
     autoencoder: Path
@@ -269,7 +269,7 @@ def find_released(root: Path, **chosen: Path | None) -> ReleasedRun:
 
 
 def _belonging(part: str, candidates: list[Path], parts: Mapping[str, Path]) -> list[Path]:
-    """Return the candidates that belong to what is chosen already; all of them if none does."""
+    """Return the candidates that belong to the parts already chosen; all of them if none does."""
     if part == "latent_statistics":
         above = [c for c in candidates if c.parent in parts["denoiser"].parents]
         return _deepest(above) or candidates
@@ -308,7 +308,7 @@ def _undecided(root: Path, part: str, found: tuple[Candidate, ...]) -> Checkpoin
 
 
 def survey(root: Path) -> Iterator[Candidate]:
-    """Yield all that may be a part of a run under `root`, in the order of paths."""
+    """Yield all candidates for parts of a run under `root`, in the order of paths."""
     for folder, names in _folders(root):
         if folder.suffix == ".zarr" or _STORE_MARKS & set(names):
             yield Candidate("state_statistics", folder, _why_no_statistics(folder))
@@ -354,7 +354,7 @@ def open_statistics(path: Path) -> xr.Dataset:
     """Open a zarr store without reading its arrays.
 
     Raises:
-        CheckpointError: If it is none.
+        CheckpointError: If there is no readable zarr store.
     """
     try:
         dataset: xr.Dataset = xr.open_zarr(path, consolidated=None, chunks=None)
@@ -372,7 +372,7 @@ def weights_file(folder: Path, weights: str | None, *, option: str) -> Path:
         folder: Of the autoencoder or the denoiser.
         weights: `best`, `last` or `model`; None takes the first that is there of `model_best.pth`,
             `model.pth` and `model_last.pth`.
-        option: Option of the command that chooses, for the error.
+        option: Command-line option that chooses the weights, for the error message.
 
     Raises:
         CheckpointError: If there is none, or not the one that was asked for.

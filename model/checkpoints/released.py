@@ -47,7 +47,8 @@ _AE_KEYS = frozenset(AutoencoderConfig.__dataclass_fields__) - {"halo"}
 _AE_WITHOUT_EFFECT = frozenset(
     {"name", "latent_shape", "context_channels", "dropout", "checkpointing", "identity_init"}
 )
-"""Names, training settings, and context fields that the convolutional autoencoder does not read."""
+"""Settings that do not change inference: names, settings of training, and context fields, which the
+convolutional autoencoder does not read."""
 
 _VIT_KEYS = frozenset(BackboneConfig.__dataclass_fields__)
 _VIT_WITHOUT_EFFECT = frozenset({"name", "arch", "checkpointing"})
@@ -75,7 +76,7 @@ class ReleasedConfig:
         """Return the autoencoder's sizes; the number of state channels is taken from its weights.
 
         Raises:
-            CheckpointError: If a setting is unknown, missing or not carried.
+            CheckpointError: If a setting is unknown, missing or not supported.
         """
         settings = dict(self._section(self.ae_path, self.ae, "ae"))
         name = str(settings.get("name", "cae"))
@@ -96,7 +97,7 @@ class ReleasedConfig:
         """Return the pressure levels in hPa: the 13 of the release or all those of the statistics.
 
         Raises:
-            CheckpointError: If neither gives the number of channels.
+            CheckpointError: If neither matches the number of channels.
         """
         every = tuple(int(v) for v in statistics["level"].values) if "level" in statistics else ()
         reduced = self.ae.get("train", {}).get("sub_pressure_levels")
@@ -124,7 +125,7 @@ class ReleasedConfig:
         """Return the card of the run, without files.
 
         Raises:
-            CheckpointError: If a setting is unknown, missing or not carried, or they disagree.
+            CheckpointError: If settings are unknown, missing, not supported or inconsistent.
         """
         train = self._section(self.vit_path, self.vit, "train")
         settings = dict(self._section(self.vit_path, self.vit, "backbone"))
@@ -169,7 +170,7 @@ class ReleasedConfig:
             ) from error
 
     def _number(self, values: Mapping[str, Any], key: str, kind: type, *default: Any) -> Any:
-        # YAML reads "1e-3" as text: its numbers need a point.
+        # YAML 1.1 reads "1e-3" as text: floating-point numbers need a decimal point.
         try:
             return kind(values.get(key, *default))
         except (TypeError, ValueError):
@@ -279,7 +280,7 @@ def load_released(
 
 
 def _provenance(autoencoder: Path, backbone: Path) -> dict[str, Any]:
-    """Return what the card says of the files that the weights were read from."""
+    """Return the provenance for the card: the files that the weights were read from."""
     return {
         "layout": "run folders of the public implementation",
         "autoencoder": {"file": autoencoder.name, "sha256": sha256(autoencoder)},
@@ -288,7 +289,7 @@ def _provenance(autoencoder: Path, backbone: Path) -> dict[str, Any]:
 
 
 def _static_fields(files: Sequence[Path], card: Card) -> dict[str, Tensor]:
-    """Read unchanging fields, and note in the card's provenance where each comes from."""
+    """Read static fields, and note in the card's provenance where each comes from."""
     fields: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
     for path in files:

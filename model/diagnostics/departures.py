@@ -5,7 +5,7 @@ With d_b = O−B, d_a = O−A and an analysis that used the right errors,
 .. math:: E[d_a d_b] = R, \qquad E[(d_b - d_a) d_b] = H B H^\top,
           \qquad E\left[\frac{d_b^2}{\sigma_o^2 + \sigma_b^2}\right] = 1
 
-The products are covariances: the means of d_a and d_b, which are biases, are taken off first.
+The products are covariances: the means of d_a and d_b, which are biases, are subtracted first.
 
 References:
     | Diagnosis of observation, background and analysis-error statistics in observation space

@@ -180,7 +180,10 @@ class RankShape(BaseModel):
 
 
 def _rebinning(ranks: int) -> Float:
-    """Return the share (ranks, BINS) of each rank's interval of [0, 1] in each bin: flat stays flat."""
+    """Return the share of each rank's interval of [0, 1] that lies in each bin, (ranks, BINS).
+
+    A flat rank histogram stays flat.
+    """
     edges, bounds = np.arange(ranks + 1) / ranks, np.arange(BINS + 1) / BINS
     low = np.maximum(edges[:-1, None], bounds[None, :-1])
     high = np.minimum(edges[1:, None], bounds[None, 1:])

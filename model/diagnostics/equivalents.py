@@ -67,7 +67,7 @@ class Equivalents:
         return replace(self, rows=both, errors=self.errors[place], hofx=self.hofx[:, place])
 
     def errors_of(self, table_errors: Float) -> Float:
-        """Return `table_errors` (rows of the table,) with the assumed errors where there are any."""
+        """Return `table_errors`, one per row of the table, replaced by the assumed ones if any."""
         errors = table_errors.copy()
         errors[self.rows] = self.errors
         return errors
@@ -84,15 +84,15 @@ def model_equivalents(
 ) -> Float:
     """Return H(x) of each member, with shape (M, N).
 
-    Decoding takes most of the time: of the states, those alone are decoded that an observation
-    reads or the caller looks at.
+    Decoding takes most of the time, so only states that an observation or `on_states` reads are
+    decoded.
 
     Arguments:
         latents: Standardised latents, with shape (M, T, c, h, w).
         model: Decodes them.
         observations: N observations of T states.
-        on_states: Called with (member, its physical states (T, C, Y, X)) while they are there.
-        hours: Numbers of the states that `on_states` looks at; any other may be NaN. None for all.
+        on_states: Called with (member, its physical states (T, C, Y, X)) before they are discarded.
+        hours: Indices of the states that `on_states` reads; others may be NaN. None for all.
     """
     hofx = np.empty((len(latents), len(observations)))
     operator = observations.to(model.dtype, model.device).operator if len(observations) else None
@@ -111,7 +111,7 @@ def model_equivalents(
 
 
 def _decode(trajectory: Tensor, model: LatentModel, wanted: NDArray[np.bool_]) -> Tensor:
-    """Decode the wanted ones (T,) of latents (T, c, h, w), as many at once as the memory takes.
+    """Decode the wanted ones (T,) of latents (T, c, h, w), in batches that fit into memory.
 
     Returns:
         Physical states of all hours, with shape (T, C, Y, X); NaN where they are not wanted.

@@ -108,7 +108,7 @@ def spread_skill(
 
     Arguments:
         members: The ensemble.
-        truth: What it is compared with.
+        truth: The fields that it is verified against.
         grid: The grid.
         pairs: How the members depend on each other; None for not at all.
     """

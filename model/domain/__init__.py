@@ -1,1 +1,1 @@
-"""The words of the science: variables, grids, windows, observations, errors. No torch here."""
+"""Concepts of the domain: variables, grids, windows, observations, errors; without torch."""

@@ -22,7 +22,8 @@ _LAND = ("1", "5")
 def land_polygons(smallest: float = 3000.0) -> tuple[NDArray[np.float32], ...]:
     """Return outlines of land, each with shape (points, 2): degrees east and degrees north.
 
-    Longitudes run on over 180 degrees where a continent does; draw with shifts of 360.
+    Longitudes continue beyond 180 degrees where land crosses the date line; draw these polygons a
+    second time, shifted by 360 degrees.
 
     Arguments:
         smallest: Smaller islands than this are left out, km2.

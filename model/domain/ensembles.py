@@ -10,10 +10,10 @@ members unpaired, the variance of the ensemble mean around the posterior mean is
 .. math:: E \sum_i (x_i - \bar x)^2 = M (1 - v) \, \sigma^2 = (M - U / M) \, \sigma^2, \qquad
           E (\bar x - x)^2 = (1 + v) \, \sigma^2
 
-of which U = M is the division by M - 1 and the correction of Fortin et al. (see
-`model.diagnostics.scores`), and U = 0, pairs alone, the division by M and no correction. The
-members of a pair are not ranked together, and the distance between them says nothing about that
-of two draws of the posterior.
+With U = M, independent members, the divisor is M - 1 and the correction is that of Fortin et al.
+(see `model.diagnostics.scores`); with U = 0, pairs alone, the divisor is M and there is no
+correction. The members of a pair are not ranked together, and the distance between them says nothing
+about that of two draws of the posterior.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,7 +43,7 @@ class AntitheticPairs:
 
     Attributes:
         pairs: Positions of members that share their noise, each member in one of them: (0, 1) for
-            two of opposite noise, (0,) for one that shares it with nobody.
+            two of opposite noise, (0,) for one with noise of its own.
     """
 
     pairs: tuple[tuple[int, ...], ...]
@@ -79,12 +79,12 @@ class AntitheticPairs:
 
     @property
     def ddof(self) -> float:
-        """U / M, what the divisor of a variance is below M: 1 for independent members."""
+        """U / M, to be subtracted from M in the divisor of a variance: 1 for independent members."""
         return self.unpaired / self.members
 
     @property
     def divisor(self) -> float:
-        """M - U / M: the sum of squares about the ensemble mean over it is the variance."""
+        """M - U / M, the divisor of the sum of squares about the ensemble mean in the variance."""
         return self.members - self.ddof
 
     @property
@@ -95,13 +95,13 @@ class AntitheticPairs:
 
     @property
     def independent(self) -> tuple[tuple[int, ...], ...]:
-        """Positions of members that are independent of each other, once or twice."""
+        """Sets of positions, independent within each: the first of all pairs, and the second if any."""
         first, second = (tuple(pair[i] for pair in self.pairs) for i in (0, -1))
         return (first,) if first == second else (first, second)
 
     @property
     def ranked(self) -> tuple[int, ...]:
-        """Positions of the members that a value is ranked among, if it is ranked once."""
+        """Positions of independent members for a rank histogram, one of each pair."""
         return self.independent[0]
 
     def independent_pairs(self) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Define the error family: each says what was expected, what came and what to do, and has a code."""
+"""Define the exceptions: messages say what was expected, what was found and what to do about it."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ class ConfigurationError(AppaError):
 
 
 class StorageError(AppaError):
-    """Reading or writing the data folder failed (disk full, permissions, torn file)."""
+    """Reading or writing the data folder failed (disk full, permissions, truncated file)."""
 
     code = "storage_error"
     retryable = True

@@ -1,4 +1,4 @@
-"""Write files atomically and durably, digest them, read YAML, and name the version that writes.
+"""Write files atomically and durably, hash them, read YAML, and return the installed version.
 
 A file appears under its name whole or not at all, and survives a power cut once the call returns:
 its content is flushed to disk under a temporary name in the same folder, renamed, and the folder

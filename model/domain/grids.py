@@ -139,7 +139,7 @@ def bilinear(grid: Grid, lat: Float, lon: Float, *, vector: bool = False) -> tup
 
 
 def interpolate(field: Float, cells: Int, weights: Float) -> Float:
-    """Return a field (nlat, nlon) at points, with shape (n,), from what `bilinear` gave."""
+    """Return a field (nlat, nlon) at points (n,), given the cells and weights of `bilinear`."""
     values: Float = np.einsum("nb,nb->n", field.reshape(-1)[cells], weights)
     return values
 

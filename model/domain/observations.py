@@ -227,8 +227,8 @@ FEEDBACK_SCHEMA = pa.schema(
 def station_draw(station: str, salt: str) -> float:
     """Return a number in [0, 1) that depends on a station's name and the salt alone.
 
-    Stations whose number lies below a share are withheld: the same ones in every window and for
-    whatever else reports.
+    Stations whose number is below the withheld share are kept for verification: the same ones in every
+    window, whichever other stations report.
     """
     digest = hashlib.sha256(f"{salt}/{station}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2.0**64

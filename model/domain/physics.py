@@ -74,7 +74,7 @@ EARTH_RADIUS = 6_371_229.0
 """Radius of the IFS's spherical Earth, m."""
 
 MEAN_EARTH_RADIUS = 6_371_008.8
-"""Mean radius of the Earth (IUGG), m; orbits are laid around it."""
+"""Mean radius of the Earth (IUGG), m; used for satellite orbits."""
 
 GEOCENTRIC_CONSTANT = 3.986004415e14
 """Geocentric gravitational constant, m3 s-2 (IAU numerical standards, GME2009, TT-compatible)."""

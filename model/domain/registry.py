@@ -1,4 +1,4 @@
-"""Look parts up by name: those of this distribution by explicit names, others by entry points.
+"""Look parts up by name: built-in ones, and those that extensions declare as entry points.
 
 No folder is scanned. A registry with a group is open: a distribution that declares an entry point
 in that group, such as
@@ -51,8 +51,8 @@ class Registry(Mapping[str, T], Generic[T]):
     Arguments:
         kind: What the parts are, for error messages ("observation operator").
         group: Entry points that add parts, such as `appa.operators`; None for a closed registry.
-        part: The class of the parts, or a runtime-checkable protocol, which extensions are held
-            against; `object` for none.
+        part: The class of the parts, or a runtime-checkable protocol, that parts of extensions must
+            be instances of; `object` for any.
         unique: Attributes, beside the name, that no two parts may share.
         parts: The built-in parts by name.
     """

@@ -1,7 +1,7 @@
-"""Read fields on foreign rectilinear grids: interpolate, average conservatively, find cells.
+"""Read fields on rectilinear grids of files: interpolate, average conservatively, find cells.
 
-Foreign grids have any rows and columns and need not be global; the model's own grids, which are,
-are interpolated by `model.domain.grids`.
+These grids have any rows and columns and need not be global. The model's own grids, which are
+global, are interpolated by `model.domain.grids`.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 
 def _cyclic(longitude: Array) -> bool:
-    """Return whether equally spaced longitudes go all the way round."""
+    """Return whether equally spaced longitudes cover the full circle."""
     step = np.diff(longitude).mean() if len(longitude) > 1 else 360.0
     return bool(abs(step * len(longitude) - 360.0) < 0.5 * abs(step))
 
@@ -103,7 +103,7 @@ def conservative(
     Arguments:
         field: Values with shape (nlat, nlon).
         latitude: Rows of the field in degrees north, monotonic.
-        longitude: Columns of the field in degrees east, monotonic, all the way round.
+        longitude: Columns of the field in degrees east, monotonic, covering the full circle.
         target_latitude: Rows of the result in degrees north.
         target_longitude: Columns of the result in degrees east.
 

@@ -1,7 +1,7 @@
 """Define assimilation windows, and plan a trajectory: what is observed, tied and written.
 
-Filtering, reanalysis and forecast are the same computation with different plans; nothing below
-this file asks which of them it is running.
+Filtering, reanalysis and forecast are the same computation with different plans; the code that
+carries out a plan does not distinguish them.
 """
 
 from collections.abc import Sequence
@@ -105,7 +105,7 @@ class WindowPlan:
 
     @property
     def window(self) -> AssimilationWindow | None:
-        """The window of the observed times, each covering the hour around it; None if none is.
+        """The window of observations that the observed times use; None if no time is observed.
 
         An observation is used at the nearest state or interpolated between two, so the window
         reaches from one hour before the first observed time to the last one.

@@ -1,4 +1,4 @@
-r"""Define guidance: a denoiser of blankets that also knows observations, and its fit to them.
+r"""Define guidance, the denoising of blankets conditioned on observations, and its fit to them.
 
 A blanket is K consecutive latent states. A batch of blankets has shape (B, K, c, h, w); row i is
 blanket `rows.blanket[i]` of the trajectory of member `rows.member[i]`. Latents are standardised,
@@ -73,8 +73,9 @@ class Observed:
         predict: The model equivalents (B, N) of latent blankets (B, K, c, h, w), zero where
             padded; differentiable.
         parts: Name and number of columns of each kind of observation, in order.
-        split: The same as `predict` in pieces that decode at most so many states at once, of
-            blankets of so many states; None where `predict` decodes nothing, or cheaply.
+        split: `split(limit, size)` is the same as `predict` in pieces that decode at most `limit`
+            states at once, of blankets of `size` states; None where `predict` decodes nothing, or
+            cheaply.
     """
 
     values: Tensor
@@ -162,7 +163,7 @@ class Fit:
 
     @property
     def chi_after(self) -> float:
-        """Root mean square post-fit innovation; about 1 where guidance has done its work."""
+        """Root mean square post-fit innovation; about 1 where observations fit within their errors."""
         return sqrt(self.after / max(self.count, 1))
 
 
@@ -196,12 +197,12 @@ class FitReport:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions, and what the model offers to meet them.
+    """What a pass is conditioned on, and the parts of the model that guidance uses.
 
     Attributes:
-        through: The conditions as seen through a decoder.
+        through: Builds the observations and tied states, given a decoder for them.
         decode: The model's decoder.
-        tangent: A stand-in for the decoder that is cheap to differentiate.
+        tangent: An approximation of the decoder that is cheap to differentiate.
         covariance: Of a closed-form prior given a noisy state; None if the model has none.
         report: Collects the fit to the observations.
         chunks: How many states are decoded and differentiated at once; None for all.

@@ -10,8 +10,8 @@ operators to these. Products with the Jacobian follow by the chain rule,
     \mathbf{H}^\top w = (\mathbf{G}_1^\top (\mathbf{J}^\top w)_1, \ldots),
 
 piece by piece. The graphs of as many pieces are kept as the budget allows, which costs least; the
-others are linearised again for every product and then forgotten. Full states exist for one piece
-at a time. All choices give the same numbers to rounding.
+others are linearised again for every product and then released. Full states exist for one piece
+at a time. The choice does not change the numbers beyond rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Piece:
         rows: Which m rows of a batch it reads, None for all.
         states: Which s states of a blanket it reads, None for all.
         decoded: How many states it decodes: m s, or 0 where no decoder is needed.
-        share: Of the work of decoding these whole.
+        share: Work of the piece over that of decoding its states completely.
     """
 
     read: Callable[[Tensor], Tensor]
@@ -49,7 +49,7 @@ class Piece:
         return x if self.states is None else x[:, self.states.to(x.device)]
 
     def put(self, total: Tensor, part: Tensor) -> None:
-        """Add what `take` would return to (B, K, c, h, w), in place."""
+        """Add a part shaped as the result of `take` to (B, K, c, h, w), in place; its adjoint."""
         if self.rows is None:
             total += part
             return
@@ -67,8 +67,9 @@ class SplitEquivalents:
     """Model equivalents computed in two stages: pieces apart, then their join.
 
     Attributes:
-        pieces: The first.
-        join: From the values of all pieces to model equivalents (B, N); differentiable twice.
+        pieces: The first stage.
+        join: The second, from the values of all pieces to model equivalents (B, N); differentiable
+            twice.
     """
 
     pieces: tuple[Piece, ...]
@@ -86,7 +87,7 @@ class ChunkedTangent:
     Arguments:
         split: The map, from (B, K, c, h, w) to (B, N).
         x: The point, with shape (B, K, c, h, w).
-        kept: Of how many decoded states the graph may be kept.
+        kept: Number of decoded states whose graph may be kept.
 
     Attributes:
         x: The point, without gradient.

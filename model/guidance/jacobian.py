@@ -143,7 +143,7 @@ class Linearisation:
 
 
 def _one_piece(split: Callable[[int, int], SplitEquivalents], x: Tensor) -> tuple[object, int]:
-    """Linearise the piece that decodes most of its states; return it and how many these are."""
+    """Linearise the piece with the largest `share`; return it and its number of states."""
     pieces = [piece for piece in split(1, x.shape[1]).pieces if piece.decoded]
     if not pieces:
         return None, 1
@@ -163,7 +163,7 @@ class MMPSSettings:
         iterations: The largest number of solver iterations.
         tweedie: Take the covariance of the denoised state from Tweedie's formula; otherwise
             sigma^2 / (1 + sigma^2) times the identity, which needs no adjoint of the denoiser
-            inside the solve but knows nothing of the flow.
+            inside the solve but does not depend on the flow.
         whiten: Solve in units of the observation error. The released system does not.
         fit: Stop a row when the root mean square of its post-fit innovation, in units of the
             observation error, is not above this; None always runs all iterations.
@@ -190,7 +190,7 @@ Precondition = Callable[[Observed, Tensor], LinearMap]
 
 
 class _Gain:
-    """The system R + H Sigma H^T at one point, remembering the adjoints it computed."""
+    """The system R + H Sigma H^T at one point; it keeps the adjoints that it computes."""
 
     def __init__(
         self, point: Linearisation, variance: Tensor, sigma: Tensor, *, tweedie: bool

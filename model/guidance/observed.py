@@ -3,7 +3,7 @@
 The states of all rows of a batch that some observation reads are decoded together, and only
 those; then the operator of each blanket sees the states of all its members at once.
 
-A forecast knows the states up to its start: they are observations of the whole latent state with
+In a forecast the states up to its start are known: they are observations of the latent state with
 a small error, so the same guidance applies, and no decoder is needed for them.
 """
 
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class OperatorOfStates(ReadsColumns, Protocol):
-    """An operator with both of its uses: on whole states, and on the values it reads alone.
+    """An operator that can be applied to whole states, or only to the values that it reads.
 
     `observe(flat[..., columns])`, with `flat` the states as (*, T C Y X), is the same as the call.
     """

@@ -8,9 +8,9 @@ noisy version under a Gaussian prior of covariance :math:`C`,
 
 which is the Gauss-Newton iteration of the variational analysis around the denoised state. It is
 exact for a Gaussian prior and a linear operator, needs no derivative of the denoiser, and is
-solved in state space with the prior's own eigenvectors for preconditioner
-(`model.guidance.solvers`). MMPS (`model.guidance.jacobian`) takes the covariance from the
-denoiser itself: it knows the flow, and costs an adjoint of the network in every iteration.
+solved in state space with the prior's own eigenvectors as preconditioner
+(`model.guidance.solvers`). MMPS (`model.guidance.jacobian`) takes the covariance from the denoiser
+itself: it is flow-dependent, and costs an adjoint of the network in every iteration.
 
 Sampling can start from members of the posterior under the same prior. A draw :math:`x_b` of the
 prior and perturbed observations :math:`y + \epsilon` give
@@ -22,10 +22,10 @@ which is a draw of the posterior where the operator is linear. With the posterio
 
 .. math:: x = \bar x + p + C H^\top (H C H^\top + R)^{-1} \left( \epsilon - H p \right)
 
-so the mean, which every member shares, is solved once and well, the deviations in fewer
-iterations, and for an antithetic pair of members once: their mean is the posterior mean. Noise of
-an intermediate level is then added and the network takes over: it need not find again what linear
-algebra knows.
+so the mean, which all members share, is solved once and accurately. The deviations need fewer
+iterations, and one solve serves both members of an antithetic pair, whose mean is the posterior
+mean. Then noise of an intermediate level is added, and sampling with the network starts from there
+instead of pure noise.
 
 References:
     | Randomize-Then-Optimize: A Method for Sampling from Posterior Distributions in Nonlinear
@@ -74,9 +74,9 @@ class PriorCovarianceSettings:
 
     Attributes:
         iterations: The largest number of conjugate gradients per Gauss-Newton step.
-        steps: Gauss-Newton steps; more than one where the operator or the decoder bends.
+        steps: Gauss-Newton steps; more than one where the operator or the decoder is nonlinear.
         tolerance: Stop a row when its residual is below this fraction of the right-hand side.
-        scale: Factor on the covariance: a network knows more than the Gaussian prior.
+        scale: Factor on the covariance, as the network's errors are not those of the prior.
     """
 
     method: ClassVar[str] = "prior_covariance"
@@ -266,8 +266,8 @@ class PriorStartSettings:
         tolerance: Of its residual, relative to the right-hand side.
         steps: Gauss-Newton steps of the mean.
         guessed_steps: The same from a first guess, which is nearer than climatology.
-        propagated_iterations: The largest number for the mean where errors grow with the flow: each
-            takes two products with the tangent of the network.
+        propagated_iterations: The largest number for the mean with flow-dependent errors: each takes
+            two products with the tangent linear of the network.
         member_iterations: The largest number for the deviation of a member from the mean.
         member_tolerance: Of that residual: an error here is an error of the spread alone.
         tied_iterations: The largest number where each member is tied to states of its own.
@@ -291,7 +291,7 @@ class PriorStartSettings:
 
         Arguments:
             guessed: Whether it starts from a first guess instead of climatology.
-            propagated: Whether errors grow with the flow.
+            propagated: Whether errors are propagated by the tangent-linear forecast.
         """
         steps = self.guessed_steps if guessed else self.steps
         iterations = self.iterations
@@ -301,7 +301,7 @@ class PriorStartSettings:
 
     @property
     def tied(self) -> PriorCovarianceSettings:
-        """For members tied to states of their own; latents are linear in themselves."""
+        """Settings for members tied to their own states: one step, as this observation is linear."""
         return PriorCovarianceSettings(self.tied_iterations, 1, self.tied_tolerance)
 
 

@@ -15,8 +15,8 @@ any observation has the solution 0.
 `azula.linalg.solve` has GMRES and CG with a fixed number of iterations (the tests compare with
 it). It lacks what follows, which is why there are solvers here: the coefficients of the solution
 in the vectors the operator was given (the last adjoint of guidance is the same combination of
-adjoints already computed), a stopping rule for each row of its own (so that the result of a row
-does not depend on which rows share its batch), a preconditioner, and a residual.
+adjoints already computed), a stopping rule per row (so that the result of a row does not depend on
+which rows share its batch), a preconditioner, and a residual.
 
 The increment of a variational analysis, with a Gaussian of covariance
 :math:`\Sigma = U \Lambda U^*` around a first guess and whitened observations with Jacobian J and
@@ -26,13 +26,14 @@ innovation d,
 
 is solved by conjugate gradients preconditioned with :math:`M = (\Sigma^{-1} + \kappa I)^{-1}`,
 :math:`\kappa` a share of the mean information of the observations,
-:math:`\mathrm{tr}(J^\top J)/n`. What is left of the condition number is how unevenly the
-observations are spread. The same system in observation space,
+:math:`\mathrm{tr}(J^\top J)/n`. The remaining condition number reflects how unevenly the
+observations are distributed. The same system in observation space,
 :math:`(I + J \Sigma J^\top) v = d`, has the full range of :math:`\Lambda` as its condition
 number: with 100 000 observations of 12 hourly states it was far from solved after 200
-iterations, where 40 of these suffice. :math:`\Sigma^{-1}` is never applied: of the preconditioned
-residual :math:`z = M r` it is :math:`\Sigma^{-1} z = r - \kappa z`, and of a search direction the
-same sum as the direction. One iteration costs one product with M, J and :math:`J^\top` each.
+iterations, where 40 of these suffice. :math:`\Sigma^{-1}` is never applied: for the preconditioned
+residual :math:`z = M r` it is :math:`\Sigma^{-1} z = r - \kappa z`, and for a search direction it
+follows the recurrence of the directions. One iteration costs one product with M, J and
+:math:`J^\top` each.
 
 References:
     | GMRES: A Generalized Minimal Residual Algorithm for Solving Nonsymmetric Linear Systems
@@ -261,11 +262,11 @@ def cg(
 
 
 class GuessedStart:
-    """A guess of the solution, and how much of it is used beside what is solved for the rest.
+    """Combine a multiple of a guess with the solution of the remaining system.
 
-    The best multiple of the guess g leaves the smallest residual, row by row. Without the part of
-    every image along A g, the solver looks for the rest as if the multiple were chosen afterwards:
-    the residual is then the smallest of all combinations of the guess and the solver's directions.
+    The best multiple of the guess g leaves the smallest residual, row by row. The solver for the rest
+    sees A without the component along A g (`beside`), which is the same as choosing the multiple
+    last: the residual is the smallest of all combinations of the guess and the solver's directions.
 
     Arguments:
         apply: The system A; it is applied to the guess.
@@ -297,7 +298,7 @@ class GuessedStart:
         return rest
 
     def joined(self, rest: LinearSolution) -> LinearSolution:
-        """Return the solution with what was solved for its residual."""
+        """Return the solution, given that of the remaining system, whose vectors come second."""
         factor = self.solution.coefficients
         if self._shares:
             count = rest.coefficients.shape[1]
@@ -390,7 +391,7 @@ def variational_increment(
 
 
 def _information(push: Map, like: Tensor) -> Tensor:
-    """Estimate of tr(JᵀJ) / n of each row (B,) from one random vector, always the same."""
+    """Estimate tr(JᵀJ) / n of each row (B,) from one fixed random vector (Hutchinson's estimator)."""
     draw = torch.Generator().manual_seed(0)
     probe = torch.randn(like.shape[1:], generator=draw).to(like)
     size = probe.numel()

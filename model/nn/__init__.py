@@ -1,1 +1,1 @@
-"""Layers only; they know nothing of weather."""
+"""Neural-network layers, independent of meteorology."""

@@ -102,7 +102,8 @@ class ChannelNorm(nn.Module):
     def scaled_eps(self, x: Tensor) -> tuple[float, float, float]:
         """Return weight and eps of the fused norm of an image, and a factor on its result.
 
-        The scale is applied in the same pass, but one of half precision would be off by up to 0.4 %.
+        The scale is the norm's weight, except in half precision, where rounding it would cost up to
+        0.4 %: there it is the factor.
         """
         ratio = (x.shape[1] - 1) / x.shape[1]
         half = x.dtype in (torch.float16, torch.bfloat16)
@@ -188,7 +189,7 @@ class ResidualBlock(nn.Module):
         ffn_factor: Width of the hidden convolution over C.
 
     Attributes:
-        checkpointing: Whether the backward pass computes the block again.
+        checkpointing: Whether the backward pass recomputes the block instead of storing it.
     """
 
     checkpointing = False
@@ -346,7 +347,7 @@ def _conv(
         "stride": stride,
     }
     conv = Conv2d(in_channels, out_channels, **sizes)
-    if identity and not conv.weight.is_meta:  # where a checkpoint is laid out, it has no values yet
+    if identity and not conv.weight.is_meta:  # on the meta device there are no values to set
         start = ConvNd(in_channels, out_channels, identity_init=True, **sizes)
         conv.load_state_dict(start.state_dict(), assign=True)
     return conv

@@ -5,8 +5,8 @@ torch's double backward of a convolution then also computes the gradient of the 
 or not, which doubles the work. A convolution with fixed weights is linear, so the adjoint of its
 adjoint is the convolution itself, and nothing else has to be computed or kept.
 
-A residual block x + conv(SiLU(conv(norm(x)))) is linearised as a whole: of a block the graphs
-keep the input, and the hidden image where that is small.
+A residual block x + conv(SiLU(conv(norm(x)))) is linearised as a whole: the graphs keep only its
+input, and the hidden image where that is small.
 """
 
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ class FixedConvolution:
         return F.conv2d(x.to(self.kind), weight, bias, padding=self.padding)
 
     def adjoint(self, gradient: Tensor, size: torch.Size, stride: tuple[int, ...]) -> Tensor:
-        """Return the adjoint's product; the image it was taken at gives size and strides alone."""
+        """Return the adjoint's product with `gradient`, for an input of this size and stride."""
         gradient, weight = gradient.to(self.kind), self.weight.to(self.kind)
         image = gradient.new_empty_strided(size, stride)
         one, zero = [1, 1], [0, 0]
@@ -101,10 +101,10 @@ class _Adjoint(torch.autograd.Function):
 
 
 def asked_for(ctx: Any, position: int) -> bool:
-    """Return whether the running backward pass wants the gradient of an input, not only knows it.
+    """Return whether the running backward pass computes the gradient of an input.
 
-    `needs_input_grad` covers the latter alone; the tangent-linear products of guidance ask for
-    gradients in the cotangent, never in x.
+    `needs_input_grad` only says that the input requires one; the tangent-linear products of guidance
+    compute gradients in the cotangent, never in x.
     """
     node = ctx.next_functions[position][0]
     return node is not None and torch._C._will_engine_execute_node(node)
@@ -163,7 +163,7 @@ class FrozenBlock:
         return adjoint.permute(0, 3, 1, 2)
 
     def hidden(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the non-linearity sees, and the statistics of the standardisation."""
+        """Return the input of the non-linearity, and the statistics of the standardisation."""
         z, mean, rstd = self.standardised(x)
         return self.first.forward(z, self.first_bias), mean, rstd
 

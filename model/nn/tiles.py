@@ -1,4 +1,4 @@
-r"""Evaluate convolutions only in those parts of an image that somebody reads.
+r"""Evaluate convolutions only in those parts of an image that are read.
 
 An image is cut into square tiles. Of each layer only the tiles are computed that a wanted point
 depends on: from the points read backwards, every convolution adds its reach to the points needed
@@ -43,7 +43,7 @@ Mask = NDArray[np.bool_]
 
 
 def reached(points: Mask, reach: int) -> Mask:
-    """Return which points of an image (H, W) a square kernel reads to give these points."""
+    """Return which points of an image (H, W) a square kernel reads to compute these points."""
     found: Mask = points.copy()
     for _ in range(reach):
         rows, before = found.copy(), found
@@ -56,14 +56,14 @@ def reached(points: Mask, reach: int) -> Mask:
 
 
 def coarsened(points: Mask, factor: tuple[int, int]) -> Mask:
-    """Return which blocks of `factor` points hold one of these, (H, W) to (H / p, W / q)."""
+    """Return which blocks of p x q points hold any of these, from (H, W) to (H / p, W / q)."""
     (high, wide), (p, q) = points.shape, factor
     return np.asarray(points.reshape(high // p, p, wide // q, q).any(axis=(1, 3)))
 
 
 @dataclass(frozen=True, eq=False)
 class Cover:
-    """The tiles that are there of equal images.
+    """The tiles that are computed of images of equal size.
 
     Attributes:
         rows: Rows of tiles of each image.
@@ -85,14 +85,14 @@ class Cover:
         return len(self.numbers)
 
     def positions(self, numbers: Int) -> Int:
-        """Return where these tiles stand in the cover, -1 where they are not there."""
+        """Return the positions of these tiles in the cover, -1 for those not in it."""
         if not len(self):
             return np.full(len(numbers), -1)
         place = np.minimum(np.searchsorted(self.numbers, numbers), len(self) - 1)
         return np.where(self.numbers[place] == numbers, place, -1)
 
     def around(self, source: "Cover") -> Int:
-        """Return where the nine tiles around each stand in `source`, -1 for none; shape (9, n)."""
+        """Return positions in `source` of the 3 x 3 tiles around each, -1 for none; shape (9, n)."""
         row = self.numbers // self.columns % self.rows
         column = self.numbers % self.columns
         found = []
@@ -135,8 +135,8 @@ class TiledConvolution(FixedConvolution):
     """A zero-padded convolution with fixed weights from the tiles of one cover to those of another.
 
     Attributes:
-        forth: Where the nine tiles around each target tile stand among the sources, (9, n).
-        back: Where the nine around each source stand among the targets.
+        forth: Positions among the sources of the 3 x 3 tiles around each target, with shape (9, n).
+        back: Positions among the targets of those around each source.
     """
 
     forth: Tensor
@@ -176,7 +176,7 @@ class TiledBlock(FrozenBlock):
     """A frozen residual block from the tiles of one cover to those of a smaller one.
 
     Attributes:
-        kept: Where the target tiles stand among the sources, with shape (n,).
+        kept: Positions of the target tiles among the sources, with shape (n,).
         count: Number of sources.
     """
 
@@ -193,4 +193,4 @@ class TiledBlock(FrozenBlock):
         return total.index_copy(1, self.kept.long(), known).flatten(0, 1).permute(0, 3, 1, 2)
 
     def keeps_hidden(self, x: Tensor) -> bool:
-        return True  # of the tiles alone
+        return True  # only that of the tiles, which is small

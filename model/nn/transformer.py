@@ -74,7 +74,7 @@ class ConstantCache:
 
 
 def _product_type(sources: Sequence[Tensor]) -> torch.dtype | None:
-    """Return the type of products where autocast is on: what is computed in one differs in another."""
+    """Return the type of products under autocast, else None: cached values are valid for one type."""
     kind = sources[0].device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
@@ -172,8 +172,8 @@ class SelfAttention(nn.Module):
 class LocalMixing(nn.Module):
     """Mix each token with its neighbours by a depthwise convolution.
 
-    Attention has to learn from data which tokens are neighbours; most of what moves the weather in
-    an hour comes from them. Longitude is periodic, beyond the poles there is nothing.
+    Attention has to learn from data which tokens are neighbours, and within an hour a token's weather
+    depends mostly on them. Longitude is periodic; beyond the poles there are zeros.
 
     Arguments:
         channels: Features of a token.

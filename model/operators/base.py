@@ -40,7 +40,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Statics:
-    """Fields that do not change, and instrument descriptions.
+    """Fields that do not change in time, and weighting functions of instruments.
 
     Attributes:
         orography: Height of the model's ground above mean sea level in m, with shape
@@ -48,9 +48,9 @@ class Statics:
         land_sea_mask: Land fraction in [0, 1], with shape (nlat, nlon), or None.
         weighting_functions: For brightness temperatures: sensor and channel number to the weights
             of the temperatures on the model's levels, from the top down; weights may sum to less
-            than 1. A number alone stands for the channel of any sensor that has no own one.
-        residual: What the model cannot represent of each channel, 1 standard deviation in SI
-            units with shape (C, nlat), or None; see `model.operators.composite`.
+            than 1. A number alone applies to any sensor without an entry of its own.
+        residual: Reconstruction residual of each channel, 1 standard deviation in SI units with
+            shape (C, nlat), or None; see `model.operators.composite`.
         typical: A typical value of each channel with shape (C,); goes with `residual`.
     """
 
@@ -103,7 +103,7 @@ class ModelDomain:
         grid: Horizontal grid.
         channels: Channel order of the states; C of them.
         length: T, the number of hourly states.
-        statics: Unchanging fields.
+        statics: Static fields.
     """
 
     grid: Grid
@@ -286,7 +286,7 @@ class Built:
 
     Attributes:
         stencil: Where each of the `n` points takes its K ingredients.
-        parameters: What the pointwise function needs besides, each with shape `(n,)`.
+        parameters: Other arguments of the pointwise function, each with shape `(n,)`.
         accepted: Points inside the model's domain; the others have arbitrary stencils.
         reason: Quality-control outcome of the points that are not accepted.
     """
@@ -308,7 +308,7 @@ class OperatorFamily(Protocol):
     linear: bool
 
     def accepts(self, variable: str, vertical_kind: str) -> bool:
-        """Return whether the family gives model equivalents of `variable` at that kind of height."""
+        """Return whether the family observes `variable` with that kind of vertical coordinate."""
 
     def build(self, points: Points, variable: str, domain: ModelDomain) -> Built | None:
         """Return stencils for points that all observe `variable`.

@@ -4,8 +4,8 @@ The product with the fixed sparse matrix is differentiable to any order. The adj
 :math:`x \mapsto S x` is the product with :math:`S^\top`, kept as a second compressed matrix, so
 that neither direction scatters into a dense array entry by entry.
 
-Representativeness error is what the model's states cannot follow of the observed values. A latent
-model only reproduces what its autoencoder keeps. The residual of its reconstruction, :math:`s`
+Representativeness error is the part of observed values that the model's states cannot represent. A
+latent model only reproduces what its autoencoder keeps. The residual of its reconstruction, :math:`s`
 (one standard deviation by channel and row), is an error of the observation operator and belongs
 into R beside the instrument's, :math:`\sigma^2 = \sigma_o^2 + \sigma_r^2`, with
 
@@ -231,7 +231,7 @@ def reconstruction_residual(states: Tensor, reconstructed: Tensor) -> Tensor:
 
 
 def residual_of_pairs(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return `reconstruction_residual` of states that come in parts, held one part at a time."""
+    """Return the `reconstruction_residual` of states given in batches, one in memory at a time."""
     total: Tensor | None = None
     count: Tensor | None = None
     like = torch.empty(0)

@@ -180,7 +180,7 @@ OPERATORS: Registry[OperatorFamily] = Registry(
 
 
 def family_of(variable: str, vertical_kind: str) -> str | None:
-    """Return the name of the family that observes a variable at that kind of height, or None."""
+    """Return the name of the family that observes a variable with that vertical kind, or None."""
     for name, family in OPERATORS.items():
         if family.accepts(variable, vertical_kind):
             return name
@@ -250,7 +250,7 @@ class ObservationSet:
         return self._take(np.asarray(mask, dtype=bool))
 
     def with_representativeness(self, std: Tensor | NDArray[np.float64]) -> "ObservationSet":
-        """Return the same observations with errors that include what the states cannot represent.
+        """Return the same observations with representativeness errors added in quadrature.
 
         Grid means, and still more what an autoencoder keeps of them, differ from the value at a
         point; without this error, dry places with tiny humidity errors outweigh all others.
@@ -309,12 +309,12 @@ def build_observation_set(
         grid: The model's grid.
         channels: The model's channels, in order.
         times: Valid times of the states, consecutive full hours in UTC.
-        statics: Orography, land-sea mask, weighting functions and what the model cannot
-            represent, where known. The last is added to the errors of the set (not of the table).
+        statics: Orography, land-sea mask, weighting functions and reconstruction residual, where
+            known. The last is added to the errors of the set (not of the table).
 
     Returns:
         The observation set, and the table in which rows without a value or error are rejected by
-        `missing`, rows that no operator serves by `passive`, rows outside the model's domain in
+        `missing`, rows without an operator by `passive`, rows outside the model's domain in
         space or time by `domain`, and rows whose operator cannot be built by `operator_failed`.
     """
     domain = ModelDomain(grid, tuple(channels), len(times), statics or Statics())

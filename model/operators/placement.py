@@ -5,7 +5,7 @@ last state, the nearest state stands for the observation's time; further out the
 equivalent.
 
 Pressure levels are interpolated linearly in the logarithm of pressure. Beyond the highest and
-lowest level a value is carried on for half the thickness (in ln p) of the outermost layer and no
+lowest level a value is extrapolated over half the thickness (in ln p) of the outermost layer and no
 further: constant for most variables, along the slope of the outermost layer for geopotential,
 which is close to linear in ln p.
 """
@@ -35,7 +35,7 @@ FULL_HOUR = 1e-6
 
 
 def linear_in_time(hours: Float, length: int) -> tuple[NDArray[np.int64], Float, NDArray[np.bool_]]:
-    """Return states and weights of times.
+    """Return the two states around each time and their weights.
 
     Arguments:
         hours: Hours since the first state, with shape (n,).
@@ -59,16 +59,16 @@ def linear_in_time(hours: Float, length: int) -> tuple[NDArray[np.int64], Float,
 Int = NDArray[np.int64]
 
 SLOPED = frozenset({"geopotential"})
-"""Variables carried on along their slope."""
+"""Variables extrapolated along the slope of the outermost layer."""
 
 SINGLE_LEVEL_REACH = 0.05
-"""How far in ln p one level alone represents the air around it."""
+"""Largest distance in ln p to the level, for variables that are on one level only."""
 
 
 def log_pressure(
     levels: Float, pressure: Float, *, sloped: bool = False
 ) -> tuple[Int, Float, NDArray[np.bool_]]:
-    """Return pairs of levels and their weights.
+    """Return the two levels around each pressure and their weights.
 
     Arguments:
         levels: Pa, ascending, with shape (L,).
@@ -130,7 +130,7 @@ def place(
     accepted: NDArray[np.bool_] | None = None,
     parameters: dict[str, Float] | None = None,
 ) -> Built:
-    """Return the whole stencil, from its channel part (n, K, P)."""
+    """Complete a stencil, given its channel part (n, K, P): add weights in time and between cells."""
     lat, lon, possible = positioned(points)
     cell, cell_weight = bilinear(domain.grid, lat, lon, vector=vector)
     time, time_weight, reached = linear_in_time(points.hours, domain.length)

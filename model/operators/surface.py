@@ -1,6 +1,6 @@
 r"""Observe surface variables at a point, and station pressure.
 
-* 2 m temperature is carried from the model's ground to the station's height with 6.5 K per km
+* 2 m temperature is adjusted from the model's ground to the station's height with 6.5 K per km
   where both heights are known (a constant offset: the operator is affine).
 * Sea surface temperature is interpolated from sea cells only, where the land-sea mask is known;
   a point without any is outside the domain.
@@ -12,14 +12,14 @@ r"""Observe surface variables at a point, and station pressure.
 
   with the lapse rate :math:`\Gamma` of 6.5 K per km, the barometer's height :math:`z_o` and the
   height of the model's ground :math:`z_m` (:math:`z_o` where unknown). It is the reduction to sea
-  level of WMO-No. 8 and of the IFS (FULL-POS, "PPPMER"), read the other way, without their
-  corrections for very warm and very cold ground.
+  level of WMO-No. 8 and of the IFS (FULL-POS, "PPPMER"), inverted, without their corrections for very
+  warm and very cold ground.
 * Humidity at 2 m, as dewpoint or relative humidity over water: the air at a station holds the
   specific humidity of the model's column at the station's pressure, linear in ln p between levels
   and constant below the lowest (the surface layer is taken as well mixed). The pressure is that of
   the standard atmosphere at the station's height, so a station above the model's ground reads
   the drier air up there; 20 hPa of weather change the vapour pressure by 2 %. The temperature
-  that relative humidity refers to is that at 2 m, carried to the station's height as above; of
+  that relative humidity refers to is that at 2 m, adjusted to the station's height as above; for
   states without it, that of the column.
 """
 
@@ -111,7 +111,7 @@ def _keep_sea(built: Built, land_sea_mask: Float) -> None:
 
 
 COLDEST = 150.0
-"""K; keeps the power defined for the wild states of early diffusion steps."""
+"""K; keeps the power defined for the unphysical states of early diffusion steps."""
 
 
 class SurfacePressureFamily:
@@ -144,7 +144,7 @@ class SurfacePressureFamily:
 
 Int = NDArray[np.int64]
 WARMEST = 373.0
-"""K; with `COLDEST` keeps the saturation pressure finite for wild states."""
+"""K; with `COLDEST` keeps the saturation pressure finite for unphysical states."""
 LARGEST_HUMIDITY = 0.5
 DRIEST = 1.0
 """Pa of vapour, a dewpoint of -62 degrees C; below it the logarithm is continued by its tangent."""
@@ -173,7 +173,7 @@ def _near_ground(
 
 
 def _vapour(humidity: Tensor, pressure: Tensor) -> Tensor:
-    """Return the vapour pressure in Pa, finite for wild states."""
+    """Return the vapour pressure in Pa, finite for unphysical states."""
     possible = humidity.clamp(min=-LARGEST_HUMIDITY, max=LARGEST_HUMIDITY)
     vapour: Tensor = vapour_pressure(possible, pressure)
     return vapour
@@ -207,7 +207,7 @@ class SurfaceHumidityFamily:
     def _temperature(
         points: Points, domain: ModelDomain, pressure: Float
     ) -> tuple[Int, Float, Float] | None:
-        """Return channels and weights (n, 2), and what carries the temperature to the station in K."""
+        """Return channels and weights (n, 2), and the offset in K to the station's height (n,)."""
         index = domain.surface_channel("2m_temperature")
         if index is None:
             found = _near_ground(domain, "temperature", pressure)

@@ -29,7 +29,7 @@ Thickness is the geopotential of the top of a layer between two pressures minus 
 bottom, in m2 s-2.
 
 Brightness temperature is a weighted mean of the temperature profile. The weights of each channel
-come with the statics; they are a linear stand-in for radiative transfer, good for channels in the
+come with the statics; they are a linear approximation of radiative transfer, good for channels in the
 60 GHz oxygen band (W. P. Menzel and J. Susskind treat weighting functions in any remote-sensing
 text; the AMSU-A ones are near Gaussian in ln p).
 """
@@ -97,7 +97,7 @@ class PressureLevelFamily:
 
 VARIABLES = ("temperature", "u_component_of_wind", "v_component_of_wind", "specific_humidity")
 THINNEST = 1.0
-"""m; keeps the division defined for the wild states of early diffusion steps."""
+"""m; keeps the division defined for the unphysical states of early diffusion steps."""
 
 
 class HeightLevelFamily:
@@ -147,7 +147,7 @@ class HeightLevelFamily:
 
 
 COLDEST = 130.0
-"""K; keeps the exponential finite for the wild states of early diffusion steps."""
+"""K; keeps the exponential finite for the unphysical states of early diffusion steps."""
 WARMEST = 373.0
 
 
@@ -319,7 +319,7 @@ class BrightnessFamily:
             return None
         weight = np.zeros((len(points), 1, len(indices)))
         known = np.zeros(len(points), dtype=bool)
-        # Channels of a number alone first: a sensor's own replace them.
+        # Weights for any sensor come first, so that those of a named sensor replace them.
         for name, weights in sorted(functions.items(), key=lambda item: isinstance(item[0], tuple)):
             sensor, number = name if isinstance(name, tuple) else ("", name)
             here = points.vertical == number

@@ -1,24 +1,24 @@
-r"""Fit the weights with which a sounder's channel sees the temperatures of a model's levels.
+r"""Fit weighting functions: weights of the temperatures of a model's levels in a sounder's channel.
 
-Oxygen is mixed evenly, and in the wings of its lines the absorption by a volume grows with the square of
+Oxygen is well mixed, and in the wings of its lines the absorption per volume grows with the square of
 the pressure. From space down to the pressure p a channel with its peak at p_0 then transmits
 
 .. math:: t(p) = \exp\left(-(p / p_0)^2\right),
 
-and sees the temperature at p with the weight -dt/d ln p, which is largest at p_0. With temperatures
+and weights the temperature at p with -dt/d ln p, which is largest at p_0. With temperatures
 linear in ln p between levels the integral over a layer has the closed form of the exponential integral
-E_1. What lies above the highest level counts for it, what lies below the lowest, the ground
-included, for that one. The weights of a channel sum to 1.
+E_1. The part above the highest level is added to the weight of that level, and the part below the
+lowest, the ground included, to that of the lowest. The weights of a channel sum to 1.
 
-A peak is known from a sensor's description, or fitted to brightness temperatures beside profiles of the
-model: the one that leaves the least variance, a constant bias allowed for. A regression then moves the
-single weights as far as the departures ask for it, with a Gaussian prior around the closed form,
+A peak is known from a sensor's description, or fitted to brightness temperatures collocated with profiles
+of the model, for the least residual variance about a constant bias. A regression then adjusts the
+individual weights, with a Gaussian prior around the closed form,
 
 .. math:: J(w, b) = \frac{1}{\sigma^2} \sum_i (y_i - w^\top T_i - b)^2
           + \frac{1}{s^2} |w - w_0|^2, \qquad \sum_k w_k = 1.
 
-Water vapour, clouds, emissivities below 1 and the slant of the view are no part of it; the correction
-of biases takes off what they leave in the mean.
+Water vapour, clouds, emissivities below 1 and the slant of the view are not modelled; bias correction
+removes their mean effect.
 
 The peaks of known sensors are those with which the closed form comes nearest to weighting functions
 computed line by line (`benchmarks/channel_peaks.py`): least squares in dt/d ln p, at nadir, for the US
@@ -69,27 +69,27 @@ PEAKS: Mapping[str, Mapping[int, float]] = {
 }
 """Peaks in hPa of the channels in the oxygen band that see more air than ground, by sensor."""
 LEAST_INSIDE = 0.7
-"""Share of a weighting function that must lie within the levels, or the model cannot stand for it."""
+"""Share of a weighting function that must lie between the model's levels for a channel to be usable."""
 SPREAD = 0.05
-"""Standard deviation by which single weights may differ from the closed form."""
+"""Standard deviation of the prior of the individual weights around the closed form."""
 LEAST_PROFILES = 50
 _REPETITIONS = 20
 _LEAST_ERROR = 0.01
-"""K; no sounder is better."""
+"""K; lower limit of the estimated measurement error."""
 _LOWEST, _HIGHEST = 50.0, 150_000.0
-"""Pa; peaks are looked for between these."""
+"""Pa; bounds of the search for a peak."""
 
 
 @dataclass(frozen=True, eq=False)
 class FittedChannel:
-    """The weights of one channel and what they leave.
+    """The weights of one channel and the residual of their fit.
 
     Attributes:
         weights: Of the temperatures of the levels, with shape (levels,); they sum to 1.
-        peak: Of the closed form they began from, Pa.
-        bias: Constant in K that is left out of the weights.
-        error: Standard deviation in K of what the weights leave.
-        count: Profiles.
+        peak: Peak of the closed form that is the prior of the weights, Pa.
+        bias: Mean residual, K.
+        error: Standard deviation of the residual, K.
+        count: Number of profiles.
     """
 
     weights: Float
@@ -127,7 +127,7 @@ def share_inside(levels: Float, peak: float) -> float:
 def fit_channel(
     levels: Float, profiles: Float, brightness: Float, spread: float = SPREAD
 ) -> FittedChannel:
-    """Fit the weights of one channel to what it measured above known temperatures.
+    """Fit the weights of one channel to its measurements over known temperature profiles.
 
     Arguments:
         levels: Pa, ascending, with shape (L,).
@@ -145,7 +145,7 @@ def fit_channel(
         )
 
     def left(peak: float) -> Float:
-        """Return what the closed form leaves, with shape (N,)."""
+        """Return the residual of the closed form, with shape (N,)."""
         return np.asarray(brightness - profiles @ level_weights(levels, peak))
 
     found = minimize_scalar(
@@ -165,9 +165,9 @@ def fit_channel(
 
 
 def _regression(profiles: Float, residual: Float, spread: float) -> Float:
-    """Return by how much the weights (L,) move; the changes sum to 0.
+    """Return the changes of the weights (L,), which sum to 0.
 
-    The error of the measurements is what the weights leave in the end, found by repetition.
+    The measurement error is the residual of the fit itself, found by fixed-point iteration.
     """
     levels = profiles.shape[1]
     # An orthonormal basis of the changes that sum to 0: the constant is its missing member.

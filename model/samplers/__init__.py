@@ -1,1 +1,1 @@
-"""Reverse diffusion samplers that azula lacks, and the control that its own ones lack."""
+"""Samplers that azula lacks, and progress, cancellation and seeded noise for its own."""

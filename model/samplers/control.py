@@ -4,7 +4,7 @@ azula's `Sampler` shows a progress bar, draws from torch's global generator and 
 grid in one go from `start`, `stop` and `steps`. All three are attributes or methods, so a mixin is
 enough; the steps themselves stay azula's.
 
-The noise of an ensemble member is the same whatever is computed beside it and wherever. Every
+The noise of an ensemble member does not depend on what else is computed, nor where. Every
 normal number depends on the seed, the member's number, which draw of the sampler it belongs to
 and the valid time of its state, and on nothing else: not on the number of members, the
 sub-batches, the rank that holds the state, or states that were added only to fill a blanket.

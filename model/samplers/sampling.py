@@ -73,10 +73,9 @@ class DDIM(Controlled, Sampler):  # type: ignore[misc]  # azula has no types
 
 
 class RewindDDIM(DDIM):
-    r"""Each step goes `rewind_after` steps of the grid ahead, then back to the next one.
+    r"""DDIM that denoises `rewind_after` steps of the grid ahead, then re-noises to the next one.
 
-    Going back adds the noise that the difference of noise levels asks for. Every noise level
-    is so denoised from states that have seen cleaner ones.
+    Every noise level is so denoised from states that have already been at cleaner levels.
 
     Arguments:
         denoiser: The denoiser.
@@ -203,7 +202,7 @@ class SamplerSettings:
 
 @dataclass(frozen=True)
 class EntrySettings:
-    """Where sampling enters that does not start from noise alone.
+    """Noise level at which sampling starts when it does not start from pure noise.
 
     Attributes:
         sigma: Noise level that is added, in standard deviations of a latent.

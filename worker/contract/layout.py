@@ -143,6 +143,11 @@ class Layout:
         return self.root / "broker"
 
     @property
+    def broker_socket(self) -> Path:
+        """Where the embedded server listens, unless the path is too long for a socket."""
+        return self.broker / "broker.sock"
+
+    @property
     def logs(self) -> Path:
         """Log files of the one-machine stack."""
         return self.root / "logs"

@@ -5,7 +5,7 @@ needs is added by `GatewaySettings` and `WorkerSettings`.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -89,6 +89,13 @@ class InstallationSettings(BaseSettings):
             self.observations_url,
             self.observations_cache_bytes,
         )
+
+    def beside_up(self) -> Self:
+        """Return these settings with the server of `appa up`, where no other was named and it is there."""
+        socket = self.layout.broker_socket
+        if "redis_url" in self.model_fields_set or not socket.exists():
+            return self
+        return self.model_copy(update={"redis_url": f"unix://{socket}"})
 
     @field_validator("results_url", "uploads_url", "observations_url")
     @classmethod
