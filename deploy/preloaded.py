@@ -271,7 +271,7 @@ class _Server:
 
 
 def _become(asked: dict[str, Any], output: int, reply: int, server: int, ending: int) -> None:
-    """Turn this child into the process asked for."""
+    """Turn this child into the requested process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ending)

@@ -65,7 +65,7 @@ async def authenticate(
 
     Arguments:
         gateway: Keys, quotas and settings.
-        headers: Of the request.
+        headers: Headers of the request.
         pieces: Whether it reads a small piece of something larger; `READ_FACTOR` times as many of
             these are allowed.
         counted: Whether the request counts against the rate limit, which needs Redis.

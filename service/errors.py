@@ -145,7 +145,7 @@ class TooLarge(RequestError):
 
 
 class AnswerTooLarge(RequestError):
-    """More values are asked for than one answer may have (413, as OGC EDR has it)."""
+    """A request for more values than one answer may have (413, as in OGC EDR)."""
 
     code = "answer_too_large"
 

@@ -210,7 +210,7 @@ class Gateway:
     keepers: CapacityLimiter | None = None
     listeners: int = 0
     places: dict[str, tuple[float, int | None]] = field(default_factory=dict)
-    """Places in the queue and when they were asked for, shared by all listeners of a job."""
+    """Queue positions with the time they were read, shared by all listeners of a job."""
 
     @property
     def intake(self) -> Intake:

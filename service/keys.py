@@ -214,7 +214,7 @@ class KeyFile:
             name: Whose it is, or what for.
             scopes: What it may do.
             expires: When it ends (UTC); None for never.
-            limits: Of `LIMITS`; None for the gateway's own.
+            limits: Limits by name, from `LIMITS`; None for the gateway's own.
         """
         if not scopes:
             raise InvalidInput(f"Expected at least one scope of {', '.join(Scope)}; got none.")
@@ -273,7 +273,7 @@ class KeyFile:
             key_id: The key.
             add: Scopes to add.
             drop: Scopes to remove.
-            limits: Of `LIMITS`; those that are None stay as they are.
+            limits: Limits by name, from `LIMITS`; those that are None stay as they are.
 
         Raises:
             NotFound: If there is none of that id.

@@ -116,7 +116,7 @@ class RowAnswer(StreamingResponse):
         write: Yields the bytes of a table.
         table: The rows.
         held: The share that they hold.
-        media_type, headers: Of the answer.
+        media_type, headers: Media type and headers of the answer.
     """
 
     def __init__(

@@ -64,7 +64,7 @@ class WorkMetrics(Collector):
 
     Arguments:
         stores: All records.
-        layout: Tells whether cycles are asked for.
+        layout: The data folder, which says whether cycles are configured.
     """
 
     def __init__(self, stores: Stores, layout: Layout) -> None:

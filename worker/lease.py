@@ -96,7 +96,7 @@ class SharedLease:
 
     Arguments:
         store: The batches.
-        tokens: Of the claims, by record.
+        tokens: Tokens of the claims, by record.
         lifetime: Time without heartbeats after which the leases expire.
     """
 
@@ -165,7 +165,7 @@ class ProgressReporter:
 
     Arguments:
         store: The job store.
-        lease: Of the attempt.
+        lease: Lease of the attempt.
         check_stopping: Raises when the process was asked to stop.
         interval: Seconds between two stored values of the same phase.
         limit_seconds: Duration after which a job is stopped.

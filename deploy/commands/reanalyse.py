@@ -84,10 +84,10 @@ def run_windows(
 ) -> list[Job]:
     """Run the windows that have not been published; return the final job of each.
 
-    Windows that failed when asked for before are tried again; one that fails now stays failed.
+    Windows that failed in an earlier run are retried; one that fails now stays failed.
 
     Arguments:
-        client: Of the gateway.
+        client: Client of the gateway.
         windows: From `cut`.
         at_once: Maximum number of unfinished jobs; more workers than that stay idle.
         on_job: Callback for progress.

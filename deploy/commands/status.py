@@ -48,7 +48,7 @@ class Status:
     """The state of an installation at one time.
 
     Attributes:
-        version: Of the gateway.
+        version: Version of the gateway.
         readiness: Checks of the gateway.
         workers: Reports of the worker processes, as in the capabilities.
         running: Running jobs.
@@ -119,7 +119,7 @@ def read_status(client: AppaClient, patience: timedelta, now: datetime) -> Statu
     """Ask a gateway for its state.
 
     Arguments:
-        client: Of the gateway.
+        client: Client of the gateway.
         patience: Age from which unfinished work counts as late.
         now: The present (UTC).
 

@@ -95,7 +95,7 @@ def _steer(
     Arguments:
         command: `drain` or `resume`.
         workers: Their names.
-        settings: Of the installation.
+        settings: Settings of the installation.
         as_json: Print JSON.
         wait: Seconds to wait until their running tasks have ended; 0 not to wait.
         end: Whether to end their processes then.

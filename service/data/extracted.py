@@ -30,8 +30,8 @@ class Extracted:
         request: The request, with result, time and levels resolved.
         field: The quantity.
         values: float32 (Y, X), NaN where undefined.
-        grid: Of the result.
-        manifest: Of the result.
+        grid: Grid of the result.
+        manifest: Manifest of the result.
     """
 
     request: FieldRequest

@@ -194,7 +194,7 @@ class _Opened:
         return [float(p) / 100.0 for p in self.dataset["air_pressure"].values]
 
     def field(self, name: str) -> MapField:
-        """Return the quantity called so.
+        """Return the quantity of this name.
 
         Raises:
             UnknownName: If this result cannot show it; lists what it can.

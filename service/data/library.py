@@ -288,7 +288,7 @@ class DatasetLibrary:
 
         Arguments:
             name: Its id, or a name of `LATEST`.
-            role: Of the file: the data of the analysis, or another file of its manifest.
+            role: Role of the file: the data of the analysis, or another file of its manifest.
 
         Raises:
             NotFound: If there is no such analysis, or it has no NetCDF or zarr file of that role.

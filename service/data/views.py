@@ -70,7 +70,7 @@ def sample(
 
     Arguments:
         field: With shape (Y, X).
-        grid: Of the field.
+        grid: Grid of the field.
         lat: Degrees north, with shape (n,).
         lon: Degrees east, with shape (n,).
         vector: Whether it is a component of a vector, which turns at a pole.
@@ -97,7 +97,7 @@ def sample_lattice(
 
     Arguments:
         field: With shape (Y, X).
-        grid: Of the field.
+        grid: Grid of the field.
         lat: Degrees north, with shape (H,).
         lon: Degrees east, with shape (W,).
         vector: Whether it is a component of a vector, which turns at a pole.

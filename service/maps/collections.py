@@ -135,7 +135,7 @@ def find_holding(
 
     Arguments:
         analyses: What is published.
-        name: Of the collection.
+        name: Name of the collection.
         time: Valid time (UTC); None for the last that it has.
         parameter: Name of the time in the request, for error messages.
 
@@ -157,7 +157,7 @@ def find_holding(
 
 
 def _names(analyses: Catalogue, results: int) -> list[str]:
-    """Return the ids of the collections that hold anything, with so many of the newest results."""
+    """Return the ids of non-empty collections, with this many of the newest results."""
     names = [
         name
         for name, kind, flavour in _moving()

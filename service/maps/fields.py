@@ -36,7 +36,7 @@ class Parts:
     Attributes:
         at: Stored variables at the level asked for, by short name, each with shape (*, Y, X).
         below: The same at the lower level of a layer; empty for other fields.
-        pressure: Of the level, Pa; NaN at the surface.
+        pressure: Pressure of the level, Pa; NaN at the surface.
     """
 
     at: Members

@@ -128,7 +128,7 @@ class FieldRequest:
 
     Attributes:
         result: Id of the result.
-        name: Of the field, see `service.maps.fields.FIELDS`.
+        name: Name of the field, see `service.maps.fields.FIELDS`.
         level: hPa; None at the surface.
         base: hPa, lower level of a layer; None for the lowest stored.
         time: Valid time (UTC); None for the analysis time, or the first one after it.

@@ -254,7 +254,7 @@ def tileset_list(href: str, root: str, title: str, query: str = "") -> Json:
     Arguments:
         href: Address of this list.
         root: Address of the standard services.
-        title: Of the map.
+        title: Title of the map.
         query: Time, level and so on, kept in all links; begins with `?`, or is empty.
     """
     items = []

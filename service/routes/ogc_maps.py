@@ -69,7 +69,7 @@ class Shown:
         style: Name of the field and the statistic; empty for the first field.
         datetime: Valid time, as requested.
         elevation: hPa.
-        threshold: Of a probability.
+        threshold: Threshold of a probability.
         direction: Side of the threshold that counts.
     """
 

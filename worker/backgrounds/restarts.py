@@ -87,7 +87,7 @@ class PublishedStates:
     """A published result and its latent states.
 
     Attributes:
-        manifest: Of the result.
+        manifest: Manifest of the result.
         restart: Its latent states.
     """
 

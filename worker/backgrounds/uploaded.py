@@ -85,7 +85,7 @@ def check_states(
         times: T valid times.
         states: SI, NaN where undefined, with shape (T, C, Y, X).
         channels: C channels.
-        grid: Of the states.
+        grid: Grid of the states.
 
     Raises:
         InvalidInput: Naming time, channels, what was expected and what came.
@@ -111,7 +111,7 @@ def implausible(state: Field, channels: Sequence[Channel], grid: Grid) -> Faults
     Arguments:
         state: SI, with shape (C, Y, X).
         channels: C channels.
-        grid: Of the state.
+        grid: Grid of the state.
     """
     limits = load_parameters()["bounds"]["limits"]
     weights = np.repeat(grid.area_weights[:, None], grid.nlon, axis=1)
@@ -255,8 +255,8 @@ def read_states(
 
     Arguments:
         path: GRIB 1 or 2.
-        channels: Of the model, in order.
-        grid: Of the model.
+        channels: Channels of the model, in order.
+        grid: Grid of the model.
         times: Valid times wanted; None takes every time for which all channels are there.
         limits: Bounds of one message.
         within: Fields valid before the first or after the last of these are skipped.

@@ -109,7 +109,7 @@ def make_backup(
     Arguments:
         layout: The data folder.
         url: Its Redis server.
-        prefix: Of its keys.
+        prefix: Prefix of its keys.
         place: A folder that is new or empty, or a new file `….tar` or `….tar.gz`.
         whole: Whether it holds the series of verification and the audit log, which are copied
             beside it otherwise.
@@ -313,7 +313,7 @@ def send_backup(layout: Layout, url: str, prefix: str, address: str) -> BackupMa
     Arguments:
         layout: The data folder.
         url: Its Redis server.
-        prefix: Of its keys.
+        prefix: Prefix of its keys.
         address: A new object, `s3://bucket/prefix/NAME.tar` or `….tar.gz`.
 
     Raises:

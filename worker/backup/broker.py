@@ -83,7 +83,7 @@ def dump_keys(
 
     Arguments:
         url: The server.
-        prefix: Of the installation.
+        prefix: Prefix of the installation.
         path: The file, written atomically.
         at_once_keys: Number of keys on the server above which they are read in parts.
         at_once_bytes: Memory in use above which they are read in parts.

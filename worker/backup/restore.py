@@ -156,7 +156,7 @@ def require_room(layout: Layout, *, replace: bool = False) -> None:
 
 
 def _entries(layout: Layout) -> Iterator[str]:
-    """Yield what is in the data folder, but for locks, empty folders and the server's own files."""
+    """Yield the entries of the data folder, except locks, empty folders and the server's files."""
     if not layout.root.is_dir():
         return
     for path in layout.root.iterdir():

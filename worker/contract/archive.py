@@ -114,7 +114,7 @@ class Kept:
 
     Attributes:
         noun: `job`, `batch` or `cycle`.
-        id: Of the record.
+        id: Id of the record.
         state: Its state.
         kind: Kind of job, container of an upload, flavour of a cycle.
         fields: The record as JSON values.

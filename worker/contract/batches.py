@@ -413,7 +413,7 @@ class BatchStore(RecordStore[BatchRecord]):
 
         Arguments:
             record_id: The batch.
-            token: Of the attempt that failed.
+            token: Token of the attempt that failed.
             problem: The reason, kept in the record.
             retry_at: No new attempt before this (UTC); at once when absent.
         """

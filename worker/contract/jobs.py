@@ -269,7 +269,7 @@ class JobStore(RecordStore[JobRecord]):
 
         Arguments:
             record_id: The job.
-            token: Of the attempt that failed.
+            token: Token of the attempt that failed.
             problem: The reason, kept in the record and shown as its progress.
             retry_at: No new attempt before this (UTC); at once when absent.
         """

@@ -271,7 +271,7 @@ class SharedMeasures(Collector):
 
     Arguments:
         redis: The server.
-        keys: Of the installation.
+        keys: Key names of the installation.
     """
 
     def __init__(self, redis: "Redis", keys: Keyspace) -> None:
@@ -318,7 +318,7 @@ class JobMeter:
     """Measures one attempt at a job: the time of its phases and diffusion steps.
 
     Arguments:
-        measures: Of this process.
+        measures: Metrics of this process.
         kind: Kind of job.
     """
 

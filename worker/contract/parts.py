@@ -54,7 +54,7 @@ class PartBoard:
     lifetime: timedelta
 
     def take(self, made: Collection[int] = ()) -> int | None:
-        """Take a part that nobody has; None if all are taken or done.
+        """Take a free part; None if all are taken or done.
 
         Arguments:
             made: Parts whose results exist, whatever the board says: it may have been lost.
@@ -98,7 +98,7 @@ class PartBoard:
         return sum(int(step) for step, _ in told), most * len(self.parts)
 
     def withdraw(self) -> None:
-        """Remove the board: nobody takes parts any more."""
+        """Remove the board, so that no more parts are taken."""
         leases = [self._lease(number) for number in range(len(self.parts))]
         self.redis.delete(self.key, *leases)
 

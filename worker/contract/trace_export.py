@@ -39,7 +39,7 @@ def export_traces(part: str, environment: Mapping[str, str] = os.environ) -> boo
     Arguments:
         part: Which process of the service it is; the service name of its spans is `appa-<part>`
             unless the environment sets another one.
-        environment: For tests.
+        environment: Environment variables; other ones for tests.
 
     Returns:
         Whether spans are sent.

@@ -226,7 +226,7 @@ class WebhookStore:
         """Store the outcome of an attempt, and when the next one is due.
 
         Arguments:
-            delivery: As claimed.
+            delivery: The claimed delivery.
             attempt: What happened.
             state: The new state.
             pause: Seconds to the next attempt; None when there is none.

@@ -105,7 +105,7 @@ def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     """Return the signature of one message, `v1,<base64 of the HMAC-SHA256>`.
 
     Arguments:
-        secret: Of the webhook, as `new_secret` makes it.
+        secret: Secret of the webhook, as `new_secret` makes it.
         message_id: The same at every attempt to deliver the message.
         timestamp: Unix time of the attempt.
         body: UTF-8 text, signed as it is sent.

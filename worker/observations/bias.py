@@ -136,8 +136,8 @@ class SensorBias(BaseModel):
     def is_of(self, predictors: Sequence[str]) -> bool:
         """Return whether the coefficients are those of `predictors`.
 
-        An installation may choose other predictors; a sensor known by the former is begun anew, for
-        its coefficients mean something else.
+        If an installation chooses other predictors, the estimate of a sensor starts over, because its
+        coefficients have another meaning.
         """
         named = self.predictors or predictors
         return list(named) == list(predictors) and len(self.mean) == len(predictors)

@@ -349,7 +349,7 @@ def _known_value(value: Floats) -> Floats:
 
 
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return the tables one after another, with one dictionary and `observation_id` counted anew."""
+    """Concatenate tables, with common dictionaries and `observation_id` renumbered."""
     if not tables:
         return OBSERVATION_SCHEMA.empty_table()
     table = pa.concat_tables(tables).unify_dictionaries()

@@ -299,7 +299,7 @@ def already_seen(table: pa.Table, manifest: AnalysisManifest) -> NDArray[np.bool
 
     Arguments:
         table: Observations of a later window.
-        manifest: Of the analysis.
+        manifest: Manifest of the analysis.
     """
     code, names = category_codes(table, "batch_id")
     known = np.array([name in manifest.provenance["batches"] for name in names] + [False])

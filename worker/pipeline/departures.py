@@ -172,7 +172,7 @@ class CheckedWindow:
         feedback: Every row, with O-B and outcome.
         parameters: Effective parameters of the checks.
         background: H(x_b) of each member at the monitored rows; None without observations.
-        biases: Of sensors, after the departures of this window.
+        biases: Bias estimates of sensors, after the departures of this window.
         background_states: The background's physical states at the written times, with shape
             (M, T, C, Y, X); None without observations, when it has not been decoded.
         beside: Rows beyond the window that were used to judge ascents in it.

@@ -111,7 +111,7 @@ def decode_frame(
     Arguments:
         columns: By name.
         context: The upload.
-        report: Takes the counts.
+        report: Report to which counts are added.
         options: The sender's; from the context if None.
         faults: Places in the file, possibly with faults already; by default rows count from 1.
 

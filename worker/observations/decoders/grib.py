@@ -132,7 +132,7 @@ def fields(
     Arguments:
         path: The file.
         limits: Bounds of one message.
-        report: Takes the counts.
+        report: Report to which counts are added.
         context: Its `mark` is called before each message; messages to `skip` are counted only.
 
     Raises:

@@ -30,7 +30,7 @@ def not_a_state(handle: int, *, accumulated: bool) -> str:
     """Return what a field is in place of an instantaneous state; empty if it is one.
 
     Arguments:
-        handle: Of one field.
+        handle: Handle of one field.
         accumulated: Whether the quantity is an accumulation, which must then be stated.
     """
     edition = get(handle, "edition", int)

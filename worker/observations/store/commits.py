@@ -285,7 +285,7 @@ class BucketLog(CommitLog):
     """A log in parts, which are objects of a bucket.
 
     Arguments:
-        url: Of the store.
+        url: URL of the store.
         name: Relative to it, ending in `.log`; the parts lie in the folder of that name without it.
     """
 

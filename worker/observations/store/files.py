@@ -286,8 +286,8 @@ class StoreFiles:
         """Return the batches with rows in a data file; None while it is not published.
 
         Arguments:
-            folder: Of the hour, relative to the root.
-            name: Of the file.
+            folder: Folder of the hour, relative to the root.
+            name: Name of the file.
             owner: The batch or commit in its name.
         """
         hour = commit_hour(owner)

@@ -91,7 +91,7 @@ class SeriesEntry:
     """One result in the series; sorts by valid time, flavour and revision.
 
     Attributes:
-        valid_time: Of the analysis (UTC).
+        valid_time: Valid time of the analysis (UTC).
         flavour: `early`, `final`, or empty outside the cycles.
         revision: For this valid time.
         analysis_id: The result.

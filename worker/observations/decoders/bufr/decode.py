@@ -63,7 +63,7 @@ class _PartGroup:
     """Parts of one family and layout, from one or many messages.
 
     Attributes:
-        layout: Of the block they become; the parts' own, or one with more levels.
+        layout: Layout of the block they become; the parts' own, or one with more levels.
     """
 
     header: Header

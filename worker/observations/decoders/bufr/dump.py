@@ -236,7 +236,7 @@ class PrepCollection:
     """Messages of one template, waiting to be decoded together.
 
     Attributes:
-        header: Of the first message.
+        header: Header of the first message.
         packed: Their reports.
         frames: Frame of each report.
         numbers: Number of each report in its message.

@@ -32,7 +32,7 @@ def find_anchors(layout: ReportLayout, codes: Sequence[int]) -> np.ndarray:
     """Return the positions at which levels begin, ascending, (K,).
 
     Arguments:
-        layout: Of the reports.
+        layout: Layout of the reports.
         codes: Vertical coordinates in order of preference. The one with the most occurrences
             before an observed element wins, so one in the header does not hide those of the levels.
     """
@@ -102,7 +102,7 @@ class Levels:
         report's time, or within twelve hours before it.
 
         Arguments:
-            time: Of the reports, datetime64[s], (N,).
+            time: Times of the reports, datetime64[s], (N,).
         """
         if (self.own(4_004) < 0).all():
             return None
@@ -208,10 +208,10 @@ def wind(
     """Return the wind components of each level; speed or direction alone is not used.
 
     Arguments:
-        levels: Of a block of N with K levels.
+        levels: Levels of a block of N with K levels.
         pressure: Pa, (N, K); NaN where missing.
         height: Metres above mean sea level, likewise.
-        spoilt: Where the wind is to be flagged, (N, K).
+        spoilt: Where the wind is to be flagged as bad, (N, K).
         where: Time, lat and lon of the levels, as in `Values`.
     """
     block = levels.block
@@ -250,7 +250,7 @@ def humidity(
     e_s(T).
 
     Arguments:
-        levels: Of a block of N with K levels.
+        levels: Levels of a block of N with K levels.
         temperature: K, (N, K); NaN where missing.
         pressure: Pa, likewise.
         height: Metres above mean sea level, likewise.

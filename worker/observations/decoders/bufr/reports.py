@@ -133,9 +133,9 @@ class Collector:
         """Add the rows of a block.
 
         Arguments:
-            reports: Of a block of N.
+            reports: Reports of a block of N.
             ordinal: Place of each report in the file, (N,).
-            offset: Of the message of each report, (N,).
+            offset: Offset of the message of each report, (N,).
             update: Correction number of each report, (N,).
 
         Returns:
