@@ -139,10 +139,10 @@ class PriorCovariance:
 class Transform(Protocol):
     """A linear map T of blankets: with δ of covariance Σ, T δ has T Σ Tᵀ."""
 
-    def push(self, x: Tensor) -> Tensor:
+    def jvp(self, x: Tensor) -> Tensor:
         """Return T x for blankets (B, K, c, h, w)."""
 
-    def pull(self, x: Tensor) -> Tensor:
+    def vjp(self, x: Tensor) -> Tensor:
         """Return the product of the transpose of T with blankets (B, K, c, h, w)."""
 
 
@@ -194,29 +194,29 @@ def gauss_newton(
         )
         before = innovation if before is None else before
         point = _whitened(tangent, x)
-        right = innovation + point.push(x - x_hat)
-        push, pull = _controlled(point, transform)
+        right = innovation + point.jvp(x - x_hat)
+        jvp, vjp = _controlled(point, transform)
         guess, iterations = variational_increment(
             covariance,
-            push,
-            pull,
+            jvp,
+            vjp,
             right,
             iterations=settings.iterations,
             tolerance=settings.tolerance,
             first=guess,
         )
-        increment = guess if transform is None else transform.push(guess)
-        x, after = x_hat + increment, right - point.push(increment)
+        increment = guess if transform is None else transform.jvp(guess)
+        x, after = x_hat + increment, right - point.jvp(increment)
     return Analysed(x, cast(Tensor, before), after, iterations)
 
 
 def _controlled(point: Tangent, transform: Transform | None) -> tuple[LinearMap, LinearMap]:
     """Return J T and its transpose."""
     if transform is None:
-        return point.push, point.pull
+        return point.jvp, point.vjp
     return (
-        lambda x: point.push(transform.push(x)),
-        lambda w: transform.pull(point.pull(w)),
+        lambda x: point.jvp(transform.jvp(x)),
+        lambda w: transform.vjp(point.vjp(w)),
     )
 
 
@@ -389,9 +389,9 @@ class PriorStart:
         point = _whitened(tangent, analysed[chosen])
         increment, _ = variational_increment(
             self.prior.filter,
-            point.push,
-            point.pull,
-            self._noise(tangent, part) - point.push(drawn),
+            point.jvp,
+            point.vjp,
+            self._noise(tangent, part) - point.jvp(drawn),
             iterations=self.settings.member_iterations,
             tolerance=self.settings.member_tolerance,
         )
