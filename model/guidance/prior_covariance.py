@@ -195,7 +195,7 @@ def gauss_newton(
         before = innovation if before is None else before
         point = _whitened(tangent, x)
         right = innovation + point.jvp(x - x_hat)
-        jvp, vjp = _controlled(point, transform)
+        jvp, vjp = _in_control_space(point, transform)
         guess, iterations = variational_increment(
             covariance,
             jvp,
@@ -210,7 +210,7 @@ def gauss_newton(
     return Analysed(x, cast(Tensor, before), after, iterations)
 
 
-def _controlled(point: Tangent, transform: Transform | None) -> tuple[LinearMap, LinearMap]:
+def _in_control_space(point: Tangent, transform: Transform | None) -> tuple[LinearMap, LinearMap]:
     """Return J T and its transpose."""
     if transform is None:
         return point.jvp, point.vjp
@@ -235,7 +235,7 @@ def build_prior_covariance(
         )
     return PriorCovariance(
         conditions.observations(),
-        conditions.through(conditions.tangent),
+        conditions.build_observations(conditions.tangent),
         conditions.covariance,
         settings,
         conditions.report,
@@ -337,7 +337,7 @@ class PriorStart:
     ) -> None:
         self.prior = prior
         self.observations = conditions.observations()
-        self.tangent = conditions.through(conditions.tangent)
+        self.tangent = conditions.build_observations(conditions.tangent)
         self.seed = seed
         self.members = members
         self.settings = settings
@@ -356,7 +356,7 @@ class PriorStart:
         seen = self.tangent.select(rows, x_t)
         if seen is None:
             return mean + self.spread * self.prior.filter(x_t, torch.sqrt)
-        if not _alike(seen, rows):
+        if not _same_observations(seen, rows):
             return self._one_by_one(mean, x_t, rows)
         for i, blanket in enumerate(rows.blanket.tolist()):
             if blanket not in self._means:
@@ -421,7 +421,7 @@ class PriorStart:
         return torch.stack(draws).to(seen.values) * seen.present
 
 
-def _alike(seen: Observed, rows: BlanketRows) -> bool:
+def _same_observations(seen: Observed, rows: BlanketRows) -> bool:
     """Return whether all rows of a blanket have the same observed values."""
     for blanket in torch.unique(rows.blanket):
         values = seen.values[rows.blanket == blanket]
