@@ -106,7 +106,7 @@ def import_(
 def _show_found(found: "tuple[Candidate, ...]") -> None:
     """List what was found, what was taken, and why the rest was not."""
     for candidate in found:
-        word = f"left: {candidate.left}" if candidate.left else "taken"
+        word = f"left: {candidate.reason}" if candidate.reason else "taken"
         typer.echo(f"{candidate.part.replace('_', ' '):<18} {candidate.path}  {word}")
 
 
@@ -161,12 +161,12 @@ def verify(
             "folder": str(folder),
             "valid": True,
             "parameters": parameters,
-            "inert": list(model.inert),
+            "inert": list(model.inactive_features),
         }
         print_json(document)
     else:
         typer.echo(f"{folder}: valid, {parameters / 1e6:.1f} million parameters")
-        for what in model.inert:
+        for what in model.inactive_features:
             typer.echo(f"without effect, for want of unchanging fields: {what}")
 
 

@@ -97,7 +97,7 @@ class Linearisation:
         else:
             chunks.fit(evaluate, lambda: _one_piece(split, self._x_hat.detach()))
             parts = split(chunks.states or 1, x_t.shape[1])
-            chunks.ask(sum(piece.decoded for piece in parts.pieces))
+            chunks.record(sum(piece.decoded for piece in parts.pieces))
             self._observed = ChunkedTangent(parts, self._x_hat, chunks.kept)
         self.x_hat, self.y_hat = self._observed.x, self._observed.y
 
