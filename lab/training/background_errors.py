@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lab.osse.cases import open_truth
-from lab.osse.cycling import AnalysisChain, mean_only
+from lab.osse.cycling import AnalysisChain, mean_settings
 from lab.training.latent_years import LatentYears, read_latents
 from model.assimilation_settings import recommended_settings
 from model.background import around_forecast
@@ -185,7 +185,7 @@ def _keep(path: Path, chains: list[AnalysisChain], sweeps: int, errors: ZonalGau
 
 def _chains(model: LatentModel, url: str, count: int, step: int) -> list[AnalysisChain]:
     truth, around = open_truth(model, model.card.name, url), around_forecast(model)
-    settings = mean_only(recommended_settings(model))
+    settings = mean_settings(recommended_settings(model))
     return [
         AnalysisChain(model, truth, around, step=step, settings=settings, seed=100_003 * number)
         for number in range(count)
