@@ -193,7 +193,7 @@ def weigh(
     Without --observations and --states the peaks of the sensors' descriptions are taken.
     """
     from lab.training.datasets import StateStore
-    from lab.training.weighting import fit_weights, known_weights, put_weights, soundings
+    from lab.training.weighting import add_weights, fit_weights, known_weights, soundings
     from model.checkpoints.bundle import load_checkpoint, save_checkpoint
 
     if bool(observations) != bool(states):
@@ -206,7 +206,7 @@ def weigh(
             channels = fit_weights(levels, found, sensor or ())
         else:
             channels = known_weights(levels, sensor or ())
-        used = put_weights(model, channels)
+        used = add_weights(model, channels)
         if not used:
             raise InvalidInput(
                 "Expected a channel that the levels of the model can stand for; got none."
