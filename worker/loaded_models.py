@@ -230,11 +230,11 @@ def _load(name: str, device: torch.device, arithmetic: Arithmetic) -> LoadedMode
     warm_up(model)
     card = folder / CARD_NAME
     digest = file_digest(card) if card.is_file() else ""
-    if model.inert:
+    if model.inactive_features:
         log.warning(
             "checks without effect",
             name=model.card.name,
-            inert="; ".join(model.inert),
+            inert="; ".join(model.inactive_features),
             remedy="import the checkpoint again with --static and --states",
         )
     log.info("model ready", name=model.card.name, device=str(device))

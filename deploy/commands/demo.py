@@ -291,6 +291,6 @@ def chaos(
     for finding in found.findings:
         console.print(finding, style="red", markup=False)
     console.print(f"log of the system: {log}")
-    if not found.sound:
+    if not found.passed:
         raise typer.Exit(1)
     console.print("all that was accepted or fell due ended once and right")
