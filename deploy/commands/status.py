@@ -34,6 +34,7 @@ from deploy.console import (
     print_json,
     short_time,
 )
+from worker.contract.queues import SCHEDULER
 
 __all__ = ["Status", "read_status", "show_status", "status_app"]
 
@@ -144,6 +145,8 @@ def read_status(client: AppaClient, patience: timedelta, now: datetime) -> Statu
         sources=sources,
     )
     found.wrong.extend((*_failed_checks(readiness), *_failed_cycles(cycles, now)))
+    if not any(SCHEDULER in worker["queues"] for worker in found.workers):
+        found.wrong.append("no scheduler reports: cycles are not submitted, lost jobs not found")
     found.wrong.extend(
         f"source {one.name} is not connected: {one.detail or 'no reason given'}"
         for one in sources
@@ -180,7 +183,7 @@ def _late_jobs(queued: list[Job], patience: timedelta, now: datetime) -> list[st
     return [
         f"{one.id} has been queued for {_since(one.created, now)}"
         for one in queued
-        if one.created + patience < now
+        if one.created + patience < now and one.spec.kind != "reanalysis"  # which waits for the others
     ]
 
 
