@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-KNOWN = {18: 0.5, 12: 0.25}
+KNOWN = {18: 0.75, 12: 0.15}
 """Known states of the forecasts in use and their shares of the draws: cycles that continue from six
 hours before, and longer ones."""
 KNOWN_WEIGHT = 0.1
@@ -67,7 +67,7 @@ class Profile:
 
 
 def draw_profile(blanket: int, random: torch.Generator, analysed: float | None = None) -> Profile:
-    """Draw the levels of a blanket: forecasts, one in seven rolling, one in seven stretches.
+    """Draw the levels of a blanket: nine forecasts in ten, the others rolling or in stretches.
 
     Most draws are of the kind that cycles and forecasts use: a past with little noise and an unknown
     future.
@@ -86,7 +86,7 @@ def draw_profile(blanket: int, random: torch.Generator, analysed: float | None =
         return math.exp(uniform(math.log(low), math.log(high)))
 
     kind = uniform(0, 1)
-    if kind < 5 / 7:
+    if kind < 0.9:
         known, place = int(uniform(3, blanket - 2)), uniform(0, 1)
         for count, share in KNOWN.items():
             if 0 <= place < share and count < blanket - 2:
@@ -94,8 +94,8 @@ def draw_profile(blanket: int, random: torch.Generator, analysed: float | None =
             place -= share
         if analysed is not None and uniform(0, 1) < 0.6:
             return Profile(forecast_profile(blanket, known, analysed), analysed=True)
-        return Profile(forecast_profile(blanket, known, level(0.08, 0.8)))
-    if kind < 6 / 7:
+        return Profile(forecast_profile(blanket, known, level(0.12, 0.6)))
+    if kind < 0.95:
         first, last = level(0.03, 0.5), level(1.0, 50.0)
         ramp = torch.linspace(-uniform(0, 1), 1, blanket).clamp(min=0)
         return Profile(torch.exp(math.log(first) + ramp * math.log(last / first)))

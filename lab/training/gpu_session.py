@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from lab.training.denoiser_batches import AnalysisErrors, Batches
 from lab.training.denoiser_skill import evaluate, evaluate_forecast
+from lab.training.input_differences import learn_differences, restore_inputs
 from lab.training.latent_years import LatentYears, read_latents
 from lab.training.loop import MatrixOptimiser, averaged
 from model.backbone import Backbone, BackboneConfig
@@ -205,6 +206,7 @@ def train(
     """
     base = cast(ZonalGaussianPrior, model.denoise.base).float()
     backbone = _untrained(settings, model).to(settings.device)
+    learn_differences(backbone)
     ema = averaged(backbone, settings.ema_decay)
     optimiser = MatrixOptimiser(backbone, settings.matrix_rate, settings.learning_rate)
     step, seen = _resume(output / "state.pt", backbone, ema, optimiser)
@@ -243,6 +245,7 @@ def train(
             _keep(output / "state.pt", step, seen, backbone, ema, optimiser)
             kept = now
     _keep(output / "state.pt", step, seen, backbone, ema, optimiser)
+    restore_inputs(ema.module)
     return BlanketDenoiser(ema.module, base, precision)
 
 
